@@ -1,0 +1,29 @@
+"""What can go wrong by the user's doing, as exceptions that carry the command line's exit code."""
+
+from __future__ import annotations
+
+
+class MmllmError(Exception):
+    """Base of all errors that are reported in one line, without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(MmllmError, ValueError):
+    """Something given by the user cannot be used; the message names it and what would be allowed."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A configuration names an unknown part or field, or gives a value that is not allowed."""
+
+
+class CheckpointError(InputError):
+    """Saved weights do not fit the model they are loaded into; the message lists the tensors."""
+
+
+class PartialFailure(MmllmError):
+    """Some items of a batch failed and were listed; the others were done."""
+
+    exit_code = 3

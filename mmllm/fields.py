@@ -1,0 +1,163 @@
+"""Configurations from text and mappings: values are decoded by the field's declared type, unknown keys refused.
+
+YAML 1.1 reads `2e-5` as text and `on` as a boolean, and a command line has only text; what a value means is
+therefore decided by the dataclass field it goes to, not by how it happens to be written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from mmllm.errors import ConfigError
+
+Config = TypeVar("Config")
+
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+def closest(name: str, known: typing.Iterable[str]) -> str:
+    """A clause that helps after an unknown name: the near matches and the full list."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{hint}known: {', '.join(known) or 'none'}"
+
+
+def require(condition: bool, config: object, field: str, allowed: str) -> None:
+    """Refuses a field's value, for use in `__post_init__`: names the field, the value and what is allowed."""
+    if not condition:
+        raise ConfigError(f"{type(config).__name__}.{field} = {getattr(config, field)!r}: must be {allowed}")
+
+
+def decode(annotation: Any, value: Any, where: str) -> Any:
+    """`value` as the declared type says, whether it comes as text (a flag), from YAML or from JSON.
+
+    Raises:
+        ConfigError: naming the place, the value and the type wanted.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in arguments and (value is None or (isinstance(value, str) and value.lower() in ("none", ""))):
+            return None
+        problems = []
+        for choice in arguments:
+            if choice is not type(None):
+                try:
+                    return decode(choice, value, where)
+                except ConfigError as problem:
+                    problems.append(str(problem))
+        raise ConfigError(problems[0])
+    if origin is Literal:
+        for choice in arguments:
+            if value == choice or (isinstance(value, str) and not isinstance(choice, str) and value == str(choice)):
+                return choice
+        raise ConfigError(f"{where} = {value!r}: must be one of {', '.join(map(repr, arguments))}")
+    if dataclasses.is_dataclass(annotation):
+        if isinstance(value, annotation):  # type: ignore[arg-type]
+            return value
+        if isinstance(value, Mapping):
+            return from_mapping(annotation, value, where)  # type: ignore[arg-type]
+        raise ConfigError(f"{where} = {value!r}: must be a mapping of {annotation}'s fields")
+    if origin in (tuple, list):
+        items = value.split("+") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise ConfigError(f"{where} = {value!r}: must be a list")
+        if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+            if len(items) != len(arguments):
+                raise ConfigError(f"{where} = {value!r}: must have {len(arguments)} items")
+            return tuple(decode(kind, item, where) for kind, item in zip(arguments, items, strict=True))
+        kind = arguments[0] if arguments else Any
+        return origin(decode(kind, item, f"{where}[{i}]") for i, item in enumerate(items))
+    if origin is dict or annotation is dict or origin is Mapping or annotation is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} = {value!r}: must be a mapping")
+        return dict(value)
+    return _decode_plain(annotation, value, where)
+
+
+def _decode_plain(kind: Any, value: Any, where: str) -> Any:
+    wrong = ConfigError(f"{where} = {value!r}: must be {getattr(kind, '__name__', kind)}")
+    if kind is bool:
+        if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
+            return value.lower() in _TRUE
+        if isinstance(value, bool):
+            return value
+        raise wrong
+    if isinstance(value, bool) and kind in (int, float):
+        raise wrong
+    if kind is str:
+        if isinstance(value, str):
+            return value
+        raise wrong
+    if kind in (int, float):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise wrong from None
+        if kind is float:
+            return number
+        if number != int(number):
+            raise wrong
+        return int(value) if isinstance(value, str) and value.lstrip("+-").isdigit() else int(number)
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        raise wrong from None
+
+
+def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str = "") -> Config:
+    """A `cls` from a mapping of its fields.
+
+    Raises:
+        ConfigError: on an unknown key, a missing one, or a value the field does not allow.
+    """
+    where = where or cls.__name__
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for key in mapping:
+        if key not in fields:
+            raise ConfigError(f"{where} has no field {key!r}; {closest(str(key), fields)}")
+    values = {key: decode(hints[key], value, f"{where}.{key}") for key, value in mapping.items()}
+    try:
+        return cls(**values)
+    except TypeError as problem:
+        raise ConfigError(f"{where}: {problem}") from None
+
+
+def merged(config: Config, changes: Mapping[str, Any], where: str = "") -> Config:
+    """`config` with some fields changed; nested mappings change nested dataclasses field by field."""
+    where = where or type(config).__name__
+    hints = typing.get_type_hints(type(config))
+    known = {f.name for f in dataclasses.fields(config) if f.init}  # type: ignore[arg-type]
+    values = {}
+    for key, value in changes.items():
+        if key not in known:
+            raise ConfigError(f"{where} has no field {key!r}; {closest(str(key), known)}")
+        current = getattr(config, key)
+        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+            values[key] = merged(current, value, f"{where}.{key}")
+        else:
+            values[key] = decode(hints[key], value, f"{where}.{key}")
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass as plain JSON values."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return to_mapping(value)
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return value
+
+    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}

@@ -1,0 +1,155 @@
+"""Names of parts: `@register("reducer", "hired", config=HiredConfig)` on a class makes it usable everywhere.
+
+A part is one file in its room. The rooms are searched when a kind is first asked for, so that adding a part
+means adding a file; other packages join through the entry point groups `mmllm.encoder`, `mmllm.reducer`,
+`mmllm.tokenizer` and `mmllm.path`, each entry naming a module that registers its parts when imported.
+
+What the parts of a kind look like (constructor, then call):
+
+| kind | constructor | call |
+|---|---|---|
+| encoder | `(config)` | `(pixels B T C H W, *, frame_mask, scores) -> VisualTokens` |
+| reducer | `(config)` | `(tokens) -> VisualTokens` |
+| tokenizer | `(config, *, in_width, out_width, grid)` | `(tokens) -> VisualTokens` of the LLM's width |
+| path | `(config)` | `(tokens) -> VisualSequence` |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmllm.errors import ConfigError
+from mmllm.fields import closest, from_mapping, to_mapping
+
+ROOMS = {"encoder": "encoders", "reducer": "pruning", "tokenizer": "tokenizers", "path": "paths"}
+
+Registered = TypeVar("Registered", bound=type)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A registered class with the configuration that builds it."""
+
+    kind: str
+    name: str
+    cls: type
+    config: type
+
+    @property
+    def summary(self) -> str:
+        """First line of the class's docstring."""
+        return (self.cls.__doc__ or "").strip().split("\n")[0]
+
+
+_parts: dict[str, dict[str, Part]] = {kind: {} for kind in ROOMS}
+_searched: set[str] = set()
+
+
+def register(kind: str, name: str, *, config: type) -> Callable[[Registered], Registered]:
+    """Class decorator that makes a part known under `name`.
+
+    Raises:
+        ValueError: if the kind is unknown, the name is taken, or `config` is not a frozen dataclass.
+    """
+    if kind not in ROOMS:
+        raise ValueError(f"unknown kind of part {kind!r}; {closest(kind, ROOMS)}")
+    if not dataclasses.is_dataclass(config) or not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ValueError(f"the config of {kind} {name!r} must be a frozen dataclass, not {config!r}")
+
+    def add(cls: Registered) -> Registered:
+        known = _parts[kind].get(name)
+        if known is not None and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"{kind} {name!r} is already registered by {known.cls.__module__}")
+        _parts[kind][name] = Part(kind=kind, name=name, cls=cls, config=config)
+        return cls
+
+    return add
+
+
+def _search(kind: str) -> dict[str, Part]:
+    if kind not in ROOMS:
+        raise ValueError(f"unknown kind of part {kind!r}; {closest(kind, ROOMS)}")
+    if kind not in _searched:
+        room = ROOMS[kind]
+        for file in sorted((Path(__file__).parent / room).glob("[!_]*.py")):
+            importlib.import_module(f"mmllm.{room}.{file.stem}")
+        for entry in importlib.metadata.entry_points(group=f"mmllm.{kind}"):
+            entry.load()
+        _searched.add(kind)
+    return _parts[kind]
+
+
+def parts(kind: str) -> dict[str, Part]:
+    """All parts of a kind, by name, sorted."""
+    return dict(sorted(_search(kind).items()))
+
+
+def find(kind: str, name: str) -> Part:
+    """The part of that name.
+
+    Raises:
+        ConfigError: if there is none; the message has the close matches and the full list.
+    """
+    known = _search(kind)
+    if name not in known:
+        raise ConfigError(f"unknown {kind} {name!r}; {closest(name, known)}")
+    return known[name]
+
+
+def config_of(kind: str, description: Any) -> Any:
+    """A part's configuration from what a person or a file wrote.
+
+    Args:
+        kind: "encoder", "reducer", "tokenizer" or "path".
+        description: a configuration object (returned as it is), a mapping with a `name` and the fields, or text
+            such as `hired:rate=0.2,alpha=0.5`. A list in text is written with `+`: `layers=3+6`.
+
+    Raises:
+        ConfigError: on an unknown name or field, or a value that is not allowed.
+    """
+    if isinstance(description, str):
+        name, _, rest = description.partition(":")
+        fields: dict[str, Any] = {}
+        for item in filter(None, rest.split(",")):
+            key, equals, value = item.partition("=")
+            if not equals:
+                raise ConfigError(f"{description!r}: {item!r} should be field=value")
+            fields[key.strip()] = value.strip()
+        return from_mapping(find(kind, name.strip()).config, fields, name.strip())
+    if isinstance(description, Mapping):
+        fields = dict(description)
+        if "name" not in fields:
+            raise ConfigError(f"a {kind} needs a name: {dict(description)}")
+        name = fields.pop("name")
+        return from_mapping(find(kind, name).config, fields, name)
+    name_of(kind, description)
+    return description
+
+
+def name_of(kind: str, config: Any) -> str:
+    """The registered name of a configuration object.
+
+    Raises:
+        ConfigError: if no part of this kind is configured by that class.
+    """
+    for part in _search(kind).values():
+        if part.config is type(config):
+            return part.name
+    raise ConfigError(f"{type(config).__name__} configures no {kind}; known: {', '.join(sorted(_search(kind)))}")
+
+
+def describe(kind: str, config: Any) -> dict[str, Any]:
+    """A configuration as a JSON mapping that `config_of` reads back."""
+    return {"name": name_of(kind, config), **to_mapping(config)}
+
+
+def build(kind: str, config: Any, **context: Any) -> Any:
+    """The part that a configuration describes; `context` is what its kind's constructor takes besides."""
+    config = config_of(kind, config)
+    return find(kind, name_of(kind, config)).cls(config, **context)

@@ -1,0 +1,197 @@
+"""The values that flow between the stages: decoded frames, visual tokens, and what the LLM reads.
+
+B videos or images, T frames, N tokens of a frame, D width, L tokens of a sequence, H W C height width colours
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from einops import rearrange
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VideoClip:
+    """Decoded frames with the instant each one is shown.
+
+    Raises:
+        ValueError: if shapes or types do not fit together, or a time is not finite or goes backwards.
+    """
+
+    frames: np.ndarray
+    """uint8, T H W C, RGB, upright."""
+    times_s: np.ndarray
+    """float64, T. Presentation time of each frame in seconds; the first shown frame of the file is at 0."""
+    duration_s: float
+    """Length of the whole video in seconds, which may be longer than what the frames cover."""
+    real: np.ndarray = None  # type: ignore[assignment]
+    """bool, T. False where a frame only repeats another because the video has fewer than were asked for."""
+    source: str = ""
+    """Where the frames came from, for messages."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 4 or self.frames.dtype != np.uint8 or self.frames.shape[3] != 3:
+            raise ValueError(f"frames must be uint8 (T H W 3), not {self.frames.dtype} {self.frames.shape}")
+        times_s = np.asarray(self.times_s, dtype=np.float64)
+        if times_s.shape != (len(self.frames),):
+            raise ValueError(f"{len(self.frames)} frames need {len(self.frames)} times, not shape {times_s.shape}")
+        if not np.isfinite(times_s).all() or (np.diff(times_s) < 0).any():
+            raise ValueError(f"times_s must be finite and must not go backwards: {times_s}")
+        if not (np.isfinite(self.duration_s) and self.duration_s > 0):
+            raise ValueError(f"duration_s must be a positive number of seconds, not {self.duration_s}")
+        object.__setattr__(self, "times_s", times_s)
+        if self.real is None:
+            object.__setattr__(self, "real", np.ones(len(self.frames), dtype=bool))
+        elif self.real.shape != (len(self.frames),):
+            raise ValueError(f"real must have one entry for each of {len(self.frames)} frames, not {self.real.shape}")
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __repr__(self) -> str:
+        t, h, w, _ = self.frames.shape
+        return f"VideoClip({t} frames {w}x{h}, {self.duration_s:.2f} s, {self.source!r})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VisualTokens:
+    """Tokens of a batch of videos or images, with where and when each token comes from.
+
+    Every stage takes one and returns one. Kept tokens stay in raster order, frames in time order; budgets that
+    differ between frames or videos are expressed by `mask`, never by reordering.
+    """
+
+    features: Tensor
+    """B T N D."""
+    grid: tuple[int, int] | None
+    """Rows and columns of the patch grid before any reduction; None for 1D tokens, which have no place."""
+    index: Tensor = None  # type: ignore[assignment]
+    """int64, B T N. Raster position in `grid` that each token came from."""
+    mask: Tensor = None  # type: ignore[assignment]
+    """bool, B T N. False where a token is padding."""
+    times_s: Tensor | None = None
+    """float, B T. Presentation time of each frame in seconds."""
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name -> B T N. What the encoder can say cheaply of each token's importance, such as `cls_attention`."""
+    size: Tensor | None = None
+    """float, B T N. How many patches a token stands for, once tokens have been merged."""
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 4:
+            raise ValueError(f"features must be (B T N D), not {tuple(self.features.shape)}")
+        b, t, n, _ = self.features.shape
+        if self.index is None:
+            if self.grid is not None and self.grid[0] * self.grid[1] != n:
+                raise ValueError(f"{n} tokens a frame do not fill a {self.grid[0]}x{self.grid[1]} grid: pass index")
+            positions = self.features.new_ones(n).cumsum(0).long() - 1
+            object.__setattr__(self, "index", positions.expand(b, t, n))
+        if self.mask is None:
+            object.__setattr__(self, "mask", self.index >= 0)
+        for name, value in {"index": self.index, "mask": self.mask, "size": self.size, **self.scores}.items():
+            if value is not None and value.shape != (b, t, n):
+                raise ValueError(f"{name} must be {(b, t, n)} like the features, not {tuple(value.shape)}")
+        if self.times_s is not None and self.times_s.shape != (b, t):
+            raise ValueError(f"times_s must be {(b, t)}, not {tuple(self.times_s.shape)}")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """B T N D."""
+        b, t, n, d = self.features.shape
+        return b, t, n, d
+
+    @property
+    def frame_mask(self) -> Tensor:
+        """bool, B T. True for frames of which at least one token is left."""
+        return self.mask.any(dim=-1)
+
+    @property
+    def complete(self) -> bool:
+        """True while no stage has dropped, merged or padded a token of the grid."""
+        n = self.features.shape[2]
+        if self.grid is None or n != self.grid[0] * self.grid[1] or self.size is not None:
+            return False
+        return bool((self.index.diff(dim=-1) == 1).all() and self.mask.all())
+
+    def replace(self, **changes: Any) -> VisualTokens:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def take(self, kept: Tensor, mask: Tensor | None = None) -> VisualTokens:
+        """The tokens at positions `kept` (B T K, int64) of the token axis; index, scores and sizes follow.
+
+        Args:
+            kept: positions to keep in each frame, ascending.
+            mask: bool, B T K. False where an entry of `kept` only fills up a ragged budget.
+        """
+        still = self.mask.gather(-1, kept)
+        return self.replace(
+            features=self.features.gather(-2, kept.unsqueeze(-1).expand(*kept.shape, self.features.shape[-1])),
+            index=self.index.gather(-1, kept),
+            mask=still if mask is None else still & mask,
+            scores={name: value.gather(-1, kept) for name, value in self.scores.items()},
+            size=None if self.size is None else self.size.gather(-1, kept),
+        )
+
+    def on_grid(self) -> tuple[Tensor, Tensor]:
+        """Features laid back on the patch grid (B T H W D, zero where a patch was dropped) and which are there.
+
+        Raises:
+            ValueError: for 1D tokens, which have no place on a grid.
+        """
+        if self.grid is None:
+            raise ValueError("1D tokens have no place on a patch grid: choose a path that does not pool in space")
+        h, w = self.grid
+        b, t, n, d = self.shape
+        if self.complete:
+            return rearrange(self.features, "b t (h w) d -> b t h w d", h=h), self.mask.view(b, t, h, w)
+        slots = self.index.where(self.mask, h * w)  # padding goes to one slot more, which is cut off
+        features = self.features.new_zeros(b, t, h * w + 1, d)
+        features = features.scatter(2, slots.unsqueeze(-1).expand(b, t, n, d), self.features)[:, :, :-1]
+        present = self.mask.new_zeros(b, t, h * w + 1).scatter(2, slots, self.mask)[:, :, :-1]
+        return rearrange(features, "b t (h w) d -> b t h w d", h=h), rearrange(present, "b t (h w) -> b t h w", h=h)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VisualSequence:
+    """What the LLM reads of each video: tokens in reading order, and for hybrid decoders a memory beside them."""
+
+    embeddings: Tensor
+    """B L D, of the LLM's width."""
+    mask: Tensor
+    """bool, B L. False where a position is padding."""
+    frame: Tensor
+    """int64, B L. Which frame a token shows; -1 where it shows several."""
+    blocks: tuple[tuple[str, int], ...]
+    """Name and length of each run of positions, in order; the lengths add up to L."""
+    memory: Tensor | None = None
+    """B M D. Tokens that stay outside the sequence and are read by cross-attention."""
+    memory_mask: Tensor | None = None
+    """bool, B M."""
+
+    def __post_init__(self) -> None:
+        b, length, _ = self.embeddings.shape
+        if self.mask.shape != (b, length) or self.frame.shape != (b, length):
+            raise ValueError(f"mask and frame must be {(b, length)}: {self.mask.shape}, {self.frame.shape}")
+        if sum(count for _, count in self.blocks) != length:
+            raise ValueError(f"blocks {self.blocks} do not add up to {length} positions")
+
+    def block(self, name: str) -> slice:
+        """The positions of a named block.
+
+        Raises:
+            KeyError: if the path made no such block.
+        """
+        start = 0
+        for block, count in self.blocks:
+            if block == name:
+                return slice(start, start + count)
+            start += count
+        raise KeyError(f"no block {name!r}; this path makes {[block for block, _ in self.blocks]}")
