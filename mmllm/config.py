@@ -1,0 +1,98 @@
+"""MmllmConfig: one model, described stage by stage.
+
+Every stage's own fields are declared beside its module as a frozen dataclass; here they are kept as JSON mappings
+(`{"name": "tiny", "width": 192, ...}`), checked when the configuration is made, and built by `mmllm.registry`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from mmllm import registry
+from mmllm.errors import ConfigError
+from mmllm.fields import from_mapping, require, to_mapping
+
+Description = str | dict[str, Any]
+"""A part as text (`hired:rate=0.2`) or as a mapping with a `name`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What training minimises. The defaults are plain next-token cross-entropy, as LITA was trained."""
+
+    time_sigma: float = 0.0
+    """Soft targets on time tokens: weight exp(-(i-j)^2 / (2 sigma^2)) on token i when j is right. 0 is one-hot.
+    Used by later systems that kept LITA's time tokens, not by LITA itself."""
+    grounding_weight: float = 0.0
+    """Weight of the auxiliary loss that points from the answer's first position at the frames of the interval.
+    Not in LITA."""
+    pointer_weight: float = 0.3
+    """Weight, inside the auxiliary loss, of pointing at the first and the last frame of the interval."""
+
+    def __post_init__(self) -> None:
+        for name in ("time_sigma", "grounding_weight", "pointer_weight"):
+            require(getattr(self, name) >= 0, self, name, "zero or more")
+
+
+@strict
+class MmllmConfig(PreTrainedConfig):
+    """Configuration of `MmllmForConditionalGeneration`.
+
+    Args:
+        text_config: configuration of any Hugging Face decoder LLM.
+        encoder: frames to patch features, such as `"tiny"` or `{"name": "clip", "image_size": 224, ...}`.
+        reducers: stages that drop or merge tokens, in order, such as `["fastervlm:keep=8"]`.
+        visual_tokenizer: features to tokens of the LLM's width, such as `"linear"`.
+        path: tokens of all frames to what the LLM reads, such as `"slowfast"`.
+        loss: fields of `LossConfig`.
+        num_time_tokens: how many time tokens there are; 0 for a model without.
+        time_token_ids: their ids, contiguous.
+        video_token_id: id of the one placeholder of a video in `input_ids`. It need not have a row in the
+            embedding table, since visual tokens take its place before the embeddings are looked up.
+        image_token_id: likewise for an image.
+
+    Raises:
+        ConfigError: on an unknown part or field, or time token ids that are not as many as declared.
+    """
+
+    model_type = "mmllm"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
+
+    text_config: dict | PreTrainedConfig | None = None
+    encoder: str | dict = field(default_factory=lambda: {"name": "tiny"})
+    reducers: list = field(default_factory=list)
+    visual_tokenizer: str | dict = field(default_factory=lambda: {"name": "linear"})
+    path: str | dict = field(default_factory=lambda: {"name": "slowfast"})
+    loss: dict = field(default_factory=dict)
+    num_time_tokens: int = 100
+    time_token_ids: list | None = None
+    video_token_id: int | None = None
+    image_token_id: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.encoder = registry.describe("encoder", registry.config_of("encoder", self.encoder))
+        self.reducers = [registry.describe("reducer", registry.config_of("reducer", one)) for one in self.reducers]
+        self.visual_tokenizer = registry.describe("tokenizer", registry.config_of("tokenizer", self.visual_tokenizer))
+        self.path = registry.describe("path", registry.config_of("path", self.path))
+        self.loss = to_mapping(from_mapping(LossConfig, self.loss))
+        ids = self.time_token_ids
+        if ids is not None and ids != list(range(ids[0], ids[0] + self.num_time_tokens) if ids else []):
+            raise ConfigError(f"time_token_ids must be {self.num_time_tokens} contiguous ids, not {ids[:3]}...")
+        # transformers shares input and output embeddings by what the outermost configuration says
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+    @property
+    def losses(self) -> LossConfig:
+        """The loss settings as their dataclass."""
+        return from_mapping(LossConfig, self.loss)
+
+    def stage(self, kind: str) -> Any:
+        """The dataclass of the encoder, tokenizer or path."""
+        return registry.config_of(kind, {"encoder": self.encoder, "tokenizer": self.visual_tokenizer}.get(kind, self.path))

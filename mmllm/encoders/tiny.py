@@ -1,0 +1,140 @@
+"""A small frame encoder that learns on a CPU: convolutions, a class token that attends to the patches.
+
+         frame minus its mean ─┐
+    step back, step forward  ─┴─ conv /4 ─ conv /2 ─ conv /2 ─ + position ─ MLP ─┬─ patch features
+                                                               class query ──────┴─ attention ─ class token
+
+B videos, T frames, S side in pixels, N patches of a frame, C feature width, H attention heads
+
+It sees motion: beside each frame it takes the differences to the frames `step` before and after. That is a departure
+from encoders that see single frames, and what lets features of a frozen encoder tell spinning from standing still.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from mmllm.errors import InputError
+from mmllm.fields import require
+from mmllm.frames import FrameTransform
+from mmllm.registry import register
+from mmllm.tokens import VisualTokens
+
+STRIDE = 16
+"""Pixels that a patch spans in each direction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyEncoderConfig:
+    """About 0.3 M parameters at the defaults; random until it is trained (`mmllm.train.frame_encoder`)."""
+
+    image_size: int = 64
+    """Side of the frame in pixels."""
+    channels: tuple[int, int, int] = (32, 64, 128)
+    """Widths of the three convolutions."""
+    width: int = 192
+    """Width of the features."""
+    heads: int = 4
+    """Heads of the class token's attention."""
+    step: int = 1
+    """How many sampled frames back and forward the differences reach. They drown in noise over too short a time."""
+
+    def __post_init__(self) -> None:
+        require(self.image_size % STRIDE == 0 and self.image_size > 0, self, "image_size", f"a multiple of {STRIDE}")
+        require(self.width % self.heads == 0, self, "width", f"divisible by the {self.heads} heads")
+        require(self.step >= 1, self, "step", "at least 1")
+
+    @property
+    def frames(self) -> FrameTransform:
+        """How a decoded frame becomes this encoder's input."""
+        return FrameTransform(size=self.image_size, fit="pad", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+@register("encoder", "tiny", config=TinyEncoderConfig)
+class TinyEncoder(nn.Module):
+    """Small convolutional frame encoder with a class token; trains on a CPU in minutes."""
+
+    score_names = frozenset({"cls_attention"})
+
+    def __init__(self, config: TinyEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        side = config.image_size // STRIDE
+        self.grid = (side, side)
+        self.width = config.width
+        first, second, third = config.channels
+        self.stem = nn.Sequential(
+            nn.Conv2d(9, first, 4, stride=4),
+            nn.GroupNorm(1, first),
+            nn.GELU(),
+            nn.Conv2d(first, second, 3, stride=2, padding=1),
+            nn.GroupNorm(1, second),
+            nn.GELU(),
+            nn.Conv2d(second, third, 3, stride=2, padding=1),
+            nn.GroupNorm(1, third),
+            nn.GELU(),
+        )
+        self.position = nn.Parameter(torch.randn(side * side, third) * 0.02)
+        self.embed = nn.Linear(third, config.width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(third), nn.Linear(third, 2 * third), nn.GELU(), nn.Linear(2 * third, config.width)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.class_query = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.key = nn.Linear(config.width, config.width)
+        self.value = nn.Linear(config.width, config.width)
+
+    def forward(
+        self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
+    ) -> VisualTokens:
+        """Patch features, and the class token's attention where it is asked for.
+
+        Args:
+            pixels: float, B T 3 S S, normalised.
+            frame_mask: bool, B T. Frames that only pad a batch.
+            scores: `cls_attention` for the mean over heads of the class token's attention, B T N.
+
+        Raises:
+            InputError: if the frames have another size, or a score is asked for that there is none of.
+        """
+        size = self.config.image_size
+        if pixels.ndim != 5 or pixels.shape[2:] != (3, size, size):
+            raise InputError(f"the tiny encoder takes pixels (B T 3 {size} {size}), not {tuple(pixels.shape)}")
+        patches = self.patches(pixels)
+        features = rearrange(patches, "(b t) n c -> b t n c", b=len(pixels))
+        found = {name: self._attention_as(name, patches).view(features.shape[:3]) for name in scores}
+        mask = None if frame_mask is None else repeat(frame_mask, "b t -> b t n", n=features.shape[2])
+        return VisualTokens(features=features, grid=self.grid, mask=mask, scores=found)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """(B T) N C of pixels B T 3 S S."""
+        t, step = pixels.shape[1], self.config.step
+        now = torch.arange(t, device=pixels.device)
+        before, after = pixels[:, (now - step).clamp(min=0)], pixels[:, (now + step).clamp(max=t - 1)]
+        centred = pixels - pixels.mean(dim=(-2, -1), keepdim=True)
+        seen = torch.cat([centred, pixels - before, after - pixels], dim=2)  # B T 9 S S
+        x = rearrange(self.stem(rearrange(seen, "b t c y x -> (b t) c y x")), "f c y x -> f (y x) c") + self.position
+        return self.norm(self.embed(x) + self.mlp(x))
+
+    def attention(self, patches: Tensor) -> Tensor:
+        """Attention of the class query over the patches (F N C) of each frame, for each head: F H N."""
+        heads = self.config.heads
+        query = rearrange(self.class_query, "(h c) -> h c", h=heads)
+        key = rearrange(self.key(patches), "f n (h c) -> f h n c", h=heads)
+        return (torch.einsum("hc,fhnc->fhn", query, key) * query.shape[-1] ** -0.5).softmax(dim=-1)
+
+    def class_token(self, patches: Tensor) -> Tensor:
+        """F C: what the class query reads from the patches (F N C). Trained with the encoder, not read by the LLM."""
+        value = rearrange(self.value(patches), "f n (h c) -> f h n c", h=self.config.heads)
+        return rearrange(torch.einsum("fhn,fhnc->fhc", self.attention(patches), value), "f h c -> f (h c)")
+
+    def _attention_as(self, name: str, patches: Tensor) -> Tensor:
+        kind, _, layer = name.partition("@")
+        if kind not in self.score_names or layer not in ("", "0", "-1"):
+            raise InputError(f"the tiny encoder has no score {name!r}: it gives cls_attention, of its one layer")
+        return self.attention(patches).mean(dim=1)  # F N

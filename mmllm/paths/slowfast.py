@@ -1,0 +1,172 @@
+"""LITA's SlowFast visual tokens: every frame as one fast token, a few frames as many slow tokens.
+
+    frames  0 . . . . 33 . . . . 66 . . . . 99        T frames, each an H x W grid of patches
+    fast    o o o o o o o o o o o o o o o o o o       T tokens: the mean over each frame's patches
+    slow    ####      ####       ####       ####      s*s frames, each pooled s x s -> H*W tokens in all
+
+B videos, T frames, N tokens of a frame, H W patch grid, D LLM width, S slow frames, L tokens of the sequence
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from einops import rearrange, reduce, repeat
+from torch import Tensor, nn
+
+from mmllm.errors import InputError
+from mmllm.fields import require
+from mmllm.registry import register
+from mmllm.tokens import VisualSequence, VisualTokens
+
+Mode = Literal["temporal", "spatial", "temporal_spatial", "spatial_pool", "temporal_spatial_pool"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowFastConfig:
+    """LITA (ECCV 2024), section 3.2; `mode` takes the values of the released `video_arch`."""
+
+    mode: Mode = "temporal_spatial_pool"
+    """temporal: fast tokens. spatial: the mean over time of each patch. spatial_pool: slow tokens.
+    temporal_spatial and temporal_spatial_pool: fast tokens, then the others."""
+    pool: int = 2
+    """Slow tokens are pool x pool averages on pool * pool frames, so that there are as many as patches."""
+    image_frames: int = 100
+    """A still image is read as a video of this many equal frames, as published."""
+
+    def __post_init__(self) -> None:
+        require(self.pool >= 1, self, "pool", "at least 1")
+        require(self.image_frames >= 1, self, "image_frames", "at least 1")
+
+
+def slow_frames(num_frames: int, count: int) -> list[int]:
+    """Indices of `count` frames spread evenly over `num_frames`, both ends included, rounded half to even."""
+    if num_frames < 1:
+        raise InputError("a video without frames has no slow frames")
+    return np.round(np.linspace(0, num_frames - 1, count)).astype(int).tolist()
+
+
+@register("path", "slowfast", config=SlowFastConfig)
+class SlowFastPath(nn.Module):
+    """LITA's SlowFast tokens: one fast token a frame, and slow tokens of a few frames."""
+
+    def __init__(self, config: SlowFastConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, tokens: VisualTokens) -> VisualSequence:
+        """Sequence of `fast` and `slow` blocks (LITA section 3.2). A token that nothing is left of is masked.
+
+        Args:
+            tokens: features B T N D, whole or reduced; `spatial` and the pooled modes need the patch grid.
+
+        Raises:
+            InputError: if the grid is not divisible by `pool`, or 1D tokens meet a mode that pools in space.
+        """
+        if tokens.shape[1] == 1 and self.config.image_frames > 1:
+            tokens = _as_still_video(tokens, self.config.image_frames)
+        mode = self.config.mode
+        blocks: list[tuple[str, Tensor, Tensor, Tensor]] = []
+        if mode.startswith("temporal"):
+            blocks.append(("fast", *_fast(tokens)))
+        if mode.endswith("spatial"):
+            blocks.append(("slow", *_spatial(tokens)))
+        if mode.endswith("pool"):
+            blocks.append(("slow", *_slow(tokens, self.config.pool)))
+        return VisualSequence(
+            embeddings=torch.cat([features for _, features, _, _ in blocks], dim=1),
+            mask=torch.cat([mask for _, _, mask, _ in blocks], dim=1),
+            frame=torch.cat([frame for _, _, _, frame in blocks], dim=1),
+            blocks=tuple((name, features.shape[1]) for name, features, _, _ in blocks),
+        )
+
+    def token_counts(self, frames: int, grid: tuple[int, int] | None, tokens_per_frame: int) -> dict[str, int]:
+        """How many tokens each block has for a video of `frames` frames (before masking)."""
+        mode = self.config.mode
+        counts = {"fast": frames} if mode.startswith("temporal") else {}
+        if mode != "temporal":
+            height, width = _needs_grid(grid)
+            counts["slow"] = height * width
+        return counts
+
+
+def _needs_grid(grid: tuple[int, int] | None) -> tuple[int, int]:
+    if grid is None:
+        raise InputError("1D tokens have no patch grid: use mode=temporal")
+    return grid
+
+
+def _as_still_video(tokens: VisualTokens, frames: int) -> VisualTokens:
+    def spread(x: Tensor) -> Tensor:
+        return x.expand(x.shape[0], frames, *x.shape[2:])
+
+    return VisualTokens(
+        features=spread(tokens.features), grid=tokens.grid, index=spread(tokens.index), mask=spread(tokens.mask)
+    )
+
+
+def _masked_mean(features: Tensor, mask: Tensor, axes: str) -> tuple[Tensor, Tensor]:
+    """Mean over the axes that the pattern `axes` removes, of the tokens that are there; and where any is."""
+    weight = mask.to(features.dtype).unsqueeze(-1)
+    count = reduce(weight, axes, "sum")
+    mean = reduce(features * weight, axes, "sum") / count.clamp(min=1)
+    return mean, count.squeeze(-1) > 0
+
+
+def _fast(tokens: VisualTokens) -> tuple[Tensor, Tensor, Tensor]:
+    if tokens.complete:
+        features, mask = reduce(tokens.features, "b t n d -> b t d", "mean"), tokens.frame_mask
+    else:
+        features, mask = _masked_mean(tokens.features, tokens.mask, "b t n d -> b t d")  # B T D
+    b, t = mask.shape
+    return features, mask, torch.arange(t, device=mask.device).expand(b, t)
+
+
+def _spatial(tokens: VisualTokens) -> tuple[Tensor, Tensor, Tensor]:
+    features, present = tokens.on_grid()
+    if tokens.complete:
+        features, mask = reduce(features, "b t h w d -> b (h w) d", "mean"), present.any(1).flatten(1)
+    else:
+        features, mask = _masked_mean(features, present, "b t h w d -> b (h w) d")
+    return features, mask, torch.full_like(mask, -1, dtype=torch.long)
+
+
+def _slow(tokens: VisualTokens, pool: int) -> tuple[Tensor, Tensor, Tensor]:
+    h, w = _needs_grid(tokens.grid)
+    if h % pool or w % pool:
+        raise InputError(f"a {h}x{w} patch grid is not divisible into {pool}x{pool} pools")
+    chosen = _slow_frames_of_each(tokens.frame_mask, pool * pool)  # B S
+    features, present = _frames(tokens, chosen).on_grid()  # B S H W D, B S H W
+    pattern = "b s (h i) (w j) d -> b (s h w) d"
+    if tokens.complete:
+        features = reduce(features, pattern, "mean", i=pool, j=pool)
+        mask = reduce(present, "b s (h i) (w j) -> b (s h w)", "any", i=pool, j=pool)
+    else:
+        cells = rearrange(features, "b s (h i) (w j) d -> b s h w i j d", i=pool, j=pool)
+        there = rearrange(present, "b s (h i) (w j) -> b s h w i j", i=pool, j=pool)
+        features, mask = _masked_mean(cells, there, "b s h w i j d -> b (s h w) d")
+    return features, mask, repeat(chosen, "b s -> b (s n)", n=(h // pool) * (w // pool))
+
+
+def _slow_frames_of_each(frame_mask: Tensor, count: int) -> Tensor:
+    """B S: evenly spread among the frames (B T) of which each video has a token left."""
+    chosen = []
+    for row in frame_mask:
+        left = row.nonzero().squeeze(1)
+        if not len(left):
+            raise InputError("a video of the batch has no visual token left")
+        chosen.append(left[slow_frames(len(left), count)])
+    return torch.stack(chosen)
+
+
+def _frames(tokens: VisualTokens, chosen: Tensor) -> VisualTokens:
+    rows = torch.arange(len(chosen), device=chosen.device).unsqueeze(1)
+    return VisualTokens(
+        features=tokens.features[rows, chosen],
+        grid=tokens.grid,
+        index=tokens.index[rows, chosen],
+        mask=tokens.mask[rows, chosen],
+    )
