@@ -223,8 +223,6 @@ def test_the_sentence_of_a_fallback_is_unchanged():
 PIECES = st.sampled_from(
     ["<", ">", "t", "<t", "9" * 400, ".", "-", "e", " ", "</s>", "<1.5>", "<t7>", "٣", "\x00", "é"]
 )
-    ["<", ">", "t", "<t", "9" * 400, ".", "-", "e", " ", "</s>", "<1.5>", "<t7>", "٣", "\x00", "é"]
-)
 
 
 @given(st.one_of(st.text(), st.lists(PIECES).map("".join)), st.floats(1e-300, 1e300))
