@@ -1,0 +1,59 @@
+"""How important a patch is to the encoder's own attention, without ever holding an N x N matrix.
+
+F frames, H heads, Q queries, N keys, D width of a head
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+_BLOCK_ELEMENTS = 1 << 24
+"""How many attention weights `received_attention` holds at a time (64 MiB in float32)."""
+
+
+@torch.no_grad()
+def attention_row(query: Tensor, keys: Tensor, *, heads: int) -> Tensor:
+    """Softmax attention of one query over all keys, averaged over the heads.
+
+    The row that an eager attention would have computed, for the price of one dot product a key.
+
+    Args:
+        query: F (H D), the projected query, unscaled.
+        keys: F N (H D), the projected keys.
+        heads: H.
+
+    Returns:
+        float32, F N; each row sums to 1.
+    """
+    query = rearrange(query.float(), "f (h d) -> f h d", h=heads)
+    keys = rearrange(keys.float(), "f n (h d) -> f h n d", h=heads)
+    logits = torch.einsum("fhd,fhnd->fhn", query, keys) * query.shape[-1] ** -0.5
+    return reduce(logits.softmax(-1), "f h n -> f n", "mean")
+
+
+@torch.no_grad()
+def received_attention(queries: Tensor, keys: Tensor, *, heads: int) -> Tensor:
+    """Softmax attention each key receives, averaged over the heads and over all queries.
+
+    The score of encoders without a class token (VisionZip, VisPruner). Queries are taken in blocks and summed at
+    once, so that memory stays bounded whatever the number of patches.
+
+    Args:
+        queries: F Q (H D), projected and unscaled.
+        keys: F N (H D).
+        heads: H.
+
+    Returns:
+        float32, F N; each row sums to 1.
+    """
+    queries = rearrange(queries.float(), "f q (h d) -> f h q d", h=heads)
+    keys = rearrange(keys.float(), "f n (h d) -> f h n d", h=heads)
+    frames, _, count, width = queries.shape
+    received = keys.new_zeros(frames, keys.shape[2])
+    step = max(1, _BLOCK_ELEMENTS // max(1, frames * heads * keys.shape[2]))
+    for start in range(0, count, step):
+        logits = torch.einsum("fhqd,fhnd->fhqn", queries[:, :, start : start + step], keys) * width**-0.5
+        received += reduce(logits.softmax(-1), "f h q n -> f n", "sum")
+    return received / (heads * count)

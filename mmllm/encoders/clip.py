@@ -1,0 +1,190 @@
+"""CLIP's vision transformer: patch features of a late layer and, on request, what its class token attends to.
+
+B videos, T frames, F frames run at once, N patches (1 + N with the class token), C width, S side in pixels
+
+The layer is chosen as transformers' `hidden_states` are counted: -2, the choice of LLaVA, is the output of the last
+block but one, and the class token's attention inside that same block is the default `cls_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from mmllm.encoders.attention import attention_row, received_attention
+from mmllm.encoders.tower import FrameScores, below, check_pixels, encode_frames, load_strictly, read_scores
+from mmllm.errors import ConfigError
+from mmllm.fields import require
+from mmllm.frames import CLIP_MEAN, CLIP_STD, FrameTransform
+from mmllm.registry import register
+from mmllm.tokens import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """A CLIP vision transformer; the defaults are openai/clip-vit-large-patch14-336."""
+
+    image_size: int = 336
+    """Side of the square input in pixels."""
+    patch_size: int = 14
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    mlp_width: int = 4096
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """OpenAI's weights need quick_gelu; most of LAION's and DataComp's need gelu."""
+    layer_norm_eps: float = 1e-5
+    select_layer: int = -2
+    """Which hidden state gives the features: 1 to `layers`, or counted from the end, -1 being the last block's."""
+    fit: Literal["crop", "pad", "squash"] = "crop"
+    """How a frame is brought to the square; see `FrameTransform`."""
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    chunk: int = 32
+    """Most frames run at once; bounds the memory."""
+
+    def __post_init__(self) -> None:
+        for field in ("image_size", "patch_size", "width", "layers", "heads", "mlp_width", "chunk"):
+            require(getattr(self, field) > 0, self, field, "positive")
+        require(self.patch_size <= self.image_size, self, "patch_size", f"at most image_size = {self.image_size}")
+        require(self.width % self.heads == 0, self, "heads", f"a divisor of width = {self.width}")
+        allowed = f"1 to {self.layers}, or -{self.layers} to -1"
+        require(self.select_layer != 0 and abs(self.select_layer) <= self.layers, self, "select_layer", allowed)
+
+    @property
+    def blocks_run(self) -> int:
+        """How many blocks lie before the selected hidden state."""
+        return self.select_layer if self.select_layer > 0 else self.layers + 1 + self.select_layer
+
+    @property
+    def frames(self) -> FrameTransform:
+        """How frames are prepared for this encoder."""
+        return FrameTransform(size=self.image_size, fit=self.fit, mean=self.mean, std=self.std)
+
+
+@register("encoder", "clip", config=ClipConfig)
+class ClipEncoder(nn.Module):
+    """CLIP's vision transformer, run no further than the layer whose patch features are wanted."""
+
+    score_names = frozenset({"cls_attention", "mean_attention"})
+
+    def __init__(self, config: ClipConfig) -> None:
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        super().__init__()
+        self.config = config
+        self.width = config.width
+        self.grid = (config.image_size // config.patch_size,) * 2
+        self.tower = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=config.width,
+                intermediate_size=config.mlp_width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+                hidden_act=config.activation,
+                layer_norm_eps=config.layer_norm_eps,
+            )
+        )
+
+    def forward(
+        self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
+    ) -> VisualTokens:
+        """Patch features of the selected layer, class token removed.
+
+        Args:
+            pixels: float, B T 3 S S, normalised with the config's constants.
+            frame_mask: bool, B T. Frames where it is False are not run.
+            scores: names of scores wanted, such as `cls_attention` or `cls_attention@0`; see `read_scores`. They are
+                softmax weights over all 1 + N keys with the class token's own column cut off, not renormalised.
+
+        Raises:
+            InputError: for pixels of another size or kind, or a score that does not exist.
+        """
+        check_pixels(pixels, encoder="clip", size=self.config.image_size)
+        wanted = read_scores(
+            scores,
+            encoder="clip",
+            offers=self.score_names,
+            layers=self.config.layers,
+            default=self.config.blocks_run - 1,
+        )
+        return encode_frames(
+            lambda frames: self._run(frames, wanted),
+            pixels,
+            grid=self.grid,
+            chunk=self.config.chunk,
+            frame_mask=frame_mask,
+            trainable=any(weight.requires_grad for weight in self.parameters()),
+        )
+
+    def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> tuple[Tensor, FrameScores]:
+        blocks = self.tower.encoder.layers
+        features, scores = None, {}
+        last = max([self.config.blocks_run, *(layer for _, layer in wanted.values())])
+        hidden = self.tower.pre_layrnorm(self.tower.embeddings(frames))  # F 1+N C
+        for number in range(last + 1):
+            if number == self.config.blocks_run:
+                features = hidden[:, 1:]  # F N C
+            for name, (kind, layer) in wanted.items():
+                if layer == number:
+                    scores[name] = self._score(kind, blocks[number], hidden)  # F N
+            if number < last:
+                hidden = blocks[number](hidden, None)
+        return features, scores
+
+    def _score(self, kind: str, block: Any, hidden: Tensor) -> Tensor:
+        attention = block.self_attn
+        normed = block.layer_norm1(hidden)
+        keys = attention.k_proj(normed)
+        if kind == "cls_attention":
+            weights = attention_row(attention.q_proj(normed[:, 0]), keys, heads=self.config.heads)
+        else:
+            weights = received_attention(attention.q_proj(normed), keys, heads=self.config.heads)
+        return weights[:, 1:]
+
+
+def load_clip_tower(encoder: ClipEncoder, state: Mapping[str, Tensor]) -> None:
+    """Loads CLIP vision weights under any of the names that transformers and the LLaVA family have given them.
+
+    The tower may lie below any prefix (`model.vision_tower.vision_tower.vision_model.`, `vision_model.`, none); other
+    tensors of a whole model are left alone, all tensors of the tower must fit.
+
+    Raises:
+        CheckpointError: if the tower is not found, or a tensor of it is missing, unknown or of another shape.
+    """
+    tower = below(state, "embeddings.class_embedding", what="a CLIP vision tower")
+    towers_own = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
+    tower = {name: value for name, value in tower.items() if name.startswith(towers_own)}
+    tower.pop("embeddings.position_ids", None)
+    load_strictly(encoder.tower, tower, what="the CLIP vision tower")
+
+
+def clip_config(vision_config: Mapping[str, Any], **changes: Any) -> ClipConfig:
+    """The configuration that a `config.json` of transformers' CLIP describes.
+
+    Args:
+        vision_config: the `vision_config` mapping, or that of a CLIPVisionModel.
+        changes: fields of `ClipConfig` that the file does not say, such as `select_layer`.
+
+    Raises:
+        ConfigError: if the file names an activation that CLIP does not have.
+    """
+    activation = vision_config.get("hidden_act", "quick_gelu")
+    if activation not in ("quick_gelu", "gelu"):
+        raise ConfigError(f"hidden_act = {activation!r}: CLIP's is 'quick_gelu' or 'gelu'")
+    described = {
+        "image_size": vision_config.get("image_size", 224),
+        "patch_size": vision_config.get("patch_size", 32),
+        "width": vision_config.get("hidden_size", 768),
+        "layers": vision_config.get("num_hidden_layers", 12),
+        "heads": vision_config.get("num_attention_heads", 12),
+        "mlp_width": vision_config.get("intermediate_size", 3072),
+        "activation": activation,
+        "layer_norm_eps": vision_config.get("layer_norm_eps", 1e-5),
+    }
+    return ClipConfig(**{**described, **changes})
