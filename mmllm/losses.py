@@ -1,0 +1,122 @@
+"""What training minimises: cross-entropy over the labelled positions, with optional help for time tokens.
+
+R labelled rows, V vocabulary, B rows of the batch, P positions, D width, K time tokens, A answers with an interval
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmllm.placement import Placed
+
+
+def token_loss(logits: Tensor, targets: Tensor, time_ids: Tensor | None = None, sigma: float = 0.0) -> Tensor:
+    """Mean cross-entropy of logits (R V) against target ids (R).
+
+    With `sigma` > 0 the target of a time token is soft over its neighbours: weight exp(-(i-j)^2 / (2 sigma^2)) on
+    time token i where j is right, normalised over the time tokens; other targets stay one-hot.
+    """
+    if not len(targets):
+        return logits.sum() * 0.0
+    losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+    if sigma > 0 and time_ids is not None and len(time_ids):
+        first, count = time_ids[0], len(time_ids)
+        is_time = (targets >= first) & (targets < first + count)
+        if is_time.any():
+            j = (targets[is_time] - first).unsqueeze(1)
+            i = torch.arange(count, device=targets.device)
+            soft = functional.softmax(-((i - j) ** 2) / (2 * sigma**2), dim=-1)  # rows x K
+            log_p = functional.log_softmax(logits[is_time].float(), dim=-1)[:, time_ids]
+            losses = losses.masked_scatter(is_time, -(soft * log_p).sum(dim=-1))
+    return losses.mean()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Intervals:
+    """The first interval of every answer that has one, as positions of the batch and share of the video."""
+
+    row: Tensor
+    """int64, A. Row of the batch."""
+    position: Tensor
+    """int64, A. The position from which the first time token is predicted."""
+    start: Tensor
+    """float, A. Start as a share of the video's duration, 0..1."""
+    end: Tensor
+    """float, A."""
+
+
+def intervals_of(labels: Tensor, time_ids: Tensor, segments: Tensor | None) -> Intervals:
+    """Reads each answer's first two time tokens from its labels (B P). Answers without two are left out."""
+    first, count = int(time_ids[0]), len(time_ids)
+    is_time = (labels >= first) & (labels < first + count)
+    found: list[tuple[int, int, float, float]] = []
+    for b in range(len(labels)):
+        spots = is_time[b].nonzero().squeeze(1).tolist()
+        seen: dict[int, list[int]] = {}
+        for spot in spots:
+            seen.setdefault(0 if segments is None else int(segments[b, spot]), []).append(spot)
+        for places in seen.values():
+            if len(places) >= 2 and places[0] > 0:
+                share = sorted((int(labels[b, spot]) - first) / (count - 1) for spot in places[:2])
+                found.append((b, places[0] - 1, share[0], share[1]))
+    columns = list(zip(*found, strict=True)) if found else [(), (), (), ()]
+    whole = [torch.tensor(column, dtype=torch.long, device=labels.device) for column in columns[:2]]
+    real = [torch.tensor(column, dtype=torch.float32, device=labels.device) for column in columns[2:]]
+    return Intervals(row=whole[0], position=whole[1], start=real[0], end=real[1])
+
+
+class GroundingHead(nn.Module):
+    """Points from where an answer begins at the frames it is about; used in training only.
+
+    The hidden state that predicts the first time token is compared with the hidden states of the video's
+    one-frame tokens, three times: for lying inside the interval, for being its first and for being its last frame.
+    """
+
+    def __init__(self, width: int, pointer_weight: float) -> None:
+        super().__init__()
+        self.queries = nn.Linear(width, 3 * width, bias=False)
+        self.keys = nn.Linear(width, width, bias=False)
+        self.pointer_weight = pointer_weight
+
+    def forward(self, hidden: Tensor, placed: Placed, found: Intervals, frame_share: Tensor) -> Tensor:
+        """Mean loss over the answers with an interval.
+
+        Args:
+            hidden: B P D, last hidden states of the LLM.
+            placed: the batch; the first block of the first video's one-frame tokens is pointed at.
+            found: the intervals.
+            frame_share: float, B T. When each frame of a row's first video is shown, as a share of its duration.
+        """
+        if not len(found.row):
+            return hidden.sum() * 0.0
+        width = hidden.shape[-1]
+        query = self.queries(hidden[found.row, found.position]).view(-1, 3, width)  # A 3 D
+        at = _first_one_frame_positions(placed, frame_share.shape[1])  # B T, -1 where there is none
+        key = self.keys(hidden).gather(1, at.clamp(min=0).unsqueeze(-1).expand(*at.shape, width))[found.row]  # A T D
+        score = torch.einsum("aqd,atd->aqt", query, key) * width**-0.5
+        score = score.masked_fill((at < 0)[found.row].unsqueeze(1), torch.finfo(score.dtype).min)
+        log_p = score.float().log_softmax(dim=-1)
+        share = frame_share[found.row]
+        half = 0.5 / max(share.shape[1] - 1, 1)  # at least one frame is inside, however short the interval
+        inside = (share >= found.start.unsqueeze(1) - half) & (share <= found.end.unsqueeze(1) + half)
+        mass = log_p[:, 0].masked_fill(~inside, -torch.inf).logsumexp(dim=-1).clamp(min=-20.0)
+        first = (share - found.start.unsqueeze(1)).abs().argmin(dim=1)
+        last = (share - found.end.unsqueeze(1)).abs().argmin(dim=1)
+        pointers = functional.nll_loss(log_p[:, 1], first) + functional.nll_loss(log_p[:, 2], last)
+        return -mass.mean() + self.pointer_weight * pointers
+
+
+def _first_one_frame_positions(placed: Placed, frames: int) -> Tensor:
+    """B T: the first position of a row's first video that shows frame t alone; -1 where no position does."""
+    at = torch.full((len(placed.frame), frames), -1, dtype=torch.long, device=placed.frame.device)
+    mine = (placed.which == 0) & (placed.frame >= 0)
+    for b, row in enumerate(mine):
+        spots = row.nonzero().squeeze(1).flip(0)  # later ones first, so that the first one is written last
+        for spot, frame in zip(spots.tolist(), placed.frame[b, spots].tolist(), strict=True):
+            if frame < frames:
+                at[b, frame] = spot
+    return at

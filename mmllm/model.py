@@ -1,0 +1,341 @@
+"""MmllmForConditionalGeneration: encode, reduce, project, path, place, decode.
+
+    frames -> encoder -> reducers -> visual tokenizer -> path -> placement in the text -> any Hugging Face decoder LLM
+
+B rows of text, V videos, I images, T frames, S side in pixels, N tokens of a frame, C encoder width, D LLM width,
+L text positions, P positions with the visual tokens in place
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.utils.generic import ModelOutput
+
+from mmllm import registry
+from mmllm.config import MmllmConfig
+from mmllm.errors import InputError
+from mmllm.losses import GroundingHead, intervals_of, token_loss
+from mmllm.placement import IGNORED, Placed, block_mask, fill_in, place, positions
+from mmllm.tokens import VisualSequence, VisualTokens
+
+
+@dataclass
+class MmllmOutput(ModelOutput):
+    """What one forward pass gives."""
+
+    loss: Tensor | None = None
+    """Scalar, where labels were given."""
+    logits: Tensor | None = None
+    """B P V. None in training, where the LM head only sees the labelled positions."""
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    losses: dict[str, Tensor] | None = None
+    """The parts of the loss by name."""
+
+
+class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A video and image LLM assembled from the parts that its configuration names."""
+
+    config: MmllmConfig
+    config_class = MmllmConfig
+    base_model_prefix = "language_model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ("past_key_values",)
+
+    def __init__(self, config: MmllmConfig) -> None:
+        super().__init__(config)
+        width = config.text_config.hidden_size
+        self.encoder = registry.build("encoder", config.encoder)
+        self.reducers = nn.ModuleList(registry.build("reducer", one) for one in config.reducers)
+        self.visual_tokenizer = registry.build(
+            "tokenizer", config.visual_tokenizer, in_width=self.encoder.width, out_width=width, grid=self.encoder.grid
+        )
+        self.path = registry.build("path", config.path)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        grounded = config.losses.grounding_weight > 0
+        self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Parts of ours are initialised where they are built; the LLM knows its own rule."""
+
+    # --- the stages -----------------------------------------------------------------------------------------
+
+    @property
+    def scores_needed(self) -> tuple[str, ...]:
+        """The encoder scores that the configured reducers rank tokens by."""
+        return tuple(dict.fromkeys(name for reducer in self.reducers for name in reducer.scores_needed))
+
+    def encode(self, pixels: Tensor, frame_mask: Tensor | None = None, times_s: Tensor | None = None) -> VisualTokens:
+        """Patch features of pixels (V T 3 S S), with the scores the reducers need."""
+        tokens = self.encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed)
+        return tokens.replace(times_s=times_s)
+
+    def arrange(self, tokens: VisualTokens) -> VisualSequence:
+        """Encoder features to what the LLM reads: reduce, project, path."""
+        for reducer in self.reducers:
+            tokens = reducer(tokens)
+        tokens = self.visual_tokenizer(tokens.replace(features=tokens.features.to(self.dtype)))
+        return self.path(tokens)
+
+    def see(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_frame_mask: Tensor | None = None,
+        video_times_s: Tensor | None = None,
+        video_features: Tensor | None = None,
+        video_scores: dict[str, Tensor] | None = None,
+    ) -> dict[int, VisualSequence]:
+        """Placeholder id -> what the LLM reads of the batch's images and videos.
+
+        Args:
+            pixel_values: float, I 3 S S.
+            pixel_values_videos: float, V T 3 S S.
+            video_frame_mask: bool, V T. False at frames that pad a shorter video.
+            video_times_s: float, V T.
+            video_features: V T N C, features of the frozen encoder kept from before, in place of pixels.
+            video_scores: their scores by name, V T N, where a reducer needs some.
+        """
+        seen: dict[int, VisualSequence] = {}
+        if pixel_values is not None:
+            images = self.encode(rearrange(pixel_values, "i c y x -> i 1 c y x"))
+            seen[self._placeholder("image_token_id")] = self.arrange(images)
+        if video_features is not None:
+            mask = None if video_frame_mask is None else video_frame_mask.unsqueeze(-1).expand(video_features.shape[:3])
+            videos = VisualTokens(
+                features=video_features,
+                grid=self.encoder.grid,
+                mask=mask,
+                times_s=video_times_s,
+                scores=video_scores or {},
+            )
+            seen[self._placeholder("video_token_id")] = self.arrange(videos)
+        elif pixel_values_videos is not None:
+            videos = self.encode(pixel_values_videos, video_frame_mask, video_times_s)
+            seen[self._placeholder("video_token_id")] = self.arrange(videos)
+        return seen
+
+    def _placeholder(self, name: str) -> int:
+        placeholder = getattr(self.config, name)
+        if placeholder is None:
+            raise InputError(f"the configuration has no {name}, so nothing can stand for {name.split('_')[0]}s")
+        return placeholder
+
+    def embed(self, input_ids: Tensor, visual: Tensor) -> Tensor:
+        """B P D: text embeddings, with the visual tokens (B M D) at the placeholders' positions."""
+        is_visual = torch.zeros_like(input_ids, dtype=torch.bool)
+        for placeholder in (self.config.image_token_id, self.config.video_token_id):
+            if placeholder is not None:
+                is_visual |= input_ids == placeholder
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_visual, 0))
+        return fill_in(embeddings, is_visual, visual)
+
+    # --- transformers' interface ----------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_frame_mask: Tensor | None = None,
+        video_times_s: Tensor | None = None,
+        video_durations_s: Tensor | None = None,
+        video_features: Tensor | None = None,
+        video_scores: dict[str, Tensor] | None = None,
+        visual_embeddings: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> MmllmOutput:
+        """Next-token logits, or the loss where `labels` are given.
+
+        Args:
+            input_ids: int64, B L, with one placeholder for each video and image.
+            attention_mask: B L.
+            position_ids: B P, for generation with a cache only.
+            labels: int64, B L; -100 where nothing is to be learned.
+            segment_ids: int64, B L; numbers the questions that share the row's video, 0 for the shared part.
+            pixel_values, pixel_values_videos, video_frame_mask, video_times_s, video_features, video_scores: see
+                `see`.
+            video_durations_s: float, V. Lengths of the whole videos; needed by the grounding loss.
+            visual_embeddings: B M D. Visual tokens that `generate` has already put in reading order; `input_ids`
+                then has one placeholder for each token.
+
+        Returns:
+            Logits B P V; with labels, the loss and no logits, since only labelled positions reach the LM head.
+        """
+        if inputs_embeds is None and input_ids is not None and visual_embeddings is None:
+            seen = self.see(
+                pixel_values, pixel_values_videos, video_frame_mask, video_times_s, video_features, video_scores
+            )
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            if seen:
+                placed = place(input_ids, attention_mask, seen, labels=labels, segments=segment_ids)
+                share = self._frame_share(placed, video_times_s, video_durations_s)
+                return self._decode_placed(placed, share, past_key_values, logits_to_keep, **kwargs)
+            if labels is not None:
+                placed = place(input_ids, attention_mask, {}, labels=labels, segments=segment_ids)
+                return self._decode_placed(placed, None, past_key_values, logits_to_keep, **kwargs)
+        if inputs_embeds is None:
+            no_visual = self.get_input_embeddings().weight.new_zeros(len(input_ids), 0, 0)
+            inputs_embeds = self.embed(input_ids, no_visual if visual_embeddings is None else visual_embeddings)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+        return MmllmOutput(
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _decode_placed(
+        self,
+        placed: Placed,
+        frame_share: Tensor | None,
+        cache: Cache | None,
+        logits_to_keep: int | Tensor,
+        **kwargs: Any,
+    ) -> MmllmOutput:
+        embeddings = self.embed(placed.input_ids, placed.visual)
+        mask = placed.attention_mask
+        if placed.segments is not None:
+            mask = block_mask(mask, placed.segments, embeddings.dtype)
+        arguments = {
+            "inputs_embeds": embeddings,
+            "attention_mask": mask,
+            "position_ids": positions(placed.attention_mask, placed.segments),
+        }
+        if placed.labels is None:
+            outputs = self.language_model(**arguments, past_key_values=cache, logits_to_keep=logits_to_keep, **kwargs)
+            return MmllmOutput(
+                logits=outputs.logits,
+                past_key_values=outputs.past_key_values,
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+            )
+        kwargs.pop("num_items_in_batch", None)
+        hidden = self.language_model.base_model(**arguments, use_cache=False, **kwargs).last_hidden_state
+        losses = self.losses(hidden, placed, frame_share)
+        return MmllmOutput(loss=sum(losses.values()), losses=losses)
+
+    def losses(self, hidden: Tensor, placed: Placed, frame_share: Tensor | None) -> dict[str, Tensor]:
+        """The parts of the loss, of hidden states B P D; each carries its weight."""
+        config = self.config.losses
+        ids = self.config.time_token_ids
+        time_ids = torch.tensor(ids, device=hidden.device) if ids else None
+        targets = placed.labels[:, 1:]
+        labelled = targets != IGNORED
+        logits = self.lm_logits(hidden[:, :-1][labelled])  # R V
+        parts = {"token": token_loss(logits, targets[labelled], time_ids, config.time_sigma)}
+        if self.grounding is not None and time_ids is not None and frame_share is not None:
+            found = intervals_of(placed.labels, time_ids, placed.segments)
+            parts["grounding"] = config.grounding_weight * self.grounding(hidden, placed, found, frame_share)
+        return parts
+
+    def lm_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states (..., D), as the LLM's own forward would scale them."""
+        logits = self.get_output_embeddings()(hidden)
+        text = self.config.text_config
+        if (scale := getattr(text, "logit_scale", None)) is not None:
+            logits = logits * scale
+        if (divisor := getattr(text, "logits_scaling", None)) is not None:
+            logits = logits / divisor
+        if (cap := getattr(text, "final_logit_softcapping", None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def _frame_share(self, placed: Placed, times_s: Tensor | None, durations_s: Tensor | None) -> Tensor | None:
+        """B T: when each frame of a row's first video is shown, as a share of its duration; -1 without a video."""
+        if self.grounding is None or times_s is None:
+            return None
+        if durations_s is None:
+            raise InputError("the grounding loss needs video_durations_s beside video_times_s")
+        share = times_s / durations_s.unsqueeze(1)
+        counts = [int(row.max()) + 1 for row in placed.which]  # rows with images beside videos are not grounded
+        first = torch.tensor([sum(counts[:b]) for b in range(len(counts))], device=share.device)
+        if sum(counts) != len(share):
+            return None
+        return share[first.clamp(max=len(share) - 1)]
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' `generate` over text with videos and images: greedy, sampling, beams, streaming.
+
+        Takes what the processor gives. Returns the given ids followed by the new ones, as other
+        vision-language models do; with `return_dict_in_generate`, their `sequences`.
+        """
+        visual = {name: kwargs.pop(name, None) for name in inspect.signature(self.see).parameters}
+        seen = self.see(**visual)
+        kwargs.pop("video_durations_s", None)
+        if input_ids is None or not seen:
+            return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        placed = place(input_ids, attention_mask, seen, pad_side="left")
+        out = super().generate(
+            placed.input_ids, attention_mask=placed.attention_mask, visual_embeddings=placed.visual, **kwargs
+        )
+        sequences = out if isinstance(out, Tensor) else out.sequences
+        new = sequences[:, placed.input_ids.shape[1] :]
+        prompts = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
+        if isinstance(out, Tensor):
+            return torch.cat([prompts, new], dim=1)
+        out.sequences = torch.cat([prompts, new], dim=1)
+        return out
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Visual tokens go in once where there is a cache, and again at every step where there is none."""
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            kwargs.pop("visual_embeddings", None)
+        return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The LLM's table of token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the LLM's table of token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The LM head."""
+        return self.language_model.get_output_embeddings()
+
+    def freeze(self, *stages: str) -> None:
+        """Stops training of the named stages (`encoder`, `visual_tokenizer`, `language_model`)."""
+        for stage in stages:
+            getattr(self, stage).requires_grad_(False)
+
+
+AutoConfig.register("mmllm", MmllmConfig, exist_ok=True)
+AutoModelForImageTextToText.register(MmllmConfig, MmllmForConditionalGeneration, exist_ok=True)
