@@ -238,7 +238,9 @@ class TimeTokens:
         return (self.count - 1) * (time_s / duration_s)  # division first, as published: the rounding depends on it
 
 
-def parse_answer(raw_text: str, duration_s: float, time_tokens: TimeTokens, strict: bool = False) -> Answer:
+def parse_answer(
+    raw_text: str, duration_s: float, time_tokens: TimeTokens | None = None, strict: bool = False
+) -> Answer:
     """The sentence and the spans of an answer that holds time tokens or stamps of seconds.
 
     The first two stamps, wherever they are, give the first span: each is clamped to [0, duration], the earlier is the
@@ -249,14 +251,16 @@ def parse_answer(raw_text: str, duration_s: float, time_tokens: TimeTokens, stri
     Args:
         raw_text: the answer, possibly ending with `</s>`.
         duration_s: length of the video in seconds.
-        time_tokens: the vocabulary of time; a token outside it is ordinary text.
+        time_tokens: the vocabulary of time; a token outside it is ordinary text. None if the text holds seconds
+            only, as annotations do.
         strict: refuse an answer with fewer than two stamps, as annotations are read.
 
     Raises:
         InputError: if the duration is not a positive number, or `strict` and there are fewer than two stamps.
     """
     duration_s = checked_duration(duration_s)
-    text = time_tokens.read(raw_text, duration_s).strip().removesuffix("</s>").strip()
+    text = raw_text if time_tokens is None else time_tokens.read(raw_text, duration_s)
+    text = text.strip().removesuffix("</s>").strip()
     stamps = list(_STAMP.finditer(text))
     if len(stamps) < 2:
         if strict:
@@ -279,14 +283,14 @@ def parse_answer(raw_text: str, duration_s: float, time_tokens: TimeTokens, stri
     return Answer(text=sentence.strip(), spans=tuple(spans), raw=raw_text, fallback=False)
 
 
-def checked_duration(duration_s: float) -> float:
+def checked_duration(duration_s: float | None) -> float:
     """`duration_s` as a float.
 
     Raises:
         InputError: if it is not a positive, finite number of seconds.
     """
     try:
-        seconds = float(duration_s)
+        seconds = math.nan if duration_s is None else float(duration_s)
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):

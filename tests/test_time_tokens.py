@@ -216,6 +216,11 @@ def test_fewer_than_two_times_fall_back_to_the_whole_video(text):
         answer(text, strict=True)
 
 
+def test_annotations_hold_seconds_only():
+    assert parse_answer("<t3> <1> <2> word", 10).text == "<t3>   word"
+    assert parse_answer("<t3> <t4> word", 10).fallback
+
+
 def test_the_sentence_of_a_fallback_is_unchanged():
     assert answer("It is at <5> only.").text == "It is at <5> only."
 

@@ -1,0 +1,111 @@
+"""What can be scored without looking at a video: the whole of it, the best constant interval, the usual answer.
+
+V videos, n questions, S true spans of a question, E candidate ends
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mmllm.errors import InputError
+from mmllm.evaluation.metrics import families, merged, with_spans
+from mmllm.evaluation.samples import Sample
+from mmllm.time_tokens import Span
+
+GRID = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantInterval:
+    """The same answer to every question, relative to the video's duration."""
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise InputError(f"a constant interval needs 0 <= start <= end <= 1, not [{self.start}, {self.end}]")
+
+    def answer(self, sample: Sample) -> Sample:
+        """The question, answered by this interval."""
+        return with_spans(sample, Span(self.start * sample.length_s, self.end * sample.length_s))
+
+
+WHOLE_VIDEO = ConstantInterval(start=0.0, end=1.0)
+
+
+def best_constant(samples: Sequence[Sample]) -> ConstantInterval:
+    """The interval with the highest mIoU (per video, then over videos) on these questions, by grid search.
+
+    Args:
+        samples: questions about time; only their truth and duration are looked at.
+
+    Raises:
+        InputError: if no question is about time.
+    """
+    timed = [sample for sample in samples if sample.truth_spans]
+    if not timed:
+        raise InputError("a constant interval can only be fitted to questions about time, and there are none")
+    questions_of = Counter(sample.vid for sample in timed)
+    weight = np.array([1 / questions_of[sample.vid] for sample in timed]) / len(questions_of)  # n
+    starts, ends, length = _relative_truth(timed)  # n S, n S, n
+    grid = np.linspace(0.0, 1.0, GRID + 1)
+    best, best_score = WHOLE_VIDEO, -1.0
+    for position, start in enumerate(grid[:-1]):
+        candidates = grid[position + 1 :, None]  # E 1
+        both = np.zeros((len(candidates), len(timed)))  # E n
+        for span in range(starts.shape[1]):
+            overlap = np.minimum(candidates, ends[:, span]) - np.maximum(start, starts[:, span])
+            both += np.maximum(overlap, 0)
+        scores = both / (candidates - start + length - both) @ weight  # E
+        if scores.max() > best_score + 1e-12:
+            best_score = float(scores.max())
+            best = ConstantInterval(start=float(start), end=float(candidates[scores.argmax(), 0]))
+    return best
+
+
+def _relative_truth(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    truths = [merged(sample.truth_spans) for sample in samples]
+    most = max(len(truth) for truth in truths)
+    starts, ends = np.zeros((2, len(samples), most))  # spans that fill up have no length
+    for row, (truth, sample) in enumerate(zip(truths, samples, strict=True)):
+        for column, span in enumerate(truth):
+            starts[row, column] = span.start_s / sample.length_s
+            ends[row, column] = span.end_s / sample.length_s
+    return starts, ends, (ends - starts).sum(axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlindBaseline:
+    """What a model that reads the question's family, but sees no video, would answer."""
+
+    overall: ConstantInterval
+    by_family: Mapping[str, ConstantInterval]
+    texts: Mapping[str, str]
+    """The most frequent true text of each family that is answered by text."""
+
+    @classmethod
+    def fit(cls, samples: Sequence[Sample]) -> BlindBaseline:
+        """Constants fitted to the truth of these questions, and the most frequent texts among it."""
+        timed = [sample for sample in samples if sample.truth_spans]
+        texts = [sample for sample in samples if not sample.truth_spans]
+        return cls(
+            overall=best_constant(timed) if timed else WHOLE_VIDEO,
+            by_family={family: best_constant(group) for family, group in families(timed).items()},
+            texts={family: _most_frequent(group) for family, group in families(texts).items()},
+        )
+
+    def answer(self, sample: Sample) -> Sample:
+        """The question, answered by its family's constant or text; a family never seen gets the overall constant."""
+        if sample.truth_spans:
+            return self.by_family.get(sample.family, self.overall).answer(sample)
+        return replace(sample, prediction_text=self.texts.get(sample.family, ""), error="")
+
+
+def _most_frequent(samples: Sequence[Sample]) -> str:
+    counts = Counter(sample.truth_text.strip().lower() for sample in samples)
+    return min(counts, key=lambda text: (-counts[text], text))

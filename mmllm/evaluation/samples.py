@@ -1,0 +1,150 @@
+"""One scored question: what was asked, what is true, what was answered. A file of samples is JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from mmllm.errors import InputError
+from mmllm.time_tokens import Answer, Span, checked_duration, shortened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A question with its truth and a model's answer.
+
+    A sample whose truth has spans is scored by time, one whose truth has none by its text.
+
+    Raises:
+        InputError: if the duration of a sample with spans is not a positive number of seconds.
+    """
+
+    question_id: str
+    vid: str
+    family: str
+    question: str
+    duration_s: float | None
+    """The annotated length of the video, which is what converts time tokens; None where only texts are asked for."""
+    truth_spans: tuple[Span, ...] = ()
+    """Empty where the answer is a text."""
+    truth_text: str = ""
+    prediction_raw: str = ""
+    prediction_spans: tuple[Span, ...] = ()
+    prediction_text: str = ""
+    fallback: bool = False
+    """The answer named fewer than two times, so that its span is the whole video."""
+    error: str = ""
+    """Why there is no answer, for example a video that cannot be read; empty if the question was answered."""
+
+    def __post_init__(self) -> None:
+        if self.truth_spans:
+            checked_duration(self.duration_s)
+            if not (self.error or self.prediction_spans):
+                raise InputError(f"question {self.question_id!r} is about time: its answer needs at least one span")
+
+    def answered(self, answer: Answer) -> Sample:
+        """This question with a model's answer."""
+        return replace(
+            self,
+            prediction_raw=answer.raw,
+            prediction_spans=answer.spans,
+            prediction_text=answer.text,
+            fallback=answer.fallback,
+            error="",
+        )
+
+    @property
+    def length_s(self) -> float:
+        """The duration of a question about time, which always has one."""
+        return checked_duration(self.duration_s)
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping of plain JSON values, one line of a file of samples."""
+        return {
+            "question_id": self.question_id,
+            "vid": self.vid,
+            "family": self.family,
+            "question": self.question,
+            "duration": self.duration_s,
+            "truth": {"spans": [span.to_json() for span in self.truth_spans], "text": self.truth_text},
+            "prediction": {
+                "raw": self.prediction_raw,
+                "spans": [span.to_json() for span in self.prediction_spans],
+                "text": self.prediction_text,
+            },
+            "fallback": self.fallback,
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_json(cls, row: Any) -> Sample:
+        """The inverse of `to_json`.
+
+        Raises:
+            InputError: naming the key that is missing or wrong.
+        """
+        truth, prediction = _get(row, "truth", dict), _get(row, "prediction", dict)
+        return cls(
+            question_id=_get(row, "question_id", str),
+            vid=_get(row, "vid", str),
+            family=_get(row, "family", str),
+            question=_get(row, "question", str),
+            duration_s=_get(row, "duration", (int, float, NoneType)),
+            truth_spans=_spans(truth),
+            truth_text=_get(truth, "text", str),
+            prediction_raw=_get(prediction, "raw", str),
+            prediction_spans=_spans(prediction),
+            prediction_text=_get(prediction, "text", str),
+            fallback=_get(row, "fallback", bool),
+            error=_get(row, "error", str),
+        )
+
+
+def _get(row: Any, key: str, kind: type | tuple[type, ...]) -> Any:
+    if not isinstance(row, dict):
+        raise InputError(f"expected an object with the key {key!r}, not {shortened(repr(row))}")
+    if key not in row:
+        raise InputError(f"the key {key!r} is missing")
+    if not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool):
+        raise InputError(f"{key!r} has the wrong type: {shortened(repr(row[key]))}")
+    return row[key]
+
+
+def _spans(row: dict[str, Any]) -> tuple[Span, ...]:
+    spans = _get(row, "spans", list)
+    try:
+        return tuple(Span(float(start_s), float(end_s)) for start_s, end_s in spans)
+    except (TypeError, ValueError) as problem:
+        raise InputError(f"'spans' must be pairs of seconds, start <= end: {problem}") from None
+
+
+def write_samples(path: Path, samples: Iterable[Sample]) -> None:
+    """Writes samples as JSON lines."""
+    with path.open("w", encoding="utf-8") as file:
+        for sample in samples:
+            file.write(json.dumps(sample.to_json(), ensure_ascii=False) + "\n")
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The samples of a file of JSON lines, in its order.
+
+    Raises:
+        InputError: if the file cannot be read or a line is not a sample; names the file and the line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"{path}: cannot be read: {problem}") from None
+    samples = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            samples.append(Sample.from_json(json.loads(line)))
+        except (ValueError, RecursionError) as problem:
+            raise InputError(f"{path}, line {number}: not a scored question: {problem}") from None
+    return samples

@@ -1,0 +1,145 @@
+"""`mmllm score`: scores a file of answered questions again, without a model."""
+
+from __future__ import annotations
+
+import json as json_text
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmllm.errors import InputError
+from mmllm.evaluation.baselines import WHOLE_VIDEO, BlindBaseline
+from mmllm.evaluation.metrics import (
+    coverage_scores,
+    families,
+    over_videos,
+    sample_iou,
+    temporal_scores,
+    text_scores,
+)
+from mmllm.evaluation.samples import Sample, read_samples
+
+COLUMNS = {
+    "mIoU": "miou",
+    "P@0.3": "p_at_0.3",
+    "P@0.5": "p_at_0.5",
+    "P@0.7": "p_at_0.7",
+    "fallback": "fallback_rate",
+    "const": "best_constant_miou",
+    "whole": "whole_video_miou",
+    "text": "text_accuracy",
+    "usual": "most_frequent_text_accuracy",
+}
+CAPTION = (
+    "fallback: answers without two times. Without looking at the video: mIoU of the best constant interval of each "
+    "family and of the whole video, accuracy of each family's usual text."
+)
+
+
+def score_samples(samples: Sequence[Sample], baseline: BlindBaseline, *, seed: int = 0) -> dict[str, Any]:
+    """All scores of answered questions, beside what can be had without looking at a video.
+
+    The keys of `coverage_scores`, `temporal_scores` and `text_scores`, then `whole_video_miou`, `best_constant_miou`
+    (each question answered by its family's constant), `best_constant_overall_miou` (one constant for all), each also
+    as `..._p_at_0.5`, `most_frequent_text_accuracy`, and all of these for each family under `families`.
+
+    Raises:
+        InputError: if there are no samples.
+    """
+    if not samples:
+        raise InputError("there are no answered questions to score")
+    return {
+        **_scores(samples, baseline, seed),
+        "families": {family: _scores(group, baseline, seed) for family, group in families(samples).items()},
+    }
+
+
+def _scores(samples: Sequence[Sample], baseline: BlindBaseline, seed: int) -> dict[str, Any]:
+    timed = [sample for sample in samples if sample.truth_spans]
+    texts = [sample for sample in samples if not sample.truth_spans]
+    scores = {**coverage_scores(samples), **temporal_scores(samples, seed=seed)}
+    blind = {
+        "whole_video": WHOLE_VIDEO.answer,
+        "best_constant": baseline.answer,
+        "best_constant_overall": baseline.overall.answer,
+    }
+    for name, answer in blind.items():
+        answered = [answer(sample) for sample in timed]
+        scores[f"{name}_miou"] = over_videos(answered, sample_iou)
+        scores[f"{name}_p_at_0.5"] = over_videos(answered, lambda sample: float(sample_iou(sample) >= 0.5))
+    guessed = text_scores([baseline.answer(sample) for sample in texts])
+    return {**scores, **text_scores(samples), "most_frequent_text_accuracy": guessed["text_accuracy"]}
+
+
+def score_file(path: Path, fit: Path | None = None, *, seed: int = 0) -> dict[str, Any]:
+    """Scores of a file of samples.
+
+    Args:
+        path: JSON lines as the evaluation writes them. Of a question that occurs twice the last answer counts, and
+            `duplicates` says how often that was so.
+        fit: samples whose truth the blind baselines are fitted to; without it they are fitted to the scored
+            questions themselves, which only favours the baselines.
+        seed: of the bootstrap intervals.
+
+    Raises:
+        InputError: if a file cannot be read or has no samples.
+    """
+    lines = read_samples(path)
+    samples = list({sample.question_id: sample for sample in lines}.values())
+    if not samples:
+        raise InputError(f"{path}: there are no answered questions in this file")
+    scores = score_samples(samples, BlindBaseline.fit(samples if fit is None else read_samples(fit)), seed=seed)
+    fitted_on = "the scored questions" if fit is None else str(fit)
+    return {**scores, "baselines_fitted_on": fitted_on, "duplicates": len(lines) - len(samples)}
+
+
+def score(
+    file: Annotated[Path, tyro.conf.Positional], fit: Path | None = None, json: bool = False, seed: int = 0
+) -> None:
+    """Score a file of answered questions again, without a model.
+
+    Args:
+        file: JSON lines that `mmllm eval` wrote, one answered question a line.
+        fit: answered questions of the training set, to fit the blind baselines to; default: the scored questions.
+        json: print all scores as one JSON object instead of a table.
+        seed: of the bootstrap intervals.
+    """
+    scores = score_file(file, fit, seed=seed)
+    if json:
+        print(json_text.dumps(scores, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(score_table(scores))
+    console.print(score_summary(scores), highlight=False)
+
+
+def score_table(scores: dict[str, Any]) -> Any:
+    """A rich table in per cent with a row for each family and one for all; columns without a value are left out."""
+    from rich import box
+    from rich.table import Table
+
+    columns = {title: key for title, key in COLUMNS.items() if scores[key] is not None}
+    table = Table(title="Scores in %", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.caption, table.caption_justify = CAPTION, "left"
+    table.add_column("family", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    for title in columns:
+        table.add_column(title, justify="right", no_wrap=True)
+    for family, row in {**scores["families"], "all": scores}.items():
+        cells = ("-" if row[key] is None else f"{100 * row[key]:.1f}" for key in columns.values())
+        table.add_row(family, str(row["questions"]), *cells, style="bold" if row is scores else None)
+    return table
+
+
+def score_summary(scores: dict[str, Any]) -> str:
+    """How sure the scores are, how much they cover, and what counts as 0."""
+    parts = []
+    if scores["miou_interval"] is not None:
+        low, high = (100 * end for end in scores["miou_interval"])
+        parts.append(f"mIoU {100 * scores['miou']:.1f}: {low:.1f} to {high:.1f} in 95 % of resampled videos.")
+    parts.append(f"{scores['scored']} of {scores['questions']} questions were answered")
+    return " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")

@@ -1,0 +1,123 @@
+"""Metrics: known numbers, the published averaging, sets of spans, failures, bootstrap."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmllm.evaluation.metrics import (
+    bootstrap_interval,
+    coverage_scores,
+    iou,
+    merged,
+    sample_iou,
+    set_iou,
+    temporal_scores,
+    text_scores,
+)
+from mmllm.evaluation.samples import Sample
+from mmllm.time_tokens import Span
+
+SECONDS = st.floats(0, 1e4)
+SPANS = st.tuples(SECONDS, SECONDS).map(lambda ends: Span(*sorted(ends)))
+
+
+def sample(question_id="q", vid="v", truth=((0, 5),), predicted=((0, 5),), **fields):
+    return Sample(
+        question_id=question_id,
+        vid=vid,
+        family=fields.pop("family", "visible"),
+        question="When?",
+        duration_s=fields.pop("duration_s", 10.0),
+        truth_spans=tuple(Span(*ends) for ends in truth),
+        prediction_spans=tuple(Span(*ends) for ends in predicted),
+        **fields,
+    )
+
+
+def test_known_values():
+    assert iou(Span(0, 10), Span(5, 15)) == pytest.approx(1 / 3)
+    assert iou(Span(0, 1), Span(2, 3)) == 0
+    assert iou(Span(0, 1), Span(1, 2)) == 0
+    assert iou(Span(4, 4), Span(4, 4)) == 0
+    assert set_iou([Span(0, 2), Span(4, 6)], [Span(1, 5)]) == pytest.approx(2 / 6)
+    assert set_iou([Span(0, 2), Span(1, 3)], [Span(0, 3)]) == 1
+    assert set_iou([], [Span(0, 3)]) == 0
+
+
+@given(SPANS, SPANS)
+def test_iou_is_a_symmetric_share(one, other):
+    score = iou(one, other)
+    assert 0 <= score <= 1 + 1e-9
+    assert score == iou(other, one)
+    assert iou(one, one) == (1 if one.length_s else 0)
+
+
+@given(st.lists(SPANS, max_size=5), st.lists(SPANS, max_size=5))
+def test_set_iou_does_not_depend_on_how_a_set_is_cut(some, others):
+    assert 0 <= set_iou(some, others) <= 1 + 1e-9
+    assert set_iou(some[::-1] + some, others) == set_iou(some, others)
+    assert merged(merged(some)) == merged(some)
+
+
+def test_averages_per_video_then_over_videos():
+    samples = [
+        sample("a0", "a", predicted=((0, 5),)),
+        sample("a1", "a", predicted=((5, 10),)),
+        sample("a2", "a", predicted=((5, 10),)),
+        sample("b0", "b", predicted=((0, 10),)),
+    ]
+    scores = temporal_scores(samples)
+    assert scores["miou"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert scores["miou_per_question"] == pytest.approx((1 + 0 + 0 + 0.5) / 4)
+    assert scores["p_at_0.5"] == pytest.approx((1 / 3 + 1) / 2)  # an IoU of exactly 0.5 counts
+    assert scores["p_at_0.7"] == pytest.approx((1 / 3 + 0) / 2)
+    assert scores["p_at_0.3_per_question"] == 0.5
+    low, high = scores["miou_interval"]
+    assert low <= scores["miou"] <= high
+
+
+def test_failed_questions_count_as_zero_and_are_reported():
+    samples = [sample("a", "a"), sample("b", "b", predicted=(), error="b.mp4: no frames")]
+    assert temporal_scores(samples)["miou"] == 0.5
+    assert temporal_scores(samples)["fallback_rate"] == 0
+    assert coverage_scores(samples) == {"questions": 2, "videos": 2, "scored": 1, "failed": 1, "coverage": 0.5}
+
+
+def test_a_failed_question_is_never_scored_as_an_answer():
+    assert sample_iou(sample(predicted=((0, 5),), error="stopped")) == 0
+    assert text_scores([sample(truth=(), predicted=(), truth_text="a", prediction_text="a", error="stopped")]) == {
+        "text_questions": 1,
+        "text_accuracy": 0.0,
+    }
+
+
+def test_fallback_is_counted_and_scored_both_ways():
+    samples = [sample("a", "a", predicted=((0, 10),), fallback=True), sample("b", "b")]
+    scores = temporal_scores(samples)
+    assert scores["fallback_rate"] == 0.5
+    assert scores["miou"] == pytest.approx(0.75)
+    assert scores["miou_without_fallback"] == pytest.approx(0.5)
+
+
+def test_one_true_span_is_compared_with_the_first_answered():
+    assert sample_iou(sample(predicted=((0, 5), (7, 9)))) == 1
+    assert sample_iou(sample(truth=((0, 2), (7, 9)), predicted=((7, 9), (0, 2)))) == 1
+    assert sample_iou(sample(truth=((0, 2), (7, 9)), predicted=((0, 2),))) == 0.5
+
+
+def test_text_accuracy_ignores_case_only():
+    texts = [("Circle", "circle "), ("circle", "a circle"), ("3", "3")]
+    samples = [
+        sample(str(i), truth=(), predicted=(), truth_text=truth, prediction_text=said)
+        for i, (truth, said) in enumerate(texts)
+    ]
+    assert text_scores(samples)["text_accuracy"] == pytest.approx(2 / 3)
+    assert temporal_scores(samples)["miou"] is None
+
+
+def test_bootstrap_is_seeded_and_collapses_without_spread():
+    values = [i * i / 900 for i in range(30)]
+    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+    assert bootstrap_interval([0.5] * 9) == [0.5, 0.5]
+    assert bootstrap_interval([]) is None
