@@ -56,6 +56,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ("past_key_values",)
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, so that accumulated batches are averaged
 
     def __init__(self, config: MmllmConfig) -> None:
         super().__init__(config)
@@ -241,7 +242,6 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 hidden_states=outputs.hidden_states,
                 attentions=outputs.attentions,
             )
-        kwargs.pop("num_items_in_batch", None)
         hidden = self.language_model.base_model(**arguments, use_cache=False, **kwargs).last_hidden_state
         losses = self.losses(hidden, placed, frame_share)
         return MmllmOutput(loss=sum(losses.values()), losses=losses)
@@ -286,14 +286,21 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return share[first.clamp(max=len(share) - 1)]
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        seen: dict[int, VisualSequence] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """transformers' `generate` over text with videos and images: greedy, sampling, beams, streaming.
 
-        Takes what the processor gives. Returns the given ids followed by the new ones, as other
-        vision-language models do; with `return_dict_in_generate`, their `sequences`.
+        Takes what the processor gives, or in place of pixels what `see` made of them before (`seen`). Returns the
+        given ids followed by the new ones, as other vision-language models do; with `return_dict_in_generate`,
+        their `sequences`.
         """
         visual = {name: kwargs.pop(name, None) for name in inspect.signature(self.see).parameters}
-        seen = self.see(**visual)
+        seen = self.see(**visual) if seen is None else seen
         kwargs.pop("video_durations_s", None)
         if input_ids is None or not seen:
             return super().generate(input_ids, attention_mask=attention_mask, **kwargs)

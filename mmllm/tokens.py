@@ -16,6 +16,8 @@ from einops import rearrange
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmllm.tiles import Tiling
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoClip:
@@ -35,6 +37,8 @@ class VideoClip:
     """bool, T. False where a frame only repeats another because the video has fewer than were asked for."""
     source: str = ""
     """Where the frames came from, for messages."""
+    in_order: bool = True
+    """False for frames that were asked for in an order of their own; only then may times go backwards."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -43,7 +47,7 @@ class VideoClip:
         times_s = np.asarray(self.times_s, dtype=np.float64)
         if times_s.shape != (len(self.frames),):
             raise ValueError(f"{len(self.frames)} frames need {len(self.frames)} times, not shape {times_s.shape}")
-        if not np.isfinite(times_s).all() or (np.diff(times_s) < 0).any():
+        if not np.isfinite(times_s).all() or (self.in_order and (np.diff(times_s) < 0).any()):
             raise ValueError(f"times_s must be finite and must not go backwards: {times_s}")
         if not (np.isfinite(self.duration_s) and self.duration_s > 0):
             raise ValueError(f"duration_s must be a positive number of seconds, not {self.duration_s}")
@@ -83,6 +87,8 @@ class VisualTokens:
     """Name -> B T N. What the encoder can say cheaply of each token's importance, such as `cls_attention`."""
     size: Tensor | None = None
     """float, B T N. How many patches a token stands for, once tokens have been merged."""
+    tiling: tuple[Tiling, ...] | None = None
+    """For images cut into tiles, how each of the B was cut: T counts the whole image first, then its tiles."""
 
     def __post_init__(self) -> None:
         if self.features.ndim != 4:
@@ -100,6 +106,9 @@ class VisualTokens:
                 raise ValueError(f"{name} must be {(b, t, n)} like the features, not {tuple(value.shape)}")
         if self.times_s is not None and self.times_s.shape != (b, t):
             raise ValueError(f"times_s must be {(b, t)}, not {tuple(self.times_s.shape)}")
+        if self.tiling is not None and (len(self.tiling) != b or any(one.partitions > t for one in self.tiling)):
+            cuts = [one.partitions for one in self.tiling]
+            raise ValueError(f"tiling must describe {b} images of at most {t} partitions, not {cuts}")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -195,3 +204,14 @@ class VisualSequence:
                 return slice(start, start + count)
             start += count
         raise KeyError(f"no block {name!r}; this path makes {[block for block, _ in self.blocks]}")
+
+    def select(self, rows: Tensor) -> VisualSequence:
+        """The videos numbered `rows` (int64), for asking several questions about one without encoding it again."""
+        return dataclasses.replace(
+            self,
+            embeddings=self.embeddings[rows],
+            mask=self.mask[rows],
+            frame=self.frame[rows],
+            memory=None if self.memory is None else self.memory[rows],
+            memory_mask=None if self.memory_mask is None else self.memory_mask[rows],
+        )

@@ -1,0 +1,409 @@
+"""MmllmProcessor: chat messages with videos to model inputs, and generated ids to an Answer.
+
+B conversations, L text positions, V videos, I images, T frames, S side of the encoder's input
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
+
+from mmllm.config import MmllmConfig
+from mmllm.errors import InputError
+from mmllm.fields import from_mapping, to_mapping
+from mmllm.frames import FrameTransform
+from mmllm.placement import IGNORED
+from mmllm.templates import IMAGE, VIDEO, template
+from mmllm.time_tokens import Answer, TimeTokens, parse_answer
+from mmllm.tokens import VideoClip
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    """A conversation as ids, with labels where it is trained on."""
+
+    input_ids: Tensor
+    """int64, L."""
+    labels: Tensor
+    """int64, L; -100 everywhere but at the assistant's tokens."""
+
+
+class MmllmProcessor(ProcessorMixin):
+    """Prepares text, images and videos for `MmllmForConditionalGeneration`, and reads its answers.
+
+    Args:
+        tokenizer: a tokenizer that knows the placeholders and, if there are any, the time tokens
+            (`add_special_words` adds them).
+        frames: fields of `FrameTransform`, the preprocessing that belongs to the encoder's weights.
+        num_frames: frames sampled of each video.
+        num_time_tokens: how many time tokens there are; 0 if times are written as text.
+        strip_time_tokens: drop white space around time tokens before text is split into pieces, as the tokenizer
+            did that LITA was trained with. Newer tokenizers would keep it as pieces of its own.
+        chat_template: Jinja text, or the name of a template of `mmllm.templates`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        frames: Mapping[str, Any] | FrameTransform | None = None,
+        num_frames: int = 100,
+        num_time_tokens: int = 100,
+        strip_time_tokens: bool = True,
+        chat_template: str = "plain",
+    ) -> None:
+        super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))
+        self.frames = to_mapping(frames) if isinstance(frames, FrameTransform) else dict(frames or {"size": 224})
+        self.num_frames = num_frames
+        self.num_time_tokens = num_time_tokens
+        self.strip_time_tokens = strip_time_tokens
+        self.frame_transform = from_mapping(FrameTransform, self.frames)
+        self.time_tokens = TimeTokens(count=num_time_tokens) if num_time_tokens else None
+        self.video_token_id = self._id_of(VIDEO)
+        self.image_token_id = self._id_of(IMAGE)
+
+    def _id_of(self, word: str) -> int:
+        token = self.tokenizer.convert_tokens_to_ids(word)
+        if token is None or token == self.tokenizer.unk_token_id:
+            raise InputError(f"the tokenizer does not know {word!r}: prepare it with mmllm.processor.add_special_words")
+        return token
+
+    # --- messages to model inputs ---------------------------------------------------------------------------
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Message] | Sequence[Sequence[Message]],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
+        return_dict: bool = True,
+        return_labels: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Messages to text, or with `tokenize` to model inputs.
+
+        Args:
+            conversation: messages, or a batch of conversations. An item `{"type": "video", "video": source}` takes
+                whatever `mmllm.open_video` takes, or a `VideoClip`; `url` and `path` are read as local paths.
+                Optional in an item: `num_frames`, `start_s`, `end_s`.
+            chat_template: Jinja text in place of the processor's own.
+            tokenize: give model inputs instead of text.
+            add_generation_prompt: end where the assistant's answer begins.
+            return_dict: with `tokenize`, give everything the model takes; otherwise only the ids.
+            return_labels: give `labels` too, which cover exactly what the assistant says.
+            kwargs: variables of the template.
+
+        Raises:
+            InputError: if a message has a role, an item or a medium that cannot be used.
+        """
+        if isinstance(conversation[0], Mapping):
+            batch: list[Sequence[Message]] = [conversation]  # type: ignore[list-item]
+        else:
+            batch = list(conversation)  # type: ignore[arg-type]
+        escaped = [_escaped(messages) for messages in batch]
+
+        def render(messages: Sequence[Message], prompt: bool) -> str:
+            return super(MmllmProcessor, self).apply_chat_template(
+                messages,
+                chat_template or self.chat_template,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **kwargs,
+            )
+
+        if not tokenize:
+            texts = [render(messages, add_generation_prompt) for messages in escaped]
+            return texts[0] if isinstance(conversation[0], Mapping) else texts
+        encoded = []
+        for messages in escaped:
+            text = render(messages, add_generation_prompt)
+            said = list(_assistant_turns(messages, text, render)) if return_labels else []
+            encoded.append(self.encode(text, said))
+        inputs = self.collate(encoded, with_labels=return_labels)
+        inputs.update(self._media(batch))
+        return BatchFeature(inputs) if return_dict else inputs["input_ids"]
+
+    def __call__(  # type: ignore[override]
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Model inputs of text with placeholders and the media they stand for, in the order of appearance.
+
+        Args:
+            images: an image (path, PIL image or uint8 array H W 3) or a list of them.
+            text: one text or a batch, with a `<video>` or `<image>` for each medium.
+            videos: a video (anything `mmllm.open_video` takes, or a `VideoClip`) or a list of them.
+            kwargs: `num_frames` to sample another number than the processor's own.
+
+        Returns:
+            `input_ids`, `attention_mask` (B L); with videos `pixel_values_videos` (V T 3 S S), `video_frame_mask`,
+            `video_times_s` (V T) and `video_durations_s` (V); with images `pixel_values` (I 3 S S).
+        """
+        inputs: dict[str, Any] = {}
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            inputs.update(self.collate([self.encode(one) for one in texts]))
+        frames = kwargs.get("num_frames") or self.num_frames
+        if videos is not None:
+            clips = [self.load(video, frames) for video in (videos if isinstance(videos, (list, tuple)) else [videos])]
+            inputs.update(self.video_inputs(clips))
+        if images is not None:
+            inputs["pixel_values"] = self.image_inputs(images if isinstance(images, (list, tuple)) else [images])
+        return BatchFeature(inputs)
+
+    def encode(self, text: str, said: Sequence[tuple[int, int]] = ()) -> Encoded:
+        """Ids of a text; labels where it lies in one of the character ranges `said`.
+
+        Placeholders and time tokens are split off first, and the text between them is encoded piece by piece.
+        """
+        ids: list[int] = []
+        starts: list[int] = []
+        for start, piece in self._pieces(text):
+            token = self._single.get(piece)
+            if token is not None:
+                ids.append(token)
+                starts.append(start)
+                continue
+            out = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+            ids += out["input_ids"]
+            # an offset may begin at the space before a word: what counts is where its last character lies
+            starts += [start + max(end - 1, begin) for begin, end in out["offset_mapping"]]
+        input_ids = torch.tensor(ids, dtype=torch.long)
+        labelled = torch.tensor([any(a <= at < b for a, b in said) for at in starts], dtype=torch.bool)
+        return Encoded(input_ids=input_ids, labels=input_ids.where(labelled, torch.tensor(IGNORED)))
+
+    @property
+    def _single(self) -> dict[str, int]:
+        """Words that are one id each and never go through the tokenizer's pieces."""
+        if not hasattr(self, "_single_words"):
+            words = [*(self.time_tokens.strings if self.time_tokens else ()), VIDEO, IMAGE]
+            known = dict(zip(words, self.tokenizer.convert_tokens_to_ids(words), strict=True))
+            self.__dict__["_single_words"] = known
+        return self._single_words
+
+    def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
+        """Where each piece of a text begins, and the piece: words that are one id, and the text between them."""
+        for match in re.finditer(r"<(?:t\d+|video|image)>|.+?(?=<(?:t\d+|video|image)>|\Z)", text, flags=re.DOTALL):
+            start, piece = match.start(), match[0]
+            if piece not in self._single and self.strip_time_tokens:
+                before, after = text[:start], text[match.end() :]
+                if re.search(r"<t\d+>$", before):
+                    start, piece = start + len(piece) - len(piece.lstrip()), piece.lstrip()
+                if re.match(r"<t\d+>", after):
+                    piece = piece.rstrip()
+            if piece:
+                yield start, piece
+
+    def collate(self, encoded: Sequence[Encoded], with_labels: bool = False) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and, if asked for, `labels`, padded on the right to B L."""
+        pad = torch.nn.utils.rnn.pad_sequence
+        fill = self.tokenizer.pad_token_id or 0
+        batch = {
+            "input_ids": pad([one.input_ids for one in encoded], batch_first=True, padding_value=fill),
+            "attention_mask": pad([torch.ones_like(one.input_ids) for one in encoded], batch_first=True),
+        }
+        if with_labels:
+            batch["labels"] = pad([one.labels for one in encoded], batch_first=True, padding_value=IGNORED)
+        return batch
+
+    # --- media ----------------------------------------------------------------------------------------------
+
+    def load(self, video: Any, num_frames: int | None = None, **limits: Any) -> VideoClip:
+        """Frames of a video, sampled evenly over it and brought to the encoder's size while decoding.
+
+        Args:
+            video: anything `mmllm.open_video` takes; a `VideoClip` is taken as it is, but resized.
+            num_frames: how many; the processor's own number if None.
+            limits: `start_s` and `end_s`, to look at a part only.
+        """
+        if isinstance(video, VideoClip):
+            return _replaced(video, np.stack([self.frame_transform.resized(frame) for frame in video.frames]))
+        from mmllm.datasets.video import sample_uniform
+
+        return sample_uniform(video, num_frames or self.num_frames, transform=self.frame_transform.resized, **limits)
+
+    def video_inputs(self, clips: Sequence[VideoClip]) -> dict[str, Tensor]:
+        """Model inputs of clips; shorter ones repeat their last frame, masked."""
+        longest = max((len(clip) for clip in clips), default=0)
+        pixels, mask, times_s = [], [], []
+        for clip in clips:
+            index = np.minimum(np.arange(longest), len(clip) - 1)
+            pixels.append(self.frame_transform(clip.frames)[index])
+            mask.append(np.arange(longest) < len(clip))
+            times_s.append(clip.times_s[index])
+        return {
+            "pixel_values_videos": torch.from_numpy(np.stack(pixels)),
+            "video_frame_mask": torch.from_numpy(np.stack(mask)),
+            "video_times_s": torch.from_numpy(np.stack(times_s)).float(),
+            "video_durations_s": torch.tensor([clip.duration_s for clip in clips], dtype=torch.float32),
+        }
+
+    def image_inputs(self, images: Sequence[Any]) -> Tensor:
+        """Float I 3 S S of images given as paths, PIL images or uint8 arrays."""
+        return torch.from_numpy(np.concatenate([self.frame_transform(_image(image)[None]) for image in images]))
+
+    def _media(self, batch: Sequence[Sequence[Message]]) -> dict[str, Any]:
+        clips, images = [], []
+        for item in (item for messages in batch for message in messages for item in _items(message)):
+            if item["type"] == "video":
+                source = _source(item, "video")
+                limits = {name: item[name] for name in ("start_s", "end_s") if item.get(name) is not None}
+                clips.append(self.load(source, item.get("num_frames"), **limits))
+            elif item["type"] == "image":
+                images.append(_source(item, "image"))
+        media: dict[str, Any] = self.video_inputs(clips) if clips else {}
+        if images:
+            media["pixel_values"] = self.image_inputs(images)
+        return media
+
+    # --- generated ids to answers ---------------------------------------------------------------------------
+
+    def decode(self, token_ids: Any, duration_s: float, **kwargs: Any) -> Answer:  # type: ignore[override]
+        """The answer that generated ids hold: its sentence and its spans in seconds.
+
+        Args:
+            token_ids: int64, L; the new ids only, as `generate` returns them after the prompt.
+            duration_s: length of the video, `inputs["video_durations_s"]`.
+        """
+        return parse_answer(self.decode_text(token_ids), duration_s, self.time_tokens)
+
+    def batch_decode(self, sequences: Any, durations_s: Any, **kwargs: Any) -> list[Answer]:  # type: ignore[override]
+        """One answer for each row of ids (B L), see `decode`."""
+        return [self.decode(ids, float(seconds)) for ids, seconds in zip(sequences, durations_s, strict=True)]
+
+    def decode_text(self, token_ids: Any) -> str:
+        """Ids as text, with time tokens as words and without special tokens."""
+        ids = token_ids.tolist() if isinstance(token_ids, Tensor) else list(token_ids)
+        words = {token: word for word, token in self._single.items()}
+        special = set(self.tokenizer.all_special_ids) | {self.video_token_id, self.image_token_id}
+        text: list[str] = []
+        run: list[int] = []
+        for token in [*ids, None]:
+            if token is None or token in words or token in special:
+                if run:
+                    text.append(self.tokenizer.decode(run).strip())
+                run = []
+                if token in words and token not in special:
+                    text.append(words[token])
+            else:
+                run.append(token)
+        return " ".join(filter(None, text))
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what `__call__` gives."""
+        return [
+            *("input_ids", "attention_mask", "pixel_values", "pixel_values_videos"),
+            *("video_frame_mask", "video_times_s", "video_durations_s"),
+        ]
+
+
+def add_special_words(tokenizer: PreTrainedTokenizerBase, num_time_tokens: int) -> list[int]:
+    """Adds time tokens after all existing ids, then the placeholders; returns the ids of the time tokens.
+
+    A tokenizer that has them already is left as it is.
+
+    Raises:
+        InputError: if the tokenizer has some but not all time tokens, or they are not contiguous.
+    """
+    words = list(TimeTokens(count=num_time_tokens).strings) if num_time_tokens else []
+    known = set(tokenizer.get_vocab())
+    missing = [word for word in words if word not in known]
+    if missing and len(missing) != len(words):
+        raise InputError(f"the tokenizer has {len(words) - len(missing)} of {len(words)} time tokens")
+    if missing and tokenizer.add_tokens(words) != len(words):
+        raise InputError(f"the tokenizer did not take all of {len(words)} time tokens")
+    tokenizer.add_special_tokens({"additional_special_tokens": [w for w in (VIDEO, IMAGE) if w not in known]})
+    ids = tokenizer.convert_tokens_to_ids(words) if words else []
+    if ids != list(range(ids[0], ids[0] + len(ids)) if ids else []):
+        raise InputError(f"the time tokens have no contiguous ids: {ids[:5]}...")
+    return ids
+
+
+def _assistant_turns(messages: Sequence[Message], text: str, render: Any) -> Iterator[tuple[int, int]]:
+    """Character ranges of `text` that the assistant says, the end-of-turn token included."""
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            prompt, told = render(messages[:i], True), render(messages[: i + 1], False)
+            if not (told.startswith(prompt) and text.startswith(told)):
+                raise InputError("the chat template does not render a conversation's beginning as its beginning")
+            yield len(prompt), len(told)
+
+
+def _escaped(messages: Sequence[Message]) -> list[Message]:
+    """The messages with placeholders that somebody typed taken apart, so that only media make placeholders."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"<(video|image)>", r"< \1>", text)
+
+    out: list[Message] = []
+    for message in messages:
+        if not isinstance(message, Mapping) or message.get("role") not in ("system", "user", "assistant"):
+            raise InputError(f"a message needs a role (system, user or assistant) and content: {message!r:.200}")
+        content = message.get("content")
+        if isinstance(content, str):
+            out.append({**message, "content": plain(content)})
+        else:
+            items = [{**i, "text": plain(i["text"])} if i["type"] == "text" else i for i in _items(message)]
+            out.append({**message, "content": items})
+    return out
+
+
+def _items(message: Message) -> list[Mapping[str, Any]]:
+    content = message.get("content")
+    if isinstance(content, str):
+        return []
+    if not isinstance(content, Sequence):
+        raise InputError(f"content must be text or a list of items, not {content!r:.200}")
+    for item in content:
+        if not isinstance(item, Mapping) or item.get("type") not in ("text", "video", "image"):
+            raise InputError(f"an item needs a type (text, video or image): {item!r:.200}")
+        if item["type"] == "text" and not isinstance(item.get("text"), str):
+            raise InputError(f"a text item needs its text: {item!r:.200}")
+    return list(content)
+
+
+def _source(item: Mapping[str, Any], kind: Literal["video", "image"]) -> Any:
+    for key in (kind, "path", "url"):
+        if item.get(key) is not None:
+            return item[key]
+    raise InputError(f"a {kind} item needs its {kind}, path or url: {dict(item)!r:.200}")
+
+
+def _image(image: Any) -> np.ndarray:
+    """uint8 H W 3, upright."""
+    if isinstance(image, np.ndarray):
+        return image
+    try:
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    except (OSError, Image.DecompressionBombError) as problem:
+        raise InputError(f"cannot read image {image}: {problem}") from None
+
+
+def _replaced(clip: VideoClip, frames: np.ndarray) -> VideoClip:
+    return VideoClip(
+        frames=frames,
+        times_s=clip.times_s,
+        duration_s=clip.duration_s,
+        real=clip.real,
+        source=clip.source,
+        metadata=clip.metadata,
+    )
+
+
+AutoProcessor.register(MmllmConfig, MmllmProcessor, exist_ok=True)

@@ -1,0 +1,78 @@
+"""Chat templates by name: how messages become the text around the visual placeholders.
+
+Messages are transformers': `{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When ...?"}]}`.
+Every video and image of a turn comes first, then its text, as LITA and LLaVA were trained.
+"""
+
+from __future__ import annotations
+
+from mmllm.errors import ConfigError
+from mmllm.fields import closest
+
+VIDEO, IMAGE = "<video>", "<image>"
+"""The placeholders; each stands for all tokens of one video or image."""
+
+# What a user turn holds, placeholders first; `join` is what stands between a placeholder and the text.
+_TURN = """\
+{%- macro turn(message, join) -%}
+{%- if message['content'] is string -%}{{ message['content'] }}
+{%- else -%}
+{%- for item in message['content'] if item['type'] == 'video' -%}<video>{{ join }}{%- endfor -%}
+{%- for item in message['content'] if item['type'] == 'image' -%}<image>{{ join }}{%- endfor -%}
+{%- for item in message['content'] if item['type'] == 'text' -%}{{ item['text'] }}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+"""
+
+# `SYS USER: <image>\nQ ASSISTANT: A</s>`: the system sentence is the caller's, as a message of role "system".
+_VICUNA = (
+    _TURN
+    + """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}{{ turn(message, '') }}{{ ' ' }}
+{%- elif message['role'] == 'user' -%}USER: {{ turn(message, '\n') }}{{ ' ' }}
+{%- else -%}ASSISTANT: {{ turn(message, '') }}{{ eos_token }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}ASSISTANT:{%- endif -%}
+"""
+)
+
+_PLAIN = (
+    _TURN
+    + """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}answer : {{ turn(message, '') }}{{ eos_token }}
+{%- else -%}{{ turn(message, ' ') }}{{ ' ' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}answer :{%- endif -%}
+"""
+)
+
+_CHATML = (
+    _TURN
+    + """\
+{%- for message in messages -%}
+<|im_start|>{{ message['role'] }}
+{{ turn(message, '\n') }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}
+"""
+)
+
+TEMPLATES = {"vicuna": _VICUNA, "plain": _PLAIN, "chatml": _CHATML}
+
+
+def template(name: str) -> str:
+    """The Jinja text of a template.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    if name not in TEMPLATES:
+        raise ConfigError(f"unknown chat template {name!r}; {closest(name, TEMPLATES)}")
+    return TEMPLATES[name]
