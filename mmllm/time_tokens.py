@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -281,6 +282,17 @@ def parse_answer(
         position += 2 if joined else 1
     sentence = text[: first.start()] + text[first.end() : second.start()] + text[second.end() :]
     return Answer(text=sentence.strip(), spans=tuple(spans), raw=raw_text, fallback=False)
+
+
+def stamp(time_s: float) -> str:
+    """Seconds as annotations write them, such as `<12.4>`; reads back as the same float.
+
+    Raises:
+        InputError: if the time is negative or not finite, which a stamp cannot express.
+    """
+    if not (math.isfinite(time_s) and time_s >= 0):
+        raise InputError(f"a stamp needs a time from 0, not {time_s}")
+    return f"<{Decimal(repr(float(abs(time_s)))):f}>"
 
 
 def checked_duration(duration_s: float | None) -> float:

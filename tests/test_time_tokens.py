@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmllm.errors import ConfigError, InputError
-from mmllm.time_tokens import Answer, ClampCount, Span, TimeTokens, parse_answer
+from mmllm.time_tokens import Answer, ClampCount, Span, TimeTokens, parse_answer, stamp
 
 TIMES = TimeTokens()
 DURATIONS = st.floats(1.0, 1e5, allow_nan=False)
@@ -141,6 +141,20 @@ def test_read_writes_seconds_of_two_decimals():
     assert TIMES.read("<t1>", 9.9, template="{}s") == "0.1s"
     unknown = "<t100> <t-1> <t007> <T5> <t 5> <t99999999999>"
     assert TIMES.read(unknown, 61.07) == unknown
+
+
+@given(st.floats(0, 1e300))
+def test_a_stamp_reads_back_as_the_same_time(time_s):
+    parsed = parse_answer(f"{stamp(time_s)} {stamp(1e300)}", 1e300)
+    assert parsed.spans == (Span(time_s, 1e300),)
+
+
+def test_stamps_of_impossible_times_are_refused():
+    assert stamp(30) == "<30.0>"
+    assert stamp(1e-5) == "<0.00001>"
+    for time_s in (-1, math.nan, math.inf):
+        with pytest.raises(InputError):
+            stamp(time_s)
 
 
 def test_event_target():

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from mmllm.datasets.records import Question
 from mmllm.errors import InputError
 from mmllm.time_tokens import Answer, Span, checked_duration, shortened
 
@@ -45,6 +46,25 @@ class Sample:
             checked_duration(self.duration_s)
             if not (self.error or self.prediction_spans):
                 raise InputError(f"question {self.question_id!r} is about time: its answer needs at least one span")
+
+    @classmethod
+    def asked(cls, question: Question) -> Sample:
+        """A question that has no answer yet, and is an error until it has one."""
+        truth = question.truth()
+        return cls(
+            question_id=question.question_id,
+            vid=question.vid,
+            family=question.family,
+            question=question.question,
+            duration_s=question.duration_s,
+            truth_spans=truth.spans,
+            truth_text=truth.text,
+            error="not answered",
+        )
+
+    def failed(self, error: str) -> Sample:
+        """This question with the reason why it has no answer."""
+        return replace(self, prediction_raw="", prediction_spans=(), prediction_text="", fallback=False, error=error)
 
     def answered(self, answer: Answer) -> Sample:
         """This question with a model's answer."""

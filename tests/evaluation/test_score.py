@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmllm.datasets.records import Question
 from mmllm.errors import InputError
 from mmllm.evaluation.samples import Sample, read_samples, write_samples
 from mmllm.evaluation.score import score, score_file
@@ -170,3 +171,13 @@ def test_an_answer_keeps_its_raw_text():
     sample = asked.answered(answer)
     assert sample.prediction_raw == "<t20> <t49> Then."
     assert sample.prediction_text == "Then."
+
+
+def test_a_question_is_an_error_until_it_is_answered():
+    question = Question(question_id="a_0", vid="a", question="When?", answer="<1> <2> Then.", duration_s=9.0)
+    sample = Sample.asked(question)
+    assert sample.truth_spans == (Span(1.0, 2.0),)
+    assert (sample.truth_text, sample.error) == ("Then.", "not answered")
+    done = sample.answered(parse_answer("<1> <2>", 9.0))
+    assert not done.error
+    assert done.failed("no frames") == replace(sample, error="no frames")

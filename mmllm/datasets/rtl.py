@@ -1,0 +1,89 @@
+"""ActivityNet-RTL (LITA, arXiv 2403.19046, section 3.4): questions whose answers need reasoning about when.
+
+Training file: `{"v_<id>": {"duration": s, "QA": [{"q": ..., "a": ...}]}}`. Test file: `[{"vid": "<id>",
+"question_id": ..., "question": ..., "answer": "<12.4> <30> He ...", "duration": s}]`. The key `family`, of a question
+or of a QA, is ours: rows with it may be answered by text alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmllm.datasets.annotations import Annotations, Policy, RowReader, duration_of, list_of, load_json, text_of
+from mmllm.datasets.folders import VideoFolder, bare_id, find_video, folder_of
+from mmllm.datasets.records import Question
+from mmllm.errors import InputError
+from mmllm.time_tokens import parse_answer
+
+FAMILY = "temporal_reasoning"
+
+
+def read_rtl(path: Path, videos: Path | None = None, policy: Policy = "repair") -> Annotations[Question]:
+    """The questions of a training or a test file, whichever it is.
+
+    Args:
+        path: JSON, possibly gzipped.
+        videos: folder of `v_<id>.mp4` (any suffix) or of folders of frames `v_<id>/`; a row whose video is not there
+            is bad. Without it no question knows its video.
+        policy: what to do with bad rows.
+
+    Raises:
+        InputError: if the file is neither, or a row is bad and the policy is to raise.
+    """
+    data, twice = load_json(path)
+    reader: RowReader[Question] = RowReader(path, policy)
+    reader.result.duplicates += twice
+    folder = folder_of(videos)
+    if isinstance(data, dict):
+        for number, (vid, row) in enumerate(data.items(), start=1):
+            asked = row.get("QA") if isinstance(row, dict) else None
+            for qa in range(len(asked) if isinstance(asked, list) else 1):
+                with reader.row(f"record {number} ({vid}), QA {qa + 1}") as kept:
+                    kept.append(_train_question(reader, vid, row, qa, folder))
+    elif isinstance(data, list):
+        for number, row in enumerate(data, start=1):
+            with reader.row(f"record {number}") as kept:
+                kept.append(_test_question(reader, row, folder))
+    else:
+        raise InputError(f"{path}: neither an object of videos nor a list of questions")
+    return reader.result
+
+
+def _train_question(
+    reader: RowReader[Question], vid: str, row: Any, number: int, folder: VideoFolder | None
+) -> Question:
+    qa, bare = list_of(row, "QA")[number], bare_id(vid)
+    question = Question(
+        question_id=f"{bare}_{number}",
+        vid=bare,
+        question=text_of(qa, "q").strip(),
+        answer=text_of(qa, "a").strip(),
+        duration_s=duration_of(row),
+        family=_family(qa),
+        video=find_video(folder, bare),
+    )
+    reader.name(question.question_id)
+    return question
+
+
+def _test_question(reader: RowReader[Question], row: Any, folder: VideoFolder | None) -> Question:
+    question_id, vid = text_of(row, "question_id"), bare_id(text_of(row, "vid"))
+    duration_s, answer = duration_of(row), text_of(row, "answer").strip()
+    if "family" not in row:
+        parse_answer(answer, duration_s, strict=True)
+    question = Question(
+        question_id=question_id,
+        vid=vid,
+        question=text_of(row, "question").strip(),
+        answer=answer,
+        duration_s=duration_s,
+        family=_family(row),
+        video=find_video(folder, vid),
+    )
+    reader.name(question_id)
+    return question
+
+
+def _family(row: Any) -> str:
+    return text_of(row, "family") if "family" in row else FAMILY
