@@ -1,0 +1,160 @@
+"""Opening a container with PyAV, choosing its video stream, and scanning the packets. No picture is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmllm.datasets import _containers
+from mmllm.datasets._frame_index import NONE, Packets
+from mmllm.datasets._sources import MediaFile
+from mmllm.datasets.video_errors import NoVideoStream, VideoOpenError
+from mmllm.datasets.video_limits import Deadline, VideoLimits
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+_ATTACHED_PICTURE = 0x400 | 0x800  # cover art and timed thumbnails, in FFmpeg's disposition flags
+_DEMUX_ERRORS = 64  # in a row, before what follows is given up
+
+
+def open_container(media: MediaFile, limits: VideoLimits) -> InputContainer:
+    """The container, opened as what its first bytes are.
+
+    Raises:
+        VideoOpenError: if it is no container that is allowed, or a damaged one.
+    """
+    import av
+
+    container = _containers.container_of(media.head)
+    if container is None:
+        raise VideoOpenError(f"{media.name}: not a video: it begins with {media.head[:12]!r}")
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": _containers.DEMUXERS,
+        "max_pixels": str(limits.pixels),
+    }
+    try:
+        return av.open(media.target(), format=container, options=options, metadata_errors="ignore")
+    except (av.error.FFmpegError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise VideoOpenError(f"{media.name}: not a readable video ({container}): {reason}") from None
+
+
+def describe_streams(container: InputContainer) -> tuple[str, ...]:
+    """One line for each stream: number, kind, codec, size."""
+    lines = []
+    for stream in container.streams:
+        codec = stream.codec_context
+        words = [str(stream.index), stream.type or "unknown", codec.name if codec else "(no decoder)"]
+        if stream.type == "video" and codec:
+            words.append(f"{codec.width}x{codec.height}")
+        if _attached(stream):
+            words.append("cover art")
+        lines.append(" ".join(words))
+    return tuple(lines)
+
+
+def choose_stream(container: InputContainer, name: str, number: int | None) -> VideoStream:
+    """The video stream to read: the one asked for, else the best that is no cover art. All others are discarded.
+
+    Raises:
+        NoVideoStream: if there is none; the message lists what there is.
+        VideoOpenError: if there is no decoder for it.
+    """
+    streams = describe_streams(container)
+    listed = "; ".join(streams) or "none"
+    if number is not None:
+        candidates = [stream for stream in container.streams.video if stream.index == number]
+        if not candidates:
+            raise NoVideoStream(f"{name}: stream {number} is no video stream; streams: {listed}")
+    else:
+        candidates = [stream for stream in container.streams.video if not _attached(stream)]
+        if not candidates:
+            raise NoVideoStream(f"{name}: no video stream; streams: {listed}")
+    decodable = [stream for stream in candidates if stream.codec_context is not None]
+    if not decodable:
+        raise VideoOpenError(f"{name}: no decoder for its codec; streams: {listed}")
+    best = container.streams.best("video")
+    if best not in decodable:
+        best = max(decodable, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
+    for stream in container.streams:
+        if stream is not best:
+            _discard(stream)
+    return best  # type: ignore[return-value]
+
+
+def rate_of(stream: VideoStream) -> float:
+    """Frames a second as the header or FFmpeg's guess has it; 25 where neither says anything."""
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate and 0 < rate < 1000:
+            return float(rate)
+    return 25.0
+
+
+def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """The packets that hold pictures, in stored order; damaged places of the container are stepped over."""
+    import av
+
+    errors = 0
+    while True:
+        try:
+            for packet in container.demux(stream):
+                errors = 0
+                if packet.size:
+                    yield packet
+            return
+        except av.error.FFmpegError:
+            errors += 1
+            if errors > _DEMUX_ERRORS:
+                return
+
+
+def scan(container: InputContainer, stream: VideoStream, name: str, limits: VideoLimits) -> Packets:
+    """What all packets say of themselves. The container stands at its end afterwards."""
+    deadline = Deadline(name, limits.cpu_s)
+    rows: list[tuple[int, int, int, bool, bool]] = []
+    for packet in packets_of(container, stream):
+        pts, dts = packet.pts, packet.dts
+        rows.append((
+            NONE if pts is None else pts,
+            NONE if dts is None else dts,
+            packet.duration or 0,
+            packet.is_keyframe,
+            packet.is_discard,
+        ))  # fmt: skip
+        deadline.check("reading its index")
+        if len(rows) % 1024 == 0:
+            limits.check_frames(name, len(rows))
+    limits.check_frames(name, len(rows))
+    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
+    return Packets(
+        pts=table[:, 0],
+        dts=table[:, 1],
+        duration=table[:, 2],
+        key=table[:, 3] != 0,
+        hidden=table[:, 4] != 0,
+        time_base=stream.time_base or Fraction(1, 1000),
+    )
+
+
+def trusted_times(container: InputContainer, stream: VideoStream) -> bool:
+    """False where the container stores no presentation times and the codec reorders: FFmpeg then guesses them."""
+    return not (container.format.name == "avi" and stream.codec_context.has_b_frames)
+
+
+def _attached(stream: Any) -> bool:
+    return bool(int(stream.disposition) & _ATTACHED_PICTURE)
+
+
+def _discard(stream: Any) -> None:
+    """Tells the container not to read a stream's packets, where this PyAV can."""
+    from av import stream as module
+
+    if hasattr(module, "Discard"):
+        stream.discard = module.Discard.all
