@@ -108,7 +108,7 @@ def config_of(kind: str, description: Any) -> Any:
     Args:
         kind: "encoder", "reducer", "tokenizer" or "path".
         description: a configuration object (returned as it is), a mapping with a `name` and the fields, or text
-            such as `hired:rate=0.2,alpha=0.5`. A list in text is written with `+`: `layers=3+6`.
+            such as `hired:ratio=0.2,alpha=0.5`. A list in text is written with `+`: `layers=3+6`.
 
     Raises:
         ConfigError: on an unknown name or field, or a value that is not allowed.

@@ -124,18 +124,18 @@ class ClipEncoder(nn.Module):
 
     def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> tuple[Tensor, FrameScores]:
         blocks = self.tower.encoder.layers
-        features, scores = None, {}
+        scores: FrameScores = {}
         last = max([self.config.blocks_run, *(layer for _, layer in wanted.values())])
-        hidden = self.tower.pre_layrnorm(self.tower.embeddings(frames))  # F 1+N C
+        hidden = features = self.tower.pre_layrnorm(self.tower.embeddings(frames))  # F 1+N C
         for number in range(last + 1):
             if number == self.config.blocks_run:
-                features = hidden[:, 1:]  # F N C
+                features = hidden
             for name, (kind, layer) in wanted.items():
                 if layer == number:
                     scores[name] = self._score(kind, blocks[number], hidden)  # F N
             if number < last:
                 hidden = blocks[number](hidden, None)
-        return features, scores
+        return features[:, 1:], scores
 
     def _score(self, kind: str, block: Any, hidden: Tensor) -> Tensor:
         attention = block.self_attn

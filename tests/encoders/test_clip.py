@@ -40,7 +40,7 @@ def test_recorded_tower():
     encoder = ClipEncoder(TINY).eval()
     load_clip_tower(encoder, {k.removeprefix("state."): v for k, v in golden.items() if k.startswith("state.")})
     tokens = encoder(golden["in.pixels"].unsqueeze(1), scores=["cls_attention"])
-    torch.testing.assert_close(tokens.features[:, 0], golden["out.features"], rtol=1e-5, atol=3e-5)
+    torch.testing.assert_close(tokens.features[:, 0], golden["out.features"], rtol=1e-5, atol=5e-5)  # spread of 10
     torch.testing.assert_close(tokens.scores["cls_attention"][:, 0], golden["out.score"], rtol=0, atol=1e-6)
 
 

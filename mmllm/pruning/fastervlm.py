@@ -1,0 +1,58 @@
+"""FasterVLM: keep the patches that the encoder's class token attends to most (arXiv 2412.01818v1). No training.
+
+    score_j = mean over heads of softmax(q_cls k_j / sqrt(d)),  keep the K highest of every frame, in raster order
+
+B videos, T frames (or the partitions of a tiled image, each reduced by itself), N tokens of a frame, K kept
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from mmllm.pruning.budget import Budget
+from mmllm.pruning.needs import score_of
+from mmllm.pruning.selection import top_counted
+from mmllm.registry import register
+from mmllm.tokens import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class FasterVlmConfig(Budget):
+    """A budget, and what tokens are ranked by. The paper's reductions of 75, 90 and 95 % are ratio 0.25, 0.1, 0.05."""
+
+    score: Literal["cls_attention", "mean_attention", "probe_attention"] = "cls_attention"
+    """`mean_attention`, what a patch receives from all others, is the authors' advice for encoders without a class
+    token; `probe_attention` is our own suggestion for SigLIP."""
+
+
+@register("reducer", "fastervlm", config=FasterVlmConfig)
+class FasterVlmReducer(nn.Module):
+    """FasterVLM: keeps the patches that the encoder's class token attends to most."""
+
+    score_choices: ClassVar[tuple[str, ...]] = ("cls_attention", "mean_attention", "probe_attention")
+
+    def __init__(self, config: FasterVlmConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def scores_needed(self) -> tuple[str, ...]:
+        """What is asked of the encoder: the attention inside the block that made the features."""
+        return (self.config.score,)
+
+    def forward(self, tokens: VisualTokens) -> VisualTokens:
+        """B T K of B T N tokens; a smaller budget keeps a subset of what a larger one keeps.
+
+        Raises:
+            InputError: if the tokens carry no such score, a score is not finite, or the budget exceeds a frame.
+        """
+        scores = score_of(tokens, self.config.score, "fastervlm").float()
+        kept, mask = top_counted(scores, self.config.per_frame(tokens.mask), tokens.mask)
+        return tokens.take(kept, mask)
+
+    def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
+        """The most tokens that remain of a whole video."""
+        return self.config.upper_bound(tokens_per_frame, frames)

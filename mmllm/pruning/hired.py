@@ -1,0 +1,183 @@
+"""HiRED: one budget for an image and its tiles, shared by where the whole image is attended to (AAAI 2025).
+
+    budget of all  ->  alpha of it to the whole image, the rest to the tiles
+    a tile's part  ->  how much of the whole image's first-layer class attention lies in its region
+    inside each    ->  the patches with the highest late-layer class attention
+
+The published code departs from the paper: it cuts the whole image's patches into contiguous runs, which are bands
+and not tiles as soon as there is more than one column, and counts the most attended patches of each run instead of
+adding their attention up. `mode="paper"` is the true geometry, `mode="release"` what the code does.
+
+B images, T partitions (the whole image, then its tiles row by row), k tiles, N patches of a partition, K kept
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmllm.errors import InputError
+from mmllm.fields import require
+from mmllm.pruning.budget import Budget, apportion
+from mmllm.pruning.needs import score_of
+from mmllm.pruning.selection import top_counted
+from mmllm.registry import register
+from mmllm.tiles import Tiling
+from mmllm.tokens import VisualTokens
+
+Mode = Literal["paper", "release"]
+_GUARD = 1e-6
+"""Added before rounding real-valued shares down: 50 * 0.58 is 28.99... in floating point."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiredConfig(Budget):
+    """A budget over the whole image and its tiles; `ratio` is the paper's token budget rate, 0.2 or 0.4 there."""
+
+    rounding: ClassVar[Literal["nearest", "floor"]] = "floor"
+
+    alpha: float = 0.5
+    """Share of the budget that goes to the whole image."""
+    mode: Mode = "paper"
+    """Whether tiles are scored as the paper says or as the published code does."""
+    redistribute: bool = False
+    """Hand on what rounding down and full tiles leave over. Neither the paper nor the code does."""
+    score: Literal["cls_attention", "mean_attention"] = "cls_attention"
+    """`mean_attention` serves encoders without a class token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.alpha <= 1, self, "alpha", "between 0 and 1")
+
+
+@register("reducer", "hired", config=HiredConfig)
+class HiredReducer(nn.Module):
+    """HiRED: shares one budget between an image and its tiles by attention, then keeps the most attended patches."""
+
+    score_choices: ClassVar[tuple[str, ...]] = ("cls_attention", "mean_attention")
+
+    def __init__(self, config: HiredConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def scores_needed(self) -> tuple[str, ...]:
+        """A late layer ranks the patches, the first layer shares the budget between tiles."""
+        return self.config.score, f"{self.config.score}@0"
+
+    def forward(self, tokens: VisualTokens) -> VisualTokens:
+        """Tokens B T K of B T N. Images that are not tiled, and frames of a video, are reduced one by one.
+
+        Raises:
+            InputError: if a score is missing or not finite, the partitions are not those of the tiling, nothing would
+                be left, or (release) the tiles do not divide the patches.
+        """
+        late = score_of(tokens, self.config.score, "hired").float()
+        if tokens.tiling is None:
+            counts = self.config.per_frame(tokens.mask)
+        else:
+            first = score_of(tokens, f"{self.config.score}@0", "hired").float()
+            counts = torch.zeros_like(tokens.mask[..., 0], dtype=torch.long)
+            for image, tiling in enumerate(tokens.tiling):
+                shares = self.budgets(first[image, 0], tokens, image, tiling)
+                counts[image, : len(shares)] = torch.tensor(shares, device=counts.device)
+        kept, mask = top_counted(late, counts, tokens.mask)
+        return tokens.take(kept, mask)
+
+    def budgets(self, first: Tensor, tokens: VisualTokens, image: int, tiling: Tiling) -> list[int]:
+        """How many tokens each partition of one image keeps: the whole image, then the tiles.
+
+        Args:
+            first: N, first-layer attention of the whole image.
+            tokens: the batch.
+            image: number of the image in the batch.
+            tiling: how it was cut.
+        """
+        present = tokens.frame_mask[image]
+        partitions = int(present.sum())
+        if partitions != tiling.partitions or not bool(present[:partitions].all()):
+            raise InputError(f"image {image} has {partitions} partitions; its tiling says {tiling.partitions}")
+        patches = tokens.shape[2]
+        budget = self._budget(partitions, patches)
+        if budget < 1:
+            raise InputError(f"HiredConfig.ratio = {self.config.ratio} leaves no token of {partitions * patches}")
+        if not tiling.rows:
+            return [min(budget, patches)]
+        first = first.masked_fill(~tokens.mask[image, 0], 0.0)
+        scores = tile_scores(first, tokens.index[image, 0], tokens.grid, tiling, self.config.mode, self.config.alpha)
+        return split_budget(budget, patches, scores, self.config.alpha, redistribute=self.config.redistribute)
+
+    def _budget(self, partitions: int, patches: int) -> int:
+        if self.config.ratio is None:
+            return self.config.upper_bound(patches, partitions)
+        return self.config.share(partitions * patches, guard=0.0 if self.config.mode == "release" else _GUARD)
+
+    def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
+        """The most tokens that remain of a whole video, or of an image and its tiles."""
+        return self._budget(frames, tokens_per_frame)
+
+
+def tile_scores(
+    first: Tensor, index: Tensor, grid: tuple[int, int] | None, tiling: Tiling, mode: Mode, alpha: float
+) -> np.ndarray:
+    """How much of the whole image's attention belongs to each tile, float64 (k).
+
+    Args:
+        first: N, first-layer attention of the whole image.
+        index: int64, N. Places of its patches on the grid.
+        grid: rows and columns of patches.
+        tiling: how the image was cut.
+        mode: "paper" adds up the attention inside each tile's rectangle (Eq. 1); "release" counts, in each of k
+            contiguous runs of patches, those among the highest (1 - alpha) N.
+        alpha: the whole image's share of the budget.
+
+    Raises:
+        InputError: if an attention is not finite or negative; in release mode, if k does not divide N.
+    """
+    if grid is None:
+        raise InputError("1D tokens have no place on a patch grid, so no tile to belong to")
+    if not bool((first.isfinite() & (first >= 0)).all()):
+        raise InputError("attention that shares a budget must be finite and not negative")
+    tiles, patches = tiling.rows * tiling.cols, len(first)
+    if mode == "release":
+        if patches % tiles:
+            raise InputError(f"{patches} patches cannot be cut into {tiles} equal runs, as mode='release' does")
+        highest = first.argsort(descending=True, stable=True)[: int(patches * (1 - alpha))]
+        owner, weight = highest // (patches // tiles), torch.ones_like(highest, dtype=torch.float64)
+    else:
+        height, width = grid
+        y, x = index.div(width, rounding_mode="floor"), index % width
+        owner, weight = y * tiling.rows // height * tiling.cols + x * tiling.cols // width, first.double()
+    scores = torch.zeros(tiles, dtype=torch.float64, device=first.device).scatter_add(0, owner, weight)
+    return scores.cpu().numpy()
+
+
+def split_budget(
+    budget: int, patches: int, scores: np.ndarray, alpha: float, *, redistribute: bool = False
+) -> list[int]:
+    """Tokens for the whole image and for each tile, none above `patches`.
+
+    Everything is rounded down and nothing is handed on, unless `redistribute` is asked for.
+
+    Args:
+        budget: tokens for all partitions together.
+        patches: N, what a partition has.
+        scores: float64, k. How much each tile matters; if nothing matters, all tiles alike.
+        alpha: share of the whole image.
+        redistribute: give what rounding and full tiles leave over to the other tiles.
+    """
+    whole = min(math.floor(budget * alpha + _GUARD), patches)
+    rest = min(budget - whole, len(scores) * patches)
+    if not scores.sum() > 0:
+        warnings.warn("no tile is attended to; the budget is shared evenly", stacklevel=2)
+        scores = np.ones_like(scores)
+    if redistribute:
+        return [whole, *apportion(scores, rest, least=0, most=np.full(len(scores), patches)).tolist()]
+    shares = np.floor(rest * scores / scores.sum() + _GUARD).astype(int)
+    return [whole, *np.minimum(shares, patches).tolist()]

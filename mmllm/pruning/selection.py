@@ -1,0 +1,68 @@
+"""Which tokens to keep, as pure functions of their scores: batched, ties by position, defined for every k.
+
+... any leading axes, N tokens, K kept
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor
+
+from mmllm.errors import InputError
+
+
+def check_scores(scores: Tensor) -> None:
+    """Refuses scores by which nothing can be ranked.
+
+    Raises:
+        InputError: if a score is not finite.
+    """
+    if not bool(scores.isfinite().all()):
+        raise InputError("scores to rank tokens by must be finite")
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """int64, ... N: how many tokens come before each one, best score first, then the earlier position."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    return order.argsort(dim=-1)
+
+
+def top_attended(scores: Tensor, k: int) -> Tensor:
+    """Positions of the `k` highest scores (... N), ascending: int64, ... min(k, N).
+
+    Raises:
+        TypeError: if k is not a whole number.
+        InputError: if k is negative or a score is not finite.
+    """
+    k = operator.index(k)
+    if k < 0:
+        raise InputError(f"k = {k}: cannot keep fewer than no tokens")
+    check_scores(scores)
+    return scores.argsort(dim=-1, descending=True, stable=True)[..., :k].sort(dim=-1).values
+
+
+def top_counted(scores: Tensor, counts: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Positions of the highest scores where every row has its own budget.
+
+    Args:
+        scores: ... N.
+        counts: int64, ... How many tokens each row keeps; more than it has keeps them all.
+        mask: bool, ... N. False at tokens that are padding and are never kept.
+
+    Returns:
+        Positions (int64, ... K, ascending, K the largest number kept) and which of them are kept tokens and not
+        filling (bool, ... K).
+
+    Raises:
+        InputError: if a score that is not masked is not finite.
+    """
+    if mask is None:
+        mask = torch.ones_like(scores, dtype=torch.bool)
+    scores = scores.masked_fill(~mask, 0.0)
+    check_scores(scores)
+    kept = (ranks(scores.masked_fill(~mask, -torch.inf)) < counts.unsqueeze(-1)) & mask
+    most = int(kept.sum(dim=-1).max()) if kept.numel() else 0
+    index = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]
+    return index, kept.gather(-1, index)
