@@ -6,6 +6,7 @@ Every reader of this room returns `Annotations`: no row disappears without a lin
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
 import zlib
@@ -38,6 +39,14 @@ class RowProblem:
         return f"{self.where}: {self.reason}"
 
 
+class MissingVideo(InputError):
+    """A row's video or image is not where it should be."""
+
+    def __init__(self, video: str, folder: Path) -> None:
+        super().__init__(f"no {video} in {folder}")
+        self.video = video
+
+
 @dataclass(kw_only=True)
 class Annotations(Generic[Item]):
     """What a file of annotations holds, and what became of its rows."""
@@ -49,7 +58,11 @@ class Annotations(Generic[Item]):
     bad: list[RowProblem] = field(default_factory=list)
     repaired: list[RowProblem] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
-    """Names that occur more than once; the first row of that name is kept."""
+    """Names that occur more than once."""
+    missing: list[str] = field(default_factory=list)
+    """Videos and images that were not found; their rows are bad."""
+    outside: list[tuple[float, float]] = field(default_factory=list)
+    """Time and duration in seconds of each time that left its video and was clipped."""
 
     def totals(self) -> dict[str, int]:
         """Counts of rows by what became of them."""
@@ -70,6 +83,8 @@ class Annotations(Generic[Item]):
             bad=self.bad,
             repaired=self.repaired,
             duplicates=self.duplicates,
+            missing=self.missing,
+            outside=self.outside,
         )
 
 
@@ -95,6 +110,8 @@ class RowReader(Generic[Item]):
             yield kept
         except InputError as problem:
             del self.result.repaired[repairs:]
+            if isinstance(problem, MissingVideo):
+                self.result.missing.append(problem.video)
             if self.policy == "raise":
                 raise InputError(f"{self.result.source}, {where}: {problem}") from None
             self.result.bad.append(RowProblem(where=where, reason=str(problem)))
@@ -111,6 +128,16 @@ class RowReader(Generic[Item]):
             self.result.duplicates.append(name)
             raise InputError(f"{name!r} occurs a second time")
         self._names.add(name)
+
+    def unique(self, name: str) -> str:
+        """The name, with a number behind it if earlier rows had it."""
+        if name not in self._names:
+            self._names.add(name)
+            return name
+        self.result.duplicates.append(name)
+        copy = next(f"{name}#{number}" for number in itertools.count(2) if f"{name}#{number}" not in self._names)
+        self._names.add(copy)
+        return copy
 
     def span(self, start_s: Any, end_s: Any, duration_s: float | None) -> Span:
         """The interval, repaired if the policy allows.
@@ -131,6 +158,7 @@ class RowReader(Generic[Item]):
             length = "" if duration_s is None else f" of {duration_s:g} s"
             self._repair(f"the interval [{start_s:g}, {end_s:g}] leaves the video{length}")
             limit = math.inf if duration_s is None else duration_s
+            self.result.outside += [(end, limit) for end in (start_s, end_s) if not 0 <= end <= limit]
             start_s, end_s = (min(max(end, 0.0), limit) for end in (start_s, end_s))
         return Span(start_s, end_s)
 

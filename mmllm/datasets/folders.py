@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from mmllm.datasets.annotations import MissingVideo
 from mmllm.errors import InputError
 
 
@@ -38,7 +39,7 @@ class VideoFolder:
         for name in (f"v_{bare}", bare):
             if name in self._known:
                 return self._known[name]
-        raise InputError(f"no video v_{bare}.* and no folder of frames v_{bare}/ in {self.root}")
+        raise MissingVideo(f"video v_{bare}.* or folder of frames v_{bare}", self.root)
 
 
 def bare_id(vid: str) -> str:

@@ -1,0 +1,116 @@
+"""ActivityNet Captions and YouCook2: videos told event by event, for dense captioning and event localisation.
+
+File: `{"v_<id>": {"duration": s, "timestamps": [[start, end], ...], "sentences": [...]}}`; LITA's own YouCook2 file
+has bare ids. Targets as in LITA (arXiv 2403.19046, section 3.3), in seconds; the questions are of `prompts`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmllm.datasets.annotations import Annotations, Policy, RowReader, duration_of, list_of, load_json
+from mmllm.datasets.folders import VideoFolder, bare_id, find_video, folder_of
+from mmllm.datasets.prompts import dense_caption_prompt, event_prompt
+from mmllm.datasets.records import Question
+from mmllm.errors import InputError
+from mmllm.time_tokens import Span, shortened, stamp
+
+DENSE, LOCALIZE = "dense_captioning", "event_localization"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happens in a video."""
+
+    span: Span
+    sentence: str
+    """Without white space at its ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionedVideo:
+    """A video and its events, in the order of the file."""
+
+    vid: str
+    duration_s: float
+    events: tuple[Event, ...]
+    video: Path | None = None
+
+    def dense_caption(self, prompt: str, *, sort: bool = False) -> Question:
+        """What happens, event by event, each with its times.
+
+        Args:
+            prompt: how it is asked for, see `prompts.dense_caption_prompt`.
+            sort: order events by start, then end, as the paper says; the released code keeps the file's order.
+        """
+        events = sorted(self.events, key=lambda e: (e.span.start_s, e.span.end_s)) if sort else self.events
+        told = (f"{stamp(e.span.start_s)} {stamp(e.span.end_s)} {e.sentence}" for e in events)
+        return self._question(DENSE, prompt, " ".join(told), DENSE)
+
+    def localize(self, number: int, prompt: str) -> Question:
+        """When the event of that number happens, asked by a prompt of `prompts.event_prompt`."""
+        span = self.events[number].span
+        return self._question(f"event_{number}", prompt, f"{stamp(span.start_s)} {stamp(span.end_s)}", LOCALIZE)
+
+    def _question(self, name: str, prompt: str, answer: str, family: str) -> Question:
+        return Question(
+            question_id=f"{self.vid}_{name}",
+            vid=self.vid,
+            question=prompt,
+            answer=answer.strip(),
+            duration_s=self.duration_s,
+            family=family,
+            video=self.video,
+        )
+
+
+def read_captions(path: Path, videos: Path | None = None, policy: Policy = "repair") -> Annotations[CaptionedVideo]:
+    """The captioned videos of a file; a video with a bad event is a bad row.
+
+    Args:
+        path: JSON, possibly gzipped.
+        videos: folder of videos or of folders of frames; a row whose video is not there is bad.
+        policy: what to do with bad rows. Repairs: reversed ends are swapped, times are clipped to the video.
+
+    Raises:
+        InputError: if the file is of another kind, or a row is bad and the policy is to raise.
+    """
+    data, twice = load_json(path)
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: not an object of videos")
+    reader: RowReader[CaptionedVideo] = RowReader(path, policy)
+    reader.result.duplicates += twice
+    folder = folder_of(videos)
+    for number, (vid, row) in enumerate(data.items(), start=1):
+        with reader.row(f"record {number} ({vid})") as kept:
+            kept.append(_video(reader, bare_id(vid), row, folder))
+    return reader.result
+
+
+def _video(reader: RowReader[CaptionedVideo], vid: str, row: Any, folder: VideoFolder | None) -> CaptionedVideo:
+    duration_s = duration_of(row)
+    timestamps, sentences = list_of(row, "timestamps"), list_of(row, "sentences")
+    if len(timestamps) != len(sentences):
+        raise InputError(f"{len(timestamps)} timestamps but {len(sentences)} sentences")
+    events = []
+    for pair, sentence in zip(timestamps, sentences, strict=True):
+        if not (isinstance(pair, list) and len(pair) == 2):
+            raise InputError(f"a timestamp must be a start and an end, not {shortened(repr(pair))}")
+        if not (isinstance(sentence, str) and sentence.strip()):
+            raise InputError(f"a sentence must be a text, not {shortened(repr(sentence))}")
+        events.append(Event(span=reader.span(pair[0], pair[1], duration_s), sentence=sentence.strip()))
+    video = CaptionedVideo(vid=vid, duration_s=duration_s, events=tuple(events), video=find_video(folder, vid))
+    reader.name(vid)
+    return video
+
+
+def dense_caption_questions(video: CaptionedVideo) -> list[Question]:
+    """One question for all that happens, with the first wording; none if nothing does."""
+    return [video.dense_caption(dense_caption_prompt())] if video.events else []
+
+
+def localization_questions(video: CaptionedVideo) -> list[Question]:
+    """When each event happens, with the first wording, for evaluation."""
+    return [video.localize(i, event_prompt(event.sentence)) for i, event in enumerate(video.events)]

@@ -1,0 +1,75 @@
+"""Charades-STA: when something described by a sentence happens, a further test of grounding.
+
+Lines `<vid> <start> <end>##<sentence>`; the lengths of the videos are in Charades' own table (columns `id`, `length`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from mmllm.datasets.annotations import Annotations, Policy, RowReader, load_text, number
+from mmllm.datasets.folders import find_video, folder_of
+from mmllm.datasets.nextqa import table
+from mmllm.datasets.prompts import event_prompt
+from mmllm.datasets.records import Question
+from mmllm.errors import InputError
+from mmllm.time_tokens import shortened, stamp
+
+FAMILY = "charades_sta"
+LINE = re.compile(r"(\S+)[ \t]+(\S+)[ \t]+(\S+?)[ \t]*##(.+)")
+
+
+def read_charades(
+    path: Path, durations: Path, videos: Path | None = None, policy: Policy = "repair"
+) -> Annotations[Question]:
+    """The questions of a file of lines.
+
+    Args:
+        path: text, possibly gzipped.
+        durations: comma-separated values with the columns `id` and `length` in seconds.
+        videos: folder of `<vid>.mp4` (any suffix) or of folders of frames.
+        policy: what to do with bad rows. Repairs: many ends lie a little after the end of the video and are clipped.
+
+    Raises:
+        InputError: if a file cannot be read, or a row is bad and the policy is to raise.
+    """
+    lengths = {row["id"]: row["length"] for _, row in table(durations, {"id", "length"})}
+    reader: RowReader[Question] = RowReader(path, policy)
+    folder = folder_of(videos)
+    asked: Counter[str] = Counter()
+    for line_number, line in enumerate(load_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        with reader.row(f"line {line_number}") as kept:
+            match = LINE.fullmatch(line.strip())
+            if match is None:
+                raise InputError(f"not '<vid> <start> <end>##<sentence>': {shortened(line)!r}")
+            vid, start, end, sentence = match.groups()
+            if vid not in lengths:
+                raise InputError(f"{durations} has no length of {vid}")
+            duration_s = _seconds(lengths[vid])
+            if duration_s <= 0:
+                raise InputError(f"the length of {vid} is {duration_s:g} s")
+            span = reader.span(_seconds(start), _seconds(end), duration_s)
+            kept.append(
+                Question(
+                    question_id=f"{vid}_{asked[vid]}",
+                    vid=vid,
+                    question=event_prompt(sentence),
+                    answer=f"{stamp(span.start_s)} {stamp(span.end_s)}",
+                    duration_s=duration_s,
+                    family=FAMILY,
+                    video=find_video(folder, vid),
+                )
+            )
+            asked[vid] += 1
+    return reader.result
+
+
+def _seconds(text: str) -> float:
+    try:
+        return number(float(text), "a time")
+    except (TypeError, ValueError):
+        raise InputError(f"a time must be a number of seconds, not {shortened(repr(text))}") from None

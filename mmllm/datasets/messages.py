@@ -1,0 +1,54 @@
+"""Chat messages: `{"role": "user", "content": ...}`, the content a text with placeholders or a list of items.
+
+Items are transformers' and OpenAI's: `{"type": "text", "text": ...}`, `{"type": "video", "video": path}`, also with
+`path` or `url` in place of `video`, `{"type": "video_url", "video_url": {"url": path}}`, and the same for images. An
+item without a path stands for the next one of the row's list.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmllm.datasets.annotations import text_of
+from mmllm.datasets.placeholders import Kind, RawTurn, Role, raw_turn, split_placeholders
+from mmllm.errors import InputError
+from mmllm.time_tokens import shortened
+
+ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system"}
+KINDS: dict[str, Kind] = {"video": "video", "video_url": "video", "image": "image", "image_url": "image"}
+
+
+def message_turns(turn: Any) -> RawTurn:
+    """One entry of `messages`.
+
+    Raises:
+        InputError: if it is not a message.
+    """
+    if not isinstance(turn, dict) or "content" not in turn:
+        raise InputError(f"a message needs its role and its content: {shortened(repr(turn))}")
+    content, texts, media = turn["content"], [], []
+    for item in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+        kind = item.get("type") if isinstance(item, dict) else None
+        if kind == "text":
+            text = item.get("text")
+            text, shown = split_placeholders(text) if isinstance(text, str) else (text_of(item, "text"), [])
+            texts.append(text)
+            media += shown
+        elif isinstance(kind, str) and kind in KINDS:
+            media.append((KINDS[kind], _path(item, kind)))
+        else:
+            raise InputError(f"an item's type must be text, {', '.join(KINDS)}: {shortened(repr(item))}")
+    return raw_turn(turn, "role", ROLES, "".join(texts), media)
+
+
+def _path(item: dict[str, Any], kind: str) -> Path | None:
+    for key in (kind, "path", "url"):
+        value = item.get(key)
+        if isinstance(value, dict):
+            value = value.get("url")
+        if isinstance(value, str) and value:
+            return Path(value)
+        if value is not None:
+            raise InputError(f"a {KINDS[kind]} must be the path of a file, not {shortened(repr(value))}")
+    return None

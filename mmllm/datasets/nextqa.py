@@ -1,0 +1,116 @@
+"""NExT-QA with open answers: a few words about what happens in a video, without times.
+
+LITA's file: `[{"video": "<folder>/<id>.mp4", "QA": [{"q": ..., "a": ...}]}]`. The published table: columns `video`,
+`question`, `answer`, `type`, where `type` (CW, CH, TN, TC, TP, DC, DL, DO, DB) becomes the family.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mmllm.datasets.annotations import (
+    Annotations,
+    MissingVideo,
+    Policy,
+    RowReader,
+    list_of,
+    load_json,
+    load_text,
+    text_of,
+)
+from mmllm.datasets.prompts import short_answer_prompt
+from mmllm.datasets.records import Question
+from mmllm.errors import InputError
+
+FAMILY = "video_qa"
+COLUMNS = {"video", "question", "answer", "type"}
+
+
+def read_nextqa(
+    path: Path, videos: Path | None = None, policy: Policy = "repair", paths: Path | None = None
+) -> Annotations[Question]:
+    """The questions of LITA's JSON file or of the published table, whichever it is.
+
+    Args:
+        path: JSON or comma-separated values, possibly gzipped.
+        videos: folder that holds `<folder>/<id>.mp4`; a row whose video is not there is bad.
+        policy: what to do with bad rows.
+        paths: JSON object from a video's id to `<folder>/<id>`, for the table, which has only ids.
+
+    Raises:
+        InputError: if the file is neither, or a row is bad and the policy is to raise.
+    """
+    reader: RowReader[Question] = RowReader(path, policy)
+    asked: Counter[str] = Counter()
+    if videos is not None and not videos.is_dir():
+        raise InputError(f"{videos}: the folder of videos is missing")
+
+    def question(place: str, asks: str, answer: str, family: str) -> Question:
+        vid = PurePosixPath(place).stem
+        video = None if videos is None else videos / place
+        if video is not None and not video.is_file():
+            raise MissingVideo(place, videos)
+        number = asked[vid]
+        asked[vid] += 1
+        return Question(
+            question_id=f"{vid}_{number}",
+            vid=vid,
+            question=short_answer_prompt(asks),
+            answer=answer.strip(),
+            duration_s=None,
+            family=family,
+            video=video,
+        )
+
+    places = _places(paths)
+    if is_table(path):
+        for line, row in table(path, COLUMNS):
+            with reader.row(f"line {line}") as kept:
+                vid = text_of(row, "video").strip()
+                place = f"{places.get(vid, vid)}.mp4"
+                kept.append(question(place, text_of(row, "question"), text_of(row, "answer"), text_of(row, "type")))
+        return reader.result
+    data, _ = load_json(path)
+    if not isinstance(data, list):
+        raise InputError(f"{path}: not a list of videos")
+    for number, row in enumerate(data, start=1):
+        pairs = row.get("QA") if isinstance(row, dict) else None
+        for qa in range(len(pairs) if isinstance(pairs, list) else 1):
+            with reader.row(f"record {number}, QA {qa + 1}") as kept:
+                pair = list_of(row, "QA")[qa]
+                kept.append(question(text_of(row, "video"), text_of(pair, "q"), text_of(pair, "a"), FAMILY))
+    return reader.result
+
+
+def _places(paths: Path | None) -> dict[str, str]:
+    if paths is None:
+        return {}
+    data, _ = load_json(paths)
+    if not isinstance(data, dict):
+        raise InputError(f"{paths}: not an object from ids to paths")
+    return {str(vid): str(place) for vid, place in data.items()}
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is named as comma-separated values."""
+    return path.name.removesuffix(".gz").lower().endswith(".csv")
+
+
+def table(path: Path, columns: set[str]) -> list[tuple[int, dict[str, Any]]]:
+    """Line number and cells of each row of comma-separated values.
+
+    Raises:
+        InputError: if a column is missing.
+    """
+    rows = csv.DictReader(io.StringIO(load_text(path)))
+    try:
+        missing = columns - set(rows.fieldnames or ())
+        if missing:
+            raise InputError(f"{path}: the columns {', '.join(sorted(missing))} are missing")
+        return [(rows.line_num, row) for row in rows]
+    except csv.Error as problem:
+        raise InputError(f"{path}: not a table: {problem}") from None

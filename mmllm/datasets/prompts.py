@@ -1,0 +1,52 @@
+"""How the tasks are asked for: several wordings, drawn evenly in training; the first one is used in evaluation."""
+
+from __future__ import annotations
+
+import random
+
+DESCRIPTION_REQUESTS = (
+    "Tell what happens in this video, one event after the other.",
+    "Give an account of everything that goes on in the video.",
+    "Recount this video from its beginning to its end.",
+    "List the events of the video, a sentence for each.",
+)
+TIMED_SENTENCES = (
+    "Open every sentence with the times at which its event begins and ends.",
+    "Put a start time and an end time in front of each sentence.",
+    "Let each sentence follow the begin and the end of what it tells.",
+)
+WHEN_QUESTIONS = (
+    'When does "{event}" happen?',
+    'At what time of the video does one see "{event}"?',
+    'Which part of the video shows "{event}"?',
+    'Find "{event}" in the video: when is it?',
+)
+TIMES_ONLY = (
+    "Reply with the start time and the end time, and nothing else.",
+    "Give only the times at which it begins and ends.",
+    "Name just its start and its end.",
+)
+SHORT_ANSWER = "Answer in a few words only."
+
+
+def dense_caption_prompt(draw: random.Random | None = None) -> str:
+    """A request to tell all events with their times; the first wording without `draw`."""
+    return f"{_one(DESCRIPTION_REQUESTS, draw)} {_one(TIMED_SENTENCES, draw)}"
+
+
+def event_prompt(sentence: str, draw: random.Random | None = None) -> str:
+    """A question for when something happens, put as LITA does: no full stop, first letter small, in quotes."""
+    event = sentence.strip().removesuffix(".")
+    event = event[:1].lower() + event[1:]
+    return f"{_one(WHEN_QUESTIONS, draw).format(event=event)} {_one(TIMES_ONLY, draw)}"
+
+
+def short_answer_prompt(question: str) -> str:
+    """A question with a capital and a question mark, and the instruction to be brief."""
+    question = question.strip()
+    question = question[:1].upper() + question[1:]
+    return f"{question if question.endswith('?') else question + '?'} {SHORT_ANSWER}"
+
+
+def _one(wordings: tuple[str, ...], draw: random.Random | None) -> str:
+    return wordings[0] if draw is None else draw.choice(wordings)

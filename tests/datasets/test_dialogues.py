@@ -1,0 +1,215 @@
+"""Own data: the three forms of a row give one dialogue, spans are first-class, every fault of a row is named."""
+
+import json
+
+import pytest
+
+from mmllm.datasets.dialogues import read_dialogues
+from mmllm.datasets.records import Media
+from mmllm.errors import InputError
+from mmllm.time_tokens import Span, TimeTokens
+
+LLAVA = {
+    "id": "7",
+    "video": "clips/a.mp4",
+    "conversations": [
+        {"from": "human", "value": "<video>\nWhen does it start?"},
+        {"from": "gpt", "value": "It starts early.", "spans": [[1, 2.5]]},
+        {"from": "human", "value": "And then – é?"},
+        {"from": "gpt", "value": "It ends."},
+    ],
+    "duration": 10,
+    "family": "own",
+}
+ITEMS = {
+    "id": "7",
+    "messages": [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "When does it start?"}, {"type": "video", "video": "clips/a.mp4"}],
+        },
+        {"role": "assistant", "content": "It starts early.", "spans": [[1, 2.5]]},
+        {"role": "user", "content": "And then – é?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "It ends."}]},
+    ],
+    "duration": 10.0,
+    "family": "own",
+}
+TAGS = {
+    **ITEMS,
+    "messages": [{"role": "user", "content": "When does it start? <video>"}, *ITEMS["messages"][1:]],
+    "videos": ["clips/a.mp4"],
+}
+URLS = {
+    **ITEMS,
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "video_url", "video_url": {"url": "clips/a.mp4"}},
+                {"type": "text", "text": "When does it start?"},
+            ],
+        },
+        *ITEMS["messages"][1:],
+    ],
+}
+PLAIN = {"id": "8", "video": "clips/a.mp4", "question": "When?", "answer": "Early.", "spans": [[1, 2], [4, 5]]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "clips").mkdir()
+    for name in ("a.mp4", "b.mp4", "c.jpg"):
+        (tmp_path / "clips" / name).touch()
+    return tmp_path
+
+
+def read(folder, *rows, **options):
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return read_dialogues(path, **options)
+
+
+def test_all_forms_give_the_same_dialogue(folder):
+    dialogues = [read(folder, row).items[0] for row in (LLAVA, ITEMS, TAGS, URLS)]
+    (folder / "rows.json").write_text(json.dumps([LLAVA], indent=1))
+    dialogues.append(read_dialogues(folder / "rows.json").items[0])
+    assert all(dialogue == dialogues[0] for dialogue in dialogues)
+    write = TimeTokens().write
+    messages = [dialogue.messages(lambda text: write(text, 10)) for dialogue in dialogues]
+    assert all(message == messages[0] for message in messages)
+
+
+def test_times_are_written_by_the_reader(folder):
+    (dialogue,) = read(folder, LLAVA).items
+    assert dialogue.duration_s == 10
+    assert dialogue.turns[0].media == (Media(kind="video", path=folder / "clips/a.mp4"),)
+    assert dialogue.turns[1].spans == (Span(1.0, 2.5),)
+    told = dialogue.messages(lambda text: TimeTokens().write(text, 10))
+    assert told[1]["content"] == [{"type": "text", "text": "<t10> <t25> It starts early."}]
+    assert told[2]["content"] == [{"type": "text", "text": "And then – é?"}]
+
+
+def test_a_plain_question_can_be_scored(folder):
+    (dialogue,) = read(folder, PLAIN).items
+    (question,) = dialogue.questions()
+    assert question.truth().spans == (Span(1.0, 2.0), Span(4.0, 5.0))
+    assert question.truth().text == "Early."
+    assert (question.vid, question.question, question.video) == ("a", "When?", folder / "clips/a.mp4")
+    assert question.dialogue().messages() == dialogue.messages()
+    assert dialogue.messages()[1]["content"][0]["text"] == "<1.0> <2.0> <4.0> <5.0> Early."
+
+
+def test_longer_dialogues_cannot_be_scored(folder):
+    (dialogue,) = read(folder, LLAVA).items
+    with pytest.raises(InputError, match="one question and one answer"):
+        dialogue.questions()
+
+
+def test_several_media_in_one_turn(folder):
+    row = {
+        "videos": ["clips/a.mp4", "clips/b.mp4"],
+        "image": "clips/c.jpg",
+        "conversations": [
+            {"from": "human", "value": "<video><image>\nand <video>: same?"},
+            {"from": "gpt", "value": "No."},
+        ],
+    }
+    (dialogue,) = read(folder, row).items
+    assert [media.path.name for media in dialogue.media] == ["a.mp4", "c.jpg", "b.mp4"]
+    assert dialogue.turns[0].text == "and : same?"
+
+
+def test_an_image_placeholder_may_stand_for_a_video(folder):
+    row = {**LLAVA, "conversations": [{"from": "human", "value": "<image>\nWhen?"}, *LLAVA["conversations"][1:]]}
+    assert read(folder, row).items[0].media[0].kind == "video"
+
+
+def test_text_alone_and_a_system_turn(folder):
+    row = {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hello?"},
+            {"role": "assistant", "content": "Yes."},
+        ]
+    }
+    (dialogue,) = read(folder, row).items
+    assert [turn.role for turn in dialogue.turns] == ["system", "user", "assistant"]
+    assert dialogue.record_id == "line_1"
+
+
+def conversation(*turns, **fields):
+    return {**LLAVA, "conversations": [{"from": who, "value": text} for who, text in turns], **fields}
+
+
+ASKED = ("human", "<video>\nWhen?")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "expected an object"),
+        ('"text"', "expected an object"),
+        ({}, "a row needs 'messages'"),
+        ({**PLAIN, "video": "clips/missing.mp4"}, "no clips/missing.mp4 in"),
+        ({**PLAIN, "video": "https://example.org/a.mp4"}, "only local files"),
+        ({**PLAIN, "video": 7}, "must be the path of a file"),
+        ({**PLAIN, "video": [["f1.jpg", "f2.jpg"]]}, "must be the path of a file"),
+        ({**PLAIN, "answer": 7}, "'answer' must be a text"),
+        ({**PLAIN, "answer": "", "spans": None}, "a turn of the assistant is empty"),
+        ({**PLAIN, "spans": [[2, 1]]}, "0 <= start <= end"),
+        ({**PLAIN, "spans": [[-1, 1]]}, "0 <= start <= end"),
+        ({**PLAIN, "spans": [[float("nan"), 1]]}, "a start must be a number"),
+        ({**PLAIN, "spans": [[0, float("inf")]]}, "an end must be a number"),
+        ({**PLAIN, "spans": [1, 2]}, "a start and an end in seconds"),
+        ({**PLAIN, "spans": {}}, "'spans' must be a list"),
+        ({**PLAIN, "duration": 0}, "positive number of seconds"),
+        ({**PLAIN, "family": ""}, "'family' must be a text"),
+        ({**LLAVA, "spans": [[1, 2]]}, "put them on its turn"),
+        (conversation(ASKED, ("gpt", "<video> Now.")), "a placeholder stands in what the assistant says"),
+        (conversation(("human", "When?"), ("gpt", "Now.")), "no placeholder stands for clips/a.mp4"),
+        (conversation(("human", "<video><video> When?"), ("gpt", "Now.")), "more placeholders than media"),
+        (conversation(("human", "<image> When?"), ("gpt", "Now."), video=None), "more placeholders than media"),
+        (conversation(ASKED), "must take turns"),
+        (conversation(("gpt", "Now."), ("human", "When?")), "must take turns"),
+        (conversation(), "no turns"),
+        (conversation(ASKED, ("robot", "Now.")), "'from' must be one of"),
+        (conversation(ASKED, ("gpt", " ")), "'value' must be a text"),
+        (conversation(ASKED, ("gpt", "Now."), ("system", "Stop.")), "only the first turn"),
+        ({"messages": [{"role": "user"}]}, "its role and its content"),
+        ({"messages": [{"role": [], "content": "a"}]}, "'role' must be one of"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "an item's type must be text"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "'text' is missing"),
+        ({"messages": [{"role": "user", "content": 3}]}, "'text' must be a text"),
+        ({"messages": [{"role": "user", "content": [{"type": "video", "video": ["f.jpg"]}]}]}, "must be the path"),
+        ({"messages": [{"role": "user", "content": "Hi", "spans": [[0, 1]]}, *TAGS["messages"][1:]]}, "only answers"),
+    ],
+)
+def test_bad_rows(folder, row, reason):
+    result = read(folder, PLAIN, row, {**PLAIN, "id": "9"})
+    assert [dialogue.record_id for dialogue in result.items] == ["8", "9"]
+    assert [problem.where for problem in result.bad] == ["line 2"]
+    assert reason in result.bad[0].reason
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 2: "):
+        read(folder, PLAIN, row, policy="raise")
+
+
+def test_spans_after_the_end_are_clipped(folder):
+    row = {**PLAIN, "duration": 4.5}
+    result = read(folder, row)
+    assert result.items[0].turns[1].spans == (Span(1.0, 2.0), Span(4.0, 4.5))
+    assert "leaves the video of 4.5 s" in str(result.repaired[0])
+    assert read(folder, row, policy="skip").items == []
+
+
+def test_names_that_occur_twice_are_reported_and_made_different(folder):
+    result = read(folder, PLAIN, PLAIN, PLAIN)
+    assert [dialogue.record_id for dialogue in result.items] == ["8", "8#2", "8#3"]
+    assert result.duplicates == ["8", "8"]
+
+
+def test_missing_media_are_listed(folder):
+    result = read(folder, PLAIN, {**PLAIN, "video": "b.mp4"}, media=folder)
+    assert result.missing == ["b.mp4"]
+    assert read(folder, {**PLAIN, "video": "b.mp4"}, media=folder / "clips").missing == []
