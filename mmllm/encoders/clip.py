@@ -12,10 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from mmllm.encoders.attention import attention_row, received_attention
-from mmllm.encoders.tower import FrameScores, below, check_pixels, encode_frames, load_strictly, read_scores
+from mmllm.encoders.tower import FrameOutput, Inside, below, check_pixels, encode_frames, load_strictly, read_scores
 from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.frames import CLIP_MEAN, CLIP_STD, FrameTransform
@@ -92,7 +93,12 @@ class ClipEncoder(nn.Module):
         )
 
     def forward(
-        self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
+        self,
+        pixels: Tensor,
+        *,
+        frame_mask: Tensor | None = None,
+        scores: Collection[str] = (),
+        inside: Inside | None = None,
     ) -> VisualTokens:
         """Patch features of the selected layer, class token removed.
 
@@ -101,6 +107,7 @@ class ClipEncoder(nn.Module):
             frame_mask: bool, B T. Frames where it is False are not run.
             scores: names of scores wanted, such as `cls_attention` or `cls_attention@0`; see `read_scores`. They are
                 softmax weights over all 1 + N keys with the class token's own column cut off, not renormalised.
+            inside: a reducer that drops or merges tokens inside the blocks; no scores are given then.
 
         Raises:
             InputError: for pixels of another size or kind, or a score that does not exist.
@@ -108,13 +115,13 @@ class ClipEncoder(nn.Module):
         check_pixels(pixels, encoder="clip", size=self.config.image_size)
         wanted = read_scores(
             scores,
-            encoder="clip",
-            offers=self.score_names,
+            encoder="clip" if inside is None else "clip, with tokens reduced inside it,",
+            offers=self.score_names if inside is None else (),
             layers=self.config.layers,
             default=self.config.blocks_run - 1,
         )
         return encode_frames(
-            lambda frames: self._run(frames, wanted),
+            lambda frames: self._run(frames, wanted) if inside is None else self._run_inside(frames, inside),
             pixels,
             grid=self.grid,
             chunk=self.config.chunk,
@@ -122,9 +129,9 @@ class ClipEncoder(nn.Module):
             trainable=any(weight.requires_grad for weight in self.parameters()),
         )
 
-    def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> tuple[Tensor, FrameScores]:
+    def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> FrameOutput:
         blocks = self.tower.encoder.layers
-        scores: FrameScores = {}
+        scores: dict[str, Tensor] = {}
         last = max([self.config.blocks_run, *(layer for _, layer in wanted.values())])
         hidden = features = self.tower.pre_layrnorm(self.tower.embeddings(frames))  # F 1+N C
         for number in range(last + 1):
@@ -135,7 +142,24 @@ class ClipEncoder(nn.Module):
                     scores[name] = self._score(kind, blocks[number], hidden)  # F N
             if number < last:
                 hidden = blocks[number](hidden, None)
-        return features[:, 1:], scores
+        return FrameOutput(features=features[:, 1:], scores=scores)
+
+    def _run_inside(self, frames: Tensor, inside: Inside) -> FrameOutput:
+        hidden = self.tower.pre_layrnorm(self.tower.embeddings(frames))  # F 1+N C
+        state = inside.start(hidden, self.config.blocks_run)
+        blocks: Any = self.tower.encoder.layers
+        for number, block in enumerate(blocks[: self.config.blocks_run]):
+            normed, attention = block.layer_norm1(hidden), block.self_attn
+            queries, keys, values = (
+                rearrange(project(normed), "f n (h d) -> f h n d", h=self.config.heads)
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            mixed, row = inside.attend(queries, keys, values, state)
+            hidden = hidden + attention.out_proj(rearrange(mixed, "f h n d -> f n (h d)"))
+            hidden, state = inside.reduce(number, hidden, row, state)
+            hidden = hidden + block.mlp(block.layer_norm2(hidden))
+        features, index, size = inside.finish(hidden, state)
+        return FrameOutput(features=features, index=index, size=size)
 
     def _score(self, kind: str, block: Any, hidden: Tensor) -> Tensor:
         attention = block.self_attn

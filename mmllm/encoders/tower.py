@@ -6,6 +6,8 @@ B videos, T frames of a video, F frames run at once, N patches, C width, S side 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -22,8 +24,41 @@ SCORE_KINDS = {
 
 _REASONS = {"cls_attention": "it has no class token", "probe_attention": "it has no attention pooling head"}
 
-FrameScores = dict[str, Tensor]
-RunFrames = Callable[[Tensor], tuple[Tensor, FrameScores]]
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrameOutput:
+    """What a tower gives of F frames."""
+
+    features: Tensor
+    """F N C."""
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> float32, F N."""
+    index: Tensor | None = None
+    """int64, F N, where tokens were dropped or merged inside the tower."""
+    size: Tensor | None = None
+    """float, F N, likewise."""
+
+
+RunFrames = Callable[[Tensor], FrameOutput]
+
+
+class Inside(Protocol):
+    """A reducer that works inside a transformer's blocks, between attention and MLP, such as DiffRate.
+
+    `state` is the reducer's own; the tower only hands it on.
+    """
+
+    def start(self, hidden: Tensor, blocks: int) -> Any:
+        """State before the first of `blocks` blocks, of hidden states F N C with the class token first."""
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, state: Any) -> tuple[Tensor, Tensor]:
+        """Mixed values (F H N D) of F H N D each, and the class token's mean attention (F N)."""
+
+    def reduce(self, block: int, hidden: Tensor, row: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Hidden states after the attention's residual, with fewer tokens."""
+
+    def finish(self, hidden: Tensor, state: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Patch features F N C in raster order, where each came from (F N) and how many it stands for (F N)."""
 
 
 def read_scores(
@@ -98,7 +133,7 @@ def encode_frames(
     """Runs frames through a tower, `chunk` at a time, leaving out those that are only padding.
 
     Args:
-        run: F 3 S S -> features (F N C) and scores (name -> F N).
+        run: F 3 S S -> what the tower gives.
         pixels: B T 3 S S.
         grid: rows and columns of the N patches.
         chunk: most frames run at once; bounds the memory.
@@ -117,14 +152,24 @@ def encode_frames(
         done = [
             run(part) for part in (frames.split(chunk) if len(frames) else [pixels.new_zeros(1, *frames.shape[1:])])
         ]
-    features = _placed(torch.cat([part for part, _ in done])[: len(frames)], real, batch, times)
-    scores = {
-        name: _placed(torch.cat([part[name] for _, part in done])[: len(frames)], real, batch, times)
-        for name in done[0][1]
-    }
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        return _placed(torch.cat(parts)[: len(frames)], real, batch, times)
+
+    features = joined([part.features for part in done])
     mask = features.new_ones(batch, times, dtype=torch.bool) if frame_mask is None else frame_mask.to(features.device)
-    mask = mask.bool().unsqueeze(-1).expand(features.shape[:-1])
-    return VisualTokens(features=features, grid=grid, mask=mask, scores=scores)
+    reduced = {
+        name: joined([getattr(part, name) for part in done])
+        for name in ("index", "size")
+        if getattr(done[0], name) is not None
+    }
+    return VisualTokens(
+        features=features,
+        grid=grid,
+        mask=mask.bool().unsqueeze(-1).expand(features.shape[:-1]),
+        scores={name: joined([part.scores[name] for part in done]) for name in done[0].scores},
+        **reduced,
+    )
 
 
 def _placed(values: Tensor, real: Tensor | None, batch: int, times: int) -> Tensor:
