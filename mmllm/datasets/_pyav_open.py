@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmllm.datasets import _containers
+from mmllm.datasets._damage import UnitCheck
 from mmllm.datasets._frame_index import NONE, Packets
 from mmllm.datasets._sources import MediaFile
 from mmllm.datasets.video_errors import NoVideoStream, VideoOpenError
@@ -115,32 +116,54 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packe
                 return
 
 
-def scan(container: InputContainer, stream: VideoStream, name: str, limits: VideoLimits) -> Packets:
-    """What all packets say of themselves. The container stands at its end afterwards."""
-    deadline = Deadline(name, limits.cpu_s)
-    rows: list[tuple[int, int, int, bool, bool]] = []
-    for packet in packets_of(container, stream):
+class PacketTable:
+    """Gathers what packets say of themselves, within the limits."""
+
+    def __init__(self, name: str, codec: Any, limits: VideoLimits) -> None:
+        self._name, self._limits, self._deadline = name, limits, Deadline(name, limits.cpu_s)
+        self._rows: list[tuple[int, int, int, bool, bool]] = []
+        self._check = UnitCheck(codec)
+        self.intact = True
+        """False once a packet was certainly damaged."""
+
+    def add(self, packet: Packet) -> None:
+        """Takes the next packet in stored order."""
         pts, dts = packet.pts, packet.dts
-        rows.append((
+        self.intact = self.intact and self._check.intact(packet)
+        self._rows.append((
             NONE if pts is None else pts,
             NONE if dts is None else dts,
             packet.duration or 0,
             packet.is_keyframe,
             packet.is_discard,
         ))  # fmt: skip
-        deadline.check("reading its index")
-        if len(rows) % 1024 == 0:
-            limits.check_frames(name, len(rows))
-    limits.check_frames(name, len(rows))
-    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
-    return Packets(
-        pts=table[:, 0],
-        dts=table[:, 1],
-        duration=table[:, 2],
-        key=table[:, 3] != 0,
-        hidden=table[:, 4] != 0,
-        time_base=stream.time_base or Fraction(1, 1000),
-    )
+        if len(self._rows) % 256 == 0:
+            self._deadline.check("reading its packets")
+            self._limits.check_frames(self._name, len(self._rows))
+
+    def packets(self, time_base: Fraction | None) -> Packets:
+        """All packets taken so far."""
+        self._limits.check_frames(self._name, len(self._rows))
+        table = np.array(self._rows, dtype=np.int64).reshape(-1, 5)
+        return Packets(
+            pts=table[:, 0],
+            dts=table[:, 1],
+            duration=table[:, 2],
+            key=table[:, 3] != 0,
+            hidden=table[:, 4] != 0,
+            time_base=time_base or Fraction(1, 1000),
+        )
+
+
+def can_drop_unreferenced(codec: Any) -> bool:
+    """True where the decoder can pass over a frame that no other refers to, leaving all others bit for bit the same.
+
+    HEVC marks such frames only within a temporal layer, so there must be no more than one layer.
+    """
+    if codec.name == "hevc":
+        configuration = codec.extradata or b""
+        return len(configuration) > 21 and configuration[0] == 1 and (configuration[21] >> 3) & 7 == 1
+    return codec.name in ("h264", "vp8", "mpeg4", "mpeg2video")
 
 
 def trusted_times(container: InputContainer, stream: VideoStream) -> bool:

@@ -20,6 +20,8 @@ class MediaFile:
     name: str
     """For messages."""
     head: bytes
+    length: int
+    """In bytes."""
     path: str | None = None
     """Absolute, so that no part of it can be taken for a protocol."""
     file: BinaryIO | None = None
@@ -92,12 +94,12 @@ def _from_path(name: str | bytes, inside: str | os.PathLike[str] | None) -> Medi
     path = regular_file(name, inside=inside)
     try:
         with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES)
+            head, length = file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size
     except OSError as problem:
         raise VideoOpenError(f"{name}: {problem.strerror or problem}") from None
     if not head:
         raise VideoOpenError(f"{name}: not a video: the file is empty")
-    return MediaFile(name=name, head=head, path=str(path))
+    return MediaFile(name=name, head=head, length=length, path=str(path))
 
 
 def _from_stream(stream: BinaryIO, name: str) -> MediaFile:
@@ -107,7 +109,7 @@ def _from_stream(stream: BinaryIO, name: str) -> MediaFile:
         raise VideoOpenError(f"{name}: opened as text; a video must be opened in binary mode")
     if not head:
         raise VideoOpenError(f"{name}: not a video: it is empty")
-    return MediaFile(name=name, head=head, file=stream)
+    return MediaFile(name=name, head=head, length=stream.seek(0, io.SEEK_END), file=stream)
 
 
 def _seekable(stream: Any) -> BinaryIO:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from mmllm.datasets._open_options import OpenOptions
 from mmllm.datasets._reader import Size, Transform, VideoReader
 from mmllm.datasets._sources import media_file
 from mmllm.datasets.video_errors import (
@@ -62,6 +63,8 @@ def open_video(
     *,
     limits: VideoLimits | None = None,
     stream: int | None = None,
+    strict: bool = False,
+    tone_map: bool = False,
     inside: str | Path | None = None,
 ) -> VideoReader:
     """A reader of a video.
@@ -71,6 +74,8 @@ def open_video(
         backend: "auto" and "pyav" read with PyAV.
         limits: how much the video may cost.
         stream: number of the video stream to read; by default the best one that is no cover art.
+        strict: raise at the first sign of damage, where otherwise damage is stepped over and counted.
+        tone_map: bring HDR pictures to the range of ordinary ones; otherwise they look washed out.
         inside: a folder that a path must not lead out of, links resolved.
 
     Raises:
@@ -78,12 +83,16 @@ def open_video(
         NoVideoStream: sound only.
         NoFrames: nothing can be decoded.
         LimitExceeded: too large or too long.
+
+    Warns:
+        VideoTruncated: the file ends before what its header declares.
     """
     from mmllm.datasets._pyav import PyAVReader
 
     if backend not in ("auto", "pyav"):
         raise InputError(f"backend must be auto or pyav, not {backend!r}")
-    return PyAVReader(media_file(source, inside=inside), limits or VideoLimits(), stream=stream)
+    options = OpenOptions(limits=limits or VideoLimits(), stream=stream, strict=strict, tone_map=tone_map)
+    return PyAVReader(media_file(source, inside=inside), options)
 
 
 def sample_uniform(
