@@ -43,7 +43,7 @@ class MissingVideo(InputError):
     """A row's video or image is not where it should be."""
 
     def __init__(self, video: str, folder: Path) -> None:
-        super().__init__(f"no {video} in {folder}")
+        super().__init__(f"{video} is not in {folder}")
         self.video = video
 
 
@@ -105,7 +105,8 @@ class RowReader(Generic[Item]):
             InputError: naming file and row, if the row is bad and the policy is to raise.
         """
         self.result.rows += 1
-        self._where, kept, repairs = where, [], len(self.result.repaired)
+        kept: list[Item] = []
+        self._where, repairs = where, len(self.result.repaired)
         try:
             yield kept
         except InputError as problem:
@@ -152,11 +153,11 @@ class RowReader(Generic[Item]):
         """
         start_s, end_s = number(start_s, "a start"), number(end_s, "an end")
         if start_s > end_s:
-            self._repair(f"the interval [{start_s:g}, {end_s:g}] runs backwards")
+            self._repair(f"the interval [{start_s:.10g}, {end_s:.10g}] runs backwards")
             start_s, end_s = end_s, start_s
         if start_s < 0 or (duration_s is not None and end_s > duration_s):
-            length = "" if duration_s is None else f" of {duration_s:g} s"
-            self._repair(f"the interval [{start_s:g}, {end_s:g}] leaves the video{length}")
+            length = "" if duration_s is None else f" of {duration_s:.10g} s"
+            self._repair(f"the interval [{start_s:.10g}, {end_s:.10g}] leaves the video{length}")
             limit = math.inf if duration_s is None else duration_s
             self.result.outside += [(end, limit) for end in (start_s, end_s) if not 0 <= end <= limit]
             start_s, end_s = (min(max(end, 0.0), limit) for end in (start_s, end_s))

@@ -39,7 +39,7 @@ class VideoFolder:
         for name in (f"v_{bare}", bare):
             if name in self._known:
                 return self._known[name]
-        raise MissingVideo(f"video v_{bare}.* or folder of frames v_{bare}", self.root)
+        raise MissingVideo(f"v_{bare}", self.root)
 
 
 def bare_id(vid: str) -> str:

@@ -152,7 +152,7 @@ ASKED = ("human", "<video>\nWhen?")
         ("[1]", "expected an object"),
         ('"text"', "expected an object"),
         ({}, "a row needs 'messages'"),
-        ({**PLAIN, "video": "clips/missing.mp4"}, "no clips/missing.mp4 in"),
+        ({**PLAIN, "video": "clips/missing.mp4"}, "clips/missing.mp4 is not in"),
         ({**PLAIN, "video": "https://example.org/a.mp4"}, "only local files"),
         ({**PLAIN, "video": 7}, "must be the path of a file"),
         ({**PLAIN, "video": [["f1.jpg", "f2.jpg"]]}, "must be the path of a file"),

@@ -1,0 +1,231 @@
+"""LITA's training mixture (arXiv 2403.19046, section 3.3): five kinds of tasks, drawn at random with replacement.
+
+A draw is a task by its rate, then one of its data sets by its rate, then a record evenly, then a wording. What draw
+number n is depends on the seed and n alone, so that it is the same whatever the number of workers and processes, and
+training can go on at any number.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmllm.datasets.annotations import Annotations
+from mmllm.datasets.captions import DENSE, LOCALIZE, CaptionedVideo, read_captions
+from mmllm.datasets.dialogues import read_dialogues
+from mmllm.datasets.nextqa import read_nextqa
+from mmllm.datasets.prompts import dense_caption_prompt, event_prompt
+from mmllm.datasets.records import Dialogue, Question
+from mmllm.datasets.rtl import read_rtl
+from mmllm.errors import InputError
+from mmllm.fields import closest, require
+
+IMAGE_QA, VIDEO_QA, REASONING = "image_qa", "video_qa", "temporal_reasoning"
+TASKS = (DENSE, LOCALIZE, IMAGE_QA, VIDEO_QA, REASONING)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """How much of what, and in which order."""
+
+    draws: int = 500_000
+    """Length of the training set; the paper's 10 rounds of 50,000."""
+    seed: int = 0
+    task_rates: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 1.0))
+    """Relative rate of each task; a task that is not named is left out."""
+    dataset_rates: Mapping[str, float] = field(default_factory=lambda: {"activitynet": 5.0, "youcook2": 1.0})
+    """Relative rate of a data set inside its task; 1 if it is not named."""
+    sort_events: bool = True
+    """Tell events by start, then end, as the paper says. The released code keeps the file's order."""
+
+    def __post_init__(self) -> None:
+        require(self.draws > 0, self, "draws", "a positive number")
+        require(all(rate >= 0 for rate in self.task_rates.values()), self, "task_rates", "from 0")
+        require(sum(self.task_rates.values()) > 0, self, "task_rates", "above 0 for one task at least")
+        require(all(rate > 0 for rate in self.dataset_rates.values()), self, "dataset_rates", "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set as one of the tasks uses it."""
+
+    task: str
+    dataset: str
+    records: Sequence[Any]
+    make: Callable[[Any, random.Random], Dialogue]
+    """Turns a record into a dialogue, with a wording that the generator draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What was drawn: the place of a record, and the generator that goes on to draw its wording."""
+
+    task: str
+    dataset: str
+    record: int
+    random: random.Random
+
+
+class Mixture(Sequence[Dialogue]):
+    """Draws 0 to `draws` - 1, to be used as a map-style dataset."""
+
+    def __init__(self, sources: Sequence[Source], config: MixtureConfig) -> None:
+        """Takes the sources of the tasks that have a rate.
+
+        Raises:
+            InputError: if a task with a rate has no source, or a source has no record.
+        """
+        self.config = config
+        self.tasks = {task: rate for task, rate in config.task_rates.items() if rate > 0}
+        self.sources: dict[str, dict[str, Source]] = {task: {} for task in self.tasks}
+        for source in sources:
+            if source.task in self.tasks:
+                if not len(source.records):
+                    raise InputError(f"{source.dataset} has no usable record for {source.task}")
+                self.sources[source.task][source.dataset] = source
+        empty = [task for task, group in self.sources.items() if not group]
+        if empty:
+            raise InputError(f"no data for {', '.join(empty)}: give some, or leave the task out of task_rates")
+
+    def __len__(self) -> int:
+        return self.config.draws
+
+    def __getitem__(self, number: int) -> Dialogue:  # type: ignore[override]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"draw {number} of {len(self)}")
+        draw = self.draw(number % len(self))
+        source = self.sources[draw.task][draw.dataset]
+        return source.make(source.records[draw.record], draw.random)
+
+    def draw(self, number: int) -> Draw:
+        """What draw `number` is, without making a dialogue of it."""
+        generator = random.Random(f"{self.config.seed}:{number}")
+        task = _by_rate(self.tasks, generator)
+        rates = {name: self.config.dataset_rates.get(name, 1.0) for name in self.sources[task]}
+        dataset = _by_rate(rates, generator)
+        record = generator.randrange(len(self.sources[task][dataset].records))
+        return Draw(task=task, dataset=dataset, record=record, random=generator)
+
+    def describe(self) -> dict[str, Any]:
+        """Rates and numbers of records, as plain JSON values, for the record of a run."""
+        return {
+            "draws": self.config.draws,
+            "seed": self.config.seed,
+            "sort_events": self.config.sort_events,
+            "tasks": {
+                task: {
+                    "rate": rate,
+                    "datasets": {
+                        name: {"rate": self.config.dataset_rates.get(name, 1.0), "records": len(source.records)}
+                        for name, source in self.sources[task].items()
+                    },
+                }
+                for task, rate in self.tasks.items()
+            },
+        }
+
+
+def _by_rate(rates: Mapping[str, float], generator: random.Random) -> str:
+    return generator.choices(list(rates), list(rates.values()))[0]
+
+
+def caption_sources(dataset: str, videos: Sequence[CaptionedVideo], config: MixtureConfig) -> list[Source]:
+    """Dense captioning and event localisation of captioned videos; videos without events are left out."""
+
+    def dense(video: CaptionedVideo, generator: random.Random) -> Dialogue:
+        return video.dense_caption(dense_caption_prompt(generator), sort=config.sort_events).dialogue()
+
+    def localize(video: CaptionedVideo, generator: random.Random) -> Dialogue:
+        number = generator.randrange(len(video.events))
+        return video.localize(number, event_prompt(video.events[number].sentence, generator)).dialogue()
+
+    told = [video for video in videos if video.events]
+    return [
+        Source(task=DENSE, dataset=dataset, records=told, make=dense),
+        Source(task=LOCALIZE, dataset=dataset, records=told, make=localize),
+    ]
+
+
+def question_source(task: str, dataset: str, questions: Sequence[Question]) -> Source:
+    """Questions as they are annotated."""
+    return Source(task=task, dataset=dataset, records=questions, make=lambda question, _: question.dialogue())
+
+
+def dialogue_source(task: str, dataset: str, dialogues: Sequence[Dialogue]) -> Source:
+    """Dialogues as they are."""
+    return Source(task=task, dataset=dataset, records=dialogues, make=lambda dialogue, _: dialogue)
+
+
+# Data set -> its tasks, annotation file, places of its videos (the first that is there), reader.
+_LAYOUT: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], Callable[..., Annotations[Any]]]] = {
+    "activitynet": (
+        (DENSE, LOCALIZE),
+        "activitynet-captions/train.json",
+        ("activitynet-captions/activitynet_frames", "activitynet-captions/videos"),
+        read_captions,
+    ),
+    "youcook2": (
+        (DENSE, LOCALIZE),
+        "VidChapters/YouCook2/train.json",
+        ("youcook2/youcook2_frames", "youcook2/videos"),
+        read_captions,
+    ),
+    "llava_instruct": (
+        (IMAGE_QA,),
+        "LLaVA-Instruct-150K/llava_instruct_150k.json",
+        ("coco/train2017",),
+        read_dialogues,
+    ),
+    "nextqa": ((VIDEO_QA,), "nextqa/train_processed.json", ("nextqa/NExTVideo",), read_nextqa),
+    "activitynet_rtl": (
+        (REASONING,),
+        "temporal_reasoning/activitynet_train_gpt-4-0613_temp_6_f10009.json",
+        ("activitynet-captions/activitynet_frames", "activitynet-captions/videos"),
+        read_rtl,
+    ),
+}
+
+
+def lita_mixture(root: Path, config: MixtureConfig) -> Mixture:
+    """The published mixture from a folder laid out as LITA's is; videos may be frame folders or files.
+
+    Args:
+        root: holds `activitynet-captions`, `youcook2`, `VidChapters`, `nextqa`, `temporal_reasoning`,
+            `LLaVA-Instruct-150K` and `coco`, as far as the tasks with a rate need them.
+        config: tasks, rates and seed.
+
+    Raises:
+        InputError: naming everything that is missing, or a task that is not known.
+    """
+    for task in config.task_rates:
+        if task not in TASKS:
+            raise InputError(f"unknown task {task!r}; {closest(task, TASKS)}")
+    wanted = {task for task, rate in config.task_rates.items() if rate > 0}
+    needed = {name: entry for name, entry in _LAYOUT.items() if wanted & set(entry[0])}
+    folders: dict[str, Path] = {}
+    missing: list[str] = []
+    for name, (_, file, places, _) in needed.items():
+        missing += [file] if not (root / file).is_file() else []
+        there = [root / place for place in places if (root / place).is_dir()]
+        missing += [" or ".join(f"{place}/" for place in places)] if not there else []
+        folders[name] = there[0] if there else root
+    if missing:
+        raise InputError(f"{root}: missing are {', '.join(dict.fromkeys(missing))}")
+    sources: list[Source] = []
+    for name, (tasks, file, _, read) in needed.items():
+        result = read(root / file, folders[name])
+        if result.bad:
+            log.warning("%s: %d of %d rows left out, first %s", file, len(result.bad), result.rows, result.bad[0])
+        if read is read_captions:
+            sources += caption_sources(name, result.items, config)
+        elif read is read_dialogues:
+            sources.append(dialogue_source(tasks[0], name, result.items))
+        else:
+            sources.append(question_source(tasks[0], name, result.items))
+    return Mixture(sources, config)
