@@ -16,7 +16,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmllm.encoders.attention import attention_row, received_attention
-from mmllm.encoders.tower import FrameOutput, Inside, below, check_pixels, encode_frames, load_strictly, read_scores
+from mmllm.encoders.tower import (
+    FrameOutput,
+    Inside,
+    below,
+    check_pixels,
+    encode_frames,
+    load_strictly,
+    needs_gradient,
+    read_scores,
+)
 from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.frames import CLIP_MEAN, CLIP_STD, FrameTransform
@@ -126,7 +135,7 @@ class ClipEncoder(nn.Module):
             grid=self.grid,
             chunk=self.config.chunk,
             frame_mask=frame_mask,
-            trainable=any(weight.requires_grad for weight in self.parameters()),
+            trainable=needs_gradient(self, inside),
         )
 
     def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> FrameOutput:

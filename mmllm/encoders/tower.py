@@ -58,7 +58,10 @@ class Inside(Protocol):
         """Hidden states after the attention's residual, with fewer tokens."""
 
     def finish(self, hidden: Tensor, state: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Patch features F N C in raster order, where each came from (F N) and how many it stands for (F N)."""
+        """Patch features F N C in raster order, where each came from (F N) and how many it stands for (F N).
+
+        A token of size 0 is gone and will be masked.
+        """
 
 
 def read_scores(
@@ -157,8 +160,10 @@ def encode_frames(
         return _placed(torch.cat(parts)[: len(frames)], real, batch, times)
 
     features = joined([part.features for part in done])
-    mask = features.new_ones(batch, times, dtype=torch.bool) if frame_mask is None else frame_mask.to(features.device)
-    reduced = {
+    mask = features.new_ones(features.shape[:-1], dtype=torch.bool)
+    if frame_mask is not None:
+        mask = mask & frame_mask.to(features.device).bool().unsqueeze(-1)
+    reduced: dict[str, Any] = {
         name: joined([getattr(part, name) for part in done])
         for name in ("index", "size")
         if getattr(done[0], name) is not None
@@ -166,10 +171,15 @@ def encode_frames(
     return VisualTokens(
         features=features,
         grid=grid,
-        mask=mask.bool().unsqueeze(-1).expand(features.shape[:-1]),
+        mask=mask & (reduced["size"] > 0) if "size" in reduced else mask,
         scores={name: joined([part.scores[name] for part in done]) for name in done[0].scores},
         **reduced,
     )
+
+
+def needs_gradient(*parts: object) -> bool:
+    """Whether any weight of these modules is to be trained; what is no module has none."""
+    return any(weight.requires_grad for part in parts if isinstance(part, nn.Module) for weight in part.parameters())
 
 
 def _placed(values: Tensor, real: Tensor | None, batch: int, times: int) -> Tensor:

@@ -236,18 +236,18 @@ def compress(
     order = order_by(row)
     hidden = hidden.gather(1, order.unsqueeze(-1).expand_as(hidden))[:, :prune]
     size, rank = live.size.gather(1, order)[:, :prune], order.argsort(dim=-1)
-    owner = _moved(live.owner, rank)
+    owner = moved(live.owner, rank)
     owner = owner.masked_fill(owner >= prune, -1)
     if merge < hidden.shape[1]:
         target, cosine = merge_targets(hidden, merge)
         stay = torch.arange(merge, device=target.device).expand(len(target), merge)
-        owner = _moved(owner, torch.cat([stay, target], dim=-1))
+        owner = moved(owner, torch.cat([stay, target], dim=-1))
         size = merged_size(size, target, cosine, clamp=clamp_size)
         hidden = merged_mean(hidden, target)
     return hidden, Live(size=size, owner=owner)
 
 
-def _moved(owner: Tensor, new: Tensor) -> Tensor:
+def moved(owner: Tensor, new: Tensor) -> Tensor:
     """Owners (F P) after token i became token new[i] (F N); dropped patches stay dropped."""
     return torch.where(owner < 0, owner, new.gather(1, owner.clamp(min=0)))
 

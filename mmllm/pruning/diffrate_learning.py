@@ -1,0 +1,235 @@
+"""DiffRate's schedule, learned by gradient descent while the backbone stays frozen (arXiv 2305.17997, section 3).
+
+    logits --softmax--> how likely each number of kept tokens is --expectation, rounded up--> how many are kept
+                                                                 --cumulated-->               a mask for each rank
+
+The rounding and the masks pass gradients straight through. While learning, no token is removed: dropped ones are
+hidden from the attention, so that the mask can be differentiated; `LearnedDiffRate.schedule` is what is used after.
+
+F frames, P patches, N tokens (the patches and the class token), K candidate numbers, C width, H heads, L blocks
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmllm.errors import InputError
+from mmllm.pruning.diffrate import (
+    Live,
+    Schedule,
+    flops,
+    in_raster_order,
+    merge_targets,
+    merged_mean,
+    moved,
+    order_by,
+    sizes_as_bias,
+)
+
+_EPSILON = 1e-6
+_ROUNDING = 1e-4
+"""Taken off an expectation before it is rounded up: a whole number must not become the next by float32 noise."""
+
+
+class LearnedRate(nn.Module):
+    """How many tokens one step of one block keeps, as a differentiable choice among candidates."""
+
+    def __init__(self, patches: int, *, granularity: int = 1) -> None:
+        """Candidates are `patches`, and every `granularity` fewer; more than `patches` leaves only the first.
+
+        Raises:
+            InputError: if there are no patches, or the granularity is not positive.
+        """
+        super().__init__()
+        if patches < 1 or granularity < 1:
+            raise InputError(f"{patches} patches in steps of {granularity}: both must be at least 1")
+        candidates = torch.arange(patches, 0, -granularity, dtype=torch.float32)
+        self.patches = patches
+        self.selected_probability = nn.Parameter(torch.zeros(len(candidates)))
+        self.kept_token_candidate = nn.Parameter(candidates, requires_grad=False)
+
+    def kept(self) -> Tensor:
+        """Scalar: a whole number of tokens, class token counted, with the gradient of the expectation."""
+        expected = torch.dot(self.kept_token_candidate, self.selected_probability.softmax(-1))
+        return expected + ((expected - _ROUNDING).ceil() - expected).detach() + 1
+
+    def count(self) -> int:
+        """`kept` as a number."""
+        return int(self.kept().item())
+
+    def token_probability(self) -> Tensor:
+        """N: how likely the token of each rank is kept; never rises, 1 for the class token."""
+        probability = self.selected_probability.softmax(-1)
+        ranks = torch.arange(self.patches + 1, device=probability.device)
+        return ((self.kept_token_candidate + 1 > ranks.unsqueeze(-1)) * probability).sum(-1)
+
+    def mask(self, live: int) -> Tensor:
+        """N: 0 for the ranks that are dropped now, of `live` tokens; 1 for the kept and for those dropped before."""
+        probability = self.token_probability()
+        ranks = torch.arange(len(probability), device=probability.device)
+        dropped = (ranks >= self.count()) & (ranks < live)
+        return (~dropped).float() - probability.detach() + probability
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Watched:
+    """Tokens of a tower while its schedule is learned; none is removed, ranks of the last sort are the positions."""
+
+    size: Tensor
+    """float32, F N."""
+    mask: Tensor
+    """float32, F N. 1 for live and 0 for dropped or merged tokens, with the gradient of how likely they are."""
+    owner: Tensor
+    """int64, F P. Which live token holds each original patch; -1 where it was dropped."""
+    live: int
+    """How many tokens are live."""
+
+
+def attend_masked(queries: Tensor, keys: Tensor, values: Tensor, size: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention from which masked tokens are hidden; they see the others and themselves.
+
+    Args:
+        queries, keys, values: F H N D of a head.
+        size, mask: F N.
+
+    Returns:
+        Mixed values F H N D, and the class token's attention, mean over heads, F N.
+    """
+    count = mask.shape[-1]
+    logits = torch.einsum("fhqd,fhnd->fhqn", queries.float(), keys.float()) * queries.shape[-1] ** -0.5
+    logits = logits + sizes_as_bias(size)
+    itself = torch.eye(count, device=mask.device)
+    seen = rearrange(mask, "f n -> f 1 1 n") + rearrange(1 - mask, "f n -> f 1 1 n") * itself
+    weights = (logits - logits.amax(-1, keepdim=True).detach()).exp() * seen
+    weights = (weights + _EPSILON / count) / (weights.sum(-1, keepdim=True) + _EPSILON)
+    return (weights @ values.float()).to(values.dtype), weights[:, :, 0].mean(1)
+
+
+def merge_in_place(hidden: Tensor, size: Tensor, *, live: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Merges tokens `kept` to `live` into the first `kept`, leaving the merged ones where they are.
+
+    Args:
+        hidden: F N C.
+        size: F N.
+        live: how many tokens count.
+        kept: how many of them take the others.
+
+    Returns:
+        Features F N C, sizes F N, no size below 1, and the targets (int64, F live-kept).
+    """
+    target, cosine = merge_targets(hidden[:, :live], kept)
+    merged = merged_mean(hidden[:, :live], target)
+    size = torch.cat([size[:, :kept], size[:, kept:live] * cosine, size[:, live:]], dim=-1).clamp(min=1.0)
+    size = size.scatter_add(1, target, size[:, kept:live])
+    return torch.cat([merged, hidden[:, kept:]], dim=1), size, target
+
+
+class LearnedDiffRate(nn.Module):
+    """A schedule being learned, to be given to an encoder as `inside`.
+
+    The tower's own weights are to be frozen by whoever trains; the loss is the task's plus `cost_loss`.
+    """
+
+    def __init__(self, *, patches: int, blocks: int, granularity: int = 4, fixed: tuple[int, ...] = (0,)) -> None:
+        """A rate for dropping and one for merging in each block.
+
+        Args:
+            patches: P.
+            blocks: how many blocks the tower runs.
+            granularity: steps between candidate numbers.
+            fixed: blocks that always keep everything; published schedules fix the first, those of MAE also the last.
+        """
+        super().__init__()
+        steps = [patches + 1 if block in fixed else granularity for block in range(blocks)]
+        self.prune_rates = nn.ModuleList(LearnedRate(patches, granularity=step) for step in steps)
+        self.merge_rates = nn.ModuleList(LearnedRate(patches, granularity=step) for step in steps)
+        self.patches = patches
+
+    def schedule(self) -> Schedule:
+        """The schedule as learned so far."""
+        counts = [(prune.count(), merge.count()) for prune, merge in self._pairs()]
+        return Schedule(prune=tuple(prune for prune, _ in counts), merge=tuple(merge for _, merge in counts))
+
+    def cost(self, *, width: int, patch: int, classes: int = 0) -> Tensor:
+        """Scalar, float32: multiply-adds of the tower under this schedule, as `flops`, with gradients to the rates.
+
+        Args:
+            width: C.
+            patch: side of a patch in pixels.
+            classes: outputs of a classification head.
+        """
+        tokens = self.patches + 1
+        pairs = self._pairs()
+        live = pairs[0][0].selected_probability.new_tensor(float(tokens))
+        total = live * (width * 3 * patch**2) + width * classes
+        for prune_rate, merge_rate in pairs:
+            total = total + 4 * live * width**2 + 2 * live**2 * width
+            prune, merge = prune_rate.kept(), merge_rate.kept()
+            least = torch.stack([live, prune, merge]).min().detach()
+            live = least + (prune - prune.detach()) + (merge - merge.detach())
+            total = total + 8 * live * width**2
+        return total
+
+    def cost_loss(self, target: float, *, width: int, patch: int, classes: int = 0, weight: float = 5.0) -> Tensor:
+        """weight * (cost - target)^2, both in units of 10^9 multiply-adds.
+
+        Raises:
+            InputError: if no schedule costs that little, or even the whole tower costs less.
+        """
+        tokens, blocks = self.patches + 1, len(self.prune_rates)
+        fewest = [min(int(rate.kept_token_candidate.min()) + 1 for rate in pair) for pair in self._pairs()]
+        least, most = (
+            flops(counts, tokens=tokens, width=width, patch=patch, classes=classes) / 1e9
+            for counts in (fewest, [tokens] * blocks)
+        )
+        if not least <= target <= most:
+            raise InputError(f"target = {target}: this tower costs between {least:.4g} and {most:.4g} (10^9)")
+        return weight * (self.cost(width=width, patch=patch, classes=classes) / 1e9 - target) ** 2
+
+    def _pairs(self) -> list[tuple[LearnedRate, LearnedRate]]:
+        return list(zip(self.prune_rates, self.merge_rates, strict=True))  # type: ignore[arg-type]
+
+    def start(self, hidden: Tensor, blocks: int) -> Watched:
+        """All tokens live; of hidden states F N C.
+
+        Raises:
+            InputError: for a tower with other numbers of patches or blocks than the rates are for.
+        """
+        frames, count, _ = hidden.shape
+        if (count, blocks) != (self.patches + 1, len(self.prune_rates)):
+            raise InputError(
+                f"the rates are for {self.patches} patches in {len(self.prune_rates)} blocks, "
+                f"not {count - 1} in {blocks}"
+            )
+        ones, first = torch.ones(frames, count, device=hidden.device), Live.at_first(hidden)
+        return Watched(size=first.size, mask=ones, owner=first.owner, live=count)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, state: Watched) -> tuple[Tensor, Tensor]:
+        """See `attend_masked`."""
+        return attend_masked(queries, keys, values, state.size, state.mask)
+
+    def reduce(self, block: int, hidden: Tensor, row: Tensor, state: Watched) -> tuple[Tensor, Watched]:
+        """Sorts the tokens by attention, then hides those that this block drops and those it merges."""
+        prune, merge = self._pairs()[block]
+        order = order_by(row.detach())
+        hidden = hidden.gather(1, order.unsqueeze(-1).expand_as(hidden))
+        size, owner, mask, live = state.size.gather(1, order), state.owner, state.mask, state.live
+        owner = moved(owner, order.argsort(dim=-1))
+        if (kept := prune.count()) < live:
+            owner = owner.masked_fill(owner >= kept, -1)
+            mask, live = mask * prune.mask(live), kept
+        if (kept := merge.count()) < live:
+            hidden, size, target = merge_in_place(hidden, size, live=live, kept=kept)
+            stay = torch.arange(kept, device=target.device).expand(len(target), kept)
+            owner = moved(owner, torch.cat([stay, target], dim=-1))
+            mask, live = mask * merge.mask(live), kept
+        return hidden, Watched(size=size, mask=mask, owner=owner, live=live)
+
+    def finish(self, hidden: Tensor, state: Watched) -> tuple[Tensor, Tensor, Tensor]:
+        """As `in_raster_order`; what is gone comes last, with size 0."""
+        features, index, size = in_raster_order(hidden, Live(size=state.size, owner=state.owner))
+        return features, index.clamp(max=self.patches - 1), size
