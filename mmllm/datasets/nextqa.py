@@ -51,8 +51,7 @@ def read_nextqa(
 
     def question(place: str, asks: str, answer: str, family: str) -> Question:
         vid = PurePosixPath(place).stem
-        video = None if videos is None else videos / place
-        if video is not None and not video.is_file():
+        if videos is not None and not (videos / place).is_file():
             raise MissingVideo(place, videos)
         number = asked[vid]
         asked[vid] += 1
@@ -63,7 +62,7 @@ def read_nextqa(
             answer=answer.strip(),
             duration_s=None,
             family=family,
-            video=video,
+            video=None if videos is None else videos / place,
         )
 
     places = _places(paths)
