@@ -55,6 +55,7 @@ class MmllmConfig(PreTrainedConfig):
         video_token_id: id of the one placeholder of a video in `input_ids`. It need not have a row in the
             embedding table, since visual tokens take its place before the embeddings are looked up.
         image_token_id: likewise for an image.
+        training_note: what a user should know of how the weights were trained; shown with answers.
 
     Raises:
         ConfigError: on an unknown part or field, or time token ids that are not as many as declared.
@@ -73,6 +74,7 @@ class MmllmConfig(PreTrainedConfig):
     time_token_ids: list | None = None
     video_token_id: int | None = None
     image_token_id: int | None = None
+    training_note: str | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -95,4 +97,6 @@ class MmllmConfig(PreTrainedConfig):
 
     def stage(self, kind: str) -> Any:
         """The dataclass of the encoder, tokenizer or path."""
-        return registry.config_of(kind, {"encoder": self.encoder, "tokenizer": self.visual_tokenizer}.get(kind, self.path))
+        return registry.config_of(
+            kind, {"encoder": self.encoder, "tokenizer": self.visual_tokenizer}.get(kind, self.path)
+        )

@@ -190,15 +190,11 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             seen = self.see(
                 pixel_values, pixel_values_videos, video_frame_mask, video_times_s, video_features, video_scores
             )
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids)
-            if seen:
-                placed = place(input_ids, attention_mask, seen, labels=labels, segments=segment_ids)
+            if seen or labels is not None:
+                mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+                placed = place(input_ids, mask, seen, labels=labels, segments=segment_ids)
                 share = self._frame_share(placed, video_times_s, video_durations_s)
                 return self._decode_placed(placed, share, past_key_values, logits_to_keep, **kwargs)
-            if labels is not None:
-                placed = place(input_ids, attention_mask, {}, labels=labels, segments=segment_ids)
-                return self._decode_placed(placed, None, past_key_values, logits_to_keep, **kwargs)
         if inputs_embeds is None:
             no_visual = self.get_input_embeddings().weight.new_zeros(len(input_ids), 0, 0)
             inputs_embeds = self.embed(input_ids, no_visual if visual_embeddings is None else visual_embeddings)

@@ -111,7 +111,6 @@ class MmllmProcessor(ProcessorMixin):
             batch: list[Sequence[Message]] = [conversation]  # type: ignore[list-item]
         else:
             batch = list(conversation)  # type: ignore[arg-type]
-        escaped = [_escaped(messages) for messages in batch]
 
         def render(messages: Sequence[Message], prompt: bool) -> str:
             return super(MmllmProcessor, self).apply_chat_template(
@@ -123,16 +122,24 @@ class MmllmProcessor(ProcessorMixin):
             )
 
         if not tokenize:
-            texts = [render(messages, add_generation_prompt) for messages in escaped]
+            texts = [render(_escaped(messages), add_generation_prompt) for messages in batch]
             return texts[0] if isinstance(conversation[0], Mapping) else texts
         encoded = []
-        for messages in escaped:
+        for messages in map(_escaped, batch):
             text = render(messages, add_generation_prompt)
-            said = list(_assistant_turns(messages, text, render)) if return_labels else []
-            encoded.append(self.encode(text, said))
+            encoded.append(self.encode(text, list(_assistant_turns(messages, text, render)) if return_labels else ()))
         inputs = self.collate(encoded, with_labels=return_labels)
         inputs.update(self._media(batch))
         return BatchFeature(inputs) if return_dict else inputs["input_ids"]
+
+    def encode_conversation(self, messages: Sequence[Message]) -> Encoded:
+        """Ids and labels of a conversation with a placeholder for each medium; no medium is loaded."""
+
+        def render(part: Sequence[Message], prompt: bool) -> str:
+            return self.apply_chat_template(part, add_generation_prompt=prompt)
+
+        text = render(messages, False)
+        return self.encode(text, list(_assistant_turns(messages, text, render)))
 
     def __call__(  # type: ignore[override]
         self,

@@ -19,7 +19,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from mmllm.errors import InputError
+from mmllm.encoders.tower import check_pixels, read_scores
 from mmllm.fields import require
 from mmllm.frames import FrameTransform
 from mmllm.registry import register
@@ -102,23 +102,26 @@ class TinyEncoder(nn.Module):
         Raises:
             InputError: if the frames have another size, or a score is asked for that there is none of.
         """
-        size = self.config.image_size
-        if pixels.ndim != 5 or pixels.shape[2:] != (3, size, size):
-            raise InputError(f"the tiny encoder takes pixels (B T 3 {size} {size}), not {tuple(pixels.shape)}")
-        patches = self.patches(pixels)
+        check_pixels(pixels, encoder="tiny", size=self.config.image_size)
+        wanted = read_scores(scores, encoder="tiny", offers=self.score_names, layers=1)
+        patches = self.features(rearrange(self.inputs(pixels), "b t c y x -> (b t) c y x"))
         features = rearrange(patches, "(b t) n c -> b t n c", b=len(pixels))
-        found = {name: self._attention_as(name, patches).view(features.shape[:3]) for name in scores}
+        attended = rearrange(self.attention(patches).mean(dim=1), "(b t) n -> b t n", b=len(pixels)) if wanted else None
+        found = dict.fromkeys(wanted, attended)
         mask = None if frame_mask is None else repeat(frame_mask, "b t -> b t n", n=features.shape[2])
         return VisualTokens(features=features, grid=self.grid, mask=mask, scores=found)
 
-    def patches(self, pixels: Tensor) -> Tensor:
-        """(B T) N C of pixels B T 3 S S."""
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """B T 9 S S of pixels B T 3 S S: each frame minus its mean, and the differences back and forward."""
         t, step = pixels.shape[1], self.config.step
         now = torch.arange(t, device=pixels.device)
         before, after = pixels[:, (now - step).clamp(min=0)], pixels[:, (now + step).clamp(max=t - 1)]
         centred = pixels - pixels.mean(dim=(-2, -1), keepdim=True)
-        seen = torch.cat([centred, pixels - before, after - pixels], dim=2)  # B T 9 S S
-        x = rearrange(self.stem(rearrange(seen, "b t c y x -> (b t) c y x")), "f c y x -> f (y x) c") + self.position
+        return torch.cat([centred, pixels - before, after - pixels], dim=2)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """F N C: the patches of single frames, of their inputs F 9 S S."""
+        x = rearrange(self.stem(inputs), "f c y x -> f (y x) c") + self.position
         return self.norm(self.embed(x) + self.mlp(x))
 
     def attention(self, patches: Tensor) -> Tensor:
@@ -132,9 +135,3 @@ class TinyEncoder(nn.Module):
         """F C: what the class query reads from the patches (F N C). Trained with the encoder, not read by the LLM."""
         value = rearrange(self.value(patches), "f n (h c) -> f h n c", h=self.config.heads)
         return rearrange(torch.einsum("fhn,fhnc->fhc", self.attention(patches), value), "f h c -> f (h c)")
-
-    def _attention_as(self, name: str, patches: Tensor) -> Tensor:
-        kind, _, layer = name.partition("@")
-        if kind not in self.score_names or layer not in ("", "0", "-1"):
-            raise InputError(f"the tiny encoder has no score {name!r}: it gives cls_attention, of its one layer")
-        return self.attention(patches).mean(dim=1)  # F N

@@ -1,0 +1,5 @@
+"""`python -m mmllm` is `mmllm`."""
+
+from mmllm.cli import main
+
+main()

@@ -1,0 +1,94 @@
+"""The command line: `mmllm VERB ...`. A verb's module is imported only when the verb is used."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mmllm.errors import MmllmError
+from mmllm.fields import closest
+
+
+class Verb(NamedTuple):
+    """A command: where its function is, and what it does in a few words."""
+
+    home: str
+    summary: str
+
+
+VERBS = {
+    "quickstart": Verb("mmllm.quickstart:quickstart", "render, train, evaluate and ask, in minutes on a CPU"),
+    "render": Verb("mmllm.datasets.synthetic.command:render_command", "make synthetic videos with questions"),
+    "info": Verb("mmllm.datasets.info:info", "what a video file holds"),
+    "train": Verb("mmllm.train.command:train_command", "train a recipe"),
+    "eval": Verb("mmllm.evaluation.command:evaluate", "answer a benchmark's questions and score the answers"),
+    "score": Verb("mmllm.evaluation.score:score", "score a file of answers again, without a model"),
+    "ask": Verb("mmllm.ask:ask", "ask a question about a video"),
+    "tokens": Verb("mmllm.costs:tokens", "what an input will cost, stage by stage"),
+    "list": Verb("mmllm.listing:list_parts", "the encoders, reducers, tokenizers, paths and recipes there are"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs `mmllm VERB ...` and exits: 0 done, 1 an error of ours, 2 bad input, 3 partly failed, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_help())
+        sys.exit(0 if given else 2)
+    if given[0] == "--version":
+        from mmllm import __version__
+
+        print(f"mmllm {__version__}")
+        sys.exit(0)
+    name = given[0]
+    if name not in VERBS:
+        print(f"mmllm: unknown command {name!r}; {closest(name, VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    logging.basicConfig(level=logging.WARNING, format="mmllm: %(message)s")
+    sys.exit(_run(VERBS[name], name, given[1:]))
+
+
+def _run(verb: Verb, name: str, arguments: list[str]) -> int:
+    """Runs a verb and turns what goes wrong into one line and an exit code."""
+    module, function = verb.home.split(":")
+    try:
+        import tyro
+
+        return tyro.cli(getattr(importlib.import_module(module), function), args=arguments, prog=f"mmllm {name}") or 0
+    except MmllmError as problem:
+        print(f"mmllm: {_one_line(problem)}", file=sys.stderr)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        print("mmllm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be said to the reader
+        return 0
+    except Exception as problem:
+        if os.environ.get("MMLLM_DEBUG"):
+            raise
+        told = f"{type(problem).__name__}: {_one_line(problem)}"
+        print(f"mmllm: internal error: {told} (MMLLM_DEBUG=1 shows where)", file=sys.stderr)
+        return 1
+
+
+def _one_line(problem: BaseException) -> str:
+    return " ".join(str(problem).split())
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: mmllm COMMAND [options]     (mmllm COMMAND --help for its options)",
+            "",
+            "Video and vision LLMs that can say when something happens.",
+            "",
+            *lines,
+        ]
+    )

@@ -1,0 +1,147 @@
+"""`mmllm tokens`: what an input will cost, stage by stage, before anything is run."""
+
+from __future__ import annotations
+
+import json as json_text
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmllm import registry
+from mmllm.errors import CheckpointError, InputError
+
+Description = str | dict[str, Any]
+
+
+def stage_costs(
+    encoder: Description, reducers: Sequence[Description], visual_tokenizer: Description, path: Description, frames: int
+) -> list[dict[str, Any]]:
+    """Tokens after each stage for a video of so many frames; nothing is loaded or computed.
+
+    Args:
+        encoder, reducers, visual_tokenizer, path: the stages, as names with settings or as mappings.
+        frames: sampled frames.
+
+    Returns:
+        One mapping a stage: `stage`, `tokens` of the whole video, and `detail`.
+    """
+    import torch
+
+    with torch.device("meta"):
+        tower = registry.build("encoder", encoder)
+    per_frame = tower.grid[0] * tower.grid[1]
+    rows = [
+        {
+            "stage": f"encoder {_name('encoder', encoder)}",
+            "tokens": frames * per_frame,
+            "detail": f"{frames} frames x {tower.grid[0]}x{tower.grid[1]} patches of width {tower.width}",
+        }
+    ]
+    kept = per_frame
+    for one in reducers:
+        total = registry.build("reducer", one).kept_tokens(kept, frames)
+        detail = f"at most, of {rows[-1]['tokens']:,}"
+        rows.append({"stage": f"reducer {_name('reducer', one)}", "tokens": total, "detail": detail})
+        kept = -(-total // frames)
+    name = _name("tokenizer", visual_tokenizer)
+    rows.append({"stage": f"tokenizer {name}", "tokens": rows[-1]["tokens"], "detail": "to the LLM's width"})
+    blocks = registry.build("path", path).token_counts(frames, tower.grid, kept)
+    detail = " + ".join(f"{count} {block}" for block, count in blocks.items())
+    rows.append({"stage": f"path {_name('path', path)}", "tokens": sum(blocks.values()), "detail": detail})
+    return rows
+
+
+def _name(kind: str, description: Description) -> str:
+    return registry.name_of(kind, registry.config_of(kind, description))
+
+
+def cache_bytes(text_config: Any, tokens: int, bytes_per_number: int) -> int:
+    """Bytes of the LLM's key-value cache for so many positions."""
+    heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
+    head = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return 2 * text_config.num_hidden_layers * heads * head * tokens * bytes_per_number
+
+
+def tokens(
+    model: Annotated[str | None, tyro.conf.Positional] = None,
+    recipe: str | None = None,
+    frames: int | None = None,
+    reducer: tuple[str, ...] | None = None,
+    path: str | None = None,
+    video: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Show how many tokens a video becomes at each stage of a model.
+
+    Args:
+        model: folder or hub id of a model.
+        recipe: a recipe in place of a model, such as quickstart or lita-13b.
+        frames: sampled frames; the model's own number if not given.
+        reducer: token reducers in place of the model's own, such as fastervlm:keep=8.
+        path: path in place of the model's own, such as slowfast:mode=temporal.
+        video: a clip, to see how densely it is sampled.
+        json: print JSON instead of a table.
+    """
+    stages, own_frames, text_config, bytes_per_number = _of_recipe(recipe) if recipe else _of_model(model)
+    count = own_frames if frames is None else frames
+    if count < 1:
+        raise InputError(f"--frames {count}: must be at least 1")
+    if reducer is not None:
+        stages["reducers"] = list(reducer)
+    if path is not None:
+        stages["path"] = path
+    cost: dict[str, Any] = {"stages": stage_costs(**stages, frames=count)}
+    if text_config is not None:
+        cost["kv_cache_bytes"] = cache_bytes(text_config, cost["stages"][-1]["tokens"], bytes_per_number)
+    if video is not None:
+        from mmllm.datasets.video import probe
+
+        seconds = probe(video).duration_s
+        cost["video"] = {"duration_s": seconds, "seconds_between_frames": seconds / max(count - 1, 1)}
+    if json:
+        print(json_text.dumps(cost, indent=2))
+    else:
+        _show(cost, video)
+
+
+def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int]:
+    from mmllm.train.building import decoder_config
+    from mmllm.train.recipes import recipe
+
+    config = recipe(name).model
+    text = None if config.language_model else decoder_config(config.decoder)
+    stages = {name: getattr(config, name) for name in ("encoder", "reducers", "visual_tokenizer", "path")}
+    return stages, config.num_frames, text, 4
+
+
+def _of_model(model: str | None) -> tuple[dict[str, Any], int, Any, int]:
+    from mmllm.ask import chosen_model
+    from mmllm.config import MmllmConfig
+    from mmllm.processor import MmllmProcessor
+
+    name = chosen_model(model)
+    try:
+        config, processor = MmllmConfig.from_pretrained(name), MmllmProcessor.from_pretrained(name)
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"cannot read a model's configuration from {name}: {problem}") from None
+    stages = {name: getattr(config, name) for name in ("encoder", "reducers", "visual_tokenizer", "path")}
+    return stages, processor.num_frames, config.text_config, config.dtype.itemsize if config.dtype else 4
+
+
+def _show(cost: dict[str, Any], video: Path | None) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "tokens", "", box=box.SIMPLE_HEAD)
+    for row in cost["stages"]:
+        table.add_row(row["stage"], f"{row['tokens']:,}", row["detail"])
+    console = Console()
+    console.print(table)
+    if "kv_cache_bytes" in cost:
+        console.print(f"key-value cache of the visual tokens: {cost['kv_cache_bytes'] / 2**20:.2f} MiB")
+    if video is not None:
+        told = cost["video"]
+        console.print(f"{video}: {told['duration_s']:.1f} s, a frame every {told['seconds_between_frames']:.2f} s")

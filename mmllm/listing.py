@@ -1,0 +1,66 @@
+"""`mmllm list`: the parts and recipes that names on the command line can mean."""
+
+from __future__ import annotations
+
+import json as json_text
+from typing import Annotated, Literal
+
+import tyro
+
+from mmllm import registry
+from mmllm.fields import to_mapping
+
+Kind = Literal["all", "encoders", "reducers", "tokenizers", "paths", "recipes"]
+
+
+def list_parts(kind: Annotated[Kind, tyro.conf.Positional] = "all", json: bool = False) -> None:
+    """List the parts that models are made of, with their settings, and the recipes.
+
+    Args:
+        kind: which to list.
+        json: one JSON object instead of tables.
+    """
+    found = {name: _rows(name) for name in ("encoders", "reducers", "tokenizers", "paths", "recipes")}
+    chosen = found if kind == "all" else {kind: found[kind]}
+    if json:
+        print(json_text.dumps(chosen, indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for name, rows in chosen.items():
+        table = Table("name", "what it is", "settings", title=name, title_justify="left", box=box.SIMPLE_HEAD)
+        for row in rows:
+            table.add_row(row["name"], row["summary"], row["settings"])
+        console.print(table)
+
+
+def _rows(kind: str) -> list[dict[str, str]]:
+    if kind == "recipes":
+        from mmllm.train.recipes import RECIPES
+
+        return [
+            {"name": name, "summary": (make.__doc__ or "").split("\n")[0], "settings": f"seed={make().seed}"}
+            for name, make in RECIPES.items()
+        ]
+    return [
+        {
+            "name": part.name,
+            "summary": part.summary,
+            "settings": ", ".join(f"{key}={_short(value)}" for key, value in _defaults(part.config).items()),
+        }
+        for part in registry.parts(kind.removesuffix("s")).values()
+    ]
+
+
+def _defaults(config: type) -> dict[str, object]:
+    try:
+        return to_mapping(config())
+    except (TypeError, ValueError):  # a field without a default, or one that has to be chosen
+        return dict.fromkeys(config.__dataclass_fields__, "...")  # type: ignore[attr-defined]
+
+
+def _short(value: object) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,138 @@
+"""A model and its processor from a recipe: from scratch, or around a pretrained LLM and encoder.
+
+V vocabulary, K time tokens, D LLM width
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmllm import registry
+from mmllm.closed_vocabulary import word_tokenizer
+from mmllm.config import MmllmConfig
+from mmllm.datasets.synthetic.questions import vocabulary
+from mmllm.errors import CheckpointError, ConfigError
+from mmllm.fields import to_mapping
+from mmllm.model import MmllmForConditionalGeneration
+from mmllm.processor import MmllmProcessor, add_special_words
+from mmllm.train.recipes import DecoderConfig, ModelConfig
+
+log = logging.getLogger(__name__)
+
+
+def build_model(config: ModelConfig, seed: int = 0) -> tuple[MmllmForConditionalGeneration, MmllmProcessor]:
+    """The model that a recipe describes, its new weights drawn from `seed`, and the processor that goes with it.
+
+    Raises:
+        CheckpointError: if pretrained weights cannot be found or do not fit.
+    """
+    torch.manual_seed(seed)
+    language_model, tokenizer = _pretrained(config.language_model) if config.language_model else (None, None)
+    if tokenizer is None:
+        tokenizer = word_tokenizer([*vocabulary(), "answer", ":"])
+    text_size = len(tokenizer)
+    time_ids = add_special_words(tokenizer, config.num_time_tokens)
+    rows = text_size + len(time_ids)  # the placeholders come after the time tokens and need no rows
+    encoder = registry.config_of("encoder", config.encoder)
+    processor = MmllmProcessor(
+        tokenizer,
+        frames=encoder.frames,
+        num_frames=config.num_frames,
+        num_time_tokens=config.num_time_tokens,
+        chat_template=config.template,
+    )
+    if language_model is not None:
+        text_config: Any = language_model.config
+        text_config.vocab_size = rows
+    else:
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+        text_config = decoder_config(config.decoder, vocab_size=rows, **ids)
+    model = MmllmForConditionalGeneration(
+        MmllmConfig(
+            text_config=text_config,
+            encoder=registry.describe("encoder", encoder),
+            reducers=list(config.reducers),
+            visual_tokenizer=config.visual_tokenizer,
+            path=config.path,
+            loss=to_mapping(config.loss),
+            num_time_tokens=config.num_time_tokens,
+            time_token_ids=time_ids or None,
+            video_token_id=processor.video_token_id,
+            image_token_id=processor.image_token_id,
+        )
+    )
+    if language_model is not None:
+        # new rows of both matrices are drawn with the LLM's own spread, not from an average (as LITA's were)
+        language_model.resize_token_embeddings(rows, mean_resizing=False)
+        model.language_model.load_state_dict(language_model.state_dict())
+        model.tie_weights()
+    if config.encoder_weights:
+        _load_encoder(model, config.encoder_weights)
+    if time_ids and config.time_token_init == "sinusoid":
+        _sinusoid_(model, time_ids)
+    for name in ("bos", "eos", "pad"):
+        setattr(model.generation_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    return model, processor
+
+
+def decoder_config(config: DecoderConfig, **fields: Any) -> Any:
+    """The transformers configuration of the small decoder; `fields` are its vocabulary and special ids."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=config.width,
+        intermediate_size=config.mlp_width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=2048,
+        initializer_range=config.initial_std,
+        tie_word_embeddings=True,
+        **fields,
+    )
+
+
+def _pretrained(name: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"cannot load the LLM {name}: {problem}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return model, tokenizer
+
+
+def _load_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
+    load = getattr(model.encoder, "load_pretrained", None)
+    if load is None:
+        raise ConfigError(f"the encoder {model.config.encoder['name']!r} has no published weights to load from {name}")
+    load(name)
+
+
+@torch.no_grad()
+def _sinusoid_(model: MmllmForConditionalGeneration, time_ids: list[int]) -> None:
+    """Time tokens k as sines and cosines of k at many wavelengths, of the same norm as the other embeddings."""
+    table = model.get_input_embeddings().weight
+    spread = table[: time_ids[0]].std()
+    waves = _waves(len(time_ids), table.shape[1], table.device) * spread
+    table[time_ids] = waves
+    head = model.get_output_embeddings().weight
+    if head.data_ptr() != table.data_ptr():
+        head[time_ids] = waves * (head[: time_ids[0]].std() / spread)
+
+
+def _waves(count: int, width: int, device: torch.device) -> Tensor:
+    """K D, root mean square 1: half sines, half cosines, wavelengths from 4 tokens to 4 times the vocabulary."""
+    share = torch.linspace(0, 1, width // 2, device=device)
+    wavelength = torch.exp(math.log(4.0) + share * (math.log(4.0 * count) - math.log(4.0)))
+    angle = 2 * math.pi * torch.arange(count, device=device).unsqueeze(1) / wavelength
+    waves = torch.cat([angle.sin(), angle.cos()], dim=1) * math.sqrt(2)
+    return torch.nn.functional.pad(waves, (0, width - waves.shape[1]))

@@ -1,0 +1,153 @@
+"""Features of a frozen encoder, kept on disk: every video goes through the encoder once, not once an epoch.
+
+T frames, N patches, C encoder width
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mmllm.errors import InputError
+from mmllm.fingerprint import fingerprint
+from mmllm.model import MmllmForConditionalGeneration
+from mmllm.processor import MmllmProcessor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VideoFeatures:
+    """One video as the frozen encoder sees it."""
+
+    features: Tensor
+    """float16, T N C."""
+    scores: dict[str, Tensor]
+    """Name -> float32, T N; those that the model's reducers need."""
+    times_s: Tensor
+    """float32, T."""
+    duration_s: float
+
+    def inputs(self) -> dict[str, Any]:
+        """As inputs of the model, for a batch of one."""
+        inputs: dict[str, Any] = {
+            "video_features": self.features.unsqueeze(0),
+            "video_times_s": self.times_s.unsqueeze(0),
+            "video_durations_s": torch.tensor([self.duration_s]),
+        }
+        if self.scores:
+            inputs["video_scores"] = {name: score.unsqueeze(0) for name, score in self.scores.items()}
+        return inputs
+
+
+class FeatureCache:
+    """A folder of features, one file a video, named after all that they depend on.
+
+    Args:
+        root: folder under which caches of different encoders, sizes and frame counts lie side by side.
+        model: its encoder computes what is missing, and its reducers say which scores are needed.
+        processor: samples and prepares the frames.
+    """
+
+    def __init__(self, root: Path, model: MmllmForConditionalGeneration, processor: MmllmProcessor) -> None:
+        self.model = model
+        self.processor = processor
+        self.folder = root / self._key()
+
+    def _key(self) -> str:
+        told = {
+            "encoder": self.model.config.encoder,
+            "frames": self.processor.frames,
+            "num_frames": self.processor.num_frames,
+            "scores": self.model.scores_needed,
+        }
+        weights = fingerprint(self.model.encoder)
+        return hashlib.sha256(json.dumps({**told, "weights": weights}, sort_keys=True).encode()).hexdigest()[:16]
+
+    def path(self, video: Path) -> Path:
+        """Where a video's features lie; a changed file of the same name gets another place."""
+        try:
+            stat = video.stat()
+        except OSError as problem:
+            raise InputError(f"{video}: {problem.strerror}") from None
+        told = f"{video.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        return self.folder / f"{video.stem}-{hashlib.sha256(told.encode()).hexdigest()[:8]}.npz"
+
+    def fill(self, videos: Iterable[Path], workers: int = 2, batch: int = 4) -> dict[Path, str]:
+        """Computes what is missing, decoding in worker processes; returns the videos that failed, with the reason."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = []
+        failed: dict[Path, str] = {}
+        for video in dict.fromkeys(videos):
+            try:
+                if not self.path(video).exists():
+                    missing.append(video)
+            except InputError as problem:
+                failed[video] = str(problem)
+        loader = torch.utils.data.DataLoader(
+            _Clips(missing, self.processor), batch_size=batch, num_workers=workers, collate_fn=list
+        )
+        with tqdm(total=len(missing), desc="encode videos", unit="video", disable=not missing) as bar:
+            for clips in loader:
+                good = [(video, clip) for video, clip, _ in clips if clip is not None]
+                failed |= {video: problem for video, _, problem in clips if problem}
+                if good:
+                    self._encode(good)
+                bar.update(len(clips))
+        return failed
+
+    @torch.no_grad()
+    def _encode(self, clips: Sequence[tuple[Path, Any]]) -> None:
+        inputs = self.processor.video_inputs([clip for _, clip in clips])
+        pixels = inputs["pixel_values_videos"].to(self.model.device)
+        tokens = self.model.encode(pixels, inputs["video_frame_mask"].to(self.model.device))
+        for i, (video, clip) in enumerate(clips):
+            frames = len(clip)
+            arrays = {f"score:{name}": score[i, :frames].float().cpu().numpy() for name, score in tokens.scores.items()}
+            arrays["features"] = tokens.features[i, :frames].half().cpu().numpy()
+            arrays["times_s"] = clip.times_s
+            arrays["duration_s"] = np.float64(clip.duration_s)
+            target = self.path(video)
+            partial = target.with_suffix(f".{os.getpid()}.part")
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+            os.replace(partial, target)
+
+    def load(self, video: Path) -> VideoFeatures:
+        """Features of a video that `fill` was called for."""
+        with np.load(self.path(video)) as arrays:
+            return VideoFeatures(
+                features=torch.from_numpy(arrays["features"]),
+                scores={
+                    name.removeprefix("score:"): torch.from_numpy(arrays[name])
+                    for name in arrays.files
+                    if name.startswith("score:")
+                },
+                times_s=torch.from_numpy(arrays["times_s"]).float(),
+                duration_s=float(arrays["duration_s"]),
+            )
+
+
+class _Clips(torch.utils.data.Dataset):
+    """Decoded clips, for worker processes; a video that cannot be read gives the reason instead."""
+
+    def __init__(self, videos: Sequence[Path], processor: MmllmProcessor) -> None:
+        self.videos = videos
+        self.processor = processor
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, i: int) -> tuple[Path, Any, str]:
+        try:
+            return self.videos[i], self.processor.load(self.videos[i]), ""
+        except InputError as problem:
+            return self.videos[i], None, str(problem)

@@ -1,0 +1,158 @@
+"""Training of projector and LLM with transformers' Trainer: repeatable, resumable, with adapters on request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from mmllm.model import MmllmForConditionalGeneration
+from mmllm.train.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+
+class InOrder(Trainer):
+    """A Trainer that takes rows in the order in which the dataset draws them."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+
+class MetricsFile(TrainerCallback):
+    """Writes what the Trainer logs as JSON lines; after a resume, lines of steps to be repeated are cut off."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keeps the lines of the steps that are not repeated."""
+        if state.is_world_process_zero:
+            kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        """Adds a line."""
+        if state.is_world_process_zero and logs:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that was cut short is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    read = []
+    for line in lines:
+        try:
+            read.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s: left out a line that is cut short", path)
+    return read
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; newer ones that a kill left incomplete are deleted."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for path in found:
+        if _complete(path):
+            return path
+        log.warning("%s is incomplete and is deleted; training goes on from the one before", path)
+        shutil.rmtree(path)
+    return None
+
+
+def _complete(checkpoint: Path) -> bool:
+    """True if everything is there; the Trainer writes its state last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    return all((checkpoint / name).exists() for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")) or any(
+        checkpoint.glob("rng_state_*.pth")
+    )
+
+
+def fit(
+    model: nn.Module,
+    dataset: Dataset,
+    collate: Any,
+    training: Schedule,
+    output: Path,
+    *,
+    seed: int,
+    report_to: Sequence[str] = (),
+    workers: int = 0,
+) -> nn.Module:
+    """Trains `model` on the rows of `dataset`, going on from the newest complete checkpoint under `output`.
+
+    Args:
+        model: anything whose forward takes what `collate` makes and returns a loss.
+        dataset: rows, in the order in which they are to be seen.
+        collate: rows to model inputs.
+        training: how.
+        output: gets `checkpoints/` and `metrics.jsonl`.
+        seed: of everything that is random in training.
+        report_to: trackers of transformers, such as `tensorboard` or `wandb`; none by default.
+        workers: processes that prepare rows.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    arguments = TrainingArguments(
+        output_dir=str(output / "checkpoints"),
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=int(training.warmup_share * training.max_steps),
+        weight_decay=training.weight_decay,
+        adam_beta2=training.adam_beta2,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing,
+        bf16=torch.cuda.is_available(),
+        logging_steps=training.logging_steps,
+        save_steps=training.save_steps,
+        save_total_limit=2,
+        seed=seed,
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        dataloader_num_workers=workers,
+        report_to=list(report_to) or "none",
+    )
+    trainer = InOrder(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collate,
+        callbacks=[MetricsFile(output / "metrics.jsonl")],
+    )
+    start = latest_checkpoint(output / "checkpoints")
+    if start is not None:
+        log.info("going on from %s", start)
+    trainer.train(resume_from_checkpoint=str(start) if start else None)
+    return trainer.model
+
+
+def with_adapters(model: MmllmForConditionalGeneration, rank: int) -> Any:
+    """The model with low-rank adapters on the LLM's linear layers; projector and time tokens are trained as they are.
+
+    The result is peft's; `merge_and_unload()` gives a plain model again.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    linear = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=linear,
+        modules_to_save=["visual_tokenizer"] + (["grounding"] if model.grounding is not None else []),
+        trainable_token_indices=model.config.time_token_ids,
+    )
+    return get_peft_model(model, config)

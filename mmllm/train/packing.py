@@ -1,0 +1,159 @@
+"""Training rows: several questions of one video behind one visual prefix, drawn repeatably.
+
+    one row    <s> <video> | question 1 answer 1 </s> | question 2 answer 2 </s> | ...
+    segments    0     0    |          1               |          2               |
+
+Each question sees the prefix and itself; positions go on after the prefix. A row therefore gives the same loss as
+its questions one by one, but the video is read once.
+
+B rows, L text positions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mmllm.datasets.records import Question
+from mmllm.errors import InputError
+from mmllm.placement import IGNORED
+from mmllm.processor import Encoded, MmllmProcessor
+
+
+def pack(conversations: Sequence[Encoded], placeholder: int) -> dict[str, Tensor]:
+    """One row of `input_ids`, `labels` and `segment_ids` (L) from conversations that begin alike up to the video.
+
+    Raises:
+        InputError: if the conversations differ before or at their video, or have none.
+    """
+    first = conversations[0].input_ids
+    spots = (first == placeholder).nonzero()
+    if not len(spots):
+        raise InputError("questions can only be packed behind a video, and there is none")
+    shared = int(spots[-1]) + 1
+    ids, labels = [first[:shared]], [torch.full((shared,), IGNORED)]
+    segments = [torch.zeros(shared, dtype=torch.long)]
+    for number, one in enumerate(conversations, start=1):
+        if not torch.equal(one.input_ids[:shared], first[:shared]):
+            raise InputError("conversations that share a video must begin alike up to it")
+        ids.append(one.input_ids[shared:])
+        labels.append(one.labels[shared:])
+        segments.append(torch.full_like(ids[-1], number))
+    return {"input_ids": torch.cat(ids), "labels": torch.cat(labels), "segment_ids": torch.cat(segments)}
+
+
+def conversation(question: Question, processor: MmllmProcessor) -> Encoded:
+    """A question and its answer as ids, the answer labelled, its seconds written as the processor writes times."""
+
+    def write(text: str) -> str:
+        if processor.time_tokens is None or question.duration_s is None:
+            return text
+        return processor.time_tokens.write(text, question.duration_s)
+
+    return processor.encode_conversation(question.dialogue().messages(write))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One training row: packed text and the video it is about."""
+
+    text: dict[str, Tensor]
+    video: dict[str, Any]
+
+
+class PackedQuestions(torch.utils.data.Dataset):
+    """An endless shuffle of videos, each with some of its questions, as a pure function of seed and row number.
+
+    Args:
+        questions: all questions, of any order.
+        processor: writes them as ids.
+        load: video file -> model inputs of it, for a batch of one (cached features or pixels).
+        rows: how many rows there are.
+        questions_per_row: at most so many questions of a video are packed.
+        seed: of the draw.
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        processor: MmllmProcessor,
+        load: Callable[[Path], dict[str, Any]],
+        *,
+        rows: int,
+        questions_per_row: int,
+        seed: int,
+    ) -> None:
+        if not questions:
+            raise InputError("there is no question to train on")
+        self.processor = processor
+        self.load = load
+        self.rows = rows
+        self.questions_per_row = questions_per_row
+        self.seed = seed
+        by_video: dict[str, list[Question]] = {}
+        for question in questions:
+            by_video.setdefault(question.vid, []).append(question)
+        self.videos = [by_video[vid] for vid in sorted(by_video)]
+        self.encoded: dict[str, Encoded] = {}
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, row: int) -> Row:
+        epoch, place = divmod(row, len(self.videos))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.videos))
+        questions = self.videos[order[place]]
+        draw = np.random.default_rng((self.seed, epoch, place, 1))
+        chosen = draw.permutation(len(questions))[: self.questions_per_row]
+        encoded = [self._conversation(questions[i]) for i in chosen]
+        return Row(text=pack(encoded, self.processor.video_token_id), video=self.load(questions[0].video))
+
+    def _conversation(self, question: Question) -> Encoded:
+        if question.question_id not in self.encoded:
+            self.encoded[question.question_id] = conversation(question, self.processor)
+        return self.encoded[question.question_id]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackCollator:
+    """Rows to model inputs: text padded on the right, videos stacked."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        fill = {"input_ids": self.pad_token_id, "labels": IGNORED, "segment_ids": -1}
+        batch: dict[str, Any] = {
+            name: pad_sequence([row.text[name] for row in rows], batch_first=True, padding_value=value)
+            for name, value in fill.items()
+        }
+        batch["attention_mask"] = (batch["segment_ids"] >= 0).long()
+        return batch | _stacked([row.video for row in rows])
+
+
+def _stacked(videos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Inputs of single videos (1 T ...) as inputs of a batch; a shorter video repeats its last frame, masked."""
+    batch: dict[str, Any] = {}
+    for name, value in videos[0].items():
+        if isinstance(value, Mapping):
+            batch[name] = _stacked([video[name] for video in videos])
+        elif value.ndim == 1:
+            batch[name] = torch.cat([video[name] for video in videos])
+        else:
+            longest = max(video[name].shape[1] for video in videos)
+            batch[name] = torch.cat([_lengthened(video[name], longest) for video in videos])
+    if "video_times_s" in batch and "video_frame_mask" not in batch:
+        lengths = torch.tensor([video["video_times_s"].shape[1] for video in videos])
+        batch["video_frame_mask"] = torch.arange(batch["video_times_s"].shape[1]) < lengths.unsqueeze(1)
+    return batch
+
+
+def _lengthened(value: Tensor, frames: int) -> Tensor:
+    missing = frames - value.shape[1]
+    return value if not missing else torch.cat([value, value[:, -1:].repeat_interleave(missing, dim=1)], dim=1)
