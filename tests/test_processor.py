@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from mmllm.closed_vocabulary import word_tokenizer
+from mmllm.errors import InputError
+from mmllm.processor import MmllmProcessor, add_special_words
+from mmllm.templates import TEMPLATES
+from mmllm.tokens import VideoClip
+
+WORDS = "system says user assistant when does the red circle spin ? . , answer : then 4 2".split()
+
+
+@pytest.fixture
+def processor():
+    tokenizer = word_tokenizer(WORDS)
+    add_special_words(tokenizer, 10)
+    return MmllmProcessor(tokenizer, frames={"size": 32, "fit": "pad"}, num_frames=5, num_time_tokens=10)
+
+
+def clip(frames=5, value=0):
+    return VideoClip(
+        frames=np.full((frames, 32, 32, 3), value, np.uint8), times_s=np.arange(frames) * 2.0, duration_s=frames * 2.0
+    )
+
+
+def asked(text, *clips):
+    items = [{"type": "video", "video": one} for one in clips]
+    return {"role": "user", "content": [*items, {"type": "text", "text": text}]}
+
+
+def test_time_tokens_come_after_all_words_and_are_added_once():
+    tokenizer = word_tokenizer(WORDS)
+    size = len(tokenizer)
+    assert add_special_words(tokenizer, 10) == list(range(size, size + 10))
+    assert tokenizer.convert_tokens_to_ids(["<video>", "<image>"]) == [size + 10, size + 11]
+    assert add_special_words(tokenizer, 10) == list(range(size, size + 10))
+    assert len(tokenizer) == size + 12
+    with pytest.raises(InputError, match="10 of 20"):
+        add_special_words(tokenizer, 20)
+
+
+def test_messages_become_model_inputs_with_the_times_of_the_frames(processor):
+    messages = [asked("When does the red circle spin?", clip(5), clip(3))]
+    inputs = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
+    assert (inputs["input_ids"] == processor.video_token_id).sum() == 2
+    assert inputs["pixel_values_videos"].shape == (2, 5, 3, 32, 32)
+    assert inputs["video_frame_mask"].tolist() == [[True] * 5, [True] * 3 + [False] * 2]
+    assert inputs["video_times_s"].tolist() == [[0, 2, 4, 6, 8], [0, 2, 4, 4, 4]]
+    assert inputs["video_durations_s"].tolist() == [10, 6]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert text.endswith("answer :")
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+def test_labels_cover_exactly_what_the_assistant_says(template):
+    tokenizer = word_tokenizer(WORDS)
+    add_special_words(tokenizer, 10)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    processor = MmllmProcessor(tokenizer, frames={"size": 32}, num_time_tokens=10, chat_template=template)
+    messages = [
+        {"role": "system", "content": "system says"},
+        asked("When does the red circle spin?", clip()),
+        {"role": "assistant", "content": "<t1> <t3> The circle spin."},
+        {"role": "user", "content": "then?"},
+        {"role": "assistant", "content": "<t4> the red."},
+    ]
+    both = processor.encode_conversation(messages)
+    said = both.input_ids[both.labels != -100]
+    assert torch.equal(said, both.labels[both.labels != -100])
+    words = [word for word in tokenizer.convert_ids_to_tokens(said) if word not in ("</s>", "<|im_end|>")]
+    assert words == ["<t1>", "<t3>", "the", "circle", "spin", ".", "<t4>", "the", "red", "."]
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_labels=True)
+    assert torch.equal(inputs["labels"][0], both.labels)
+    prompt = processor.apply_chat_template(messages[:2], add_generation_prompt=True)
+    start = processor.encode(prompt).input_ids
+    assert torch.equal(both.input_ids[: len(start)], start)
+
+
+def test_batches_are_padded_on_the_right_and_masked(processor):
+    batch = [[asked("When?", clip())], [asked("When does the red circle spin?", clip())]]
+    inputs = processor.apply_chat_template(batch, tokenize=True, return_labels=True)
+    short = int(inputs["attention_mask"][0].sum())
+    assert short < inputs["input_ids"].shape[1]
+    alone = processor.apply_chat_template(batch[0], tokenize=True)
+    assert torch.equal(inputs["input_ids"][0, :short], alone["input_ids"][0])
+    assert inputs["labels"].eq(-100).all()  # nobody has answered
+
+
+def test_time_tokens_swallow_the_space_around_them_only_if_asked_to(processor):
+    stripped = processor.encode("spin . <t1> <t2> the").input_ids
+    assert processor.tokenizer.convert_ids_to_tokens(stripped) == ["spin", ".", "<t1>", "<t2>", "the"]
+    pieces = list(processor._pieces("spin . <t1> <t2> the"))
+    assert [piece for _, piece in pieces] == ["spin .", "<t1>", "<t2>", "the"]
+    processor.strip_time_tokens = False
+    pieces = list(processor._pieces("spin . <t1> <t2> the"))
+    assert [piece for _, piece in pieces] == ["spin . ", "<t1>", " ", "<t2>", " the"]
+
+
+def test_placeholders_that_somebody_types_stay_words(processor):
+    inputs = processor.apply_chat_template([asked("the <video> and <image>", clip())], tokenize=True)
+    assert (inputs["input_ids"] == processor.video_token_id).sum() == 1
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == 0
+
+
+def test_generated_ids_become_an_answer_in_seconds(processor):
+    words = ["<t9>", "<t3>", "the", "circle", "spin", ".", "</s>", "<pad>"]
+    ids = torch.tensor(processor.tokenizer.convert_tokens_to_ids(words))
+    answer = processor.decode(ids, 9.0)
+    assert answer.text == "the circle spin."
+    assert [span.to_json() for span in answer.spans] == [[3.0, 9.0]]
+    assert not answer.fallback
+    assert processor.decode(ids[2:], 9.0).fallback
+    two = processor.batch_decode(torch.stack([ids, ids]), torch.tensor([9.0, 18.0]))
+    assert two[1].spans[0].to_json() == [6.0, 18.0]
+
+
+def test_a_processor_is_saved_and_found_by_auto_processor(processor, tmp_path, make_model):
+    make_model().config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is MmllmProcessor
+    messages = [asked("When does <t1> the red circle spin?", clip()), {"role": "assistant", "content": "<t1> <t2>"}]
+    ours = processor.apply_chat_template(messages, tokenize=True, return_labels=True)
+    theirs = loaded.apply_chat_template(messages, tokenize=True, return_labels=True)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_images_become_pixels(processor, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "red.png")
+    messages = [{"role": "user", "content": [{"type": "image", "path": str(tmp_path / "red.png")}]}]
+    inputs = processor.apply_chat_template(messages, tokenize=True)
+    assert inputs["pixel_values"].shape == (1, 3, 32, 32)
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == 1
+    called = processor(text="<image> the", images=np.asarray(Image.open(tmp_path / "red.png")))
+    assert torch.equal(called["pixel_values"], inputs["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "robot", "content": "hello"}], "needs a role"),
+        ([{"role": "user", "content": [{"type": "sound"}]}], "needs a type"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "needs its text"),
+        ([{"role": "user", "content": [{"type": "video"}]}], "needs its video, path or url"),
+        ([{"role": "user", "content": [{"type": "image", "path": "nowhere.png"}]}], "cannot read image nowhere.png"),
+        ([{"role": "user", "content": [{"type": "video", "path": "nowhere.mp4"}]}], "nowhere.mp4"),
+        ([{"role": "user", "content": 3}], "content must be text or a list"),
+    ],
+)
+def test_bad_messages_are_named(processor, messages, message):
+    with pytest.raises(InputError, match=message):
+        processor.apply_chat_template(messages, tokenize=True)
+
+
+def test_a_tokenizer_without_placeholders_is_refused():
+    with pytest.raises(InputError, match="add_special_words"):
+        MmllmProcessor(word_tokenizer(WORDS))
