@@ -1,0 +1,282 @@
+"""ATP-LLaVA: between layers of the LLM, drop visual tokens below two thresholds learned for each question (CVPR 2025).
+
+    attention of layer l -> redundancy score  = mean of what visual tokens and question pay a token
+    place on the grid    -> spatial score     = how sparse a uniform lattice it belongs to
+    scores -> two thresholds;  kept: above either of them
+
+Neither code nor weights were published. What the paper (arXiv 2412.00447) leaves open is decided here and said so:
+how scores are brought between 0 and 1, the lattices, the heads' widths, the temperature, that what is learned passes
+its gradient through the thresholds and not through the scores, and how masked attention is formed.
+
+B rows, P positions, K positions that are alive, S pooled scores of a grid
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmllm.errors import ConfigError, InputError
+from mmllm.fields import require
+from mmllm.pruning.inside_llm import Alive, LlmPass, Received, Verdict, decoder_layers, install
+from mmllm.registry import register
+from mmllm.tokens import VisualTokens
+
+POOLED = 16
+"""Scores are pooled to this many rows and columns before thresholds are read off them."""
+_START = 0.01
+"""Thresholds before training, at which next to nothing is dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtpConfig:
+    """Where tokens are dropped, and how many the thresholds should learn to keep."""
+
+    depths: tuple[float, ...] = (0.125, 0.4375, 0.75)
+    """After which share of the LLM's layers; the published layers 4, 14 and 24 of 32."""
+    ratio: float = 0.25
+    """Share of visual tokens, averaged over all layers, that training aims at; 144 of 576 in the paper."""
+    strides: tuple[int, ...] = (6, 4, 3, 2)
+    """Spacings of the uniform lattices, sparsest first."""
+    lattice_weight: float = 3.0
+    """The paper's lambda_sample: a lattice that samples a share R of the places scores 1 - R * lattice_weight."""
+    temperature: tuple[float, float] = (10.0, 100.0)
+    """Sharpness of the soft mask at the beginning and at the end of training."""
+    depth_weight: float = 0.05
+    """Weight of the loss that makes tokens in deep layers cost more."""
+    target_weight: float = 0.2
+    """Weight of the loss that holds the average number of tokens at the target."""
+    causal: bool = True
+    """Average received attention over the queries that can see a token; without, early places are favoured."""
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in pairwise((0.0, *self.depths, 1.0)))
+        require(bool(self.depths) and rising, self, "depths", "shares of the depth between 0 and 1, rising")
+        require(0 < self.ratio <= 1, self, "ratio", "above 0 and at most 1")
+        require(all(stride >= 1 for stride in self.strides), self, "strides", "at least 1")
+        require(all(value > 0 for value in self.temperature), self, "temperature", "positive")
+        for name in ("lattice_weight", "depth_weight", "target_weight"):
+            require(getattr(self, name) >= 0, self, name, "zero or more")
+
+    def layers(self, count: int) -> tuple[int, ...]:
+        """After how many of `count` layers tokens are dropped.
+
+        Raises:
+            ConfigError: if the LLM is too shallow for that many stages, or `ratio` cannot be reached.
+        """
+        cuts = tuple(max(1, round(depth * count)) for depth in self.depths)
+        if len(set(cuts)) < len(cuts) or cuts[-1] >= count:
+            raise ConfigError(f"AtpConfig.depths = {self.depths}: an LLM of {count} layers is too shallow for these")
+        if self.ratio <= cuts[0] / count:
+            raise ConfigError(
+                f"AtpConfig.ratio = {self.ratio}: with all tokens in the first {cuts[0]} of {count} layers, "
+                f"must be above {cuts[0] / count:.4g} and at most 1"
+            )
+        return cuts
+
+
+def mean_received(total: Tensor, rows: Tensor, *, causal: bool) -> Tensor:
+    """float32, B K: attention received (summed over query rows, B K) as a mean over those rows.
+
+    Args:
+        total: B K.
+        rows: float, B K. How much each query row counts, in order.
+        causal: divide by the rows that come no earlier than a token, since only those can see it.
+    """
+    count = rows.flip(-1).cumsum(-1).flip(-1) if causal else rows.sum(-1, keepdim=True)
+    return total / count.clamp(min=1e-6)
+
+
+def squashed(score: Tensor, count: Tensor) -> Tensor:
+    """Attention in (0, 1): s n / (1 + s n), 0.5 for what an average one of `count` (B 1) tokens receives."""
+    share = score * count
+    return share / (1 + share)
+
+
+def lattice_scores(place: Tensor, grid: tuple[int, int] | None, strides: tuple[int, ...], weight: float) -> Tensor:
+    """float32: 1 - weight / stride^2 of the sparsest lattice that each place (int64) lies on, 0 off all of them.
+
+    Places are counted on the grid, row by row; without a grid along a line, with stride^2 as spacing.
+    """
+    scores = torch.zeros(place.shape, device=place.device)
+    for stride in strides:
+        if grid is None:
+            on = place % stride**2 == 0
+        else:
+            on = (place.div(grid[1], rounding_mode="floor") % stride == 0) & (place % grid[1] % stride == 0)
+        scores = torch.where(on, scores.clamp(min=1 - weight / stride**2), scores)
+    return scores
+
+
+class Thresholds(nn.Module):
+    """Two thresholds for each row, from what its visual tokens receive of each other and of the question."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pooled = POOLED * POOLED
+        self.proj = nn.Sequential(nn.Linear(2 * pooled, pooled), nn.GELU())
+        self.head_r = nn.Linear(pooled, 1)
+        self.head_s = nn.Linear(pooled, 1)
+        for head in (self.head_r, self.head_s):
+            nn.init.zeros_(head.weight)
+            nn.init.constant_(head.bias, math.log(_START / (1 - _START)))
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Threshold of the redundancy and of the spatial score, B 1 each, of pooled scores B 2 S."""
+        read = self.proj(pooled.flatten(1).to(self.head_r.weight.dtype))
+        return self.head_r(read).sigmoid().float(), self.head_s(read).sigmoid().float()
+
+
+def pooled_scores(scores: Tensor, visual: Tensor, place: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    """B S: scores (B K) of the visual tokens laid on their grid, mean over frames, pooled; 0 where none is alive."""
+    rows, cols = grid or (1, int(place[visual].max()) + 1 if bool(visual.any()) else 1)
+    slot = place.where(visual, rows * cols)
+    total = scores.new_zeros(len(scores), rows * cols + 1)
+    summed = total.scatter_add(1, slot, scores)[:, :-1]
+    count = total.scatter_add(1, slot, torch.ones_like(scores))[:, :-1]
+    mean = summed / count.clamp(min=1)
+    if grid is None:
+        return nn.functional.adaptive_avg_pool1d(mean.unsqueeze(1), POOLED * POOLED).flatten(1)
+    return nn.functional.adaptive_avg_pool2d(mean.unflatten(1, (1, rows, cols)), POOLED).flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decision:
+    """What one stage decided; for the losses and for display."""
+
+    redundancy: Tensor
+    """float32, B K. Between 0 and 1, high for what is attended to."""
+    spatial: Tensor
+    """float32, B K."""
+    thresholds: tuple[Tensor, Tensor]
+    """B 1 each."""
+    left: Tensor
+    """float32, B. How many visual tokens go on; a sum of soft masks while training."""
+    kept: Tensor
+    """bool, B K. The visual tokens that go on, or would if they were dropped for real."""
+
+
+@register("reducer", "atp", config=AtpConfig)
+class AtpReducer(nn.Module):
+    """ATP-LLaVA: drops visual tokens between the LLM's layers, below thresholds learned for each question."""
+
+    runs_inside_llm: ClassVar[bool] = True
+    """The model calls `attach` once and gives the LLM a `LlmPass` as `inside_llm` with every prompt."""
+    scores_needed: tuple[str, ...] = ()
+
+    def __init__(self, config: AtpConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stages = nn.ModuleList(Thresholds() for _ in config.depths)
+        self.progress = 0.0
+        """How much of the training is done, 0 to 1; sets the temperature."""
+
+    def attach(self, decoder: nn.Module) -> None:
+        """Prepares a decoder (without LM head) for passes with this reducer; once, when a model is put together.
+
+        Raises:
+            ConfigError: if the decoder is too shallow or of an unsuitable kind.
+        """
+        cuts = self.config.layers(len(decoder_layers(decoder)))
+        install(decoder, {cut: _Stage(self, number) for number, cut in enumerate(cuts)})
+
+    @property
+    def sharpness(self) -> float:
+        """Temperature of the soft mask at this point of the training."""
+        first, last = self.config.temperature
+        return first + (last - first) * min(1.0, max(0.0, self.progress))
+
+    def forward(self, tokens: VisualTokens) -> VisualTokens:
+        """The tokens as they are: they are dropped later, inside the LLM."""
+        return tokens
+
+    def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
+        """All tokens enter the LLM; how many leave its layers depends on the question."""
+        return tokens_per_frame * frames
+
+    def decide(self, number: int, current: LlmPass, layer: int, before: Alive, received: Received) -> Verdict:
+        """Which positions go on after a stage. While training nothing is dropped, attention is weighed instead."""
+        visual = before.of(current.visual) & before.real
+        if not bool(visual.any()):
+            return self._nothing_to_drop(before)
+        if not bool((current.question & current.real).any()):
+            warnings.warn("no text follows the visual tokens: ATP judges them by each other alone", stacklevel=2)
+        asking = before.counting(current.visual)
+        count = asking.sum(-1, keepdim=True)
+        own = mean_received(received.visual, asking, causal=self.config.causal)
+        cross = mean_received(received.question, before.counting(current.question), causal=self.config.causal)
+        if not bool((own.isfinite() & cross.isfinite()).all()):
+            raise InputError("ATP was given attention that is not finite")
+        place = before.of(current.place)
+        redundancy = squashed((own + cross) / 2, count)
+        spatial = lattice_scores(place, current.grid, self.config.strides, self.config.lattice_weight)
+        pooled = [pooled_scores(squashed(score, count) * asking, visual, place, current.grid) for score in (own, cross)]
+        theta_r, theta_s = self.stages[number](torch.stack(pooled, dim=1))
+        keep = (redundancy > theta_r) | (spatial > theta_s)
+        best = redundancy.masked_fill(~visual, -1.0)
+        keep = keep | (best == best.amax(-1, keepdim=True))  # never nothing at all
+        kept = keep & visual
+        verdict, left = Verdict(keep=keep | ~visual), kept.sum(-1).float()
+        if self.training:
+            for cut, decision in current.decided.items():
+                kept = kept & decision.kept if cut < layer else kept
+            margin = torch.maximum(redundancy - theta_r, spatial - theta_s)
+            earlier = torch.ones_like(margin) if before.weight is None else before.weight
+            weight = torch.where(visual, (margin * self.sharpness).sigmoid() * earlier, 1.0)
+            verdict, left = Verdict(weight=weight), (weight * visual).sum(-1)
+        current.decided[layer] = Decision(
+            redundancy=redundancy, spatial=spatial, thresholds=(theta_r, theta_s), left=left, kept=kept
+        )
+        return verdict
+
+    def _nothing_to_drop(self, before: Alive) -> Verdict:
+        if self.training:
+            return Verdict(weight=torch.ones_like(before.real, dtype=torch.float32))
+        return Verdict(keep=before.real)
+
+    def losses(self, current: LlmPass, layers: int) -> dict[str, Tensor]:
+        """The budget's losses of a finished pass, weighted (Eq. 12 and 13); empty without visual tokens.
+
+        `atp_depth`: tokens left after a stage, as a share, times the number of its layer. `atp_target`: how far the
+        number of tokens, averaged over all layers, is from the target.
+
+        Args:
+            current: the pass.
+            layers: how many layers the LLM has.
+        """
+        if not current.decided:
+            return {}
+        whole = (current.visual & current.real).sum(-1).clamp(min=1).float()  # B
+        deep = sum(one.left / whole * layer for layer, one in current.decided.items())
+        distance = (self.average(current, layers) - self.config.ratio * whole).abs()
+        return {
+            "atp_depth": self.config.depth_weight * torch.as_tensor(deep).mean(),
+            "atp_target": self.config.target_weight * distance.mean(),
+        }
+
+    def average(self, current: LlmPass, layers: int, *, hard: bool = False) -> Tensor:
+        """float32, B: visual tokens averaged over the LLM's layers, soft as in training or counted as if dropped."""
+        count = (current.visual & current.real).sum(-1).float()
+        edges = [*sorted(current.decided), layers]
+        total = count * edges[0]
+        for cut, end in pairwise(edges):
+            decision = current.decided[cut]
+            total = total + (decision.kept.sum(-1) if hard else decision.left) * (end - cut)
+        return total / layers
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One of a reducer's stages, as `install` calls it; a class so that a model can still be copied and pickled."""
+
+    reducer: AtpReducer
+    number: int
+
+    def __call__(self, *args: Any) -> Verdict:
+        return self.reducer.decide(self.number, *args)
