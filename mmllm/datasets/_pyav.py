@@ -86,13 +86,14 @@ class PyAVReader(VideoReader):
             raise NoFrames(f"{name}: not one of its {len(packets)} video packets ({codec.name}) can be decoded")
         if first.pts is not None:
             packets.hidden[(packets.pts != NONE) & (packets.pts < first.pts)] = True
-        self._packets, self._suspect = packets, not table.intact
+        self._packets = packets
         self._rate = _pyav_open.rate_of(self._stream)
         trusted = _pyav_open.trusted_times(self._container, self._stream)
         self._index: FrameIndex = _frame_index.from_packets(packets, self._rate, trusted=trusted)
         self._pictures = PictureMaker(first, tone_map=self._options.tone_map)
         self._header = self._describe(first)
-        if len(self._index) == 0 or (first.pts is not None and first.pts != self._index.first_pts):
+        promised = len(self._index) > 0 and (first.pts is None or first.pts == self._index.first_pts)
+        if not (promised and table.intact):
             self._learn()
         self.limits.check_duration(name, self._index.duration_s)
 
@@ -153,8 +154,6 @@ class PyAVReader(VideoReader):
         self._require_open()
         if len(indices) == 0:
             return iter(())
-        if self._suspect and not self._complete and self._learn():
-            raise IndexChanged
         if self._index.pts is None:
             return self._decode_by_order(indices, size)
         return self._decode_sparsely(indices, size)

@@ -24,6 +24,8 @@ Size = int | tuple[int, int]
 Transform = Callable[[np.ndarray], np.ndarray]
 """From one uint8 frame (H W 3) to another; applied as soon as a frame is decoded."""
 
+_TOGETHER = 64
+
 
 class IndexChanged(Exception):
     """Decoding has shown that the frames are not those the file promised; the reader now knows the true ones."""
@@ -56,9 +58,12 @@ class VideoReader(abc.ABC):
             IndexChanged: if the frames turn out to be others; the caller plans again.
         """
 
-    @abc.abstractmethod
     def decode_all(self, size: tuple[int, int] | None) -> Iterator[tuple[float, np.ndarray]]:
         """Time and picture of every frame that can be decoded, in the order they are shown."""
+        times_s = self.times_s
+        for first in range(0, len(times_s), _TOGETHER):
+            for index, picture in self.decode(np.arange(first, min(first + _TOGETHER, len(times_s))), size):
+                yield float(times_s[index]), picture
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -43,22 +43,24 @@ class _Nameless:
         self.read, self.seek, self.tell = stream.read, stream.seek, stream.tell
 
 
-def media_file(source: Any, *, inside: str | os.PathLike[str] | None = None) -> MediaFile:
+def media_file(source: Any, *, inside: str | os.PathLike[str] | None = None, name: str | None = None) -> MediaFile:
     """The file that a path, bytes or a binary file object stand for.
 
     Args:
         source: what the user gave.
         inside: a folder that a path must not lead out of, links resolved.
+        name: what messages call a source that is no path.
 
     Raises:
         VideoOpenError: naming the source and why it cannot be read.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_stream(io.BytesIO(source), f"<{len(source)} bytes>")
+        return _from_stream(io.BytesIO(source), name or f"<{len(source)} bytes>")
     if isinstance(source, (str, os.PathLike)):
         return _from_path(os.fspath(source), inside)
     if hasattr(source, "read"):
-        return _from_stream(_seekable(source), str(getattr(source, "name", "<file object>")))
+        own = getattr(source, "name", None)
+        return _from_stream(_seekable(source), name or (own if isinstance(own, str) else "<file object>"))
     raise VideoOpenError(
         f"a video is a path, bytes, a binary file object, a FrameFolder or arrays, not {type(source).__name__}"
     )

@@ -23,9 +23,15 @@ class VideoLimits:
     """Bytes of pixels that one call may return."""
     cpu_s: float | None = 120.0
     """Processor seconds that one call may take; None for no deadline."""
+    child_s: float = 120.0
+    """Seconds by the clock after which a decoder in a process of its own is killed, for one call."""
+    download_bytes: int = 4 << 30
+    """Size of a file fetched from an address."""
+    download_s: float = 600.0
+    """Seconds by the clock that fetching it may take."""
 
     def __post_init__(self) -> None:
-        for name in ("pixels", "frames", "seconds", "returned_bytes"):
+        for name in ("pixels", "frames", "seconds", "returned_bytes", "child_s", "download_bytes", "download_s"):
             require(getattr(self, name) > 0, self, name, "positive")
         require(self.cpu_s is None or self.cpu_s > 0, self, "cpu_s", "a positive number of seconds, or None")
 
@@ -61,7 +67,15 @@ class VideoLimits:
             )
 
 
-UPLOAD_LIMITS = VideoLimits(frames=300_000, seconds=3 * 3600.0, returned_bytes=1 << 30, cpu_s=30.0)
+UPLOAD_LIMITS = VideoLimits(
+    frames=300_000,
+    seconds=3 * 3600.0,
+    returned_bytes=1 << 30,
+    cpu_s=30.0,
+    child_s=60.0,
+    download_bytes=1 << 30,
+    download_s=60.0,
+)
 """For files of strangers: at most three hours, 1 GiB of pixels and 30 processor seconds a call."""
 
 
