@@ -35,7 +35,7 @@ class SyntheticConfig:
     """At most; a clip of which less can be asked has fewer."""
     families: tuple[str, ...] = tuple(FAMILIES)
     """The kinds of question that are asked. Digits are shown only if `digit` is among them."""
-    crf: int = 23
+    crf: int = 26
     """Quality of the H.264 encoding: 0 is lossless, 51 the worst."""
 
     def __post_init__(self) -> None:

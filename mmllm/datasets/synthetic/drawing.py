@@ -1,17 +1,18 @@
 """Worlds to pixels: a small rasteriser in numpy that draws all frames of a thing at once.
 
-W worlds, F frames of each, E entries (one thing in one frame), S side of the frame, P side of the patch that is drawn
+W worlds, F frames of each, E entries (one thing in one frame), S side of a frame, P side of the patch that is drawn
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from mmllm.datasets.synthetic.world import COLORS, SHAPES, State, World, camera, state
+from mmllm.datasets.synthetic.staging import Stage, stage
+from mmllm.datasets.synthetic.world import COLORS, SHAPES, State, World
 
 _PAINT = {
     "red": (222, 52, 46),
@@ -36,33 +37,45 @@ _GLYPHS = (
     "01110 10001 10001 01111 00001 00010 01100",
 )
 _MARGIN = 4
-_NOISE_BANK = 1 << 18
+_PIECE = 1 << 20
 
 
 def draw(world: World, size: int) -> np.ndarray:
     """All frames of a clip, uint8 (frames S S 3), RGB."""
-    return draw_frames([world], np.arange(world.frames)[None], size)[0]
+    return np.concatenate(list(draw_pieces(world, size)))
 
 
-def draw_frames(worlds: Sequence[World], frame_index: np.ndarray, size: int) -> np.ndarray:
-    """The wanted frames of several worlds, uint8 (W F S S 3), RGB.
+def draw_pieces(world: World, size: int) -> Iterator[np.ndarray]:
+    """All frames of a clip in order, some at a time so that little memory is taken: each uint8 (F S S 3), RGB."""
+    piece = max(_PIECE // (size * size), 1)
+    for start in range(0, world.frames, piece):
+        frame_index = np.arange(start, min(start + piece, world.frames))
+        yield draw_stage(stage([world], frame_index[None]), size)[0]
+
+
+def draw_stage(scene: Stage, size: int, *, as_encoded: bool = False) -> np.ndarray:
+    """The frames of a stage, uint8 (W F S S 3), RGB. A frame is the same whatever others it is drawn with.
 
     Args:
-        frame_index: int (W F), which frames of each world.
         size: side of a frame in pixels.
+        as_encoded: whether frames look about as they do once encoded and decoded: things have one colour for each
+            2 x 2 pixels, and a part of the noise stands still.
     """
-    w, f = frame_index.shape
-    nudges = np.stack([camera(world)[index] for world, index in zip(worlds, frame_index, strict=True)])  # W F 2
-    canvas = _backgrounds(worlds, nudges, size).reshape(w * f, size, size, 3)
-    for slot in range(max((len(world.things) for world in worlds), default=0)):
-        _paint_slot(canvas, worlds, frame_index, nudges, slot, size)
-    for i, world in enumerate(worlds):
+    w, f = scene.frame_index.shape
+    canvas = _backgrounds(scene, size).reshape(w * f, size, size, 3)
+    for layer in range(max((len(world.things) for world in scene.worlds), default=0)):
+        for shape, name in enumerate(SHAPES):
+            thing = np.flatnonzero((scene.layer == layer) & (scene.shape == shape))
+            _paint(canvas, scene, thing, name, as_encoded)
+    for i, (world, times_s) in enumerate(zip(scene.worlds, scene.times_s, strict=True)):
         for digit in world.digits:
-            times_s = frame_index[i] / world.fps
             shown = np.flatnonzero((times_s >= digit.span.start_s) & (times_s < digit.span.end_s))
-            _stamp(canvas, i * f + shown, plate(digit.value, size), digit.x + nudges[i, shown, 0],
-                   digit.y + nudges[i, shown, 1])  # fmt: skip
-    return _with_noise(canvas, worlds, frame_index).reshape(w, f, size, size, 3)
+            x, y = digit.x + scene.nudges[i, shown, 0], digit.y + scene.nudges[i, shown, 1]
+            _stamp(canvas, i * f + shown, plate(digit.value, size), x, y)
+    noisy = np.rint(_noise(scene, size, as_encoded)).astype(np.int16).repeat(3, axis=-1).reshape(canvas.shape)
+    noisy += canvas
+    np.clip(noisy, 0, 255, out=noisy)
+    return noisy.astype(np.uint8).reshape(w, f, size, size, 3)
 
 
 @functools.cache
@@ -74,81 +87,75 @@ def plate(value: int, size: int) -> np.ndarray:
     return np.where(mask[..., None], _CHALK, _INK)
 
 
-def _backgrounds(worlds: Sequence[World], nudges: np.ndarray, size: int) -> np.ndarray:
+def _backgrounds(scene: Stage, size: int) -> np.ndarray:
     """Soft blotches of muted colour with a fine grain, moved with the camera: uint8 (W F S S 3)."""
     margin = round(_MARGIN * size / 64)
     side = size + 2 * margin
-    spread = _blotches(side)  # side 6
-    grounds = np.empty((len(worlds), side, side, 3), dtype=np.uint8)
-    for ground, world in zip(grounds, worlds, strict=True):
+    w, spread, bank = len(scene.worlds), _blotches(side), _bank(side)
+    grains = sliding_window_view(bank, side * side)
+    coarse, grain = np.empty((w, 6, 6, 3), dtype=np.float32), np.empty((w, side, side), dtype=np.float32)
+    for i, world in enumerate(scene.worlds):
         generator = np.random.Generator(np.random.PCG64(world.texture_seed + 1))
         level = generator.uniform(70, 150) + generator.uniform(-14, 14, size=3)
-        coarse = generator.normal(0, 20, size=(6, 6, 1)) + generator.normal(0, 7, size=(6, 6, 3))
-        soft = np.einsum("ya,xb,abc->yxc", spread, spread, coarse, optimize=_GROUND_PATH)
-        grain = _bank()[generator.integers(0, _NOISE_BANK - side * side) :][: side * side].reshape(side, side, 1)
-        np.clip(level + soft + 4.0 * grain, 0, 255, out=soft)
-        ground[...] = soft
-    shift = margin - np.rint(nudges * size).astype(np.int64)  # W F 2
+        coarse[i] = level + generator.normal(0, 20, size=(6, 6, 1)) + generator.normal(0, 7, size=(6, 6, 3))
+        grain[i] = grains[generator.integers(len(grains))].reshape(side, side)
+    rows = (spread @ coarse.reshape(w, 6, 18)).reshape(w, side, 6, 3)
+    soft = spread @ rows  # W side side 3
+    soft += 4 * grain.repeat(3, axis=-1).reshape(soft.shape)
+    grounds = np.clip(soft, 0, 255, out=soft).astype(np.uint8)
+    shift = margin - np.rint(scene.nudges * size).astype(np.int64)  # W F 2
     windows = sliding_window_view(grounds, (size, size), axis=(1, 2))
-    return np.moveaxis(windows[np.arange(len(worlds))[:, None], shift[..., 1], shift[..., 0]], 2, -1).copy()
-
-
-_GROUND_PATH = ["einsum_path", (0, 2), (0, 1)]
+    return np.moveaxis(windows[np.arange(w)[:, None], shift[..., 1], shift[..., 0]], 2, -1).copy()
 
 
 @functools.cache
 def _blotches(side: int) -> np.ndarray:
-    """Smooth interpolation from 6 coarse values to `side` pixels, float64 (side 6)."""
+    """Smooth interpolation from 6 coarse values to `side` pixels, float32 (side 6)."""
     place = np.linspace(0, 5, side)[:, None] - np.arange(6)[None]
     weight = np.where(np.abs(place) < 1.5, np.cos(np.pi * place / 3) ** 2, 0.0)
-    return weight / weight.sum(axis=1, keepdims=True)
+    return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 @functools.cache
-def _bank() -> np.ndarray:
-    """Unit noise from which all grain and sensor noise is cut, float32."""
-    return np.random.Generator(np.random.PCG64(20)).standard_normal(_NOISE_BANK, dtype=np.float32)
+def _bank(side: int) -> np.ndarray:
+    """Unit noise from which the grain and the sensor noise of frames up to `side` are cut, float32."""
+    length = max(1 << 18, 4 * side * side)
+    return np.random.Generator(np.random.PCG64(20)).standard_normal(length, dtype=np.float32)
 
 
-def _with_noise(canvas: np.ndarray, worlds: Sequence[World], frame_index: np.ndarray) -> np.ndarray:
-    """Fresh grey noise on every frame, cut from one bank at a place that depends on world and frame alone."""
-    _, size, _, _ = canvas.shape
-    seeds = np.array([world.texture_seed % (1 << 31) for world in worlds], dtype=np.int64)
-    places = (seeds[:, None] + 7919 * frame_index).reshape(-1) % (_NOISE_BANK - size * size)
-    sigma = np.repeat(np.array([world.noise for world in worlds], dtype=np.float32), frame_index.shape[1])
-    noise = sliding_window_view(_bank(), size * size)[places] * sigma[:, None]  # W*F S*S
-    noisy = canvas + np.rint(noise).astype(np.int16).reshape(*canvas.shape[:3], 1)
-    return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8)
+def _noise(scene: Stage, size: int, as_encoded: bool) -> np.ndarray:
+    """Grey noise, float32 (W*F S S), that depends on world and frame alone.
+
+    H.264 carries much of the first frame's noise through the following ones, the more the fainter it is: measured on
+    clips of all noise levels, the share is about 1.15 - 0.25 sigma a few frames later.
+    """
+    windows = sliding_window_view(_bank(size), size * size)
+    sigma = np.array([world.noise for world in scene.worlds], dtype=np.float32)[:, None, None]
+    seeds = np.array([world.texture_seed % (1 << 31) for world in scene.worlds], dtype=np.int64)[:, None]
+    noise = windows[(seeds + 7919 * scene.frame_index) % len(windows)]  # W F S*S
+    if as_encoded:
+        still = np.clip(1.15 - 0.25 * sigma, 0.0, 1.0)
+        noise *= np.sqrt(1 - still)
+        noise += np.sqrt(still) * windows[(seeds + 1) % len(windows)]
+    noise *= sigma
+    return noise.reshape(-1, size, size)
 
 
-def _paint_slot(
-    canvas: np.ndarray, worlds: Sequence[World], frame_index: np.ndarray, nudges: np.ndarray, slot: int, size: int
-) -> None:
-    """Draws each world's thing number `slot`, all worlds and frames that show the same shape at once."""
-    f = frame_index.shape[1]
-    for shape in SHAPES:
-        entries, states, colors = [], [], []
-        for i, world in enumerate(worlds):
-            if slot < len(world.things) and world.things[slot].shape == shape:
-                now = state(world.things[slot], frame_index[i] / world.fps)
-                now = now._replace(x=now.x + nudges[i, :, 0], y=now.y + nudges[i, :, 1])
-                shown = np.flatnonzero(now.visible)
-                entries.append(i * f + shown)
-                states.append(State(*(values[shown] for values in now)))
-                colors.append(np.full(len(shown), COLORS.index(world.things[slot].color)))
-        if sum(map(len, entries)):
-            together = State(*(np.concatenate(values) for values in zip(*states, strict=True)))
-            _paint(canvas, np.concatenate(entries), together, np.concatenate(colors), shape)
+def _paint(canvas: np.ndarray, scene: Stage, thing: np.ndarray, shape: str, as_encoded: bool) -> None:
+    """Blends things of one shape, no two of one world, into all frames (W*F S S 3) in which they are visible."""
+    chosen, frame = np.nonzero(scene.now.visible[thing])
+    if len(chosen) == 0:
+        return
+    row = thing[chosen]
+    entry = scene.world_index[row] * scene.frame_index.shape[1] + frame
+    now, color = State(*(values[row, frame] for values in scene.now)), scene.color[row]
 
-
-def _paint(canvas: np.ndarray, entry: np.ndarray, now: State, color: np.ndarray, shape: str) -> None:
-    """Blends one shape into frames `entry` of the canvas (W*F S S 3); `now` and `color` have one row an entry."""
     size = canvas.shape[1]
     pixel = np.float32(64 / size)  # the width of a drawn pixel in 64ths of the side, in which all lengths are below
     reach = 64 * float(now.radius.max()) * 1.2 + 1.5
-    patch = min(int(np.ceil(2 * reach / pixel)) + 1, size)
-    left = np.clip(np.floor(now.x * size - patch / 2), 0, size - patch).astype(np.int64)
-    top = np.clip(np.floor(now.y * size - patch / 2), 0, size - patch).astype(np.int64)
+    patch = min(2 * int(np.ceil(reach / pixel)) + 2, size)  # even, and at even places: see `_with_shared_color`
+    left = np.clip(2 * np.rint(now.x * size / 2 - patch / 4), 0, size - patch).astype(np.int64)
+    top = np.clip(2 * np.rint(now.y * size / 2 - patch / 4), 0, size - patch).astype(np.int64)
 
     ramp = np.arange(patch, dtype=np.float32) + 0.5
     right = ((left[:, None] + ramp) * pixel - 64 * now.x[:, None]).astype(np.float32)[:, None, :]  # E 1 P
@@ -172,7 +179,17 @@ def _paint(canvas: np.ndarray, entry: np.ndarray, now: State, color: np.ndarray,
     ink = body[:, :, None, None] + line[:, None] * (dark - body)[:, :, None, None]
     ink -= under
     ink *= (inside * opacity)[:, None]
-    windows[entry, top, left] = np.rint(under + ink).astype(np.uint8)
+    under += _with_shared_color(ink) if as_encoded else ink
+    windows[entry, top, left] = np.clip(np.rint(under), 0, 255).astype(np.uint8)
+
+
+def _with_shared_color(patches: np.ndarray) -> np.ndarray:
+    """Each pixel's change of grey, and that of colour which its 2 x 2 pixels have on average: float32 (E 3 P P)."""
+    grey = np.einsum("ecyx,c->eyx", patches, np.array([0.299, 0.587, 0.114], dtype=np.float32))[:, None]
+    color = patches - grey
+    color = color[:, :, ::2] + color[:, :, 1::2]
+    color = (color[..., ::2] + color[..., 1::2]) / 4
+    return grey + color.repeat(2, axis=2).repeat(2, axis=3)
 
 
 def _outside(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.ndarray:

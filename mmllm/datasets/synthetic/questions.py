@@ -222,14 +222,16 @@ def _place(world: World, happenings: Happenings) -> Iterator[Question]:
         frames = np.arange(round(span.start_s * world.fps), round(span.end_s * world.fps))
         always: dict[int, list[Thing]] = {}
         sometimes: dict[int, list[Thing]] = {}
-        for thing in world.things:
-            now = state(thing, frames / world.fps)
-            x, y = now.x + nudges[frames, 0] - 0.5, now.y + nudges[frames, 1] - 0.5
-            for region in range(len(REGIONS)):
-                depth = np.minimum(x if region % 2 else -x, y if region // 2 else -y)
-                if now.visible.all() and depth.min() > _BORDER:
+        now = state(world.things, np.broadcast_to(frames / world.fps, (len(world.things), len(frames))))
+        x, y = now.x + nudges[frames, 0] - 0.5, now.y + nudges[frames, 1] - 0.5
+        for region in range(len(REGIONS)):
+            depth = np.minimum(x if region % 2 else -x, y if region // 2 else -y)
+            inside = (now.visible & (depth > _BORDER)).all(axis=1)
+            near = (now.visible & (depth > -_BORDER)).any(axis=1)
+            for thing, is_inside, is_near in zip(world.things, inside, near, strict=True):
+                if is_inside:
                     always.setdefault(region, []).append(thing)
-                if (now.visible & (depth > -_BORDER)).any():
+                if is_near:
                     sometimes.setdefault(region, []).append(thing)
         for region, things in always.items():
             if sometimes[region] == things and things[0] is not about:

@@ -17,9 +17,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmllm.datasets.synthetic.clips import Split, SyntheticConfig, clip, video_id
-from mmllm.datasets.synthetic.drawing import draw
+from mmllm.datasets.synthetic.drawing import draw_pieces
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 
@@ -85,16 +86,24 @@ def finished(root: Path, config: SyntheticConfig) -> bool:
     return all(f"v_{video_id(config, split, i)}.mp4" in there for split in splits for i in range(config.videos(split)))
 
 
-def encode(frames: np.ndarray, fps: int, path: Path, *, crf: int) -> None:
-    """Writes uint8 RGB frames (T H W 3) as an H.264 mp4, in one thread so that the same frames give the same file."""
+def encode(pieces: Iterable[np.ndarray], size: int, fps: int, path: Path, *, crf: int) -> None:
+    """Writes an H.264 mp4, in one thread so that the same frames give the same file.
+
+    Args:
+        pieces: runs of RGB frames, each uint8 (T S S 3).
+        size: side of a frame in pixels, S.
+        fps: frames a second.
+        crf: quality, 0 (lossless) to 51.
+    """
     import av
 
-    options = {"preset": "veryfast", "crf": str(crf), "threads": "1"}
+    # with x264's macroblock tree, 10 of 24 small clips encoded to differing files when encoded again; without, none
+    options = {"preset": "veryfast", "crf": str(crf), "threads": "1", "x264-params": "mbtree=0"}
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height = stream.width = size
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
+        for frame in chain.from_iterable(pieces):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 
@@ -162,7 +171,7 @@ def _render_clips(root: Path, config: SyntheticConfig, jobs: Sequence[_Job]) -> 
         path = root / "videos" / name
         if not path.exists():
             part = path.with_name(f".{name}.{os.getpid()}.part")
-            encode(draw(world, config.size), config.fps, part, crf=config.crf)
+            encode(draw_pieces(world, config.size), config.size, config.fps, part, crf=config.crf)
             part.replace(path)
         answers = [{"q": asked.question, "a": asked.answer, "family": asked.family} for asked in questions]
         entries[split, index] = {"duration": world.duration_s, "QA": answers}

@@ -153,7 +153,7 @@ class Box(NamedTuple):
 
 
 class State(NamedTuple):
-    """How a thing looks at each of some instants (arrays of one length); sides and radians as in `Thing`."""
+    """How things look at some instants; arrays of one shape, with sides and radians as in `Thing`."""
 
     visible: np.ndarray
     x: np.ndarray
@@ -249,23 +249,23 @@ def _laid_out(
     colors: Sequence[str],
     timelines: Sequence[tuple[Span, tuple[tuple[str, Span], ...]]],
 ) -> tuple[list[Thing], list[Box]]:
-    """Things whose paths keep out of each other's way as well as a few attempts can make them, and their boxes."""
-    best_clash = math.inf
-    best: tuple[list[Thing], list[Box]] = ([], [])
-    for _ in range(12):
-        things: list[Thing] = []
-        boxes: list[Box] = []
-        clash = 0.0
-        for color, (presence, plan) in zip(colors, timelines, strict=True):
-            thing, box = _placed(random_state, color, random_state.choice(rules.shapes), presence, plan)
-            clash += sum(box.shared(b) for t, b in zip(things, boxes, strict=True) if presence.overlap(t.presence))
-            things.append(thing)
-            boxes.append(box)
-        if clash < best_clash:
-            best_clash, best = clash, (things, boxes)
-        if clash == 0.0:
-            break
-    return best
+    """Things and the boxes they stay in, which overlap as little as a few attempts for each can make them."""
+    things: list[Thing] = []
+    boxes: list[Box] = []
+    for color, (presence, plan) in zip(colors, timelines, strict=True):
+        shape = random_state.choice(rules.shapes)
+        in_the_way = [box for thing, box in zip(things, boxes, strict=True) if presence.overlap(thing.presence)]
+        least = math.inf
+        for _ in range(10):
+            attempt, room = _placed(random_state, color, shape, presence, plan)
+            clash = sum(room.shared(box) for box in in_the_way)
+            if clash < least:
+                least, thing, box = clash, attempt, room
+            if clash == 0.0:
+                break
+        things.append(thing)
+        boxes.append(box)
+    return things, boxes
 
 
 def _placed(
@@ -351,35 +351,45 @@ def _digits(
     return tuple(digits)
 
 
-def state(thing: Thing, times_s: np.ndarray) -> State:
-    """How `thing` looks at each of `times_s`, before the camera's nudges.
+def state(things: Sequence[Thing], times_s: np.ndarray) -> State:
+    """How each of N things looks at F instants of its own (N F), before the camera's nudges; all arrays N F.
 
     A thing that turns, hops or blinks does so a whole number of times, and so ends as it began; what it has
     travelled and grown remains. A blink dims rather than hides, and a white thing keeps a rim of its own colour, so
     that a single frame always tells which thing it shows.
     """
-    x, y = np.full(len(times_s), thing.x), np.full(len(times_s), thing.y)
-    radius, angle = np.full(len(times_s), thing.radius), np.full(len(times_s), thing.angle)
-    white, opacity = np.zeros(len(times_s), dtype=bool), np.ones(len(times_s))
-    for event in thing.events:
-        action, (start_s, end_s) = event.action, event.span
-        if action == "white":
-            white = (times_s >= start_s) & (times_s < end_s)
-            continue
-        done = np.clip((times_s - start_s) / (end_s - start_s), 0.0, 1.0)
+
+    def start(name: str) -> np.ndarray:
+        return np.array([getattr(thing, name) for thing in things], dtype=np.float64)[:, None]
+
+    shape = times_s.shape
+    x, y, radius, angle = (start(name) + np.zeros(shape) for name in ("x", "y", "radius", "angle"))
+    white, opacity = np.zeros(shape, dtype=bool), np.ones(shape)
+    by_action: dict[str, list[tuple[int, Event]]] = {}
+    for i, thing in enumerate(things):
+        for event in thing.events:
+            by_action.setdefault(event.action, []).append((i, event))
+    for action, found in by_action.items():  # each action at most once a thing, so that no row is here twice
+        row = np.array([i for i, _ in found])
+        start_s, end_s, amount = np.array([(*event.span, event.amount) for _, event in found]).T[:, :, None]
+        length_s = end_s - start_s
+        done = np.clip((times_s[row] - start_s) / length_s, 0.0, 1.0)
         if action in _DIRECTION:
             right, down = _DIRECTION[action]
-            x, y = x + right * event.amount * done, y + down * event.amount * done
+            x[row] += right * amount * done
+            y[row] += down * amount * done
         elif action == "spin":
-            angle = angle + 2 * np.pi * event.amount * done
+            angle[row] += 2 * np.pi * amount * done
         elif action in ("grow", "shrink"):
-            radius = radius + (event.amount if action == "grow" else -event.amount) * done
+            radius[row] += (1 if action == "grow" else -1) * amount * done
         elif action == "bounce":
-            y = y - event.amount * np.abs(np.sin(np.pi * done * max(1, round((end_s - start_s) / 0.9))))
+            y[row] -= amount * np.abs(np.sin(np.pi * done * np.maximum(1, np.rint(length_s / 0.9))))
         elif action == "blink":
-            phase = done * max(1, round((end_s - start_s) / 0.93))
-            opacity = np.where(phase % 1.0 < 0.5, 1.0, _DIM)
-    visible = (times_s >= thing.presence.start_s) & (times_s < thing.presence.end_s)
+            opacity[row] = np.where(done * np.maximum(1, np.rint(length_s / 0.93)) % 1.0 < 0.5, 1.0, _DIM)
+        elif action == "white":
+            white[row] = (times_s[row] >= start_s) & (times_s[row] < end_s)
+    presence = np.array([thing.presence for thing in things]).reshape(-1, 2)
+    visible = (times_s >= presence[:, :1]) & (times_s < presence[:, 1:])
     return State(visible, x, y, radius, angle, white, opacity)
 
 
