@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from mmllm.datasets.synthetic.world import WORLDS, Event, Span, Thing, World, camera, sample_world, state
+from mmllm.datasets.synthetic.world import Event, Span, Thing, World, camera, state
+from mmllm.datasets.synthetic.world_sampling import WORLDS, sample_world
 
 PRESETS = tuple(WORLDS)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmllm.datasets.synthetic.questions import ACTION_FAMILIES, FAMILIES, SPATIAL_FAMILIES, Question, ask
-from mmllm.datasets.synthetic.world import WORLDS, World, sample_world
+from mmllm.datasets.synthetic.world import World
+from mmllm.datasets.synthetic.world_sampling import WORLDS, sample_world
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, require
 

@@ -126,18 +126,18 @@ def _bank(side: int) -> np.ndarray:
 def _noise(scene: Stage, size: int, as_encoded: bool) -> np.ndarray:
     """Grey noise, float32 (W*F S S), that depends on world and frame alone.
 
-    H.264 carries much of the first frame's noise through the following ones, the more the fainter it is: measured on
-    clips of all noise levels, the share is about 1.15 - 0.25 sigma a few frames later.
+    What H.264 leaves of noise of strength sigma, measured on clips of 64 pixels at quality 26, differs from the clean
+    picture by about 0.95 + 0.64 sigma, of which the share 0.9 exp(-0.62 sigma) is still the same five frames later.
     """
     windows = sliding_window_view(_bank(size), size * size)
     sigma = np.array([world.noise for world in scene.worlds], dtype=np.float32)[:, None, None]
     seeds = np.array([world.texture_seed % (1 << 31) for world in scene.worlds], dtype=np.int64)[:, None]
     noise = windows[(seeds + 7919 * scene.frame_index) % len(windows)]  # W F S*S
     if as_encoded:
-        still = np.clip(1.15 - 0.25 * sigma, 0.0, 1.0)
+        still = 0.9 * np.exp(-0.62 * sigma)
         noise *= np.sqrt(1 - still)
         noise += np.sqrt(still) * windows[(seeds + 1) % len(windows)]
-    noise *= sigma
+    noise *= 0.95 + 0.64 * sigma if as_encoded else sigma
     return noise.reshape(-1, size, size)
 
 

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from mmllm.datasets.synthetic.clips import Split, SyntheticConfig, clip, video_id
 from mmllm.datasets.synthetic.drawing import draw_pieces
-from mmllm.errors import InputError
+from mmllm.errors import InputError, MmllmError
 from mmllm.fields import to_mapping
 
 GENERATOR = 1
@@ -146,6 +147,11 @@ def _rendered(
     try:
         for future in as_completed([pool.submit(_render_clips, root, config, task) for task in tasks]):
             yield future.result()
+    except BrokenProcessPool:
+        raise MmllmError(
+            f"a process that renders into {root} ended before its work was done; what is there is kept. It may have "
+            'run out of memory, or the script that calls render() lacks its `if __name__ == "__main__":`'
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
