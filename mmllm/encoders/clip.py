@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from einops import rearrange
 from torch import Tensor, nn
 
 from mmllm.encoders.attention import attention_row, received_attention
+from mmllm.encoders.clip_names import LANDMARKS, layout_of, to_transformers
 from mmllm.encoders.tower import (
     FrameOutput,
     Inside,
@@ -80,6 +81,8 @@ class ClipEncoder(nn.Module):
     """CLIP's vision transformer, run no further than the layer whose patch features are wanted."""
 
     score_names = frozenset({"cls_attention", "mean_attention"})
+    takes_inside: ClassVar[bool] = True
+    """Whether `forward` runs reducers that work inside the blocks."""
 
     def __init__(self, config: ClipConfig) -> None:
         from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -182,18 +185,22 @@ class ClipEncoder(nn.Module):
 
 
 def load_clip_tower(encoder: ClipEncoder, state: Mapping[str, Tensor]) -> None:
-    """Loads CLIP vision weights under any of the names that transformers and the LLaVA family have given them.
+    """Loads CLIP vision weights under any of the names that transformers, open_clip, timm and LLaVA have given them.
 
-    The tower may lie below any prefix (`model.vision_tower.vision_tower.vision_model.`, `vision_model.`, none); other
-    tensors of a whole model are left alone, all tensors of the tower must fit.
+    The tower may lie below any prefix (`model.vision_tower.vision_tower.vision_model.`, `vision_model.`, `visual.`,
+    none); other tensors of a whole model and the output projection are left alone, all tensors of the tower must fit.
 
     Raises:
         CheckpointError: if the tower is not found, or a tensor of it is missing, unknown or of another shape.
     """
-    tower = below(state, "embeddings.class_embedding", what="a CLIP vision tower")
-    towers_own = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
-    tower = {name: value for name, value in tower.items() if name.startswith(towers_own)}
-    tower.pop("embeddings.position_ids", None)
+    layout = layout_of(state)
+    tower = below(state, LANDMARKS[layout], what="a CLIP vision tower")
+    if layout == "transformers":
+        towers_own = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
+        tower = {name: value for name, value in tower.items() if name.startswith(towers_own)}
+        tower.pop("embeddings.position_ids", None)
+    tower = to_transformers(tower, layout)
+    tower.pop("visual_projection.weight", None)
     load_strictly(encoder.tower, tower, what="the CLIP vision tower")
 
 

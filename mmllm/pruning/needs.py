@@ -22,18 +22,26 @@ def reducers_for(offers: Collection[str]) -> list[str]:
     fitting = []
     for name, part in registry.parts("reducer").items():
         choices = getattr(part.cls, "score_choices", None)
+        if getattr(part.cls, "runs_inside_encoder", False):
+            continue
         if choices == ():
             fitting.append(name)
         fitting += [f"{name}:score={kind}" for kind in choices or () if kind in offers]
     return fitting
 
 
-def require_scores(reducer: Any, encoder: Any) -> None:
+def require_fit(reducer: Any, encoder: Any) -> None:
     """Refuses a pair of parts that cannot work together, when a model is put together.
 
     Raises:
         ConfigError: with what is missing, and the reducers that would work on this encoder.
     """
+    if getattr(reducer, "runs_inside_encoder", False) and not getattr(encoder, "takes_inside", False):
+        who, what = registry.name_of("reducer", reducer.config), registry.name_of("encoder", encoder.config)
+        raise ConfigError(
+            f"reducer {who!r} works inside the blocks of a transformer with a class token, which encoder {what!r} is "
+            f"not; with this encoder use {', '.join(reducers_for(encoder.score_names))}"
+        )
     missing = [name for name in reducer.scores_needed if name.partition("@")[0] not in encoder.score_names]
     if missing:
         who, what = registry.name_of("reducer", reducer.config), registry.name_of("encoder", encoder.config)

@@ -7,10 +7,11 @@ import torch
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
-from mmllm.pruning.needs import require_scores
+from mmllm.pruning.budget import Budget
+from mmllm.pruning.needs import require_fit
 from mmllm.tokens import VisualTokens
 
-NAMES = [name for name in registry.parts("reducer") if hasattr(registry.find("reducer", name).config, "ratio")]
+NAMES = [name for name, part in registry.parts("reducer").items() if issubclass(part.config, Budget)]
 
 
 def tokens(batch=2, frames=3, side=4, width=8, seed=0, padded=False):
@@ -144,6 +145,8 @@ def test_encoder_without_class_token_is_refused_with_the_way_out():
 
     reducer = registry.build("reducer", "fastervlm:keep=4")
     with pytest.raises(ConfigError, match=r"cannot give \(it has mean_attention\).*fastervlm:score=mean_attention"):
-        require_scores(reducer, Encoder)
-    require_scores(registry.build("reducer", "fastervlm:keep=4,score=mean_attention"), Encoder)
-    require_scores(registry.build("reducer", "random:keep=4"), Encoder)
+        require_fit(reducer, Encoder)
+    require_fit(registry.build("reducer", "fastervlm:keep=4,score=mean_attention"), Encoder)
+    require_fit(registry.build("reducer", "random:keep=4"), Encoder)
+    with pytest.raises(ConfigError, match=r"'diffrate' works inside the blocks.*use .*random"):
+        require_fit(registry.build("reducer", "diffrate:keep=4"), Encoder)

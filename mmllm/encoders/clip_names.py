@@ -1,0 +1,183 @@
+"""CLIP's vision weights under the names of transformers, open_clip and timm: any of them to any other, and back.
+
+The three hold the same numbers; open_clip and timm stack queries, keys and values in one tensor, timm keeps leading
+axes of one on the class token and the positions, and each has its own idea of the output projection.
+
+C width, P width of the projection
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmllm.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from mmllm.encoders.clip import ClipConfig
+
+Layout = Literal["transformers", "open_clip", "timm"]
+
+LANDMARKS: dict[Layout, str] = {
+    "transformers": "embeddings.patch_embedding.weight",
+    "open_clip": "conv1.weight",
+    "timm": "patch_embed.proj.weight",
+}
+"""A name that a tower of each layout surely has, and no other part of a model."""
+
+_MODULES: dict[str, tuple[str, str]] = {
+    "embeddings.patch_embedding": ("conv1", "patch_embed.proj"),
+    "pre_layrnorm": ("ln_pre", "norm_pre"),
+    "post_layernorm": ("ln_post", "norm"),
+    "encoder.layers.{}.layer_norm1": ("transformer.resblocks.{}.ln_1", "blocks.{}.norm1"),
+    "encoder.layers.{}.layer_norm2": ("transformer.resblocks.{}.ln_2", "blocks.{}.norm2"),
+    "encoder.layers.{}.self_attn.out_proj": ("transformer.resblocks.{}.attn.out_proj", "blocks.{}.attn.proj"),
+    "encoder.layers.{}.mlp.fc1": ("transformer.resblocks.{}.mlp.c_fc", "blocks.{}.mlp.fc1"),
+    "encoder.layers.{}.mlp.fc2": ("transformer.resblocks.{}.mlp.c_proj", "blocks.{}.mlp.fc2"),
+}
+"""Module in transformers -> in open_clip and in timm; {} is the block's number."""
+_STACKED = {"open_clip": "transformer.resblocks.{}.attn.in_proj_{}", "timm": "blocks.{}.attn.qkv.{}"}
+_SPLIT = "encoder.layers.{}.self_attn.{}_proj.{}"
+
+
+def layout_of(state: Mapping[str, Tensor]) -> Layout:
+    """Which library's names a state dict has, whatever prefix its tower has.
+
+    Raises:
+        CheckpointError: if it holds no CLIP vision tower in any of them.
+    """
+    for layout, landmark in LANDMARKS.items():
+        if any(name == landmark or name.endswith(f".{landmark}") for name in state):
+            return layout
+    raise CheckpointError(
+        f"no CLIP vision tower among {len(state)} tensors: none of {', '.join(LANDMARKS.values())} is there"
+    )
+
+
+def _renamed(name: str, column: int | None, to: int | None) -> str | None:
+    """A module's tensor from one layout's name (None: transformers) to another's, if it is one that is only renamed."""
+    module, _, kind = name.rpartition(".")
+    number = next((part for part in module.split(".") if part.isdigit()), None)
+    pattern = re.sub(r"\.\d+\.", ".{}.", module)
+    for ours, theirs in _MODULES.items():
+        if pattern == (ours if column is None else theirs[column]):
+            target = ours if to is None else theirs[to]
+            return f"{target.format(number)}.{kind}"
+    return None
+
+
+def to_transformers(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """A vision tower's tensors, without prefix, under transformers' names.
+
+    Raises:
+        CheckpointError: for a name that the layout does not have.
+    """
+    if layout == "transformers":
+        return dict(state)
+    column, named = ("open_clip", "timm").index(layout), {}
+    for name, value in state.items():
+        if (ours := _renamed(name, column, None)) is not None:
+            named[ours] = value
+        elif stacked := re.fullmatch(r"(?:transformer\.resblocks|blocks)\.(\d+)\.attn\.(?:in_proj_|qkv\.)(\w+)", name):
+            for part, chunk in zip("qkv", value.chunk(3), strict=True):
+                named[_SPLIT.format(stacked[1], part, stacked[2])] = chunk.clone()
+        elif name in ("class_embedding", "cls_token"):
+            named["embeddings.class_embedding"] = value.flatten()
+        elif name in ("positional_embedding", "pos_embed"):
+            named["embeddings.position_embedding.weight"] = value.reshape(value.shape[-2:])
+        elif name == "proj":
+            named["visual_projection.weight"] = value.T.contiguous()
+        elif name == "head.weight":
+            named["visual_projection.weight"] = value
+        elif name == "head.bias" and not value.any():
+            continue  # timm's projection has a bias, CLIP's has none
+        else:
+            raise CheckpointError(f"{name!r} is no tensor of a CLIP vision tower of {layout}")
+    return named
+
+
+def from_transformers(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The inverse of `to_transformers`.
+
+    Raises:
+        CheckpointError: for a name that transformers' tower does not have.
+    """
+    if layout == "transformers":
+        return dict(state)
+    column, named = ("open_clip", "timm").index(layout), {}
+    for name, value in state.items():
+        if (theirs := _renamed(name, None, column)) is not None:
+            named[theirs] = value
+        elif split := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.[qkv]_proj\.(\w+)", name):
+            parts = [state[_SPLIT.format(split[1], part, split[2])] for part in "qkv"]
+            named[_STACKED[layout].format(split[1], split[2])] = torch.cat(parts)
+        elif name == "embeddings.class_embedding":
+            named.update({"class_embedding": value} if column == 0 else {"cls_token": value.view(1, 1, -1)})
+        elif name == "embeddings.position_embedding.weight":
+            named.update({"positional_embedding": value} if column == 0 else {"pos_embed": value.unsqueeze(0)})
+        elif name == "visual_projection.weight" and column == 0:
+            named["proj"] = value.T.contiguous()
+        elif name == "visual_projection.weight":
+            named.update({"head.weight": value, "head.bias": value.new_zeros(len(value))})
+        elif name != "embeddings.position_ids":
+            raise CheckpointError(f"{name!r} is no tensor of transformers' CLIP vision tower")
+    return named
+
+
+def open_clip_config(model: str, tag: str | None = None, **changes: Any) -> ClipConfig:
+    """The configuration of a model that open_clip knows, with the constants and the activation of its weights.
+
+    open_clip builds `ViT-L-14-336` with GELU and only warns when OpenAI's weights, which need quick-GELU, are put into
+    it; here the weights' own declaration decides.
+
+    Args:
+        model: open_clip's architecture, such as "ViT-L-14-336".
+        tag: open_clip's name of the weights, such as "openai". Without it the architecture's activation is taken.
+        changes: fields of `ClipConfig`.
+
+    Raises:
+        ConfigError: if open_clip does not know the model or the tag, the vision tower is not a plain transformer, or a
+            `-quickgelu` architecture is asked for with weights that declare GELU.
+    """
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    from mmllm.encoders.clip import ClipConfig
+
+    described = open_clip.get_model_config(model)
+    if described is None:
+        raise ConfigError(f"open_clip knows no model {model!r}")
+    vision = described["vision_cfg"]
+    unlike = sorted(set(vision) - {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"})
+    if unlike or not isinstance(vision["layers"], int):
+        raise ConfigError(
+            f"the vision tower of {model!r} is not CLIP's plain transformer: {', '.join(unlike) or 'ResNet'}"
+        )
+    quick, constants = bool(described.get("quick_gelu", False)), {}
+    if tag is not None:
+        weights = get_pretrained_cfg(model, tag) or get_pretrained_cfg(model.removesuffix("-quickgelu"), tag)
+        if not weights:
+            known = ", ".join(sorted(open_clip.list_pretrained_tags_by_model(model))) or "none"
+            raise ConfigError(f"open_clip knows no weights {tag!r} of {model!r}; known: {known}")
+        declared = bool(weights.get("quick_gelu", False))
+        if quick and not declared:
+            raise ConfigError(f"{model!r} has quick-GELU, but its weights {tag!r} declare GELU")
+        quick, constants = declared, {name: tuple(weights[name]) for name in ("mean", "std") if name in weights}
+    width = vision["width"]
+    return ClipConfig(
+        **{
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "width": width,
+            "layers": vision["layers"],
+            "heads": width // vision.get("head_width", 64),
+            "mlp_width": int(width * vision.get("mlp_ratio", 4.0)),
+            "activation": "quick_gelu" if quick else "gelu",
+            **constants,
+            **changes,
+        }
+    )

@@ -1,0 +1,127 @@
+"""The same CLIP weights in three libraries: names map onto each other exactly, and outputs agree."""
+
+import pytest
+import timm
+import torch
+from open_clip.transformer import QuickGELU, VisionTransformer
+
+from mmllm.encoders.clip import ClipConfig, ClipEncoder, load_clip_tower
+from mmllm.encoders.clip_names import from_transformers, layout_of, open_clip_config, to_transformers
+from mmllm.errors import CheckpointError, ConfigError
+
+TINY = ClipConfig(image_size=24, patch_size=4, width=32, layers=3, heads=4, mlp_width=64)
+
+
+def randomised(module):
+    generator = torch.Generator().manual_seed(0)
+    for weight in module.state_dict().values():
+        weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2 + (weight.ndim == 1))
+    return module.eval()
+
+
+def open_clip_tower():
+    tower = VisionTransformer(
+        image_size=24, patch_size=4, width=32, layers=3, heads=4, mlp_ratio=2.0, output_dim=16, act_layer=QuickGELU
+    )
+    return randomised(tower)
+
+
+def timm_tower():
+    tower = timm.create_model(
+        "vit_large_patch14_clip_quickgelu_336", img_size=24, patch_size=4, embed_dim=32, depth=3, num_heads=4,
+        mlp_ratio=2.0, num_classes=16,
+    )  # fmt: skip
+    randomised(tower).head.bias.data.zero_()
+    return tower
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(2, 1, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("make", "layout"), [(open_clip_tower, "open_clip"), (timm_tower, "timm")])
+def test_names_are_a_bijection(make, layout):
+    state = make().state_dict()
+    assert layout_of({f"visual.{name}": value for name, value in state.items()}) == layout
+    ours = to_transformers(state, layout)
+    encoder_names = set(ClipEncoder(TINY).tower.state_dict())
+    assert set(ours) == encoder_names | {"visual_projection.weight"}
+    back = from_transformers(ours, layout)
+    assert set(back) == set(state)
+    for name, value in state.items():
+        assert torch.equal(back[name], value)
+    other = "timm" if layout == "open_clip" else "open_clip"
+    round_trip = to_transformers(from_transformers(ours, other), other)
+    assert all(torch.equal(round_trip[name], value) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("select_layer", [-2, -1, 1])
+def test_open_clip_features(pixels, select_layer):
+    theirs = open_clip_tower()
+    encoder = ClipEncoder(ClipConfig(**{**vars(TINY), "select_layer": select_layer})).eval()
+    load_clip_tower(encoder, {f"visual.{name}": value for name, value in theirs.state_dict().items()})
+    index = encoder.config.blocks_run - 1
+    with torch.no_grad():
+        wanted = theirs.forward_intermediates(
+            pixels[:, 0], indices=[index], stop_early=True, intermediates_only=True, output_fmt="NLC"
+        )["image_intermediates"][0]
+    torch.testing.assert_close(encoder(pixels).features[:, 0], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("select_layer", [-2, -1])
+def test_timm_features(pixels, select_layer):
+    theirs = timm_tower()
+    encoder = ClipEncoder(ClipConfig(**{**vars(TINY), "select_layer": select_layer})).eval()
+    load_clip_tower(encoder, theirs.state_dict())
+    with torch.no_grad():
+        wanted = theirs.forward_intermediates(
+            pixels[:, 0], indices=[select_layer], norm=False, output_fmt="NLC", intermediates_only=True
+        )[0]
+    torch.testing.assert_close(encoder(pixels).features[:, 0], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_wrong_activation_shows(pixels):
+    theirs = open_clip_tower()
+    outputs = []
+    for activation in ("quick_gelu", "gelu"):
+        encoder = ClipEncoder(ClipConfig(**{**vars(TINY), "activation": activation})).eval()
+        load_clip_tower(encoder, theirs.state_dict())
+        outputs.append(encoder(pixels).features)
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3
+
+
+def test_configs_of_open_clip():
+    assert open_clip_config("ViT-L-14-336", "openai") == ClipConfig()
+    assert open_clip_config("ViT-L-14-336-quickgelu", "openai", select_layer=-1) == ClipConfig(select_layer=-1)
+    assert open_clip_config("ViT-L-14-336").activation == "gelu"
+    laion = open_clip_config("ViT-L-14", "laion2b_s32b_b82k")
+    assert (laion.activation, laion.mean, laion.image_size) == ("gelu", (0.5, 0.5, 0.5), 224)
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "message"),
+    [
+        ("ViT-X", None, "no model"),
+        ("ViT-L-14", "nonsense", "known: .*openai"),
+        ("RN50", None, "plain transformer"),
+        ("convnext_xxlarge", None, "plain transformer"),
+        ("ViT-L-14-quickgelu", "laion2b_s32b_b82k", "declare GELU"),
+    ],
+)
+def test_unfit_models_of_open_clip(model, tag, message):
+    with pytest.raises(ConfigError, match=message):
+        open_clip_config(model, tag)
+
+
+def test_foreign_tensors_are_refused():
+    state = open_clip_tower().state_dict()
+    with pytest.raises(CheckpointError, match=r"'attnpool.x' is no tensor"):
+        to_transformers({**state, "attnpool.x": torch.zeros(1)}, "open_clip")
+    with pytest.raises(CheckpointError, match=r"'x.y' is no tensor"):
+        from_transformers({"x.y": torch.zeros(1)}, "timm")
+    with pytest.raises(CheckpointError, match="no CLIP vision tower among 1"):
+        layout_of({"lm_head.weight": torch.zeros(1)})
+    biased = {**timm_tower().state_dict(), "head.bias": torch.ones(16)}
+    with pytest.raises(CheckpointError, match=r"head.bias"):
+        to_transformers(biased, "timm")
