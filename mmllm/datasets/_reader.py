@@ -251,13 +251,14 @@ class VideoReader(abc.ABC):
         """Height and width that `size` means for this video."""
         if size is None:
             return None
-        if isinstance(size, int):
-            shorter = min(self.info.height, self.info.width)
-            height, width = (max(1, round(edge * size / shorter)) for edge in (self.info.height, self.info.width))
+        given = (size,) if isinstance(size, int) else tuple(size)
+        if len(given) > 2 or any(_whole(edge) < 1 for edge in given):
+            raise InputError(f"size must be the shorter edge or (height, width), positive, not {size}")
+        if len(given) == 2:
+            height, width = given
         else:
-            height, width = size
-        if height < 1 or width < 1:
-            raise InputError(f"size must be positive, not {size}")
+            shorter = min(self.info.height, self.info.width)
+            height, width = (max(1, round(edge * given[0] / shorter)) for edge in (self.info.height, self.info.width))
         self.limits.check_size(self.info.source, width, height)
         return height, width
 
@@ -266,4 +267,4 @@ def _whole(index: Any) -> int:
     try:
         return operator.index(index)
     except TypeError:
-        raise InputError(f"a frame index must be a whole number, not {index!r}") from None
+        raise InputError(f"must be a whole number, not {index!r}") from None
