@@ -191,6 +191,15 @@ def _placed(values: Tensor, real: Tensor | None, batch: int, times: int) -> Tens
     return values.unflatten(0, (batch, times))
 
 
+def regridded(values: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """Values (F N C) of one grid of patches resampled to another, bilinear in float32 with pixel areas aligned."""
+    if grid == wanted:
+        return values
+    image = rearrange(values.float(), "f (h w) c -> f c h w", h=grid[0])
+    image = nn.functional.interpolate(image, size=wanted, mode="bilinear", align_corners=False)
+    return rearrange(image, "f c h w -> f (h w) c").to(values.dtype)
+
+
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str) -> None:
     """Loads a state dict whose names and shapes must match exactly.
 
