@@ -1,23 +1,29 @@
 """Asking a loaded model about a video, with the video decoded and encoded once for all its questions.
 
-Q questions, V = 1 video, T frames
+Q questions, V = 1 video, T frames, H W patch grid
 """
 
 from __future__ import annotations
 
+import copy
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from mmllm.errors import CheckpointError, MmllmError
+from mmllm import registry
+from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.processor import Encoded, MmllmProcessor
+from mmllm.pruning.needs import require_fit
 from mmllm.time_tokens import Answer
-from mmllm.tokens import VideoClip, VisualSequence
+from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +35,13 @@ class Watched:
     seen: dict[int, VisualSequence]
     """Placeholder id -> what the LLM reads."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time of each stage: `decode`, `encode`."""
+    """Wall time of each stage that was run: `decode`, `encode`, `reduce` (with the path that follows it)."""
+    tokens: VisualTokens | None = None
+    """The encoder's features, from which other reducers and paths can start."""
+    kept: np.ndarray | None = None
+    """bool, T H W. The patches of which a token is left after the reducers; None where tokens have no place."""
+    token_counts: dict[str, int] = field(default_factory=dict)
+    """Tokens after each stage: `encoder`, `reducers`, then each block of the path by name."""
 
     @property
     def duration_s(self) -> float:
@@ -89,12 +101,87 @@ class VideoQA:
         """
         started = time.perf_counter()
         clip = self.processor.load(video, **limits)
-        decoded = time.perf_counter()
+        return self._encode(clip, {"decode": time.perf_counter() - started})
+
+    @torch.no_grad()
+    def look_again(self, watched: Watched) -> Watched:
+        """A video that was watched with other reducers or another path, through this model's.
+
+        It is not decoded again, and encoded again only where these reducers need something else of the encoder.
+        """
+        tokens = watched.tokens
+        inside = any(getattr(reducer, "runs_inside_encoder", False) for reducer in self.model.reducers)
+        if (
+            tokens is None
+            or tokens.size is not None
+            or inside
+            or not set(self.model.scores_needed) <= set(tokens.scores)
+        ):
+            return self._encode(watched.clip, {})
+        return self._arrange(watched.clip, tokens, {})
+
+    def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> Watched:
+        started = time.perf_counter()
         inputs = {name: value.to(self.model.device) for name, value in self.processor.video_inputs([clip]).items()}
-        inputs.pop("video_durations_s")
-        seen = self.model.see(**inputs)
-        seconds = {"decode": decoded - started, "encode": time.perf_counter() - decoded}
-        return Watched(clip=clip, seen=seen, seconds=seconds)
+        tokens = self.model.encode(inputs["pixel_values_videos"], inputs["video_frame_mask"], inputs["video_times_s"])
+        self._wait()
+        return self._arrange(clip, tokens, {**seconds, "encode": time.perf_counter() - started})
+
+    def _arrange(self, clip: VideoClip, tokens: VisualTokens, seconds: dict[str, float]) -> Watched:
+        started = time.perf_counter()
+        left = self.model.reduce(tokens)
+        sequence = self.model.lay_out(left)
+        self._wait()
+        return Watched(
+            clip=clip,
+            seen={self.model.config.video_token_id: sequence},
+            seconds={**seconds, "reduce": time.perf_counter() - started},
+            tokens=tokens,
+            kept=None if left.grid is None else left.on_grid()[1][0].cpu().numpy(),
+            token_counts={
+                "encoder": int(tokens.mask.sum()),
+                "reducers": int(left.mask.sum()),
+                **{name: int(sequence.mask[:, sequence.block(name)].sum()) for name, _ in sequence.blocks},
+            },
+        )
+
+    def _wait(self) -> None:
+        """Lets an accelerator finish, so that the clock tells what a stage took."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+
+    def with_stages(self, reducers: Sequence[Any] | None = None, path: Any = None) -> VideoQA:
+        """The same weights behind other reducers or another path; nothing is loaded or copied.
+
+        Args:
+            reducers: descriptions such as `fastervlm:keep=8`; the model's own if None.
+            path: such as `slowfast:mode=temporal`; the model's own if None.
+
+        Raises:
+            ConfigError: if a part is unknown, does not fit the encoder, or has weights that this model lacks.
+        """
+        old, config = self.model, copy.deepcopy(self.model.config)
+        if reducers is not None:
+            config.reducers = [registry.describe("reducer", registry.config_of("reducer", one)) for one in reducers]
+        if path is not None:
+            config.path = registry.describe("path", registry.config_of("path", path))
+        parts: dict[str, nn.Module] = {"reducers": old.reducers, "path": old.path}
+        if config.reducers != old.config.reducers:
+            parts["reducers"] = nn.ModuleList(self._reducer(one) for one in config.reducers)
+        if config.path != old.config.path:
+            parts["path"] = _weightless(registry.build("path", config.path))
+        with torch.device("meta"):
+            shell = type(old)(config)
+        for name, child in old.named_children():
+            setattr(shell, name, parts[name].to(old.device) if name in parts else child)
+        shell.generation_config = old.generation_config
+        return VideoQA(shell, self.processor, self.max_new_tokens)
+
+    def _reducer(self, description: Any) -> nn.Module:
+        """A reducer that fits the encoder."""
+        reducer = _weightless(registry.build("reducer", description))
+        require_fit(reducer, self.model.encoder)
+        return reducer
 
     def ask(self, video: Any, question: str, **generate: Any) -> Answer:
         """The answer to one question about a video, or about a `Watched` one.
@@ -123,9 +210,23 @@ class VideoQA:
             return []
         duration_s = watched.duration_s if duration_s is None else duration_s
         inputs = self.processor.collate([self.prompt(question, duration_s) for question in questions])
-        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        rows = torch.zeros(len(questions), dtype=torch.long, device=self.model.device)
-        seen = {placeholder: sequence.select(rows) for placeholder, sequence in watched.seen.items()}
+        new = self.generate(watched, inputs["input_ids"], inputs["attention_mask"], **generate)
+        return self.processor.batch_decode(new, [duration_s] * len(questions))
+
+    @torch.no_grad()
+    def generate(
+        self, watched: Watched, input_ids: Tensor, attention_mask: Tensor | None = None, **generate: Any
+    ) -> Tensor:
+        """New ids Q K for prompts about one video.
+
+        Args:
+            watched: the video.
+            input_ids: int64, Q L, each with the video's placeholder.
+            attention_mask: Q L.
+            generate: options of transformers' `generate`; greedy by default.
+        """
+        device = self.model.device
+        rows = torch.zeros(len(input_ids), dtype=torch.long, device=device)
         options = {
             "max_new_tokens": self.max_new_tokens,
             "do_sample": False,
@@ -133,14 +234,39 @@ class VideoQA:
             "eos_token_id": self.processor.tokenizer.eos_token_id,
             **generate,
         }
-        ids = self.model.generate(**inputs, seen=seen, **options)
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        return self.processor.batch_decode(new, [duration_s] * len(questions))
+        ids = self.model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=None if attention_mask is None else attention_mask.to(device),
+            seen={placeholder: sequence.select(rows) for placeholder, sequence in watched.seen.items()},
+            **options,
+        )
+        return ids[:, input_ids.shape[1] :]
 
-    def prompt(self, question: str, duration_s: float) -> Encoded:
-        """The encoded text of a question about a video of that length, with the video's placeholder in front."""
+    def prompt(self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = ()) -> Encoded:
+        """The encoded text of a question about a video of that length, with the video's placeholder in front.
+
+        Args:
+            question: in words; what would be a special token of the LLM is taken apart.
+            duration_s: length of the video.
+            history: earlier questions and raw answers that the model is to read before this one.
+        """
+        said = [text for pair in history for text in pair] + [question]
         if self.processor.time_tokens is not None:
-            question = self.processor.time_tokens.write(question, duration_s)
-        content = [{"type": "video"}, {"type": "text", "text": question}]
-        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return self.processor.encode(text)
+            said = [self.processor.time_tokens.write(text, duration_s) for text in said]
+        messages = [
+            {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": self._plain(text)}]}
+            for i, text in enumerate(said)
+        ]
+        messages[0]["content"].insert(0, {"type": "video"})
+        return self.processor.encode(self.processor.apply_chat_template(messages, add_generation_prompt=True))
+
+    def _plain(self, text: str) -> str:
+        """A text in which nobody's words are taken for the end of a turn or the like."""
+        special = [re.escape(token) for token in self.processor.tokenizer.all_special_tokens]
+        return re.sub("|".join(special), lambda match: f"{match[0][0]} {match[0][1:]}", text) if special else text
+
+
+def _weightless(part: nn.Module) -> nn.Module:
+    if next(part.parameters(), None) is not None:
+        raise ConfigError(f"{type(part).__name__} has weights of its own, which this model was not trained with")
+    return part

@@ -87,10 +87,18 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tokens = self.encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed)
         return tokens.replace(times_s=times_s)
 
-    def arrange(self, tokens: VisualTokens) -> VisualSequence:
-        """Encoder features to what the LLM reads: reduce, project, path."""
+    def reduce(self, tokens: VisualTokens) -> VisualTokens:
+        """What the reducers leave of encoder features."""
         for reducer in self.reducers:
             tokens = reducer(tokens)
+        return tokens
+
+    def arrange(self, tokens: VisualTokens) -> VisualSequence:
+        """Encoder features to what the LLM reads: reduce, project, path."""
+        return self.lay_out(self.reduce(tokens))
+
+    def lay_out(self, tokens: VisualTokens) -> VisualSequence:
+        """Reduced tokens to what the LLM reads: project, path."""
         tokens = self.visual_tokenizer(tokens.replace(features=tokens.features.to(self.dtype)))
         return self.path(tokens)
 

@@ -62,3 +62,33 @@ def make_model(decoder_configs):
         return MmllmForConditionalGeneration(MmllmConfig(**{**config, **fields})).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def untrained_qa():
+    """A tiny model with a processor, random weights; it says anything, but always the same."""
+    from mmllm.answering import VideoQA
+    from mmllm.train.building import build_model
+    from mmllm.train.recipes import DecoderConfig, ModelConfig
+
+    config = ModelConfig(
+        encoder=TINY_ENCODER,
+        path="slowfast:image_frames=12",
+        decoder=DecoderConfig(width=32, layers=2, mlp_width=64),
+        num_frames=12,
+    )
+    return VideoQA(*build_model(config, seed=0), max_new_tokens=12)
+
+
+@pytest.fixture(scope="session")
+def short_clip(tmp_path_factory):
+    """Path of a synthetic clip of 8 seconds."""
+    from mmllm.datasets.synthetic.clips import SyntheticConfig, clip, video_id
+    from mmllm.datasets.synthetic.drawing import draw_pieces
+    from mmllm.datasets.synthetic.rendering import encode
+
+    config = SyntheticConfig(seed=3, min_duration_s=8.0, max_duration_s=8.0)
+    world, _ = clip(config, "val", 0)
+    path = tmp_path_factory.mktemp("clips") / f"{video_id(config, 'val', 0)}.mp4"
+    encode(draw_pieces(world, config.size), config.size, config.fps, path, crf=config.crf)
+    return path
