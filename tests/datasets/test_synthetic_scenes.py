@@ -48,6 +48,7 @@ def test_shapes_types_and_what_is_absent() -> None:
         "cell_color": grid,
         "cell_shape": grid,
         "cell_digit": grid,
+        "cell_events": ((4, 4, 10), "bool"),
     }
     absent = ~targets["visible"]
     assert (targets["shape"][absent] == -1).all()
@@ -128,6 +129,9 @@ def test_cells_name_what_fills_them() -> None:
                     cell = int(one["y"][color] * 4), int(one["x"][color] * 4)
                     assert one["cell_color"][cell] == color
                     assert one["cell_shape"][cell] == one["shape"][color]
+            for row, column in np.argwhere(one["cell_color"] >= 0):
+                assert (one["cell_events"][row, column] == one["events"][one["cell_color"][row, column]]).all()
+            assert not one["cell_events"][one["cell_color"] < 0].any()
             shown = {d.value for d in world.digits if d.span.start_s <= time_s + 1e-9 < d.span.end_s}
             assert set(one["cell_digit"].ravel()) - {-1} == shown
 

@@ -70,6 +70,7 @@ def frame_targets(world: World, times_s: np.ndarray, *, size: int = 64) -> dict[
     - events: bool (N colours actions), whether it is doing each of `ACTIONS`.
     - cell_color, cell_shape, cell_digit: int8 (N 4 4), what fills most of each cell of the frame, rows from the top:
       index in `COLORS`, in `SHAPES`, or the digit; -1 for none.
+    - cell_events: bool (N 4 4 actions), what the thing does that fills most of the cell.
 
     Args:
         times_s: N instants; the frame shown at each is described.
@@ -109,9 +110,13 @@ def describe(scene: Stage, size: int) -> dict[str, np.ndarray]:
     times_s = scene.times_s
     for i, thing in enumerate(scene.things):
         for event in thing.events:
-            doing = (times_s[owner[i]] >= event.span.start_s) & (times_s[owner[i]] < event.span.end_s)
-            targets["events"][owner[i], :, color[i], ACTIONS.index(event.action)] = doing
-    return targets | _cells(scene, size)
+            during = (times_s[owner[i]] >= event.span.start_s) & (times_s[owner[i]] < event.span.end_s)
+            targets["events"][owner[i], :, color[i], ACTIONS.index(event.action)] = during
+    cells = _cells(scene, size)
+    color = cells["cell_color"].astype(np.int64).reshape(w, f, CELLS * CELLS, 1)
+    doing = np.take_along_axis(targets["events"], np.maximum(color, 0), axis=2) & (color >= 0)
+    cells["cell_events"] = doing.reshape(w, f, CELLS, CELLS, len(ACTIONS))
+    return targets | cells
 
 
 def _cells(scene: Stage, size: int) -> dict[str, np.ndarray]:
