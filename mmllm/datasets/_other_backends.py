@@ -54,8 +54,10 @@ class ChildReader(VideoReader):
         info = self._known_info
         if self._backend == "decord" and info.codec in _DECORD_LACKS:
             raise VideoOpenError(f"{info.source}: decord has no decoder for {info.codec}; use backend='pyav'")
-        if self._backend == "decord" and info.mirrored:
-            raise VideoOpenError(f"{info.source}: decord does not mirror frames as the file asks; use backend='pyav'")
+        if info.mirrored:
+            raise VideoOpenError(
+                f"{info.source}: {self._backend} does not mirror frames as the file asks; use backend='pyav'"
+            )
 
     def _saved(self, media: MediaFile) -> str:
         """The path of a temporary copy, for a source that is no file."""
