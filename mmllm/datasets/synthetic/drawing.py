@@ -168,8 +168,8 @@ def _paint(canvas: np.ndarray, scene: Stage, thing: np.ndarray, shape: str, as_e
     opacity = now.opacity.astype(np.float32)[:, None, None]
     inside = np.clip(0.5 - outside / pixel, 0, 1)
     rim = np.clip(outside / pixel + 0.5 + 1.4 / pixel, 0, 1)
-    bar = np.maximum(np.abs(u) - 0.75, np.abs(v + 0.45 * radius) - 0.3 * radius)
-    line = np.maximum(rim, np.clip(0.5 - bar / pixel, 0, 1))
+    hand = np.maximum(np.abs(u) - 0.17 * radius, np.abs(v + 0.4 * radius) - 0.5 * radius)
+    line = np.maximum(rim, np.clip(0.5 - hand / pixel, 0, 1))
     paint = np.array([_PAINT[name] for name in COLORS], dtype=np.float32)[color]  # E 3
     body = np.where(now.white[:, None], _CHALK.astype(np.float32), paint)
     dark = np.where(now.white[:, None], paint, _RIM * paint)

@@ -33,7 +33,7 @@ from mmllm.datasets.synthetic.drawing import draw_pieces
 from mmllm.errors import InputError, MmllmError
 from mmllm.fields import to_mapping
 
-GENERATOR = 1
+GENERATOR = 2
 """Raised whenever the same config makes other clips than before, so that two kinds are never mixed in one root."""
 
 _CLIPS_A_TASK = 4

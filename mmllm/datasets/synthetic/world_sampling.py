@@ -24,7 +24,7 @@ from mmllm.datasets.synthetic.world import (
     World,
 )
 
-_SMALL, _LARGE = (0.088, 0.11), (0.15, 0.165)
+_SMALL, _LARGE = (0.096, 0.116), (0.165, 0.182)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ def _placed(
     uniform, actions = random_state.uniform, [action for action, _ in plan]
     sizes = [action for action in actions if action in ("grow", "shrink")]
     small, large = uniform(*_SMALL), uniform(*_LARGE)
-    radius = {"grow": small, "shrink": large}[sizes[0]] if sizes else uniform(_SMALL[0], 0.14)
+    radius = {"grow": small, "shrink": large}[sizes[0]] if sizes else uniform(_SMALL[0], 0.15)
     reach = 1.05 * (large if sizes else radius)
 
     hop = uniform(0.13, 0.17)
