@@ -81,7 +81,10 @@ def choose_stream(container: InputContainer, name: str, number: int | None) -> V
     decodable = [stream for stream in candidates if stream.codec_context is not None]
     if not decodable:
         raise VideoOpenError(f"{name}: no decoder for its codec; streams: {listed}")
-    best = container.streams.best("video")
+    try:
+        best = container.streams.best("video")
+    except IndexError:  # a stream that FFmpeg has met since and PyAV does not know
+        best = None
     if best not in decodable:
         best = max(decodable, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
     for stream in container.streams:
@@ -109,6 +112,8 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packe
                 errors = 0
                 if packet.size:
                     yield packet
+            return
+        except IndexError:  # at the end, where the file has had more streams than its header
             return
         except av.error.FFmpegError:
             errors += 1

@@ -89,11 +89,8 @@ def test_every_real_clip_gives_the_same_frames_or_a_typed_error(backend, shared_
         "androidx__sample_sef_slow_motion.mp4",
         "androidx__sample_rotate_and_reflect.mp4",
         "decord__corrupted.mp4",
-        "decord__unordered.mov",
-        "imageio__test.webm",
         "mmaction2__test.avi",
         "torchcodec__h265_video.mp4",
-        "vpf__test_res_change.h264",
     )
     for name in names:
         with open_video(shared_videos / name) as video:
