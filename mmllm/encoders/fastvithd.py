@@ -1,0 +1,168 @@
+"""FastViTHD, the encoder of FastVLM: five stages of convolutions and attention, one token for 64 x 64 pixels.
+
+timm's `fastvit_mci3` is the same network. Its batch norms always use their running statistics here, also while the
+rest is tuned: frames of one video are far too alike to estimate statistics from.
+
+B videos, T frames, F frames run at once, N tokens, C width, S side in pixels
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmllm.encoders.attention import received_attention
+from mmllm.encoders.fastvithd_names import tower_of
+from mmllm.encoders.tower import (
+    FrameOutput,
+    check_pixels,
+    encode_frames,
+    load_strictly,
+    needs_gradient,
+    read_scores,
+)
+from mmllm.fields import require
+from mmllm.frames import FrameTransform
+from mmllm.registry import register
+from mmllm.tokens import VisualTokens
+
+STRIDE = 64
+"""Pixels that a token spans in each direction."""
+HEAD_WIDTH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastVitHdConfig:
+    """FastViTHD as released with FastVLM, 125 M parameters."""
+
+    image_size: int = 1024
+    """Side of the square input in pixels; it alone decides how many tokens there are."""
+    layers: tuple[int, int, int, int, int] = (2, 12, 24, 4, 2)
+    """Blocks of each stage."""
+    dims: tuple[int, int, int, int, int] = (96, 192, 384, 768, 1536)
+    """Width of each stage; the features have twice the last."""
+    fit: Literal["crop", "pad", "squash"] = "pad"
+    """FastVLM was trained with padded images; transformers' processor crops."""
+    chunk: int = 4
+    """Most frames run at once; bounds the memory."""
+
+    def __post_init__(self) -> None:
+        whole = self.image_size > 0 and self.image_size % STRIDE == 0
+        require(whole, self, "image_size", f"a positive multiple of {STRIDE}")
+        require(all(count > 0 for count in self.layers), self, "layers", "positive")
+        attending = all(width % HEAD_WIDTH == 0 for width in self.dims[3:])
+        require(all(width > 0 for width in self.dims) and attending, self, "dims",
+                f"positive, the last two multiples of {HEAD_WIDTH}")  # fmt: skip
+        require(self.chunk > 0, self, "chunk", "positive")
+
+    @property
+    def frames(self) -> FrameTransform:
+        """How frames are prepared for this encoder: values in [0, 1], not normalised."""
+        return FrameTransform(size=self.image_size, fit=self.fit, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def build_tower(layers: tuple[int, ...], dims: tuple[int, ...], *, inference: bool = True) -> Any:
+    """timm's network of that size, without its CLIP head; `inference` is the form in which it was released."""
+    import timm
+
+    tower: Any = timm.create_model(
+        "fastvit_mci3", layers=layers, embed_dims=dims, num_classes=0, inference_mode=inference
+    )
+    tower.head = nn.Identity()
+    return tower
+
+
+@register("encoder", "fastvithd", config=FastVitHdConfig)
+class FastVitHdEncoder(nn.Module):
+    """FastViTHD of FastVLM: few tokens, chosen by the input's size."""
+
+    score_names = frozenset({"mean_attention"})
+
+    def __init__(self, config: FastVitHdConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.width = 2 * config.dims[-1]
+        self.grid = (config.image_size // STRIDE,) * 2
+        self.tower = build_tower(config.layers, config.dims)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for all but the batch norms."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(
+        self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
+    ) -> VisualTokens:
+        """Tokens of the final convolution's map, row by row.
+
+        Args:
+            pixels: float, B T 3 S S, in [0, 1].
+            frame_mask: bool, B T. Frames where it is False are not run.
+            scores: `mean_attention` of the last block, or `mean_attention@I` of a block of the last stage. The final
+                convolution mixes neighbours afterwards, so they are approximate.
+
+        Raises:
+            InputError: for pixels of another size or kind, or a score that does not exist.
+        """
+        check_pixels(pixels, encoder="fastvithd", size=self.config.image_size)
+        if pixels.numel() and (pixels.amin() < -0.01 or pixels.amax() > 1.01):
+            warnings.warn("fastvithd was trained on pixels in [0, 1]; these look normalised", stacklevel=2)
+        blocks = self.config.layers[-1]
+        wanted = read_scores(scores, encoder="fastvithd", offers=self.score_names, layers=blocks, default=blocks - 1)
+        return encode_frames(
+            lambda frames: self._run(frames, wanted),
+            pixels,
+            grid=self.grid,
+            chunk=self.config.chunk,
+            frame_mask=frame_mask,
+            trainable=needs_gradient(self),
+        )
+
+    def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> FrameOutput:
+        tower, scores = self.tower, {}
+        x = tower.stem(frames.to(tower.final_conv.reparam_conv.weight.dtype))
+        for stage in tower.stages[:-1]:
+            x = stage(x)
+        last = tower.stages[-1]
+        x = last.pos_emb(last.downsample(x))
+        for number, block in enumerate(last.blocks):
+            for name, (_, layer) in wanted.items():
+                if layer == number:
+                    scores[name] = self._received(block, x)  # F N
+            x = block(x)
+        features = rearrange(tower.final_conv(x), "f c h w -> f (h w) c")
+        return FrameOutput(features=features, scores=scores)
+
+    @torch.no_grad()
+    def _received(self, block: Any, x: Tensor) -> Tensor:
+        normed = rearrange(block.norm(x), "f c h w -> f (h w) c")
+        queries, keys, _ = block.token_mixer.qkv(normed).chunk(3, dim=-1)
+        return received_attention(queries, keys, heads=x.shape[1] // HEAD_WIDTH)
+
+
+def load_fastvithd_tower(encoder: FastVitHdEncoder, state: Mapping[str, Tensor]) -> None:
+    """Loads FastViTHD weights: Apple's release, transformers' FastVLM or timm, in inference or in training form.
+
+    Weights in training form (several branches of a convolution beside each other) are fused.
+
+    Raises:
+        CheckpointError: if the tower is not found, is quantised for other hardware, or a tensor of it is missing,
+            unknown or of another shape.
+    """
+    tower, training_form = tower_of(state)
+    if training_form:
+        from timm.utils import reparameterize_model
+
+        branched = build_tower(encoder.config.layers, encoder.config.dims, inference=False)
+        load_strictly(branched, tower, what="FastViTHD in training form")
+        tower = reparameterize_model(branched.eval()).state_dict()
+    load_strictly(encoder.tower, tower, what="FastViTHD")
