@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from mmllm import registry
+from mmllm.blending import BlendConfig
 from mmllm.errors import ConfigError
 from mmllm.fields import from_mapping, require, to_mapping
 
@@ -29,10 +30,13 @@ class LossConfig:
     """Soft targets on time tokens: weight exp(-(i-j)^2 / (2 sigma^2)) on token i when j is right. 0 is one-hot.
     Used by later systems that kept LITA's time tokens, not by LITA itself."""
     grounding_weight: float = 0.0
-    """Weight of the auxiliary loss that points from the answer's first position at the frames of the interval.
+    """Weight of the auxiliary loss that points from where an answer begins at the frames of its interval.
     Not in LITA."""
-    pointer_weight: float = 0.3
+    pointer_weight: float = 1.0
     """Weight, inside the auxiliary loss, of pointing at the first and the last frame of the interval."""
+    grounding_layer: int = -2
+    """Whose hidden states point, counted like transformers' `hidden_states`. What is found one layer before the last
+    can be copied by the last."""
 
     def __post_init__(self) -> None:
         for name in ("time_sigma", "grounding_weight", "pointer_weight"):
@@ -49,6 +53,7 @@ class MmllmConfig(PreTrainedConfig):
         reducers: stages that drop or merge tokens, in order, such as `["fastervlm:keep=8"]`.
         visual_tokenizer: features to tokens of the LLM's width, such as `"linear"`.
         path: tokens of all frames to what the LLM reads, such as `"slowfast"`.
+        blend: fields of `BlendConfig`.
         loss: fields of `LossConfig`.
         num_time_tokens: how many time tokens there are; 0 for a model without.
         time_token_ids: their ids, contiguous.
@@ -69,6 +74,7 @@ class MmllmConfig(PreTrainedConfig):
     reducers: list = field(default_factory=list)
     visual_tokenizer: str | dict = field(default_factory=lambda: {"name": "linear"})
     path: str | dict = field(default_factory=lambda: {"name": "slowfast"})
+    blend: dict = field(default_factory=dict)
     loss: dict = field(default_factory=dict)
     num_time_tokens: int = 100
     time_token_ids: list | None = None
@@ -83,12 +89,18 @@ class MmllmConfig(PreTrainedConfig):
         self.reducers = [registry.describe("reducer", registry.config_of("reducer", one)) for one in self.reducers]
         self.visual_tokenizer = registry.describe("tokenizer", registry.config_of("tokenizer", self.visual_tokenizer))
         self.path = registry.describe("path", registry.config_of("path", self.path))
+        self.blend = to_mapping(from_mapping(BlendConfig, self.blend))
         self.loss = to_mapping(from_mapping(LossConfig, self.loss))
         ids = self.time_token_ids
         if ids is not None and ids != list(range(ids[0], ids[0] + self.num_time_tokens) if ids else []):
             raise ConfigError(f"time_token_ids must be {self.num_time_tokens} contiguous ids, not {ids[:3]}...")
         # transformers shares input and output embeddings by what the outermost configuration says
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+    @property
+    def blending(self) -> BlendConfig:
+        """How visual tokens meet word embeddings, as its dataclass."""
+        return from_mapping(BlendConfig, self.blend)
 
     @property
     def losses(self) -> LossConfig:

@@ -72,13 +72,16 @@ def intervals_of(labels: Tensor, time_ids: Tensor, segments: Tensor | None) -> I
 class GroundingHead(nn.Module):
     """Points from where an answer begins at the frames it is about; used in training only.
 
-    The hidden state that predicts the first time token is compared with the hidden states of the video's
-    one-frame tokens, three times: for lying inside the interval, for being its first and for being its last frame.
+    The hidden state that predicts the first time token is compared with those of the video's one-frame tokens, for
+    lying inside the interval and for being its first frame; the one that predicts the second, for being its last.
     """
 
     def __init__(self, width: int, pointer_weight: float) -> None:
         super().__init__()
-        self.queries = nn.Linear(width, 3 * width, bias=False)
+        self.norm = nn.RMSNorm(width)
+        self.queries = nn.ModuleDict(
+            {name: nn.Linear(width, width, bias=False) for name in ("inside", "first", "last")}
+        )
         self.keys = nn.Linear(width, width, bias=False)
         self.pointer_weight = pointer_weight
 
@@ -86,28 +89,36 @@ class GroundingHead(nn.Module):
         """Mean loss over the answers with an interval.
 
         Args:
-            hidden: B P D, last hidden states of the LLM.
-            placed: the batch; the first block of the first video's one-frame tokens is pointed at.
+            hidden: B P D, hidden states of one layer of the LLM.
+            placed: the batch; the one-frame tokens of each row's first video are pointed at.
             found: the intervals.
             frame_share: float, B T. When each frame of a row's first video is shown, as a share of its duration.
         """
         if not len(found.row):
             return hidden.sum() * 0.0
-        width = hidden.shape[-1]
-        query = self.queries(hidden[found.row, found.position]).view(-1, 3, width)  # A 3 D
+        hidden = self.norm(hidden)
         at = _first_one_frame_positions(placed, frame_share.shape[1])  # B T, -1 where there is none
-        key = self.keys(hidden).gather(1, at.clamp(min=0).unsqueeze(-1).expand(*at.shape, width))[found.row]  # A T D
-        score = torch.einsum("aqd,atd->aqt", query, key) * width**-0.5
-        score = score.masked_fill((at < 0)[found.row].unsqueeze(1), torch.finfo(score.dtype).min)
-        log_p = score.float().log_softmax(dim=-1)
+        key = self.keys(hidden).gather(1, at.clamp(min=0).unsqueeze(-1).expand(*at.shape, hidden.shape[-1]))
+        start, end = hidden[found.row, found.position], hidden[found.row, found.position + 1]
+
+        def pointed(name: str, query: Tensor) -> Tensor:
+            score = torch.einsum("ad,atd->at", self.queries[name](query), key[found.row]) * query.shape[-1] ** -0.5
+            score = score.masked_fill((at < 0)[found.row], torch.finfo(score.dtype).min)
+            return score.float().log_softmax(dim=-1)  # A T
+
         share = frame_share[found.row]
-        half = 0.5 / max(share.shape[1] - 1, 1)  # at least one frame is inside, however short the interval
-        inside = (share >= found.start.unsqueeze(1) - half) & (share <= found.end.unsqueeze(1) + half)
-        mass = log_p[:, 0].masked_fill(~inside, -torch.inf).logsumexp(dim=-1).clamp(min=-20.0)
-        first = (share - found.start.unsqueeze(1)).abs().argmin(dim=1)
-        last = (share - found.end.unsqueeze(1)).abs().argmin(dim=1)
-        pointers = functional.nll_loss(log_p[:, 1], first) + functional.nll_loss(log_p[:, 2], last)
-        return -mass.mean() + self.pointer_weight * pointers
+        gap = 1 / max(share.shape[1] - 1, 1)
+        # half a frame more on both sides, so that at least one frame is inside, however short the interval
+        inside = (share >= found.start.unsqueeze(1) - gap / 2) & (share <= found.end.unsqueeze(1) + gap / 2)
+        mass = pointed("inside", start).masked_fill(~inside, -torch.inf).logsumexp(dim=-1).clamp(min=-20.0)
+        first = _near(share, found.start, gap) * pointed("first", start)
+        last = _near(share, found.end, gap) * pointed("last", end)
+        return -mass.mean() - self.pointer_weight * (first + last).sum(dim=-1).mean()
+
+
+def _near(share: Tensor, instant: Tensor, gap: float) -> Tensor:
+    """A T: weights over frames that fall off with the distance to an instant, one frame's gap being one sigma."""
+    return (-((share - instant.unsqueeze(1)) ** 2) / (2 * gap**2)).softmax(dim=-1)
 
 
 def _first_one_frame_positions(placed: Placed, frames: int) -> Tensor:

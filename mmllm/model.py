@@ -21,6 +21,7 @@ from transformers.generation import GenerationMixin
 from transformers.utils.generic import ModelOutput
 
 from mmllm import registry
+from mmllm.blending import blend
 from mmllm.config import MmllmConfig
 from mmllm.errors import InputError
 from mmllm.losses import GroundingHead, intervals_of, token_loss
@@ -94,13 +95,19 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return tokens
 
     def arrange(self, tokens: VisualTokens) -> VisualSequence:
-        """Encoder features to what the LLM reads: reduce, project, path."""
+        """Encoder features to what the LLM reads: reduce, project, path, blend."""
         return self.lay_out(self.reduce(tokens))
 
     def lay_out(self, tokens: VisualTokens) -> VisualSequence:
         """Reduced tokens to what the LLM reads: project, path."""
         tokens = self.visual_tokenizer(tokens.replace(features=tokens.features.to(self.dtype)))
-        return self.path(tokens)
+        return blend(self.path(tokens), self.config.blending, self.get_input_embeddings().weight, self.time_ids)
+
+    @property
+    def time_ids(self) -> Tensor | None:
+        """Ids of the time tokens, int64."""
+        ids = self.config.time_token_ids
+        return torch.tensor(ids, device=self.device) if ids else None
 
     def see(
         self,
@@ -246,22 +253,28 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 hidden_states=outputs.hidden_states,
                 attentions=outputs.attentions,
             )
-        hidden = self.language_model.base_model(**arguments, use_cache=False, **kwargs).last_hidden_state
-        losses = self.losses(hidden, placed, frame_share)
+        kwargs["output_hidden_states"] = self.grounding is not None
+        outputs = self.language_model.base_model(**arguments, use_cache=False, **kwargs)
+        losses = self.losses(outputs.last_hidden_state, outputs.hidden_states, placed, frame_share)
         return MmllmOutput(loss=sum(losses.values()), losses=losses)
 
-    def losses(self, hidden: Tensor, placed: Placed, frame_share: Tensor | None) -> dict[str, Tensor]:
-        """The parts of the loss, of hidden states B P D; each carries its weight."""
-        config = self.config.losses
-        ids = self.config.time_token_ids
-        time_ids = torch.tensor(ids, device=hidden.device) if ids else None
+    def losses(
+        self,
+        hidden: Tensor,
+        hidden_states: tuple[Tensor, ...] | None,
+        placed: Placed,
+        frame_share: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The parts of the loss, of last hidden states B P D and those of every layer; each carries its weight."""
+        config, time_ids = self.config.losses, self.time_ids
         targets = placed.labels[:, 1:]
         labelled = targets != IGNORED
         logits = self.lm_logits(hidden[:, :-1][labelled])  # R V
         parts = {"token": token_loss(logits, targets[labelled], time_ids, config.time_sigma)}
-        if self.grounding is not None and time_ids is not None and frame_share is not None:
+        if self.grounding is not None and hidden_states and time_ids is not None and frame_share is not None:
             found = intervals_of(placed.labels, time_ids, placed.segments)
-            parts["grounding"] = config.grounding_weight * self.grounding(hidden, placed, found, frame_share)
+            pointed = self.grounding(hidden_states[config.grounding_layer], placed, found, frame_share)
+            parts["grounding"] = config.grounding_weight * pointed
         return parts
 
     def lm_logits(self, hidden: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class TinyEncoderConfig:
 
     image_size: int = 64
     """Side of the frame in pixels."""
-    channels: tuple[int, int, int] = (32, 64, 128)
+    channels: tuple[int, int, int] = (48, 64, 128)
     """Widths of the three convolutions."""
     width: int = 192
     """Width of the features."""

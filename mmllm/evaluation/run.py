@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mmllm.answering import VideoQA, Watched
 from mmllm.datasets.records import Question
 from mmllm.datasets.rtl import read_rtl
@@ -18,6 +16,7 @@ from mmllm.evaluation.baselines import BlindBaseline
 from mmllm.evaluation.metrics import over_videos, sample_iou
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.evaluation.score import score_samples
+from mmllm.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +75,15 @@ def answer_all(
     for question in questions:
         by_video.setdefault(question.vid, []).append(question)
     vids = sorted(by_video)
-    for i, vid in enumerate(tqdm(vids, desc="answer questions", unit="video", disable=not progress)):
-        mine = own.missing(by_video[vid])
-        theirs = other.missing(by_video[vids[i - 1]]) if shuffle and len(vids) > 1 else []
-        if not mine and not theirs:
-            continue
-        watched, problem = _watch(qa, by_video[vid][0])
-        own.write(_answered(qa, watched, problem, mine, generate))
-        other.write(_answered(qa, watched, problem, theirs, generate))
+    with Progress("answer questions", len(vids), "videos", shown=progress) as bar:
+        for i, vid in enumerate(vids):
+            mine = own.missing(by_video[vid])
+            theirs = other.missing(by_video[vids[i - 1]]) if shuffle and len(vids) > 1 else []
+            if mine or theirs:
+                watched, problem = _watch(qa, by_video[vid][0])
+                own.write(_answered(qa, watched, problem, mine, generate))
+                other.write(_answered(qa, watched, problem, theirs, generate))
+            bar.advance()
     return own.samples(questions), other.samples(questions) if shuffle else []
 
 

@@ -63,5 +63,3 @@ class MlpProjector(nn.Sequential):
             if name != "norm":
                 features = layer(features)
         return tokens.replace(features=features)
-
-

@@ -59,6 +59,7 @@ def build_model(config: ModelConfig, seed: int = 0) -> tuple[MmllmForConditional
             reducers=list(config.reducers),
             visual_tokenizer=config.visual_tokenizer,
             path=config.path,
+            blend=to_mapping(config.blend),
             loss=to_mapping(config.loss),
             num_time_tokens=config.num_time_tokens,
             time_token_ids=time_ids or None,
@@ -71,6 +72,8 @@ def build_model(config: ModelConfig, seed: int = 0) -> tuple[MmllmForConditional
         language_model.resize_token_embeddings(rows, mean_resizing=False)
         model.language_model.load_state_dict(language_model.state_dict())
         model.tie_weights()
+    elif config.decoder.copying:
+        _copying_(model.language_model)
     if config.encoder_weights:
         _load_encoder(model, config.encoder_weights)
     if time_ids and config.time_token_init == "sinusoid":
@@ -115,6 +118,14 @@ def _load_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
     if load is None:
         raise ConfigError(f"the encoder {model.config.encoder['name']!r} has no published weights to load from {name}")
     load(name)
+
+
+@torch.no_grad()
+def _copying_(llama: Any) -> None:
+    """Value and output projections of every layer as an orthogonal matrix and its transpose."""
+    for layer in llama.base_model.layers:
+        torch.nn.init.orthogonal_(layer.self_attn.v_proj.weight)
+        layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)
 
 
 @torch.no_grad()

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mmllm.errors import InputError
 from mmllm.fingerprint import fingerprint
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.processor import MmllmProcessor
+from mmllm.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,13 +95,13 @@ class FeatureCache:
         loader = torch.utils.data.DataLoader(
             _Clips(missing, self.processor), batch_size=batch, num_workers=workers, collate_fn=list
         )
-        with tqdm(total=len(missing), desc="encode videos", unit="video", disable=not missing) as bar:
+        with Progress("encode videos", len(missing), "videos") as progress:
             for clips in loader:
                 good = [(video, clip) for video, clip, _ in clips if clip is not None]
                 failed |= {video: problem for video, _, problem in clips if problem}
                 if good:
                     self._encode(good)
-                bar.update(len(clips))
+                progress.advance(len(clips))
         return failed
 
     @torch.no_grad()

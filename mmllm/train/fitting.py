@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.progress import Progress
 from mmllm.train.schedule import Schedule
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,35 @@ class InOrder(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+
+class ShowProgress(TrainerCallback):
+    """Shows steps and the latest loss."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.progress: Progress | None = None
+        self.note = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts counting, from where the run goes on."""
+        shown = state.is_world_process_zero
+        self.progress = Progress(self.what, state.max_steps, "steps", done=state.global_step, shown=shown)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        """Keeps the latest loss to be shown."""
+        if logs and "loss" in logs:
+            self.note = f"loss {float(logs['loss']):.3f}"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Counts a step."""
+        if self.progress is not None:
+            self.progress.advance(note=self.note)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ends the bar."""
+        if self.progress is not None:
+            self.progress.bar.close()
 
 
 class MetricsFile(TrainerCallback):
@@ -87,6 +117,7 @@ def fit(
     training: Schedule,
     output: Path,
     *,
+    what: str,
     seed: int,
     report_to: Sequence[str] = (),
     workers: int = 0,
@@ -99,6 +130,7 @@ def fit(
         collate: rows to model inputs.
         training: how.
         output: gets `checkpoints/` and `metrics.jsonl`.
+        what: the work in a word or two, to be shown.
         seed: of everything that is random in training.
         report_to: trackers of transformers, such as `tensorboard` or `wandb`; none by default.
         workers: processes that prepare rows.
@@ -125,14 +157,16 @@ def fit(
         dataloader_drop_last=True,
         dataloader_num_workers=workers,
         report_to=list(report_to) or "none",
+        disable_tqdm=True,
     )
     trainer = InOrder(
         model=model,
         args=arguments,
         train_dataset=dataset,
         data_collator=collate,
-        callbacks=[MetricsFile(output / "metrics.jsonl")],
+        callbacks=[MetricsFile(output / "metrics.jsonl"), ShowProgress(what)],
     )
+    trainer.remove_callback(PrinterCallback)
     start = latest_checkpoint(output / "checkpoints")
     if start is not None:
         log.info("going on from %s", start)

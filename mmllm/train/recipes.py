@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from mmllm.blending import BlendConfig
 from mmllm.config import LossConfig
 from mmllm.datasets.synthetic.clips import SyntheticConfig
 from mmllm.errors import ConfigError
@@ -37,6 +38,9 @@ class DecoderConfig:
     mlp_width: int = 256
     initial_std: float = 0.1
     """Standard deviation of embeddings and weights at the start."""
+    copying: bool = True
+    """Let every attention layer start out passing on what it attends to, unchanged: value and output projections
+    begin as an orthogonal matrix and its transpose. A model this small otherwise spends half its training on that."""
 
     def __post_init__(self) -> None:
         require(self.width % self.heads == 0, self, "width", f"divisible by the {self.heads} heads")
@@ -62,6 +66,7 @@ class ModelConfig:
     time_token_init: Literal["normal", "sinusoid"] = "normal"
     """How new time tokens start: independently (as LITA's), or with neighbours alike (not in LITA)."""
     template: str = "plain"
+    blend: BlendConfig = field(default_factory=BlendConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
 
@@ -114,9 +119,10 @@ def quickstart() -> Recipe:
             path="slowfast:image_frames=50",
             num_frames=50,
             time_token_init="sinusoid",
+            blend=BlendConfig(rms=0.3, time_anchor=3.0),
             loss=LossConfig(time_sigma=1.0, grounding_weight=1.0),
         ),
-        language=LanguageTraining(max_steps=800),
+        language=LanguageTraining(max_steps=700, batch_size=8),
     )
 
 

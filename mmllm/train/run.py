@@ -82,8 +82,9 @@ def train(
         trained: Any = with_adapters(model, recipe.language.lora_rank) if recipe.language.lora_rank else model
         collate = PackCollator(pad_token_id=processor.tokenizer.pad_token_id)
         trained = fit(
-            trained, dataset, collate, recipe.language, output / "language", seed=recipe.seed, report_to=report_to
-        )
+            trained, dataset, collate, recipe.language, output / "language",
+            what="train projector and LLM", seed=recipe.seed, report_to=report_to,
+        )  # fmt: skip
         if recipe.language.lora_rank:
             trained = trained.merge_and_unload()
         if recipe.data.root is None:

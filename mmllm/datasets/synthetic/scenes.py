@@ -3,7 +3,7 @@
 A scene is three frames of a fresh world, as far apart as the frames sampled from a clip are; its targets describe the
 middle one. Scenes cost a hundredth of a clip, and an encoder that sees each only once cannot learn them by heart.
 
-All targets can be told from the pixels: a thing that is white keeps a rim and a bar of its own colour, and one that
+All targets can be told from the pixels: a thing that is white keeps a rim and a hand of its own colour, and one that
 blinks is dimmed but not hidden. Only whether a thing blinks or hops may escape in three frames.
 
 N scenes or frames; W worlds, F frames of each, as in a stage
@@ -25,8 +25,9 @@ from mmllm.errors import InputError
 CELLS = 4
 """Rows and columns of the grid of the targets that are given by place."""
 
-_QUIET = 0.25
-"""Share of the scenes whose instant is drawn from the whole clip, rather than from when something is going on."""
+_QUIET, _EDGE = 0.2, 0.4
+"""Shares of the scenes whose instant is drawn from the whole clip, and from where something begins or ends; the others
+lie where something is going on."""
 
 
 def scene_batch(
@@ -43,7 +44,9 @@ def scene_batch(
             apart, with n drawn from this range and D the duration of the scene's world.
 
     Returns:
-        Frames, uint8 (N 3 S S 3) in RGB, and the targets of the middle ones as `frame_targets` gives them.
+        Frames, uint8 (N 3 S S 3) in RGB, and the targets of the middle ones: what `frame_targets` gives, and
+        visible_begin, visible_end, events_begin, events_end, which are true of the first or the last of the sampled
+        frames in which a thing is visible or does something.
     """
     fewest, most = sampled
     if not 1 <= fewest <= most:
@@ -53,12 +56,17 @@ def scene_batch(
     for triplet in triplets:
         world = fresh_world(config, random_state)
         spacing = world.frames / math.exp(random_state.uniform(math.log(fewest), math.log(most)))
-        middle = _instant(world, random_state)
+        middle = _instant(world, spacing, random_state)
         triplet[:] = [max(round(middle - spacing), 0), middle, min(round(middle + spacing), world.frames - 1)]
         worlds.append(world)
     scene = stage(worlds, triplets)
     frames = draw_stage(scene, config.size, as_encoded=True)
-    return frames, {name: values[:, 1] for name, values in describe(scene, config.size).items()}
+    states = describe(scene, config.size)
+    targets = {name: values[:, 1] for name, values in states.items()}
+    for name in ("visible", "events"):
+        before, now, after = (states[name][:, frame] for frame in range(3))
+        targets[f"{name}_begin"], targets[f"{name}_end"] = now & ~before, now & ~after
+    return frames, targets
 
 
 def frame_targets(world: World, times_s: np.ndarray, *, size: int = 64) -> dict[str, np.ndarray]:
@@ -81,13 +89,18 @@ def frame_targets(world: World, times_s: np.ndarray, *, size: int = 64) -> dict[
     return {name: values[0] for name, values in describe(stage([world], frames[None]), size).items()}
 
 
-def _instant(world: World, random_state: random.Random) -> int:
-    """A frame, mostly one in which something is going on."""
+def _instant(world: World, spacing: float, random_state: random.Random) -> int:
+    """A frame, mostly one in which something is going on or changes; `spacing` is the gap of sampled frames."""
     spans = [event.span for thing in world.things for event in thing.events]
     spans += [thing.presence for thing in world.things if thing.presence != world.whole]
     spans += [digit.span for digit in world.digits]
-    span: Span = world.whole if random_state.random() < _QUIET else random_state.choice(spans)
-    return random_state.randint(round(span.start_s * world.fps), round(span.end_s * world.fps) - 1)
+    kind = random_state.random()
+    span: Span = world.whole if kind < _QUIET or not spans else random_state.choice(spans)
+    first, last = round(span.start_s * world.fps), round(span.end_s * world.fps) - 1
+    if _QUIET <= kind < _QUIET + _EDGE:
+        reach = min(math.ceil(spacing) - 1, last - first)
+        first, last = random_state.choice([(first, first + reach), (last - reach, last)])
+    return random_state.randint(first, last)
 
 
 def describe(scene: Stage, size: int) -> dict[str, np.ndarray]:
