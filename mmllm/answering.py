@@ -22,6 +22,7 @@ from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.processor import Encoded, MmllmProcessor
 from mmllm.pruning.needs import require_fit
+from mmllm.sources import checked_source
 from mmllm.time_tokens import Answer
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
@@ -72,11 +73,12 @@ class VideoQA:
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
         """
+        source = checked_source(model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
         try:
-            loaded, info = MmllmForConditionalGeneration.from_pretrained(model, output_loading_info=True, **kwargs)
-            processor = MmllmProcessor.from_pretrained(model)
+            loaded, info = MmllmForConditionalGeneration.from_pretrained(source, output_loading_info=True, **kwargs)
+            processor = MmllmProcessor.from_pretrained(source)
         except MmllmError:
             raise
         except (OSError, ValueError) as problem:

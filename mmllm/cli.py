@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"mmllm: unknown command {name!r}; {closest(name, VERBS)}", file=sys.stderr)
         sys.exit(2)
     logging.basicConfig(level=logging.WARNING, format="mmllm: %(message)s")
+    for chatty in ("huggingface_hub", "httpx", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     sys.exit(_run(VERBS[name], name, given[1:]))
 
 

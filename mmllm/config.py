@@ -69,11 +69,11 @@ class MmllmConfig(PreTrainedConfig):
     model_type = "mmllm"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
 
-    text_config: dict | PreTrainedConfig | None = None
-    encoder: str | dict = field(default_factory=lambda: {"name": "tiny"})
+    text_config: Any = None
+    encoder: Any = field(default_factory=lambda: {"name": "tiny"})
     reducers: list = field(default_factory=list)
-    visual_tokenizer: str | dict = field(default_factory=lambda: {"name": "linear"})
-    path: str | dict = field(default_factory=lambda: {"name": "slowfast"})
+    visual_tokenizer: Any = field(default_factory=lambda: {"name": "linear"})
+    path: Any = field(default_factory=lambda: {"name": "slowfast"})
     blend: dict = field(default_factory=dict)
     loss: dict = field(default_factory=dict)
     num_time_tokens: int = 100

@@ -120,8 +120,9 @@ def _of_model(model: str | None) -> tuple[dict[str, Any], int, Any, int]:
     from mmllm.ask import chosen_model
     from mmllm.config import MmllmConfig
     from mmllm.processor import MmllmProcessor
+    from mmllm.sources import checked_source
 
-    name = chosen_model(model)
+    name = checked_source(chosen_model(model))
     try:
         config, processor = MmllmConfig.from_pretrained(name), MmllmProcessor.from_pretrained(name)
     except (OSError, ValueError) as problem:

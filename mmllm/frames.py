@@ -36,7 +36,8 @@ class FrameTransform:
         """Normalised float32 (T 3 S S) of uint8 frames (T H W 3)."""
         pixels = np.stack([self.resized(frame) for frame in frames]) if len(frames) else self._none()
         pixels = pixels.astype(np.float32) * np.float32(1 / 255)
-        return ((pixels - np.float32(self.mean)) / np.float32(self.std)).transpose(0, 3, 1, 2)
+        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
+        return ((pixels - mean) / std).transpose(0, 3, 1, 2)
 
     def resized(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (S S 3): one frame brought to the encoder's square, not yet normalised."""

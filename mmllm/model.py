@@ -59,6 +59,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _skip_keys_device_placement = ("past_key_values",)
     accepts_loss_kwargs = False  # the loss is a mean over the batch, so that accumulated batches are averaged
 
+    reducers: nn.ModuleList
+
     def __init__(self, config: MmllmConfig) -> None:
         super().__init__(config)
         width = config.text_config.hidden_size
@@ -81,7 +83,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     @property
     def scores_needed(self) -> tuple[str, ...]:
         """The encoder scores that the configured reducers rank tokens by."""
-        return tuple(dict.fromkeys(name for reducer in self.reducers for name in reducer.scores_needed))
+        reducers: list[Any] = list(self.reducers)
+        return tuple(dict.fromkeys(name for reducer in reducers for name in reducer.scores_needed))
 
     def encode(self, pixels: Tensor, frame_mask: Tensor | None = None, times_s: Tensor | None = None) -> VisualTokens:
         """Patch features of pixels (V T 3 S S), with the scores the reducers need."""
@@ -133,14 +136,11 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             images = self.encode(rearrange(pixel_values, "i c y x -> i 1 c y x"))
             seen[self._placeholder("image_token_id")] = self.arrange(images)
         if video_features is not None:
-            mask = None if video_frame_mask is None else video_frame_mask.unsqueeze(-1).expand(video_features.shape[:3])
             videos = VisualTokens(
-                features=video_features,
-                grid=self.encoder.grid,
-                mask=mask,
-                times_s=video_times_s,
-                scores=video_scores or {},
+                features=video_features, grid=self.encoder.grid, times_s=video_times_s, scores=video_scores or {}
             )
+            if video_frame_mask is not None:
+                videos = videos.replace(mask=video_frame_mask.unsqueeze(-1).expand(video_features.shape[:3]))
             seen[self._placeholder("video_token_id")] = self.arrange(videos)
         elif pixel_values_videos is not None:
             videos = self.encode(pixel_values_videos, video_frame_mask, video_times_s)
@@ -211,6 +211,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 share = self._frame_share(placed, video_times_s, video_durations_s)
                 return self._decode_placed(placed, share, past_key_values, logits_to_keep, **kwargs)
         if inputs_embeds is None:
+            if input_ids is None:
+                raise InputError("the model needs input_ids or inputs_embeds")
             no_visual = self.get_input_embeddings().weight.new_zeros(len(input_ids), 0, 0)
             inputs_embeds = self.embed(input_ids, no_visual if visual_embeddings is None else visual_embeddings)
         outputs = self.language_model(
@@ -256,7 +258,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kwargs["output_hidden_states"] = self.grounding is not None
         outputs = self.language_model.base_model(**arguments, use_cache=False, **kwargs)
         losses = self.losses(outputs.last_hidden_state, outputs.hidden_states, placed, frame_share)
-        return MmllmOutput(loss=sum(losses.values()), losses=losses)
+        return MmllmOutput(loss=torch.stack(list(losses.values())).sum(), losses=losses)
 
     def losses(
         self,
@@ -267,6 +269,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Tensor]:
         """The parts of the loss, of last hidden states B P D and those of every layer; each carries its weight."""
         config, time_ids = self.config.losses, self.time_ids
+        assert placed.labels is not None
         targets = placed.labels[:, 1:]
         labelled = targets != IGNORED
         logits = self.lm_logits(hidden[:, :-1][labelled])  # R V
@@ -343,7 +346,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kwargs.pop("visual_embeddings", None)
         return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         """The LLM's table of token embeddings."""
         return self.language_model.get_input_embeddings()
 
@@ -351,7 +354,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Replaces the LLM's table of token embeddings."""
         self.language_model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         """The LM head."""
         return self.language_model.get_output_embeddings()
 

@@ -77,9 +77,9 @@ class VisualTokens:
     """B T N D."""
     grid: tuple[int, int] | None
     """Rows and columns of the patch grid before any reduction; None for 1D tokens, which have no place."""
-    index: Tensor = None  # type: ignore[assignment]
+    index: Tensor = field(default=None)  # type: ignore[assignment]
     """int64, B T N. Raster position in `grid` that each token came from."""
-    mask: Tensor = None  # type: ignore[assignment]
+    mask: Tensor = field(default=None)  # type: ignore[assignment]
     """bool, B T N. False where a token is padding."""
     times_s: Tensor | None = None
     """float, B T. Presentation time of each frame in seconds."""

@@ -106,10 +106,13 @@ class TinyEncoder(nn.Module):
         wanted = read_scores(scores, encoder="tiny", offers=self.score_names, layers=1)
         patches = self.features(rearrange(self.inputs(pixels), "b t c y x -> (b t) c y x"))
         features = rearrange(patches, "(b t) n c -> b t n c", b=len(pixels))
-        attended = rearrange(self.attention(patches).mean(dim=1), "(b t) n -> b t n", b=len(pixels)) if wanted else None
-        found = dict.fromkeys(wanted, attended)
-        mask = None if frame_mask is None else repeat(frame_mask, "b t -> b t n", n=features.shape[2])
-        return VisualTokens(features=features, grid=self.grid, mask=mask, scores=found)
+        tokens = VisualTokens(features=features, grid=self.grid)
+        if frame_mask is not None:
+            tokens = tokens.replace(mask=repeat(frame_mask, "b t -> b t n", n=features.shape[2]))
+        if wanted:
+            attended = rearrange(self.attention(patches).mean(dim=1), "(b t) n -> b t n", b=len(pixels))
+            tokens = tokens.replace(scores=dict.fromkeys(wanted, attended))
+        return tokens
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """B T 9 S S of pixels B T 3 S S: each frame minus its mean, and the differences back and forward."""

@@ -20,6 +20,7 @@ from mmllm.errors import CheckpointError, ConfigError
 from mmllm.fields import to_mapping
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.processor import MmllmProcessor, add_special_words
+from mmllm.sources import checked_source
 from mmllm.train.recipes import DecoderConfig, ModelConfig
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ def decoder_config(config: DecoderConfig, **fields: Any) -> Any:
 def _pretrained(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    name = checked_source(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)

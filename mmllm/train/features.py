@@ -111,7 +111,9 @@ class FeatureCache:
         tokens = self.model.encode(pixels, inputs["video_frame_mask"].to(self.model.device))
         for i, (video, clip) in enumerate(clips):
             frames = len(clip)
-            arrays = {f"score:{name}": score[i, :frames].float().cpu().numpy() for name, score in tokens.scores.items()}
+            arrays: dict[str, Any] = {
+                f"score:{name}": score[i, :frames].float().cpu().numpy() for name, score in tokens.scores.items()
+            }
             arrays["features"] = tokens.features[i, :frames].half().cpu().numpy()
             arrays["times_s"] = clip.times_s
             arrays["duration_s"] = np.float64(clip.duration_s)

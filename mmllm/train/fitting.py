@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class InOrder(Trainer):
     """A Trainer that takes rows in the order in which the dataset draws them."""
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 

@@ -8,8 +8,9 @@ F scenes, G colours, A actions, H shapes, N patches, C encoder width, S side in 
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -185,10 +186,11 @@ def train_frame_encoder(
         sampled = (max(1, int(0.8 * num_frames / step)), max(1, int(1.25 * num_frames / step)))
         rows = Scenes(scenes, encoder, steps=training.max_steps, count=training.batch_size, sampled=sampled, seed=seed)
         a_batch_a_row = replace(training, batch_size=1)
-        fit(
-            state, rows, _only, a_batch_a_row, output,
-            what="train the frame encoder", seed=seed, report_to=report_to, workers=training.workers,
-        )  # fmt: skip
+        with _threads_beside(training.workers):
+            fit(
+                state, rows, _only, a_batch_a_row, output,
+                what="train the frame encoder", seed=seed, report_to=report_to, workers=training.workers,
+            )  # fmt: skip
         partial = trained.with_suffix(".part")
         save_file(encoder.state_dict(), partial)
         partial.rename(trained)
@@ -198,3 +200,14 @@ def train_frame_encoder(
 def _only(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """A row is a batch already."""
     return rows[0]
+
+
+@contextlib.contextmanager
+def _threads_beside(workers: int) -> Iterator[None]:
+    """Leaves a core to each process that draws scenes: threads that wait for each other lose more than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before - workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,91 @@
+"""The command line: what a user sees, exit codes, one line for each error."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mmllm import cli
+
+
+def run(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "mmllm", *arguments], capture_output=True, text=True, **options)
+
+
+def outcome(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    said = capsys.readouterr()
+    return ended.value.code, said.out, said.err
+
+
+def test_help_names_every_command(capsys):
+    code, out, _ = outcome(capsys, "--help")
+    assert code == 0
+    assert all(name in out for name in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_every_command_has_help(capsys, verb):
+    code, out, _ = outcome(capsys, verb, "--help")
+    assert code == 0
+    assert f"mmllm {verb}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["aks"], "unknown command 'aks'; did you mean 'ask'?"),
+        (["ask", "nowhere.mp4", "When?", "--model", "nowhere"], "nowhere"),
+        (["ask", "a.mp4", "  "], "the question is empty"),
+        (["train", "quikstart"], "unknown recipe 'quikstart'; did you mean 'quickstart'"),
+        (["train", "smoke", "--encoder", "tinny"], "did you mean 'tiny'"),
+        (["train", "smoke", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "smoke", "--data-root", "nowhere", "--output", "{tmp}/run"], "no train.json there"),
+        (["eval", "nowhere", "nowhere"], "no annotations there"),
+        (["score", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["tokens", "--recipe", "quickstart", "--path", "slowfast:pool=0"], "SlowFastConfig.pool = 0"),
+        (["tokens", "--recipe", "quickstart", "--frames", "0"], "must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = outcome(capsys, *(argument.format(tmp=tmp_path) for argument in arguments))
+    assert code == 2
+    lines = [line for line in err.strip().splitlines() if line.startswith("mmllm: ")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert "Traceback" not in err
+
+
+def test_a_wrong_flag_proposes_the_right_one():
+    done = run("ask", "a.mp4", "When?", "--modle", "x")
+    assert done.returncode == 2
+    assert "--model" in done.stderr + done.stdout
+
+
+def test_without_a_model_ask_says_how_to_get_one(tmp_path):
+    done = run("ask", "a.mp4", "When?", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "mmllm quickstart" in done.stderr
+
+
+def test_list_and_tokens_speak_json(capsys):
+    code, out, _ = outcome(capsys, "list", "--json")
+    assert code == 0
+    listed = json.loads(out)
+    assert {"tiny", "clip"} <= {row["name"] for row in listed["encoders"]}
+    assert "lita-13b" in {row["name"] for row in listed["recipes"]}
+    code, out, _ = outcome(capsys, "tokens", "--recipe", "lita-13b", "--json")
+    assert code == 0
+    assert json.loads(out)["stages"][-1]["tokens"] == 356
+
+
+def test_an_internal_error_is_one_line_too(capsys, monkeypatch):
+    monkeypatch.setitem(cli.VERBS, "list", cli.Verb("mmllm.nowhere:nothing", "broken"))
+    code, _, err = outcome(capsys, "list")
+    assert code == 1
+    assert err.startswith("mmllm: internal error: ModuleNotFoundError")
+    assert "Traceback" not in err
