@@ -169,6 +169,18 @@ def pack(tokens: VisualTokens, *, unpad: bool = True, newline: Tensor | None = N
     return packed, torch.arange(packed.shape[1], device=packed.device) < lengths.unsqueeze(1)
 
 
+def check_partitions(tokens: VisualTokens) -> None:
+    """Refuses tiled images whose partitions are not the whole image and all of its tiles, before any padding.
+
+    Raises:
+        InputError: naming the image and both numbers.
+    """
+    for image, (present, tiling) in enumerate(zip(tokens.frame_mask, tokens.tiling or (), strict=False)):
+        count = int(present.sum())
+        if count != tiling.partitions or not bool(present[:count].all()):
+            raise InputError(f"image {image} has {count} partitions; its tiling says {tiling.partitions}")
+
+
 def _mosaic(grid: tuple[int, int], tiling: Tiling, unpad: bool) -> tuple[int, range, range]:
     """Width of the mosaic in patches, and the rows and columns of it that are read."""
     size = (tiling.rows * grid[0], tiling.cols * grid[1])

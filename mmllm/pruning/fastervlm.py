@@ -16,6 +16,7 @@ from mmllm.pruning.budget import Budget
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.selection import top_counted
 from mmllm.registry import register
+from mmllm.tiles import check_partitions
 from mmllm.tokens import VisualTokens
 
 
@@ -47,8 +48,10 @@ class FasterVlmReducer(nn.Module):
         """B T K of B T N tokens; a smaller budget keeps a subset of what a larger one keeps.
 
         Raises:
-            InputError: if the tokens carry no such score, a score is not finite, or the budget exceeds a frame.
+            InputError: if the tokens carry no such score, a score is not finite, the budget exceeds a frame, or an
+                image has other partitions than its tiling says.
         """
+        check_partitions(tokens)
         scores = score_of(tokens, self.config.score, "fastervlm").float()
         kept, mask = top_counted(scores, self.config.per_frame(tokens.mask), tokens.mask)
         return tokens.take(kept, mask)

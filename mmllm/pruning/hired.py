@@ -28,7 +28,7 @@ from mmllm.pruning.budget import Budget, apportion
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.selection import top_counted
 from mmllm.registry import register
-from mmllm.tiles import Tiling
+from mmllm.tiles import Tiling, check_partitions
 from mmllm.tokens import VisualTokens
 
 Mode = Literal["paper", "release"]
@@ -82,6 +82,7 @@ class HiredReducer(nn.Module):
         if tokens.tiling is None:
             counts = self.config.per_frame(tokens.mask)
         else:
+            check_partitions(tokens)
             first = score_of(tokens, f"{self.config.score}@0", "hired").float()
             counts = torch.zeros_like(tokens.mask[..., 0], dtype=torch.long)
             for image, tiling in enumerate(tokens.tiling):
@@ -99,11 +100,7 @@ class HiredReducer(nn.Module):
             image: number of the image in the batch.
             tiling: how it was cut.
         """
-        present = tokens.frame_mask[image]
-        partitions = int(present.sum())
-        if partitions != tiling.partitions or not bool(present[:partitions].all()):
-            raise InputError(f"image {image} has {partitions} partitions; its tiling says {tiling.partitions}")
-        patches = tokens.shape[2]
+        partitions, patches = tiling.partitions, tokens.shape[2]
         budget = self._budget(partitions, patches)
         if budget < 1:
             raise InputError(f"HiredConfig.ratio = {self.config.ratio} leaves no token of {partitions * patches}")

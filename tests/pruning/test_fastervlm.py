@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from mmllm import registry
 from mmllm.encoders.clip import ClipConfig, ClipEncoder, load_clip_tower
+from mmllm.errors import InputError
+from mmllm.tiles import Tiling, pack
 from mmllm.tokens import VisualTokens
 
 GOLDEN = load_file(Path(__file__).resolve().parents[1] / "data" / "fastervlm-square.safetensors")
@@ -83,3 +85,18 @@ def test_other_scores():
     reducer = registry.build("reducer", "fastervlm:keep=1,score=mean_attention")
     assert reducer.scores_needed == ("mean_attention",)
     assert reducer(tokens).index.item() == scores.argmax().item()
+
+
+def test_tiles_are_reduced_each_by_itself():
+    scores = torch.rand(1, 5, 36, generator=torch.Generator().manual_seed(1))
+    tokens = scored(scores).replace(tiling=(Tiling(rows=2, cols=2, height=672, width=672),))
+    out = registry.build("reducer", "fastervlm:keep=3")(tokens)
+    assert out.mask.sum().item() == 15
+    assert torch.equal(out.index, scores.topk(3).indices.sort().values)
+    packed, mask = pack(out, unpad=False)
+    assert torch.equal(packed[0, :3], out.features[0, 0])  # the whole image comes first
+    assert mask.sum().item() == 15
+    wrong = tokens.replace(tiling=(Tiling(rows=1, cols=2, height=9, width=9),))
+    reducer = registry.build("reducer", "fastervlm:keep=3")
+    with pytest.raises(InputError, match="image 0 has 5 partitions; its tiling says 3"):
+        reducer(wrong)
