@@ -42,6 +42,9 @@ class PyAVReader(VideoReader):
     def __init__(self, media: MediaFile, options: OpenOptions) -> None:
         self._media, self._options, self.limits = media, options, options.limits
         self._container: Any = None
+        self._stream: Any = None
+        self._codec: Any = None
+        self._packets_left: Iterator[Packet] = iter(())
         self._seekable, self._complete = True, False
         self._errors = self._corrupt = 0
         try:
@@ -142,7 +145,8 @@ class PyAVReader(VideoReader):
     def close(self) -> None:
         if self._container is not None:
             self._container.close()
-        self._container = None
+        self._packets_left = iter(())
+        self._container = self._stream = self._codec = None  # the decoder's memory goes with it
 
     def damage(self) -> Mapping[str, Any]:
         counts = {"decode_errors": self._errors, "corrupt_frames": self._corrupt}
