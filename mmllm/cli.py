@@ -60,7 +60,10 @@ def _run(verb: Verb, name: str, arguments: list[str]) -> int:
     try:
         import tyro
 
-        return tyro.cli(getattr(importlib.import_module(module), function), args=arguments, prog=f"mmllm {name}") or 0
+        command = getattr(importlib.import_module(module), function)
+        if "transformers" in sys.modules:
+            sys.modules["transformers"].logging.disable_progress_bar()  # what takes long here shows its own progress
+        return tyro.cli(command, args=arguments, prog=f"mmllm {name}") or 0
     except MmllmError as problem:
         print(f"mmllm: {_one_line(problem)}", file=sys.stderr)
         return problem.exit_code

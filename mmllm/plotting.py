@@ -32,12 +32,15 @@ def plot_answer(
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    figure = Figure(figsize=(11, 2.9 if truth else 2.6), layout="constrained")
-    strip, axis = figure.subplots(2, 1, height_ratios=[2.4, 1.0 if truth else 0.7], sharex=True)
+    rows = [("answer", spans, ANSWER)] + ([("truth", truth, TRUTH)] if truth else [])
     duration_s = clip.duration_s
     shown = np.unique(np.linspace(0, len(clip) - 1, 12).round().astype(int))
     width = duration_s / len(shown)
     height, wide = clip.frames.shape[1:3]
+    strip_in = 10.6 / len(shown) * height / wide * 1.15 + 0.25
+    axis_in = 0.55 + 0.35 * len(rows)
+    figure = Figure(figsize=(11, 0.35 + strip_in + axis_in), layout="constrained")
+    strip, axis = figure.subplots(2, 1, height_ratios=[strip_in, axis_in], sharex=True)
     for slot, i in enumerate(shown):
         left = slot * width
         strip.imshow(clip.frames[i], extent=(left, left + width * 0.96, 0, 1), aspect="auto", interpolation="bilinear")
@@ -46,10 +49,10 @@ def plot_answer(
         strip.add_patch(edge)
         strip.text(left + width * 0.48, -0.04, f"{clip.times_s[i]:.1f}", ha="center", va="top", fontsize=7)
     strip.set_xlim(0, duration_s)
-    strip.set_ylim(-0.2, 1)
+    strip.set_ylim(-0.15, 1)
+    strip.set_aspect(0.96 * width * height / wide, anchor="S")
     strip.axis("off")
     strip.set_title(question, fontsize=12, loc="left")
-    rows = [("answer", spans, ANSWER)] + ([("truth", truth, TRUTH)] if truth else [])
     for row, (name, marked, color) in enumerate(rows):
         for span in marked:
             axis.barh(-row, max(span.length_s, duration_s * 0.004), left=span.start_s, height=0.7, color=color)
@@ -63,8 +66,6 @@ def plot_answer(
     axis.set_xlabel("seconds")
     for side in ("left", "right", "top"):
         axis.spines[side].set_visible(False)
-    strip_width_px = figure.get_size_inches()[0] * 0.96 / len(shown)
-    figure.set_size_inches(11, (2.9 if truth else 2.6) - 1.2 + strip_width_px * height / wide * 1.2)
     try:
         figure.savefig(picture, dpi=130)
     except (OSError, ValueError) as problem:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmllm.errors import InputError
@@ -79,7 +79,7 @@ class FeatureCache:
         except OSError as problem:
             raise InputError(f"{video}: {problem.strerror}") from None
         told = f"{video.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        return self.folder / f"{video.stem}-{hashlib.sha256(told.encode()).hexdigest()[:8]}.npz"
+        return self.folder / f"{video.stem}-{hashlib.sha256(told.encode()).hexdigest()[:8]}.safetensors"
 
     def fill(self, videos: Iterable[Path], workers: int = 2, batch: int = 4) -> dict[Path, str]:
         """Computes what is missing, decoding in worker processes; returns the videos that failed, with the reason."""
@@ -111,31 +111,24 @@ class FeatureCache:
         tokens = self.model.encode(pixels, inputs["video_frame_mask"].to(self.model.device))
         for i, (video, clip) in enumerate(clips):
             frames = len(clip)
-            arrays: dict[str, Any] = {
-                f"score:{name}": score[i, :frames].float().cpu().numpy() for name, score in tokens.scores.items()
-            }
-            arrays["features"] = tokens.features[i, :frames].half().cpu().numpy()
-            arrays["times_s"] = clip.times_s
-            arrays["duration_s"] = np.float64(clip.duration_s)
+            kept = {f"score:{name}": score[i, :frames].float().cpu() for name, score in tokens.scores.items()}
+            kept["features"] = tokens.features[i, :frames].half().cpu()
+            kept["times_s"] = torch.from_numpy(clip.times_s).float()
+            kept["duration_s"] = torch.tensor(clip.duration_s, dtype=torch.float64)
             target = self.path(video)
             partial = target.with_suffix(f".{os.getpid()}.part")
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
+            save_file({name: value.contiguous() for name, value in kept.items()}, partial)
             os.replace(partial, target)
 
     def load(self, video: Path) -> VideoFeatures:
         """Features of a video that `fill` was called for."""
-        with np.load(self.path(video)) as arrays:
-            return VideoFeatures(
-                features=torch.from_numpy(arrays["features"]),
-                scores={
-                    name.removeprefix("score:"): torch.from_numpy(arrays[name])
-                    for name in arrays.files
-                    if name.startswith("score:")
-                },
-                times_s=torch.from_numpy(arrays["times_s"]).float(),
-                duration_s=float(arrays["duration_s"]),
-            )
+        kept = load_file(self.path(video))
+        return VideoFeatures(
+            features=kept["features"],
+            scores={name.removeprefix("score:"): kept[name] for name in kept if name.startswith("score:")},
+            times_s=kept["times_s"],
+            duration_s=float(kept["duration_s"]),
+        )
 
 
 class _Clips(torch.utils.data.Dataset):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -111,7 +110,7 @@ def _complete(checkpoint: Path) -> bool:
 
 
 def fit(
-    model: nn.Module,
+    model: Any,
     dataset: Dataset,
     collate: Any,
     training: Schedule,
@@ -121,7 +120,7 @@ def fit(
     seed: int,
     report_to: Sequence[str] = (),
     workers: int = 0,
-) -> nn.Module:
+) -> Any:
     """Trains `model` on the rows of `dataset`, going on from the newest complete checkpoint under `output`.
 
     Args:
@@ -147,7 +146,6 @@ def fit(
         weight_decay=training.weight_decay,
         adam_beta2=training.adam_beta2,
         max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=training.gradient_checkpointing,
         bf16=torch.cuda.is_available(),
         logging_steps=training.logging_steps,
         save_steps=training.save_steps,
@@ -156,9 +154,12 @@ def fit(
         remove_unused_columns=False,
         dataloader_drop_last=True,
         dataloader_num_workers=workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
         report_to=list(report_to) or "none",
         disable_tqdm=True,
     )
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = InOrder(
         model=model,
         args=arguments,

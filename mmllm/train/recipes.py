@@ -160,7 +160,7 @@ def lita_7b() -> Recipe:
         name="lita-7b",
         data=DataConfig(root="data/activitynet-rtl"),
         model=ModelConfig(
-            encoder="clip",
+            encoder="clip:image_size=224",
             encoder_weights="openai/clip-vit-large-patch14",
             language_model="lmsys/vicuna-7b-v1.3",
             template="vicuna",

@@ -166,3 +166,41 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path):
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert not (tmp_path / "checkpoint-10").exists()
     assert latest_checkpoint(Path(tmp_path / "nowhere")) is None
+
+
+@pytest.mark.slow
+def test_the_papers_recipe_runs_around_pretrained_parts(tmp_path, whole_run):
+    """`lita-7b` with stand-ins for Vicuna and CLIP that are as small as the tests: one linear layer, frozen CLIP."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+    from mmllm.answering import VideoQA
+    from mmllm.closed_vocabulary import word_tokenizer
+    from mmllm.datasets.synthetic.questions import vocabulary
+
+    tokenizer = word_tokenizer([*vocabulary(), "user", "assistant", ":"])
+    tokenizer.save_pretrained(tmp_path / "llm")
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    LlamaForCausalLM(llama).save_pretrained(tmp_path / "llm")
+    clip = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8
+    )
+    CLIPVisionModel(clip).save_pretrained(tmp_path / "clip")
+    small = {
+        "model": {
+            "encoder": "clip:image_size=32,patch_size=8,width=32,layers=3,heads=4,mlp_width=64",
+            "encoder_weights": str(tmp_path / "clip"),
+            "num_frames": 8,
+        },
+        "language": {"max_steps": 2, "batch_size": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    arguments = ["train", "lita-7b", "--config", tmp_path / "small.yaml", "--output", tmp_path / "run"]
+    arguments += ["--language-model", tmp_path / "llm", "--data-root", whole_run / "data"]
+    subprocess.run([sys.executable, "-m", "mmllm", *map(str, arguments)], check=True, capture_output=True)
+    qa = VideoQA.from_pretrained(tmp_path / "run" / "model")
+    size = len(tokenizer)
+    assert qa.model.config.time_token_ids == list(range(size, size + 100))
+    assert qa.model.get_input_embeddings().weight.shape[0] == size + 100
+    assert qa.note is None

@@ -1,0 +1,43 @@
+import torch
+
+from mmllm.datasets.synthetic.clips import SyntheticConfig
+from mmllm.datasets.synthetic.rendering import render
+from mmllm.train.building import build_model
+from mmllm.train.features import FeatureCache
+from mmllm.train.recipes import ModelConfig
+
+
+def test_features_are_what_the_encoder_says_and_are_computed_once(tmp_path):
+    render(tmp_path, SyntheticConfig(train_videos=2, val_videos=0, min_duration_s=8), workers=1)
+    videos = sorted((tmp_path / "videos").glob("*.mp4"))
+    model, processor = build_model(ModelConfig(num_frames=6, reducers=("fastervlm:keep=4",)))
+    model.eval()
+    cache = FeatureCache(tmp_path / "features", model, processor)
+    (tmp_path / "broken.mp4").write_text("not a video")
+    failed = cache.fill([*videos, tmp_path / "broken.mp4", tmp_path / "missing.mp4"], workers=0)
+    assert sorted(path.name for path in failed) == ["broken.mp4", "missing.mp4"]
+    kept = cache.load(videos[0])
+    inputs = processor.video_inputs([processor.load(videos[0])])
+    wanted = model.encode(inputs["pixel_values_videos"])
+    torch.testing.assert_close(kept.features.float(), wanted.features[0], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(kept.scores["cls_attention"], wanted.scores["cls_attention"][0])
+    assert torch.equal(kept.times_s, inputs["video_times_s"][0])
+    assert kept.duration_s == float(inputs["video_durations_s"][0])
+    written = cache.path(videos[0]).stat().st_mtime_ns
+    cache.fill(videos, workers=0)
+    assert cache.path(videos[0]).stat().st_mtime_ns == written
+
+
+def test_another_encoder_or_another_sampling_has_another_cache(tmp_path):
+    def folder(config, seed=0):
+        return FeatureCache(tmp_path, *build_model(config, seed)).folder
+
+    base = folder(ModelConfig(num_frames=6))
+    assert base == folder(ModelConfig(num_frames=6))
+    others = [
+        folder(ModelConfig(num_frames=7)),
+        folder(ModelConfig(num_frames=6), seed=1),
+        folder(ModelConfig(num_frames=6, encoder="tiny:step=2")),
+        folder(ModelConfig(num_frames=6, reducers=("fastervlm:keep=4",))),
+    ]
+    assert len({base, *others}) == 5
