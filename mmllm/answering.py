@@ -255,7 +255,7 @@ class VideoQA:
         said = [text for pair in history for text in pair] + [question]
         if self.processor.time_tokens is not None:
             said = [self.processor.time_tokens.write(text, duration_s) for text in said]
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": self._plain(text)}]}
             for i, text in enumerate(said)
         ]

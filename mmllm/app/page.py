@@ -1,0 +1,238 @@
+"""The page: which parts it has, where they stand, and which handler answers which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from mmllm.app.handlers import Handlers, Update, note, question_at
+from mmllm.app.settings import Settings, path_choices, reducer_choices
+from mmllm.app.timeline import SCRIPT
+
+STYLE = Path(__file__).with_name("style.css")
+TITLE = "mmllm: ask a video when"
+_CONTROL = 240
+"""Least width of a control in pixels; two stand side by side where there is room."""
+_MODEL = "model"
+"""Events of this group run the model; one at a time."""
+
+
+def theme() -> gr.themes.Base:
+    """Fonts of the visitor's own system, so that nothing is fetched from elsewhere."""
+    return gr.themes.Soft(
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        font=("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
+        font_mono=("ui-monospace", "monospace"),
+    )
+
+
+def page(handlers: Handlers) -> gr.Blocks:
+    """The demo as Gradio blocks; not yet launched."""
+    limits, own = handlers.engine.limits, handlers.engine.own_settings
+    parts: dict[str, Any] = {}
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
+        parts["session"] = gr.State(None, time_to_live=limits.upload_age_s)
+        _panel("mm-head", _heading(handlers))
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=6, min_width=320):
+                _watching(parts, handlers)
+            with gr.Column(scale=5, min_width=320):
+                _talking(parts, limits.question_characters)
+        with gr.Tabs():
+            with gr.Tab("Settings and cost"):
+                _panel(
+                    "mm-about-a", note("How the video is shown to the model. The next question uses these settings.")
+                )
+                chosen = _controls(parts, handlers, own, "a")
+                parts["remember"] = gr.Checkbox(
+                    False, label="The model reads earlier turns", info="Off: each question is answered by itself."
+                )
+            with gr.Tab("What the model sees"):
+                parts["sight"] = _panel("mm-sight")
+            with gr.Tab("Compare"):
+                _panel(
+                    "mm-about-b", note("The same question under the settings of the first tab (A) and under these (B).")
+                )
+                other = _controls(parts, handlers, own, "b")
+                compare = gr.Button("Ask both", variant="primary", elem_id="mm-compare")
+                parts["comparison"] = _panel("mm-comparison")
+            with gr.Tab("Export"):
+                _panel("mm-about-export", note("What was answered about this video."))
+                with gr.Row():
+                    for name, label in (
+                        ("json", "Answers (JSON)"),
+                        ("vtt", "Subtitles (WebVTT)"),
+                        ("png", "Plot (PNG)"),
+                    ):
+                        parts[name] = gr.DownloadButton(label, interactive=False, elem_id=f"mm-{name}")
+        _programs(handlers, parts, chosen)
+        _wire(demo, parts, handlers, chosen, other, compare)
+    return demo.queue(max_size=limits.waiting, default_concurrency_limit=1)
+
+
+def _panel(name: str, value: str = "") -> gr.HTML:
+    """HTML of ours, styled by us alone, whose buttons lead to instants of the video."""
+    return gr.HTML(value, elem_id=name, js_on_load=SCRIPT, apply_default_css=False)
+
+
+def _heading(handlers: Handlers) -> str:
+    about = handlers.engine.qa.note
+    warning = f" {note(about)}" if about else ""
+    return f"<h1>Ask a video <em>when</em></h1>{note(f'Model: {handlers.model}.')}{warning}"
+
+
+def _watching(parts: dict[str, Any], handlers: Handlers) -> None:
+    parts["clip"] = gr.Dropdown(list(handlers.examples), label="Clip", elem_id="mm-clip")
+    parts["video"] = gr.Video(label="Video", sources=["upload"], height=400, elem_id="mm-player", buttons=[])
+    parts["timeline"] = _panel("mm-timeline")
+    parts["status"] = _panel("mm-status")
+
+
+def _talking(parts: dict[str, Any], longest: int) -> None:
+    parts["chat"] = gr.Chatbot(
+        label="Questions and answers",
+        height=400,
+        show_label=False,
+        elem_id="mm-chat",
+        render_markdown=False,
+        buttons=[],
+        allow_tags=False,
+    )
+    parts["question"] = gr.Textbox(
+        label="Question", placeholder="When does …?", max_length=longest, lines=1, max_lines=3, elem_id="mm-question"
+    )
+    with gr.Row():
+        parts["send"] = gr.Button("Ask", variant="primary", min_width=80, scale=2, elem_id="mm-ask")
+        parts["halt"] = gr.Button("Stop", variant="stop", interactive=False, min_width=80, scale=1, elem_id="mm-stop")
+        parts["here"] = gr.Button("At this moment", min_width=160, scale=2, elem_id="mm-here")
+    parts["suggestions"] = gr.Dataset(
+        components=[parts["question"]], samples=[], label="Suggestions", elem_id="mm-suggestions"
+    )
+
+
+def _controls(parts: dict[str, Any], handlers: Handlers, own: Settings, side: str) -> list[Any]:
+    """Reducer, share, path and frames, with what they cost below; the cost follows every change."""
+    with gr.Row():
+        reducer = gr.Dropdown(
+            reducer_choices(),
+            value=own.reducer,
+            allow_custom_value=True,
+            label="Reducer",
+            info="or with settings: hired:ratio=0.2,alpha=0.5",
+            elem_id=f"mm-reducer-{side}",
+            min_width=_CONTROL,
+        )
+        share = gr.Slider(
+            0.05,
+            1.0,
+            own.share,
+            step=0.05,
+            label="Share of tokens kept",
+            info="for a reducer named without settings",
+            min_width=_CONTROL,
+        )
+    with gr.Row():
+        path = gr.Dropdown(
+            path_choices(),
+            value=own.path,
+            allow_custom_value=True,
+            label="Path",
+            info="how the tokens of all frames become what the LLM reads",
+            elem_id=f"mm-path-{side}",
+            min_width=_CONTROL,
+        )
+        frames = gr.Slider(
+            1,
+            handlers.engine.limits.frames,
+            own.frames,
+            step=1,
+            label="Frames",
+            info="sampled evenly",
+            min_width=_CONTROL,
+        )
+    chosen = [reducer, share, path, frames]
+    cost = _panel(f"mm-cost-{side}", handlers.cost(own.reducer, own.share, own.path, own.frames))
+    for control in chosen:
+        control.change(
+            handlers.cost,
+            chosen,
+            cost,
+            queue=False,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            api_name=f"cost_on_page_{side}",
+            api_visibility="private",
+        )
+    return chosen
+
+
+def _wire(
+    demo: gr.Blocks, parts: dict[str, Any], handlers: Handlers, chosen: list[Any], other: list[Any], compare: gr.Button
+) -> None:
+    """Connects the page's parts with the handlers."""
+    everything = [part for name, part in parts.items() if name not in ("here", "remember", "suggestions")]
+    everything.append(parts["suggestions"])
+    session, video, question = parts["session"], parts["video"], parts["question"]
+    model = {"concurrency_id": _MODEL, "concurrency_limit": 1, "api_visibility": "private"}
+    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+    def at_once(make: Callable[..., Update]) -> Callable[..., dict[Any, Any]]:
+        return lambda *given: _by_part(parts, make(*given))
+
+    def ask(request: gr.Request, *given: Any) -> Generator[dict[Any, Any], None, None]:
+        for update in handlers.ask(request.session_hash or "", *given):
+            yield _by_part(parts, update)
+
+    def stop(request: gr.Request) -> None:
+        handlers.stop(request.session_hash or "")
+
+    def seek(event: gr.EventData) -> Any:
+        return gr.Video(playback_position=float(event.time_s))
+
+    def here(player: gr.Video, text: str) -> str:
+        return question_at(text, float(player.playback_position or 0))
+
+    opening = {**model, "show_progress_on": [video]}
+    demo.load(at_once(handlers.open_first), None, everything, **opening)
+    parts["clip"].input(at_once(handlers.open_named), [parts["clip"], session], everything, **opening)
+    video.upload(at_once(handlers.open_upload), [video, session], everything, **opening)
+    parts["chat"].clear(at_once(handlers.forget), [session], everything, **quick)
+    video.clear(at_once(handlers.close), [session], everything, **quick)
+    asked = gr.on(
+        [parts["send"].click, question.submit],
+        ask,
+        [question, session, *chosen, parts["remember"]],
+        everything,
+        show_progress="hidden",
+        **model,
+    )
+    asked.then(
+        at_once(handlers.files), [session], everything, show_progress="hidden", concurrency_limit=2,
+        api_visibility="private",
+    )  # fmt: skip
+    parts["halt"].click(stop, None, None, **quick)
+    demo.unload(stop)
+    for pressed in (parts["timeline"], parts["sight"], parts["comparison"]):
+        pressed.select(seek, None, video, **quick)
+    parts["here"].click(here, [video, question], question, **quick)
+    parts["suggestions"].click(lambda sample: sample[0], parts["suggestions"], question, **quick)
+    compare.click(at_once(handlers.compare), [question, session, *chosen, *other], [parts["comparison"]], **model)
+
+
+def _programs(handlers: Handlers, parts: dict[str, Any], chosen: list[Any]) -> None:
+    """Endpoints for gradio_client and other programs."""
+    answer = gr.JSON(visible=False)
+    call = {"concurrency_id": _MODEL, "concurrency_limit": 1}
+    gr.Button(visible=False).click(
+        handlers.ask_api, [parts["video"], parts["question"], *chosen], answer, api_name="ask", **call
+    )
+    gr.Button(visible=False).click(handlers.cost_api, chosen, answer, api_name="cost", queue=False)
+
+
+def _by_part(parts: dict[str, Any], update: Update) -> dict[Any, Any]:
+    return {parts[name]: value for name, value in update.items()}

@@ -1,0 +1,134 @@
+"""What the model sees: tokens and seconds of each stage, and the frames with dropped patches dimmed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmllm.answering import Watched
+from mmllm.app.markup import interval, picture, readable, safe, seconds
+from mmllm.app.session import Turn
+from mmllm.app.settings import Cost
+
+MOST_FRAMES = 24
+_DIMMED = 0.22
+"""Brightness of a dropped patch."""
+_SIDE = 128
+"""Least side of a shown frame in pixels."""
+_STAGES = {
+    "decode": "decode the video",
+    "encode": "encode the frames",
+    "reduce": "reduce, project, arrange",
+    "prefill": "read tokens and question",
+}
+
+
+def sight(turn: Turn, watched: Watched) -> str:
+    """HTML of the panel for one turn."""
+    return (
+        '<section class="mm-sight"><div class="mm-tables">'
+        f"{_table('tokens', ('stage', 'tokens'), token_rows(watched))}"
+        f"{_table('time', ('stage', 'seconds'), time_rows(turn))}</div>{_frames(watched)}</section>"
+    )
+
+
+def token_rows(watched: Watched) -> list[tuple[str, str]]:
+    """Each stage and how many tokens it left."""
+    names = {"encoder": "encoder", "reducers": "after the reducer"}
+    rows = [(names.get(name, f"path: {name} tokens"), f"{count:,}") for name, count in watched.token_counts.items()]
+    read = sum(count for name, count in watched.token_counts.items() if name not in names)
+    return [*rows, ("read by the LLM", f"{read:,}")]
+
+
+def time_rows(turn: Turn) -> list[tuple[str, str]]:
+    """Each stage and its seconds; "kept from before" for what did not have to be run."""
+    rows = [
+        (label, f"{turn.stage_s[name]:.3f}" if name in turn.stage_s else "kept from before")
+        for name, label in _STAGES.items()
+    ]
+    rows.append(("question to first token", f"{turn.first_token_s:.3f}"))
+    speed = "" if turn.tokens_per_s is None else f", {turn.tokens_per_s:.0f} a second"
+    return [*rows, (f"whole answer ({turn.tokens} tokens{speed})", f"{turn.seconds:.3f}")]
+
+
+def cost_table(cost: Cost) -> str:
+    """HTML of what settings will cost."""
+    rows = [(row["stage"], f"{row['tokens']:,}", row["detail"]) for row in cost.stages]
+    size = cost.cache_bytes / 2**20
+    note = f"The LLM will read at most {cost.tokens:,} visual tokens; they fill {size:,.2f} MiB of its cache."
+    return _table("cost", ("stage", "tokens", ""), rows) + f'<p class="mm-note">{note}</p>'
+
+
+def refusal(reason: str) -> str:
+    """HTML that says why something is impossible."""
+    return f'<p class="mm-refusal" role="alert">{safe(reason)}</p>'
+
+
+def comparison(turns: Sequence[Turn]) -> str:
+    """HTML table of the same question under two settings."""
+
+    def spans(turn: Turn) -> str:
+        return "; ".join(map(interval, turn.spans)) or "no time was named"
+
+    rows = [
+        ("settings", *(turn.settings for turn in turns)),
+        ("answer", *(readable(turn.answer.text) for turn in turns)),
+        ("spans", *map(spans, turns)),
+        ("visual tokens", *(f"{turn.visual_tokens:,}" for turn in turns)),
+        ("first token", *(f"{turn.first_token_s:.3f} s" for turn in turns)),
+        ("whole answer", *(f"{turn.seconds:.3f} s" for turn in turns)),
+    ]
+    if all(turn.truth is not None for turn in turns):
+        rows.insert(3, ("overlap with the truth", *(f"{_overlap(turn):.0%}" for turn in turns)))
+    return _table("comparison", ("", "A", "B"), rows)
+
+
+def dimmed(watched: Watched, frame: int) -> np.ndarray:
+    """uint8 H W 3: one frame with the patches dimmed of which no token is left."""
+    pixels = watched.clip.frames[frame]
+    repeat = max(1, -(-_SIDE // min(pixels.shape[:2])))
+    pixels = pixels.repeat(repeat, axis=0).repeat(repeat, axis=1)
+    if watched.kept is None:
+        return pixels
+    kept = watched.kept[frame]
+    rows = np.minimum(np.arange(pixels.shape[0]) * kept.shape[0] // pixels.shape[0], kept.shape[0] - 1)
+    columns = np.minimum(np.arange(pixels.shape[1]) * kept.shape[1] // pixels.shape[1], kept.shape[1] - 1)
+    light = np.where(kept[rows][:, columns, None], 1.0, _DIMMED)
+    return (pixels * light).astype(np.uint8)
+
+
+def _frames(watched: Watched) -> str:
+    if watched.kept is None:
+        return '<p class="mm-note">These tokens have no place in the picture, so no patch can be shown as dropped.</p>'
+    shown = np.unique(np.linspace(0, len(watched.clip) - 1, min(MOST_FRAMES, len(watched.clip))).round().astype(int))
+    pictures = "".join(
+        f'<button type="button" class="mm-seen" data-time="{watched.clip.times_s[i]:.3f}" '
+        f'aria-label="go to {seconds(watched.clip.times_s[i])}: {int(watched.kept[i].sum())} of '
+        f'{watched.kept[i].size} patches kept">'
+        f'<img alt="" src="{picture(dimmed(watched, int(i)))}"><span>{seconds(watched.clip.times_s[i])}</span></button>'
+        for i in shown
+    )
+    share = watched.kept.mean()
+    kept = "All patches are kept." if share == 1 else f"{share:.0%} of the patches are kept, the others are dimmed."
+    note = f"{kept} {len(shown)} of {len(watched.clip)} frames are shown."
+    return f'<p class="mm-note">{note}</p><div class="mm-grid">{pictures}</div>'
+
+
+def _table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f'<th scope="col">{safe(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{safe(row[0])}</th>' + "".join(f"<td>{safe(cell)}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="mm-table mm-{name}"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _overlap(turn: Turn) -> float:
+    """Intersection over union of the first span with the truth; 0 if no time was named."""
+    if turn.truth is None or not turn.spans:
+        return 0.0
+    span, truth = turn.spans[0], turn.truth
+    shared = max(0.0, min(span.end_s, truth.end_s) - max(span.start_s, truth.start_s))
+    union = span.length_s + truth.length_s - shared
+    return shared / union if union > 0 else 0.0

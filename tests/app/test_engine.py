@@ -1,0 +1,118 @@
+"""Watching once for many questions, and refusing what cannot be watched."""
+
+from dataclasses import replace
+
+import pytest
+
+from mmllm.app.engine import stamped
+from mmllm.errors import InputError
+from mmllm.time_tokens import Span
+
+QUESTION = "When does the red circle spin?"
+
+
+def test_a_second_question_decodes_and_encodes_nothing_and_starts_sooner(engine, short_clip):
+    first = engine.answer(short_clip, QUESTION, engine.own_settings)
+    second = engine.answer(short_clip, "When is the blue square on screen?", engine.own_settings)
+    assert set(first.stage_s) == {"decode", "encode", "reduce", "prefill"}
+    assert set(second.stage_s) == {"prefill"}
+    saved_s = sum(first.stage_s[name] for name in ("decode", "encode", "reduce"))
+    assert first.first_token_s >= saved_s + first.stage_s["prefill"]
+    assert second.first_token_s < first.first_token_s
+
+
+def test_the_last_reply_has_the_turn_and_the_others_what_was_said(engine, short_clip):
+    *before, last = list(engine.ask(short_clip, QUESTION, engine.own_settings, truth=Span(1.0, 2.0)))
+    assert [reply.turn for reply in before] == [None] * len(before)
+    assert last.turn.truth == Span(1.0, 2.0)
+    assert last.turn.answer == last.said.answer
+    assert last.turn.visual_tokens == 12 + 16
+    assert len(before) >= last.turn.tokens
+
+
+def test_other_settings_start_from_what_is_there(engine, short_clip):
+    engine.watch(short_clip, engine.own_settings)
+    chosen = replace(engine.own_settings, reducer="uniform", share=0.5)
+    _, seconds = engine.watch(short_clip, chosen)
+    assert set(seconds) == {"reduce"}
+    _, seconds = engine.watch(short_clip, chosen)
+    assert seconds == {}
+    _, seconds = engine.watch(short_clip, replace(chosen, frames=6))
+    assert set(seconds) == {"decode", "encode", "reduce"}
+
+
+def test_two_settings_are_compared_on_one_question(engine, short_clip):
+    both = [engine.own_settings, replace(engine.own_settings, path="slowfast:mode=temporal")]
+    a, b = engine.compare(short_clip, QUESTION, both)
+    assert (a.visual_tokens, b.visual_tokens) == (28, 12)
+    with pytest.raises(InputError, match=r"settings B: .*did you mean"):
+        engine.compare(short_clip, QUESTION, [engine.own_settings, replace(engine.own_settings, reducer="unifrm")])
+
+
+def test_the_same_file_under_two_names_is_encoded_once(engine, short_clip, tmp_path):
+    copy = tmp_path / "other.mp4"
+    engine.watch(short_clip, engine.own_settings)
+    copy.write_bytes(short_clip.read_bytes())
+    assert engine.watch(copy, engine.own_settings)[1] == {}
+
+
+@pytest.mark.parametrize("name", ["text.mp4", "empty.mp4", "cut.mp4", "list.mp4", "sound.mp4", "long.mp4", "huge.mp4"])
+def test_bad_files_are_refused_in_one_line_and_the_engine_goes_on(engine, bad_videos, short_clip, name):
+    with pytest.raises(InputError) as refused:
+        engine.watch(bad_videos[name], engine.own_settings)
+    assert "\n" not in str(refused.value)
+    assert len(engine.shelf) == 0
+    assert engine.watch(short_clip, engine.own_settings)[0].duration_s == pytest.approx(8.0)
+
+
+def test_what_a_file_is_called_does_not_matter(engine, bad_videos):
+    assert engine.watch(bad_videos["good.jpg"], engine.own_settings)[0].duration_s == pytest.approx(8.0)
+
+
+def test_a_file_that_has_gone_is_told(engine, tmp_path):
+    with pytest.raises(InputError, match="upload it again"):
+        engine.watch(tmp_path / "gone.mp4", engine.own_settings)
+
+
+@pytest.mark.parametrize(("question", "why"), [("  ", "is empty"), ("x" * 501, "501 characters")])
+def test_questions_are_checked(engine, short_clip, question, why):
+    with pytest.raises(InputError, match=why):
+        engine.answer(short_clip, question, engine.own_settings)
+
+
+@pytest.mark.parametrize(
+    ("frames", "reducer", "why"), [(41, "none", "from 1 to 40"), (2.5, "none", "whole"), (4, "x" * 300, "at most 200")]
+)
+def test_settings_are_checked(engine, frames, reducer, why):
+    with pytest.raises(InputError, match=why):
+        engine.settings(frames, reducer, 0.5, "as trained")
+
+
+def test_the_model_may_read_earlier_turns(engine, short_clip, monkeypatch):
+    from mmllm.answering import VideoQA
+
+    lengths, generate = [], VideoQA.generate
+    monkeypatch.setattr(
+        VideoQA,
+        "generate",
+        lambda self, *given, **options: lengths.append(given[1].shape[1]) or generate(self, *given, **options),
+    )
+    turn = engine.answer(short_clip, QUESTION, engine.own_settings)
+    engine.answer(short_clip, QUESTION, engine.own_settings, earlier=[turn])
+    assert lengths[1] > 2 * lengths[0] - 4
+
+
+def test_words_that_the_model_does_not_know(engine):
+    assert engine.unknown_words("When does the penguin spin at 12.4 s?") == ["penguin"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("What happens at 12.4 s?", "What happens at <12.4>?"),
+        ("from 3 seconds to 5 sec", "from <3> to <5>"),
+        ("at <7.5> and 3 shapes", "at <7.5> and 3 shapes"),
+    ],
+)
+def test_seconds_in_a_question_become_stamps(typed, read):
+    assert stamped(typed) == read

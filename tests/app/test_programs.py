@@ -1,0 +1,171 @@
+"""The running demo as programs use it: through gradio_client and plain HTTP."""
+
+import json
+import statistics
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+pytestmark = pytest.mark.slow
+QUESTION = "When does the red circle spin?"
+
+
+@pytest.fixture(scope="module")
+def client(demo, tmp_path_factory):
+    return Client(demo.url, verbose=False, download_files=tmp_path_factory.mktemp("client"))
+
+
+def ask(client, video, question=QUESTION, **settings):
+    return client.predict(video=handle_file(video), question=question, api_name="/ask", **settings)
+
+
+def fresh_copy(video, folder, number):
+    """The same video under another digest."""
+    path = folder / f"{number}.mp4"
+    path.write_bytes(video.read_bytes() + b"\0\0\0\x08free" * (number + 1))
+    return path
+
+
+def test_only_the_documented_endpoints_are_offered(client):
+    told = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(told) == {"/ask", "/cost"}
+    assert [one["parameter_name"] for one in told["/ask"]["parameters"]] == [
+        *("video", "question", "reducer", "share", "path", "frames")
+    ]
+
+
+def test_an_answer_comes_with_spans_tokens_and_seconds(client, short_clip):
+    told = ask(client, short_clip)
+    assert told["done"] is True
+    assert told["duration_s"] == pytest.approx(8.0)
+    assert all(0 <= a <= b <= 8.0 for a, b in told["spans"])
+    assert told["tokens"]["visual"] == 28
+    assert told["seconds"]["total"] > 0
+
+
+def test_answers_stream(client, short_clip):
+    job = client.submit(video=handle_file(short_clip), question=QUESTION, api_name="/ask")
+    told = list(job)
+    assert len(told) > 1
+    assert [one["done"] for one in told] == [False] * (len(told) - 1) + [True]
+
+
+def test_a_second_question_is_answered_from_what_was_seen_and_sooner(client, example, tmp_path):
+    sooner = []
+    for number in range(5):
+        path = fresh_copy(example.path, tmp_path, number)
+        first, second = (ask(client, path, question, frames=40) for question in list(example.truths)[:2])
+        assert {"decode", "encode"} <= set(first["seconds"])
+        assert not {"decode", "encode", "reduce"} & set(second["seconds"])
+        sooner.append(first["seconds"]["first_token"] / second["seconds"]["first_token"])
+    assert statistics.median(sooner) >= 3, sooner
+
+
+def test_settings_have_their_cost_and_their_effect(client, short_clip):
+    chosen = {"reducer": "uniform", "share": 0.5, "path": "slowfast:mode=temporal", "frames": 6}
+    cost = client.predict(api_name="/cost", **chosen)
+    assert cost["tokens"] == 6
+    assert ask(client, short_clip, **chosen)["tokens"]["visual"] == 6
+    with pytest.raises(AppError, match="inside the blocks"):
+        client.predict(api_name="/cost", **{**chosen, "reducer": "diffrate:keep=4"})
+    with pytest.raises(AppError, match="did you mean"):
+        ask(client, short_clip, reducer="unifrm")
+
+
+@pytest.mark.parametrize("name", ["text.mp4", "empty.mp4", "cut.mp4", "list.mp4", "sound.mp4", "long.mp4", "huge.mp4"])
+def test_bad_uploads_are_told_in_words_and_leave_nothing(client, demo, bad_videos, short_clip, name):
+    with pytest.raises(AppError) as refused:
+        ask(client, bad_videos[name])
+    assert "Traceback" not in str(refused.value)
+    assert str(demo.folder) not in str(refused.value)
+    assert name in str(refused.value)
+    assert not list(demo.folder.rglob(name))
+    assert ask(client, short_clip)["done"] is True
+
+
+def test_uploads_that_are_too_large_are_refused(demo):
+    for size in (2_500_000, 8_000_000):  # more than one file may have, more than one request may have
+        answer = httpx.post(demo.url + "gradio_api/upload", files={"files": ("large.mp4", bytes(size))}, timeout=60)
+        assert answer.status_code == 413
+    assert not [path for path in demo.folder.rglob("*") if path.is_file() and path.stat().st_size > 1_900_000]
+
+
+def test_no_file_but_uploads_and_examples_can_be_read(demo, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("do not tell")
+    up = "/".join([".."] * 12)
+    names = [
+        str(secret),
+        f"{demo.folder}/{up}{secret}",
+        f"{up}{secret}",
+        f"file://{secret}",
+        "/etc/passwd",
+        "/proc/self/environ",
+    ]
+    names += [Path(__file__).as_posix(), "http://127.0.0.1:22/", "//etc/passwd", "..%2f..%2fetc%2fpasswd"]
+    with httpx.Client(base_url=demo.url, timeout=60) as http:
+        for name in names:
+            for written in (name, name.replace("/", "%2f"), name.replace("..", "%2e%2e")):
+                for start in (
+                    "gradio_api/file=",
+                    "gradio_api/file/",
+                    "gradio_api/proxy=",
+                    "file=",
+                    "static/",
+                    "assets/",
+                ):
+                    answer = http.get(start + written)
+                    assert answer.status_code >= 400 or "<!doctype html>" in answer.text.lower(), (start, written)
+                    assert "do not tell" not in answer.text
+            data = [{"path": name, "meta": {"_type": "gradio.FileData"}}, QUESTION, "none", 0.5, "as trained", 4]
+            answer = http.post("gradio_api/call/ask", json={"data": data})
+            assert answer.status_code == 403
+            assert http.post("gradio_api/queue/join", json={"data": data, "fn_index": 0}).status_code == 403
+
+
+def test_fifty_at_once_are_answered_or_told_to_wait(demo, client, short_clip):
+    with httpx.Client(base_url=demo.url, timeout=60) as http:
+        with short_clip.open("rb") as file:
+            (uploaded,) = http.post("gradio_api/upload", files={"files": ("clip.mp4", file)}).json()
+        data = [{"path": uploaded, "meta": {"_type": "gradio.FileData"}}, QUESTION, "none", 0.5, "as trained", 12]
+
+        def one(number):
+            joined = http.post("gradio_api/call/ask", json={"data": data})
+            if joined.status_code == 503:
+                return "wait" if "full" in joined.text.lower() else joined.text
+            with http.stream("GET", f"gradio_api/call/ask/{joined.json()['event_id']}", timeout=120) as stream:
+                events = [line for line in stream.iter_lines() if line]
+            done = json.loads(events[-1].removeprefix("data: "))[0]
+            return "answered" if done["done"] else events[-2:]
+
+        def all_fifty():
+            with ThreadPoolExecutor(50) as pool:
+                return list(pool.map(one, range(50)))
+
+        all_fifty()
+        before = resident_bytes()
+        outcomes = all_fifty()
+        assert set(outcomes) <= {"answered", "wait"}
+        assert outcomes.count("answered") >= 16
+        assert resident_bytes() - before < 60 << 20
+    assert ask(client, short_clip)["done"] is True
+
+
+def resident_bytes():
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("memory is read from /proc")
+    return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+
+
+def test_nothing_generates_once_everybody_has_gone(client):
+    deadline = time.monotonic() + 10
+    while any(thread.name == "mmllm-generate" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,44 @@
+"""The bounded store of encoded videos."""
+
+import numpy as np
+
+from mmllm.answering import Watched
+from mmllm.app.shelf import Shelf
+from mmllm.tokens import VideoClip
+
+
+def watched(kilobytes=3):
+    frames = np.zeros((kilobytes, 1, 1000 // 3, 3), np.uint8)
+    return Watched(clip=VideoClip(frames=frames, times_s=np.arange(kilobytes), duration_s=9.0), seen={})
+
+
+def test_the_least_recently_used_goes_first():
+    shelf = Shelf(2, 10**9)
+    for key in "ab":
+        shelf.put(key, watched())
+    assert shelf.get("a") is not None
+    shelf.put("c", watched())
+    assert shelf.get("b") is None
+    assert shelf.get("a") is not None
+    assert len(shelf) == 2
+
+
+def test_bytes_are_bounded_and_shared_ones_count_once():
+    one = watched(4)
+    shelf = Shelf(10, 6000)
+    shelf.put("a", one)
+    shelf.put("b", one)
+    assert 4000 <= shelf.bytes < 4200
+    shelf.put("c", watched(3))
+    assert shelf.bytes <= 6000
+    shelf.put("d", watched(8))  # larger than all there is room for
+    assert shelf.get("d") is None
+
+
+def test_entries_are_found_by_part_of_their_key():
+    shelf = Shelf(5, 10**9)
+    first, second = watched(), watched()
+    shelf.put(("x", 1), first)
+    shelf.put(("x", 2), second)
+    assert shelf.find(lambda key: key[0] == "x") is second
+    assert shelf.find(lambda key: key[0] == "y") is None
