@@ -28,6 +28,7 @@ VERBS = {
     "eval": Verb("mmllm.evaluation.command:evaluate", "answer a benchmark's questions and score the answers"),
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers again, without a model"),
     "ask": Verb("mmllm.ask:ask", "ask a question about a video"),
+    "demo": Verb("mmllm.app.command:demo", "ask videos in the browser"),
     "tokens": Verb("mmllm.costs:tokens", "what an input will cost, stage by stage"),
     "list": Verb("mmllm.listing:list_parts", "the encoders, reducers, tokenizers, paths and recipes there are"),
 }

@@ -30,7 +30,7 @@ class Said:
     first_token_s: float
     """Seconds from the question to its first token."""
     seconds: float
-    """Seconds from the question until now."""
+    """Seconds from the question to the last token so far."""
     answer: Answer | None = None
     """None until the last one."""
     cut: Cut | None = None
@@ -72,34 +72,33 @@ def stream(
         return "time" if time.perf_counter() - started > limit_s else None
 
     ids: list[int] = []
-    first_token_s = 0.0
+    told_s: list[float] = []
     tokens = _tokens(qa, watched, qa.prompt(question, watched.duration_s, history).input_ids, ends, generate)
     try:
-        for token in tokens:
+        for token, at in tokens:
             ids.append(token)
-            first_token_s = first_token_s or time.perf_counter() - started
-            yield _said(qa, watched, ids, first_token_s, started)
+            told_s.append(at - started)
+            yield _said(qa, watched, ids, told_s)
         cut = None if ids and ids[-1] == qa.processor.tokenizer.eos_token_id else ends() or "tokens"
     finally:
         left.set()
         tokens.close()
     answer = qa.processor.decode(ids, watched.duration_s)
-    yield _said(qa, watched, ids, first_token_s, started, answer=answer, cut=cut)
+    yield _said(qa, watched, ids, told_s, answer=answer, cut=cut)
 
 
-def _said(qa: VideoQA, watched: Watched, ids: list[int], first_token_s: float, started: float, **end: Any) -> Said:
+def _said(qa: VideoQA, watched: Watched, ids: list[int], told_s: list[float], **end: Any) -> Said:
     text, times = qa.processor.decode_text(ids), qa.processor.time_tokens
     if times is not None:
         text = times.read(text, watched.duration_s, template="{} s")
-    seconds = time.perf_counter() - started
-    return Said(text=text, tokens=len(ids), first_token_s=first_token_s, seconds=seconds, **end)
+    return Said(text=text, tokens=len(ids), first_token_s=told_s[0], seconds=told_s[-1], **end)
 
 
 def _tokens(
     qa: VideoQA, watched: Watched, prompt: Tensor, ends: Callable[[], Cut | None], generate: dict[str, Any]
-) -> Generator[int, None, None]:
-    """Generated ids, from a thread that runs transformers' `generate`."""
-    told: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+) -> Generator[tuple[int, float], None, None]:
+    """Generated ids and when each came, from a thread that runs transformers' `generate`."""
+    told: queue.SimpleQueue[tuple[int, float] | BaseException | None] = queue.SimpleQueue()
 
     def run() -> None:
         try:
@@ -138,7 +137,7 @@ class _Queue(BaseStreamer):
     def put(self, value: Tensor) -> None:
         if not self.prompt:
             for token in value.flatten().tolist():
-                self.told.put(token)
+                self.told.put((token, time.perf_counter()))
         self.prompt = False
 
     def end(self) -> None:
