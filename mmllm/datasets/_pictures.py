@@ -50,9 +50,11 @@ class PictureMaker:
         return self.orientation.upright(pixels)
 
     def _converted(self, frame: VideoFrame, height: int, width: int, pixel_format: str) -> np.ndarray:
-        return self._converter.reformat(
-            frame, width=width, height=height, format=pixel_format, threads=1
-        ).to_ndarray()  # fmt: skip
+        converted = self._converter.reformat(frame, width=width, height=height, format=pixel_format, threads=1)
+        plane, channels = converted.planes[0], 4 if pixel_format == "rgba" else 3
+        kind = np.dtype("<u2" if pixel_format == "rgb48le" else np.uint8)
+        rows = np.frombuffer(plane, dtype=kind).reshape(height, plane.line_size // kind.itemsize)
+        return rows[:, : width * channels].reshape(height, width, channels)
 
 
 def _display_matrix(frame: VideoFrame) -> bytes:

@@ -1,19 +1,14 @@
-"""Opening a container with PyAV, choosing its video stream, and scanning the packets. No picture is decoded."""
+"""Opening a container with PyAV, choosing its video stream, reading its packets. No picture is decoded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmllm.datasets import _containers
-from mmllm.datasets._damage import UnitCheck
-from mmllm.datasets._frame_index import NONE, Packets
 from mmllm.datasets._sources import MediaFile
 from mmllm.datasets.video_errors import NoVideoStream, VideoOpenError
-from mmllm.datasets.video_limits import Deadline, VideoLimits
+from mmllm.datasets.video_limits import VideoLimits
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -119,45 +114,6 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packe
             errors += 1
             if errors > _DEMUX_ERRORS:
                 return
-
-
-class PacketTable:
-    """Gathers what packets say of themselves, within the limits."""
-
-    def __init__(self, name: str, codec: Any, limits: VideoLimits) -> None:
-        self._name, self._limits, self._deadline = name, limits, Deadline(name, limits.cpu_s)
-        self._rows: list[tuple[int, int, int, bool, bool]] = []
-        self._check = UnitCheck(codec)
-        self.intact = True
-        """False once a packet was certainly damaged."""
-
-    def add(self, packet: Packet) -> None:
-        """Takes the next packet in stored order."""
-        pts, dts = packet.pts, packet.dts
-        self.intact = self.intact and self._check.intact(packet)
-        self._rows.append((
-            NONE if pts is None else pts,
-            NONE if dts is None else dts,
-            packet.duration or 0,
-            packet.is_keyframe,
-            packet.is_discard,
-        ))  # fmt: skip
-        if len(self._rows) % 256 == 0:
-            self._deadline.check("reading its packets")
-            self._limits.check_frames(self._name, len(self._rows))
-
-    def packets(self, time_base: Fraction | None) -> Packets:
-        """All packets taken so far."""
-        self._limits.check_frames(self._name, len(self._rows))
-        table = np.array(self._rows, dtype=np.int64).reshape(-1, 5)
-        return Packets(
-            pts=table[:, 0],
-            dts=table[:, 1],
-            duration=table[:, 2],
-            key=table[:, 3] != 0,
-            hidden=table[:, 4] != 0,
-            time_base=time_base or Fraction(1, 1000),
-        )
 
 
 def can_drop_unreferenced(codec: Any) -> bool:

@@ -11,6 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from mmllm.datasets import _pyav_decoder, _pyav_packets
 from mmllm.datasets.video import FrameFolder, VideoDecodeError, VideoLimits, open_video, probe, sample_uniform
 from mmllm.errors import InputError
 
@@ -32,7 +33,15 @@ def coded(request, make_clip):
     return make_clip(name, frames=75, rate=25, **fields)
 
 
-def test_index_drawn_into_the_pixels_comes_back_in_any_order(coded, read_number):
+@pytest.fixture(params=["held", "sought"])
+def access(request, monkeypatch):
+    """Packets kept in memory, as those of small files are, or sought in the file, as those of large ones."""
+    if request.param == "sought":
+        monkeypatch.setattr(_pyav_packets, "_HELD_BYTES", 0)
+        monkeypatch.setattr(_pyav_packets, "_SKIPPED", 4)
+
+
+def test_index_drawn_into_the_pixels_comes_back_in_any_order(coded, access, read_number):
     order = np.random.default_rng(0).permutation(75)
     with open_video(coded) as video:
         assert len(video) == video.info.num_frames == 75
@@ -47,7 +56,7 @@ def test_index_drawn_into_the_pixels_comes_back_in_any_order(coded, read_number)
         assert not video.damage()
 
 
-def test_sparse_reading_is_bit_equal_to_reading_everything(coded):
+def test_sparse_reading_is_bit_equal_to_reading_everything(coded, access):
     with open_video(coded) as video:
         everything = np.concatenate([clip.frames for clip in video.iterate(16)])
         chosen = np.array([0, 1, 13, 14, 30, 47, 73, 74])
@@ -57,9 +66,9 @@ def test_sparse_reading_is_bit_equal_to_reading_everything(coded):
 def test_unreferenced_frames_are_passed_over_by_the_decoder(b_frames, monkeypatch):
     with open_video(b_frames) as video:
         given = []
-        set_drop = type(video)._drop_unreferenced
+        set_drop = _pyav_decoder.Decoder.drop_unreferenced
         monkeypatch.setattr(
-            type(video), "_drop_unreferenced", lambda self, drop: given.append(drop) or set_drop(self, drop)
+            _pyav_decoder.Decoder, "drop_unreferenced", lambda self, drop: given.append(drop) or set_drop(self, drop)
         )
         video.frames_by_index([0, 60, 119])
         assert sum(given) > 20
