@@ -24,6 +24,7 @@ VERBS = {
     "quickstart": Verb("mmllm.quickstart:quickstart", "render, train, evaluate and ask, in minutes on a CPU"),
     "render": Verb("mmllm.datasets.synthetic.command:render_command", "make synthetic videos with questions"),
     "info": Verb("mmllm.datasets.info:info", "what a video file holds"),
+    "check": Verb("mmllm.datasets.check:check", "what is wrong or missing in annotations and videos, before training"),
     "train": Verb("mmllm.train.command:train_command", "train a recipe"),
     "eval": Verb("mmllm.evaluation.command:evaluate", "answer a benchmark's questions and score the answers"),
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers again, without a model"),

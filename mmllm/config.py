@@ -19,7 +19,7 @@ from mmllm.errors import ConfigError
 from mmllm.fields import from_mapping, require, to_mapping
 
 Description = str | dict[str, Any]
-"""A part as text (`hired:rate=0.2`) or as a mapping with a `name`."""
+"""A part as text (`hired:ratio=0.2`) or as a mapping with a `name`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,8 @@ from mmllm.config import MmllmConfig
 from mmllm.errors import InputError
 from mmllm.losses import GroundingHead, intervals_of, token_loss
 from mmllm.placement import IGNORED, Placed, block_mask, fill_in, place, positions
+from mmllm.pruning.inside_llm import LlmPass
+from mmllm.pruning.needs import require_fit
 from mmllm.tokens import VisualSequence, VisualTokens
 
 
@@ -73,6 +75,10 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         grounded = config.losses.grounding_weight > 0
         self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
+        for reducer in self.reducers:
+            require_fit(reducer, self.encoder)
+            if getattr(reducer, "runs_inside_llm", False):
+                reducer.attach(self.language_model.base_model)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -88,7 +94,9 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode(self, pixels: Tensor, frame_mask: Tensor | None = None, times_s: Tensor | None = None) -> VisualTokens:
         """Patch features of pixels (V T 3 S S), with the scores the reducers need."""
-        tokens = self.encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed)
+        inside = next((one for one in self.reducers if getattr(one, "runs_inside_encoder", False)), None)
+        options = {} if inside is None else {"inside": inside}
+        tokens = self.encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
         return tokens.replace(times_s=times_s)
 
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
@@ -181,6 +189,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         video_features: Tensor | None = None,
         video_scores: dict[str, Tensor] | None = None,
         visual_embeddings: Tensor | None = None,
+        visual_place: Tensor | None = None,
+        visual_frame: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> MmllmOutput:
@@ -197,6 +207,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             video_durations_s: float, V. Lengths of the whole videos; needed by the grounding loss.
             visual_embeddings: B M D. Visual tokens that `generate` has already put in reading order; `input_ids`
                 then has one placeholder for each token.
+            visual_place, visual_frame: int64, B P. Of which patch and frame those tokens are, for a reducer that works
+                inside the LLM.
 
         Returns:
             Logits B P V; with labels, the loss and no logits, since only labelled positions reach the LM head.
@@ -215,6 +227,9 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise InputError("the model needs input_ids or inputs_embeds")
             no_visual = self.get_input_embeddings().weight.new_zeros(len(input_ids), 0, 0)
             inputs_embeds = self.embed(input_ids, no_visual if visual_embeddings is None else visual_embeddings)
+            if visual_place is not None and visual_frame is not None and self._inside_llm is not None:
+                real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+                kwargs["inside_llm"] = self._llm_pass(visual_place, visual_frame, real.bool(), None)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -247,6 +262,11 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "attention_mask": mask,
             "position_ids": positions(placed.attention_mask, placed.segments),
         }
+        if self._inside_llm is not None:
+            if placed.segments is not None:
+                raise InputError("a reducer inside the LLM needs questions one by one: set questions_per_video = 1")
+            real = placed.attention_mask.bool()
+            kwargs["inside_llm"] = self._llm_pass(placed.place, placed.frame, real, placed.labels)
         if placed.labels is None:
             outputs = self.language_model(**arguments, past_key_values=cache, logits_to_keep=logits_to_keep, **kwargs)
             return MmllmOutput(
@@ -258,6 +278,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kwargs["output_hidden_states"] = self.grounding is not None
         outputs = self.language_model.base_model(**arguments, use_cache=False, **kwargs)
         losses = self.losses(outputs.last_hidden_state, outputs.hidden_states, placed, frame_share)
+        if self._inside_llm is not None:
+            losses |= self._inside_llm.losses(kwargs["inside_llm"], self.config.text_config.num_hidden_layers)
         return MmllmOutput(loss=torch.stack(list(losses.values())).sum(), losses=losses)
 
     def losses(
@@ -279,6 +301,26 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pointed = self.grounding(hidden_states[config.grounding_layer], placed, found, frame_share)
             parts["grounding"] = config.grounding_weight * pointed
         return parts
+
+    @property
+    def _inside_llm(self) -> Any:
+        """The reducer that drops tokens between the LLM's layers, if there is one."""
+        return next((one for one in self.reducers if getattr(one, "runs_inside_llm", False)), None)
+
+    def _llm_pass(self, place: Tensor, frame: Tensor, real: Tensor, labels: Tensor | None) -> LlmPass:
+        """What such a reducer has to know of a prompt; what is answered, or will be, does not decide about tokens."""
+        missing = real.shape[1] - place.shape[1]  # answered already, where there is no cache
+        place, frame = (torch.nn.functional.pad(one, (0, missing), value=-1) for one in (place, frame))
+        visual = place >= 0
+        after = visual.long().flip(1).cumsum(1).flip(1) == 0
+        asked = torch.arange(real.shape[1], device=real.device) < real.shape[1] - missing
+        question = real & after & asked
+        if labels is not None:
+            question = question & (labels == IGNORED)
+        grid = self.encoder.grid if self.config.path["name"] == "plain" else None
+        return LlmPass(
+            visual=visual, question=question, place=place.clamp(min=0), grid=grid, frame=frame.clamp(min=0), real=real
+        )
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states (..., D), as the LLM's own forward would scale them."""
@@ -328,7 +370,11 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask = torch.ones_like(input_ids)
         placed = place(input_ids, attention_mask, seen, pad_side="left")
         out = super().generate(
-            placed.input_ids, attention_mask=placed.attention_mask, visual_embeddings=placed.visual, **kwargs
+            placed.input_ids,
+            attention_mask=placed.attention_mask,
+            visual_embeddings=placed.visual,
+            **({} if self._inside_llm is None else {"visual_place": placed.place, "visual_frame": placed.frame}),
+            **kwargs,
         )
         sequences = out if isinstance(out, Tensor) else out.sequences
         new = sequences[:, placed.input_ids.shape[1] :]
@@ -343,7 +389,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Visual tokens go in once where there is a cache, and again at every step where there is none."""
         if not is_first_iteration and kwargs.get("use_cache", True):
-            kwargs.pop("visual_embeddings", None)
+            for name in ("visual_embeddings", "visual_place", "visual_frame"):
+                kwargs.pop(name, None)
         return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
 
     def get_input_embeddings(self) -> Any:

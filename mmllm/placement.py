@@ -43,6 +43,9 @@ class Placed:
     """int64, B P. The frame a visual position shows; -1 at text, and where it shows several."""
     which: Tensor
     """int64, B P. Number of the video or image within its row; -1 at text."""
+    place: Tensor
+    """int64, B P. Raster position of a visual token on its frame's grid, or its number where tokens were pooled; -1 at
+    text."""
 
 
 def place(
@@ -79,7 +82,7 @@ def place(
         if segments is not None:
             row["segments"] = segments[b][here]
         rows.append(_expanded(row, sequences, taken))
-    filled = {"input_ids": 0, "labels": IGNORED, "segments": -1, "frame": -1, "which": -1}
+    filled = {"input_ids": 0, "labels": IGNORED, "segments": -1, "frame": -1, "which": -1, "place": -1}
     width = max(len(row["input_ids"]) for row in rows)
     merged = {
         name: torch.stack([_padded(row[name], width, fill, pad_side) for row in rows])
@@ -110,6 +113,7 @@ def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], take
     counts = torch.ones_like(ids)
     shown: list[Tensor] = []
     frames: list[Tensor] = []
+    places: list[Tensor] = []
     for position in _positions(ids, sequences):
         placeholder = int(ids[position])
         sequence, number = sequences[placeholder], taken[placeholder]
@@ -118,13 +122,16 @@ def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], take
         counts[position] = int(keep.sum())
         shown.append(sequence.embeddings[number][keep])
         frames.append(sequence.frame[number][keep])
+        running = torch.arange(len(keep), device=keep.device)
+        places.append((running if sequence.place is None else sequence.place[number])[keep])
     out = {name: values.repeat_interleave(counts) for name, values in row.items()}
     is_visual = torch.zeros_like(ids, dtype=torch.bool)
     is_visual[_positions(ids, sequences)] = True
     spread = is_visual.repeat_interleave(counts)
     out["frame"] = torch.full_like(out["input_ids"], -1)
-    out["which"] = out["frame"].clone()
+    out["which"], out["place"] = out["frame"].clone(), out["frame"].clone()
     if shown:
+        out["place"][spread] = torch.cat(places)
         out["frame"][spread] = torch.cat(frames)
         out["which"][spread] = torch.cat([torch.full_like(f, i) for i, f in enumerate(frames)])
         out["visual"] = torch.cat(shown)

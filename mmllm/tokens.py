@@ -180,6 +180,10 @@ class VisualSequence:
     """int64, B L. Which frame a token shows; -1 where it shows several."""
     blocks: tuple[tuple[str, int], ...]
     """Name and length of each run of positions, in order; the lengths add up to L."""
+    place: Tensor | None = None
+    """int64, B L. Raster position of each token on its frame's `grid`; None where tokens were pooled."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns that `place` counts on."""
     memory: Tensor | None = None
     """B M D. Tokens that stay outside the sequence and are read by cross-attention."""
     memory_mask: Tensor | None = None
@@ -212,6 +216,7 @@ class VisualSequence:
             embeddings=self.embeddings[rows],
             mask=self.mask[rows],
             frame=self.frame[rows],
+            place=None if self.place is None else self.place[rows],
             memory=None if self.memory is None else self.memory[rows],
             memory_mask=None if self.memory_mask is None else self.memory_mask[rows],
         )

@@ -299,7 +299,7 @@ def _fill_up(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Te
     """Behind the last layer: hidden states back at the places of the whole row, zero where a position was dropped."""
     current: LlmPass | None = kwargs.get("inside_llm")
     alive = None if current is None or not current.alive else current.alive[max(current.alive)]
-    if current is None or alive is None or alive.position.shape == current.visual.shape:
+    if current is None or alive is None or torch.equal(alive.position, current.everything().position):
         return None
     output = output.masked_fill(~alive.real.unsqueeze(-1), 0.0)
     whole = output.new_zeros(*current.visual.shape, output.shape[-1])

@@ -56,6 +56,16 @@ class ShowProgress(TrainerCallback):
             self.progress.bar.close()
 
 
+class TellProgress(TrainerCallback):
+    """Tells parts that learn by a schedule of their own how much of the training is done, as their `progress`."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """From 0 at the first step to 1 at the last."""
+        for module in model.modules():
+            if hasattr(module, "progress"):
+                module.progress = state.global_step / max(1, state.max_steps - 1)
+
+
 class MetricsFile(TrainerCallback):
     """Writes what the Trainer logs as JSON lines; after a resume, lines of steps to be repeated are cut off."""
 
@@ -148,6 +158,7 @@ def fit(
         max_grad_norm=training.max_grad_norm,
         bf16=torch.cuda.is_available(),
         logging_steps=training.logging_steps,
+        logging_first_step=True,
         save_steps=training.save_steps,
         save_total_limit=2,
         seed=seed,
@@ -159,13 +170,14 @@ def fit(
         disable_tqdm=True,
     )
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        newer = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        newer({"use_reentrant": False})
     trainer = InOrder(
         model=model,
         args=arguments,
         train_dataset=dataset,
         data_collator=collate,
-        callbacks=[MetricsFile(output / "metrics.jsonl"), ShowProgress(what)],
+        callbacks=[MetricsFile(output / "metrics.jsonl"), ShowProgress(what), TellProgress()],
     )
     trainer.remove_callback(PrinterCallback)
     start = latest_checkpoint(output / "checkpoints")

@@ -108,7 +108,8 @@ def _with_videos(
     questions: list[Question], model: Any, processor: Any, recipe: Recipe, features: Path, workers: int
 ) -> tuple[list[Question], Any, Any]:
     """The questions whose videos can be read, the processor, and how a row loads its video."""
-    if "encoder" not in recipe.language.frozen:
+    inside = any(getattr(reducer, "runs_inside_encoder", False) for reducer in model.reducers)
+    if "encoder" not in recipe.language.frozen or inside:
 
         def load_pixels(video: Path) -> dict[str, Any]:
             return processor.video_inputs([processor.load(video)])
