@@ -75,7 +75,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         grounded = config.losses.grounding_weight > 0
         self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
-        for reducer in self.reducers:
+        parts: list[Any] = list(self.reducers)
+        for reducer in parts:
             require_fit(reducer, self.encoder)
             if getattr(reducer, "runs_inside_llm", False):
                 reducer.attach(self.language_model.base_model)
