@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +177,7 @@ class PyAVReader(VideoReader):
             return float((frame.pts - index.first_pts) * self._packets.time_base)
         return number / self._rate
 
-    def _decode_from_start(self) -> Iterator[VideoFrame]:
+    def _decode_from_start(self) -> Generator[VideoFrame, None, None]:
         """All frames of the file, stepping over packets that cannot be decoded; with a decoder of its own."""
         with closing(Decoder(self._media, self._options)) as decoder:
             try:

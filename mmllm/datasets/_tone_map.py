@@ -13,10 +13,11 @@ PQ, HLG = 16, 18
 """Transfer functions as H.273 numbers them."""
 _WHITE_NITS = 203.0  # what ITU-R BT.2408 shows as diffuse white
 _PEAK_NITS = 1000.0
-_TO_BT709 = np.float32(
-    [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]]
+_TO_BT709 = np.array(
+    [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]],
+    dtype=np.float32,
 )
-_LUMINANCE = np.float32([0.2627, 0.6780, 0.0593])
+_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], dtype=np.float32)
 
 
 def tone_mapped(codes: np.ndarray, transfer: int) -> np.ndarray:
