@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_text
 from typing import Annotated, Literal
 
 import tyro
 
 from mmllm import registry
-from mmllm.fields import to_mapping
 
 Kind = Literal["all", "encoders", "reducers", "tokenizers", "paths", "recipes"]
 
@@ -56,11 +56,15 @@ def _rows(kind: str) -> list[dict[str, str]]:
 
 
 def _defaults(config: type) -> dict[str, object]:
-    try:
-        return to_mapping(config())
-    except (TypeError, ValueError):  # a field without a default, or one that has to be chosen
-        return dict.fromkeys(config.__dataclass_fields__, "...")  # type: ignore[attr-defined]
+    """Each setting with the value it has if it is not given."""
+    values: dict[str, object] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        made = field.default_factory is not dataclasses.MISSING
+        values[field.name] = field.default_factory() if made else field.default
+    return values
 
 
 def _short(value: object) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    if value is dataclasses.MISSING:
+        return "(to be given)"
+    return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
