@@ -59,8 +59,8 @@ def _defaults(config: type) -> dict[str, object]:
     """Each setting with the value it has if it is not given."""
     values: dict[str, object] = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        made = field.default_factory is not dataclasses.MISSING
-        values[field.name] = field.default_factory() if made else field.default
+        factory = field.default_factory
+        values[field.name] = field.default if factory is dataclasses.MISSING else factory()
     return values
 
 
