@@ -126,6 +126,18 @@ def test_asking_a_trained_model(whole_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_asking_about_a_real_clip_says_what_the_model_has_seen(whole_run):
+    clip = Path(__file__).resolve().parents[3] / "shared" / "data" / "videos" / "intel__bottle-detection.mp4"
+    if not clip.exists():
+        pytest.skip("the shared clips are not beside this repository")
+    asked = [sys.executable, "-m", "mmllm", "ask", clip, "When is a bottle taken away?", "--model", whole_run / "model"]
+    done = subprocess.run([*asked, "--json"], check=True, capture_output=True, text=True)
+    answer = json.loads(done.stdout)
+    assert answer["duration_s"] == pytest.approx(39.86, abs=0.1)
+    assert "only seen synthetic clips" in answer["note"]
+
+
+@pytest.mark.slow
 def test_lora_leaves_a_plain_model(tiny_config, tmp_path, whole_run):
     config = tmp_path / "lora.yaml"
     config.write_text(yaml.safe_dump({**TINY, "language": {**TINY["language"], "lora_rank": 2, "max_steps": 3}}))
