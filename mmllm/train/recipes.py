@@ -145,12 +145,12 @@ def full() -> Recipe:
     return replace(
         start,
         name="full",
-        data=DataConfig(synthetic=SyntheticConfig(train_videos=4000, val_videos=200, world="full")),
-        frame_encoder=FrameEncoderTraining(max_steps=6000),
+        data=DataConfig(synthetic=SyntheticConfig(train_videos=3000, val_videos=200, world="full")),
+        frame_encoder=FrameEncoderTraining(max_steps=3000),
         model=replace(
             start.model, decoder=DecoderConfig(width=128, layers=4, mlp_width=344), num_frames=100, path="slowfast"
         ),
-        language=replace(start.language, max_steps=6000, batch_size=8, save_steps=500),
+        language=replace(start.language, max_steps=3500, save_steps=500),
     )
 
 
