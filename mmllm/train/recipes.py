@@ -148,7 +148,11 @@ def full() -> Recipe:
         data=DataConfig(synthetic=SyntheticConfig(train_videos=3000, val_videos=200, world="full")),
         frame_encoder=FrameEncoderTraining(max_steps=3000),
         model=replace(
-            start.model, decoder=DecoderConfig(width=128, layers=4, mlp_width=344), num_frames=100, path="slowfast"
+            start.model,
+            encoder="tiny:step=2",  # twice as many frames lie half as far apart
+            decoder=DecoderConfig(width=128, layers=4, mlp_width=344),
+            num_frames=100,
+            path="slowfast",
         ),
         language=replace(start.language, max_steps=3500, save_steps=500),
     )
