@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"mmllm: unknown command {name!r}; {closest(name, VERBS)}", file=sys.stderr)
         sys.exit(2)
     logging.basicConfig(level=logging.WARNING, format="mmllm: %(message)s")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # what takes long here shows its own progress
     for chatty in ("huggingface_hub", "httpx", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     sys.exit(_run(VERBS[name], name, given[1:]))
@@ -63,8 +64,6 @@ def _run(verb: Verb, name: str, arguments: list[str]) -> int:
         import tyro
 
         command = getattr(importlib.import_module(module), function)
-        if "transformers" in sys.modules:
-            sys.modules["transformers"].logging.disable_progress_bar()  # what takes long here shows its own progress
         return tyro.cli(command, args=arguments, prog=f"mmllm {name}") or 0
     except MmllmError as problem:
         print(f"mmllm: {_one_line(problem)}", file=sys.stderr)
