@@ -156,10 +156,11 @@ class PyAVReader(VideoReader):
 
     def decode_all(self, size: tuple[int, int] | None) -> Iterator[tuple[float, np.ndarray]]:
         self._require_open()
-        latest_s = 0.0
-        for number, frame in enumerate(self._decode_from_start()):
+        latest_s, deadline = 0.0, self._deadline()
+        for number, frame in enumerate(self._decode_from_start(deadline)):
             latest_s = max(latest_s, self._time_of(frame, number))
             yield latest_s, self._pictures.picture(frame, size)
+            deadline.restart()
 
     def _require_open(self) -> None:
         if self._decoder is None:
@@ -177,11 +178,11 @@ class PyAVReader(VideoReader):
             return float((frame.pts - index.first_pts) * self._packets.time_base)
         return number / self._rate
 
-    def _decode_from_start(self) -> Generator[VideoFrame, None, None]:
+    def _decode_from_start(self, deadline: Deadline) -> Generator[VideoFrame, None, None]:
         """All frames of the file, stepping over packets that cannot be decoded; with a decoder of its own."""
         with closing(Decoder(self._media, self._options)) as decoder:
             try:
-                yield from decoder.frames(self._deadline())
+                yield from decoder.frames(deadline)
             finally:
                 counts = {"decode_errors": decoder.errors, "corrupt_frames": decoder.corrupt}
                 self._damage |= {name: count for name, count in counts.items() if count > self._damage.get(name, 0)}
@@ -191,7 +192,7 @@ class PyAVReader(VideoReader):
         wanted, last = set(indices.tolist()), int(indices[-1])
         to_the_end = not self._complete and last == len(self._index) - 1
         pts: list[int | None] = []
-        with closing(self._decode_from_start()) as frames:
+        with closing(self._decode_from_start(self._deadline())) as frames:
             for number, frame in enumerate(frames):
                 pts.append(frame.pts)
                 if number in wanted:
@@ -206,7 +207,7 @@ class PyAVReader(VideoReader):
 
     def _learn(self) -> bool:
         """Decodes everything once to know which frames there really are; True if they are not those promised."""
-        changed = self._replace_index([frame.pts for frame in self._decode_from_start()])
+        changed = self._replace_index([frame.pts for frame in self._decode_from_start(self._deadline())])
         if self._damage:
             counts = (self._damage.get("decode_errors", 0), self._damage.get("corrupt_frames", 0))
             _logger.warning(

@@ -24,7 +24,7 @@ Size = int | tuple[int, int]
 Transform = Callable[[np.ndarray], np.ndarray]
 """From one uint8 frame (H W 3) to another; applied as soon as a frame is decoded."""
 
-_TOGETHER = 64
+_TOGETHER = 16
 
 
 class IndexChanged(Exception):
@@ -32,7 +32,7 @@ class IndexChanged(Exception):
 
 
 class VideoReader(abc.ABC):
-    """An open video. Close it, or use it in a `with` statement."""
+    """An open video. Close it, or use it in a `with` statement; one thread at a time."""
 
     limits: VideoLimits
 
@@ -62,7 +62,8 @@ class VideoReader(abc.ABC):
         """Time and picture of every frame that can be decoded, in the order they are shown."""
         times_s = self.times_s
         for first in range(0, len(times_s), _TOGETHER):
-            for index, picture in self.decode(np.arange(first, min(first + _TOGETHER, len(times_s))), size):
+            indices = np.arange(first, min(first + _TOGETHER, len(times_s)))
+            for index, picture in list(self.decode(indices, size)):  # a deadline must not count the caller's time
                 yield float(times_s[index]), picture
 
     @abc.abstractmethod

@@ -22,7 +22,7 @@ class VideoLimits:
     returned_bytes: int = 4 << 30
     """Bytes of pixels that one call may return."""
     cpu_s: float | None = 120.0
-    """Processor seconds that one call may take; None for no deadline."""
+    """Processor seconds that one call may take, or `iterate` from one frame to the next; None for no deadline."""
     child_s: float = 120.0
     """Seconds by the clock after which a decoder in a process of its own is killed, for one call."""
     download_bytes: int = 4 << 30
@@ -84,6 +84,10 @@ class Deadline:
 
     def __init__(self, source: str, cpu_s: float | None) -> None:
         self._source, self._allowed_s = source, cpu_s
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts from now, for work that hands out a part and then waits for its caller."""
         self._start_s, self._start_cpu_s = time.monotonic(), time.thread_time()
 
     def check(self, doing: str) -> None:

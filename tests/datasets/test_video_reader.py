@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -81,6 +82,14 @@ def test_iterate_gives_every_frame_once(b_frames, read_number):
     assert [len(clip) for clip in clips] == [50, 50, 20]
     assert [read_number(frame) for clip in clips for frame in clip.frames] == list(range(120))
     np.testing.assert_allclose(np.concatenate([clip.times_s for clip in clips]), np.arange(120) / 30, atol=1e-3)
+
+
+def test_the_callers_own_time_does_not_count(b_frames):
+    with open_video(b_frames, limits=VideoLimits(cpu_s=0.2)) as video:
+        for _ in video.iterate(40):
+            begun = time.thread_time()
+            while time.thread_time() - begun < 0.25:
+                pass
 
 
 def test_frames_at_takes_the_nearest(b_frames, read_number):
