@@ -110,7 +110,7 @@ def quickstart() -> Recipe:
             synthetic=SyntheticConfig(
                 train_videos=800,
                 val_videos=80,
-                world="easy",
+                world="basic",
                 families=("visible", "direct", "something"),
             )
         ),

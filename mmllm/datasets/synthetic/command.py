@@ -21,7 +21,7 @@ def render_command(
     videos: int = 800,
     val_videos: int = 100,
     seed: int = 0,
-    world: Literal["easy", "full", "hard"] = "easy",
+    world: Literal["basic", "easy", "full", "hard"] = "easy",
     families: tuple[str, ...] = tuple(FAMILIES),
     questions: int = 8,
     size: int = 64,
@@ -36,7 +36,7 @@ def render_command(
         videos: number of training clips.
         val_videos: number of validation clips.
         seed: sets with different seeds share no clip.
-        world: easy has 2-3 objects of 4 colours and 3 shapes with 6 actions, full 2-4 of 6 and 4 with 10; hard is
+        world: basic has 2-3 objects of 4 colours and 3 shapes with 4 actions, easy 6 actions, full 2-4 of 6 and 4 with 10; hard is
             full with an unsteady camera.
         families: kinds of question to ask.
         questions: most questions a clip.

@@ -40,6 +40,9 @@ class WorldRules:
 
 
 WORLDS = {
+    "basic": WorldRules(
+        colors=COLORS[:4], shapes=SHAPES[:3], actions=("left", "right", "grow", "white"), most_things=3
+    ),
     "easy": WorldRules(colors=COLORS[:4], shapes=SHAPES[:3], actions=ACTIONS[:6], most_things=3),
     "full": WorldRules(),
     "hard": WorldRules(jitter=0.3),
