@@ -25,8 +25,8 @@ class SyntheticConfig:
     train_videos: int = 800
     val_videos: int = 100
     world: str = "easy"
-    """basic: 2-3 things of 4 colours and 3 shapes with 4 actions that are seen at once. easy: with 6 actions. full: 2-4 of 6 and 4 with 10. hard: full, with an
-    unsteady camera."""
+    """basic: 2-3 things of 4 colours and 3 shapes with 4 actions that are soon learned to see. easy: with 6 actions.
+    full: 2-4 of 6 and 4 with 10. hard: full, with an unsteady camera."""
     size: int = 64
     """Side of a frame in pixels."""
     fps: int = 5

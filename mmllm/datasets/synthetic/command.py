@@ -36,8 +36,8 @@ def render_command(
         videos: number of training clips.
         val_videos: number of validation clips.
         seed: sets with different seeds share no clip.
-        world: basic has 2-3 objects of 4 colours and 3 shapes with 4 actions, easy 6 actions, full 2-4 of 6 and 4 with 10; hard is
-            full with an unsteady camera.
+        world: basic has 2-3 objects of 4 colours and 3 shapes with 4 actions, easy the same with 6 actions, full 2-4
+            of 6 and 4 with 10; hard is full with an unsteady camera.
         families: kinds of question to ask.
         questions: most questions a clip.
         size: side of a frame in pixels.
