@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     logging.basicConfig(level=logging.WARNING, format="mmllm: %(message)s")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # what takes long here shows its own progress
-    for chatty in ("huggingface_hub", "httpx", "transformers"):
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for chatty in ("huggingface_hub", "httpx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     sys.exit(_run(VERBS[name], name, given[1:]))
 
