@@ -20,19 +20,19 @@ _ALPHA_FORMATS = ("rgba", "bgra", "argb", "abgr", "yuva", "gbrap", "ya8", "ya16"
 class PictureMaker:
     """Converts, resizes and turns the frames of one stream, reusing one converter."""
 
-    def __init__(self, first: VideoFrame, *, tone_map: bool) -> None:
+    def __init__(self, first: VideoFrame, *, transfer: int, tone_map: bool) -> None:
         from av.video.reformatter import VideoReformatter
 
         self._converter = VideoReformatter()
         self._tone_map = tone_map
-        self.transfer = int(first.color_trc)
+        self._transfer = transfer
         self.orientation = _orientation.from_display_matrix(_display_matrix(first))
         self.height, self.width = self.orientation.coded_size(first.height, first.width)
 
     @property
     def hdr(self) -> bool:
         """True for the transfer functions PQ and HLG."""
-        return self.transfer in (_tone_map.PQ, _tone_map.HLG)
+        return self._transfer in (_tone_map.PQ, _tone_map.HLG)
 
     def picture(self, frame: VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
         """uint8 (H W 3) of height and width `size`, by default those of the first frame, turned upright.
@@ -41,7 +41,7 @@ class PictureMaker:
         """
         height, width = self.orientation.coded_size(*(size or (self.height, self.width)))
         if self._tone_map and self.hdr:
-            pixels = _tone_map.tone_mapped(self._converted(frame, height, width, "rgb48le"), self.transfer)
+            pixels = _tone_map.tone_mapped(self._converted(frame, height, width, "rgb48le"), self._transfer)
         elif frame.format.name.startswith(_ALPHA_FORMATS):
             rgba = self._converted(frame, height, width, "rgba").astype(np.uint16)
             pixels = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)

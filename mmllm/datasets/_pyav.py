@@ -73,7 +73,7 @@ class PyAVReader(VideoReader):
         self._packets, self._rate = packets, _pyav_open.rate_of(decoder.stream)
         trusted = _pyav_open.trusted_times(decoder.container, decoder.stream)
         self._index: FrameIndex = _frame_index.from_packets(packets, self._rate, trusted=trusted)
-        self._pictures = PictureMaker(first, tone_map=self._options.tone_map)
+        self._pictures = PictureMaker(first, transfer=int(decoder.codec.color_trc), tone_map=self._options.tone_map)
         self._header = self._describe(decoder, first)
         promised = len(self._index) > 0 and (first.pts is None or first.pts == self._index.first_pts)
         if not (promised and table.intact):

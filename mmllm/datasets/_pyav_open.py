@@ -133,7 +133,8 @@ def trusted_times(container: InputContainer, stream: VideoStream) -> bool:
 
 
 def _attached(stream: Any) -> bool:
-    return bool(int(stream.disposition) & _ATTACHED_PICTURE)
+    flags = getattr(stream, "disposition", 0)  # older PyAV does not tell
+    return bool(getattr(flags, "value", flags) & _ATTACHED_PICTURE)
 
 
 def _discard(stream: Any) -> None:
