@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +67,18 @@ def demo(
         qa.processor.num_frames = limits.checked_frames(frames)
     if qa.note:
         print(f"note: {qa.note}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the private folder is removed then too
+    signal.signal(signal.SIGTERM, _end)
     with running(qa, name, limits, host=host, port=port, share=share, browser=browser) as up:
         print(f"{name} answers at {up.url}" + (f" and {up.share_url}" if up.share_url else ""), flush=True)
+        if host not in ("127.0.0.1", "localhost", "::1") or share:
+            print("everybody who can reach this address can ask", flush=True)
         print("Ctrl-C ends it", flush=True)
-        up.blocks.block_thread()
+        threading.Event().wait()
+
+
+def _end(number: int, frame: object) -> None:
+    """Ends as Ctrl-C does, so that the private folder is removed, with the exit code of a termination."""
+    raise SystemExit(128 + number)
 
 
 def load(model: str | None) -> tuple[VideoQA, str]:

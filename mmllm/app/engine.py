@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,8 @@ class Engine:
         else:
             with open_video(path, limits=self.limits.video) as video:
                 watched = qa.watch(video, num_frames=settings.frames)
+                about = {**watched.clip.metadata, "codec": video.info.codec}
+            watched = replace(watched, clip=replace(watched.clip, metadata=about))
         self.shelf.put(key, watched)
         return watched, watched.seconds
 

@@ -35,6 +35,8 @@ _PACE_S = 0.05
 Update = dict[str, Any]
 """Name of a part of the page -> its new value or properties."""
 
+_PLAYED = ("h264", "vp8", "vp9", "av1", "theora")
+"""Codecs that browsers play."""
 GENERAL_QUESTIONS = ["What happens in this video?", "When does the main event happen?"]
 """Suggested for videos of which nothing is known."""
 
@@ -66,8 +68,10 @@ class Handlers:
         """An example, or a video that this visitor has opened before."""
         session = session or Session()
         try:
-            if name in session.visits:
+            if name in session.visits and session.visits[name].path.exists():
                 visit = session.visits[name]
+            elif name in session.visits:
+                raise InputError(f"{name} is no longer here: files are removed after a while, upload it again")
             elif name in self.examples:
                 example = self.examples[name]
                 visit = self._opened(example.path, name, example.truths)
@@ -123,7 +127,7 @@ class Handlers:
             "chat": messages(visit),
             "timeline": timeline(visit, None if watched is None else watched.clip),
             "suggestions": gr.Dataset(samples=[[text] for text in visit.suggestions or GENERAL_QUESTIONS]),
-            "status": note(f"{visit.name}: {seconds(visit.duration_s)} long, watched and ready for questions."),
+            "status": note(_opened(visit, watched)),
         }
 
     def _empty(self) -> Update:
@@ -313,6 +317,14 @@ def reason(problem: Exception) -> str:
         return "There is not enough memory for this: choose fewer frames or a smaller share of the tokens."
     log.error("the demo failed", exc_info=problem)
     return "Something went wrong on the server; it has been logged. You can go on."
+
+
+def _opened(visit: Visit, watched: Watched | None) -> str:
+    told = f"{visit.name}: {seconds(visit.duration_s)} long, ready for questions."
+    codec = None if watched is None else watched.clip.metadata.get("codec")
+    if codec in (None, *_PLAYED):
+        return told
+    return f"{told} Many browsers cannot play {codec}; the timeline and the answers do without."
 
 
 def _so_far(visit: Visit, question: str, reply: Reply) -> Update:

@@ -1,5 +1,7 @@
 """An engine over the untrained model, and videos that a demo may be given."""
 
+import time
+
 import pytest
 
 
@@ -7,7 +9,9 @@ import pytest
 def demo_limits():
     from mmllm.app.limits import DemoLimits
 
-    return DemoLimits(video_s=60.0, new_tokens=12, frames=40, kept_videos=6, upload_mb=2, all_uploads_mb=60, waiting=16)
+    return DemoLimits(
+        video_s=60.0, new_tokens=400, frames=40, kept_videos=6, upload_mb=2, all_uploads_mb=60, waiting=16
+    )
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def engine(untrained_qa, demo_limits):
 
 @pytest.fixture(scope="session")
 def bad_videos(tmp_path_factory, short_clip):
-    """Name -> path of a file that is no usable video, though it is called one."""
+    """Name -> path of a file that is no usable video though it is called one, and of two that are."""
     import shutil
     import struct
 
@@ -54,6 +58,7 @@ def bad_videos(tmp_path_factory, short_clip):
     picture = b"\x2c\x00\x00\x00\x00" + side + b"\x00\x02\x02\x44\x01\x00\x3b"
     (folder / "huge.mp4").write_bytes(b"GIF89a" + side + b"\x80\x00\x00" + b"\x00\x00\x00\xff\xff\xff" + picture)
     shutil.copy(short_clip, folder / "good.jpg")
+    shutil.copy(short_clip, folder / "mine.mp4")
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -63,8 +68,45 @@ def example(demo):
     return next(iter(demo.handlers.examples.values()))
 
 
+class Script:
+    """What the model of the running demo says: words, then the end."""
+
+    words = ("<t20>", "<t60>", "the", "red", "circle", "spins", ".")
+    pause_s = 0.0
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, ids, scores):
+        """Logits that leave only the next word, of ids B L that `generate` has so far."""
+        time.sleep(self.pause_s)
+        words = [*self.words, self.tokenizer.eos_token]
+        said = ids.shape[1] - self.prompt
+        scores[:] = -float("inf")
+        scores[:, self.tokenizer.convert_tokens_to_ids(words[min(said, len(words) - 1)])] = 0.0
+        return scores
+
+
 @pytest.fixture(scope="session")
-def demo(untrained_qa, demo_limits, tmp_path_factory):
+def script(untrained_qa):
+    """Makes the model say what is written, through all of generation; it reads the video nevertheless."""
+    from mmllm.answering import VideoQA
+
+    script, generate = Script(untrained_qa.processor.tokenizer), VideoQA.generate
+
+    def scripted(self, watched, input_ids, *given, **options):
+        visual = sum(sequence.embeddings.shape[1] for sequence in watched.seen.values())
+        script.prompt = input_ids.shape[1] - 1 + visual
+        return generate(self, watched, input_ids, *given, **options, logits_processor=[script])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VideoQA, "generate", scripted)
+        patch.setattr(untrained_qa, "max_new_tokens", 400)
+        yield script
+
+
+@pytest.fixture(scope="session")
+def demo(untrained_qa, script, demo_limits, tmp_path_factory):
     """A running demo."""
     from mmllm.app.command import running
 

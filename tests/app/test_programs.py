@@ -44,7 +44,8 @@ def test_an_answer_comes_with_spans_tokens_and_seconds(client, short_clip):
     told = ask(client, short_clip)
     assert told["done"] is True
     assert told["duration_s"] == pytest.approx(8.0)
-    assert all(0 <= a <= b <= 8.0 for a, b in told["spans"])
+    assert told["text"] == "the red circle spins."
+    assert told["spans"] == [[pytest.approx(20 / 99 * 8.0, abs=0.01), pytest.approx(60 / 99 * 8.0, abs=0.01)]]
     assert told["tokens"]["visual"] == 28
     assert told["seconds"]["total"] > 0
 
