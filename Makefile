@@ -4,13 +4,16 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint format lock clean
+.PHONY: quickstart test test-browser lint format lock clean
 
 quickstart: $(VENV)/ready  ## render, train, evaluate and ask, in minutes
 	$(BIN)/mmllm quickstart
 
 test: $(VENV)/ready  ## all tests
 	$(BIN)/python -m pytest
+
+test-browser: $(VENV)/ready  ## the demo in Debian's chromium, if that is installed
+	MMLLM_BROWSER_TESTS=1 $(BIN)/python -m pytest tests/app
 
 lint: $(VENV)/ready  ## style and types
 	$(BIN)/ruff check .

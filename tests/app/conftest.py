@@ -1,5 +1,6 @@
 """An engine over the untrained model, and videos that a demo may be given."""
 
+import os
 import time
 
 import pytest
@@ -116,3 +117,13 @@ def demo(untrained_qa, script, demo_limits, tmp_path_factory):
         yield up
     patch.undo()
     assert not up.folder.exists()
+
+
+def pytest_collection_modifyitems(items):
+    """The demo in a real browser takes minutes, so it is run on request: `make test-browser`."""
+    if os.environ.get("MMLLM_BROWSER_TESTS"):
+        return
+    skip = pytest.mark.skip(reason="a real browser and whole demo processes: run `make test-browser`")
+    for item in items:
+        if item.path.parent.name == "app" and (item.path.name == "test_page.py" or "ends_cleanly" in item.name):
+            item.add_marker(skip)
