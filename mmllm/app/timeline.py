@@ -18,6 +18,8 @@ from mmllm.time_tokens import Span
 from mmllm.tokens import VideoClip
 
 STRIP_FRAMES = 12
+LANES = 6
+"""Answers that have bars; the list below has all of them."""
 NO_TIME = '<span class="mm-empty">no time was named</span>'
 _THUMBNAIL = 96
 _LEAST_SHARE = 0.6
@@ -32,7 +34,8 @@ def timeline(visit: Visit, clip: VideoClip | None) -> str:
         clip: its frames; None where they are no longer at hand.
     """
     strip = "" if clip is None else _lane("frames", _strip(clip), "mm-strip")
-    lanes = "".join(_turn(number, turn, visit.duration_s) for number, turn in enumerate(visit.turns, start=1))
+    numbered = list(enumerate(visit.turns, start=1))[-LANES:]
+    lanes = "".join(_turn(number, turn, visit.duration_s) for number, turn in numbered)
     return _section(visit.duration_s, f"timeline of {visit.name}", strip + lanes, _list(visit))
 
 

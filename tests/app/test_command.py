@@ -45,8 +45,8 @@ def test_it_ends_cleanly_and_a_taken_port_is_told(tmp_path):
         assert second.returncode == 2
         assert "cannot listen at 127.0.0.1" in second.stderr.splitlines()[-1]
         assert len(list(tmp_path.glob("mmllm-demo-*"))) == 1
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        process.terminate()  # a shell's background jobs, such as these tests may be, ignore Ctrl-C
+        assert process.wait(timeout=60) == 143
         assert not list(tmp_path.glob("mmllm-demo-*"))
         assert "Traceback" not in process.stdout.read()
     finally:

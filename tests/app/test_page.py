@@ -81,7 +81,7 @@ class Page:
         self.js("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", box)
         box.send_keys(Keys.CONTROL, "a")
         box.send_keys(value, Keys.ENTER)
-        box.send_keys(Keys.TAB)
+        self.js("arguments[0].blur()", box)
 
     def tab(self, name):
         for button in self.all("button[role=tab]"):

@@ -74,6 +74,12 @@ def test_frames_bars_and_rows_lead_to_their_instants(clip):
     assert first["aria-label"] == "go to answer 1: 2.0 s – 5.0 s"
 
 
+def test_only_the_latest_answers_have_bars_and_all_have_rows(clip):
+    page = Tags(timeline(visit(*[turn()] * 9), clip))
+    assert [one["title"].split(":")[0] for one in page.of("mm-bar")] == [f"answer {n}" for n in range(4, 10)]
+    assert len(page.of("mm-span")) == 9
+
+
 def test_an_answer_without_a_time_has_no_bar(clip):
     page = timeline(visit(turn("the circle spins")), clip)
     assert "mm-bar" not in page
