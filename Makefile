@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/ready  ## render, train, evaluate and ask, in minutes
 	$(BIN)/mmllm quickstart
 
-test: $(VENV)/ready  ## all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/ready  ## all tests, a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope
 
 test-browser: $(VENV)/ready  ## the demo in Debian's chromium, if that is installed
 	MMLLM_BROWSER_TESTS=1 $(BIN)/python -m pytest tests/app
