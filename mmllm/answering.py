@@ -22,6 +22,7 @@ from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.processor import Encoded, MmllmProcessor
 from mmllm.pruning.needs import require_fit
+from mmllm.pruning.overlay import kept_places, ranking_shown
 from mmllm.sources import checked_source
 from mmllm.time_tokens import Answer
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
@@ -41,6 +42,8 @@ class Watched:
     """The encoder's features, from which other reducers and paths can start."""
     kept: np.ndarray | None = None
     """bool, T H W. The patches of which a token is left after the reducers; None where tokens have no place."""
+    ranking: tuple[str, np.ndarray] | None = None
+    """What the reducers ranked patches by, if they did: its name, and float32 T H W."""
     token_counts: dict[str, int] = field(default_factory=dict)
     """Tokens after each stage: `encoder`, `reducers`, then each block of the path by name."""
 
@@ -139,7 +142,8 @@ class VideoQA:
             seen={self.model.config.video_token_id: sequence},
             seconds={**seconds, "reduce": time.perf_counter() - started},
             tokens=tokens,
-            kept=None if left.grid is None else left.on_grid()[1][0].cpu().numpy(),
+            kept=kept_places(left),
+            ranking=ranking_shown(self.model.reducers, tokens),
             token_counts={
                 "encoder": int(tokens.mask.sum()),
                 "reducers": int(left.mask.sum()),

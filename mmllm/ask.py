@@ -57,7 +57,8 @@ def ask(
         end: look only at the part up to this second.
         max_new_tokens: the answer is cut after so many.
         json: print one JSON object.
-        plot: draw a strip of frames over a time axis, with the answered span, into this file.
+        plot: draw a strip of frames over a time axis, with the answered span, into this file; with reducers also
+            which patches they kept, and what they ranked them by.
     """
     if not question.strip():
         raise InputError("the question is empty")
@@ -74,9 +75,12 @@ def ask(
     answer = qa.ask(watched, question)
     note = qa.note
     if plot is not None:
+        from mmllm.decisions import watched_for
         from mmllm.plotting import plot_answer
 
-        plot_answer(watched.clip, question, answer.spans, plot)
+        seen = watched_for(qa, watched, question)
+        shown = {"kept": seen.kept, "ranking": seen.ranking} if qa.model.reducers else {}
+        plot_answer(watched.clip, question, answer.spans, plot, **shown)
     if json:
         told = {"video": str(video), "question": question, **answer.to_json(), "duration_s": watched.duration_s}
         print(json_text.dumps({**told, "model": name, "note": note}, ensure_ascii=False))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from mmllm import registry
+from mmllm.ask import chosen_model
 from mmllm.errors import CheckpointError, InputError
 
 Description = str | dict[str, Any]
@@ -72,6 +73,7 @@ def tokens(
     path: str | None = None,
     video: Path | None = None,
     json: bool = False,
+    plot: Path | None = None,
 ) -> None:
     """Show how many tokens a video becomes at each stage of a model.
 
@@ -83,7 +85,12 @@ def tokens(
         path: path in place of the model's own, such as slowfast:mode=temporal.
         video: a clip, to see how densely it is sampled.
         json: print JSON instead of a table.
+        plot: run the encoder and the reducers on the clip, and draw into this file which patches they keep.
     """
+    if plot is not None and (video is None or recipe is not None):
+        raise InputError(
+            "--plot shows what a model keeps of a clip: name a model, not a recipe, and a clip with --video"
+        )
     stages, own_frames, text_config, bytes_per_number = _of_recipe(recipe) if recipe else _of_model(model)
     count = own_frames if frames is None else frames
     if count < 1:
@@ -100,10 +107,25 @@ def tokens(
 
         seconds = probe(video).duration_s
         cost["video"] = {"duration_s": seconds, "seconds_between_frames": seconds / max(count - 1, 1)}
+    if plot is not None:
+        changes = {"reducers": stages["reducers"], "path": stages["path"]}
+        cost["plot"] = str(_draw(chosen_model(model), changes, video, count, plot))
     if json:
         print(json_text.dumps(cost, indent=2))
     else:
         _show(cost, video)
+
+
+def _draw(model: str, changes: dict[str, Any], video: Path | None, frames: int, picture: Path) -> Path:
+    """What a model's reducers keep of a clip, as a picture."""
+    from mmllm.answering import VideoQA
+    from mmllm.plotting import plot_answer
+
+    watched = VideoQA.from_pretrained(model, **changes).watch(video, num_frames=frames)
+    if watched.kept is None:
+        raise InputError("these tokens have no place in the picture, so no patch can be shown as dropped")
+    title = " > ".join(f"{count:,} ({stage})" for stage, count in watched.token_counts.items())
+    return plot_answer(watched.clip, f"tokens: {title}", (), picture, kept=watched.kept, ranking=watched.ranking)
 
 
 def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int]:
@@ -117,7 +139,6 @@ def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int]:
 
 
 def _of_model(model: str | None) -> tuple[dict[str, Any], int, Any, int]:
-    from mmllm.ask import chosen_model
     from mmllm.config import MmllmConfig
     from mmllm.processor import MmllmProcessor
     from mmllm.sources import checked_source
@@ -146,3 +167,5 @@ def _show(cost: dict[str, Any], video: Path | None) -> None:
     if video is not None:
         told = cost["video"]
         console.print(f"{video}: {told['duration_s']:.1f} s, a frame every {told['seconds_between_frames']:.2f} s")
+    if "plot" in cost:
+        console.print(f"plot: {cost['plot']}", soft_wrap=True)

@@ -228,9 +228,9 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise InputError("the model needs input_ids or inputs_embeds")
             no_visual = self.get_input_embeddings().weight.new_zeros(len(input_ids), 0, 0)
             inputs_embeds = self.embed(input_ids, no_visual if visual_embeddings is None else visual_embeddings)
-            if visual_place is not None and visual_frame is not None and self._inside_llm is not None:
+            if visual_place is not None and visual_frame is not None and self.inside_llm is not None:
                 real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-                kwargs["inside_llm"] = self._llm_pass(visual_place, visual_frame, real.bool(), None)
+                kwargs["inside_llm"] = self.llm_pass(visual_place, visual_frame, real.bool(), None)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -263,11 +263,11 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "attention_mask": mask,
             "position_ids": positions(placed.attention_mask, placed.segments),
         }
-        if self._inside_llm is not None:
+        if self.inside_llm is not None:
             if placed.segments is not None:
                 raise InputError("a reducer inside the LLM needs questions one by one: set questions_per_video = 1")
             real = placed.attention_mask.bool()
-            kwargs["inside_llm"] = self._llm_pass(placed.place, placed.frame, real, placed.labels)
+            kwargs["inside_llm"] = self.llm_pass(placed.place, placed.frame, real, placed.labels)
         if placed.labels is None:
             outputs = self.language_model(**arguments, past_key_values=cache, logits_to_keep=logits_to_keep, **kwargs)
             return MmllmOutput(
@@ -279,8 +279,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kwargs["output_hidden_states"] = self.grounding is not None
         outputs = self.language_model.base_model(**arguments, use_cache=False, **kwargs)
         losses = self.losses(outputs.last_hidden_state, outputs.hidden_states, placed, frame_share)
-        if self._inside_llm is not None:
-            losses |= self._inside_llm.losses(kwargs["inside_llm"], self.config.text_config.num_hidden_layers)
+        if self.inside_llm is not None:
+            losses |= self.inside_llm.losses(kwargs["inside_llm"], self.config.text_config.num_hidden_layers)
         return MmllmOutput(loss=torch.stack(list(losses.values())).sum(), losses=losses)
 
     def losses(
@@ -304,11 +304,11 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return parts
 
     @property
-    def _inside_llm(self) -> Any:
+    def inside_llm(self) -> Any:
         """The reducer that drops tokens between the LLM's layers, if there is one."""
         return next((one for one in self.reducers if getattr(one, "runs_inside_llm", False)), None)
 
-    def _llm_pass(self, place: Tensor, frame: Tensor, real: Tensor, labels: Tensor | None) -> LlmPass:
+    def llm_pass(self, place: Tensor, frame: Tensor, real: Tensor, labels: Tensor | None) -> LlmPass:
         """What such a reducer has to know of a prompt; what is answered, or will be, does not decide about tokens."""
         missing = real.shape[1] - place.shape[1]  # answered already, where there is no cache
         place, frame = (torch.nn.functional.pad(one, (0, missing), value=-1) for one in (place, frame))
@@ -374,7 +374,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             placed.input_ids,
             attention_mask=placed.attention_mask,
             visual_embeddings=placed.visual,
-            **({} if self._inside_llm is None else {"visual_place": placed.place, "visual_frame": placed.frame}),
+            **({} if self.inside_llm is None else {"visual_place": placed.place, "visual_frame": placed.frame}),
             **kwargs,
         )
         sequences = out if isinstance(out, Tensor) else out.sequences

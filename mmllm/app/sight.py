@@ -10,10 +10,9 @@ from mmllm.answering import Watched
 from mmllm.app.markup import interval, picture, readable, safe, seconds
 from mmllm.app.session import Turn
 from mmllm.app.settings import Cost
+from mmllm.pruning import overlay
 
 MOST_FRAMES = 24
-_DIMMED = 0.22
-"""Brightness of a dropped patch."""
 _SIDE = 128
 """Least side of a shown frame in pixels."""
 _STAGES = {
@@ -91,11 +90,7 @@ def dimmed(watched: Watched, frame: int) -> np.ndarray:
     pixels = pixels.repeat(repeat, axis=0).repeat(repeat, axis=1)
     if watched.kept is None:
         return pixels
-    kept = watched.kept[frame]
-    rows = np.minimum(np.arange(pixels.shape[0]) * kept.shape[0] // pixels.shape[0], kept.shape[0] - 1)
-    columns = np.minimum(np.arange(pixels.shape[1]) * kept.shape[1] // pixels.shape[1], kept.shape[1] - 1)
-    light = np.where(kept[rows][:, columns, None], 1.0, _DIMMED)
-    return (pixels * light).astype(np.uint8)
+    return overlay.dimmed(pixels[None], watched.kept[frame][None])[0]
 
 
 def _frames(watched: Watched) -> str:

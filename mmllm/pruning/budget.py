@@ -6,6 +6,7 @@ B videos, T frames, N tokens of a frame
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
 
-_GUARD = 1e-9
+BUDGET_GUARD = 1e-9
 """Keeps a product that is a whole number on paper from falling one short in floating point (100 * 0.29)."""
 
 
@@ -39,11 +40,14 @@ class Budget:
         if len(given) != 1:
             what = f"both {' and '.join(given)}" if given else "none of them"
             raise ConfigError(f"{type(self).__name__} needs exactly one of keep, ratio and total; given: {what}")
+        for name in ("keep", "total"):
+            if getattr(self, name) is not None:
+                operator.index(getattr(self, name))  # a TypeError for 1.5 tokens
         require(self.keep is None or self.keep >= 1, self, "keep", "at least 1 token")
         require(self.ratio is None or 0 < self.ratio <= 1, self, "ratio", "above 0 and at most 1")
         require(self.total is None or self.total >= 1, self, "total", "at least 1 token")
 
-    def share(self, tokens: int, *, guard: float = _GUARD) -> int:
+    def share(self, tokens: int, *, guard: float = BUDGET_GUARD) -> int:
         """`ratio` of a number of tokens, rounded as this budget rounds; at least one unless rounded down."""
         assert self.ratio is not None
         if self.rounding == "floor":
@@ -127,7 +131,7 @@ def apportion(weights: np.ndarray, total: int, *, least: int, most: np.ndarray) 
         wish = left * pull / pull.sum()
         given = np.where(wish >= room, room, 0)  # the full ones first; the rest share what these cannot take
         if not given.any():
-            given = np.floor(wish + _GUARD).astype(np.int64)
+            given = np.floor(wish + BUDGET_GUARD).astype(np.int64)
             order = np.argsort(np.where(room > given, given - wish, np.inf), kind="stable")
             given[order[: left - int(given.sum())]] += 1
         counts = counts + given

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmllm.pruning.budget import Budget
 from mmllm.pruning.needs import score_of
@@ -52,9 +52,12 @@ class FasterVlmReducer(nn.Module):
                 image has other partitions than its tiling says.
         """
         check_partitions(tokens)
-        scores = score_of(tokens, self.config.score, "fastervlm").float()
-        kept, mask = top_counted(scores, self.config.per_frame(tokens.mask), tokens.mask)
+        kept, mask = top_counted(self.ranking(tokens), self.config.per_frame(tokens.mask), tokens.mask)
         return tokens.take(kept, mask)
+
+    def ranking(self, tokens: VisualTokens) -> Tensor:
+        """float32, B T N: what tokens are ranked by."""
+        return score_of(tokens, self.config.score, "fastervlm").float()
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""

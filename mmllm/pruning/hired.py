@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.pruning.budget import Budget, apportion
+from mmllm.pruning.budget import BUDGET_GUARD, Budget, apportion
 from mmllm.pruning.needs import score_of
-from mmllm.pruning.selection import top_counted
+from mmllm.pruning.selection import check_scores, ranks, top_counted
 from mmllm.registry import register
 from mmllm.tiles import Tiling, check_partitions
 from mmllm.tokens import VisualTokens
@@ -46,14 +46,24 @@ class HiredConfig(Budget):
     """Share of the budget that goes to the whole image."""
     mode: Mode = "paper"
     """Whether tiles are scored as the paper says or as the published code does."""
+    split: Literal["attention", "even"] = "attention"
+    """How the tiles' budget is shared; "even" is the baseline of the paper's ablation (Table 5)."""
     redistribute: bool = False
     """Hand on what rounding down and full tiles leave over. Neither the paper nor the code does."""
+    spatial_budget: float = 0.0
+    """The published code's other baseline: this share of every partition's patches, evenly spaced along the raster, is
+    kept beside what the budget keeps."""
     score: Literal["cls_attention", "mean_attention"] = "cls_attention"
     """`mean_attention` serves encoders without a class token."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.alpha <= 1, self, "alpha", "between 0 and 1")
+        require(0 <= self.spatial_budget <= 1, self, "spatial_budget", "between 0 and 1")
+
+    def share(self, tokens: int, *, guard: float = BUDGET_GUARD) -> int:
+        """`ratio` of a number of tokens, rounded down; in release mode with the code's floating point."""
+        return super().share(tokens, guard=0.0 if self.mode == "release" else guard)
 
 
 @register("reducer", "hired", config=HiredConfig)
@@ -78,7 +88,6 @@ class HiredReducer(nn.Module):
             InputError: if a score is missing or not finite, the partitions are not those of the tiling, nothing would
                 be left, or (release) the tiles do not divide the patches.
         """
-        late = score_of(tokens, self.config.score, "hired").float()
         if tokens.tiling is None:
             counts = self.config.per_frame(tokens.mask)
         else:
@@ -88,8 +97,15 @@ class HiredReducer(nn.Module):
             for image, tiling in enumerate(tokens.tiling):
                 shares = self.budgets(first[image, 0], tokens, image, tiling)
                 counts[image, : len(shares)] = torch.tensor(shares, device=counts.device)
+        late = self.ranking(tokens)
+        if every := spaced(tokens.shape[2], self.config.spatial_budget):
+            late, counts = _with(every, late, counts, tokens)
         kept, mask = top_counted(late, counts, tokens.mask)
         return tokens.take(kept, mask)
+
+    def ranking(self, tokens: VisualTokens) -> Tensor:
+        """float32, B T N: what patches of one partition are ranked by."""
+        return score_of(tokens, self.config.score, "hired").float()
 
     def budgets(self, first: Tensor, tokens: VisualTokens, image: int, tiling: Tiling) -> list[int]:
         """How many tokens each partition of one image keeps: the whole image, then the tiles.
@@ -104,20 +120,43 @@ class HiredReducer(nn.Module):
         budget = self._budget(partitions, patches)
         if budget < 1:
             raise InputError(f"HiredConfig.ratio = {self.config.ratio} leaves no token of {partitions * patches}")
+        if budget >= partitions * patches:
+            return [patches] * partitions
         if not tiling.rows:
             return [min(budget, patches)]
-        first = first.masked_fill(~tokens.mask[image, 0], 0.0)
-        scores = tile_scores(first, tokens.index[image, 0], tokens.grid, tiling, self.config.mode, self.config.alpha)
-        return split_budget(budget, patches, scores, self.config.alpha, redistribute=self.config.redistribute)
+        config = self.config
+        if config.split == "even":
+            scores = np.ones(partitions - 1)
+        else:
+            first = first.masked_fill(~tokens.mask[image, 0], 0.0)
+            scores = tile_scores(first, tokens.index[image, 0], tokens.grid, tiling, config.mode, config.alpha)
+        guard = 0.0 if config.mode == "release" else _GUARD
+        return split_budget(budget, patches, scores, config.alpha, redistribute=config.redistribute, guard=guard)
 
     def _budget(self, partitions: int, patches: int) -> int:
         if self.config.ratio is None:
             return self.config.upper_bound(patches, partitions)
-        return self.config.share(partitions * patches, guard=0.0 if self.config.mode == "release" else _GUARD)
+        return self.config.share(partitions * patches, guard=_GUARD)
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video, or of an image and its tiles."""
-        return self._budget(frames, tokens_per_frame)
+        beside = frames * len(spaced(tokens_per_frame, self.config.spatial_budget))
+        return min(self._budget(frames, tokens_per_frame) + beside, frames * tokens_per_frame)
+
+
+def spaced(patches: int, share: float) -> range:
+    """Every n-th of `patches` positions, the last one excluded, for about `share` of them; the release's spacing."""
+    count = int(patches * share)
+    return range(0, patches - 1, patches // count) if count else range(0)
+
+
+def _with(every: range, late: Tensor, counts: Tensor, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
+    """Scores B T N in which the most attended of each row and `every` n-th patch come first, and their number B T."""
+    check_scores(late.masked_fill(~tokens.mask, 0.0))
+    chosen = ranks(late.masked_fill(~tokens.mask, -torch.inf)) < counts.unsqueeze(-1)
+    chosen[..., list(every)] = True
+    chosen &= tokens.mask
+    return chosen.float(), chosen.sum(-1)
 
 
 def tile_scores(
@@ -143,8 +182,11 @@ def tile_scores(
         raise InputError("attention that shares a budget must be finite and not negative")
     tiles, patches = tiling.rows * tiling.cols, len(first)
     if mode == "release":
-        if patches % tiles:
-            raise InputError(f"{patches} patches cannot be cut into {tiles} equal runs, as mode='release' does")
+        if patches % tiles or grid[0] != grid[1]:
+            raise InputError(
+                f"a {grid[0]}x{grid[1]} grid of {patches} patches cannot be cut into {tiles} equal runs, as "
+                "mode='release' does with square grids"
+            )
         highest = first.argsort(descending=True, stable=True)[: int(patches * (1 - alpha))]
         owner, weight = highest // (patches // tiles), torch.ones_like(highest, dtype=torch.float64)
     else:
@@ -156,7 +198,13 @@ def tile_scores(
 
 
 def split_budget(
-    budget: int, patches: int, scores: np.ndarray, alpha: float, *, redistribute: bool = False
+    budget: int,
+    patches: int,
+    scores: np.ndarray,
+    alpha: float,
+    *,
+    redistribute: bool = False,
+    guard: float = _GUARD,
 ) -> list[int]:
     """Tokens for the whole image and for each tile, none above `patches`.
 
@@ -168,8 +216,9 @@ def split_budget(
         scores: float64, k. How much each tile matters; if nothing matters, all tiles alike.
         alpha: share of the whole image.
         redistribute: give what rounding and full tiles leave over to the other tiles.
+        guard: added before `budget * alpha` is rounded down; the released code adds nothing.
     """
-    whole = min(math.floor(budget * alpha + _GUARD), patches)
+    whole = min(math.floor(budget * alpha + guard), patches)
     rest = min(budget - whole, len(scores) * patches)
     if not scores.sum() > 0:
         warnings.warn("no tile is attended to; the budget is shared evenly", stacklevel=2)

@@ -1,97 +1,90 @@
-"""Pictures of what a reducer left: frames as the encoder saw them, dropped patches dimmed, scores as a heat map.
+"""What a reducer left, as pictures: frames with the dropped patches dark, and what they were ranked by as a heat map.
 
-T frames, S side in pixels, H W patch grid
+T frames, Y X height and width in pixels, H W patch grid
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
+from torch import Tensor, nn
 
 from mmllm.errors import InputError
-from mmllm.frames import FrameTransform
 from mmllm.tokens import VisualTokens
 
 DIMMED = 0.25
 """Brightness that is left of a dropped patch."""
+_HEAT = 0.6
+"""Share of a heat map's colours; the rest is the frame in grey."""
 
 
-def enlarged(patches: np.ndarray, side: int) -> np.ndarray:
-    """T S S: values of patches (T H W) spread over the pixels that each patch covers."""
-    _, height, width = patches.shape
-    rows, cols = (np.arange(side) * count // side for count in (height, width))
+def enlarged(patches: np.ndarray, height: int, width: int) -> np.ndarray:
+    """T Y X: values of patches (T H W) spread over the pixels that each patch covers."""
+    rows, cols = (
+        np.arange(side) * count // side for side, count in zip((height, width), patches.shape[1:], strict=True)
+    )
     return patches[:, rows][:, :, cols]
 
 
 def dimmed(frames: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Frames with the dropped patches dark.
+    """uint8, T Y X 3: frames with the dropped patches dark.
 
     Args:
-        frames: uint8, T S S 3, as the encoder saw them.
+        frames: uint8, T Y X 3, as the encoder saw them.
         kept: bool, T H W.
 
     Raises:
-        InputError: if there are not as many frames as maps of kept patches.
+        InputError: if there are not as many frames as maps of patches.
     """
-    if len(frames) != len(kept) or frames.shape[1] != frames.shape[2]:
-        raise InputError(f"{frames.shape} frames and {kept.shape} kept patches do not belong together")
-    light = np.where(enlarged(kept, frames.shape[1]), 1.0, DIMMED)
+    light = np.where(_over(frames, kept), 1.0, DIMMED)
     return (frames * light[..., None]).astype(np.uint8)
 
 
-def save_overlay(
-    frames: np.ndarray,
-    before: VisualTokens,
-    after: VisualTokens,
-    picture: str | Path,
-    *,
-    transform: FrameTransform,
-    score: str | None = None,
-    titles: Sequence[str] = (),
-) -> Path:
-    """Draws the frames of one video: what is kept of each, and below, if asked for, what it was ranked by.
+def heated(frames: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """uint8, T Y X 3: frames in grey under the colours of their patches' values, dark for the lowest of the video.
 
     Args:
-        frames: uint8, T H W 3, as decoded.
-        before: the encoder's tokens, one video; read for the score.
-        after: what the reducers left of them.
-        picture: the file to write; its suffix says the format (png, pdf, svg).
-        transform: how the encoder's input was made of the frames.
-        score: name of a score that `before` carries, drawn as a heat map.
-        titles: one for each frame; by default how many of its patches are kept.
+        frames: uint8, T Y X 3.
+        values: float, T H W; where it is not finite the frame stays grey.
 
     Raises:
-        InputError: for more than one video, 1D tokens, a score that is not there or an unknown format.
+        InputError: if there are not as many frames as maps of patches.
     """
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps
 
-    if before.shape[0] != 1 or after.shape[0] != 1 or before.grid is None or after.grid is None:
-        raise InputError("an overlay shows the patches of one video; 1D tokens have none")
-    if score is not None and score not in before.scores:
-        raise InputError(f"no score {score!r}; these tokens carry {', '.join(sorted(before.scores)) or 'none'}")
-    kept = after.on_grid()[1][0].cpu().numpy()
-    seen = np.stack([transform.resized(frame) for frame in frames])
-    shown = dimmed(seen, kept)
-    rows = 1 if score is None else 2
-    figure = Figure(figsize=(1.6 * len(shown) + 0.2, 1.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, len(shown), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for number, (axis, image) in enumerate(zip(axes[0], shown, strict=True)):
-        axis.imshow(image)
-        title = titles[number] if number < len(titles) else f"{int(kept[number].sum())} of {kept[number].size}"
-        axis.set_title(title, fontsize=7)
-    if score is not None:
-        values = before.replace(features=before.scores[score].unsqueeze(-1)).on_grid()[0][0, ..., 0].float().cpu()
-        for axis, image, heat in zip(axes[1], seen, values.numpy(), strict=True):
-            side = image.shape[0]
-            axis.imshow(image.mean(axis=-1), cmap="gray", vmin=0, vmax=255)
-            axis.imshow(enlarged(heat[None], side)[0], cmap="inferno", alpha=0.6)
-    path = Path(picture)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as problem:
-        raise InputError(f"cannot write the picture {str(path)!r}: {problem}") from None
-    return path
+    values = _over(frames, values.astype(np.float64))
+    known = np.isfinite(values)
+    low, high = (values[known].min(), values[known].max()) if known.any() else (0.0, 1.0)
+    colours = colormaps["inferno"](np.where(known, values - low, 0.0) / max(high - low, 1e-12))[..., :3] * 255
+    share = np.where(known, _HEAT, 0.0)[..., None]
+    return (frames.mean(axis=-1, keepdims=True) * (1 - share) + colours * share).astype(np.uint8)
+
+
+def _over(frames: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    if len(frames) != len(patches) or patches.ndim != 3:
+        raise InputError(f"{frames.shape} frames and {patches.shape} patches do not belong together")
+    return enlarged(patches, *frames.shape[1:3])
+
+
+def kept_places(left: VisualTokens) -> np.ndarray | None:
+    """bool, T H W: the patches of the first video of which a token is left; None where tokens have no place."""
+    return None if left.grid is None else left.on_grid()[1][0].cpu().numpy()
+
+
+def ranking_shown(reducers: nn.ModuleList, tokens: VisualTokens) -> tuple[str, np.ndarray] | None:
+    """What the first reducer that ranks tokens went by: its name and float32 T H W of the first video.
+
+    Where tokens were merged inside the encoder, it is how many patches each token stands for. None without either, or
+    where tokens have no place; not a number where there was no token to rank.
+    """
+    if tokens.grid is None:
+        return None
+    for reducer in reducers:
+        ranking = getattr(reducer, "ranking", None)
+        if ranking is not None:
+            return reducer.config.score, _laid_out(tokens, ranking(tokens))
+    return None if tokens.size is None else ("patches in a token", _laid_out(tokens, tokens.size))
+
+
+def _laid_out(tokens: VisualTokens, values: Tensor) -> np.ndarray:
+    placed, there = tokens.replace(features=values.detach().float().unsqueeze(-1)).on_grid()
+    return placed[0, ..., 0].masked_fill(~there[0], float("nan")).cpu().numpy()

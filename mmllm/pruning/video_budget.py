@@ -71,9 +71,15 @@ class VideoBudgetReducer(nn.Module):
             shown = change[video].sum(-1).cpu().double().numpy() / np.maximum(there, 1)
             total = self.config.for_video(there)
             counts[video] = apportion(shown, total, least=self.config.least, most=there)
-        score = change if self.config.score == "change" else score_of(tokens, self.config.score, "video_budget").float()
+        score = change if self.config.score == "change" else self.ranking(tokens)
         kept, mask = top_counted(score, torch.from_numpy(counts).to(change.device), tokens.mask)
         return tokens.take(kept, mask)
+
+    def ranking(self, tokens: VisualTokens) -> Tensor:
+        """float32, B T N: what tokens of one frame are ranked by."""
+        if self.config.score == "change":
+            return change_of(tokens)
+        return score_of(tokens, self.config.score, "video_budget").float()
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""

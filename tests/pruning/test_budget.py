@@ -27,6 +27,12 @@ def test_impossible(given):
         Budget(**given)
 
 
+def test_tokens_are_whole_numbers():
+    for field in ("keep", "total"):
+        with pytest.raises(TypeError):
+            Budget(**{field: 1.5})
+
+
 @pytest.mark.parametrize(
     ("tokens", "reduction", "kept"),
     [(576, 0.25, 432), (576, 0.5, 288), (576, 0.75, 144), (576, 0.9, 58), (576, 0.95, 29),

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from mmllm import registry
 from mmllm.encoders.attention import attention_row
 from mmllm.errors import ConfigError, InputError
-from mmllm.pruning.hired import split_budget, tile_scores
-from mmllm.tiles import Tiling
+from mmllm.pruning.hired import spaced, split_budget, tile_scores
+from mmllm.tiles import Tiling, pack
 from mmllm.tokens import VisualTokens
 
 GOLDEN = load_file(Path(__file__).resolve().parents[1] / "data" / "hired-single.safetensors")
@@ -90,10 +90,117 @@ def test_budgets(mode, rate, alpha):
             warnings.simplefilter("ignore")
             counts = kept(tokens, ratio=rate, alpha=alpha, mode=mode)[image]
         budget = int(one.partitions * 36 * rate + 1e-9)
-        assert counts[0] == min(int(budget * alpha + 1e-6), 36)
+        assert counts[0] == (36 if rate == 1 else min(int(budget * alpha + 1e-6), 36))
         assert sum(counts) <= budget
         assert max(counts) <= 36
         assert all(count == 0 for count in counts[one.partitions :])
+
+
+@pytest.mark.parametrize("mode", ["paper", "release"])
+def test_everything_is_identity_however_attention_is_spread(mode):
+    tokens = tiled(SQUARE, Tiling(rows=1, cols=3, height=20, width=70))
+    out = registry.build("reducer", {"name": "hired", "ratio": 1.0, "alpha": 0.5, "mode": mode})(tokens)
+    assert torch.equal(out.features, tokens.features)
+    assert torch.equal(out.mask, tokens.mask)
+
+
+def released(late, first, tiling, side, rate, alpha):
+    """Masks by the released code's rule, step by step; one row a partition."""
+    tiles, patches = tiling.rows * tiling.cols, side * side
+    budget = int((1 + tiles) * patches * rate)
+    whole = min(int(budget * alpha), patches)
+    rest = min(budget - whole, tiles * patches)
+    highest = np.argsort(-first[0], kind="stable")[: int(patches * (1 - alpha))]
+    hits = [sum(int(j) // (patches // tiles) == tile for j in highest) for tile in range(tiles)]
+    counts = [whole] + [min(rest * hit // sum(hits), patches) for hit in hits]
+    masks = np.zeros((1 + tiles, patches), dtype=bool)
+    for row, (scores, count) in enumerate(zip(late, counts, strict=True)):
+        masks[row, np.argsort(-scores, kind="stable")[:count]] = True
+    return masks
+
+
+def released_packing(features, masks, tiling, side):
+    """Kept features, the mosaic laid out with rows and columns exchanged as the released code has it."""
+    rows, cols = tiling.cols, tiling.rows
+    mosaic, kept = (
+        rearrange(values[1:], "(r c) (h w) ... -> (r h) (c w) ...", r=rows, h=side) for values in (features, masks)
+    )
+    height, width = mosaic.shape[:2]
+    if tiling.width / tiling.height > width / height:
+        cut = (height - int(tiling.height * width / tiling.width)) // 2
+        mosaic, kept = mosaic[cut : height - cut], kept[cut : height - cut]
+    else:
+        cut = (width - int(tiling.width * height / tiling.height)) // 2
+        mosaic, kept = mosaic[:, cut : width - cut], kept[:, cut : width - cut]
+    return np.concatenate([features[0][masks[0]], mosaic[kept]])
+
+
+@pytest.mark.parametrize(("rate", "alpha"), [(0.1, 0.5), (0.2, 0.5), (0.4, 0.3), (0.8, 0.7), (0.35, 0.0), (0.55, 0.9)])
+def test_many_partitions_in_release_mode(rate, alpha):
+    tilings = (
+        Tiling(rows=2, cols=2, height=100, width=90),
+        Tiling(rows=1, cols=3, height=25, width=60),
+        Tiling(rows=3, cols=1, height=61, width=20),
+        Tiling(rows=2, cols=2, height=40, width=95),
+    )
+    tokens = tiled(*tilings)
+    out = registry.build("reducer", {"name": "hired", "ratio": rate, "alpha": alpha, "mode": "release"})(tokens)
+    packed, mask = pack(out.replace(tiling=tuple(one.transposed for one in tilings)))
+    present = rearrange(out.on_grid()[1], "b t h w -> b t (h w)").numpy()
+    for image, one in enumerate(tilings):
+        late, first, features = (
+            values[image, : one.partitions].numpy()
+            for values in (tokens.scores["cls_attention"], tokens.scores["cls_attention@0"], tokens.features)
+        )
+        wanted = released(late, first, one, 6, rate, alpha)
+        assert np.array_equal(present[image, : one.partitions], wanted)
+        assert np.array_equal(packed[image][mask[image]].numpy(), released_packing(features, wanted, one, 6))
+
+
+@pytest.mark.parametrize(("rate", "alpha"), [(0.2, 0.5), (0.4, 0.3), (0.8, 0.7)])
+def test_many_partitions_in_paper_mode(rate, alpha):
+    tiling = Tiling(rows=2, cols=3, height=100, width=150)
+    tokens = tiled(tiling)
+    counts = kept(tokens, ratio=rate, alpha=alpha)[0]
+    first, budget = tokens.scores["cls_attention@0"][0, 0].double().view(6, 6), int(7 * 36 * rate)
+    whole = min(int(budget * alpha), 36)
+    areas = [first[3 * y : 3 * y + 3, 2 * x : 2 * x + 2].sum() for y in range(2) for x in range(3)]
+    shares = [min(int((budget - whole) * area / first.sum() + 1e-6), 36) for area in areas]
+    assert counts == [whole, *shares]
+
+
+def test_release_rounds_as_its_floating_point_does():
+    scores = {name: torch.rand(1, 1, 100) for name in ("cls_attention", "cls_attention@0")}
+    tokens = VisualTokens(features=torch.zeros(1, 1, 100, 1), grid=(10, 10), scores=scores)
+    assert kept(tokens, ratio=0.29) == [[29]]
+    assert kept(tokens, ratio=0.29, mode="release") == [[28]]  # 100 * 0.29 is 28.999...
+    assert split_budget(90, 99, np.ones(1), 0.7) == [63, 27]
+    assert split_budget(90, 99, np.ones(1), 0.7, guard=0.0) == [62, 28]
+
+
+def test_even_split():
+    first = torch.zeros(36)
+    first[0] = 1.0
+    assert kept(tiled(SQUARE, first=first), total=60, split="even") == [[30, 7, 7, 7, 7]]
+    assert kept(tiled(SQUARE, first=first), total=60) == [[30, 30, 0, 0, 0]]
+
+
+def test_spatial_budget_keeps_spaced_patches_beside_the_attended():
+    assert list(spaced(36, 0.25)) == [0, 4, 8, 12, 16, 20, 24, 28, 32]
+    assert list(spaced(36, 0.5)) == list(range(0, 35, 2))
+    assert list(spaced(36, 0.0)) == []
+    assert list(spaced(36, 1.0)) == list(range(35))  # the last patch is never among them
+    tokens = tiled(SQUARE)
+    plain, beside = (
+        registry.build("reducer", f"hired:ratio=0.2,spatial_budget={share}")(tokens).on_grid()[1].flatten(2)
+        for share in (0, 0.25)
+    )
+    wanted = plain.clone()
+    wanted[..., ::4] = True
+    wanted[..., 35] = plain[..., 35]
+    assert torch.equal(beside, wanted)
+    reducer = registry.build("reducer", "hired:ratio=0.2,spatial_budget=0.25")
+    assert reducer.kept_tokens(36, 5) == 36 + 5 * 9 >= beside.sum()
 
 
 def test_everything_is_identity():
@@ -164,16 +271,30 @@ def test_nothing_attended_is_shared_evenly_with_a_warning():
 
 
 def test_bad_input():
-    with pytest.raises(ConfigError, match="alpha"):
-        registry.config_of("reducer", "hired:ratio=0.2,alpha=1.5")
+    for wrong in ("alpha=1.5", "alpha=-0.1", "spatial_budget=2", "split=random", "mode=release-100"):
+        with pytest.raises(ConfigError, match=wrong.split("=")[0]):
+            registry.config_of("reducer", f"hired:ratio=0.2,{wrong}")
+    for rate in (0.0, -0.2, 1.1):
+        with pytest.raises(ConfigError, match="ratio"):
+            registry.config_of("reducer", f"hired:ratio={rate}")
     with pytest.raises(InputError, match=r"ratio = 0.001 leaves no token"):
         kept(tiled(SQUARE), ratio=0.001)
     with pytest.raises(InputError, match=r"5 partitions; its tiling says 3"):
         kept(tiled(SQUARE).replace(tiling=(Tiling(rows=1, cols=2, height=9, width=9),)), ratio=0.2)
-    with pytest.raises(InputError, match="finite"):
-        kept(tiled(SQUARE, first=torch.full((36,), float("nan"))), ratio=0.2)
-    with pytest.raises(InputError, match="36 patches cannot be cut into 5"):
+    for value in (float("nan"), float("inf"), -0.1):
+        with pytest.raises(InputError, match="finite"):
+            kept(tiled(SQUARE, first=torch.full((36,), value)), ratio=0.2)
+    tokens = tiled(SQUARE)
+    tokens.scores["cls_attention"][0, 1, 3] = float("nan")
+    for share in (0.0, 0.25):
+        with pytest.raises(InputError, match="finite"):
+            kept(tokens, ratio=0.2, spatial_budget=share)
+    with pytest.raises(ValueError, match=r"cls_attention must be \(1, 5, 36\)"):
+        tiled(SQUARE).replace(scores={"cls_attention": torch.rand(1, 5, 37)})
+    with pytest.raises(InputError, match="6x6 grid of 36 patches cannot be cut into 5"):
         tile_scores(torch.ones(36), torch.arange(36), (6, 6), Tiling(rows=5, cols=1, height=9, width=9), "release", 0.5)
+    with pytest.raises(InputError, match="square grids"):
+        tile_scores(torch.ones(36), torch.arange(36), (4, 9), SQUARE, "release", 0.5)
     with pytest.raises(InputError, match="place"):
         tile_scores(torch.ones(36), torch.arange(36), None, SQUARE, "paper", 0.5)
 
