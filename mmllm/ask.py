@@ -79,7 +79,7 @@ def ask(
         from mmllm.plotting import plot_answer
 
         seen = watched_for(qa, watched, question)
-        shown = {"kept": seen.kept, "ranking": seen.ranking} if qa.model.reducers else {}
+        shown: dict[str, Any] = {"kept": seen.kept, "ranking": seen.ranking} if qa.model.reducers else {}
         plot_answer(watched.clip, question, answer.spans, plot, **shown)
     if json:
         told = {"video": str(video), "question": question, **answer.to_json(), "duration_s": watched.duration_s}

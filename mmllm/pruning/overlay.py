@@ -5,6 +5,8 @@ T frames, Y X height and width in pixels, H W patch grid
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -78,10 +80,10 @@ def ranking_shown(reducers: nn.ModuleList, tokens: VisualTokens) -> tuple[str, n
     """
     if tokens.grid is None:
         return None
-    for reducer in reducers:
-        ranking = getattr(reducer, "ranking", None)
-        if ranking is not None:
-            return reducer.config.score, _laid_out(tokens, ranking(tokens))
+    parts: list[Any] = list(reducers)
+    for reducer in parts:
+        if hasattr(reducer, "ranking"):
+            return reducer.config.score, _laid_out(tokens, reducer.ranking(tokens))
     return None if tokens.size is None else ("patches in a token", _laid_out(tokens, tokens.size))
 
 

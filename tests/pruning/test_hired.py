@@ -121,7 +121,7 @@ def released(late, first, tiling, side, rate, alpha):
 
 def released_packing(features, masks, tiling, side):
     """Kept features, the mosaic laid out with rows and columns exchanged as the released code has it."""
-    rows, cols = tiling.cols, tiling.rows
+    rows = tiling.cols
     mosaic, kept = (
         rearrange(values[1:], "(r c) (h w) ... -> (r h) (c w) ...", r=rows, h=side) for values in (features, masks)
     )
