@@ -1,9 +1,12 @@
-"""An engine over the untrained model, and videos that a demo may be given."""
+"""An engine over the untrained model, videos that a demo may be given, and a browser that shows the page."""
 
 import os
+import shutil
 import time
 
 import pytest
+
+_WAIT_S = 90
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +66,7 @@ def bad_videos(tmp_path_factory, short_clip):
     return {path.name: path for path in folder.iterdir()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def example(demo):
     """The first example clip of the running demo."""
     return next(iter(demo.handlers.examples.values()))
@@ -88,7 +91,7 @@ class Script:
         return scores
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def script(untrained_qa):
     """Makes the model say what is written, through all of generation; it reads the video nevertheless."""
     from mmllm.answering import VideoQA
@@ -107,23 +110,148 @@ def script(untrained_qa):
 
 
 @pytest.fixture(scope="session")
-def demo(untrained_qa, script, demo_limits, tmp_path_factory):
+def cache(tmp_path_factory):
+    """Where the example clips are drawn."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def demo(untrained_qa, script, demo_limits, cache):
     """A running demo."""
     from mmllm.app.command import running
 
-    patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    with running(untrained_qa, "untrained", demo_limits) as up:
-        yield up
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        with running(untrained_qa, "untrained", demo_limits) as up:
+            yield up
     assert not up.folder.exists()
 
 
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser without a window."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: pip install -e '.[dev]'")
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,1400"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+class Page:
+    """What a visitor does and sees."""
+
+    def __init__(self, browser, url):
+        self.browser, self.url = browser, url
+
+    def open(self, theme="light", width=1280):
+        metrics = {"width": width, "height": 1400, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.browser.get(f"{self.url}?__theme={theme}")
+        self.wait(lambda: self.all(".mm-frame") and self.all("#mm-suggestions button") and self.text("#mm-status"))
+        return self
+
+    def all(self, selector):
+        return self.browser.find_elements("css selector", selector)
+
+    def one(self, selector):
+        return self.wait(lambda: self.all(selector))[0]
+
+    def text(self, selector):
+        return " ".join(found.text for found in self.all(selector)).strip()
+
+    def js(self, code, *given):
+        return self.browser.execute_script(code, *given)
+
+    def wait(self, what, seconds=_WAIT_S):
+        from selenium.common.exceptions import WebDriverException
+
+        deadline, told = time.monotonic() + seconds, None
+        while time.monotonic() < deadline:
+            try:
+                if found := what():
+                    return found
+            except WebDriverException as problem:  # an element that was just replaced
+                told = problem
+            time.sleep(0.1)
+        raise AssertionError(f"waited {seconds} s in vain; the page says {self.text('#mm-status')!r} {told or ''}")
+
+    def press(self, selector):
+        self.wait(lambda: self.one(selector).is_enabled())
+        self.js("arguments[0].scrollIntoView({block: 'center'})", self.one(selector))
+        self.one(selector).click()
+
+    def choose(self, selector, value):
+        """An entry of a list that can be typed into."""
+        from selenium.webdriver.common.keys import Keys
+
+        box = self.one(f"{selector} input")
+        self.js("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", box)
+        box.send_keys(Keys.CONTROL, "a")
+        box.send_keys(value, Keys.ENTER)
+        self.js("arguments[0].blur()", box)
+
+    def tab(self, name):
+        for button in self.all("button[role=tab]"):
+            if button.text == name:
+                self.js("arguments[0].click()", button)
+                return
+        raise AssertionError(f"no tab {name}")
+
+    def type(self, question):
+        box = self.one("#mm-question textarea")
+        box.clear()
+        box.send_keys(question)
+
+    def ask(self, question=None):
+        """Asks, and gives every state of the last message that was seen until the answer was complete."""
+        before = len(self.all("#mm-timeline .mm-answer"))
+        if question is not None:
+            self.type(question)
+        self.press("#mm-ask")
+        seen = []
+
+        def finished():
+            said = self.all("#mm-chat .bot .message-content, #mm-chat .bot.message")
+            if said and (not seen or said[-1].text != seen[-1]):
+                seen.append(said[-1].text)
+            return len(self.all("#mm-timeline .mm-answer")) > before
+
+        self.wait(finished)
+        return seen
+
+    @property
+    def position_s(self):
+        return self.js("return document.querySelector('#mm-player video').currentTime")
+
+    def arrives(self, time_s):
+        self.wait(lambda: abs(self.position_s - time_s) <= 0.3, 20)
+
+    def problems(self):
+        """What the browser complained of."""
+        return [one for one in self.browser.get_log("browser") if one["level"] == "SEVERE"]
+
+
+@pytest.fixture
+def page(chromium, demo, script):
+    """The running demo in the browser."""
+    script.words = type(script).words
+    chromium.get_log("browser")
+    return Page(chromium, demo.url)
+
+
 def pytest_collection_modifyitems(items):
-    """The demo in a real browser takes minutes, so it is run on request: `make test-browser`."""
+    """Everything that the page can do takes minutes in a browser, so most of it is run on request."""
     if os.environ.get("MMLLM_BROWSER_TESTS"):
         return
-    skip = pytest.mark.skip(reason="a real browser and whole demo processes: run `make test-browser`")
+    skip = pytest.mark.skip(reason="minutes in a browser, or whole demo processes: run `make test-browser`")
     for item in items:
-        if item.path.parent.name == "app" and (item.path.name == "test_page.py" or "ends_cleanly" in item.name):
+        if item.path.parent.name == "app" and (item.path.name == "test_page_whole.py" or "ends_cleanly" in item.name):
             item.add_marker(skip)
