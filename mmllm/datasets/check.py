@@ -54,7 +54,7 @@ def check_annotations(
     | `missing_videos`, `unreadable_videos`, `short_videos`, `other_durations` | counts; None if not looked for |
     | `problems` | all of it in words |
 
-    Scores are from 0 to 1, and None where there is no event.
+    Scores are from 0 to 1 (the command's table shows them in per cent), and None where there is no event.
 
     Args:
         annotations: a file of any form that `read_annotations` knows.
@@ -247,9 +247,9 @@ def _print(found: dict[str, Any], show: int) -> None:
         if key in ("annotations", "problems") or value is None:
             continue
         if key == "self_iou":
-            scores = [f"{score:.3f} ({count})" for count, score in value.items() if score is not None]
+            scores = [f"{100 * score:.1f} % ({count})" for count, score in value.items() if score is not None]
             value = ", ".join(scores) or "-"
-        table.add_row(key.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value))
+        table.add_row(key.replace("_", " "), f"{100 * value:.1f} %" if isinstance(value, float) else str(value))
     console.print(table)
     for problem in found["problems"][:show]:
         console.print(problem, markup=False, highlight=False)

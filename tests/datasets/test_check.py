@@ -45,6 +45,22 @@ def test_counts_of_published_files(name, videos, events, questions):
     assert found["missing_videos"] is None
 
 
+def test_the_command_line_prints_the_published_numbers(capsys):
+    from mmllm.cli import main
+
+    for name, expected in {"activitynet/val_1": (4_917, 17_505, 36.9), "youcook2/val": (457, 3_492, 7.3)}.items():
+        file = str(published(f"{name}.json.gz"))
+        with pytest.raises(SystemExit) as done:
+            main(["check", file, "--json"])
+        assert done.value.code == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["videos"], found["events"]) == expected[:2]
+        assert 100 * found["whole_video_miou_per_video"] == pytest.approx(expected[2], abs=0.1)
+        with pytest.raises(SystemExit):
+            main(["check", file])
+        assert f"{expected[2]} %" in capsys.readouterr().out
+
+
 @pytest.fixture
 def file(tmp_path):
     rows = {
@@ -77,7 +93,7 @@ def test_the_command(file, capsys):
     with pytest.raises(PartialFailure):
         check(file)
     out = " ".join(capsys.readouterr().out.split())
-    assert "whole video miou per video 0.700" in out
+    assert "whole video miou per video 70.0 %" in out
     assert "record 3 (v_bad)" in out
 
 
