@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json as json_text
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from mmllm.errors import InputError
+from mmllm.fields import to_mapping
 
 
 def evaluate(
@@ -17,65 +19,112 @@ def evaluate(
     data: Annotated[Path, tyro.conf.Positional],
     videos: Path | None = None,
     output: Path | None = None,
+    format: str = "auto",
+    durations: Path | None = None,
     limit: int | None = None,
     shuffle: bool = True,
     reducer: tuple[str, ...] | None = None,
     max_new_tokens: int = 64,
+    trials: int = 1,
+    temperature: float | None = None,
+    seed: int = 0,
+    judge_url: str | None = None,
+    judge_model: str | None = None,
+    judge_captions: Path | None = None,
     json: bool = False,
 ) -> int:
     """Answer a benchmark's questions and score the answers as ActivityNet-RTL does: mIoU and P@0.5.
 
     Args:
         model: folder or hub id of a model.
-        data: folder with val.json (and train.json, to fit baselines to), or an annotation file of that schema.
+        data: folder with val.json (and train.json, to fit baselines to), or an annotation file that `mmllm check`
+            knows; of captioned videos each event is asked for.
         videos: folder of the videos; by default `videos` beside the annotations.
         output: folder for samples.jsonl and metrics.json; MODEL/eval if MODEL is a folder. Questions answered there
             already are not asked again.
+        format: rtl, captions, nextqa, charades or dialogues; auto tells it from the content.
+        durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
         limit: only the first so many videos.
         shuffle: also ask each question about another video, which shows what is guessed from the words alone.
         reducer: token reducers in place of the model's own, such as fastervlm:keep=8.
         max_new_tokens: an answer is cut after so many.
+        trials: ask everything so often and report mean and spread; the paper has three.
+        temperature: answers are sampled at; by default greedy for one trial, 0.2 for several.
+        seed: of what is sampled.
+        judge_url: address of an OpenAI-compatible interface, such as http://localhost:8000/v1, to have explanations
+            rated; its key is read from MMLLM_JUDGE_KEY or OPENAI_API_KEY.
+        judge_model: name of the judge's model there.
+        judge_captions: what happens in the videos, in ActivityNet Captions' schema, for the judge to read.
         json: print the scores as JSON instead of a table.
     """
     from mmllm.answering import VideoQA
+    from mmllm.evaluation.judge import Judge
     from mmllm.evaluation.run import read_benchmark
+    from mmllm.evaluation.trials import Trials
 
-    benchmark = read_benchmark(data, videos)
+    rounds = Trials.of(trials, temperature, seed)
+    benchmark = read_benchmark(data, videos, format, durations)
     if limit is not None:
-        vids = sorted({question.vid for question in benchmark.questions})[:limit]
-        kept = [question for question in benchmark.questions if question.vid in vids]
-        benchmark = type(benchmark)(questions=kept, fit=benchmark.fit)
+        benchmark = benchmark.first(limit)
     if not benchmark.questions:
         raise InputError(f"{data}: there is no question to answer")
     folder = output or (Path(model) / "eval" if Path(model).is_dir() else Path("runs") / "eval")
+    judge = Judge.of(judge_url, judge_model, judge_captions, folder)
     changes = {} if reducer is None else {"reducers": list(reducer)}
     qa = VideoQA.from_pretrained(model, **changes)
     qa.max_new_tokens = max_new_tokens
-    scores = evaluate_into(folder, qa, benchmark, shuffle=shuffle)
+    scores = evaluate_into(folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge)
     _show(scores, json)
-    failed = scores["failed"]
-    return 3 if failed else 0
+    return 3 if scores["failed"] or scores["bad_rows"] else 0
 
 
-def evaluate_into(folder: Path, qa: Any, benchmark: Any, *, shuffle: bool = True) -> dict[str, Any]:
+def evaluate_into(
+    folder: Path, qa: Any, benchmark: Any, *, shuffle: bool = True, trials: Any = None, judge: Any = None
+) -> dict[str, Any]:
     """Answers and scores a benchmark; writes `samples.jsonl`, `shuffled.jsonl` and `metrics.json` into `folder`.
+
+    Several trials have their answers in `trial-1/`, `trial-2/`, ..., and their mean scores in `metrics.json`.
+
+    Args:
+        folder: where to write; answers that are there already are kept.
+        qa: the model.
+        benchmark: what to ask.
+        shuffle: also ask each question about another video.
+        trials: how often and how; once and greedily if None.
+        judge: rates explanations, once all scores that need no judge are written; None for none.
 
     Raises:
         InputError: if the folder holds the answers of another model or of other settings.
     """
     from mmllm.evaluation.run import answer_all, scores_of
+    from mmllm.evaluation.trials import Trials, averaged
 
+    rounds = Trials() if trials is None else trials
     folder.mkdir(parents=True, exist_ok=True)
-    _same_model(folder, qa)
+    _same_model(folder, qa, rounds)
     started = time.perf_counter()
-    samples, shuffled = answer_all(qa, benchmark.questions, folder, shuffle=shuffle)
-    scores = scores_of(samples, shuffled, benchmark.fit)
-    scores["seconds"] = round(time.perf_counter() - started, 1)
-    (folder / "metrics.json").write_text(json_text.dumps(scores, indent=2) + "\n")
+    answered, all_scores = [], []
+    for trial in range(rounds.count):
+        place, draw = rounds.folder(folder, trial), partial(rounds.seed_of, trial)
+        samples, shuffled = answer_all(qa, benchmark.questions, place, shuffle=shuffle, seed=draw, **rounds.generate)
+        answered.append((place, samples))
+        all_scores.append(scores_of(samples, shuffled, benchmark.fit))
+    told = {"bad_rows": len(benchmark.bad_rows), "seconds": round(time.perf_counter() - started, 1)}
+
+    def write() -> dict[str, Any]:
+        scores = {**averaged(all_scores, rounds), **told}
+        (folder / "metrics.json").write_text(json_text.dumps(scores, indent=2) + "\n")
+        return scores
+
+    scores = write()
+    if judge is not None:
+        for (place, samples), own in zip(answered, all_scores, strict=True):
+            own["judge"] = judge.judge(samples, place / "judged.jsonl")
+        scores = write()
     return scores
 
 
-def _same_model(folder: Path, qa: Any) -> None:
+def _same_model(folder: Path, qa: Any, trials: Any) -> None:
     """Marks the folder as one model's answers; a stopped evaluation is only continued by the same model."""
     from mmllm.fingerprint import fingerprint
 
@@ -84,6 +133,7 @@ def _same_model(folder: Path, qa: Any) -> None:
         "config": json_text.loads(qa.model.config.to_json_string(use_diff=False)),
         "num_frames": qa.processor.num_frames,
         "max_new_tokens": qa.max_new_tokens,
+        "trials": to_mapping(trials),
     }
     record = folder / "answered_by.json"
     if record.exists() and json_text.loads(record.read_text()) != told:

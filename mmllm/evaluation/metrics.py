@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmllm.evaluation.samples import Sample
+from mmllm.evaluation.text_metrics import rouge_l, token_f1
 from mmllm.time_tokens import Span
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -133,9 +134,31 @@ def temporal_scores(samples: Sequence[Sample], *, resamples: int = 1000, seed: i
 
 
 def text_scores(samples: Sequence[Sample]) -> dict[str, Any]:
-    """`text_questions` (those whose truth has no span, failed ones included) and `text_accuracy` over them."""
+    """Scores of what was said; see `text_metrics`. None where there is nothing to average; failed questions are 0.
+
+    | key | meaning |
+    |---|---|
+    | `text_questions` | questions that are answered by a text alone: their truth has no span |
+    | `text_accuracy` | share of them whose text is the true one |
+    | `text_f1`, `text_rouge_l` | likeness to the true text |
+    | `explanation_questions` | questions about time whose truth says something besides |
+    | `explanation_f1`, `explanation_rouge_l` | likeness of what is said there, the two times taken out |
+    """
     texts = [sample for sample in samples if not sample.truth_spans]
-    return {"text_questions": len(texts), "text_accuracy": over_questions(texts, text_match)}
+    explained = [sample for sample in samples if sample.truth_spans and sample.truth_text]
+    return {
+        "text_questions": len(texts),
+        "text_accuracy": over_questions(texts, text_match),
+        "text_f1": over_questions(texts, _likeness(token_f1)),
+        "text_rouge_l": over_questions(texts, _likeness(rouge_l)),
+        "explanation_questions": len(explained),
+        "explanation_f1": over_questions(explained, _likeness(token_f1)),
+        "explanation_rouge_l": over_questions(explained, _likeness(rouge_l)),
+    }
+
+
+def _likeness(metric: Callable[[str, str], float]) -> SampleScore:
+    return lambda sample: 0.0 if sample.error else metric(sample.prediction_text, sample.truth_text)
 
 
 def coverage_scores(samples: Sequence[Sample]) -> dict[str, Any]:

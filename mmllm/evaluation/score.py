@@ -96,17 +96,33 @@ def score_file(path: Path, fit: Path | None = None, *, seed: int = 0) -> dict[st
 
 
 def score(
-    file: Annotated[Path, tyro.conf.Positional], fit: Path | None = None, json: bool = False, seed: int = 0
+    file: Annotated[Path, tyro.conf.Positional],
+    fit: Path | None = None,
+    judge_url: str | None = None,
+    judge_model: str | None = None,
+    judge_captions: Path | None = None,
+    json: bool = False,
+    seed: int = 0,
 ) -> None:
     """Score a file of answered questions again, without a model.
 
     Args:
         file: JSON lines that `mmllm eval` wrote, one answered question a line.
         fit: answered questions of the training set, to fit the blind baselines to; default: the scored questions.
+        judge_url: address of an OpenAI-compatible interface, such as http://localhost:8000/v1, to have explanations
+            rated; its key is read from MMLLM_JUDGE_KEY or OPENAI_API_KEY. Replies are kept in `judge/` beside the file.
+        judge_model: name of the judge's model there.
+        judge_captions: what happens in the videos, in ActivityNet Captions' schema, for the judge to read.
         json: print all scores as one JSON object instead of a table.
         seed: of the bootstrap intervals.
     """
     scores = score_file(file, fit, seed=seed)
+    if judge_url is not None or judge_model is not None or judge_captions is not None:
+        from mmllm.evaluation.judge import Judge
+
+        judge = Judge.of(judge_url, judge_model, judge_captions, file.parent)
+        samples = list({sample.question_id: sample for sample in read_samples(file)}.values())
+        scores["judge"] = None if judge is None else judge.judge(samples, file.with_name("judged.jsonl"))
     if json:
         print(json_text.dumps(scores, indent=2, ensure_ascii=False))
         return
@@ -136,10 +152,33 @@ def score_table(scores: dict[str, Any]) -> Any:
 
 
 def score_summary(scores: dict[str, Any]) -> str:
-    """How sure the scores are, how much they cover, and what counts as 0."""
+    """How sure the scores are, what was said beside the times, how much they cover, and what counts as 0."""
     parts = []
     if scores["miou_interval"] is not None:
         low, high = (100 * end for end in scores["miou_interval"])
         parts.append(f"mIoU {100 * scores['miou']:.1f}: {low:.1f} to {high:.1f} in 95 % of resampled videos.")
-    parts.append(f"{scores['scored']} of {scores['questions']} questions were answered")
-    return " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")
+    if trials := scores.get("trials"):
+        spread = {title: 100 * trials["spread"][key] for title, key in COLUMNS.items() if key in trials["spread"]}
+        told = ", ".join(f"{title} {spread[title]:.1f}" for title in ("mIoU", "P@0.5", "text") if title in spread)
+        parts.append(f"Mean of {trials['count']} trials at temperature {trials['temperature']}; spread: {told}.")
+    if scores["explanation_questions"]:
+        parts.append(
+            f"Explanations: word F1 {100 * scores['explanation_f1']:.1f}, "
+            f"ROUGE-L {100 * scores['explanation_rouge_l']:.1f}, {_judged(scores.get('judge'))}."
+        )
+    parts.append(f"{scores['scored']:g} of {scores['questions']} questions were answered")
+    said = " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")
+    if scores.get("bad_rows"):
+        said += f" {scores['bad_rows']} rows of the annotations are no questions (mmllm check says why)."
+    return said
+
+
+def _judged(judge: dict[str, Any] | None) -> str:
+    if judge is None:
+        return "not judged (--judge-url and --judge-model)"
+    if judge["score"] is None:
+        return f"no rating by {judge['model']} in {judge['unparseable']} replies"
+    return (
+        f"judged by {judge['model']} {100 * judge['score']:.1f} "
+        f"({judge['rated']:g} rated, {judge['unparseable']:g} unparseable)"
+    )

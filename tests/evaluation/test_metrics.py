@@ -85,10 +85,22 @@ def test_failed_questions_count_as_zero_and_are_reported():
 
 def test_a_failed_question_is_never_scored_as_an_answer():
     assert sample_iou(sample(predicted=((0, 5),), error="stopped")) == 0
-    assert text_scores([sample(truth=(), predicted=(), truth_text="a", prediction_text="a", error="stopped")]) == {
-        "text_questions": 1,
-        "text_accuracy": 0.0,
-    }
+    failed = text_scores([sample(truth=(), predicted=(), truth_text="a", prediction_text="a", error="stopped")])
+    assert (failed["text_questions"], failed["explanation_questions"]) == (1, 0)
+    assert failed["text_accuracy"] == failed["text_f1"] == failed["text_rouge_l"] == 0
+    explained = text_scores([sample(truth_text="a", prediction_text="a", error="stopped")])
+    assert explained["explanation_f1"] == explained["explanation_rouge_l"] == 0
+
+
+def test_what_is_said_beside_the_times_is_scored_by_itself():
+    samples = [
+        sample(truth_text="It spins.", prediction_text="it spins"),
+        sample(truth_text="It spins twice.", prediction_text="It grows."),
+        sample(truth_text="", prediction_text="It grows."),
+    ]
+    scores = text_scores(samples)
+    assert (scores["text_questions"], scores["text_f1"], scores["explanation_questions"]) == (0, None, 2)
+    assert scores["explanation_f1"] == pytest.approx((1 + 2 / 5) / 2)
 
 
 def test_fallback_is_counted_and_scored_both_ways():

@@ -1,0 +1,188 @@
+"""The judge's score: a chat model rates what an answer explains beside what the annotation explains.
+
+As in LITA (arXiv 2403.19046, section 4.1): for each question the judge is given the video's captions, the question,
+the annotated explanation as the first assistant's and the model's as the second's, without the two times in front. It
+rates both from 1 to 10. The score is the mean rating of the second over that of the first, a ratio of means over
+questions. A reply without two ratings is counted and left out. The wording is ours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmllm.datasets.captions import read_captions
+from mmllm.errors import InputError
+from mmllm.evaluation.endpoint import Endpoint, EndpointConfig
+from mmllm.evaluation.samples import Sample
+from mmllm.progress import Progress
+
+LOWEST, HIGHEST = 1.0, 10.0
+PARALLEL = 4
+"""Requests at the same time."""
+
+SYSTEM = "You compare what two assistants say about a video and grade both fairly and strictly."
+REQUEST = """\
+You cannot see the video. What happens in it was written down by people, each line with its start and end in seconds:
+
+{captions}
+
+Somebody asked about this video:
+{question}
+
+--- Assistant 1 says ---
+{reference}
+--- end of Assistant 1 ---
+
+--- Assistant 2 says ---
+{answer}
+--- end of Assistant 2 ---
+
+Grade each assistant from 1 to 10, where 10 is best, by four things together: does it help the person who asked, does \
+it keep to the question, is it true of this video, and does it give as much detail as is needed. Pay no attention to \
+times that are named or left out: they are graded elsewhere. The order of the two must not matter.
+Put nothing but the two grades on the first line, Assistant 1's first, with a space between them. Give your reasons \
+from the second line on."""
+NO_CAPTIONS = "(nothing was written down)"
+_GRADES = re.compile(r"\s*(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s,;]+(\d+(?:\.\d+)?)(?:\s*/\s*10)?\s*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the judge made of one answer."""
+
+    question_id: str
+    reply: str
+    ratings: tuple[float, float] | None
+    """Of the annotated and of the model's explanation, 1 to 10; None if the reply has no two ratings."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping of plain JSON values."""
+        ratings = None if self.ratings is None else list(self.ratings)
+        return {"question_id": self.question_id, "ratings": ratings, "reply": self.reply}
+
+
+def judge_messages(sample: Sample, captions: str = "") -> list[dict[str, str]]:
+    """The conversation that asks for two ratings of one answered question.
+
+    Args:
+        sample: an answered question whose truth says something.
+        captions: what happens in the video, a line an event.
+    """
+    request = REQUEST.format(
+        captions=captions or NO_CAPTIONS,
+        question=sample.question.strip(),
+        reference=sample.truth_text.strip(),
+        answer=sample.prediction_text.strip(),
+    )
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
+
+
+def ratings_of(reply: str) -> tuple[float, float] | None:
+    """The two ratings on the first line that is not empty; None if it is anything else, or one is not 1 to 10."""
+    first = next(filter(None, map(str.strip, reply.splitlines())), "")
+    match = _GRADES.fullmatch(first)
+    if match is None:
+        return None
+    reference, answer = float(match[1]), float(match[2])
+    return (reference, answer) if all(LOWEST <= one <= HIGHEST for one in (reference, answer)) else None
+
+
+def captions_by_video(path: Path) -> dict[str, str]:
+    """For each video of a file in ActivityNet Captions' schema its events, a line `<start> <end> sentence` each.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    return {
+        video.vid: "\n".join(f"<{e.span.start_s:g}> <{e.span.end_s:g}> {e.sentence}" for e in video.events)
+        for video in read_captions(path).items
+    }
+
+
+class Judge:
+    """Rates answers with a chat model.
+
+    Args:
+        config: the chat model.
+        folder: gets `judge/`, the replies.
+        captions: what happens in each video, by its id.
+    """
+
+    def __init__(self, config: EndpointConfig, folder: Path, captions: Mapping[str, str] | None = None) -> None:
+        self.endpoint = Endpoint(config, folder / "judge")
+        self.captions = captions or {}
+
+    @classmethod
+    def of(cls, url: str | None, model: str | None, captions: Path | None, folder: Path) -> Judge | None:
+        """As flags say; None if they name no judge.
+
+        Raises:
+            InputError: if only one of address and model is given, or the captions cannot be read.
+        """
+        if url is None and model is None:
+            if captions is not None:
+                raise InputError(f"{captions}: captions are for a judge, so give --judge-url and --judge-model too")
+            return None
+        if url is None or model is None:
+            raise InputError("a judge needs both --judge-url and --judge-model")
+        texts = captions_by_video(captions) if captions is not None else {}
+        return cls(EndpointConfig(url=url, model=model), folder, texts)
+
+    def verdict(self, sample: Sample) -> Verdict:
+        """What the judge says about one answered question."""
+        reply = self.endpoint.reply(judge_messages(sample, self.captions.get(sample.vid, "")))
+        return Verdict(question_id=sample.question_id, reply=reply, ratings=ratings_of(reply))
+
+    def judge(self, samples: Sequence[Sample], record: Path | None = None) -> dict[str, Any]:
+        """Rates all answers whose truth says something; see `judge_scores`.
+
+        Args:
+            samples: answered questions.
+            record: JSON lines to write, one verdict a line.
+        """
+        asked = [sample for sample in samples if sample.truth_text and not sample.error]
+        with (
+            ThreadPoolExecutor(PARALLEL, thread_name_prefix="mmllm-judge") as pool,
+            Progress("judge answers", len(asked), "answers") as bar,
+        ):
+            waiting = [pool.submit(self.verdict, sample) for sample in asked]
+            verdicts = []
+            try:
+                for one in waiting:
+                    verdicts.append(one.result())
+                    bar.advance()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        if record is not None:
+            lines = (json.dumps(verdict.to_json(), ensure_ascii=False) + "\n" for verdict in verdicts)
+            record.write_text("".join(lines), encoding="utf-8")
+        unanswered = sum(bool(sample.truth_text and sample.error) for sample in samples)
+        return {"model": self.endpoint.config.model, **judge_scores(verdicts), "unanswered": unanswered}
+
+
+def judge_scores(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """The judge's score with its parts.
+
+    | key | meaning |
+    |---|---|
+    | `score` | mean rating of the answers over that of the annotations; can exceed 1. None if nothing was rated |
+    | `answer_rating`, `reference_rating` | those means, 1 to 10 |
+    | `rated`, `unparseable` | replies with two ratings, and those without, which do not count |
+    """
+    ratings = [verdict.ratings for verdict in verdicts if verdict.ratings is not None]
+    reference, answer = np.mean(ratings, axis=0) if ratings else (None, None)
+    return {
+        "score": None if reference is None or answer is None else float(answer / reference),
+        "answer_rating": None if answer is None else float(answer),
+        "reference_rating": None if reference is None else float(reference),
+        "rated": len(ratings),
+        "unparseable": len(verdicts) - len(ratings),
+    }

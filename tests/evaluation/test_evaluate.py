@@ -1,0 +1,124 @@
+"""Whole evaluations of a tiny model: benchmarks of any form, missing videos, trials, what is kept and continued."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mmllm.errors import ConfigError, InputError
+from mmllm.evaluation.command import evaluate, evaluate_into
+from mmllm.evaluation.run import read_benchmark
+from mmllm.evaluation.samples import read_samples
+from mmllm.evaluation.trials import Trials, averaged
+
+
+@pytest.fixture
+def data(tmp_path, short_clip):
+    """A folder of two videos with three questions, and one question about a video that is not there."""
+    (tmp_path / "videos").mkdir()
+    rows = []
+    for vid, count in (("one", 2), ("two", 1), ("gone", 1)):
+        if vid != "gone":
+            (tmp_path / "videos" / f"v_{vid}.mp4").symlink_to(short_clip)
+        for number in range(count):
+            rows.append(
+                {
+                    "vid": vid,
+                    "question_id": f"{vid}_{number}",
+                    "question": f"When does the {('red', 'blue')[number]} circle spin?",
+                    "answer": "<1> <4> It spins.",
+                    "duration": 8.0,
+                }
+            )
+    (tmp_path / "val.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_a_question_whose_video_is_missing_counts_as_zero(data, untrained_qa):
+    benchmark = read_benchmark(data)
+    assert [question.video is None for question in benchmark.questions] == [False, False, False, True]
+    scores = evaluate_into(data / "eval", untrained_qa, benchmark)
+    assert (scores["questions"], scores["scored"], scores["failed"], scores["bad_rows"]) == (4, 3, 1, 0)
+    failed = [sample for sample in read_samples(data / "eval" / "samples.jsonl") if sample.error]
+    assert [(sample.question_id, sample.error) for sample in failed] == [("gone_0", "video gone is not there")]
+    assert json.loads((data / "eval" / "metrics.json").read_text()) == scores
+
+
+def test_events_and_dialogues_are_benchmarks_too(data, short_clip):
+    events = {"v_one": {"duration": 8, "timestamps": [[1, 4], [2, 3]], "sentences": ["It spins.", "It grows."]}}
+    (data / "events.json").write_text(json.dumps(events))
+    asked = read_benchmark(data / "events.json").questions
+    assert [question.truth().spans[0].to_json() for question in asked] == [[1, 4], [2, 3]]
+    assert all(question.video == data / "videos" / "v_one.mp4" for question in asked)
+    rows = [
+        {"video": f"videos/v_{vid}.mp4", "question": "When?", "answer": "Then.", "spans": [[1, 4]], "duration": 8}
+        for vid in ("one", "gone")
+    ]
+    (data / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = read_benchmark(data / "own.jsonl")
+    assert len(own.questions) == len(own.bad_rows) == 1
+    (data / "charades.txt").write_text("one 1.0 4.0##a circle spins.\n")
+    (data / "lengths.csv").write_text("id,length\none,8.0\n")
+    charades = read_benchmark(data / "charades.txt", durations=data / "lengths.csv")
+    assert charades.questions[0].truth().spans[0].to_json() == [1, 4]
+
+
+def test_a_folder_with_none_of_the_videos_is_refused(data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="has none of the videos"):
+        read_benchmark(data, tmp_path / "empty")
+
+
+def test_trials_are_repeatable_and_go_on_where_they_were_stopped(data, untrained_qa):
+    benchmark, three = read_benchmark(data), Trials(count=3, temperature=2.0, seed=5)
+    scores = evaluate_into(data / "eval", untrained_qa, benchmark, trials=three)
+    told = scores["trials"]
+    assert (told["count"], told["temperature"], told["seed"]) == (3, 2.0, 5)
+    each = [trial["explanation_f1"] for trial in told["each"]]
+    assert scores["explanation_f1"] == pytest.approx(np.mean(each))
+    assert told["spread"]["explanation_f1"] == pytest.approx(np.std(each, ddof=1))
+    answers = [[sample.prediction_raw for sample in read_samples(data / "eval" / f"trial-{i}" / "samples.jsonl")]
+               for i in (1, 2, 3)]  # fmt: skip
+    assert answers[0] != answers[1] != answers[2]
+    for name in ("samples.jsonl", "shuffled.jsonl"):
+        stopped = data / "eval" / "trial-2" / name
+        stopped.write_text("".join(line + "\n" for line in stopped.read_text().splitlines() if '"two' not in line))
+    again = evaluate_into(data / "eval", untrained_qa, benchmark, trials=three)
+    assert {**again, "seconds": 0} == {**scores, "seconds": 0}
+    with pytest.raises(InputError, match="other settings"):
+        evaluate_into(data / "eval", untrained_qa, benchmark, trials=replace(three, seed=6))
+
+
+def test_greedy_trials_would_be_the_same():
+    assert (Trials.of(1, None, 0).temperature, Trials.of(3, None, 0).temperature) == (0.0, 0.2)
+    with pytest.raises(ConfigError, match="greedy answers are the same each time"):
+        Trials.of(3, 0.0, 0)
+    for wrong in ({"count": 0}, {"temperature": -1.0}, {"seed": -1}):
+        with pytest.raises(ConfigError):
+            Trials(**wrong)
+
+
+def test_means_of_scores():
+    trials = [
+        {"miou": 0.2, "questions": 4, "text": None, "families": {"a": {"miou": 0.1}}, "miou_interval": [0.0, 0.4]},
+        {"miou": 0.4, "questions": 4, "text": None, "families": {"a": {"miou": 0.3}}, "miou_interval": [0.2, 0.8]},
+    ]
+    mean = averaged(trials, Trials(count=2, temperature=1.0))
+    assert mean["miou"] == pytest.approx(0.3)
+    assert (mean["questions"], mean["text"]) == (4, None)
+    assert mean["families"]["a"]["miou"] == pytest.approx(0.2)
+    assert mean["miou_interval"] == pytest.approx([0.1, 0.6])
+    assert mean["trials"]["spread"] == {"miou": pytest.approx(0.02**0.5)}
+    assert averaged(trials[:1], Trials()) == trials[0]
+
+
+def test_the_command(data, untrained_qa, capsys):
+    for part in (untrained_qa.model, untrained_qa.processor):
+        part.save_pretrained(data / "model")
+    assert evaluate(str(data / "model"), data, limit=1, trials=2, max_new_tokens=8) == 3  # the first video is missing
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Mean of 2 trials at temperature 0.2; spread: mIoU" in out
+    assert "not judged" in out
+    assert evaluate(str(data / "model"), data, output=data / "own", max_new_tokens=8, json=True) == 3
+    assert json.loads(capsys.readouterr().out)["questions"] == 4
