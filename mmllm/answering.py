@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from mmllm import registry
+from mmllm.checkpoints.loading import is_ours, load, local_folder
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.processor import Encoded, MmllmProcessor
 from mmllm.pruning.needs import require_fit
 from mmllm.pruning.overlay import kept_places, ranking_shown
-from mmllm.sources import checked_source
 from mmllm.time_tokens import Answer
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
@@ -73,12 +73,19 @@ class VideoQA:
     def from_pretrained(cls, model: str | Path, **kwargs: Any) -> VideoQA:
         """Loads a model and its processor from a folder or a hub id; in fp32 on a CPU, which is fastest there.
 
+        Args:
+            model: one that mmllm saved, or a published one of a family that `mmllm.checkpoints` knows.
+            kwargs: of transformers' `from_pretrained`, and fields of `MmllmConfig` such as `reducers`.
+
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
         """
-        source = checked_source(model)
+        source = local_folder(model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
+        if not is_ours(source):
+            published, its_processor = load(source, **kwargs)
+            return cls(published.to(device), its_processor)
         try:
             loaded, info = MmllmForConditionalGeneration.from_pretrained(source, output_loading_info=True, **kwargs)
             processor = MmllmProcessor.from_pretrained(source)

@@ -61,6 +61,8 @@ class MmllmConfig(PreTrainedConfig):
             embedding table, since visual tokens take its place before the embeddings are looked up.
         image_token_id: likewise for an image.
         training_note: what a user should know of how the weights were trained; shown with answers.
+        origin: for weights of a published model, what is needed to write them back: `family`, the `names` its tensors
+            had and its own `config`.
 
     Raises:
         ConfigError: on an unknown part or field, or time token ids that are not as many as declared.
@@ -81,6 +83,7 @@ class MmllmConfig(PreTrainedConfig):
     video_token_id: int | None = None
     image_token_id: int | None = None
     training_note: str | None = None
+    origin: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -50,7 +50,10 @@ class MmllmProcessor(ProcessorMixin):
         num_time_tokens: how many time tokens there are; 0 if times are written as text.
         strip_time_tokens: drop white space around time tokens before text is split into pieces, as the tokenizer
             did that LITA was trained with. Newer tokenizers would keep it as pieces of its own.
-        chat_template: Jinja text, or the name of a template of `mmllm.templates`.
+        chat_template: Jinja text, or the name of a template of `mmllm.templates`. Where it knows images only, videos
+            are written as images are.
+        whole_text: give the tokenizer a text as a whole, and let it split off the placeholders and set what it sets
+            in front, as transformers' processors do; otherwise piece by piece, as LLaVA's authors did.
     """
 
     def __init__(
@@ -61,12 +64,14 @@ class MmllmProcessor(ProcessorMixin):
         num_time_tokens: int = 100,
         strip_time_tokens: bool = True,
         chat_template: str = "plain",
+        whole_text: bool = False,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))
         self.frames = to_mapping(frames) if isinstance(frames, FrameTransform) else dict(frames or {"size": 224})
         self.num_frames = num_frames
         self.num_time_tokens = num_time_tokens
         self.strip_time_tokens = strip_time_tokens
+        self.whole_text = whole_text
         self.frame_transform = from_mapping(FrameTransform, self.frames)
         self.time_tokens = TimeTokens(count=num_time_tokens) if num_time_tokens else None
         self.video_token_id = self._id_of(VIDEO)
@@ -112,14 +117,15 @@ class MmllmProcessor(ProcessorMixin):
         else:
             batch = list(conversation)  # type: ignore[arg-type]
 
+        chosen = chat_template or self.chat_template
+        knows_videos = "video" in chosen
+
         def render(messages: Sequence[Message], prompt: bool) -> str:
-            return super(MmllmProcessor, self).apply_chat_template(
-                messages,
-                chat_template or self.chat_template,
-                tokenize=False,
-                add_generation_prompt=prompt,
-                **kwargs,
+            shown = messages if knows_videos else _videos_as_images(messages)
+            text = super(MmllmProcessor, self).apply_chat_template(
+                shown, chosen, tokenize=False, add_generation_prompt=prompt, **kwargs
             )
+            return text if knows_videos else _with_videos(text, messages)
 
         if not tokenize:
             texts = [render(_escaped(messages), add_generation_prompt) for messages in batch]
@@ -175,8 +181,13 @@ class MmllmProcessor(ProcessorMixin):
     def encode(self, text: str, said: Sequence[tuple[int, int]] = ()) -> Encoded:
         """Ids of a text; labels where it lies in one of the character ranges `said`.
 
-        Placeholders and time tokens are split off first, and the text between them is encoded piece by piece.
+        Placeholders and time tokens are split off first, and the text between them is encoded piece by piece, unless
+        the tokenizer is given the whole text.
         """
+        if self.whole_text:
+            begun = text.startswith(self.tokenizer.bos_token or "\0")
+            out = self.tokenizer(text, add_special_tokens=not begun, return_offsets_mapping=True)
+            return _labelled(out["input_ids"], [max(end - 1, begin) for begin, end in out["offset_mapping"]], said)
         ids: list[int] = []
         starts: list[int] = []
         for start, piece in self._pieces(text):
@@ -189,9 +200,7 @@ class MmllmProcessor(ProcessorMixin):
             ids += out["input_ids"]
             # an offset may begin at the space before a word: what counts is where its last character lies
             starts += [start + max(end - 1, begin) for begin, end in out["offset_mapping"]]
-        input_ids = torch.tensor(ids, dtype=torch.long)
-        labelled = torch.tensor([any(a <= at < b for a, b in said) for at in starts], dtype=torch.bool)
-        return Encoded(input_ids=input_ids, labels=input_ids.where(labelled, torch.tensor(IGNORED)))
+        return _labelled(ids, starts, said)
 
     @property
     def _single(self) -> dict[str, int]:
@@ -339,6 +348,32 @@ def add_special_words(tokenizer: PreTrainedTokenizerBase, num_time_tokens: int) 
     if ids != list(range(ids[0], ids[0] + len(ids)) if ids else []):
         raise InputError(f"the time tokens have no contiguous ids: {ids[:5]}...")
     return ids
+
+
+def _labelled(ids: Sequence[int], places: Sequence[int], said: Sequence[tuple[int, int]]) -> Encoded:
+    """Ids with labels where the place of an id in the text lies in one of the ranges `said`."""
+    input_ids = torch.tensor(ids, dtype=torch.long)
+    labelled = torch.tensor([any(a <= at < b for a, b in said) for at in places], dtype=torch.bool)
+    return Encoded(input_ids=input_ids, labels=input_ids.where(labelled, torch.tensor(IGNORED)))
+
+
+def _videos_as_images(messages: Sequence[Message]) -> list[Message]:
+    return [
+        {**message, "content": [{"type": "image"} if item["type"] == "video" else item for item in _items(message)]}
+        if not isinstance(message["content"], str)
+        else message
+        for message in messages
+    ]
+
+
+def _with_videos(text: str, messages: Sequence[Message]) -> str:
+    """A text in which videos were written as images, with their own placeholder where a video stands."""
+    kinds = [item["type"] for message in messages for item in _items(message) if item["type"] != "text"]
+    pieces = text.split(IMAGE)
+    if len(pieces) != len(kinds) + 1:
+        raise InputError(f"the chat template writes {len(pieces) - 1} placeholders for {len(kinds)} images and videos")
+    words = [VIDEO if kind == "video" else IMAGE for kind in kinds]
+    return "".join(piece + word for piece, word in zip(pieces, [*words, ""], strict=True))
 
 
 def _assistant_turns(messages: Sequence[Message], text: str, render: Any) -> Iterator[tuple[int, int]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from mmllm.errors import CheckpointError
 
@@ -26,3 +28,18 @@ def checked_source(name: str | Path) -> str:
     if not _HUB_ID.fullmatch(str(name)):
         raise CheckpointError(f"{name}: there is no such folder, and a hub id reads owner/name")
     return str(name)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping that a JSON file of a model folder holds.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or no JSON object.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{file}: cannot be read: {problem}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: is no JSON object")
+    return content

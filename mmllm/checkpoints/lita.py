@@ -5,27 +5,36 @@
 | `model.embed_tokens.*`, `model.layers.*`, `model.norm.*`, `lm_head.weight` | `language_model.` + the same |
 | `model.mm_projector.weight`, `.bias` | `visual_tokenizer.weight`, `.bias` |
 | `model.vision_tower.vision_tower.vision_model.*` (may be absent) | `encoder.tower.*` |
-| `...rotary_emb.inv_freq` | nothing: it is computed |
+| `...rotary_emb.inv_freq`, `...embeddings.position_ids` | nothing: they are computed |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import LlamaConfig
 
 from mmllm import registry
+from mmllm.checkpoints import building, describing
+from mmllm.checkpoints.names import LLM, Table, to_theirs
+from mmllm.checkpoints.processing import processor_of
 from mmllm.config import MmllmConfig
-from mmllm.encoders.clip import ClipConfig, load_clip_tower
-from mmllm.encoders.tower import load_strictly
+from mmllm.encoders.clip import ClipConfig
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.processor import MmllmProcessor
 
 PROJECTOR = "model.mm_projector."
 TOWER = "model.vision_tower.vision_tower.vision_model."
-_COMPUTED = (".rotary_emb.inv_freq", ".position_ids")
+NAME = "lita"
+TABLE: Table = {
+    **LLM,
+    "visual_tokenizer.": (PROJECTOR,),
+    "encoder.tower.": (TOWER, "model.vision_tower.vision_tower."),
+}
 _LLAMA = {
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "max_position_embeddings", "rms_norm_eps", "vocab_size", "hidden_act", "initializer_range",
@@ -68,11 +77,28 @@ def lita_config(upstream: Mapping[str, Any], encoder: ClipConfig | None = None) 
         time_token_ids=ids,
         video_token_id=vocabulary,
         image_token_id=vocabulary + 1,
+        origin={"family": NAME, "config": dict(upstream)},
     )
 
 
+def recognises(upstream: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is LITA's: LLaVA's layout with time tokens."""
+    return "mm_vision_tower" in upstream and "num_time_tokens" in upstream
+
+
+def describe(upstream: Mapping[str, Any]) -> MmllmConfig:
+    """Our configuration of a LITA `config.json`, with the tower that it names."""
+    tower = describing.original_tower(upstream)
+    if not isinstance(tower, ClipConfig):
+        raise CheckpointError(f"mm_vision_tower = {upstream['mm_vision_tower']!r} is no CLIP tower, as LITA's is")
+    return lita_config(upstream, tower)
+
+
 def from_upstream(
-    state: Mapping[str, Tensor], config: MmllmConfig, tower: Mapping[str, Tensor] | None = None
+    state: Mapping[str, Tensor],
+    config: MmllmConfig | Mapping[str, Any],
+    tower: Mapping[str, Tensor] | None = None,
+    **options: Any,
 ) -> MmllmForConditionalGeneration:
     """A model with the weights of a LITA state dict.
 
@@ -80,38 +106,29 @@ def from_upstream(
         state: upstream names -> tensors.
         config: see `lita_config`.
         tower: CLIP's weights, where the state dict has none (as released).
+        options: see `building.assemble`.
 
     Raises:
         CheckpointError: if a tensor is missing, left over or of another shape; the message lists names.
     """
+    config = describing.ours(config, describe)
     if config.encoder["name"] != "clip" or config.visual_tokenizer["name"] != "linear":
         raise ConfigError("a LITA checkpoint needs the clip encoder and the linear projector")
-    groups: dict[str, dict[str, Tensor]] = {"llm": {}, "projector": {}, "tower": {}}
-    for name, tensor in state.items():
-        if name.endswith(_COMPUTED):
-            continue
-        if name.startswith(PROJECTOR):
-            groups["projector"][name.removeprefix(PROJECTOR)] = tensor
-        elif name.startswith(TOWER):
-            groups["tower"][name] = tensor
-        else:
-            groups["llm"][name] = tensor
-    model = MmllmForConditionalGeneration(config)
-    load_strictly(model.language_model, groups["llm"], what="the LLM of a LITA checkpoint")
-    load_strictly(model.visual_tokenizer, groups["projector"], what="the projector of a LITA checkpoint")
-    if not groups["tower"] and tower is None:
-        raise CheckpointError("this LITA checkpoint has no vision tower: pass CLIP's weights as `tower`")
-    load_clip_tower(model.encoder, groups["tower"] or tower or {})
-    return model
+    apart = None
+    if not any("vision_tower." in name for name in state):
+        apart = building.tower_apart(config, tower)
+        if tower is not None:  # then it is written back, too
+            state = {**state, **to_theirs(apart, {"encoder.tower.": TOWER})}
+            apart = None
+    return building.assemble(state, config, TABLE, what="LITA", apart=apart, **options)
 
 
 def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
-    """The model's weights under LITA's names, vision tower included."""
-    prefixes = {"language_model.": "", "visual_tokenizer.": PROJECTOR, "encoder.tower.": TOWER}
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        ours = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
-        if ours is None:
-            raise CheckpointError(f"LITA has no tensor for {name}")
-        renamed[prefixes[ours] + name.removeprefix(ours)] = tensor
-    return renamed
+    """The model's weights under LITA's names."""
+    return building.disassemble(model, TABLE)
+
+
+def processor(folder: Path, config: MmllmConfig) -> MmllmProcessor:
+    """The processor for a folder's tokenizer, with LITA's prompt and number of frames."""
+    frames = int(config.path.get("image_frames", 100))
+    return processor_of(folder, config, chat_template="vicuna", num_frames=frames, own_template=False, whole_text=False)

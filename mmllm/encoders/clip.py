@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -51,6 +52,8 @@ class ClipConfig:
     layer_norm_eps: float = 1e-5
     select_layer: int = -2
     """Which hidden state gives the features: 1 to `layers`, or counted from the end, -1 being the last block's."""
+    class_token: bool = False
+    """Keep the class token, as each frame's first token; it has no place on the patch grid."""
     fit: Literal["crop", "pad", "squash"] = "crop"
     """How a frame is brought to the square; see `FrameTransform`."""
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -113,19 +116,21 @@ class ClipEncoder(nn.Module):
         scores: Collection[str] = (),
         inside: Inside | None = None,
     ) -> VisualTokens:
-        """Patch features of the selected layer, class token removed.
+        """Patch features of the selected layer, class token removed unless the config keeps it.
 
         Args:
             pixels: float, B T 3 S S, normalised with the config's constants.
             frame_mask: bool, B T. Frames where it is False are not run.
             scores: names of scores wanted, such as `cls_attention` or `cls_attention@0`; see `read_scores`. They are
-                softmax weights over all 1 + N keys with the class token's own column cut off, not renormalised.
+                softmax weights over all 1 + N keys, not renormalised; the class token's own column is cut off with it.
             inside: a reducer that drops or merges tokens inside the blocks; no scores are given then.
 
         Raises:
             InputError: for pixels of another size or kind, or a score that does not exist.
         """
         check_pixels(pixels, encoder="clip", size=self.config.image_size)
+        if inside is not None and self.config.class_token:
+            raise ConfigError("clip cannot both keep its class token and run a reducer inside its blocks")
         wanted = read_scores(
             scores,
             encoder="clip" if inside is None else "clip, with tokens reduced inside it,",
@@ -141,6 +146,12 @@ class ClipEncoder(nn.Module):
             frame_mask=frame_mask,
             trainable=needs_gradient(self, inside),
         )
+
+    @property
+    def index(self) -> Tensor:
+        """int64, tokens of a frame: the place of each on the grid; one past the last for the class token."""
+        patches = torch.arange(self.grid[0] * self.grid[1])
+        return torch.cat([patches[-1:] + 1, patches]) if self.config.class_token else patches
 
     def load_pretrained(self, name: str) -> None:
         """Loads published weights of this tower from a folder or a hub id.
@@ -172,7 +183,9 @@ class ClipEncoder(nn.Module):
                     scores[name] = self._score(kind, blocks[number], hidden)  # F N
             if number < last:
                 hidden = blocks[number](hidden, None)
-        return FrameOutput(features=features[:, 1:], scores=scores)
+        if not self.config.class_token:
+            return FrameOutput(features=features[:, 1:], scores={name: row[:, 1:] for name, row in scores.items()})
+        return FrameOutput(features=features, scores=scores, index=self.index.to(frames.device).repeat(len(frames), 1))
 
     def _run_inside(self, frames: Tensor, inside: Inside) -> FrameOutput:
         hidden = self.tower.pre_layrnorm(self.tower.embeddings(frames))  # F 1+N C
@@ -199,7 +212,7 @@ class ClipEncoder(nn.Module):
             weights = attention_row(attention.q_proj(normed[:, 0]), keys, heads=self.config.heads)
         else:
             weights = received_attention(attention.q_proj(normed), keys, heads=self.config.heads)
-        return weights[:, 1:]
+        return weights
 
 
 def load_clip_tower(encoder: ClipEncoder, state: Mapping[str, Tensor]) -> None:

@@ -200,19 +200,18 @@ def regridded(values: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) ->
     return rearrange(image, "f c h w -> f (h w) c").to(values.dtype)
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str) -> None:
-    """Loads a state dict whose names and shapes must match exactly.
+def check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, what: str) -> None:
+    """Refuses tensors whose names and shapes are not exactly the wanted ones.
 
     Raises:
         CheckpointError: listing the first missing, unexpected and misshaped tensors.
     """
-    own = module.state_dict()
-    missing = sorted(set(own) - set(state))
-    unexpected = sorted(set(state) - set(own))
+    missing = sorted(set(wanted) - set(given))
+    unexpected = sorted(set(given) - set(wanted))
     misshaped = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in sorted(set(own) & set(state))
-        if state[name].shape != own[name].shape
+        f"{name} {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(set(wanted) & set(given))
+        if given[name].shape != wanted[name].shape
     ]
     problems = []
     for title, names in (("missing", missing), ("unexpected", unexpected), ("misshaped", misshaped)):
@@ -221,6 +220,15 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str) 
             problems.append(f"{title}: {', '.join(names[:3])}{more}")
     if problems:
         raise CheckpointError(f"weights do not fit {what}; {'; '.join(problems)}")
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str) -> None:
+    """Loads a state dict whose names and shapes must match exactly.
+
+    Raises:
+        CheckpointError: listing the first missing, unexpected and misshaped tensors.
+    """
+    check_fit(state, module.state_dict(), what=what)
     module.load_state_dict(dict(state), strict=True)
 
 

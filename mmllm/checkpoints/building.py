@@ -1,0 +1,123 @@
+"""From a published state dict to a model and back, strictly; what all families do alike."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmllm import registry
+from mmllm.checkpoints.names import COMPUTED, Names, Table, first_choices, found, to_ours, to_theirs
+from mmllm.checkpoints.weights import Weights
+from mmllm.config import MmllmConfig
+from mmllm.encoders.clip import load_clip_tower
+from mmllm.encoders.siglip import load_siglip_tower
+from mmllm.encoders.tower import check_fit
+from mmllm.errors import CheckpointError
+from mmllm.model import MmllmForConditionalGeneration
+
+HEAD = "language_model.lm_head."
+
+
+def assemble(
+    state: Mapping[str, Tensor],
+    config: MmllmConfig,
+    table: Table,
+    *,
+    what: str,
+    apart: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> MmllmForConditionalGeneration:
+    """A model with the weights of a state dict; how it was named is kept in `config.origin`.
+
+    Names and shapes are compared with a model without storage before one is made that has some. Tensors on the meta
+    device give that model itself, so that a whole checkpoint can be checked before any of it is read.
+
+    Args:
+        state: their names -> tensors, all that the file holds.
+        config: what to build.
+        table: where the family has put what.
+        what: the family, for messages.
+        apart: weights that the publishers keep elsewhere, under our names, such as a vision tower's.
+        options: of transformers' `from_pretrained`, such as `dtype`; the type of the tensors by default.
+
+    Raises:
+        CheckpointError: listing what is missing, left over or of another shape.
+    """
+    names = found(state, table)
+    config = copy.deepcopy(config)
+    # whatever the configuration says: a head that is in the file is used, one that is not is the embedding table
+    tied = HEAD not in names
+    if tied and not config.tie_word_embeddings:
+        raise CheckpointError(f"weights do not fit {what}; missing: {table[HEAD][0]}weight")
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
+    config.origin = {**(config.origin or {}), "names": names}
+    with torch.device("meta"):
+        model = MmllmForConditionalGeneration(config)
+    shell = {name: tensor for name, tensor in model.state_dict().items() if not (tied and name.startswith(HEAD))}
+    given = {name: tensor for name, tensor in state.items() if not name.endswith(COMPUTED)}
+    wanted = {name: tensor for name, tensor in shell.items() if name not in (apart or {})}
+    check_fit(given, to_theirs(wanted, {**first_choices(table), **names}), what=what)
+    check_fit(apart or {}, {name: shell[name] for name in apart or {} if name in shell}, what=f"the tower of {what}")
+    if any(tensor.is_meta for tensor in given.values()):
+        return model.eval()
+    ours = {**to_ours(state, names), **(apart or {})}
+    options.setdefault("dtype", ours["language_model.model.embed_tokens.weight"].dtype)
+    return _filled(config, ours, options)
+
+
+def tower_apart(config: MmllmConfig, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """A CLIP or SigLIP tower that a checkpoint lacks, under our names: what is given, or what `mm_vision_tower` names.
+
+    Args:
+        config: the model's configuration.
+        given: the tower's weights under any of the names that `load_clip_tower` knows.
+
+    Raises:
+        CheckpointError: if there are no such weights, or they do not fit the tower that the configuration describes.
+    """
+    if given is None:
+        name = str((config.origin or {}).get("config", {}).get("mm_vision_tower", ""))
+        if not name or not Path(name).is_dir():
+            raise CheckpointError(
+                f"this checkpoint has no vision tower, and mm_vision_tower = {name!r} is no folder to read it from: "
+                "put the tower's own files on this machine and name their folder there"
+            )
+        given = Weights(Path(name)).read()
+    encoder = registry.build("encoder", config.encoder)
+    load = load_siglip_tower if config.encoder["name"] == "siglip" else load_clip_tower
+    load(encoder, given)
+    return {f"encoder.tower.{name}": tensor for name, tensor in encoder.tower.state_dict().items()}
+
+
+def _filled(config: MmllmConfig, state: dict[str, Tensor], options: dict[str, Any]) -> MmllmForConditionalGeneration:
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "distributed.tensor_parallel")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        model, report = MmllmForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=state, output_loading_info=True, **options
+        )
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+    unexpected = [*report["missing_keys"], *report["unexpected_keys"]]
+    assert not unexpected, unexpected
+    return model.eval()
+
+
+def disassemble(model: MmllmForConditionalGeneration, table: Table) -> dict[str, Tensor]:
+    """A model's weights under the names they were read by, or the family's first choice of names.
+
+    Raises:
+        CheckpointError: naming a tensor that the family has no name for.
+    """
+    names: Names = (model.config.origin or {}).get("names") or first_choices(table)
+    apart = [place for place in table if place not in names]
+    return to_theirs(model.state_dict(), names, left_out=apart)

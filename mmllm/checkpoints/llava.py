@@ -1,0 +1,73 @@
+"""LLaVA-1.5, as its authors released it and as transformers' `LlavaForConditionalGeneration` holds it.
+
+| authors | transformers (also with `model.` in front) | here |
+|---|---|---|
+| `model.*`, `lm_head.*` | `language_model.model.*`, `language_model.lm_head.*` | `language_model.*` |
+| `model.mm_projector.0`, `.2` | `multi_modal_projector.linear_1`, `_2` | `visual_tokenizer.0`, `.2` |
+| `model.vision_tower.vision_tower.vision_model.*`, mostly absent | `vision_tower.vision_model.*` | `encoder.tower.*` |
+
+The authors' files mostly lack the vision tower, which is then read from where `mm_vision_tower` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmllm.checkpoints import building, describing
+from mmllm.checkpoints.names import LLM, MLP, TOWER, Table
+from mmllm.checkpoints.processing import frames_that_fit, processor_of
+from mmllm.config import MmllmConfig
+from mmllm.model import MmllmForConditionalGeneration
+from mmllm.processor import MmllmProcessor
+
+NAME = "llava"
+TABLE: Table = {**LLM, **MLP, **TOWER}
+
+
+def recognises(upstream: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is this family's."""
+    if upstream.get("model_type") == "llava" and "text_config" in upstream:
+        return True
+    return describing.is_original(upstream) and not describing.is_tiled(upstream)
+
+
+def describe(upstream: Mapping[str, Any]) -> MmllmConfig:
+    """Our configuration of a `config.json` of either layout.
+
+    Raises:
+        CheckpointError: if it asks for something that this family does not have here.
+    """
+    if describing.is_original(upstream):
+        return describing.original(upstream, family=NAME)
+    return describing.ported(upstream, family=NAME)
+
+
+def from_upstream(
+    state: Mapping[str, Tensor], config: MmllmConfig | Mapping[str, Any], **options: Any
+) -> MmllmForConditionalGeneration:
+    """A model with the weights of a LLaVA-1.5 state dict of either layout; see `building.assemble`."""
+    config = describing.ours(config, describe)
+    apart = None if any("vision_tower." in name for name in state) else building.tower_apart(config)
+    return building.assemble(state, config, TABLE, what="LLaVA-1.5", apart=apart, **options)
+
+
+def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
+    """The model's weights under the names they were read by."""
+    return building.disassemble(model, TABLE)
+
+
+def processor(folder: Path, config: MmllmConfig) -> MmllmProcessor:
+    """The processor that the folder's own files describe."""
+    original = describing.is_original((config.origin or {}).get("config", {}))
+    return processor_of(
+        folder,
+        config,
+        chat_template="vicuna",
+        num_frames=frames_that_fit(config),
+        own_template=not original,
+        whole_text=not original,
+    )

@@ -1,0 +1,141 @@
+"""Published models from a folder or a hub id: which family it is, and the model with its processor.
+
+A family is a file of this room with the five functions of `Family`; adding one means adding a file.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from torch import Tensor
+
+from mmllm.checkpoints.weights import Weights
+from mmllm.config import MmllmConfig
+from mmllm.errors import CheckpointError
+from mmllm.model import MmllmForConditionalGeneration
+from mmllm.processor import MmllmProcessor
+from mmllm.sources import checked_source, read_json
+
+
+class Family(Protocol):
+    """What the file of a family offers."""
+
+    NAME: str
+
+    def recognises(self, upstream: Mapping[str, Any]) -> bool:
+        """Whether a `config.json` is this family's."""
+
+    def describe(self, upstream: Mapping[str, Any]) -> MmllmConfig:
+        """Our configuration of it."""
+
+    def from_upstream(
+        self, state: Mapping[str, Tensor], config: MmllmConfig | Mapping[str, Any], **options: Any
+    ) -> MmllmForConditionalGeneration:
+        """A model with their weights; of tensors on the meta device, a model there."""
+
+    def to_upstream(self, model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
+        """The model's weights under their names."""
+
+    def processor(self, folder: Path, config: MmllmConfig) -> MmllmProcessor:
+        """The processor that the files in their folder describe."""
+
+
+def families() -> dict[str, Family]:
+    """All families by name."""
+    room = Path(__file__).parent
+    modules = [importlib.import_module(f"mmllm.checkpoints.{file.stem}") for file in sorted(room.glob("[!_]*.py"))]
+    return {module.NAME: cast(Family, module) for module in modules if hasattr(module, "NAME")}
+
+
+def family_of(upstream: Mapping[str, Any]) -> Family:
+    """The family that a `config.json` belongs to.
+
+    Raises:
+        CheckpointError: if it is none of them; the message lists the families.
+    """
+    known = families()
+    for family in known.values():
+        if family.recognises(upstream):
+            return family
+    kind, names = upstream.get("model_type"), upstream.get("architectures")
+    raise CheckpointError(
+        f"model_type {kind!r} (architectures {names}) is no family that is known here: mmllm, {', '.join(known)}"
+    )
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds a model that mmllm has saved."""
+    return bool(read_config(folder).get("model_type") == "mmllm")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The mapping of a folder's `config.json`.
+
+    Raises:
+        CheckpointError: if it is missing or no JSON object.
+    """
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: this folder holds no model (no config.json)")
+    return read_json(folder / "config.json")
+
+
+def local_folder(source: str | Path) -> Path:
+    """The folder of a model; one from the hub is downloaded first.
+
+    Raises:
+        CheckpointError: if there is no such folder or hub id.
+    """
+    name = checked_source(source)
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]))
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{name}: cannot be downloaded from the hub: {problem}") from None
+
+
+def load(
+    source: str | Path, *, allow_pickle: bool = False, **options: Any
+) -> tuple[MmllmForConditionalGeneration, MmllmProcessor]:
+    """A published model with its processor.
+
+    Whatever can be refused is refused before weights are read: an unknown family, a missing or cut-off file, tensors
+    that do not fit, a tokenizer that does not.
+
+    Args:
+        source: folder or hub id.
+        allow_pickle: read `.bin` files where there is no safetensors file; their tensors only.
+        options: of transformers' `from_pretrained`, such as `dtype`, and fields of `MmllmConfig` such as `reducers`.
+
+    Raises:
+        CheckpointError: naming what is wrong.
+    """
+    folder = local_folder(source)
+    upstream = read_config(folder)
+    family = family_of(upstream)
+    config = family.describe(upstream)
+    for name in [name for name in options if name in ("reducers", "path")]:
+        config = type(config)(**{**config.to_dict(), name: options.pop(name)})
+    weights = Weights(folder, allow_pickle=allow_pickle)
+    processor = family.processor(folder, config)
+    config.image_token_id, config.video_token_id = processor.image_token_id, processor.video_token_id
+    family.from_upstream(weights.meta, config)
+    if options.get("dtype") == "auto":
+        options.pop("dtype")
+    model = family.from_upstream(weights.read(), config, **options)
+    _stop_tokens(model, folder)
+    return model, processor
+
+
+def _stop_tokens(model: MmllmForConditionalGeneration, folder: Path) -> None:
+    """Takes the ids that end an answer from the folder's own generation settings."""
+    file = folder / "generation_config.json"
+    if file.is_file():
+        stops = read_json(file).get("eos_token_id")
+        if stops is not None:
+            model.generation_config.eos_token_id = stops

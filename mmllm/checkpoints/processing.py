@@ -1,0 +1,157 @@
+"""The processor of a published model, from the tokenizer and processor files in its own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmllm import registry
+from mmllm.config import MmllmConfig
+from mmllm.errors import CheckpointError
+from mmllm.frames import FrameTransform
+from mmllm.processor import MmllmProcessor, add_special_words
+from mmllm.sources import read_json
+from mmllm.templates import IMAGE, VIDEO, template
+
+
+def processor_of(
+    folder: Path,
+    config: MmllmConfig,
+    *,
+    chat_template: str,
+    num_frames: int,
+    own_template: bool = True,
+    whole_text: bool = True,
+    **fields: Any,
+) -> MmllmProcessor:
+    """A processor that prepares what the folder's own files prepare.
+
+    Args:
+        folder: the model's folder.
+        config: the model's configuration, for what the files do not say.
+        chat_template: name of our template, where the folder has none of its own for images.
+        num_frames: frames sampled of a video.
+        own_template: use the folder's own chat template, if it has one.
+        whole_text: as in `MmllmProcessor`.
+        fields: more of its arguments.
+
+    Raises:
+        CheckpointError: if the tokenizer is missing, does not fit the embedding table or the placeholders' ids, or the
+            images are prepared in a way that is not supported.
+    """
+    tokenizer = _tokenizer(folder)
+    rows = config.text_config.vocab_size
+    if len(tokenizer) > rows and max(tokenizer.get_vocab().values()) >= rows:
+        known = max(tokenizer.get_vocab().values()) + 1
+        raise CheckpointError(f"{folder}: the tokenizer has {known} ids, the embedding table {rows} rows")
+    add_special_words(tokenizer, config.num_time_tokens)
+    images, videos = _described(folder)
+    transform = config.stage("encoder").frames
+    if images is not None:
+        transform = frame_transform(videos or images, transform.size)
+    own = _own_template(folder, tokenizer) if own_template else None
+    made = MmllmProcessor(
+        tokenizer,
+        frames=transform,
+        num_frames=num_frames,
+        num_time_tokens=config.num_time_tokens,
+        chat_template=own or template(chat_template),
+        whole_text=whole_text,
+        **fields,
+    )
+    for word, token, id_here in (
+        (IMAGE, config.image_token_id, made.image_token_id),
+        (VIDEO, config.video_token_id, made.video_token_id),
+    ):
+        if token is not None and token < rows and token != id_here:
+            raise CheckpointError(f"{folder}: config.json has id {token} for {word}, the tokenizer has {id_here}")
+    return made
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).exists() for name in files):
+        raise CheckpointError(f"{folder}: there is no tokenizer in this folder ({', '.join(files)})")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError) as problem:
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {problem}") from None
+
+
+def _described(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """How images and videos are prepared, as the folder's files of any age say."""
+    images = videos = None
+    if (folder / "processor_config.json").exists():
+        both = read_json(folder / "processor_config.json")
+        images, videos = both.get("image_processor"), both.get("video_processor")
+    if images is None and (folder / "preprocessor_config.json").exists():
+        images = read_json(folder / "preprocessor_config.json")
+    if videos is None and (folder / "video_preprocessor_config.json").exists():
+        videos = read_json(folder / "video_preprocessor_config.json")
+    return images, videos
+
+
+def frame_transform(described: Mapping[str, Any], size: int) -> FrameTransform:
+    """The preprocessing that a `preprocessor_config.json` describes.
+
+    Args:
+        described: its mapping.
+        size: side of the encoder's input in pixels.
+
+    Raises:
+        CheckpointError: for steps that no `FrameTransform` has, or another size than the encoder's.
+    """
+    edge = described.get("size") or {}
+    edge = {"shortest_edge": edge} if isinstance(edge, int) else edge
+    cropped = described.get("do_center_crop", False)
+    crop = described.get("crop_size") or {}
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    sides = {*(edge.get(name) for name in ("shortest_edge", "height", "width")), None} - {None}
+    if cropped:
+        sides |= {crop.get("height"), crop.get("width")}
+    if sides != {size} or described.get("resample", 3) not in (2, 3):
+        raise CheckpointError(
+            f"images are prepared with size {edge}, crop {crop if cropped else None} and resampling "
+            f"{described.get('resample')}; the encoder needs {size} pixels a side, bicubic"
+        )
+    if described.get("do_pad"):
+        fit = "pad"
+    else:
+        fit = "crop" if "shortest_edge" in edge else "squash"
+    normalised = described.get("do_normalize", True)
+    return FrameTransform(
+        size=size,
+        fit=fit,  # type: ignore[arg-type]
+        mean=tuple(described["image_mean"]) if normalised else (0.0, 0.0, 0.0),
+        std=tuple(described["image_std"]) if normalised else (1.0, 1.0, 1.0),
+    )
+
+
+def _own_template(folder: Path, tokenizer: Any) -> str | None:
+    """The chat template of a folder that knows images, wherever it is kept."""
+    places = [folder / "chat_template.jinja", folder / "chat_template.json", folder / "processor_config.json"]
+    texts = []
+    for file in places:
+        if file.exists():
+            texts.append(file.read_text() if file.suffix == ".jinja" else read_json(file).get("chat_template"))
+    texts.append(tokenizer.chat_template)
+    return next((text for text in texts if isinstance(text, str) and "image" in text), None)
+
+
+def frames_that_fit(config: MmllmConfig, *, most: int = 8, text: int = 512) -> int:
+    """How many frames of a video a model of still images can read at once: their tokens must leave room for text.
+
+    Args:
+        config: the model's configuration.
+        most: no more than this, however long the context is.
+        text: positions left for the question and the answer.
+    """
+    with torch.device("meta"):
+        grid = registry.build("encoder", config.encoder).grid
+    room = getattr(config.text_config, "max_position_embeddings", None) or 2048
+    return max(1, min(most, (room - text) // (grid[0] * grid[1])))

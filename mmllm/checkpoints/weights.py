@@ -1,0 +1,136 @@
+"""Weights on disk: their names and shapes first, refused before anything large is read; then the tensors themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmllm.errors import CheckpointError
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+_LONGEST_HEADER = 100_000_000
+_PICKLES = ("*.bin", "*.pth", "*.pt")
+
+
+def header(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file on the meta device: names, shapes and types, no numbers.
+
+    Raises:
+        CheckpointError: if the file is missing, no safetensors file, or shorter than its own header says (half-copied).
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file}: there is no such file")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+            raise CheckpointError(f"{file}: no safetensors file, or only the beginning of one ({size} bytes)")
+        try:
+            described: dict[str, Any] = json.loads(stream.read(length))
+            described.pop("__metadata__", None)
+            end = 8 + length + max((entry["data_offsets"][1] for entry in described.values()), default=0)
+            tensors = {
+                name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
+                for name, entry in described.items()
+            }
+        except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as problem:
+            raise CheckpointError(f"{file}: the header of this safetensors file cannot be read: {problem}") from None
+    if size != end:
+        told = "half-copied: " if size < end else ""
+        raise CheckpointError(f"{file}: {told}its header asks for {end} bytes, there are {size}")
+    return tensors
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, as its index lists them, or all there are.
+
+    Raises:
+        CheckpointError: if there are none, or one that the index lists is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            listed = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as problem:
+            raise CheckpointError(f"{index}: this index cannot be read: {problem}") from None
+        if strange := [name for name in listed if os.path.basename(name) != name]:
+            raise CheckpointError(f"{index}: names a file outside of its folder: {strange[0]}")
+        if missing := [name for name in listed if not (folder / name).is_file()]:
+            raise CheckpointError(f"{folder}: missing {', '.join(missing[:3])} ({len(missing)} of {len(listed)} files)")
+        return [folder / name for name in listed]
+    single = folder / "model.safetensors"
+    found = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    if not found:
+        pickles = [file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
+        if pickles:
+            raise CheckpointError(
+                f"{folder}: its weights are pickles ({', '.join(pickles[:3])}), which can run code; "
+                "allow_pickle=True reads their tensors only"
+            )
+        raise CheckpointError(f"{folder}: there are no weights in this folder (*.safetensors)")
+    return found
+
+
+class Weights:
+    """The tensors of a model folder: `meta` without numbers, `read` with them.
+
+    Args:
+        folder: a model folder.
+        allow_pickle: read `.bin` and `.pth` files where there is no safetensors file; tensors only, no code.
+
+    Raises:
+        CheckpointError: if a file is missing, cut off, no weights file, or a pickle that was not allowed.
+    """
+
+    def __init__(self, folder: Path, *, allow_pickle: bool = False) -> None:
+        self.folder = folder
+        self._pickled: dict[str, Tensor] | None = None
+        self.files: list[Path] = []
+        try:
+            self.files = files_of(folder)
+        except CheckpointError:
+            pickles = [file for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
+            if not (allow_pickle and pickles):
+                raise
+            self._pickled = _pickled(pickles)
+        headers = [header(file) for file in self.files]
+        self.meta: dict[str, Tensor] = {name: tensor for one in headers for name, tensor in one.items()}
+        if self._pickled is not None:
+            self.meta = {name: tensor.to("meta") for name, tensor in self._pickled.items()}
+
+    def read(self) -> dict[str, Tensor]:
+        """All tensors, on the CPU; safetensors are mapped into memory and read when they are used."""
+        if self._pickled is not None:
+            return self._pickled
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        state: dict[str, Tensor] = {}
+        for file in self.files:
+            try:
+                state |= load_file(file)
+            except (SafetensorError, OSError) as problem:
+                raise CheckpointError(f"{file}: cannot be read: {problem}") from None
+        return state
+
+
+def _pickled(files: list[Path]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as problem:
+            raise CheckpointError(f"{file}: holds more than tensors, or is damaged: {problem!s:.200}") from None
+        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+            raise CheckpointError(f"{file}: is no state dict (names and tensors)")
+        state |= content
+    return state
