@@ -15,7 +15,9 @@ def theirs():
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=7
     )
     text = LlamaConfig(vocab_size=120, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    return LlavaForConditionalGeneration(LlavaConfig(vision, text, image_token_index=118)).eval()
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=118)
+    ).eval()
 
 
 def test_logits_are_transformers_own_and_no_bit_changes_there_and_back(theirs):
