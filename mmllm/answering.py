@@ -192,9 +192,11 @@ class VideoQA:
 
     def _reducer(self, description: Any) -> nn.Module:
         """A reducer that fits the encoder."""
-        reducer = _weightless(registry.build("reducer", description))
+        reducer = registry.build("reducer", description)
         require_fit(reducer, self.model.encoder)
-        return reducer
+        if hasattr(reducer, "prepare"):
+            reducer.prepare(self.model.encoder)
+        return _weightless(reducer)
 
     def ask(self, video: Any, question: str, **generate: Any) -> Answer:
         """The answer to one question about a video, or about a `Watched` one.

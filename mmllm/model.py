@@ -78,6 +78,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         parts: list[Any] = list(self.reducers)
         for reducer in parts:
             require_fit(reducer, self.encoder)
+            if getattr(reducer, "runs_inside_encoder", False):
+                reducer.prepare(self.encoder)
             if getattr(reducer, "runs_inside_llm", False):
                 reducer.attach(self.language_model.base_model)
         self.post_init()
@@ -95,8 +97,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode(self, pixels: Tensor, frame_mask: Tensor | None = None, times_s: Tensor | None = None) -> VisualTokens:
         """Patch features of pixels (V T 3 S S), with the scores the reducers need."""
-        inside = next((one for one in self.reducers if getattr(one, "runs_inside_encoder", False)), None)
-        options = {} if inside is None else {"inside": inside}
+        options = {} if self.inside_encoder is None else {"inside": self.inside_encoder}
         tokens = self.encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
         return tokens.replace(times_s=times_s)
 
@@ -113,7 +114,10 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def lay_out(self, tokens: VisualTokens) -> VisualSequence:
         """Reduced tokens to what the LLM reads: project, path."""
         tokens = self.visual_tokenizer(tokens.replace(features=tokens.features.to(self.dtype)))
-        return blend(self.path(tokens), self.config.blending, self.get_input_embeddings().weight, self.time_ids)
+        sequence = self.path(tokens)
+        if self.inside_llm is not None:
+            sequence.check_places()
+        return blend(sequence, self.config.blending, self.get_input_embeddings().weight, self.time_ids)
 
     @property
     def time_ids(self) -> Tensor | None:
@@ -279,8 +283,11 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kwargs["output_hidden_states"] = self.grounding is not None
         outputs = self.language_model.base_model(**arguments, use_cache=False, **kwargs)
         losses = self.losses(outputs.last_hidden_state, outputs.hidden_states, placed, frame_share)
+        if self.inside_encoder is not None:
+            losses |= self.inside_encoder.losses()
         if self.inside_llm is not None:
-            losses |= self.inside_llm.losses(kwargs["inside_llm"], self.config.text_config.num_hidden_layers)
+            added = self.inside_llm.losses(kwargs["inside_llm"], self.config.text_config.num_hidden_layers)
+            losses = added if kwargs["inside_llm"].unusable else losses | added
         return MmllmOutput(loss=torch.stack(list(losses.values())).sum(), losses=losses)
 
     def losses(
@@ -302,6 +309,11 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pointed = self.grounding(hidden_states[config.grounding_layer], placed, found, frame_share)
             parts["grounding"] = config.grounding_weight * pointed
         return parts
+
+    @property
+    def inside_encoder(self) -> Any:
+        """The reducer that drops or merges tokens inside the encoder's blocks, if there is one."""
+        return next((one for one in self.reducers if getattr(one, "runs_inside_encoder", False)), None)
 
     @property
     def inside_llm(self) -> Any:

@@ -193,6 +193,8 @@ class VisualSequence:
         b, length, _ = self.embeddings.shape
         if self.mask.shape != (b, length) or self.frame.shape != (b, length):
             raise ValueError(f"mask and frame must be {(b, length)}: {self.mask.shape}, {self.frame.shape}")
+        if self.grid is not None and self.place is None:
+            raise ValueError(f"tokens on a {self.grid} grid need their place")
         if sum(count for _, count in self.blocks) != length:
             raise ValueError(f"blocks {self.blocks} do not add up to {length} positions")
 
@@ -208,6 +210,23 @@ class VisualSequence:
                 return slice(start, start + count)
             start += count
         raise KeyError(f"no block {name!r}; this path makes {[block for block, _ in self.blocks]}")
+
+    def check_places(self) -> None:
+        """Refuses tokens whose place is off the grid, or of which two show the same place of one frame.
+
+        Raises:
+            ValueError: naming the video and the place.
+        """
+        if self.grid is None or self.place is None:
+            return
+        count = self.grid[0] * self.grid[1]
+        for video, (places, frames, real) in enumerate(zip(self.place, self.frame, self.mask, strict=True)):
+            taken = (frames * count + places)[real].sort().values
+            twice = taken[1:][taken.diff() == 0] % count
+            off = places[real & ((places < 0) | (places >= count))]
+            if len(twice) or len(off):
+                wrong = f"two tokens of place {int(twice[0])}" if len(twice) else f"a token of place {int(off[0])}"
+                raise ValueError(f"video {video} has {wrong} in one frame of a {self.grid[0]}x{self.grid[1]} grid")
 
     def select(self, rows: Tensor) -> VisualSequence:
         """The videos numbered `rows` (int64), for asking several questions about one without encoding it again."""

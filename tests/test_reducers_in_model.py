@@ -69,6 +69,29 @@ def test_every_reducer_is_trained_through(build, reducer, path):
         assert all(stage.head_r.bias.grad is not None for stage in model.reducers[0].stages)
 
 
+def test_a_diffrate_schedule_is_learned_with_the_model_and_saved_with_it(build, tmp_path):
+    model = build("diffrate:target=0.6,granularity=1")
+    model.freeze("encoder", "language_model")
+    rates = [weight for weight in model.reducers.parameters() if weight.requires_grad]
+    optimiser = torch.optim.Adam(rates, lr=0.1)
+    reducer, labels = model.reducers[0], IDS.masked_fill(MASK == 0, -100)
+    costs = []
+    for _ in range(60):
+        out = model.train()(IDS, MASK, labels=labels, pixel_values_videos=pixels())
+        costs.append(out.losses["diffrate_cost"].item())
+        optimiser.zero_grad()
+        out.loss.backward()
+        optimiser.step()
+    assert costs[-1] < 0.1 < costs[0]
+    assert reducer.schedule(17, 3).live(17)[-1] < 17
+    given = {"attention_mask": MASK, "pixel_values_videos": pixels()}
+    model.eval().save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert loaded.reducers[0].schedule(17, 3) == reducer.schedule(17, 3)
+    assert torch.equal(model(IDS, **given).logits, loaded(IDS, **given).logits)
+    assert model.encode(pixels()).shape[2] == reducer.kept_tokens(16, 1) < 16
+
+
 def test_reducers_work_in_a_row_and_are_saved_with_the_model(build, tmp_path):
     model = build("uniform:keep=8", "random:keep=4", ATP)
     model.save_pretrained(tmp_path)

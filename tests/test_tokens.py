@@ -76,3 +76,25 @@ def test_a_sequence_names_its_blocks():
         sequence.block("other")
     with pytest.raises(ValueError, match="do not add up"):
         VisualSequence(embeddings=torch.zeros(1, 5, 2), mask=flat.bool(), frame=flat, blocks=(("fast", 2),))
+
+
+def test_places_of_a_sequence_are_on_the_grid_and_taken_once():
+    def sequence(places, frames, grid=(2, 2), mask=(True, True, True)):
+        return VisualSequence(
+            embeddings=torch.zeros(1, 3, 2),
+            mask=torch.tensor([mask]),
+            frame=torch.tensor([frames]),
+            blocks=(("frames", 3),),
+            place=None if places is None else torch.tensor([places]),
+            grid=grid,
+        )
+
+    sequence([0, 3, 0], [0, 0, 1]).check_places()
+    sequence([0, 3, 3], [0, 0, 0], mask=(True, True, False)).check_places()
+    sequence([0, 9, 9], [0, 0, 0], grid=None).check_places()
+    with pytest.raises(ValueError, match="two tokens of place 3 in one frame of a 2x2 grid"):
+        sequence([0, 3, 3], [0, 0, 0]).check_places()
+    with pytest.raises(ValueError, match="a token of place 4"):
+        sequence([0, 3, 4], [0, 0, 0]).check_places()
+    with pytest.raises(ValueError, match="need their place"):
+        sequence(None, [0, 0, 0])

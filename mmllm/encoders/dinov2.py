@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from mmllm.encoders.attention import attention_row, received_attention
+from mmllm.encoders.timm_blocks import run_inside
 from mmllm.encoders.tower import (
     FrameOutput,
+    Inside,
     below,
     check_pixels,
     encode_frames,
@@ -25,7 +27,7 @@ from mmllm.encoders.tower import (
     read_scores,
     regridded,
 )
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, ConfigError
 from mmllm.fields import require
 from mmllm.frames import FrameTransform
 from mmllm.registry import register
@@ -84,6 +86,8 @@ class DinoV2Encoder(nn.Module):
     """DINOv2's vision transformer, by timm."""
 
     score_names = frozenset({"cls_attention", "mean_attention"})
+    takes_inside: ClassVar[bool] = True
+    """Whether `forward` runs reducers that work inside the blocks."""
 
     def __init__(self, config: DinoV2Config) -> None:
         from timm.layers import SwiGLUPacked
@@ -109,7 +113,12 @@ class DinoV2Encoder(nn.Module):
         )
 
     def forward(
-        self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
+        self,
+        pixels: Tensor,
+        *,
+        frame_mask: Tensor | None = None,
+        scores: Collection[str] = (),
+        inside: Inside | None = None,
     ) -> VisualTokens:
         """Patch features of the selected layer, class token removed.
 
@@ -118,34 +127,50 @@ class DinoV2Encoder(nn.Module):
             frame_mask: bool, B T. Frames where it is False are not run.
             scores: `cls_attention` or `mean_attention` of the block that made the features, or `...@I` of layer I;
                 softmax weights over all 1 + N keys with the class token's own column cut off.
+            inside: a reducer that drops or merges tokens inside the blocks; no scores are given then.
 
         Raises:
             InputError: for pixels of another size or kind, or a score that does not exist.
+            ConfigError: if tokens that are dropped inside would have to be resampled to `output_grid`.
         """
         check_pixels(pixels, encoder="dinov2", size=self.config.image_size)
         wanted = read_scores(
             scores,
-            encoder="dinov2",
-            offers=self.score_names,
+            encoder="dinov2" if inside is None else "dinov2, with tokens reduced inside it,",
+            offers=self.score_names if inside is None else (),
             layers=self.config.layers,
             default=self.config.blocks_run - 1,
         )
         return encode_frames(
-            lambda frames: self._run(frames, wanted),
+            lambda frames: self._run(frames, wanted) if inside is None else self._run_inside(frames, inside),
             pixels,
             grid=self.grid,
             chunk=self.config.chunk,
             frame_mask=frame_mask,
-            trainable=needs_gradient(self),
+            trainable=needs_gradient(self, inside),
         )
+
+    def _embedded(self, frames: Tensor) -> Tensor:
+        """F 1+N C: the class token and the patches, with their positions."""
+        patches = self.tower.patch_embed(frames.to(self.tower.cls_token.dtype))
+        tokens = torch.cat([self.tower.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        return tokens + self.tower.pos_embed
+
+    def _run_inside(self, frames: Tensor, inside: Inside) -> FrameOutput:
+        if self.grid != (self.patches, self.patches):
+            raise ConfigError(
+                f"DinoV2Config.output_grid = {self.config.output_grid}: tokens that are reduced inside the encoder "
+                "cannot be resampled; leave it out"
+            )
+        hidden, state = run_inside(self.tower.blocks[: self.config.blocks_run], self._embedded(frames), inside)
+        features, index, size = inside.finish(self.tower.norm(hidden) if self.config.final_norm else hidden, state)
+        return FrameOutput(features=features, index=index, size=size)
 
     def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> FrameOutput:
         tower = self.tower
         scores: dict[str, Tensor] = {}
         last = max([self.config.blocks_run, *(layer for _, layer in wanted.values())])
-        patches = tower.patch_embed(frames.to(tower.cls_token.dtype))
-        hidden = torch.cat([tower.cls_token.expand(len(patches), -1, -1), patches], dim=1) + tower.pos_embed
-        features = hidden  # F 1+N C
+        hidden = features = self._embedded(frames)  # F 1+N C
         for number in range(last + 1):
             if number == self.config.blocks_run:
                 features = hidden

@@ -13,6 +13,7 @@ B rows, P positions, K positions that are alive, S pooled scores of a grid
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from mmllm.fields import require
 from mmllm.pruning.inside_llm import Alive, LlmPass, Received, Verdict, decoder_layers, install
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
+
+log = logging.getLogger(__name__)
 
 POOLED = 16
 """Scores are pooled to this many rows and columns before thresholds are read off them."""
@@ -176,6 +179,8 @@ class AtpReducer(nn.Module):
         self.stages = nn.ModuleList(Thresholds() for _ in config.depths)
         self.progress = 0.0
         """How much of the training is done, 0 to 1; sets the temperature."""
+        self.skipped = 0
+        """How many training passes were skipped because attention or a threshold was not finite."""
 
     def attach(self, decoder: nn.Module) -> None:
         """Prepares a decoder (without LM head) for passes with this reducer; once, when a model is put together.
@@ -212,12 +217,14 @@ class AtpReducer(nn.Module):
         own = mean_received(received.visual, asking, causal=self.config.causal)
         cross = mean_received(received.question, before.counting(current.question), causal=self.config.causal)
         if not bool((own.isfinite() & cross.isfinite()).all()):
-            raise InputError("ATP was given attention that is not finite")
+            return self._not_finite(current, before, "was given attention that is not finite")
         place = before.of(current.place)
         redundancy = squashed((own + cross) / 2, count)
         spatial = lattice_scores(place, current.grid, self.config.strides, self.config.lattice_weight)
         pooled = [pooled_scores(squashed(score, count) * asking, visual, place, current.grid) for score in (own, cross)]
         theta_r, theta_s = self.stages[number](torch.stack(pooled, dim=1))
+        if not bool((theta_r.isfinite() & theta_s.isfinite()).all()):
+            return self._not_finite(current, before, "has thresholds that are not finite")
         keep = (redundancy > theta_r) | (spatial > theta_s)
         best = redundancy.masked_fill(~visual, -1.0)
         keep = keep | (best == best.amax(-1, keepdim=True))  # never nothing at all
@@ -240,8 +247,20 @@ class AtpReducer(nn.Module):
             return Verdict(weight=torch.ones_like(before.real, dtype=torch.float32))
         return Verdict(keep=before.real)
 
+    def _not_finite(self, current: LlmPass, before: Alive, what: str) -> Verdict:
+        """An error, but in training a step that is skipped and counted."""
+        if not self.training:
+            raise InputError(f"ATP {what}")
+        if not current.unusable:
+            self.skipped += 1
+            log.warning("ATP %s: the step is skipped, the %d. so far", what, self.skipped)
+        current.unusable = True
+        return self._nothing_to_drop(before)
+
     def losses(self, current: LlmPass, layers: int) -> dict[str, Tensor]:
         """The budget's losses of a finished pass, weighted (Eq. 12 and 13); empty without visual tokens.
+
+        Of a pass that is unusable, `atp_skipped`: a zero from which nothing gets a gradient.
 
         `atp_depth`: tokens left after a stage, as a share, times the number of its layer. `atp_target`: how far the
         number of tokens, averaged over all layers, is from the target.
@@ -250,6 +269,8 @@ class AtpReducer(nn.Module):
             current: the pass.
             layers: how many layers the LLM has.
         """
+        if current.unusable:
+            return {"atp_skipped": torch.zeros((), device=current.visual.device, requires_grad=True)}
         if not current.decided:
             return {}
         whole = (current.visual & current.real).sum(-1).clamp(min=1).float()  # B

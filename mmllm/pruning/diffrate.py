@@ -10,13 +10,8 @@ F frames, N tokens with the class token first, P patches, C width, H heads, L bl
 
 from __future__ import annotations
 
-import ast
-import json
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -24,99 +19,15 @@ from torch import Tensor, nn
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
+from mmllm.pruning.diffrate_schedule import Schedule, even_schedule, flops
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
+if TYPE_CHECKING:
+    from mmllm.pruning.diffrate_learning import LearnedDiffRate
+
 _TINY = 1e-6
 """Least size whose logarithm is taken. Sizes that are not clamped can fall to zero or below, see `merged_size`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How many tokens each block keeps. A number above what is there changes nothing."""
-
-    prune: tuple[int, ...]
-    """Tokens left after dropping, one number a block, the class token counted."""
-    merge: tuple[int, ...]
-    """Tokens left after merging."""
-
-    def __post_init__(self) -> None:
-        if len(self.prune) != len(self.merge):
-            raise ConfigError(
-                f"a schedule has as many prune as merge numbers, not {len(self.prune)}, {len(self.merge)}"
-            )
-        if any(kept < 1 for kept in self.prune + self.merge):
-            raise ConfigError(f"a schedule keeps at least the class token: {self.prune}, {self.merge}")
-
-    def __len__(self) -> int:
-        return len(self.prune)
-
-    def live(self, tokens: int) -> list[int]:
-        """How many of `tokens` are left after each block.
-
-        Raises:
-            ConfigError: if tokens would have to be merged with nothing but the class token to take them.
-        """
-        counts = []
-        for prune, merge in zip(self.prune, self.merge, strict=True):
-            tokens = min(tokens, prune)
-            if merge == 1 and tokens > 1:
-                raise ConfigError(f"{tokens - 1} tokens cannot be merged: only the class token is left to take them")
-            tokens = min(tokens, merge)
-            counts.append(tokens)
-        return counts
-
-
-def published(prune: str, merge: str) -> Schedule:
-    """A schedule written as the published file writes its lists, as text; "None" means that nothing is done.
-
-    Raises:
-        ConfigError: if the text is not a list of whole numbers.
-    """
-    lists = []
-    for text in (prune, merge):
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        if value is not None and not (isinstance(value, list) and all(type(kept) is int for kept in value)):
-            raise ConfigError(f"a schedule is a list of whole numbers, not {text!r}")
-        lists.append(value)
-    length = len(next((value for value in lists if value is not None), ()))
-    never = (2**31,) * length
-    return Schedule(prune=tuple(lists[0] or never), merge=tuple(lists[1] or never))
-
-
-def read_schedules(path: str | Path) -> dict[str, dict[str, Schedule]]:
-    """The schedules of a published `compression_rate.json`: model -> GFLOPs -> schedule."""
-    found: Mapping[str, Mapping[str, Mapping[str, str]]] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {
-        model: {key: published(one["prune_kept_num"], one["merge_kept_num"]) for key, one in entries.items()}
-        for model, entries in found.items()
-    }
-
-
-def even_schedule(tokens: int, blocks: int, keep: int) -> Schedule:
-    """The same share of tokens merged away in every block but the first, `keep` tokens left at the end."""
-    if not 2 <= keep <= tokens:
-        raise ConfigError(f"keep = {keep}: must be between 2 and {tokens} tokens, the class token counted")
-    shares = [block / (blocks - 1) for block in range(blocks)] if blocks > 1 else [1.0]
-    merge = tuple(max(keep, math.ceil(tokens * (keep / tokens) ** share - 1e-9)) for share in shares)
-    return Schedule(prune=(tokens,) * blocks, merge=merge)
-
-
-def flops(counts: Sequence[int], *, tokens: int, width: int, patch: int, classes: int = 0) -> float:
-    """Multiply-adds of a vision transformer whose blocks leave `counts` tokens, as the paper counts them.
-
-    Attention is paid for with the tokens that enter a block, the MLP with those that leave it; its ratio is taken as
-    4. Norms, softmax and biases are not counted.
-    """
-    total, live = float(tokens * width * 3 * patch**2 + width * classes), tokens
-    for left in counts:
-        total += 4 * live * width**2 + 2 * live**2 * width
-        live = min(live, left)
-        total += 8 * live * width**2
-    return total
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -229,10 +140,13 @@ def compress(
         F min(N, prune, merge) C, most attended first, and what is live.
 
     Raises:
-        InputError: if the attention is not finite.
+        InputError: if the attention or a size is not finite.
+        ConfigError: if not even the class token would be left, or nothing but it to take the others.
     """
-    if not bool(row.isfinite().all()):
-        raise InputError("DiffRate was given attention that is not finite")
+    if not bool(row.isfinite().all()) or not bool(live.size.isfinite().all()):
+        raise InputError("DiffRate was given attention or sizes that are not finite")
+    if prune < 1 or merge < 1 or (merge == 1 and min(prune, hidden.shape[1]) > 1):
+        raise ConfigError(f"prune = {prune}, merge = {merge}: at least the class token stays, and takes no other token")
     order = order_by(row)
     hidden = hidden.gather(1, order.unsqueeze(-1).expand_as(hidden))[:, :prune]
     size, rank = live.size.gather(1, order)[:, :prune], order.argsort(dim=-1)
@@ -276,7 +190,7 @@ def in_raster_order(hidden: Tensor, live: Live) -> tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class DiffRateConfig:
-    """A schedule, or the number of tokens that an even schedule leaves."""
+    """A schedule, the number of tokens that an even schedule leaves, or the cost that training is to reach."""
 
     prune: tuple[int, ...] = ()
     """Tokens that each block of the tower keeps, class token counted; one number for each block that is run."""
@@ -284,19 +198,29 @@ class DiffRateConfig:
     """Tokens that each block has after merging."""
     keep: int | None = None
     """Patch tokens left of each frame by an even schedule of merges, in place of the two lists."""
+    target: float | None = None
+    """Share of the tower's multiply-adds that a schedule learned in training is to cost, in place of the lists."""
+    granularity: int = 4
+    """Steps between the numbers of tokens that are tried while a schedule is learned."""
+    cost_weight: float = 100.0
+    """Weight of the squared distance from `target`; the paper's 5, counted in 10^9, for a tower of 4.5 * 10^9."""
     clamp_size: bool = False
     """See `merged_size`."""
 
     def __post_init__(self) -> None:
-        if (self.keep is None) == (not self.prune and not self.merge):
-            raise ConfigError("DiffRateConfig needs either a schedule (prune and merge) or keep")
+        given = [bool(self.prune or self.merge), self.keep is not None, self.target is not None]
+        if sum(given) != 1:
+            raise ConfigError("DiffRateConfig needs one of: a schedule (prune and merge), keep, target")
         require(self.keep is None or self.keep >= 1, self, "keep", "at least 1 token")
+        require(self.target is None or 0 < self.target <= 1, self, "target", "above 0 and at most 1")
+        require(self.granularity >= 1, self, "granularity", "at least 1")
+        require(self.cost_weight >= 0, self, "cost_weight", "zero or more")
         Schedule(prune=self.prune, merge=self.merge)
 
 
 @register("reducer", "diffrate", config=DiffRateConfig)
 class DiffRateReducer(nn.Module):
-    """DiffRate: drops and merges tokens inside the encoder's blocks, on a schedule."""
+    """DiffRate: drops and merges tokens inside the encoder's blocks, on a schedule that is given or learned."""
 
     runs_inside_encoder: ClassVar[bool] = True
     """The encoder takes this reducer as `inside` and calls `start`, `attend`, `reduce` and `finish`."""
@@ -305,43 +229,84 @@ class DiffRateReducer(nn.Module):
     def __init__(self, config: DiffRateConfig) -> None:
         super().__init__()
         self.config = config
+        self.rates: LearnedDiffRate | None = None
+        """What a schedule is learned with, where the configuration has a `target`."""
+        self.tower: dict[str, int] = {}
+        """Width and patch size of the tower, by which cost is counted."""
+
+    def prepare(self, encoder: Any) -> None:
+        """Gets ready to learn a schedule for a tower, if one is to be learned; when a model is put together.
+
+        Raises:
+            ConfigError: if no schedule costs as little as the target.
+        """
+        if self.config.target is None or self.rates is not None:
+            return
+        from mmllm.pruning.diffrate_learning import LearnedDiffRate
+
+        patches, blocks = encoder.grid[0] * encoder.grid[1], encoder.config.blocks_run
+        self.rates = LearnedDiffRate(patches=patches, blocks=blocks, granularity=self.config.granularity)
+        self.tower = {"width": encoder.width, "patch": encoder.config.patch_size}
+        least = self.rates.least_cost(**self.tower) / self._whole(patches + 1, blocks)
+        if self.config.target < least:
+            raise ConfigError(
+                f"DiffRateConfig.target = {self.config.target}: with this tower and granularity, must be from "
+                f"{least:.3g} to 1"
+            )
+
+    def _whole(self, tokens: int, blocks: int) -> float:
+        return flops([tokens] * blocks, tokens=tokens, **self.tower)
 
     def schedule(self, tokens: int, blocks: int) -> Schedule:
         """The schedule for a tower of that many blocks and tokens, class token counted.
 
         Raises:
-            ConfigError: if it was made for another number of blocks, or cannot be followed.
+            ConfigError: if it was made for another number of blocks, cannot be followed, or was never learned.
         """
         if self.config.keep is not None:
             return even_schedule(tokens, blocks, self.config.keep + 1)
-        schedule = Schedule(prune=self.config.prune, merge=self.config.merge)
+        if self.config.target is not None and self.rates is None:
+            raise ConfigError("diffrate:target=... learns its schedule in training; here there is none yet")
+        schedule = self.rates.schedule() if self.rates else Schedule(prune=self.config.prune, merge=self.config.merge)
         if len(schedule) != blocks:
             raise ConfigError(f"the schedule is for {len(schedule)} blocks, the encoder runs {blocks}")
         schedule.live(tokens)
         return schedule
 
-    def start(self, hidden: Tensor, blocks: int) -> tuple[Schedule, Live]:
+    def start(self, hidden: Tensor, blocks: int) -> Any:
         """What is live before the first of `blocks` blocks; of hidden states F N C."""
+        if self.rates is not None and self.training:
+            return self.rates.start(hidden, blocks)
         return self.schedule(hidden.shape[1], blocks), Live.at_first(hidden)
 
-    def attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, state: tuple[Schedule, Live]
-    ) -> tuple[Tensor, Tensor]:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, state: Any) -> tuple[Tensor, Tensor]:
         """See `attend`."""
+        if self.rates is not None and self.training:
+            return self.rates.attend(queries, keys, values, state)
         return attend(queries, keys, values, state[1].size)
 
-    def reduce(
-        self, block: int, hidden: Tensor, row: Tensor, state: tuple[Schedule, Live]
-    ) -> tuple[Tensor, tuple[Schedule, Live]]:
+    def reduce(self, block: int, hidden: Tensor, row: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Block number `block`'s drop and merge; see `compress`."""
+        if self.rates is not None and self.training:
+            return self.rates.reduce(block, hidden, row, state)
         schedule, live = state
         prune, merge = schedule.prune[block], schedule.merge[block]
         hidden, live = compress(hidden, live, row, prune=prune, merge=merge, clamp_size=self.config.clamp_size)
         return hidden, (schedule, live)
 
-    def finish(self, hidden: Tensor, state: tuple[Schedule, Live]) -> tuple[Tensor, Tensor, Tensor]:
+    def finish(self, hidden: Tensor, state: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Features, index and size of the patch tokens; see `in_raster_order`."""
+        if self.rates is not None and self.training:
+            return self.rates.finish(hidden, state)
         return in_raster_order(hidden, state[1])
+
+    def losses(self) -> dict[str, Tensor]:
+        """`diffrate_cost`: how far the schedule is from its target, weighted; empty where none is learned."""
+        if self.rates is None or self.config.target is None:
+            return {}
+        whole = self._whole(self.rates.patches + 1, len(self.rates.prune_rates))
+        share = self.rates.cost(**self.tower) / whole
+        return {"diffrate_cost": self.config.cost_weight * (share - self.config.target) ** 2}
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """The tokens as they are: they were reduced on their way through the encoder.
@@ -354,6 +319,8 @@ class DiffRateReducer(nn.Module):
         return tokens
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
-        """The most tokens that remain of a whole video, if every block of the schedule is run."""
-        blocks = len(self.config.prune) or 2
+        """The most tokens that remain of a whole video if every block is run; all of them if that is to be learned."""
+        if self.config.target is not None and self.rates is None:
+            return tokens_per_frame * frames
+        blocks = len(self.rates.prune_rates) if self.rates else len(self.config.prune) or 2
         return (self.schedule(tokens_per_frame + 1, blocks).live(tokens_per_frame + 1)[-1] - 1) * frames

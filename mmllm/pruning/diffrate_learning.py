@@ -11,17 +11,16 @@ F frames, P patches, N tokens (the patches and the class token), K candidate num
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmllm.errors import InputError
+from mmllm.errors import CheckpointError, InputError
 from mmllm.pruning.diffrate import (
     Live,
-    Schedule,
-    flops,
     in_raster_order,
     merge_targets,
     merged_mean,
@@ -29,7 +28,11 @@ from mmllm.pruning.diffrate import (
     order_by,
     sizes_as_bias,
 )
+from mmllm.pruning.diffrate_schedule import Schedule, flops
 
+_PUBLISHED = {"prune_ddp": "prune_rates", "merge_ddp": "merge_rates"}
+"""A block's rates in published checkpoints -> the list of all blocks' here."""
+_FIELDS = ("kept_token_candidate", "selected_probability")
 _EPSILON = 1e-6
 _ROUNDING = 1e-4
 """Taken off an expectation before it is rounded up: a whole number must not become the next by float32 noise."""
@@ -49,8 +52,25 @@ class LearnedRate(nn.Module):
             raise InputError(f"{patches} patches in steps of {granularity}: both must be at least 1")
         candidates = torch.arange(patches, 0, -granularity, dtype=torch.float32)
         self.patches = patches
+        self.fewest = patches - granularity * ((patches - 1) // granularity)
         self.selected_probability = nn.Parameter(torch.zeros(len(candidates)))
         self.kept_token_candidate = nn.Parameter(candidates, requires_grad=False)
+
+    @classmethod
+    def of(cls, candidates: Tensor, logits: Tensor) -> LearnedRate:
+        """A rate as it was saved.
+
+        Raises:
+            CheckpointError: if the candidates do not fall from the number of patches in equal steps, or the logits are
+                not as many.
+        """
+        patches, step = int(candidates[0]), int(candidates[0] - candidates[1]) if len(candidates) > 1 else 0
+        rate = cls(patches, granularity=max(step, 1) if len(candidates) > 1 else patches + 1)
+        if not torch.equal(rate.kept_token_candidate.detach(), candidates.float()) or logits.shape != candidates.shape:
+            told = candidates.int().tolist()
+            raise CheckpointError(f"a rate's candidates fall in equal steps and have a logit each, not {told[:9]}")
+        rate.selected_probability.data.copy_(logits)
+        return rate
 
     def kept(self) -> Tensor:
         """Scalar: a whole number of tokens, class token counted, with the gradient of the expectation."""
@@ -149,6 +169,42 @@ class LearnedDiffRate(nn.Module):
         self.merge_rates = nn.ModuleList(LearnedRate(patches, granularity=step) for step in steps)
         self.patches = patches
 
+    @classmethod
+    def from_published(cls, state: Mapping[str, Tensor]) -> LearnedDiffRate:
+        """The rates in a published training checkpoint, `blocks.I.prune_ddp.*` and `blocks.I.merge_ddp.*`.
+
+        Args:
+            state: the checkpoint's `model`; the transformer's own tensors are left alone.
+
+        Raises:
+            CheckpointError: if there are none, a block lacks one, or they are of different numbers of patches.
+        """
+        found = {name: value for name, value in state.items() if "_ddp." in name}
+        blocks = 1 + max((int(name.split(".")[1]) for name in found), default=-1)
+        try:
+            rates = {
+                kind: [
+                    LearnedRate.of(*(found.pop(f"blocks.{block}.{kind}.{field}") for field in _FIELDS))
+                    for block in range(blocks)
+                ]
+                for kind in _PUBLISHED
+            }
+        except KeyError as missing:
+            raise CheckpointError(f"the rates lack {missing}") from None
+        sizes = {rate.patches for one in rates.values() for rate in one}
+        if found or len(sizes) != 1:
+            raise CheckpointError(f"no rates of one tower: left over {sorted(found)[:3]}, patches {sorted(sizes)}")
+        learned = cls(patches=sizes.pop(), blocks=blocks)
+        for kind, name in _PUBLISHED.items():
+            setattr(learned, name, nn.ModuleList(rates[kind]))
+        return learned
+
+    def published(self) -> dict[str, Tensor]:
+        """The rates under the names of published training checkpoints."""
+        names = {name: kind for kind, name in _PUBLISHED.items()}
+        parts = ((name.split("."), value) for name, value in self.state_dict().items())
+        return {f"blocks.{block}.{names[rates]}.{field}": value for (rates, block, field), value in parts}
+
     def schedule(self) -> Schedule:
         """The schedule as learned so far."""
         counts = [(prune.count(), merge.count()) for prune, merge in self._pairs()]
@@ -174,6 +230,11 @@ class LearnedDiffRate(nn.Module):
             total = total + 8 * live * width**2
         return total
 
+    def least_cost(self, *, width: int, patch: int, classes: int = 0) -> float:
+        """Multiply-adds of the cheapest schedule that can be learned; arguments as in `cost`."""
+        fewest = [min(rate.fewest + 1 for rate in pair) for pair in self._pairs()]
+        return flops(fewest, tokens=self.patches + 1, width=width, patch=patch, classes=classes)
+
     def cost_loss(self, target: float, *, width: int, patch: int, classes: int = 0, weight: float = 5.0) -> Tensor:
         """weight * (cost - target)^2, both in units of 10^9 multiply-adds.
 
@@ -181,11 +242,8 @@ class LearnedDiffRate(nn.Module):
             InputError: if no schedule costs that little, or even the whole tower costs less.
         """
         tokens, blocks = self.patches + 1, len(self.prune_rates)
-        fewest = [min(int(rate.kept_token_candidate.min()) + 1 for rate in pair) for pair in self._pairs()]
-        least, most = (
-            flops(counts, tokens=tokens, width=width, patch=patch, classes=classes) / 1e9
-            for counts in (fewest, [tokens] * blocks)
-        )
+        least = self.least_cost(width=width, patch=patch, classes=classes) / 1e9
+        most = flops([tokens] * blocks, tokens=tokens, width=width, patch=patch, classes=classes) / 1e9
         if not least <= target <= most:
             raise InputError(f"target = {target}: this tower costs between {least:.4g} and {most:.4g} (10^9)")
         return weight * (self.cost(width=width, patch=patch, classes=classes) / 1e9 - target) ** 2

@@ -96,6 +96,8 @@ class LlmPass:
     """By layer."""
     decided: dict[int, Any] = field(default_factory=dict)
     """What the reducer notes at each of its layers, for its losses and for display."""
+    unusable: bool = False
+    """Set in training when numbers are not finite: nothing is to be learned from this pass."""
 
     def alive_at(self, layer: int) -> Alive | None:
         """What a layer works on; None for everything."""

@@ -379,5 +379,32 @@ def test_bad_input(embeds):
     model = llm()
     reducer(0.5, 0.5).attach(model.model)
     embeds[0, 5] = float("nan")
-    with pytest.raises(InputError, match="finite"):
+    with pytest.raises(InputError, match="attention that is not finite"):
         run(model, embeds, the_pass())
+    flash = llm()
+    flash.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ConfigError, match="with sdpa attention, not 'flash_attention_2'"):
+        AtpReducer(AtpConfig()).attach(flash.model)
+
+
+@pytest.mark.parametrize("what", ["attention", "thresholds"])
+def test_a_training_step_that_is_not_finite_is_skipped_and_counted(embeds, what):
+    model = llm().train()
+    atp = reducer(0.5, 0.5).train()
+    atp.attach(model.model)
+    if what == "attention":
+        embeds[0, 5] = float("nan")
+    else:
+        atp.stages[1].head_s.bias.data.fill_(float("nan"))
+    for count in (1, 2):
+        current = the_pass()
+        model(inputs_embeds=embeds, inside_llm=current)
+        assert current.unusable
+        assert atp.skipped == count
+        losses = atp.losses(current, 8)
+        assert list(losses) == ["atp_skipped"]
+        losses["atp_skipped"].backward()
+    assert all(weight.grad is None for weight in [*model.parameters(), *atp.parameters()])
+    atp.eval()
+    with pytest.raises(InputError, match=f"ATP .*{what} that (is|are) not finite"):
+        run(model.eval(), embeds, the_pass())

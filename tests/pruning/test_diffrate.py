@@ -14,18 +14,21 @@ from mmllm.encoders.clip import ClipConfig, ClipEncoder
 from mmllm.errors import ConfigError, InputError
 from mmllm.pruning.diffrate import (
     Live,
-    Schedule,
     attend,
     compress,
-    even_schedule,
-    flops,
     in_raster_order,
     merge_targets,
     merged_mean,
     merged_sum,
     order_by,
+)
+from mmllm.pruning.diffrate_schedule import (
+    Schedule,
+    even_schedule,
+    flops,
     published,
     read_schedules,
+    write_schedules,
 )
 
 GOLDEN = load_file(Path(__file__).resolve().parents[1] / "data" / "diffrate-step.safetensors")
@@ -120,6 +123,14 @@ def test_published_file(tmp_path):
     found = read_schedules(path)
     assert found["ViT-S-DeiT"]["2.3"] == published(*S_23)
     assert found["CAFormer"]["5.6"].live(196) == [196, 100, 100]
+    write_schedules(path, found)
+    assert read_schedules(path)["ViT-S-DeiT"] == found["ViT-S-DeiT"]
+    for text in ("nonsense", "[]", '{"a": {"1": {"prune_kept_num": "[2]"}}}', '{"a": 3}'):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="no file of DiffRate schedules"):
+            read_schedules(path)
+    with pytest.raises(ConfigError, match="no file of DiffRate schedules"):
+        read_schedules(tmp_path / "nowhere.json")
     for wrong in ("[1, 2.5]", "__import__('os')", "12", "[True]"):
         with pytest.raises(ConfigError, match="whole numbers"):
             published(wrong, "[1]")
@@ -152,6 +163,19 @@ def test_schedule_that_does_nothing_is_the_plain_tower(encoder, pixels):
     torch.testing.assert_close(tokens.features, plain.features, rtol=1e-5, atol=1e-5)
     assert torch.equal(tokens.index, plain.index)
     assert (tokens.size == 1).all()
+
+
+def test_dinov2_takes_it_inside_too(pixels):
+    sizes = {"image_size": 24, "patch_size": 4, "width": 32, "layers": 3, "heads": 4, "mlp_width": 48, "gated": False}
+    tower = registry.build("encoder", {"name": "dinov2", **sizes}).eval()
+    nothing = inside(prune=[37] * 3, merge=[37] * 3)
+    torch.testing.assert_close(tower(pixels, inside=nothing).features, tower(pixels).features, rtol=1e-5, atol=1e-6)
+    tokens = tower(pixels, inside=inside(keep=7))
+    assert tokens.shape == (2, 2, 7, 32)
+    assert (tokens.index.diff(dim=-1) > 0).all()
+    resampled = registry.build("encoder", {"name": "dinov2", **sizes, "output_grid": 3})
+    with pytest.raises(ConfigError, match="cannot be resampled"):
+        resampled(pixels, inside=inside(keep=7))
 
 
 def test_dropping_and_merging(encoder, pixels):
@@ -228,6 +252,31 @@ def test_bad_input(encoder, pixels):
         compress(
             torch.zeros(1, 3, 2), Live.at_first(torch.zeros(1, 3, 2)), torch.full((1, 3), torch.nan), prune=2, merge=2
         )
+    endless = Live(size=torch.tensor([[1.0, torch.inf, 1.0]]), owner=torch.tensor([[1, 2]]))
+    with pytest.raises(InputError, match="sizes that are not finite"):
+        compress(torch.zeros(1, 3, 2), endless, torch.full((1, 3), 0.3), prune=2, merge=2)
+    for prune, merge in ((0, 2), (2, 0), (3, 1)):
+        with pytest.raises(ConfigError, match="at least the class token stays"):
+            compress(
+                torch.ones(1, 3, 2),
+                Live.at_first(torch.zeros(1, 3, 2)),
+                torch.full((1, 3), 0.3),
+                prune=prune,
+                merge=merge,
+            )
+    for wrong in (
+        "target=0",
+        "target=1.5",
+        "target=0.5,granularity=0",
+        "target=0.5,keep=3",
+        "target=0.5,cost_weight=-1",
+    ):
+        with pytest.raises(ConfigError):
+            registry.config_of("reducer", f"diffrate:{wrong}")
+    with pytest.raises(ConfigError, match="learns its schedule in training"):
+        encoder(pixels, inside=inside(target=0.5))
+    with pytest.raises(ConfigError, match=r"target = 0.01: with this tower and granularity, must be from 0\.\d+ to 1"):
+        inside(target=0.01).prepare(encoder)
     with pytest.raises(InputError, match="ran without it"):
         inside(keep=5)(encoder(pixels))
     with pytest.raises(InputError, match="reduced inside"):

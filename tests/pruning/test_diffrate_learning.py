@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from mmllm.encoders.clip import ClipConfig, ClipEncoder
 from mmllm.errors import InputError
-from mmllm.pruning.diffrate import attend, flops
+from mmllm.pruning.diffrate import attend
 from mmllm.pruning.diffrate_learning import LearnedDiffRate, LearnedRate, attend_masked, merge_in_place
+from mmllm.pruning.diffrate_schedule import flops
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 TINY = ClipConfig(image_size=24, patch_size=4, width=32, layers=4, heads=4, mlp_width=48)
@@ -130,7 +131,7 @@ def test_learning_reaches_the_target():
         rates.cost_loss(target, width=256, patch=4, weight=5e4).backward()
         optimiser.step()
     reached = flops(rates.schedule().live(37), tokens=37, width=256, patch=4) / 1e9
-    assert reached == pytest.approx(target, rel=0.03)
+    assert reached == pytest.approx(target, rel=0.01)
     assert rates.schedule().prune[0] == 37
 
 

@@ -4,6 +4,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given as given_any
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
@@ -123,6 +126,32 @@ class TestEveryReducer:
         assert (given.features.grad.abs().sum(-1) > 0).sum().item() == out.mask.sum().item()
 
 
+CHAIN = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(["keep", "ratio", "total"])), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given_any(CHAIN, st.booleans())
+def test_index_is_true_to_the_first_grid_through_any_chain(chain, padded):
+    """Every token carries its own video, frame and place as features, so that it can say where it came from."""
+    given = tokens(padded=padded)
+    places = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(16)).view(2, 3, 16, 3).float()
+    out = given.replace(features=places)
+    keep, total = 16, 48
+    for name, kind in chain:
+        keep, total = max(keep - 3, 1), max(int(total * 0.7), 6)
+        left = int(out.mask.sum(-1)[out.frame_mask].min())
+        budget = {"keep": min(keep, left), "ratio": 0.6, "total": total}[kind]
+        out = reduced(name, out, **{kind: budget})
+    for b, t in torch.cartesian_prod(torch.arange(2), torch.arange(3)).tolist():
+        kept = out.index[b, t][out.mask[b, t]]
+        assert (kept.diff() > 0).all()
+        assert out.features[b, t][out.mask[b, t]].tolist() == [[b, t, place] for place in kept.tolist()]
+        assert torch.equal(out.scores["cls_attention"][b, t][out.mask[b, t]], given.scores["cls_attention"][b, t, kept])
+    laid, there = out.on_grid()
+    y, x = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
+    assert torch.equal(laid[..., 2][there], (4 * y + x).expand(2, 3, 4, 4)[there].float())
+
+
 @pytest.mark.parametrize("name", ["fastervlm", "hired"])
 def test_missing_scores_are_named_with_what_would_work(name):
     given = tokens().replace(scores={})
@@ -146,6 +175,8 @@ def test_encoder_without_class_token_is_refused_with_the_way_out():
     reducer = registry.build("reducer", "fastervlm:keep=4")
     with pytest.raises(ConfigError, match=r"cannot give \(it has mean_attention\).*fastervlm:score=mean_attention"):
         require_fit(reducer, Encoder)
+    with pytest.raises(ConfigError, match=r"'hired' ranks .* use .*hired:score=mean_attention"):
+        require_fit(registry.build("reducer", "hired:ratio=0.2"), Encoder)
     require_fit(registry.build("reducer", "fastervlm:keep=4,score=mean_attention"), Encoder)
     require_fit(registry.build("reducer", "random:keep=4"), Encoder)
     with pytest.raises(ConfigError, match=r"'diffrate' works inside the blocks.*use .*random"):
