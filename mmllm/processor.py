@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +18,24 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from mmllm.chat import (
+    Message,
+    assistant_turns,
+    escaped,
+    items,
+    source_of,
+    videos_as_images,
+    with_system,
+    with_videos,
+)
 from mmllm.config import MmllmConfig
 from mmllm.errors import InputError
 from mmllm.fields import from_mapping, to_mapping
 from mmllm.frames import FrameTransform
 from mmllm.placement import IGNORED
-from mmllm.templates import IMAGE, VIDEO, template
+from mmllm.templates import IMAGE, VIDEO, named_system_prompt, template
 from mmllm.time_tokens import Answer, TimeTokens, parse_answer
 from mmllm.tokens import VideoClip
-
-Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +63,9 @@ class MmllmProcessor(ProcessorMixin):
             are written as images are.
         whole_text: give the tokenizer a text as a whole, and let it split off the placeholders and set what it sets
             in front, as transformers' processors do; otherwise piece by piece, as LLaVA's authors did.
+        system_prompt: what the system says in conversations in which it says nothing; a text, or the name of one of
+            `mmllm.templates`.
+        folder_fps: images a second in a folder of frames that is given in place of a video; LITA's have 5.
     """
 
     def __init__(
@@ -65,6 +77,8 @@ class MmllmProcessor(ProcessorMixin):
         strip_time_tokens: bool = True,
         chat_template: str = "plain",
         whole_text: bool = False,
+        system_prompt: str = "",
+        folder_fps: float = 5.0,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))
         self.frames = to_mapping(frames) if isinstance(frames, FrameTransform) else dict(frames or {"size": 224})
@@ -72,6 +86,8 @@ class MmllmProcessor(ProcessorMixin):
         self.num_time_tokens = num_time_tokens
         self.strip_time_tokens = strip_time_tokens
         self.whole_text = whole_text
+        self.system_prompt = named_system_prompt(system_prompt)
+        self.folder_fps = folder_fps
         self.frame_transform = from_mapping(FrameTransform, self.frames)
         self.time_tokens = TimeTokens(count=num_time_tokens) if num_time_tokens else None
         self.video_token_id = self._id_of(VIDEO)
@@ -116,24 +132,25 @@ class MmllmProcessor(ProcessorMixin):
             batch: list[Sequence[Message]] = [conversation]  # type: ignore[list-item]
         else:
             batch = list(conversation)  # type: ignore[arg-type]
+        batch = [with_system(messages, self.system_prompt) for messages in batch]
 
         chosen = chat_template or self.chat_template
         knows_videos = "video" in chosen
 
         def render(messages: Sequence[Message], prompt: bool) -> str:
-            shown = messages if knows_videos else _videos_as_images(messages)
+            shown = messages if knows_videos else videos_as_images(messages)
             text = super(MmllmProcessor, self).apply_chat_template(
                 shown, chosen, tokenize=False, add_generation_prompt=prompt, **kwargs
             )
-            return text if knows_videos else _with_videos(text, messages)
+            return text if knows_videos else with_videos(text, messages)
 
         if not tokenize:
-            texts = [render(_escaped(messages), add_generation_prompt) for messages in batch]
+            texts = [render(escaped(messages), add_generation_prompt) for messages in batch]
             return texts[0] if isinstance(conversation[0], Mapping) else texts
         encoded = []
-        for messages in map(_escaped, batch):
+        for messages in map(escaped, batch):
             text = render(messages, add_generation_prompt)
-            encoded.append(self.encode(text, list(_assistant_turns(messages, text, render)) if return_labels else ()))
+            encoded.append(self.encode(text, list(assistant_turns(messages, text, render)) if return_labels else ()))
         inputs = self.collate(encoded, with_labels=return_labels)
         inputs.update(self._media(batch))
         return BatchFeature(inputs) if return_dict else inputs["input_ids"]
@@ -145,7 +162,7 @@ class MmllmProcessor(ProcessorMixin):
             return self.apply_chat_template(part, add_generation_prompt=prompt)
 
         text = render(messages, False)
-        return self.encode(text, list(_assistant_turns(messages, text, render)))
+        return self.encode(text, list(assistant_turns(messages, text, render)))
 
     def __call__(  # type: ignore[override]
         self,
@@ -242,14 +259,16 @@ class MmllmProcessor(ProcessorMixin):
         """Frames of a video, sampled evenly over it and brought to the encoder's size while decoding.
 
         Args:
-            video: anything `mmllm.open_video` takes; a `VideoClip` is taken as it is, but resized.
+            video: anything `mmllm.open_video` takes, or a folder of frames; a `VideoClip` is only resized.
             num_frames: how many; the processor's own number if None.
             limits: `start_s` and `end_s`, to look at a part only.
         """
         if isinstance(video, VideoClip):
             return _replaced(video, np.stack([self.frame_transform.resized(frame) for frame in video.frames]))
-        from mmllm.datasets.video import sample_uniform
+        from mmllm.datasets.video import FrameFolder, sample_uniform
 
+        if isinstance(video, (str, Path)) and Path(video).is_dir():
+            video = FrameFolder(path=video, fps=self.folder_fps)
         return sample_uniform(video, num_frames or self.num_frames, transform=self.frame_transform.resized, **limits)
 
     def video_inputs(self, clips: Sequence[VideoClip]) -> dict[str, Tensor]:
@@ -274,13 +293,13 @@ class MmllmProcessor(ProcessorMixin):
 
     def _media(self, batch: Sequence[Sequence[Message]]) -> dict[str, Any]:
         clips, images = [], []
-        for item in (item for messages in batch for message in messages for item in _items(message)):
+        for item in (item for messages in batch for message in messages for item in items(message)):
             if item["type"] == "video":
-                source = _source(item, "video")
+                source = source_of(item, "video")
                 limits = {name: item[name] for name in ("start_s", "end_s") if item.get(name) is not None}
                 clips.append(self.load(source, item.get("num_frames"), **limits))
             elif item["type"] == "image":
-                images.append(_source(item, "image"))
+                images.append(source_of(item, "image"))
         media: dict[str, Any] = self.video_inputs(clips) if clips else {}
         if images:
             media["pixel_values"] = self.image_inputs(images)
@@ -355,75 +374,6 @@ def _labelled(ids: Sequence[int], places: Sequence[int], said: Sequence[tuple[in
     input_ids = torch.tensor(ids, dtype=torch.long)
     labelled = torch.tensor([any(a <= at < b for a, b in said) for at in places], dtype=torch.bool)
     return Encoded(input_ids=input_ids, labels=input_ids.where(labelled, torch.tensor(IGNORED)))
-
-
-def _videos_as_images(messages: Sequence[Message]) -> list[Message]:
-    return [
-        {**message, "content": [{"type": "image"} if item["type"] == "video" else item for item in _items(message)]}
-        if not isinstance(message["content"], str)
-        else message
-        for message in messages
-    ]
-
-
-def _with_videos(text: str, messages: Sequence[Message]) -> str:
-    """A text in which videos were written as images, with their own placeholder where a video stands."""
-    kinds = [item["type"] for message in messages for item in _items(message) if item["type"] != "text"]
-    pieces = text.split(IMAGE)
-    if len(pieces) != len(kinds) + 1:
-        raise InputError(f"the chat template writes {len(pieces) - 1} placeholders for {len(kinds)} images and videos")
-    words = [VIDEO if kind == "video" else IMAGE for kind in kinds]
-    return "".join(piece + word for piece, word in zip(pieces, [*words, ""], strict=True))
-
-
-def _assistant_turns(messages: Sequence[Message], text: str, render: Any) -> Iterator[tuple[int, int]]:
-    """Character ranges of `text` that the assistant says, the end-of-turn token included."""
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            prompt, told = render(messages[:i], True), render(messages[: i + 1], False)
-            if not (told.startswith(prompt) and text.startswith(told)):
-                raise InputError("the chat template does not render a conversation's beginning as its beginning")
-            yield len(prompt), len(told)
-
-
-def _escaped(messages: Sequence[Message]) -> list[Message]:
-    """The messages with placeholders that somebody typed taken apart, so that only media make placeholders."""
-
-    def plain(text: str) -> str:
-        return re.sub(r"<(video|image)>", r"< \1>", text)
-
-    out: list[Message] = []
-    for message in messages:
-        if not isinstance(message, Mapping) or message.get("role") not in ("system", "user", "assistant"):
-            raise InputError(f"a message needs a role (system, user or assistant) and content: {message!r:.200}")
-        content = message.get("content")
-        if isinstance(content, str):
-            out.append({**message, "content": plain(content)})
-        else:
-            items = [{**i, "text": plain(i["text"])} if i["type"] == "text" else i for i in _items(message)]
-            out.append({**message, "content": items})
-    return out
-
-
-def _items(message: Message) -> list[Mapping[str, Any]]:
-    content = message.get("content")
-    if isinstance(content, str):
-        return []
-    if not isinstance(content, Sequence):
-        raise InputError(f"content must be text or a list of items, not {content!r:.200}")
-    for item in content:
-        if not isinstance(item, Mapping) or item.get("type") not in ("text", "video", "image"):
-            raise InputError(f"an item needs a type (text, video or image): {item!r:.200}")
-        if item["type"] == "text" and not isinstance(item.get("text"), str):
-            raise InputError(f"a text item needs its text: {item!r:.200}")
-    return list(content)
-
-
-def _source(item: Mapping[str, Any], kind: Literal["video", "image"]) -> Any:
-    for key in (kind, "path", "url"):
-        if item.get(key) is not None:
-            return item[key]
-    raise InputError(f"a {kind} item needs its {kind}, path or url: {dict(item)!r:.200}")
 
 
 def _image(image: Any) -> np.ndarray:

@@ -76,3 +76,16 @@ def template(name: str) -> str:
     if name not in TEMPLATES:
         raise ConfigError(f"unknown chat template {name!r}; {closest(name, TEMPLATES)}")
     return TEMPLATES[name]
+
+
+_HELPFUL = (
+    "A chat between a curious {0} and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the {0}'s questions."
+)
+SYSTEM_PROMPTS = {"vicuna": _HELPFUL.format("user"), "vicuna-human": _HELPFUL.format("human")}
+"""What the system says to Vicuna. LITA was trained with the first, and is evaluated and shown with the second."""
+
+
+def named_system_prompt(name: str) -> str:
+    """The system prompt of that name; any other text is a prompt itself."""
+    return SYSTEM_PROMPTS.get(name, name)

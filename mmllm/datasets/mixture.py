@@ -82,6 +82,8 @@ class Mixture(Sequence[Dialogue]):
             InputError: if a task with a rate has no source, or a source has no record.
         """
         self.config = config
+        self.left_out: list[str] = []
+        """Rows of the files that cannot be used, with file and reason."""
         self.tasks = {task: rate for task, rate in config.task_rates.items() if rate > 0}
         self.sources: dict[str, dict[str, Source]] = {task: {} for task in self.tasks}
         for source in sources:
@@ -99,18 +101,35 @@ class Mixture(Sequence[Dialogue]):
     def __getitem__(self, number: int) -> Dialogue:  # type: ignore[override]
         if not -len(self) <= number < len(self):
             raise IndexError(f"draw {number} of {len(self)}")
-        draw = self.draw(number % len(self))
+        return self.dialogue(number % len(self))
+
+    def dialogue(self, number: int, attempt: int = 0) -> Dialogue:
+        """Draw `number`, or what is drawn in its place after so many attempts that gave nothing usable."""
+        draw = self.draw(number, attempt)
         source = self.sources[draw.task][draw.dataset]
         return source.make(source.records[draw.record], draw.random)
 
-    def draw(self, number: int) -> Draw:
+    def draw(self, number: int, attempt: int = 0) -> Draw:
         """What draw `number` is, without making a dialogue of it."""
-        generator = random.Random(f"{self.config.seed}:{number}")
+        generator = random.Random(f"{self.config.seed}:{number}" + f":{attempt}" * bool(attempt))
         task = _by_rate(self.tasks, generator)
         rates = {name: self.config.dataset_rates.get(name, 1.0) for name in self.sources[task]}
         dataset = _by_rate(rates, generator)
         record = generator.randrange(len(self.sources[task][dataset].records))
         return Draw(task=task, dataset=dataset, record=record, random=generator)
+
+    @property
+    def videos(self) -> list[Path]:
+        """Every video that may be drawn, once each."""
+        found: dict[Path, None] = {}
+        for group in self.sources.values():
+            for source in group.values():
+                for record in source.records:
+                    if isinstance(record, Dialogue):
+                        found |= dict.fromkeys(media.path for media in record.media if media.kind == "video")
+                    elif record.video is not None:
+                        found[record.video] = None
+        return list(found)
 
     def describe(self) -> dict[str, Any]:
         """Rates and numbers of records, as plain JSON values, for the record of a run."""
@@ -160,6 +179,12 @@ def question_source(task: str, dataset: str, questions: Sequence[Question]) -> S
 def dialogue_source(task: str, dataset: str, dialogues: Sequence[Dialogue]) -> Source:
     """Dialogues as they are."""
     return Source(task=task, dataset=dataset, records=dialogues, make=lambda dialogue, _: dialogue)
+
+
+def annotation_files(config: MixtureConfig) -> list[str]:
+    """Paths, below the root, of the annotations that the tasks with a rate need."""
+    wanted = {task for task, rate in config.task_rates.items() if rate > 0}
+    return [file for tasks, file, _, _ in _LAYOUT.values() if wanted & set(tasks)]
 
 
 # Data set -> its tasks, annotation file, places of its videos (the first that is there), reader.
@@ -218,14 +243,18 @@ def lita_mixture(root: Path, config: MixtureConfig) -> Mixture:
     if missing:
         raise InputError(f"{root}: missing are {', '.join(dict.fromkeys(missing))}")
     sources: list[Source] = []
+    left_out: list[str] = []
     for name, (tasks, file, _, read) in needed.items():
         result = read(root / file, folders[name])
         if result.bad:
             log.warning("%s: %d of %d rows left out, first %s", file, len(result.bad), result.rows, result.bad[0])
+            left_out += [f"{file}, {problem}" for problem in result.bad]
         if read is read_captions:
             sources += caption_sources(name, result.items, config)
         elif read is read_dialogues:
             sources.append(dialogue_source(tasks[0], name, result.items))
         else:
             sources.append(question_source(tasks[0], name, result.items))
-    return Mixture(sources, config)
+    mixture = Mixture(sources, config)
+    mixture.left_out = left_out
+    return mixture

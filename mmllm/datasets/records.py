@@ -58,7 +58,7 @@ class Dialogue:
         """Chat messages as transformers and `MmllmProcessor` take them.
 
         Args:
-            write: turns the seconds in an assistant's text into what the model writes, for example
+            write: turns the seconds in what is said into what the model reads and writes, for example
                 `lambda text: time_tokens.write(text, duration_s)`.
         """
         return [
@@ -66,7 +66,7 @@ class Dialogue:
                 "role": turn.role,
                 "content": [
                     *({"type": media.kind, media.kind: str(media.path)} for media in turn.media),
-                    {"type": "text", "text": write(turn.stamped) if turn.role == "assistant" else turn.text},
+                    {"type": "text", "text": turn.text if turn.role == "system" else write(turn.stamped)},
                 ],
             }
             for turn in self.turns

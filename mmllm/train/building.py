@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,8 +27,15 @@ from mmllm.train.recipes import DecoderConfig, ModelConfig
 log = logging.getLogger(__name__)
 
 
-def build_model(config: ModelConfig, seed: int = 0) -> tuple[MmllmForConditionalGeneration, MmllmProcessor]:
+def build_model(
+    config: ModelConfig, seed: int = 0, words: Iterable[str] = ()
+) -> tuple[MmllmForConditionalGeneration, MmllmProcessor]:
     """The model that a recipe describes, its new weights drawn from `seed`, and the processor that goes with it.
+
+    Args:
+        config: the stages.
+        seed: of the new weights.
+        words: what a small LLM from scratch has to know beside the words of the synthetic questions.
 
     Raises:
         CheckpointError: if pretrained weights cannot be found or do not fit.
@@ -35,7 +43,7 @@ def build_model(config: ModelConfig, seed: int = 0) -> tuple[MmllmForConditional
     torch.manual_seed(seed)
     language_model, tokenizer = _pretrained(config.language_model) if config.language_model else (None, None)
     if tokenizer is None:
-        tokenizer = word_tokenizer([*vocabulary(), "answer", ":"])
+        tokenizer = word_tokenizer([*vocabulary(), "answer", ":", *words])
     text_size = len(tokenizer)
     time_ids = add_special_words(tokenizer, config.num_time_tokens)
     rows = text_size + len(time_ids)  # the placeholders come after the time tokens and need no rows
@@ -46,6 +54,8 @@ def build_model(config: ModelConfig, seed: int = 0) -> tuple[MmllmForConditional
         num_frames=config.num_frames,
         num_time_tokens=config.num_time_tokens,
         chat_template=config.template,
+        system_prompt=config.system_prompt,
+        strip_time_tokens=config.strip_time_tokens,
     )
     if language_model is not None:
         text_config: Any = language_model.config

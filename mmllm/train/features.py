@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmllm import processes
 from mmllm.errors import InputError
 from mmllm.fingerprint import fingerprint
 from mmllm.model import MmllmForConditionalGeneration
@@ -67,6 +68,7 @@ class FeatureCache:
             "encoder": self.model.config.encoder,
             "frames": self.processor.frames,
             "num_frames": self.processor.num_frames,
+            "folder_fps": self.processor.folder_fps,
             "scores": self.model.scores_needed,
         }
         weights = fingerprint(self.model.encoder)
@@ -95,7 +97,7 @@ class FeatureCache:
         loader = torch.utils.data.DataLoader(
             _Clips(missing, self.processor), batch_size=batch, num_workers=workers, collate_fn=list
         )
-        with Progress("encode videos", len(missing), "videos") as progress:
+        with Progress("encode videos", len(missing), "videos", shown=processes.is_main()) as progress:
             for clips in loader:
                 good = [(video, clip) for video, clip, _ in clips if clip is not None]
                 failed |= {video: problem for video, _, problem in clips if problem}
@@ -120,9 +122,22 @@ class FeatureCache:
             save_file({name: value.contiguous() for name, value in kept.items()}, partial)
             os.replace(partial, target)
 
+    def fill_together(self, videos: Sequence[Path], workers: int = 2) -> dict[Path, str]:
+        """Like `fill`, where every process of the run does its share; all of them return the same."""
+        self.fill(processes.share(list(dict.fromkeys(videos))), workers)
+        processes.wait()
+        return self.fill(videos, workers)  # only what failed is left
+
     def load(self, video: Path) -> VideoFeatures:
-        """Features of a video that `fill` was called for."""
-        kept = load_file(self.path(video))
+        """Features of a video that `fill` was called for.
+
+        Raises:
+            InputError: if it could not be encoded.
+        """
+        path = self.path(video)
+        if not path.exists():
+            raise InputError(f"{video}: it could not be read, so there are no features of it")
+        kept = load_file(path)
         return VideoFeatures(
             features=kept["features"],
             scores={name.removeprefix("score:"): kept[name] for name in kept if name.startswith("score:")},

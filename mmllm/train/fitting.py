@@ -5,26 +5,92 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from mmllm.model import MmllmForConditionalGeneration
+from mmllm import processes
+from mmllm.errors import MmllmError
 from mmllm.progress import Progress
+from mmllm.train.packing import NAMES
 from mmllm.train.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
 
 class InOrder(Trainer):
-    """A Trainer that takes rows in the order in which the dataset draws them."""
+    """A Trainer that takes rows in the order in which the dataset draws them, and steps over what is not a number."""
+
+    names: Sequence[str] = ()
+    """The rows of the batch at hand."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any) -> Tensor:
+        """One batch forward and backward."""
+        self.names = inputs.pop(NAMES, ())
+        loss = super().training_step(model, inputs, *arguments)
+        if not torch.isfinite(loss):
+            log.warning("the loss of a batch is %s; its rows: %s", float(loss), ", ".join(self.names) or "unnamed")
+        return loss
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        processes.wait()  # the trainer's state is written last, and tells that the checkpoint is complete
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as problem:
+            partial = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(partial, ignore_errors=True)
+            kept = latest_checkpoint(partial.parent)
+            raise MmllmError(
+                f"cannot save {partial} ({problem}); the last good checkpoint is {kept or 'none'}: make room and give "
+                "the same command again"
+            ) from None
+
+
+class SkipBadSteps(TrainerCallback):
+    """Leaves the weights as they are where a gradient is not finite; too many such steps in a row end the training."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.skipped = 0
+        self.in_a_row = 0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        """Takes the gradients away, so that the optimizer has nothing to do."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parts = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+        bad = torch.stack([torch.tensor(False, device=args.device), *(~torch.isfinite(g).all() for g in parts)]).any()
+        if torch.distributed.is_initialized():
+            told = bad.to(torch.int32)
+            torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+            bad = told > 0
+        if not bad:
+            self.in_a_row = 0
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        log.warning("step %d is skipped: its gradient is not finite (%d so far)", state.global_step + 1, self.skipped)
+        if self.in_a_row >= self.most:
+            raise MmllmError(
+                f"{self.in_a_row} steps in a row had no finite gradient, so training stops; checkpoints are kept. "
+                "Lower the learning rate, or look at the rows named above"
+            )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        """Adds the count to the metrics, once there is one."""
+        if logs is not None and self.skipped:
+            logs["skipped_steps"] = self.skipped
 
 
 class ShowProgress(TrainerCallback):
@@ -109,14 +175,16 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def _complete(checkpoint: Path) -> bool:
-    """True if everything is there; the Trainer writes its state last."""
+    """True if everything is there; the Trainer writes its state last.
+
+    One process leaves `optimizer.pt` and `rng_state.pth`, several leave numbered ones, FSDP and DeepSpeed folders.
+    """
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
     except (OSError, json.JSONDecodeError):
         return False
-    return all((checkpoint / name).exists() for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")) or any(
-        checkpoint.glob("rng_state_*.pth")
-    )
+    optimizer = [*checkpoint.glob("optimizer*"), *checkpoint.glob("global_step*")]
+    return bool(optimizer) and any(checkpoint.glob("rng_state*.pth"))
 
 
 def fit(
@@ -143,6 +211,12 @@ def fit(
         seed: of everything that is random in training.
         report_to: trackers of transformers, such as `tensorboard` or `wandb`; none by default.
         workers: processes that prepare rows.
+
+    Returns:
+        The Trainer; `trained_model` takes the model out of it.
+
+    Raises:
+        MmllmError: if memory runs out, a checkpoint cannot be saved, or nothing finite is left to learn.
     """
     output.mkdir(parents=True, exist_ok=True)
     arguments = TrainingArguments(
@@ -165,6 +239,7 @@ def fit(
         remove_unused_columns=False,
         dataloader_drop_last=True,
         dataloader_num_workers=workers,
+        ddp_find_unused_parameters=True,  # a batch without images or intervals leaves parts unused
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to=list(report_to) or "none",
         disable_tqdm=True,
@@ -177,29 +252,47 @@ def fit(
         args=arguments,
         train_dataset=dataset,
         data_collator=collate,
-        callbacks=[MetricsFile(output / "metrics.jsonl"), ShowProgress(what), TellProgress()],
+        callbacks=[
+            SkipBadSteps(training.max_bad_steps),
+            MetricsFile(output / "metrics.jsonl"),
+            ShowProgress(what),
+            TellProgress(),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     start = latest_checkpoint(output / "checkpoints")
     if start is not None:
         log.info("going on from %s", start)
-    trainer.train(resume_from_checkpoint=str(start) if start else None)
-    return trainer.model
+    try:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    except (MemoryError, RuntimeError) as problem:
+        if not _out_of_memory(problem):
+            raise
+        raise MmllmError(
+            f"out of memory in {what}, with rows {', '.join(trainer.names) or 'unnamed'}: lower batch_size (and raise "
+            "gradient_accumulation_steps), num_frames or the encoder's image_size, or turn on gradient_checkpointing"
+        ) from None
+    return trainer
 
 
-def with_adapters(model: MmllmForConditionalGeneration, rank: int) -> Any:
-    """The model with low-rank adapters on the LLM's linear layers; projector and time tokens are trained as they are.
+def _out_of_memory(problem: BaseException) -> bool:
+    told = str(problem)
+    return isinstance(problem, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in told
 
-    The result is peft's; `merge_and_unload()` gives a plain model again.
+
+def trained_model(trainer: Trainer, rebuild: Callable[[], nn.Module]) -> Any:
+    """The trained model in one piece, in the main process; anything in the others.
+
+    Args:
+        trainer: what `fit` gave.
+        rebuild: makes the same model again, for where the weights of this one are spread over processes.
     """
-    from peft import LoraConfig, get_peft_model
-
-    linear = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=linear,
-        modules_to_save=["visual_tokenizer"] + (["grounding"] if model.grounding is not None else []),
-        trainable_token_indices=model.config.time_token_ids,
-    )
-    return get_peft_model(model, config)
+    accelerator = trainer.accelerator
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        state = accelerator.get_state_dict(trainer.model_wrapped)
+        if not processes.is_main():
+            return None
+        model = rebuild()
+        model.load_state_dict({name: value.float() for name, value in state.items()})
+        return model
+    return accelerator.unwrap_model(trainer.model)

@@ -9,6 +9,7 @@ F scenes, G colours, A actions, H shapes, N patches, C encoder width, S side in 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmllm import processes
 from mmllm.datasets.synthetic.clips import SyntheticConfig
 from mmllm.datasets.synthetic.scenes import CELLS, scene_batch
 from mmllm.datasets.synthetic.world import ACTIONS, COLORS, SHAPES
 from mmllm.encoders.tiny import TinyEncoder
 from mmllm.errors import ConfigError
 from mmllm.fields import require
-from mmllm.train.fitting import fit
+from mmllm.train.fitting import fit, trained_model
 from mmllm.train.schedule import Schedule
 
 log = logging.getLogger(__name__)
@@ -184,16 +186,20 @@ def train_frame_encoder(
         state = FrameState(encoder)
         step = encoder.config.step
         sampled = (max(1, int(0.8 * num_frames / step)), max(1, int(1.25 * num_frames / step)))
-        rows = Scenes(scenes, encoder, steps=training.max_steps, count=training.batch_size, sampled=sampled, seed=seed)
+        steps = training.max_steps * training.gradient_accumulation_steps * processes.count()
+        rows = Scenes(scenes, encoder, steps=steps, count=training.batch_size, sampled=sampled, seed=seed)
         a_batch_a_row = replace(training, batch_size=1)
         with _threads_beside(training.workers):
-            fit(
+            trainer = fit(
                 state, rows, _only, a_batch_a_row, output,
                 what="train the frame encoder", seed=seed, report_to=report_to, workers=training.workers,
             )  # fmt: skip
-        partial = trained.with_suffix(".part")
-        save_file(encoder.state_dict(), partial)
-        partial.rename(trained)
+        whole = trained_model(trainer, lambda: FrameState(copy.deepcopy(encoder)))
+        if processes.is_main():
+            partial = trained.with_suffix(".part")
+            save_file(whole.encoder.state_dict(), partial)
+            partial.rename(trained)
+        processes.wait()
     encoder.load_state_dict(load_file(trained))
 
 

@@ -21,10 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmllm.datasets.records import Question
+from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import InputError
 from mmllm.placement import IGNORED
 from mmllm.processor import Encoded, MmllmProcessor
+
+NAMES = "row_names"
+"""Key of a batch under which its rows' names go along; the model does not get it."""
 
 
 def pack(conversations: Sequence[Encoded], placeholder: int) -> dict[str, Tensor]:
@@ -49,23 +52,35 @@ def pack(conversations: Sequence[Encoded], placeholder: int) -> dict[str, Tensor
     return {"input_ids": torch.cat(ids), "labels": torch.cat(labels), "segment_ids": torch.cat(segments)}
 
 
-def conversation(question: Question, processor: MmllmProcessor) -> Encoded:
-    """A question and its answer as ids, the answer labelled, its seconds written as the processor writes times."""
+def conversation(dialogue: Dialogue, processor: MmllmProcessor, duration_s: float | None) -> Encoded:
+    """A dialogue as ids, the answers labelled, its seconds written as the processor writes times.
+
+    Args:
+        dialogue: what is said.
+        processor: writes ids.
+        duration_s: length of the video, of which time tokens are shares; None if there is none.
+    """
 
     def write(text: str) -> str:
-        if processor.time_tokens is None or question.duration_s is None:
+        if processor.time_tokens is None or duration_s is None:
             return text
-        return processor.time_tokens.write(text, question.duration_s)
+        return processor.time_tokens.write(text, duration_s)
 
-    return processor.encode_conversation(question.dialogue().messages(write))
+    return processor.encode_conversation(dialogue.messages(write))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
-    """One training row: packed text and the video it is about."""
+    """One training row: text, and the videos and images it is about."""
 
+    name: str
+    """What messages call it."""
     text: dict[str, Tensor]
-    video: dict[str, Any]
+    """`input_ids`, `labels` and, if questions are packed, `segment_ids`, L each."""
+    videos: tuple[dict[str, Any], ...] = ()
+    """Model inputs of each video, for a batch of one."""
+    images: tuple[Tensor, ...] = ()
+    """Float 1 3 S S each."""
 
 
 class PackedQuestions(torch.utils.data.Dataset):
@@ -113,17 +128,22 @@ class PackedQuestions(torch.utils.data.Dataset):
         draw = np.random.default_rng((self.seed, epoch, place, 1))
         chosen = draw.permutation(len(questions))[: self.questions_per_row]
         encoded = [self._conversation(questions[i]) for i in chosen]
-        return Row(text=pack(encoded, self.processor.video_token_id), video=self.load(questions[0].video))
+        return Row(
+            name=questions[0].vid,
+            text=pack(encoded, self.processor.video_token_id),
+            videos=(self.load(questions[0].video),),
+        )
 
     def _conversation(self, question: Question) -> Encoded:
         if question.question_id not in self.encoded:
-            self.encoded[question.question_id] = conversation(question, self.processor)
+            said = question.dialogue()
+            self.encoded[question.question_id] = conversation(said, self.processor, question.duration_s)
         return self.encoded[question.question_id]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackCollator:
-    """Rows to model inputs: text padded on the right, videos stacked."""
+class RowCollator:
+    """Rows to model inputs: text padded on the right, videos and images stacked in the order of the rows."""
 
     pad_token_id: int
 
@@ -132,9 +152,15 @@ class PackCollator:
         batch: dict[str, Any] = {
             name: pad_sequence([row.text[name] for row in rows], batch_first=True, padding_value=value)
             for name, value in fill.items()
+            if name in rows[0].text
         }
-        batch["attention_mask"] = (batch["segment_ids"] >= 0).long()
-        return batch | _stacked([row.video for row in rows])
+        lengths = torch.tensor([len(row.text["input_ids"]) for row in rows])
+        batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths.unsqueeze(1)).long()
+        batch[NAMES] = [row.name for row in rows]
+        if images := [image for row in rows for image in row.images]:
+            batch["pixel_values"] = torch.cat(images)
+        videos = [video for row in rows for video in row.videos]
+        return batch | (_stacked(videos) if videos else {})
 
 
 def _stacked(videos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from mmllm.blending import BlendConfig
 from mmllm.config import LossConfig
+from mmllm.datasets.mixture import MixtureConfig
 from mmllm.datasets.synthetic.clips import SyntheticConfig
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, require
@@ -23,7 +24,10 @@ class DataConfig:
     """Where the questions come from."""
 
     root: str | None = None
-    """Folder with ActivityNet-RTL's `train.json`, `val.json` and `videos/`; rendered if it is not given."""
+    """Folder with ActivityNet-RTL's `train.json`, `val.json` and `videos/`, or, with a `mixture`, with the data sets
+    of LITA's five tasks; rendered if it is not given."""
+    mixture: MixtureConfig | None = None
+    """LITA's tasks and their rates. The number of draws follows from the steps, the seed is the recipe's."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """What is rendered where there is no `root`."""
 
@@ -66,6 +70,10 @@ class ModelConfig:
     time_token_init: Literal["normal", "sinusoid"] = "normal"
     """How new time tokens start: independently (as LITA's), or with neighbours alike (not in LITA)."""
     template: str = "plain"
+    system_prompt: str = ""
+    """What the system says when the model is asked: a text, or the name of one of `mmllm.templates`."""
+    strip_time_tokens: bool = True
+    """Swallow white space beside time tokens, as the published model's tokenizer did."""
     blend: BlendConfig = field(default_factory=BlendConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
@@ -77,13 +85,20 @@ class LanguageTraining(Schedule):
     questions_per_video: int = 8
     """At most so many questions of a video share its visual tokens in a row; 1 trains one question at a time."""
     frozen: tuple[str, ...] = ("encoder",)
-    """Stages that are not trained; features of a frozen encoder are kept on disk."""
+    """Stages that are not trained."""
+    keep_features: bool = True
+    """Keep features of a frozen encoder on disk; False to encode each video whenever it is drawn."""
+    system_prompt: str | None = None
+    """What the system says in training, if it is not what it says when the model is asked."""
+    max_text_tokens: int = 2048
+    """A dialogue with more text is left out."""
     lora_rank: int = 0
     """Rank of low-rank adapters in the LLM (peft), which is then frozen itself; 0 trains all of it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.questions_per_video >= 1, self, "questions_per_video", "at least 1")
+        require(self.max_text_tokens >= 1, self, "max_text_tokens", "at least 1")
         require(self.lora_rank >= 0, self, "lora_rank", "zero or more")
         stages = {"encoder", "visual_tokenizer", "language_model"}
         require(set(self.frozen) <= stages, self, "frozen", f"among {', '.join(sorted(stages))}")
@@ -159,26 +174,33 @@ def full() -> Recipe:
 
 
 def lita_7b() -> Recipe:
-    """LITA-7B as published: frozen CLIP ViT-L/14, one linear projector, Vicuna v1.3, 100 frames, 100 time tokens."""
+    """LITA-7B as published: frozen CLIP ViT-L/14, one linear projector, Vicuna v1.3, 100 frames, five tasks.
+
+    The system says one sentence in training and another one when the model is asked, and events are told in the
+    order of the file, as the released code does.
+    """
     return Recipe(
         name="lita-7b",
-        data=DataConfig(root="data/activitynet-rtl"),
+        data=DataConfig(root="data/lita", mixture=MixtureConfig(sort_events=False)),
         model=ModelConfig(
             encoder="clip:image_size=224",
             encoder_weights="openai/clip-vit-large-patch14",
             language_model="lmsys/vicuna-7b-v1.3",
             template="vicuna",
+            system_prompt="vicuna-human",
         ),
         language=LanguageTraining(
-            max_steps=3907,  # 500,000 samples in batches of 128
+            max_steps=3907,  # 500,000 samples in batches of 128: 16 on each of 8 devices
             batch_size=16,
+            gradient_accumulation_steps=1,
             questions_per_video=1,
-            gradient_accumulation_steps=8,
             learning_rate=2e-5,
             warmup_share=0.03,
             weight_decay=0.0,
             adam_beta2=0.999,
             gradient_checkpointing=True,
+            keep_features=False,
+            system_prompt="vicuna",
         ),
     )
 
@@ -189,10 +211,25 @@ def lita_13b() -> Recipe:
     return replace(start, name="lita-13b", model=replace(start.model, language_model="lmsys/vicuna-13b-v1.3"))
 
 
+def lita_tiny() -> Recipe:
+    """LITA's five tasks with the small parts of `quickstart`: shows that the data is right; promises no accuracy."""
+    start, small = lita_7b(), quickstart()
+    return replace(
+        start,
+        name="lita-tiny",
+        frame_encoder=FrameEncoderTraining(max_steps=200),
+        model=replace(small.model, template="vicuna", system_prompt="vicuna-human"),
+        language=replace(
+            small.language, questions_per_video=1, save_steps=100, keep_features=True, system_prompt="vicuna"
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "smoke": smoke,
     "quickstart": quickstart,
     "full": full,
+    "lita-tiny": lita_tiny,
     "lita-7b": lita_7b,
     "lita-13b": lita_13b,
 }

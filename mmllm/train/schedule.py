@@ -25,9 +25,18 @@ class Schedule:
     gradient_checkpointing: bool = False
     logging_steps: int = 20
     save_steps: int = 200
+    max_bad_steps: int = 10
+    """Steps without a finite gradient are skipped; so many in a row end the training."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps"):
+        for name in (
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "save_steps",
+            "max_bad_steps",
+        ):
             require(getattr(self, name) >= 1, self, name, "at least 1")
         require(0 <= self.warmup_share < 1, self, "warmup_share", "from 0 to below 1")
         require(self.learning_rate > 0, self, "learning_rate", "above zero")

@@ -7,7 +7,7 @@ from mmllm.closed_vocabulary import word_tokenizer
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
 from mmllm.processor import MmllmProcessor, add_special_words
-from mmllm.train.packing import PackCollator, PackedQuestions, conversation, pack
+from mmllm.train.packing import PackedQuestions, RowCollator, conversation, pack
 
 WORDS = "when does it spin blink ? . answer : the red circle".split()
 
@@ -41,14 +41,17 @@ def video(path):
 
 
 def test_seconds_are_written_as_time_tokens_and_only_the_answer_is_labelled(processor):
-    one = conversation(question("a", 0), processor)
+    one = conversation(question("a", 0).dialogue(), processor, 9.0)
     words = processor.tokenizer.convert_ids_to_tokens(one.input_ids)
     assert words == "<s> <video> when does it spin ? answer : <t1> <t4> the red circle . </s>".split()
     assert (one.labels != -100).sum() == 7
 
 
 def test_a_packed_row_has_the_shared_beginning_once(processor):
-    both = [conversation(question("a", i, text), processor) for i, text in enumerate(["When spin?", "When blink?"])]
+    both = [
+        conversation(question("a", i, text).dialogue(), processor, 9.0)
+        for i, text in enumerate(["When spin?", "When blink?"])
+    ]
     row = pack(both, processor.video_token_id)
     assert row["segment_ids"].tolist() == [0, 0] + [1] * 12 + [2] * 12
     assert row["input_ids"].tolist() == both[0].input_ids.tolist() + both[1].input_ids[2:].tolist()
@@ -76,7 +79,7 @@ def test_rows_are_a_function_of_seed_and_number_and_cover_all_videos_each_epoch(
 def test_a_batch_pads_text_and_videos_with_masks(processor):
     questions = [question("a", 0), question("aaa", 0), question("aaa", 1)]
     dataset = PackedQuestions(questions, processor, video, rows=2, questions_per_row=2, seed=0)
-    batch = PackCollator(pad_token_id=processor.tokenizer.pad_token_id)([dataset[0], dataset[1]])
+    batch = RowCollator(pad_token_id=processor.tokenizer.pad_token_id)([dataset[0], dataset[1]])
     assert batch["video_features"].shape == (2, 3, 4, 2)
     assert sorted(batch["video_frame_mask"].sum(1).tolist()) == [1, 3]
     assert batch["video_scores"]["cls_attention"].shape == (2, 3, 4)

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from mmllm.errors import ConfigError, MmllmError
-from mmllm.fields import to_mapping
 from mmllm.train.fitting import latest_checkpoint, read_metrics
 from mmllm.train.recipes import RECIPES, recipe
-from mmllm.train.run import _same_recipe, train
+from mmllm.train.record import claim
+from mmllm.train.run import _told, train
 
 TINY = {
     "data": {"synthetic": {"train_videos": 6, "val_videos": 2, "min_duration_s": 8, "max_duration_s": 12}},
@@ -150,14 +150,14 @@ def test_lora_leaves_a_plain_model(tiny_config, tmp_path, whole_run):
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_recipes_can_be_saved_and_are_refused_when_changed(name, tmp_path):
-    chosen = recipe(name)
-    _same_recipe(chosen, tmp_path, force=False)
-    _same_recipe(chosen, tmp_path, force=False)
+    chosen, record = recipe(name), tmp_path / "recipe.json"
+    claim(record, _told(chosen))
+    claim(record, _told(chosen))
     changed = replace(chosen, seed=7)
     with pytest.raises(ConfigError, match="seed: 0 -> 7"):
-        _same_recipe(changed, tmp_path, force=False)
-    _same_recipe(changed, tmp_path, force=True)
-    assert json.loads((tmp_path / "recipe.json").read_text()) == json.loads(json.dumps(to_mapping(changed)))
+        claim(record, _told(changed))
+    claim(record, _told(changed), force=True)
+    assert json.loads(record.read_text()) == json.loads(json.dumps(_told(changed)))
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):

@@ -1,0 +1,155 @@
+"""Training rows from dialogues about any videos and images, one dialogue a row.
+
+What row n is depends on the seed and n alone. A dialogue that cannot be used (a video that does not decode, an answer
+that is not there, more text than fits) is set aside with its reason, and another one is drawn in its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmllm.datasets.records import Dialogue
+from mmllm.errors import InputError, MmllmError
+from mmllm.placement import IGNORED
+from mmllm.processor import MmllmProcessor
+from mmllm.train.features import FeatureCache
+from mmllm.train.packing import Row, conversation
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 20
+"""Dialogues that may be set aside one after the other before training stops."""
+
+
+class Draws(Protocol):
+    """Where rows come from: an endless supply of dialogues, the same ones each time."""
+
+    def dialogue(self, number: int, attempt: int = 0) -> Dialogue:
+        """What row `number` is about; with `attempt`, what is taken in its place."""
+
+
+class Shuffled:
+    """An endless shuffle of dialogues: each epoch has every one of them, in another order."""
+
+    def __init__(self, dialogues: Sequence[Dialogue], seed: int) -> None:
+        if not dialogues:
+            raise InputError("there is no dialogue to train on")
+        self.dialogues = dialogues
+        self.seed = seed
+
+    def dialogue(self, number: int, attempt: int = 0) -> Dialogue:
+        """The one whose turn it is, or another one at random."""
+        epoch, place = divmod(number, len(self.dialogues))
+        if attempt:
+            draw = np.random.default_rng((self.seed, epoch, place, attempt))
+            return self.dialogues[int(draw.integers(len(self.dialogues)))]
+        return self.dialogues[int(np.random.default_rng((self.seed, epoch)).permutation(len(self.dialogues))[place])]
+
+
+class MediaInputs:
+    """Model inputs of videos and images; videos from a cache of features if there is one.
+
+    Args:
+        processor: decodes and prepares what is not cached.
+        cache: features of a frozen encoder, filled before.
+    """
+
+    def __init__(self, processor: MmllmProcessor, cache: FeatureCache | None = None) -> None:
+        self.processor = processor
+        self.cache = cache
+
+    def video(self, path: Path) -> dict[str, Any]:
+        """Inputs of one video, for a batch of one."""
+        if self.cache is not None:
+            return self.cache.load(path).inputs()
+        return self.processor.video_inputs([self.processor.load(path)])
+
+    def image(self, path: Path) -> Tensor:
+        """Float 1 3 S S."""
+        return self.processor.image_inputs([path])
+
+
+class DialogueRows(torch.utils.data.Dataset):
+    """Rows 0 to `rows` - 1, each a dialogue with its media.
+
+    Args:
+        draws: which dialogue row n is.
+        processor: writes it as ids.
+        media: loads what it shows.
+        rows: how many rows there are.
+        max_text_tokens: a dialogue with more text is set aside; visual tokens are not counted.
+    """
+
+    def __init__(
+        self, draws: Draws, processor: MmllmProcessor, media: MediaInputs, *, rows: int, max_text_tokens: int
+    ) -> None:
+        self.draws = draws
+        self.processor = processor
+        self.media = media
+        self.rows = rows
+        self.max_text_tokens = max_text_tokens
+        self.set_aside: dict[str, str] = {}
+        """Name of each dialogue that this process could not use, and why."""
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, number: int) -> Row:
+        problems = []
+        for attempt in range(ATTEMPTS):
+            dialogue = self.draws.dialogue(number, attempt)
+            try:
+                return self.row(dialogue)
+            except InputError as problem:
+                problems.append(f"{dialogue.record_id}: {problem}")
+                if dialogue.record_id not in self.set_aside:
+                    self.set_aside[dialogue.record_id] = str(problem)
+                    log.warning("set aside %s (%d so far): %s", dialogue.record_id, len(self.set_aside), problem)
+        raise MmllmError(f"{ATTEMPTS} dialogues in a row cannot be trained on, the last one {problems[-1]}")
+
+    def row(self, dialogue: Dialogue) -> Row:
+        """The row that a dialogue becomes.
+
+        Raises:
+            InputError: if a video or an image cannot be read, nothing is answered, or the text is too long.
+        """
+        shown = dialogue.media
+        videos = tuple(self.media.video(one.path) for one in shown if one.kind == "video")
+        images = tuple(self.media.image(one.path) for one in shown if one.kind == "image")
+        seconds = [float(video["video_durations_s"][0]) for video in videos]
+        text = text_row(dialogue, self.processor, seconds, self.max_text_tokens)
+        return Row(name=dialogue.record_id, text=text, videos=videos, images=images)
+
+
+def text_row(
+    dialogue: Dialogue, processor: MmllmProcessor, durations_s: Sequence[float], max_text_tokens: int
+) -> dict[str, Tensor]:
+    """`input_ids` and `labels` (L) of a dialogue.
+
+    Args:
+        dialogue: what is said.
+        processor: writes it as ids.
+        durations_s: decoded length of each of its videos; counts where none is annotated.
+        max_text_tokens: most ids.
+
+    Raises:
+        InputError: if its times belong to no video, nothing is answered, or the text is too long.
+    """
+    duration_s = dialogue.duration_s
+    if duration_s is None and len(durations_s) == 1:
+        duration_s = durations_s[0]
+    if duration_s is None and any(turn.spans for turn in dialogue.turns):
+        raise InputError(f"its spans need one video, or a 'duration'; it shows {len(durations_s)} videos")
+    encoded = conversation(dialogue, processor, duration_s)
+    if len(encoded.input_ids) > max_text_tokens:
+        raise InputError(f"its text has {len(encoded.input_ids)} tokens, more than {max_text_tokens}")
+    if not (encoded.labels != IGNORED).any():
+        raise InputError("nothing in it is answered, so there is nothing to learn")
+    return {"input_ids": encoded.input_ids, "labels": encoded.labels}
