@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmllm import registry
+from mmllm.adapters import base_of, merged_with
 from mmllm.checkpoints.loading import is_ours, load, local_folder
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.model import MmllmForConditionalGeneration
@@ -73,6 +74,8 @@ class VideoQA:
     def from_pretrained(cls, model: str | Path, **kwargs: Any) -> VideoQA:
         """Loads a model and its processor from a folder or a hub id; in fp32 on a CPU, which is fastest there.
 
+        A folder of adapters gives the model that they belong to, with the adapters folded in.
+
         Args:
             model: one that mmllm saved, or a published one of a family that `mmllm.checkpoints` knows.
             kwargs: of transformers' `from_pretrained`, and fields of `MmllmConfig` such as `reducers`.
@@ -80,6 +83,9 @@ class VideoQA:
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
         """
+        if (base := base_of(model)) is not None:
+            qa = cls.from_pretrained(base, **kwargs)
+            return cls(merged_with(qa.model, model), MmllmProcessor.from_pretrained(model))
         source = local_folder(model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")

@@ -26,6 +26,7 @@ VERBS = {
     "info": Verb("mmllm.datasets.info:info", "what a video file holds"),
     "check": Verb("mmllm.datasets.check:check", "what is wrong or missing in annotations and videos, before training"),
     "train": Verb("mmllm.train.command:train_command", "train a recipe"),
+    "finetune": Verb("mmllm.train.finetune_command:finetune_command", "train a model on with your own videos"),
     "eval": Verb("mmllm.evaluation.command:evaluate", "answer a benchmark's questions and score the answers"),
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers again, without a model"),
     "ask": Verb("mmllm.ask:ask", "ask a question about a video"),

@@ -63,8 +63,7 @@ class MmllmProcessor(ProcessorMixin):
             are written as images are.
         whole_text: give the tokenizer a text as a whole, and let it split off the placeholders and set what it sets
             in front, as transformers' processors do; otherwise piece by piece, as LLaVA's authors did.
-        system_prompt: what the system says in conversations in which it says nothing; a text, or the name of one of
-            `mmllm.templates`.
+        system_prompt: what the system says where it has said nothing; a text, or a name of `mmllm.templates`.
         folder_fps: images a second in a folder of frames that is given in place of a video; LITA's have 5.
     """
 

@@ -16,6 +16,7 @@ from mmllm.datasets.captions import CaptionedVideo
 from mmllm.datasets.formats import format_of, read_annotations
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import InputError, PartialFailure
+from mmllm.progress import Progress
 from mmllm.time_tokens import ClampCount, Span, TimeTokens
 
 COUNTS = (10, 25, 50, 100, 200)
@@ -162,27 +163,27 @@ def _media_problems(result: Annotations[Any], probe: bool) -> dict[str, list[str
     problems: dict[str, list[str]] = {name: [] for name in _MEDIA_PROBLEMS}
     if not probe:
         return problems
-    from tqdm import tqdm
-
     annotated: dict[Path, float | None] = {}
     for item in result.items:
         if isinstance(item, Dialogue):
             annotated |= {media.path: item.duration_s for media in item.media if media.kind == "video"}
         elif item.video is not None:
             annotated[item.video] = item.duration_s
-    for path, duration_s in tqdm(annotated.items(), desc="videos", unit="video", disable=None):
-        try:
-            frames, decoded_s = _looked_at(path)
-        except InputError as problem:
-            problems["unreadable_videos"].append(f"unreadable: {problem}")
-            continue
-        if frames is not None and frames < 2:
-            problems["short_videos"].append(f"short: {path} has {frames} frames")
-        if duration_s is not None and decoded_s is not None:
-            allowed = max(DURATION_TOLERANCE_S, DURATION_TOLERANCE * duration_s)
-            if abs(decoded_s - duration_s) > allowed:
-                told = f"{path} is annotated with {duration_s:.2f} s but lasts {decoded_s:.2f} s"
-                problems["other_durations"].append(f"duration: {told}")
+    with Progress("look at videos", len(annotated), "videos") as bar:
+        for path, duration_s in annotated.items():
+            bar.advance()
+            try:
+                frames, decoded_s = _looked_at(path)
+            except InputError as problem:
+                problems["unreadable_videos"].append(f"unreadable: {problem}")
+                continue
+            if frames is not None and frames < 2:
+                problems["short_videos"].append(f"short: {path} has {frames} frames")
+            if duration_s is not None and decoded_s is not None:
+                allowed = max(DURATION_TOLERANCE_S, DURATION_TOLERANCE * duration_s)
+                if abs(decoded_s - duration_s) > allowed:
+                    told = f"{path} is annotated with {duration_s:.2f} s but lasts {decoded_s:.2f} s"
+                    problems["other_durations"].append(f"duration: {told}")
     return problems
 
 

@@ -109,6 +109,21 @@ def questions_of(annotations: Annotations[Any]) -> Annotations[Question]:
     return annotations.derive(questions)
 
 
+def dialogues_of(annotations: Annotations[Any]) -> Annotations[Dialogue]:
+    """The dialogues that can be trained on; of captioned videos, when each event happens.
+
+    Raises:
+        InputError: if it is not known where a question's video is.
+    """
+
+    def dialogues(item: CaptionedVideo | Dialogue | Question) -> list[Dialogue]:
+        if isinstance(item, CaptionedVideo):
+            return [question.dialogue() for question in localization_questions(item)]
+        return [item if isinstance(item, Dialogue) else item.dialogue()]
+
+    return annotations.derive(dialogues)
+
+
 def read_questions(
     path: Path,
     videos: Path | None = None,

@@ -12,7 +12,7 @@ import yaml
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import merged
-from mmllm.train.recipes import Recipe, recipe
+from mmllm.train.recipes import recipe
 
 
 def train_command(
@@ -37,7 +37,8 @@ def train_command(
         name: one of `mmllm list recipes`.
         output: the run's folder; runs/RECIPE if not given.
         config: YAML file with fields of the recipe that are to be changed.
-        data_root: folder with train.json, val.json and videos/ in ActivityNet-RTL's layout.
+        data_root: folder with train.json, val.json and videos/ in ActivityNet-RTL's layout; for the lita recipes, with
+            the data sets of LITA's five tasks.
         seed: of everything random.
         steps: training steps of projector and LLM.
         encoder: such as clip, or tiny:width=128.
@@ -48,10 +49,11 @@ def train_command(
         workers: processes that render and decode.
         force: go on although the recipe of the run in this folder was another.
     """
+    from mmllm import processes
     from mmllm.train.plots import plot_losses
     from mmllm.train.run import train
 
-    changed = _from_file(recipe(name), config)
+    changed = merged(recipe(name), fields_of_file(config), str(config))
     model = {"encoder": encoder, "path": path, "language_model": language_model, "reducers": reducer or None}
     changed = replace(changed, model=merged(changed.model, {k: v for k, v in model.items() if v is not None}))
     if data_root is not None:
@@ -63,13 +65,20 @@ def train_command(
     logging.getLogger("mmllm").setLevel(logging.INFO)
     folder = output or Path("runs") / changed.name
     finished = train(changed, folder, force=force, report_to=report_to, workers=workers)
-    plot = plot_losses(folder / "language" / "metrics.jsonl", folder / "loss.png")
-    print(f"model: {finished}\nlosses: {folder / 'language' / 'metrics.jsonl'}, drawn in {plot}")
+    if processes.is_main():
+        plot = plot_losses(folder / "language" / "metrics.jsonl", folder / "loss.png")
+        print(f"model: {finished}\nlosses: {folder / 'language' / 'metrics.jsonl'}, drawn in {plot}")
 
 
-def _from_file(start: Recipe, file: Path | None) -> Recipe:
+def fields_of_file(file: Path | None) -> dict[str, Any]:
+    """The fields that a YAML file changes; none without a file.
+
+    Raises:
+        InputError: if it cannot be read.
+        ConfigError: if it is no YAML mapping.
+    """
     if file is None:
-        return start
+        return {}
     try:
         changes: Any = yaml.safe_load(file.read_text())
     except OSError as problem:
@@ -77,7 +86,7 @@ def _from_file(start: Recipe, file: Path | None) -> Recipe:
     except yaml.YAMLError as problem:
         raise ConfigError(f"{file}: not YAML: {problem}") from None
     if changes is None:
-        return start
+        return {}
     if not isinstance(changes, dict):
-        raise ConfigError(f"{file}: must be a mapping of a recipe's fields, not {type(changes).__name__}")
-    return merged(start, changes, str(file))
+        raise ConfigError(f"{file}: must be a mapping of fields, not {type(changes).__name__}")
+    return changes

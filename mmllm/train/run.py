@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from torch.utils.data import Dataset
 
@@ -68,6 +69,7 @@ def train(
         InputError: if there is nothing to train on.
     """
     output.mkdir(parents=True, exist_ok=True)
+    processes.wait()
     with only_one(output):
         claim(output / "recipe.json", _told(recipe), force=force)
         finished = output / "model"
@@ -127,6 +129,7 @@ def train_language(
         workers: processes that prepare rows.
         merge: fold adapters into the weights; otherwise the model is returned with them.
     """
+    torch.manual_seed(seed)  # of the adapters' first weights
     model.freeze(*training.frozen)
     trained: Any = with_adapters(model, training.lora_rank) if training.lora_rank else model
     trainer = fit(

@@ -48,10 +48,8 @@ def test_seconds_are_written_as_time_tokens_and_only_the_answer_is_labelled(proc
 
 
 def test_a_packed_row_has_the_shared_beginning_once(processor):
-    both = [
-        conversation(question("a", i, text).dialogue(), processor, 9.0)
-        for i, text in enumerate(["When spin?", "When blink?"])
-    ]
+    asked = [question("a", i, text) for i, text in enumerate(["When spin?", "When blink?"])]
+    both = [conversation(one.dialogue(), processor, 9.0) for one in asked]
     row = pack(both, processor.video_token_id)
     assert row["segment_ids"].tolist() == [0, 0] + [1] * 12 + [2] * 12
     assert row["input_ids"].tolist() == both[0].input_ids.tolist() + both[1].input_ids[2:].tolist()

@@ -14,24 +14,21 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mmllm.datasets.synthetic.clips import Split, SyntheticConfig, clip, video_id
 from mmllm.datasets.synthetic.drawing import draw_pieces
 from mmllm.errors import InputError, MmllmError
 from mmllm.fields import to_mapping
+from mmllm.progress import Progress
 
 GENERATOR = 2
 """Raised whenever the same config makes other clips than before, so that two kinds are never mixed in one root."""
@@ -69,10 +66,10 @@ def render(root: Path, config: SyntheticConfig, *, workers: int | None = None, p
     jobs: list[_Job] = [("train", i) for i in range(config.train_videos)]
     jobs += [("val", i) for i in range(config.val_videos)]
     entries: dict[_Job, dict[str, Any]] = {}
-    with _progress(len(jobs), progress) as advance:
+    with Progress("render", len(jobs), "clips", shown=progress) as bar:
         for done in _rendered(root, config, jobs, workers):
             entries.update(done)
-            advance(len(done))
+            bar.advance(len(done))
     _annotate(root, [(split, index, entries[split, index]) for split, index in jobs], config)
     for leftover in (root / "videos").glob(".*.part"):
         leftover.unlink(missing_ok=True)
@@ -208,22 +205,3 @@ def _write(path: Path, content: Any) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(path)
-
-
-@contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[int], object]]:
-    """What counts rendered clips: a bar on a terminal, otherwise a line for every tenth of them."""
-    if not shown or sys.stderr.isatty():
-        with tqdm(total=total, desc="render", unit="clip", disable=not shown) as bar:
-            yield bar.update
-        return
-    done, start_s = 0, time.monotonic()
-
-    def advance(number: int) -> None:
-        nonlocal done
-        before, done = done, done + number
-        if before * 10 // total < done * 10 // total:
-            with suppress(OSError):
-                print(f"render: {done}/{total} clips, {time.monotonic() - start_s:.0f} s", file=sys.stderr, flush=True)
-
-    yield advance

@@ -1,0 +1,144 @@
+"""Fine-tuning on own clips: it learns them, goes on after any kill, and refuses what has changed or cannot be used."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from mmllm.answering import VideoQA
+from mmllm.datasets.formats import read_questions
+from mmllm.errors import CheckpointError, ConfigError, InputError
+from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
+from mmllm.train.fitting import read_metrics
+
+
+def config(base, *, seed=0, adapter_only=False, **training):
+    short = {"max_steps": 6, "batch_size": 3, "save_steps": 2, "logging_steps": 1, "lora_rank": 4}
+    made = FinetuneTraining(**{**short, **training})
+    return FinetuneConfig(model=str(base), seed=seed, adapter_only=adapter_only, training=made)
+
+
+def losses(run):
+    return [(line["step"], line["loss"]) for line in read_metrics(run / "language" / "metrics.jsonl") if "loss" in line]
+
+
+def span_iou(a, b):
+    both = max(0.0, min(a.end_s, b.end_s) - max(a.start_s, b.start_s))
+    return both / (a.length_s + b.length_s - both)
+
+
+@pytest.mark.slow
+def test_own_clips_are_learned(own_clips, tiny_base, tmp_path):
+    learning = config(tiny_base, max_steps=100, batch_size=6, save_steps=1000, learning_rate=1e-2, lora_rank=16)
+    model = finetune(learning, own_clips / "clips.jsonl", tmp_path / "run", workers=0)
+    qa = VideoQA.from_pretrained(model)
+    questions = read_questions(own_clips / "clips.jsonl").items
+    found = [span_iou(qa.ask(one.video, one.question).spans[0], one.spans[0]) for one in questions]
+    assert len(found) == 6
+    assert np.mean(found) > 0.9
+
+
+def killed_run(fork, settings, file, output, kills, seed):
+    """Runs a fine-tuning to its end although it is killed at random moments."""
+    draw = random.Random(seed)
+    begun = time.monotonic()
+    finetune(settings, file, output.with_name("timed"), workers=0)
+    whole_s = time.monotonic() - begun
+    for _ in range(kills):
+        process = fork(finetune, settings, file, output)
+        time.sleep(draw.uniform(0.0, 1.2 * whole_s))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    finetune(settings, file, output, workers=0)
+
+
+def same_run(ours, theirs):
+    from safetensors.torch import load_file
+
+    assert losses(ours) == losses(theirs)
+    weights = [load_file(run / "model" / "model.safetensors") for run in (ours, theirs)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_killed_at_random_moments_ends_the_same(fork, own_clips, tiny_base, tmp_path):
+    settings = config(tiny_base, max_steps=8)
+    killed_run(fork, settings, own_clips / "clips.jsonl", tmp_path / "killed", kills=3, seed=0)
+    assert [step for step, _ in losses(tmp_path / "killed")] == list(range(1, 9))
+    same_run(tmp_path / "killed", tmp_path / "timed")
+
+
+@pytest.mark.skipif(
+    "MMLLM_KILL_TESTS" not in os.environ,
+    reason="MMLLM_KILL_TESTS=1 runs 50 that are killed, for minutes",
+)
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("seed", range(50))
+def test_fifty_killed_fine_tunings_end_the_same(fork, own_clips, tiny_base, tmp_path, seed):
+    settings = config(tiny_base, max_steps=8)
+    killed_run(fork, settings, own_clips / "clips.jsonl", tmp_path / "killed", kills=2, seed=1000 + seed)
+    same_run(tmp_path / "killed", tmp_path / "timed")
+
+
+@pytest.mark.slow
+def test_changed_data_or_settings_are_refused_with_the_difference(copied_clips, tiny_base, tmp_path):
+    file = copied_clips / "clips.jsonl"
+    settings = config(tiny_base, max_steps=2)
+    finetune(settings, file, tmp_path / "run", workers=0)
+    with pytest.raises(ConfigError, match=r"training\.learning_rate: 0\.001 -> 0\.5"):
+        finetune(config(tiny_base, max_steps=2, learning_rate=0.5), file, tmp_path / "run", workers=0)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["spans"][0][1] += 0.5
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    with pytest.raises(ConfigError, match=rf"rows\.{rows[0]['id']}: .+; rows\.{rows[-1]['id']}: '\w+' -> \(nothing\)"):
+        finetune(settings, file, tmp_path / "run", workers=0)
+    finetune(settings, file, tmp_path / "run", workers=0, force=True)
+
+
+@pytest.mark.slow
+def test_adapters_alone_answer_as_the_merged_model_would(own_clips, tiny_base, tmp_path):
+    file = own_clips / "clips.jsonl"
+    whole = finetune(config(tiny_base, learning_rate=1e-2), file, tmp_path / "a", workers=0)
+    alone = finetune(config(tiny_base, learning_rate=1e-2, adapter_only=True), file, tmp_path / "b", workers=0)
+    assert alone.name == "adapter"
+    assert not (alone / "config.json").exists()
+    merged, loaded = (VideoQA.from_pretrained(folder).model.state_dict() for folder in (whole, alone))
+    assert set(merged) == set(loaded)
+    for name, weight in merged.items():
+        torch.testing.assert_close(loaded[name], weight, rtol=1e-5, atol=1e-6)
+    (alone / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="which model these adapters belong to"):
+        VideoQA.from_pretrained(alone)
+
+
+def test_everything_that_is_wrong_is_told_before_training(copied_clips, tiny_base, tmp_path):
+    good = (copied_clips / "clips.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in good[:4]]
+    rows[0]["spans"] = [[5, 2]]
+    rows[1]["video"] = "videos/gone.mp4"
+    (copied_clips / "broken.mp4").write_text("no video")
+    rows[2]["video"] = "broken.mp4"
+    rows[3]["spans"] = [[1, 2, 3]]
+    file = copied_clips / "bad.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError) as told:
+        finetune(config(tiny_base), file, tmp_path / "run", workers=0)
+    for part in ("line 1: a span must have 0 <= start <= end", "line 2: videos/gone.mp4", "broken.mp4", "--skip-bad"):
+        assert part in str(told.value)
+    assert not (tmp_path / "run" / "run.json").exists()
+    file.write_text("\n".join([*file.read_text().splitlines(), *good[4:]]))
+    finetune(config(tiny_base, max_steps=1), file, tmp_path / "run", workers=0, skip_bad=True)
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["rows"]) == 3
+
+
+def test_settings_that_cannot_be_are_refused(tiny_base):
+    with pytest.raises(ConfigError, match="adapter_only"):
+        config(tiny_base, adapter_only=True, lora_rank=0)
+    with pytest.raises(ConfigError, match="questions_per_video"):
+        config(tiny_base, questions_per_video=2)
