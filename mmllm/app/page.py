@@ -21,13 +21,31 @@ _MODEL = "model"
 
 
 def theme() -> gr.themes.Base:
-    """Fonts of the visitor's own system, so that nothing is fetched from elsewhere."""
-    return gr.themes.Soft(
+    """Fonts of the visitor's own system, so that nothing is fetched from elsewhere; text that stands out enough."""
+    soft = gr.themes.Soft(
         primary_hue="teal",
         secondary_hue="teal",
         neutral_hue="slate",
         font=("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
         font_mono=("ui-monospace", "monospace"),
+    )
+    filled = {
+        f"button_primary_{part}{state}{mode}": "*primary_800" if state else "*primary_700"
+        for part in ("background_fill", "border_color")
+        for state in ("", "_hover")
+        for mode in ("", "_dark")
+    }
+    return soft.set(
+        **filled,
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*primary_800",
+        block_label_background_fill_dark="*primary_800",
+        block_title_text_color="*primary_800",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
     )
 
 
@@ -43,8 +61,8 @@ def page(handlers: Handlers) -> gr.Blocks:
                 _watching(parts, handlers)
             with gr.Column(scale=5, min_width=320):
                 _talking(parts, limits.question_characters)
-        with gr.Tabs():
-            with gr.Tab("Settings and cost"):
+        with gr.Tabs(elem_id="mm-tabs"):
+            with gr.Tab("Settings"):
                 _panel(
                     "mm-about-a", note("How the video is shown to the model. The next question uses these settings.")
                 )
@@ -82,7 +100,7 @@ def _panel(name: str, value: str = "") -> gr.HTML:
 
 def _heading(handlers: Handlers) -> str:
     about = handlers.engine.qa.note
-    warning = f" {note(about)}" if about else ""
+    warning = note(f"{about[0].upper()}{about[1:].rstrip('.')}.") if about else ""
     return f"<h1>Ask a video <em>when</em></h1>{note(f'Model: {handlers.model}.')}{warning}"
 
 

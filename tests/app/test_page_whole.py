@@ -60,7 +60,7 @@ def test_settings_tell_their_cost_and_change_what_the_model_sees(page):
     assert len(seen) == 12
     seen[5].click()
     page.arrives(float(seen[5].get_attribute("data-time")))
-    page.tab("Settings and cost")
+    page.tab("Settings")
     page.choose("#mm-reducer-a", "diffrate:keep=4")
     page.wait(lambda: "inside the blocks" in page.text("#mm-cost-a .mm-refusal"))
     page.type("When does the red circle spin?")
