@@ -6,11 +6,12 @@ T frames, H W height width as decoded, S side of the encoder's square input
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from mmllm.errors import InputError
 from mmllm.fields import require
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -63,3 +64,18 @@ class FrameTransform:
 
     def _none(self) -> np.ndarray:
         return np.zeros((0, self.size, self.size, 3), dtype=np.uint8)
+
+
+def read_image(image: Any) -> np.ndarray:
+    """uint8 H W 3, upright, of a path, a PIL image or an array.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    if isinstance(image, np.ndarray):
+        return image
+    try:
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    except (OSError, Image.DecompressionBombError) as problem:
+        raise InputError(f"cannot read image {image}: {problem}") from None

@@ -28,6 +28,7 @@ from mmllm.losses import GroundingHead, intervals_of, token_loss
 from mmllm.placement import IGNORED, Placed, block_mask, fill_in, place, positions
 from mmllm.pruning.inside_llm import LlmPass
 from mmllm.pruning.needs import require_fit
+from mmllm.tiles import tilings_of
 from mmllm.tokens import VisualSequence, VisualTokens
 
 
@@ -71,7 +72,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.visual_tokenizer = registry.build(
             "tokenizer", config.visual_tokenizer, in_width=self.encoder.width, out_width=width, grid=self.encoder.grid
         )
-        self.path = registry.build("path", config.path)
+        self.path = registry.build("path", config.path, width=width)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         grounded = config.losses.grounding_weight > 0
         self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
@@ -100,6 +101,17 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         options = {} if self.inside_encoder is None else {"inside": self.inside_encoder}
         tokens = self.encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
         return tokens.replace(times_s=times_s)
+
+    def encode_images(self, pixels: Tensor, tiling: Tensor | None = None) -> VisualTokens:
+        """Patch features of images (I 3 S S), or of images in tiles (I K 3 S S) with how each was cut (I 4)."""
+        if pixels.ndim == 4:
+            return self.encode(rearrange(pixels, "i c y x -> i 1 c y x"))
+        if tiling is None:
+            raise InputError("images in tiles need image_tiling, which the processor gives beside pixel_values")
+        cuts = tilings_of(tiling)
+        tiles = torch.tensor([cut.partitions for cut in cuts], device=pixels.device)
+        there = torch.arange(pixels.shape[1], device=pixels.device) < tiles.unsqueeze(1)  # I K
+        return self.encode(pixels, there).replace(tiling=cuts)
 
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
         """What the reducers leave of encoder features."""
@@ -133,21 +145,22 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         video_times_s: Tensor | None = None,
         video_features: Tensor | None = None,
         video_scores: dict[str, Tensor] | None = None,
+        image_tiling: Tensor | None = None,
     ) -> dict[int, VisualSequence]:
         """Placeholder id -> what the LLM reads of the batch's images and videos.
 
         Args:
-            pixel_values: float, I 3 S S.
+            pixel_values: float, I 3 S S; or I K 3 S S for images in tiles, the whole image first.
             pixel_values_videos: float, V T 3 S S.
             video_frame_mask: bool, V T. False at frames that pad a shorter video.
             video_times_s: float, V T.
             video_features: V T N C, features of the frozen encoder kept from before, in place of pixels.
             video_scores: their scores by name, V T N, where a reducer needs some.
+            image_tiling: int64, I 4. Rows and columns of each image's tiles, its height and width in pixels.
         """
         seen: dict[int, VisualSequence] = {}
         if pixel_values is not None:
-            images = self.encode(rearrange(pixel_values, "i c y x -> i 1 c y x"))
-            seen[self._placeholder("image_token_id")] = self.arrange(images)
+            seen[self._placeholder("image_token_id")] = self.arrange(self.encode_images(pixel_values, image_tiling))
         if video_features is not None:
             videos = VisualTokens(
                 features=video_features, grid=self.encoder.grid, times_s=video_times_s, scores=video_scores or {}
@@ -193,6 +206,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         video_durations_s: Tensor | None = None,
         video_features: Tensor | None = None,
         video_scores: dict[str, Tensor] | None = None,
+        image_tiling: Tensor | None = None,
         visual_embeddings: Tensor | None = None,
         visual_place: Tensor | None = None,
         visual_frame: Tensor | None = None,
@@ -207,8 +221,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             position_ids: B P, for generation with a cache only.
             labels: int64, B L; -100 where nothing is to be learned.
             segment_ids: int64, B L; numbers the questions that share the row's video, 0 for the shared part.
-            pixel_values, pixel_values_videos, video_frame_mask, video_times_s, video_features, video_scores: see
-                `see`.
+            pixel_values, pixel_values_videos, video_frame_mask, video_times_s, video_features, video_scores,
+                image_tiling: see `see`.
             video_durations_s: float, V. Lengths of the whole videos; needed by the grounding loss.
             visual_embeddings: B M D. Visual tokens that `generate` has already put in reading order; `input_ids`
                 then has one placeholder for each token.
@@ -220,7 +234,13 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if inputs_embeds is None and input_ids is not None and visual_embeddings is None:
             seen = self.see(
-                pixel_values, pixel_values_videos, video_frame_mask, video_times_s, video_features, video_scores
+                pixel_values,
+                pixel_values_videos,
+                video_frame_mask,
+                video_times_s,
+                video_features,
+                video_scores,
+                image_tiling,
             )
             if seen or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -330,7 +350,9 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         question = real & after & asked
         if labels is not None:
             question = question & (labels == IGNORED)
-        grid = self.encoder.grid if self.config.path["name"] == "plain" else None
+        parts: list[Any] = list(self.reducers)
+        regular = self.config.path["name"] == "plain" and not any(getattr(p, "changes_grid", False) for p in parts)
+        grid = self.encoder.grid if regular else None
         return LlmPass(
             visual=visual, question=question, place=place.clamp(min=0), grid=grid, frame=frame.clamp(min=0), real=real
         )

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
@@ -31,9 +30,10 @@ from mmllm.chat import (
 from mmllm.config import MmllmConfig
 from mmllm.errors import InputError
 from mmllm.fields import from_mapping, to_mapping
-from mmllm.frames import FrameTransform
+from mmllm.frames import FrameTransform, read_image
 from mmllm.placement import IGNORED
 from mmllm.templates import IMAGE, VIDEO, named_system_prompt, template
+from mmllm.tiles import cut
 from mmllm.time_tokens import Answer, TimeTokens, parse_answer
 from mmllm.tokens import VideoClip
 
@@ -65,6 +65,8 @@ class MmllmProcessor(ProcessorMixin):
             in front, as transformers' processors do; otherwise piece by piece, as LLaVA's authors did.
         system_prompt: what the system says where it has said nothing; a text, or a name of `mmllm.templates`.
         folder_fps: images a second in a folder of frames that is given in place of a video; LITA's have 5.
+        pinpoints: canvases (height, width) in pixels, made of whole tiles of the encoder's size, on the best of which
+            an image is shown in tiles (LLaVA-NeXT); None for images seen whole. Videos are never cut.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class MmllmProcessor(ProcessorMixin):
         whole_text: bool = False,
         system_prompt: str = "",
         folder_fps: float = 5.0,
+        pinpoints: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))
         self.frames = to_mapping(frames) if isinstance(frames, FrameTransform) else dict(frames or {"size": 224})
@@ -87,6 +90,7 @@ class MmllmProcessor(ProcessorMixin):
         self.whole_text = whole_text
         self.system_prompt = named_system_prompt(system_prompt)
         self.folder_fps = folder_fps
+        self.pinpoints = None if pinpoints is None else [list(canvas) for canvas in pinpoints]
         self.frame_transform = from_mapping(FrameTransform, self.frames)
         self.time_tokens = TimeTokens(count=num_time_tokens) if num_time_tokens else None
         self.video_token_id = self._id_of(VIDEO)
@@ -180,7 +184,7 @@ class MmllmProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask` (B L); with videos `pixel_values_videos` (V T 3 S S), `video_frame_mask`,
-            `video_times_s` (V T) and `video_durations_s` (V); with images `pixel_values` (I 3 S S).
+            `video_times_s` (V T) and `video_durations_s` (V); with images what `image_inputs` gives.
         """
         inputs: dict[str, Any] = {}
         if text is not None:
@@ -191,7 +195,7 @@ class MmllmProcessor(ProcessorMixin):
             clips = [self.load(video, frames) for video in (videos if isinstance(videos, (list, tuple)) else [videos])]
             inputs.update(self.video_inputs(clips))
         if images is not None:
-            inputs["pixel_values"] = self.image_inputs(images if isinstance(images, (list, tuple)) else [images])
+            inputs.update(self.image_inputs(images if isinstance(images, (list, tuple)) else [images]))
         return BatchFeature(inputs)
 
     def encode(self, text: str, said: Sequence[tuple[int, int]] = ()) -> Encoded:
@@ -263,7 +267,7 @@ class MmllmProcessor(ProcessorMixin):
             limits: `start_s` and `end_s`, to look at a part only.
         """
         if isinstance(video, VideoClip):
-            return _replaced(video, np.stack([self.frame_transform.resized(frame) for frame in video.frames]))
+            return replace(video, frames=np.stack([self.frame_transform.resized(frame) for frame in video.frames]))
         from mmllm.datasets.video import FrameFolder, sample_uniform
 
         if isinstance(video, (str, Path)) and Path(video).is_dir():
@@ -286,9 +290,23 @@ class MmllmProcessor(ProcessorMixin):
             "video_durations_s": torch.tensor([clip.duration_s for clip in clips], dtype=torch.float32),
         }
 
-    def image_inputs(self, images: Sequence[Any]) -> Tensor:
-        """Float I 3 S S of images given as paths, PIL images or uint8 arrays."""
-        return torch.from_numpy(np.concatenate([self.frame_transform(_image(image)[None]) for image in images]))
+    def image_inputs(self, images: Sequence[Any]) -> dict[str, Tensor]:
+        """Model inputs of images given as paths, PIL images or uint8 arrays.
+
+        Returns:
+            `pixel_values`, float I 3 S S. With `pinpoints`, I K 3 S S: each image whole and then its tiles, zero behind
+            its last one; and `image_tiling`, int64 I 4: rows and columns of tiles, height and width in pixels.
+        """
+        pictures = [read_image(image) for image in images]
+        if self.pinpoints is None:
+            return {"pixel_values": torch.from_numpy(np.concatenate([self.frame_transform(p[None]) for p in pictures]))}
+        canvases = [(height, width) for height, width in self.pinpoints]
+        cuts = [cut(picture, canvases, tile=self.frame_transform.size) for picture in pictures]
+        tiles = [torch.from_numpy(self.frame_transform(tiles)) for tiles, _ in cuts]
+        return {
+            "pixel_values": torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True),
+            "image_tiling": torch.tensor([tiling.as_row for _, tiling in cuts]),
+        }
 
     def _media(self, batch: Sequence[Sequence[Message]]) -> dict[str, Any]:
         clips, images = [], []
@@ -301,7 +319,7 @@ class MmllmProcessor(ProcessorMixin):
                 images.append(source_of(item, "image"))
         media: dict[str, Any] = self.video_inputs(clips) if clips else {}
         if images:
-            media["pixel_values"] = self.image_inputs(images)
+            media.update(self.image_inputs(images))
         return media
 
     # --- generated ids to answers ---------------------------------------------------------------------------
@@ -341,7 +359,7 @@ class MmllmProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Names of what `__call__` gives."""
         return [
-            *("input_ids", "attention_mask", "pixel_values", "pixel_values_videos"),
+            *("input_ids", "attention_mask", "pixel_values", "image_tiling", "pixel_values_videos"),
             *("video_frame_mask", "video_times_s", "video_durations_s"),
         ]
 
@@ -373,28 +391,6 @@ def _labelled(ids: Sequence[int], places: Sequence[int], said: Sequence[tuple[in
     input_ids = torch.tensor(ids, dtype=torch.long)
     labelled = torch.tensor([any(a <= at < b for a, b in said) for at in places], dtype=torch.bool)
     return Encoded(input_ids=input_ids, labels=input_ids.where(labelled, torch.tensor(IGNORED)))
-
-
-def _image(image: Any) -> np.ndarray:
-    """uint8 H W 3, upright."""
-    if isinstance(image, np.ndarray):
-        return image
-    try:
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as problem:
-        raise InputError(f"cannot read image {image}: {problem}") from None
-
-
-def _replaced(clip: VideoClip, frames: np.ndarray) -> VideoClip:
-    return VideoClip(
-        frames=frames,
-        times_s=clip.times_s,
-        duration_s=clip.duration_s,
-        real=clip.real,
-        source=clip.source,
-        metadata=clip.metadata,
-    )
 
 
 AutoProcessor.register(MmllmConfig, MmllmProcessor, exist_ok=True)

@@ -11,7 +11,9 @@ What the parts of a kind look like (constructor, then call):
 | encoder | `(config)` | `(pixels B T C H W, *, frame_mask, scores) -> VisualTokens` |
 | reducer | `(config)` | `(tokens) -> VisualTokens` |
 | tokenizer | `(config, *, in_width, out_width, grid)` | `(tokens) -> VisualTokens` of the LLM's width |
-| path | `(config)` | `(tokens) -> VisualSequence` |
+| path | `(config, *, width)` | `(tokens) -> VisualSequence` |
+
+A constructor leaves out what it does not need besides its config: `width` is the LLM's, for paths with weights.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +153,8 @@ def describe(kind: str, config: Any) -> dict[str, Any]:
 
 
 def build(kind: str, config: Any, **context: Any) -> Any:
-    """The part that a configuration describes; `context` is what its kind's constructor takes besides."""
+    """The part that a configuration describes; `context` is what its kind's constructor may take besides."""
     config = config_of(kind, config)
-    return find(kind, name_of(kind, config)).cls(config, **context)
+    cls = find(kind, name_of(kind, config)).cls
+    taken = inspect.signature(cls).parameters
+    return cls(config, **{name: value for name, value in context.items() if name in taken})

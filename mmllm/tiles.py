@@ -51,9 +51,25 @@ class Tiling:
         return 1 + self.rows * self.cols
 
     @property
+    def as_row(self) -> tuple[int, int, int, int]:
+        """The four numbers that `tilings_of` reads."""
+        return self.rows, self.cols, self.height, self.width
+
+    @property
     def transposed(self) -> Tiling:
         """Rows and columns exchanged, the image as it is: how HiRED's release lays its mosaic out."""
         return Tiling(rows=self.cols, cols=self.rows, height=self.height, width=self.width)
+
+
+def tilings_of(described: Tensor) -> tuple[Tiling, ...]:
+    """How images were cut, of int64 I 4: rows, columns, height and width; what `as_row` wrote.
+
+    Raises:
+        InputError: if there are not four numbers for each image.
+    """
+    if described.ndim != 2 or described.shape[1] != 4:
+        raise InputError(f"image_tiling must be (I 4): rows, columns, height, width; not {tuple(described.shape)}")
+    return tuple(Tiling(rows=r, cols=c, height=h, width=w) for r, c, h, w in described.tolist())
 
 
 def choose_grid(
@@ -134,7 +150,27 @@ def unpadded(mosaic: tuple[int, int], tiling: Tiling) -> tuple[range, range]:
     return range(rows), range(cut_off, cols - cut_off)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Packed:
+    """Tokens of tiled images in reading order, with where each is from."""
+
+    features: Tensor
+    """B L D."""
+    mask: Tensor
+    """bool, B L. False behind each image's last token."""
+    partition: Tensor
+    """int64, B L. Which partition a token shows, 0 being the whole image; -1 at the end of a row."""
+    index: Tensor
+    """int64, B L. Raster position on that partition's grid; -1 at the end of a row."""
+
+
 def pack(tokens: VisualTokens, *, unpad: bool = True, newline: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Features B L D and mask B L of `read_out`."""
+    packed = read_out(tokens, unpad=unpad, newline=newline)
+    return packed.features, packed.mask
+
+
+def read_out(tokens: VisualTokens, *, unpad: bool = True, newline: Tensor | None = None) -> Packed:
     """Tokens of tiled images in reading order: the whole image's first, then the mosaic of its tiles row by row.
 
     Works on whole and on reduced tokens; a kept token that shows only padding is dropped.
@@ -144,9 +180,6 @@ def pack(tokens: VisualTokens, *, unpad: bool = True, newline: Tensor | None = N
         unpad: leave out patches that show only padding.
         newline: D. Ends each row of the (unpadded) mosaic, whatever is kept of it.
 
-    Returns:
-        Features B L D, and a mask B L that is False behind each image's last token.
-
     Raises:
         InputError: for tokens without tiling or without a patch grid.
     """
@@ -154,19 +187,28 @@ def pack(tokens: VisualTokens, *, unpad: bool = True, newline: Tensor | None = N
 
     if tokens.tiling is None or tokens.grid is None:
         raise InputError("only the tokens of tiled images, with their place on the patch grid, make a mosaic")
-    rows: list[Tensor] = []
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []
     for image, tiling in enumerate(tokens.tiling):
-        place, kept = _places(tokens.index[image], tokens.grid, tiling, unpad=unpad)  # T N, T N
+        index = tokens.index[image]  # T N
+        place, kept = _places(index, tokens.grid, tiling, unpad=unpad)  # T N, T N
         kept = kept & tokens.mask[image]
-        features, place = tokens.features[image][kept], place[kept]
+        partition = torch.arange(len(index), device=index.device).unsqueeze(1).expand(index.shape)
+        features, place, partition, index = tokens.features[image][kept], place[kept], partition[kept], index[kept]
         if newline is not None and tiling.rows:
             ends = _row_ends(tokens.grid, tiling, unpad=unpad).to(place.device)
             features = torch.cat([features, newline.to(features).expand(len(ends), -1)])
             place = torch.cat([place, ends])
-        rows.append(features[place.argsort(stable=True)])
-    packed = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows], device=packed.device)
-    return packed, torch.arange(packed.shape[1], device=packed.device) < lengths.unsqueeze(1)
+            partition, index = (torch.cat([one, torch.full_like(ends, -1)]) for one in (partition, index))
+        order = place.argsort(stable=True)
+        rows.append((features[order], partition[order], index[order]))
+    padded = torch.nn.utils.rnn.pad_sequence
+    features, partition, index = (
+        padded([row[which] for row in rows], batch_first=True, padding_value=fill)
+        for which, fill in ((0, 0.0), (1, -1), (2, -1))
+    )
+    lengths = torch.tensor([len(row[0]) for row in rows], device=features.device)
+    mask = torch.arange(features.shape[1], device=features.device) < lengths.unsqueeze(1)
+    return Packed(features=features, mask=mask, partition=partition, index=index)
 
 
 def check_partitions(tokens: VisualTokens) -> None:

@@ -30,17 +30,22 @@ class PlainPath(nn.Module):
 
     def forward(self, tokens: VisualTokens) -> VisualSequence:
         """One block `frames` of the features B T N D, flattened in time, then in raster order."""
-        b, t, n, _ = tokens.shape
-        frame = torch.arange(t, device=tokens.features.device)
-        return VisualSequence(
-            embeddings=rearrange(tokens.features, "b t n d -> b (t n) d"),
-            mask=rearrange(tokens.mask, "b t n -> b (t n)"),
-            frame=repeat(frame, "t -> b (t n)", b=b, n=n),
-            blocks=(("frames", t * n),),
-            place=rearrange(tokens.index, "b t n -> b (t n)"),
-            grid=tokens.grid,
-        )
+        return in_order(tokens)
 
     def token_counts(self, frames: int, grid: tuple[int, int] | None, tokens_per_frame: int) -> dict[str, int]:
         """How many tokens a video of `frames` frames has."""
         return {"frames": frames * tokens_per_frame}
+
+
+def in_order(tokens: VisualTokens) -> VisualSequence:
+    """One block `frames` of the features B T N D, flattened in time, then in raster order."""
+    b, t, n, _ = tokens.shape
+    frame = torch.arange(t, device=tokens.features.device)
+    return VisualSequence(
+        embeddings=rearrange(tokens.features, "b t n d -> b (t n) d"),
+        mask=rearrange(tokens.mask, "b t n -> b (t n)"),
+        frame=repeat(frame, "t -> b (t n)", b=b, n=n),
+        blocks=(("frames", t * n),),
+        place=rearrange(tokens.index, "b t n -> b (t n)"),
+        grid=tokens.grid,
+    )

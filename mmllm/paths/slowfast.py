@@ -64,8 +64,11 @@ class SlowFastPath(nn.Module):
             tokens: features B T N D, whole or reduced; `spatial` and the pooled modes need the patch grid.
 
         Raises:
-            InputError: if the grid is not divisible by `pool`, or 1D tokens meet a mode that pools in space.
+            InputError: if the grid is not divisible by `pool`, 1D tokens meet a mode that pools in space, or an image
+                was cut into tiles.
         """
+        if tokens.tiling is not None:
+            raise InputError("slowfast reads frames in time, not the tiles of an image: use the anyres or plain path")
         if tokens.shape[1] == 1 and self.config.image_frames > 1:
             tokens = _as_still_video(tokens, self.config.image_frames)
         mode = self.config.mode

@@ -38,7 +38,7 @@ class UniformReducer(nn.Module):
         """B T K of B T N tokens; a smaller budget keeps a subset of what a larger one keeps."""
         height, width = tokens.grid or (1, int(tokens.index.max()) + 1 if tokens.index.numel() else 1)
         turn = torch.from_numpy(spread(height, width)).to(tokens.index.device)
-        scores = -turn.float()[tokens.index.clamp(min=0)]
+        scores = -turn.float()[tokens.index.clamp(min=0, max=len(turn) - 1)]  # a class token has no place: as the last
         kept, mask = top_counted(scores, self.config.per_frame(tokens.mask), tokens.mask)
         return tokens.take(kept, mask)
 

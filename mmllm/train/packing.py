@@ -79,8 +79,8 @@ class Row:
     """`input_ids`, `labels` and, if questions are packed, `segment_ids`, L each."""
     videos: tuple[dict[str, Any], ...] = ()
     """Model inputs of each video, for a batch of one."""
-    images: tuple[Tensor, ...] = ()
-    """Float 1 3 S S each."""
+    images: tuple[dict[str, Tensor], ...] = ()
+    """Model inputs of each image, for a batch of one."""
 
 
 class PackedQuestions(torch.utils.data.Dataset):
@@ -158,9 +158,21 @@ class RowCollator:
         batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths.unsqueeze(1)).long()
         batch[NAMES] = [row.name for row in rows]
         if images := [image for row in rows for image in row.images]:
-            batch["pixel_values"] = torch.cat(images)
+            batch |= _side_by_side(images)
         videos = [video for row in rows for video in row.videos]
         return batch | (_stacked(videos) if videos else {})
+
+
+def _side_by_side(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Inputs of single images as inputs of a batch; images in fewer tiles than others have none behind their last."""
+    batch = {name: [image[name] for image in images] for name in images[0]}
+    if "image_tiling" in batch:
+        tiles = [one[0] for one in batch["pixel_values"]]  # K 3 S S each
+        return {
+            "pixel_values": pad_sequence(tiles, batch_first=True),
+            "image_tiling": torch.cat(batch["image_tiling"]),
+        }
+    return {name: torch.cat(values) for name, values in batch.items()}
 
 
 def _stacked(videos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

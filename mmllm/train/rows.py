@@ -71,8 +71,8 @@ class MediaInputs:
             return self.cache.load(path).inputs()
         return self.processor.video_inputs([self.processor.load(path)])
 
-    def image(self, path: Path) -> Tensor:
-        """Float 1 3 S S."""
+    def image(self, path: Path) -> dict[str, Tensor]:
+        """Inputs of one image, for a batch of one."""
         return self.processor.image_inputs([path])
 
 

@@ -1,0 +1,75 @@
+"""Neighbouring patches of a video's frames as one token, as LLaVA-NeXT-Video pools them before the projector.
+
+B videos, T frames, H W patch grid, D width, S stride
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from einops import rearrange, reduce
+from torch import nn
+
+from mmllm.errors import InputError
+from mmllm.fields import require
+from mmllm.registry import register
+from mmllm.tokens import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """LLaVA-NeXT-Video's `spatial_pool_mode` and `spatial_pool_stride`."""
+
+    stride: int = 2
+    """Side of the squares of patches that become one token."""
+    mode: Literal["average", "max"] = "average"
+
+    def __post_init__(self) -> None:
+        require(self.stride >= 1, self, "stride", "at least 1")
+
+
+@register("reducer", "pool", config=PoolConfig)
+class PoolReducer(nn.Module):
+    """Squares of patches become one token of a smaller grid, in videos; images in tiles stay whole."""
+
+    scores_needed: tuple[str, ...] = ()
+    score_choices: ClassVar[tuple[str, ...]] = ()
+    changes_grid: ClassVar[bool] = True
+
+    def __init__(self, config: PoolConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, tokens: VisualTokens) -> VisualTokens:
+        """B T (H/S W/S) of B T (H W) tokens; rows and columns that do not fill a square are left out.
+
+        Patches that are gone do not count; a square of which nothing is left is masked.
+
+        Raises:
+            InputError: for 1D tokens, or a grid smaller than the stride.
+        """
+        stride = self.config.stride
+        if tokens.tiling is not None or stride == 1:
+            return tokens
+        if tokens.grid is None or min(tokens.grid) < stride:
+            raise InputError(f"pool needs a patch grid of at least {stride}x{stride}; these tokens have {tokens.grid}")
+        h, w = (side // stride for side in tokens.grid)
+        features, there = tokens.on_grid()  # B T H W D, B T H W
+        features, there = features[:, :, : h * stride, : w * stride], there[:, :, : h * stride, : w * stride]
+        cells = rearrange(features, "b t (h i) (w j) d -> b t (h w) (i j) d", i=stride, j=stride)
+        there = rearrange(there, "b t (h i) (w j) -> b t (h w) (i j)", i=stride, j=stride)
+        if self.config.mode == "max":
+            pooled = cells.masked_fill(~there.unsqueeze(-1), -torch.inf).amax(-2)
+            pooled = pooled.masked_fill(~there.any(-1, keepdim=True), 0.0)
+        elif bool(there.all()):
+            pooled = reduce(cells, "b t n s d -> b t n d", "mean")
+        else:
+            weight = there.unsqueeze(-1).to(cells.dtype)
+            pooled = (cells * weight).sum(-2) / weight.sum(-2).clamp(min=1)
+        return VisualTokens(features=pooled, grid=(h, w), mask=there.any(-1), times_s=tokens.times_s)
+
+    def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
+        """The most tokens that remain of a whole video."""
+        return frames * (tokens_per_frame // self.config.stride**2)

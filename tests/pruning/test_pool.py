@@ -1,0 +1,47 @@
+"""Pooling of neighbouring patches: against torch's own pooling, and with patches that are gone."""
+
+import pytest
+import torch
+from einops import rearrange
+
+from mmllm import registry
+from mmllm.errors import ConfigError, InputError
+from mmllm.tiles import Tiling
+from mmllm.tokens import VisualTokens
+
+
+@pytest.mark.parametrize(("mode", "pool"), [("average", torch.nn.AvgPool2d), ("max", torch.nn.MaxPool2d)])
+@pytest.mark.parametrize("side", [4, 5])
+def test_whole_grids_as_torch_pools_them(mode, pool, side):
+    tokens = VisualTokens(features=torch.randn(2, 3, side * side, 6), grid=(side, side))
+    pooled = registry.build("reducer", f"pool:mode={mode}")(tokens)
+    image = rearrange(tokens.features, "b t (h w) d -> (b t) d h w", h=side)
+    wanted = rearrange(pool(2)(image), "(b t) d h w -> b t (h w) d", b=2)
+    torch.testing.assert_close(pooled.features, wanted)
+    assert pooled.grid == (2, 2)
+    assert pooled.shape[2] <= registry.build("reducer", "pool").kept_tokens(side * side, 1)
+
+
+@pytest.mark.parametrize("mode", ["average", "max"])
+def test_patches_that_are_gone_do_not_count(mode):
+    tokens = VisualTokens(features=torch.randn(1, 1, 16, 2), grid=(4, 4))
+    kept = torch.tensor([[[0, 1, 5, 10]]])
+    pooled = registry.build("reducer", f"pool:mode={mode}")(tokens.take(kept))
+    assert pooled.mask[0, 0].tolist() == [True, False, False, True]
+    first = tokens.features[0, 0, [0, 1, 5]]
+    wanted = first.mean(0) if mode == "average" else first.amax(0)
+    torch.testing.assert_close(pooled.features[0, 0, 0], wanted)
+    torch.testing.assert_close(pooled.features[0, 0, 3], tokens.features[0, 0, 10])
+
+
+def test_images_in_tiles_stay_whole():
+    tiling = (Tiling(rows=1, cols=1, height=9, width=9),)
+    tokens = VisualTokens(features=torch.randn(1, 2, 16, 2), grid=(4, 4), tiling=tiling)
+    assert registry.build("reducer", "pool")(tokens) is tokens
+
+
+def test_bad_input():
+    with pytest.raises(ConfigError, match="stride"):
+        registry.build("reducer", "pool:stride=0")
+    with pytest.raises(InputError, match="patch grid"):
+        registry.build("reducer", "pool")(VisualTokens(features=torch.randn(1, 1, 1, 2), grid=(1, 1)))
