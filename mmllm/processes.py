@@ -34,7 +34,14 @@ def wait() -> None:
     if count() > 1:
         from accelerate import PartialState
 
-        PartialState(timeout=PATIENCE).wait_for_everyone()
+        PartialState(cpu=only_cpus(), timeout=PATIENCE).wait_for_everyone()
+
+
+def only_cpus() -> bool:
+    """True where several processes have no GPU to work on; they then talk through gloo."""
+    import torch
+
+    return count() > 1 and not torch.cuda.is_available()
 
 
 @contextmanager

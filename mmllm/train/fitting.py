@@ -230,6 +230,7 @@ def fit(
         weight_decay=training.weight_decay,
         adam_beta2=training.adam_beta2,
         max_grad_norm=training.max_grad_norm,
+        use_cpu=processes.only_cpus(),
         bf16=torch.cuda.is_available(),
         logging_steps=training.logging_steps,
         logging_first_step=True,

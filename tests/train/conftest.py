@@ -64,6 +64,12 @@ def copied_clips(own_clips, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def tiny_parts():
+    """The stages of a tiny model."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Folder of a tiny model with random weights."""
     from mmllm.train.building import build_model

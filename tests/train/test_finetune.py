@@ -43,15 +43,18 @@ def test_own_clips_are_learned(own_clips, tiny_base, tmp_path):
     assert np.mean(found) > 0.9
 
 
-def killed_run(fork, settings, file, output, kills, seed):
-    """Runs a fine-tuning to its end although it is killed at random moments."""
-    draw = random.Random(seed)
+def uninterrupted(settings, file, output):
+    """Runs a fine-tuning and tells how long it took."""
     begun = time.monotonic()
-    finetune(settings, file, output.with_name("timed"), workers=0)
-    whole_s = time.monotonic() - begun
-    for _ in range(kills):
+    finetune(settings, file, output, workers=0)
+    return time.monotonic() - begun
+
+
+def killed(fork, settings, file, output, moments):
+    """Runs a fine-tuning that is killed so many seconds after each start, then to its end."""
+    for seconds in moments:
         process = fork(finetune, settings, file, output)
-        time.sleep(draw.uniform(0.0, 1.2 * whole_s))
+        time.sleep(seconds)
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -61,29 +64,29 @@ def killed_run(fork, settings, file, output, kills, seed):
 def same_run(ours, theirs):
     from safetensors.torch import load_file
 
-    assert losses(ours) == losses(theirs)
     weights = [load_file(run / "model" / "model.safetensors") for run in (ours, theirs)]
-    assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])
+    return losses(ours) == losses(theirs) and all(weights[0][name].equal(weights[1][name]) for name in weights[1])
 
 
 @pytest.mark.slow
 def test_a_fine_tuning_killed_at_random_moments_ends_the_same(fork, own_clips, tiny_base, tmp_path):
-    settings = config(tiny_base, max_steps=8)
-    killed_run(fork, settings, own_clips / "clips.jsonl", tmp_path / "killed", kills=3, seed=0)
+    settings, file, draw = config(tiny_base, max_steps=8), own_clips / "clips.jsonl", random.Random(0)
+    whole_s = uninterrupted(settings, file, tmp_path / "whole")
+    killed(fork, settings, file, tmp_path / "killed", [draw.uniform(0.2, 1.0) * whole_s for _ in range(3)])
     assert [step for step, _ in losses(tmp_path / "killed")] == list(range(1, 9))
-    same_run(tmp_path / "killed", tmp_path / "timed")
+    assert same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.skipif(
-    "MMLLM_KILL_TESTS" not in os.environ,
-    reason="MMLLM_KILL_TESTS=1 runs 50 that are killed, for minutes",
-)
+@pytest.mark.skipif("MMLLM_KILL_TESTS" not in os.environ, reason="takes minutes: MMLLM_KILL_TESTS=1 runs it")
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("seed", range(50))
-def test_fifty_killed_fine_tunings_end_the_same(fork, own_clips, tiny_base, tmp_path, seed):
-    settings = config(tiny_base, max_steps=8)
-    killed_run(fork, settings, own_clips / "clips.jsonl", tmp_path / "killed", kills=2, seed=1000 + seed)
-    same_run(tmp_path / "killed", tmp_path / "timed")
+def test_fifty_of_fifty_killed_fine_tunings_end_the_same(fork, own_clips, tiny_base, tmp_path):
+    settings, file, draw = config(tiny_base, max_steps=8, save_steps=1), own_clips / "clips.jsonl", random.Random(1)
+    whole_s = uninterrupted(settings, file, tmp_path / "whole")
+    same = []
+    for number in range(50):
+        killed(fork, settings, file, tmp_path / str(number), [draw.uniform(0.0, 1.0) * whole_s])
+        same.append(same_run(tmp_path / str(number), tmp_path / "whole"))
+    assert same == [True] * 50
 
 
 @pytest.mark.slow

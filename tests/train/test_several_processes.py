@@ -1,0 +1,56 @@
+"""Two gloo processes: the same training as one with twice the accumulation, and the same evaluation."""
+
+import json
+
+import pytest
+import torch
+
+from mmllm import processes
+from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
+from mmllm.train.fitting import read_metrics
+
+pytestmark = pytest.mark.slow
+
+
+def settings(base, accumulation, **training):
+    fields = {"max_steps": 6, "batch_size": 2, "save_steps": 3, "logging_steps": 1, "lora_rank": 4, **training}
+    made = FinetuneTraining(gradient_accumulation_steps=accumulation, **fields)
+    return FinetuneConfig(model=str(base), training=made)
+
+
+def losses(run):
+    return [line["loss"] for line in read_metrics(run / "language" / "metrics.jsonl") if "loss" in line]
+
+
+def weights(model):
+    from safetensors.torch import load_file
+
+    return load_file(model / "model.safetensors")
+
+
+def test_two_processes_train_as_one_with_twice_the_accumulation(together, own_clips, tiny_base, tmp_path):
+    file = own_clips / "clips.jsonl"
+    finetune(settings(tiny_base, 2), file, tmp_path / "one", workers=0)
+    together(2, finetune, settings(tiny_base, 1), file, tmp_path / "two")
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 6
+    assert two == pytest.approx(one, rel=1e-4)
+    ours, theirs = weights(tmp_path / "one" / "model"), weights(tmp_path / "two" / "model")
+    for name, weight in ours.items():
+        torch.testing.assert_close(theirs[name], weight, rtol=1e-3, atol=1e-4)
+    told = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert told["processes"] == 2
+
+
+def pieces_of_work(folder):
+    with processes.main_first():
+        first = not (folder / "work").exists()
+        (folder / "work").touch()
+    (folder / f"{processes.rank()}.json").write_text(json.dumps([first, processes.share(list(range(5)))]))
+
+
+def test_work_is_shared_and_done_by_the_main_process_first(together, tmp_path):
+    together(2, pieces_of_work, tmp_path)
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert told == [[True, [0, 2, 4]], [False, [1, 3]]]
+    assert (processes.rank(), processes.count(), processes.is_main()) == (0, 1, True)
