@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmllm import processes
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 
@@ -62,6 +63,7 @@ def evaluate(
     from mmllm.evaluation.run import read_benchmark
     from mmllm.evaluation.trials import Trials
 
+    processes.wait()  # every one of several processes then has a device of its own
     rounds = Trials.of(trials, temperature, seed)
     benchmark = read_benchmark(data, videos, format, durations)
     if limit is not None:
@@ -74,6 +76,8 @@ def evaluate(
     qa = VideoQA.from_pretrained(model, **changes)
     qa.max_new_tokens = max_new_tokens
     scores = evaluate_into(folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge)
+    if not processes.is_main():
+        return 0
     _show(scores, json)
     return 3 if scores["failed"] or scores["bad_rows"] else 0
 
@@ -83,6 +87,7 @@ def evaluate_into(
 ) -> dict[str, Any]:
     """Answers and scores a benchmark; writes `samples.jsonl`, `shuffled.jsonl` and `metrics.json` into `folder`.
 
+    Several processes share the videos and leave the same files as one; how long it took is in `timing.json`.
     Several trials have their answers in `trial-1/`, `trial-2/`, ..., and their mean scores in `metrics.json`.
 
     Args:
@@ -109,15 +114,19 @@ def evaluate_into(
         samples, shuffled = answer_all(qa, benchmark.questions, place, shuffle=shuffle, seed=draw, **rounds.generate)
         answered.append((place, samples))
         all_scores.append(scores_of(samples, shuffled, benchmark.fit))
-    told = {"bad_rows": len(benchmark.bad_rows), "seconds": round(time.perf_counter() - started, 1)}
+    if processes.is_main():
+        took = {"seconds": round(time.perf_counter() - started, 1), "processes": processes.count()}
+        (folder / "timing.json").write_text(json_text.dumps(took) + "\n")
 
     def write() -> dict[str, Any]:
-        scores = {**averaged(all_scores, rounds), **told}
+        scores = {**averaged(all_scores, rounds), "bad_rows": len(benchmark.bad_rows)}
+        if not processes.is_main():
+            return scores
         (folder / "metrics.json").write_text(json_text.dumps(scores, indent=2) + "\n")
         return scores
 
     scores = write()
-    if judge is not None:
+    if judge is not None and processes.is_main():
         for (place, samples), own in zip(answered, all_scores, strict=True):
             own["judge"] = judge.judge(samples, place / "judged.jsonl")
         scores = write()
@@ -138,7 +147,9 @@ def _same_model(folder: Path, qa: Any, trials: Any) -> None:
     record = folder / "answered_by.json"
     if record.exists() and json_text.loads(record.read_text()) != told:
         raise InputError(f"{folder} holds answers of another model or other settings: choose another --output")
-    record.write_text(json_text.dumps(told) + "\n")
+    processes.wait()
+    if processes.is_main():
+        record.write_text(json_text.dumps(told) + "\n")
 
 
 def _show(scores: dict[str, Any], json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mmllm import processes
 from mmllm.answering import VideoQA, Watched
 from mmllm.datasets.formats import format_of, read_questions
 from mmllm.datasets.records import Question
@@ -103,8 +104,11 @@ def answer_all(
     for question in questions:
         by_video.setdefault(question.vid, []).append(question)
     vids = sorted(by_video)
-    with Progress("answer questions", len(vids), "videos", shown=progress) as bar, torch.random.fork_rng():
-        for i, vid in enumerate(vids):
+    mine_to_watch = processes.share(range(len(vids)))
+    shown = progress and processes.is_main()
+    with Progress("answer questions", len(mine_to_watch), "videos", shown=shown) as bar, torch.random.fork_rng():
+        for i in mine_to_watch:
+            vid = vids[i]
             mine = own.missing(by_video[vid])
             theirs = other.missing(by_video[vids[i - 1]]) if shuffle and len(vids) > 1 else []
             if mine or theirs:
@@ -114,6 +118,8 @@ def answer_all(
                         torch.manual_seed(seed(f"{vid} {log.path.stem}"))
                     log.write(_answered(qa, watched, problem, asked, generate))
             bar.advance()
+    for log, order in ((own, vids), (other, vids[-1:] + vids[:-1])):
+        log.gather([question for vid in order for question in by_video[vid]])
     return own.samples(questions), other.samples(questions) if shuffle else []
 
 
@@ -130,39 +136,83 @@ def _answered(
     qa: VideoQA, watched: Watched | None, problem: str, questions: Sequence[Question], generate: dict[str, Any]
 ) -> Iterable[Sample]:
     if watched is None:
-        return [Sample.asked(question).failed(problem) for question in questions]
+        return [Sample.asked(_with_length(question, None)).failed(problem) for question in questions]
     samples = []
     by_length: dict[float, list[Question]] = {}
     for question in questions:
-        by_length.setdefault(question.duration_s or watched.duration_s, []).append(question)
+        known = _with_length(question, watched.duration_s)
+        by_length.setdefault(known.duration_s or watched.duration_s, []).append(known)
     for seconds, group in by_length.items():
         answers = qa.ask_all(watched, [question.question for question in group], seconds, **generate)
         samples += [Sample.asked(q).answered(answer) for q, answer in zip(group, answers, strict=True)]
     return samples
 
 
+def _with_length(question: Question, decoded_s: float | None) -> Question:
+    """The question with the length of its video: as annotated, else as decoded.
+
+    A video that cannot be decoded is taken to end with the last interval that is annotated in it.
+    """
+    if question.duration_s is not None or not question.spans:
+        return question
+    return replace(question, duration_s=decoded_s or max(span.end_s for span in question.spans))
+
+
 class _Log:
-    """A file of samples that grows as answers come."""
+    """A file of samples that grows as answers come; several processes write files of their own, merged at the end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and not path.read_bytes().endswith(b"\n"):  # a kill cut the last line short
-            whole = path.read_text().rpartition("\n")[0]
-            path.write_text(whole + "\n" if whole else "")
-        known = read_samples(path) if path.exists() and path.stat().st_size else []
-        self.done = {sample.question_id: sample for sample in known}
+        self.mine = path if processes.count() == 1 else path.with_name(f"{path.stem}.part{processes.rank()}.jsonl")
+        self.done: dict[str, Sample] = {}
+        with processes.main_first():
+            for file in self._files():
+                if processes.is_main() and not file.read_bytes().endswith(b"\n"):  # a kill cut the last line short
+                    whole = file.read_text().rpartition("\n")[0]
+                    file.write_text(whole + "\n" if whole else "")
+            self._read()
+        processes.wait()  # before anybody writes, everybody has read
+
+    def _files(self) -> list[Path]:
+        """The merged file and those of single processes, as far as there are any."""
+        files = [self.path, *sorted(self.path.parent.glob(f"{self.path.stem}.part*.jsonl"))]
+        return [file for file in files if file.exists() and file.stat().st_size]
+
+    def _read(self) -> None:
+        self.done = {sample.question_id: sample for file in self._files() for sample in read_samples(file)}
+
+    def gather(self, questions: Sequence[Question]) -> None:
+        """Merges what single processes have written into one file, in the order of the questions."""
+        processes.wait()
+        parts = [file for file in self._files() if file != self.path]
+        if parts or processes.count() > 1:
+            self._read()
+            processes.wait()
+            if processes.is_main():
+                asked = [question.question_id for question in questions if question.question_id in self.done]
+                ordered = dict.fromkeys([*asked, *self.done])
+                merged = self.path.with_name(f".{self.path.name}.merged")
+                merged.write_text("".join(_line(self.done[name]) for name in ordered))
+                merged.replace(self.path)
+                for part in parts:
+                    part.unlink()
+        processes.wait()
 
     def missing(self, questions: Sequence[Question]) -> list[Question]:
         return [question for question in questions if question.question_id not in self.done]
 
     def write(self, samples: Iterable[Sample]) -> None:
-        with self.path.open("a") as file:
+        with self.mine.open("a") as file:
             for sample in samples:
                 self.done[sample.question_id] = sample
-                file.write(json.dumps(sample.to_json(), ensure_ascii=False) + "\n")
+                file.write(_line(sample))
 
     def samples(self, questions: Sequence[Question]) -> list[Sample]:
         return [self.done[question.question_id] for question in questions if question.question_id in self.done]
+
+
+def _line(sample: Sample) -> str:
+    return json.dumps(sample.to_json(), ensure_ascii=False) + "\n"
 
 
 def scores_of(

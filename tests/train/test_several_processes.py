@@ -42,6 +42,40 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(together, own_cl
     assert told["processes"] == 2
 
 
+def evaluated(model, data, output):
+    from mmllm.evaluation.command import evaluate
+
+    assert evaluate(str(model), data, output=output, trials=2, temperature=1.5, max_new_tokens=6, json=True) in (0, 3)
+
+
+@pytest.fixture(scope="module")
+def by_one(own_clips, tiny_base, tmp_path_factory):
+    """What one process leaves of an evaluation."""
+    folder = tmp_path_factory.mktemp("by") / "one"
+    evaluated(tiny_base, own_clips / "clips.jsonl", folder)
+    return folder
+
+
+def test_two_processes_evaluate_to_the_same_files_as_one(together, by_one, own_clips, tiny_base, tmp_path):
+    together(2, evaluated, tiny_base, own_clips / "clips.jsonl", tmp_path / "two")
+    names = ["metrics.json", *(f"trial-{n}/{kind}.jsonl" for n in (1, 2) for kind in ("samples", "shuffled"))]
+    for name in names:
+        assert (tmp_path / "two" / name).read_text() == (by_one / name).read_text(), name
+    assert not list((tmp_path / "two").rglob("*.part*"))
+    assert json.loads((tmp_path / "two" / "timing.json").read_text())["processes"] == 2
+
+
+def test_answers_of_processes_that_were_stopped_are_kept(by_one, own_clips, tiny_base, tmp_path):
+    trial = tmp_path / "two" / "trial-1"
+    trial.mkdir(parents=True)
+    lines = (by_one / "trial-1" / "samples.jsonl").read_text().splitlines(keepends=True)
+    (trial / "samples.part0.jsonl").write_text("".join(lines[::2]))
+    (trial / "samples.part1.jsonl").write_text(lines[1] + lines[3][:20])
+    evaluated(tiny_base, own_clips / "clips.jsonl", tmp_path / "two")
+    for name in ("metrics.json", "trial-1/samples.jsonl"):
+        assert (tmp_path / "two" / name).read_text() == (by_one / name).read_text()
+
+
 def pieces_of_work(folder):
     with processes.main_first():
         first = not (folder / "work").exists()
