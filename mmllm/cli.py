@@ -29,6 +29,7 @@ VERBS = {
     "finetune": Verb("mmllm.train.finetune_command:finetune_command", "train a model on with your own videos"),
     "eval": Verb("mmllm.evaluation.command:evaluate", "answer a benchmark's questions and score the answers"),
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers again, without a model"),
+    "plot": Verb("mmllm.evaluation.pictures:plot", "draw the losses of a run, its scores, its best and worst answers"),
     "ask": Verb("mmllm.ask:ask", "ask a question about a video"),
     "demo": Verb("mmllm.app.command:demo", "ask videos in the browser"),
     "tokens": Verb("mmllm.costs:tokens", "what an input will cost, stage by stage"),

@@ -60,9 +60,18 @@ def plot_answer(
     figure = Figure(figsize=(11, 0.35 + strip_in * len(strips) + axis_in), layout="constrained")
     axes = figure.subplots(len(strips) + 1, 1, height_ratios=[strip_in] * len(strips) + [axis_in], sharex=True)
     for axis, (name, frames) in zip(axes, strips.items(), strict=False):
-        _strip(axis, clip, frames, shown, spans)
+        draw_frames(axis, clip, frames, shown, spans)
         axis.set_title(name or title, fontsize=9 if name else 12, loc="left")
-    _spans(axes[-1], rows, clip.duration_s)
+    draw_spans(axes[-1], rows, clip.duration_s)
+    return saved(figure, picture)
+
+
+def saved(figure: Any, picture: Path) -> Path:
+    """The file that a matplotlib figure was written to.
+
+    Raises:
+        InputError: if the format is not known or the file cannot be written.
+    """
     try:
         figure.savefig(picture, dpi=130)
     except (OSError, ValueError) as problem:
@@ -70,8 +79,8 @@ def plot_answer(
     return picture
 
 
-def _strip(axis: Any, clip: VideoClip, frames: np.ndarray, shown: np.ndarray, spans: Sequence[Span]) -> None:
-    """Some frames (T Y X 3) side by side, those inside a span framed."""
+def draw_frames(axis: Any, clip: VideoClip, frames: np.ndarray, shown: np.ndarray, spans: Sequence[Span]) -> None:
+    """Draws the frames (T Y X 3) numbered `shown` side by side, those inside a span framed."""
     from matplotlib.patches import Rectangle
 
     width = clip.duration_s / len(shown)
@@ -89,16 +98,21 @@ def _strip(axis: Any, clip: VideoClip, frames: np.ndarray, shown: np.ndarray, sp
     axis.axis("off")
 
 
-def _spans(axis: Any, rows: Sequence[tuple[str, Sequence[Span], str]], duration_s: float) -> None:
-    """A bar for each span over the axis of seconds, a row for each kind."""
+def draw_spans(axis: Any, rows: Sequence[tuple[str, Sequence[Span], str]], duration_s: float) -> None:
+    """Draws a bar for each span over the axis of seconds, a row for each kind: its name, spans and colour."""
     for row, (name, marked, color) in enumerate(rows):
         for span in marked:
             axis.barh(-row, max(span.length_s, duration_s * 0.004), left=span.start_s, height=0.7, color=color)
             label = f"{span.start_s:.1f} - {span.end_s:.1f} s"
+            if span.length_s > 0.7 * duration_s:  # no room beside the bar
+                middle = (span.start_s + span.end_s) / 2
+                axis.text(middle, -row, label, va="center", ha="center", fontsize=8, color="white")
+                continue
             late = span.end_s > 0.8 * duration_s
             at = span.start_s - 0.005 * duration_s if late else span.end_s + 0.005 * duration_s
             axis.text(at, -row, label, va="center", ha="right" if late else "left", fontsize=8)
         axis.text(-0.006 * duration_s, -row, name, ha="right", va="center", fontsize=9, color=color)
+    axis.set_xlim(0, duration_s)
     axis.set_ylim(-len(rows) + 0.4, 0.6)
     axis.set_yticks([])
     axis.set_xlabel("seconds")

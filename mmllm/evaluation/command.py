@@ -101,11 +101,13 @@ def evaluate_into(
     Raises:
         InputError: if the folder holds the answers of another model or of other settings.
     """
+    from mmllm.evaluation.pictures import write_places
     from mmllm.evaluation.run import answer_all, scores_of
     from mmllm.evaluation.trials import Trials, averaged
 
     rounds = Trials() if trials is None else trials
     folder.mkdir(parents=True, exist_ok=True)
+    write_places(folder, {question.vid: question.video for question in benchmark.questions})
     _same_model(folder, qa, rounds)
     started = time.perf_counter()
     answered, all_scores = [], []

@@ -1,0 +1,99 @@
+"""The best and the worst answers on one page: frames of each video over its time axis, truth and answer below."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmllm.errors import InputError
+from mmllm.evaluation.metrics import sample_iou
+from mmllm.evaluation.samples import Sample
+from mmllm.plotting import ANSWER, TRUTH, draw_frames, draw_spans, saved
+from mmllm.tokens import VideoClip
+
+FRAMES, FRAME_HEIGHT = 14, 96
+"""At most so many frames of an answer's video, decoded to so many pixels."""
+WIDTH_IN, STRIP_IN, BARS_IN, WRITTEN_IN = 7.1, 0.66, 0.7, 0.75
+"""Of one answer in inches: its width, the strip of frames, the bars, and what is written above and below."""
+
+
+def best_and_worst(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
+    """Up to `count` answers with the highest IoU and as many with the lowest, each video once on each side.
+
+    Failed questions have no answer and are left out; no answer is on both sides.
+    """
+    answered = [sample for sample in samples if sample.truth_spans and not sample.error]
+    ranked = sorted(answered, key=lambda sample: (-sample_iou(sample), sample.question_id))
+    count = min(count, -(-len(ranked) // 2))
+    best = _one_a_video(ranked, count)
+    worst = _one_a_video([sample for sample in reversed(ranked) if sample not in best], count)
+    return best, worst
+
+
+def _one_a_video(ranked: Sequence[Sample], count: int) -> list[Sample]:
+    chosen: dict[str, Sample] = {}
+    for sample in ranked:
+        if len(chosen) < count:
+            chosen.setdefault(sample.vid, sample)
+    return list(chosen.values())
+
+
+def plot_contact_sheet(samples: Sequence[Sample], videos: Mapping[str, Path], picture: Path, count: int = 4) -> Path:
+    """Draws the best answers on the left and the worst on the right.
+
+    Args:
+        samples: answered questions.
+        videos: id -> file or folder of frames; a video that is not there is drawn without frames.
+        picture: the file to write.
+        count: how many answers a side.
+
+    Raises:
+        InputError: if no question about time was answered.
+    """
+    from matplotlib.figure import Figure
+
+    best, worst = best_and_worst(samples, count)
+    if not best:
+        raise InputError("no question about time was answered, so that there is nothing to show")
+    rows = max(len(best), len(worst))
+    figure = Figure(figsize=(15.6, 0.5 + (1.15 * STRIP_IN + BARS_IN + WRITTEN_IN) * rows), layout="constrained")
+    sides = figure.subfigures(1, 2, wspace=0.02)
+    for side, (title, chosen) in zip(sides, (("best answers", best), ("worst answers", worst)), strict=True):
+        side.suptitle(title, fontsize=13, fontweight="bold")
+        cells = np.atleast_1d(side.subfigures(rows, 1, hspace=0.03))
+        for cell, sample in zip(cells, chosen, strict=False):
+            _draw(cell, sample, videos.get(sample.vid))
+    return saved(figure, picture)
+
+
+def _draw(cell: Any, sample: Sample, video: Path | None) -> None:
+    strip, axis = cell.subplots(2, 1, height_ratios=[1.15 * STRIP_IN, BARS_IN], sharex=True)
+    question = "\n".join(textwrap.wrap(sample.question, 78)[:2])
+    strip.set_title(f"IoU {sample_iou(sample):.2f}   {question}", fontsize=9, loc="left")
+    clip, problem = _frames(video)
+    strip.set_xlim(0, sample.length_s)
+    if clip is None:
+        strip.axis("off")
+        strip.text(0.5, 0.5, problem, ha="center", va="center", fontsize=8, color="#777777", transform=strip.transAxes)
+    else:
+        draw_frames(strip, clip, clip.frames, np.arange(len(clip)), sample.prediction_spans)
+    answer = "answer" if not sample.fallback else "no times"
+    draw_spans(axis, [(answer, sample.prediction_spans, ANSWER), ("truth", sample.truth_spans, TRUTH)], sample.length_s)
+
+
+def _frames(video: Path | None) -> tuple[VideoClip | None, str]:
+    """As many frames as fit beside each other; or None, and why."""
+    from mmllm.datasets.video import open_video
+
+    if video is None:
+        return None, "the video is not known: give its folder by --videos"
+    try:
+        with open_video(video) as reader:
+            fitting = round(WIDTH_IN / (STRIP_IN * reader.info.width / reader.info.height))
+            return reader.sample_uniform(min(max(fitting, 2), FRAMES), size=FRAME_HEIGHT), ""
+    except InputError as problem:
+        return None, "\n".join(textwrap.wrap(str(problem), 70)[:3])

@@ -1,0 +1,93 @@
+"""`mmllm plot RUN`: losses of a training run and the quality of its answers as pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mmllm.errors import InputError
+from mmllm.evaluation.samples import Sample, read_samples
+
+EVALUATIONS = ("", "eval", "model/eval")
+"""Where the answers may lie in a run's folder."""
+VIDEOS = "videos.json"
+
+
+def plot(
+    run: Annotated[Path, tyro.conf.Positional],
+    output: Path | None = None,
+    videos: Path | None = None,
+    count: int = 4,
+) -> None:
+    """Draw the losses of a training run, its answers' IoU, and its best and worst answers.
+
+    Args:
+        run: folder of a training run, or of an evaluation.
+        output: folder for losses.png, iou_histogram.png, iou_by_length.png and answers.png; RUN/plots if not given.
+        videos: folder of the videos, if they are no longer where they were evaluated.
+        count: how many of the best and of the worst answers are shown.
+    """
+    for picture in plot_run(run, output or run / "plots", videos, count):
+        print(picture)
+
+
+def plot_run(run: Path, output: Path, videos: Path | None = None, count: int = 4) -> list[Path]:
+    """The pictures there are data for; see `plot`.
+
+    Raises:
+        InputError: if there is nothing to draw.
+    """
+    from mmllm.evaluation.contact_sheet import plot_contact_sheet
+    from mmllm.evaluation.plots import plot_iou_by_length, plot_iou_histogram
+    from mmllm.train.plots import plot_losses
+
+    if count < 1:
+        raise InputError(f"--count {count}: must be at least 1")
+    if not run.is_dir():
+        raise InputError(f"{run}: there is no such folder")
+    losses = {path.parent.name: path for path in [*run.glob("metrics.jsonl"), *sorted(run.glob("*/metrics.jsonl"))]}
+    folder = next((run / name for name in EVALUATIONS if _answer_files(run / name)), None)
+    if not losses and folder is None:
+        raise InputError(f"{run}: neither a training run (metrics.jsonl) nor an evaluation (samples.jsonl)")
+    output.mkdir(parents=True, exist_ok=True)
+    pictures = [plot_losses(losses, output / "losses.png")] if losses else []
+    if folder is not None:
+        samples = [sample for file in _answer_files(folder) for sample in read_samples(file)]
+        if any(sample.truth_spans for sample in samples):
+            pictures.append(plot_iou_histogram(samples, output / "iou_histogram.png"))
+            pictures.append(plot_iou_by_length(samples, output / "iou_by_length.png"))
+        if any(sample.truth_spans and not sample.error for sample in samples):
+            places = _places(folder, samples, videos)
+            pictures.append(plot_contact_sheet(samples, places, output / "answers.png", count))
+    return pictures
+
+
+def _answer_files(folder: Path) -> list[Path]:
+    """The answers of an evaluation, of all its trials."""
+    return [*folder.glob("samples.jsonl"), *sorted(folder.glob("trial-*/samples.jsonl"))]
+
+
+def write_places(folder: Path, videos: Mapping[str, Path | None]) -> None:
+    """Keeps where the videos of an evaluation are, for pictures of its answers."""
+    known = {vid: str(path.absolute()) for vid, path in videos.items() if path is not None}
+    (folder / VIDEOS).write_text(json.dumps(known, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _places(folder: Path, samples: Sequence[Sample], videos: Path | None) -> dict[str, Path]:
+    if videos is None:
+        known = folder / VIDEOS
+        return {vid: Path(path) for vid, path in json.loads(known.read_text()).items()} if known.exists() else {}
+    from mmllm.datasets.annotations import MissingVideo
+    from mmllm.datasets.folders import VideoFolder
+
+    home, found = VideoFolder(videos), {}
+    for vid in {sample.vid for sample in samples}:
+        try:
+            found[vid] = home.find(vid)
+        except MissingVideo:
+            continue
+    return found
