@@ -6,6 +6,7 @@ Q questions, V = 1 video, T frames, H W patch grid
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 import time
 from collections.abc import Sequence
@@ -148,7 +149,10 @@ class VideoQA:
     def _arrange(self, clip: VideoClip, tokens: VisualTokens, seconds: dict[str, float]) -> Watched:
         started = time.perf_counter()
         left = self.model.reduce(tokens)
+        text = self.processor.frame_text([clip.times_s])
         sequence = self.model.lay_out(left)
+        if text is not None:
+            sequence = dataclasses.replace(sequence, frame_text=text.to(self.model.device))
         self._wait()
         return Watched(
             clip=clip,
@@ -272,8 +276,7 @@ class VideoQA:
             history: earlier questions and raw answers that the model is to read before this one.
         """
         said = [text for pair in history for text in pair] + [question]
-        if self.processor.time_tokens is not None:
-            said = [self.processor.time_tokens.write(text, duration_s) for text in said]
+        said = [self.processor.writing.write(text, duration_s) for text in said]
         messages: list[dict[str, Any]] = [
             {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": self._plain(text)}]}
             for i, text in enumerate(said)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_text
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from mmllm import registry
 
-Kind = Literal["all", "encoders", "reducers", "tokenizers", "paths", "recipes"]
+Kind = Literal["all", "encoders", "reducers", "tokenizers", "paths", "times", "recipes"]
 
 
 def list_parts(kind: Annotated[Kind, tyro.conf.Positional] = "all", json: bool = False) -> None:
@@ -20,7 +20,7 @@ def list_parts(kind: Annotated[Kind, tyro.conf.Positional] = "all", json: bool =
         kind: which to list.
         json: one JSON object instead of tables.
     """
-    found = {name: _rows(name) for name in ("encoders", "reducers", "tokenizers", "paths", "recipes")}
+    found = {name: _rows(name) for name in get_args(Kind)[1:]}
     chosen = found if kind == "all" else {kind: found[kind]}
     if json:
         print(json_text.dumps(chosen, indent=2))

@@ -8,6 +8,7 @@ L text positions, P positions with the visual tokens in place
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -146,6 +147,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         video_features: Tensor | None = None,
         video_scores: dict[str, Tensor] | None = None,
         image_tiling: Tensor | None = None,
+        video_frame_text: Tensor | None = None,
     ) -> dict[int, VisualSequence]:
         """Placeholder id -> what the LLM reads of the batch's images and videos.
 
@@ -157,6 +159,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             video_features: V T N C, features of the frozen encoder kept from before, in place of pixels.
             video_scores: their scores by name, V T N, where a reducer needs some.
             image_tiling: int64, I 4. Rows and columns of each image's tiles, its height and width in pixels.
+            video_frame_text: int64, V T K. Ids of the text that is read before each frame; -1 fills up.
         """
         seen: dict[int, VisualSequence] = {}
         if pixel_values is not None:
@@ -167,10 +170,12 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
             if video_frame_mask is not None:
                 videos = videos.replace(mask=video_frame_mask.unsqueeze(-1).expand(video_features.shape[:3]))
-            seen[self._placeholder("video_token_id")] = self.arrange(videos)
+            sequence = self.arrange(videos)
         elif pixel_values_videos is not None:
-            videos = self.encode(pixel_values_videos, video_frame_mask, video_times_s)
-            seen[self._placeholder("video_token_id")] = self.arrange(videos)
+            sequence = self.arrange(self.encode(pixel_values_videos, video_frame_mask, video_times_s))
+        else:
+            return seen
+        seen[self._placeholder("video_token_id")] = dataclasses.replace(sequence, frame_text=video_frame_text)
         return seen
 
     def _placeholder(self, name: str) -> int:
@@ -207,6 +212,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         video_features: Tensor | None = None,
         video_scores: dict[str, Tensor] | None = None,
         image_tiling: Tensor | None = None,
+        video_frame_text: Tensor | None = None,
         visual_embeddings: Tensor | None = None,
         visual_place: Tensor | None = None,
         visual_frame: Tensor | None = None,
@@ -222,7 +228,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: int64, B L; -100 where nothing is to be learned.
             segment_ids: int64, B L; numbers the questions that share the row's video, 0 for the shared part.
             pixel_values, pixel_values_videos, video_frame_mask, video_times_s, video_features, video_scores,
-                image_tiling: see `see`.
+                image_tiling, video_frame_text: see `see`.
             video_durations_s: float, V. Lengths of the whole videos; needed by the grounding loss.
             visual_embeddings: B M D. Visual tokens that `generate` has already put in reading order; `input_ids`
                 then has one placeholder for each token.
@@ -241,6 +247,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 video_features,
                 video_scores,
                 image_tiling,
+                video_frame_text,
             )
             if seen or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -2,6 +2,7 @@
 
     text      When does it spin ? <video> answer        one placeholder for each video or image
     expanded  When does it spin ? v v v v v answer      one position for each visual token
+    or        When ... ? 0.0 s: v v 1.5 s: v v answer   with the time of each frame before its tokens
 
 Several questions about one video can share its visual prefix in one row: `segments` numbers them (0 is the shared
 part). A position then sees the shared part and its own segment, and every segment's positions start after the prefix.
@@ -30,7 +31,7 @@ class Placed:
     """A batch of rows in which every visual token has a position of its own."""
 
     input_ids: Tensor
-    """int64, B P; visual positions hold the placeholder's id."""
+    """int64, B P; visual positions hold the placeholder's id, text between frames its own."""
     attention_mask: Tensor
     """int64, B P."""
     visual: Tensor
@@ -111,6 +112,7 @@ def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], take
     """One row's unpadded tensors with every placeholder repeated; `taken` counts what earlier rows used up."""
     ids = row["input_ids"]
     counts = torch.ones_like(ids)
+    runs: list[Tensor] = []
     shown: list[Tensor] = []
     frames: list[Tensor] = []
     places: list[Tensor] = []
@@ -119,18 +121,24 @@ def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], take
         sequence, number = sequences[placeholder], taken[placeholder]
         taken[placeholder] += 1
         keep = sequence.mask[number]
-        counts[position] = int(keep.sum())
         shown.append(sequence.embeddings[number][keep])
         frames.append(sequence.frame[number][keep])
+        text = None if sequence.frame_text is None else sequence.frame_text[number]
+        runs.append(_run(placeholder, frames[-1], text))
+        counts[position] = len(runs[-1])
         running = torch.arange(len(keep), device=keep.device)
         places.append((running if sequence.place is None else sequence.place[number])[keep])
     out = {name: values.repeat_interleave(counts) for name, values in row.items()}
     is_visual = torch.zeros_like(ids, dtype=torch.bool)
     is_visual[_positions(ids, sequences)] = True
-    spread = is_visual.repeat_interleave(counts)
+    inside = is_visual.repeat_interleave(counts)
+    spread = inside.clone()
     out["frame"] = torch.full_like(out["input_ids"], -1)
     out["which"], out["place"] = out["frame"].clone(), out["frame"].clone()
     if shown:
+        run = torch.cat(runs)
+        out["input_ids"][inside] = run
+        spread[inside] = torch.isin(run, run.new_tensor(list(sequences)))
         out["place"][spread] = torch.cat(places)
         out["frame"][spread] = torch.cat(frames)
         out["which"][spread] = torch.cat([torch.full_like(f, i) for i, f in enumerate(frames)])
@@ -139,8 +147,24 @@ def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], take
         any_sequence = next(iter(sequences.values()), None)
         out["visual"] = torch.zeros(0, 0) if any_sequence is None else any_sequence.embeddings[0, :0]
     if "labels" in out:
-        out["labels"] = out["labels"].masked_fill(spread, IGNORED)
+        out["labels"] = out["labels"].masked_fill(inside, IGNORED)
     return out
+
+
+def _run(placeholder: int, frames: Tensor, text: Tensor | None) -> Tensor:
+    """Ids in place of one placeholder: itself for each visual token, the frame's text where another frame begins.
+
+    Args:
+        placeholder: the id.
+        frames: int64, M. The frame that each token shows; -1 where it shows several.
+        text: int64, F K; see `VisualSequence.frame_text`.
+    """
+    run = torch.full_like(frames, placeholder).unsqueeze(1)  # M 1
+    if text is not None:
+        before = torch.cat([frames.new_full((1,), -1), frames[:-1]])
+        begins = (frames >= 0) & (frames != before)
+        run = torch.cat([text[frames.clamp(0, len(text) - 1)].where(begins.unsqueeze(1), -1), run], dim=1)  # M K+1
+    return run[run >= 0]
 
 
 def _positions(ids: Tensor, placeholders: Sequence[int] | dict[int, VisualSequence]) -> list[int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from mmllm import registry
 from mmllm.chat import (
     Message,
     assistant_turns,
@@ -57,6 +58,7 @@ class MmllmProcessor(ProcessorMixin):
         frames: fields of `FrameTransform`, the preprocessing that belongs to the encoder's weights.
         num_frames: frames sampled of each video.
         num_time_tokens: how many time tokens there are; 0 if times are written as text.
+        time: how times are written, one of `mmllm list times`, such as `interleaved:decimals=1`.
         strip_time_tokens: drop white space around time tokens before text is split into pieces, as the tokenizer
             did that LITA was trained with. Newer tokenizers would keep it as pieces of its own.
         chat_template: Jinja text, or the name of a template of `mmllm.templates`. Where it knows images only, videos
@@ -81,6 +83,7 @@ class MmllmProcessor(ProcessorMixin):
         system_prompt: str = "",
         folder_fps: float = 5.0,
         pinpoints: Sequence[Sequence[int]] | None = None,
+        time: Any = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))
         self.frames = to_mapping(frames) if isinstance(frames, FrameTransform) else dict(frames or {"size": 224})
@@ -92,7 +95,10 @@ class MmllmProcessor(ProcessorMixin):
         self.folder_fps = folder_fps
         self.pinpoints = None if pinpoints is None else [list(canvas) for canvas in pinpoints]
         self.frame_transform = from_mapping(FrameTransform, self.frames)
-        self.time_tokens = TimeTokens(count=num_time_tokens) if num_time_tokens else None
+        chosen = registry.config_of("time", time or ("tokens" if num_time_tokens else "text"))
+        self.time = registry.describe("time", chosen)
+        self.writing = registry.build("time", chosen, count=num_time_tokens)
+        self.time_tokens: TimeTokens | None = self.writing.time_tokens
         self.video_token_id = self._id_of(VIDEO)
         self.image_token_id = self._id_of(IMAGE)
 
@@ -184,7 +190,8 @@ class MmllmProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask` (B L); with videos `pixel_values_videos` (V T 3 S S), `video_frame_mask`,
-            `video_times_s` (V T) and `video_durations_s` (V); with images what `image_inputs` gives.
+            `video_times_s` (V T) and `video_durations_s` (V), and `video_frame_text` (V T K) where times are written
+            before frames; with images what `image_inputs` gives.
         """
         inputs: dict[str, Any] = {}
         if text is not None:
@@ -283,12 +290,30 @@ class MmllmProcessor(ProcessorMixin):
             pixels.append(self.frame_transform(clip.frames)[index])
             mask.append(np.arange(longest) < len(clip))
             times_s.append(clip.times_s[index])
-        return {
+        inputs = {
             "pixel_values_videos": torch.from_numpy(np.stack(pixels)),
             "video_frame_mask": torch.from_numpy(np.stack(mask)),
             "video_times_s": torch.from_numpy(np.stack(times_s)).float(),
             "video_durations_s": torch.tensor([clip.duration_s for clip in clips], dtype=torch.float32),
         }
+        text = self.frame_text(times_s)
+        return inputs if text is None else {**inputs, "video_frame_text": text}
+
+    def frame_text(self, times_s: Sequence[Sequence[float] | np.ndarray]) -> Tensor | None:
+        """int64, V T K: ids of what is written before each frame of videos of T frames, filled up by -1.
+
+        Args:
+            times_s: when each frame is shown, V T.
+
+        Returns:
+            None if nothing is written there.
+        """
+        texts = [self.writing.before_frames(times) for times in times_s]
+        if not any(texts):
+            return None
+        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        longest = max(len(one) for frames in ids for one in frames)
+        return torch.tensor([[one + [-1] * (longest - len(one)) for one in frames] for frames in ids])
 
     def image_inputs(self, images: Sequence[Any]) -> dict[str, Tensor]:
         """Model inputs of images given as paths, PIL images or uint8 arrays.
@@ -360,7 +385,7 @@ class MmllmProcessor(ProcessorMixin):
         """Names of what `__call__` gives."""
         return [
             *("input_ids", "attention_mask", "pixel_values", "image_tiling", "pixel_values_videos"),
-            *("video_frame_mask", "video_times_s", "video_durations_s"),
+            *("video_frame_mask", "video_times_s", "video_durations_s", "video_frame_text"),
         ]
 
 

@@ -2,7 +2,7 @@
 
 A part is one file in its room. The rooms are searched when a kind is first asked for, so that adding a part
 means adding a file; other packages join through the entry point groups `mmllm.encoder`, `mmllm.reducer`,
-`mmllm.tokenizer` and `mmllm.path`, each entry naming a module that registers its parts when imported.
+`mmllm.tokenizer`, `mmllm.path` and `mmllm.time`, each entry naming a module that registers its parts when imported.
 
 What the parts of a kind look like (constructor, then call):
 
@@ -12,8 +12,10 @@ What the parts of a kind look like (constructor, then call):
 | reducer | `(config)` | `(tokens) -> VisualTokens` |
 | tokenizer | `(config, *, in_width, out_width, grid)` | `(tokens) -> VisualTokens` of the LLM's width |
 | path | `(config, *, width)` | `(tokens) -> VisualSequence` |
+| time | `(config, *, count)` | `write`, `read`, `before_frames`: see `mmllm.times.tokens` |
 
-A constructor leaves out what it does not need besides its config: `width` is the LLM's, for paths with weights.
+A constructor leaves out what it does not need besides its config: `width` is the LLM's, for paths with weights; `count`
+the number of time tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from typing import Any, TypeVar
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, from_mapping, to_mapping
 
-ROOMS = {"encoder": "encoders", "reducer": "pruning", "tokenizer": "tokenizers", "path": "paths"}
+ROOMS = {"encoder": "encoders", "reducer": "pruning", "tokenizer": "tokenizers", "path": "paths", "time": "times"}
 
 Registered = TypeVar("Registered", bound=type)
 

@@ -88,9 +88,7 @@ def stream(
 
 
 def _said(qa: VideoQA, watched: Watched, ids: list[int], told_s: list[float], **end: Any) -> Said:
-    text, times = qa.processor.decode_text(ids), qa.processor.time_tokens
-    if times is not None:
-        text = times.read(text, watched.duration_s, template="{} s")
+    text = qa.processor.writing.read(qa.processor.decode_text(ids), watched.duration_s, template="{} s")
     return Said(text=text, tokens=len(ids), first_token_s=told_s[0], seconds=told_s[-1], **end)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -147,10 +147,7 @@ class TimeTokens:
         """
         checked_duration(duration_s)
 
-        def token(match: re.Match[str]) -> str:
-            return self._word(float(match[1]), duration_s, clamp, count)
-
-        return _STAMP.sub(token, text)
+        return replace_stamps(text, lambda time_s: self._word(time_s, duration_s, clamp, count))
 
     def read(self, text: str, duration_s: float, template: str = "<{}>") -> str:
         """`text` with each time token of this vocabulary replaced by seconds, rounded to 2 decimals.
@@ -282,6 +279,11 @@ def parse_answer(
         position += 2 if joined else 1
     sentence = text[: first.start()] + text[first.end() : second.start()] + text[second.end() :]
     return Answer(text=sentence.strip(), spans=tuple(spans), raw=raw_text, fallback=False)
+
+
+def replace_stamps(text: str, write: Callable[[float], str]) -> str:
+    """`text` with each stamp replaced by what `write` makes of its seconds."""
+    return _STAMP.sub(lambda match: write(float(match[1])), text)
 
 
 def stamp(time_s: float) -> str:

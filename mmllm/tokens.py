@@ -184,6 +184,8 @@ class VisualSequence:
     """int64, B L. Raster position of each token on its frame's `grid`; None where tokens were pooled."""
     grid: tuple[int, int] | None = None
     """Rows and columns that `place` counts on."""
+    frame_text: Tensor | None = None
+    """int64, B F K. Ids of the text that the LLM reads before the tokens of each frame; -1 fills up."""
     memory: Tensor | None = None
     """B M D. Tokens that stay outside the sequence and are read by cross-attention."""
     memory_mask: Tensor | None = None
@@ -236,6 +238,7 @@ class VisualSequence:
             mask=self.mask[rows],
             frame=self.frame[rows],
             place=None if self.place is None else self.place[rows],
+            frame_text=None if self.frame_text is None else self.frame_text[rows],
             memory=None if self.memory is None else self.memory[rows],
             memory_mask=None if self.memory_mask is None else self.memory_mask[rows],
         )

@@ -17,6 +17,8 @@ from mmllm.tokens import VideoClip
 
 FRAMES, FRAME_HEIGHT = 14, 96
 """At most so many frames of an answer's video, decoded to so many pixels."""
+FOLDER_FPS = 5.0
+"""Images a second in a folder of frames, as in LITA's."""
 WIDTH_IN, STRIP_IN, BARS_IN, WRITTEN_IN = 7.1, 0.66, 0.7, 0.75
 """Of one answer in inches: its width, the strip of frames, the bars, and what is written above and below."""
 
@@ -61,10 +63,10 @@ def plot_contact_sheet(samples: Sequence[Sample], videos: Mapping[str, Path], pi
         raise InputError("no question about time was answered, so that there is nothing to show")
     rows = max(len(best), len(worst))
     figure = Figure(figsize=(15.6, 0.5 + (1.15 * STRIP_IN + BARS_IN + WRITTEN_IN) * rows), layout="constrained")
-    sides = figure.subfigures(1, 2, wspace=0.02)
+    sides: Any = figure.subfigures(1, 2, wspace=0.02)
     for side, (title, chosen) in zip(sides, (("best answers", best), ("worst answers", worst)), strict=True):
         side.suptitle(title, fontsize=13, fontweight="bold")
-        cells = np.atleast_1d(side.subfigures(rows, 1, hspace=0.03))
+        cells: Any = side.subfigures(rows, 1, squeeze=False, hspace=0.03)[:, 0]
         for cell, sample in zip(cells, chosen, strict=False):
             _draw(cell, sample, videos.get(sample.vid))
     return saved(figure, picture)
@@ -87,12 +89,12 @@ def _draw(cell: Any, sample: Sample, video: Path | None) -> None:
 
 def _frames(video: Path | None) -> tuple[VideoClip | None, str]:
     """As many frames as fit beside each other; or None, and why."""
-    from mmllm.datasets.video import open_video
+    from mmllm.datasets.video import FrameFolder, open_video
 
     if video is None:
         return None, "the video is not known: give its folder by --videos"
     try:
-        with open_video(video) as reader:
+        with open_video(FrameFolder(path=video, fps=FOLDER_FPS) if video.is_dir() else video) as reader:
             fitting = round(WIDTH_IN / (STRIP_IN * reader.info.width / reader.info.height))
             return reader.sample_uniform(min(max(fitting, 2), FRAMES), size=FRAME_HEIGHT), ""
     except InputError as problem:

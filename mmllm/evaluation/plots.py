@@ -98,7 +98,7 @@ def _draw_means(axes: Any, length: np.ndarray, scores: np.ndarray, whole: np.nda
     bins = [group for group in np.array_split(np.argsort(length, kind="stable"), _bins(len(length))) if len(group)]
     middle = [float(np.median(length[group])) for group in bins]  # K
     means = np.array([scores[group].mean() for group in bins])  # K
-    ends = np.array([bootstrap_interval(scores[group]) for group in bins])  # K 2
+    ends = np.array([bootstrap_interval(scores[group].tolist()) for group in bins])  # K 2
     below_and_above = np.abs(ends.T - means)
     axes.errorbar(middle, means, yerr=below_and_above, color=MODEL, marker="o", capsize=3, label="model, 95 % interval")
     blind = [whole[group].mean() for group in bins]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,9 +42,11 @@ def build_model(
         CheckpointError: if pretrained weights cannot be found or do not fit.
     """
     torch.manual_seed(seed)
+    config = _for_its_times(config)
     language_model, tokenizer = _pretrained(config.language_model) if config.language_model else (None, None)
     if tokenizer is None:
-        tokenizer = word_tokenizer([*vocabulary(), "answer", ":", *words])
+        numbers = not config.num_time_tokens
+        tokenizer = word_tokenizer([*vocabulary(), "answer", ":", *words], numbers=numbers)
     text_size = len(tokenizer)
     time_ids = add_special_words(tokenizer, config.num_time_tokens)
     rows = text_size + len(time_ids)  # the placeholders come after the time tokens and need no rows
@@ -53,6 +56,7 @@ def build_model(
         frames=encoder.frames,
         num_frames=config.num_frames,
         num_time_tokens=config.num_time_tokens,
+        time=config.time,
         chat_template=config.template,
         system_prompt=config.system_prompt,
         strip_time_tokens=config.strip_time_tokens,
@@ -92,6 +96,29 @@ def build_model(
     for name in ("bos", "eos", "pad"):
         setattr(model.generation_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     return model, processor
+
+
+def _for_its_times(config: ModelConfig) -> ModelConfig:
+    """The same model without time tokens, and without what only they can have, if it writes times in another way."""
+    if registry.name_of("time", registry.config_of("time", config.time)) == "tokens":
+        return config if config.num_time_tokens else replace(config, time="text")
+    off = {
+        name: value
+        for name, value in {
+            "blend.time_anchor": config.blend.time_anchor,
+            "loss.time_sigma": config.loss.time_sigma,
+            "loss.grounding_weight": config.loss.grounding_weight,
+        }.items()
+        if value
+    }
+    if off:
+        log.warning("without time tokens there is no %s: left out", ", ".join(off))
+    return replace(
+        config,
+        num_time_tokens=0,
+        blend=replace(config.blend, time_anchor=0.0),
+        loss=replace(config.loss, time_sigma=0.0, grounding_weight=0.0),
+    )
 
 
 def decoder_config(config: DecoderConfig, **fields: Any) -> Any:

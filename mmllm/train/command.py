@@ -26,6 +26,7 @@ def train_command(
     encoder: str | None = None,
     reducer: tuple[str, ...] = (),
     path: str | None = None,
+    time: str | None = None,
     language_model: str | None = None,
     report_to: tuple[str, ...] = (),
     workers: int = 2,
@@ -44,6 +45,7 @@ def train_command(
         encoder: such as clip, or tiny:width=128.
         reducer: such as fastervlm:keep=8; several are applied in order.
         path: such as slowfast:mode=temporal.
+        time: how times are written: tokens (LITA's), text, or interleaved (text before each frame).
         language_model: folder or hub id of a pretrained decoder LLM.
         report_to: trackers, such as tensorboard or wandb.
         workers: processes that render and decode.
@@ -54,7 +56,13 @@ def train_command(
     from mmllm.train.run import train
 
     changed = merged(recipe(name), fields_of_file(config), str(config))
-    model = {"encoder": encoder, "path": path, "language_model": language_model, "reducers": reducer or None}
+    model = {
+        "encoder": encoder,
+        "path": path,
+        "time": time,
+        "language_model": language_model,
+        "reducers": reducer or None,
+    }
     changed = replace(changed, model=merged(changed.model, {k: v for k, v in model.items() if v is not None}))
     if data_root is not None:
         changed = replace(changed, data=replace(changed.data, root=data_root))

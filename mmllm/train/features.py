@@ -36,6 +36,8 @@ class VideoFeatures:
     times_s: Tensor
     """float32, T."""
     duration_s: float
+    frame_text: Tensor | None = None
+    """int64, T K; see `MmllmProcessor.frame_text`. Not kept on disk."""
 
     def inputs(self) -> dict[str, Any]:
         """As inputs of the model, for a batch of one."""
@@ -46,6 +48,8 @@ class VideoFeatures:
         }
         if self.scores:
             inputs["video_scores"] = {name: score.unsqueeze(0) for name, score in self.scores.items()}
+        if self.frame_text is not None:
+            inputs["video_frame_text"] = self.frame_text.unsqueeze(0)
         return inputs
 
 
@@ -138,11 +142,13 @@ class FeatureCache:
         if not path.exists():
             raise InputError(f"{video}: it could not be read, so there are no features of it")
         kept = load_file(path)
+        text = self.processor.frame_text([kept["times_s"].tolist()])
         return VideoFeatures(
             features=kept["features"],
             scores={name.removeprefix("score:"): kept[name] for name in kept if name.startswith("score:")},
             times_s=kept["times_s"],
             duration_s=float(kept["duration_s"]),
+            frame_text=None if text is None else text[0],
         )
 
 

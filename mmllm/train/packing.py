@@ -62,9 +62,7 @@ def conversation(dialogue: Dialogue, processor: MmllmProcessor, duration_s: floa
     """
 
     def write(text: str) -> str:
-        if processor.time_tokens is None or duration_s is None:
-            return text
-        return processor.time_tokens.write(text, duration_s)
+        return text if duration_s is None else processor.writing.write(text, duration_s)
 
     return processor.encode_conversation(dialogue.messages(write))
 
@@ -185,13 +183,18 @@ def _stacked(videos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             batch[name] = torch.cat([video[name] for video in videos])
         else:
             longest = max(video[name].shape[1] for video in videos)
-            batch[name] = torch.cat([_lengthened(video[name], longest) for video in videos])
+            rows = [_lengthened(name, video[name], longest) for video in videos]
+            if name == "video_frame_text":
+                widest = max(row.shape[2] for row in rows)
+                rows = [torch.nn.functional.pad(row, (0, widest - row.shape[2]), value=-1) for row in rows]
+            batch[name] = torch.cat(rows)
     if "video_times_s" in batch and "video_frame_mask" not in batch:
         lengths = torch.tensor([video["video_times_s"].shape[1] for video in videos])
         batch["video_frame_mask"] = torch.arange(batch["video_times_s"].shape[1]) < lengths.unsqueeze(1)
     return batch
 
 
-def _lengthened(value: Tensor, frames: int) -> Tensor:
+def _lengthened(name: str, value: Tensor, frames: int) -> Tensor:
     missing = frames - value.shape[1]
-    return value if not missing else torch.cat([value, value[:, -1:].repeat_interleave(missing, dim=1)], dim=1)
+    last = value[:, -1:] if name != "video_frame_mask" else torch.zeros_like(value[:, -1:])
+    return value if not missing else torch.cat([value, last.repeat_interleave(missing, dim=1)], dim=1)

@@ -66,7 +66,10 @@ class ModelConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The small one."""
     num_frames: int = 100
+    time: str = "tokens"
+    """How times are written: LITA's time tokens, text, or text that also stands before each frame (interleaved)."""
     num_time_tokens: int = 100
+    """Of `time: tokens`; the others have none."""
     time_token_init: Literal["normal", "sinusoid"] = "normal"
     """How new time tokens start: independently (as LITA's), or with neighbours alike (not in LITA)."""
     template: str = "plain"

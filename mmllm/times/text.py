@@ -1,0 +1,51 @@
+"""Times as plain text: an answer says `<12.3> <30.0>` with the LLM's ordinary pieces.
+
+What LITA is compared with (arXiv 2403.19046, Table 3, "no time tokens"). The LLM is not told when a frame is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmllm.fields import require
+from mmllm.registry import register
+from mmllm.time_tokens import TimeTokens, checked_duration, replace_stamps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTimesConfig:
+    """How seconds are written."""
+
+    decimals: int = 1
+    """Digits behind the point, always as many, so that equal times are equal text."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decimals <= 3, self, "decimals", "from 0 to 3")
+
+
+@register("time", "text", config=TextTimesConfig)
+class TextTimes:
+    """Seconds as text, in questions and answers."""
+
+    time_tokens: TimeTokens | None = None
+
+    def __init__(self, config: TextTimesConfig, *, count: int = 0) -> None:
+        self.config = config
+
+    def seconds(self, time_s: float) -> str:
+        """Seconds as digits."""
+        return f"{time_s:.{self.config.decimals}f}"
+
+    def write(self, text: str, duration_s: float) -> str:
+        """`text` with the seconds of each stamp rounded, and clipped to the video."""
+        longest = checked_duration(duration_s)
+        return replace_stamps(text, lambda time_s: f"<{self.seconds(min(time_s, longest))}>")
+
+    def read(self, text: str, duration_s: float, template: str = "<{}>") -> str:
+        """`text` with the seconds of each stamp put into the template."""
+        return replace_stamps(text, lambda time_s: template.format(self.seconds(time_s)))
+
+    def before_frames(self, times_s: Sequence[float]) -> list[str]:
+        """Nothing stands before frames."""
+        return []

@@ -1,0 +1,39 @@
+"""LITA's time tokens: instants are words of the LLM's vocabulary, and name shares of the video's length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmllm.errors import ConfigError
+from mmllm.registry import register
+from mmllm.time_tokens import TimeTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTimesConfig:
+    """Nothing to choose: there are as many tokens as the model's `num_time_tokens`."""
+
+
+@register("time", "tokens", config=TokenTimesConfig)
+class TokenTimes:
+    """LITA's time tokens, in questions and answers."""
+
+    def __init__(self, config: TokenTimesConfig, *, count: int) -> None:
+        if count < 2:
+            raise ConfigError(f"time tokens need num_time_tokens of at least 2, not {count}; without any use 'text'")
+        self.config = config
+        self.time_tokens: TimeTokens | None = TimeTokens(count=count)
+        self._tokens = self.time_tokens
+
+    def write(self, text: str, duration_s: float) -> str:
+        """`text` with each stamp of seconds replaced by its time token."""
+        return self._tokens.write(text, duration_s)
+
+    def read(self, text: str, duration_s: float, template: str = "<{}>") -> str:
+        """`text` with each time token replaced by seconds, put into the template."""
+        return self._tokens.read(text, duration_s, template)
+
+    def before_frames(self, times_s: Sequence[float]) -> list[str]:
+        """Nothing stands before frames: their order says when they are."""
+        return []
