@@ -30,7 +30,7 @@ class TextTimes:
 
     time_tokens: TimeTokens | None = None
 
-    def __init__(self, config: TextTimesConfig, *, count: int = 0) -> None:
+    def __init__(self, config: TextTimesConfig) -> None:
         self.config = config
 
     def seconds(self, time_s: float) -> str:
