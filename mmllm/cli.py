@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mmllm.errors import MmllmError
+from mmllm.errors import MmllmError, is_out_of_memory
 from mmllm.fields import closest
 
 
@@ -35,6 +35,10 @@ VERBS = {
     "tokens": Verb("mmllm.costs:tokens", "what an input will cost, stage by stage"),
     "list": Verb("mmllm.listing:list_parts", "the encoders, reducers, tokenizers, paths and recipes there are"),
 }
+
+LESS_MEMORY = (
+    "what helps: fewer frames, a token reducer (--reducer fastervlm:keep=8), a smaller model, or a smaller batch"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,6 +84,9 @@ def _run(verb: Verb, name: str, arguments: list[str]) -> int:
     except Exception as problem:
         if os.environ.get("MMLLM_DEBUG"):
             raise
+        if is_out_of_memory(problem):
+            print(f"mmllm: out of memory: {_one_line(problem)}; {LESS_MEMORY}", file=sys.stderr)
+            return 1
         told = f"{type(problem).__name__}: {_one_line(problem)}"
         print(f"mmllm: internal error: {told} (MMLLM_DEBUG=1 shows where)", file=sys.stderr)
         return 1

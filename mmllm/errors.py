@@ -27,3 +27,10 @@ class PartialFailure(MmllmError):
     """Some items of a batch failed and were listed; the others were done."""
 
     exit_code = 3
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an exception of Python's, or of torch's on any device, says that memory has run out."""
+    told = str(problem)
+    named = isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in told or "out of memory" in told.lower()

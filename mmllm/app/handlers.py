@@ -24,7 +24,7 @@ from mmllm.app.settings import Settings, cost_of
 from mmllm.app.sight import comparison, cost_table, refusal, sight
 from mmllm.app.timeline import bars, timeline
 from mmllm.datasets.video_errors import VideoError
-from mmllm.errors import InputError, MmllmError
+from mmllm.errors import InputError, MmllmError, is_out_of_memory
 from mmllm.time_tokens import Span
 
 log = logging.getLogger(__name__)
@@ -312,7 +312,7 @@ def reason(problem: Exception) -> str:
     """What went wrong, in words for a visitor; what nobody foresaw is logged and not shown."""
     if isinstance(problem, MmllmError):
         return str(problem)
-    if isinstance(problem, MemoryError) or "out of memory" in str(problem).lower():
+    if is_out_of_memory(problem):
         log.warning("out of memory: %s", problem)
         return "There is not enough memory for this: choose fewer frames or a smaller share of the tokens."
     log.error("the demo failed", exc_info=problem)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from mmllm import processes
-from mmllm.errors import MmllmError
+from mmllm.errors import MmllmError, is_out_of_memory
 from mmllm.progress import Progress
 from mmllm.train.packing import NAMES
 from mmllm.train.schedule import Schedule
@@ -267,18 +267,13 @@ def fit(
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     except (MemoryError, RuntimeError) as problem:
-        if not _out_of_memory(problem):
+        if not is_out_of_memory(problem):
             raise
         raise MmllmError(
             f"out of memory in {what}, with rows {', '.join(trainer.names) or 'unnamed'}: lower batch_size (and raise "
             "gradient_accumulation_steps), num_frames or the encoder's image_size, or turn on gradient_checkpointing"
         ) from None
     return trainer
-
-
-def _out_of_memory(problem: BaseException) -> bool:
-    told = str(problem)
-    return isinstance(problem, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in told
 
 
 def trained_model(trainer: Trainer, rebuild: Callable[[], nn.Module]) -> Any:
