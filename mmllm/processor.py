@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from mmllm.chat import (
     with_videos,
 )
 from mmllm.config import MmllmConfig
+from mmllm.datasets.clip_reader import ClipReader
 from mmllm.errors import InputError
 from mmllm.fields import from_mapping, to_mapping
 from mmllm.frames import FrameTransform, read_image
@@ -275,11 +275,12 @@ class MmllmProcessor(ProcessorMixin):
         """
         if isinstance(video, VideoClip):
             return replace(video, frames=np.stack([self.frame_transform.resized(frame) for frame in video.frames]))
-        from mmllm.datasets.video import FrameFolder, sample_uniform
+        reader = self.clip_reader()
+        return replace(reader, num_frames=num_frames or self.num_frames)(video, **limits)
 
-        if isinstance(video, (str, Path)) and Path(video).is_dir():
-            video = FrameFolder(path=video, fps=self.folder_fps)
-        return sample_uniform(video, num_frames or self.num_frames, transform=self.frame_transform.resized, **limits)
+    def clip_reader(self) -> ClipReader:
+        """What `load` does with a file, to be sent to other processes."""
+        return ClipReader(num_frames=self.num_frames, transform=self.frame_transform, folder_fps=self.folder_fps)
 
     def video_inputs(self, clips: Sequence[VideoClip]) -> dict[str, Tensor]:
         """Model inputs of clips; shorter ones repeat their last frame, masked."""

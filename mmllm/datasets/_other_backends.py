@@ -63,7 +63,7 @@ class ChildReader(VideoReader):
         """The path of a temporary copy, for a source that is no file."""
         descriptor, self._temporary = tempfile.mkstemp(prefix="mmllm-")
         with os.fdopen(descriptor, "wb") as file:
-            stream = media.target()
+            stream = media.stream()
             while block := stream.read(1 << 20):
                 file.write(block)
         return self._temporary

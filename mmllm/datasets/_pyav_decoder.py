@@ -21,6 +21,7 @@ class Decoder:
 
     def __init__(self, media: MediaFile, options: OpenOptions) -> None:
         self._media, self._options = media, options
+        self._patience = _pyav_open.Patience(media.name, options.limits.stall_s)
         self.container: Any = None
         self.stream: Any = None
         self.codec: Any = None
@@ -34,7 +35,8 @@ class Decoder:
         """Opens the file, anew if it is open: at its start, with a decoder that has seen nothing."""
         self.close()
         name, limits = self._media.name, self._options.limits
-        self.container = _pyav_open.open_container(self._media, limits)
+        self._patience.restart()
+        self.container = _pyav_open.open_container(self._media, limits, self._patience)
         try:
             self.stream = _pyav_open.choose_stream(self.container, name, self._options.stream)
             self.codec = self.stream.codec_context
@@ -48,7 +50,7 @@ class Decoder:
 
     def packets(self) -> Iterator[Packet]:
         """The packets from where the container stands."""
-        return _pyav_open.packets_of(self.container, self.stream)
+        return _pyav_open.packets_of(self.container, self.stream, self._patience)
 
     def frames(self, deadline: Deadline) -> Iterator[VideoFrame]:
         """All frames from where the container stands, stepping over packets that cannot be decoded."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmllm.datasets import _containers
 from mmllm.datasets._sources import MediaFile
-from mmllm.datasets.video_errors import NoVideoStream, VideoOpenError
+from mmllm.datasets.video_errors import NoVideoStream, VideoOpenError, VideoTimeout
 from mmllm.datasets.video_limits import VideoLimits
 
 if TYPE_CHECKING:
@@ -19,11 +20,46 @@ _ATTACHED_PICTURE = 0x400 | 0x800  # cover art and timed thumbnails, in FFmpeg's
 _DEMUX_ERRORS = 64  # in a row, before what follows is given up
 
 
-def open_container(media: MediaFile, limits: VideoLimits) -> InputContainer:
+class Patience:
+    """How long the search for a packet may go on; FFmpeg itself would read on through any length of nothing."""
+
+    def __init__(self, name: str, stall_s: float) -> None:
+        self._name, self.stall_s = name, stall_s
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts from now: a packet was found."""
+        self._start_s, self.lost = time.monotonic(), False
+
+    def over(self) -> bool:
+        """True if it has taken too long; from then on it is `lost`."""
+        self.lost = self.lost or time.monotonic() - self._start_s > self.stall_s
+        return self.lost
+
+    def error(self) -> VideoTimeout:
+        """What to raise then."""
+        return VideoTimeout(
+            f"{self._name}: no packet found within {self.stall_s:g} s (raise VideoLimits.stall_s if there are any)"
+        )
+
+
+class _PatientStream:
+    """A stream that ends when patience does, and has no `name` from which something could be guessed."""
+
+    def __init__(self, stream: BinaryIO, patience: Patience) -> None:
+        self.seek, self.tell = stream.seek, stream.tell
+        self._stream, self._patience = stream, patience
+
+    def read(self, size: int) -> bytes:
+        return b"" if self._patience.over() else self._stream.read(size)
+
+
+def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) -> InputContainer:
     """The container, opened as what its first bytes are.
 
     Raises:
         VideoOpenError: if it is no container that is allowed, or a damaged one.
+        VideoTimeout: if it takes too long to find out.
     """
     import av
 
@@ -36,8 +72,11 @@ def open_container(media: MediaFile, limits: VideoLimits) -> InputContainer:
         "max_pixels": str(limits.pixels),
     }
     try:
-        return av.open(media.target(), format=container, options=options, metadata_errors="ignore")
+        target: Any = media.path if media.path is not None else _PatientStream(media.stream(), patience)
+        return av.open(target, format=container, options=options, metadata_errors="ignore", timeout=patience.stall_s)
     except (av.error.FFmpegError, ValueError) as problem:
+        if isinstance(problem, av.error.ExitError) or patience.lost:
+            raise patience.error() from None
         reason = getattr(problem, "strerror", None) or problem
         raise VideoOpenError(f"{media.name}: not a readable video ({container}): {reason}") from None
 
@@ -96,24 +135,34 @@ def rate_of(stream: VideoStream) -> float:
     return 25.0
 
 
-def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """The packets that hold pictures, in stored order; damaged places of the container are stepped over."""
+def packets_of(container: InputContainer, stream: VideoStream, patience: Patience) -> Iterator[Packet]:
+    """The packets that hold pictures, in stored order; damaged places of the container are stepped over.
+
+    Raises:
+        VideoTimeout: if the search for one took too long.
+    """
     import av
 
     errors = 0
+    patience.restart()
     while True:
         try:
             for packet in container.demux(stream):
                 errors = 0
                 if packet.size:
                     yield packet
-            return
+                    patience.restart()
+            break
         except IndexError:  # at the end, where the file has had more streams than its header
-            return
+            break
+        except av.error.ExitError:
+            raise patience.error() from None
         except av.error.FFmpegError:
             errors += 1
             if errors > _DEMUX_ERRORS:
-                return
+                break
+    if patience.lost:
+        raise patience.error()
 
 
 def can_drop_unreferenced(codec: Any) -> bool:

@@ -27,20 +27,11 @@ class MediaFile:
     file: BinaryIO | None = None
     """A seekable stream, where there is no path."""
 
-    def target(self) -> Any:
-        """What to hand to FFmpeg: the path, or the stream at its beginning."""
-        if self.path is not None:
-            return self.path
+    def stream(self) -> BinaryIO:
+        """The stream at its beginning, where there is no path."""
         stream = cast(BinaryIO, self.file)
         stream.seek(0)
-        return _Nameless(stream)
-
-
-class _Nameless:
-    """A stream without a `name`, so that nothing is guessed from one."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.read, self.seek, self.tell = stream.read, stream.seek, stream.tell
+        return stream
 
 
 def media_file(source: Any, *, inside: str | os.PathLike[str] | None = None, name: str | None = None) -> MediaFile:

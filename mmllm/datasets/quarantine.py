@@ -12,7 +12,7 @@ import logging
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
@@ -58,6 +58,11 @@ class Failure:
     """Kind of the error, such as `NoVideoStream`; `Crashed` and `TimedOut` if the worker did not live to tell."""
     reason: str
 
+    @property
+    def told(self) -> str:
+        """Kind of the error and reason."""
+        return f"{self.error}: {self.reason}"
+
 
 class Quarantine(Generic[Item, Result]):
     """Reads items in worker processes.
@@ -90,6 +95,13 @@ class Quarantine(Generic[Item, Result]):
 
     def results(self, items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
         """Place and result of every item that could be read, in the order of the items."""
+        with contextlib.closing(self.outcomes(items)) as outcomes:
+            for number, result in outcomes:
+                if not isinstance(result, Failure):
+                    yield number, result
+
+    def outcomes(self, items: Iterable[Item]) -> Generator[tuple[int, Result | Failure], None, None]:
+        """Place and result of every item, or why it was set aside, in the order of the items."""
         pool = _Pool(self._read, self.config)
         left = enumerate(items)
         order: deque[int] = deque()
@@ -111,11 +123,8 @@ class Quarantine(Generic[Item, Result]):
                 while order and order[0] in done:
                     number = order.popleft()
                     good, result = done.pop(number)
-                    if good:
-                        yield number, result
-                    else:
-                        self._set_aside(number, names[number], *result)
-                    del names[number]
+                    name = names.pop(number)
+                    yield number, result if good else self._set_aside(number, name, *result)
                 if exhausted and not order:
                     return
                 if not pool.idle or exhausted or len(order) >= most:
@@ -126,7 +135,7 @@ class Quarantine(Generic[Item, Result]):
     def report(self) -> str:
         """What was set aside, one line for each item under a line with the totals."""
         lines = [f"{self.count - len(self.failures)} of {self.count} items read, {len(self.failures)} set aside"]
-        lines += [f"  {failure.name}: {failure.error}: {failure.reason}" for failure in self.failures]
+        lines += [f"  {failure.name}: {failure.told}" for failure in self.failures]
         return "\n".join(lines)
 
     def raise_if_any(self) -> None:
@@ -138,9 +147,10 @@ class Quarantine(Generic[Item, Result]):
         """What was set aside, as JSON values."""
         return [dataclasses.asdict(failure) for failure in self.failures]
 
-    def _set_aside(self, number: int, name: str, error: str, reason: str) -> None:
+    def _set_aside(self, number: int, name: str, error: str, reason: str) -> Failure:
         self.failures.append(Failure(number=number, name=name, error=error, reason=reason))
         _logger.warning("set aside: %s: %s: %s", name, error, reason)
+        return self.failures[-1]
 
 
 class _Pool:

@@ -23,6 +23,8 @@ class VideoLimits:
     """Bytes of pixels that one call may return."""
     cpu_s: float | None = 120.0
     """Processor seconds that one call may take, or `iterate` from one frame to the next; None for no deadline."""
+    stall_s: float = 60.0
+    """Seconds by the clock that the search for one packet may take, in a file that holds none for long stretches."""
     child_s: float = 120.0
     """Seconds by the clock after which a decoder in a process of its own is killed, for one call."""
     download_bytes: int = 4 << 30
@@ -31,7 +33,16 @@ class VideoLimits:
     """Seconds by the clock that fetching it may take."""
 
     def __post_init__(self) -> None:
-        for name in ("pixels", "frames", "seconds", "returned_bytes", "child_s", "download_bytes", "download_s"):
+        for name in (
+            "pixels",
+            "frames",
+            "seconds",
+            "returned_bytes",
+            "stall_s",
+            "child_s",
+            "download_bytes",
+            "download_s",
+        ):
             require(getattr(self, name) > 0, self, name, "positive")
         require(self.cpu_s is None or self.cpu_s > 0, self, "cpu_s", "a positive number of seconds, or None")
 
@@ -72,6 +83,7 @@ UPLOAD_LIMITS = VideoLimits(
     seconds=3 * 3600.0,
     returned_bytes=1 << 30,
     cpu_s=30.0,
+    stall_s=20.0,
     child_s=60.0,
     download_bytes=1 << 30,
     download_s=60.0,

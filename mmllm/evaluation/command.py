@@ -32,6 +32,7 @@ def evaluate(
     judge_url: str | None = None,
     judge_model: str | None = None,
     judge_captions: Path | None = None,
+    workers: int = 1,
     json: bool = False,
 ) -> int:
     """Answer a benchmark's questions and score the answers as ActivityNet-RTL does: mIoU and P@0.5.
@@ -56,6 +57,7 @@ def evaluate(
             rated; its key is read from MMLLM_JUDGE_KEY or OPENAI_API_KEY.
         judge_model: name of the judge's model there.
         judge_captions: what happens in the videos, in ActivityNet Captions' schema, for the judge to read.
+        workers: processes that decode videos.
         json: print the scores as JSON instead of a table.
     """
     from mmllm.answering import VideoQA
@@ -75,7 +77,7 @@ def evaluate(
     changes = {} if reducer is None else {"reducers": list(reducer)}
     qa = VideoQA.from_pretrained(model, **changes)
     qa.max_new_tokens = max_new_tokens
-    scores = evaluate_into(folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge)
+    scores = evaluate_into(folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge, workers=workers)
     if not processes.is_main():
         return 0
     _show(scores, json)
@@ -83,7 +85,14 @@ def evaluate(
 
 
 def evaluate_into(
-    folder: Path, qa: Any, benchmark: Any, *, shuffle: bool = True, trials: Any = None, judge: Any = None
+    folder: Path,
+    qa: Any,
+    benchmark: Any,
+    *,
+    shuffle: bool = True,
+    trials: Any = None,
+    judge: Any = None,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Answers and scores a benchmark; writes `samples.jsonl`, `shuffled.jsonl` and `metrics.json` into `folder`.
 
@@ -97,6 +106,7 @@ def evaluate_into(
         shuffle: also ask each question about another video.
         trials: how often and how; once and greedily if None.
         judge: rates explanations, once all scores that need no judge are written; None for none.
+        workers: processes that decode.
 
     Raises:
         InputError: if the folder holds the answers of another model or of other settings.
@@ -113,15 +123,18 @@ def evaluate_into(
     answered, all_scores = [], []
     for trial in range(rounds.count):
         place, draw = rounds.folder(folder, trial), partial(rounds.seed_of, trial)
-        samples, shuffled = answer_all(qa, benchmark.questions, place, shuffle=shuffle, seed=draw, **rounds.generate)
+        samples, shuffled = answer_all(
+            qa, benchmark.questions, place, shuffle=shuffle, seed=draw, workers=workers, **rounds.generate
+        )
         answered.append((place, samples))
         all_scores.append(scores_of(samples, shuffled, benchmark.fit))
     if processes.is_main():
         took = {"seconds": round(time.perf_counter() - started, 1), "processes": processes.count()}
         (folder / "timing.json").write_text(json_text.dumps(took) + "\n")
+    set_aside = {sample.vid: sample.error for _, samples in answered for sample in samples if sample.error}
 
     def write() -> dict[str, Any]:
-        scores = {**averaged(all_scores, rounds), "bad_rows": len(benchmark.bad_rows)}
+        scores = {**averaged(all_scores, rounds), "bad_rows": len(benchmark.bad_rows), "set_aside": set_aside}
         if not processes.is_main():
             return scores
         (folder / "metrics.json").write_text(json_text.dumps(scores, indent=2) + "\n")

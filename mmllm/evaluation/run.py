@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 
 from mmllm import processes
 from mmllm.answering import VideoQA, Watched
+from mmllm.datasets.clip_reader import in_workers
 from mmllm.datasets.formats import format_of, read_questions
+from mmllm.datasets.quarantine import Failure, Quarantine
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
 from mmllm.evaluation.baselines import BlindBaseline
@@ -20,6 +23,7 @@ from mmllm.evaluation.metrics import over_videos, sample_iou
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.evaluation.score import score_samples
 from mmllm.progress import Progress
+from mmllm.tokens import VideoClip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,7 @@ def answer_all(
     shuffle: bool = True,
     progress: bool = True,
     seed: Callable[[str], int] | None = None,
+    workers: int = 1,
     **generate: Any,
 ) -> tuple[list[Sample], list[Sample]]:
     """Answers every question about its own video and, with `shuffle`, about another one.
@@ -93,6 +98,7 @@ def answer_all(
         shuffle: also ask each question about the video that comes next, which shows what is guessed from the words.
         progress: show a bar.
         seed: a name -> what the answers of one video are drawn from, where they are sampled.
+        workers: processes that decode.
         generate: options of transformers' `generate`.
 
     Returns:
@@ -104,32 +110,40 @@ def answer_all(
     for question in questions:
         by_video.setdefault(question.vid, []).append(question)
     vids = sorted(by_video)
-    mine_to_watch = processes.share(range(len(vids)))
-    shown = progress and processes.is_main()
-    with Progress("answer questions", len(mine_to_watch), "videos", shown=shown) as bar, torch.random.fork_rng():
-        for i in mine_to_watch:
-            vid = vids[i]
-            mine = own.missing(by_video[vid])
-            theirs = other.missing(by_video[vids[i - 1]]) if shuffle and len(vids) > 1 else []
-            if mine or theirs:
-                watched, problem = _watch(qa, by_video[vid][0])
-                for log, asked in ((own, mine), (other, theirs)):
-                    if seed is not None:
-                        torch.manual_seed(seed(f"{vid} {log.path.stem}"))
-                    log.write(_answered(qa, watched, problem, asked, generate))
+    open_questions = {}
+    for i in processes.share(range(len(vids))):
+        mine = own.missing(by_video[vids[i]])
+        theirs = other.missing(by_video[vids[i - 1]]) if shuffle and len(vids) > 1 else []
+        if mine or theirs:
+            open_questions[vids[i]] = mine, theirs
+    clips = _clips(qa, {vid: by_video[vid][0].video for vid in open_questions}, workers)
+    bar = Progress("answer questions", len(open_questions), "videos", shown=progress and processes.is_main())
+    with closing(clips), bar, torch.random.fork_rng():
+        for vid, clip in clips:
+            watched, problem = (None, clip) if isinstance(clip, str) else (qa.watch(clip), "")
+            for log, asked in zip((own, other), open_questions[vid], strict=True):
+                if seed is not None:
+                    torch.manual_seed(seed(f"{vid} {log.path.stem}"))
+                log.write(_answered(qa, watched, problem, asked, generate))
             bar.advance()
     for log, order in ((own, vids), (other, vids[-1:] + vids[:-1])):
         log.gather([question for vid in order for question in by_video[vid]])
     return own.samples(questions), other.samples(questions) if shuffle else []
 
 
-def _watch(qa: VideoQA, question: Question) -> tuple[Watched | None, str]:
-    try:
-        if question.video is None:
-            raise InputError(f"video {question.vid} is not there")
-        return qa.watch(question.video), ""
-    except InputError as problem:
-        return None, str(problem)
+def _clips(
+    qa: VideoQA, videos: Mapping[str, Path | None], workers: int
+) -> Generator[tuple[str, VideoClip | str], None, None]:
+    """Each video's frames, or why there are none, in the order of `videos`; decoded ahead in worker processes."""
+    reading = Quarantine(qa.processor.clip_reader(), in_workers(workers))
+    there = [path for path in videos.values() if path is not None]
+    with closing(reading.outcomes(there)) as outcomes:
+        for vid, path in videos.items():
+            if path is None:
+                yield vid, f"video {vid} is not there"
+                continue
+            _, clip = next(outcomes)
+            yield vid, clip.told if isinstance(clip, Failure) else clip
 
 
 def _answered(

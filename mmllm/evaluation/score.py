@@ -170,6 +170,8 @@ def score_summary(scores: dict[str, Any]) -> str:
     said = " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")
     if scores.get("bad_rows"):
         said += f" {scores['bad_rows']} rows of the annotations are no questions (mmllm check says why)."
+    for vid, reason in (scores.get("set_aside") or {}).items():
+        said += f"\nSet aside: {vid}: {reason}"
     return said
 
 

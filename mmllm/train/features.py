@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmllm import processes
+from mmllm.datasets.clip_reader import in_workers
+from mmllm.datasets.quarantine import Failure, Quarantine
 from mmllm.errors import InputError
 from mmllm.fingerprint import fingerprint
 from mmllm.model import MmllmForConditionalGeneration
@@ -98,16 +100,20 @@ class FeatureCache:
                     missing.append(video)
             except InputError as problem:
                 failed[video] = str(problem)
-        loader = torch.utils.data.DataLoader(
-            _Clips(missing, self.processor), batch_size=batch, num_workers=workers, collate_fn=list
-        )
+        reading = Quarantine(self.processor.clip_reader(), in_workers(workers))
         with Progress("encode videos", len(missing), "videos", shown=processes.is_main()) as progress:
-            for clips in loader:
-                good = [(video, clip) for video, clip, _ in clips if clip is not None]
-                failed |= {video: problem for video, _, problem in clips if problem}
-                if good:
-                    self._encode(good)
-                progress.advance(len(clips))
+            clips = []
+            for number, clip in reading.outcomes(missing):
+                if isinstance(clip, Failure):
+                    failed[missing[number]] = clip.told
+                else:
+                    clips.append((missing[number], clip))
+                if len(clips) == batch:
+                    self._encode(clips)
+                    clips = []
+                progress.advance()
+            if clips:
+                self._encode(clips)
         return failed
 
     @torch.no_grad()
@@ -128,7 +134,9 @@ class FeatureCache:
 
     def fill_together(self, videos: Sequence[Path], workers: int = 2) -> dict[Path, str]:
         """Like `fill`, where every process of the run does its share; all of them return the same."""
-        self.fill(processes.share(list(dict.fromkeys(videos))), workers)
+        failed = self.fill(processes.share(list(dict.fromkeys(videos))), workers)
+        if processes.count() == 1:
+            return failed
         processes.wait()
         return self.fill(videos, workers)  # only what failed is left
 
@@ -150,20 +158,3 @@ class FeatureCache:
             duration_s=float(kept["duration_s"]),
             frame_text=None if text is None else text[0],
         )
-
-
-class _Clips(torch.utils.data.Dataset):
-    """Decoded clips, for worker processes; a video that cannot be read gives the reason instead."""
-
-    def __init__(self, videos: Sequence[Path], processor: MmllmProcessor) -> None:
-        self.videos = videos
-        self.processor = processor
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def __getitem__(self, i: int) -> tuple[Path, Any, str]:
-        try:
-            return self.videos[i], self.processor.load(self.videos[i]), ""
-        except InputError as problem:
-            return self.videos[i], None, str(problem)

@@ -3,6 +3,7 @@
 OUTPUT/recipe.json     what is trained, on which annotations; a run is only continued by the same
 OUTPUT/data/           rendered clips, unless the recipe names its own data
 OUTPUT/left_out.txt    rows of the annotations that cannot be used, with the reason
+OUTPUT/set_aside.txt   videos that cannot be read, with the reason
 OUTPUT/encoder/        the frame encoder's pre-training
 OUTPUT/features/       features of the frozen encoder
 OUTPUT/language/       checkpoints and metrics.jsonl of projector and LLM
@@ -15,7 +16,7 @@ import contextlib
 import copy
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torch.utils.data import Dataset
 
 from mmllm import processes
 from mmllm.adapters import with_adapters
+from mmllm.datasets.clip_reader import unreadable
 from mmllm.datasets.mixture import Mixture, annotation_files, lita_mixture
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.rtl import read_rtl
@@ -89,17 +91,26 @@ def train(
                 model.encoder, recipe.frame_encoder, recipe.data.synthetic, recipe.model.num_frames,
                 output / "encoder", seed=recipe.seed, report_to=report_to,
             )  # fmt: skip
-        dataset, loading = _rows(data, model, processor, recipe, output / "features", workers)
+        dataset, seen = _rows(data, model, processor, recipe, output / "features", workers)
         trained = train_language(
             model, dataset, processor, recipe.language, output / "language", build,
-            seed=recipe.seed, report_to=report_to, workers=workers if loading else 0,
+            seed=recipe.seed, report_to=report_to, workers=0 if seen.media.cache else workers,
         )  # fmt: skip
         if processes.is_main():
             if recipe.data.root is None:
                 trained.config.training_note = SYNTHETIC_NOTE
             save_whole(trained, processor, finished)
+            _tell(seen.failed, output / "set_aside.txt")
         processes.wait()
         return finished
+
+
+def _tell(failed: Mapping[Path, str], target: Path) -> None:
+    """Lists the videos that were not trained on, on the screen and in a file."""
+    if failed:
+        lines = [f"{video}: {problem}" for video, problem in failed.items()]
+        target.write_text("".join(f"{line}\n" for line in lines))
+        log.warning("%d videos could not be read and were set aside:\n  %s", len(lines), "\n  ".join(lines))
 
 
 def train_language(
@@ -198,23 +209,24 @@ class _Seen:
 
     media: MediaInputs
     failed: dict[Path, str]
+    """Videos that cannot be read, and why."""
 
 
 def _seen(videos: Sequence[Path], model: Any, processor: Any, recipe: Recipe, folder: Path, workers: int) -> _Seen:
+    """Reads every video in worker processes, except for mixtures without kept features, which draw another one."""
     inside = any(getattr(reducer, "runs_inside_encoder", False) for reducer in model.reducers)
     if "encoder" not in recipe.language.frozen or inside or not recipe.language.keep_features:
-        return _Seen(media=MediaInputs(processor), failed={})
+        drawn_again = recipe.data.mixture is not None
+        failed = {} if drawn_again else unreadable(videos, processor.clip_reader(), workers)
+        return _Seen(media=MediaInputs(processor), failed=failed)
     cache = FeatureCache(folder, model, processor)
-    failed = cache.fill_together(videos, workers)
-    for video, problem in failed.items():
-        log.warning("left out %s: %s", video, problem)
-    return _Seen(media=MediaInputs(processor, cache), failed=failed)
+    return _Seen(media=MediaInputs(processor, cache), failed=cache.fill_together(videos, workers))
 
 
 def _rows(
     data: Mixture | list[Question], model: Any, processor: Any, recipe: Recipe, features: Path, workers: int
-) -> tuple[Dataset, bool]:
-    """The training rows, and whether they decode videos."""
+) -> tuple[Dataset, _Seen]:
+    """The training rows, and how their videos are seen."""
     writer, training = copy.copy(processor), recipe.language
     if training.system_prompt is not None:
         writer.system_prompt = named_system_prompt(training.system_prompt)
@@ -233,7 +245,7 @@ def _rows(
             questions_per_row=training.questions_per_video,
             seed=recipe.seed,
         )
-    return dataset, seen.media.cache is None
+    return dataset, seen
 
 
 def save_whole(model: Any, processor: Any, folder: Path) -> None:

@@ -491,6 +491,18 @@ def test_case_20_time_is_limited(b_frames):
             video.frames_by_index(range(120))
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "flv"])
+def test_case_20_a_file_filled_with_nothing(suffix, make_clip, tmp_path):
+    path = tmp_path / f"filled.{suffix}"
+    shutil.copy(make_clip(f"to_be_filled.{suffix}", frames=24), path)
+    os.truncate(path, 1 << 35)  # a hole that takes no space on the disk
+    limits = VideoLimits(stall_s=0.3)
+    with open(path, "rb") as file:
+        for source in (path, file):
+            with pytest.raises(VideoTimeout, match=r"no packet found within 0\.3 s"):
+                open_video(source, limits=limits)
+
+
 def test_case_21_the_best_stream_that_is_no_cover_art(shared_videos, tmp_path, picture, read_number):
     with open_video(shared_videos / "torchcodec__nasa_13013.mp4") as video:
         assert (video.info.width, video.info.height, video.info.num_frames) == (480, 270, 390)
