@@ -148,6 +148,7 @@ class Quarantine(Generic[Item, Result]):
         return [dataclasses.asdict(failure) for failure in self.failures]
 
     def _set_aside(self, number: int, name: str, error: str, reason: str) -> Failure:
+        reason = reason.removeprefix(f"{name}: ")
         self.failures.append(Failure(number=number, name=name, error=error, reason=reason))
         _logger.warning("set aside: %s: %s: %s", name, error, reason)
         return self.failures[-1]
