@@ -65,6 +65,20 @@ def cache_bytes(text_config: Any, tokens: int, bytes_per_number: int) -> int:
     return 2 * text_config.num_hidden_layers * heads * head * tokens * bytes_per_number
 
 
+def prefill_flops(text_config: Any, positions: int) -> float:
+    """Floating point operations of the LLM's pass over a prompt of so many positions, the head on the last one only.
+
+    Matrix products are counted, a multiply-add as two; attention in full, as kernels without a causal shortcut do it.
+    """
+    width, layers = text_config.hidden_size, text_config.num_hidden_layers
+    heads = text_config.num_attention_heads
+    key_heads = getattr(text_config, "num_key_value_heads", None) or heads
+    head = getattr(text_config, "head_dim", None) or width // heads
+    weights = 2 * width * heads * head + 2 * width * key_heads * head + 3 * width * text_config.intermediate_size
+    attention = 2 * positions * heads * head
+    return 2.0 * (layers * positions * (weights + attention) + width * text_config.vocab_size)
+
+
 def tokens(
     model: Annotated[str | None, tyro.conf.Positional] = None,
     recipe: str | None = None,
@@ -101,7 +115,9 @@ def tokens(
         stages["path"] = path
     cost: dict[str, Any] = {"stages": stage_costs(**stages, frames=count)}
     if text_config is not None:
-        cost["kv_cache_bytes"] = cache_bytes(text_config, cost["stages"][-1]["tokens"], bytes_per_number)
+        read = cost["stages"][-1]["tokens"]
+        cost["kv_cache_bytes"] = cache_bytes(text_config, read, bytes_per_number)
+        cost["prefill_flops"] = prefill_flops(text_config, read)
     if video is not None:
         from mmllm.datasets.video import probe
 
@@ -163,7 +179,8 @@ def _show(cost: dict[str, Any], video: Path | None) -> None:
     console = Console()
     console.print(table)
     if "kv_cache_bytes" in cost:
-        console.print(f"key-value cache of the visual tokens: {cost['kv_cache_bytes'] / 2**20:.2f} MiB")
+        size, work = cost["kv_cache_bytes"] / 2**20, cost["prefill_flops"] / 1e9
+        console.print(f"the LLM's visual tokens: {size:,.2f} MiB of key-value cache, {work:,.2f} GFLOP to read")
     if video is not None:
         told = cost["video"]
         console.print(f"{video}: {told['duration_s']:.1f} s, a frame every {told['seconds_between_frames']:.2f} s")
