@@ -26,7 +26,7 @@ from mmllm.blending import blend
 from mmllm.config import MmllmConfig
 from mmllm.errors import InputError
 from mmllm.losses import GroundingHead, intervals_of, token_loss
-from mmllm.placement import IGNORED, Placed, block_mask, fill_in, place, positions
+from mmllm.placement import IGNORED, NOWHERE, Placed, block_mask, fill_in, place, positions
 from mmllm.pruning.inside_llm import LlmPass
 from mmllm.pruning.needs import require_fit
 from mmllm.tiles import tilings_of
@@ -350,15 +350,17 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def llm_pass(self, place: Tensor, frame: Tensor, real: Tensor, labels: Tensor | None) -> LlmPass:
         """What such a reducer has to know of a prompt; what is answered, or will be, does not decide about tokens."""
         missing = real.shape[1] - place.shape[1]  # answered already, where there is no cache
-        place, frame = (torch.nn.functional.pad(one, (0, missing), value=-1) for one in (place, frame))
+        place, frame = (torch.nn.functional.pad(one, (0, missing), value=NOWHERE) for one in (place, frame))
         visual = place >= 0
-        after = visual.long().flip(1).cumsum(1).flip(1) == 0
+        after = (place != NOWHERE).long().flip(1).cumsum(1).flip(1) == 0
         asked = torch.arange(real.shape[1], device=real.device) < real.shape[1] - missing
         question = real & after & asked
         if labels is not None:
             question = question & (labels == IGNORED)
         parts: list[Any] = list(self.reducers)
-        regular = self.config.path["name"] == "plain" and not any(getattr(p, "changes_grid", False) for p in parts)
+        regular = self.config.path["name"] in ("plain", "anyres") and not any(
+            getattr(p, "changes_grid", False) for p in parts
+        )
         grid = self.encoder.grid if regular else None
         return LlmPass(
             visual=visual, question=question, place=place.clamp(min=0), grid=grid, frame=frame.clamp(min=0), real=real

@@ -24,6 +24,8 @@ from mmllm.tokens import VisualSequence
 
 IGNORED = -100
 """Label of a position that is not trained on."""
+NOWHERE = -1
+"""Frame and place of text. What belongs to an image but to no patch, such as a row's end, has the place -2."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

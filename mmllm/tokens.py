@@ -181,7 +181,8 @@ class VisualSequence:
     blocks: tuple[tuple[str, int], ...]
     """Name and length of each run of positions, in order; the lengths add up to L."""
     place: Tensor | None = None
-    """int64, B L. Raster position of each token on its frame's `grid`; None where tokens were pooled."""
+    """int64, B L. Raster position of each token on its frame's `grid`, negative for one of no patch; None where tokens
+    were pooled."""
     grid: tuple[int, int] | None = None
     """Rows and columns that `place` counts on."""
     frame_text: Tensor | None = None
@@ -216,6 +217,8 @@ class VisualSequence:
     def check_places(self) -> None:
         """Refuses tokens whose place is off the grid, or of which two show the same place of one frame.
 
+        A negative place is that of a token which belongs to no patch.
+
         Raises:
             ValueError: naming the video and the place.
         """
@@ -223,9 +226,9 @@ class VisualSequence:
             return
         count = self.grid[0] * self.grid[1]
         for video, (places, frames, real) in enumerate(zip(self.place, self.frame, self.mask, strict=True)):
-            taken = (frames * count + places)[real].sort().values
-            twice = taken[1:][taken.diff() == 0] % count
-            off = places[real & ((places < 0) | (places >= count))]
+            placed = real & (places >= 0)
+            taken = (frames * count + places)[placed].sort().values
+            twice, off = taken[1:][taken.diff() == 0] % count, places[placed & (places >= count)]
             if len(twice) or len(off):
                 wrong = f"two tokens of place {int(twice[0])}" if len(twice) else f"a token of place {int(off[0])}"
                 raise ValueError(f"video {video} has {wrong} in one frame of a {self.grid[0]}x{self.grid[1]} grid")

@@ -37,9 +37,7 @@ def test_operations_and_bytes_are_those_of_a_forward_pass(key_heads, positions):
 
 
 def test_bytes_after_a_reducer_inside_the_llm(make_model):
-    model = make_model(
-        reducers=["atp:depths=0.25+0.5+0.75,ratio=0.5"], path="plain", decoder={"num_hidden_layers": 4}
-    )
+    model = make_model(reducers=["atp:depths=0.25+0.5+0.75,ratio=0.5"], path="plain", decoder={"num_hidden_layers": 4})
     for stage in model.reducers[0].stages:
         torch.nn.init.constant_(stage.head_r.bias, 0.1)
         torch.nn.init.constant_(stage.head_s.bias, 30.0)

@@ -56,7 +56,7 @@ class AnyresPath(nn.Module):
             mask=packed.mask,
             frame=packed.partition,
             blocks=(("image", packed.features.shape[1]),),
-            place=packed.index,
+            place=packed.index.masked_fill((packed.index < 0) & packed.mask, -2),  # row ends
             grid=tokens.grid,
         )
 
