@@ -125,3 +125,42 @@ def test_foreign_tensors_are_refused():
     biased = {**timm_tower().state_dict(), "head.bias": torch.ones(16)}
     with pytest.raises(CheckpointError, match=r"head.bias"):
         to_transformers(biased, "timm")
+
+
+def open_clip_attention(tower, frames, layer):
+    """Rows of the attention of one block, heads averaged, as open_clip's own module gives them when asked."""
+    block, rows = tower.transformer.resblocks[layer], []
+    original = block.attn.forward
+
+    def with_weights(*args, **kwargs):
+        out, weights = original(*args, **{**kwargs, "need_weights": True})
+        rows.append(weights)
+        return out, weights
+
+    block.attn.forward = with_weights
+    with torch.no_grad():
+        tower(frames)
+    return rows[0]
+
+
+def timm_attention(tower, frames, layer):
+    """The same by timm's eager attention; its dropout sees the weights."""
+    attention, rows = tower.blocks[layer].attn, []
+    attention.fused_attn = False
+    attention.attn_drop.register_forward_hook(lambda module, args, out: rows.append(out.mean(1)))
+    with torch.no_grad():
+        tower(frames)
+    return rows[0]
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize(("make", "attention"), [(open_clip_tower, open_clip_attention), (timm_tower, timm_attention)])
+def test_the_cheap_row_is_that_of_their_eager_attention(pixels, make, attention, layer):
+    theirs = make()
+    encoder = ClipEncoder(TINY).eval()
+    load_clip_tower(encoder, theirs.state_dict())
+    weights = attention(theirs, pixels[:, 0], layer)
+    assert weights.shape == (2, 37, 37)
+    scores = encoder(pixels, scores=[f"cls_attention@{layer}", f"mean_attention@{layer}"]).scores
+    torch.testing.assert_close(scores[f"cls_attention@{layer}"][:, 0], weights[:, 0, 1:], rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores[f"mean_attention@{layer}"][:, 0], weights.mean(1)[:, 1:], rtol=0, atol=1e-6)
