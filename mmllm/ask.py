@@ -10,31 +10,13 @@ from typing import Annotated, Any
 import tyro
 
 from mmllm.errors import InputError
-
-TRAINED_HERE = Path("runs/quickstart/model")
-"""The model that `mmllm quickstart` leaves in the current folder."""
-
-
-def chosen_model(model: str | None) -> str:
-    """The model to use: the one named, or the one that quickstart has trained here.
-
-    Raises:
-        InputError: if there is none; the message says how to get one.
-    """
-    if model is not None:
-        return model
-    if (TRAINED_HERE / "config.json").exists():
-        return str(TRAINED_HERE)
-    raise InputError(
-        f"no model given and none at {TRAINED_HERE}: name one with --model, or train one in minutes with "
-        "`mmllm quickstart`"
-    )
+from mmllm.sources import DEFAULT
 
 
 def ask(
     video: Annotated[Path, tyro.conf.Positional],
     question: Annotated[str, tyro.conf.Positional],
-    model: str | None = None,
+    model: str = DEFAULT,
     reducer: tuple[str, ...] | None = None,
     path: str | None = None,
     frames: int | None = None,
@@ -49,7 +31,8 @@ def ask(
     Args:
         video: a video file, or a folder of frames.
         question: such as "When does the red circle spin?"
-        model: folder or hub id of a model; by default the one that quickstart has trained here.
+        model: folder or hub id of a model; by default the one that comes with mmllm, which only knows
+            synthetic clips of coloured shapes.
         reducer: token reducers in place of the model's own, such as fastervlm:keep=8.
         path: path in place of the model's own, such as slowfast:mode=temporal.
         frames: how many frames are sampled; the model's own number if not given.
@@ -62,13 +45,12 @@ def ask(
     """
     if not question.strip():
         raise InputError("the question is empty")
-    name = chosen_model(model)
     from mmllm.answering import VideoQA
 
     changes: dict[str, Any] = {} if reducer is None else {"reducers": list(reducer)}
     if path is not None:
         changes["path"] = path
-    qa = VideoQA.from_pretrained(name, **changes)
+    qa = VideoQA.from_pretrained(model, **changes)
     qa.max_new_tokens = max_new_tokens
     limits = {"num_frames": frames, "start_s": start, "end_s": end}
     watched = qa.watch(video, **{key: value for key, value in limits.items() if value is not None})
@@ -83,7 +65,7 @@ def ask(
         plot_answer(watched.clip, question, answer.spans, plot, **shown)
     if json:
         told = {"video": str(video), "question": question, **answer.to_json(), "duration_s": watched.duration_s}
-        print(json_text.dumps({**told, "model": name, "note": note}, ensure_ascii=False))
+        print(json_text.dumps({**told, "model": model, "note": note}, ensure_ascii=False))
         return
     spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)
     print(f"{spans}: {answer.text}" if not answer.fallback else f"(no time given) {answer.text}")

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import tyro
 
 from mmllm import registry
-from mmllm.ask import chosen_model
 from mmllm.errors import CheckpointError, InputError
+from mmllm.sources import DEFAULT
 
 Description = str | dict[str, Any]
 
@@ -92,7 +92,7 @@ def tokens(
     """Show how many tokens a video becomes at each stage of a model.
 
     Args:
-        model: folder or hub id of a model.
+        model: folder or hub id of a model; by default the one that comes with mmllm.
         recipe: a recipe in place of a model, such as quickstart or lita-13b.
         frames: sampled frames; the model's own number if not given.
         reducer: token reducers in place of the model's own, such as fastervlm:keep=8.
@@ -125,7 +125,7 @@ def tokens(
         cost["video"] = {"duration_s": seconds, "seconds_between_frames": seconds / max(count - 1, 1)}
     if plot is not None:
         changes = {"reducers": stages["reducers"], "path": stages["path"]}
-        cost["plot"] = str(_draw(chosen_model(model), changes, video, count, plot))
+        cost["plot"] = str(_draw(model or DEFAULT, changes, video, count, plot))
     if json:
         print(json_text.dumps(cost, indent=2))
     else:
@@ -159,7 +159,7 @@ def _of_model(model: str | None) -> tuple[dict[str, Any], int, Any, int]:
     from mmllm.processor import MmllmProcessor
     from mmllm.sources import checked_source
 
-    name = checked_source(chosen_model(model))
+    name = checked_source(model or DEFAULT)
     try:
         config, processor = MmllmConfig.from_pretrained(name), MmllmProcessor.from_pretrained(name)
     except (OSError, ValueError) as problem:

@@ -123,11 +123,9 @@ def _near(share: Tensor, instant: Tensor, gap: float) -> Tensor:
 
 def _first_one_frame_positions(placed: Placed, frames: int) -> Tensor:
     """B T: the first position of a row's first video that shows frame t alone; -1 where no position does."""
-    at = torch.full((len(placed.frame), frames), -1, dtype=torch.long, device=placed.frame.device)
-    mine = (placed.which == 0) & (placed.frame >= 0)
-    for b, row in enumerate(mine):
-        spots = row.nonzero().squeeze(1).flip(0)  # later ones first, so that the first one is written last
-        for spot, frame in zip(spots.tolist(), placed.frame[b, spots].tolist(), strict=True):
-            if frame < frames:
-                at[b, frame] = spot
-    return at
+    shown = (placed.which == 0) & (placed.frame >= 0) & (placed.frame < frames)
+    rows, spots = shown.nonzero(as_tuple=True)
+    never = placed.frame.shape[1]
+    at = torch.full((len(placed.frame), frames), never, dtype=torch.long, device=placed.frame.device)
+    at = at.view(-1).scatter_reduce(0, rows * frames + placed.frame[shown], spots, "amin").view(at.shape)
+    return at.masked_fill(at == never, -1)

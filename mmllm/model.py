@@ -125,9 +125,17 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.lay_out(self.reduce(tokens))
 
     def lay_out(self, tokens: VisualTokens) -> VisualSequence:
-        """Reduced tokens to what the LLM reads: project, path."""
-        tokens = self.visual_tokenizer(tokens.replace(features=tokens.features.to(self.dtype)))
-        sequence = self.path(tokens)
+        """Reduced tokens to what the LLM reads: project, path.
+
+        Averages of projected tokens are projected averages where the projector is affine; there are fewer of them.
+        """
+        tokens = tokens.replace(features=tokens.features.to(self.dtype))
+        if getattr(self.visual_tokenizer, "affine", False) and getattr(self.path, "averages", False):
+            sequence = self.path(tokens)
+            few = VisualTokens(features=sequence.embeddings.unsqueeze(1), grid=None)  # B 1 L C
+            sequence = dataclasses.replace(sequence, embeddings=self.visual_tokenizer(few).features.squeeze(1))
+        else:
+            sequence = self.path(self.visual_tokenizer(tokens))
         if self.inside_llm is not None:
             sequence.check_places()
         return blend(sequence, self.config.blending, self.get_input_embeddings().weight, self.time_ids)

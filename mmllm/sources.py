@@ -1,4 +1,4 @@
-"""Where a model can come from: a folder, or an id on the Hugging Face hub."""
+"""Where a model can come from: the package itself, a folder, or an id on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import Any
 
 from mmllm.errors import CheckpointError
 
+DEFAULT = "default"
+"""Names the model that comes with the package, which is also used where no model is named."""
+PACKAGED = Path(__file__).parent / "default_model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def checked_source(name: str | Path) -> str:
     """`name`, if it can be a model at all: a folder with a `config.json`, or `owner/name` for the hub.
 
+    `default` gives the folder of the packaged model, unless a folder of that name holds a model.
+
     Raises:
         CheckpointError: if it is neither.
     """
+    if str(name) == DEFAULT and not (Path(DEFAULT) / "config.json").exists():
+        return str(packaged_model())
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -43,3 +50,17 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: is no JSON object")
     return content
+
+
+def packaged_model() -> Path:
+    """The folder of the model that comes with the package.
+
+    Raises:
+        CheckpointError: if this installation has none.
+    """
+    if not (PACKAGED / "config.json").exists():
+        raise CheckpointError(
+            "this installation of mmllm comes without a default model: name one with --model, or train one in "
+            "minutes with `mmllm quickstart`"
+        )
+    return PACKAGED

@@ -65,13 +65,6 @@ def test_a_wrong_flag_proposes_the_right_one():
     assert "--model" in done.stderr + done.stdout
 
 
-def test_without_a_model_ask_says_how_to_get_one(tmp_path):
-    done = run("ask", "a.mp4", "When?", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "mmllm quickstart" in done.stderr
-
-
 def test_list_and_tokens_speak_json(capsys):
     code, out, _ = outcome(capsys, "list", "--json")
     assert code == 0

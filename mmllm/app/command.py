@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmllm.app.limits import DemoLimits
-from mmllm.errors import InputError
+from mmllm.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -51,7 +51,7 @@ def demo(
     """Ask videos in the browser, and see the answers on their timelines.
 
     Args:
-        model: folder or hub id of a model; by default the one that quickstart has trained here, or else an untrained
+        model: folder or hub id of a model; by default the one that comes with mmllm, or else an untrained
             one that shows how things look.
         host: address to listen at; 0.0.0.0 lets others on the network in.
         port: port to listen at; by default the first free one from 7860.
@@ -82,20 +82,21 @@ def _end(number: int, frame: object) -> None:
 
 
 def load(model: str | None) -> tuple[VideoQA, str]:
-    """The model to show and its name; an untrained one if none is named and none was trained here."""
+    """The model to show and its name; an untrained one if none is named and none comes with the package."""
     from mmllm.answering import VideoQA
-    from mmllm.ask import chosen_model
+    from mmllm.sources import DEFAULT, packaged_model
 
     if model is None:
         try:
-            model = chosen_model(None)
-        except InputError:
+            packaged_model()
+        except CheckpointError:
             from mmllm.train.building import build_model
             from mmllm.train.recipes import quickstart
 
             built, processor = build_model(quickstart().model)
             built.config.training_note = UNTRAINED_NOTE
             return VideoQA(built, processor), UNTRAINED
+        model = DEFAULT
     return VideoQA.from_pretrained(model), "/".join(Path(model).parts[-2:])
 
 

@@ -6,7 +6,7 @@ import json as json_text
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -17,11 +17,14 @@ from mmllm.fields import to_mapping
 
 def evaluate(
     model: Annotated[str, tyro.conf.Positional],
-    data: Annotated[Path, tyro.conf.Positional],
+    data: Annotated[Path | None, tyro.conf.Positional] = None,
     videos: Path | None = None,
     output: Path | None = None,
     format: str = "auto",
     durations: Path | None = None,
+    render_seed: int | None = None,
+    render_world: Literal["basic", "easy", "full", "hard"] = "full",
+    render_videos: int = 100,
     limit: int | None = None,
     shuffle: bool = True,
     reducer: tuple[str, ...] | None = None,
@@ -38,7 +41,7 @@ def evaluate(
     """Answer a benchmark's questions and score the answers as ActivityNet-RTL does: mIoU and P@0.5.
 
     Args:
-        model: folder or hub id of a model.
+        model: folder or hub id of a model, or default for the one that comes with mmllm.
         data: folder with val.json (and train.json, to fit baselines to), or an annotation file that `mmllm check`
             knows; of captioned videos each event is asked for.
         videos: folder of the videos; by default `videos` beside the annotations.
@@ -46,6 +49,10 @@ def evaluate(
             already are not asked again.
         format: rtl, captions, nextqa, charades or dialogues; auto tells it from the content.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
+        render_seed: in place of DATA, render fresh synthetic clips from this seed and ask about them; they are kept
+            in the cache folder (`~/.cache/mmllm`) and must not be those that a model was trained on (seed 0).
+        render_world: their kind, as in `mmllm render`.
+        render_videos: how many.
         limit: only the first so many videos.
         shuffle: also ask each question about another video, which shows what is guessed from the words alone.
         reducer: token reducers in place of the model's own, such as fastervlm:keep=8.
@@ -67,12 +74,20 @@ def evaluate(
 
     processes.wait()  # every one of several processes then has a device of its own
     rounds = Trials.of(trials, temperature, seed)
-    benchmark = read_benchmark(data, videos, format, durations)
+    if data is not None and render_seed is None:
+        name, benchmark = "eval", read_benchmark(data, videos, format, durations)
+    elif data is None and render_seed is not None:
+        from mmllm.evaluation.fresh import fresh_benchmark
+
+        name = f"eval-seed{render_seed}-{render_world}-{render_videos}"
+        benchmark = fresh_benchmark(render_seed, world=render_world, videos=render_videos)
+    else:
+        raise InputError("give either DATA or --render-seed")
     if limit is not None:
         benchmark = benchmark.first(limit)
     if not benchmark.questions:
         raise InputError(f"{data}: there is no question to answer")
-    folder = output or (Path(model) / "eval" if Path(model).is_dir() else Path("runs") / "eval")
+    folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
     changes = {} if reducer is None else {"reducers": list(reducer)}
     qa = VideoQA.from_pretrained(model, **changes)

@@ -53,6 +53,8 @@ def slow_frames(num_frames: int, count: int) -> list[int]:
 class SlowFastPath(nn.Module):
     """LITA's SlowFast tokens: one fast token a frame, and slow tokens of a few frames."""
 
+    averages = True
+
     def __init__(self, config: SlowFastConfig) -> None:
         super().__init__()
         self.config = config

@@ -23,6 +23,8 @@ class LinearConfig:
 class LinearProjector(nn.Linear):
     """One linear map from encoder features to the LLM's width."""
 
+    affine = True
+
     def __init__(self, config: LinearConfig, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
         super().__init__(in_width, out_width)
         self.config = config

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from mmllm import processes
-from mmllm.errors import MmllmError, is_out_of_memory
+from mmllm.errors import ConfigError, MmllmError, is_out_of_memory
 from mmllm.progress import Progress
+from mmllm.train.optimizers import muon
 from mmllm.train.packing import NAMES
 from mmllm.train.schedule import Schedule
 
@@ -198,6 +199,7 @@ def fit(
     seed: int,
     report_to: Sequence[str] = (),
     workers: int = 0,
+    heads: Sequence[str] = (),
 ) -> Any:
     """Trains `model` on the rows of `dataset`, going on from the newest complete checkpoint under `output`.
 
@@ -211,11 +213,13 @@ def fit(
         seed: of everything that is random in training.
         report_to: trackers of transformers, such as `tensorboard` or `wandb`; none by default.
         workers: processes that prepare rows.
+        heads: submodules that Muon leaves to AdamW, where the weight matrices are trained by Muon.
 
     Returns:
         The Trainer; `trained_model` takes the model out of it.
 
     Raises:
+        ConfigError: if Muon is asked for where weights are spread over processes.
         MmllmError: if memory runs out, a checkpoint cannot be saved, or nothing finite is left to learn.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -248,7 +252,9 @@ def fit(
     if training.gradient_checkpointing:
         newer = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         newer({"use_reentrant": False})
+    optimizer = muon(model, training, heads) if training.matrix_learning_rate else None
     trainer = InOrder(
+        optimizers=(optimizer, None),
         model=model,
         args=arguments,
         train_dataset=dataset,
@@ -261,6 +267,8 @@ def fit(
         ],
     )
     trainer.remove_callback(PrinterCallback)
+    if optimizer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        raise ConfigError("Muon needs whole weight matrices: set matrix_learning_rate = 0 with FSDP and DeepSpeed")
     start = latest_checkpoint(output / "checkpoints")
     if start is not None:
         log.info("going on from %s", start)

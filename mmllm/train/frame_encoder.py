@@ -193,6 +193,7 @@ def train_frame_encoder(
             trainer = fit(
                 state, rows, _only, a_batch_a_row, output,
                 what="train the frame encoder", seed=seed, report_to=report_to, workers=training.workers,
+                heads=("from_",),
             )  # fmt: skip
         whole = trained_model(trainer, lambda: FrameState(copy.deepcopy(encoder)))
         if processes.is_main():

@@ -158,21 +158,29 @@ def smoke() -> Recipe:
 
 
 def full() -> Recipe:
-    """All families of questions, within an hour on two CPU cores or minutes on a GPU."""
+    """All families of questions about all that the clips can show; the default model is made by it."""
     start = quickstart()
     return replace(
         start,
         name="full",
-        data=DataConfig(synthetic=SyntheticConfig(train_videos=3000, val_videos=200, world="full")),
-        frame_encoder=FrameEncoderTraining(max_steps=3000),
+        data=DataConfig(
+            synthetic=SyntheticConfig(train_videos=2000, val_videos=80, world="full", questions_per_video=24)
+        ),
+        frame_encoder=FrameEncoderTraining(max_steps=1800, matrix_learning_rate=0.02),
         model=replace(
             start.model,
             encoder="tiny:step=2",  # twice as many frames lie half as far apart
-            decoder=DecoderConfig(width=128, layers=4, mlp_width=344),
             num_frames=100,
             path="slowfast",
         ),
-        language=replace(start.language, max_steps=3500, save_steps=500),
+        language=replace(
+            start.language,
+            max_steps=5000,
+            batch_size=4,
+            questions_per_video=12,
+            matrix_learning_rate=0.02,
+            save_steps=250,
+        ),
     )
 
 

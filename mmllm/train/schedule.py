@@ -17,6 +17,8 @@ class Schedule:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 3e-3
     """Peak of a cosine schedule that ends at zero."""
+    matrix_learning_rate: float = 0.0
+    """The same for the weight matrices where these are trained by Muon; 0 trains everything by AdamW."""
     warmup_share: float = 0.05
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = 0.05
@@ -40,3 +42,4 @@ class Schedule:
             require(getattr(self, name) >= 1, self, name, "at least 1")
         require(0 <= self.warmup_share < 1, self, "warmup_share", "from 0 to below 1")
         require(self.learning_rate > 0, self, "learning_rate", "above zero")
+        require(self.matrix_learning_rate >= 0, self, "matrix_learning_rate", "zero or more")

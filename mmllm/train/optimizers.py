@@ -1,0 +1,128 @@
+"""Which optimizer trains what: AdamW for all, or Muon for weight matrices and AdamW for the rest.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest
+matrix whose singular values are all about 1, so that rare directions are learned as fast as frequent ones. A step is
+scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982). Small models from scratch need fewer steps with it.
+
+R C rows and columns of a weight, kernels of convolutions flattened
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmllm.train.schedule import Schedule
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the odd polynomial x -> a x + b x^3 + c x^5 that pulls singular values from (0, 1] to near 1."""
+_ITERATIONS = 5
+_ADAM_SIZE = 0.2
+"""Root mean square of an AdamW step of learning rate 1, which an orthogonal step is scaled to."""
+
+
+def nearly_orthogonal(matrix: Tensor) -> Tensor:
+    """R C: the matrix with its singular values moved to between about 0.7 and 1.2, by Newton-Schulz iterations."""
+    a, b, c = _COEFFICIENTS
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(_ITERATIONS):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x if wide else x.T
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the groups that are marked `orthogonal`, AdamW for the others.
+
+    Args:
+        groups: parameter groups with `lr`, `weight_decay` and `orthogonal`.
+        beta1: decay of the momentum of AdamW.
+        beta2: decay of its second moment.
+        momentum: decay of the momentum of Muon.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, beta1: float = 0.9, beta2: float = 0.98, momentum: float = 0.95
+    ) -> None:
+        super().__init__(groups, {"beta1": beta1, "beta2": beta2, "momentum": momentum, "epsilon": 1e-8})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step on the gradients that are there."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            change = self._orthogonal if group["orthogonal"] else self._adam
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.sub_(change(weight, group), alpha=group["lr"])
+        return loss
+
+    def _orthogonal(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+        state, gradient = self.state[weight], weight.grad
+        assert gradient is not None
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(state["momentum"], group["momentum"]).flatten(1)  # R C
+        return (nearly_orthogonal(ahead) * (_ADAM_SIZE * max(ahead.shape) ** 0.5)).view_as(weight)
+
+    def _adam(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+        state, gradient = self.state[weight], weight.grad
+        assert gradient is not None
+        if not state:
+            state |= {"step": 0, "first": torch.zeros_like(weight), "second": torch.zeros_like(weight)}
+        state["step"] += 1
+        state["first"].lerp_(gradient, 1 - group["beta1"])
+        state["second"].lerp_(gradient.square(), 1 - group["beta2"])
+        first = state["first"] / (1 - group["beta1"] ** state["step"])
+        second = state["second"] / (1 - group["beta2"] ** state["step"])
+        return first / (second.sqrt() + group["epsilon"])
+
+
+def muon(model: nn.Module, training: Schedule, heads: Collection[str] = ()) -> Muon:
+    """Muon for the kernels of a model's linear layers and convolutions; AdamW for all else that is trained.
+
+    Embeddings, what is tied to them, norms, biases and output heads have no rows that should be equally long.
+
+    Args:
+        model: what is trained.
+        training: its learning rates, weight decay and second moment's decay.
+        heads: submodules, by the beginning of their names, that are left to AdamW too.
+    """
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    matrices = {
+        id(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith(tuple(heads))
+    } - embedded
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {
+            "params": [weight for weight in trained if id(weight) in matrices],
+            "lr": training.matrix_learning_rate,
+            "weight_decay": training.weight_decay,
+            "orthogonal": True,
+        },
+        {
+            "params": [weight for weight in trained if id(weight) not in matrices and weight.ndim >= 2],
+            "lr": training.learning_rate,
+            "weight_decay": training.weight_decay,
+            "orthogonal": False,
+        },
+        {
+            "params": [weight for weight in trained if id(weight) not in matrices and weight.ndim < 2],
+            "lr": training.learning_rate,
+            "weight_decay": 0.0,
+            "orthogonal": False,
+        },
+    ]
+    return Muon([group for group in groups if group["params"]], beta2=training.adam_beta2)

@@ -1,0 +1,36 @@
+"""Fresh clips to be asked about: the seed decides which, and they are rendered once."""
+
+import pytest
+
+from mmllm.errors import InputError
+from mmllm.evaluation.command import evaluate
+from mmllm.evaluation.fresh import fresh_benchmark
+
+
+def test_a_seed_gives_the_same_clips_again_without_rendering_them_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = fresh_benchmark(3, world="basic", videos=2, workers=1)
+    files = {one.video: one.video.stat().st_mtime_ns for one in first.questions}
+    again = fresh_benchmark(3, world="basic", videos=2, workers=1)
+    assert again == first
+    assert {one.video: one.video.stat().st_mtime_ns for one in again.questions} == files
+    assert len(files) == 2
+
+
+def test_the_baselines_are_fitted_to_other_clips(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    benchmark = fresh_benchmark(4, world="basic", videos=1, workers=1)
+    assert len({one.vid for one in benchmark.fit}) > 100
+    assert not {one.vid for one in benchmark.fit} & {one.vid for one in benchmark.questions}
+
+
+def test_the_seed_that_models_are_trained_on_is_refused():
+    with pytest.raises(InputError, match="seed 0"):
+        fresh_benchmark(0)
+
+
+def test_data_or_a_seed_has_to_be_given(tmp_path):
+    with pytest.raises(InputError, match="--render-seed"):
+        evaluate("nowhere")
+    with pytest.raises(InputError, match="--render-seed"):
+        evaluate("nowhere", tmp_path, render_seed=1)
