@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from mmllm.datasets.records import Question
+from mmllm.datasets.rtl import read_rtl
 from mmllm.datasets.synthetic.clips import SyntheticConfig, clip, video_id
 from mmllm.datasets.synthetic.rendering import render
 from mmllm.errors import InputError
-from mmllm.evaluation.run import Benchmark, read_benchmark
+from mmllm.evaluation.run import Benchmark
 
 _FITTED_TO = 400
 """Clips whose questions the blind baselines are fitted to; they are not rendered."""
@@ -36,7 +36,8 @@ def fresh_benchmark(seed: int, *, world: str = "full", videos: int = 100, worker
     config = SyntheticConfig(seed=seed, world=world, train_videos=0, val_videos=videos)
     folder = _cache() / f"seed{seed}-{world}-{videos}"
     render(folder, config, workers=workers)
-    return replace(read_benchmark(folder), fit=_questions(config, _FITTED_TO))
+    asked = read_rtl(folder / "val.json", folder / "videos").items
+    return Benchmark(questions=asked, fit=_questions(config, _FITTED_TO))
 
 
 def _questions(config: SyntheticConfig, videos: int) -> list[Question]:
