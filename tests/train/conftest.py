@@ -3,6 +3,7 @@ again."""
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -98,6 +99,7 @@ def forked(function, *arguments, **environment):
     def call():
         os.environ.update({name: str(value) for name, value in environment.items()})
         torch.set_num_threads(1)
+        faulthandler.dump_traceback_later(100)  # tells where it hangs, if it does
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -121,5 +123,8 @@ def run_together(count, function, *arguments):
     everybody = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [forked(function, *arguments, RANK=rank, LOCAL_RANK=rank, **everybody) for rank in range(count)]
     for process in started:
-        process.join(240)
+        process.join(120)
+    for process in started:
+        process.kill()
+        process.join()
     assert [process.exitcode for process in started] == [0] * count

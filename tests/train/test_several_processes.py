@@ -1,13 +1,18 @@
 """Two gloo processes: the same training as one with twice the accumulation, and the same evaluation."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
 from mmllm import processes
+from mmllm.datasets.synthetic.clips import SyntheticConfig
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
 from mmllm.train.fitting import read_metrics
+from mmllm.train.frame_encoder import FrameEncoderTraining
+from mmllm.train.recipes import DataConfig, LanguageTraining, Recipe
+from mmllm.train.run import train
 
 pytestmark = pytest.mark.slow
 
@@ -18,8 +23,8 @@ def settings(base, accumulation, **training):
     return FinetuneConfig(model=str(base), training=made)
 
 
-def losses(run):
-    return [line["loss"] for line in read_metrics(run / "language" / "metrics.jsonl") if "loss" in line]
+def losses(run, stage="language"):
+    return [line["loss"] for line in read_metrics(run / stage / "metrics.jsonl") if "loss" in line]
 
 
 def weights(model):
@@ -40,6 +45,28 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(together, own_cl
         torch.testing.assert_close(theirs[name], weight, rtol=1e-3, atol=1e-4)
     told = json.loads((tmp_path / "two" / "run.json").read_text())
     assert told["processes"] == 2
+
+
+def recipe_with(parts, accumulation):
+    """Every stage of a run: rendering, the frame encoder, features, projector and LLM."""
+    small = {"gradient_accumulation_steps": accumulation, "max_steps": 3, "save_steps": 2, "logging_steps": 1}
+    clips = SyntheticConfig(train_videos=4, val_videos=1, min_duration_s=8, max_duration_s=9, families=("visible",))
+    return Recipe(
+        name="several",
+        data=DataConfig(synthetic=clips),
+        frame_encoder=FrameEncoderTraining(batch_size=4, workers=0, **small),
+        model=parts,
+        language=LanguageTraining(batch_size=2, questions_per_video=2, **small),
+    )
+
+
+def test_every_stage_of_a_recipe_runs_in_two_processes(together, tiny_parts, tmp_path):
+    train(recipe_with(tiny_parts, 2), tmp_path / "one", workers=1)
+    together(2, partial(train, workers=1), recipe_with(tiny_parts, 1), tmp_path / "two")
+    for stage in ("encoder", "language"):
+        one, two = losses(tmp_path / "one", stage), losses(tmp_path / "two", stage)
+        assert len(one) == 3
+        assert two == pytest.approx(one, rel=1e-4)
 
 
 def evaluated(model, data, output):
