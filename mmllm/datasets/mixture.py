@@ -21,6 +21,7 @@ from mmllm.datasets.nextqa import read_nextqa
 from mmllm.datasets.prompts import dense_caption_prompt, event_prompt
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.rtl import read_rtl
+from mmllm.datasets.stored import store_dialogues
 from mmllm.errors import InputError
 from mmllm.fields import closest, require
 
@@ -217,13 +218,14 @@ _LAYOUT: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], Callable[..., An
 }
 
 
-def lita_mixture(root: Path, config: MixtureConfig) -> Mixture:
+def lita_mixture(root: Path, config: MixtureConfig, tables: Path | None = None) -> Mixture:
     """The published mixture from a folder laid out as LITA's is; videos may be frame folders or files.
 
     Args:
         root: holds `activitynet-captions`, `youcook2`, `VidChapters`, `nextqa`, `temporal_reasoning`,
             `LLaVA-Instruct-150K` and `coco`, as far as the tasks with a rate need them.
         config: tasks, rates and seed.
+        tables: folder for Arrow files of dialogues, which many processes can share; in memory if None.
 
     Raises:
         InputError: naming everything that is missing, or a task that is not known.
@@ -245,16 +247,21 @@ def lita_mixture(root: Path, config: MixtureConfig) -> Mixture:
     sources: list[Source] = []
     left_out: list[str] = []
     for name, (tasks, file, _, read) in needed.items():
-        result = read(root / file, folders[name])
-        if result.bad:
-            log.warning("%s: %d of %d rows left out, first %s", file, len(result.bad), result.rows, result.bad[0])
-            left_out += [f"{file}, {problem}" for problem in result.bad]
-        if read is read_captions:
-            sources += caption_sources(name, result.items, config)
-        elif read is read_dialogues:
-            sources.append(dialogue_source(tasks[0], name, result.items))
+        if read is read_dialogues and tables is not None:
+            dialogues, bad, rows = store_dialogues(root / file, folders[name], tables)
+            sources.append(dialogue_source(tasks[0], name, dialogues))
         else:
-            sources.append(question_source(tasks[0], name, result.items))
+            result = read(root / file, folders[name])
+            bad, rows = [str(problem) for problem in result.bad], result.rows
+            if read is read_captions:
+                sources += caption_sources(name, result.items, config)
+            elif read is read_dialogues:
+                sources.append(dialogue_source(tasks[0], name, result.items))
+            else:
+                sources.append(question_source(tasks[0], name, result.items))
+        if bad:
+            log.warning("%s: %d of %d rows left out, first %s", file, len(bad), rows, bad[0])
+            left_out += [f"{file}, {problem}" for problem in bad]
     mixture = Mixture(sources, config)
     mixture.left_out = left_out
     return mixture

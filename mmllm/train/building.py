@@ -9,15 +9,20 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mmllm import registry
 from mmllm.closed_vocabulary import word_tokenizer
 from mmllm.config import MmllmConfig
 from mmllm.datasets.synthetic.questions import vocabulary
+from mmllm.encoders.tower import load_strictly
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.fields import to_mapping
 from mmllm.model import MmllmForConditionalGeneration
@@ -91,6 +96,8 @@ def build_model(
         _copying_(model.language_model)
     if config.encoder_weights:
         _load_encoder(model, config.encoder_weights)
+    if config.projector_weights:
+        _load_projector(model, Path(config.projector_weights))
     if time_ids and config.time_token_init == "sinusoid":
         _sinusoid_(model, time_ids)
     for name in ("bos", "eos", "pad"):
@@ -157,6 +164,16 @@ def _load_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
     if load is None:
         raise ConfigError(f"the encoder {model.config.encoder['name']!r} has no published weights to load from {name}")
     load(name)
+
+
+def _load_projector(model: MmllmForConditionalGeneration, file: Path) -> None:
+    """Weights from LLaVA's pre-training of the projector, such as `mm_projector.bin`; other tensors are left alone."""
+    try:
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        named = {name.rpartition("mm_projector.")[2]: value for name, value in state.items() if "mm_projector." in name}
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, AttributeError) as problem:
+        raise CheckpointError(f"cannot load projector_weights from {file}: {problem}") from None
+    load_strictly(model.visual_tokenizer, {name: value.float() for name, value in named.items()}, what=f"{file}")
 
 
 @torch.no_grad()

@@ -58,6 +58,8 @@ class ModelConfig:
     encoder: str = "tiny"
     encoder_weights: str | None = None
     """Folder or hub id of published weights of the encoder; random, or trained by this recipe, if None."""
+    projector_weights: str | None = None
+    """File of a projector's pre-training, with LLaVA's names (`mm_projector.bin` or safetensors); random if None."""
     reducers: tuple[str, ...] = ()
     visual_tokenizer: str = "linear"
     path: str = "slowfast"

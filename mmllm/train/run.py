@@ -4,6 +4,7 @@ OUTPUT/recipe.json     what is trained, on which annotations; a run is only cont
 OUTPUT/data/           rendered clips, unless the recipe names its own data
 OUTPUT/left_out.txt    rows of the annotations that cannot be used, with the reason
 OUTPUT/set_aside.txt   videos that cannot be read, with the reason
+OUTPUT/tables/         dialogues as Arrow files, which all processes share
 OUTPUT/encoder/        the frame encoder's pre-training
 OUTPUT/features/       features of the frozen encoder
 OUTPUT/language/       checkpoints and metrics.jsonl of projector and LLM
@@ -189,7 +190,7 @@ def _data(recipe: Recipe, output: Path, workers: int) -> Mixture | list[Question
         if recipe.data.root is None:
             raise InputError("LITA's tasks need real data: name its folder with --data-root")
         config = replace(recipe.data.mixture, draws=rows_of(recipe.language), seed=recipe.seed)
-        found = lita_mixture(Path(recipe.data.root), config)
+        found = lita_mixture(Path(recipe.data.root), config, output / "tables")
         left_out = found.left_out
     if left_out and processes.is_main():
         (output / "left_out.txt").write_text("".join(f"{line}\n" for line in left_out))

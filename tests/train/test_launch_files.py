@@ -1,0 +1,33 @@
+"""The files for `accelerate launch` are what accelerate reads, and name a layer that the LLM has."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mmllm
+
+FOLDER = Path(mmllm.__file__).parent / "train" / "launch"
+KINDS = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+
+
+def test_there_is_one_for_each_way():
+    assert {file.stem for file in FOLDER.glob("*.yaml")} == set(KINDS)
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_accelerate_reads_it(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
+    assert config.distributed_type.value == KINDS[name]
+    assert config.num_processes == 8
+    assert config.mixed_precision == "bf16"
+
+
+def test_the_layer_that_is_spread_is_the_llms(make_model):
+    fields = yaml.safe_load((FOLDER / "fsdp.yaml").read_text())["fsdp_config"]
+    wanted = fields["fsdp_transformer_layer_cls_to_wrap"]
+    model = make_model()
+    layers = [name for name, module in model.named_modules() if type(module).__name__ == wanted]
+    assert layers == [f"language_model.model.layers.{i}" for i in range(2)]
