@@ -29,7 +29,7 @@ from mmllm.time_tokens import Span
 
 log = logging.getLogger(__name__)
 
-_PACE_S = 0.05
+_PACE_S = 0.1
 """The page is not told of words more often than this; the model need not wait for it."""
 
 Update = dict[str, Any]

@@ -16,6 +16,9 @@ STYLE = Path(__file__).with_name("style.css")
 TITLE = "mmllm: ask a video when"
 _CONTROL = 240
 """Least width of a control in pixels; two stand side by side where there is room."""
+_ASKING = ("session", "question", "chat", "timeline", "sight", "status", "send", "halt")
+_FILES = ("status", "json", "vtt", "png")
+"""The parts that an answer and its files change; a browser has to look at each of them for every word."""
 _MODEL = "model"
 """Events of this group run the model; one at a time."""
 
@@ -193,8 +196,7 @@ def _wire(
     demo: gr.Blocks, parts: dict[str, Any], handlers: Handlers, chosen: list[Any], other: list[Any], compare: gr.Button
 ) -> None:
     """Connects the page's parts with the handlers."""
-    everything = [part for name, part in parts.items() if name not in ("here", "remember", "suggestions")]
-    everything.append(parts["suggestions"])
+    everything = [part for name, part in parts.items() if name not in ("here", "remember")]
     session, video, question = parts["session"], parts["video"], parts["question"]
     model = {"concurrency_id": _MODEL, "concurrency_limit": 1, "api_visibility": "private"}
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -225,13 +227,13 @@ def _wire(
         [parts["send"].click, question.submit],
         ask,
         [question, session, *chosen, parts["remember"]],
-        everything,
+        [parts[name] for name in _ASKING],
         show_progress="hidden",
         **model,
     )
     asked.then(
-        at_once(handlers.files), [session], everything, show_progress="hidden", concurrency_limit=2,
-        api_visibility="private",
+        at_once(handlers.files), [session], [parts[name] for name in _FILES], show_progress="hidden",
+        concurrency_limit=2, api_visibility="private",
     )  # fmt: skip
     parts["halt"].click(stop, None, None, **quick)
     demo.unload(stop)

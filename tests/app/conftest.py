@@ -145,6 +145,17 @@ def chromium():
     browser.quit()
 
 
+_WATCH_CHAT = """
+window.said = [];
+window.watching?.disconnect();
+window.watching = new MutationObserver(() => {
+  const text = Array.from(document.querySelectorAll("#mm-chat .bot .message-content, #mm-chat .bot.message")).at(-1);
+  if (text?.innerText && text.innerText !== window.said.at(-1)) window.said.push(text.innerText);
+});
+window.watching.observe(document.body, {childList: true, subtree: true, characterData: true});
+"""
+
+
 class Page:
     """What a visitor does and sees."""
 
@@ -211,21 +222,14 @@ class Page:
         box.send_keys(question)
 
     def ask(self, question=None):
-        """Asks, and gives every state of the last message that was seen until the answer was complete."""
+        """Asks, and gives every state of the last message until the answer was complete."""
         before = len(self.all("#mm-timeline .mm-answer"))
         if question is not None:
             self.type(question)
+        self.js(_WATCH_CHAT)
         self.press("#mm-ask")
-        seen = []
-
-        def finished():
-            said = self.all("#mm-chat .bot .message-content, #mm-chat .bot.message")
-            if said and (not seen or said[-1].text != seen[-1]):
-                seen.append(said[-1].text)
-            return len(self.all("#mm-timeline .mm-answer")) > before
-
-        self.wait(finished)
-        return seen
+        self.wait(lambda: len(self.all("#mm-timeline .mm-answer")) > before)
+        return self.js("return window.said")
 
     @property
     def position_s(self):

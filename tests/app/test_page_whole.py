@@ -19,8 +19,9 @@ def test_answers_come_word_by_word_and_turns_follow_each_other(page, script):
     assert len(page.all("#mm-timeline .mm-span")) == 2
 
 
-def test_an_answer_can_be_stopped(page, script):
+def test_an_answer_can_be_stopped(page, script, monkeypatch):
     page.open()
+    monkeypatch.setattr(script, "pause_s", 0.12)
     script.words = ("<t10>", "<t20>", *["the", "red", "circle", "spins", "."] * 79)
     page.type("When does the red circle spin?")
     page.press("#mm-ask")
