@@ -110,6 +110,14 @@ class VideoQA:
         """What a user should know of how this model was trained."""
         return self.model.config.training_note
 
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Ids that end an answer: those of the model's generation settings and the tokenizer's end of sequence."""
+        own = self.model.generation_config.eos_token_id
+        listed = own if isinstance(own, (list, tuple)) else [own]
+        ids = [*listed, self.processor.tokenizer.eos_token_id]
+        return list(dict.fromkeys(one for one in ids if one is not None))
+
     @torch.no_grad()
     def watch(self, video: Any, **limits: Any) -> Watched:
         """Decodes and encodes a video once.
@@ -256,7 +264,7 @@ class VideoQA:
             "max_new_tokens": self.max_new_tokens,
             "do_sample": False,
             "pad_token_id": self.processor.tokenizer.pad_token_id,
-            "eos_token_id": self.processor.tokenizer.eos_token_id,
+            "eos_token_id": self.stop_tokens or None,
             **generate,
         }
         ids = self.model.generate(

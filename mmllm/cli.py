@@ -33,7 +33,9 @@ VERBS = {
     "ask": Verb("mmllm.ask:ask", "ask a question about a video"),
     "demo": Verb("mmllm.app.command:demo", "ask videos in the browser"),
     "tokens": Verb("mmllm.costs:tokens", "what an input will cost, stage by stage"),
-    "list": Verb("mmllm.listing:list_parts", "the encoders, reducers, tokenizers, paths and recipes there are"),
+    "convert": Verb("mmllm.checkpoints.convert:convert", "a published model into mmllm's layout, and back"),
+    "doctor": Verb("mmllm.doctor:doctor", "what a model is made of, and what is wrong with it"),
+    "list": Verb("mmllm.listing:list_parts", "the parts, recipes and published models there are"),
 }
 
 LESS_MEMORY = (

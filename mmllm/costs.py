@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from mmllm import registry
-from mmllm.errors import CheckpointError, InputError
+from mmllm.errors import InputError
 from mmllm.sources import DEFAULT
 
 Description = str | dict[str, Any]
@@ -155,15 +155,9 @@ def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int]:
 
 
 def _of_model(model: str | None) -> tuple[dict[str, Any], int, Any, int]:
-    from mmllm.config import MmllmConfig
-    from mmllm.processor import MmllmProcessor
-    from mmllm.sources import checked_source
+    from mmllm.checkpoints.loading import describe, local_folder
 
-    name = checked_source(model or DEFAULT)
-    try:
-        config, processor = MmllmConfig.from_pretrained(name), MmllmProcessor.from_pretrained(name)
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"cannot read a model's configuration from {name}: {problem}") from None
+    config, processor = describe(local_folder(model or DEFAULT))
     stages = {name: getattr(config, name) for name in ("encoder", "reducers", "visual_tokenizer", "path")}
     return stages, processor.num_frames, config.text_config, config.dtype.itemsize if config.dtype else 4
 

@@ -1,25 +1,34 @@
 """Decoded frames to an encoder's input: resize, crop or pad, normalise. The constants travel with the weights.
 
+Images are resized by PIL, as they were when published numbers were made. Frames of videos are resized by PyTorch's
+kernel for bytes instead, which is several times faster and differs from PIL by 1 of 255 here and there.
+
 T frames, H W height width as decoded, S side of the encoder's square input
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
 
+_CACHED = 1 << 16
+"""Pixels normalised at once."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameTransform:
-    """Turns uint8 frames into an encoder's input, pixel for pixel as PIL would."""
+    """Turns uint8 frames into an encoder's input."""
 
     size: int
     """Side of the square the encoder sees, in pixels."""
@@ -28,42 +37,153 @@ class FrameTransform:
     squash: both edges to `size`, whatever the aspect ratio."""
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    video_resize: Literal["fast", "pil"] = "fast"
+    """How frames of videos are resized; "pil" treats them as images, for numbers that must match to the last bit."""
 
     def __post_init__(self) -> None:
         require(self.size > 0, self, "size", "a positive number of pixels")
         require(all(value > 0 for value in self.std), self, "std", "positive")
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Normalised float32 (T 3 S S) of uint8 frames (T H W 3)."""
-        pixels = np.stack([self.resized(frame) for frame in frames]) if len(frames) else self._none()
-        pixels = pixels.astype(np.float32) * np.float32(1 / 255)
-        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
-        return ((pixels - mean) / std).transpose(0, 3, 1, 2)
+        """Normalised float32 (T 3 S S) of uint8 images or frames (T H W 3), resized by PIL where they need it."""
+        return self.normalised([self.resized(frame) for frame in frames])
+
+    def video(self, frames: np.ndarray) -> np.ndarray:
+        """Normalised float32 (T 3 S S) of a video's uint8 frames (T H W 3), resized as `video_resize` says."""
+        out = self._empty(len(frames))
+        for frame, slot in zip(frames, out, strict=True):
+            shown, top, left = self._shown(frame)
+            height, width = shown.shape[:2]
+            if (height, width) != slot.shape[1:]:
+                slot[:] = self._normal(self._colour)
+            self._normalise(shown, slot[:, top : top + height, left : left + width])
+        return out
+
+    def normalised(self, frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """Normalised float32 (T 3 S S) of uint8 frames of the encoder's size (S S 3 each)."""
+        out = self._empty(len(frames))
+        for frame, slot in zip(frames, out, strict=True):
+            self._normalise(frame, slot)
+        return out
 
     def resized(self, frame: np.ndarray) -> np.ndarray:
-        """uint8 (S S 3): one frame brought to the encoder's square, not yet normalised."""
+        """uint8 (S S 3): one image brought to the encoder's square by PIL, not yet normalised."""
         height, width = frame.shape[:2]
         if height == width == self.size:
             return frame
-        image = Image.fromarray(frame)
         if self.fit == "squash":
-            return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
-        if self.fit == "pad" and height != width:
-            side = max(height, width)
-            square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in self.mean))
-            square.paste(image, ((side - width) // 2, (side - height) // 2))
-            image = square
-        width, height = image.size
-        if height <= width:
-            scaled = (int(self.size * width / height), self.size)
-        else:
-            scaled = (self.size, int(self.size * height / width))
-        image = image.resize(scaled, Image.Resampling.BICUBIC)
-        left, top = (scaled[0] - self.size) // 2, (scaled[1] - self.size) // 2
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+            return _by_pil(frame, self.size, self.size)
+        if self.fit == "pad":
+            return _by_pil(_padded(frame, self._colour), self.size, self.size)
+        height, width = self._scaled(height, width)
+        return self._cut(_by_pil(frame, height, width))
 
-    def _none(self) -> np.ndarray:
-        return np.zeros((0, self.size, self.size, 3), dtype=np.uint8)
+    def video_frame(self, frame: np.ndarray) -> np.ndarray:
+        """uint8 (S S 3): one frame of a video brought to the encoder's square, not yet normalised."""
+        shown, top, left = self._shown(frame)
+        height, width = shown.shape[:2]
+        if height == width == self.size:
+            return shown
+        square = _filled(self.size, self.size, 0, self._colour)
+        square[top : top + height, left : left + width] = shown
+        return square
+
+    def _shown(self, frame: np.ndarray) -> tuple[np.ndarray, int, int]:
+        """What a frame shows in the encoder's square, its top and its left; all else has the colour of the padding."""
+        height, width = frame.shape[:2]
+        if self.video_resize == "pil" or height == width == self.size:
+            return self.resized(frame), 0, 0
+        if self.fit == "pad" and height != width:
+            return self._band(frame)
+        if self.fit == "squash":
+            return _by_torch(frame, self.size, self.size), 0, 0
+        return self._cut(_by_torch(frame, *self._scaled(height, width))), 0, 0
+
+    @property
+    def _colour(self) -> np.ndarray:
+        return np.array([int(255 * value) for value in self.mean], dtype=np.uint8)
+
+    def _scaled(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image whose shortest edge has been brought to `size`."""
+        shortest = min(height, width)
+        return int(self.size * height / shortest), int(self.size * width / shortest)
+
+    def _cut(self, frame: np.ndarray) -> np.ndarray:
+        """The square in the middle."""
+        top, left = ((length - self.size) // 2 for length in frame.shape[:2])
+        return frame[top : top + self.size, left : left + self.size]
+
+    def _band(self, frame: np.ndarray) -> tuple[np.ndarray, int, int]:
+        """The part of a resized padded square that is not all padding, its top and its left.
+
+        It begins and ends where lines of the square and of its resized self coincide, so that resizing it alone gives
+        what resizing the square gives.
+        """
+        side, axis = max(frame.shape[:2]), int(frame.shape[0] > frame.shape[1])
+        length = frame.shape[axis]
+        common = math.gcd(side, self.size)
+        step, start = side // common, (side - length) // 2
+        reach = math.ceil(2 * max(1, side / self.size)) + 1  # source lines that a resized one can depend on
+        first = max(0, start - reach) // step
+        last = -(-min(side, start + length + reach) // step)
+        band = _filled((last - first) * step, side, axis, self._colour)
+        _lines(band, axis, start - first * step, length)[:] = frame
+        step = self.size // common
+        lines = (last - first) * step
+        if axis:
+            return _by_torch(band, self.size, lines), 0, first * step
+        return _by_torch(band, lines, self.size), first * step, 0
+
+    def _empty(self, count: int) -> np.ndarray:
+        return np.empty((count, 3, self.size, self.size), dtype=np.float32)
+
+    def _normal(self, colour: np.ndarray) -> np.ndarray:
+        """3 1 1: a colour as the encoder sees it."""
+        return ((colour / 255 - self.mean) / self.std).astype(np.float32)[:, None, None]
+
+    def _normalise(self, frame: np.ndarray, out: np.ndarray) -> None:
+        """Writes uint8 H W 3 into float32 3 H W, so many lines at once as stay in the processor's cache."""
+        black, white = (self._normal(np.full(3, value)) for value in (0, 255))
+        scale, shift = torch.from_numpy((white - black) / 255), torch.from_numpy(black)
+        pixels, slot = _tensor(frame).permute(2, 0, 1), torch.from_numpy(out)
+        lines = max(1, _CACHED // frame.shape[1])
+        for part, into in zip(pixels.split(lines, dim=1), slot.split(lines, dim=1), strict=True):
+            into.copy_(part).mul_(scale).add_(shift)
+
+
+def _filled(lines: int, length: int, axis: int, colour: np.ndarray) -> np.ndarray:
+    """One colour, as rows of that length (axis 0) or columns (axis 1)."""
+    filled = np.empty((length, lines, 3) if axis else (lines, length, 3), dtype=np.uint8)
+    filled[:] = np.tile(colour, (filled.shape[1], 1))  # whole rows are copied faster than pixels
+    return filled
+
+
+def _lines(image: np.ndarray, axis: int, start: int, count: int) -> np.ndarray:
+    """Rows (axis 0) or columns (axis 1) of an image."""
+    return image[:, start : start + count] if axis else image[start : start + count]
+
+
+def _padded(frame: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """`frame` in the middle of a square of one colour."""
+    side, axis = max(frame.shape[:2]), int(frame.shape[0] > frame.shape[1])
+    square = _filled(side, side, axis, colour)
+    _lines(square, axis, (side - frame.shape[axis]) // 2, frame.shape[axis])[:] = frame
+    return square
+
+
+def _by_pil(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _by_torch(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    pixels = _tensor(frame).permute(2, 0, 1).unsqueeze(0)  # 1 3 H W; the colours of a pixel stay side by side
+    resized = torch.nn.functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _tensor(frame: np.ndarray) -> Tensor:
+    """The same memory as a tensor, or a copy where NumPy forbids writing to it."""
+    return torch.from_numpy(frame if frame.flags.writeable else frame.copy())
 
 
 def read_image(image: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`mmllm list`: the parts and recipes that names on the command line can mean."""
+"""`mmllm list`: the parts, recipes and published models that names on the command line can mean."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import tyro
 
 from mmllm import registry
 
-Kind = Literal["all", "encoders", "reducers", "tokenizers", "paths", "times", "recipes"]
+Kind = Literal["all", "encoders", "reducers", "tokenizers", "paths", "times", "recipes", "presets"]
+
+
+_HEADS = {"summary": "what it is", "input_size": "pixels"}
 
 
 def list_parts(kind: Annotated[Kind, tyro.conf.Positional] = "all", json: bool = False) -> None:
-    """List the parts that models are made of, with their settings, and the recipes.
+    """List the parts that models are made of, with their settings, the recipes, and published models by short name.
 
     Args:
         kind: which to list.
         json: one JSON object instead of tables.
     """
-    found = {name: _rows(name) for name in get_args(Kind)[1:]}
-    chosen = found if kind == "all" else {kind: found[kind]}
+    chosen = {name: _rows(name) for name in get_args(Kind) if kind in ("all", name) and name != "all"}
     if json:
         print(json_text.dumps(chosen, indent=2))
         return
@@ -31,13 +33,21 @@ def list_parts(kind: Annotated[Kind, tyro.conf.Positional] = "all", json: bool =
 
     console = Console()
     for name, rows in chosen.items():
-        table = Table("name", "what it is", "settings", title=name, title_justify="left", box=box.SIMPLE_HEAD)
+        columns = [_HEADS.get(column, column) for column in rows[0]]
+        table = Table(*columns, title=name, title_justify="left", box=box.SIMPLE_HEAD)
         for row in rows:
-            table.add_row(row["name"], row["summary"], row["settings"])
+            table.add_row(*row.values())
         console.print(table)
 
 
 def _rows(kind: str) -> list[dict[str, str]]:
+    if kind == "presets":
+        from mmllm.presets import PRESETS
+
+        return [
+            {"name": name, **{field: str(value) for field, value in vars(preset).items()}}
+            for name, preset in PRESETS.items()
+        ]
     if kind == "recipes":
         from mmllm.train.recipes import RECIPES
 

@@ -274,7 +274,7 @@ class MmllmProcessor(ProcessorMixin):
             limits: `start_s` and `end_s`, to look at a part only.
         """
         if isinstance(video, VideoClip):
-            return replace(video, frames=np.stack([self.frame_transform.resized(frame) for frame in video.frames]))
+            return replace(video, frames=np.stack([self.frame_transform.video_frame(frame) for frame in video.frames]))
         reader = self.clip_reader()
         return replace(reader, num_frames=num_frames or self.num_frames)(video, **limits)
 
@@ -288,7 +288,8 @@ class MmllmProcessor(ProcessorMixin):
         pixels, mask, times_s = [], [], []
         for clip in clips:
             index = np.minimum(np.arange(longest), len(clip) - 1)
-            pixels.append(self.frame_transform(clip.frames)[index])
+            frames = self.frame_transform.video(clip.frames)
+            pixels.append(frames if len(clip) == longest else frames[index])
             mask.append(np.arange(longest) < len(clip))
             times_s.append(clip.times_s[index])
         inputs = {

@@ -1,4 +1,4 @@
-"""Where a model can come from: the package itself, a folder, or an id on the Hugging Face hub."""
+"""Where a model can come from: the package itself, a folder, a hub id, or a preset that stands for one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmllm.errors import CheckpointError
+from mmllm.fields import closest
+from mmllm.presets import PRESETS
 
 DEFAULT = "default"
 """Names the model that comes with the package, which is also used where no model is named."""
@@ -16,12 +18,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def checked_source(name: str | Path) -> str:
-    """`name`, if it can be a model at all: a folder with a `config.json`, or `owner/name` for the hub.
+    """Where a name leads: a folder with a `config.json`, or `owner/name` for the hub, which a preset stands for.
 
     `default` gives the folder of the packaged model, unless a folder of that name holds a model.
 
     Raises:
-        CheckpointError: if it is neither.
+        CheckpointError: if it is none of them.
     """
     if str(name) == DEFAULT and not (Path(DEFAULT) / "config.json").exists():
         return str(packaged_model())
@@ -32,8 +34,13 @@ def checked_source(name: str | Path) -> str:
         return str(name)
     if folder.exists():
         raise CheckpointError(f"{name}: a model is a folder, not a file")
+    if str(name) in PRESETS:
+        return PRESETS[str(name)].source
     if not _HUB_ID.fullmatch(str(name)):
-        raise CheckpointError(f"{name}: there is no such folder, and a hub id reads owner/name")
+        raise CheckpointError(
+            f"{name}: there is no such folder, a hub id reads owner/name, and no preset is called that; "
+            f"{closest(str(name), [*PRESETS, DEFAULT])}"
+        )
     return str(name)
 
 

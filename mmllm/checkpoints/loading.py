@@ -99,6 +99,23 @@ def local_folder(source: str | Path) -> Path:
         raise CheckpointError(f"{name}: cannot be downloaded from the hub: {problem}") from None
 
 
+def describe(folder: Path) -> tuple[MmllmConfig, MmllmProcessor]:
+    """The configuration and the processor of a model in our layout or its publishers'; no weights are read.
+
+    Raises:
+        CheckpointError: if there is none, or it is of no known family.
+    """
+    if not is_ours(folder):
+        upstream = read_config(folder)
+        family = family_of(upstream)
+        config = family.describe(upstream)
+        return config, family.processor(folder, config)
+    try:
+        return MmllmConfig.from_pretrained(folder), MmllmProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"cannot read a model's configuration from {folder}: {problem}") from None
+
+
 def load(
     source: str | Path, *, allow_pickle: bool = False, **options: Any
 ) -> tuple[MmllmForConditionalGeneration, MmllmProcessor]:

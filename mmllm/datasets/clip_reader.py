@@ -37,7 +37,7 @@ class ClipReader:
         """
         if isinstance(video, (str, Path)) and Path(video).is_dir():
             video = FrameFolder(path=video, fps=self.folder_fps)
-        return sample_uniform(video, self.num_frames, transform=self.transform.resized, **limits)
+        return sample_uniform(video, self.num_frames, transform=self.transform.video_frame, **limits)
 
     def check(self, video: Path) -> None:
         """Reads the clip and forgets it; raises what `__call__` raises."""

@@ -11,6 +11,8 @@ from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 24
 """How many attention weights `received_attention` holds at a time (64 MiB in float32)."""
+_BLOCK_QUERIES = 64
+"""Of how many queries at most."""
 
 
 @torch.no_grad()
@@ -52,7 +54,7 @@ def received_attention(queries: Tensor, keys: Tensor, *, heads: int) -> Tensor:
     keys = rearrange(keys.float(), "f n (h d) -> f h n d", h=heads)
     frames, _, count, width = queries.shape
     received = keys.new_zeros(frames, keys.shape[2])
-    step = max(1, _BLOCK_ELEMENTS // max(1, frames * heads * keys.shape[2]))
+    step = min(_BLOCK_QUERIES, max(1, _BLOCK_ELEMENTS // max(1, frames * heads * keys.shape[2])))
     for start in range(0, count, step):
         logits = torch.einsum("fhqd,fhnd->fhqn", queries[:, :, start : start + step], keys) * width**-0.5
         received += reduce(logits.softmax(-1), "f h q n -> f n", "sum")

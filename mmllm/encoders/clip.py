@@ -28,11 +28,10 @@ from mmllm.encoders.tower import (
     needs_gradient,
     read_scores,
 )
-from mmllm.errors import CheckpointError, ConfigError
+from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.frames import CLIP_MEAN, CLIP_STD, FrameTransform
 from mmllm.registry import register
-from mmllm.sources import checked_source
 from mmllm.tokens import VisualTokens
 
 
@@ -152,23 +151,6 @@ class ClipEncoder(nn.Module):
         """int64, tokens of a frame: the place of each on the grid; one past the last for the class token."""
         patches = torch.arange(self.grid[0] * self.grid[1])
         return torch.cat([patches[-1:] + 1, patches]) if self.config.class_token else patches
-
-    def load_pretrained(self, name: str) -> None:
-        """Loads published weights of this tower from a folder or a hub id.
-
-        Raises:
-            CheckpointError: if there are none, or they are of a tower of other sizes or another activation.
-        """
-        from transformers import CLIPVisionModel
-
-        try:
-            published = CLIPVisionModel.from_pretrained(checked_source(name), dtype=self.tower.dtype)
-        except (OSError, ValueError) as problem:
-            raise CheckpointError(f"cannot load a CLIP vision tower from {name}: {problem}") from None
-        theirs, ours = (tower.config.hidden_act for tower in (published, self.tower))
-        if theirs != ours:
-            raise CheckpointError(f"{name} was trained with activation {theirs!r}, this tower has {ours!r}")
-        load_strictly(self.tower, published.state_dict(), what=f"the CLIP vision tower {self.config}")
 
     def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> FrameOutput:
         blocks = self.tower.encoder.layers

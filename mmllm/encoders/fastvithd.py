@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -27,6 +27,7 @@ from mmllm.encoders.tower import (
     needs_gradient,
     read_scores,
 )
+from mmllm.errors import CheckpointError
 from mmllm.fields import require
 from mmllm.frames import FrameTransform
 from mmllm.registry import register
@@ -49,6 +50,11 @@ class FastVitHdConfig:
     """Width of each stage; the features have twice the last."""
     fit: Literal["crop", "pad", "squash"] = "pad"
     """FastVLM was trained with padded images; transformers' processor crops."""
+    branches: bool = False
+    """Keep the branches of each convolution apart, to train the encoder itself; `fuse` joins them afterwards. Released
+    weights are joined already and cannot be taken apart."""
+    train_batch_norms: bool = False
+    """Let batch norms estimate statistics while the encoder is trained; never while it is frozen."""
     chunk: int = 4
     """Most frames run at once; bounds the memory."""
 
@@ -89,15 +95,23 @@ class FastVitHdEncoder(nn.Module):
         self.config = config
         self.width = 2 * config.dims[-1]
         self.grid = (config.image_size // STRIDE,) * 2
-        self.tower = build_tower(config.layers, config.dims)
+        self.tower = build_tower(config.layers, config.dims, inference=not config.branches)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for all but the batch norms."""
+        """Training mode for all but the batch norms, unless they are to be trained."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        if not (self.config.train_batch_norms and needs_gradient(self)):
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         return self
+
+    def fuse(self) -> None:
+        """Joins the branches of each convolution, which changes no output outside of training."""
+        from timm.utils import reparameterize_model
+
+        self.tower = reparameterize_model(self.tower.eval())
+        self.config = replace(self.config, branches=False)
 
     def forward(
         self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
@@ -129,7 +143,7 @@ class FastVitHdEncoder(nn.Module):
 
     def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> FrameOutput:
         tower, scores = self.tower, {}
-        x = tower.stem(frames.to(tower.final_conv.reparam_conv.weight.dtype))
+        x = tower.stem(frames.to(next(tower.parameters()).dtype))
         for stage in tower.stages[:-1]:
             x = stage(x)
         last = tower.stages[-1]
@@ -152,14 +166,17 @@ class FastVitHdEncoder(nn.Module):
 def load_fastvithd_tower(encoder: FastVitHdEncoder, state: Mapping[str, Tensor]) -> None:
     """Loads FastViTHD weights: Apple's release, transformers' FastVLM or timm, in inference or in training form.
 
-    Weights in training form (several branches of a convolution beside each other) are fused.
+    Weights in training form (several branches of a convolution beside each other) are fused, unless the encoder keeps
+    its branches.
 
     Raises:
         CheckpointError: if the tower is not found, is quantised for other hardware, or a tensor of it is missing,
             unknown or of another shape.
     """
     tower, training_form = tower_of(state)
-    if training_form:
+    if encoder.config.branches and not training_form:
+        raise CheckpointError("these weights have their branches joined; branches = False reads them")
+    if training_form and not encoder.config.branches:
         from timm.utils import reparameterize_model
 
         branched = build_tower(encoder.config.layers, encoder.config.dims, inference=False)

@@ -57,8 +57,7 @@ def tower_of(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
         if any(name == landmark or name.endswith(f".{landmark}") for name in state):
             tower = below(state, landmark, what="FastViTHD")
             tower = to_timm(tower) if release else tower
-            own = ("stem.", "stages.", "final_conv.")
-            return {name: value for name, value in tower.items() if name.startswith(own)}, training_form
+            return {name: value for name, value in tower.items() if not name.startswith("head.")}, training_form
     if any(name.endswith(".scales") for name in state):
         raise CheckpointError("these weights are quantised for Apple hardware (MLX); the safetensors release is needed")
     raise CheckpointError(f"no FastViTHD among {len(state)} tensors: none of {', '.join(_LANDMARKS)} is there")

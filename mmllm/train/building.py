@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmllm import registry
+from mmllm.checkpoints.towers import load_tower
 from mmllm.closed_vocabulary import word_tokenizer
 from mmllm.config import MmllmConfig
 from mmllm.datasets.synthetic.questions import vocabulary
 from mmllm.encoders.tower import load_strictly
-from mmllm.errors import CheckpointError, ConfigError
+from mmllm.errors import CheckpointError
 from mmllm.fields import to_mapping
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.processor import MmllmProcessor, add_special_words
@@ -160,10 +161,11 @@ def _pretrained(name: str) -> tuple[Any, Any]:
 
 
 def _load_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
-    load = getattr(model.encoder, "load_pretrained", None)
-    if load is None:
-        raise ConfigError(f"the encoder {model.config.encoder['name']!r} has no published weights to load from {name}")
-    load(name)
+    own = getattr(model.encoder, "load_pretrained", None)  # an encoder of another package knows how itself
+    if own is not None:
+        own(name)
+    else:
+        load_tower(model.encoder, name)
 
 
 def _load_projector(model: MmllmForConditionalGeneration, file: Path) -> None:

@@ -81,6 +81,27 @@ def test_timm_features(pixels, select_layer):
     torch.testing.assert_close(encoder(pixels).features[:, 0], wanted, rtol=1e-4, atol=1e-5)
 
 
+def relative(got, wanted):
+    return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@pytest.mark.parametrize(("make", "layout"), [(open_clip_tower, "open_clip"), (timm_tower, "timm")])
+def test_the_three_libraries_agree_to_rounding(pixels, make, layout):
+    theirs = make()
+    encoder = ClipEncoder(TINY).eval()
+    load_clip_tower(encoder, theirs.state_dict())
+    options = {"indices": [-2], "intermediates_only": True, "output_fmt": "NLC"}
+    with torch.no_grad():
+        if layout == "timm":
+            wanted = theirs.forward_intermediates(pixels[:, 0], norm=False, **options)[0]
+        else:
+            wanted = theirs.forward_intermediates(pixels[:, 0], stop_early=True, **options)["image_intermediates"][0]
+        original = encoder.tower(pixels[:, 0], output_hidden_states=True).hidden_states[-2][:, 1:]
+    features = encoder(pixels).features[:, 0]
+    assert relative(features, wanted) <= 1e-5
+    assert relative(features, original) <= 1e-5
+
+
 def test_the_wrong_activation_shows(pixels):
     theirs = open_clip_tower()
     outputs = []

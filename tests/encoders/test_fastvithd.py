@@ -1,5 +1,6 @@
 """FastViTHD against the recorded network, in its released and its training form, frozen and not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,12 +78,30 @@ def test_mean_attention_is_that_of_the_block(encoder, pixels):
     torch.testing.assert_close(score[0], seen[0].mean((1, 2)), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("side", "count"), [(256, 16), (512, 64), (768, 144), (1024, 256), (1152, 324), (1280, 400), (1536, 576)]
-)
+SIDES = {256: 16, 512: 64, 768: 144, 1024: 256, 1152: 324, 1280: 400, 1536: 576}
+
+
+@pytest.mark.parametrize(("side", "count"), SIDES.items())
 def test_token_counts(side, count):
-    assert (side // 64) ** 2 == count
-    assert FastVitHdConfig(image_size=side).frames.size == side
+    encoder = FastVitHdEncoder(replace(TINY, image_size=side)).eval()
+    with torch.no_grad():
+        tokens = encoder(torch.rand(1, 1, 3, side, side))
+    assert tokens.shape == (1, 1, count, 128)
+    assert tokens.grid == (side // 64, side // 64)
+
+
+@pytest.mark.parametrize(("side", "count"), SIDES.items())
+def test_token_counts_of_the_released_size(side, count):
+    with torch.device("meta"):
+        encoder = FastVitHdEncoder(FastVitHdConfig(image_size=side)).eval()
+        features = encoder._run(torch.empty(1, 3, side, side), {}).features
+    assert features.shape == (1, count, 3072)
+
+
+@pytest.mark.parametrize("side", [0, 63, 150, 224, 336, 1000, -64])
+def test_other_sizes_are_refused(side):
+    with pytest.raises(ConfigError, match=f"image_size = {side}: must be a positive multiple of 64"):
+        FastVitHdConfig(image_size=side)
 
 
 def test_names_and_sizes_of_the_release():
@@ -91,6 +110,22 @@ def test_names_and_sizes_of_the_release():
     assert len(state) == 628
     released = to_release(state)
     assert len(released) == 628
+    with_heads = len(released) + len(["head.proj"]) + len(["mm_projector.0", "mm_projector.2"]) * 2
+    assert with_heads == 633
+    norms = {name.rsplit(".", 1)[0] for name in state if name.endswith("running_mean")}
+    assert len(norms) == 44
+    shapes = {name: tuple(value.shape) for name, value in released.items()}
+    for number, block in (("0", 1), ("2", 11), ("4", 23), ("7", 3), ("10", 1)):
+        assert f"network.{number}.{block}.convffn.conv.bn.running_var" in shapes
+        assert f"network.{number}.{block + 1}.convffn.conv.bn.running_var" not in shapes
+    assert shapes["patch_embed.0.reparam_conv.weight"] == (96, 3, 3, 3)
+    assert shapes["network.1.proj.0.lkb_reparam.weight"] == (192, 1, 7, 7)
+    assert shapes["network.4.23.token_mixer.reparam_conv.weight"] == (384, 1, 3, 3)
+    assert shapes["network.6.reparam_conv.weight"] == (768, 1, 7, 7)
+    assert shapes["network.10.1.token_mixer.qkv.weight"] == (4608, 1536)
+    assert shapes["network.10.1.convffn.fc1.weight"] == (6144, 1536, 1, 1)
+    assert shapes["conv_exp.reparam_conv.weight"] == (3072, 1, 3, 3)
+    assert shapes["conv_exp.se.reduce.weight"] == (192, 3072, 1, 1)
     assert set(to_timm(released)) == set(state)
     assert "network.3.proj.0.lkb_reparam.weight" in released
     assert "network.9.reparam_conv.bias" in released
@@ -139,7 +174,33 @@ def test_training_form_is_fused(pixels, release):
     load_fastvithd_tower(encoder, state)
     with torch.no_grad():
         wanted = branched.forward_features(pixels[0]).flatten(2).mT
-    torch.testing.assert_close(encoder(pixels).features[0], wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
+    features = encoder(pixels).features[0]
+    assert (features - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    kept = FastVitHdEncoder(replace(TINY, branches=True)).eval()
+    load_fastvithd_tower(kept, state)
+    assert (kept(pixels).features[0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    kept.fuse()
+    assert set(kept.tower.state_dict()) == set(encoder.tower.state_dict())
+    assert (kept(pixels).features[0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_the_training_form_trains(pixels):
+    encoder = FastVitHdEncoder(replace(TINY, branches=True, train_batch_norms=True))
+    before = {name: value.clone() for name, value in encoder.tower.named_buffers()}
+    encoder.train()
+    features = encoder(pixels[:, :2]).features
+    features.square().mean().backward()
+    assert any(not torch.equal(value, before[name]) for name, value in encoder.tower.named_buffers())
+    assert all(weight.grad is not None for weight in encoder.tower.parameters())
+    with torch.no_grad():
+        wanted = encoder.tower.forward_features(pixels[0, :2]).flatten(2).mT
+    torch.testing.assert_close(features[0], wanted, rtol=1e-4, atol=1e-5)
+    encoder.requires_grad_(False).train()
+    frozen = {name: value.clone() for name, value in encoder.tower.named_buffers()}
+    encoder(pixels)
+    assert all(torch.equal(value, frozen[name]) for name, value in encoder.tower.named_buffers())
+    with pytest.raises(CheckpointError, match="branches = False"):
+        load_fastvithd_tower(encoder, STATE)
 
 
 def test_batch_norms_stay_as_they_are(encoder, pixels):

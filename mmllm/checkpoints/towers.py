@@ -1,0 +1,94 @@
+"""Published weights of a vision tower alone, into the encoder of a model.
+
+They may lie in a folder or hub id of transformers, timm or open_clip, in a whole vision-language model, or in one
+safetensors file; what tells the libraries apart are the names of the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmllm.checkpoints.loading import local_folder
+from mmllm.checkpoints.weights import Weights, header
+from mmllm.encoders.clip import load_clip_tower
+from mmllm.encoders.convnext import load_convnext_tower
+from mmllm.encoders.dinov2 import load_dinov2_tower
+from mmllm.encoders.fastvithd import load_fastvithd_tower
+from mmllm.encoders.siglip import load_siglip_tower
+from mmllm.errors import CheckpointError, ConfigError
+from mmllm.sources import read_json
+
+LOADERS: dict[str, Callable[[Any, dict[str, Tensor]], None]] = {
+    "clip": load_clip_tower,
+    "convnext": load_convnext_tower,
+    "dinov2": load_dinov2_tower,
+    "fastvithd": load_fastvithd_tower,
+    "siglip": load_siglip_tower,
+}
+"""Encoder -> what puts weights under any of its published names into it."""
+_LLM = ("lm_head.", "language_model.", "model.language_model.", "model.layers.", "model.embed_tokens.", "text_model.")
+
+
+def load_tower(encoder: Any, source: str | Path, *, allow_pickle: bool = False) -> None:
+    """Puts published weights into an encoder; all its tensors must be there and fit.
+
+    Args:
+        encoder: one of those in `LOADERS`.
+        source: a folder, a hub id, a preset's name, or a safetensors file.
+        allow_pickle: read `.bin` files where there is no safetensors file; their tensors only.
+
+    Raises:
+        CheckpointError: if there are no such weights, or they are of a tower of other sizes or another activation.
+        ConfigError: if the encoder has no published weights.
+    """
+    kind = next((name for name in LOADERS if type(encoder).__module__ == f"mmllm.encoders.{name}"), None)
+    if kind is None:
+        known = ", ".join(LOADERS)
+        raise ConfigError(f"{type(encoder).__name__} has no published weights to load from {source}; {known} have")
+    file = Path(source)
+    if file.suffix == ".safetensors" and not file.is_dir():
+        header(file)
+        folder, state = file.parent, _read(file)
+    else:
+        folder = _folder(source)
+        weights = Weights(folder, allow_pickle=allow_pickle)
+        state = weights.read()
+    if kind == "clip":
+        _check_activation(folder, encoder.config.activation)
+    LOADERS[kind](encoder, {name: tensor for name, tensor in state.items() if not name.startswith(_LLM)})
+
+
+def _folder(source: str | Path) -> Path:
+    """open_clip's folders have a configuration of their own name."""
+    folder = Path(source)
+    return folder if (folder / "open_clip_config.json").is_file() else local_folder(source)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(file)
+
+
+def _check_activation(folder: Path, own: str) -> None:
+    """Refuses weights that were trained with another GELU, as far as the files beside them say.
+
+    Raises:
+        CheckpointError: naming both.
+    """
+    declared = None
+    if (folder / "open_clip_config.json").is_file():
+        described = read_json(folder / "open_clip_config.json").get("model_cfg", {})
+        declared = "quick_gelu" if described.get("quick_gelu") else "gelu"
+    elif (folder / "config.json").is_file():
+        described = read_json(folder / "config.json")
+        if "architecture" in described:  # timm's
+            declared = "quick_gelu" if "quickgelu" in described["architecture"] else "gelu"
+        elif "vision_config" in described or str(described.get("model_type")).startswith("clip"):
+            declared = described.get("vision_config", described).get("hidden_act")
+    if declared is not None and declared != own:
+        raise CheckpointError(f"{folder} was trained with activation {declared!r}, this tower has {own!r}")

@@ -1,0 +1,77 @@
+"""Published models and towers by short name: wherever a model is named, one of these names will do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["model", "encoder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Where published weights are, how they are used, and what was checked about them here."""
+
+    source: str
+    """Id on the Hugging Face hub."""
+    kind: Kind = "model"
+    """A whole model, or the weights of a vision tower (`encoder_weights` of a recipe)."""
+    licence: str
+    """Of the weights, as their publishers state it."""
+    input_size: int
+    """Side of the encoder's square input in pixels."""
+    template: str
+    """How a conversation is written; empty for a tower. A chat template in the model's own folder comes first."""
+    adapter: str
+    """The file that reads the weights: of `mmllm/checkpoints` for a model, of `mmllm/encoders` for a tower."""
+    verified: str
+    """What was compared, with what."""
+
+
+_UNSEEN = "the published weights themselves were not at hand"
+_LLAVA = f"logits and greedy ids of transformers' own class on small random weights; {_UNSEEN}"
+_LITA = f"the original's tokens and transformers' parts put together, on small random weights; {_UNSEEN}"
+_LLAMA2, _APACHE = "Llama 2 Community License", "Apache-2.0"
+
+
+def _tower(source: str, adapter: str, input_size: int, licence: str, compared: str) -> Preset:
+    return Preset(
+        source=source,
+        kind="encoder",
+        licence=licence,
+        input_size=input_size,
+        template="",
+        adapter=adapter,
+        verified=f"features and scores of {compared} on small random weights; {_UNSEEN}",
+    )
+
+
+def _llava(source: str, licence: str = _LLAMA2) -> Preset:
+    return Preset(source=source, licence=licence, input_size=336, template="vicuna", adapter="llava", verified=_LLAVA)
+
+
+PRESETS: dict[str, Preset] = {
+    "llava-1.5-7b": _llava("llava-hf/llava-1.5-7b-hf"),
+    "llava-1.5-13b": _llava("llava-hf/llava-1.5-13b-hf"),
+    "lita-13b": Preset(
+        source="deahuang/lita-vicuna-v1-3-13b",
+        licence="CC-BY-NC-SA-4.0",
+        input_size=224,
+        template="vicuna",
+        adapter="lita",
+        verified=_LITA,
+    ),
+    "clip-vit-l-14": _tower(
+        "openai/clip-vit-large-patch14", "clip", 224, "MIT (OpenAI's repository)", "transformers, open_clip and timm"
+    ),
+    "clip-vit-l-14-336": _tower(
+        "openai/clip-vit-large-patch14-336",
+        "clip",
+        336,
+        "MIT (OpenAI's repository)",
+        "transformers, open_clip and timm",
+    ),
+    "siglip-so400m-384": _tower("google/siglip-so400m-patch14-384", "siglip", 384, _APACHE, "transformers and timm"),
+    "dinov2-giant": _tower("facebook/dinov2-giant", "dinov2", 378, _APACHE, "transformers"),
+    "convnext-xxl": _tower("laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup", "convnext", 576, "MIT", "timm"),
+}
