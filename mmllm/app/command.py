@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from mmllm.app.handlers import Handlers
 
 UNTRAINED = "untrained tiny model"
-UNTRAINED_NOTE = "This model is untrained and answers at random. `mmllm quickstart` trains one in minutes."
+UNTRAINED_NOTE = (
+    "This model is untrained and answers at random. `mmllm quickstart` trains one in minutes, for "
+    "`mmllm demo --model runs/quickstart/model`."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from mmllm.errors import CheckpointError
 
 
 def test_without_a_model_an_untrained_one_is_shown_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmllm.sources.PACKAGED", tmp_path)
     qa, name = load(None)
     assert (name, qa.note) == (UNTRAINED, UNTRAINED_NOTE)
 
