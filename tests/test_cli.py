@@ -43,6 +43,9 @@ def test_every_command_has_help(capsys, verb):
         (["train", "smoke", "--encoder", "tinny"], "did you mean 'tiny'"),
         (["train", "smoke", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["train", "smoke", "--data-root", "nowhere", "--output", "{tmp}/run"], "no train.json there"),
+        (["train", "smoke", "--reducer", "fastervlm:keep=4", "hird:ratio=1"], "did you mean 'hired'"),
+        (["train", "smoke", "--reducer", "atp:depths=0.34+0.67,ratio=0.6"], "set language.questions_per_video = 1"),
+        (["tokens", "--recipe", "quickstart", "--plot", "kept.png"], "name a model, not a recipe"),
         (["eval", "nowhere", "nowhere"], "no annotations there"),
         (["score", "nowhere.jsonl"], "nowhere.jsonl"),
         (["tokens", "--recipe", "quickstart", "--path", "slowfast:pool=0"], "SlowFastConfig.pool = 0"),
@@ -57,6 +60,25 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
     assert len(lines) == 1
     assert said in lines[0]
     assert "Traceback" not in err
+
+
+def test_several_reducers_in_a_row(capsys):
+    reducers = ["uniform:ratio=0.5", "random:keep=3", "video_budget:total=40"]
+    code, out, _ = outcome(
+        capsys,
+        "tokens",
+        "--recipe",
+        "quickstart",
+        "--path",
+        "plain",
+        "--frames",
+        "20",
+        "--json",
+        "--reducer",
+        *reducers,
+    )
+    assert code == 0
+    assert [row["tokens"] for row in json.loads(out)["stages"]] == [320, 160, 60, 40, 40, 40]
 
 
 def test_a_wrong_flag_proposes_the_right_one():

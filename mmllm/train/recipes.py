@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from mmllm import registry
 from mmllm.blending import BlendConfig
 from mmllm.config import LossConfig
 from mmllm.datasets.mixture import MixtureConfig
@@ -120,6 +121,16 @@ class Recipe:
     """Pre-training of the tiny encoder on rendered scenes, before all else; None to skip it."""
     model: ModelConfig = field(default_factory=ModelConfig)
     language: LanguageTraining = field(default_factory=LanguageTraining)
+
+    def __post_init__(self) -> None:
+        for reducer in self.model.reducers:
+            config = registry.config_of("reducer", reducer)
+            part = registry.find("reducer", registry.name_of("reducer", config)).cls
+            if getattr(part, "runs_inside_llm", False) and self.language.questions_per_video > 1:
+                raise ConfigError(
+                    f"{reducer} decides for each question which tokens it needs, so questions cannot share a row: set "
+                    f"language.questions_per_video = 1 (it is {self.language.questions_per_video}) in a --config file"
+                )
 
 
 def quickstart() -> Recipe:
