@@ -303,7 +303,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "position_ids": positions(placed.attention_mask, placed.segments),
         }
         if self.inside_llm is not None:
-            if placed.segments is not None:
+            if placed.segments is not None and int(placed.segments.max()) > 1:
                 raise InputError("a reducer inside the LLM needs questions one by one: set questions_per_video = 1")
             real = placed.attention_mask.bool()
             kwargs["inside_llm"] = self.llm_pass(placed.place, placed.frame, real, placed.labels)

@@ -108,6 +108,17 @@ def test_reducers_work_in_a_row_and_are_saved_with_the_model(build, tmp_path):
     assert kept.index.max() < 16
 
 
+def test_atp_learns_from_rows_of_one_question_as_from_the_question_alone(build):
+    model = build(ATP).train()
+    labels = IDS[1:].masked_fill(torch.arange(6) < 3, -100)
+    row = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    alone, packed = (
+        model(IDS[1:], labels=labels, segment_ids=segments, pixel_values_videos=pixels(1)) for segments in (None, row)
+    )
+    torch.testing.assert_close(packed.loss, alone.loss, rtol=1e-5, atol=1e-6)
+    assert set(packed.losses) == {"token", "atp_depth", "atp_target"}
+
+
 def test_atp_drops_tokens_between_layers_and_nothing_at_thresholds_of_zero(build):
     model, whole = build(ATP), build()
     model.load_state_dict({**model.state_dict(), **whole.state_dict()})

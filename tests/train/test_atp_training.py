@@ -1,0 +1,55 @@
+"""ATP trained through the whole pipeline on rendered clips: as many tokens as it is told, more for some questions."""
+
+import os
+from itertools import pairwise
+
+import pytest
+import torch
+
+from mmllm.answering import VideoQA
+from mmllm.datasets.synthetic.clips import SyntheticConfig
+from mmllm.decisions import watched_for
+from mmllm.evaluation.run import read_benchmark
+from mmllm.placement import place
+from mmllm.train.recipes import DataConfig, DecoderConfig, LanguageTraining, ModelConfig, Recipe
+from mmllm.train.run import train
+
+RATIO, LAYERS = 0.5, 4
+
+
+@pytest.mark.skipif(not os.environ.get("MMLLM_LONG_TESTS"), reason="a minute of training; MMLLM_LONG_TESTS=1 runs it")
+def test_the_number_of_tokens_is_near_its_target_and_differs_between_questions(tmp_path):
+    clips = SyntheticConfig(
+        train_videos=12, val_videos=6, world="basic", families=("visible", "direct"), max_duration_s=20.0
+    )
+    recipe = Recipe(
+        name="atp",
+        data=DataConfig(synthetic=clips),
+        model=ModelConfig(
+            encoder="tiny:width=32,heads=2,channels=16+16+32",
+            reducers=(f"atp:depths=0.25+0.5+0.75,ratio={RATIO},temperature=10+300",),
+            path="plain",
+            decoder=DecoderConfig(width=32, layers=LAYERS, mlp_width=64),
+            num_frames=6,
+        ),
+        language=LanguageTraining(max_steps=240, batch_size=6, learning_rate=0.01, questions_per_video=1),
+    )
+    qa = VideoQA.from_pretrained(train(recipe, tmp_path, workers=1))
+    model, averages, left = qa.model, [], []
+    for question in read_benchmark(tmp_path / "data").questions:
+        watched = qa.watch(question.video)
+        inputs = qa.processor.collate([qa.prompt(question.question, watched.duration_s)])
+        placed = place(inputs["input_ids"], inputs["attention_mask"], watched.seen)
+        current = model.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), None)
+        with torch.no_grad():
+            model.language_model.base_model(
+                inputs_embeds=model.embed(placed.input_ids, placed.visual), inside_llm=current, use_cache=False
+            )
+        averages.append(model.reducers[0].average(current, LAYERS, hard=True).item() / (6 * 16))
+        left.append([decision.kept.sum().item() for _, decision in sorted(current.decided.items())])
+    print(f"average {sum(averages) / len(averages):.3f} of {RATIO}, left behind each stage {left[:6]}")
+    assert sum(averages) / len(averages) == pytest.approx(RATIO, rel=0.05)
+    assert torch.tensor(averages).std() > 0
+    assert all(shallow >= deep for counts in left for shallow, deep in pairwise(counts))
+    seen = watched_for(qa, watched, question.question)
+    assert seen.kept.sum() == left[-1][-1]
