@@ -72,10 +72,13 @@ class SparseDecoder:
     def _run(self, packets: set[int], pending: dict[int, int], deadline: Deadline) -> Iterator[tuple[int, VideoFrame]]:
         """Gives the decoder packets up to the last of `packets`; of those not among them, what others lean on."""
         self._empty = False
-        for position in range(self._source.position, max(packets) + 1):
+        decoder, source = self._decoder, self._source
+        for position in range(source.position, max(packets) + 1):
             deadline.check("decoding")
-            self._decoder.drop_unreferenced(position not in packets)
-            yield from _kept(self._decoder.codec.decode(self._source.next()), pending)
+            decoder.drop_unreferenced(position not in packets)
+            for frame in decoder.codec.decode(source.next()):
+                if frame.pts in pending:
+                    yield _taken(frame, pending)
 
     def _drained(self) -> list[VideoFrame]:
         """The frames that the decoder still holds; it is empty afterwards."""
@@ -96,6 +99,11 @@ def _kept(frames: list[VideoFrame], pending: dict[int, int]) -> Iterator[tuple[i
     """Those frames that are waited for, known by their presentation time."""
     for frame in frames:
         if frame.pts in pending:
-            if frame.is_corrupt:
-                raise NotAsPromised
-            yield pending.pop(frame.pts), frame
+            yield _taken(frame, pending)
+
+
+def _taken(frame: VideoFrame, pending: dict[int, int]) -> tuple[int, VideoFrame]:
+    """Number and frame of one that was waited for."""
+    if frame.is_corrupt:
+        raise NotAsPromised
+    return pending.pop(frame.pts), frame

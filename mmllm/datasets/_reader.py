@@ -169,19 +169,16 @@ class VideoReader(abc.ABC):
             self.limits.check_returned(self.info.source, len(indices), height, width)
         unique, slot = np.unique(indices, return_inverse=True)
         pictures = np.zeros((0, height, width, 3), dtype=np.uint8)
-        got = np.zeros(len(unique), dtype=bool)
-        position = {int(index): i for i, index in enumerate(unique)}
+        left = {int(index): i for i, index in enumerate(unique)}
         for index, picture in self.decode(unique, height_width):
             if transform is not None:
                 picture = transform(picture)
-            if not got.any():
+            if len(left) == len(unique):
                 self.limits.check_returned(self.info.source, len(indices), *picture.shape[:2])
                 pictures = np.empty((len(unique), *picture.shape), dtype=picture.dtype)
-            pictures[position[index]] = picture
-            got[position[index]] = True
-        if not got.all():
-            missing = unique[~got]
-            raise VideoDecodeError(f"{self.info.source}: {len(missing)} frames cannot be decoded, first {missing[0]}")
+            pictures[left.pop(index)] = picture
+        if left:
+            raise VideoDecodeError(f"{self.info.source}: {len(left)} frames cannot be decoded, first {min(left)}")
         if len(unique) != len(indices) or (slot[1:] < slot[:-1]).any():
             pictures = pictures[slot]
         return self._clip(
