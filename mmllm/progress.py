@@ -10,9 +10,11 @@ from typing import Self
 
 from tqdm import tqdm
 
+from mmllm import processes
+
 
 class Progress:
-    """Counts finished pieces of work, as a context manager.
+    """Counts finished pieces of work, as a context manager; of several processes only the main one says so.
 
     Args:
         what: the work in a word or two.
@@ -25,7 +27,7 @@ class Progress:
     def __init__(self, what: str, total: int, unit: str, *, done: int = 0, shown: bool = True) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
         self.started_s = time.monotonic()
-        self.shown = shown and total > 0
+        self.shown = shown and total > 0 and processes.is_main()
         on_terminal = self.shown and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}", disable=not on_terminal)
         self.lines = self.shown and not on_terminal

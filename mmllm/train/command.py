@@ -70,7 +70,7 @@ def train_command(
         changed = replace(changed, seed=seed)
     if steps is not None:
         changed = replace(changed, language=replace(changed.language, max_steps=steps))
-    logging.getLogger("mmllm").setLevel(logging.INFO)
+    logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     folder = output or Path("runs") / changed.name
     finished = train(changed, folder, force=force, report_to=report_to, workers=workers)
     if processes.is_main():

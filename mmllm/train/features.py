@@ -101,7 +101,7 @@ class FeatureCache:
             except InputError as problem:
                 failed[video] = str(problem)
         reading = Quarantine(self.processor.clip_reader(), in_workers(workers))
-        with Progress("encode videos", len(missing), "videos", shown=processes.is_main()) as progress:
+        with Progress("encode videos", len(missing), "videos") as progress:
             clips = []
             for number, clip in reading.outcomes(missing):
                 if isinstance(clip, Failure):

@@ -105,7 +105,9 @@ def finetune(
     processes.wait()
     with only_one(output):
         dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad)
-        qa = VideoQA.from_pretrained(config.model)
+        base = Path(config.model)
+        source = str(base.resolve()) if base.is_dir() else config.model  # adapters remember where their model is
+        qa = VideoQA.from_pretrained(source)
         told = {
             **to_mapping(config),
             "processes": processes.count(),
@@ -138,7 +140,7 @@ def finetune(
         )
 
         def rebuild() -> Any:
-            again = VideoQA.from_pretrained(config.model).model
+            again = VideoQA.from_pretrained(source).model
             return with_adapters(again, training.lora_rank) if training.lora_rank else again
 
         trained = train_language(

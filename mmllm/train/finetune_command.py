@@ -66,7 +66,7 @@ def finetune_command(
     given = {name: value for name, value in training.items() if value is not None}
     told = {name: value for name, value in flags.items() if value is not None}
     chosen = merged(chosen, {**told, "training": given})
-    logging.getLogger("mmllm").setLevel(logging.INFO)
+    logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     folder = output or Path("runs") / f"finetune-{annotations.name.split('.')[0]}"
     finished = finetune(
         chosen, annotations, folder,

@@ -80,7 +80,9 @@ def train(
             log.info("%s is trained already", finished)
             return finished
         data = _data(recipe, output, workers)
-        words = _words(data.dialogue(number) for number in range(WORD_DRAWS)) if isinstance(data, Mixture) else ()
+        words: Sequence[str] = ()
+        if isinstance(data, Mixture) and recipe.model.language_model is None:
+            words = _words(data.dialogue(number) for number in range(WORD_DRAWS))
 
         def build() -> Any:
             model, _ = build_model(recipe.model, recipe.seed, words)
