@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from mmllm import registry
 from mmllm.adapters import base_of, merged_with
-from mmllm.checkpoints.loading import is_ours, load, local_folder
+from mmllm.checkpoints.loading import is_ours, load
+from mmllm.checkpoints.weights import Weights
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.processor import Encoded, MmllmProcessor
 from mmllm.pruning.needs import require_fit
 from mmllm.pruning.overlay import kept_places, ranking_shown
+from mmllm.sources import local_folder
 from mmllm.time_tokens import Answer
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
@@ -79,7 +81,8 @@ class VideoQA:
 
         Args:
             model: one that mmllm saved, or a published one of a family that `mmllm.checkpoints` knows.
-            kwargs: of transformers' `from_pretrained`, and fields of `MmllmConfig` such as `reducers`.
+            kwargs: of transformers' `from_pretrained`, and `reducers` and `path` in place of the model's own; for a
+                published model `allow_pickle`, for one of ours any field of `MmllmConfig`.
 
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
@@ -91,8 +94,11 @@ class VideoQA:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
         if not is_ours(source):
+            stages = {name: kwargs.pop(name, None) for name in ("reducers", "path")}
             published, its_processor = load(source, **kwargs)
-            return cls(published.to(device), its_processor)
+            qa = cls(published.to(device), its_processor)
+            return qa.with_stages(**stages) if any(one is not None for one in stages.values()) else qa
+        Weights(source)  # refuses missing and cut-off files before anything is built
         try:
             loaded, info = MmllmForConditionalGeneration.from_pretrained(source, output_loading_info=True, **kwargs)
             processor = MmllmProcessor.from_pretrained(source)

@@ -50,6 +50,7 @@ class MmllmConfig(PreTrainedConfig):
     Args:
         text_config: configuration of any Hugging Face decoder LLM.
         encoder: frames to patch features, such as `"tiny"` or `{"name": "clip", "image_size": 224, ...}`.
+        image_encoder: a second encoder, for still images only; None where `encoder` sees both.
         reducers: stages that drop or merge tokens, in order, such as `["fastervlm:keep=8"]`.
         visual_tokenizer: features to tokens of the LLM's width, such as `"linear"`.
         path: tokens of all frames to what the LLM reads, such as `"slowfast"`.
@@ -73,6 +74,7 @@ class MmllmConfig(PreTrainedConfig):
 
     text_config: Any = None
     encoder: Any = field(default_factory=lambda: {"name": "tiny"})
+    image_encoder: Any = None
     reducers: list = field(default_factory=list)
     visual_tokenizer: Any = field(default_factory=lambda: {"name": "linear"})
     path: Any = field(default_factory=lambda: {"name": "slowfast"})
@@ -89,6 +91,8 @@ class MmllmConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.encoder = registry.describe("encoder", registry.config_of("encoder", self.encoder))
+        if self.image_encoder is not None:
+            self.image_encoder = registry.describe("encoder", registry.config_of("encoder", self.image_encoder))
         self.reducers = [registry.describe("reducer", registry.config_of("reducer", one)) for one in self.reducers]
         self.visual_tokenizer = registry.describe("tokenizer", registry.config_of("tokenizer", self.visual_tokenizer))
         self.path = registry.describe("path", registry.config_of("path", self.path))

@@ -32,7 +32,7 @@ def stage_costs(
 
     with torch.device("meta"):
         tower = registry.build("encoder", encoder)
-    per_frame = tower.grid[0] * tower.grid[1]
+    per_frame = len(tower.index) if hasattr(tower, "index") else tower.grid[0] * tower.grid[1]
     rows = [
         {
             "stage": f"encoder {_name('encoder', encoder)}",

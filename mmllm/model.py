@@ -24,7 +24,7 @@ from transformers.utils.generic import ModelOutput
 from mmllm import registry
 from mmllm.blending import blend
 from mmllm.config import MmllmConfig
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
 from mmllm.losses import GroundingHead, intervals_of, token_loss
 from mmllm.placement import IGNORED, NOWHERE, Placed, block_mask, fill_in, place, positions
 from mmllm.pruning.inside_llm import LlmPass
@@ -69,6 +69,10 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         width = config.text_config.hidden_size
         self.encoder = registry.build("encoder", config.encoder)
+        self.image_encoder = None if config.image_encoder is None else registry.build("encoder", config.image_encoder)
+        if self.image_encoder is not None and self.image_encoder.width != self.encoder.width:
+            widths = f"{self.image_encoder.width} and {self.encoder.width}"
+            raise ConfigError(f"image_encoder and encoder share a tokenizer, but are {widths} wide")
         self.reducers = nn.ModuleList(registry.build("reducer", one) for one in config.reducers)
         self.visual_tokenizer = registry.build(
             "tokenizer", config.visual_tokenizer, in_width=self.encoder.width, out_width=width, grid=self.encoder.grid
@@ -79,7 +83,8 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
         parts: list[Any] = list(self.reducers)
         for reducer in parts:
-            require_fit(reducer, self.encoder)
+            for encoder in filter(None, (self.encoder, self.image_encoder)):
+                require_fit(reducer, encoder)
             if getattr(reducer, "runs_inside_encoder", False):
                 reducer.prepare(self.encoder)
             if getattr(reducer, "runs_inside_llm", False):
@@ -97,22 +102,29 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         reducers: list[Any] = list(self.reducers)
         return tuple(dict.fromkeys(name for reducer in reducers for name in reducer.scores_needed))
 
-    def encode(self, pixels: Tensor, frame_mask: Tensor | None = None, times_s: Tensor | None = None) -> VisualTokens:
-        """Patch features of pixels (V T 3 S S), with the scores the reducers need."""
+    def encode(
+        self,
+        pixels: Tensor,
+        frame_mask: Tensor | None = None,
+        times_s: Tensor | None = None,
+        encoder: nn.Module | None = None,
+    ) -> VisualTokens:
+        """Patch features of pixels (V T 3 S S), with the scores the reducers need; of `encoder`, or the model's own."""
         options = {} if self.inside_encoder is None else {"inside": self.inside_encoder}
-        tokens = self.encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
+        encoder = self.encoder if encoder is None else encoder
+        tokens = encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
         return tokens.replace(times_s=times_s)
 
     def encode_images(self, pixels: Tensor, tiling: Tensor | None = None) -> VisualTokens:
         """Patch features of images (I 3 S S), or of images in tiles (I K 3 S S) with how each was cut (I 4)."""
         if pixels.ndim == 4:
-            return self.encode(rearrange(pixels, "i c y x -> i 1 c y x"))
+            return self.encode(rearrange(pixels, "i c y x -> i 1 c y x"), encoder=self.image_encoder)
         if tiling is None:
             raise InputError("images in tiles need image_tiling, which the processor gives beside pixel_values")
         cuts = tilings_of(tiling)
         tiles = torch.tensor([cut.partitions for cut in cuts], device=pixels.device)
         there = torch.arange(pixels.shape[1], device=pixels.device) < tiles.unsqueeze(1)  # I K
-        return self.encode(pixels, there).replace(tiling=cuts)
+        return self.encode(pixels, there, encoder=self.image_encoder).replace(tiling=cuts)
 
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
         """What the reducers leave of encoder features."""
@@ -173,8 +185,16 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             seen[self._placeholder("image_token_id")] = self.arrange(self.encode_images(pixel_values, image_tiling))
         if video_features is not None:
+            places = getattr(self.encoder, "index", None)
+            known: dict[str, Any] = {}
+            if places is not None:
+                known["index"] = places.to(video_features.device).expand(video_features.shape[:3])
             videos = VisualTokens(
-                features=video_features, grid=self.encoder.grid, times_s=video_times_s, scores=video_scores or {}
+                features=video_features,
+                grid=self.encoder.grid,
+                times_s=video_times_s,
+                scores=video_scores or {},
+                **known,
             )
             if video_frame_mask is not None:
                 videos = videos.replace(mask=video_frame_mask.unsqueeze(-1).expand(video_features.shape[:3]))

@@ -44,6 +44,28 @@ def checked_source(name: str | Path) -> str:
     return str(name)
 
 
+def local_folder(source: str | Path, *, allow_pickle: bool = False) -> Path:
+    """The folder of a model; one from the hub is downloaded first.
+
+    Args:
+        source: folder or hub id.
+        allow_pickle: download pickled weights, too.
+
+    Raises:
+        CheckpointError: if there is no such folder or hub id.
+    """
+    name = checked_source(source)
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", *(["*.bin"] if allow_pickle else [])]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{name}: cannot be downloaded from the hub: {problem!s:.200}") from None
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The mapping that a JSON file of a model folder holds.
 

@@ -64,7 +64,23 @@ _CHATML = (
 """
 )
 
-TEMPLATES = {"vicuna": _VICUNA, "plain": _PLAIN, "chatml": _CHATML}
+# `[INST] <image>\nQ [/INST] A</s>`, the system's words in front of the first question.
+_MISTRAL = (
+    _TURN
+    + """\
+{{- bos_token -}}
+{%- set said = namespace(system='') -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}{%- set said.system = turn(message, '') ~ '\n' -%}
+{%- elif message['role'] == 'user' -%}[INST] {{ said.system ~ turn(message, '\n') }} [/INST]
+{%- set said.system = '' -%}
+{%- else -%}{{ ' ' ~ turn(message, '') }}{{ eos_token }}
+{%- endif -%}
+{%- endfor -%}
+"""
+)
+
+TEMPLATES = {"vicuna": _VICUNA, "plain": _PLAIN, "chatml": _CHATML, "mistral": _MISTRAL}
 
 
 def template(name: str) -> str:
@@ -82,8 +98,12 @@ _HELPFUL = (
     "A chat between a curious {0} and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the {0}'s questions."
 )
-SYSTEM_PROMPTS = {"vicuna": _HELPFUL.format("user"), "vicuna-human": _HELPFUL.format("human")}
-"""What the system says to Vicuna. LITA was trained with the first, and is evaluated and shown with the second."""
+SYSTEM_PROMPTS = {
+    "vicuna": _HELPFUL.format("user"),
+    "vicuna-human": _HELPFUL.format("human"),
+    "qwen": "You are a helpful assistant.",
+}
+"""What the system says. LITA was trained with the first, and is evaluated and shown with the second."""
 
 
 def named_system_prompt(name: str) -> str:

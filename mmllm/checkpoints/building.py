@@ -20,8 +20,9 @@ from mmllm.encoders.siglip import load_siglip_tower
 from mmllm.encoders.tower import check_fit
 from mmllm.errors import CheckpointError
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.sources import local_folder, read_json
 
-HEAD = "language_model.lm_head."
+HEAD, TOWER_PLACE = "language_model.lm_head.", "encoder.tower."
 
 
 def assemble(
@@ -30,7 +31,8 @@ def assemble(
     table: Table,
     *,
     what: str,
-    apart: Mapping[str, Tensor] | None = None,
+    tower: Mapping[str, Tensor] | None = None,
+    allow_pickle: bool = False,
     **options: Any,
 ) -> MmllmForConditionalGeneration:
     """A model with the weights of a state dict; how it was named is kept in `config.origin`.
@@ -43,7 +45,9 @@ def assemble(
         config: what to build.
         table: where the family has put what.
         what: the family, for messages.
-        apart: weights that the publishers keep elsewhere, under our names, such as a vision tower's.
+        tower: CLIP's or SigLIP's weights under any of their names, for a state dict that lacks its vision tower, as the
+            authors' mostly do; otherwise they are read from where `mm_vision_tower` says, and not written back.
+        allow_pickle: read such a tower from a pickle, too; its tensors only.
         options: of transformers' `from_pretrained`, such as `dtype`; the type of the tensors by default.
 
     Raises:
@@ -56,43 +60,63 @@ def assemble(
     if tied and not config.tie_word_embeddings:
         raise CheckpointError(f"weights do not fit {what}; missing: {table[HEAD][0]}weight")
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
+    apart: dict[str, Tensor] = {}
+    upstream = (config.origin or {}).get("config", {})
+    if TOWER_PLACE in table and TOWER_PLACE not in names and "mm_vision_tower" in upstream:
+        meta = any(tensor.is_meta for tensor in state.values())
+        apart = _tower_apart(config, tower, meta=meta, allow_pickle=allow_pickle)
+        if tower is not None:
+            names[TOWER_PLACE] = table[TOWER_PLACE][-1]
+            state, apart = {**state, **to_theirs(apart, names)}, {}
     config.origin = {**(config.origin or {}), "names": names}
     with torch.device("meta"):
         model = MmllmForConditionalGeneration(config)
     shell = {name: tensor for name, tensor in model.state_dict().items() if not (tied and name.startswith(HEAD))}
     given = {name: tensor for name, tensor in state.items() if not name.endswith(COMPUTED)}
-    wanted = {name: tensor for name, tensor in shell.items() if name not in (apart or {})}
+    wanted = {name: tensor for name, tensor in shell.items() if name not in apart}
     check_fit(given, to_theirs(wanted, {**first_choices(table), **names}), what=what)
-    check_fit(apart or {}, {name: shell[name] for name in apart or {} if name in shell}, what=f"the tower of {what}")
     if any(tensor.is_meta for tensor in given.values()):
         return model.eval()
-    ours = {**to_ours(state, names), **(apart or {})}
+    ours = {**to_ours(state, names), **apart}
     options.setdefault("dtype", ours["language_model.model.embed_tokens.weight"].dtype)
     return _filled(config, ours, options)
 
 
-def tower_apart(config: MmllmConfig, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def _tower_apart(
+    config: MmllmConfig, given: Mapping[str, Tensor] | None, *, meta: bool, allow_pickle: bool
+) -> dict[str, Tensor]:
     """A CLIP or SigLIP tower that a checkpoint lacks, under our names: what is given, or what `mm_vision_tower` names.
-
-    Args:
-        config: the model's configuration.
-        given: the tower's weights under any of the names that `load_clip_tower` knows.
 
     Raises:
         CheckpointError: if there are no such weights, or they do not fit the tower that the configuration describes.
     """
     if given is None:
-        name = str((config.origin or {}).get("config", {}).get("mm_vision_tower", ""))
-        if not name or not Path(name).is_dir():
-            raise CheckpointError(
-                f"this checkpoint has no vision tower, and mm_vision_tower = {name!r} is no folder to read it from: "
-                "put the tower's own files on this machine and name their folder there"
-            )
-        given = Weights(Path(name)).read()
-    encoder = registry.build("encoder", config.encoder)
+        origin = config.origin or {}
+        name = origin.get("tower") or origin["config"]["mm_vision_tower"]
+        try:
+            weights = Weights(local_folder(name, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
+        except CheckpointError as problem:
+            raise CheckpointError(f"this checkpoint has no vision tower of its own, and {problem}") from None
+        _same_activation(config, weights.folder)
+        given = weights.meta if meta else weights.read()
+    with torch.device("meta" if meta else "cpu"):
+        encoder = registry.build("encoder", config.encoder)
     load = load_siglip_tower if config.encoder["name"] == "siglip" else load_clip_tower
     load(encoder, given)
-    return {f"encoder.tower.{name}": tensor for name, tensor in encoder.tower.state_dict().items()}
+    return {TOWER_PLACE + name: tensor for name, tensor in encoder.tower.state_dict().items()}
+
+
+def _same_activation(config: MmllmConfig, folder: Path) -> None:
+    """Refuses a tower that was trained with another activation than it would be run with."""
+    if "activation" not in config.encoder or not (folder / "config.json").is_file():
+        return
+    described = read_json(folder / "config.json")
+    theirs, ours = (
+        described.get("vision_config", described).get("hidden_act", "quick_gelu"),
+        config.encoder["activation"],
+    )
+    if theirs != ours:
+        raise CheckpointError(f"{folder}: this tower was trained with activation {theirs!r}, the model has {ours!r}")
 
 
 def _filled(config: MmllmConfig, state: dict[str, Tensor], options: dict[str, Any]) -> MmllmForConditionalGeneration:

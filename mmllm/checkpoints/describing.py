@@ -29,6 +29,12 @@ TOWERS: dict[str, ClipConfig | SiglipConfig] = {
 """Towers that the authors' files name and do not describe."""
 
 
+STILL_IMAGES = (
+    "this model was trained on still images: the frames of a video are read one after another, each as an image, and "
+    "it was never taught times"
+)
+
+
 def is_original(upstream: Mapping[str, Any]) -> bool:
     """Whether this is a LLaVA of the authors' layout, and none of the systems that were derived from it."""
     derived = ("num_time_tokens", "time_token_ids", "query_abstractor_type")
@@ -79,7 +85,7 @@ def ported(upstream: Mapping[str, Any], *, family: str, **changes: Any) -> Mmllm
     demand(config.to_dict(), family, projector_hidden_act=("gelu",), multimodal_projector_bias=(True,))
     described = {
         "text_config": config.text_config.to_dict(),
-        "encoder": registry.describe("encoder", tower(config)),
+        "encoder": None if "encoder" in changes else registry.describe("encoder", tower(config)),
         "visual_tokenizer": "mlp",
         "path": "plain",
         "num_time_tokens": 0,
@@ -124,7 +130,7 @@ def tower(config: Any) -> ClipConfig | SiglipConfig:
     raise CheckpointError(f"vision tower {vision['model_type']!r}: known are 'clip_vision_model' and SigLIP's")
 
 
-def original(upstream: Mapping[str, Any], *, family: str, **changes: Any) -> MmllmConfig:
+def original(upstream: Mapping[str, Any], folder: Path | None = None, *, family: str, **changes: Any) -> MmllmConfig:
     """Our configuration of the authors' `config.json`; its vision tower may be named, or be a folder beside it.
 
     Raises:
@@ -137,15 +143,21 @@ def original(upstream: Mapping[str, Any], *, family: str, **changes: Any) -> Mml
     text = text_config(upstream)
     described = {
         "text_config": text,
-        "encoder": registry.describe("encoder", original_tower(upstream)) if "encoder" not in changes else None,
+        "encoder": None if "encoder" in changes else registry.describe("encoder", original_tower(upstream, folder)),
         "visual_tokenizer": "mlp",
         "path": "plain",
         "num_time_tokens": 0,
         "image_token_id": text["vocab_size"] + 1,
         "video_token_id": text["vocab_size"],
-        "origin": {"family": family, "config": dict(upstream)},
+        "origin": {"family": family, "config": dict(upstream), "tower": str(_beside(upstream, folder))},
     }
     return MmllmConfig(**{**described, **changes})
+
+
+def _beside(upstream: Mapping[str, Any], folder: Path | None) -> Path | str:
+    """The folder that `mm_vision_tower` means, seen from the model's own, or its text."""
+    name = str(upstream.get("mm_vision_tower") or upstream.get("mm_image_tower"))
+    return folder / name if folder is not None and (folder / name).is_dir() else name
 
 
 def text_config(upstream: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,9 +177,9 @@ def text_config(upstream: Mapping[str, Any]) -> dict[str, Any]:
     return dict(cls(**fields).to_dict())
 
 
-def original_tower(upstream: Mapping[str, Any]) -> ClipConfig | SiglipConfig:
+def original_tower(upstream: Mapping[str, Any], folder: Path | None = None) -> ClipConfig | SiglipConfig:
     """The tower that `mm_vision_tower` names or points to, with the layer and the padding that the file asks for."""
-    name = str(upstream["mm_vision_tower"])
+    name = str(_beside(upstream, folder))
     layer = int(upstream.get("mm_vision_select_layer", -2))
     known = TOWERS.get(name)
     if known is None:

@@ -19,7 +19,7 @@ from transformers import LlamaConfig
 
 from mmllm import registry
 from mmllm.checkpoints import building, describing
-from mmllm.checkpoints.names import LLM, Table, to_theirs
+from mmllm.checkpoints.names import LLM, Table
 from mmllm.checkpoints.processing import processor_of
 from mmllm.config import MmllmConfig
 from mmllm.encoders.clip import ClipConfig
@@ -33,7 +33,7 @@ NAME = "lita"
 TABLE: Table = {
     **LLM,
     "visual_tokenizer.": (PROJECTOR,),
-    "encoder.tower.": (TOWER, "model.vision_tower.vision_tower."),
+    "encoder.tower.": ("model.vision_tower.vision_tower.", TOWER),
 }
 _LLAMA = {
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -77,7 +77,7 @@ def lita_config(upstream: Mapping[str, Any], encoder: ClipConfig | None = None) 
         time_token_ids=ids,
         video_token_id=vocabulary,
         image_token_id=vocabulary + 1,
-        origin={"family": NAME, "config": dict(upstream)},
+        origin={"family": NAME, "config": {"mm_vision_tower": "", **upstream}},
     )
 
 
@@ -86,9 +86,9 @@ def recognises(upstream: Mapping[str, Any]) -> bool:
     return "mm_vision_tower" in upstream and "num_time_tokens" in upstream
 
 
-def describe(upstream: Mapping[str, Any]) -> MmllmConfig:
+def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmConfig:
     """Our configuration of a LITA `config.json`, with the tower that it names."""
-    tower = describing.original_tower(upstream)
+    tower = describing.original_tower(upstream, folder)
     if not isinstance(tower, ClipConfig):
         raise CheckpointError(f"mm_vision_tower = {upstream['mm_vision_tower']!r} is no CLIP tower, as LITA's is")
     return lita_config(upstream, tower)
@@ -114,13 +114,7 @@ def from_upstream(
     config = describing.ours(config, describe)
     if config.encoder["name"] != "clip" or config.visual_tokenizer["name"] != "linear":
         raise ConfigError("a LITA checkpoint needs the clip encoder and the linear projector")
-    apart = None
-    if not any("vision_tower." in name for name in state):
-        apart = building.tower_apart(config, tower)
-        if tower is not None:  # then it is written back, too
-            state = {**state, **to_theirs(apart, {"encoder.tower.": TOWER})}
-            apart = None
-    return building.assemble(state, config, TABLE, what="LITA", apart=apart, **options)
+    return building.assemble(state, config, TABLE, what="LITA", tower=tower, **options)
 
 
 def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
@@ -131,4 +125,13 @@ def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
 def processor(folder: Path, config: MmllmConfig) -> MmllmProcessor:
     """The processor for a folder's tokenizer, with LITA's prompt and number of frames."""
     frames = int(config.path.get("image_frames", 100))
-    return processor_of(folder, config, chat_template="vicuna", num_frames=frames, own_template=False, whole_text=False)
+    return processor_of(
+        folder,
+        config,
+        chat_template="vicuna",
+        system_prompt="vicuna-human",
+        num_frames=frames,
+        own_template=False,
+        own_preprocessing=False,
+        whole_text=False,
+    )

@@ -35,24 +35,22 @@ def recognises(upstream: Mapping[str, Any]) -> bool:
     return describing.is_original(upstream) and not describing.is_tiled(upstream)
 
 
-def describe(upstream: Mapping[str, Any]) -> MmllmConfig:
+def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmConfig:
     """Our configuration of a `config.json` of either layout.
 
     Raises:
         CheckpointError: if it asks for something that this family does not have here.
     """
     if describing.is_original(upstream):
-        return describing.original(upstream, family=NAME)
-    return describing.ported(upstream, family=NAME)
+        return describing.original(upstream, folder, family=NAME, training_note=describing.STILL_IMAGES)
+    return describing.ported(upstream, family=NAME, training_note=describing.STILL_IMAGES)
 
 
 def from_upstream(
     state: Mapping[str, Tensor], config: MmllmConfig | Mapping[str, Any], **options: Any
 ) -> MmllmForConditionalGeneration:
     """A model with the weights of a LLaVA-1.5 state dict of either layout; see `building.assemble`."""
-    config = describing.ours(config, describe)
-    apart = None if any("vision_tower." in name for name in state) else building.tower_apart(config)
-    return building.assemble(state, config, TABLE, what="LLaVA-1.5", apart=apart, **options)
+    return building.assemble(state, describing.ours(config, describe), TABLE, what="LLaVA-1.5", **options)
 
 
 def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
@@ -67,7 +65,9 @@ def processor(folder: Path, config: MmllmConfig) -> MmllmProcessor:
         folder,
         config,
         chat_template="vicuna",
+        system_prompt="vicuna" if original else "",
         num_frames=frames_that_fit(config),
         own_template=not original,
+        own_preprocessing=not original,
         whole_text=not original,
     )

@@ -17,7 +17,7 @@ from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.processor import MmllmProcessor
-from mmllm.sources import checked_source, read_json
+from mmllm.sources import local_folder, read_json
 
 
 class Family(Protocol):
@@ -28,8 +28,8 @@ class Family(Protocol):
     def recognises(self, upstream: Mapping[str, Any]) -> bool:
         """Whether a `config.json` is this family's."""
 
-    def describe(self, upstream: Mapping[str, Any]) -> MmllmConfig:
-        """Our configuration of it."""
+    def describe(self, upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmConfig:
+        """Our configuration of it; the files beside it may say more."""
 
     def from_upstream(
         self, state: Mapping[str, Tensor], config: MmllmConfig | Mapping[str, Any], **options: Any
@@ -82,21 +82,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def local_folder(source: str | Path) -> Path:
-    """The folder of a model; one from the hub is downloaded first.
+def described(folder: Path) -> tuple[Family, MmllmConfig, MmllmProcessor]:
+    """The family of a published model's folder, its configuration and its processor; no weights are looked at.
 
     Raises:
-        CheckpointError: if there is no such folder or hub id.
+        CheckpointError: naming what is wrong.
     """
-    name = checked_source(source)
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]))
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{name}: cannot be downloaded from the hub: {problem}") from None
+    upstream = read_config(folder)
+    family = family_of(upstream)
+    config = family.describe(upstream, folder)
+    processor = family.processor(folder, config)
+    config.image_token_id, config.video_token_id = processor.image_token_id, processor.video_token_id
+    return family, config, processor
 
 
 def describe(folder: Path) -> tuple[MmllmConfig, MmllmProcessor]:
@@ -106,10 +103,8 @@ def describe(folder: Path) -> tuple[MmllmConfig, MmllmProcessor]:
         CheckpointError: if there is none, or it is of no known family.
     """
     if not is_ours(folder):
-        upstream = read_config(folder)
-        family = family_of(upstream)
-        config = family.describe(upstream)
-        return config, family.processor(folder, config)
+        _, config, processor = described(folder)
+        return config, processor
     try:
         return MmllmConfig.from_pretrained(folder), MmllmProcessor.from_pretrained(folder)
     except (OSError, ValueError) as problem:
@@ -127,23 +122,18 @@ def load(
     Args:
         source: folder or hub id.
         allow_pickle: read `.bin` files where there is no safetensors file; their tensors only.
-        options: of transformers' `from_pretrained`, such as `dtype`, and fields of `MmllmConfig` such as `reducers`.
+        options: of transformers' `from_pretrained`, such as `dtype`.
 
     Raises:
         CheckpointError: naming what is wrong.
     """
-    folder = local_folder(source)
-    upstream = read_config(folder)
-    family = family_of(upstream)
-    config = family.describe(upstream)
-    for name in [name for name in options if name in ("reducers", "path")]:
-        config = type(config)(**{**config.to_dict(), name: options.pop(name)})
+    folder = local_folder(source, allow_pickle=allow_pickle)
+    family, config, processor = described(folder)
     weights = Weights(folder, allow_pickle=allow_pickle)
-    processor = family.processor(folder, config)
-    config.image_token_id, config.video_token_id = processor.image_token_id, processor.video_token_id
-    family.from_upstream(weights.meta, config)
     if options.get("dtype") == "auto":
-        options.pop("dtype")
+        options.pop("dtype")  # then that of the weights
+    options["allow_pickle"] = allow_pickle
+    family.from_upstream(weights.meta, config, **options)
     model = family.from_upstream(weights.read(), config, **options)
     _stop_tokens(model, folder)
     return model, processor

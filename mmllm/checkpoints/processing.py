@@ -24,6 +24,7 @@ def processor_of(
     chat_template: str,
     num_frames: int,
     own_template: bool = True,
+    own_preprocessing: bool = True,
     whole_text: bool = True,
     **fields: Any,
 ) -> MmllmProcessor:
@@ -35,6 +36,7 @@ def processor_of(
         chat_template: name of our template, where the folder has none of its own for images.
         num_frames: frames sampled of a video.
         own_template: use the folder's own chat template, if it has one.
+        own_preprocessing: prepare images as the folder's own files say, if there are any; otherwise as `config` does.
         whole_text: as in `MmllmProcessor`.
         fields: more of its arguments.
 
@@ -48,7 +50,7 @@ def processor_of(
         known = max(tokenizer.get_vocab().values()) + 1
         raise CheckpointError(f"{folder}: the tokenizer has {known} ids, the embedding table {rows} rows")
     add_special_words(tokenizer, config.num_time_tokens)
-    images, videos = _described(folder)
+    images, videos = _described(folder) if own_preprocessing else (None, None)
     transform = config.stage("encoder").frames
     if images is not None:
         transform = frame_transform(videos or images, transform.size)
@@ -94,6 +96,13 @@ def _described(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | No
     if videos is None and (folder / "video_preprocessor_config.json").exists():
         videos = read_json(folder / "video_preprocessor_config.json")
     return images, videos
+
+
+def image_size(folder: Path) -> int | None:
+    """Side in pixels of the images that a folder's own files prepare; None if they do not say."""
+    described = _described(folder)[0] or {}
+    size = described.get("crop_size") or described.get("size") or {}
+    return size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")
 
 
 def frame_transform(described: Mapping[str, Any], size: int) -> FrameTransform:
@@ -143,15 +152,18 @@ def _own_template(folder: Path, tokenizer: Any) -> str | None:
     return next((text for text in texts if isinstance(text, str) and "image" in text), None)
 
 
-def frames_that_fit(config: MmllmConfig, *, most: int = 8, text: int = 512) -> int:
+def frames_that_fit(config: MmllmConfig, *, tokens_per_frame: int | None = None, most: int = 8, text: int = 512) -> int:
     """How many frames of a video a model of still images can read at once: their tokens must leave room for text.
 
     Args:
         config: the model's configuration.
+        tokens_per_frame: the encoder's patches if None.
         most: no more than this, however long the context is.
         text: positions left for the question and the answer.
     """
-    with torch.device("meta"):
-        grid = registry.build("encoder", config.encoder).grid
+    if tokens_per_frame is None:
+        with torch.device("meta"):
+            grid = registry.build("encoder", config.encoder).grid
+        tokens_per_frame = grid[0] * grid[1]
     room = getattr(config.text_config, "max_position_embeddings", None) or 2048
-    return max(1, min(most, (room - text) // (grid[0] * grid[1])))
+    return max(1, min(most, (room - text) // tokens_per_frame))

@@ -55,6 +55,9 @@ class FastVitHdConfig:
     weights are joined already and cannot be taken apart."""
     train_batch_norms: bool = False
     """Let batch norms estimate statistics while the encoder is trained; never while it is frozen."""
+    clip_width: int | None = None
+    """Width of the CLIP head that the release's weights carry along; it takes no part, and is kept to be written back.
+    None without one."""
     chunk: int = 4
     """Most frames run at once; bounds the memory."""
 
@@ -66,6 +69,7 @@ class FastVitHdConfig:
         require(all(width > 0 for width in self.dims) and attending, self, "dims",
                 f"positive, the last two multiples of {HEAD_WIDTH}")  # fmt: skip
         require(self.chunk > 0, self, "chunk", "positive")
+        require(self.clip_width is None or self.clip_width > 0, self, "clip_width", "positive")
 
     @property
     def frames(self) -> FrameTransform:
@@ -73,14 +77,19 @@ class FastVitHdConfig:
         return FrameTransform(size=self.image_size, fit=self.fit, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def build_tower(layers: tuple[int, ...], dims: tuple[int, ...], *, inference: bool = True) -> Any:
-    """timm's network of that size, without its CLIP head; `inference` is the form in which it was released."""
+def build_tower(
+    layers: tuple[int, ...], dims: tuple[int, ...], *, inference: bool = True, clip_width: int | None = None
+) -> Any:
+    """timm's network of that size, with a CLIP head of that width if any; `inference` is the form of the release."""
     import timm
 
     tower: Any = timm.create_model(
-        "fastvit_mci3", layers=layers, embed_dims=dims, num_classes=0, inference_mode=inference
+        "fastvit_mci3", layers=layers, embed_dims=dims, num_classes=clip_width or 0, inference_mode=inference
     )
-    tower.head = nn.Identity()
+    if clip_width is None:
+        tower.head = nn.Identity()
+    else:
+        tower.head.requires_grad_(False)
     return tower
 
 
@@ -95,7 +104,9 @@ class FastVitHdEncoder(nn.Module):
         self.config = config
         self.width = 2 * config.dims[-1]
         self.grid = (config.image_size // STRIDE,) * 2
-        self.tower = build_tower(config.layers, config.dims, inference=not config.branches)
+        self.tower = build_tower(
+            config.layers, config.dims, inference=not config.branches, clip_width=config.clip_width
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for all but the batch norms, unless they are to be trained."""
@@ -173,13 +184,27 @@ def load_fastvithd_tower(encoder: FastVitHdEncoder, state: Mapping[str, Tensor])
         CheckpointError: if the tower is not found, is quantised for other hardware, or a tensor of it is missing,
             unknown or of another shape.
     """
+    if not encoder.config.branches:
+        load_strictly(encoder.tower, inference_form(encoder.config, state), what="FastViTHD")
+        return
     tower, training_form = tower_of(state)
-    if encoder.config.branches and not training_form:
+    if not training_form:
         raise CheckpointError("these weights have their branches joined; branches = False reads them")
-    if training_form and not encoder.config.branches:
-        from timm.utils import reparameterize_model
+    load_strictly(encoder.tower, tower, what="FastViTHD in training form")
 
-        branched = build_tower(encoder.config.layers, encoder.config.dims, inference=False)
-        load_strictly(branched, tower, what="FastViTHD in training form")
-        tower = reparameterize_model(branched.eval()).state_dict()
-    load_strictly(encoder.tower, tower, what="FastViTHD")
+
+def inference_form(config: FastVitHdConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tower in a state dict under timm's names, its branches fused if it is in training form; without CLIP head.
+
+    Raises:
+        CheckpointError: as `load_fastvithd_tower`.
+    """
+    tower, training_form = tower_of(state)
+    if not training_form:
+        return tower
+    from timm.utils import reparameterize_model
+
+    with next(iter(tower.values())).device:
+        branched = build_tower(config.layers, config.dims, inference=False)
+    load_strictly(branched, tower, what="FastViTHD in training form")
+    return dict(reparameterize_model(branched.eval()).state_dict())

@@ -1,0 +1,110 @@
+"""MQT's elastic resampler: any first few of its learned queries summarise a frame (Matryoshka Query Transformer).
+
+As published, queries and keys see positions only, never the picture: the attention is a constant of the weights, a
+fixed pooling for each head. `content_keys` lets the keys see the patches, for training something new.
+
+B videos or images, T frames, N patches of a frame, H W patch grid, Q queries, M queries used, C encoder width, D LLM
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from mmllm.errors import InputError
+from mmllm.fields import require
+from mmllm.registry import register
+from mmllm.tokens import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class MqtConfig:
+    """MQT-LLaVA (NeurIPS 2024); the defaults are the published resampler."""
+
+    tokens: int = 256
+    """Tokens of a frame: the first so many queries are used."""
+    queries: int = 256
+    """Learned queries, a square number: each has its cell on a square grid of positions."""
+    heads: int = 16
+    elastic: bool = False
+    """In training, draw an even number of tokens anew for each batch, from 2 to `queries` (the second stage)."""
+    content_keys: bool = False
+    """Keys of positions and patches; not as published."""
+
+    def __post_init__(self) -> None:
+        side = math.isqrt(max(self.queries, 0))
+        require(self.queries > 0 and side * side == self.queries, self, "queries", "a positive square number")
+        require(1 <= self.tokens <= self.queries, self, "tokens", f"1 to queries = {self.queries}")
+        require(self.heads > 0, self, "heads", "positive")
+        require(not self.elastic or self.queries >= 2, self, "elastic", "at least two queries")
+
+
+@register("tokenizer", "mqt", config=MqtConfig)
+class MqtResampler(nn.Module):
+    """Elastic resampler: the first 1 to 256 of its learned queries summarise a frame (MQT-LLaVA)."""
+
+    def __init__(self, config: MqtConfig, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        if in_width % 4 or in_width % config.heads:
+            raise InputError(f"mqt needs features of a width divisible by 4 and by heads = {config.heads}: {in_width}")
+        self.config = config
+        positions = sincos_positions(math.isqrt(config.queries), in_width)
+        self.pos_embed = nn.Parameter(positions.half().float(), requires_grad=False)  # published rounded
+        self.query = nn.Parameter(nn.init.trunc_normal_(torch.empty(config.queries, in_width), std=0.02))
+        self.attn = nn.MultiheadAttention(in_width, config.heads, batch_first=True)
+        self.ln_q, self.ln_k, self.ln_v = (nn.LayerNorm(in_width, eps=1e-6) for _ in range(3))
+        self.proj = nn.Parameter(torch.randn(in_width, out_width) * out_width**-0.5)
+
+    def forward(self, tokens: VisualTokens) -> VisualTokens:
+        """1D tokens B T M D of features B T N C, whole or reduced.
+
+        Raises:
+            InputError: for features of another width, or without a patch grid.
+        """
+        b, t, _, width = tokens.shape
+        if width != self.query.shape[1] or tokens.grid is None:
+            raise InputError(
+                f"mqt needs features of width {self.query.shape[1]} on a patch grid, not {width} on {tokens.grid}"
+            )
+        features = rearrange(tokens.features, "b t n c -> (b t) n c")
+        index = rearrange(tokens.index, "b t n -> (b t) n").clamp(max=tokens.grid[0] * tokens.grid[1] - 1)
+        keys = self.key_positions(tokens.grid)[index].to(features.dtype)
+        queries = self.ln_q(self.query + self.pos_embed)[: self.count()]
+        frame_there = rearrange(tokens.mask.any(-1), "b t -> (b t) 1")
+        gone = ~rearrange(tokens.mask, "b t n -> (b t) n") & frame_there  # a frame that is padding sees all of itself
+        mixed, _ = self.attn(
+            repeat(queries, "m c -> f m c", f=b * t).to(features.dtype),
+            self.ln_k(keys + features if self.config.content_keys else keys),
+            self.ln_v(features),
+            key_padding_mask=gone if bool(gone.any()) else None,
+            need_weights=False,
+        )
+        out = (mixed @ self.proj).unflatten(0, (b, t))  # B T M D
+        mask = repeat(tokens.mask.any(-1), "b t -> b t m", m=out.shape[2])
+        return VisualTokens(features=out, grid=None, mask=mask, times_s=tokens.times_s)
+
+    def count(self) -> int:
+        """How many queries this forward pass uses."""
+        if self.training and self.config.elastic:
+            return 2 * int(torch.randint(1, self.config.queries // 2 + 1, ()))
+        return self.config.tokens
+
+    def key_positions(self, grid: tuple[int, int]) -> Tensor:
+        """Positions H W of a patch grid, (H W) C: the queries' own, resampled bicubically in float32."""
+        side = math.isqrt(self.config.queries)
+        square = rearrange(self.pos_embed.float(), "(h w) c -> 1 c h w", h=side)
+        resized = nn.functional.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+        return rearrange(resized, "1 c h w -> (h w) c").to(self.pos_embed.dtype)
+
+
+def sincos_positions(side: int, width: int) -> Tensor:
+    """Sines and cosines of the column, then of the row, of each cell of a square grid: float32, (side side) width."""
+    frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(side, dtype=torch.float64).unsqueeze(1) * frequency  # side, width/4
+    line = torch.cat([angle.sin(), angle.cos()], dim=1)
+    rows, cols = repeat(line, "h c -> (h w) c", w=side), repeat(line, "w c -> (h w) c", h=side)
+    return torch.cat([cols, rows], dim=1).float()
