@@ -218,7 +218,11 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for placeholder in (self.config.image_token_id, self.config.video_token_id):
             if placeholder is not None:
                 is_visual |= input_ids == placeholder
-        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_visual, 0))
+        table = self.get_input_embeddings()
+        embeddings = table(input_ids.masked_fill(is_visual & (input_ids >= len(table.weight)), 0))
+        is_visual &= (
+            is_visual.cumsum(dim=1) <= visual.shape[1]
+        )  # a placeholder that was generated is a word like others
         return fill_in(embeddings, is_visual, visual)
 
     # --- transformers' interface ----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +53,6 @@ def assemble(
         CheckpointError: listing what is missing, left over or of another shape.
     """
     names = found(state, table)
-    config = copy.deepcopy(config)
     # whatever the configuration says: a head that is in the file is used, one that is not is the embedding table
     tied = HEAD not in names
     if tied and not config.tie_word_embeddings:
@@ -111,10 +109,8 @@ def _same_activation(config: MmllmConfig, folder: Path) -> None:
     if "activation" not in config.encoder or not (folder / "config.json").is_file():
         return
     described = read_json(folder / "config.json")
-    theirs, ours = (
-        described.get("vision_config", described).get("hidden_act", "quick_gelu"),
-        config.encoder["activation"],
-    )
+    theirs = described.get("vision_config", described).get("hidden_act", "quick_gelu")
+    ours = config.encoder["activation"]
     if theirs != ours:
         raise CheckpointError(f"{folder}: this tower was trained with activation {theirs!r}, the model has {ours!r}")
 

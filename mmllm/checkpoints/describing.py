@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,9 @@ def is_tiled(upstream: Mapping[str, Any]) -> bool:
 
 
 def ours(config: MmllmConfig | Mapping[str, Any], describe: Callable[[Mapping[str, Any]], MmllmConfig]) -> MmllmConfig:
-    """`config` itself if it is ours, what `describe` makes of it if it is theirs."""
+    """A copy of `config` if it is ours, what `describe` makes of it if it is theirs."""
     if isinstance(config, MmllmConfig):
-        return config
+        return copy.deepcopy(config)
     return describe(config.to_dict() if hasattr(config, "to_dict") else config)
 
 
@@ -82,15 +83,17 @@ def ported(upstream: Mapping[str, Any], *, family: str, **changes: Any) -> Mmllm
         CheckpointError: if the file is inconsistent or asks for something unsupported.
     """
     config = resolved(upstream)
+    text = config.text_config
+    tied = config.tie_word_embeddings or text.tie_word_embeddings
     demand(config.to_dict(), family, projector_hidden_act=("gelu",), multimodal_projector_bias=(True,))
     described = {
-        "text_config": config.text_config.to_dict(),
+        "text_config": {**text.to_dict(), "tie_word_embeddings": tied},
         "encoder": None if "encoder" in changes else registry.describe("encoder", tower(config)),
         "visual_tokenizer": "mlp",
         "path": "plain",
         "num_time_tokens": 0,
         "image_token_id": config.image_token_id,
-        "video_token_id": getattr(config, "video_token_id", config.text_config.vocab_size),
+        "video_token_id": getattr(config, "video_token_id", text.vocab_size),
         "origin": {"family": family, "config": dict(upstream)},
     }
     return MmllmConfig(**{**described, **changes})

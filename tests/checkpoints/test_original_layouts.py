@@ -15,6 +15,7 @@ from mmllm.config import MmllmConfig
 from mmllm.encoders.fastvithd import FastVitHdConfig, build_tower
 from mmllm.encoders.fastvithd_names import to_release
 from mmllm.errors import CheckpointError
+from mmllm.tokens import VisualTokens
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 GOLDEN = load_file(Path(__file__).resolve().parents[1] / "data" / "fastvithd.safetensors")
@@ -165,7 +166,8 @@ def test_apples_release_gives_the_recorded_tokens_and_comes_back_whole(tiny):
     state = recorded | apples_llm(tiny)
     model = fastvlm.from_upstream(state, apples_config(tiny))
     with torch.no_grad():
-        tokens = model.visual_tokenizer(model.encoder(GOLDEN["in.image"].unsqueeze(1)))
+        features = model.encoder._run(GOLDEN["in.image"], {}).features.unsqueeze(1)  # a picture that is not square
+        tokens = model.visual_tokenizer(VisualTokens(features=features, grid=(2, 3)))
     torch.testing.assert_close(tokens.features[:, 0], GOLDEN["out.projected"], rtol=1e-5, atol=1e-4)
     same(fastvlm.to_upstream(model), state)
     without = {name: value for name, value in state.items() if not name.endswith("head.proj")}

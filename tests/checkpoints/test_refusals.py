@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from mmllm.answering import VideoQA
 from mmllm.checkpoints.weights import Weights
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, ConfigError
 
 pytestmark = pytest.mark.usefixtures("_nothing_is_read")
 
@@ -33,8 +33,8 @@ def spoiled(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def refused(folder, match, **options):
-    with pytest.raises(CheckpointError, match=match):
+def refused(folder, match, error=CheckpointError, **options):
+    with pytest.raises(error, match=match):
         VideoQA.from_pretrained(folder, **options)
 
 
@@ -100,7 +100,7 @@ def test_a_tower_of_another_width(folder):
 def test_an_activation_that_is_not_clips(folder):
     config = json.loads((folder / "config.json").read_text())
     spoiled(folder, vision_config={**config["vision_config"], "hidden_act": "relu"})
-    refused(folder, "hidden_act = 'relu'")
+    refused(folder, "hidden_act = 'relu'", error=ConfigError)
 
 
 def test_a_vocabulary_that_does_not_fit(folder):
