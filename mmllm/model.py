@@ -222,7 +222,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeddings = table(input_ids.masked_fill(is_visual & (input_ids >= len(table.weight)), 0))
         is_visual &= (
             is_visual.cumsum(dim=1) <= visual.shape[1]
-        )  # a placeholder that was generated is a word like others
+        )  # one that was generated is a word
         return fill_in(embeddings, is_visual, visual)
 
     # --- transformers' interface ----------------------------------------------------------------------------
