@@ -82,7 +82,8 @@ class VideoQA:
         Args:
             model: one that mmllm saved, or a published one of a family that `mmllm.checkpoints` knows.
             kwargs: of transformers' `from_pretrained`, and `reducers` and `path` in place of the model's own; for a
-                published model `allow_pickle`, for one of ours any field of `MmllmConfig`.
+                published model `allow_pickle` and `visual_tokenizer` (such as `mqt:tokens=16`), for one of ours any
+                field of `MmllmConfig`.
 
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.

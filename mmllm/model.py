@@ -220,9 +220,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 is_visual |= input_ids == placeholder
         table = self.get_input_embeddings()
         embeddings = table(input_ids.masked_fill(is_visual & (input_ids >= len(table.weight)), 0))
-        is_visual &= (
-            is_visual.cumsum(dim=1) <= visual.shape[1]
-        )  # one that was generated is a word
+        is_visual &= is_visual.cumsum(dim=1) <= visual.shape[1]  # one that was generated is a word
         return fill_in(embeddings, is_visual, visual)
 
     # --- transformers' interface ----------------------------------------------------------------------------

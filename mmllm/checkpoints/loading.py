@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
+from mmllm import registry
 from mmllm.checkpoints.weights import Weights
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError
@@ -82,8 +83,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def described(folder: Path) -> tuple[Family, MmllmConfig, MmllmProcessor]:
+def described(folder: Path, visual_tokenizer: Any = None) -> tuple[Family, MmllmConfig, MmllmProcessor]:
     """The family of a published model's folder, its configuration and its processor; no weights are looked at.
+
+    Args:
+        folder: the model's folder.
+        visual_tokenizer: settings in place of the family's own, such as `mqt:tokens=16`.
 
     Raises:
         CheckpointError: naming what is wrong.
@@ -91,6 +96,8 @@ def described(folder: Path) -> tuple[Family, MmllmConfig, MmllmProcessor]:
     upstream = read_config(folder)
     family = family_of(upstream)
     config = family.describe(upstream, folder)
+    if visual_tokenizer is not None:
+        config.visual_tokenizer = registry.describe("tokenizer", registry.config_of("tokenizer", visual_tokenizer))
     processor = family.processor(folder, config)
     config.image_token_id, config.video_token_id = processor.image_token_id, processor.video_token_id
     return family, config, processor
@@ -122,13 +129,13 @@ def load(
     Args:
         source: folder or hub id.
         allow_pickle: read `.bin` files where there is no safetensors file; their tensors only.
-        options: of transformers' `from_pretrained`, such as `dtype`.
+        options: of transformers' `from_pretrained`, such as `dtype`; and `visual_tokenizer`, see `described`.
 
     Raises:
         CheckpointError: naming what is wrong.
     """
     folder = local_folder(source, allow_pickle=allow_pickle)
-    family, config, processor = described(folder)
+    family, config, processor = described(folder, options.pop("visual_tokenizer", None))
     weights = Weights(folder, allow_pickle=allow_pickle)
     if options.get("dtype") == "auto":
         options.pop("dtype")  # then that of the weights

@@ -123,7 +123,7 @@ def frame_transform(described: Mapping[str, Any], size: int) -> FrameTransform:
     sides = {*(edge.get(name) for name in ("shortest_edge", "height", "width")), None} - {None}
     if cropped:
         sides |= {crop.get("height"), crop.get("width")}
-    if sides != {size} or described.get("resample", 3) not in (2, 3):
+    if sides != {size} or described.get("resample", 3) != 3:
         raise CheckpointError(
             f"images are prepared with size {edge}, crop {crop if cropped else None} and resampling "
             f"{described.get('resample')}; the encoder needs {size} pixels a side, bicubic"

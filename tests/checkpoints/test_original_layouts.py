@@ -129,6 +129,8 @@ def test_mqt_llava(tiny, published, tower_folder, tmp_path, short_clip):
     assert watched.token_counts["frames"] == 2 * 256
     assert qa.model.visual_tokenizer.eval().count() == 256
     same(mqt_llava.to_upstream(qa.model), state)
+    fewer = VideoQA.from_pretrained(tmp_path, visual_tokenizer="mqt:tokens=16")
+    assert fewer.watch(short_clip, num_frames=2).token_counts["frames"] == 2 * 16
 
 
 APPLE = {
