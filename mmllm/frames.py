@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +22,9 @@ from torch import Tensor
 from mmllm.errors import InputError
 from mmllm.fields import require
 
-_CACHED = 1 << 16
-"""Pixels normalised at once."""
+_AT_ONCE = 10_000
+"""Pixels normalised at once, which stay in the processor's cache."""
+_MOST_THREADS = 8
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -49,21 +51,34 @@ class FrameTransform:
         return self.normalised([self.resized(frame) for frame in frames])
 
     def video(self, frames: np.ndarray) -> np.ndarray:
-        """Normalised float32 (T 3 S S) of a video's uint8 frames (T H W 3), resized as `video_resize` says."""
+        """Normalised float32 (T 3 S S) of a video's uint8 frames (T H W 3), resized as `video_resize` says.
+
+        Frames are worked on side by side by as many threads as PyTorch may use.
+        """
         out = self._empty(len(frames))
-        for frame, slot in zip(frames, out, strict=True):
+        scale, shift = self._constants()
+
+        def prepare(frame: np.ndarray, slot: np.ndarray) -> None:
             shown, top, left = self._shown(frame)
             height, width = shown.shape[:2]
             if (height, width) != slot.shape[1:]:
-                slot[:] = self._normal(self._colour)
-            self._normalise(shown, slot[:, top : top + height, left : left + width])
+                slot[:] = self._colour[:, None, None] * scale.numpy() + shift.numpy()
+            _normalise(shown, slot[:, top : top + height, left : left + width], scale, shift)
+
+        threads = min(torch.get_num_threads(), _MOST_THREADS, len(frames))
+        if threads > 1:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(prepare, frames, out))
+        else:
+            for frame, slot in zip(frames, out, strict=True):
+                prepare(frame, slot)
         return out
 
     def normalised(self, frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Normalised float32 (T 3 S S) of uint8 frames of the encoder's size (S S 3 each)."""
         out = self._empty(len(frames))
         for frame, slot in zip(frames, out, strict=True):
-            self._normalise(frame, slot)
+            _normalise(frame, slot, *self._constants())
         return out
 
     def resized(self, frame: np.ndarray) -> np.ndarray:
@@ -137,18 +152,18 @@ class FrameTransform:
     def _empty(self, count: int) -> np.ndarray:
         return np.empty((count, 3, self.size, self.size), dtype=np.float32)
 
-    def _normal(self, colour: np.ndarray) -> np.ndarray:
-        """3 1 1: a colour as the encoder sees it."""
-        return ((colour / 255 - self.mean) / self.std).astype(np.float32)[:, None, None]
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        """3 1 1 each: what a byte is multiplied with, and what is added then."""
+        mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (self.mean, self.std))
+        return (1 / (255 * std)).float(), (-mean / std).float()
 
-    def _normalise(self, frame: np.ndarray, out: np.ndarray) -> None:
-        """Writes uint8 H W 3 into float32 3 H W, so many lines at once as stay in the processor's cache."""
-        black, white = (self._normal(np.full(3, value)) for value in (0, 255))
-        scale, shift = torch.from_numpy((white - black) / 255), torch.from_numpy(black)
-        pixels, slot = _tensor(frame).permute(2, 0, 1), torch.from_numpy(out)
-        lines = max(1, _CACHED // frame.shape[1])
-        for part, into in zip(pixels.split(lines, dim=1), slot.split(lines, dim=1), strict=True):
-            into.copy_(part).mul_(scale).add_(shift)
+
+def _normalise(frame: np.ndarray, out: np.ndarray, scale: Tensor, shift: Tensor) -> None:
+    """Writes uint8 H W 3 into float32 3 H W, so few lines at once that PyTorch does not share them among threads."""
+    pixels, slot = _tensor(frame).permute(2, 0, 1), torch.from_numpy(out)
+    lines = max(1, _AT_ONCE // frame.shape[1])
+    for part, into in zip(pixels.split(lines, dim=1), slot.split(lines, dim=1), strict=True):
+        into.copy_(part).mul_(scale).add_(shift)
 
 
 def _filled(lines: int, length: int, axis: int, colour: np.ndarray) -> np.ndarray:
