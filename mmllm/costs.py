@@ -54,6 +54,17 @@ def stage_costs(
     return rows
 
 
+def time_costs(processor: Any, visual_tokens: int, frames: int, duration_s: float) -> list[dict[str, Any]]:
+    """The row of a model that reads a time before each frame; none of others. Like `stage_costs`."""
+    text = processor.frame_text([[duration_s * i / max(frames - 1, 1) for i in range(frames)]])
+    if text is None:
+        return []
+    written = int((text >= 0).sum())
+    detail = f"{written} for the time before each frame, and again where slow tokens follow"
+    name = processor.time["name"]
+    return [{"stage": f"time {name}", "tokens": visual_tokens + written, "detail": detail}]
+
+
 def _name(kind: str, description: Description) -> str:
     return registry.name_of(kind, registry.config_of(kind, description))
 
@@ -105,7 +116,7 @@ def tokens(
         raise InputError(
             "--plot shows what a model keeps of a clip: name a model, not a recipe, and a clip with --video"
         )
-    stages, own_frames, text_config, bytes_per_number = _of_recipe(recipe) if recipe else _of_model(model)
+    stages, own_frames, text_config, bytes_per_number, processor = _of_recipe(recipe) if recipe else _of_model(model)
     count = own_frames if frames is None else frames
     if count < 1:
         raise InputError(f"--frames {count}: must be at least 1")
@@ -114,14 +125,18 @@ def tokens(
     if path is not None:
         stages["path"] = path
     cost: dict[str, Any] = {"stages": stage_costs(**stages, frames=count)}
+    seconds = 60.0
+    if video is not None:
+        from mmllm.datasets.video import probe
+
+        seconds = probe(video).duration_s
+    if processor is not None:
+        cost["stages"] += time_costs(processor, cost["stages"][-1]["tokens"], count, seconds)
     if text_config is not None:
         read = cost["stages"][-1]["tokens"]
         cost["kv_cache_bytes"] = cache_bytes(text_config, read, bytes_per_number)
         cost["prefill_flops"] = prefill_flops(text_config, read)
     if video is not None:
-        from mmllm.datasets.video import probe
-
-        seconds = probe(video).duration_s
         cost["video"] = {"duration_s": seconds, "seconds_between_frames": seconds / max(count - 1, 1)}
     if plot is not None:
         changes = {"reducers": stages["reducers"], "path": stages["path"]}
@@ -144,22 +159,23 @@ def _draw(model: str, changes: dict[str, Any], video: Path | None, frames: int, 
     return plot_answer(watched.clip, f"tokens: {title}", (), picture, kept=watched.kept, ranking=watched.ranking)
 
 
-def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int]:
+def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int, Any]:
     from mmllm.train.building import decoder_config
     from mmllm.train.recipes import recipe
 
     config = recipe(name).model
     text = None if config.language_model else decoder_config(config.decoder)
     stages = {name: getattr(config, name) for name in ("encoder", "reducers", "visual_tokenizer", "path")}
-    return stages, config.num_frames, text, 4
+    return stages, config.num_frames, text, 4, None
 
 
-def _of_model(model: str | None) -> tuple[dict[str, Any], int, Any, int]:
+def _of_model(model: str | None) -> tuple[dict[str, Any], int, Any, int, Any]:
     from mmllm.checkpoints.loading import describe, local_folder
 
     config, processor = describe(local_folder(model or DEFAULT))
     stages = {name: getattr(config, name) for name in ("encoder", "reducers", "visual_tokenizer", "path")}
-    return stages, processor.num_frames, config.text_config, config.dtype.itemsize if config.dtype else 4
+    bytes_per_number = config.dtype.itemsize if config.dtype else 4
+    return stages, processor.num_frames, config.text_config, bytes_per_number, processor
 
 
 def _show(cost: dict[str, Any], video: Path | None) -> None:

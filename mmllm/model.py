@@ -26,7 +26,7 @@ from mmllm.blending import blend
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.losses import GroundingHead, intervals_of, token_loss
-from mmllm.placement import IGNORED, NOWHERE, Placed, block_mask, fill_in, place, positions
+from mmllm.placement import IGNORED, NOWHERE, Placed, block_mask, fill_in, place, positions, require_room
 from mmllm.pruning.inside_llm import LlmPass
 from mmllm.pruning.needs import require_fit
 from mmllm.tiles import tilings_of
@@ -443,7 +443,7 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         placed = place(input_ids, attention_mask, seen, pad_side="left")
-        self._require_room(placed)
+        require_room(placed, getattr(self.config.text_config, "max_position_embeddings", None))
         out = super().generate(
             placed.input_ids,
             attention_mask=placed.attention_mask,
@@ -458,16 +458,6 @@ class MmllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return torch.cat([prompts, new], dim=1)
         out.sequences = torch.cat([prompts, new], dim=1)
         return out
-
-    def _require_room(self, placed: Placed) -> None:
-        """Refuses prompts that are longer than the LLM's context; what is seen is never cut."""
-        longest, most = placed.input_ids.shape[1], getattr(self.config.text_config, "max_position_embeddings", None)
-        if most is not None and longest > most:
-            raise InputError(
-                f"the prompt has {longest} positions, more than the {most} that the LLM can read, of them "
-                f"{placed.visual.shape[1]} for what is seen: take fewer frames, a token reducer or another path, or "
-                "shorten the text"
-            )
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any

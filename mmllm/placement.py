@@ -103,6 +103,25 @@ def place(
     )
 
 
+def require_room(placed: Placed, most: int | None) -> None:
+    """Refuses prompts that are longer than an LLM can read, since what is seen must never be cut.
+
+    Args:
+        placed: the batch.
+        most: positions that the LLM can read; None if it does not say.
+
+    Raises:
+        InputError: saying what to lower.
+    """
+    longest = placed.input_ids.shape[1]
+    if most is not None and longest > most:
+        raise InputError(
+            f"the prompt has {longest} positions, more than the {most} that the LLM can read, of them "
+            f"{placed.visual.shape[1]} for what is seen: take fewer frames, a token reducer or another path, or "
+            "shorten the text"
+        )
+
+
 def _as_many_placeholders(ids: Tensor, mask: Tensor, sequences: dict[int, VisualSequence]) -> None:
     for placeholder, sequence in sequences.items():
         wanted, given = int(((ids == placeholder) & mask.bool()).sum()), len(sequence.embeddings)

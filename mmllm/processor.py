@@ -67,6 +67,8 @@ class MmllmProcessor(ProcessorMixin):
             in front, as transformers' processors do; otherwise piece by piece, as LLaVA's authors did.
         system_prompt: what the system says where it has said nothing; a text, or a name of `mmllm.templates`.
         folder_fps: images a second in a folder of frames that is given in place of a video; LITA's have 5.
+        last_is_end: take the last generated id for the end of an answer whatever it is, as LITA's released code does:
+            a time token there, where an answer was cut, is then not read as a time.
         pinpoints: canvases (height, width) in pixels, made of whole tiles of the encoder's size, on the best of which
             an image is shown in tiles (LLaVA-NeXT); None for images seen whole. Videos are never cut.
     """
@@ -84,6 +86,7 @@ class MmllmProcessor(ProcessorMixin):
         folder_fps: float = 5.0,
         pinpoints: Sequence[Sequence[int]] | None = None,
         time: Any = None,
+        last_is_end: bool = False,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))
         self.frames = to_mapping(frames) if isinstance(frames, FrameTransform) else dict(frames or {"size": 224})
@@ -93,6 +96,7 @@ class MmllmProcessor(ProcessorMixin):
         self.whole_text = whole_text
         self.system_prompt = named_system_prompt(system_prompt)
         self.folder_fps = folder_fps
+        self.last_is_end = last_is_end
         self.pinpoints = None if pinpoints is None else [list(canvas) for canvas in pinpoints]
         self.frame_transform = from_mapping(FrameTransform, self.frames)
         chosen = registry.config_of("time", time or ("tokens" if num_time_tokens else "text"))
@@ -358,6 +362,9 @@ class MmllmProcessor(ProcessorMixin):
             token_ids: int64, L; the new ids only, as `generate` returns them after the prompt.
             duration_s: length of the video, `inputs["video_durations_s"]`.
         """
+        if self.last_is_end and len(token_ids) and self.time_tokens is not None:
+            last = self.tokenizer.convert_ids_to_tokens(int(token_ids[-1]))
+            token_ids = token_ids[:-1] if last in self.time_tokens.strings else token_ids
         return parse_answer(self.decode_text(token_ids), duration_s, self.time_tokens)
 
     def batch_decode(self, sequences: Any, durations_s: Any, **kwargs: Any) -> list[Answer]:  # type: ignore[override]

@@ -68,7 +68,7 @@ def test_every_command_of_the_readme_exists():
 
 
 def test_every_file_that_the_docs_name_exists():
-    for name in ("README.md", "docs/papers.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "docs/papers.md", "docs/evaluation.md", "CONTRIBUTING.md"):
         text = (ROOT / name).read_text()
         for path in re.findall(r"`(mmllm/[\w./]+)`", text):
             assert (ROOT / path).exists() or path.endswith("every_other.py"), f"{name}: {path}"

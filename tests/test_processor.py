@@ -159,3 +159,37 @@ def test_bad_messages_are_named(processor, messages, message):
 def test_a_tokenizer_without_placeholders_is_refused():
     with pytest.raises(InputError, match="add_special_words"):
         MmllmProcessor(word_tokenizer(WORDS))
+
+
+def test_pieces_around_time_tokens_are_those_that_the_published_model_was_trained_with():
+    from transformers import PreTrainedTokenizerFast
+
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    pieces = ("<unk>", "▁A", ":", "▁First", "▁", ".", "<s>", "</s>")
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    llama_like = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+    add_special_words(llama_like, 100)
+    expected = {
+        "A: <t1> <t24> First": ["▁A", ":", "<t1>", "<t24>", "▁First"],
+        "<t1>.": ["<t1>", "▁", "."],
+        "A: <t1>  <t24>  ": ["▁A", ":", "<t1>", "<t24>"],
+    }
+    as_published = MmllmProcessor(llama_like, frames={"size": 32})
+    for text, words in expected.items():
+        assert llama_like.convert_ids_to_tokens(as_published.encode(text).input_ids) == words
+    plain = MmllmProcessor(llama_like, frames={"size": 32}, strip_time_tokens=False)
+    spaced = llama_like.convert_ids_to_tokens(plain.encode("A: <t1> <t24> First").input_ids)
+    assert [word for word in spaced if word != "▁"] == expected["A: <t1> <t24> First"]
+    assert len(spaced) > len(expected["A: <t1> <t24> First"])
+
+
+def test_the_last_id_can_be_taken_for_the_end_as_released(processor):
+    ids = processor.tokenizer.convert_tokens_to_ids(["<t2>", "<t4>", "<t9>"])
+    released = MmllmProcessor(processor.tokenizer, frames={"size": 32}, num_time_tokens=10, last_is_end=True)
+    end = processor.tokenizer.eos_token_id
+    for cut, spans in ((ids[:2], [[0, 9]]), ([*ids[:2], end], [[2, 4]]), (ids[:1], [[0, 9]]), ([], [[0, 9]])):
+        assert [span.to_json() for span in released.decode(cut, 9.0).spans] == spans
+    assert [span.to_json() for span in processor.decode(torch.tensor(ids[:2]), 9.0).spans] == [[2, 4]]
+    assert [span.to_json() for span in released.decode(torch.tensor(ids), 9.0).spans] == [[2, 4]]

@@ -210,6 +210,16 @@ def test_what_needs_time_tokens_is_left_out_aloud(caplog):
     assert (model.config.num_time_tokens, model.config.time_token_ids, processor.time_tokens) == (0, None, None)
 
 
+def test_what_is_read_before_frames_is_counted(interleaved, capsys):
+    from mmllm.costs import time_costs
+
+    (row,) = time_costs(interleaved.processor, 22, 6, 9.0)
+    text = interleaved.processor.frame_text([np.linspace(0, 9, 6)])
+    assert row["tokens"] == 22 + int((text >= 0).sum()) == 22 + 6 * 5
+    other = build_model(tiny("tokens"))[1]
+    assert time_costs(other, 22, 6, 9.0) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_every_way_is_trained_and_evaluated_by_the_same_commands(mode, tmp_path_factory, tmp_path):
@@ -237,4 +247,5 @@ def test_every_way_is_trained_and_evaluated_by_the_same_commands(mode, tmp_path_
     scores = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert 0 <= scores["miou"] <= 1
     assert scores["failed"] == 0
+    assert 0.95 < scores["ceiling_miou"] <= 1
     assert json.loads((model / "processor_config.json").read_text())["time"]["name"] == mode

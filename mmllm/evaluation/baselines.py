@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from mmllm.errors import InputError
-from mmllm.evaluation.metrics import families, merged, with_spans
+from mmllm.evaluation.metrics import families, merged, over_videos, sample_iou, with_spans
 from mmllm.evaluation.samples import Sample
-from mmllm.time_tokens import Span
+from mmllm.time_tokens import Span, parse_answer, stamp
 
 GRID = 50
 
@@ -66,6 +67,24 @@ def best_constant(samples: Sequence[Sample]) -> ConstantInterval:
             best_score = float(scores.max())
             best = ConstantInterval(start=float(start), end=float(candidates[scores.argmax(), 0]))
     return best
+
+
+def ceiling(samples: Sequence[Sample], writing: Any) -> float | None:
+    """mIoU of answering with the truth as a model can write it; None if no question is about time.
+
+    Args:
+        samples: questions; only their truth and duration are looked at.
+        writing: how the model writes times, a part of the kind `time`.
+    """
+
+    def answered(sample: Sample) -> Sample:
+        spans: list[Span] = []
+        for span in sample.truth_spans:
+            told = writing.write(f"{stamp(span.start_s)} {stamp(span.end_s)}", sample.length_s)
+            spans += parse_answer(told, sample.length_s, writing.time_tokens).spans
+        return with_spans(sample, *spans)
+
+    return over_videos([answered(sample) for sample in samples if sample.truth_spans], sample_iou)
 
 
 def _relative_truth(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -126,13 +126,15 @@ def evaluate_into(
     Raises:
         InputError: if the folder holds the answers of another model or of other settings.
     """
+    from mmllm.evaluation.baselines import ceiling
     from mmllm.evaluation.pictures import write_places
     from mmllm.evaluation.run import answer_all, scores_of
     from mmllm.evaluation.trials import Trials, averaged
 
     rounds = Trials() if trials is None else trials
     folder.mkdir(parents=True, exist_ok=True)
-    write_places(folder, {question.vid: question.video for question in benchmark.questions})
+    if processes.is_main():
+        write_places(folder, {question.vid: question.video for question in benchmark.questions})
     _same_model(folder, qa, rounds)
     started = time.perf_counter()
     answered, all_scores = [], []
@@ -142,7 +144,8 @@ def evaluate_into(
             qa, benchmark.questions, place, shuffle=shuffle, seed=draw, workers=workers, **rounds.generate
         )
         answered.append((place, samples))
-        all_scores.append(scores_of(samples, shuffled, benchmark.fit))
+        scores = scores_of(samples, shuffled, benchmark.fit)
+        all_scores.append({**scores, "ceiling_miou": ceiling(samples, qa.processor.writing)})
     if processes.is_main():
         took = {"seconds": round(time.perf_counter() - started, 1), "processes": processes.count()}
         (folder / "timing.json").write_text(json_text.dumps(took) + "\n")

@@ -156,23 +156,25 @@ def score_summary(scores: dict[str, Any]) -> str:
     parts = []
     if scores["miou_interval"] is not None:
         low, high = (100 * end for end in scores["miou_interval"])
-        parts.append(f"mIoU {100 * scores['miou']:.1f}: {low:.1f} to {high:.1f} in 95 % of resampled videos.")
+        said = f"mIoU {100 * scores['miou']:.1f}: {low:.1f} to {high:.1f} in 95 % of resampled videos"
+        most = scores.get("ceiling_miou")
+        parts.append(f"{said}." if most is None else f"{said}; at most {100 * most:.1f} as this model writes times.")
     if trials := scores.get("trials"):
         spread = {title: 100 * trials["spread"][key] for title, key in COLUMNS.items() if key in trials["spread"]}
-        told = ", ".join(f"{title} {spread[title]:.1f}" for title in ("mIoU", "P@0.5", "text") if title in spread)
-        parts.append(f"Mean of {trials['count']} trials at temperature {trials['temperature']}; spread: {told}.")
+        apart = ", ".join(f"{title} {spread[title]:.1f}" for title in ("mIoU", "P@0.5", "text") if title in spread)
+        parts.append(f"Mean of {trials['count']} trials at temperature {trials['temperature']}; spread: {apart}.")
     if scores["explanation_questions"]:
         parts.append(
             f"Explanations: word F1 {100 * scores['explanation_f1']:.1f}, "
             f"ROUGE-L {100 * scores['explanation_rouge_l']:.1f}, {_judged(scores.get('judge'))}."
         )
     parts.append(f"{scores['scored']:g} of {scores['questions']} questions were answered")
-    said = " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")
+    told = " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")
     if scores.get("bad_rows"):
-        said += f" {scores['bad_rows']} rows of the annotations are no questions (mmllm check says why)."
+        told += f" {scores['bad_rows']} rows of the annotations are no questions (mmllm check says why)."
     for vid, reason in (scores.get("set_aside") or {}).items():
-        said += f"\nSet aside: {vid}: {reason}"
-    return said
+        told += f"\nSet aside: {vid}: {reason}"
+    return told
 
 
 def _judged(judge: dict[str, Any] | None) -> str:

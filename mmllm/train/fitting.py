@@ -18,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from mmllm import processes
 from mmllm.errors import ConfigError, MmllmError, is_out_of_memory
 from mmllm.progress import Progress
+from mmllm.train.metrics import read_metrics
 from mmllm.train.optimizers import muon
 from mmllm.train.packing import NAMES
 from mmllm.train.schedule import Schedule
@@ -150,18 +151,6 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that was cut short is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    read = []
-    for line in lines:
-        try:
-            read.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("%s: left out a line that is cut short", path)
-    return read
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmllm.errors import InputError
 from mmllm.plotting import saved
-from mmllm.train.fitting import read_metrics
+from mmllm.train.metrics import read_metrics
 
 LOSS, RATE = "#1f5fa8", "#999999"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmllm.errors import InputError
-from mmllm.evaluation.baselines import WHOLE_VIDEO, BlindBaseline, ConstantInterval, best_constant
+from mmllm.evaluation.baselines import WHOLE_VIDEO, BlindBaseline, ConstantInterval, best_constant, ceiling
 from mmllm.evaluation.metrics import over_videos, sample_iou
 from mmllm.evaluation.samples import Sample
 from mmllm.time_tokens import Span
@@ -22,6 +22,16 @@ def question(question_id, vid, family, truth=(), text="", duration_s=20.0):
         truth_text=text,
         error="not asked",
     )
+
+
+def test_the_ceiling_is_what_is_left_of_the_truth_when_it_is_written():
+    from mmllm import registry
+
+    asked = [question("a", "a", "", truth=[(1.23, 4.56)], duration_s=10.0), question("b", "b", "", text="circle")]
+    coarse, text = registry.build("time", "tokens", count=11), registry.build("time", "text:decimals=1")
+    assert ceiling(asked, coarse) == pytest.approx(3.33 / 4)  # read back as 1 to 5
+    assert ceiling(asked, text) == pytest.approx(3.33 / 3.4)  # 1.2 to 4.6
+    assert ceiling(asked[1:], text) is None
 
 
 def random_questions(count, seed=0, spans=1):

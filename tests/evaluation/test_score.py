@@ -1,6 +1,8 @@
 """Scoring a file of answers: agreement with an independent scorer, files that are damaged, the command's output."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +66,31 @@ def test_an_independent_scorer_agrees(file):
     keys = ["miou", "p_at_0.3", "p_at_0.5", "p_at_0.7"]
     assert [scores[key] for key in keys] == pytest.approx(times.tolist(), abs=1e-12)
     assert scores["text_accuracy"] == pytest.approx(text_accuracy)
+
+
+TEN_LINES = """
+import json, sys, statistics as s
+videos = {}
+for row in map(json.loads, open(sys.argv[1], encoding="utf-8")):
+    if row["truth"]["spans"]:
+        a, b = row["truth"]["spans"][0]
+        c, d = (row["prediction"]["spans"] or [[0, 0]])[0]
+        both = max(0, min(b, d) - max(a, c))
+        videos.setdefault(row["vid"], []).append(0 if row["error"] else both / (b - a + d - c - both))
+print(s.mean(map(s.mean, videos.values())), s.mean(s.mean(v >= 0.5 for v in one) for one in videos.values()))
+"""
+
+
+def test_ten_lines_of_somebody_else_agree_with_the_command(file, tmp_path, capsys):
+    from mmllm import cli
+
+    (tmp_path / "ten.py").write_text(TEN_LINES)
+    done = subprocess.run([sys.executable, tmp_path / "ten.py", file], capture_output=True, text=True, check=True)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["score", str(file), "--json"])
+    assert ended.value.code == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert [scores["miou"], scores["p_at_0.5"]] == pytest.approx([float(x) for x in done.stdout.split()], abs=1e-9)
 
 
 def test_all_promised_keys_are_there(file):
