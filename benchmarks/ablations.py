@@ -1,0 +1,195 @@
+"""The papers' claims on one footing: tiny models that differ in one thing, trained equally long.
+
+    python benchmarks/ablations.py            # hours on two CPU cores; goes on where it was stopped
+    python benchmarks/ablations.py --short    # every row once, a few steps each: shows that it runs
+
+Held equal: clips and questions, frame encoder, LLM steps, questions a step, learning rates. Not equal: CPU time, which
+the table has beside the scores. Each row is trained once for each seed; the interval is that of the mean over seeds
+and clips, by a bootstrap over both. Writes results.json, ablations.md and ablations.png into --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmllm.answering import VideoQA
+from mmllm.blending import BlendConfig
+from mmllm.config import LossConfig
+from mmllm.datasets.synthetic.clips import SyntheticConfig
+from mmllm.datasets.synthetic.rendering import render
+from mmllm.evaluation.command import evaluate_into
+from mmllm.evaluation.metrics import by_video, sample_iou
+from mmllm.evaluation.run import read_benchmark
+from mmllm.evaluation.samples import Sample, read_samples
+from mmllm.fields import merged
+from mmllm.train.recipes import DataConfig, Recipe, recipe
+from mmllm.train.run import train
+
+RATIOS = (0.5, 0.25, 0.125)
+"""Shares of the 16 patches that a reducer leaves of each frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A model that differs from the base in `changes`, which are fields of `ModelConfig`."""
+
+    group: str
+    name: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """The name as that of a folder."""
+        return "".join(c if c.isalnum() else "-" for c in f"{self.group}-{self.name}")
+
+
+def rows() -> list[Row]:
+    """All rows; the first is the base."""
+    plain: dict[str, Any] = {"blend": BlendConfig(rms=0.3), "loss": LossConfig(), "time_token_init": "normal"}
+    made = [
+        Row(group="times", name="time tokens, with what the recipes add"),
+        Row(group="times", name="time tokens alone, as published", changes=plain),
+        Row(group="times", name="text", changes={**plain, "time": "text"}),
+        Row(group="times", name="text, also before each frame", changes={**plain, "time": "interleaved"}),
+        Row(group="path", name="slow tokens only", changes={"path": "slowfast:mode=spatial_pool"}),
+        Row(group="path", name="fast tokens only", changes={"path": "slowfast:mode=temporal"}),
+    ]
+    for frames in (4, 8, 25, 100):
+        path = f"slowfast:image_frames={frames}"
+        made.append(Row(group="frames", name=str(frames), changes={"num_frames": frames, "path": path}))
+    for name in ("fastervlm", "hired", "uniform", "random"):
+        for ratio in RATIOS:
+            changes = {"reducers": (f"{name}:ratio={ratio}",)}
+            made.append(Row(group=name, name=f"{16 * ratio:.0f} of 16", changes=changes))
+    return made
+
+
+def settings(short: bool) -> Recipe:
+    """The recipe that all rows start from."""
+    start = recipe("quickstart")
+    if not short:
+        return replace(start, language=replace(start.language, matrix_learning_rate=0.02))
+    return replace(
+        start,
+        data=DataConfig(synthetic=replace(start.data.synthetic, train_videos=6, val_videos=2)),
+        frame_encoder=replace(start.frame_encoder, max_steps=1, batch_size=4, workers=0),
+        model=replace(start.model, num_frames=10, path="slowfast:image_frames=10"),
+        language=replace(start.language, max_steps=2, batch_size=2),
+    )
+
+
+def run_row(row: Row, base: Recipe, seed: int, output: Path, encoder: Path | None, videos: int) -> dict[str, Any]:
+    """Trains and evaluates one row, or reads what is there; returns CPU seconds and IoU of each clip.
+
+    Args:
+        row: what to change.
+        base: what to change it in.
+        seed: of the model and of the order of the clips.
+        output: folder of all runs.
+        encoder: the frame encoder that all rows share; None for the run that makes it.
+        videos: clips to evaluate on.
+    """
+    folder = output / "runs" / f"{row.folder}-{seed}"
+    done = folder / "ablation.json"
+    if not done.exists():
+        if encoder is not None:
+            (folder / "encoder").mkdir(parents=True, exist_ok=True)
+            shutil.copy(encoder, folder / "encoder" / "encoder.safetensors")
+        data = DataConfig(root=str(output / "data"), synthetic=base.data.synthetic)
+        changed = replace(base, name=row.folder, seed=seed, data=data, model=merged(base.model, row.changes))
+        started = time.process_time()
+        model = train(changed, folder, force=True, workers=1)
+        took_s = time.process_time() - started
+        benchmark = read_benchmark(output / "data").first(videos)
+        evaluate_into(folder / "eval", VideoQA.from_pretrained(model), benchmark, shuffle=False)
+        samples = [sample for sample in read_samples(folder / "eval" / "samples.jsonl") if sample.truth_spans]
+        done.write_text(json.dumps({"cpu_s": took_s, "miou": _by_clip(samples)}, indent=1) + "\n")
+    return json.loads(done.read_text())
+
+
+def _by_clip(samples: Sequence[Sample]) -> dict[str, float]:
+    return by_video(samples, sample_iou)
+
+
+def interval(runs: Sequence[dict[str, float]], resamples: int = 2000) -> tuple[float, float, float]:
+    """Mean and 95 % interval of IoU by clip, of runs that differ in their seed."""
+    clips = sorted(runs[0])
+    table = np.array([[run[clip] for clip in clips] for run in runs])  # seeds x clips
+    draw = np.random.default_rng(0)
+    means = []
+    for _ in range(resamples):
+        some = table[draw.integers(len(runs), size=len(runs))]
+        means.append(some[:, draw.integers(len(clips), size=len(clips))].mean())
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(table.mean()), float(low), float(high)
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = ["| | | mIoU | 95 % | CPU seconds of training |", "|---|---|---|---|---|"]
+    for one in results:
+        low, high = (f"{100 * one[name]:.1f}" for name in ("low", "high"))
+        lines.append(
+            f"| {one['group']} | {one['name']} | {100 * one['miou']:.1f} | {low} to {high} | {one['cpu_s']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def figure(results: Sequence[dict[str, Any]], file: Path) -> None:
+    """Draws mIoU with its interval, one line a row."""
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(8, 0.3 * len(results) + 1), layout="constrained")
+    axes = picture.subplots()
+    colors = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(one["group"] for one in results))}
+    for place, one in enumerate(results):
+        mean, low, high = (100 * one[name] for name in ("miou", "low", "high"))
+        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colors[one["group"]], capsize=3)
+    axes.set_yticks(range(len(results)), [f"{one['group']}: {one['name']}" for one in results])
+    axes.invert_yaxis()
+    axes.set(xlabel="mIoU in %, with 95 % interval over seeds and clips")
+    axes.grid(axis="x", alpha=0.3)
+    picture.savefig(file, dpi=120)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs what is missing and writes the table and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--short", action="store_true", help="a few steps and one seed")
+    parser.add_argument("--only", nargs="*", help="groups to run")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    base, seeds = settings(given.short), 1 if given.short else given.seeds
+    scenes: SyntheticConfig = base.data.synthetic
+    render(given.output / "data", scenes, workers=1)
+    everything = rows()
+    run_row(everything[0], base, 0, given.output, None, scenes.val_videos)
+    encoder = given.output / "runs" / f"{everything[0].folder}-0" / "encoder" / "encoder.safetensors"
+    results = []
+    for row in everything:
+        if given.only and row.group not in given.only:
+            continue
+        runs = [run_row(row, base, seed, given.output, encoder, scenes.val_videos) for seed in range(seeds)]
+        mean, low, high = interval([run["miou"] for run in runs])
+        cpu_s = float(np.mean([run["cpu_s"] for run in runs]))
+        results.append({"group": row.group, "name": row.name, "miou": mean, "low": low, "high": high, "cpu_s": cpu_s})
+        (given.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (given.output / "ablations.md").write_text(table(results))
+    figure(results, given.output / "ablations.png")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
