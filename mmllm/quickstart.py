@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmllm.errors import InputError
+from mmllm.time_tokens import Span
 
 PICTURE = "answer.png"
 
@@ -48,10 +50,14 @@ def _evaluate(output: Path, model: Path) -> dict[str, Any]:
 
 
 def _ask(output: Path, model: Path) -> tuple[Path, str]:
-    """Asks about the first held-out clip with a question about time, and draws answer and truth."""
+    """Asks about the first held-out clip with a question about time, and draws answer and truth.
+
+    Returns the picture, and what this model and the packaged one answer.
+    """
     from mmllm.answering import VideoQA
     from mmllm.evaluation.run import read_benchmark
     from mmllm.plotting import plot_answer
+    from mmllm.sources import DEFAULT
 
     timed = [question for question in read_benchmark(output / "data").questions if question.truth().spans]
     if not timed or timed[0].video is None:
@@ -61,7 +67,15 @@ def _ask(output: Path, model: Path) -> tuple[Path, str]:
     watched = qa.watch(question.video)
     answer = qa.ask(watched, question.question)
     picture = plot_answer(watched.clip, question.question, answer.spans, output / PICTURE, truth=question.truth().spans)
-    return picture, f'mmllm ask {question.video} "{question.question}"\n  {answer.raw}'
+    packaged = VideoQA.from_pretrained(DEFAULT)
+    theirs = packaged.ask(packaged.watch(question.video), question.question)
+    told = {"trained here": answer, "comes with mmllm": theirs, "truth": question.truth()}
+    lines = [f"  {name + ':':<18}{_seconds(said.spans)}  {said.text}" for name, said in told.items()]
+    return picture, "\n".join([f'mmllm ask {question.video} "{question.question}"', *lines])
+
+
+def _seconds(spans: Sequence[Span]) -> str:
+    return ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in spans)
 
 
 def _show(scores: dict[str, Any], output: Path, picture: Path, told: str) -> None:

@@ -12,19 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmllm.app.limits import DemoLimits
-from mmllm.errors import CheckpointError, InputError
+from mmllm.errors import InputError
 
 if TYPE_CHECKING:
     from gradio import Blocks
 
     from mmllm.answering import VideoQA
     from mmllm.app.handlers import Handlers
-
-UNTRAINED = "untrained tiny model"
-UNTRAINED_NOTE = (
-    "This model is untrained and answers at random. `mmllm quickstart` trains one in minutes, for "
-    "`mmllm demo --model runs/quickstart/model`."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +48,7 @@ def demo(
     """Ask videos in the browser, and see the answers on their timelines.
 
     Args:
-        model: folder or hub id of a model; by default the one that comes with mmllm, or else an untrained
-            one that shows how things look.
+        model: folder or hub id of a model; by default the one that comes with mmllm.
         host: address to listen at; 0.0.0.0 lets others on the network in.
         port: port to listen at; by default the first free one from 7860.
         share: make a public link through Gradio's servers.
@@ -85,21 +78,11 @@ def _end(number: int, frame: object) -> None:
 
 
 def load(model: str | None) -> tuple[VideoQA, str]:
-    """The model to show and its name; an untrained one if none is named and none comes with the package."""
+    """The model to show and its name; the one that comes with mmllm if none is named."""
     from mmllm.answering import VideoQA
-    from mmllm.sources import DEFAULT, packaged_model
+    from mmllm.sources import DEFAULT
 
-    if model is None:
-        try:
-            packaged_model()
-        except CheckpointError:
-            from mmllm.train.building import build_model
-            from mmllm.train.recipes import quickstart
-
-            built, processor = build_model(quickstart().model)
-            built.config.training_note = UNTRAINED_NOTE
-            return VideoQA(built, processor), UNTRAINED
-        model = DEFAULT
+    model = DEFAULT if model is None else model
     return VideoQA.from_pretrained(model), "/".join(Path(model).parts[-2:])
 
 

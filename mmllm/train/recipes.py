@@ -188,7 +188,7 @@ def full() -> Recipe:
         ),
         language=replace(
             start.language,
-            max_steps=2900,
+            max_steps=3900,
             batch_size=4,
             questions_per_video=12,
             matrix_learning_rate=0.02,

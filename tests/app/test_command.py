@@ -9,14 +9,15 @@ import sys
 import httpx
 import pytest
 
-from mmllm.app.command import UNTRAINED, UNTRAINED_NOTE, _end, load
+from mmllm.app.command import _end, load
 from mmllm.errors import CheckpointError
 
 
-def test_without_a_model_an_untrained_one_is_shown_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("mmllm.sources.PACKAGED", tmp_path)
+def test_without_a_model_the_packaged_one_is_shown_and_says_what_it_knows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     qa, name = load(None)
-    assert (name, qa.note) == (UNTRAINED, UNTRAINED_NOTE)
+    assert name == "default"
+    assert "synthetic" in qa.note
 
 
 def test_a_model_that_is_not_there_is_an_error(tmp_path):
