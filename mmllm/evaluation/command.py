@@ -23,7 +23,7 @@ def evaluate(
     format: str = "auto",
     durations: Path | None = None,
     render_seed: int | None = None,
-    render_world: Literal["basic", "easy", "full", "hard"] = "full",
+    render_world: Literal["basic", "easy", "full", "hard"] | None = None,
     render_videos: int = 100,
     limit: int | None = None,
     shuffle: bool = True,
@@ -51,7 +51,7 @@ def evaluate(
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
         render_seed: in place of DATA, render fresh synthetic clips from this seed and ask about them; they are kept
             in the cache folder (`~/.cache/mmllm`) and must not be those that a model was trained on (seed 0).
-        render_world: their kind, as in `mmllm render`.
+        render_world: their kind, as in `mmllm render`; by default that of the recipe of the model that comes with mmllm.
         render_videos: how many.
         limit: only the first so many videos.
         shuffle: also ask each question about another video, which shows what is guessed from the words alone.
@@ -79,7 +79,7 @@ def evaluate(
     elif data is None and render_seed is not None:
         from mmllm.evaluation.fresh import fresh_benchmark
 
-        name = f"eval-seed{render_seed}-{render_world}-{render_videos}"
+        name = f"eval-seed{render_seed}-{render_world or 'default'}-{render_videos}"
         benchmark = fresh_benchmark(render_seed, world=render_world, videos=render_videos)
     else:
         raise InputError("give either DATA or --render-seed")

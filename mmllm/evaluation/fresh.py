@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from mmllm.datasets.records import Question
@@ -11,30 +12,33 @@ from mmllm.datasets.synthetic.clips import SyntheticConfig, clip, video_id
 from mmllm.datasets.synthetic.rendering import render
 from mmllm.errors import InputError
 from mmllm.evaluation.run import Benchmark
+from mmllm.train.recipes import full
 
 _FITTED_TO = 400
 """Clips whose questions the blind baselines are fitted to; they are not rendered."""
 
 
-def fresh_benchmark(seed: int, *, world: str = "full", videos: int = 100, workers: int | None = None) -> Benchmark:
-    """Held-out clips of a seed with all families of questions; rendered once, then taken from the cache folder.
+def fresh_benchmark(
+    seed: int, *, world: str | None = None, videos: int = 100, workers: int | None = None
+) -> Benchmark:
+    """Held-out clips of a seed with the default model's families of questions; rendered once, then kept for later.
 
     The baselines are fitted to the questions of other clips of the same seed.
 
     Args:
         seed: any but the one that the recipes render their training clips from.
-        world: kind of clips, see `SyntheticConfig`.
+        world: kind of clips, see `SyntheticConfig`; the one that the default model was trained on if None.
         videos: number of clips.
         workers: processes that render.
 
     Raises:
         InputError: if models are trained on clips of that seed.
     """
-    trained_on = SyntheticConfig().seed
-    if seed == trained_on:
+    trained_on = full().data.synthetic
+    if seed == trained_on.seed:
         raise InputError(f"seed {seed} is the one that recipes render their training clips from: choose another")
-    config = SyntheticConfig(seed=seed, world=world, train_videos=0, val_videos=videos)
-    folder = _cache() / f"seed{seed}-{world}-{videos}"
+    config = replace(trained_on, seed=seed, world=world or trained_on.world, train_videos=0, val_videos=videos)
+    folder = _cache() / f"seed{seed}-{config.world}-{videos}"
     render(folder, config, workers=workers)
     asked = read_rtl(folder / "val.json", folder / "videos").items
     return Benchmark(questions=asked, fit=_questions(config, _FITTED_TO))

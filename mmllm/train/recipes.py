@@ -171,29 +171,21 @@ def smoke() -> Recipe:
 
 
 def full() -> Recipe:
-    """All families of questions about all that the clips can show; the default model is made by it."""
+    """More kinds of questions and more training than `quickstart`; the default model is made by it."""
     start = quickstart()
     return replace(
         start,
         name="full",
         data=DataConfig(
-            synthetic=SyntheticConfig(train_videos=2000, val_videos=80, world="full", questions_per_video=24)
+            synthetic=replace(
+                start.data.synthetic,
+                train_videos=2000,
+                questions_per_video=20,
+                families=("visible", "direct", "something", "relation", "next", "place"),
+            )
         ),
-        frame_encoder=FrameEncoderTraining(max_steps=1800, matrix_learning_rate=0.02),
-        model=replace(
-            start.model,
-            encoder="tiny:step=2",  # twice as many frames lie half as far apart
-            num_frames=100,
-            path="slowfast",
-        ),
-        language=replace(
-            start.language,
-            max_steps=3900,
-            batch_size=4,
-            questions_per_video=12,
-            matrix_learning_rate=0.02,
-            save_steps=250,
-        ),
+        frame_encoder=FrameEncoderTraining(max_steps=1200, matrix_learning_rate=0.02),
+        language=replace(start.language, max_steps=2200, questions_per_video=10, matrix_learning_rate=0.02),
     )
 
 
