@@ -80,7 +80,7 @@ def test_a_question_becomes_a_dialogue(tmp_path):
     asked, answered = question.dialogue().messages(str.upper)
     assert asked["content"] == [
         {"type": "video", "video": str(tmp_path / "v_AbC_EfGh-jK.mp4")},
-        {"type": "text", "text": "When is the cook not using the stove?"},
+        {"type": "text", "text": "WHEN IS THE COOK NOT USING THE STOVE?"},  # a question may name seconds, too
     ]
     assert answered == {"role": "assistant", "content": [{"type": "text", "text": TEST_ROW["answer"].upper()}]}
 

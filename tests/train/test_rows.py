@@ -39,7 +39,7 @@ class Pretended(MediaInputs):
         }
 
     def image(self, path):
-        return torch.ones(1, 3, 64, 64)
+        return {"pixel_values": torch.ones(1, 3, 64, 64)}
 
 
 SOME = (Span(1.0, 4.0),)

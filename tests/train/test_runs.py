@@ -200,6 +200,7 @@ def test_the_papers_recipe_runs_around_pretrained_parts(tmp_path, whole_run):
     )
     CLIPVisionModel(clip).save_pretrained(tmp_path / "clip")
     small = {
+        "data": {"mixture": None},  # ActivityNet-RTL's layout alone
         "model": {
             "encoder": "clip:image_size=32,patch_size=8,width=32,layers=3,heads=4,mlp_width=64",
             "encoder_weights": str(tmp_path / "clip"),
