@@ -51,7 +51,7 @@ def evaluate(
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
         render_seed: in place of DATA, render fresh synthetic clips from this seed and ask about them; they are kept
             in the cache folder (`~/.cache/mmllm`) and must not be those that a model was trained on (seed 0).
-        render_world: their kind, as in `mmllm render`; by default that of the recipe of the model that comes with mmllm.
+        render_world: their kind, as in `mmllm render`; by default the one that the packaged model knows.
         render_videos: how many.
         limit: only the first so many videos.
         shuffle: also ask each question about another video, which shows what is guessed from the words alone.
