@@ -18,9 +18,7 @@ _FITTED_TO = 400
 """Clips whose questions the blind baselines are fitted to; they are not rendered."""
 
 
-def fresh_benchmark(
-    seed: int, *, world: str | None = None, videos: int = 100, workers: int | None = None
-) -> Benchmark:
+def fresh_benchmark(seed: int, *, world: str | None = None, videos: int = 100, workers: int | None = None) -> Benchmark:
     """Held-out clips of a seed with the default model's families of questions; rendered once, then kept for later.
 
     The baselines are fitted to the questions of other clips of the same seed.
