@@ -24,10 +24,11 @@ from mmllm.checkpoints.loading import is_ours, load
 from mmllm.checkpoints.weights import Weights
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.model import MmllmForConditionalGeneration
-from mmllm.processor import Encoded, MmllmProcessor
+from mmllm.processor import MmllmProcessor
 from mmllm.pruning.needs import require_fit
 from mmllm.pruning.overlay import kept_places, ranking_shown
 from mmllm.sources import local_folder
+from mmllm.text_encoding import Encoded
 from mmllm.time_tokens import Answer
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 

@@ -5,14 +5,9 @@ B conversations, L text positions, V videos, I images, T frames, S side of the e
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
@@ -28,28 +23,16 @@ from mmllm.chat import (
     with_videos,
 )
 from mmllm.config import MmllmConfig
-from mmllm.datasets.clip_reader import ClipReader
 from mmllm.errors import InputError
 from mmllm.fields import from_mapping, to_mapping
-from mmllm.frames import FrameTransform, read_image
-from mmllm.placement import IGNORED
+from mmllm.frames import FrameTransform
+from mmllm.media import MediaInputs
 from mmllm.templates import IMAGE, VIDEO, named_system_prompt, template
-from mmllm.tiles import cut
+from mmllm.text_encoding import Encoded, TextEncoding
 from mmllm.time_tokens import Answer, TimeTokens, parse_answer
-from mmllm.tokens import VideoClip
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Encoded:
-    """A conversation as ids, with labels where it is trained on."""
-
-    input_ids: Tensor
-    """int64, L."""
-    labels: Tensor
-    """int64, L; -100 everywhere but at the assistant's tokens."""
-
-
-class MmllmProcessor(ProcessorMixin):
+class MmllmProcessor(TextEncoding, MediaInputs, ProcessorMixin):
     """Prepares text, images and videos for `MmllmForConditionalGeneration`, and reads its answers.
 
     Args:
@@ -209,136 +192,6 @@ class MmllmProcessor(ProcessorMixin):
             inputs.update(self.image_inputs(images if isinstance(images, (list, tuple)) else [images]))
         return BatchFeature(inputs)
 
-    def encode(self, text: str, said: Sequence[tuple[int, int]] = ()) -> Encoded:
-        """Ids of a text; labels where it lies in one of the character ranges `said`.
-
-        Placeholders and time tokens are split off first, and the text between them is encoded piece by piece, unless
-        the tokenizer is given the whole text.
-        """
-        if self.whole_text:
-            begun = text.startswith(self.tokenizer.bos_token or "\0")
-            out = self.tokenizer(text, add_special_tokens=not begun, return_offsets_mapping=True)
-            return _labelled(out["input_ids"], [max(end - 1, begin) for begin, end in out["offset_mapping"]], said)
-        ids: list[int] = []
-        starts: list[int] = []
-        for start, piece in self._pieces(text):
-            token = self._single.get(piece)
-            if token is not None:
-                ids.append(token)
-                starts.append(start)
-                continue
-            out = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
-            ids += out["input_ids"]
-            # an offset may begin at the space before a word: what counts is where its last character lies
-            starts += [start + max(end - 1, begin) for begin, end in out["offset_mapping"]]
-        return _labelled(ids, starts, said)
-
-    @property
-    def _single(self) -> dict[str, int]:
-        """Words that are one id each and never go through the tokenizer's pieces."""
-        if not hasattr(self, "_single_words"):
-            words = [*(self.time_tokens.strings if self.time_tokens else ()), VIDEO, IMAGE]
-            known = dict(zip(words, self.tokenizer.convert_tokens_to_ids(words), strict=True))
-            self.__dict__["_single_words"] = known
-        return self._single_words
-
-    def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
-        """Where each piece of a text begins, and the piece: words that are one id, and the text between them."""
-        for match in re.finditer(r"<(?:t\d+|video|image)>|.+?(?=<(?:t\d+|video|image)>|\Z)", text, flags=re.DOTALL):
-            start, piece = match.start(), match[0]
-            if piece not in self._single and self.strip_time_tokens:
-                before, after = text[:start], text[match.end() :]
-                if re.search(r"<t\d+>$", before):
-                    start, piece = start + len(piece) - len(piece.lstrip()), piece.lstrip()
-                if re.match(r"<t\d+>", after):
-                    piece = piece.rstrip()
-            if piece:
-                yield start, piece
-
-    def collate(self, encoded: Sequence[Encoded], with_labels: bool = False) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and, if asked for, `labels`, padded on the right to B L."""
-        pad = torch.nn.utils.rnn.pad_sequence
-        fill = self.tokenizer.pad_token_id or 0
-        batch = {
-            "input_ids": pad([one.input_ids for one in encoded], batch_first=True, padding_value=fill),
-            "attention_mask": pad([torch.ones_like(one.input_ids) for one in encoded], batch_first=True),
-        }
-        if with_labels:
-            batch["labels"] = pad([one.labels for one in encoded], batch_first=True, padding_value=IGNORED)
-        return batch
-
-    # --- media ----------------------------------------------------------------------------------------------
-
-    def load(self, video: Any, num_frames: int | None = None, **limits: Any) -> VideoClip:
-        """Frames of a video, sampled evenly over it and brought to the encoder's size while decoding.
-
-        Args:
-            video: anything `mmllm.open_video` takes, or a folder of frames; a `VideoClip` is only resized.
-            num_frames: how many; the processor's own number if None.
-            limits: `start_s` and `end_s`, to look at a part only.
-        """
-        if isinstance(video, VideoClip):
-            return replace(video, frames=np.stack([self.frame_transform.video_frame(frame) for frame in video.frames]))
-        reader = self.clip_reader()
-        return replace(reader, num_frames=num_frames or self.num_frames)(video, **limits)
-
-    def clip_reader(self) -> ClipReader:
-        """What `load` does with a file, to be sent to other processes."""
-        return ClipReader(num_frames=self.num_frames, transform=self.frame_transform, folder_fps=self.folder_fps)
-
-    def video_inputs(self, clips: Sequence[VideoClip]) -> dict[str, Tensor]:
-        """Model inputs of clips; shorter ones repeat their last frame, masked."""
-        longest = max((len(clip) for clip in clips), default=0)
-        pixels, mask, times_s = [], [], []
-        for clip in clips:
-            index = np.minimum(np.arange(longest), len(clip) - 1)
-            frames = self.frame_transform.video(clip.frames)
-            pixels.append(frames if len(clip) == longest else frames[index])
-            mask.append(np.arange(longest) < len(clip))
-            times_s.append(clip.times_s[index])
-        inputs = {
-            "pixel_values_videos": torch.from_numpy(np.stack(pixels)),
-            "video_frame_mask": torch.from_numpy(np.stack(mask)),
-            "video_times_s": torch.from_numpy(np.stack(times_s)).float(),
-            "video_durations_s": torch.tensor([clip.duration_s for clip in clips], dtype=torch.float32),
-        }
-        text = self.frame_text(times_s)
-        return inputs if text is None else {**inputs, "video_frame_text": text}
-
-    def frame_text(self, times_s: Sequence[Sequence[float] | np.ndarray]) -> Tensor | None:
-        """int64, V T K: ids of what is written before each frame of videos of T frames, filled up by -1.
-
-        Args:
-            times_s: when each frame is shown, V T.
-
-        Returns:
-            None if nothing is written there.
-        """
-        texts = [self.writing.before_frames(times) for times in times_s]
-        if not any(texts):
-            return None
-        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        longest = max(len(one) for frames in ids for one in frames)
-        return torch.tensor([[one + [-1] * (longest - len(one)) for one in frames] for frames in ids])
-
-    def image_inputs(self, images: Sequence[Any]) -> dict[str, Tensor]:
-        """Model inputs of images given as paths, PIL images or uint8 arrays.
-
-        Returns:
-            `pixel_values`, float I 3 S S. With `pinpoints`, I K 3 S S: each image whole and then its tiles, zero behind
-            its last one; and `image_tiling`, int64 I 4: rows and columns of tiles, height and width in pixels.
-        """
-        pictures = [read_image(image) for image in images]
-        if self.pinpoints is None:
-            return {"pixel_values": torch.from_numpy(np.concatenate([self.frame_transform(p[None]) for p in pictures]))}
-        canvases = [(height, width) for height, width in self.pinpoints]
-        cuts = [cut(picture, canvases, tile=self.frame_transform.size) for picture in pictures]
-        tiles = [torch.from_numpy(self.frame_transform(tiles)) for tiles, _ in cuts]
-        return {
-            "pixel_values": torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True),
-            "image_tiling": torch.tensor([tiling.as_row for _, tiling in cuts]),
-        }
-
     def _media(self, batch: Sequence[Sequence[Message]]) -> dict[str, Any]:
         clips, images = [], []
         for item in (item for messages in batch for message in messages for item in items(message)):
@@ -371,24 +224,6 @@ class MmllmProcessor(ProcessorMixin):
         """One answer for each row of ids (B L), see `decode`."""
         return [self.decode(ids, float(seconds)) for ids, seconds in zip(sequences, durations_s, strict=True)]
 
-    def decode_text(self, token_ids: Any) -> str:
-        """Ids as text, with time tokens as words and without special tokens."""
-        ids = token_ids.tolist() if isinstance(token_ids, Tensor) else list(token_ids)
-        words = {token: word for word, token in self._single.items()}
-        special = set(self.tokenizer.all_special_ids) | {self.video_token_id, self.image_token_id}
-        text: list[str] = []
-        run: list[int] = []
-        for token in [*ids, None]:
-            if token is None or token in words or token in special:
-                if run:
-                    text.append(self.tokenizer.decode(run).strip())
-                run = []
-                if token in words and token not in special:
-                    text.append(words[token])
-            else:
-                run.append(token)
-        return " ".join(filter(None, text))
-
     @property
     def model_input_names(self) -> list[str]:
         """Names of what `__call__` gives."""
@@ -418,13 +253,6 @@ def add_special_words(tokenizer: PreTrainedTokenizerBase, num_time_tokens: int) 
     if ids != list(range(ids[0], ids[0] + len(ids)) if ids else []):
         raise InputError(f"the time tokens have no contiguous ids: {ids[:5]}...")
     return ids
-
-
-def _labelled(ids: Sequence[int], places: Sequence[int], said: Sequence[tuple[int, int]]) -> Encoded:
-    """Ids with labels where the place of an id in the text lies in one of the ranges `said`."""
-    input_ids = torch.tensor(ids, dtype=torch.long)
-    labelled = torch.tensor([any(a <= at < b for a, b in said) for at in places], dtype=torch.bool)
-    return Encoded(input_ids=input_ids, labels=input_ids.where(labelled, torch.tensor(IGNORED)))
 
 
 AutoProcessor.register(MmllmConfig, MmllmProcessor, exist_ok=True)

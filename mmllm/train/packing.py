@@ -24,7 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import InputError
 from mmllm.placement import IGNORED
-from mmllm.processor import Encoded, MmllmProcessor
+from mmllm.processor import MmllmProcessor
+from mmllm.text_encoding import Encoded
 
 NAMES = "row_names"
 """Key of a batch under which its rows' names go along; the model does not get it."""
