@@ -1,11 +1,13 @@
 """What the reducers cost, and what a small trained model still answers with what they leave.
 
-    python benchmarks/reducers.py [--output runs/reducers] [--seeds 0 1 2] [--videos 40] [--json out.json]
+    python benchmarks/reducers.py [--seeds 0 1 2] [--videos 24] [--json out.json]
 
 Cost is measured at the shapes of LLaVA-NeXT-7B scaled down: an image in five partitions, an encoder of as many layers,
 an LLM in which attention has about the share of the work that it has there. Times are processor seconds of one thread,
-medians of rounds taken in turns. Answers come from models trained by the recipe below, one for each seed (the frame
-encoder once, for all), unless they are in --output already; the reducers come in only when they are asked.
+medians of rounds taken in turns.
+
+Answers are those of the packaged model, which saw every token when it was trained, about clips that are rendered anew
+for each seed. Its path makes one token of what is left of a frame, and a few of what is left of four frames.
 """
 
 from __future__ import annotations
@@ -14,30 +16,31 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from directions import LeastAttended, interval
+from directions import LeastAttended
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from mmllm import registry
 from mmllm.answering import VideoQA
 from mmllm.costs import cache_bytes, prefill_flops
+from mmllm.datasets.records import Question
 from mmllm.encoders.clip import ClipConfig, ClipEncoder
-from mmllm.evaluation.run import read_benchmark
+from mmllm.evaluation.baselines import BlindBaseline
+from mmllm.evaluation.fresh import fresh_benchmark
+from mmllm.evaluation.metrics import by_video, over_videos, sample_iou, text_match
+from mmllm.evaluation.run import Benchmark
 from mmllm.evaluation.samples import Sample
-from mmllm.evaluation.score import BlindBaseline, score_samples
 from mmllm.pruning.fastervlm import FasterVlmConfig
+from mmllm.sources import DEFAULT
 from mmllm.tiles import Tiling
 from mmllm.tokens import VisualTokens
-from mmllm.train.recipes import Recipe, recipe
-from mmllm.train.run import train
 
 TOWER = ClipConfig(image_size=168, patch_size=14, width=384, layers=24, heads=6, mlp_width=1536)
 LLM = LlamaConfig(
@@ -52,11 +55,12 @@ LLM = LlamaConfig(
 PARTITIONS, PATCHES, QUESTION = 5, 144, 16
 TILING = Tiling(rows=2, cols=2, height=336, width=336)
 BUDGETS = (0.25, 0.1)
-VARIANTS = [
-    (f"{name} {keep}", f"{reducer}:keep={keep}")
-    for keep in (8, 4, 2, 1)
-    for name, reducer in (("attended", "fastervlm"), ("random", "random"), ("uniform", "uniform"))
-] + [(f"change {keep}", f"video_budget:keep={keep}") for keep in (8, 4, 2, 1)]
+KEPT = (8, 4, 2)
+"""Tokens of the 16 of each frame."""
+FAMILIES = ("visible", "direct", "something", "place")
+SCORES = ("mIoU", "spatial")
+CLIP_SEED = 100
+"""Added to a seed: the clips of training are rendered from seed 0."""
 
 
 # --- cost ---------------------------------------------------------------------------------------------------
@@ -160,113 +164,102 @@ def show_cost(shares: dict[str, float], rows: Sequence[dict[str, float]]) -> Non
 # --- answers ------------------------------------------------------------------------------------------------
 
 
-def small(seed: int, data: Path) -> Recipe:
-    """The quickstart's recipe with spatial questions, and every token of every frame read by the LLM."""
-    start = recipe("quickstart")
-    families = ("visible", "direct", "something", "place")
-    return replace(
-        start,
-        name="reducers",
-        seed=seed,
-        data=replace(
-            start.data,
-            root=str(data),
-            synthetic=replace(start.data.synthetic, train_videos=600, val_videos=60, families=families),
-        ),
-        frame_encoder=replace(start.frame_encoder, max_steps=400, workers=0),
-        model=replace(start.model, path="plain", num_frames=16),
-        language=replace(start.language, max_steps=320, questions_per_video=6),
-    )
-
-
-def trained(output: Path, seed: int) -> Path:
-    """The model of one seed, trained if it is not there. All seeds share data, encoder and features of the first."""
-    from mmllm.datasets.synthetic.rendering import render
-
-    data, first, run = output / "data", output / "encoder", output / f"run{seed}"
-    render(data, small(seed, data).data.synthetic, workers=1)
-    if first.exists() and not (run / "encoder").exists():
-        shutil.copytree(first, run / "encoder")
-    (output / "features").mkdir(exist_ok=True)
-    run.mkdir(exist_ok=True)
-    if not (run / "features").exists():
-        (run / "features").symlink_to((output / "features").resolve())
-    model = train(small(seed, data), run, workers=1)
-    if not first.exists():
-        shutil.copytree(run / "encoder", first)
-    return model
-
-
-def variants(qa: VideoQA) -> dict[str, VideoQA]:
+def variants(qa: VideoQA, seed: int) -> dict[str, VideoQA]:
     """The model behind each reducer; the first one keeps everything and has the encoder give its scores."""
     made = {"everything": qa.with_stages(reducers=["fastervlm:ratio=1"])}
-    made |= {name: qa.with_stages(reducers=[reducer]) for name, reducer in VARIANTS}
-    for keep in (8, 4, 2, 1):
-        least = qa.with_stages(reducers=[f"fastervlm:keep={keep}"])
-        least.model.reducers[0] = LeastAttended(FasterVlmConfig(keep=keep))
-        made[f"least attended {keep}"] = least
+    for keep in KEPT:
+        named = {
+            "random": f"random:keep={keep},seed={seed}",
+            "uniform": f"uniform:keep={keep}",
+            "fastervlm": f"fastervlm:keep={keep}",
+            "video_budget": f"video_budget:keep={keep}",
+            "least attended": f"fastervlm:keep={keep}",
+        }
+        if keep == 4:
+            named["pool"] = "pool:stride=2"
+        made |= {f"{keep} {name}": qa.with_stages(reducers=[reducer]) for name, reducer in named.items()}
+        made[f"{keep} least attended"].model.reducers[0] = LeastAttended(FasterVlmConfig(keep=keep))
     return made
 
 
 @torch.no_grad()
-def answers(model: Path, data: Path, videos: int) -> dict[str, dict[str, float]]:
-    """Scores of each variant over the first so many held-out clips."""
-    asked = variants(VideoQA.from_pretrained(model))
-    benchmark = read_benchmark(data)
-    by_video: dict[Path, list[Any]] = {}
+def answers(qa: VideoQA, benchmark: Benchmark, seed: int) -> dict[str, dict[str, Any]]:
+    """Most tokens left of a clip and read by the LLM, and IoU and right spatial answers of each clip, by variant."""
+    asked = variants(qa, seed)
+    by_clip: dict[Path, list[Question]] = {}
     for question in benchmark.questions:
-        if question.video is not None:
-            by_video.setdefault(question.video, []).append(question)
+        if question.family in FAMILIES and question.video is not None:
+            by_clip.setdefault(question.video, []).append(question)
     samples: dict[str, list[Sample]] = {name: [] for name in asked}
-    tokens = dict.fromkeys(asked, 0)
-    for video in list(by_video)[:videos]:
-        questions, watched = by_video[video], asked["everything"].watch(video)
-        for name, qa in asked.items():
-            seen = qa.look_again(watched)
-            tokens[name] = max(tokens[name], seen.token_counts["reducers"])
-            told = qa.ask_all(seen, [question.question for question in questions], questions[0].duration_s)
+    left, read = dict.fromkeys(asked, 0), dict.fromkeys(asked, 0)
+    for clip, questions in by_clip.items():
+        watched = asked["everything"].watch(clip)
+        for name, one in asked.items():
+            seen = one.look_again(watched)
+            left[name] = max(left[name], seen.token_counts["reducers"])
+            read[name] = max(read[name], sum(int(sequence.mask.sum()) for sequence in seen.seen.values()))
+            told = one.ask_all(seen, [question.question for question in questions], questions[0].duration_s)
             samples[name] += [Sample.asked(q).answered(a) for q, a in zip(questions, told, strict=True)]
-    baseline = BlindBaseline.fit([Sample.asked(question) for question in benchmark.fit])
-    scores = {name: score_samples(one, baseline) for name, one in samples.items()}
-    picked = {"mIoU": "miou", "spatial": "text_accuracy", "constant mIoU": "best_constant_miou",
-              "usual word": "most_frequent_text_accuracy"}  # fmt: skip
     return {
-        name: {"tokens": tokens[name], **{title: one[key] for title, key in picked.items()}}
-        for name, one in scores.items()
+        name: {
+            "left": left[name],
+            "read": read[name],
+            "mIoU": by_video([sample for sample in some if sample.truth_spans], sample_iou),
+            "spatial": by_video([sample for sample in some if not sample.truth_spans], text_match),
+        }
+        for name, some in samples.items()
     }
 
 
-def show_answers(runs: Sequence[dict[str, dict[str, float]]]) -> None:
-    blind = [run["everything"] for run in runs]
-    print(f"{'tokens kept of each frame':<26}{'tokens':>7}{'mIoU':>18}{'spatial, % right':>20}")
-    for name in runs[0]:
-        cells = []
-        for score in ("mIoU", "spatial"):
-            mean, half = interval([100 * run[name][score] for run in runs])
-            cells.append(f"{mean:.1f} +- {half:.1f}")
-        print(f"{name:<26}{runs[0][name]['tokens']:>7}{cells[0]:>18}{cells[1]:>20}")
-    told = [f"{100 * statistics.mean(run[title] for run in blind):.1f}" for title in ("constant mIoU", "usual word")]
-    print(f"{'without looking':<26}{'':>7}{told[0]:>18}{told[1]:>20}")
+def blind(benchmark: Benchmark) -> dict[str, float]:
+    """Scores of each family's constant interval and usual word."""
+    baseline = BlindBaseline.fit([Sample.asked(question) for question in benchmark.fit])
+    guessed = [baseline.answer(Sample.asked(one)) for one in benchmark.questions if one.family in FAMILIES]
+    timed, told = ([one for one in guessed if bool(one.truth_spans) == wanted] for wanted in (True, False))
+    return {"mIoU": over_videos(timed, sample_iou) or 0.0, "spatial": over_videos(told, text_match) or 0.0}
+
+
+def spread(runs: Sequence[dict[str, float]], resamples: int = 2000) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval, by a bootstrap over seeds and the clips of each."""
+    values = [np.array(list(run.values())) for run in runs]
+    draw = np.random.default_rng(0)
+
+    def once() -> float:
+        some = [values[seed] for seed in draw.integers(len(values), size=len(values))]
+        return float(np.mean([draw.choice(one, len(one)).mean() for one in some]))
+
+    means = [once() for _ in range(resamples)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(np.mean([one.mean() for one in values])), float(high - low) / 2
+
+
+def show_answers(runs: Sequence[dict[str, dict[str, Any]]], blinds: Sequence[dict[str, float]]) -> None:
+    print(f"{'of 16 tokens of a frame':<26}{'left of a clip':>15}{'LLM reads':>10}{'mIoU':>16}{'spatial, % right':>20}")
+    for name, first in runs[0].items():
+        cells = ["{:.1f} +- {:.1f}".format(*(100 * x for x in spread([run[name][s] for run in runs]))) for s in SCORES]
+        print(f"{name:<26}{first['left']:>15}{first['read']:>10}{cells[0]:>16}{cells[1]:>20}")
+    told = [f"{100 * statistics.mean(one[score] for one in blinds):.1f}" for score in SCORES]
+    print(f"{'without looking':<51}{told[0]:>16}{told[1]:>20}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/reducers"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: only cost is measured")
-    parser.add_argument("--videos", type=int, default=40)
+    parser.add_argument("--videos", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     shares, rows = selection_shares(options.rounds), prefill(options.rounds)
     show_cost(shares, rows)
-    report: dict[str, Any] = {"selection": shares, "prefill": rows, "answers": {}}
-    for seed in options.seeds:
-        model = trained(options.output, seed)
-        report["answers"][seed] = answers(model, options.output / "data", options.videos)
-        print(f"seed {seed}: mIoU {report['answers'][seed]['everything']['mIoU']:.1%} with all tokens", flush=True)
-    if report["answers"]:
-        show_answers(list(report["answers"].values()))
+    report: dict[str, Any] = {"selection": shares, "prefill": rows}
+    if options.seeds:
+        qa = VideoQA.from_pretrained(DEFAULT)
+        benchmarks = [fresh_benchmark(CLIP_SEED + seed, videos=options.videos, workers=1) for seed in options.seeds]
+        runs = [answers(qa, benchmark, seed) for seed, benchmark in zip(options.seeds, benchmarks, strict=True)]
+        blinds = [blind(benchmark) for benchmark in benchmarks]
+        show_answers(runs, blinds)
+        report |= {"answers": runs, "without looking": blinds}
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -36,6 +36,9 @@ POOLED = 16
 _START = 0.01
 """Thresholds before training, at which next to nothing is dropped."""
 
+_SATURATED = 1e-6
+"""Closer than this to 0 or 1 the logit of a threshold is not told apart."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AtpConfig:
@@ -55,6 +58,12 @@ class AtpConfig:
     """Weight of the loss that makes tokens in deep layers cost more."""
     target_weight: float = 0.2
     """Weight of the loss that holds the average number of tokens at the target."""
+    rest_weight: float = 0.03
+    """Ours: weight of a pull on the thresholds' logits towards 0, a threshold of 0.5. Without it one that has passed
+    all scores has no gradient and stays there, and the other stages make up for it. 0 is as published."""
+    pace: float = 1.0
+    """How fast thresholds are learned, times the LLM's learning rate. At a high rate they shoot past all scores, where
+    nothing pulls them back: about 1 / 10 for a small LLM from scratch, 5 or so for one that is fine-tuned."""
     causal: bool = True
     """Average received attention over the queries that can see a token; without, early places are favoured."""
 
@@ -64,7 +73,8 @@ class AtpConfig:
         require(0 < self.ratio <= 1, self, "ratio", "above 0 and at most 1")
         require(all(stride >= 1 for stride in self.strides), self, "strides", "at least 1")
         require(all(value > 0 for value in self.temperature), self, "temperature", "positive")
-        for name in ("lattice_weight", "depth_weight", "target_weight"):
+        require(self.pace > 0, self, "pace", "positive")
+        for name in ("lattice_weight", "depth_weight", "target_weight", "rest_weight"):
             require(getattr(self, name) >= 0, self, name, "zero or more")
 
     def layers(self, count: int) -> tuple[int, ...]:
@@ -120,20 +130,25 @@ def lattice_scores(place: Tensor, grid: tuple[int, int] | None, strides: tuple[i
 class Thresholds(nn.Module):
     """Two thresholds for each row, from what its visual tokens receive of each other and of the question."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace: float = 1.0) -> None:
         super().__init__()
+        self.pace = pace
         pooled = POOLED * POOLED
         self.proj = nn.Sequential(nn.Linear(2 * pooled, pooled), nn.GELU())
         self.head_r = nn.Linear(pooled, 1)
         self.head_s = nn.Linear(pooled, 1)
         for head in (self.head_r, self.head_s):
             nn.init.zeros_(head.weight)
-            nn.init.constant_(head.bias, math.log(_START / (1 - _START)))
+            nn.init.constant_(head.bias, math.log(_START / (1 - _START)) / pace)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Threshold of the redundancy and of the spatial score, B 1 each, of pooled scores B 2 S."""
         read = self.proj(pooled.flatten(1).to(self.head_r.weight.dtype))
-        return self.head_r(read).sigmoid().float(), self.head_s(read).sigmoid().float()
+        logits = (
+            self.head_r(read) * self.pace,
+            self.head_s(read) * self.pace,
+        )  # Adam's steps know no scale of a gradient
+        return logits[0].sigmoid().float(), logits[1].sigmoid().float()
 
 
 def pooled_scores(scores: Tensor, visual: Tensor, place: Tensor, grid: tuple[int, int] | None) -> Tensor:
@@ -176,7 +191,7 @@ class AtpReducer(nn.Module):
     def __init__(self, config: AtpConfig) -> None:
         super().__init__()
         self.config = config
-        self.stages = nn.ModuleList(Thresholds() for _ in config.depths)
+        self.stages = nn.ModuleList(Thresholds(config.pace) for _ in config.depths)
         self.progress = 0.0
         """How much of the training is done, 0 to 1; sets the temperature."""
         self.skipped = 0
@@ -233,7 +248,9 @@ class AtpReducer(nn.Module):
         if self.training:
             for cut, decision in current.decided.items():
                 kept = kept & decision.kept if cut < layer else kept
-            margin = torch.maximum(redundancy - theta_r, spatial - theta_s)
+            # a place off all lattices has no say in space: 0 - theta_s would leave it half a token as theta_s nears 0
+            sampled = (spatial - theta_s).masked_fill(spatial <= 0, -torch.inf)
+            margin = torch.maximum(redundancy - theta_r, sampled)
             earlier = torch.ones_like(margin) if before.weight is None else before.weight
             weight = torch.where(visual, (margin * self.sharpness).sigmoid() * earlier, 1.0)
             verdict, left = Verdict(weight=weight), (weight * visual).sum(-1)
@@ -263,7 +280,8 @@ class AtpReducer(nn.Module):
         Of a pass that is unusable, `atp_skipped`: a zero from which nothing gets a gradient.
 
         `atp_depth`: tokens left after a stage, as a share, times the number of its layer. `atp_target`: how far the
-        number of tokens, averaged over all layers, is from the target.
+        number of tokens, averaged over all layers, is from the target. `atp_rest`, ours: the squared logits of the
+        thresholds.
 
         Args:
             current: the pass.
@@ -276,9 +294,11 @@ class AtpReducer(nn.Module):
         whole = (current.visual & current.real).sum(-1).clamp(min=1).float()  # B
         deep = sum(one.left / whole * layer for layer, one in current.decided.items())
         distance = (self.average(current, layers) - self.config.ratio * whole).abs()
+        logits = torch.cat([torch.logit(one, eps=_SATURATED) for d in current.decided.values() for one in d.thresholds])
         return {
             "atp_depth": self.config.depth_weight * torch.as_tensor(deep).mean(),
             "atp_target": self.config.target_weight * distance.mean(),
+            "atp_rest": self.config.rest_weight * logits.square().sum() / len(whole),
         }
 
     def average(self, current: LlmPass, layers: int, *, hard: bool = False) -> Tensor:

@@ -213,10 +213,11 @@ def test_no_question_warns(pruned, embeds):
         run(pruned, embeds, current)
 
 
-def test_soft_mask_becomes_the_hard_one(embeds):
+@pytest.mark.parametrize("theta_s", [0.5, 0.001])
+def test_soft_mask_becomes_the_hard_one(embeds, theta_s):
     """Scores a good way from their thresholds: the sharper the soft mask, the nearer to dropping for real."""
     model = llm(scale=1.5)
-    atp = reducer(0.99, 0.5, temperature=(300.0, 300.0))  # only the places on a lattice stay
+    atp = reducer(0.99, theta_s, temperature=(300.0, 300.0))  # only the places on a lattice stay
     atp.attach(model.model)
     hard_pass = the_pass()
     hard = run(model, embeds, hard_pass).logits
@@ -245,6 +246,29 @@ def test_losses_move_the_thresholds_towards_the_budget(embeds, ratio, falls):
     losses["atp_target"].backward()
     for stage in atp.stages:
         assert (stage.head_r.bias.grad > 0) == falls  # a step against the gradient moves the threshold to the budget
+
+
+def test_thresholds_past_all_scores_are_pulled_back(embeds):
+    model = llm().requires_grad_(False)
+    atp = reducer(0.9999, 0.9999, ratio=0.9, temperature=(300.0, 300.0)).train()
+    atp.attach(model.model)
+    current = the_pass()
+    model(inputs_embeds=embeds, inside_llm=current)
+    losses = atp.losses(current, 8)
+    bias = atp.stages[0].head_r.bias
+    (lost,) = torch.autograd.grad(losses["atp_target"], bias, retain_graph=True)
+    (pulled,) = torch.autograd.grad(losses["atp_rest"], bias)
+    assert abs(lost.item()) < 1e-6  # far too few tokens are left, and nothing says so
+    assert pulled.item() == pytest.approx(0.03 * 2 * logit(0.9999), rel=1e-2)
+
+
+@pytest.mark.parametrize("pace", [0.1, 1.0, 5.0])
+def test_pace_scales_what_a_step_does_to_thresholds_and_not_where_they_start(pace):
+    stage = AtpReducer(AtpConfig(pace=pace)).stages[0]
+    theta_r, theta_s = stage(torch.rand(2, 2, 256, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(torch.cat([theta_r, theta_s]), torch.full((4, 1), 0.01))
+    theta_r.sum().backward()
+    assert stage.head_r.bias.grad.item() == pytest.approx(2 * 0.01 * 0.99 * pace, rel=1e-4)
 
 
 def test_deeper_tokens_cost_more(embeds):
@@ -363,7 +387,7 @@ def test_model_can_be_copied(pruned, embeds):
 
 def test_bad_input(embeds):
     for wrong in ({"depths": (0.5, 0.5)}, {"depths": ()}, {"depths": (0.5, 1.0)}, {"ratio": 0.0},
-                  {"temperature": (0.0, 1.0)}, {"strides": (0,)}):  # fmt: skip
+                  {"temperature": (0.0, 1.0)}, {"strides": (0,)}, {"pace": 0.0}, {"rest_weight": -1.0}):  # fmt: skip
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             AtpConfig(**wrong)
     with pytest.raises(ConfigError, match="too shallow"):

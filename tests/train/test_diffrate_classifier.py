@@ -241,6 +241,7 @@ def spots(seed, count):
 
 
 @pytest.mark.skipif(not os.environ.get("MMLLM_LONG_TESTS"), reason="a minute of training; MMLLM_LONG_TESTS=1 runs it")
+@pytest.mark.timeout(1800)
 def test_a_learned_schedule_hits_its_target_and_beats_a_constant_ratio():
     torch.manual_seed(0)
     vit = VisionTransformer(
