@@ -6,7 +6,8 @@
 
 Neither code nor weights were published. What the paper (arXiv 2412.00447) leaves open is decided here and said so:
 how scores are brought between 0 and 1, the lattices, the heads' widths, the temperature, that what is learned passes
-its gradient through the thresholds and not through the scores, and how masked attention is formed.
+its gradient through the thresholds and not through the scores, and how masked attention is formed. Ours are the pull
+that brings back a threshold which has passed all scores (`rest_weight`), and `pace`.
 
 B rows, P positions, K positions that are alive, S pooled scores of a grid
 """

@@ -315,3 +315,12 @@ def test_paper_and_release_agree_on_which_patches_of_the_whole_image():
         for mode in ("paper", "release")
     ]
     assert torch.equal(masks[0][:, 0], masks[1][:, 0])
+
+
+def test_frames_of_a_video_keep_what_fastervlm_keeps():
+    generator = torch.Generator().manual_seed(3)
+    scores = {name: torch.rand(2, 5, 36, generator=generator) for name in ("cls_attention", "cls_attention@0")}
+    frames = VisualTokens(features=torch.randn(2, 5, 36, 8, generator=generator), grid=(6, 6), scores=scores)
+    for keep in (1, 9, 36):
+        ours, theirs = (registry.build("reducer", f"{name}:keep={keep}")(frames) for name in ("hired", "fastervlm"))
+        assert torch.equal(ours.index, theirs.index)
