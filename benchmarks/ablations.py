@@ -1,31 +1,34 @@
 """The papers' claims on one footing: tiny models that differ in one thing, trained equally long.
 
-    python benchmarks/ablations.py            # hours on two CPU cores; goes on where it was stopped
+    python benchmarks/ablations.py --jobs 2   # hours on two CPU cores; goes on where it was stopped
     python benchmarks/ablations.py --short    # every row once, a few steps each: shows that it runs
 
 Held equal: clips and questions, frame encoder, LLM steps, questions a step, learning rates. Not equal: CPU time, which
-the table has beside the scores. Each row is trained once for each seed; the interval is that of the mean over seeds
-and clips, by a bootstrap over both. Writes results.json, ablations.md and ablations.png into --output.
+the table has beside the scores. Each row is trained once for each seed, on features of the frozen encoder that are
+kept; the interval is that of the mean over seeds and clips, by a bootstrap over both. Writes results.json, ablations.md
+and ablations.png into --output.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
+import multiprocessing
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmllm.answering import VideoQA
 from mmllm.blending import BlendConfig
 from mmllm.config import LossConfig
-from mmllm.datasets.synthetic.clips import SyntheticConfig
 from mmllm.datasets.synthetic.rendering import render
 from mmllm.evaluation.command import evaluate_into
 from mmllm.evaluation.metrics import by_video, sample_iou
@@ -35,17 +38,20 @@ from mmllm.fields import merged
 from mmllm.train.recipes import DataConfig, Recipe, recipe
 from mmllm.train.run import train
 
-RATIOS = (0.5, 0.25, 0.125)
+RATIOS = (0.5, 0.125)
 """Shares of the 16 patches that a reducer leaves of each frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A model that differs from the base in `changes`, which are fields of `ModelConfig`."""
+    """A model that differs from the base in one thing."""
 
     group: str
     name: str
-    changes: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Fields of `ModelConfig`."""
+    training: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Fields of `LanguageTraining`."""
 
     @property
     def folder(self) -> str:
@@ -71,14 +77,21 @@ def rows() -> list[Row]:
         for ratio in RATIOS:
             changes = {"reducers": (f"{name}:ratio={ratio}",)}
             made.append(Row(group=name, name=f"{16 * ratio:.0f} of 16", changes=changes))
+    made += [
+        Row(group="without", name="grounding loss", changes={"loss": LossConfig(time_sigma=1.0)}),
+        Row(group="without", name="soft time targets", changes={"loss": LossConfig(grounding_weight=1.0)}),
+        Row(group="without", name="visual tokens anchored in time", changes={"blend": BlendConfig(rms=0.3)}),
+        Row(group="without", name="time tokens that begin as a sinusoid", changes={"time_token_init": "normal"}),
+        Row(group="without", name="Muon", training={"matrix_learning_rate": 0.0}),
+    ]
     return made
 
 
 def settings(short: bool) -> Recipe:
-    """The recipe that all rows start from."""
-    start = recipe("quickstart")
+    """The recipe that all rows start from: the quickstart's with fewer LLM steps and the frame encoder of `full`."""
+    start = replace(recipe("quickstart"), frame_encoder=recipe("full").frame_encoder)
     if not short:
-        return replace(start, language=replace(start.language, matrix_learning_rate=0.02))
+        return replace(start, language=replace(start.language, max_steps=400))
     return replace(
         start,
         data=DataConfig(synthetic=replace(start.data.synthetic, train_videos=6, val_videos=2)),
@@ -88,29 +101,33 @@ def settings(short: bool) -> Recipe:
     )
 
 
-def run_row(row: Row, base: Recipe, seed: int, output: Path, encoder: Path | None, videos: int) -> dict[str, Any]:
+def run_row(row: Row, *, seed: int, base: Recipe, output: Path, encoder: Path | None) -> dict[str, Any]:
     """Trains and evaluates one row, or reads what is there; returns CPU seconds and IoU of each clip.
 
     Args:
         row: what to change.
-        base: what to change it in.
         seed: of the model and of the order of the clips.
+        base: what to change it in.
         output: folder of all runs.
         encoder: the frame encoder that all rows share; None for the run that makes it.
-        videos: clips to evaluate on.
     """
     folder = output / "runs" / f"{row.folder}-{seed}"
     done = folder / "ablation.json"
     if not done.exists():
+        (folder / "encoder").mkdir(parents=True, exist_ok=True)
         if encoder is not None:
-            (folder / "encoder").mkdir(parents=True, exist_ok=True)
             shutil.copy(encoder, folder / "encoder" / "encoder.safetensors")
+        if not (folder / "features").exists():
+            shared = output / "features"
+            shared.mkdir(exist_ok=True)
+            (folder / "features").symlink_to(shared.resolve(), target_is_directory=True)
         data = DataConfig(root=str(output / "data"), synthetic=base.data.synthetic)
         changed = replace(base, name=row.folder, seed=seed, data=data, model=merged(base.model, row.changes))
+        changed = replace(changed, language=replace(base.language, **row.training))
         started = time.process_time()
         model = train(changed, folder, force=True, workers=1)
         took_s = time.process_time() - started
-        benchmark = read_benchmark(output / "data").first(videos)
+        benchmark = read_benchmark(output / "data").first(base.data.synthetic.val_videos)
         evaluate_into(folder / "eval", VideoQA.from_pretrained(model), benchmark, shuffle=False)
         samples = [sample for sample in read_samples(folder / "eval" / "samples.jsonl") if sample.truth_spans]
         done.write_text(json.dumps({"cpu_s": took_s, "miou": _by_clip(samples)}, indent=1) + "\n")
@@ -132,6 +149,13 @@ def interval(runs: Sequence[dict[str, float]], resamples: int = 2000) -> tuple[f
         means.append(some[:, draw.integers(len(clips), size=len(clips))].mean())
     low, high = np.quantile(means, (0.025, 0.975))
     return float(table.mean()), float(low), float(high)
+
+
+def result(row: Row, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the table says of a row that was trained with several seeds."""
+    mean, low, high = interval([run["miou"] for run in runs])
+    cpu_s = float(np.mean([run["cpu_s"] for run in runs]))
+    return {"group": row.group, "name": row.name, "miou": mean, "low": low, "high": high, "cpu_s": cpu_s}
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -162,30 +186,43 @@ def figure(results: Sequence[dict[str, Any]], file: Path) -> None:
     picture.savefig(file, dpi=120)
 
 
+def carried_out(
+    work: Callable[..., dict[str, Any]], turns: Sequence[tuple[Row, int]], jobs: int
+) -> Iterator[dict[str, Any]]:
+    """The results of all runs in their order, `jobs` of them at a time."""
+    if jobs == 1:
+        yield from (work(row, seed=seed) for row, seed in turns)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for run in [pool.submit(work, row, seed=seed) for row, seed in turns]:
+            yield run.result()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and writes the table and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--short", action="store_true", help="a few steps and one seed")
+    parser.add_argument("--jobs", type=int, default=1, help="models trained at once, one thread each")
     parser.add_argument("--only", nargs="*", help="groups to run")
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     base, seeds = settings(given.short), 1 if given.short else given.seeds
-    scenes: SyntheticConfig = base.data.synthetic
-    render(given.output / "data", scenes, workers=1)
+    render(given.output / "data", base.data.synthetic, workers=given.jobs)
     everything = rows()
-    run_row(everything[0], base, 0, given.output, None, scenes.val_videos)
+    run_row(everything[0], seed=0, base=base, output=given.output, encoder=None)
     encoder = given.output / "runs" / f"{everything[0].folder}-0" / "encoder" / "encoder.safetensors"
-    results = []
-    for row in everything:
-        if given.only and row.group not in given.only:
-            continue
-        runs = [run_row(row, base, seed, given.output, encoder, scenes.val_videos) for seed in range(seeds)]
-        mean, low, high = interval([run["miou"] for run in runs])
-        cpu_s = float(np.mean([run["cpu_s"] for run in runs]))
-        results.append({"group": row.group, "name": row.name, "miou": mean, "low": low, "high": high, "cpu_s": cpu_s})
-        (given.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    chosen = [row for row in everything if not given.only or row.group in given.only]
+    turns = [(row, seed) for seed in range(seeds) for row in chosen]  # all rows of a seed first
+    work = partial(run_row, base=base, output=given.output, encoder=encoder)
+    runs: dict[Row, list[dict[str, Any]]] = {row: [] for row in chosen}
+    for (row, seed), run in zip(turns, carried_out(work, turns, given.jobs), strict=True):
+        runs[row].append(run)
+        score = 100 * np.mean(list(run["miou"].values()))
+        print(f"{row.group}, {row.name}, seed {seed}: mIoU {score:.1f}", flush=True)
+    results = [result(row, runs[row]) for row in chosen]
+    (given.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (given.output / "ablations.md").write_text(table(results))
     figure(results, given.output / "ablations.png")
     print(table(results))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmllm.errors import ConfigError
 from mmllm.placement import Placed
 
 
@@ -47,6 +48,12 @@ class Intervals:
     """float, A. Start as a share of the video's duration, 0..1."""
     end: Tensor
     """float, A."""
+
+    def where(self, chosen: Tensor) -> Intervals:
+        """Those that are chosen (bool, A)."""
+        return Intervals(
+            row=self.row[chosen], position=self.position[chosen], start=self.start[chosen], end=self.end[chosen]
+        )
 
 
 def intervals_of(labels: Tensor, time_ids: Tensor, segments: Tensor | None) -> Intervals:
@@ -94,31 +101,41 @@ class GroundingHead(nn.Module):
             found: the intervals.
             frame_share: float, B T. When each frame of a row's first video is shown, as a share of its duration.
         """
+        found = found.where((placed.which == 0).any(dim=1)[found.row])  # rows with a video
         if not len(found.row):
             return hidden.sum() * 0.0
         hidden = self.norm(hidden)
         at = _first_one_frame_positions(placed, frame_share.shape[1])  # B T, -1 where there is none
+        pointable = (at >= 0)[found.row]  # A T
+        if not pointable.any(dim=1).all():
+            raise ConfigError(
+                "the grounding loss points at tokens of one frame, and a row has none: set loss.grounding_weight = 0"
+            )
         key = self.keys(hidden).gather(1, at.clamp(min=0).unsqueeze(-1).expand(*at.shape, hidden.shape[-1]))
         start, end = hidden[found.row, found.position], hidden[found.row, found.position + 1]
 
         def pointed(name: str, query: Tensor) -> Tensor:
             score = torch.einsum("ad,atd->at", self.queries[name](query), key[found.row]) * query.shape[-1] ** -0.5
-            score = score.masked_fill((at < 0)[found.row], torch.finfo(score.dtype).min)
+            score = score.masked_fill(~pointable, torch.finfo(score.dtype).min)
             return score.float().log_softmax(dim=-1)  # A T
 
         share = frame_share[found.row]
         gap = 1 / max(share.shape[1] - 1, 1)
-        # half a frame more on both sides, so that at least one frame is inside, however short the interval
-        inside = (share >= found.start.unsqueeze(1) - gap / 2) & (share <= found.end.unsqueeze(1) + gap / 2)
+        # half a frame more on both sides, so that at least one frame is inside, however short the interval;
+        # where none of those has a token, the nearest one that has
+        away = torch.maximum(found.start.unsqueeze(1) - share, share - found.end.unsqueeze(1))
+        away = away.masked_fill(~pointable, torch.inf)
+        inside = away <= torch.clamp(away.min(dim=1, keepdim=True).values, min=gap / 2)
         mass = pointed("inside", start).masked_fill(~inside, -torch.inf).logsumexp(dim=-1).clamp(min=-20.0)
-        first = _near(share, found.start, gap) * pointed("first", start)
-        last = _near(share, found.end, gap) * pointed("last", end)
+        first = _near(share, found.start, gap, pointable) * pointed("first", start)
+        last = _near(share, found.end, gap, pointable) * pointed("last", end)
         return -mass.mean() - self.pointer_weight * (first + last).sum(dim=-1).mean()
 
 
-def _near(share: Tensor, instant: Tensor, gap: float) -> Tensor:
-    """A T: weights over frames that fall off with the distance to an instant, one frame's gap being one sigma."""
-    return (-((share - instant.unsqueeze(1)) ** 2) / (2 * gap**2)).softmax(dim=-1)
+def _near(share: Tensor, instant: Tensor, gap: float, pointable: Tensor) -> Tensor:
+    """A T: weights over `pointable` frames that fall off with the distance to an instant, one gap being one sigma."""
+    closeness = -((share - instant.unsqueeze(1)) ** 2) / (2 * gap**2)
+    return closeness.masked_fill(~pointable, -torch.inf).softmax(dim=-1)
 
 
 def _first_one_frame_positions(placed: Placed, frames: int) -> Tensor:

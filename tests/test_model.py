@@ -179,6 +179,28 @@ def test_gradients_reach_everything_that_is_not_frozen(make_model):
         assert has != name.startswith("encoder."), name
 
 
+@pytest.mark.parametrize("mode", ["spatial_pool", "temporal_spatial_pool", "temporal"])
+def test_grounding_points_at_the_frames_that_have_a_token(make_model, mode):
+    path = {"name": "slowfast", "image_frames": 6, "mode": mode}
+    model = make_model(loss={"grounding_weight": 1.0}, path=path)
+    labels = IDS.masked_fill(MASK == 0, -100)
+    labels[0, 2], labels[0, 3] = 101, 101  # around a frame that has no slow token
+    times = {"video_times_s": torch.arange(6.0).expand(3, 6), "video_durations_s": torch.full((3,), 6.0)}
+    out = model(IDS, MASK, labels=labels, pixel_values_videos=pixels(), **times)
+    assert 0 < float(out.losses["grounding"].detach()) < 50
+    out.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_grounding_needs_tokens_of_one_frame(make_model):
+    model = make_model(loss={"grounding_weight": 1.0}, path={"name": "slowfast", "image_frames": 6, "mode": "spatial"})
+    labels = IDS.masked_fill(MASK == 0, -100)
+    labels[0, 2], labels[0, 3] = 101, 104
+    times = {"video_times_s": torch.arange(6.0).expand(3, 6), "video_durations_s": torch.full((3,), 6.0)}
+    with pytest.raises(ConfigError, match="grounding_weight = 0"):
+        model(IDS, MASK, labels=labels, pixel_values_videos=pixels(), **times)
+
+
 def test_bad_input_is_named(make_model):
     model = make_model()
     with pytest.raises(InputError, match="2 placeholders of id 200 for 3 videos"):

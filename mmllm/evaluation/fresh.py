@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from mmllm.datasets.synthetic.clips import SyntheticConfig, clip, video_id
 from mmllm.datasets.synthetic.rendering import render
 from mmllm.errors import InputError
 from mmllm.evaluation.run import Benchmark
+from mmllm.fields import to_mapping
 from mmllm.train.recipes import full
 
 _FITTED_TO = 400
@@ -36,7 +39,8 @@ def fresh_benchmark(seed: int, *, world: str | None = None, videos: int = 100, w
     if seed == trained_on.seed:
         raise InputError(f"seed {seed} is the one that recipes render their training clips from: choose another")
     config = replace(trained_on, seed=seed, world=world or trained_on.world, train_videos=0, val_videos=videos)
-    folder = _cache() / f"seed{seed}-{config.world}-{videos}"
+    told = hashlib.sha256(json.dumps(to_mapping(config), sort_keys=True).encode()).hexdigest()[:8]
+    folder = _cache() / f"seed{seed}-{config.world}-{videos}-{told}"
     render(folder, config, workers=workers)
     asked = read_rtl(folder / "val.json", folder / "videos").items
     return Benchmark(questions=asked, fit=_questions(config, _FITTED_TO))

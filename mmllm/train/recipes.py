@@ -14,6 +14,7 @@ from mmllm.blending import BlendConfig
 from mmllm.config import LossConfig
 from mmllm.datasets.mixture import MixtureConfig
 from mmllm.datasets.synthetic.clips import SyntheticConfig
+from mmllm.datasets.synthetic.questions import TIME_FAMILIES
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, require
 from mmllm.train.frame_encoder import FrameEncoderTraining
@@ -145,7 +146,7 @@ def quickstart() -> Recipe:
                 families=("visible", "direct", "something"),
             )
         ),
-        frame_encoder=FrameEncoderTraining(max_steps=500),
+        frame_encoder=FrameEncoderTraining(max_steps=500, matrix_learning_rate=0.02),
         model=ModelConfig(
             path="slowfast:image_frames=50",
             num_frames=50,
@@ -153,7 +154,7 @@ def quickstart() -> Recipe:
             blend=BlendConfig(rms=0.3, time_anchor=3.0),
             loss=LossConfig(time_sigma=1.0, grounding_weight=1.0),
         ),
-        language=LanguageTraining(max_steps=600, batch_size=8),
+        language=LanguageTraining(max_steps=600, batch_size=8, matrix_learning_rate=0.02),
     )
 
 
@@ -180,12 +181,12 @@ def full() -> Recipe:
             synthetic=replace(
                 start.data.synthetic,
                 train_videos=2000,
-                questions_per_video=20,
-                families=("visible", "direct", "something", "relation", "next", "place"),
+                questions_per_video=16,
+                families=(*TIME_FAMILIES, "place"),
             )
         ),
         frame_encoder=FrameEncoderTraining(max_steps=1200, matrix_learning_rate=0.02),
-        language=replace(start.language, max_steps=2200, questions_per_video=10, matrix_learning_rate=0.02),
+        language=replace(start.language, max_steps=3600, questions_per_video=12, matrix_learning_rate=0.02),
     )
 
 

@@ -1,10 +1,13 @@
 """Fresh clips to be asked about: the seed decides which, and they are rendered once."""
 
+from dataclasses import replace
+
 import pytest
 
 from mmllm.errors import InputError
 from mmllm.evaluation.command import evaluate
 from mmllm.evaluation.fresh import fresh_benchmark
+from mmllm.train.recipes import full
 
 
 def test_a_seed_gives_the_same_clips_again_without_rendering_them_again(tmp_path, monkeypatch):
@@ -15,6 +18,15 @@ def test_a_seed_gives_the_same_clips_again_without_rendering_them_again(tmp_path
     assert again == first
     assert {one.video: one.video.stat().st_mtime_ns for one in again.questions} == files
     assert len(files) == 2
+
+
+def test_clips_of_other_settings_lie_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fresh_benchmark(5, videos=1, workers=1)
+    settings = full()
+    fewer = replace(settings.data, synthetic=replace(settings.data.synthetic, families=("visible",)))
+    monkeypatch.setattr("mmllm.evaluation.fresh.full", lambda: replace(settings, data=fewer))
+    assert {one.family for one in fresh_benchmark(5, videos=1, workers=1).questions} == {"visible"}
 
 
 def test_the_baselines_are_fitted_to_other_clips(tmp_path, monkeypatch):
