@@ -91,7 +91,7 @@ def settings(short: bool) -> Recipe:
     """The recipe that all rows start from: the quickstart's with fewer LLM steps and the frame encoder of `full`."""
     start = replace(recipe("quickstart"), frame_encoder=recipe("full").frame_encoder)
     if not short:
-        return replace(start, language=replace(start.language, max_steps=400))
+        return replace(start, language=replace(start.language, max_steps=400, matrix_learning_rate=0.02))
     return replace(
         start,
         data=DataConfig(synthetic=replace(start.data.synthetic, train_videos=6, val_videos=2)),

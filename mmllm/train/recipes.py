@@ -146,7 +146,7 @@ def quickstart() -> Recipe:
                 families=("visible", "direct", "something"),
             )
         ),
-        frame_encoder=FrameEncoderTraining(max_steps=500, matrix_learning_rate=0.02),
+        frame_encoder=FrameEncoderTraining(max_steps=500),
         model=ModelConfig(
             path="slowfast:image_frames=50",
             num_frames=50,
@@ -154,7 +154,7 @@ def quickstart() -> Recipe:
             blend=BlendConfig(rms=0.3, time_anchor=3.0),
             loss=LossConfig(time_sigma=1.0, grounding_weight=1.0),
         ),
-        language=LanguageTraining(max_steps=600, batch_size=8, matrix_learning_rate=0.02),
+        language=LanguageTraining(max_steps=600, batch_size=8),
     )
 
 
