@@ -15,6 +15,7 @@ from mmllm.datasets.synthetic.command import render_command
 from mmllm.datasets.synthetic.drawing import draw
 from mmllm.datasets.synthetic.rendering import finished, render
 from mmllm.errors import ConfigError, InputError
+from mmllm.evaluation.run import read_benchmark
 
 av = pytest.importorskip("av")
 
@@ -84,6 +85,14 @@ def test_a_stopped_render_goes_on_to_the_same_files(rendered: Path, tmp_path: Pa
     assert not finished(root, SMALL)
     render(root, SMALL, workers=1, progress=False)
     assert contents(root) == contents(rendered)
+
+
+def test_a_split_without_clips_has_no_file(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, train_videos=0, val_videos=1)
+    render(tmp_path, config, workers=1, progress=False)
+    assert finished(tmp_path, config)
+    assert not (tmp_path / "train.json").exists()
+    assert read_benchmark(tmp_path).questions
 
 
 @pytest.mark.slow

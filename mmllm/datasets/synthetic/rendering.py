@@ -5,8 +5,8 @@
     root/train.json              {"v_<id>": {"duration", "QA": [{"q", "a", "family"}]}}
     root/val.json                [{"vid", "question_id", "question", "answer", "duration", "family"}]
 
-Every file is written under another name and renamed when complete: a render that was stopped goes on where it was,
-and whatever has a clip's name is a whole clip.
+A split without clips has no annotation file. Every file is written under another name and renamed when complete: a
+render that was stopped goes on where it was, and whatever has a clip's name is a whole clip.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def render(root: Path, config: SyntheticConfig, *, workers: int | None = None, p
 
 def finished(root: Path, config: SyntheticConfig) -> bool:
     """Whether `root` holds every file of the set."""
-    if not ((root / "train.json").is_file() and (root / "val.json").is_file()):
+    splits: tuple[Split, ...] = ("train", "val")
+    if not all((root / f"{split}.json").is_file() for split in splits if config.videos(split)):
         return False
     there = {entry.name for entry in os.scandir(root / "videos")}
-    splits: tuple[Split, ...] = ("train", "val")
     return all(f"v_{video_id(config, split, i)}.mp4" in there for split in splits for i in range(config.videos(split)))
 
 
@@ -197,8 +197,10 @@ def _annotate(root: Path, entries: Sequence[tuple[Split, int, dict[str, Any]]], 
                 "duration": entry["duration"],
                 "family": answer["family"],
             })  # fmt: skip
-    _write(root / "train.json", train)
-    _write(root / "val.json", val)
+    if config.train_videos:
+        _write(root / "train.json", train)
+    if config.val_videos:
+        _write(root / "val.json", val)
 
 
 def _write(path: Path, content: Any) -> None:
