@@ -1,12 +1,14 @@
 """A training step against transformers' own Llava with the same weights: processor time and peak memory.
 
-    python benchmarks/train.py [--rounds 5] [--json out.json]
+    python benchmarks/train.py [--rounds 5] [--untied] [--json out.json]
 
 Both models have the same CLIP tower (frozen), MLP projector and decoder, get the same row (five images of 576 tokens
 and some text, 3,000 positions in all, of which 32 are labelled), and must give the same loss before anything is
-timed. Each lives in a process of its own, and they take steps in turns (A B A B ...), so that a busy machine hits
-both alike. Time is processor time of forward, backward and AdamW; memory is the highest resident size during a step,
-and the same above what weights, gradients and optimiser hold between steps.
+timed. The decoder is a narrow Qwen2 with its vocabulary; one table embeds and predicts, as in all Qwen2 of up to 1.5
+billion parameters (`--untied`: two tables, as in larger ones). Each model lives in a process of its own, and they take
+steps in turns (A B A B ...), so that a busy machine hits both alike. A step is what the Trainer does: forward,
+backward, fused AdamW, and gradients are given back. Time is processor time; memory is the highest resident size of the
+whole process during a step, and the same above what is held between steps (weights, optimizer, libraries).
 
 The one difference is the LM head: here only the labelled positions reach it.
 """
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 from mmllm.config import MmllmConfig
 from mmllm.model import MmllmForConditionalGeneration
@@ -44,6 +46,7 @@ class Setting:
     layers: int = 4
     positions: int = 3000
     labelled: int = 32
+    tied: bool = True
     threads: int = 1
 
 
@@ -55,17 +58,24 @@ def llava(setting: Setting) -> Any:
         image_size=SIDE, patch_size=PATCH,
     )  # fmt: skip
     return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=tower, text_config=decoder(setting), image_token_index=PLACEHOLDER)
+        LlavaConfig(
+            vision_config=tower,
+            text_config=decoder(setting),
+            image_token_index=PLACEHOLDER,
+            tie_word_embeddings=setting.tied,
+        )
     )
 
 
-def decoder(setting: Setting) -> LlamaConfig:
-    return LlamaConfig(
+def decoder(setting: Setting) -> Qwen2Config:
+    return Qwen2Config(
         vocab_size=setting.vocabulary,
         hidden_size=setting.width,
         intermediate_size=4 * setting.width,
         num_hidden_layers=setting.layers,
         num_attention_heads=setting.width // 64,
+        num_key_value_heads=setting.width // 64,
+        tie_word_embeddings=setting.tied,
         max_position_embeddings=4096,
     )
 
@@ -111,7 +121,7 @@ def work(which: str, setting: Setting, pipe: Connection) -> None:
         (llava(setting), row(setting, TOKENS_OF_IMAGE)) if which == "llava" else (ours(setting), row(setting, 1))
     )
     (model.model.vision_tower if which == "llava" else model.encoder).requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     model.train()
     while pipe.recv() == "step":
         held = status("VmRSS")
@@ -120,9 +130,9 @@ def work(which: str, setting: Setting, pipe: Connection) -> None:
         loss = model(**inputs).loss
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         seconds, peak = time.process_time() - started, status("VmHWM")
-        pipe.send({"loss": float(loss), "seconds": seconds, "peak_gib": peak, "above_gib": peak - held})
+        pipe.send({"loss": loss.item(), "seconds": seconds, "peak_gib": peak, "above_gib": peak - held})
 
 
 def status(name: str) -> float:
@@ -135,11 +145,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--untied", action="store_true", help="two tables of token embeddings")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if sys.platform != "linux":
         parser.error("peak memory is read from Linux's /proc")
-    setting = Setting(threads=options.threads)
+    setting = Setting(threads=options.threads, tied=not options.untied)
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     for which in ("llava", "ours"):

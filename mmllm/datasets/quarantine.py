@@ -245,17 +245,12 @@ class _Worker:
 def _work(read: Callable[[Any], Any], pipe: Connection) -> None:
     """The worker process: reads items until the pipe is closed."""
     end_with_parent()
-    while True:
-        try:
+    with contextlib.suppress(EOFError, OSError):  # the other end is closed: nobody is left to read for
+        while True:
             item = pipe.recv()
-        except (EOFError, OSError):
-            return
-        pipe.send(("begun", None))
-        try:
-            answer = ("result", read(item))
-        except Exception as problem:
-            answer = ("failure", (type(problem).__name__, " ".join(str(problem).split())))
-        try:
+            pipe.send(("begun", None))
+            try:
+                answer = ("result", read(item))
+            except Exception as problem:
+                answer = ("failure", (type(problem).__name__, " ".join(str(problem).split())))
             pipe.send(answer)
-        except OSError:  # nobody is left to tell
-            return

@@ -9,13 +9,17 @@ import multiprocessing
 import os
 import shutil
 import socket
+import threading
 import traceback
 
 import pytest
 import torch
+from tqdm.std import tqdm
 
 from mmllm.blending import BlendConfig
 from mmllm.train.recipes import DecoderConfig, ModelConfig
+
+tqdm.set_lock(threading.RLock())  # its own one is shared by forked processes: a killed one would keep it for ever
 
 TINY = ModelConfig(
     encoder="tiny:width=16,heads=2,channels=8+8+8",

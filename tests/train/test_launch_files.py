@@ -8,7 +8,7 @@ import yaml
 import mmllm
 
 FOLDER = Path(mmllm.__file__).parent / "train" / "launch"
-KINDS = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+KINDS = {"cpu": "MULTI_GPU", "ddp": "MULTI_GPU", "fsdp": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 
 
 def test_there_is_one_for_each_way():
@@ -21,8 +21,8 @@ def test_accelerate_reads_it(name):
 
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
     assert config.distributed_type.value == KINDS[name]
-    assert config.num_processes == 8
-    assert config.mixed_precision == "bf16"
+    assert config.use_cpu is (name == "cpu")
+    assert (config.num_processes, config.mixed_precision) == ((2, "no") if name == "cpu" else (8, "bf16"))
 
 
 def test_the_layer_that_is_spread_is_the_llms(make_model):
