@@ -112,7 +112,9 @@ class FrameTransform:
             return self._band(frame)
         if self.fit == "squash":
             return _by_torch(frame, self.size, self.size), 0, 0
-        return self._cut(_by_torch(frame, *self._scaled(height, width))), 0, 0
+        scaled = self._scaled(height, width)
+        top, left = ((length - self.size) // 2 for length in scaled)
+        return _by_torch(frame, *scaled, bottom=top + self.size, right=left + self.size)[top:, left:], 0, 0
 
     @property
     def _colour(self) -> np.ndarray:
@@ -163,7 +165,7 @@ def _normalise(frame: np.ndarray, out: np.ndarray, scale: Tensor, shift: Tensor)
     pixels, slot = _tensor(frame).permute(2, 0, 1), torch.from_numpy(out)
     lines = max(1, _AT_ONCE // frame.shape[1])
     for part, into in zip(pixels.split(lines, dim=1), slot.split(lines, dim=1), strict=True):
-        into.copy_(part).mul_(scale).add_(shift)
+        into.copy_(part.contiguous()).mul_(scale).add_(shift)
 
 
 def _filled(lines: int, length: int, axis: int, colour: np.ndarray) -> np.ndarray:
@@ -190,10 +192,25 @@ def _by_pil(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _by_torch(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    pixels = _tensor(frame).permute(2, 0, 1).unsqueeze(0)  # 1 3 H W; the colours of a pixel stay side by side
-    resized = torch.nn.functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+def _by_torch(
+    frame: np.ndarray, height: int, width: int, *, bottom: int | None = None, right: int | None = None
+) -> np.ndarray:
+    """`frame` resized to height and width; of that the lines and columns before `bottom` and `right`."""
+    given = frame.shape[:2]
+    # The stride of the only image tells PyTorch that the colours of a pixel lie side by side, which is its fast case.
+    strides = (frame.size, 1, 3 * given[1], 3)
+    pixels = _tensor(np.ascontiguousarray(frame)).as_strided((1, 3, *given), strides)  # 1 3 H W
+    scaled, stops = (height, width), (bottom or height, right or width)
+    shrinks = height < given[0] and width < given[1]
+    if shrinks and stops != scaled:
+        scales = [(full + 1e-6) / length for full, length in zip(scaled, given, strict=True)]  # PyTorch rounds down
+        rows, columns = (math.ceil((stop + 3) / scale) + 1 for stop, scale in zip(stops, scales, strict=True))
+        settings: dict[str, Any] = {"scale_factor": scales}
+        pixels = pixels[:, :, :rows, :columns]  # a cubic reaches two resized lines further
+    else:
+        settings = {"size": scaled}
+    resized = torch.nn.functional.interpolate(pixels, mode="bicubic", antialias=True, **settings)
+    return resized[0, :, : stops[0], : stops[1]].permute(1, 2, 0).numpy()
 
 
 def _tensor(frame: np.ndarray) -> Tensor:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmllm.errors import ConfigError
@@ -103,6 +104,18 @@ def test_video_frames_are_within_a_step_or_two_of_pil(fit, shape):
     np.testing.assert_allclose(
         transform.video(frames), transform.normalised([transform.video_frame(one) for one in frames]), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("shape", [(90, 160), (160, 90), (97, 64), (25, 50), (49, 51), (400, 17)])
+def test_what_is_cut_off_need_not_be_resized(shape):
+    frame = clip(*shape, count=1)[0]
+    quick = FrameTransform(size=24).video_frame(frame)
+    height, width = (24 * length // min(shape) for length in shape)
+    pixels = torch.from_numpy(frame).permute(2, 0, 1).unsqueeze(0)
+    whole = torch.nn.functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
+    top, left = (height - 24) // 2, (width - 24) // 2
+    wanted = whole[0, :, top : top + 24, left : left + 24].permute(1, 2, 0).numpy()
+    assert np.abs(quick.astype(int) - wanted).max() <= 1
 
 
 def test_video_frames_can_be_resized_by_pil():
