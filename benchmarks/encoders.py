@@ -6,8 +6,10 @@
 
 Weights are random, which changes no cost. Times are processor time of the process (all its threads), or device time on
 an accelerator, taken in turns (reference, ours, bare, reference, ...), so that a busy machine hits all alike; what is
-told are medians of the ratios of one turn. The reference is CLIP ViT-L/14 at 336 pixels, as LLaVA-1.5 runs it: up to
-its last layer but one. The bare modules do the same work: no layer that is not needed, no scores.
+told are medians of the ratios of one turn. Where a busy machine moves these by more than what is looked for, the share
+of a call that is spent outside of the library's modules is told too, and with a score the share that it takes: both are
+counted within one call, all of which is slowed down alike. The reference is CLIP ViT-L/14 at 336 pixels, as LLaVA-1.5
+runs it: up to its last layer but one. The bare modules do the same work: no layer that is not needed, no scores.
 """
 
 from __future__ import annotations
@@ -182,6 +184,57 @@ def _status(field: str) -> int:
     return int(lines[field].split()[0]) * 1024
 
 
+class Clock:
+    """Adds up the processor time of functions, counted once where they call each other."""
+
+    def __init__(self) -> None:
+        self.spent, self._depth, self._begun = 0.0, 0, 0.0
+
+    def begin(self, *_: Any) -> None:
+        if not self._depth:
+            self._begun = time.process_time()
+        self._depth += 1
+
+    def end(self, *_: Any) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self.spent += time.process_time() - self._begun
+
+
+def shares(encoder: Any, run: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Which share of a call our code takes around the library's modules, and which one a score takes."""
+    around, scoring = [], []
+    for _ in range(repeats):
+        modules, score = Clock(), Clock()
+        hooks = [hook for module in encoder.tower.modules() for hook in (
+            module.register_forward_pre_hook(modules.begin), module.register_forward_hook(modules.end),
+        )]  # fmt: skip
+        if hasattr(encoder, "_score"):
+            encoder._score = timed(type(encoder)._score.__get__(encoder), score, modules)
+        begun = time.process_time()
+        run()
+        total = time.process_time() - begun
+        for hook in hooks:
+            hook.remove()
+        around.append((total - modules.spent) / (total - score.spent))
+        scoring.append(score.spent / (total - score.spent))
+    return {"around": statistics.median(around), "scoring": statistics.median(scoring)}
+
+
+def timed(call: Callable[..., Any], *clocks: Clock) -> Callable[..., Any]:
+    """`call`, with its time added to the clocks."""
+
+    def call_timed(*arguments: Any) -> Any:
+        for clock in clocks:
+            clock.begin()
+        result = call(*arguments)
+        for clock in clocks:
+            clock.end()
+        return result
+
+    return call_timed
+
+
 @torch.no_grad()
 def measure(name: str, reference: Any, repeats: int, device: torch.device) -> dict[str, Any]:
     """One row: a frame at a time, as ratios to the reference."""
@@ -195,7 +248,7 @@ def measure(name: str, reference: Any, repeats: int, device: torch.device) -> di
         "reference": lambda: reference(small),
         "ours": lambda: encoder(pixels, scores=scores),
     }
-    plain = bare_runs(encoder)
+    plain = {} if scores else bare_runs(encoder)
     runs |= {library: lambda run=run: run(pixels[:, 0]) for library, run in plain.items()}
     taken = in_turns(runs, repeats, device)
     features = encoder(pixels).features
@@ -203,6 +256,7 @@ def measure(name: str, reference: Any, repeats: int, device: torch.device) -> di
         "tower": name,
         "seconds": statistics.median(taken["ours"]),
         "time": ratio(taken["ours"], taken["reference"]),
+        **({} if device.type != "cpu" else shares(encoder, runs["ours"], repeats)),
         "over": {library: ratio(taken["ours"], taken[library]) - 1 for library in plain},
         "tokens": features.shape[2],
         "width": features.shape[3],
@@ -271,8 +325,9 @@ def _clip(count: int, height: int, width: int) -> np.ndarray:
 # --- telling ------------------------------------------------------------------------------------------------
 
 TOWER_HEAD = (
-    "| tower | time / CLIP ViT-L/14-336 | ours over the bare module | tokens | width | parameters | memory |\n"
-    "|---|---|---|---|---|---|---|"
+    "| tower | time / CLIP ViT-L/14-336 | ours over the bare module | of a call: around its modules, scores "
+    "| tokens | width | parameters | memory |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 FRAME_HEAD = (
     "| frames | ms a frame | faster than transformers' default | faster than PIL | largest, mean difference of 255 |\n"
@@ -284,7 +339,9 @@ def _tower_line(row: dict[str, Any]) -> str:
     over = ", ".join(f"{library} {100 * share:+.1f} %" for library, share in row["over"].items())
     memory = "-" if row["memory"] is None else f"{row['memory'] / 2**20:,.0f} MiB"
     count = f"{row['parameters'] / 1e6:,.1f} M"
-    return f"| {row['tower']} | {row['time']:.2f} | {over} | {row['tokens']} | {row['width']} | {count} | {memory} |"
+    share = f"{row['around']:.2%}, {row['scoring']:.2%}" if "around" in row else "-"
+    size = f"{row['tokens']} | {row['width']} | {count} | {memory}"
+    return f"| {row['tower']} | {row['time']:.2f} | {over or '-'} | {share} | {size} |"
 
 
 def _frame_line(row: dict[str, Any]) -> str:
