@@ -1,6 +1,7 @@
 """`mmllm convert`: a published folder into our layout and back, bit for bit, overwriting nothing."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -124,8 +125,22 @@ def test_its_cost_is_told_in_either_layout(layout, request, capsys):
     assert [stage["stage"] for stage in stages] == ["encoder clip", "tokenizer mlp", "path plain"]
 
 
-def test_the_doctor_looks_at_published_models_too(published, capsys):
-    run("doctor", published, "--json")
+OPEN = (
+    "{% for message in messages %}{{ message['role'].upper() }}: "
+    "{% for item in message['content'] if item['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for item in message['content'] if item['type'] == 'text' %}{{ item['text'] }} {% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, OPEN])
+def test_the_doctor_looks_at_published_models_too(published, tmp_path, capsys, template):
+    folder = published
+    if template is not None:  # as llava-1.5-7b-hf has it: answers are left open
+        folder = shutil.copytree(published, tmp_path / "open")
+        (folder / "chat_template.jinja").write_text(template)
+    run("doctor", folder, "--json")
     told = json.loads(capsys.readouterr().out)
-    assert (told["family"], told["encoder"], told["template"]) == ("llava", "clip", "vicuna")
+    assert (told["family"], told["encoder"]) == ("llava", "clip")
+    assert told["template"] == ("of its own" if template else "vicuna")
     assert told["wrong"] == []
