@@ -231,12 +231,12 @@ def test_bad_input(images):
 def spots(seed, count):
     """Images with a coloured square somewhere on noise, and its colour."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, 3, 32, 32, generator=generator) * 0.4
+    images = torch.randn(count, 3, 32, 32, generator=generator)
     classes = torch.randint(0, CLASSES, (count,), generator=generator)
-    colours = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [2, 2, 0], [0, 2, 2]])
+    colours = torch.tensor([[1.2, 0, 0], [0, 1.2, 0], [0, 0, 1.2], [1.2, 1.2, 0], [0, 1.2, 1.2]])
     for image, kind in zip(images, classes, strict=True):
         y, x = torch.randint(0, 25, (2,), generator=generator).tolist()
-        image[:, y : y + 7, x : x + 7] = colours[kind][:, None, None] + 0.4 * torch.randn(3, 7, 7, generator=generator)
+        image[:, y : y + 7, x : x + 7] += colours[kind][:, None, None]
     return images, classes
 
 
@@ -248,30 +248,36 @@ def test_a_learned_schedule_hits_its_target_and_beats_a_constant_ratio():
         img_size=32, patch_size=4, embed_dim=48, depth=6, num_heads=4, mlp_ratio=4, num_classes=CLASSES
     )
     optimiser = torch.optim.AdamW(vit.parameters(), lr=2e-3)
-    for step in range(250):
-        images, classes = spots(step, 48)
+    falling = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=140, pct_start=0.07)
+    for step in range(140):
+        images, classes = spots(step, 32)
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(vit(images), classes).backward()
         optimiser.step()
+        falling.step()
     before = {name: value.clone() for name, value in vit.state_dict().items()}
     model = DiffRateClassifier(vit, granularity=2)
     whole = flops([65] * 6, tokens=65, **model.sizes) / 1e9
-    target = 0.5 * whole
-    batches = (spots(10_000 + step, 48) for step in range(150))
-    learn_schedule(model, batches, target=target, steps=150, learning_rate=0.05, weight=5 * (4.5 / whole) ** 2)
-    assert model.flops() / 1e9 == pytest.approx(target, rel=0.01)
+    target = 0.4 * whole
+    batches = (spots(10_000 + step, 32) for step in range(240))
+    learn_schedule(model, batches, target=target, steps=240, learning_rate=0.1, weight=2 / whole**2)
+    cost = model.flops() / 1e9
+    assert cost == pytest.approx(target, rel=0.01)
     assert all(torch.equal(before[name], value) for name, value in vit.state_dict().items())
-    images, classes = spots(99, 512)
+    images, classes = spots(99, 1024)
 
     def losses():
         with torch.no_grad():
-            return torch.nn.functional.cross_entropy(model(images), classes).item()
+            return torch.nn.functional.cross_entropy(model(images), classes, reduction="none")
 
-    ours = losses()
+    learned, followed = losses(), model.schedule
     constant = min(
         (even_schedule(65, 6, keep) for keep in range(2, 65)),
         key=lambda one: abs(flops(one.live(65), tokens=65, **model.sizes) - target * 1e9),
     )
     model.follow(constant)
+    gain = losses() - learned
+    print(f"{followed}: {cost / target:.4f} of the target; constant: {model.flops() / 1e9 / target:.4f}, {constant}")
+    print(f"loss {learned.mean():.4f}, of the constant ratio {gain.mean():.4f} +- {gain.std() / 32:.4f} more")
     assert model.flops() / 1e9 == pytest.approx(target, rel=0.02)
-    assert ours < losses()
+    assert gain.mean() > 0
