@@ -200,6 +200,11 @@ def original_tower(upstream: Mapping[str, Any], folder: Path | None = None) -> C
 
 def _tower_in(name: str) -> ClipConfig | SiglipConfig:
     file = Path(name) / "config.json"
+    if name.startswith("LanguageBind/"):
+        raise CheckpointError(
+            f"the tower {name} of Video-LLaVA's authors attends over time, which is not built here; "
+            "read transformers' form of the model, LanguageBind/Video-LLaVA-7B-hf"
+        )
     if not file.is_file():
         raise CheckpointError(
             f"mm_vision_tower = {name!r} is neither a folder nor one of {', '.join(TOWERS)}; "
