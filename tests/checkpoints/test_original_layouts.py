@@ -94,6 +94,8 @@ def test_a_tower_beside_the_model_must_be_the_one_it_was_trained_with(tiny, publ
         llava.from_upstream(state, config)
     with pytest.raises(CheckpointError, match=r"mm_hidden_size = 48.*32 wide"):
         llava.describe(config_file(tiny, tower_folder, mm_hidden_size=48))
+    with pytest.raises(CheckpointError, match="LanguageBind/Video-LLaVA-7B-hf"):
+        llava.describe(config_file(tiny, "LanguageBind/LanguageBind_Image"))
     with pytest.raises(CheckpointError, match="neither a folder nor one of openai"):
         llava.describe(config_file(tiny, tmp_path / "nowhere"))
 
