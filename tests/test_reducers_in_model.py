@@ -70,7 +70,7 @@ def test_every_reducer_is_trained_through(build, reducer, path):
     out.loss.backward()
     assert model.visual_tokenizer.weight.grad.abs().sum() > 0
     if reducer is ATP:
-        assert {"token", "atp_depth", "atp_target"} == set(out.losses)
+        assert {"token", "atp_depth", "atp_target", "atp_rest"} == set(out.losses)
         assert all(stage.head_r.bias.grad is not None for stage in model.reducers[0].stages)
 
 
@@ -116,7 +116,7 @@ def test_atp_learns_from_rows_of_one_question_as_from_the_question_alone(build):
         model(IDS[1:], labels=labels, segment_ids=segments, pixel_values_videos=pixels(1)) for segments in (None, row)
     )
     torch.testing.assert_close(packed.loss, alone.loss, rtol=1e-5, atol=1e-6)
-    assert set(packed.losses) == {"token", "atp_depth", "atp_target"}
+    assert set(packed.losses) == {"token", "atp_depth", "atp_target", "atp_rest"}
 
 
 def test_atp_drops_tokens_between_layers_and_nothing_at_thresholds_of_zero(build):

@@ -64,9 +64,11 @@ class Handlers:
             return {"session": Session(), "status": note("Upload a video to begin.")}
         return self.open_named(next(iter(self.examples)), Session())
 
-    def open_named(self, name: str, session: Session | None) -> Update:
+    def open_named(self, name: str | None, session: Session | None) -> Update:
         """An example, or a video that this visitor has opened before."""
         session = session or Session()
+        if name is None:
+            return {"status": note("Upload a video, or choose a clip.")}
         try:
             if name in session.visits and session.visits[name].path.exists():
                 visit = session.visits[name]

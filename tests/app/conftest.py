@@ -203,11 +203,18 @@ class Page:
         """An entry of a list that can be typed into."""
         from selenium.webdriver.common.keys import Keys
 
-        box = self.one(f"{selector} input")
-        self.js("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", box)
-        box.send_keys(Keys.CONTROL, "a")
-        box.send_keys(value, Keys.ENTER)
-        self.js("arguments[0].blur()", box)
+        def chosen():  # what was entered before the list had followed the text is lost
+            box = self.one(f"{selector} input")
+            self.js("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", box)
+            box.send_keys(Keys.CONTROL, "a")
+            box.send_keys(value)
+            time.sleep(0.2)
+            box.send_keys(Keys.ENTER)
+            self.js("arguments[0].blur()", box)
+            time.sleep(0.2)
+            return self.one(f"{selector} input").get_property("value") == value
+
+        self.wait(chosen)
 
     def tab(self, name):
         for button in self.all("button[role=tab]"):
@@ -246,7 +253,7 @@ class Page:
 @pytest.fixture
 def page(chromium, demo, script):
     """The running demo in the browser."""
-    script.words = type(script).words
+    script.words, script.pause_s = type(script).words, type(script).pause_s
     chromium.get_log("browser")
     return Page(chromium, demo.url)
 

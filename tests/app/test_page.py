@@ -22,7 +22,7 @@ def test_from_a_question_to_its_instant_and_to_the_exports(page, demo, script, t
     page.wait(lambda: page.text("#mm-suggestions button").startswith(question))
     page.press("#mm-suggestions button")
     page.wait(lambda: page.one("#mm-question textarea").get_property("value") == question)
-    script.words = ("<t20>", "<t60>", *["the", "red", "circle", "spins", "."] * 30)
+    script.words, script.pause_s = ("<t20>", "<t60>", *["the", "red", "circle", "spins", "."] * 30), 0.03
     seen = [said for said in page.ask() if "the red" in said]
     assert len(seen) > 2
     assert all(after.startswith(before.rstrip("… \n")) for before, after in pairwise(seen[:-1]))
@@ -45,7 +45,7 @@ def test_from_a_question_to_its_instant_and_to_the_exports(page, demo, script, t
     page.arrives(start_s)
 
     # another reducer has another cost and shows the model less
-    script.words = type(script).words
+    script.words, script.pause_s = type(script).words, 0.0
     page.choose("#mm-reducer-a", "uniform:keep=4")
     page.wait(lambda: "reducer uniform" in page.text("#mm-cost-a"))
     page.ask(question)

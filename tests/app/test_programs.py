@@ -204,3 +204,8 @@ def test_nothing_generates_once_everybody_has_gone(client):
     while any(thread.name == "mmllm-generate" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_no_clip_chosen_is_no_mistake(demo):
+    assert demo.handlers.open_named(None, None)["status"] == demo.handlers.open_upload(None, None)["status"]
+    assert "no clip" in demo.handlers.open_named("nowhere", None)["status"]
