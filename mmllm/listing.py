@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_text
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 
 from mmllm import registry
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 Kind = Literal["all", "encoders", "reducers", "tokenizers", "paths", "times", "recipes", "presets"]
 
 
-_HEADS = {"summary": "what it is", "input_size": "pixels"}
+_HEADS = {"summary": "what it is"}
 
 
 def list_parts(kind: Annotated[Kind, tyro.conf.Positional] = "all", json: bool = False) -> None:
@@ -33,11 +36,27 @@ def list_parts(kind: Annotated[Kind, tyro.conf.Positional] = "all", json: bool =
 
     console = Console()
     for name, rows in chosen.items():
+        if name == "presets":
+            _print_presets(console, rows)
+            continue
         columns = [_HEADS.get(column, column) for column in rows[0]]
         table = Table(*columns, title=name, title_justify="left", box=box.SIMPLE_HEAD)
         for row in rows:
             table.add_row(*row.values())
         console.print(table)
+
+
+def _print_presets(console: Console, rows: list[dict[str, str]]) -> None:
+    """A name and a source a line, as they are to be typed; how it is used and what was checked are below it."""
+    from rich.padding import Padding
+
+    console.print("presets\n")
+    for row in rows:
+        console.print(f"  {row['name']:<22} {row['source']}", highlight=False, soft_wrap=True)
+        template = f", template {row['template']}" if row["template"] else ""
+        used = f"{row['kind']}, read as {row['adapter']}, {row['input_size']} pixels{template}; {row['licence']}"
+        for line in (used, f"checked: {row['verified']}"):
+            console.print(Padding(line, (0, 0, 0, 6)), highlight=False)
 
 
 def _rows(kind: str) -> list[dict[str, str]]:

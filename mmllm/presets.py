@@ -29,8 +29,8 @@ class Preset:
 
 
 _UNSEEN = "the published weights themselves were not at hand"
-_LLAVA = f"logits and greedy ids of transformers' own class on small random weights; {_UNSEEN}"
-_LITA = f"the original's tokens and transformers' parts put together, on small random weights; {_UNSEEN}"
+_PORT = "logits and greedy ids of transformers' own class"
+_TOKENS = "the original's visual tokens"
 _LLAMA2, _APACHE = "Llama 2 Community License", "Apache-2.0"
 
 
@@ -46,20 +46,49 @@ def _tower(source: str, adapter: str, input_size: int, licence: str, compared: s
     )
 
 
-def _llava(source: str, licence: str = _LLAMA2) -> Preset:
-    return Preset(source=source, licence=licence, input_size=336, template="vicuna", adapter="llava", verified=_LLAVA)
+def _model(
+    source: str, adapter: str, *, licence: str = _LLAMA2, size: int = 336, template: str = "vicuna", by: str = _PORT
+) -> Preset:
+    return Preset(
+        source=source,
+        licence=licence,
+        input_size=size,
+        template=template,
+        adapter=adapter,
+        verified=f"{by}, on small random weights; {_UNSEEN}",
+    )
 
 
 PRESETS: dict[str, Preset] = {
-    "llava-1.5-7b": _llava("llava-hf/llava-1.5-7b-hf"),
-    "llava-1.5-13b": _llava("llava-hf/llava-1.5-13b-hf"),
-    "lita-13b": Preset(
-        source="deahuang/lita-vicuna-v1-3-13b",
+    "llava-1.5-7b": _model("llava-hf/llava-1.5-7b-hf", "llava"),
+    "llava-1.5-13b": _model("llava-hf/llava-1.5-13b-hf", "llava"),
+    "llava-next-7b": _model("llava-hf/llava-v1.6-vicuna-7b-hf", "llava_next"),
+    "llava-next-13b": _model("llava-hf/llava-v1.6-vicuna-13b-hf", "llava_next"),
+    "llava-next-mistral-7b": _model(
+        "llava-hf/llava-v1.6-mistral-7b-hf", "llava_next", licence=_APACHE, template="mistral"
+    ),
+    "llava-next-video-7b": _model("llava-hf/LLaVA-NeXT-Video-7B-hf", "llava_next_video"),
+    "video-llava-7b": _model(
+        "LanguageBind/Video-LLaVA-7B-hf", "video_llava", licence=f"{_APACHE}; LLM: Llama 2", size=224
+    ),
+    **{
+        f"fastvlm-{size}": _model(
+            f"apple/FastVLM-{size.upper()}",
+            "fastvlm",
+            licence="Apple ML Research Model License",
+            size=1024,
+            template="chatml",
+            by=f"{_TOKENS}, and {_PORT} for the same model in transformers' layout",
+        )
+        for size in ("0.5b", "1.5b", "7b")
+    },
+    "mqt-llava-7b": _model("gordonhu/MQT-LLaVA-7b", "mqt_llava", licence="not stated; LLM: Llama 2", by=_TOKENS),
+    "lita-13b": _model(
+        "deahuang/lita-vicuna-v1-3-13b",
+        "lita",
         licence="CC-BY-NC-SA-4.0",
-        input_size=224,
-        template="vicuna",
-        adapter="lita",
-        verified=_LITA,
+        size=224,
+        by=f"{_TOKENS}, and transformers' parts put together",
     ),
     "clip-vit-l-14": _tower(
         "openai/clip-vit-large-patch14", "clip", 224, "MIT (OpenAI's repository)", "transformers, open_clip and timm"

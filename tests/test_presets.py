@@ -53,3 +53,16 @@ def test_they_are_listed(capsys):
     rows = json.loads(capsys.readouterr().out)["presets"]
     assert {row["name"] for row in rows} == set(PRESETS)
     assert {"source", "licence", "input_size", "template", "adapter", "verified"} <= set(rows[0])
+
+
+def test_names_and_sources_are_whole_however_narrow_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    with pytest.raises(SystemExit):
+        cli.main(["list", "presets"])
+    told = capsys.readouterr().out
+    for name, preset in PRESETS.items():
+        assert any(line.split() == [name, preset.source] for line in told.splitlines())
+
+
+def test_every_family_has_a_preset():
+    assert {preset.adapter for preset in PRESETS.values() if preset.kind == "model"} == set(families())

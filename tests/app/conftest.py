@@ -243,7 +243,7 @@ class Page:
         return self.js("return document.querySelector('#mm-player video').currentTime")
 
     def arrives(self, time_s):
-        self.wait(lambda: abs(self.position_s - time_s) <= 0.3, 20)
+        self.wait(lambda: abs(self.position_s - time_s) <= 0.3)
 
     def problems(self):
         """What the browser complained of."""

@@ -233,51 +233,66 @@ def spots(seed, count):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, 32, 32, generator=generator)
     classes = torch.randint(0, CLASSES, (count,), generator=generator)
-    colours = torch.tensor([[1.2, 0, 0], [0, 1.2, 0], [0, 0, 1.2], [1.2, 1.2, 0], [0, 1.2, 1.2]])
+    colours = torch.tensor([[2.0, 0, 0], [0, 2.0, 0], [0, 0, 2.0], [2.0, 2.0, 0], [0, 2.0, 2.0]])
     for image, kind in zip(images, classes, strict=True):
-        y, x = torch.randint(0, 25, (2,), generator=generator).tolist()
-        image[:, y : y + 7, x : x + 7] += colours[kind][:, None, None]
+        y, x = torch.randint(0, 28, (2,), generator=generator).tolist()
+        image[:, y : y + 5, x : x + 5] += colours[kind][:, None, None]
     return images, classes
 
 
-@pytest.mark.skipif(not os.environ.get("MMLLM_LONG_TESTS"), reason="a minute of training; MMLLM_LONG_TESTS=1 runs it")
-@pytest.mark.timeout(1800)
-def test_a_learned_schedule_hits_its_target_and_beats_a_constant_ratio():
-    torch.manual_seed(0)
+def trained_on_spots(seed):
+    """A small transformer that tells most colours."""
+    torch.manual_seed(seed)
     vit = VisionTransformer(
         img_size=32, patch_size=4, embed_dim=48, depth=6, num_heads=4, mlp_ratio=4, num_classes=CLASSES
     )
     optimiser = torch.optim.AdamW(vit.parameters(), lr=2e-3)
-    falling = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=140, pct_start=0.07)
-    for step in range(140):
-        images, classes = spots(step, 32)
+    falling = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=300, pct_start=0.07)
+    for step in range(300):
+        images, classes = spots(100_000 * seed + step, 32)
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(vit(images), classes).backward()
         optimiser.step()
         falling.step()
-    before = {name: value.clone() for name, value in vit.state_dict().items()}
-    model = DiffRateClassifier(vit, granularity=2)
-    whole = flops([65] * 6, tokens=65, **model.sizes) / 1e9
-    target = 0.4 * whole
-    batches = (spots(10_000 + step, 32) for step in range(240))
-    learn_schedule(model, batches, target=target, steps=240, learning_rate=0.1, weight=2 / whole**2)
-    cost = model.flops() / 1e9
-    assert cost == pytest.approx(target, rel=0.01)
-    assert all(torch.equal(before[name], value) for name, value in vit.state_dict().items())
-    images, classes = spots(99, 1024)
+    return vit
 
-    def losses():
+
+@pytest.mark.skipif(not os.environ.get("MMLLM_LONG_TESTS"), reason="minutes of training; MMLLM_LONG_TESTS=1 runs it")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_learned_schedule_hits_its_target_and_beats_a_constant_ratio(seed):
+    """The constant ratio costs as much or a little more; its loss is higher by more than chance."""
+    vit = trained_on_spots(seed)
+    before = {name: value.clone() for name, value in vit.state_dict().items()}
+    model = DiffRateClassifier(vit, granularity=1)
+
+    def cost(schedule):
+        return flops(schedule.live(65), tokens=65, **model.sizes) / 1e9
+
+    whole = cost(even_schedule(65, 6, 65))
+    batches = (spots(50_000 + step, 32) for step in range(600))
+    learned = learn_schedule(model, batches, target=whole / 2, steps=600, learning_rate=0.1, weight=50 / whole**2)
+    assert cost(learned) == pytest.approx(whole / 2, rel=0.01)
+    assert all(torch.equal(before[name], value) for name, value in vit.state_dict().items())
+    constant = min(filter(lambda one: cost(one) >= cost(learned), constant_ratios()), key=cost)
+    assert cost(constant) == pytest.approx(cost(learned), rel=0.005)
+    images, classes = spots(99, 4096)
+
+    def losses(schedule):
+        model.follow(schedule)
         with torch.no_grad():
             return torch.nn.functional.cross_entropy(model(images), classes, reduction="none")
 
-    learned, followed = losses(), model.schedule
-    constant = min(
-        (even_schedule(65, 6, keep) for keep in range(2, 65)),
-        key=lambda one: abs(flops(one.live(65), tokens=65, **model.sizes) - target * 1e9),
-    )
-    model.follow(constant)
-    gain = losses() - learned
-    print(f"{followed}: {cost / target:.4f} of the target; constant: {model.flops() / 1e9 / target:.4f}, {constant}")
-    print(f"loss {learned.mean():.4f}, of the constant ratio {gain.mean():.4f} +- {gain.std() / 32:.4f} more")
-    assert model.flops() / 1e9 == pytest.approx(target, rel=0.02)
-    assert gain.mean() > 0
+    gain = losses(constant) - losses(learned)
+    error = gain.std().item() / 64
+    print(f"\nseed {seed}: {learned}, {2 * cost(learned) / whole:.4f} of the target, loss {losses(learned).mean():.4f}")
+    print(f"constant {constant.merge}, {2 * cost(constant) / whole:.4f}, loss {gain.mean():.4f} +- {error:.4f} higher")
+    assert gain.mean() > 2 * error
+
+
+def constant_ratios():
+    """Schedules that keep the same share in each block but the first, of costs that lie close together."""
+    for even in (even_schedule(65, 6, keep) for keep in range(2, 65)):
+        for percent in range(90, 111):
+            merge = tuple(min(65, max(2, round(count * percent / 100))) for count in even.merge[1:])
+            yield Schedule(prune=even.prune, merge=(65, *merge))

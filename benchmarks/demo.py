@@ -1,0 +1,110 @@
+"""The demo as its visitors feel it: how much sooner a second question is answered, and many questions at once.
+
+    python benchmarks/demo.py                 # minutes: the model that comes with mmllm, its example clips
+    python benchmarks/demo.py --model DIR
+
+Every upload is an example clip under another digest, so that nothing of it was kept, and two questions are asked about
+it through gradio_client. The clock is the server's own: from the question to its first token. Medians with quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from gradio_client.utils import QueueError
+
+from mmllm.app.command import load, running
+from mmllm.app.examples import Example
+from mmllm.app.limits import DemoLimits
+
+STAGES = ("decode", "encode", "reduce", "prefill")
+
+
+def another(clip: Path, folder: Path, number: int) -> Path:
+    """The same video as a file of another content: with unused boxes at its end."""
+    path = folder / f"{clip.stem}-{number}.mp4"
+    path.write_bytes(clip.read_bytes() + b"\0\0\0\x08free" * (number + 1))
+    return path
+
+
+def two_questions(
+    client: Client, examples: Sequence[Example], folder: Path, rounds: int
+) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """Seconds of each stage of the first and of the second question about each upload."""
+    pairs = []
+    for number in range(rounds):
+        for example in examples:
+            video = handle_file(another(example.path, folder, number))
+            first, second = (
+                client.predict(video=video, question=question, api_name="/ask")["seconds"]
+                for question in list(example.truths)[:2]
+            )
+            pairs.append((first, second))
+            print(f"{example.path.name}: {first['first_token']:.3f} s, then {second['first_token']:.3f} s", flush=True)
+    return pairs
+
+
+def stage_table(pairs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> str:
+    """The medians as Markdown; a stage that was not run has no number."""
+    lines = ["| | " + " | ".join(STAGES) + " | first token after |", "|---" * (len(STAGES) + 2) + "|"]
+    for name, asked in zip(("first question", "second question"), zip(*pairs, strict=True), strict=True):
+        cells = []
+        for stage in (*STAGES, "first_token"):
+            took = [seconds[stage] for seconds in asked if stage in seconds]
+            cells.append(f"{statistics.median(took):.3f} s" if took else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    low, middle, high = statistics.quantiles(
+        [first["first_token"] / second["first_token"] for first, second in pairs], n=4
+    )
+    return "\n".join(lines) + f"\n\n{middle:.1f} times sooner (quartiles {low:.1f} and {high:.1f}).\n"
+
+
+def at_once(client: Client, video: Any, question: str, number: int) -> Counter[str]:
+    """What becomes of so many questions that are asked without waiting for an answer."""
+    jobs = [client.submit(video=video, question=question, api_name="/ask") for _ in range(number)]
+    outcomes: Counter[str] = Counter()
+    for job in jobs:
+        try:
+            outcomes["answered" if job.result(timeout=600)["done"] else "half answered"] += 1
+        except QueueError:
+            outcomes["told that the queue is full"] += 1
+        except AppError as problem:
+            outcomes[str(problem)] += 1
+    return outcomes
+
+
+def resident_mb() -> int:
+    """Memory of this process, which is the server's too, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1000
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Starts a demo, asks, and prints what it measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a folder or a hub id; the model that comes with mmllm if none is named")
+    parser.add_argument("--rounds", type=int, default=3, help="uploads of each example clip")
+    parser.add_argument("--at-once", type=int, nargs="*", default=[50, 50, 110])
+    given = parser.parse_args(arguments)
+    qa, name = load(given.model)
+    with running(qa, name, DemoLimits()) as demo, tempfile.TemporaryDirectory() as folder:
+        client = Client(demo.url, verbose=False, download_files=folder, httpx_kwargs={"timeout": 600})
+        examples = list(demo.handlers.examples.values())
+        print(stage_table(two_questions(client, examples, Path(folder), given.rounds)))
+        video = handle_file(another(examples[0].path, Path(folder), given.rounds))
+        for number in given.at_once:
+            outcomes = at_once(client, video, next(iter(examples[0].truths)), number)
+            told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+            print(f"{number} at once: {told}; the process has {resident_mb()} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
