@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from mmllm import registry
+from mmllm import cli, registry
 from mmllm.answering import VideoQA
 from mmllm.checkpoints import fastvlm, llava, llava_next, mqt_llava
 from mmllm.config import MmllmConfig
@@ -119,13 +119,35 @@ def test_llava_next_of_the_authors(tiny, published, tower_folder, tmp_path, pict
     same(llava_next.to_upstream(qa.model), state)
 
 
-def test_mqt_llava(tiny, published, tower_folder, tmp_path, short_clip):
+def save_mqt_llava(tiny, published, tower_folder, folder):
+    """MQT-LLaVA as its authors saved it, tower apart; returns its tensors."""
     llm_state = authors_names(published("llava")[1].state_dict(), tower=False)
     state = {name: value for name, value in llm_state.items() if "mm_projector" not in name}
     made = registry.build("tokenizer", "mqt:heads=16", in_width=32, out_width=32, grid=(4, 4))
     state |= {f"model.query_abstractor.{name}": value for name, value in made.state_dict().items()}
     config = config_file(tiny, tower_folder, query_abstractor_type="matry_query", num_visual_tokens="second_stage")
-    save(tiny, tmp_path, config, state)
+    save(tiny, folder, config, state)
+    return state
+
+
+def save_lita(tiny, published, tower_folder, folder):
+    """LITA as its authors saved it, tower apart, 10 time tokens; returns its tensors."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens([f"<t{i}>" for i in range(10)])
+    llm_state = authors_names(published("llava")[1].state_dict(), tower=False)
+    state = {name: value for name, value in llm_state.items() if "mm_projector" not in name}
+    state |= {name: value[: len(tokenizer)] for name, value in state.items() if len(value) > len(tokenizer)}
+    projector = torch.nn.Linear(32, 32)
+    state |= {f"model.mm_projector.{name}": value.data for name, value in projector.named_parameters()}
+    fields = {"vocab_size": len(tokenizer), "num_time_tokens": 10, "num_frames": 6, "mm_projector_type": "linear"}
+    config = config_file(tiny, tower_folder, **fields, model_type="llava", architectures=["LitaLlamaForCausalLM"])
+    save(tiny, folder, config, state)
+    tokenizer.save_pretrained(folder)
+    return state
+
+
+def test_mqt_llava(tiny, published, tower_folder, tmp_path, short_clip):
+    state = save_mqt_llava(tiny, published, tower_folder, tmp_path)
     qa = VideoQA.from_pretrained(tmp_path)
     watched = qa.watch(short_clip, num_frames=2)
     assert watched.token_counts["frames"] == 2 * 256
@@ -133,6 +155,33 @@ def test_mqt_llava(tiny, published, tower_folder, tmp_path, short_clip):
     same(mqt_llava.to_upstream(qa.model), state)
     fewer = VideoQA.from_pretrained(tmp_path, visual_tokenizer="mqt:tokens=16")
     assert fewer.watch(short_clip, num_frames=2).token_counts["frames"] == 2 * 16
+
+
+@pytest.mark.parametrize(("family", "save_original"), [("mqt_llava", save_mqt_llava), ("lita", save_lita)])
+def test_asked_and_converted_there_and_back_by_command(
+    family, save_original, tiny, published, tower_folder, tmp_path, short_clip, capsys
+):
+    theirs, ours, back = (tmp_path / name for name in ("theirs", "ours", "back"))
+    theirs.mkdir()
+    state = save_original(tiny, published, tower_folder, theirs)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(one) for one in arguments])
+        out, err = capsys.readouterr()
+        assert ended.value.code == 0, err
+        return out
+
+    def answer(folder):
+        return json.loads(run("ask", short_clip, "When?", "--model", folder, "--max-new-tokens", 8, "--json"))
+
+    first = answer(theirs)
+    run("convert", theirs, ours)
+    again = answer(ours)
+    assert first["raw"]
+    assert (again["raw"], again["spans"]) == (first["raw"], first["spans"])
+    run("convert", ours, back, "--to", family)
+    same(load_file(back / "model.safetensors"), state)
 
 
 APPLE = {
