@@ -123,7 +123,7 @@ class FeatureCache:
         tokens = self.model.encode(pixels, inputs["video_frame_mask"].to(self.model.device))
         for i, (video, clip) in enumerate(clips):
             frames = len(clip)
-            kept = {f"score:{name}": score[i, :frames].float().cpu() for name, score in tokens.scores.items()}
+            kept = {f"score:{name}": score[i, :frames].float().cpu().clone() for name, score in tokens.scores.items()}
             kept["features"] = tokens.features[i, :frames].half().cpu()
             kept["times_s"] = torch.from_numpy(clip.times_s).float()
             kept["duration_s"] = torch.tensor(clip.duration_s, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmllm.answering import VideoQA
 from mmllm.errors import ConfigError, MmllmError
+from mmllm.fields import merged
 from mmllm.train.fitting import latest_checkpoint, read_metrics
 from mmllm.train.recipes import RECIPES, recipe
 from mmllm.train.record import claim
@@ -217,3 +220,31 @@ def test_the_papers_recipe_runs_around_pretrained_parts(tmp_path, whole_run):
     assert qa.model.config.time_token_ids == list(range(size, size + 100))
     assert qa.model.get_input_embeddings().weight.shape[0] == size + 100
     assert qa.note is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reducer", "path"),
+    [
+        ("atp:depths=0.3+0.6,ratio=0.5", "slowfast:image_frames=8"),
+        ("fastervlm:ratio=0.5", "slowfast:image_frames=8"),
+        ("hired:ratio=0.5", "slowfast:image_frames=8"),
+        ("pool", "slowfast:image_frames=8"),
+        ("random:keep=4", "plain"),
+        ("uniform:ratio=0.5", "slowfast:mode=temporal"),
+        ("video_budget:total=32", "plain"),
+    ],
+)
+def test_a_run_with_each_reducer(reducer, path, whole_run, tmp_path):
+    """In the pipeline: encoder features and scores kept in files, steps of training, a model that answers."""
+    (tmp_path / "encoder").mkdir()
+    shutil.copy(whole_run / "encoder" / "encoder.safetensors", tmp_path / "encoder")
+    base = merged(recipe("smoke"), TINY)
+    data = replace(base.data, root=str(whole_run / "data"))
+    model = replace(base.model, reducers=(reducer,), path=path)
+    language = replace(base.language, max_steps=2, save_steps=2, questions_per_video=1)
+    folder = train(replace(base, data=data, model=model, language=language), tmp_path, force=True, workers=0)
+    qa = VideoQA.from_pretrained(folder)
+    assert qa.model.config.reducers[0]["name"] == reducer.split(":")[0]
+    video = next((whole_run / "data" / "videos").glob("*.mp4"))
+    assert qa.ask(video, "When does the red circle spin?", max_new_tokens=4).raw is not None
