@@ -35,7 +35,7 @@ from mmllm.evaluation.metrics import by_video, sample_iou
 from mmllm.evaluation.run import read_benchmark
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.fields import merged
-from mmllm.train.recipes import DataConfig, Recipe, recipe
+from mmllm.train.recipes import DataConfig, DecoderConfig, Recipe, recipe
 from mmllm.train.run import train
 
 RATIOS = (0.5, 0.125)
@@ -51,7 +51,7 @@ class Row:
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
     """Fields of `ModelConfig`."""
     training: dict[str, Any] = field(default_factory=dict, hash=False)
-    """Fields of `LanguageTraining`."""
+    """Fields of `Recipe`."""
 
     @property
     def folder(self) -> str:
@@ -82,7 +82,13 @@ def rows() -> list[Row]:
         Row(group="without", name="soft time targets", changes={"loss": LossConfig(grounding_weight=1.0)}),
         Row(group="without", name="visual tokens anchored in time", changes={"blend": BlendConfig(rms=0.3)}),
         Row(group="without", name="time tokens that begin as a sinusoid", changes={"time_token_init": "normal"}),
-        Row(group="without", name="Muon", training={"matrix_learning_rate": 0.0}),
+        Row(group="without", name="visual tokens of the words' size", changes={"blend": BlendConfig(time_anchor=3.0)}),
+        Row(
+            group="without", name="attention that begins by copying", changes={"decoder": DecoderConfig(copying=False)}
+        ),
+        Row(group="without", name="pre-training of the frame encoder", training={"frame_encoder": None}),
+        Row(group="without", name="several questions to a row", training={"language": {"questions_per_video": 1}}),
+        Row(group="without", name="Muon", training={"language": {"matrix_learning_rate": 0.0}}),
     ]
     return made
 
@@ -123,7 +129,7 @@ def run_row(row: Row, *, seed: int, base: Recipe, output: Path, encoder: Path | 
             (folder / "features").symlink_to(shared.resolve(), target_is_directory=True)
         data = DataConfig(root=str(output / "data"), synthetic=base.data.synthetic)
         changed = replace(base, name=row.folder, seed=seed, data=data, model=merged(base.model, row.changes))
-        changed = replace(changed, language=replace(base.language, **row.training))
+        changed = merged(changed, row.training)
         started = time.process_time()
         model = train(changed, folder, force=True, workers=1)
         took_s = time.process_time() - started
