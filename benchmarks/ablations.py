@@ -130,9 +130,10 @@ def run_row(row: Row, *, seed: int, base: Recipe, output: Path, encoder: Path | 
         data = DataConfig(root=str(output / "data"), synthetic=base.data.synthetic)
         changed = replace(base, name=row.folder, seed=seed, data=data, model=merged(base.model, row.changes))
         changed = merged(changed, row.training)
+        goes_on = (folder / "language").exists()  # what it took before it was stopped is not known
         started = time.process_time()
         model = train(changed, folder, force=True, workers=1)
-        took_s = time.process_time() - started
+        took_s = None if goes_on else time.process_time() - started
         benchmark = read_benchmark(output / "data").first(base.data.synthetic.val_videos)
         evaluate_into(folder / "eval", VideoQA.from_pretrained(model), benchmark, shuffle=False)
         samples = [sample for sample in read_samples(folder / "eval" / "samples.jsonl") if sample.truth_spans]
@@ -160,7 +161,8 @@ def interval(runs: Sequence[dict[str, float]], resamples: int = 2000) -> tuple[f
 def result(row: Row, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the table says of a row that was trained with several seeds."""
     mean, low, high = interval([run["miou"] for run in runs])
-    cpu_s = float(np.mean([run["cpu_s"] for run in runs]))
+    took_s = [run["cpu_s"] for run in runs if run["cpu_s"] is not None]
+    cpu_s = float(np.mean(took_s)) if took_s else None
     return {"group": row.group, "name": row.name, "miou": mean, "low": low, "high": high, "cpu_s": cpu_s}
 
 
@@ -169,9 +171,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     lines = ["| | | mIoU | 95 % | CPU seconds of training |", "|---|---|---|---|---|"]
     for one in results:
         low, high = (f"{100 * one[name]:.1f}" for name in ("low", "high"))
-        lines.append(
-            f"| {one['group']} | {one['name']} | {100 * one['miou']:.1f} | {low} to {high} | {one['cpu_s']:.0f} |"
-        )
+        took_s = "-" if one["cpu_s"] is None else f"{one['cpu_s']:.0f}"
+        lines.append(f"| {one['group']} | {one['name']} | {100 * one['miou']:.1f} | {low} to {high} | {took_s} |")
     return "\n".join(lines) + "\n"
 
 
