@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError
@@ -81,12 +82,6 @@ def at_once(client: Client, video: Any, question: str, number: int) -> Counter[s
     return outcomes
 
 
-def resident_mb() -> int:
-    """Memory of this process, which is the server's too, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1000
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Starts a demo, asks, and prints what it measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for number in given.at_once:
             outcomes = at_once(client, video, next(iter(examples[0].truths)), number)
             told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-            print(f"{number} at once: {told}; the process has {resident_mb()} MB", flush=True)
+            held = psutil.Process().memory_info().rss // 10**6  # of the server, which runs in this process
+            print(f"{number} at once: {told}; the process has {held} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 Kind = Literal["all", "encoders", "reducers", "tokenizers", "paths", "times", "recipes", "presets"]
 
 
-_HEADS = {"summary": "what it is"}
-
-
 def list_parts(kind: Annotated[Kind, tyro.conf.Positional] = "all", json: bool = False) -> None:
     """List the parts that models are made of, with their settings, the recipes, and published models by short name.
 
@@ -39,7 +36,7 @@ def list_parts(kind: Annotated[Kind, tyro.conf.Positional] = "all", json: bool =
         if name == "presets":
             _print_presets(console, rows)
             continue
-        columns = [_HEADS.get(column, column) for column in rows[0]]
+        columns = ["what it is" if column == "summary" else column for column in rows[0]]
         table = Table(*columns, title=name, title_justify="left", box=box.SIMPLE_HEAD)
         for row in rows:
             table.add_row(*row.values())

@@ -238,7 +238,7 @@ def _wire(
     parts["halt"].click(stop, None, None, **quick)
     demo.unload(stop)
     for pressed in (parts["timeline"], parts["sight"], parts["comparison"]):
-        pressed.select(seek, None, video, trigger_mode="always_last", **quick)  # no press is lost
+        pressed.select(seek, None, video, trigger_mode="always_last", **quick)  # the last press is never lost
     parts["here"].click(here, [video, question], question, **quick)
     parts["suggestions"].click(lambda sample: sample[0], parts["suggestions"], question, **quick)
     compare.click(at_once(handlers.compare), [question, session, *chosen, *other], [parts["comparison"]], **model)

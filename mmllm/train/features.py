@@ -123,13 +123,15 @@ class FeatureCache:
         tokens = self.model.encode(pixels, inputs["video_frame_mask"].to(self.model.device))
         for i, (video, clip) in enumerate(clips):
             frames = len(clip)
-            kept = {f"score:{name}": score[i, :frames].float().cpu().clone() for name, score in tokens.scores.items()}
+            kept = {f"score:{name}": score[i, :frames].float().cpu() for name, score in tokens.scores.items()}
             kept["features"] = tokens.features[i, :frames].half().cpu()
             kept["times_s"] = torch.from_numpy(clip.times_s).float()
             kept["duration_s"] = torch.tensor(clip.duration_s, dtype=torch.float64)
             target = self.path(video)
             partial = target.with_suffix(f".{os.getpid()}.part")
-            save_file({name: value.contiguous() for name, value in kept.items()}, partial)
+            # memory of its own for each: a score that goes by two names is one tensor
+            own = {name: value.clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
+            save_file(own, partial)
             os.replace(partial, target)
 
     def fill_together(self, videos: Sequence[Path], workers: int = 2) -> dict[Path, str]:

@@ -261,10 +261,19 @@ def trained_on_spots(seed):
 @pytest.mark.skipif(not os.environ.get("MMLLM_LONG_TESTS"), reason="minutes of training; MMLLM_LONG_TESTS=1 runs it")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "seed", [0, pytest.param(1, marks=pytest.mark.xfail(reason="ends in a corner, see docs/reducers.md")), 2, 3, 4]
+    "seed",
+    [
+        0,
+        pytest.param(
+            1, marks=pytest.mark.xfail(raises=AssertionError, reason="ends in a corner, see docs/reducers.md")
+        ),
+        2,
+        3,
+        4,
+    ],
 )
 def test_a_learned_schedule_hits_its_target_and_beats_a_constant_ratio(seed):
-    """The constant ratio costs as much or a little more; its loss is higher by more than chance."""
+    """The constant ratio costs as much or a little more; its loss is higher by more than its standard error."""
     vit = trained_on_spots(seed)
     before = {name: value.clone() for name, value in vit.state_dict().items()}
     model = DiffRateClassifier(vit, granularity=1)
@@ -285,9 +294,10 @@ def test_a_learned_schedule_hits_its_target_and_beats_a_constant_ratio(seed):
         with torch.no_grad():
             return torch.nn.functional.cross_entropy(model(images), classes, reduction="none")
 
-    merged = losses(constant) - losses(learned)
-    dropped = losses(replace(constant, prune=constant.merge)) - losses(learned)
-    print(f"\nseed {seed}: {learned}, {2 * cost(learned) / whole:.4f} of the target, loss {losses(learned).mean():.4f}")
+    reached = losses(learned)
+    merged = losses(constant) - reached
+    dropped = losses(replace(constant, prune=constant.merge)) - reached
+    print(f"\nseed {seed}: {learned}, {2 * cost(learned) / whole:.4f} of the target, loss {reached.mean():.4f}")
     print(f"constant ratio {constant.merge}, {2 * cost(constant) / whole:.4f} of the target:")
     for name, gain in (("merged", merged), ("dropped", dropped)):
         print(f"  {name}: loss higher by {gain.mean():.4f} +- {gain.std() / 64:.4f}")
