@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmllm.answering import VideoQA
-from mmllm.blending import BlendConfig
+from mmllm.commands.evaluate import evaluate_into
 from mmllm.config import LossConfig
-from mmllm.datasets.synthetic.rendering import render
-from mmllm.evaluation.command import evaluate_into
 from mmllm.evaluation.metrics import by_video, sample_iou
 from mmllm.evaluation.run import read_benchmark
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.fields import merged
+from mmllm.inference.answering import VideoQA
+from mmllm.modeling.blending import BlendConfig
+from mmllm.synthetic.rendering import render
 from mmllm.train.recipes import DataConfig, DecoderConfig, Recipe, recipe
 from mmllm.train.run import train
 

@@ -22,9 +22,9 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError
 
-from mmllm.app.command import load, running
 from mmllm.app.examples import Example
 from mmllm.app.limits import DemoLimits
+from mmllm.commands.demo import load, running
 
 STAGES = ("decode", "encode", "reduce", "prefill")
 

@@ -26,8 +26,7 @@ from mmllm import registry
 from mmllm.encoders.clip import ClipConfig, ClipEncoder
 from mmllm.pruning.diffrate_schedule import Schedule, flops
 from mmllm.pruning.fastervlm import FasterVlmConfig, FasterVlmReducer
-from mmllm.tiles import Tiling
-from mmllm.tokens import VisualTokens
+from mmllm.tokens import Tiling, VisualTokens
 
 TOWER = ClipConfig(image_size=32, patch_size=4, width=48, layers=4, heads=4, mlp_width=192, select_layer=-1)
 TILING = Tiling(rows=2, cols=2, height=64, width=64)

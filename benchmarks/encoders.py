@@ -33,7 +33,7 @@ from torch import Tensor
 
 from mmllm import registry
 from mmllm.encoders.clip_names import from_transformers
-from mmllm.frames import FrameTransform
+from mmllm.preprocessing.frames import FrameTransform
 
 REFERENCE = "clip-336"
 Run = Callable[[Tensor], Any]

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmllm.answering import VideoQA
-from mmllm.datasets.synthetic.clips import SyntheticConfig
-from mmllm.datasets.synthetic.rendering import render
-from mmllm.evaluation.command import evaluate_into
+from mmllm.commands.evaluate import evaluate_into
 from mmllm.evaluation.run import read_benchmark
-from mmllm.time_tokens import parse_answer
+from mmllm.inference.answering import VideoQA
+from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.synthetic.rendering import render
+from mmllm.times.answers import parse_answer
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
 
 

@@ -28,8 +28,6 @@ from directions import LeastAttended
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from mmllm import registry
-from mmllm.answering import VideoQA
-from mmllm.costs import cache_bytes, prefill_flops
 from mmllm.datasets.records import Question
 from mmllm.encoders.clip import ClipConfig, ClipEncoder
 from mmllm.evaluation.baselines import BlindBaseline
@@ -37,10 +35,11 @@ from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.metrics import by_video, over_videos, sample_iou, text_match
 from mmllm.evaluation.run import Benchmark
 from mmllm.evaluation.samples import Sample
+from mmllm.hub.sources import DEFAULT
+from mmllm.inference.answering import VideoQA
+from mmllm.inference.costs import cache_bytes, prefill_flops
 from mmllm.pruning.fastervlm import FasterVlmConfig
-from mmllm.sources import DEFAULT
-from mmllm.tiles import Tiling
-from mmllm.tokens import VisualTokens
+from mmllm.tokens import Tiling, VisualTokens
 
 TOWER = ClipConfig(image_size=168, patch_size=14, width=384, layers=24, heads=6, mlp_width=1536)
 LLM = LlamaConfig(

@@ -27,8 +27,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mmllm.datasets.sampling import uniform_by_index
-from mmllm.datasets.video import open_video
+from mmllm.video.opening import open_video
+from mmllm.video.sampling import uniform_by_index
 
 LONGER = (
     "intel__bottle-detection.mp4",

@@ -9,16 +9,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Answer": "mmllm.time_tokens",
-    "Span": "mmllm.time_tokens",
-    "TimeTokens": "mmllm.time_tokens",
+    "Answer": "mmllm.times.answers",
+    "Span": "mmllm.times.answers",
+    "TimeTokens": "mmllm.times.vocabulary",
     "VideoClip": "mmllm.tokens",
+    "VideoQA": "mmllm.inference.answering",
     "VisualSequence": "mmllm.tokens",
     "VisualTokens": "mmllm.tokens",
     "MmllmConfig": "mmllm.config",
     "MmllmForConditionalGeneration": "mmllm.model",
     "MmllmProcessor": "mmllm.processor",
-    "open_video": "mmllm.datasets.video",
+    "open_video": "mmllm.video.opening",
     "register": "mmllm.registry",
 }
 

@@ -21,21 +21,21 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "quickstart": Verb("mmllm.quickstart:quickstart", "render, train, evaluate and ask, in minutes on a CPU"),
-    "render": Verb("mmllm.datasets.synthetic.command:render_command", "make synthetic videos with questions"),
-    "info": Verb("mmllm.datasets.info:info", "what a video file holds"),
+    "quickstart": Verb("mmllm.commands.quickstart:quickstart", "render, train, evaluate and ask, in minutes on a CPU"),
+    "render": Verb("mmllm.commands.render:render_command", "make synthetic videos with questions"),
+    "info": Verb("mmllm.commands.info:info", "what a video file holds"),
     "check": Verb("mmllm.datasets.check:check", "what is wrong or missing in annotations and videos, before training"),
-    "train": Verb("mmllm.train.command:train_command", "train a recipe"),
-    "finetune": Verb("mmllm.train.finetune_command:finetune_command", "train a model on with your own videos"),
-    "eval": Verb("mmllm.evaluation.command:evaluate", "answer a benchmark's questions and score the answers"),
+    "train": Verb("mmllm.commands.train:train_command", "train a recipe"),
+    "finetune": Verb("mmllm.commands.finetune:finetune_command", "train a model on with your own videos"),
+    "eval": Verb("mmllm.commands.evaluate:evaluate", "answer a benchmark's questions and score the answers"),
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers again, without a model"),
     "plot": Verb("mmllm.evaluation.pictures:plot", "draw the losses of a run, its scores, its best and worst answers"),
-    "ask": Verb("mmllm.ask:ask", "ask a question about a video"),
-    "demo": Verb("mmllm.app.command:demo", "ask videos in the browser"),
-    "tokens": Verb("mmllm.costs:tokens", "what an input will cost, stage by stage"),
+    "ask": Verb("mmllm.commands.ask:ask", "ask a question about a video"),
+    "demo": Verb("mmllm.commands.demo:demo", "ask videos in the browser"),
+    "tokens": Verb("mmllm.commands.tokens:tokens", "what an input will cost, stage by stage"),
     "convert": Verb("mmllm.checkpoints.convert:convert", "a published model into mmllm's layout, and back"),
-    "doctor": Verb("mmllm.doctor:doctor", "what a model is made of, and what is wrong with it"),
-    "list": Verb("mmllm.listing:list_parts", "the parts, recipes and published models there are"),
+    "doctor": Verb("mmllm.commands.doctor:doctor", "what a model is made of, and what is wrong with it"),
+    "list": Verb("mmllm.commands.listing:list_parts", "the parts, recipes and published models there are"),
 }
 
 LESS_MEMORY = (

@@ -14,9 +14,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from mmllm import registry
-from mmllm.blending import BlendConfig
 from mmllm.errors import ConfigError
 from mmllm.fields import from_mapping, require, to_mapping
+from mmllm.modeling.blending import BlendConfig
 
 Description = str | dict[str, Any]
 """A part as text (`hired:ratio=0.2`) or as a mapping with a `name`."""

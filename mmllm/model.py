@@ -22,12 +22,12 @@ from transformers.utils.generic import ModelOutput
 from mmllm import registry
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
-from mmllm.losses import GroundingHead, intervals_of, token_loss
-from mmllm.placement import IGNORED, NOWHERE, Placed, block_mask, fill_in, place, positions, require_room
-from mmllm.pruning.inside_llm import LlmPass
+from mmllm.llm.inside_llm import LlmPass
+from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
+from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions, require_room
+from mmllm.modeling.vision import VisualStages
 from mmllm.pruning.needs import require_fit
-from mmllm.seeing import VisualStages
-from mmllm.tokens import VisualSequence
+from mmllm.tokens import IGNORED, NOWHERE, VisualSequence
 
 
 @dataclass

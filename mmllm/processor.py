@@ -12,7 +12,10 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from mmllm import registry
-from mmllm.chat import (
+from mmllm.config import MmllmConfig
+from mmllm.errors import InputError
+from mmllm.fields import from_mapping, to_mapping
+from mmllm.preprocessing.chat import (
     Message,
     assistant_turns,
     escaped,
@@ -22,14 +25,12 @@ from mmllm.chat import (
     with_system,
     with_videos,
 )
-from mmllm.config import MmllmConfig
-from mmllm.errors import InputError
-from mmllm.fields import from_mapping, to_mapping
-from mmllm.frames import FrameTransform
-from mmllm.media import MediaInputs
-from mmllm.templates import IMAGE, VIDEO, named_system_prompt, template
-from mmllm.text_encoding import Encoded, TextEncoding
-from mmllm.time_tokens import Answer, TimeTokens, parse_answer
+from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.media import MediaInputs
+from mmllm.preprocessing.templates import IMAGE, VIDEO, named_system_prompt, template
+from mmllm.preprocessing.text_encoding import Encoded, TextEncoding
+from mmllm.times.answers import Answer, parse_answer
+from mmllm.times.vocabulary import TimeTokens
 
 
 class MmllmProcessor(TextEncoding, MediaInputs, ProcessorMixin):
@@ -44,11 +45,12 @@ class MmllmProcessor(TextEncoding, MediaInputs, ProcessorMixin):
         time: how times are written, one of `mmllm list times`, such as `interleaved:decimals=1`.
         strip_time_tokens: drop white space around time tokens before text is split into pieces, as the tokenizer
             did that LITA was trained with. Newer tokenizers would keep it as pieces of its own.
-        chat_template: Jinja text, or the name of a template of `mmllm.templates`. Where it knows images only, videos
-            are written as images are.
+        chat_template: Jinja text, or the name of a template of `mmllm.preprocessing.templates`. Where it knows
+            images only, videos are written as images are.
         whole_text: give the tokenizer a text as a whole, and let it split off the placeholders and set what it sets
             in front, as transformers' processors do; otherwise piece by piece, as LLaVA's authors did.
-        system_prompt: what the system says where it has said nothing; a text, or a name of `mmllm.templates`.
+        system_prompt: what the system says where it has said nothing; a text, or a name of
+            `mmllm.preprocessing.templates`.
         folder_fps: images a second in a folder of frames that is given in place of a video; LITA's have 5.
         last_is_end: take the last generated id for the end of an answer whatever it is, as LITA's released code does:
             a time token there, where an answer was cut, is then not read as a time.

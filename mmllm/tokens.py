@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
+from mmllm.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmllm.tiles import Tiling
+IGNORED = -100
+"""Label of a position that is not trained on."""
+NOWHERE = -1
+"""Frame and place of text. What belongs to an image but to no patch, such as a row's end, has the place -2."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +68,39 @@ class VideoClip:
     def __repr__(self) -> str:
         t, h, w, _ = self.frames.shape
         return f"VideoClip({t} frames {w}x{h}, {self.duration_s:.2f} s, {self.source!r})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How one image was cut."""
+
+    rows: int
+    """Rows of tiles; 0 for an image that is only seen whole."""
+    cols: int
+    height: int
+    """Height of the original image in pixels."""
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 0 or self.cols < 0 or (self.rows == 0) != (self.cols == 0):
+            raise InputError(f"{self.rows}x{self.cols} tiles: both must be positive, or both zero")
+        if self.height < 1 or self.width < 1:
+            raise InputError(f"an image of {self.height}x{self.width} pixels cannot be tiled")
+
+    @property
+    def partitions(self) -> int:
+        """The whole image and its tiles."""
+        return 1 + self.rows * self.cols
+
+    @property
+    def as_row(self) -> tuple[int, int, int, int]:
+        """The four numbers that `tilings_of` reads."""
+        return self.rows, self.cols, self.height, self.width
+
+    @property
+    def transposed(self) -> Tiling:
+        """Rows and columns exchanged, the image as it is: how HiRED's release lays its mosaic out."""
+        return Tiling(rows=self.cols, cols=self.rows, height=self.height, width=self.width)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

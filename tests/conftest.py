@@ -72,7 +72,7 @@ def make_model(decoder_configs):
 @pytest.fixture(scope="session")
 def untrained_qa():
     """A tiny model with a processor, random weights; it says anything, but always the same."""
-    from mmllm.answering import VideoQA
+    from mmllm.inference.answering import VideoQA
     from mmllm.train.building import build_model
     from mmllm.train.recipes import DecoderConfig, ModelConfig
 
@@ -88,9 +88,9 @@ def untrained_qa():
 @pytest.fixture(scope="session")
 def short_clip(tmp_path_factory):
     """Path of a synthetic clip of 8 seconds."""
-    from mmllm.datasets.synthetic.clips import SyntheticConfig, clip, video_id
-    from mmllm.datasets.synthetic.drawing import draw_pieces
-    from mmllm.datasets.synthetic.rendering import encode
+    from mmllm.synthetic.clips import SyntheticConfig, clip, video_id
+    from mmllm.synthetic.drawing import draw_pieces
+    from mmllm.synthetic.rendering import encode
 
     config = SyntheticConfig(seed=3, min_duration_s=8.0, max_duration_s=8.0)
     world, _ = clip(config, "val", 0)

@@ -3,8 +3,8 @@
 import pytest
 from safetensors import safe_open
 
-from mmllm.answering import VideoQA
-from mmllm.sources import DEFAULT, packaged_model
+from mmllm.hub.sources import DEFAULT, packaged_model
+from mmllm.inference.answering import VideoQA
 
 
 def test_it_is_small_and_has_a_card():

@@ -18,8 +18,8 @@ def python_block(name):
 
 @pytest.mark.slow
 def test_the_readmes_python_gives_an_answer_with_a_span(tmp_path, monkeypatch, capsys):
-    from mmllm.datasets.synthetic.clips import SyntheticConfig
-    from mmllm.datasets.synthetic.rendering import render
+    from mmllm.synthetic.clips import SyntheticConfig
+    from mmllm.synthetic.rendering import render
     from mmllm.train.building import build_model
     from mmllm.train.recipes import recipe
 
@@ -37,7 +37,7 @@ def test_contributings_reducer_is_all_a_reducer_needs(tmp_path, monkeypatch, mak
     import torch
 
     from mmllm import registry
-    from mmllm.costs import stage_costs
+    from mmllm.inference.costs import stage_costs
 
     (tmp_path / "every_other.py").write_text(python_block("CONTRIBUTING.md"))
     monkeypatch.syspath_prepend(tmp_path)

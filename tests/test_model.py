@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
-from mmllm.losses import token_loss
+from mmllm.modeling.losses import token_loss
 
 FAMILIES = ("llama", "qwen2", "gemma", "gemma2")
 VIDEO, IMAGE = 200, 201

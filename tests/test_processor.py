@@ -3,10 +3,10 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from mmllm.closed_vocabulary import word_tokenizer
 from mmllm.errors import InputError
+from mmllm.preprocessing.closed_vocabulary import word_tokenizer
+from mmllm.preprocessing.templates import TEMPLATES
 from mmllm.processor import MmllmProcessor, add_special_words
-from mmllm.templates import TEMPLATES
 from mmllm.tokens import VideoClip
 
 WORDS = "system says user assistant when does the red circle spin ? . , answer : then 4 2".split()

@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmllm.answering import VideoQA, Watched
 from mmllm.app.limits import DemoLimits
 from mmllm.app.session import Turn
 from mmllm.app.settings import OWN, Settings
 from mmllm.app.shelf import Shelf
-from mmllm.datasets.video import open_video
 from mmllm.errors import InputError
-from mmllm.streaming import Said, stream
-from mmllm.time_tokens import Span
+from mmllm.inference.answering import VideoQA, Watched
+from mmllm.inference.streaming import Said, stream
+from mmllm.times.answers import Span
+from mmllm.video.opening import open_video
 
 _SECONDS = re.compile(r"(?<![\w.<])(\d+(?:\.\d+)?) ?(?:s|sec|secs|seconds?)\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+")

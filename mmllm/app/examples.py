@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmllm.datasets.rtl import read_rtl
-from mmllm.datasets.synthetic.clips import SyntheticConfig, video_id
-from mmllm.datasets.synthetic.rendering import GENERATOR, render
 from mmllm.fields import to_mapping
-from mmllm.time_tokens import Span
+from mmllm.synthetic.clips import SyntheticConfig, video_id
+from mmllm.synthetic.rendering import GENERATOR, render
+from mmllm.times.answers import Span
 
 EXAMPLES = SyntheticConfig(
     seed=2024,

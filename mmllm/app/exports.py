@@ -9,7 +9,7 @@ from typing import Any
 
 from mmllm.app.markup import readable
 from mmllm.app.session import Visit
-from mmllm.plotting import plot_answer
+from mmllm.inference.plotting import plot_answer
 from mmllm.tokens import VideoClip
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import gradio as gr
 
-from mmllm.answering import Watched
 from mmllm.app.engine import Engine, Reply
 from mmllm.app.examples import Example
 from mmllm.app.exports import export
@@ -23,9 +22,10 @@ from mmllm.app.session import Session, Turn, Visit
 from mmllm.app.settings import Settings, cost_of
 from mmllm.app.sight import comparison, cost_table, refusal, sight
 from mmllm.app.timeline import bars, timeline
-from mmllm.datasets.video_errors import VideoError
 from mmllm.errors import InputError, MmllmError, is_out_of_memory
-from mmllm.time_tokens import Span
+from mmllm.inference.answering import Watched
+from mmllm.times.answers import Span
+from mmllm.video.errors import VideoError
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mmllm.datasets.video_limits import UPLOAD_LIMITS, VideoLimits
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.video.limits import UPLOAD_LIMITS, VideoLimits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 
 _STAMP = re.compile(r"<(\d+(?:\.\d+)?)>")
 

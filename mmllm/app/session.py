@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmllm.time_tokens import Answer, Span
+from mmllm.times.answers import Answer, Span
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 
 from mmllm import registry
-from mmllm.answering import VideoQA
-from mmllm.costs import cache_bytes, stage_costs
 from mmllm.fields import require
+from mmllm.inference.answering import VideoQA
+from mmllm.inference.costs import cache_bytes, stage_costs
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.tokens import VisualTokens
 

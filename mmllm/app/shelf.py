@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
-from mmllm.answering import Watched
+from mmllm.inference.answering import Watched
 
 
 class Shelf:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmllm.answering import Watched
 from mmllm.app.markup import interval, picture, readable, safe, seconds
 from mmllm.app.session import Turn
 from mmllm.app.settings import Cost
-from mmllm.pruning import overlay
+from mmllm.inference import overlay
+from mmllm.inference.answering import Watched
 
 MOST_FRAMES = 24
 _SIDE = 128

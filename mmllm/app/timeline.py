@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmllm.app.markup import interval, picture, readable, safe, seconds
 from mmllm.app.session import Turn, Visit
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 from mmllm.tokens import VideoClip
 
 STRIP_FRAMES = 12

@@ -18,8 +18,8 @@ from mmllm.encoders.clip import load_clip_tower
 from mmllm.encoders.siglip import load_siglip_tower
 from mmllm.encoders.tower import check_fit
 from mmllm.errors import CheckpointError
+from mmllm.hub.sources import local_folder, read_json
 from mmllm.model import MmllmForConditionalGeneration
-from mmllm.sources import local_folder, read_json
 
 HEAD, TOWER_PLACE = "language_model.lm_head.", "encoder.tower."
 

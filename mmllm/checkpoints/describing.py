@@ -12,7 +12,7 @@ from mmllm.config import MmllmConfig
 from mmllm.encoders.clip import ClipConfig, clip_config
 from mmllm.encoders.siglip import SiglipConfig, siglip_config
 from mmllm.errors import CheckpointError
-from mmllm.sources import read_json
+from mmllm.hub.sources import read_json
 
 LLM_TYPES = {
     "llava": "llama",

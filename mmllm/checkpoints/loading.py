@@ -16,9 +16,9 @@ from mmllm import registry
 from mmllm.checkpoints.weights import Weights
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError
+from mmllm.hub.sources import local_folder, read_json
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.processor import MmllmProcessor
-from mmllm.sources import local_folder, read_json
 
 
 class Family(Protocol):

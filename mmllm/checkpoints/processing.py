@@ -11,10 +11,10 @@ import torch
 from mmllm import registry
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError
-from mmllm.frames import FrameTransform
+from mmllm.hub.sources import read_json
+from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.templates import IMAGE, VIDEO, template
 from mmllm.processor import MmllmProcessor, add_special_words
-from mmllm.sources import read_json
-from mmllm.templates import IMAGE, VIDEO, template
 
 
 def processor_of(

@@ -20,7 +20,7 @@ from mmllm.encoders.dinov2 import load_dinov2_tower
 from mmllm.encoders.fastvithd import load_fastvithd_tower
 from mmllm.encoders.siglip import load_siglip_tower
 from mmllm.errors import CheckpointError, ConfigError
-from mmllm.sources import read_json
+from mmllm.hub.sources import read_json
 
 LOADERS: dict[str, Callable[[Any, dict[str, Tensor]], None]] = {
     "clip": load_clip_tower,

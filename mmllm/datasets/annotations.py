@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from mmllm.errors import InputError
-from mmllm.time_tokens import Span, shortened
+from mmllm.times.answers import Span
+from mmllm.times.stamps import shortened
 
 Policy = Literal["repair", "skip", "raise"]
 """What to do with a bad row. repair: clip times to the video and swap reversed ends, skip what cannot be repaired.

@@ -15,7 +15,8 @@ from mmllm.datasets.folders import VideoFolder, bare_id, find_video, folder_of
 from mmllm.datasets.prompts import dense_caption_prompt, event_prompt
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
-from mmllm.time_tokens import Span, shortened, stamp
+from mmllm.times.answers import Span
+from mmllm.times.stamps import shortened, stamp
 
 DENSE, LOCALIZE = "dense_captioning", "event_localization"
 

@@ -15,7 +15,7 @@ from mmllm.datasets.nextqa import table
 from mmllm.datasets.prompts import event_prompt
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
-from mmllm.time_tokens import shortened, stamp
+from mmllm.times.stamps import shortened, stamp
 
 FAMILY = "charades_sta"
 LINE = re.compile(r"(\S+)[ \t]+(\S+)[ \t]+(\S+?)[ \t]*##(.+)")

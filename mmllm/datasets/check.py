@@ -16,8 +16,9 @@ from mmllm.datasets.captions import CaptionedVideo
 from mmllm.datasets.formats import format_of, read_annotations
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import InputError, PartialFailure
-from mmllm.progress import Progress
-from mmllm.time_tokens import ClampCount, Span, TimeTokens
+from mmllm.runtime.progress import Progress
+from mmllm.times.answers import Span
+from mmllm.times.vocabulary import ClampCount, TimeTokens
 
 COUNTS = (10, 25, 50, 100, 200)
 """Numbers of time tokens for which the loss by rounding is measured."""
@@ -198,7 +199,7 @@ def _looked_at(path: Path) -> tuple[int | None, float | None]:
         if not frames:
             raise InputError(f"{path}: a folder without frames")
         return frames, None
-    from mmllm.datasets.video import probe
+    from mmllm.video.opening import probe
 
     info = probe(path)
     return info.num_frames, info.duration_s

@@ -39,7 +39,8 @@ from mmllm.datasets.messages import message_turns
 from mmllm.datasets.placeholders import Kind, RawTurn, Shown
 from mmllm.datasets.records import Dialogue, Media, Turn
 from mmllm.errors import InputError
-from mmllm.time_tokens import Span, shortened
+from mmllm.times.answers import Span
+from mmllm.times.stamps import shortened
 
 KINDS: tuple[Kind, ...] = ("video", "image")
 FORMS = {"conversations": llava_turns, "messages": message_turns}

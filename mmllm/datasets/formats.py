@@ -17,7 +17,7 @@ from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.rtl import read_rtl
 from mmllm.errors import InputError
 from mmllm.fields import closest
-from mmllm.time_tokens import shortened
+from mmllm.times.stamps import shortened
 
 Format = Literal["rtl", "captions", "nextqa", "charades", "dialogues"]
 FORMATS: tuple[str, ...] = get_args(Format)

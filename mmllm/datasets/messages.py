@@ -13,7 +13,7 @@ from typing import Any
 from mmllm.datasets.annotations import text_of
 from mmllm.datasets.placeholders import Kind, RawTurn, Role, raw_turn, split_placeholders
 from mmllm.errors import InputError
-from mmllm.time_tokens import shortened
+from mmllm.times.stamps import shortened
 
 ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system"}
 KINDS: dict[str, Kind] = {"video": "video", "video_url": "video", "image": "image", "image_url": "image"}

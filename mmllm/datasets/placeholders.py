@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mmllm.datasets.annotations import list_of
 from mmllm.errors import InputError
-from mmllm.time_tokens import shortened
+from mmllm.times.stamps import shortened
 
 Kind = Literal["video", "image"]
 Role = Literal["system", "user", "assistant"]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmllm.errors import InputError
-from mmllm.time_tokens import Answer, Span, parse_answer, stamp
+from mmllm.times.answers import Answer, Span, parse_answer
+from mmllm.times.stamps import stamp
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from mmllm.datasets.annotations import Annotations, Policy, RowReader, duration_
 from mmllm.datasets.folders import VideoFolder, bare_id, find_video, folder_of
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
-from mmllm.time_tokens import parse_answer
+from mmllm.times.answers import parse_answer
 
 FAMILY = "temporal_reasoning"
 

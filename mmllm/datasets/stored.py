@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmllm import processes
 from mmllm.datasets.dialogues import read_dialogues
 from mmllm.datasets.records import Dialogue, Media, Turn
-from mmllm.time_tokens import Span
+from mmllm.runtime import processes
+from mmllm.times.answers import Span
 
 
 class StoredDialogues(Sequence[Dialogue]):

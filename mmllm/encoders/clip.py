@@ -30,7 +30,7 @@ from mmllm.encoders.tower import (
 )
 from mmllm.errors import ConfigError
 from mmllm.fields import require
-from mmllm.frames import CLIP_MEAN, CLIP_STD, FrameTransform
+from mmllm.preprocessing.frames import CLIP_MEAN, CLIP_STD, FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 

@@ -23,7 +23,7 @@ from mmllm.encoders.tower import (
     read_scores,
 )
 from mmllm.fields import require
-from mmllm.frames import CLIP_MEAN, CLIP_STD, FrameTransform
+from mmllm.preprocessing.frames import CLIP_MEAN, CLIP_STD, FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 

@@ -29,7 +29,7 @@ from mmllm.encoders.tower import (
 )
 from mmllm.errors import CheckpointError
 from mmllm.fields import require
-from mmllm.frames import FrameTransform
+from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmllm.encoders.tower import check_pixels, read_scores
 from mmllm.fields import require
-from mmllm.frames import FrameTransform
+from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 

@@ -15,7 +15,8 @@ import numpy as np
 from mmllm.errors import InputError
 from mmllm.evaluation.metrics import families, merged, over_videos, sample_iou, with_spans
 from mmllm.evaluation.samples import Sample
-from mmllm.time_tokens import Span, parse_answer, stamp
+from mmllm.times.answers import Span, parse_answer
+from mmllm.times.stamps import stamp
 
 GRID = 50
 

@@ -12,7 +12,7 @@ import numpy as np
 from mmllm.errors import InputError
 from mmllm.evaluation.metrics import sample_iou
 from mmllm.evaluation.samples import Sample
-from mmllm.plotting import ANSWER, TRUTH, draw_frames, draw_spans, saved
+from mmllm.inference.plotting import ANSWER, TRUTH, draw_frames, draw_spans, saved
 from mmllm.tokens import VideoClip
 
 FRAMES, FRAME_HEIGHT = 14, 96
@@ -89,7 +89,7 @@ def _draw(cell: Any, sample: Sample, video: Path | None) -> None:
 
 def _frames(video: Path | None) -> tuple[VideoClip | None, str]:
     """As many frames as fit beside each other; or None, and why."""
-    from mmllm.datasets.video import FrameFolder, open_video
+    from mmllm.video.opening import FrameFolder, open_video
 
     if video is None:
         return None, "the video is not known: give its folder by --videos"

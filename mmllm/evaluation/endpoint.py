@@ -20,7 +20,7 @@ from typing import Any
 
 from mmllm.errors import InputError, MmllmError
 from mmllm.fields import require
-from mmllm.time_tokens import shortened
+from mmllm.times.stamps import shortened
 
 KEYS = ("MMLLM_JUDGE_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold the key, the first one that is set."""

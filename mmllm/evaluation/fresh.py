@@ -10,11 +10,11 @@ from pathlib import Path
 
 from mmllm.datasets.records import Question
 from mmllm.datasets.rtl import read_rtl
-from mmllm.datasets.synthetic.clips import SyntheticConfig, clip, video_id
-from mmllm.datasets.synthetic.rendering import render
 from mmllm.errors import InputError
 from mmllm.evaluation.run import Benchmark
 from mmllm.fields import to_mapping
+from mmllm.synthetic.clips import SyntheticConfig, clip, video_id
+from mmllm.synthetic.rendering import render
 from mmllm.train.recipes import full
 
 _FITTED_TO = 400

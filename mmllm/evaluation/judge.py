@@ -22,7 +22,7 @@ from mmllm.datasets.captions import read_captions
 from mmllm.errors import InputError
 from mmllm.evaluation.endpoint import Endpoint, EndpointConfig
 from mmllm.evaluation.samples import Sample
-from mmllm.progress import Progress
+from mmllm.runtime.progress import Progress
 
 LOWEST, HIGHEST = 1.0, 10.0
 PARALLEL = 4

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmllm.evaluation.samples import Sample
 from mmllm.evaluation.text_metrics import rouge_l, token_f1
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 CONFIDENCE = 0.95

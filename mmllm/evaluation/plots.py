@@ -15,7 +15,7 @@ from mmllm.errors import InputError
 from mmllm.evaluation.baselines import WHOLE_VIDEO
 from mmllm.evaluation.metrics import THRESHOLDS, bootstrap_interval, over_videos, sample_iou
 from mmllm.evaluation.samples import Sample
-from mmllm.plotting import ANSWER, saved
+from mmllm.inference.plotting import ANSWER, saved
 
 MODEL, FALLBACK, BLIND = "#1f5fa8", "#b9c6d6", ANSWER
 BINS = 20

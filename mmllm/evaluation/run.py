@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 
-from mmllm import processes
-from mmllm.answering import VideoQA, Watched
-from mmllm.datasets.clip_reader import in_workers
 from mmllm.datasets.formats import format_of, read_questions
-from mmllm.datasets.quarantine import Failure, Quarantine
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
 from mmllm.evaluation.baselines import BlindBaseline
 from mmllm.evaluation.metrics import over_videos, sample_iou
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.evaluation.score import score_samples
-from mmllm.progress import Progress
+from mmllm.inference.answering import VideoQA, Watched
+from mmllm.preprocessing.clip_reader import in_workers
+from mmllm.runtime import processes
+from mmllm.runtime.progress import Progress
 from mmllm.tokens import VideoClip
+from mmllm.video.quarantine import Failure, Quarantine
 
 
 @dataclass(frozen=True, kw_only=True)

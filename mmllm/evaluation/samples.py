@@ -11,7 +11,8 @@ from typing import Any
 
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
-from mmllm.time_tokens import Answer, Span, checked_duration, shortened
+from mmllm.times.answers import Answer, Span
+from mmllm.times.stamps import checked_duration, shortened
 
 
 @dataclass(frozen=True, kw_only=True)

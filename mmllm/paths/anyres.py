@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from mmllm.paths.plain import in_order
+from mmllm.preprocessing.mosaic import read_out
 from mmllm.registry import register
-from mmllm.tiles import read_out
 from mmllm.tokens import VisualSequence, VisualTokens
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.pruning.inside_llm import Alive, LlmPass, Received, Verdict, decoder_layers, install
+from mmllm.llm.inside_llm import Alive, LlmPass, Received, Verdict, decoder_layers, install
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 

@@ -19,7 +19,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmllm.errors import CheckpointError, InputError
-from mmllm.pruning.diffrate import (
+from mmllm.pruning.diffrate_schedule import Schedule, flops
+from mmllm.pruning.token_merging import (
     Live,
     in_raster_order,
     merge_targets,
@@ -28,7 +29,6 @@ from mmllm.pruning.diffrate import (
     order_by,
     sizes_as_bias,
 )
-from mmllm.pruning.diffrate_schedule import Schedule, flops
 
 _PUBLISHED = {"prune_ddp": "prune_rates", "merge_ddp": "merge_rates"}
 """A block's rates in published checkpoints -> the list of all blocks' here."""

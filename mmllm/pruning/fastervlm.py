@@ -12,11 +12,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from mmllm.preprocessing.mosaic import check_partitions
 from mmllm.pruning.budget import Budget
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.selection import top_counted
 from mmllm.registry import register
-from mmllm.tiles import check_partitions
 from mmllm.tokens import VisualTokens
 
 

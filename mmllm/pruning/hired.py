@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.preprocessing.mosaic import check_partitions
 from mmllm.pruning.budget import BUDGET_GUARD, Budget, apportion
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.selection import check_scores, ranks, top_counted
 from mmllm.registry import register
-from mmllm.tiles import Tiling, check_partitions
-from mmllm.tokens import VisualTokens
+from mmllm.tokens import Tiling, VisualTokens
 
 Mode = Literal["paper", "release"]
 _GUARD = 1e-6

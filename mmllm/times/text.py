@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from mmllm.fields import require
 from mmllm.registry import register
-from mmllm.time_tokens import TimeTokens, checked_duration, replace_stamps
+from mmllm.times.stamps import checked_duration, replace_stamps
+from mmllm.times.vocabulary import TimeTokens
 
 
 @dataclass(frozen=True, kw_only=True)

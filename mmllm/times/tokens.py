@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmllm.errors import ConfigError
 from mmllm.registry import register
-from mmllm.time_tokens import TimeTokens
+from mmllm.times.vocabulary import TimeTokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,15 +20,15 @@ from torch import Tensor
 
 from mmllm import registry
 from mmllm.checkpoints.towers import load_tower
-from mmllm.closed_vocabulary import word_tokenizer
 from mmllm.config import MmllmConfig
-from mmllm.datasets.synthetic.questions import vocabulary
 from mmllm.encoders.tower import load_strictly
 from mmllm.errors import CheckpointError
 from mmllm.fields import to_mapping
+from mmllm.hub.sources import checked_source
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
-from mmllm.sources import checked_source
+from mmllm.synthetic.questions import vocabulary
 from mmllm.train.recipes import DecoderConfig, ModelConfig
 
 log = logging.getLogger(__name__)

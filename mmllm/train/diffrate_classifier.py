@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from mmllm.encoders.timm_blocks import run_inside
 from mmllm.encoders.tower import load_strictly
 from mmllm.errors import ConfigError
-from mmllm.progress import Progress
 from mmllm.pruning.diffrate import DiffRateConfig, DiffRateReducer
 from mmllm.pruning.diffrate_learning import LearnedDiffRate, Watched
 from mmllm.pruning.diffrate_schedule import Schedule, flops
+from mmllm.runtime.progress import Progress
 
 
 class DiffRateClassifier(nn.Module):

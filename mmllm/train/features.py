@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmllm import processes
-from mmllm.datasets.clip_reader import in_workers
-from mmllm.datasets.quarantine import Failure, Quarantine
 from mmllm.errors import InputError
-from mmllm.fingerprint import fingerprint
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.processor import MmllmProcessor
-from mmllm.progress import Progress
+from mmllm.runtime import processes
+from mmllm.runtime.fingerprint import fingerprint
+from mmllm.runtime.progress import Progress
+from mmllm.video.quarantine import Failure, Quarantine
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

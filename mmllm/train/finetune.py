@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmllm import processes
-from mmllm.adapters import with_adapters
-from mmllm.answering import VideoQA
+from mmllm.checkpoints.adapters import with_adapters
 from mmllm.datasets.check import check_annotations
 from mmllm.datasets.formats import dialogues_of, read_annotations
 from mmllm.datasets.records import Dialogue
 from mmllm.errors import InputError
 from mmllm.fields import require, to_mapping
-from mmllm.fingerprint import fingerprint
-from mmllm.templates import named_system_prompt
+from mmllm.inference.answering import VideoQA
+from mmllm.preprocessing.templates import named_system_prompt
+from mmllm.runtime import processes
+from mmllm.runtime.fingerprint import fingerprint
 from mmllm.train.features import FeatureCache
 from mmllm.train.recipes import LanguageTraining
 from mmllm.train.record import claim, digest

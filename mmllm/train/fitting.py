@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from mmllm import processes
 from mmllm.errors import ConfigError, MmllmError, is_out_of_memory
-from mmllm.progress import Progress
+from mmllm.runtime import processes
+from mmllm.runtime.progress import Progress
 from mmllm.train.metrics import read_metrics
 from mmllm.train.optimizers import muon
 from mmllm.train.packing import NAMES

@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmllm import processes
-from mmllm.datasets.synthetic.clips import SyntheticConfig
-from mmllm.datasets.synthetic.scenes import CELLS, scene_batch
-from mmllm.datasets.synthetic.world import ACTIONS, COLORS, SHAPES
 from mmllm.encoders.tiny import TinyEncoder
 from mmllm.errors import ConfigError
 from mmllm.fields import require
+from mmllm.runtime import processes
+from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.synthetic.scenes import CELLS, scene_batch
+from mmllm.synthetic.world import ACTIONS, COLORS, SHAPES
 from mmllm.train.fitting import fit, trained_model
 from mmllm.train.schedule import Schedule
 

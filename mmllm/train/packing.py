@@ -23,9 +23,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import InputError
-from mmllm.placement import IGNORED
+from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
-from mmllm.text_encoding import Encoded
+from mmllm.tokens import IGNORED
 
 NAMES = "row_names"
 """Key of a batch under which its rows' names go along; the model does not get it."""

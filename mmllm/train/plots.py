@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmllm.errors import InputError
-from mmllm.plotting import saved
+from mmllm.inference.plotting import saved
 from mmllm.train.metrics import read_metrics
 
 LOSS, RATE = "#1f5fa8", "#999999"

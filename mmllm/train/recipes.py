@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mmllm import registry
-from mmllm.blending import BlendConfig
 from mmllm.config import LossConfig
 from mmllm.datasets.mixture import MixtureConfig
-from mmllm.datasets.synthetic.clips import SyntheticConfig
-from mmllm.datasets.synthetic.questions import TIME_FAMILIES
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, require
+from mmllm.modeling.blending import BlendConfig
+from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.synthetic.questions import TIME_FAMILIES
 from mmllm.train.frame_encoder import FrameEncoderTraining
 from mmllm.train.schedule import Schedule
 
@@ -78,7 +78,7 @@ class ModelConfig:
     """How new time tokens start: independently (as LITA's), or with neighbours alike (not in LITA)."""
     template: str = "plain"
     system_prompt: str = ""
-    """What the system says when the model is asked: a text, or the name of one of `mmllm.templates`."""
+    """What the system says when the model is asked: a text, or the name of one of `mmllm.preprocessing.templates`."""
     strip_time_tokens: bool = True
     """Swallow white space beside time tokens, as the published model's tokenizer did."""
     blend: BlendConfig = field(default_factory=BlendConfig)

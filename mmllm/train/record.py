@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmllm import processes
 from mmllm.errors import ConfigError
+from mmllm.runtime import processes
 
 SHOWN = 8
 """Differences that a message lists before it only counts."""

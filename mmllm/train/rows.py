@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mmllm.datasets.records import Dialogue
 from mmllm.errors import InputError, MmllmError
-from mmllm.placement import IGNORED
 from mmllm.processor import MmllmProcessor
+from mmllm.tokens import IGNORED
 from mmllm.train.features import FeatureCache
 from mmllm.train.packing import Row, conversation
 

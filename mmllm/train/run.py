@@ -26,16 +26,16 @@ import torch
 from filelock import FileLock, Timeout
 from torch.utils.data import Dataset
 
-from mmllm import processes
-from mmllm.adapters import with_adapters
-from mmllm.datasets.clip_reader import unreadable
+from mmllm.checkpoints.adapters import with_adapters
 from mmllm.datasets.mixture import Mixture, annotation_files, lita_mixture
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.rtl import read_rtl
-from mmllm.datasets.synthetic.rendering import render
 from mmllm.errors import InputError, MmllmError
 from mmllm.fields import to_mapping
-from mmllm.templates import named_system_prompt
+from mmllm.preprocessing.clip_reader import unreadable
+from mmllm.preprocessing.templates import named_system_prompt
+from mmllm.runtime import processes
+from mmllm.synthetic.rendering import render
 from mmllm.train.building import build_model
 from mmllm.train.features import FeatureCache
 from mmllm.train.fitting import fit, trained_model

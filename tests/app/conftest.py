@@ -94,7 +94,7 @@ class Script:
 @pytest.fixture(scope="module")
 def script(untrained_qa):
     """Makes the model say what is written, through all of generation; it reads the video nevertheless."""
-    from mmllm.answering import VideoQA
+    from mmllm.inference.answering import VideoQA
 
     script, generate = Script(untrained_qa.processor.tokenizer), VideoQA.generate
 
@@ -118,7 +118,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def demo(untrained_qa, script, demo_limits, cache):
     """A running demo."""
-    from mmllm.app.command import running
+    from mmllm.commands.demo import running
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))

@@ -6,7 +6,7 @@ import pytest
 
 from mmllm.app.engine import stamped
 from mmllm.errors import InputError
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 
 QUESTION = "When does the red circle spin?"
 
@@ -89,7 +89,7 @@ def test_settings_are_checked(engine, frames, reducer, why):
 
 
 def test_the_model_may_read_earlier_turns(engine, short_clip, monkeypatch):
-    from mmllm.answering import VideoQA
+    from mmllm.inference.answering import VideoQA
 
     lengths, generate = [], VideoQA.generate
     monkeypatch.setattr(

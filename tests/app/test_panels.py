@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmllm.answering import Watched
 from mmllm.app.exports import answers, export, subtitles
 from mmllm.app.markup import interval, readable, safe, seconds
 from mmllm.app.session import Session, Turn, Visit
 from mmllm.app.sight import comparison, dimmed, sight, time_rows, token_rows
 from mmllm.app.timeline import bars, timeline
-from mmllm.time_tokens import Span, parse_answer
+from mmllm.inference.answering import Watched
+from mmllm.times.answers import Span, parse_answer
 from mmllm.tokens import VideoClip
 
 

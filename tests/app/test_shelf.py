@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mmllm.answering import Watched
 from mmllm.app.shelf import Shelf
+from mmllm.inference.answering import Watched
 from mmllm.tokens import VideoClip
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from mmllm import cli
-from mmllm.answering import VideoQA
-from mmllm.closed_vocabulary import word_tokenizer
+from mmllm.inference.answering import VideoQA
+from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 
 
 @pytest.fixture(scope="module")

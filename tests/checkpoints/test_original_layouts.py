@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from mmllm import cli, registry
-from mmllm.answering import VideoQA
 from mmllm.checkpoints import fastvlm, llava, llava_next, mqt_llava
 from mmllm.config import MmllmConfig
 from mmllm.encoders.fastvithd import FastVitHdConfig, build_tower
 from mmllm.encoders.fastvithd_names import to_release
 from mmllm.errors import CheckpointError
+from mmllm.inference.answering import VideoQA
 from mmllm.tokens import VisualTokens
 
 TOWER = "model.vision_tower.vision_tower.vision_model."

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmllm.answering import VideoQA
 from mmllm.checkpoints import loading
 from mmllm.checkpoints.weights import Weights
+from mmllm.inference.answering import VideoQA
 
 FAMILIES = ("llava", "llava_next", "llava_next_video", "video_llava", "fastvlm")
 GREEDY = {"min_new_tokens": 30, "max_new_tokens": 30, "do_sample": False, "pad_token_id": 0}

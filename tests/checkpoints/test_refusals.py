@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmllm.answering import VideoQA
 from mmllm.checkpoints.weights import Weights
 from mmllm.errors import CheckpointError, ConfigError
+from mmllm.inference.answering import VideoQA
 
 pytestmark = pytest.mark.usefixtures("_nothing_is_read")
 

@@ -7,7 +7,8 @@ import pytest
 
 from mmllm.datasets.captions import dense_caption_questions, localization_questions, read_captions
 from mmllm.errors import InputError
-from mmllm.time_tokens import Span, TimeTokens
+from mmllm.times.answers import Span
+from mmllm.times.vocabulary import TimeTokens
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 ROW = {"duration": 50.0, "timestamps": [[30, 49.5], [0, 20], [0, 10]], "sentences": [" Third.", "second ", "  First. "]}

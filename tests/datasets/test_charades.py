@@ -4,7 +4,7 @@ import pytest
 
 from mmllm.datasets.charades import read_charades
 from mmllm.errors import InputError
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 
 LINES = """AO8RW 0.0 6.9##a person is putting a book on a shelf.
 AO8RW 24.3 40.0##Person begins to play.

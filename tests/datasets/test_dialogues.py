@@ -7,7 +7,8 @@ import pytest
 from mmllm.datasets.dialogues import read_dialogues
 from mmllm.datasets.records import Media
 from mmllm.errors import InputError
-from mmllm.time_tokens import Span, TimeTokens
+from mmllm.times.answers import Span
+from mmllm.times.vocabulary import TimeTokens
 
 LLAVA = {
     "id": "7",

@@ -20,7 +20,7 @@ from mmllm.datasets.mixture import (
 )
 from mmllm.datasets.records import Dialogue, Question, Turn
 from mmllm.errors import ConfigError, InputError
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 
 
 def captioned(name, tmp_path, count):

@@ -7,7 +7,7 @@ import pytest
 
 from mmllm.datasets.rtl import read_rtl
 from mmllm.errors import InputError
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 
 TEST_ROW = {
     "vid": "AbC_EfGh-jK",

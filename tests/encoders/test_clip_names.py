@@ -6,7 +6,8 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 
 from mmllm.encoders.clip import ClipConfig, ClipEncoder, load_clip_tower
-from mmllm.encoders.clip_names import from_transformers, layout_of, open_clip_config, to_transformers
+from mmllm.encoders.clip_names import from_transformers, layout_of, to_transformers
+from mmllm.encoders.open_clip_models import open_clip_config
 from mmllm.errors import CheckpointError, ConfigError
 
 TINY = ClipConfig(image_size=24, patch_size=4, width=32, layers=3, heads=4, mlp_width=64)

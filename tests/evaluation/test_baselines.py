@@ -7,7 +7,7 @@ from mmllm.errors import InputError
 from mmllm.evaluation.baselines import WHOLE_VIDEO, BlindBaseline, ConstantInterval, best_constant, ceiling
 from mmllm.evaluation.metrics import over_videos, sample_iou
 from mmllm.evaluation.samples import Sample
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 
 
 def question(question_id, vid, family, truth=(), text="", duration_s=20.0):

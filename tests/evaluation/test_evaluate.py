@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mmllm.commands.evaluate import evaluate, evaluate_into
 from mmllm.errors import ConfigError, InputError
-from mmllm.evaluation.command import evaluate, evaluate_into
 from mmllm.evaluation.run import read_benchmark
 from mmllm.evaluation.samples import read_samples
 from mmllm.evaluation.trials import Trials, averaged

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from mmllm.commands.evaluate import evaluate
 from mmllm.errors import InputError
-from mmllm.evaluation.command import evaluate
 from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.train.recipes import full
 

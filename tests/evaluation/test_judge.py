@@ -11,7 +11,7 @@ from mmllm.errors import ConfigError, InputError, MmllmError
 from mmllm.evaluation.endpoint import Endpoint, EndpointConfig
 from mmllm.evaluation.judge import Judge, judge_messages, judge_scores, ratings_of
 from mmllm.evaluation.samples import Sample, write_samples
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 
 
 def answered(number, text="He chops onions.", **fields):

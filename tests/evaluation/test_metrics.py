@@ -15,7 +15,7 @@ from mmllm.evaluation.metrics import (
     text_scores,
 )
 from mmllm.evaluation.samples import Sample
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 
 SECONDS = st.floats(0, 1e4)
 SPANS = st.tuples(SECONDS, SECONDS).map(lambda ends: Span(*sorted(ends)))

@@ -11,7 +11,7 @@ from mmllm.errors import InputError
 from mmllm.evaluation.contact_sheet import best_and_worst
 from mmllm.evaluation.pictures import plot_run, write_places
 from mmllm.evaluation.samples import Sample, write_samples
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 
 
 def answered(vid, number, end_s, **fields):

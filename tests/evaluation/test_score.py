@@ -13,7 +13,8 @@ from mmllm.datasets.records import Question
 from mmllm.errors import InputError
 from mmllm.evaluation.samples import Sample, read_samples, write_samples
 from mmllm.evaluation.score import score, score_file
-from mmllm.time_tokens import Answer, Span, TimeTokens, parse_answer
+from mmllm.times.answers import Answer, Span, parse_answer
+from mmllm.times.vocabulary import TimeTokens
 
 
 def answered(count=60, seed=0):

@@ -8,8 +8,8 @@ from mmllm.errors import InputError
 from mmllm.paths.anyres import AnyresConfig, AnyresPath
 from mmllm.paths.plain import PlainConfig, PlainPath
 from mmllm.paths.slowfast import SlowFastConfig, SlowFastPath
-from mmllm.tiles import Tiling, pack
-from mmllm.tokens import VisualTokens
+from mmllm.preprocessing.mosaic import pack
+from mmllm.tokens import Tiling, VisualTokens
 
 TILINGS = (Tiling(rows=1, cols=2, height=30, width=90), Tiling(rows=2, cols=2, height=40, width=40))
 

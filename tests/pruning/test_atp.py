@@ -9,8 +9,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Confi
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
+from mmllm.llm.inside_llm import LlmPass, received
 from mmllm.pruning.atp import AtpConfig, AtpReducer, lattice_scores, mean_received, pooled_scores, squashed
-from mmllm.pruning.inside_llm import LlmPass, received
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 8, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 60, "max_position_embeddings": 128}  # fmt: skip

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 from mmllm import registry
 from mmllm.encoders.clip import ClipConfig, ClipEncoder
 from mmllm.errors import ConfigError, InputError
-from mmllm.pruning.diffrate import (
+from mmllm.pruning.diffrate_schedule import (
+    Schedule,
+    even_schedule,
+    flops,
+    published,
+    read_schedules,
+    write_schedules,
+)
+from mmllm.pruning.token_merging import (
     Live,
     attend,
     compress,
@@ -21,14 +29,6 @@ from mmllm.pruning.diffrate import (
     merged_mean,
     merged_sum,
     order_by,
-)
-from mmllm.pruning.diffrate_schedule import (
-    Schedule,
-    even_schedule,
-    flops,
-    published,
-    read_schedules,
-    write_schedules,
 )
 
 GOLDEN = load_file(Path(__file__).resolve().parents[1] / "data" / "diffrate-step.safetensors")

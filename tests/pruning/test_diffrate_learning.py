@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from mmllm.encoders.clip import ClipConfig, ClipEncoder
 from mmllm.errors import InputError
-from mmllm.pruning.diffrate import attend
 from mmllm.pruning.diffrate_learning import LearnedDiffRate, LearnedRate, attend_masked, merge_in_place
 from mmllm.pruning.diffrate_schedule import flops
+from mmllm.pruning.token_merging import attend
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 TINY = ClipConfig(image_size=24, patch_size=4, width=32, layers=4, heads=4, mlp_width=48)

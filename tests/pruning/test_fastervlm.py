@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from mmllm import registry
 from mmllm.encoders.clip import ClipConfig, ClipEncoder, load_clip_tower
 from mmllm.errors import InputError
-from mmllm.tiles import Tiling, pack
-from mmllm.tokens import VisualTokens
+from mmllm.preprocessing.mosaic import pack
+from mmllm.tokens import Tiling, VisualTokens
 
 GOLDEN = load_file(Path(__file__).resolve().parents[1] / "data" / "fastervlm-square.safetensors")
 STATE = {name.removeprefix("state."): value for name, value in GOLDEN.items() if name.startswith("state.")}

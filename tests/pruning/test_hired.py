@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from mmllm import registry
 from mmllm.encoders.attention import attention_row
 from mmllm.errors import ConfigError, InputError
+from mmllm.preprocessing.mosaic import pack
 from mmllm.pruning.hired import spaced, split_budget, tile_scores
-from mmllm.tiles import Tiling, pack
-from mmllm.tokens import VisualTokens
+from mmllm.tokens import Tiling, VisualTokens
 
 GOLDEN = load_file(Path(__file__).resolve().parents[1] / "data" / "hired-single.safetensors")
 SQUARE = Tiling(rows=2, cols=2, height=100, width=100)

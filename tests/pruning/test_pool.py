@@ -6,8 +6,7 @@ from einops import rearrange
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
-from mmllm.tiles import Tiling
-from mmllm.tokens import VisualTokens
+from mmllm.tokens import Tiling, VisualTokens
 
 
 @pytest.mark.parametrize(("mode", "pool"), [("average", torch.nn.AvgPool2d), ("max", torch.nn.MaxPool2d)])

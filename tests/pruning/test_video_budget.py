@@ -5,8 +5,7 @@ import torch
 
 from mmllm import registry
 from mmllm.errors import InputError
-from mmllm.tiles import Tiling
-from mmllm.tokens import VisualTokens
+from mmllm.tokens import Tiling, VisualTokens
 
 
 def scene_change(frames=6, cut=3, seed=0):

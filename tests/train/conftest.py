@@ -16,7 +16,7 @@ import pytest
 import torch
 from tqdm.std import tqdm
 
-from mmllm.blending import BlendConfig
+from mmllm.modeling.blending import BlendConfig
 from mmllm.train.recipes import DecoderConfig, ModelConfig
 
 tqdm.set_lock(threading.RLock())  # its own one is shared by forked processes: a killed one would keep it for ever
@@ -33,8 +33,8 @@ TINY = ModelConfig(
 @pytest.fixture(scope="session")
 def own_clips(tmp_path_factory):
     """A folder with six clips in `videos/` and `clips.jsonl`, one question with its span for each."""
-    from mmllm.datasets.synthetic.clips import SyntheticConfig
-    from mmllm.datasets.synthetic.rendering import render
+    from mmllm.synthetic.clips import SyntheticConfig
+    from mmllm.synthetic.rendering import render
 
     root = tmp_path_factory.mktemp("own")
     config = SyntheticConfig(train_videos=6, val_videos=0, min_duration_s=8, max_duration_s=10, families=("visible",))
@@ -46,7 +46,7 @@ def own_clips(tmp_path_factory):
 
 def own_rows(root):
     """A row for each clip of a rendered set: the first question about time."""
-    from mmllm.time_tokens import parse_answer
+    from mmllm.times.answers import parse_answer
 
     rows = []
     for vid, entry in json.loads((root / "train.json").read_text()).items():

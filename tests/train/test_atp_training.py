@@ -6,11 +6,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mmllm.answering import VideoQA
-from mmllm.datasets.synthetic.clips import SyntheticConfig
-from mmllm.decisions import watched_for
 from mmllm.evaluation.run import read_benchmark
-from mmllm.placement import place
+from mmllm.inference.answering import VideoQA
+from mmllm.inference.decisions import watched_for
+from mmllm.modeling.placeholders import place
+from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.train.recipes import DataConfig, DecoderConfig, LanguageTraining, ModelConfig, Recipe
 from mmllm.train.run import train
 

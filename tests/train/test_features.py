@@ -1,7 +1,7 @@
 import torch
 
-from mmllm.datasets.synthetic.clips import SyntheticConfig
-from mmllm.datasets.synthetic.rendering import render
+from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.synthetic.rendering import render
 from mmllm.train.building import build_model
 from mmllm.train.features import FeatureCache
 from mmllm.train.recipes import ModelConfig

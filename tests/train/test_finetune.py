@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmllm.answering import VideoQA
 from mmllm.datasets.formats import read_questions
 from mmllm.errors import CheckpointError, ConfigError, InputError
+from mmllm.inference.answering import VideoQA
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
 from mmllm.train.fitting import read_metrics
 

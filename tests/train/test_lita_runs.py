@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from mmllm.answering import VideoQA
 from mmllm.errors import ConfigError, InputError
-from mmllm.templates import SYSTEM_PROMPTS
+from mmllm.inference.answering import VideoQA
+from mmllm.preprocessing.templates import SYSTEM_PROMPTS
 from mmllm.train.fitting import read_metrics
 from mmllm.train.recipes import recipe
 from mmllm.train.run import train
@@ -18,7 +18,7 @@ from mmllm.train.run import train
 @pytest.fixture(scope="module")
 def lita_root(own_clips, tmp_path_factory):
     """Three clips as ActivityNet (one of them as frames), one as YouCook2 frames, two as NExT-QA, and an image."""
-    from mmllm.datasets.video import open_video
+    from mmllm.video.opening import open_video
 
     root = tmp_path_factory.mktemp("lita")
     entries = json.loads((own_clips / "train.json").read_text())

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmllm.closed_vocabulary import word_tokenizer
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
+from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.train.packing import PackedQuestions, RowCollator, conversation, pack
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmllm.closed_vocabulary import word_tokenizer
 from mmllm.datasets.dialogues import read_dialogues
 from mmllm.datasets.records import Dialogue, Media, Turn
 from mmllm.errors import InputError, MmllmError
+from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
-from mmllm.time_tokens import Span
+from mmllm.times.answers import Span
 from mmllm.train.packing import NAMES, RowCollator
 from mmllm.train.rows import ATTEMPTS, DialogueRows, MediaInputs, Shuffled, text_row
 

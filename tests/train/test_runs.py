@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmllm.answering import VideoQA
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.fields import merged
+from mmllm.inference.answering import VideoQA
 from mmllm.train.fitting import latest_checkpoint, read_metrics
 from mmllm.train.recipes import RECIPES, recipe
 from mmllm.train.record import claim
@@ -146,7 +146,7 @@ def test_lora_leaves_a_plain_model(tiny_config, tmp_path, whole_run):
     config.write_text(yaml.safe_dump({**TINY, "language": {**TINY["language"], "lora_rank": 2, "max_steps": 3}}))
     run = command(tmp_path / "run", config, "--data-root", str(whole_run / "data"))
     subprocess.run(run, check=True, capture_output=True)
-    from mmllm.answering import VideoQA
+    from mmllm.inference.answering import VideoQA
 
     VideoQA.from_pretrained(tmp_path / "run" / "model")
 
@@ -188,9 +188,9 @@ def test_the_papers_recipe_runs_around_pretrained_parts(tmp_path, whole_run):
     """`lita-7b` with stand-ins for Vicuna and CLIP that are as small as the tests: one linear layer, frozen CLIP."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-    from mmllm.answering import VideoQA
-    from mmllm.closed_vocabulary import word_tokenizer
-    from mmllm.datasets.synthetic.questions import vocabulary
+    from mmllm.inference.answering import VideoQA
+    from mmllm.preprocessing.closed_vocabulary import word_tokenizer
+    from mmllm.synthetic.questions import vocabulary
 
     tokenizer = word_tokenizer([*vocabulary(), "user", "assistant", ":"])
     tokenizer.save_pretrained(tmp_path / "llm")

@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from mmllm import processes
-from mmllm.datasets.synthetic.clips import SyntheticConfig
+from mmllm.runtime import processes
+from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
 from mmllm.train.fitting import read_metrics
 from mmllm.train.frame_encoder import FrameEncoderTraining
@@ -70,7 +70,7 @@ def test_every_stage_of_a_recipe_runs_in_two_processes(together, tiny_parts, tmp
 
 
 def evaluated(model, data, output):
-    from mmllm.evaluation.command import evaluate
+    from mmllm.commands.evaluate import evaluate
 
     assert evaluate(str(model), data, output=output, trials=2, temperature=1.5, max_new_tokens=6, json=True) in (0, 3)
 

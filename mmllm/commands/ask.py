@@ -1,0 +1,75 @@
+"""`mmllm ask VIDEO QUESTION`: an answer with its time span, as text, JSON or a picture."""
+
+from __future__ import annotations
+
+import json as json_text
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmllm.errors import InputError
+from mmllm.hub.sources import DEFAULT
+
+
+def ask(
+    video: Annotated[Path, tyro.conf.Positional],
+    question: Annotated[str, tyro.conf.Positional],
+    model: str = DEFAULT,
+    reducer: tuple[str, ...] | None = None,
+    path: str | None = None,
+    frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    max_new_tokens: int = 64,
+    json: bool = False,
+    plot: Path | None = None,
+) -> None:
+    """Ask when something happens in a video.
+
+    Args:
+        video: a video file, or a folder of frames.
+        question: such as "When does the red circle spin?"
+        model: folder or hub id of a model; by default the one that comes with mmllm, which only knows
+            synthetic clips of coloured shapes.
+        reducer: token reducers in place of the model's own, such as fastervlm:keep=8.
+        path: path in place of the model's own, such as slowfast:mode=temporal.
+        frames: how many frames are sampled; the model's own number if not given.
+        start: look only at the part from this second.
+        end: look only at the part up to this second.
+        max_new_tokens: the answer is cut after so many.
+        json: print one JSON object.
+        plot: draw a strip of frames over a time axis, with the answered span, into this file; with reducers also
+            which patches they kept, and what they ranked them by.
+    """
+    if not question.strip():
+        raise InputError("the question is empty")
+    from mmllm.inference.answering import VideoQA
+
+    changes: dict[str, Any] = {} if reducer is None else {"reducers": list(reducer)}
+    if path is not None:
+        changes["path"] = path
+    qa = VideoQA.from_pretrained(model, **changes)
+    qa.max_new_tokens = max_new_tokens
+    limits = {"num_frames": frames, "start_s": start, "end_s": end}
+    watched = qa.watch(video, **{key: value for key, value in limits.items() if value is not None})
+    answer = qa.ask(watched, question)
+    note = qa.note
+    if plot is not None:
+        from mmllm.inference.decisions import watched_for
+        from mmllm.inference.plotting import plot_answer
+
+        seen = watched_for(qa, watched, question)
+        shown: dict[str, Any] = {"kept": seen.kept, "ranking": seen.ranking} if qa.model.reducers else {}
+        plot_answer(watched.clip, question, answer.spans, plot, **shown)
+    if json:
+        told = {"video": str(video), "question": question, **answer.to_json(), "duration_s": watched.duration_s}
+        print(json_text.dumps({**told, "model": model, "note": note}, ensure_ascii=False))
+        return
+    spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)
+    print(f"{spans}: {answer.text}" if not answer.fallback else f"(no time given) {answer.text}")
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+    if plot is not None:
+        print(f"plot: {plot}", file=sys.stderr)

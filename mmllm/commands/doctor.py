@@ -1,0 +1,304 @@
+"""`mmllm doctor MODEL`: what a model is made of, the fingerprint of a reference forward, and what is wrong with it.
+
+T frames, S side of the encoder's input, N tokens, D width, V vocabulary
+"""
+
+from __future__ import annotations
+
+import json as json_text
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from mmllm.errors import InputError
+from mmllm.hub.sources import DEFAULT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmllm.inference.answering import VideoQA
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+QUESTION = "When does it happen?"
+FRAMES = 4
+_PROBES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What was found."""
+
+    facts: dict[str, Any]
+    """What the model is made of, as JSON values."""
+    fingerprint: dict[str, list[float]]
+    """Stage -> `sketch` of what it gives: the same but for a few per cent for the same weights on another device or in
+    another precision, another for other weights."""
+    wrong: list[str]
+    """What is off, one sentence each."""
+
+
+def doctor(
+    model: Annotated[str, tyro.conf.Positional] = DEFAULT,
+    dtype: Dtype | None = None,
+    against: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Look a model over: what it is made of, a fingerprint of what it computes, and whatever is wrong with it.
+
+    Exits with 1 if something is wrong.
+
+    Args:
+        model: folder, hub id or preset; by default the packaged model.
+        dtype: type of the numbers; auto for that of the files. By default what the other commands use.
+        against: what --json gave before; says whether the model still computes the same.
+        json: print one JSON object.
+    """
+    from mmllm.inference.answering import VideoQA
+
+    found = diagnose(VideoQA.from_pretrained(model, **({} if dtype is None else {"dtype": dtype})))
+    wrong = list(found.wrong)
+    if against is not None:
+        wrong += differences(_fingerprint_in(against), found.fingerprint)
+    if json:
+        told = {"model": model, **found.facts, "fingerprint": found.fingerprint, "wrong": wrong}
+        print(json_text.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        _show(model, found, wrong)
+    return 1 if wrong else 0
+
+
+def diagnose(qa: VideoQA) -> Diagnosis:
+    """What a loaded model is made of, what it computes, and what is wrong with it."""
+    wrong = [*_template(qa), *_vocabulary(qa), *_preparation(qa), *_numbers(qa), *_parts(qa)]
+    fingerprint: dict[str, list[float]] = {}
+    try:
+        fingerprint = {stage: sketch(values) for stage, values in reference_forward(qa).items()}
+    except Exception as problem:  # whatever it is, it is what the patient suffers from
+        wrong.append(f"the reference forward fails: {' '.join(str(problem).split()) or type(problem).__name__}")
+    for stage, numbers in fingerprint.items():
+        if not all(math.isfinite(number) for number in numbers):
+            wrong.append(f"the reference forward gives numbers that are not finite ({stage})")
+            fingerprint[stage] = [0.0] * len(numbers)
+    return Diagnosis(facts=_facts(qa), fingerprint=fingerprint, wrong=wrong)
+
+
+# --- the fingerprint ----------------------------------------------------------------------------------------
+
+
+def reference_forward(qa: VideoQA) -> dict[str, Tensor]:
+    """What each stage gives for a seeded clip and a fixed question: features, what the LLM reads, next-token logits."""
+    import torch
+
+    from mmllm.tokens import VideoClip
+
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (FRAMES, 8, 8, 3), dtype=np.uint8)
+    side = -(-qa.processor.frame_transform.size // 8)
+    frames = coarse.repeat(side, axis=1).repeat(side, axis=2)
+    times_s = np.arange(FRAMES, dtype=np.float64)
+    clip = VideoClip(frames=frames, times_s=times_s, duration_s=float(FRAMES))
+    watched = qa.watch(clip)
+    inputs = qa.processor.collate([qa.prompt(QUESTION, watched.duration_s)])
+    inputs |= qa.processor.video_inputs([watched.clip])
+    with torch.no_grad():
+        logits = qa.model(**{name: value.to(qa.model.device) for name, value in inputs.items()}).logits
+    assert watched.tokens is not None
+    sequence = next(iter(watched.seen.values()))
+    return {
+        "encoder": watched.tokens.features[watched.tokens.mask],
+        "what the LLM reads": sequence.embeddings[sequence.mask],
+        "logits": logits[:, -1],
+    }
+
+
+def sketch(values: Tensor) -> list[float]:
+    """Root mean square of all numbers, then sums of them with seeded signs, in units of what chance would give.
+
+    Noise of 1e-3 moves each by about 1e-3; two sketches are compared by `differences`.
+    """
+    import torch
+
+    flat = values.detach().float().cpu().flatten()
+    size = flat.pow(2).mean().sqrt()
+    signs = torch.randint(0, 2, (_PROBES, len(flat)), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    probes = signs @ flat / (size.clamp(min=1e-12) * len(flat) ** 0.5)
+    return [float(f"{size:.4g}"), *(round(float(probe), 3) for probe in probes)]
+
+
+def differences(before: dict[str, list[float]], now: dict[str, list[float]], tolerance: float = 0.03) -> list[str]:
+    """The stages whose sketches differ by more than noise, in words."""
+    if missing := sorted(set(before) ^ set(now)):
+        return [f"the fingerprint has other stages than before: {', '.join(missing)}"]
+    told = []
+    for stage, numbers in now.items():
+        old = before[stage]
+        same = len(old) == len(numbers) and abs(old[0] - numbers[0]) <= tolerance * max(abs(old[0]), 1e-12)
+        if not (same and all(abs(a - b) <= tolerance for a, b in zip(old[1:], numbers[1:], strict=True))):
+            told.append(f"{stage}: the fingerprint is {numbers}, it was {old}")
+    return told
+
+
+def _fingerprint_in(file: Path) -> dict[str, list[float]]:
+    from mmllm.hub.sources import read_json
+
+    found = read_json(file).get("fingerprint")
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: no fingerprint is in this file; `mmllm doctor MODEL --json` writes one")
+    return found
+
+
+# --- what can be wrong --------------------------------------------------------------------------------------
+
+
+def _template(qa: VideoQA) -> list[str]:
+    """The chat template, the ids that end an answer, and whether both agree."""
+    processor, tokenizer = qa.processor, qa.processor.tokenizer
+    wrong = []
+    stops = qa.model.generation_config.eos_token_id
+    listed = stops if isinstance(stops, (list, tuple)) else [stops]
+    if tokenizer.eos_token_id is None:
+        wrong.append("the tokenizer has no end-of-sequence token")
+    elif tokenizer.eos_token_id not in listed:
+        wrong.append(
+            f"the tokenizer's end of sequence {tokenizer.eos_token!r} (id {tokenizer.eos_token_id}) is not among the "
+            f"stop tokens of the generation settings ({stops}): other programs will not end the answer there"
+        )
+    if tokenizer.pad_token_id is None:
+        wrong.append("the tokenizer has no padding token: several questions at once cannot be asked")
+    if not processor.chat_template:
+        return [*wrong, "there is no chat template: questions cannot be written as the model was trained to read them"]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Now."}]},
+    ]
+    try:
+        prompt = processor.encode(processor.apply_chat_template(messages[:1], add_generation_prompt=True)).input_ids
+        said = processor.encode_conversation(messages)
+    except Exception as problem:  # a template is a program of its own
+        return [*wrong, f"the chat template cannot be used: {' '.join(str(problem).split())}"]
+    if (count := int((prompt == processor.video_token_id).sum())) != 1:
+        wrong.append(f"the chat template writes {count} placeholders for one video")
+    learned = said.labels[said.labels >= 0].tolist()
+    # LLaVA's own template, made for asking, leaves an answer open; its model knows all the same when to stop.
+    published = qa.model.config.origin is not None and not set(learned) & set(tokenizer.all_special_ids)
+    if not published and not set(learned) & set(qa.stop_tokens):
+        told = tokenizer.decode(learned[-3:])
+        wrong.append(f"the chat template ends an answer with {told!r}, which is none of the stop tokens")
+    return wrong
+
+
+def _vocabulary(qa: VideoQA) -> list[str]:
+    """Ids of the tokenizer, placeholders and time tokens against the rows of the embedding table."""
+    config, processor = qa.model.config, qa.processor
+    rows = qa.model.get_input_embeddings().weight.shape[0]
+    placeholders = {config.video_token_id, config.image_token_id}
+    beyond = [token for token in processor.tokenizer.get_vocab().values() if token >= rows]
+    wrong = []
+    if extra := sorted(set(beyond) - placeholders - {processor.video_token_id, processor.image_token_id}):
+        wrong.append(
+            f"the tokenizer's vocabulary is larger than the embedding table: {len(extra)} ids from {extra[0]} on have "
+            f"no row among {rows}"
+        )
+    for kind in ("video", "image"):
+        ours, theirs = getattr(config, f"{kind}_token_id"), getattr(processor, f"{kind}_token_id")
+        if ours != theirs:
+            wrong.append(f"the model's {kind} placeholder is id {ours}, the processor's {theirs}")
+    ids = config.time_token_ids or []
+    words = list(processor.time_tokens.strings) if processor.time_tokens else []
+    known = processor.tokenizer.convert_tokens_to_ids(words) if words else []
+    if list(ids) != list(known):
+        wrong.append(f"the model has {len(ids)} time tokens {ids[:2]}..., the tokenizer {len(known)}: {known[:2]}...")
+    if ids and ids[-1] >= rows:
+        wrong.append(f"time token ids end at {ids[-1]}, the embedding table has {rows} rows")
+    elif ids:
+        table = qa.model.get_input_embeddings().weight[ids]
+        if bool((table == table[0]).all()):
+            wrong.append("all time tokens have the same row in the embedding table: they were never trained")
+    return wrong
+
+
+def _preparation(qa: VideoQA) -> list[str]:
+    """How frames are prepared against what the encoder was made for."""
+    given, own = qa.processor.frame_transform, qa.model.config.stage("encoder").frames
+    wrong = []
+    if given.size != own.size:
+        wrong.append(f"frames are prepared with {given.size} pixels a side, the encoder takes {own.size}")
+    for field in ("mean", "std"):
+        pair = getattr(given, field), getattr(own, field)
+        if not np.allclose(*pair, atol=1e-4):
+            wrong.append(f"frames are normalised with {field} {pair[0]}, its weights were made with {pair[1]}")
+    return wrong
+
+
+def _numbers(qa: VideoQA) -> list[str]:
+    """The type of the numbers on this device."""
+    kind, device = str(qa.model.dtype).removeprefix("torch."), qa.model.device.type
+    if device == "cpu" and kind == "float16":
+        return ["float16 on a CPU is slow and overflows; use float32 (the default here)"]
+    return []
+
+
+def _parts(qa: VideoQA) -> list[str]:
+    """Tensors that a model of this kind needs to have been trained."""
+    upstream = (qa.model.config.origin or {}).get("config", {})
+    merged = str(upstream.get("mm_patch_merge_type", ""))
+    rows = {name: value for name, value in qa.model.named_parameters() if "newline" in name}
+    if ("unpad" in merged or str(upstream.get("model_type")).startswith("llava_next")) and not rows:
+        return ["rows of tiles end with a learned newline in this family, but the model has none"]
+    return [f"{name} is all zero: it was never trained" for name, value in rows.items() if not value.any()]
+
+
+# --- what it is made of -------------------------------------------------------------------------------------
+
+
+def _facts(qa: VideoQA) -> dict[str, Any]:
+    from mmllm.preprocessing.templates import TEMPLATES
+
+    model, config, processor = qa.model, qa.model.config, qa.processor
+    own = [name for name, text in TEMPLATES.items() if text == processor.chat_template]
+    tower = getattr(model.encoder, "tower", model.encoder)
+    return {
+        "family": (config.origin or {}).get("family", "mmllm"),
+        "encoder": config.encoder["name"],
+        "reducers": [one["name"] for one in config.reducers],
+        "visual_tokenizer": config.visual_tokenizer["name"],
+        "path": config.path["name"],
+        "language_model": config.text_config.model_type,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "attention": {
+            "language_model": model.language_model.config._attn_implementation,
+            "encoder": getattr(getattr(tower, "config", None), "_attn_implementation", None) or "of its library",
+        },
+        "template": own[0] if own else ("of its own" if processor.chat_template else None),
+        "stop_tokens": {str(id): processor.tokenizer.convert_ids_to_tokens(id) for id in qa.stop_tokens},
+        "placeholders": {"video": config.video_token_id, "image": config.image_token_id},
+        "time_tokens": [config.time_token_ids[0], config.time_token_ids[-1]] if config.time_token_ids else [],
+        "embedding_rows": model.get_input_embeddings().weight.shape[0],
+        "frames": processor.num_frames,
+        "preparation": processor.frames,
+        "note": config.training_note,
+    }
+
+
+def _show(name: str, found: Diagnosis, wrong: list[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("", name, box=box.SIMPLE_HEAD)
+    for fact, value in found.facts.items():
+        table.add_row(fact.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    for stage, numbers in found.fingerprint.items():
+        table.add_row(f"fingerprint: {stage}", " ".join(f"{number:g}" for number in numbers))
+    console.print(table)
+    for one in wrong:
+        console.print(f"wrong: {one}", soft_wrap=True, highlight=False)
+    if not wrong:
+        console.print("nothing is wrong")

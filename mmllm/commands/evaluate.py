@@ -1,0 +1,198 @@
+"""`mmllm eval MODEL DATA`: answers, scores, and the baselines that show what they are worth."""
+
+from __future__ import annotations
+
+import json as json_text
+import time
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from mmllm.errors import InputError
+from mmllm.fields import to_mapping
+from mmllm.runtime import processes
+
+
+def evaluate(
+    model: Annotated[str, tyro.conf.Positional],
+    data: Annotated[Path | None, tyro.conf.Positional] = None,
+    videos: Path | None = None,
+    output: Path | None = None,
+    format: str = "auto",
+    durations: Path | None = None,
+    render_seed: int | None = None,
+    render_world: Literal["basic", "easy", "full", "hard"] | None = None,
+    render_videos: int = 100,
+    limit: int | None = None,
+    shuffle: bool = True,
+    reducer: tuple[str, ...] | None = None,
+    max_new_tokens: int = 64,
+    trials: int = 1,
+    temperature: float | None = None,
+    seed: int = 0,
+    judge_url: str | None = None,
+    judge_model: str | None = None,
+    judge_captions: Path | None = None,
+    workers: int = 1,
+    json: bool = False,
+) -> int:
+    """Answer a benchmark's questions and score the answers as ActivityNet-RTL does: mIoU and P@0.5.
+
+    Args:
+        model: folder or hub id of a model, or default for the one that comes with mmllm.
+        data: folder with val.json (and train.json, to fit baselines to), or an annotation file that `mmllm check`
+            knows; of captioned videos each event is asked for.
+        videos: folder of the videos; by default `videos` beside the annotations.
+        output: folder for samples.jsonl and metrics.json; MODEL/eval if MODEL is a folder. Questions answered there
+            already are not asked again.
+        format: rtl, captions, nextqa, charades or dialogues; auto tells it from the content.
+        durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
+        render_seed: in place of DATA, render fresh synthetic clips from this seed and ask about them; they are kept
+            in the cache folder (`~/.cache/mmllm`) and must not be those that a model was trained on (seed 0).
+        render_world: their kind, as in `mmllm render`; by default the one that the packaged model knows.
+        render_videos: how many.
+        limit: only the first so many videos.
+        shuffle: also ask each question about another video, which shows what is guessed from the words alone.
+        reducer: token reducers in place of the model's own, such as fastervlm:keep=8.
+        max_new_tokens: an answer is cut after so many.
+        trials: ask everything so often and report mean and spread; the paper has three.
+        temperature: answers are sampled at; by default greedy for one trial, 0.2 for several.
+        seed: of what is sampled.
+        judge_url: address of an OpenAI-compatible interface, such as http://localhost:8000/v1, to have explanations
+            rated; its key is read from MMLLM_JUDGE_KEY or OPENAI_API_KEY.
+        judge_model: name of the judge's model there.
+        judge_captions: what happens in the videos, in ActivityNet Captions' schema, for the judge to read.
+        workers: processes that decode videos.
+        json: print the scores as JSON instead of a table.
+    """
+    from mmllm.evaluation.judge import Judge
+    from mmllm.evaluation.run import read_benchmark
+    from mmllm.evaluation.trials import Trials
+    from mmllm.inference.answering import VideoQA
+
+    processes.wait()  # every one of several processes then has a device of its own
+    rounds = Trials.of(trials, temperature, seed)
+    if data is not None and render_seed is None:
+        name, benchmark = "eval", read_benchmark(data, videos, format, durations)
+    elif data is None and render_seed is not None:
+        from mmllm.evaluation.fresh import fresh_benchmark
+
+        name = f"eval-seed{render_seed}-{render_world or 'default'}-{render_videos}"
+        benchmark = fresh_benchmark(render_seed, world=render_world, videos=render_videos)
+    else:
+        raise InputError("give either DATA or --render-seed")
+    if limit is not None:
+        benchmark = benchmark.first(limit)
+    if not benchmark.questions:
+        raise InputError(f"{data}: there is no question to answer")
+    folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
+    judge = Judge.of(judge_url, judge_model, judge_captions, folder)
+    changes = {} if reducer is None else {"reducers": list(reducer)}
+    qa = VideoQA.from_pretrained(model, **changes)
+    qa.max_new_tokens = max_new_tokens
+    scores = evaluate_into(folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge, workers=workers)
+    if not processes.is_main():
+        return 0
+    _show(scores, json)
+    return 3 if scores["failed"] or scores["bad_rows"] else 0
+
+
+def evaluate_into(
+    folder: Path,
+    qa: Any,
+    benchmark: Any,
+    *,
+    shuffle: bool = True,
+    trials: Any = None,
+    judge: Any = None,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Answers and scores a benchmark; writes `samples.jsonl`, `shuffled.jsonl` and `metrics.json` into `folder`.
+
+    Several processes share the videos and leave the same files as one; how long it took is in `timing.json`.
+    Several trials have their answers in `trial-1/`, `trial-2/`, ..., and their mean scores in `metrics.json`.
+
+    Args:
+        folder: where to write; answers that are there already are kept.
+        qa: the model.
+        benchmark: what to ask.
+        shuffle: also ask each question about another video.
+        trials: how often and how; once and greedily if None.
+        judge: rates explanations, once all scores that need no judge are written; None for none.
+        workers: processes that decode.
+
+    Raises:
+        InputError: if the folder holds the answers of another model or of other settings.
+    """
+    from mmllm.evaluation.baselines import ceiling
+    from mmllm.evaluation.pictures import write_places
+    from mmllm.evaluation.run import answer_all, scores_of
+    from mmllm.evaluation.trials import Trials, averaged
+
+    rounds = Trials() if trials is None else trials
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes.is_main():
+        write_places(folder, {question.vid: question.video for question in benchmark.questions})
+    _same_model(folder, qa, rounds)
+    started = time.perf_counter()
+    answered, all_scores = [], []
+    for trial in range(rounds.count):
+        place, draw = rounds.folder(folder, trial), partial(rounds.seed_of, trial)
+        samples, shuffled = answer_all(
+            qa, benchmark.questions, place, shuffle=shuffle, seed=draw, workers=workers, **rounds.generate
+        )
+        answered.append((place, samples))
+        scores = scores_of(samples, shuffled, benchmark.fit)
+        all_scores.append({**scores, "ceiling_miou": ceiling(samples, qa.processor.writing)})
+    if processes.is_main():
+        took = {"seconds": round(time.perf_counter() - started, 1), "processes": processes.count()}
+        (folder / "timing.json").write_text(json_text.dumps(took) + "\n")
+    set_aside = {sample.vid: sample.error for _, samples in answered for sample in samples if sample.error}
+
+    def write() -> dict[str, Any]:
+        scores = {**averaged(all_scores, rounds), "bad_rows": len(benchmark.bad_rows), "set_aside": set_aside}
+        if not processes.is_main():
+            return scores
+        (folder / "metrics.json").write_text(json_text.dumps(scores, indent=2) + "\n")
+        return scores
+
+    scores = write()
+    if judge is not None and processes.is_main():
+        for (place, samples), own in zip(answered, all_scores, strict=True):
+            own["judge"] = judge.judge(samples, place / "judged.jsonl")
+        scores = write()
+    return scores
+
+
+def _same_model(folder: Path, qa: Any, trials: Any) -> None:
+    """Marks the folder as one model's answers; a stopped evaluation is only continued by the same model."""
+    from mmllm.runtime.fingerprint import fingerprint
+
+    told = {
+        "weights": fingerprint(qa.model),
+        "config": json_text.loads(qa.model.config.to_json_string(use_diff=False)),
+        "num_frames": qa.processor.num_frames,
+        "max_new_tokens": qa.max_new_tokens,
+        "trials": to_mapping(trials),
+    }
+    record = folder / "answered_by.json"
+    if record.exists() and json_text.loads(record.read_text()) != told:
+        raise InputError(f"{folder} holds answers of another model or other settings: choose another --output")
+    processes.wait()
+    if processes.is_main():
+        record.write_text(json_text.dumps(told) + "\n")
+
+
+def _show(scores: dict[str, Any], json: bool) -> None:
+    if json:
+        print(json_text.dumps(scores, indent=2))
+        return
+    from rich.console import Console
+
+    from mmllm.evaluation.score import score_summary, score_table
+
+    console = Console()
+    console.print(score_table(scores))
+    console.print(score_summary(scores), highlight=False)

@@ -1,0 +1,95 @@
+"""Where a model can come from: the package itself, a folder, a hub id, or a preset that stands for one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mmllm.errors import CheckpointError
+from mmllm.fields import closest
+from mmllm.hub.presets import PRESETS
+
+DEFAULT = "default"
+"""Names the model that comes with the package, which is also used where no model is named."""
+PACKAGED = Path(__file__).resolve().parents[1] / "default_model"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def checked_source(name: str | Path) -> str:
+    """Where a name leads: a folder with a `config.json`, or `owner/name` for the hub, which a preset stands for.
+
+    `default` gives the folder of the packaged model, unless a folder of that name holds a model.
+
+    Raises:
+        CheckpointError: if it is none of them.
+    """
+    if str(name) == DEFAULT and not (Path(DEFAULT) / "config.json").exists():
+        return str(packaged_model())
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise CheckpointError(f"{name}: this folder holds no model (no config.json)")
+        return str(name)
+    if folder.exists():
+        raise CheckpointError(f"{name}: a model is a folder, not a file")
+    if str(name) in PRESETS:
+        return PRESETS[str(name)].source
+    if not _HUB_ID.fullmatch(str(name)):
+        raise CheckpointError(
+            f"{name}: there is no such folder, a hub id reads owner/name, and no preset is called that; "
+            f"{closest(str(name), [*PRESETS, DEFAULT])}"
+        )
+    return str(name)
+
+
+def local_folder(source: str | Path, *, allow_pickle: bool = False) -> Path:
+    """The folder of a model; one from the hub is downloaded first.
+
+    Args:
+        source: folder or hub id.
+        allow_pickle: download pickled weights, too.
+
+    Raises:
+        CheckpointError: if there is no such folder or hub id.
+    """
+    name = checked_source(source)
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", *(["*.bin"] if allow_pickle else [])]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{name}: cannot be downloaded from the hub: {problem!s:.200}") from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping that a JSON file of a model folder holds.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or no JSON object.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{file}: cannot be read: {problem}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: is no JSON object")
+    return content
+
+
+def packaged_model() -> Path:
+    """The folder of the model that comes with the package.
+
+    Raises:
+        CheckpointError: if this installation has none.
+    """
+    if not (PACKAGED / "config.json").exists():
+        raise CheckpointError(
+            "this installation of mmllm comes without a default model: name one with --model, or train one in "
+            "minutes with `mmllm quickstart`"
+        )
+    return PACKAGED

@@ -1,0 +1,312 @@
+"""Asking a loaded model about a video, with the video decoded and encoded once for all its questions.
+
+Q questions, V = 1 video, T frames, H W patch grid
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmllm import registry
+from mmllm.checkpoints.adapters import base_of, merged_with
+from mmllm.checkpoints.loading import is_ours, load
+from mmllm.checkpoints.weights import Weights
+from mmllm.errors import CheckpointError, ConfigError, MmllmError
+from mmllm.hub.sources import local_folder
+from mmllm.inference.overlay import kept_places, ranking_shown
+from mmllm.model import MmllmForConditionalGeneration
+from mmllm.preprocessing.text_encoding import Encoded
+from mmllm.processor import MmllmProcessor
+from mmllm.pruning.needs import require_fit
+from mmllm.times.answers import Answer
+from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Watched:
+    """A video as the model has seen it; questions about it cost neither decoding nor encoding."""
+
+    clip: VideoClip
+    """The frames the encoder was given."""
+    seen: dict[int, VisualSequence]
+    """Placeholder id -> what the LLM reads."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each stage that was run: `decode`, `encode`, `reduce` (with the path that follows it)."""
+    tokens: VisualTokens | None = None
+    """The encoder's features, from which other reducers and paths can start."""
+    kept: np.ndarray | None = None
+    """bool, T H W. The patches of which a token is left after the reducers; None where tokens have no place."""
+    ranking: tuple[str, np.ndarray] | None = None
+    """What the reducers ranked patches by, if they did: its name, and float32 T H W."""
+    token_counts: dict[str, int] = field(default_factory=dict)
+    """Tokens after each stage: `encoder`, `reducers`, then each block of the path by name."""
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the whole video."""
+        return self.clip.duration_s
+
+
+class VideoQA:
+    """A model with its processor, ready for questions.
+
+    Args:
+        model: the model, which is put into evaluation mode.
+        processor: its processor.
+        max_new_tokens: an answer is cut after so many tokens.
+    """
+
+    def __init__(
+        self, model: MmllmForConditionalGeneration, processor: MmllmProcessor, max_new_tokens: int = 64
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.max_new_tokens = max_new_tokens
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **kwargs: Any) -> VideoQA:
+        """Loads a model and its processor from a folder or a hub id; in fp32 on a CPU, which is fastest there.
+
+        A folder of adapters gives the model that they belong to, with the adapters folded in.
+
+        Args:
+            model: one that mmllm saved, or a published one of a family that `mmllm.checkpoints` knows.
+            kwargs: of transformers' `from_pretrained`, and `reducers` and `path` in place of the model's own; for a
+                published model `allow_pickle` and `visual_tokenizer` (such as `mqt:tokens=16`), for one of ours any
+                field of `MmllmConfig`.
+
+        Raises:
+            CheckpointError: if there is no such model, or its weights do not fit its configuration.
+        """
+        if (base := base_of(model)) is not None:
+            qa = cls.from_pretrained(base, **kwargs)
+            return cls(merged_with(qa.model, model), MmllmProcessor.from_pretrained(model))
+        source = local_folder(model)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
+        if not is_ours(source):
+            stages = {name: kwargs.pop(name, None) for name in ("reducers", "path")}
+            published, its_processor = load(source, **kwargs)
+            qa = cls(published.to(device), its_processor)
+            return qa.with_stages(**stages) if any(one is not None for one in stages.values()) else qa
+        Weights(source)  # refuses missing and cut-off files before anything is built
+        try:
+            loaded, info = MmllmForConditionalGeneration.from_pretrained(source, output_loading_info=True, **kwargs)
+            processor = MmllmProcessor.from_pretrained(source)
+        except MmllmError:
+            raise
+        except (OSError, ValueError) as problem:
+            raise CheckpointError(f"cannot load a model from {model}: {problem}") from None
+        problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys") if info[name]}
+        if problems:
+            raise CheckpointError(f"the weights in {model} do not fit its configuration: {problems}")
+        return cls(loaded.to(device), processor)
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know of how this model was trained."""
+        return self.model.config.training_note
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Ids that end an answer: those of the model's generation settings and the tokenizer's end of sequence."""
+        own = self.model.generation_config.eos_token_id
+        listed = own if isinstance(own, (list, tuple)) else [own]
+        ids = [*listed, self.processor.tokenizer.eos_token_id]
+        return list(dict.fromkeys(one for one in ids if one is not None))
+
+    @torch.no_grad()
+    def watch(self, video: Any, **limits: Any) -> Watched:
+        """Decodes and encodes a video once.
+
+        Args:
+            video: anything `mmllm.open_video` takes, or a `VideoClip`.
+            limits: `num_frames`, `start_s`, `end_s`.
+        """
+        started = time.perf_counter()
+        clip = self.processor.load(video, **limits)
+        return self._encode(clip, {"decode": time.perf_counter() - started})
+
+    @torch.no_grad()
+    def look_again(self, watched: Watched) -> Watched:
+        """A video that was watched with other reducers or another path, through this model's.
+
+        It is not decoded again, and encoded again only where these reducers need something else of the encoder.
+        """
+        tokens = watched.tokens
+        inside = any(getattr(reducer, "runs_inside_encoder", False) for reducer in self.model.reducers)
+        if (
+            tokens is None
+            or tokens.size is not None
+            or inside
+            or not set(self.model.scores_needed) <= set(tokens.scores)
+        ):
+            return self._encode(watched.clip, {})
+        return self._arrange(watched.clip, tokens, {})
+
+    def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> Watched:
+        started = time.perf_counter()
+        inputs = {name: value.to(self.model.device) for name, value in self.processor.video_inputs([clip]).items()}
+        tokens = self.model.encode(inputs["pixel_values_videos"], inputs["video_frame_mask"], inputs["video_times_s"])
+        self._wait()
+        return self._arrange(clip, tokens, {**seconds, "encode": time.perf_counter() - started})
+
+    def _arrange(self, clip: VideoClip, tokens: VisualTokens, seconds: dict[str, float]) -> Watched:
+        started = time.perf_counter()
+        left = self.model.reduce(tokens)
+        text = self.processor.frame_text([clip.times_s])
+        sequence = self.model.lay_out(left)
+        if text is not None:
+            sequence = dataclasses.replace(sequence, frame_text=text.to(self.model.device))
+        self._wait()
+        return Watched(
+            clip=clip,
+            seen={self.model.config.video_token_id: sequence},
+            seconds={**seconds, "reduce": time.perf_counter() - started},
+            tokens=tokens,
+            kept=kept_places(left),
+            ranking=ranking_shown(self.model.reducers, tokens),
+            token_counts={
+                "encoder": int(tokens.mask.sum()),
+                "reducers": int(left.mask.sum()),
+                **{name: int(sequence.mask[:, sequence.block(name)].sum()) for name, _ in sequence.blocks},
+            },
+        )
+
+    def _wait(self) -> None:
+        """Lets an accelerator finish, so that the clock tells what a stage took."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+
+    def with_stages(self, reducers: Sequence[Any] | None = None, path: Any = None) -> VideoQA:
+        """The same weights behind other reducers or another path; nothing is loaded or copied.
+
+        Args:
+            reducers: descriptions such as `fastervlm:keep=8`; the model's own if None.
+            path: such as `slowfast:mode=temporal`; the model's own if None.
+
+        Raises:
+            ConfigError: if a part is unknown, does not fit the encoder, or has weights that this model lacks.
+        """
+        old, config = self.model, copy.deepcopy(self.model.config)
+        if reducers is not None:
+            config.reducers = [registry.describe("reducer", registry.config_of("reducer", one)) for one in reducers]
+        if path is not None:
+            config.path = registry.describe("path", registry.config_of("path", path))
+        parts: dict[str, nn.Module] = {"reducers": old.reducers, "path": old.path}
+        if config.reducers != old.config.reducers:
+            parts["reducers"] = nn.ModuleList(self._reducer(one) for one in config.reducers)
+        if config.path != old.config.path:
+            parts["path"] = _weightless(registry.build("path", config.path))
+        with torch.device("meta"):
+            shell = type(old)(config)
+        for name, child in old.named_children():
+            setattr(shell, name, parts[name].to(old.device) if name in parts else child)
+        shell.generation_config = old.generation_config
+        return VideoQA(shell, self.processor, self.max_new_tokens)
+
+    def _reducer(self, description: Any) -> nn.Module:
+        """A reducer that fits the encoder."""
+        reducer = registry.build("reducer", description)
+        require_fit(reducer, self.model.encoder)
+        if hasattr(reducer, "prepare"):
+            reducer.prepare(self.model.encoder)
+        return _weightless(reducer)
+
+    def ask(self, video: Any, question: str, **generate: Any) -> Answer:
+        """The answer to one question about a video, or about a `Watched` one.
+
+        Args:
+            video: what `watch` takes, or what it gave.
+            question: in words; it may hold `<seconds>` stamps.
+            generate: options of transformers' `generate`; greedy by default.
+        """
+        watched = video if isinstance(video, Watched) else self.watch(video)
+        return self.ask_all(watched, [question], **generate)[0]
+
+    @torch.no_grad()
+    def ask_all(
+        self, watched: Watched, questions: Sequence[str], duration_s: float | None = None, **generate: Any
+    ) -> list[Answer]:
+        """The answers to several independent questions about one video, in one batch.
+
+        Args:
+            watched: the video.
+            questions: in words.
+            duration_s: what the time tokens are shares of; the decoded length if None. Benchmarks annotate their own.
+            generate: as in `ask`.
+        """
+        if not questions:
+            return []
+        duration_s = watched.duration_s if duration_s is None else duration_s
+        inputs = self.processor.collate([self.prompt(question, duration_s) for question in questions])
+        new = self.generate(watched, inputs["input_ids"], inputs["attention_mask"], **generate)
+        return self.processor.batch_decode(new, [duration_s] * len(questions))
+
+    @torch.no_grad()
+    def generate(
+        self, watched: Watched, input_ids: Tensor, attention_mask: Tensor | None = None, **generate: Any
+    ) -> Tensor:
+        """New ids Q K for prompts about one video.
+
+        Args:
+            watched: the video.
+            input_ids: int64, Q L, each with the video's placeholder.
+            attention_mask: Q L.
+            generate: options of transformers' `generate`; greedy by default.
+        """
+        device = self.model.device
+        rows = torch.zeros(len(input_ids), dtype=torch.long, device=device)
+        options = {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": False,
+            "pad_token_id": self.processor.tokenizer.pad_token_id,
+            "eos_token_id": self.stop_tokens or None,
+            **generate,
+        }
+        ids = self.model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=None if attention_mask is None else attention_mask.to(device),
+            seen={placeholder: sequence.select(rows) for placeholder, sequence in watched.seen.items()},
+            **options,
+        )
+        return ids[:, input_ids.shape[1] :]
+
+    def prompt(self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = ()) -> Encoded:
+        """The encoded text of a question about a video of that length, with the video's placeholder in front.
+
+        Args:
+            question: in words; what would be a special token of the LLM is taken apart.
+            duration_s: length of the video.
+            history: earlier questions and raw answers that the model is to read before this one.
+        """
+        said = [text for pair in history for text in pair] + [question]
+        said = [self.processor.writing.write(text, duration_s) for text in said]
+        messages: list[dict[str, Any]] = [
+            {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": self._plain(text)}]}
+            for i, text in enumerate(said)
+        ]
+        messages[0]["content"].insert(0, {"type": "video"})
+        return self.processor.encode(self.processor.apply_chat_template(messages, add_generation_prompt=True))
+
+    def _plain(self, text: str) -> str:
+        """A text in which nobody's words are taken for the end of a turn or the like."""
+        special = [re.escape(token) for token in self.processor.tokenizer.all_special_tokens]
+        return re.sub("|".join(special), lambda match: f"{match[0][0]} {match[0][1:]}", text) if special else text
+
+
+def _weightless(part: nn.Module) -> nn.Module:
+    if next(part.parameters(), None) is not None:
+        raise ConfigError(f"{type(part).__name__} has weights of its own, which this model was not trained with")
+    return part

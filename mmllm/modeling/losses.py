@@ -1,0 +1,148 @@
+"""What training minimises: cross-entropy over the labelled positions, with optional help for time tokens.
+
+R labelled rows, V vocabulary, B rows of the batch, P positions, D width, K time tokens, A answers with an interval
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmllm.errors import ConfigError
+from mmllm.modeling.placeholders import Placed
+
+
+def token_loss(logits: Tensor, targets: Tensor, time_ids: Tensor | None = None, sigma: float = 0.0) -> Tensor:
+    """Mean cross-entropy of logits (R V) against target ids (R).
+
+    With `sigma` > 0 the target of a time token is soft over its neighbours: weight exp(-(i-j)^2 / (2 sigma^2)) on
+    time token i where j is right, normalised over the time tokens; other targets stay one-hot.
+    """
+    if not len(targets):
+        return logits.sum() * 0.0
+    losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+    if sigma > 0 and time_ids is not None and len(time_ids):
+        first, count = time_ids[0], len(time_ids)
+        is_time = (targets >= first) & (targets < first + count)
+        if is_time.any():
+            j = (targets[is_time] - first).unsqueeze(1)
+            i = torch.arange(count, device=targets.device)
+            soft = functional.softmax(-((i - j) ** 2) / (2 * sigma**2), dim=-1)  # rows x K
+            log_p = functional.log_softmax(logits[is_time].float(), dim=-1)[:, time_ids]
+            losses = losses.masked_scatter(is_time, -(soft * log_p).sum(dim=-1))
+    return losses.mean()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Intervals:
+    """The first interval of every answer that has one, as positions of the batch and share of the video."""
+
+    row: Tensor
+    """int64, A. Row of the batch."""
+    position: Tensor
+    """int64, A. The position from which the first time token is predicted."""
+    start: Tensor
+    """float, A. Start as a share of the video's duration, 0..1."""
+    end: Tensor
+    """float, A."""
+
+    def where(self, chosen: Tensor) -> Intervals:
+        """Those that are chosen (bool, A)."""
+        return Intervals(
+            row=self.row[chosen], position=self.position[chosen], start=self.start[chosen], end=self.end[chosen]
+        )
+
+
+def intervals_of(labels: Tensor, time_ids: Tensor, segments: Tensor | None) -> Intervals:
+    """Reads each answer's first two time tokens from its labels (B P). Answers without two are left out."""
+    first, count = int(time_ids[0]), len(time_ids)
+    is_time = (labels >= first) & (labels < first + count)
+    found: list[tuple[int, int, float, float]] = []
+    for b in range(len(labels)):
+        spots = is_time[b].nonzero().squeeze(1).tolist()
+        seen: dict[int, list[int]] = {}
+        for spot in spots:
+            seen.setdefault(0 if segments is None else int(segments[b, spot]), []).append(spot)
+        for places in seen.values():
+            if len(places) >= 2 and places[0] > 0:
+                share = sorted((int(labels[b, spot]) - first) / (count - 1) for spot in places[:2])
+                found.append((b, places[0] - 1, share[0], share[1]))
+    columns = list(zip(*found, strict=True)) if found else [(), (), (), ()]
+    whole = [torch.tensor(column, dtype=torch.long, device=labels.device) for column in columns[:2]]
+    real = [torch.tensor(column, dtype=torch.float32, device=labels.device) for column in columns[2:]]
+    return Intervals(row=whole[0], position=whole[1], start=real[0], end=real[1])
+
+
+class GroundingHead(nn.Module):
+    """Points from where an answer begins at the frames it is about; used in training only.
+
+    The hidden state that predicts the first time token is compared with those of the video's one-frame tokens, for
+    lying inside the interval and for being its first frame; the one that predicts the second, for being its last.
+    """
+
+    def __init__(self, width: int, pointer_weight: float) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width)
+        self.queries = nn.ModuleDict(
+            {name: nn.Linear(width, width, bias=False) for name in ("inside", "first", "last")}
+        )
+        self.keys = nn.Linear(width, width, bias=False)
+        self.pointer_weight = pointer_weight
+
+    def forward(self, hidden: Tensor, placed: Placed, found: Intervals, frame_share: Tensor) -> Tensor:
+        """Mean loss over the answers with an interval.
+
+        Args:
+            hidden: B P D, hidden states of one layer of the LLM.
+            placed: the batch; the one-frame tokens of each row's first video are pointed at.
+            found: the intervals.
+            frame_share: float, B T. When each frame of a row's first video is shown, as a share of its duration.
+        """
+        found = found.where((placed.which == 0).any(dim=1)[found.row])  # rows with a video
+        if not len(found.row):
+            return hidden.sum() * 0.0
+        hidden = self.norm(hidden)
+        at = _first_one_frame_positions(placed, frame_share.shape[1])  # B T, -1 where there is none
+        pointable = (at >= 0)[found.row]  # A T
+        if not pointable.any(dim=1).all():
+            raise ConfigError(
+                "the grounding loss points at tokens of one frame, and a row has none: set loss.grounding_weight = 0"
+            )
+        key = self.keys(hidden).gather(1, at.clamp(min=0).unsqueeze(-1).expand(*at.shape, hidden.shape[-1]))
+        start, end = hidden[found.row, found.position], hidden[found.row, found.position + 1]
+
+        def pointed(name: str, query: Tensor) -> Tensor:
+            score = torch.einsum("ad,atd->at", self.queries[name](query), key[found.row]) * query.shape[-1] ** -0.5
+            score = score.masked_fill(~pointable, torch.finfo(score.dtype).min)
+            return score.float().log_softmax(dim=-1)  # A T
+
+        share = frame_share[found.row]
+        gap = 1 / max(share.shape[1] - 1, 1)
+        # half a frame more on both sides, so that at least one frame is inside, however short the interval;
+        # where none of those has a token, the nearest one that has
+        away = torch.maximum(found.start.unsqueeze(1) - share, share - found.end.unsqueeze(1))
+        away = away.masked_fill(~pointable, torch.inf)
+        inside = away <= torch.clamp(away.min(dim=1, keepdim=True).values, min=gap / 2)
+        mass = pointed("inside", start).masked_fill(~inside, -torch.inf).logsumexp(dim=-1).clamp(min=-20.0)
+        first = _near(share, found.start, gap, pointable) * pointed("first", start)
+        last = _near(share, found.end, gap, pointable) * pointed("last", end)
+        return -mass.mean() - self.pointer_weight * (first + last).sum(dim=-1).mean()
+
+
+def _near(share: Tensor, instant: Tensor, gap: float, pointable: Tensor) -> Tensor:
+    """A T: weights over `pointable` frames that fall off with the distance to an instant, one gap being one sigma."""
+    closeness = -((share - instant.unsqueeze(1)) ** 2) / (2 * gap**2)
+    return closeness.masked_fill(~pointable, -torch.inf).softmax(dim=-1)
+
+
+def _first_one_frame_positions(placed: Placed, frames: int) -> Tensor:
+    """B T: the first position of a row's first video that shows frame t alone; -1 where no position does."""
+    shown = (placed.which == 0) & (placed.frame >= 0) & (placed.frame < frames)
+    rows, spots = shown.nonzero(as_tuple=True)
+    never = placed.frame.shape[1]
+    at = torch.full((len(placed.frame), frames), never, dtype=torch.long, device=placed.frame.device)
+    at = at.view(-1).scatter_reduce(0, rows * frames + placed.frame[shown], spots, "amin").view(at.shape)
+    return at.masked_fill(at == never, -1)

@@ -1,0 +1,225 @@
+"""Where visual tokens stand in the text: one placeholder becomes as many positions as its video has tokens.
+
+    text      When does it spin ? <video> answer        one placeholder for each video or image
+    expanded  When does it spin ? v v v v v answer      one position for each visual token
+    or        When ... ? 0.0 s: v v 1.5 s: v v answer   with the time of each frame before its tokens
+
+Several questions about one video can share its visual prefix in one row: `segments` numbers them (0 is the shared
+part). A position then sees the shared part and its own segment, and every segment's positions start after the prefix.
+
+B rows, L text positions, P positions after expansion, M visual tokens of a row, D width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmllm.errors import InputError
+from mmllm.tokens import IGNORED, VisualSequence
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Placed:
+    """A batch of rows in which every visual token has a position of its own."""
+
+    input_ids: Tensor
+    """int64, B P; visual positions hold the placeholder's id, text between frames its own."""
+    attention_mask: Tensor
+    """int64, B P."""
+    visual: Tensor
+    """B M D. The visual tokens of each row in reading order, zero behind its last one."""
+    labels: Tensor | None
+    """int64, B P, ignored at visual positions."""
+    segments: Tensor | None
+    """int64, B P; -1 at padding."""
+    frame: Tensor
+    """int64, B P. The frame a visual position shows; -1 at text, and where it shows several."""
+    which: Tensor
+    """int64, B P. Number of the video or image within its row; -1 at text."""
+    place: Tensor
+    """int64, B P. Raster position of a visual token on its frame's grid, or its number where tokens were pooled; -1 at
+    text."""
+
+
+def place(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    sequences: dict[int, VisualSequence],
+    *,
+    labels: Tensor | None = None,
+    segments: Tensor | None = None,
+    pad_side: Literal["left", "right"] = "right",
+) -> Placed:
+    """Expands every placeholder to the positions of its visual tokens.
+
+    Args:
+        input_ids: int64, B L.
+        attention_mask: B L, 0 at padding on either side.
+        sequences: placeholder id -> the videos (or images) it stands for, in the order of their appearance
+            from the first row to the last.
+        labels: int64, B L.
+        segments: int64, B L.
+        pad_side: where shorter rows are filled up.
+
+    Raises:
+        InputError: if there are more or fewer placeholders than videos or images.
+    """
+    _as_many_placeholders(input_ids, attention_mask, sequences)
+    taken = dict.fromkeys(sequences, 0)
+    rows: list[dict[str, Tensor]] = []
+    for b, ids in enumerate(input_ids):
+        here = attention_mask[b].bool()
+        row = {"input_ids": ids[here]}
+        if labels is not None:
+            row["labels"] = labels[b][here]
+        if segments is not None:
+            row["segments"] = segments[b][here]
+        rows.append(_expanded(row, sequences, taken))
+    filled = {"input_ids": 0, "labels": IGNORED, "segments": -1, "frame": -1, "which": -1, "place": -1}
+    width = max(len(row["input_ids"]) for row in rows)
+    merged = {
+        name: torch.stack([_padded(row[name], width, fill, pad_side) for row in rows])
+        for name, fill in filled.items()
+        if name in rows[0]
+    }
+    mask = torch.stack([_padded(torch.ones_like(row["input_ids"]), width, 0, pad_side) for row in rows])
+    visual = torch.nn.utils.rnn.pad_sequence([row["visual"] for row in rows], batch_first=True)
+    return Placed(
+        attention_mask=mask,
+        visual=visual,
+        labels=merged.pop("labels", None),
+        segments=merged.pop("segments", None),
+        **merged,
+    )
+
+
+def require_room(placed: Placed, most: int | None) -> None:
+    """Refuses prompts that are longer than an LLM can read, since what is seen must never be cut.
+
+    Args:
+        placed: the batch.
+        most: positions that the LLM can read; None if it does not say.
+
+    Raises:
+        InputError: saying what to lower.
+    """
+    longest = placed.input_ids.shape[1]
+    if most is not None and longest > most:
+        raise InputError(
+            f"the prompt has {longest} positions, more than the {most} that the LLM can read, of them "
+            f"{placed.visual.shape[1]} for what is seen: take fewer frames, a token reducer or another path, or "
+            "shorten the text"
+        )
+
+
+def _as_many_placeholders(ids: Tensor, mask: Tensor, sequences: dict[int, VisualSequence]) -> None:
+    for placeholder, sequence in sequences.items():
+        wanted, given = int(((ids == placeholder) & mask.bool()).sum()), len(sequence.embeddings)
+        if wanted != given:
+            raise InputError(f"the text has {wanted} placeholders of id {placeholder} for {given} videos or images")
+
+
+def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], taken: dict[int, int]) -> dict[str, Tensor]:
+    """One row's unpadded tensors with every placeholder repeated; `taken` counts what earlier rows used up."""
+    ids = row["input_ids"]
+    counts = torch.ones_like(ids)
+    runs: list[Tensor] = []
+    shown: list[Tensor] = []
+    frames: list[Tensor] = []
+    places: list[Tensor] = []
+    for position in _positions(ids, sequences):
+        placeholder = int(ids[position])
+        sequence, number = sequences[placeholder], taken[placeholder]
+        taken[placeholder] += 1
+        keep = sequence.mask[number]
+        shown.append(sequence.embeddings[number][keep])
+        frames.append(sequence.frame[number][keep])
+        text = None if sequence.frame_text is None else sequence.frame_text[number]
+        runs.append(_run(placeholder, frames[-1], text))
+        counts[position] = len(runs[-1])
+        running = torch.arange(len(keep), device=keep.device)
+        places.append((running if sequence.place is None else sequence.place[number])[keep])
+    out = {name: values.repeat_interleave(counts) for name, values in row.items()}
+    is_visual = torch.zeros_like(ids, dtype=torch.bool)
+    is_visual[_positions(ids, sequences)] = True
+    inside = is_visual.repeat_interleave(counts)
+    spread = inside.clone()
+    out["frame"] = torch.full_like(out["input_ids"], -1)
+    out["which"], out["place"] = out["frame"].clone(), out["frame"].clone()
+    if shown:
+        run = torch.cat(runs)
+        out["input_ids"][inside] = run
+        spread[inside] = torch.isin(run, run.new_tensor(list(sequences)))
+        out["place"][spread] = torch.cat(places)
+        out["frame"][spread] = torch.cat(frames)
+        out["which"][spread] = torch.cat([torch.full_like(f, i) for i, f in enumerate(frames)])
+        out["visual"] = torch.cat(shown)
+    else:
+        any_sequence = next(iter(sequences.values()), None)
+        out["visual"] = torch.zeros(0, 0) if any_sequence is None else any_sequence.embeddings[0, :0]
+    if "labels" in out:
+        out["labels"] = out["labels"].masked_fill(inside, IGNORED)
+    return out
+
+
+def _run(placeholder: int, frames: Tensor, text: Tensor | None) -> Tensor:
+    """Ids in place of one placeholder: itself for each visual token, the frame's text where another frame begins.
+
+    Args:
+        placeholder: the id.
+        frames: int64, M. The frame that each token shows; -1 where it shows several.
+        text: int64, F K; see `VisualSequence.frame_text`.
+    """
+    run = torch.full_like(frames, placeholder).unsqueeze(1)  # M 1
+    if text is not None:
+        before = torch.cat([frames.new_full((1,), -1), frames[:-1]])
+        begins = (frames >= 0) & (frames != before)
+        run = torch.cat([text[frames.clamp(0, len(text) - 1)].where(begins.unsqueeze(1), -1), run], dim=1)  # M K+1
+    return run[run >= 0]
+
+
+def _positions(ids: Tensor, placeholders: Sequence[int] | dict[int, VisualSequence]) -> list[int]:
+    return [i for i, value in enumerate(ids.tolist()) if value in placeholders]
+
+
+def _padded(row: Tensor, width: int, fill: int, side: str) -> Tensor:
+    missing = width - len(row)
+    return torch.nn.functional.pad(row, (missing, 0) if side == "left" else (0, missing), value=fill)
+
+
+def fill_in(embeddings: Tensor, is_visual: Tensor, visual: Tensor) -> Tensor:
+    """Embeddings B P D with the i-th visual position of each row replaced by row i-th visual token (B M D)."""
+    if not visual.shape[1]:
+        return embeddings
+    rank = (is_visual.long().cumsum(dim=1) - 1).clamp(min=0)  # B P
+    chosen = visual.gather(1, rank.unsqueeze(-1).expand(*rank.shape, visual.shape[-1]))
+    return torch.where(is_visual.unsqueeze(-1), chosen.to(embeddings.dtype), embeddings)
+
+
+def positions(attention_mask: Tensor, segments: Tensor | None) -> Tensor:
+    """Position ids B P: counted over what is not padding; every segment goes on from the end of the shared part."""
+    counted = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    if segments is None:
+        return counted
+    shared = (segments == 0).sum(dim=1, keepdim=True)
+    out = counted
+    for segment in range(1, int(segments.max()) + 1):
+        inside = segments == segment
+        start = torch.where(inside, counted, counted.max() + 1).min(dim=1, keepdim=True).values
+        out = torch.where(inside, counted - start + shared, out)
+    return out
+
+
+def block_mask(attention_mask: Tensor, segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask B 1 P P: causal, each segment sees the shared part and itself."""
+    p = segments.shape[1]
+    causal = torch.ones(p, p, dtype=torch.bool, device=segments.device).tril()
+    query, key = segments.unsqueeze(2), segments.unsqueeze(1)
+    seen = causal & ((key == 0) | (key == query)) & attention_mask.bool().unsqueeze(1)
+    seen = seen | torch.eye(p, dtype=torch.bool, device=segments.device)  # padding sees itself: no empty softmax row
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)

@@ -1,0 +1,119 @@
+"""Chat messages: checked, with typed placeholders taken apart, and where in the text the assistant speaks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from mmllm.errors import InputError
+from mmllm.preprocessing.templates import IMAGE, VIDEO
+
+Message = Mapping[str, Any]
+
+
+def with_system(messages: Sequence[Message], prompt: str) -> list[Message]:
+    """The messages, with `prompt` as the system's in front if it has said nothing."""
+    spoken = list(messages)
+    if prompt and spoken and not (isinstance(spoken[0], Mapping) and spoken[0].get("role") == "system"):
+        spoken.insert(0, {"role": "system", "content": prompt})
+    return spoken
+
+
+def videos_as_images(messages: Sequence[Message]) -> list[Message]:
+    """The messages with an image in place of every video, for templates that know images only."""
+    return [
+        {**message, "content": [{"type": "image"} if item["type"] == "video" else item for item in items(message)]}
+        if not isinstance(message["content"], str)
+        else message
+        for message in messages
+    ]
+
+
+def with_videos(text: str, messages: Sequence[Message]) -> str:
+    """A text in which videos were written as images, with their own placeholder where a video stands.
+
+    Raises:
+        InputError: if the template has not written a placeholder for each of them.
+    """
+    kinds = [item["type"] for message in messages for item in items(message) if item["type"] != "text"]
+    pieces = text.split(IMAGE)
+    if len(pieces) != len(kinds) + 1:
+        raise InputError(f"the chat template writes {len(pieces) - 1} placeholders for {len(kinds)} images and videos")
+    words = [VIDEO if kind == "video" else IMAGE for kind in kinds]
+    return "".join(piece + word for piece, word in zip(pieces, [*words, ""], strict=True))
+
+
+def assistant_turns(
+    messages: Sequence[Message], text: str, render: Callable[[Sequence[Message], bool], str]
+) -> Iterator[tuple[int, int]]:
+    """Character ranges of `text` that the assistant says, the end-of-turn token included.
+
+    Args:
+        messages: the conversation.
+        text: all of it rendered.
+        render: messages, and whether the assistant is about to speak -> text.
+
+    Raises:
+        InputError: if a beginning of the conversation is not rendered as a beginning of the text.
+    """
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            prompt, told = render(messages[:i], True), render(messages[: i + 1], False)
+            if not (told.startswith(prompt) and text.startswith(told)):
+                raise InputError("the chat template does not render a conversation's beginning as its beginning")
+            yield len(prompt), len(told)
+
+
+def escaped(messages: Sequence[Message]) -> list[Message]:
+    """The messages with placeholders that somebody typed taken apart, so that only media make placeholders.
+
+    Raises:
+        InputError: if a message has a role or an item that cannot be used.
+    """
+
+    def plain(text: str) -> str:
+        return re.sub(r"<(video|image)>", r"< \1>", text)
+
+    out: list[Message] = []
+    for message in messages:
+        if not isinstance(message, Mapping) or message.get("role") not in ("system", "user", "assistant"):
+            raise InputError(f"a message needs a role (system, user or assistant) and content: {message!r:.200}")
+        content = message.get("content")
+        if isinstance(content, str):
+            out.append({**message, "content": plain(content)})
+        else:
+            shown = [{**i, "text": plain(i["text"])} if i["type"] == "text" else i for i in items(message)]
+            out.append({**message, "content": shown})
+    return out
+
+
+def items(message: Message) -> list[Mapping[str, Any]]:
+    """What a message holds, item by item; nothing if it is a plain text.
+
+    Raises:
+        InputError: if an item is none.
+    """
+    content = message.get("content")
+    if isinstance(content, str):
+        return []
+    if not isinstance(content, Sequence):
+        raise InputError(f"content must be text or a list of items, not {content!r:.200}")
+    for item in content:
+        if not isinstance(item, Mapping) or item.get("type") not in ("text", "video", "image"):
+            raise InputError(f"an item needs a type (text, video or image): {item!r:.200}")
+        if item["type"] == "text" and not isinstance(item.get("text"), str):
+            raise InputError(f"a text item needs its text: {item!r:.200}")
+    return list(content)
+
+
+def source_of(item: Mapping[str, Any], kind: Literal["video", "image"]) -> Any:
+    """What an item shows.
+
+    Raises:
+        InputError: if it does not say.
+    """
+    for key in (kind, "path", "url"):
+        if item.get(key) is not None:
+            return item[key]
+    raise InputError(f"a {kind} item needs its {kind}, path or url: {dict(item)!r:.200}")

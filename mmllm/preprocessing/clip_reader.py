@@ -1,0 +1,58 @@
+"""Reading a training's or a benchmark's videos as the model sees them, in processes that load no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmllm.preprocessing.frames import FrameTransform
+from mmllm.tokens import VideoClip
+from mmllm.video.opening import FrameFolder, sample_uniform
+from mmllm.video.quarantine import Quarantine, QuarantineConfig
+
+DEADLINE_S = 300.0
+"""Seconds by the clock for one video. Longer than the reader's own limit of processor time, which tells more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipReader:
+    """Video file, or folder of frames -> the clip that an encoder is given. Small enough to send to a process."""
+
+    num_frames: int
+    transform: FrameTransform
+    folder_fps: float
+    """Images a second in a folder of frames; LITA's have 5."""
+
+    def __call__(self, video: Any, **limits: Any) -> VideoClip:
+        """The clip.
+
+        Args:
+            video: anything `open_video` takes, or a folder of frames.
+            limits: `start_s` and `end_s`, to look at a part only.
+
+        Raises:
+            VideoError: if it cannot be read.
+        """
+        if isinstance(video, (str, Path)) and Path(video).is_dir():
+            video = FrameFolder(path=video, fps=self.folder_fps)
+        return sample_uniform(video, self.num_frames, transform=self.transform.video_frame, **limits)
+
+    def check(self, video: Path) -> None:
+        """Reads the clip and forgets it; raises what `__call__` raises."""
+        self(video)
+
+
+def in_workers(workers: int) -> QuarantineConfig:
+    """How clips are read by so many processes, at least one."""
+    return QuarantineConfig(workers=max(1, workers), deadline_s=DEADLINE_S)
+
+
+def unreadable(videos: Iterable[Path], reader: ClipReader, workers: int) -> dict[Path, str]:
+    """Reads every video once in worker processes; those that cannot be read, each with the reason."""
+    named = list(dict.fromkeys(videos))
+    reading = Quarantine(reader.check, in_workers(workers))
+    for _ in reading.results(named):
+        pass
+    return {named[failure.number]: failure.told for failure in reading.failures}

@@ -1,0 +1,123 @@
+"""Text to ids piece by piece, and ids to text: placeholders and time tokens are words of one id each.
+
+L text positions, B texts
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mmllm.preprocessing.templates import IMAGE, VIDEO
+from mmllm.times.vocabulary import TimeTokens
+from mmllm.tokens import IGNORED
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    """A conversation as ids, with labels where it is trained on."""
+
+    input_ids: Tensor
+    """int64, L."""
+    labels: Tensor
+    """int64, L; -100 everywhere but at the assistant's tokens."""
+
+
+class TextEncoding:
+    """What the processor does with text; its options are those of `MmllmProcessor`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    time_tokens: TimeTokens | None
+    strip_time_tokens: bool
+    whole_text: bool
+    video_token_id: int
+    image_token_id: int
+
+    def encode(self, text: str, said: Sequence[tuple[int, int]] = ()) -> Encoded:
+        """Ids of a text; labels where it lies in one of the character ranges `said`.
+
+        Placeholders and time tokens are split off first, and the text between them is encoded piece by piece, unless
+        the tokenizer is given the whole text.
+        """
+        if self.whole_text:
+            begun = text.startswith(self.tokenizer.bos_token or "\0")
+            out = self.tokenizer(text, add_special_tokens=not begun, return_offsets_mapping=True)
+            return _labelled(out["input_ids"], [max(end - 1, begin) for begin, end in out["offset_mapping"]], said)
+        ids: list[int] = []
+        starts: list[int] = []
+        for start, piece in self._pieces(text):
+            token = self._single.get(piece)
+            if token is not None:
+                ids.append(token)
+                starts.append(start)
+                continue
+            out = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+            ids += out["input_ids"]
+            # an offset may begin at the space before a word: what counts is where its last character lies
+            starts += [start + max(end - 1, begin) for begin, end in out["offset_mapping"]]
+        return _labelled(ids, starts, said)
+
+    @property
+    def _single(self) -> dict[str, int]:
+        """Words that are one id each and never go through the tokenizer's pieces."""
+        if "_single_words" not in self.__dict__:
+            words = [*(self.time_tokens.strings if self.time_tokens else ()), VIDEO, IMAGE]
+            known = dict(zip(words, self.tokenizer.convert_tokens_to_ids(words), strict=True))
+            self.__dict__["_single_words"] = known
+        return self.__dict__["_single_words"]
+
+    def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
+        """Where each piece of a text begins, and the piece: words that are one id, and the text between them."""
+        for match in re.finditer(r"<(?:t\d+|video|image)>|.+?(?=<(?:t\d+|video|image)>|\Z)", text, flags=re.DOTALL):
+            start, piece = match.start(), match[0]
+            if piece not in self._single and self.strip_time_tokens:
+                before, after = text[:start], text[match.end() :]
+                if re.search(r"<t\d+>$", before):
+                    start, piece = start + len(piece) - len(piece.lstrip()), piece.lstrip()
+                if re.match(r"<t\d+>", after):
+                    piece = piece.rstrip()
+            if piece:
+                yield start, piece
+
+    def collate(self, encoded: Sequence[Encoded], with_labels: bool = False) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and, if asked for, `labels`, padded on the right to B L."""
+        pad = torch.nn.utils.rnn.pad_sequence
+        fill = self.tokenizer.pad_token_id or 0
+        batch = {
+            "input_ids": pad([one.input_ids for one in encoded], batch_first=True, padding_value=fill),
+            "attention_mask": pad([torch.ones_like(one.input_ids) for one in encoded], batch_first=True),
+        }
+        if with_labels:
+            batch["labels"] = pad([one.labels for one in encoded], batch_first=True, padding_value=IGNORED)
+        return batch
+
+    def decode_text(self, token_ids: Any) -> str:
+        """Ids as text, with time tokens as words and without special tokens."""
+        ids = token_ids.tolist() if isinstance(token_ids, Tensor) else list(token_ids)
+        words = {token: word for word, token in self._single.items()}
+        special = set(self.tokenizer.all_special_ids) | {self.video_token_id, self.image_token_id}
+        text: list[str] = []
+        run: list[int] = []
+        for token in [*ids, None]:
+            if token is None or token in words or token in special:
+                if run:
+                    text.append(self.tokenizer.decode(run).strip())
+                run = []
+                if token in words and token not in special:
+                    text.append(words[token])
+            else:
+                run.append(token)
+        return " ".join(filter(None, text))
+
+
+def _labelled(ids: Sequence[int], places: Sequence[int], said: Sequence[tuple[int, int]]) -> Encoded:
+    """Ids with labels where the place of an id in the text lies in one of the ranges `said`."""
+    input_ids = torch.tensor(ids, dtype=torch.long)
+    labelled = torch.tensor([any(a <= at < b for a, b in said) for at in places], dtype=torch.bool)
+    return Encoded(input_ids=input_ids, labels=input_ids.where(labelled, torch.tensor(IGNORED)))

@@ -1,0 +1,266 @@
+"""Questions about a world and their answers, each checked against the world to have one answer only.
+
+Time questions are answered as in ActivityNet-RTL: the interval as "<12.4> <30.0>", then a sentence that explains it.
+Spatial questions are answered with one word. All text is from a small closed vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, permutations
+
+import numpy as np
+
+from mmllm.synthetic.world import (
+    COLORS,
+    LONGEST_SHARE,
+    REGIONS,
+    SHAPES,
+    SHORTEST_S,
+    SHORTEST_SHARE,
+    Event,
+    Span,
+    Thing,
+    World,
+    camera,
+    state,
+)
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DOES = {
+    "left": ("move left", "moves left"),
+    "right": ("move right", "moves right"),
+    "up": ("move up", "moves up"),
+    "down": ("move down", "moves down"),
+    "spin": ("spin", "spins"),
+    "grow": ("grow", "grows"),
+    "shrink": ("shrink", "shrinks"),
+    "blink": ("blink", "blinks"),
+    "white": ("turn white", "turns white"),
+    "bounce": ("bounce", "bounces"),
+}
+_TEMPLATES = """
+When does the? Which object and when? What happens next after the while the? When is the on screen.
+When are at least objects on screen? The object that later first before it after it. At least objects are on screen.
+Which shape is in the while? Which digit is shown in the? Which digit is shown while?
+"""
+_WORD = re.compile(r"<[0-9.]+>|[a-z]+|[^\sa-z]")
+_BORDER = 4.5 / 64
+"""How far from the middle lines a centre must stay for its region to be beyond doubt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about a clip, with its one answer."""
+
+    question: str
+    answer: str
+    family: str
+    span: Span | None
+    """The interval in the answer; None for spatial questions."""
+
+
+Happenings = list[tuple[Thing, Event]]
+
+
+def stamp(time_s: float) -> str:
+    """A time as answers write it: "<12.4>", with a second decimal only where the frame rate needs it."""
+    text = f"{time_s:.2f}"
+    return f"<{text[:-1] if text.endswith('0') else text}>"
+
+
+def words(text: str) -> list[str]:
+    """The words, punctuation marks and time stamps of a question or an answer, in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def vocabulary() -> list[str]:
+    """Every word and punctuation mark, in lower case and sorted, that a question or an answer may contain.
+
+    Time stamps such as "<12.4>" are not words.
+    """
+    phrases = [_TEMPLATES, *COLORS, *SHAPES, *REGIONS, *NUMBERS, *(form for pair in _DOES.values() for form in pair)]
+    return sorted({word for phrase in phrases for word in words(phrase)})
+
+
+def ask(
+    world: World, random_state: random.Random, families: Sequence[str], count: int
+) -> tuple[list[Question], Counter[str]]:
+    """Up to `count` different questions, drawn evenly from `families`, and how many each family had to offer."""
+    happenings = [(thing, event) for thing in world.things for event in thing.events]
+    pools = {family: list(FAMILIES[family](world, happenings)) for family in families}
+    offered = Counter({family: len(pool) for family, pool in pools.items()})
+    for pool in pools.values():
+        random_state.shuffle(pool)
+    chosen: list[Question] = []
+    while len(chosen) < count and any(pools.values()):
+        turn = [family for family, pool in pools.items() if pool]
+        random_state.shuffle(turn)
+        chosen += [pools[family].pop() for family in turn[: count - len(chosen)]]
+    return chosen, offered
+
+
+def _answerable(world: World, span: Span | None) -> bool:
+    """Whether an interval is long and short enough to be asked for."""
+    if span is None:
+        return False
+    share = span.length_s / world.duration_s
+    return span.length_s >= SHORTEST_S - 1e-6 and SHORTEST_SHARE - 1e-6 <= share <= LONGEST_SHARE + 1e-6
+
+
+def _timed(family: str, question: str, span: Span, sentence: str) -> Question:
+    sentence = f"{sentence[0].upper()}{sentence[1:]}."
+    answer = f"{stamp(span.start_s)} {stamp(span.end_s)} {sentence}"
+    return Question(question=question, answer=answer, family=family, span=span)
+
+
+def _does(event: Event) -> str:
+    return _DOES[event.action][1]
+
+
+def _direct(world: World, happenings: Happenings) -> Iterator[Question]:
+    """When does the red circle spin?"""
+    for thing, event in happenings:
+        question = f"When does the {thing.name} {_DOES[event.action][0]}?"
+        yield _timed("direct", question, event.span, f"the {thing.name} {_does(event)}")
+
+
+def _something(world: World, happenings: Happenings) -> Iterator[Question]:
+    """Which object spins and when?"""
+    times = Counter(event.action for _, event in happenings)
+    for thing, event in happenings:
+        if times[event.action] == 1:
+            question = f"Which object {_does(event)} and when?"
+            yield _timed("something", question, event.span, f"the {thing.name} {_does(event)}")
+
+
+def _relation(world: World, happenings: Happenings) -> Iterator[Question]:
+    """When does the object that later blinks spin?"""
+    pairs = [
+        (thing, early, late)
+        for thing in world.things
+        for early, late in permutations(thing.events, 2)
+        if early.span.end_s <= late.span.start_s
+    ]
+    times = Counter((early.action, late.action) for _, early, late in pairs)
+    for thing, early, late in pairs:
+        if times[early.action, late.action] == 1:
+            question = f"When does the object that later {_does(late)} {_DOES[early.action][0]}?"
+            yield _timed("relation", question, early.span, f"the {thing.name} {_does(early)} before it {_does(late)}")
+            question = f"When does the object that first {_does(early)} {_DOES[late.action][0]}?"
+            yield _timed("relation", question, late.span, f"the {thing.name} {_does(late)} after it {_does(early)}")
+
+
+def _next(world: World, happenings: Happenings) -> Iterator[Question]:
+    """What happens next after the red circle spins?
+
+    Asked only if nothing else starts during the red circle's spin, so that "after" has one reading, and if what
+    comes next is first by a second.
+    """
+    ordered = sorted(happenings, key=lambda happening: happening[1].span)
+    for (thing, event), (other, following) in pairwise(ordered):
+        starts = [later.span.start_s for _, later in ordered if later.span.start_s >= following.span.start_s]
+        alone = len(starts) == 1 or starts[1] - starts[0] >= 1.0
+        if alone and following.span.start_s >= event.span.end_s:
+            question = f"What happens next after the {thing.name} {_does(event)}?"
+            yield _timed("next", question, following.span, f"the {other.name} {_does(following)}")
+
+
+def _overlap(world: World, happenings: Happenings) -> Iterator[Question]:
+    """When does the red circle spin while the blue square grows?"""
+    for (thing, event), (other, meanwhile) in permutations(happenings, 2):
+        span = event.span.overlap(meanwhile.span)
+        if span is not None and thing is not other and _answerable(world, span):
+            question = f"When does the {thing.name} {_DOES[event.action][0]} while the {other.name} {_does(meanwhile)}?"
+            sentence = f"the {thing.name} {_does(event)} while the {other.name} {_does(meanwhile)}"
+            yield _timed("overlap", question, span, sentence)
+
+
+def _visible(world: World, happenings: Happenings) -> Iterator[Question]:
+    """When is the red circle on screen?"""
+    for thing in world.things:
+        if _answerable(world, thing.presence):
+            question = f"When is the {thing.name} on screen?"
+            yield _timed("visible", question, thing.presence, f"the {thing.name} is on screen")
+
+
+def _crowded(world: World, happenings: Happenings) -> Iterator[Question]:
+    """When are at least three objects on screen?"""
+    times_s = np.arange(world.frames) / world.fps
+    shown = np.zeros(world.frames, dtype=np.int64)
+    for thing in world.things:
+        shown += (times_s >= thing.presence.start_s) & (times_s < thing.presence.end_s)
+    for number in range(2, len(world.things) + 1):
+        frames = np.flatnonzero(shown >= number)
+        if len(frames) and frames[-1] - frames[0] + 1 == len(frames):
+            span = Span(int(frames[0]) / world.fps, (int(frames[-1]) + 1) / world.fps)
+            if _answerable(world, span):
+                crowd = f"at least {NUMBERS[number]} objects"
+                yield _timed("crowded", f"When are {crowd} on screen?", span, f"{crowd} are on screen")
+
+
+def _whiles(world: World, happenings: Happenings) -> Iterator[tuple[Thing, Span, str]]:
+    """Who, when and in what words: everything that a spatial question can be tied to."""
+    for thing, event in happenings:
+        yield thing, event.span, f"the {thing.name} {_does(event)}"
+    for thing in world.things:
+        if _answerable(world, thing.presence):
+            yield thing, thing.presence, f"the {thing.name} is on screen"
+
+
+def _place(world: World, happenings: Happenings) -> Iterator[Question]:
+    """Which shape is in the top left while the red circle spins?
+
+    Asked only if that shape is there all the while, and no other shape is ever near that region meanwhile.
+    """
+    nudges = camera(world)
+    for about, span, clause in _whiles(world, happenings):
+        frames = np.arange(round(span.start_s * world.fps), round(span.end_s * world.fps))
+        always: dict[int, list[Thing]] = {}
+        sometimes: dict[int, list[Thing]] = {}
+        now = state(world.things, np.broadcast_to(frames / world.fps, (len(world.things), len(frames))))
+        x, y = now.x + nudges[frames, 0] - 0.5, now.y + nudges[frames, 1] - 0.5
+        for region in range(len(REGIONS)):
+            depth = np.minimum(x if region % 2 else -x, y if region // 2 else -y)
+            inside = (now.visible & (depth > _BORDER)).all(axis=1)
+            near = (now.visible & (depth > -_BORDER)).any(axis=1)
+            for thing, is_inside, is_near in zip(world.things, inside, near, strict=True):
+                if is_inside:
+                    always.setdefault(region, []).append(thing)
+                if is_near:
+                    sometimes.setdefault(region, []).append(thing)
+        for region, things in always.items():
+            if sometimes[region] == things and things[0] is not about:
+                question = f"Which shape is in the {REGIONS[region]} while {clause}?"
+                yield Question(question=question, answer=things[0].shape, family="place", span=None)
+
+
+def _digit(world: World, happenings: Happenings) -> Iterator[Question]:
+    """Which digit is shown while the red circle spins? Which digit is shown in the top left?"""
+    for digit in world.digits:
+        question = f"Which digit is shown in the {REGIONS[digit.region]}?"
+        yield Question(question=question, answer=NUMBERS[digit.value], family="digit", span=None)
+    for _, span, clause in _whiles(world, happenings):
+        seen = [digit for digit in world.digits if digit.span.overlap(span)]
+        if len(seen) == 1 and seen[0].span.covers(span):
+            question = f"Which digit is shown while {clause}?"
+            yield Question(question=question, answer=NUMBERS[seen[0].value], family="digit", span=None)
+
+
+TIME_FAMILIES: dict[str, Callable[[World, Happenings], Iterator[Question]]] = {
+    "direct": _direct,
+    "something": _something,
+    "relation": _relation,
+    "next": _next,
+    "overlap": _overlap,
+    "visible": _visible,
+    "crowded": _crowded,
+}
+SPATIAL_FAMILIES = {"place": _place, "digit": _digit}
+FAMILIES = TIME_FAMILIES | SPATIAL_FAMILIES
+ACTION_FAMILIES = ("direct", "something", "relation", "next", "overlap")
+"""The families that ask what things do; without any of these and without spatial ones, things only come and go."""

@@ -1,0 +1,251 @@
+"""Worlds by chance: how many things there are, when they come and go, what they do, and where there is room for it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mmllm.synthetic.world import (
+    ACTIONS,
+    COLORS,
+    DIRECTIONS,
+    LONGEST_SHARE,
+    REGIONS,
+    SHAPES,
+    SHORTEST_S,
+    SHORTEST_SHARE,
+    Digit,
+    Event,
+    Span,
+    Thing,
+    World,
+)
+
+_SMALL, _LARGE = (0.096, 0.116), (0.165, 0.182)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldRules:
+    """What a world is drawn from."""
+
+    colors: tuple[str, ...] = COLORS
+    shapes: tuple[str, ...] = SHAPES
+    actions: tuple[str, ...] = ACTIONS
+    fewest_things: int = 2
+    most_things: int = 4
+    jitter: float = 0.05
+
+
+WORLDS = {
+    "basic": WorldRules(
+        colors=COLORS[:4], shapes=SHAPES[:3], actions=("left", "right", "grow", "white"), most_things=3
+    ),
+    "easy": WorldRules(colors=COLORS[:4], shapes=SHAPES[:3], actions=ACTIONS[:6], most_things=3),
+    "full": WorldRules(),
+    "hard": WorldRules(jitter=0.3),
+}
+
+
+class Box(NamedTuple):
+    """A part of the frame, in fractions of its side."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def shared(self, other: Box) -> float:
+        """The area of what both cover."""
+        wide = min(self.right, other.right) - max(self.left, other.left)
+        high = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(wide, 0.0) * max(high, 0.0)
+
+
+def sample_world(
+    random_state: random.Random,
+    rules: WorldRules,
+    *,
+    fps: int,
+    shortest_s: float,
+    longest_s: float,
+    digits: bool = True,
+    actions: bool = True,
+) -> World:
+    """A fresh world.
+
+    At least one thing comes and goes; of the others, which stay, each does one to three things.
+
+    Args:
+        digits: whether digits are shown.
+        actions: whether things do anything. If not, all of them come and go.
+    """
+    frames = round(random_state.uniform(shortest_s, longest_s) * fps)
+    count = random_state.randint(rules.fewest_things, rules.most_things)
+    visitors = random_state.randint(1, count - 1) if actions else count
+    colors = random_state.sample(rules.colors, count)
+    timelines = []
+    for i in range(count):
+        visitor = i < visitors
+        presence = _somewhere(random_state, frames, fps) if visitor else Span(0.0, frames / fps)
+        plan = _plan(random_state, presence, frames, fps, rules.actions, visitor=visitor) if actions else ()
+        timelines.append((presence, plan))
+    things, boxes = _laid_out(random_state, rules, colors, timelines)
+    shown = _digits(random_state, things, boxes, frames, fps) if digits else ()
+    random_state.shuffle(things)
+    return World(
+        frames=frames,
+        fps=fps,
+        things=tuple(things),
+        digits=shown,
+        jitter=rules.jitter,
+        noise=random_state.uniform(1.0, 3.5),
+        texture_seed=random_state.getrandbits(48),
+    )
+
+
+def _length(random_state: random.Random, frames: int, fps: int, longest: float = math.inf) -> int:
+    """A log-uniform number of frames within the limits of what can be asked for."""
+    low = max(SHORTEST_S * fps, SHORTEST_SHARE * frames)
+    high = max(low, min(LONGEST_SHARE * frames, longest))
+    return min(max(round(math.exp(random_state.uniform(math.log(low), math.log(high)))), math.ceil(low)), int(high))
+
+
+def _somewhere(random_state: random.Random, frames: int, fps: int) -> Span:
+    length = _length(random_state, frames, fps)
+    start = random_state.randint(0, frames - length)
+    return Span(start / fps, (start + length) / fps)
+
+
+def _plan(
+    random_state: random.Random, presence: Span, frames: int, fps: int, actions: Sequence[str], *, visitor: bool
+) -> tuple[tuple[str, Span], ...]:
+    """Which actions within `presence`, and when: apart from each other by a second, in order of time."""
+    start, stop = round(presence.start_s * fps), round(presence.end_s * fps)
+    if visitor:
+        room = stop - start - fps
+        if room < max(SHORTEST_S * fps, SHORTEST_SHARE * frames) + 1 or random_state.random() < 0.5:
+            return ()
+        lengths = [_length(random_state, frames, fps, room)]
+    else:
+        lengths = [_length(random_state, frames, fps) for _ in range(random_state.choice((1, 2, 2, 3, 3)))]
+        while sum(lengths) + fps * (len(lengths) + 1) > stop - start:
+            lengths.remove(max(lengths))
+    pause = fps if not visitor else 0
+    slack = stop - start - sum(lengths) - pause * (len(lengths) - 1)
+    cuts = sorted(random_state.randint(0, slack) for _ in lengths)
+    plan, before = [], start
+    for action, length, cut in zip(random_state.sample(actions, len(lengths)), lengths, cuts, strict=True):
+        plan.append((action, Span((before + cut) / fps, (before + cut + length) / fps)))
+        before += length + pause
+    return tuple(plan)
+
+
+def _laid_out(
+    random_state: random.Random,
+    rules: WorldRules,
+    colors: Sequence[str],
+    timelines: Sequence[tuple[Span, tuple[tuple[str, Span], ...]]],
+) -> tuple[list[Thing], list[Box]]:
+    """Things and the boxes they stay in, which overlap as little as a few attempts for each can make them."""
+    things: list[Thing] = []
+    boxes: list[Box] = []
+    for color, (presence, plan) in zip(colors, timelines, strict=True):
+        shape = random_state.choice(rules.shapes)
+        in_the_way = [box for thing, box in zip(things, boxes, strict=True) if presence.overlap(thing.presence)]
+        least = math.inf
+        for _ in range(10):
+            attempt, room = _placed(random_state, color, shape, presence, plan)
+            clash = sum(room.shared(box) for box in in_the_way)
+            if clash < least:
+                least, thing, box = clash, attempt, room
+            if clash == 0.0:
+                break
+        things.append(thing)
+        boxes.append(box)
+    return things, boxes
+
+
+def _placed(
+    random_state: random.Random, color: str, shape: str, presence: Span, plan: Sequence[tuple[str, Span]]
+) -> tuple[Thing, Box]:
+    """A thing with room for what it will do, and the box that it will stay in."""
+    uniform, actions = random_state.uniform, [action for action, _ in plan]
+    sizes = [action for action in actions if action in ("grow", "shrink")]
+    small, large = uniform(*_SMALL), uniform(*_LARGE)
+    radius = {"grow": small, "shrink": large}[sizes[0]] if sizes else uniform(_SMALL[0], 0.15)
+    reach = 1.05 * (large if sizes else radius)
+
+    hop = uniform(0.13, 0.17)
+    origin, boxes, travels = [], [], []
+    for axis, (backward, forward) in enumerate((("left", "right"), ("up", "down"))):
+        low, high = reach + 0.02, 1.0 - reach - 0.02
+        if axis == 1 and "bounce" in actions:
+            low += hop
+        moves = [(action, span) for action, span in plan if action in (backward, forward)]
+        if moves:
+            # slow enough to be followed, and far enough to be seen
+            travel = min(max(uniform(0.06, 0.1) * span.length_s for _, span in moves), high - low)
+            travel = max(travel, 0.4 * (high - low))
+            near = uniform(low, high - travel)
+            origin.append(near + travel if moves[0][0] == backward else near)
+            boxes.append((near - reach, near + travel + reach))
+        else:
+            travel = 0.0
+            origin.append(uniform(low, high))
+            boxes.append((origin[-1] - reach, origin[-1] + reach))
+        travels.append(travel)
+    if "bounce" in actions:
+        boxes[1] = (boxes[1][0] - hop, boxes[1][1])
+
+    events = []
+    for action, span in plan:
+        if action in DIRECTIONS:
+            amount = travels[1 if action in ("up", "down") else 0]
+        elif action in ("grow", "shrink"):
+            amount = large - small
+        elif action == "spin":
+            amount = random_state.choice((-1, 1)) * max(1, round(uniform(0.35, 0.6) * span.length_s))
+        else:
+            amount = hop if action == "bounce" else 0.0
+        events.append(Event(action=action, span=span, amount=amount))
+    thing = Thing(
+        color=color,
+        shape=shape,
+        x=origin[0],
+        y=origin[1],
+        radius=radius,
+        angle=uniform(-0.2, 0.2),
+        presence=presence,
+        events=tuple(events),
+    )
+    return thing, Box(boxes[0][0], boxes[1][0], boxes[0][1], boxes[1][1])
+
+
+def _digits(
+    random_state: random.Random, things: Sequence[Thing], boxes: Sequence[Box], frames: int, fps: int
+) -> tuple[Digit, ...]:
+    """One or two digits in different regions; half of them are shown all the while that something happens."""
+    digits: list[Digit] = []
+    spans = [event.span for thing in things for event in thing.events]
+    count = random_state.randint(1, 2)
+    values, regions = random_state.sample(range(10), count), random_state.sample(range(len(REGIONS)), count)
+    for value, region in zip(values, regions, strict=True):
+        span = _somewhere(random_state, frames, fps)
+        if spans and random_state.random() < 0.5:
+            reference = random_state.choice(spans)
+            before, after = (random_state.randint(0, 2 * fps) / fps for _ in range(2))
+            start = max(round((reference.start_s - before) * fps), 0)
+            span = Span(start / fps, min(round((reference.end_s + after) * fps), frames) / fps)
+        hidden = [box for thing, box in zip(things, boxes, strict=True) if thing.presence.overlap(span)]
+        places = []
+        for _ in range(6):
+            x = (0.25, 0.75)[region % 2] + random_state.uniform(-0.08, 0.08)
+            y = (0.25, 0.75)[region // 2] + random_state.uniform(-0.08, 0.08)
+            plate = Box(x - 0.12, y - 0.15, x + 0.12, y + 0.15)
+            places.append((sum(plate.shared(box) for box in hidden), x, y))
+        _, x, y = min(places)
+        digits.append(Digit(value=value, region=region, x=x, y=y, span=span))
+    return tuple(digits)

@@ -1,0 +1,107 @@
+"""An answer's text, and the spans of seconds that it names."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mmllm.errors import InputError
+from mmllm.times.stamps import STAMP, checked_duration, shortened
+from mmllm.times.vocabulary import TimeTokens
+
+_BETWEEN_START_AND_END = {"", "to", "and", "until", "till", "through"}
+
+
+@dataclass(frozen=True)
+class Span:
+    """An interval of a video in seconds, both ends included.
+
+    Raises:
+        InputError: if an end is not finite or the span runs backwards.
+    """
+
+    start_s: float
+    end_s: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.start_s) and math.isfinite(self.end_s) and self.start_s <= self.end_s):
+            raise InputError(f"a span needs finite seconds, start <= end, not [{self.start_s}, {self.end_s}]")
+
+    @property
+    def length_s(self) -> float:
+        """Seconds from start to end."""
+        return self.end_s - self.start_s
+
+    def to_json(self) -> list[float]:
+        """`[start_s, end_s]`."""
+        return [float(self.start_s), float(self.end_s)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model or an annotator said, and when."""
+
+    text: str
+    """The sentence, without the two stamps that gave the first span."""
+    spans: tuple[Span, ...]
+    """The interval the published protocol scores, then any further ones; see `parse_answer`."""
+    raw: str
+    """The answer as it was given."""
+    fallback: bool
+    """True if the answer named fewer than two times, so that the span is the whole video."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping of plain JSON values."""
+        return {
+            "text": self.text,
+            "spans": [span.to_json() for span in self.spans],
+            "raw": self.raw,
+            "fallback": self.fallback,
+        }
+
+
+def parse_answer(
+    raw_text: str, duration_s: float, time_tokens: TimeTokens | None = None, strict: bool = False
+) -> Answer:
+    """The sentence and the spans of an answer that holds time tokens or stamps of seconds.
+
+    The first two stamps, wherever they are, give the first span: each is clamped to [0, duration], the earlier is the
+    start, and both are cut out of the sentence. This is what the published protocol scores. Further spans are read
+    from the remaining stamps, which stay in the sentence: two neighbours with nothing between them but punctuation
+    or one of "to", "and", "until", "till", "through" are a start and an end; a span already named is not repeated.
+
+    Args:
+        raw_text: the answer, possibly ending with `</s>`.
+        duration_s: length of the video in seconds.
+        time_tokens: the vocabulary of time; a token outside it is ordinary text. None if the text holds seconds
+            only, as annotations do.
+        strict: refuse an answer with fewer than two stamps, as annotations are read.
+
+    Raises:
+        InputError: if the duration is not a positive number, or `strict` and there are fewer than two stamps.
+    """
+    duration_s = checked_duration(duration_s)
+    text = raw_text if time_tokens is None else time_tokens.read(raw_text, duration_s)
+    text = text.strip().removesuffix("</s>").strip()
+    stamps = list(STAMP.finditer(text))
+    if len(stamps) < 2:
+        if strict:
+            raise InputError(f"an answer needs a start and an end such as <1.5> <20>: {shortened(raw_text)!r}")
+        return Answer(text=text, spans=(Span(0.0, duration_s),), raw=raw_text, fallback=True)
+
+    def span(start: re.Match[str], end: re.Match[str]) -> Span:
+        return Span(*sorted(min(float(stamp[1]), duration_s) for stamp in (start, end)))
+
+    first, second = stamps[:2]
+    spans = [span(first, second)]
+    position = 2
+    while position + 1 < len(stamps):
+        start, end = stamps[position : position + 2]
+        joined = text[start.end() : end.start()].strip(" \t\r\n,;:-–—").lower() in _BETWEEN_START_AND_END
+        if joined and span(start, end) not in spans:
+            spans.append(span(start, end))
+        position += 2 if joined else 1
+    sentence = text[: first.start()] + text[first.end() : second.start()] + text[second.end() :]
+    return Answer(text=sentence.strip(), spans=tuple(spans), raw=raw_text, fallback=False)

@@ -1,0 +1,51 @@
+"""Seconds inside text: a stamp such as `<12.34>`.
+
+Annotations hold stamps; a model reads and writes them as its time format says.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from decimal import Decimal
+
+from mmllm.errors import InputError
+
+STAMP = re.compile(r"<([0-9]*\.[0-9]+|[0-9]+\.?)>")
+
+
+def replace_stamps(text: str, write: Callable[[float], str]) -> str:
+    """`text` with each stamp replaced by what `write` makes of its seconds."""
+    return STAMP.sub(lambda match: write(float(match[1])), text)
+
+
+def stamp(time_s: float) -> str:
+    """Seconds as annotations write them, such as `<12.4>`; reads back as the same float.
+
+    Raises:
+        InputError: if the time is negative or not finite, which a stamp cannot express.
+    """
+    if not (math.isfinite(time_s) and time_s >= 0):
+        raise InputError(f"a stamp needs a time from 0, not {time_s}")
+    return f"<{Decimal(repr(float(abs(time_s)))):f}>"
+
+
+def checked_duration(duration_s: float | None) -> float:
+    """`duration_s` as a float.
+
+    Raises:
+        InputError: if it is not a positive, finite number of seconds.
+    """
+    try:
+        seconds = math.nan if duration_s is None else float(duration_s)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InputError(f"a duration must be a positive number of seconds, not {duration_s!r}")
+    return seconds
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """`text` cut to a length that fits into a message."""
+    return text if len(text) <= length else text[: length - 1] + "…"

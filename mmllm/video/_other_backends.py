@@ -1,0 +1,132 @@
+"""decord and torchcodec, each in a child process with a deadline: they may hang, leak or crash, and the caller not.
+
+PyAV opens the file first, checks what it is, and says which frames there are and when; the child only decodes
+pixels. Its frames are matched by number with PyAV's, and refused where the two do not see the same frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mmllm.errors import InputError
+from mmllm.video._child import Child
+from mmllm.video._open_options import OpenOptions
+from mmllm.video._pyav import PyAVReader
+from mmllm.video._reader import VideoReader
+from mmllm.video._sources import MediaFile
+from mmllm.video.errors import VideoDecodeError, VideoOpenError
+from mmllm.video.info import VideoInfo
+
+WORKER = (sys.executable, "-m", "mmllm.video._backend_worker")
+_DECORD_LACKS = ("av1", "vvc")
+
+
+class ChildReader(VideoReader):
+    """Reads a file with decord or torchcodec."""
+
+    def __init__(self, media: MediaFile, options: OpenOptions, backend: str, command: Sequence[str] = WORKER) -> None:
+        if command == WORKER and importlib.util.find_spec(backend) is None:
+            raise InputError(f"backend {backend!r} is not installed: pip install {backend}, or use backend='pyav'")
+        self._backend, self._command, self.limits = backend, command, options.limits
+        self._child: Child | None = None
+        self._temporary: str | None = None
+        self._known = PyAVReader(media, options)
+        try:
+            self._known_info = self._known.info
+            self._check()
+            self._path = media.path or self._saved(media)
+        except BaseException:
+            self.close()
+            raise
+        self._known.close()
+
+    def _check(self) -> None:
+        info = self._known_info
+        if self._backend == "decord" and info.codec in _DECORD_LACKS:
+            raise VideoOpenError(f"{info.source}: decord has no decoder for {info.codec}; use backend='pyav'")
+        if info.mirrored:
+            raise VideoOpenError(
+                f"{info.source}: {self._backend} does not mirror frames as the file asks; use backend='pyav'"
+            )
+
+    def _saved(self, media: MediaFile) -> str:
+        """The path of a temporary copy, for a source that is no file."""
+        descriptor, self._temporary = tempfile.mkstemp(prefix="mmllm-")
+        with os.fdopen(descriptor, "wb") as file:
+            stream = media.stream()
+            while block := stream.read(1 << 20):
+                file.write(block)
+        return self._temporary
+
+    @property
+    def info(self) -> VideoInfo:
+        return replace(self._known_info, backend=self._backend)
+
+    @property
+    def times_s(self) -> np.ndarray:
+        return self._known.times_s
+
+    def decode(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
+        if len(indices) == 0:
+            return
+        until = time.monotonic() + self.limits.child_s
+        child = self._running()
+        answered = False
+        try:
+            request = {"backend": self._backend, "path": self._path, "stream": self.info.stream, "size": size}
+            child.send({**request, "indices": indices.tolist()})
+            seen = int(self._answer(child, until)[0]["count"])
+            if seen != len(self.times_s):
+                raise VideoDecodeError(
+                    f"{self.info.source}: {self._backend} sees {seen} frames where there are {len(self.times_s)}; "
+                    "use backend='pyav'"
+                )
+            for index in indices.tolist():
+                yield index, self._picture(child, until, size)
+            answered = True
+        finally:
+            if not answered:
+                self._end()
+
+    def _picture(self, child: Child, until: float, size: tuple[int, int] | None) -> np.ndarray:
+        header, data = self._answer(child, until)
+        height, width = size or (self.info.height, self.info.width)
+        if header.get("shape") != [height, width, 3] or len(data) != height * width * 3:
+            raise VideoDecodeError(
+                f"{self.info.source}: {self._backend} gives frames of {header.get('shape')}, not {height} x {width}"
+            )
+        return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
+
+    def _answer(self, child: Child, until: float) -> tuple[dict[str, Any], bytearray]:
+        header, data = child.receive(until)
+        if "error" in header:
+            raise VideoDecodeError(f"{self.info.source}: {self._backend}: {header['error']}; use backend='pyav'")
+        return header, data
+
+    def _running(self) -> Child:
+        if self._child is None:
+            self._child = Child(self._command, f"{self.info.source}: {self._backend}")
+        return self._child
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+        self._child = None
+
+    def close(self) -> None:
+        self._end()
+        self._known.close()
+        if self._temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+        self._temporary = None

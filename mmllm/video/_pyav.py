@@ -1,0 +1,227 @@
+"""The reference reader: PyAV, exact times, only the wanted frames decoded as far as the file allows.
+
+A frame is found by its presentation time: the packets, read once, say which frames there are and from which key
+frame each must be decoded. Where that promise does not hold (damage, guessed or missing timestamps), the file is
+decoded from its start, and frames are known by their order alone. So an index means the same frame as in a decode
+of the whole file, unless damage stands in a part that was never decoded.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmllm.video import _damage, _frame_index, _pyav_open
+from mmllm.video._frame_index import NONE, FrameIndex
+from mmllm.video._open_options import OpenOptions
+from mmllm.video._pictures import PictureMaker
+from mmllm.video._pyav_decoder import Decoder
+from mmllm.video._pyav_packets import PacketSource, PacketTable
+from mmllm.video._pyav_sparse import NotAsPromised, SparseDecoder
+from mmllm.video._reader import IndexChanged, VideoReader
+from mmllm.video._sources import MediaFile
+from mmllm.video.errors import NoFrames, VideoDecodeError, VideoTruncated
+from mmllm.video.info import VideoInfo
+from mmllm.video.limits import Deadline
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+_logger = logging.getLogger(__name__)
+
+
+class PyAVReader(VideoReader):
+    """Reads a file, bytes or a file object with PyAV."""
+
+    def __init__(self, media: MediaFile, options: OpenOptions) -> None:
+        self._media, self._options, self.limits = media, options, options.limits
+        self._complete = False
+        """True once the whole file was decoded, so that the index is what there is."""
+        self._damage: dict[str, int] = {}
+        self._sparse: SparseDecoder | None = None
+        self._decoder: Decoder | None = Decoder(media, options)
+        try:
+            self._prepare(self._decoder)
+        except BaseException:
+            self.close()
+            raise
+
+    # Opening
+
+    def _prepare(self, decoder: Decoder) -> None:
+        """Reads all packets, and decodes until the first frame that a decode from the start shows."""
+        name, table = self._media.name, PacketTable(self._media.name, decoder.codec, self.limits)
+        shown: list[VideoFrame] = []
+        given = 0
+        for packet in decoder.packets():
+            table.add(packet)
+            if not shown:
+                shown = decoder.decode(packet, given)
+                given += 1
+        shown = shown or decoder.decode(None)
+        packets = table.packets(decoder.stream.time_base)
+        if not shown:
+            raise NoFrames(f"{name}: not one of its {len(packets)} video packets ({decoder.codec.name}) can be decoded")
+        first = shown[0]
+        if first.pts is not None:
+            packets.hidden[(packets.pts != NONE) & (packets.pts < first.pts)] = True
+        self._packets, self._rate = packets, _pyav_open.rate_of(decoder.stream)
+        trusted = _pyav_open.trusted_times(decoder.container, decoder.stream)
+        self._index: FrameIndex = _frame_index.from_packets(packets, self._rate, trusted=trusted)
+        self._pictures = PictureMaker(first, transfer=int(decoder.codec.color_trc), tone_map=self._options.tone_map)
+        self._header = self._describe(decoder, first)
+        promised = len(self._index) > 0 and (first.pts is None or first.pts == self._index.first_pts)
+        if not (promised and table.intact):
+            self._learn()
+        self.limits.check_duration(name, self._index.duration_s)
+        if self._index.pts is not None:
+            source = PacketSource(decoder, packets, table.held)
+            if table.held is not None and given < len(packets):
+                source.position = given
+                self._sparse = SparseDecoder(decoder, source, self._index, shown)
+            else:
+                decoder.codec.flush_buffers()
+                self._sparse = SparseDecoder(decoder, source, self._index, None)
+
+    def _describe(self, decoder: Decoder, first: VideoFrame) -> dict[str, Any]:
+        """What stays true of the video whatever decoding shows."""
+        container, declared = decoder.container.format.name.split(",")[0], decoder.stream.frames
+        cut = _damage.cut_short(self._media, container, declared, len(self._packets))
+        if cut and self._options.strict:
+            raise VideoDecodeError(f"{self._media.name}: cut short: {cut}")
+        if cut:
+            warnings.warn(f"{self._media.name}: cut short: {cut}", VideoTruncated, stacklevel=5)
+        return {
+            "source": self._media.name,
+            "backend": "pyav",
+            "container": container,
+            "codec": decoder.codec.codec.canonical_name,
+            "pixel_format": first.format.name,
+            "width": self._pictures.width,
+            "height": self._pictures.height,
+            "hdr": self._pictures.hdr,
+            "rotation": self._pictures.orientation.rotation,
+            "mirrored": self._pictures.orientation.mirrored,
+            "stream": decoder.stream.index,
+            "streams": _pyav_open.describe_streams(decoder.container),
+            "declared_frames": declared or None,
+            "truncated": bool(cut),
+        }
+
+    @property
+    def info(self) -> VideoInfo:
+        index = self._index
+        return VideoInfo(
+            duration_s=index.duration_s,
+            start_s=float(index.first_pts * self._packets.time_base),
+            num_frames=len(index),
+            average_fps=len(index) / index.duration_s,
+            variable_rate=index.variable_rate,
+            time_estimated=index.estimated,
+            **self._header,
+        )
+
+    @property
+    def times_s(self) -> np.ndarray:
+        return self._index.times_s
+
+    def close(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+        self._decoder = self._sparse = None
+
+    def damage(self) -> Mapping[str, Any]:
+        return dict(self._damage)
+
+    # Reading
+
+    def decode(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
+        self._require_open()
+        if len(indices) == 0:
+            return
+        if self._sparse is None or self._index.pts is None:
+            yield from self._decode_by_order(indices, size)
+            return
+        try:
+            for number, frame in self._sparse.frames(indices.tolist(), self._deadline()):
+                yield number, self._pictures.picture(frame, size)
+        except NotAsPromised:
+            self._learn()
+            raise IndexChanged from None
+
+    def decode_all(self, size: tuple[int, int] | None) -> Iterator[tuple[float, np.ndarray]]:
+        self._require_open()
+        latest_s, deadline = 0.0, self._deadline()
+        for number, frame in enumerate(self._decode_from_start(deadline)):
+            latest_s = max(latest_s, self._time_of(frame, number))
+            yield latest_s, self._pictures.picture(frame, size)
+            deadline.restart()
+
+    def _require_open(self) -> None:
+        if self._decoder is None:
+            raise VideoDecodeError(f"{self._media.name}: the reader is closed")
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._media.name, self.limits.cpu_s)
+
+    def _time_of(self, frame: VideoFrame, number: int) -> float:
+        """When a frame is shown that came out of the decoder as number so many."""
+        index = self._index
+        if index.pts is None and number < len(index):
+            return float(index.times_s[number])
+        if frame.pts is not None:
+            return float((frame.pts - index.first_pts) * self._packets.time_base)
+        return number / self._rate
+
+    def _decode_from_start(self, deadline: Deadline) -> Generator[VideoFrame, None, None]:
+        """All frames of the file, stepping over packets that cannot be decoded; with a decoder of its own."""
+        with closing(Decoder(self._media, self._options)) as decoder:
+            try:
+                yield from decoder.frames(deadline)
+            finally:
+                counts = {"decode_errors": decoder.errors, "corrupt_frames": decoder.corrupt}
+                self._damage |= {name: count for name, count in counts.items() if count > self._damage.get(name, 0)}
+
+    def _decode_by_order(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
+        """Counts frames from the start. At the end of the file, what was counted becomes the index."""
+        wanted, last = set(indices.tolist()), int(indices[-1])
+        to_the_end = not self._complete and last == len(self._index) - 1
+        pts: list[int | None] = []
+        with closing(self._decode_from_start(self._deadline())) as frames:
+            for number, frame in enumerate(frames):
+                pts.append(frame.pts)
+                if number in wanted:
+                    yield number, self._pictures.picture(frame, size)
+                if number >= last and not to_the_end:
+                    break
+            else:
+                if not self._complete and self._replace_index(pts):
+                    raise IndexChanged
+        if self._damage and not self._complete and self._learn():
+            raise IndexChanged
+
+    def _learn(self) -> bool:
+        """Decodes everything once to know which frames there really are; True if they are not those promised."""
+        changed = self._replace_index([frame.pts for frame in self._decode_from_start(self._deadline())])
+        if self._damage:
+            counts = (self._damage.get("decode_errors", 0), self._damage.get("corrupt_frames", 0))
+            _logger.warning(
+                "%s: damaged: %d packets cannot be decoded and %d frames are not intact; %d frames are used",
+                *(self._media.name, *counts, len(self._index)),
+            )
+        return changed
+
+    def _replace_index(self, pts: list[int | None]) -> bool:
+        """Takes what a decode from start to end has shown for the index; True if it differs from what was known."""
+        if not pts:
+            raise NoFrames(f"{self._media.name}: no frame can be decoded")
+        usual = int(np.median(self._packets.duration)) if len(self._packets) else 0
+        before = self._index
+        self._index = _frame_index.from_decoding(pts, self._packets.time_base, self._rate, usual)
+        self._complete = True
+        return not np.array_equal(before.times_s, self._index.times_s)

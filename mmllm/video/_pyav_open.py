@@ -1,0 +1,194 @@
+"""Opening a container with PyAV, choosing its video stream, reading its packets. No picture is decoded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from mmllm.video import _containers
+from mmllm.video._sources import MediaFile
+from mmllm.video.errors import NoVideoStream, VideoOpenError, VideoTimeout
+from mmllm.video.limits import VideoLimits
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+_ATTACHED_PICTURE = 0x400 | 0x800  # cover art and timed thumbnails, in FFmpeg's disposition flags
+_DEMUX_ERRORS = 64  # in a row, before what follows is given up
+
+
+class Patience:
+    """How long the search for a packet may go on; FFmpeg itself would read on through any length of nothing."""
+
+    def __init__(self, name: str, stall_s: float) -> None:
+        self._name, self.stall_s = name, stall_s
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts from now: a packet was found."""
+        self._start_s, self.lost = time.monotonic(), False
+
+    def over(self) -> bool:
+        """True if it has taken too long; from then on it is `lost`."""
+        self.lost = self.lost or time.monotonic() - self._start_s > self.stall_s
+        return self.lost
+
+    def error(self) -> VideoTimeout:
+        """What to raise then."""
+        return VideoTimeout(
+            f"{self._name}: no packet found within {self.stall_s:g} s (raise VideoLimits.stall_s if there are any)"
+        )
+
+
+class _PatientStream:
+    """A stream that ends when patience does, and has no `name` from which something could be guessed."""
+
+    def __init__(self, stream: BinaryIO, patience: Patience) -> None:
+        self.seek, self.tell = stream.seek, stream.tell
+        self._stream, self._patience = stream, patience
+
+    def read(self, size: int) -> bytes:
+        return b"" if self._patience.over() else self._stream.read(size)
+
+
+def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) -> InputContainer:
+    """The container, opened as what its first bytes are.
+
+    Raises:
+        VideoOpenError: if it is no container that is allowed, or a damaged one.
+        VideoTimeout: if it takes too long to find out.
+    """
+    import av
+
+    container = _containers.container_of(media.head)
+    if container is None:
+        raise VideoOpenError(f"{media.name}: not a video: it begins with {media.head[:12]!r}")
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": _containers.DEMUXERS,
+        "max_pixels": str(limits.pixels),
+    }
+    try:
+        target: Any = media.path if media.path is not None else _PatientStream(media.stream(), patience)
+        return av.open(target, format=container, options=options, metadata_errors="ignore", timeout=patience.stall_s)
+    except (av.error.FFmpegError, ValueError) as problem:
+        if isinstance(problem, av.error.ExitError) or patience.lost:
+            raise patience.error() from None
+        reason = getattr(problem, "strerror", None) or problem
+        raise VideoOpenError(f"{media.name}: not a readable video ({container}): {reason}") from None
+
+
+def describe_streams(container: InputContainer) -> tuple[str, ...]:
+    """One line for each stream: number, kind, codec, size."""
+    lines = []
+    for stream in container.streams:
+        codec = stream.codec_context
+        words = [str(stream.index), stream.type or "unknown", codec.name if codec else "(no decoder)"]
+        if stream.type == "video" and codec:
+            words.append(f"{codec.width}x{codec.height}")
+        if _attached(stream):
+            words.append("cover art")
+        lines.append(" ".join(words))
+    return tuple(lines)
+
+
+def choose_stream(container: InputContainer, name: str, number: int | None) -> VideoStream:
+    """The video stream to read: the one asked for, else the best that is no cover art. All others are discarded.
+
+    Raises:
+        NoVideoStream: if there is none; the message lists what there is.
+        VideoOpenError: if there is no decoder for it.
+    """
+    streams = describe_streams(container)
+    listed = "; ".join(streams) or "none"
+    if number is not None:
+        candidates = [stream for stream in container.streams.video if stream.index == number]
+        if not candidates:
+            raise NoVideoStream(f"{name}: stream {number} is no video stream; streams: {listed}")
+    else:
+        candidates = [stream for stream in container.streams.video if not _attached(stream)]
+        if not candidates:
+            raise NoVideoStream(f"{name}: no video stream; streams: {listed}")
+    decodable = [stream for stream in candidates if stream.codec_context is not None]
+    if not decodable:
+        raise VideoOpenError(f"{name}: no decoder for its codec; streams: {listed}")
+    try:
+        best = container.streams.best("video")
+    except IndexError:  # a stream that FFmpeg has met since and PyAV does not know
+        best = None
+    if best not in decodable:
+        best = max(decodable, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
+    for stream in container.streams:
+        if stream is not best:
+            _discard(stream)
+    return best  # type: ignore[return-value]
+
+
+def rate_of(stream: VideoStream) -> float:
+    """Frames a second as the header or FFmpeg's guess has it; 25 where neither says anything."""
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate and 0 < rate < 1000:
+            return float(rate)
+    return 25.0
+
+
+def packets_of(container: InputContainer, stream: VideoStream, patience: Patience) -> Iterator[Packet]:
+    """The packets that hold pictures, in stored order; damaged places of the container are stepped over.
+
+    Raises:
+        VideoTimeout: if the search for one took too long.
+    """
+    import av
+
+    errors = 0
+    patience.restart()
+    while True:
+        try:
+            for packet in container.demux(stream):
+                errors = 0
+                if packet.size:
+                    yield packet
+                    patience.restart()
+            break
+        except IndexError:  # at the end, where the file has had more streams than its header
+            break
+        except av.error.ExitError:
+            raise patience.error() from None
+        except av.error.FFmpegError:
+            errors += 1
+            if errors > _DEMUX_ERRORS:
+                break
+    if patience.lost:
+        raise patience.error()
+
+
+def can_drop_unreferenced(codec: Any) -> bool:
+    """True where the decoder can pass over a frame that no other refers to, leaving all others bit for bit the same.
+
+    HEVC marks such frames only within a temporal layer, so there must be no more than one layer.
+    """
+    if codec.name == "hevc":
+        configuration = codec.extradata or b""
+        return len(configuration) > 21 and configuration[0] == 1 and (configuration[21] >> 3) & 7 == 1
+    return codec.name in ("h264", "vp8", "mpeg4", "mpeg2video")
+
+
+def trusted_times(container: InputContainer, stream: VideoStream) -> bool:
+    """False where the container stores no presentation times and the codec reorders: FFmpeg then guesses them."""
+    return not (container.format.name == "avi" and stream.codec_context.has_b_frames)
+
+
+def _attached(stream: Any) -> bool:
+    flags = getattr(stream, "disposition", 0)  # older PyAV does not tell
+    return bool(getattr(flags, "value", flags) & _ATTACHED_PICTURE)
+
+
+def _discard(stream: Any) -> None:
+    """Tells the container not to read a stream's packets, where this PyAV can."""
+    from av import stream as module
+
+    if hasattr(module, "Discard"):
+        stream.discard = module.Discard.all

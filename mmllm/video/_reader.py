@@ -1,0 +1,268 @@
+"""The interface of every video reader: frames by time, by index or all of them, whatever the source.
+
+n frames in the video, T frames asked for, H W C height width colours
+"""
+
+from __future__ import annotations
+
+import abc
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from mmllm.errors import InputError
+from mmllm.tokens import VideoClip
+from mmllm.video import sampling
+from mmllm.video.errors import VideoDecodeError
+from mmllm.video.info import VideoInfo
+from mmllm.video.limits import VideoLimits
+
+Size = int | tuple[int, int]
+"""Length of the shorter edge in pixels, or (height, width)."""
+Transform = Callable[[np.ndarray], np.ndarray]
+"""From one uint8 frame (H W 3) to another; applied as soon as a frame is decoded."""
+
+_TOGETHER = 16
+
+
+class IndexChanged(Exception):
+    """Decoding has shown that the frames are not those the file promised; the reader now knows the true ones."""
+
+
+class VideoReader(abc.ABC):
+    """An open video. Close it, or use it in a `with` statement; one thread at a time."""
+
+    limits: VideoLimits
+
+    @property
+    @abc.abstractmethod
+    def info(self) -> VideoInfo:
+        """What is known of the video so far; decoding a damaged file may correct it."""
+
+    @property
+    @abc.abstractmethod
+    def times_s(self) -> np.ndarray:
+        """float64, n: when each frame is shown, in seconds from the first."""
+
+    @abc.abstractmethod
+    def decode(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
+        """Index and picture (uint8 H W 3, upright, of `size` or of the video's own) of some frames.
+
+        Args:
+            indices: int64, ascending, without repetition, each below n.
+            size: height and width wanted.
+
+        Raises:
+            IndexChanged: if the frames turn out to be others; the caller plans again.
+        """
+
+    def decode_all(self, size: tuple[int, int] | None) -> Iterator[tuple[float, np.ndarray]]:
+        """Time and picture of every frame that can be decoded, in the order they are shown."""
+        times_s = self.times_s
+        for first in range(0, len(times_s), _TOGETHER):
+            indices = np.arange(first, min(first + _TOGETHER, len(times_s)))
+            for index, picture in list(self.decode(indices, size)):  # a deadline must not count the caller's time
+                yield float(times_s[index]), picture
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Releases the file and the decoder. Closing twice is allowed."""
+
+    def damage(self) -> Mapping[str, Any]:
+        """What went wrong so far, such as `decode_errors` and `corrupt_frames`; empty if nothing did."""
+        return {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+    def frames_by_index(
+        self, indices: Sequence[int] | np.ndarray, *, size: Size | None = None, transform: Transform | None = None
+    ) -> VideoClip:
+        """The frames of those numbers, counted as they are shown, in the order asked for.
+
+        Args:
+            indices: 0 for the first frame, -1 for the last. Repetitions are marked as not `real`.
+            size: resize while decoding: the shorter edge in pixels, or (height, width).
+            transform: applied to each frame as it is decoded, so that memory holds its results only.
+
+        Raises:
+            InputError: if an index is out of range.
+            VideoDecodeError, LimitExceeded, VideoTimeout: as their names say.
+        """
+        wanted = np.array([_whole(index) for index in indices], dtype=np.int64)
+        return self._planned(lambda: self._checked(wanted), size, transform)
+
+    def frames_at(
+        self, times_s: Sequence[float] | np.ndarray, *, size: Size | None = None, transform: Transform | None = None
+    ) -> VideoClip:
+        """The frames shown nearest to those instants, in the order asked for.
+
+        Args:
+            times_s: seconds from the first shown frame, from 0 to the video's duration.
+            size, transform: as for `frames_by_index`.
+
+        Raises:
+            InputError: if a time is not in the video.
+        """
+        wanted_s = np.asarray(times_s, dtype=np.float64).reshape(-1)
+        return self._planned(lambda: self._nearest(wanted_s), size, transform)
+
+    def sample_uniform(
+        self,
+        frames: int,
+        *,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        size: Size | None = None,
+        transform: Transform | None = None,
+    ) -> VideoClip:
+        """T frames spread evenly over the video or a part of it, by LITA's rule: see `sampling.uniform_by_index`.
+
+        Raises:
+            InputError: if the part is empty or lies outside the video.
+        """
+
+        def plan() -> np.ndarray:
+            first, last = self._part(start_s, end_s)
+            return first + sampling.uniform_by_index(last - first + 1, frames)[0]
+
+        return self._planned(plan, size, transform)
+
+    def iterate(
+        self, chunk: int, *, size: Size | None = None, transform: Transform | None = None
+    ) -> Iterator[VideoClip]:
+        """Every frame that can be decoded, in order, `chunk` frames at a time (the last clip may be shorter)."""
+        if chunk < 1:
+            raise InputError(f"chunk must be at least 1 frame, not {chunk}")
+        height_width = self._height_width(size)
+        times_s: list[float] = []
+        pictures: list[np.ndarray] = []
+        for time_s, picture in self.decode_all(height_width):
+            times_s.append(time_s)
+            pictures.append(picture if transform is None else transform(picture))
+            if len(pictures) == chunk:
+                yield self._clip(np.stack(pictures), np.array(times_s))
+                times_s, pictures = [], []
+        if pictures:
+            yield self._clip(np.stack(pictures), np.array(times_s))
+
+    def _planned(self, plan: Callable[[], np.ndarray], size: Size | None, transform: Transform | None) -> VideoClip:
+        for _ in range(3):  # the packets' promise, then what decoding has shown
+            try:
+                return self._read(plan(), size, transform)
+            except IndexChanged:
+                continue
+        raise VideoDecodeError(f"{self.info.source}: the same decoding gives other frames each time")
+
+    def _read(self, indices: np.ndarray, size: Size | None, transform: Transform | None) -> VideoClip:
+        height_width = self._height_width(size)
+        height, width = height_width or (self.info.height, self.info.width)
+        if transform is None:
+            self.limits.check_returned(self.info.source, len(indices), height, width)
+        unique, slot = np.unique(indices, return_inverse=True)
+        pictures = np.zeros((0, height, width, 3), dtype=np.uint8)
+        left = {int(index): i for i, index in enumerate(unique)}
+        for index, picture in self.decode(unique, height_width):
+            if transform is not None:
+                picture = transform(picture)
+            if len(left) == len(unique):
+                self.limits.check_returned(self.info.source, len(indices), *picture.shape[:2])
+                pictures = np.empty((len(unique), *picture.shape), dtype=picture.dtype)
+            pictures[left.pop(index)] = picture
+        if left:
+            raise VideoDecodeError(f"{self.info.source}: {len(left)} frames cannot be decoded, first {min(left)}")
+        if len(unique) != len(indices) or (slot[1:] < slot[:-1]).any():
+            pictures = pictures[slot]
+        return self._clip(
+            pictures,
+            self.times_s[indices],
+            real=sampling.first_occurrences(indices),
+            in_order=bool((np.diff(indices) >= 0).all()),
+            indices=indices,
+        )
+
+    def _clip(
+        self,
+        pictures: np.ndarray,
+        times_s: np.ndarray,
+        *,
+        real: np.ndarray | None = None,
+        in_order: bool = True,
+        indices: np.ndarray | None = None,
+    ) -> VideoClip:
+        metadata: dict[str, Any] = {
+            "start_s": self.info.start_s,
+            "average_fps": self.info.average_fps,
+            "time_estimated": self.info.time_estimated,
+            "backend": self.info.backend,
+            **self.damage(),
+        }
+        if indices is not None:
+            metadata["indices"] = indices.tolist()
+        return VideoClip(
+            frames=pictures,
+            times_s=times_s,
+            duration_s=self.info.duration_s,
+            real=real,  # type: ignore[arg-type]
+            in_order=in_order,
+            source=self.info.source,
+            metadata=metadata,
+        )
+
+    def _checked(self, indices: np.ndarray) -> np.ndarray:
+        count = len(self.times_s)
+        if len(indices) and not (-count <= indices.min() and indices.max() < count):
+            wrong = indices[(indices < -count) | (indices >= count)][0]
+            raise InputError(f"{self.info.source}: no frame {wrong}; there are {count}, 0 to {count - 1}")
+        return np.where(indices < 0, indices + count, indices)
+
+    def _nearest(self, wanted_s: np.ndarray) -> np.ndarray:
+        end_s = max(self.info.duration_s, float(self.times_s[-1])) + 1e-3
+        wrong = ~((wanted_s >= -1e-3) & (wanted_s <= end_s))
+        if wrong.any():
+            raise InputError(f"{self.info.source}: no frame at {wanted_s[wrong][0]} s; times are 0 to {end_s:.3f} s")
+        return sampling.nearest(self.times_s, wanted_s)
+
+    def _part(self, start_s: float | None, end_s: float | None) -> tuple[int, int]:
+        """First and last index of the frames shown in a part of the video; at least the frame that it begins in."""
+        begin, end = 0.0 if start_s is None else start_s, np.inf if end_s is None else end_s
+        if not (0 <= begin < end) or begin > self.info.duration_s:
+            raise InputError(
+                f"{self.info.source}: no part from {start_s} to {end_s} s; the video is {self.info.duration_s:.3f} s"
+            )
+        times_s = self.times_s
+        first = int(np.searchsorted(times_s, begin - 1e-9))
+        last = int(np.searchsorted(times_s, end + 1e-9)) - 1
+        if last < first:
+            first = last = max(0, int(np.searchsorted(times_s, begin, side="right")) - 1)
+        return first, last
+
+    def _height_width(self, size: Size | None) -> tuple[int, int] | None:
+        """Height and width that `size` means for this video."""
+        if size is None:
+            return None
+        given = (size,) if isinstance(size, int) else tuple(size)
+        if len(given) > 2 or any(_whole(edge) < 1 for edge in given):
+            raise InputError(f"size must be the shorter edge or (height, width), positive, not {size}")
+        if len(given) == 2:
+            height, width = given
+        else:
+            shorter = min(self.info.height, self.info.width)
+            height, width = (max(1, round(edge * given[0] / shorter)) for edge in (self.info.height, self.info.width))
+        self.limits.check_size(self.info.source, width, height)
+        return height, width
+
+
+def _whole(index: Any) -> int:
+    try:
+        return operator.index(index)
+    except TypeError:
+        raise InputError(f"must be a whole number, not {index!r}") from None

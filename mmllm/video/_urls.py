@@ -1,0 +1,109 @@
+"""Fetching a video from an address, only when asked to: public hosts over http and https, size and time bounded.
+
+FFmpeg never sees the address. The host's address is looked up here, refused unless it is public, and that very
+address is connected to, for every redirection anew.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import tempfile
+import time
+from typing import IO, Any
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from mmllm.video.errors import LimitExceeded, VideoOpenError, VideoTimeout
+from mmllm.video.limits import VideoLimits
+
+_REDIRECTIONS = 5
+_SILENCE_S = 10.0
+_IN_MEMORY_BYTES = 16 << 20
+
+
+def is_url(source: Any) -> bool:
+    """True for text that begins like an http or https address."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def fetch(url: str, limits: VideoLimits) -> IO[bytes]:
+    """What stands at an address, in a temporary file that is gone once it is closed.
+
+    Raises:
+        VideoOpenError: if the host is not public, or does not give the file.
+        LimitExceeded, VideoTimeout: if it is too large or comes too slowly.
+    """
+    until = time.monotonic() + limits.download_s
+    for _ in range(_REDIRECTIONS + 1):
+        parts = urlsplit(url)
+        connection = _connection(url, parts)
+        try:
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", path, headers={"Accept": "*/*", "User-Agent": "mmllm"})
+            response = connection.getresponse()
+            if response.status in (301, 302, 303, 307, 308):
+                url = urljoin(url, response.headers.get("Location", ""))
+                continue
+            if response.status != 200:
+                raise VideoOpenError(f"{url}: the server answered {response.status} {response.reason}")
+            return _saved(response, url, limits, until)
+        except (OSError, http.client.HTTPException) as problem:
+            raise VideoOpenError(f"{url}: {problem}") from None
+        finally:
+            connection.close()
+    raise VideoOpenError(f"{url}: more than {_REDIRECTIONS} redirections")
+
+
+def _saved(response: http.client.HTTPResponse, url: str, limits: VideoLimits, until: float) -> IO[bytes]:
+    file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
+    try:
+        length = 0
+        while block := response.read(1 << 16):
+            length += len(block)
+            if length > limits.download_bytes:
+                raise LimitExceeded(
+                    f"{url}: larger than {limits.download_bytes >> 20} MiB (VideoLimits.download_bytes)"
+                )
+            if time.monotonic() > until:
+                raise VideoTimeout(f"{url}: not here after {limits.download_s:g} s (VideoLimits.download_s)")
+            file.write(block)
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return file
+
+
+def _connection(url: str, parts: SplitResult) -> http.client.HTTPConnection:
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise VideoOpenError(f"{url}: only http and https addresses are opened")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    address = public_address(url, parts.hostname, port)
+    if parts.scheme == "http":
+        connection = http.client.HTTPConnection(parts.hostname, port, timeout=_SILENCE_S)
+        connection.sock = socket.create_connection((address, port), timeout=_SILENCE_S)
+        return connection
+    context = ssl.create_default_context()
+    secure = http.client.HTTPSConnection(parts.hostname, port, timeout=_SILENCE_S, context=context)
+    plain = socket.create_connection((address, port), timeout=_SILENCE_S)
+    secure.sock = context.wrap_socket(plain, server_hostname=parts.hostname)
+    return secure
+
+
+def public_address(url: str, host: str, port: int) -> str:
+    """An address of a host, all of whose addresses are public.
+
+    Raises:
+        VideoOpenError: if the host is unknown, or one of its addresses is private, local or reserved.
+    """
+    try:
+        found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError) as problem:
+        raise VideoOpenError(f"{url}: {problem}") from None
+    for address in found:
+        number = ipaddress.ip_address(address.split("%")[0])
+        if not number.is_global or number.is_multicast:
+            raise VideoOpenError(f"{url}: {host} is {address}, which is no public address")
+    return found[0]

@@ -1,0 +1,113 @@
+"""How much a video may cost: checked before memory is taken and between packets."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from mmllm.fields import require
+from mmllm.video.errors import LimitExceeded, VideoTimeout
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoLimits:
+    """Upper bounds for one video. The defaults suit one's own files; `UPLOAD_LIMITS` those of strangers."""
+
+    pixels: int = 40_000_000
+    """Width x height of one frame. 8K (7680 x 4320) fits, 8192 x 8192 does not."""
+    frames: int = 2_000_000
+    """Frames of the whole file: about nine hours at 60 a second."""
+    seconds: float = 24 * 3600.0
+    """Length of the whole file."""
+    returned_bytes: int = 4 << 30
+    """Bytes of pixels that one call may return."""
+    cpu_s: float | None = 120.0
+    """Processor seconds that one call may take, or `iterate` from one frame to the next; None for no deadline."""
+    stall_s: float = 60.0
+    """Seconds by the clock that the search for one packet may take, in a file that holds none for long stretches."""
+    child_s: float = 120.0
+    """Seconds by the clock after which a decoder in a process of its own is killed, for one call."""
+    download_bytes: int = 4 << 30
+    """Size of a file fetched from an address."""
+    download_s: float = 600.0
+    """Seconds by the clock that fetching it may take."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "pixels",
+            "frames",
+            "seconds",
+            "returned_bytes",
+            "stall_s",
+            "child_s",
+            "download_bytes",
+            "download_s",
+        ):
+            require(getattr(self, name) > 0, self, name, "positive")
+        require(self.cpu_s is None or self.cpu_s > 0, self, "cpu_s", "a positive number of seconds, or None")
+
+    def check_size(self, source: str, width: int, height: int) -> None:
+        """Refuses pictures that are too large, and sizes that are none."""
+        if width * height > self.pixels:
+            raise LimitExceeded(
+                f"{source}: {width} x {height} = {width * height} pixels a frame; allowed are {self.pixels} "
+                "(raise VideoLimits.pixels to read it anyway)"
+            )
+
+    def check_frames(self, source: str, frames: int) -> None:
+        """Refuses files of too many frames."""
+        if frames > self.frames:
+            raise LimitExceeded(
+                f"{source}: {frames} frames or more; allowed are {self.frames} (raise VideoLimits.frames)"
+            )
+
+    def check_duration(self, source: str, duration_s: float) -> None:
+        """Refuses files that last too long."""
+        if duration_s > self.seconds:
+            raise LimitExceeded(
+                f"{source}: {duration_s:.0f} s long; allowed are {self.seconds:.0f} s (raise VideoLimits.seconds)"
+            )
+
+    def check_returned(self, source: str, frames: int, height: int, width: int) -> None:
+        """Refuses answers that would take too much memory."""
+        size = frames * height * width * 3
+        if size > self.returned_bytes:
+            raise LimitExceeded(
+                f"{source}: {frames} frames of {width} x {height} are {size >> 20} MiB; allowed are "
+                f"{self.returned_bytes >> 20} MiB (ask for a smaller size or fewer frames)"
+            )
+
+
+UPLOAD_LIMITS = VideoLimits(
+    frames=300_000,
+    seconds=3 * 3600.0,
+    returned_bytes=1 << 30,
+    cpu_s=30.0,
+    stall_s=20.0,
+    child_s=60.0,
+    download_bytes=1 << 30,
+    download_s=60.0,
+)
+"""For files of strangers: at most three hours, 1 GiB of pixels and 30 processor seconds a call."""
+
+
+class Deadline:
+    """Processor time of the calling thread since it was made; so a busy machine does not make a video fail."""
+
+    def __init__(self, source: str, cpu_s: float | None) -> None:
+        self._source, self._allowed_s = source, cpu_s
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts from now, for work that hands out a part and then waits for its caller."""
+        self._start_s, self._start_cpu_s = time.monotonic(), time.thread_time()
+
+    def check(self, doing: str) -> None:
+        """Raises VideoTimeout once the time is used up, saying what was being done."""
+        if self._allowed_s is None or time.monotonic() - self._start_s <= self._allowed_s:
+            return  # no more processor time than time; asking for the former is slow
+        if time.thread_time() - self._start_cpu_s > self._allowed_s:
+            raise VideoTimeout(
+                f"{self._source}: gave up after {self._allowed_s:g} processor seconds, while {doing} "
+                "(raise VideoLimits.cpu_s, or ask for fewer frames)"
+            )

@@ -1,0 +1,175 @@
+"""Opening videos: the one reader behind training, evaluation, `ask` and the demo.
+
+```python
+with open_video("clip.mp4") as video:
+    print(video.info.duration_s, video.info.average_fps)
+    clip = video.frames_at([0.0, 1.5, 3.0], size=224)
+```
+
+Times are seconds as decoded, counted from the first shown frame. Frames are uint8 RGB, upright. What a file claims
+is never believed over what is in it: see `VideoInfo` and the errors below.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from mmllm.errors import InputError
+from mmllm.tokens import VideoClip
+from mmllm.video import _urls
+from mmllm.video._open_options import OpenOptions
+from mmllm.video._picture_list import FrameFolder, PictureListReader, open_folder
+from mmllm.video._reader import Size, Transform, VideoReader
+from mmllm.video._sources import media_file
+from mmllm.video.errors import (
+    LimitExceeded,
+    NoFrames,
+    NoVideoStream,
+    VideoDecodeError,
+    VideoError,
+    VideoOpenError,
+    VideoTimeout,
+    VideoTruncated,
+)
+from mmllm.video.info import VideoInfo
+from mmllm.video.limits import UPLOAD_LIMITS, VideoLimits
+
+__all__ = [
+    "UPLOAD_LIMITS",
+    "Backend",
+    "FrameFolder",
+    "LimitExceeded",
+    "NoFrames",
+    "NoVideoStream",
+    "Size",
+    "Transform",
+    "VideoDecodeError",
+    "VideoError",
+    "VideoInfo",
+    "VideoLimits",
+    "VideoOpenError",
+    "VideoReader",
+    "VideoTimeout",
+    "VideoTruncated",
+    "open_video",
+    "probe",
+    "sample_uniform",
+]
+
+Backend = Literal["auto", "pyav", "decord", "torchcodec"]
+
+
+def open_video(
+    source: Any,
+    backend: Backend = "auto",
+    *,
+    fps: float | None = None,
+    limits: VideoLimits | None = None,
+    stream: int | None = None,
+    strict: bool = False,
+    tone_map: bool = False,
+    inside: str | Path | None = None,
+    allow_url: bool = False,
+) -> VideoReader:
+    """A reader of a video.
+
+    Args:
+        source: a path, bytes, a binary file object, a `FrameFolder` (or a folder's path and `fps`), or the frames
+            themselves, uint8 (T H W 3), with `fps`.
+        backend: "auto" is PyAV, which reads everything and brings its own FFmpeg. "decord" and "torchcodec" decode
+            in a child process, which is killed after `limits.child_s` seconds.
+        fps: frames a second, for a folder of images and for arrays only.
+        limits: how much the video may cost.
+        stream: number of the video stream to read; by default the best one that is no cover art.
+        strict: raise at the first sign of damage, where otherwise damage is stepped over and counted.
+        tone_map: bring HDR pictures to the range of ordinary ones; otherwise they look washed out. PyAV only.
+        inside: a folder that a path must not lead out of, links resolved.
+        allow_url: whether an http or https address is fetched; only from public hosts.
+
+    Raises:
+        VideoOpenError: missing, not a regular file, not a video.
+        NoVideoStream: sound only.
+        NoFrames: nothing can be decoded.
+        LimitExceeded: too large or too long.
+        InputError: options that do not go together.
+
+    Warns:
+        VideoTruncated: the file ends before what its header declares.
+    """
+    if backend not in get_args(Backend):
+        raise InputError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
+    limits = limits or VideoLimits()
+    pictures = _pictures(source, fps, limits, inside)
+    if pictures is not None:
+        return pictures
+    if fps is not None:
+        raise InputError("fps is for folders of images and for arrays; a video file has its own times")
+    name = None
+    if allow_url and _urls.is_url(source):
+        name, source = source, _urls.fetch(source, limits)
+    options = OpenOptions(limits=limits, stream=stream, strict=strict, tone_map=tone_map)
+    media = media_file(source, inside=inside, name=name)
+    if backend in ("auto", "pyav"):
+        from mmllm.video._pyav import PyAVReader
+
+        return PyAVReader(media, options)
+    from mmllm.video._other_backends import ChildReader
+
+    if tone_map:
+        raise InputError(f"tone_map is for backend 'pyav', not {backend!r}")
+    return ChildReader(media, options, backend)
+
+
+def _pictures(source: Any, fps: float | None, limits: VideoLimits, inside: str | Path | None) -> VideoReader | None:
+    """A reader of a folder of images or of arrays; None if the source is neither."""
+    if fps is not None and isinstance(source, (str, Path)) and Path(source).is_dir():
+        source = FrameFolder(path=source, fps=fps)
+    if isinstance(source, FrameFolder):
+        return open_folder(source, limits, inside=inside)
+    if isinstance(source, (np.ndarray, list, tuple)):
+        if fps is None:
+            raise InputError("frames in memory need their rate: pass fps")
+        return PictureListReader(f"<{len(source)} arrays>", list(source), fps, limits, "arrays")
+    return None
+
+
+def sample_uniform(
+    source: Any,
+    frames: int,
+    *,
+    backend: Backend = "auto",
+    fps: float | None = None,
+    transform: Transform | None = None,
+    size: Size | None = None,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    limits: VideoLimits | None = None,
+) -> VideoClip:
+    """T frames spread evenly over a video or a part of it, by LITA's rule.
+
+    Args:
+        source: whatever `open_video` takes, or an open reader.
+        frames: T. A video with fewer frames repeats some; `real` of the clip tells which.
+        backend, fps, limits: as for `open_video`.
+        transform: applied to each uint8 frame (H W 3) as it is decoded, so that memory stays bounded; the clip
+            holds its results.
+        size: resize while decoding: the shorter edge in pixels, or (height, width).
+        start_s, end_s: part of the video to look at, in seconds.
+    """
+    if isinstance(source, VideoReader):
+        return source.sample_uniform(frames, start_s=start_s, end_s=end_s, size=size, transform=transform)
+    with open_video(source, backend, fps=fps, limits=limits) as video:
+        return video.sample_uniform(frames, start_s=start_s, end_s=end_s, size=size, transform=transform)
+
+
+def probe(source: Any, *, limits: VideoLimits = UPLOAD_LIMITS) -> VideoInfo:
+    """What is known of a video after reading its packets and decoding one frame; cheap, and under a deadline.
+
+    Raises:
+        VideoError: the same as `open_video`.
+    """
+    with open_video(source, limits=limits) as video:
+        return video.info

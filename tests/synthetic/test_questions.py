@@ -1,0 +1,112 @@
+"""What is asked about synthetic clips: closed vocabulary, one right answer, and little for a blind model to gain."""
+
+import re
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import pytest
+
+from mmllm.synthetic.clips import SyntheticConfig, clip
+from mmllm.synthetic.questions import (
+    FAMILIES,
+    SPATIAL_FAMILIES,
+    TIME_FAMILIES,
+    Question,
+    stamp,
+    vocabulary,
+    words,
+)
+from mmllm.synthetic.world import World
+
+WORLDS = ("easy", "full", "hard")
+
+
+@cache
+def clips(world: str, count: int = 60) -> tuple[tuple[World, list[Question]], ...]:
+    config = SyntheticConfig(world=world, seed=5)
+    return tuple(clip(config, "train", index) for index in range(count))
+
+
+def best_constant(spans: np.ndarray) -> float:
+    """The highest mean IoU that one interval, in fractions of the duration, has with all `spans` (N 2)."""
+    grid = np.linspace(0, 1, 26)
+    best = 0.0
+    for start in grid:
+        for end in grid[grid > start]:
+            shared = np.clip(np.minimum(end, spans[:, 1]) - np.maximum(start, spans[:, 0]), 0, None)
+            joined = np.maximum(end, spans[:, 1]) - np.minimum(start, spans[:, 0])
+            best = max(best, float((shared / joined).mean()))
+    return best
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_word_is_in_the_vocabulary_and_times_are_stamps(world: str) -> None:
+    known = set(vocabulary())
+    assert vocabulary() == sorted(known)
+    for _, questions in clips(world, 100):
+        for asked in questions:
+            for word in words(f"{asked.question} {asked.answer}"):
+                assert word in known or re.fullmatch(r"<\d+\.\d\d?>", word), (word, asked)
+            assert not re.search(r"\d", asked.question)
+
+
+def test_no_word_of_the_vocabulary_is_idle() -> None:
+    used: set[str] = set()
+    for _, questions in clips("full", 400):
+        used.update(word for asked in questions for word in words(f"{asked.question} {asked.answer}"))
+    assert set(vocabulary()) <= used
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_constant_answer_gains_little_in_any_time_family(world: str) -> None:
+    spans: dict[str, list[tuple[float, float]]] = {family: [] for family in TIME_FAMILIES}
+    for scene, questions in clips(world):
+        for asked in questions:
+            if asked.span is not None:
+                spans[asked.family].append((asked.span.start_s / scene.duration_s, asked.span.end_s / scene.duration_s))
+    for family, found in spans.items():
+        assert len(found) >= 15, family
+        assert best_constant(np.array(found)) <= 0.35, family
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_an_answer_states_its_interval_and_it_can_be_asked_for(world: str) -> None:
+    for scene, questions in clips(world):
+        for asked in questions:
+            times = [float(text) for text in re.findall(r"<([0-9.]+)>", asked.answer)]
+            if asked.family in SPATIAL_FAMILIES:
+                assert asked.span is None
+                assert times == []
+                assert len(words(asked.answer)) == 1
+                continue
+            assert asked.span is not None
+            assert times == pytest.approx(list(asked.span), abs=0.051)
+            assert 0 <= asked.span.start_s < asked.span.end_s <= scene.duration_s
+            assert 2.0 - 1e-6 <= asked.span.length_s <= 0.35 * scene.duration_s + 1e-6
+            assert asked.answer.endswith(".")
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_no_question_of_a_clip_is_asked_twice_or_has_two_answers(world: str) -> None:
+    for _, questions in clips(world):
+        assert len({asked.question for asked in questions}) == len(questions)
+
+
+def test_each_family_is_asked_about_evenly() -> None:
+    asked = Counter(question.family for _, questions in clips("easy", 100) for question in questions)
+    assert set(asked) == set(FAMILIES)
+    assert min(asked.values()) >= 30
+    assert max(asked.values()) <= 110
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_single_family_can_be_chosen(family: str) -> None:
+    config = SyntheticConfig(families=(family,), world="full")
+    found = [question for index in range(10) for question in clip(config, "val", index)[1]]
+    assert {question.family for question in found} == {family}
+    assert len(found) >= 8
+
+
+def test_stamps_have_one_decimal_unless_the_frame_rate_needs_two() -> None:
+    assert [stamp(value) for value in (0.0, 12.4, 30.0, 1.25)] == ["<0.0>", "<12.4>", "<30.0>", "<1.25>"]

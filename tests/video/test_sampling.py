@@ -1,0 +1,71 @@
+"""Sample plans: LITA's rule, even instants, steady rates, Slow-Fast's policies."""
+
+import numpy as np
+import pytest
+
+from mmllm.errors import InputError
+from mmllm.video import sampling
+
+
+def test_uniform_by_index_takes_both_ends_and_rounds_half_to_even():
+    indices, real = sampling.uniform_by_index(100, 4)
+    assert indices.tolist() == [0, 33, 66, 99]
+    assert real.all()
+    assert sampling.uniform_by_index(4, 3)[0].tolist() == [0, 2, 3]  # 1.5 goes to 2
+    assert sampling.uniform_by_index(6, 3)[0].tolist() == [0, 2, 5]  # 2.5 goes to 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 99, 100, 101, 1189])
+@pytest.mark.parametrize("frames", [1, 2, 8, 100])
+def test_uniform_by_index_is_ascending_and_marks_repetitions(count, frames):
+    indices, real = sampling.uniform_by_index(count, frames)
+    assert len(indices) == len(real) == frames
+    assert (np.diff(indices) >= 0).all()
+    assert indices[0] == 0
+    assert indices[-1] == (count - 1 if frames > 1 else 0)
+    assert real.sum() == len(set(indices.tolist())) <= min(count, frames)
+    assert real.tolist() == [i == 0 or indices[i] != indices[i - 1] for i in range(frames)]
+
+
+def test_uniform_by_time_takes_the_middle_of_equal_parts():
+    np.testing.assert_allclose(sampling.uniform_by_time(10.0, 4), [1.25, 3.75, 6.25, 8.75])
+
+
+def test_every_stops_before_the_end_and_thins_out_evenly():
+    np.testing.assert_allclose(sampling.every(2.0, 2.0), [0, 0.5, 1, 1.5])
+    np.testing.assert_allclose(sampling.every(0.1, 2.0), [0])
+    np.testing.assert_allclose(sampling.every(1.2, 5.0), [0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    np.testing.assert_allclose(sampling.every(10.0, 1.0, 3), [0, 4, 9])
+
+
+def test_slow_fast_takes_all_candidates_or_an_even_subset_that_ends_with_the_last():
+    assert sampling.slow_fast(60, 30.0, 64).tolist() == [0, 8, 16, 24, 32, 40, 48, 56]  # round(30 / 4) = 8
+    chosen = sampling.slow_fast(3000, 30.0, 64)
+    assert len(chosen) == 64
+    assert chosen[-1] == 374 * 8  # the last of 375 candidates
+    assert (np.diff(chosen) > 0).all()
+    assert sampling.slow_fast(10, 2.0, 64).tolist() == list(range(10))  # slower than the target rate
+
+
+def test_slow_fast_demo_cuts_to_whole_numbers():
+    assert sampling.slow_fast_demo(4, 3).tolist() == [0, 1, 3]
+
+
+def test_nearest_prefers_the_earlier_on_a_tie():
+    times_s = np.array([0.0, 1.0, 4.0])
+    assert sampling.nearest(times_s, np.array([-1, 0, 0.5, 0.6, 2.5, 2.6, 9])).tolist() == [0, 0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: sampling.uniform_by_index(0, 8),
+        lambda: sampling.uniform_by_index(8, 0),
+        lambda: sampling.uniform_by_time(0.0, 8),
+        lambda: sampling.every(float("nan"), 1.0),
+        lambda: sampling.slow_fast(10, 0.0, 8),
+    ],
+)
+def test_impossible_numbers_are_refused(wrong):
+    with pytest.raises(InputError, match=r"positive|at least 1"):
+        wrong()
