@@ -26,7 +26,8 @@ from mmllm.evaluation.metrics import sample_iou, temporal_scores
 from mmllm.evaluation.samples import Sample
 from mmllm.times.answers import Span, parse_answer
 from mmllm.times.vocabulary import TimeTokens
-from mmllm.train.fitting import fit, latest_checkpoint, read_metrics
+from mmllm.train.fitting import fit, latest_checkpoint
+from mmllm.train.metrics import read_metrics
 from mmllm.train.packing import NAMES
 from mmllm.train.record import claim
 from mmllm.train.schedule import Schedule

@@ -226,7 +226,7 @@ def test_every_way_is_trained_and_evaluated_by_the_same_commands(mode, tmp_path_
     from mmllm.commands.evaluate import evaluate
     from mmllm.synthetic.clips import SyntheticConfig
     from mmllm.synthetic.rendering import render
-    from mmllm.train.fitting import read_metrics
+    from mmllm.train.metrics import read_metrics
     from mmllm.train.run import train
 
     root = tmp_path_factory.getbasetemp() / "times_data"

@@ -15,7 +15,7 @@ from mmllm.datasets.formats import read_questions
 from mmllm.errors import CheckpointError, ConfigError, InputError
 from mmllm.inference.answering import VideoQA
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
-from mmllm.train.fitting import read_metrics
+from mmllm.train.metrics import read_metrics
 
 
 def config(base, *, seed=0, adapter_only=False, **training):

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from mmllm.errors import MmllmError
-from mmllm.train.fitting import InOrder, fit, latest_checkpoint, read_metrics
+from mmllm.train.fitting import InOrder, fit, latest_checkpoint
+from mmllm.train.metrics import read_metrics
 from mmllm.train.packing import NAMES
 from mmllm.train.schedule import Schedule
 

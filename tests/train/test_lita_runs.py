@@ -10,7 +10,7 @@ from PIL import Image
 from mmllm.errors import ConfigError, InputError
 from mmllm.inference.answering import VideoQA
 from mmllm.preprocessing.templates import SYSTEM_PROMPTS
-from mmllm.train.fitting import read_metrics
+from mmllm.train.metrics import read_metrics
 from mmllm.train.recipes import recipe
 from mmllm.train.run import train
 

@@ -16,7 +16,8 @@ import yaml
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.fields import merged
 from mmllm.inference.answering import VideoQA
-from mmllm.train.fitting import latest_checkpoint, read_metrics
+from mmllm.train.fitting import latest_checkpoint
+from mmllm.train.metrics import read_metrics
 from mmllm.train.recipes import RECIPES, recipe
 from mmllm.train.record import claim
 from mmllm.train.run import _told, train

@@ -9,8 +9,8 @@ import torch
 from mmllm.runtime import processes
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
-from mmllm.train.fitting import read_metrics
 from mmllm.train.frame_encoder import FrameEncoderTraining
+from mmllm.train.metrics import read_metrics
 from mmllm.train.recipes import DataConfig, LanguageTraining, Recipe
 from mmllm.train.run import train
 
