@@ -1,10 +1,16 @@
-"""Low-rank adapters (peft) on the LLM: to train, to save beside the model they belong to, and to load again."""
+"""Low-rank adapters (peft) on the LLM: to train, to save beside the model they belong to, and to load again.
+
+Parts of ours (reducers, visual tokenizer, path, ...) are small: those that are trained are trained and saved whole.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from mmllm.errors import CheckpointError
 from mmllm.model import MmllmForConditionalGeneration
@@ -12,23 +18,62 @@ from mmllm.model import MmllmForConditionalGeneration
 CONFIG = "adapter_config.json"
 LINEAR = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 """The LLM's linear layers."""
+NAME = "default"
+"""What peft calls a model's only adapters."""
 
 
 def with_adapters(model: MmllmForConditionalGeneration, rank: int) -> Any:
-    """The model with low-rank adapters on the LLM's linear layers; projector and time tokens are trained as they are.
+    """The model with low-rank adapters on the LLM's linear layers; what else is not frozen is trained as it is.
 
-    The result is peft's; `merge_and_unload()` gives a plain model again.
+    The result is peft's; `merge_and_unload()` gives the model again, with what was learned in its weights.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
         target_modules=LINEAR,
-        modules_to_save=["visual_tokenizer"] + (["grounding"] if model.grounding is not None else []),
+        modules_to_save=list(trained_whole(model)),
         trainable_token_indices=model.config.time_token_ids,
     )
-    return get_peft_model(model, config)
+    return _adapted(model, config)
+
+
+def trained_whole(model: nn.Module) -> Iterator[str]:
+    """Names of the modules beside the LLM that have weights to be trained; lists of modules are named item by item."""
+
+    def below(name: str, module: nn.Module) -> Iterator[str]:
+        if not any(weight.requires_grad for weight in module.parameters()):
+            return
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            for key, child in module.named_children():
+                yield from below(f"{name}.{key}", child)
+        else:
+            yield name
+
+    for name, child in model.named_children():
+        if name != "language_model":
+            yield from below(name, child)
+
+
+def _adapted(model: nn.Module, config: Any) -> Any:
+    """peft's model, in which the modules that are trained whole are the model's own, not copies of them.
+
+    peft trains a copy of each and keeps the first one as it was. A reducer that works inside the LLM is also known
+    to the LLM's layers, which would go on calling the first one. So the two change places.
+    """
+    from peft import get_peft_model
+    from peft.utils import ModulesToSaveWrapper
+
+    trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
+    adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    for wrapper in list(adapted.modules()):
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            own, copied = wrapper.original_module, wrapper.modules_to_save[NAME]
+            for weight in own.parameters():
+                weight.requires_grad_(id(weight) in trained)  # a part may keep some of its weights frozen
+            wrapper.modules_to_save[NAME], wrapper.original_module = own, copied.requires_grad_(False)
+    return adapted
 
 
 def base_of(folder: str | Path) -> str | None:
@@ -55,9 +100,13 @@ def merged_with(model: MmllmForConditionalGeneration, folder: str | Path) -> Mml
     Raises:
         CheckpointError: if the adapters do not fit the model.
     """
-    from peft import PeftModel
+    from peft import PeftConfig
 
     try:
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        adapted = _adapted(model, config)
+        adapted.load_adapter(str(folder), NAME, torch_device=str(model.device))
+        return adapted.merge_and_unload()
     except (OSError, ValueError, RuntimeError, KeyError) as problem:
         raise CheckpointError(f"{folder}: these adapters do not fit their model: {problem}") from None

@@ -141,6 +141,7 @@ def finetune(
 
         def rebuild() -> Any:
             again = VideoQA.from_pretrained(source).model
+            again.freeze(*training.frozen)
             return with_adapters(again, training.lora_rank) if training.lora_rank else again
 
         trained = train_language(

@@ -86,6 +86,7 @@ def train(
 
         def build() -> Any:
             model, _ = build_model(recipe.model, recipe.seed, words)
+            model.freeze(*recipe.language.frozen)
             return with_adapters(model, recipe.language.lora_rank) if recipe.language.lora_rank else model
 
         model, processor = build_model(recipe.model, recipe.seed, words)
