@@ -95,15 +95,17 @@ def rows() -> list[Row]:
 
 def settings(short: bool) -> Recipe:
     """The recipe that all rows start from: the quickstart's with fewer LLM steps and the frame encoder of `full`."""
-    start = replace(recipe("quickstart"), frame_encoder=recipe("full").frame_encoder)
+    start = recipe("quickstart").changed({"frame_encoder": recipe("full").stage("frame_encoder")})
     if not short:
-        return replace(start, language=replace(start.language, max_steps=400, matrix_learning_rate=0.02))
+        return start.with_stage("language", max_steps=400, matrix_learning_rate=0.02)
+    short_stages = {
+        "frame_encoder": {"max_steps": 1, "batch_size": 4, "workers": 0},
+        "language": {"max_steps": 2, "batch_size": 2},
+    }
     return replace(
-        start,
+        start.changed(short_stages),
         data=DataConfig(synthetic=replace(start.data.synthetic, train_videos=6, val_videos=2)),
-        frame_encoder=replace(start.frame_encoder, max_steps=1, batch_size=4, workers=0),
         model=replace(start.model, num_frames=10, path="slowfast:image_frames=10"),
-        language=replace(start.language, max_steps=2, batch_size=2),
     )
 
 
@@ -129,7 +131,7 @@ def run_row(row: Row, *, seed: int, base: Recipe, output: Path, encoder: Path | 
             (folder / "features").symlink_to(shared.resolve(), target_is_directory=True)
         data = DataConfig(root=str(output / "data"), synthetic=base.data.synthetic)
         changed = replace(base, name=row.folder, seed=seed, data=data, model=merged(base.model, row.changes))
-        changed = merged(changed, row.training)
+        changed = changed.changed(row.training)
         goes_on = (folder / "language").exists()  # what it took before it was stopped is not known
         started = time.process_time()
         model = train(changed, folder, force=True, workers=1)

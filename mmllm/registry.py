@@ -13,6 +13,7 @@ What the parts of a kind look like (constructor, then call):
 | tokenizer | `(config, *, in_width, out_width, grid)` | `(tokens) -> VisualTokens` of the LLM's width |
 | path | `(config, *, width)` | `(tokens) -> VisualSequence` |
 | time | `(config, *, count)` | `write`, `read`, `before_frames`: see `mmllm.times.tokens` |
+| training | `(config)` | `train(run, folder)`: see `mmllm.train.stage` |
 
 A constructor leaves out what it does not need besides its config: `width` is the LLM's, for paths with weights; `count`
 the number of time tokens.
@@ -32,7 +33,14 @@ from typing import Any, TypeVar
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, from_mapping, to_mapping
 
-ROOMS = {"encoder": "encoders", "reducer": "pruning", "tokenizer": "tokenizers", "path": "paths", "time": "times"}
+ROOMS = {
+    "encoder": "encoders",
+    "reducer": "pruning",
+    "tokenizer": "tokenizers",
+    "path": "paths",
+    "time": "times",
+    "training": "train/stages",
+}
 
 Registered = TypeVar("Registered", bound=type)
 
@@ -83,7 +91,7 @@ def _search(kind: str) -> dict[str, Part]:
     if kind not in _searched:
         room = ROOMS[kind]
         for file in sorted((Path(__file__).parent / room).glob("[!_]*.py")):
-            importlib.import_module(f"mmllm.{room}.{file.stem}")
+            importlib.import_module(f"mmllm.{room.replace('/', '.')}.{file.stem}")
         for entry in importlib.metadata.entry_points(group=f"mmllm.{kind}"):
             entry.load()
         _searched.add(kind)

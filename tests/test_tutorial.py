@@ -22,12 +22,9 @@ def commands():
 
 def short_recipe():
     whole = recipes.quickstart()
-    return replace(
-        whole,
-        frame_encoder=replace(whole.frame_encoder, max_steps=1, batch_size=4, workers=0),
-        model=replace(whole.model, num_frames=8, path="slowfast:image_frames=8"),
-        language=replace(whole.language, max_steps=2, batch_size=2),
-    )
+    short = whole.with_stage("frame_encoder", max_steps=1, batch_size=4, workers=0)
+    short = short.with_stage("language", max_steps=2, batch_size=2)
+    return replace(short, model=replace(whole.model, num_frames=8, path="slowfast:image_frames=8"))
 
 
 def shortened(words):

@@ -53,9 +53,9 @@ def train_command(
     """
     from mmllm.runtime import processes
     from mmllm.train.plots import plot_losses
-    from mmllm.train.run import train
+    from mmllm.train.run import metrics_files, train
 
-    changed = merged(recipe(name), fields_of_file(config), str(config))
+    changed = recipe(name).changed(fields_of_file(config), str(config))
     model = {
         "encoder": encoder,
         "path": path,
@@ -69,13 +69,14 @@ def train_command(
     if seed is not None:
         changed = replace(changed, seed=seed)
     if steps is not None:
-        changed = replace(changed, language=replace(changed.language, max_steps=steps))
+        changed = changed.with_stage("language", max_steps=steps)
     logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     folder = output or Path("runs") / changed.name
     finished = train(changed, folder, force=force, report_to=report_to, workers=workers)
     if processes.is_main():
-        plot = plot_losses(folder / "language" / "metrics.jsonl", folder / "loss.png")
-        print(f"model: {finished}\nlosses: {folder / 'language' / 'metrics.jsonl'}, drawn in {plot}")
+        metrics = metrics_files(changed, folder)
+        plot = plot_losses(metrics, folder / "loss.png")
+        print(f"model: {finished}\nlosses: {', '.join(map(str, metrics.values()))}, drawn in {plot}")
 
 
 def fields_of_file(file: Path | None) -> dict[str, Any]:

@@ -31,7 +31,7 @@ STRIDE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class TinyEncoderConfig:
-    """About 0.3 M parameters at the defaults; random until it is trained (`mmllm.train.frame_encoder`)."""
+    """About 0.3 M parameters at the defaults; random until it is trained (`mmllm.train.stages.frame_encoder`)."""
 
     image_size: int = 64
     """Side of the frame in pixels."""

@@ -29,7 +29,7 @@ from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.synthetic.questions import vocabulary
-from mmllm.train.recipes import DecoderConfig, ModelConfig
+from mmllm.train.model_config import DecoderConfig, ModelConfig
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Fine-tuning a trained model on one's own videos: low-rank adapters on the LLM, projector and time tokens as they are.
+"""Fine-tuning a trained model on one's own videos: low-rank adapters on the LLM, all else beside the encoder as it is.
 
 OUTPUT/run.json        the settings, and a digest of every row and medium; a run is only continued by the same
 OUTPUT/features/       features of the frozen encoder
@@ -8,7 +8,6 @@ OUTPUT/model/          the fine-tuned model, or OUTPUT/adapter/ with the adapter
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -16,21 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmllm.checkpoints.adapters import with_adapters
 from mmllm.datasets.check import check_annotations
 from mmllm.datasets.formats import dialogues_of, read_annotations
 from mmllm.datasets.records import Dialogue
 from mmllm.errors import InputError
 from mmllm.fields import require, to_mapping
 from mmllm.inference.answering import VideoQA
-from mmllm.preprocessing.templates import named_system_prompt
 from mmllm.runtime import processes
 from mmllm.runtime.fingerprint import fingerprint
+from mmllm.train.data import writer_of
 from mmllm.train.features import FeatureCache
-from mmllm.train.recipes import LanguageTraining
 from mmllm.train.record import claim, digest
 from mmllm.train.rows import DialogueRows, MediaInputs, Shuffled, text_row
-from mmllm.train.run import only_one, rows_of, save_whole, train_language
+from mmllm.train.run import only_one, save_whole
+from mmllm.train.runner import run_stages
+from mmllm.train.schedule import RowTraining
+from mmllm.train.stage import Rows, TrainingRun
+from mmllm.train.stages.language import LanguageStage, LanguageTraining
 
 log = logging.getLogger(__name__)
 
@@ -119,39 +120,82 @@ def finetune(
         if finished.exists():
             log.info("%s is trained already", finished)
             return finished
-        training, model = config.training, qa.model
-        writer = copy.copy(qa.processor)
-        if training.system_prompt is not None:
-            writer.system_prompt = named_system_prompt(training.system_prompt)
-        cache = None
-        inside = any(getattr(reducer, "runs_inside_encoder", False) for reducer in model.reducers)
-        if training.keep_features and not inside:
-            cache = FeatureCache(output / "features", model, qa.processor)
-            videos = [media.path for one in dialogues for media in one.media if media.kind == "video"]
-            failed = cache.fill_together(videos, workers)
-            _refuse([f"{video}: {problem}" for video, problem in failed.items()], annotations, skip_bad)
-            dialogues = _usable(dialogues, failed, cache, writer, training, annotations, skip_bad)
-        rows = DialogueRows(
-            Shuffled(dialogues, config.seed),
-            writer,
-            MediaInputs(writer, cache),
-            rows=rows_of(training),
-            max_text_tokens=training.max_text_tokens,
+        run = TrainingRun(
+            folder=output,
+            model=qa.model,
+            processor=qa.processor,
+            build=lambda: VideoQA.from_pretrained(source).model,
+            source=OwnDialogues(dialogues, annotations, seed=config.seed, skip_bad=skip_bad),
+            seed=config.seed,
+            report_to=report_to,
+            workers=workers,
         )
-
-        def rebuild() -> Any:
-            again = VideoQA.from_pretrained(source).model
-            again.freeze(*training.frozen)
-            return with_adapters(again, training.lora_rank) if training.lora_rank else again
-
-        trained = train_language(
-            model, rows, writer, training, output / "language", rebuild,
-            seed=config.seed, report_to=report_to, workers=0 if cache else workers, merge=not config.adapter_only,
-        )  # fmt: skip
+        trained = run_stages([LanguageStage(config.training, merge=not config.adapter_only)], run)
         if processes.is_main():
             save_whole(trained, qa.processor, finished)
         processes.wait()
         return finished
+
+
+class OwnDialogues:
+    """Dialogues of one's own, as rows; what cannot be used is refused, or left out.
+
+    Args:
+        dialogues: all of them.
+        annotations: their file, for messages.
+        seed: of their order.
+        skip_bad: leave bad ones out instead of refusing the file.
+    """
+
+    def __init__(self, dialogues: Sequence[Dialogue], annotations: Path, *, seed: int, skip_bad: bool) -> None:
+        self.dialogues = dialogues
+        self.annotations = annotations
+        self.seed = seed
+        self.skip_bad = skip_bad
+
+    def rows(self, run: TrainingRun, training: RowTraining, *, keep_features: bool) -> Rows:
+        """As many rows as a training takes; see `RowSource`."""
+        writer, dialogues, cache = writer_of(run.processor, training), self.dialogues, None
+        if keep_features:
+            cache = FeatureCache(run.folder / "features", run.model, run.processor)
+            videos = [media.path for one in dialogues for media in one.media if media.kind == "video"]
+            failed = cache.fill_together(videos, run.workers)
+            _refuse([f"{video}: {problem}" for video, problem in failed.items()], self.annotations, self.skip_bad)
+            dialogues = self._usable(failed, cache, writer, training.max_text_tokens)
+        dataset = DialogueRows(
+            Shuffled(dialogues, self.seed),
+            writer,
+            MediaInputs(writer, cache),
+            rows=training.rows,
+            max_text_tokens=training.max_text_tokens,
+        )
+        return Rows(dataset=dataset, workers=0 if cache else run.workers)
+
+    def _usable(
+        self, failed: dict[Path, str], cache: FeatureCache, writer: Any, max_text_tokens: int
+    ) -> list[Dialogue]:
+        """The dialogues that become rows; warns of words that the model's tokenizer does not know."""
+        usable, problems = [], []
+        unknown, total = Counter[str](), 0
+        for one in self.dialogues:
+            videos = [media.path for media in one.media if media.kind == "video"]
+            if any(video in failed for video in videos):
+                continue
+            try:
+                text = text_row(one, writer, [cache.load(video).duration_s for video in videos], max_text_tokens)
+            except InputError as problem:
+                problems.append(f"{one.record_id}: {problem}")
+                continue
+            usable.append(one)
+            total += len(text["input_ids"])
+            unknown[one.record_id] += int((text["input_ids"] == writer.tokenizer.unk_token_id).sum())
+        _refuse(problems, self.annotations, self.skip_bad)
+        if not usable:
+            raise InputError(f"{self.annotations}: no dialogue is left to train on")
+        if lost := unknown.total():
+            worst = unknown.most_common(1)[0][0]
+            log.warning("%d of %d tokens are words the model does not know, most of them in %s", lost, total, worst)
+        return usable
 
 
 def checked_dialogues(annotations: Path, media: Path | None, *, skip_bad: bool) -> list[Dialogue]:
@@ -167,39 +211,6 @@ def checked_dialogues(annotations: Path, media: Path | None, *, skip_bad: bool) 
     if not dialogues:
         raise InputError(f"{annotations}: there is no dialogue to train on")
     return dialogues
-
-
-def _usable(
-    dialogues: Sequence[Dialogue],
-    failed: dict[Path, str],
-    cache: FeatureCache,
-    writer: Any,
-    training: FinetuneTraining,
-    annotations: Path,
-    skip_bad: bool,
-) -> list[Dialogue]:
-    """The dialogues that become rows; warns of words that the model's tokenizer does not know."""
-    usable, problems = [], []
-    unknown, total = Counter[str](), 0
-    for one in dialogues:
-        videos = [media.path for media in one.media if media.kind == "video"]
-        if any(video in failed for video in videos):
-            continue
-        try:
-            text = text_row(one, writer, [cache.load(video).duration_s for video in videos], training.max_text_tokens)
-        except InputError as problem:
-            problems.append(f"{one.record_id}: {problem}")
-            continue
-        usable.append(one)
-        total += len(text["input_ids"])
-        unknown[one.record_id] += int((text["input_ids"] == writer.tokenizer.unk_token_id).sum())
-    _refuse(problems, annotations, skip_bad)
-    if not usable:
-        raise InputError(f"{annotations}: no dialogue is left to train on")
-    if lost := unknown.total():
-        worst = unknown.most_common(1)[0][0]
-        log.warning("%d of %d tokens are words the model does not know, most of them in %s", lost, total, worst)
-    return usable
 
 
 def _refuse(problems: Sequence[str], annotations: Path, skip_bad: bool) -> None:

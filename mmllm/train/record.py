@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,26 @@ SHOWN = 8
 """Differences that a message lists before it only counts."""
 
 
-def claim(path: Path, now: Mapping[str, Any], *, force: bool = False) -> None:
+def claim(
+    path: Path,
+    now: Mapping[str, Any],
+    *,
+    read: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    force: bool = False,
+) -> None:
     """Writes down what a run is started with, or compares it with what it was started with before.
 
     Args:
         path: the JSON file.
         now: everything that the run depends on, as nested mappings of JSON values.
+        read: brings what an older version has written into today's form.
         force: go on although something has changed.
 
     Raises:
         ConfigError: naming what has changed, before and after.
     """
     if path.exists() and not force:
-        changed = differences(json.loads(path.read_text()), now)
+        changed = differences(read(json.loads(path.read_text())), now)
         if changed:
             more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
             raise ConfigError(

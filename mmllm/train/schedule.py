@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmllm.fields import require
+from mmllm.runtime import processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +44,25 @@ class Schedule:
         require(0 <= self.warmup_share < 1, self, "warmup_share", "from 0 to below 1")
         require(self.learning_rate > 0, self, "learning_rate", "above zero")
         require(self.matrix_learning_rate >= 0, self, "matrix_learning_rate", "zero or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowTraining(Schedule):
+    """A training on the rows of the run's data. A row is a video with several of its questions, or a dialogue."""
+
+    questions_per_video: int = 8
+    """At most so many questions of a video share its visual tokens in a row; 1 trains one question at a time."""
+    system_prompt: str | None = None
+    """What the system says in training, if it is not what it says when the model is asked."""
+    max_text_tokens: int = 2048
+    """A dialogue with more text is left out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.questions_per_video >= 1, self, "questions_per_video", "at least 1")
+        require(self.max_text_tokens >= 1, self, "max_text_tokens", "at least 1")
+
+    @property
+    def rows(self) -> int:
+        """How many rows it takes, in all processes together."""
+        return self.max_steps * self.batch_size * self.gradient_accumulation_steps * processes.count()

@@ -233,12 +233,10 @@ def test_every_way_is_trained_and_evaluated_by_the_same_commands(mode, tmp_path_
     synthetic = SyntheticConfig(train_videos=3, val_videos=1, min_duration_s=8, max_duration_s=9, families=("visible",))
     render(root, synthetic, workers=1)
     small = dataclasses.replace(
-        recipe("smoke"),
+        recipe("smoke").without("frame_encoder"),
         data=DataConfig(root=str(root)),
-        frame_encoder=None,
         model=tiny(mode),
-        language=replace(recipe("smoke").language, max_steps=4, batch_size=2, logging_steps=1, learning_rate=1e-2),
-    )
+    ).with_stage("language", max_steps=4, batch_size=2, logging_steps=1, learning_rate=1e-2)
     model = train(small, tmp_path / "run", workers=0)
     losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "language" / "metrics.jsonl") if "loss" in line]
     assert len(losses) == 4

@@ -17,7 +17,7 @@ import torch
 from tqdm.std import tqdm
 
 from mmllm.modeling.blending import BlendConfig
-from mmllm.train.recipes import DecoderConfig, ModelConfig
+from mmllm.train.model_config import DecoderConfig, ModelConfig
 
 tqdm.set_lock(threading.RLock())  # its own one is shared by forked processes: a killed one would keep it for ever
 

@@ -11,8 +11,11 @@ from mmllm.inference.answering import VideoQA
 from mmllm.inference.decisions import watched_for
 from mmllm.modeling.placeholders import place
 from mmllm.synthetic.clips import SyntheticConfig
-from mmllm.train.recipes import DataConfig, DecoderConfig, LanguageTraining, ModelConfig, Recipe
+from mmllm.train.data import DataConfig
+from mmllm.train.model_config import DecoderConfig, ModelConfig
+from mmllm.train.recipe import Recipe
 from mmllm.train.run import train
+from mmllm.train.stages.language import LanguageTraining
 
 RATIO, LAYERS = 0.6, 4
 
@@ -33,7 +36,7 @@ def test_the_number_of_tokens_is_near_its_target_and_differs_between_questions(t
             decoder=DecoderConfig(width=32, layers=LAYERS, mlp_width=64),
             num_frames=6,
         ),
-        language=LanguageTraining(max_steps=240, batch_size=6, learning_rate=0.005, questions_per_video=1),
+        stages=(LanguageTraining(max_steps=240, batch_size=6, learning_rate=0.005, questions_per_video=1),),
     )
     qa = VideoQA.from_pretrained(train(recipe, tmp_path, workers=1))
     model, averages, left = qa.model, [], []

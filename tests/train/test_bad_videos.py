@@ -9,7 +9,6 @@ from mmllm.commands.evaluate import evaluate_into
 from mmllm.evaluation.run import read_benchmark
 from mmllm.evaluation.samples import read_samples
 from mmllm.evaluation.score import score_summary
-from mmllm.fields import merged
 from mmllm.inference.answering import VideoQA
 from mmllm.train.recipes import recipe
 from mmllm.train.run import train
@@ -41,7 +40,7 @@ def data(tmp_path, short_clip):
 @pytest.mark.parametrize("keep_features", [True, False])
 def test_training_and_evaluation_set_bad_videos_aside(keep_features, data, caplog):
     changes = {"data": {"root": str(data)}, "language": {"keep_features": keep_features}}
-    tiny = merged(merged(recipe("smoke"), TINY), changes)
+    tiny = recipe("smoke").changed(TINY).changed(changes)
     with caplog.at_level(logging.WARNING):
         model = train(tiny, data / "run", workers=1)
     told = (data / "run" / "set_aside.txt").read_text().splitlines()

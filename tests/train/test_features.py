@@ -4,7 +4,7 @@ from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.rendering import render
 from mmllm.train.building import build_model
 from mmllm.train.features import FeatureCache
-from mmllm.train.recipes import ModelConfig
+from mmllm.train.model_config import ModelConfig
 
 
 def test_features_are_what_the_encoder_says_and_are_computed_once(tmp_path):

@@ -63,11 +63,10 @@ def lita_root(own_clips, tmp_path_factory):
 
 
 def tiny(parts, root, **changes):
-    start = recipe("lita-tiny")
-    language = replace(start.language, max_steps=4, batch_size=6, logging_steps=1, save_steps=2, **changes)
-    data = replace(start.data, root=str(root))
-    return replace(start, data=data, frame_encoder=None, model=replace(parts, template="vicuna",
-                   system_prompt="vicuna-human"), language=language)  # fmt: skip
+    start = recipe("lita-tiny").without("frame_encoder")
+    start = start.with_stage("language", max_steps=4, batch_size=6, logging_steps=1, save_steps=2, **changes)
+    model = replace(parts, template="vicuna", system_prompt="vicuna-human")
+    return replace(start, data=replace(start.data, root=str(root)), model=model)
 
 
 @pytest.mark.slow
@@ -88,9 +87,10 @@ def test_the_five_tasks_train_a_tiny_model(tiny_parts, lita_root, tmp_path, keep
 
 def test_the_published_settings(tmp_path):
     chosen = recipe("lita-13b")
-    rows = chosen.language.max_steps * chosen.language.batch_size * 8
+    language = chosen.stage("language")
+    rows = language.max_steps * language.batch_size * 8
     assert rows == pytest.approx(500_000, abs=128)
-    assert (chosen.language.system_prompt, chosen.model.system_prompt) == ("vicuna", "vicuna-human")
+    assert (language.system_prompt, chosen.model.system_prompt) == ("vicuna", "vicuna-human")
     assert set(chosen.data.mixture.task_rates.values()) == {1.0}
     assert chosen.data.mixture.dataset_rates == {"activitynet": 5.0, "youcook2": 1.0}
     with pytest.raises(InputError, match="coco/train2017/, nextqa/train_processed"):
@@ -101,14 +101,14 @@ def test_the_published_settings(tmp_path):
 
 def test_changed_annotations_are_refused(tiny_parts, lita_root, tmp_path):
     from mmllm.train.record import claim
-    from mmllm.train.run import _told
+    from mmllm.train.run import record_of
 
     chosen, file = tiny(tiny_parts, lita_root), lita_root / "nextqa" / "train_processed.json"
-    claim(tmp_path / "recipe.json", _told(chosen))
+    claim(tmp_path / "recipe.json", record_of(chosen))
     before = file.read_text()
     file.write_text(before + "\n")
     try:
         with pytest.raises(ConfigError, match=r"annotations\.\S+train_processed\.json: '\w+' -> '\w+'"):
-            claim(tmp_path / "recipe.json", _told(chosen))
+            claim(tmp_path / "recipe.json", record_of(chosen))
     finally:
         file.write_text(before)

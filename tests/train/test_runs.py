@@ -14,13 +14,12 @@ import pytest
 import yaml
 
 from mmllm.errors import ConfigError, MmllmError
-from mmllm.fields import merged
 from mmllm.inference.answering import VideoQA
 from mmllm.train.fitting import latest_checkpoint
 from mmllm.train.metrics import read_metrics
 from mmllm.train.recipes import RECIPES, recipe
 from mmllm.train.record import claim
-from mmllm.train.run import _told, train
+from mmllm.train.run import record_of, train
 
 TINY = {
     "data": {"synthetic": {"train_videos": 6, "val_videos": 2, "min_duration_s": 8, "max_duration_s": 12}},
@@ -155,13 +154,13 @@ def test_lora_leaves_a_plain_model(tiny_config, tmp_path, whole_run):
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_recipes_can_be_saved_and_are_refused_when_changed(name, tmp_path):
     chosen, record = recipe(name), tmp_path / "recipe.json"
-    claim(record, _told(chosen))
-    claim(record, _told(chosen))
+    claim(record, record_of(chosen))
+    claim(record, record_of(chosen))
     changed = replace(chosen, seed=7)
     with pytest.raises(ConfigError, match="seed: 0 -> 7"):
-        claim(record, _told(changed))
-    claim(record, _told(changed), force=True)
-    assert json.loads(record.read_text()) == json.loads(json.dumps(_told(changed)))
+        claim(record, record_of(changed))
+    claim(record, record_of(changed), force=True)
+    assert json.loads(record.read_text()) == json.loads(json.dumps(record_of(changed)))
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
@@ -240,11 +239,11 @@ def test_a_run_with_each_reducer(reducer, path, whole_run, tmp_path):
     """In the pipeline: encoder features and scores kept in files, steps of training, a model that answers."""
     (tmp_path / "encoder").mkdir()
     shutil.copy(whole_run / "encoder" / "encoder.safetensors", tmp_path / "encoder")
-    base = merged(recipe("smoke"), TINY)
+    base = recipe("smoke").changed(TINY)
     data = replace(base.data, root=str(whole_run / "data"))
     model = replace(base.model, reducers=(reducer,), path=path)
-    language = replace(base.language, max_steps=2, save_steps=2, questions_per_video=1)
-    folder = train(replace(base, data=data, model=model, language=language), tmp_path, force=True, workers=0)
+    base = base.with_stage("language", max_steps=2, save_steps=2, questions_per_video=1)
+    folder = train(replace(base, data=data, model=model), tmp_path, force=True, workers=0)
     qa = VideoQA.from_pretrained(folder)
     assert qa.model.config.reducers[0]["name"] == reducer.split(":")[0]
     video = next((whole_run / "data" / "videos").glob("*.mp4"))

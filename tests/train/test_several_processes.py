@@ -8,11 +8,13 @@ import torch
 
 from mmllm.runtime import processes
 from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.train.data import DataConfig
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
-from mmllm.train.frame_encoder import FrameEncoderTraining
 from mmllm.train.metrics import read_metrics
-from mmllm.train.recipes import DataConfig, LanguageTraining, Recipe
+from mmllm.train.recipe import Recipe
 from mmllm.train.run import train
+from mmllm.train.stages.frame_encoder import FrameEncoderTraining
+from mmllm.train.stages.language import LanguageTraining
 
 pytestmark = pytest.mark.slow
 
@@ -54,9 +56,11 @@ def recipe_with(parts, accumulation):
     return Recipe(
         name="several",
         data=DataConfig(synthetic=clips),
-        frame_encoder=FrameEncoderTraining(batch_size=4, workers=0, **small),
         model=parts,
-        language=LanguageTraining(batch_size=2, questions_per_video=2, **small),
+        stages=(
+            FrameEncoderTraining(batch_size=4, workers=0, **small),
+            LanguageTraining(batch_size=2, questions_per_video=2, **small),
+        ),
     )
 
 

@@ -1,0 +1,93 @@
+"""What a frame of a rendered scene shows, told from the features of an encoder: the task of its pre-training.
+
+F scenes, G colours, A actions, H shapes, N patches, C encoder width, S side in pixels
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmllm.encoders.tiny import TinyEncoder
+from mmllm.errors import ConfigError
+from mmllm.synthetic.scenes import CELLS
+from mmllm.synthetic.world import ACTIONS, COLORS, SHAPES
+
+DIGITS = 10
+FLAGS = {
+    "visible": 1.0,
+    "visible_begin": 5.0,
+    "visible_end": 5.0,
+    "white": 1.0,
+    "events": 20.0,
+    "events_begin": 20.0,
+    "events_end": 20.0,
+}
+"""Weights of the binary targets in the loss; what is rarely true gets a high one."""
+CELL_EVENTS = 30.0
+"""Weight of what happens in each cell. Without it motion is learned ten times more slowly."""
+
+
+class FrameState(nn.Module):
+    """The encoder with heads that tell the state of a frame; the heads are thrown away afterwards.
+
+    The mean over the patches (LITA's fast token) and the class token tell which colours are visible, where, of what
+    shape, what they do, and what begins or ends; every patch tells the colour, shape, digit and action in its cell.
+    """
+
+    def __init__(self, encoder: TinyEncoder) -> None:
+        super().__init__()
+        if encoder.grid != (CELLS, CELLS):
+            raise ConfigError(f"scenes are described on a {CELLS}x{CELLS} grid, not {encoder.grid}")
+        self.encoder = encoder
+        each = {"place": 3, "shape": len(SHAPES)} | {name: len(ACTIONS) if "events" in name else 1 for name in FLAGS}
+        cells = {"cell_color": len(COLORS) + 1, "cell_shape": len(SHAPES) + 1, "cell_digit": DIGITS + 1}
+
+        def heads(sizes: dict[str, int]) -> nn.ModuleDict:
+            return nn.ModuleDict({name: nn.Linear(encoder.width, size) for name, size in sizes.items()})
+
+        self.from_mean = heads({name: len(COLORS) * size for name, size in each.items()})
+        self.from_class = heads({name: len(COLORS) * size for name, size in each.items()})
+        self.from_patch = heads({**cells, "cell_events": len(ACTIONS)})
+
+    def forward(self, pixels: Tensor, **targets: Tensor) -> dict[str, Tensor]:
+        """The loss over the middle frames of scenes.
+
+        Args:
+            pixels: float, F 3 3 S S: the frames before, in the middle and after.
+            targets: what the middle ones show, as `scenes.frame_targets` describes it.
+        """
+        patches = self.encoder.features(self.encoder.inputs(pixels)[:, 1])  # F N C
+        loss = self._frame_loss(self.from_mean, patches.mean(dim=1), targets)
+        loss = loss + 0.5 * self._frame_loss(self.from_class, self.encoder.class_token(patches), targets)
+        told = {name: rearrange(head(patches), "f n k -> (f n) k") for name, head in self.from_patch.items()}
+        for name in ("cell_color", "cell_shape", "cell_digit"):
+            wanted = rearrange(targets[name].long() + 1, "f y x -> (f y x)")
+            loss = loss + functional.cross_entropy(told[name], wanted)
+        doing = rearrange(targets["cell_events"], "f y x a -> (f y x) a")
+        taken = rearrange(targets["cell_color"] >= 0, "f y x -> (f y x)")
+        return {"loss": loss + CELL_EVENTS * _binary(told["cell_events"], doing, taken)}
+
+    def _frame_loss(self, heads: nn.ModuleDict, summary: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        told = {name: rearrange(head(summary), "f (g k) -> f g k", g=len(COLORS)) for name, head in heads.items()}
+        visible = targets["visible"]
+        loss = torch.zeros((), device=summary.device)
+        for name, weight in FLAGS.items():
+            flags = targets[name] if targets[name].ndim == 3 else targets[name].unsqueeze(-1)
+            loss = loss + weight * _binary(told[name], flags, None if name == "visible" else visible)
+        place = torch.stack([targets["x"] - 0.5, targets["y"] - 0.5, 4 * (targets["radius"] - 0.1)], dim=-1)
+        if visible.any():
+            loss = loss + 8 * functional.mse_loss(told["place"][visible], place[visible])
+            loss = loss + 0.5 * functional.cross_entropy(told["shape"][visible], targets["shape"].long()[visible])
+        return loss
+
+
+def _binary(logits: Tensor, wanted: Tensor, where: Tensor | None = None) -> Tensor:
+    """Mean binary cross-entropy, over the colours that `where` (F G) marks only."""
+    losses = functional.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
+    if where is None:
+        return losses.mean()
+    weight = where.float().view(*where.shape, *[1] * (losses.ndim - where.ndim)).expand_as(losses)
+    return (losses * weight).sum() / weight.sum().clamp(min=1)
