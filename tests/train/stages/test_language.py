@@ -1,0 +1,72 @@
+"""Projector and LLM as a stage: what is frozen, what is trained beside adapters, and what is refused."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmllm.errors import ConfigError
+from mmllm.inference.answering import VideoQA
+from mmllm.train.building import build_model
+from mmllm.train.data import DataConfig
+from mmllm.train.recipe import Recipe
+from mmllm.train.run import train
+from mmllm.train.stages.language import LanguageStage, LanguageTraining
+
+SHORT = {"max_steps": 5, "batch_size": 2, "save_steps": 3, "logging_steps": 1, "questions_per_video": 1}
+ATP = ("atp:depths=0.3+0.6,ratio=0.5",)
+
+
+@pytest.fixture
+def make_recipe(own_clips, tiny_parts):
+    """Makes a recipe with the language stage alone."""
+    from dataclasses import replace
+
+    deep = replace(tiny_parts.decoder, layers=4)
+
+    def make(reducers=(), **fields):
+        parts = replace(tiny_parts, path="plain", num_frames=3, decoder=deep, reducers=reducers)
+        stages = (LanguageTraining(**{**SHORT, **fields}),)
+        return Recipe(name="answers", data=DataConfig(root=str(own_clips)), model=parts, stages=stages)
+
+    return make
+
+
+def moved(recipe, folder):
+    """Names of the weights that differ from those before training."""
+    before, after = build_model(recipe.model, recipe.seed)[0].state_dict(), load_file(folder / "model.safetensors")
+    return {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+
+
+@pytest.mark.slow
+def test_thresholds_of_atp_are_learned_beside_adapters(make_recipe, tmp_path):
+    recipe = make_recipe(ATP, lora_rank=2, learning_rate=0.01)
+    changed = moved(recipe, train(recipe, tmp_path, workers=0))
+    assert {"reducers.0.stages.0.head_r.bias", "reducers.0.stages.1.head_s.bias"} <= changed
+    assert "visual_tokenizer.weight" in changed
+    assert not {name for name in changed if name.startswith("encoder.")}
+
+
+@pytest.mark.slow
+def test_a_frozen_part_stays_as_it_is(make_recipe, tmp_path):
+    recipe = make_recipe(ATP, frozen=("encoder", "reducers", "visual_tokenizer"))
+    changed = moved(recipe, train(recipe, tmp_path, workers=0))
+    assert {name.split(".")[0] for name in changed} == {"language_model"}
+    VideoQA.from_pretrained(tmp_path / "model")
+
+
+def test_a_part_that_does_not_exist_is_refused_before_anything_is_trained(make_recipe, tmp_path):
+    with pytest.raises(ConfigError, match=r"LanguageTraining\.frozen: the model has no part 'encodr'; did you mean"):
+        train(make_recipe(frozen=("encodr",)), tmp_path, workers=0)
+    assert not (tmp_path / "language").exists()
+
+
+def test_a_model_built_again_has_the_same_weights_to_load(make_recipe):
+    """As where the trained weights were spread over processes, with adapters or without."""
+    for rank in (0, 2):
+        recipe = make_recipe(ATP, lora_rank=rank)
+        stage = LanguageStage(recipe.stage("language"))
+        one, other = (stage._prepared(build_model(recipe.model, recipe.seed)[0]) for _ in range(2))
+        other.load_state_dict(one.state_dict())
+        assert [n for n, w in one.named_parameters() if w.requires_grad] == [
+            n for n, w in other.named_parameters() if w.requires_grad
+        ]
