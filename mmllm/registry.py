@@ -2,7 +2,8 @@
 
 A part is one file in its room. The rooms are searched when a kind is first asked for, so that adding a part
 means adding a file; other packages join through the entry point groups `mmllm.encoder`, `mmllm.reducer`,
-`mmllm.tokenizer`, `mmllm.path` and `mmllm.time`, each entry naming a module that registers its parts when imported.
+`mmllm.tokenizer`, `mmllm.path`, `mmllm.time` and `mmllm.training`, each entry naming a module that registers its parts
+when imported.
 
 What the parts of a kind look like (constructor, then call):
 

@@ -64,8 +64,8 @@ def finetune_command(
         "lora_rank": lora_rank,
     }
     given = {name: value for name, value in training.items() if value is not None}
-    told = {name: value for name, value in flags.items() if value is not None}
-    chosen = merged(chosen, {**told, "training": given})
+    others = {name: value for name, value in flags.items() if value is not None}
+    chosen = merged(chosen, {**others, "training": given})
     logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     folder = output or Path("runs") / f"finetune-{annotations.name.split('.')[0]}"
     finished = finetune(

@@ -13,7 +13,7 @@ from mmllm import registry
 if TYPE_CHECKING:
     from rich.console import Console
 
-Kind = Literal["all", "encoders", "reducers", "tokenizers", "paths", "times", "recipes", "presets"]
+Kind = Literal["all", "encoders", "reducers", "tokenizers", "paths", "times", "trainings", "recipes", "presets"]
 
 
 def list_parts(kind: Annotated[Kind, tyro.conf.Positional] = "all", json: bool = False) -> None:

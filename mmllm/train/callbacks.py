@@ -31,9 +31,9 @@ class SkipBadSteps(TrainerCallback):
         parts = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
         bad = torch.stack([torch.tensor(False, device=args.device), *(~torch.isfinite(g).all() for g in parts)]).any()
         if torch.distributed.is_initialized():
-            told = bad.to(torch.int32)
-            torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-            bad = told > 0
+            flag = bad.to(torch.int32)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            bad = flag > 0
         if not bad:
             self.in_a_row = 0
             return

@@ -79,8 +79,8 @@ class RunData:
         if not isinstance(self.items, Mixture):
             return []
         turns = (turn for number in range(WORD_DRAWS) for turn in self.items.dialogue(number).turns)
-        found = (word for turn in turns for word in re.findall(r"\w+|[^\w\s]", turn.text.lower()))
-        return list(dict.fromkeys(found))
+        words = (word for turn in turns for word in re.findall(r"\w+|[^\w\s]", turn.text.lower()))
+        return list(dict.fromkeys(words))
 
     def rows(self, run: TrainingRun, training: RowTraining, *, keep_features: bool) -> Rows:
         """As many rows as a training takes; see `RowSource`."""

@@ -9,34 +9,23 @@ OUTPUT/model/          the fine-tuned model, or OUTPUT/adapter/ with the adapter
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from mmllm.datasets.check import check_annotations
-from mmllm.datasets.formats import dialogues_of, read_annotations
 from mmllm.datasets.records import Dialogue
-from mmllm.errors import InputError
 from mmllm.fields import require, to_mapping
 from mmllm.inference.answering import VideoQA
 from mmllm.runtime import processes
 from mmllm.runtime.fingerprint import fingerprint
-from mmllm.train.data import writer_of
-from mmllm.train.features import FeatureCache
+from mmllm.train.own_dialogues import OwnDialogues, checked_dialogues
 from mmllm.train.record import claim, digest
-from mmllm.train.rows import DialogueRows, MediaInputs, Shuffled, text_row
 from mmllm.train.run import only_one, save_whole
-from mmllm.train.runner import run_stages
-from mmllm.train.schedule import RowTraining
-from mmllm.train.stage import Rows, TrainingRun
+from mmllm.train.runner import check_stages, run_stages
+from mmllm.train.stage import TrainingRun
 from mmllm.train.stages.language import LanguageStage, LanguageTraining
 
 log = logging.getLogger(__name__)
-
-SHOWN = 5
-"""Problems of the data that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +98,15 @@ def finetune(
         base = Path(config.model)
         source = str(base.resolve()) if base.is_dir() else config.model  # adapters remember where their model is
         qa = VideoQA.from_pretrained(source)
-        told = {
+        record = {
             **to_mapping(config),
             "processes": processes.count(),
             "weights": fingerprint(qa.model),
-            "rows": {one.record_id: _digest(one) for one in dialogues},
+            "rows": {dialogue.record_id: _digest(dialogue) for dialogue in dialogues},
         }
-        claim(output / "run.json", told, force=force)
+        stages = [LanguageStage(config.training, merge=not config.adapter_only)]
+        check_stages(stages, qa.model)
+        claim(output / "run.json", record, force=force)
         finished = output / ("adapter" if config.adapter_only else "model")
         if finished.exists():
             log.info("%s is trained already", finished)
@@ -130,101 +121,16 @@ def finetune(
             report_to=report_to,
             workers=workers,
         )
-        trained = run_stages([LanguageStage(config.training, merge=not config.adapter_only)], run)
+        trained = run_stages(stages, run)
         if processes.is_main():
             save_whole(trained, qa.processor, finished)
         processes.wait()
         return finished
 
 
-class OwnDialogues:
-    """Dialogues of one's own, as rows; what cannot be used is refused, or left out.
-
-    Args:
-        dialogues: all of them.
-        annotations: their file, for messages.
-        seed: of their order.
-        skip_bad: leave bad ones out instead of refusing the file.
-    """
-
-    def __init__(self, dialogues: Sequence[Dialogue], annotations: Path, *, seed: int, skip_bad: bool) -> None:
-        self.dialogues = dialogues
-        self.annotations = annotations
-        self.seed = seed
-        self.skip_bad = skip_bad
-
-    def rows(self, run: TrainingRun, training: RowTraining, *, keep_features: bool) -> Rows:
-        """As many rows as a training takes; see `RowSource`."""
-        writer, dialogues, cache = writer_of(run.processor, training), self.dialogues, None
-        if keep_features:
-            cache = FeatureCache(run.folder / "features", run.model, run.processor)
-            videos = [media.path for one in dialogues for media in one.media if media.kind == "video"]
-            failed = cache.fill_together(videos, run.workers)
-            _refuse([f"{video}: {problem}" for video, problem in failed.items()], self.annotations, self.skip_bad)
-            dialogues = self._usable(failed, cache, writer, training.max_text_tokens)
-        dataset = DialogueRows(
-            Shuffled(dialogues, self.seed),
-            writer,
-            MediaInputs(writer, cache),
-            rows=training.rows,
-            max_text_tokens=training.max_text_tokens,
-        )
-        return Rows(dataset=dataset, workers=0 if cache else run.workers)
-
-    def _usable(
-        self, failed: dict[Path, str], cache: FeatureCache, writer: Any, max_text_tokens: int
-    ) -> list[Dialogue]:
-        """The dialogues that become rows; warns of words that the model's tokenizer does not know."""
-        usable, problems = [], []
-        unknown, total = Counter[str](), 0
-        for one in self.dialogues:
-            videos = [media.path for media in one.media if media.kind == "video"]
-            if any(video in failed for video in videos):
-                continue
-            try:
-                text = text_row(one, writer, [cache.load(video).duration_s for video in videos], max_text_tokens)
-            except InputError as problem:
-                problems.append(f"{one.record_id}: {problem}")
-                continue
-            usable.append(one)
-            total += len(text["input_ids"])
-            unknown[one.record_id] += int((text["input_ids"] == writer.tokenizer.unk_token_id).sum())
-        _refuse(problems, self.annotations, self.skip_bad)
-        if not usable:
-            raise InputError(f"{self.annotations}: no dialogue is left to train on")
-        if lost := unknown.total():
-            worst = unknown.most_common(1)[0][0]
-            log.warning("%d of %d tokens are words the model does not know, most of them in %s", lost, total, worst)
-        return usable
-
-
-def checked_dialogues(annotations: Path, media: Path | None, *, skip_bad: bool) -> list[Dialogue]:
-    """The dialogues of a file in which everything has been looked at: rows, media, times.
-
-    Raises:
-        InputError: if something is wrong with a row or a medium and bad ones are not to be skipped, or none is left.
-    """
-    found = check_annotations(annotations, media, policy="skip")
-    _refuse(found["problems"], annotations, skip_bad)
-    read = read_annotations(annotations, media, policy="skip")
-    dialogues = dialogues_of(read).items
-    if not dialogues:
-        raise InputError(f"{annotations}: there is no dialogue to train on")
-    return dialogues
-
-
-def _refuse(problems: Sequence[str], annotations: Path, skip_bad: bool) -> None:
-    if not problems:
-        return
-    shown = "; ".join(problems[:SHOWN]) + (f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
-    if not skip_bad:
-        raise InputError(f"{annotations}: {shown}. Mend them (mmllm check lists all), or leave them out: --skip-bad")
-    log.warning("%s: left out are %s", annotations, shown)
-
-
 def _digest(dialogue: Dialogue) -> str:
     """Changes with anything said, any time, and the name or size of a medium."""
-    media = [f"{one.kind} {one.path.name} {_size(one.path)}" for one in dialogue.media]
+    media = [f"{item.kind} {item.path.name} {_size(item.path)}" for item in dialogue.media]
     said = [f"{turn.role} {turn.stamped}" for turn in dialogue.turns]
     return digest("\n".join([*media, *said, str(dialogue.duration_s)]))
 

@@ -61,8 +61,8 @@ class InOrder(Trainer):
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint; newer ones that a kill left incomplete are deleted."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    for path in found:
+    newest_first = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for path in newest_first:
         if _complete(path):
             return path
         log.warning("%s is incomplete and is deleted; training goes on from the one before", path)

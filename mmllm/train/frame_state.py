@@ -62,25 +62,25 @@ class FrameState(nn.Module):
         patches = self.encoder.features(self.encoder.inputs(pixels)[:, 1])  # F N C
         loss = self._frame_loss(self.from_mean, patches.mean(dim=1), targets)
         loss = loss + 0.5 * self._frame_loss(self.from_class, self.encoder.class_token(patches), targets)
-        told = {name: rearrange(head(patches), "f n k -> (f n) k") for name, head in self.from_patch.items()}
+        predicted = {name: rearrange(head(patches), "f n k -> (f n) k") for name, head in self.from_patch.items()}
         for name in ("cell_color", "cell_shape", "cell_digit"):
             wanted = rearrange(targets[name].long() + 1, "f y x -> (f y x)")
-            loss = loss + functional.cross_entropy(told[name], wanted)
+            loss = loss + functional.cross_entropy(predicted[name], wanted)
         doing = rearrange(targets["cell_events"], "f y x a -> (f y x) a")
         taken = rearrange(targets["cell_color"] >= 0, "f y x -> (f y x)")
-        return {"loss": loss + CELL_EVENTS * _binary(told["cell_events"], doing, taken)}
+        return {"loss": loss + CELL_EVENTS * _binary(predicted["cell_events"], doing, taken)}
 
     def _frame_loss(self, heads: nn.ModuleDict, summary: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        told = {name: rearrange(head(summary), "f (g k) -> f g k", g=len(COLORS)) for name, head in heads.items()}
+        predicted = {name: rearrange(head(summary), "f (g k) -> f g k", g=len(COLORS)) for name, head in heads.items()}
         visible = targets["visible"]
         loss = torch.zeros((), device=summary.device)
         for name, weight in FLAGS.items():
             flags = targets[name] if targets[name].ndim == 3 else targets[name].unsqueeze(-1)
-            loss = loss + weight * _binary(told[name], flags, None if name == "visible" else visible)
+            loss = loss + weight * _binary(predicted[name], flags, None if name == "visible" else visible)
         place = torch.stack([targets["x"] - 0.5, targets["y"] - 0.5, 4 * (targets["radius"] - 0.1)], dim=-1)
         if visible.any():
-            loss = loss + 8 * functional.mse_loss(told["place"][visible], place[visible])
-            loss = loss + 0.5 * functional.cross_entropy(told["shape"][visible], targets["shape"].long()[visible])
+            loss = loss + 8 * functional.mse_loss(predicted["place"][visible], place[visible])
+            loss = loss + 0.5 * functional.cross_entropy(predicted["shape"][visible], targets["shape"].long()[visible])
         return loss
 
 

@@ -85,10 +85,10 @@ class Recipe:
             ConfigError: on a field or stage that does not exist, or a value that is not allowed.
         """
         where = where or type(self).__name__
-        known = {one.name for one in fields(self)} | set(registry.parts(KIND))
+        allowed = {item.name for item in fields(self)} | set(registry.parts(KIND))
         for key in changes:
-            if key not in known:
-                raise ConfigError(f"{where} has no field {key!r}; {closest(str(key), known)}")
+            if key not in allowed:
+                raise ConfigError(f"{where} has no field {key!r}; {closest(str(key), allowed)}")
         # step 1: which stages there are, in which order
         before = dict(zip(self.names, self.stages, strict=True))
         stages = before

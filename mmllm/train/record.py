@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, MmllmError
 from mmllm.runtime import processes
 
 SHOWN = 8
@@ -48,12 +49,24 @@ def claim(
         part.replace(path)
 
 
+@contextmanager
+def withdrawn_if_refused(path: Path) -> Iterator[None]:
+    """Takes a new record back if what follows is refused: nothing was trained, so the mended command may follow."""
+    new = not path.exists()
+    try:
+        yield
+    except MmllmError:
+        if new and processes.is_main():
+            path.unlink(missing_ok=True)
+        raise
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two nested mappings differ in, as `key: before -> now`."""
     old, new = _flat(before), _flat(json.loads(json.dumps(now)))
     missing = "(nothing)"
     return [
-        f"{key}: {_told(old.get(key, missing))} -> {_told(new.get(key, missing))}"
+        f"{key}: {_written(old.get(key, missing))} -> {_written(new.get(key, missing))}"
         for key in dict.fromkeys([*old, *new])
         if old.get(key, missing) != new.get(key, missing)
     ]
@@ -69,7 +82,7 @@ def file_digests(files: Iterable[Path]) -> dict[str, str]:
     return {str(path): digest(path.read_bytes()) for path in files if path.is_file()}
 
 
-def _told(value: Any) -> str:
+def _written(value: Any) -> str:
     return value if value == "(nothing)" else repr(value)
 
 

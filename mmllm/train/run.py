@@ -23,8 +23,8 @@ from mmllm.runtime import processes
 from mmllm.train.building import build_model
 from mmllm.train.data import read_data
 from mmllm.train.recipe import KIND, Recipe, normalised
-from mmllm.train.record import claim
-from mmllm.train.runner import run_stages
+from mmllm.train.record import claim, withdrawn_if_refused
+from mmllm.train.runner import check_stages, run_stages
 from mmllm.train.stage import TrainingRun, TrainingStage
 
 log = logging.getLogger(__name__)
@@ -53,17 +53,22 @@ def train(
     """
     output.mkdir(parents=True, exist_ok=True)
     processes.wait()
+    record = output / "recipe.json"
     with only_one(output):
-        claim(output / "recipe.json", record_of(recipe), read=normalised, force=force)
-        finished = output / "model"
-        if (finished / "config.json").exists():
-            log.info("%s is trained already", finished)
-            return finished
-        stages = stages_of(recipe)
-        rows = max(stage.rows_needed for stage in stages)
-        data = read_data(recipe.data, output, rows=rows, seed=recipe.seed, workers=workers)
-        words = data.words() if recipe.model.language_model is None else []
-        model, processor = build_model(recipe.model, recipe.seed, words)
+        # step 1: the folder, the data, the model; what cannot be trained is refused here
+        with withdrawn_if_refused(record):
+            claim(record, record_of(recipe), read=normalised, force=force)
+            finished = output / "model"
+            if (finished / "config.json").exists():
+                log.info("%s is trained already", finished)
+                return finished
+            stages = stages_of(recipe)
+            rows = max(stage.rows_needed for stage in stages)
+            data = read_data(recipe.data, output, rows=rows, seed=recipe.seed, workers=workers)
+            words = data.words() if recipe.model.language_model is None else []
+            model, processor = build_model(recipe.model, recipe.seed, words)
+            check_stages(stages, model)
+        # step 2: the stages, and the trained model
         run = TrainingRun(
             folder=output,
             model=model,

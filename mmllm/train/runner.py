@@ -20,6 +20,16 @@ from mmllm.train.stage import TrainingRun, TrainingStage
 log = logging.getLogger(__name__)
 
 
+def check_stages(stages: Sequence[TrainingStage], model: Any) -> None:
+    """Looks whether all stages can train a model, before the first one begins.
+
+    Raises:
+        ConfigError: if one of them cannot.
+    """
+    for stage in stages:
+        stage.check(model)
+
+
 def run_stages(stages: Sequence[TrainingStage], run: TrainingRun) -> Any:
     """Trains the run's model by all stages.
 
@@ -32,11 +42,7 @@ def run_stages(stages: Sequence[TrainingStage], run: TrainingRun) -> Any:
     Returns:
         In the main process the trained model in one piece; anything in the others.
 
-    Raises:
-        ConfigError: if a stage cannot train this model; before the first one begins.
     """
-    for stage in stages:
-        stage.check(run.model)
     handed_on: list[tuple[TrainingStage, Path]] = []
     for stage in stages:
         folder = run.folder / stage.folder

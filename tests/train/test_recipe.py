@@ -1,10 +1,12 @@
 """Recipes: stages by name, changes as a file makes them, and what earlier runs have written down."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mmllm.errors import ConfigError
 from mmllm.train.recipe import Recipe, normalised
@@ -108,3 +110,16 @@ def test_metrics_are_those_of_stages_that_learn_from_the_runs_data():
     assert files == {name: Path("run") / name / "metrics.jsonl" for name in ("language", "diffrate")}
     only = metrics_files(chosen.changed({"stages": ["frame_encoder"]}), Path("run"))
     assert only == {"frame_encoder": Path("run/encoder/metrics.jsonl")}
+
+
+def test_the_documentations_files_and_python_are_as_they_should_be():
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    section = text[text.index("## Stages") : text.index("## LITA's recipe")]
+    first, second = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.+?)```", section, flags=re.DOTALL))
+    changed = recipe("quickstart").changed(first)
+    assert (changed.names, changed.stage("language").frozen) == (("language",), ("encoder", "reducers"))
+    assert recipe("quickstart").changed(second).names == ("language", "diffrate")
+    names = {}
+    exec(re.search(r"```python\n(.+?)```", section, flags=re.DOTALL)[1], names)
+    assert names["short"].stage("language").max_steps == 50
+    assert names["short"].names == ("language",)

@@ -58,6 +58,7 @@ def test_a_part_that_does_not_exist_is_refused_before_anything_is_trained(make_r
     with pytest.raises(ConfigError, match=r"LanguageTraining\.frozen: the model has no part 'encodr'; did you mean"):
         train(make_recipe(frozen=("encodr",)), tmp_path, workers=0)
     assert not (tmp_path / "language").exists()
+    assert not (tmp_path / "recipe.json").exists()  # so that the mended recipe may be trained in this folder
 
 
 def test_a_model_built_again_has_the_same_weights_to_load(make_recipe):
