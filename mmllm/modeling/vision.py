@@ -7,6 +7,7 @@ N tokens of a frame, C encoder width, D LLM width
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +16,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmllm.config import MmllmConfig
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
+from mmllm.interfaces import (
+    Encoder,
+    EncoderStage,
+    LlmStage,
+    TokenReducer,
+    VideoPath,
+    VisualTokenizer,
+    llm_stages,
+)
 from mmllm.modeling.blending import blend
 from mmllm.preprocessing.tiles import tilings_of
+from mmllm.stages import model_slots
 from mmllm.tokens import VisualSequence, VisualTokens
 
 
@@ -25,23 +36,26 @@ class VisualStages(PreTrainedModel):
     """The part of the model that looks: it has the stages in the order in which they are run."""
 
     config: MmllmConfig
-    reducers: nn.ModuleList
+    encoder: Encoder
+    image_encoder: Encoder | None
+    reducers: Sequence[TokenReducer]
+    visual_tokenizer: VisualTokenizer
+    path: VideoPath
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
         """The encoder scores that the configured reducers rank tokens by."""
-        reducers: list[Any] = list(self.reducers)
-        return tuple(dict.fromkeys(name for reducer in reducers for name in reducer.scores_needed))
+        return tuple(dict.fromkeys(name for reducer in self.reducers for name in reducer.scores_needed))
 
     def encode(
         self,
         pixels: Tensor,
         frame_mask: Tensor | None = None,
         times_s: Tensor | None = None,
-        encoder: nn.Module | None = None,
+        encoder: Encoder | None = None,
     ) -> VisualTokens:
         """Patch features of pixels (V T 3 S S), with the scores the reducers need; of `encoder`, or the model's own."""
-        options = {} if self.inside_encoder is None else {"inside": self.inside_encoder}
+        options = {} if self.encoder_stage is None else {"inside": self.encoder_stage}
         encoder = self.encoder if encoder is None else encoder
         tokens = encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
         return tokens.replace(times_s=times_s)
@@ -73,13 +87,13 @@ class VisualStages(PreTrainedModel):
         Averages of projected tokens are projected averages where the projector is affine; there are fewer of them.
         """
         tokens = tokens.replace(features=tokens.features.to(self.dtype))
-        if getattr(self.visual_tokenizer, "affine", False) and getattr(self.path, "averages", False):
+        if self.visual_tokenizer.affine and self.path.averages:
             sequence = self.path(tokens)
             few = VisualTokens(features=sequence.embeddings.unsqueeze(1), grid=None)  # B 1 L C
             sequence = dataclasses.replace(sequence, embeddings=self.visual_tokenizer(few).features.squeeze(1))
         else:
             sequence = self.path(self.visual_tokenizer(tokens))
-        if self.inside_llm is not None:
+        if self.llm_stages:
             sequence.check_places()
         return blend(sequence, self.config.blending, self.get_input_embeddings().weight, self.time_ids)
 
@@ -116,7 +130,7 @@ class VisualStages(PreTrainedModel):
         if pixel_values is not None:
             seen[self._placeholder("image_token_id")] = self.arrange(self.encode_images(pixel_values, image_tiling))
         if video_features is not None:
-            places = getattr(self.encoder, "index", None)
+            places = self.encoder.index
             known: dict[str, Any] = {}
             if places is not None:
                 known["index"] = places.to(video_features.device).expand(video_features.shape[:3])
@@ -144,11 +158,20 @@ class VisualStages(PreTrainedModel):
         return placeholder
 
     @property
-    def inside_encoder(self) -> Any:
-        """The reducer that drops or merges tokens inside the encoder's blocks, if there is one."""
-        return next((one for one in self.reducers if getattr(one, "runs_inside_encoder", False)), None)
+    def encoder_stage(self) -> EncoderStage | None:
+        """The reducer that drops or merges tokens inside the encoder's blocks, if there is one.
+
+        Raises:
+            ConfigError: if there are two.
+        """
+        stages = [reducer for reducer in self.reducers if isinstance(reducer, EncoderStage)]
+        if len(stages) > 1:
+            names = " and ".join(stage.registered_name for stage in stages)
+            raise ConfigError(f"one reducer at most works inside the encoder, not {names}")
+        return stages[0] if stages else None
 
     @property
-    def inside_llm(self) -> Any:
-        """The reducer that drops tokens between the LLM's layers, if there is one."""
-        return next((one for one in self.reducers if getattr(one, "runs_inside_llm", False)), None)
+    def llm_stages(self) -> list[LlmStage]:
+        """What works inside the LLM, of all slots, in order."""
+        parts = (getattr(self, name) for name in model_slots())
+        return llm_stages([part for filled in parts if isinstance(filled, (list, nn.ModuleList)) for part in filled])

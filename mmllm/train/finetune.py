@@ -124,7 +124,7 @@ def finetune(
         if training.system_prompt is not None:
             writer.system_prompt = named_system_prompt(training.system_prompt)
         cache = None
-        inside = any(getattr(reducer, "runs_inside_encoder", False) for reducer in model.reducers)
+        inside = model.encoder_stage is not None
         if training.keep_features and not inside:
             cache = FeatureCache(output / "features", model, qa.processor)
             videos = [media.path for one in dialogues for media in one.media if media.kind == "video"]

@@ -14,6 +14,7 @@ from mmllm.config import LossConfig
 from mmllm.datasets.mixture import MixtureConfig
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, require
+from mmllm.interfaces import LlmStage
 from mmllm.modeling.blending import BlendConfig
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.questions import TIME_FAMILIES
@@ -127,7 +128,7 @@ class Recipe:
         for reducer in self.model.reducers:
             config = registry.config_of("reducer", reducer)
             part = registry.find("reducer", registry.name_of("reducer", config)).cls
-            if getattr(part, "runs_inside_llm", False) and self.language.questions_per_video > 1:
+            if issubclass(part, LlmStage) and part.depends_on_question and self.language.questions_per_video > 1:
                 raise ConfigError(
                     f"{reducer} decides for each question which tokens it needs, so questions cannot share a row: set "
                     f"language.questions_per_video = 1 (it is {self.language.questions_per_video}) in a --config file"

@@ -90,8 +90,9 @@ def train(
 
         model, processor = build_model(recipe.model, recipe.seed, words)
         if recipe.frame_encoder is not None:
+            encoder: Any = model.encoder
             train_frame_encoder(
-                model.encoder, recipe.frame_encoder, recipe.data.synthetic, recipe.model.num_frames,
+                encoder, recipe.frame_encoder, recipe.data.synthetic, recipe.model.num_frames,
                 output / "encoder", seed=recipe.seed, report_to=report_to,
             )  # fmt: skip
         dataset, seen = _rows(data, model, processor, recipe, output / "features", workers)
@@ -217,7 +218,7 @@ class _Seen:
 
 def _seen(videos: Sequence[Path], model: Any, processor: Any, recipe: Recipe, folder: Path, workers: int) -> _Seen:
     """Reads every video in worker processes, except for mixtures without kept features, which draw another one."""
-    inside = any(getattr(reducer, "runs_inside_encoder", False) for reducer in model.reducers)
+    inside = model.encoder_stage is not None
     if "encoder" not in recipe.language.frozen or inside or not recipe.language.keep_features:
         drawn_again = recipe.data.mixture is not None
         failed = {} if drawn_again else unreadable(videos, processor.clip_reader(), workers)

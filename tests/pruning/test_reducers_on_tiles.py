@@ -116,13 +116,13 @@ def test_atp_drops_patches_but_no_row_ends(build, inputs):
         torch.nn.init.constant_(stage.head_s.bias, 30.0)
     passes = []
     model.language_model.base_model.layers[-1].register_forward_hook(
-        lambda module, args, kwargs, out: passes.append(kwargs["inside_llm"]), with_kwargs=True
+        lambda module, args, kwargs, out: passes.append(kwargs["llm_pass"]), with_kwargs=True
     )
     with torch.no_grad():
         model(**inputs)
     current, read = passes[0], seen(model, inputs)
     assert current.grid == (GRID, GRID)
-    left = current.alive[max(current.alive)].real.sum(1)
+    left = current.kept[max(current.kept)].valid.sum(1)
     for image, tiling in enumerate(tilings_of(inputs["image_tiling"])):
         ends = (read.place[image] == -2).sum()
         text = inputs["attention_mask"][image].sum() - 1
