@@ -33,6 +33,7 @@ from mmllm.errors import ConfigError
 from mmllm.fields import closest, from_mapping, to_mapping
 
 ROOMS = {"encoder": "encoders", "reducer": "pruning", "tokenizer": "tokenizers", "path": "paths", "time": "times"}
+ROOMS["modality"] = "modalities"
 
 Registered = TypeVar("Registered", bound=type)
 
