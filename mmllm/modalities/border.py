@@ -1,6 +1,8 @@
 """The border to transformers: flat keywords outside, one value for each modality inside.
 
-pixel_values_videos=..., video_times_s=...   <->   {"video": VideoInputs(pixels=..., times_s=...)}
+    pixel_values_videos=..., video_times_s=...   <->   {"video": VideoInputs(pixels=..., times_s=...)}
+
+`generate`, the Trainer, `BatchFeature` and saved batches see the left side only.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from transformers.utils import TransformersKwargs
 
 from mmllm import registry
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
 from mmllm.fields import closest
 from mmllm.modalities.modality import Media, Modality, ModalityInputs
 
@@ -25,8 +27,16 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def modalities() -> dict[str, Modality]:
-    """All registered modalities by name, sorted."""
-    return {name: part.cls(part.config()) for name, part in registry.parts("modality").items()}
+    """All registered modalities by name, sorted.
+
+    Raises:
+        ConfigError: if one is registered under another name than its inputs have.
+    """
+    built = {name: part.cls(part.config()) for name, part in registry.parts("modality").items()}
+    for name, modality in built.items():
+        if modality.name != name:
+            raise ConfigError(f"the modality {name!r} has inputs of {modality.name!r}: both need the same name")
+    return built
 
 
 def together(inputs: Iterable[ModalityInputs]) -> Media:

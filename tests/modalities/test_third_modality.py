@@ -14,15 +14,17 @@ from torch import Tensor, nn
 
 from mmllm import registry
 from mmllm.datasets.records import Dialogue, Media, Turn
-from mmllm.errors import InputError
-from mmllm.modalities.border import from_flat
+from mmllm.errors import ConfigError, InputError
+from mmllm.modalities.border import from_flat, modalities
 from mmllm.modalities.modality import Modality, ModalityInputs
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.preprocessing.templates import TEMPLATES
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.tokens import VideoClip, VisualSequence
+from mmllm.train.building import build_model
 from mmllm.train.packing import NAMES, RowCollator
+from mmllm.train.recipes import DecoderConfig, ModelConfig
 from mmllm.train.rows import DialogueRows, MediaInputs, Shuffled
 
 GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
@@ -208,6 +210,28 @@ def test_its_weights_are_saved_and_loaded(make, processor, tmp_path):
     inputs = again.apply_chat_template(BATCH, tokenize=True)
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     assert loaded.config.beeps_token_id == processor.beeps_token_id
+
+
+def test_models_that_training_starts_with_have_its_placeholder_and_weights():
+    encoder = "tiny:width=16,heads=2,channels=8+8+8"
+    model, processor = build_model(
+        ModelConfig(encoder=encoder, decoder=DecoderConfig(width=32, layers=2, mlp_width=64))
+    )
+    assert model.config.beeps_token_id == processor.beeps_token_id not in (None, processor.image_token_id)
+    assert list(model.modality_parts) == ["beeps"]
+
+
+def test_a_name_that_its_inputs_do_not_have_is_refused():
+    @dataclass(frozen=True, kw_only=True)
+    class OtherConfig:
+        """Nothing to choose."""
+
+    registry.register("modality", "other", config=OtherConfig)(type("Other", (Beeps,), {}))
+    try:
+        with pytest.raises(ConfigError, match="the modality 'other' has inputs of 'beeps'"):
+            modalities()
+    finally:
+        del registry._parts["modality"]["other"]
 
 
 def test_models_and_processors_from_before_go_on_without_it(make_model):
