@@ -23,7 +23,7 @@ from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.llm.inside_llm import LlmPass
 from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, placeholders, refuse_unknown
-from mmllm.modalities.modality import Media
+from mmllm.modalities.inputs import Media
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions, require_room
 from mmllm.modeling.vision import VisualStages

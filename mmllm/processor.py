@@ -16,7 +16,8 @@ from mmllm.config import MmllmConfig
 from mmllm.errors import InputError
 from mmllm.fields import closest, from_mapping, to_mapping
 from mmllm.modalities.border import flat, modalities, together
-from mmllm.modalities.modality import Media, Modality, ModalityInputs
+from mmllm.modalities.inputs import Media, ModalityInputs
+from mmllm.modalities.modality import Modality
 from mmllm.preprocessing.chat import (
     Message,
     as_images,

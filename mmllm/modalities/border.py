@@ -18,7 +18,8 @@ from transformers.utils import TransformersKwargs
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import closest
-from mmllm.modalities.modality import Media, Modality, ModalityInputs
+from mmllm.modalities.inputs import Media, ModalityInputs
+from mmllm.modalities.modality import Modality
 
 if TYPE_CHECKING:
     from mmllm.config import MmllmConfig

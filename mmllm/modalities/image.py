@@ -15,7 +15,8 @@ from einops import rearrange
 from torch import Tensor
 
 from mmllm.errors import InputError
-from mmllm.modalities.modality import Modality, ModalityInputs, Stages
+from mmllm.modalities.inputs import ModalityInputs
+from mmllm.modalities.modality import Modality, Stages
 from mmllm.preprocessing.frames import read_image
 from mmllm.preprocessing.media import MediaReading
 from mmllm.preprocessing.tiles import cut, tilings_of

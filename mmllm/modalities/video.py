@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mmllm.errors import InputError
-from mmllm.modalities.modality import Modality, ModalityInputs, Stages
+from mmllm.modalities.inputs import ModalityInputs
+from mmllm.modalities.modality import Modality, Stages
 from mmllm.preprocessing.media import MediaReading
 from mmllm.registry import register
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens

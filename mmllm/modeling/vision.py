@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from mmllm.config import MmllmConfig
 from mmllm.errors import InputError
 from mmllm.modalities.border import modalities
-from mmllm.modalities.modality import Media, Modality
+from mmllm.modalities.inputs import Media
+from mmllm.modalities.modality import Modality
 from mmllm.modeling.blending import blend
 from mmllm.tokens import VisualSequence, VisualTokens
 

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import InputError
 from mmllm.modalities.border import flat, together
-from mmllm.modalities.modality import ModalityInputs
+from mmllm.modalities.inputs import ModalityInputs
 from mmllm.modalities.video import VideoInputs
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor

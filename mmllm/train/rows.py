@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmllm.datasets.records import Dialogue
 from mmllm.errors import InputError, MmllmError
-from mmllm.modalities.modality import ModalityInputs
+from mmllm.modalities.inputs import ModalityInputs
 from mmllm.modalities.video import VideoInputs
 from mmllm.processor import MmllmProcessor
 from mmllm.tokens import IGNORED

@@ -16,7 +16,8 @@ from mmllm import registry
 from mmllm.datasets.records import Dialogue, Media, Turn
 from mmllm.errors import ConfigError, InputError
 from mmllm.modalities.border import from_flat, modalities
-from mmllm.modalities.modality import Modality, ModalityInputs
+from mmllm.modalities.inputs import ModalityInputs
+from mmllm.modalities.modality import Modality
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.preprocessing.templates import TEMPLATES
