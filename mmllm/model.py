@@ -9,7 +9,6 @@ L text positions, P positions with the visual tokens in place
 from __future__ import annotations
 
 import copy
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,8 @@ from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.llm.harness import decoder_layers, install
 from mmllm.llm.values import LlmPass
+from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, placeholders, refuse_unknown
+from mmllm.modalities.inputs import Media
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions, require_room
 from mmllm.modeling.vision import VisualStages
@@ -73,11 +74,13 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             modules = isinstance(parts, list) and all(isinstance(part, nn.Module) for part in parts)
             setattr(self, name, nn.ModuleList(parts) if modules else parts)
         if shared is None:
+            self.modality_parts = nn.ModuleDict(parts_of(config))
             self.language_model = AutoModelForCausalLM.from_config(config.text_config)
             grounded = config.losses.grounding_weight > 0
             self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
         else:
             self._refuse_untrained(shared)
+            self.modality_parts = shared.modality_parts
             self.language_model, self.grounding = shared.language_model, shared.grounding
             self.generation_config: Any = copy.deepcopy(shared.generation_config)
         self._check_fit()
@@ -147,9 +150,8 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
     def embed(self, input_ids: Tensor, visual: Tensor) -> Tensor:
         """B P D: text embeddings, with the visual tokens (B M D) at the placeholders' positions."""
         is_visual = torch.zeros_like(input_ids, dtype=torch.bool)
-        for placeholder in (self.config.image_token_id, self.config.video_token_id):
-            if placeholder is not None:
-                is_visual |= input_ids == placeholder
+        for placeholder in placeholders(self.config).values():
+            is_visual |= input_ids == placeholder
         table = self.get_input_embeddings()
         embeddings = table(input_ids.masked_fill(is_visual & (input_ids >= len(table.weight)), 0))
         is_visual &= is_visual.cumsum(dim=1) <= visual.shape[1]  # one that was generated is a word
@@ -157,6 +159,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
 
     # --- transformers' interface ----------------------------------------------------------------------------
 
+    @lists_flat_names
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -166,15 +169,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        video_frame_mask: Tensor | None = None,
-        video_times_s: Tensor | None = None,
-        video_durations_s: Tensor | None = None,
-        video_features: Tensor | None = None,
-        video_scores: dict[str, Tensor] | None = None,
-        image_tiling: Tensor | None = None,
-        video_frame_text: Tensor | None = None,
+        media: Media | None = None,
         visual_embeddings: Tensor | None = None,
         visual_place: Tensor | None = None,
         visual_frame: Tensor | None = None,
@@ -190,33 +185,30 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             position_ids: B P, for generation with a cache only.
             labels: int64, B L; -100 where nothing is to be learned.
             segment_ids: int64, B L; numbers the questions that share the row's video, 0 for the shared part.
-            pixel_values, pixel_values_videos, video_frame_mask, video_times_s, video_features, video_scores,
-                image_tiling, video_frame_text: see `see`.
-            video_durations_s: float, V. Lengths of the whole videos; needed by the grounding loss.
+            media: name of each modality -> its inputs.
             visual_embeddings: B M D. Visual tokens that `generate` has already put in reading order; `input_ids`
                 then has one placeholder for each token.
             visual_place, visual_frame: int64, B P. Of which patch and frame those tokens are, for stages
                 inside the LLM.
             visual_grid: the patch grid that `visual_place` counts on.
+            kwargs: in place of `media` the fields of its inputs, under the names by which transformers knows them
+                (`flat_names` of `VideoInputs` and `ImageInputs`); the rest goes to the LLM.
 
         Returns:
             Logits B P V; with labels, the loss and no logits, since only labelled positions reach the LM head.
+
+        Raises:
+            InputError: if media do not fit together or the text, or nobody takes a keyword that holds data.
         """
+        named, kwargs = media_apart(kwargs)
+        refuse_unknown(kwargs, self.language_model)
+        media = one_media(media, named)
         if inputs_embeds is None and input_ids is not None and visual_embeddings is None:
-            seen = self.see(
-                pixel_values,
-                pixel_values_videos,
-                video_frame_mask,
-                video_times_s,
-                video_features,
-                video_scores,
-                image_tiling,
-                video_frame_text,
-            )
+            seen = self.see(media)
             if seen or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
                 placed = place(input_ids, mask, seen, labels=labels, segments=segment_ids)
-                share = self._frame_share(placed, video_times_s, video_durations_s)
+                share = self._frame_share(placed, media)
                 return self._decode_placed(placed, share, past_key_values, logits_to_keep, **kwargs)
         if inputs_embeds is None:
             if input_ids is None:
@@ -352,13 +344,14 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def _frame_share(self, placed: Placed, times_s: Tensor | None, durations_s: Tensor | None) -> Tensor | None:
+    def _frame_share(self, placed: Placed, media: Media) -> Tensor | None:
         """B T: when each frame of a row's first video is shown, as a share of its duration; -1 without a video."""
-        if self.grounding is None or times_s is None:
+        if self.grounding is None:
             return None
-        if durations_s is None:
-            raise InputError("the grounding loss needs video_durations_s beside video_times_s")
-        share = times_s / durations_s.unsqueeze(1)
+        shares = [share for inputs in media.values() if (share := inputs.frame_share) is not None]
+        if len(shares) != 1:
+            return None
+        share = shares[0]
         counts = [int(row.max()) + 1 for row in placed.which]  # rows with images beside videos are not grounded
         first = torch.tensor([sum(counts[:b]) for b in range(len(counts))], device=share.device)
         if sum(counts) != len(share):
@@ -371,17 +364,18 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         seen: dict[int, VisualSequence] | None = None,
+        media: Media | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' `generate` over text with videos and images: greedy, sampling, beams, streaming.
 
-        Takes what the processor gives, or in place of pixels what `see` made of them before (`seen`). Returns the
+        Takes what the processor gives, or `media`, or in place of both what `see` made of them (`seen`). Returns the
         given ids followed by the new ones, as other vision-language models do; with `return_dict_in_generate`,
         their `sequences`.
         """
-        visual = {name: kwargs.pop(name, None) for name in inspect.signature(self.see).parameters}
-        seen = self.see(**visual) if seen is None else seen
-        kwargs.pop("video_durations_s", None)
+        named, kwargs = media_apart(kwargs)
+        if seen is None:
+            seen = self.see(one_media(media, named))
         if input_ids is None or not seen:
             return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
         if attention_mask is None:

@@ -37,6 +37,7 @@ KINDS: dict[str, Kind] = {
     "tokenizer": Kind(room="tokenizers", interface="mmllm.interfaces:VisualTokenizer"),
     "path": Kind(room="paths", interface="mmllm.interfaces:VideoPath"),
     "time": Kind(room="times", interface="mmllm.interfaces:TimeFormat"),
+    "modality": Kind(room="modalities", interface="mmllm.modalities.modality:Modality"),
 }
 
 Registered = TypeVar("Registered", bound=type)

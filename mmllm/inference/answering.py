@@ -23,6 +23,7 @@ from mmllm.checkpoints.weights import Weights
 from mmllm.errors import CheckpointError, MmllmError
 from mmllm.hub.sources import local_folder
 from mmllm.inference.overlay import kept_places, ranking_shown
+from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
@@ -155,8 +156,7 @@ class VideoQA:
 
     def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> Watched:
         started = time.perf_counter()
-        inputs = {name: value.to(self.model.device) for name, value in self.processor.video_inputs([clip]).items()}
-        tokens = self.model.encode(inputs["pixel_values_videos"], inputs["video_frame_mask"], inputs["video_times_s"])
+        tokens = video_tokens(self.model, clip_inputs(self.processor, clip).to(self.model.device))
         self._wait()
         return self._arrange(clip, tokens, {**seconds, "encode": time.perf_counter() - started})
 

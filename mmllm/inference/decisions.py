@@ -26,7 +26,7 @@ def finished_pass(qa: VideoQA, watched: Watched, question: str) -> LlmPass:
         attention_mask=placed.attention_mask,
         position_ids=positions(placed.attention_mask, None),
         llm_pass=current,
-        use_cache=False,
+        use_cache=True,
     )
     return current
 

@@ -80,6 +80,8 @@ def _before_layer(layer: int, layers: int, module: nn.Module, args: tuple, kwarg
         current = pass_of(cache)
     if current is None:
         return None
+    if cache is None and any(stage.evicts for stage in current.stages):
+        raise ConfigError("a stage that removes keys from the cache works with a cache only, and not in training")
     hidden = args[0] if args else kwargs["hidden_states"]
     record = None if cache is None else cache.layers[layer]
     if record is None or not record.seen:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,8 +24,10 @@ from mmllm.interfaces import (
     VisualTokenizer,
     llm_stages,
 )
+from mmllm.modalities.border import modalities
+from mmllm.modalities.inputs import Media
+from mmllm.modalities.modality import Modality
 from mmllm.modeling.blending import blend
-from mmllm.preprocessing.tiles import tilings_of
 from mmllm.stages import model_slots
 from mmllm.tokens import VisualSequence, VisualTokens
 
@@ -59,17 +59,6 @@ class VisualStages(PreTrainedModel):
         encoder = self.encoder if encoder is None else encoder
         tokens = encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
         return tokens.replace(times_s=times_s)
-
-    def encode_images(self, pixels: Tensor, tiling: Tensor | None = None) -> VisualTokens:
-        """Patch features of images (I 3 S S), or of images in tiles (I K 3 S S) with how each was cut (I 4)."""
-        if pixels.ndim == 4:
-            return self.encode(rearrange(pixels, "i c y x -> i 1 c y x"), encoder=self.image_encoder)
-        if tiling is None:
-            raise InputError("images in tiles need image_tiling, which the processor gives beside pixel_values")
-        cuts = tilings_of(tiling)
-        tiles = torch.tensor([cut.partitions for cut in cuts], device=pixels.device)
-        there = torch.arange(pixels.shape[1], device=pixels.device) < tiles.unsqueeze(1)  # I K
-        return self.encode(pixels, there, encoder=self.image_encoder).replace(tiling=cuts)
 
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
         """What the reducers leave of encoder features."""
@@ -103,58 +92,23 @@ class VisualStages(PreTrainedModel):
         ids = self.config.time_token_ids
         return torch.tensor(ids, device=self.device) if ids else None
 
-    def see(
-        self,
-        pixel_values: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        video_frame_mask: Tensor | None = None,
-        video_times_s: Tensor | None = None,
-        video_features: Tensor | None = None,
-        video_scores: dict[str, Tensor] | None = None,
-        image_tiling: Tensor | None = None,
-        video_frame_text: Tensor | None = None,
-    ) -> dict[int, VisualSequence]:
-        """Placeholder id -> what the LLM reads of the batch's images and videos.
+    def see(self, media: Media) -> dict[int, VisualSequence]:
+        """Placeholder id -> what the LLM reads of a batch's media.
 
         Args:
-            pixel_values: float, I 3 S S; or I K 3 S S for images in tiles, the whole image first.
-            pixel_values_videos: float, V T 3 S S.
-            video_frame_mask: bool, V T. False at frames that pad a shorter video.
-            video_times_s: float, V T.
-            video_features: V T N C, features of the frozen encoder kept from before, in place of pixels.
-            video_scores: their scores by name, V T N, where a reducer needs some.
-            image_tiling: int64, I 4. Rows and columns of each image's tiles, its height and width in pixels.
-            video_frame_text: int64, V T K. Ids of the text that is read before each frame; -1 fills up.
-        """
-        seen: dict[int, VisualSequence] = {}
-        if pixel_values is not None:
-            seen[self._placeholder("image_token_id")] = self.arrange(self.encode_images(pixel_values, image_tiling))
-        if video_features is not None:
-            places = self.encoder.index
-            known: dict[str, Any] = {}
-            if places is not None:
-                known["index"] = places.to(video_features.device).expand(video_features.shape[:3])
-            videos = VisualTokens(
-                features=video_features,
-                grid=self.encoder.grid,
-                times_s=video_times_s,
-                scores=video_scores or {},
-                **known,
-            )
-            if video_frame_mask is not None:
-                videos = videos.replace(mask=video_frame_mask.unsqueeze(-1).expand(video_features.shape[:3]))
-            sequence = self.arrange(videos)
-        elif pixel_values_videos is not None:
-            sequence = self.arrange(self.encode(pixel_values_videos, video_frame_mask, video_times_s))
-        else:
-            return seen
-        seen[self._placeholder("video_token_id")] = dataclasses.replace(sequence, frame_text=video_frame_text)
-        return seen
+            media: name of each modality -> its inputs, as `mmllm.modalities.border.from_flat` makes them of what the
+                processor gives.
 
-    def _placeholder(self, name: str) -> int:
-        placeholder = getattr(self.config, name)
+        Raises:
+            InputError: if the configuration has no placeholder for one of the modalities.
+        """
+        known = modalities()
+        return {self._placeholder(known[name]): known[name].encode(self, inputs) for name, inputs in media.items()}
+
+    def _placeholder(self, modality: Modality) -> int:
+        placeholder = getattr(self.config, modality.id_field, None)
         if placeholder is None:
-            raise InputError(f"the configuration has no {name}, so nothing can stand for {name.split('_')[0]}s")
+            raise InputError(f"the configuration has no {modality.id_field}, so nothing can stand for {modality.name}s")
         return placeholder
 
     @property

@@ -185,7 +185,7 @@ def _usable(
         if any(video in failed for video in videos):
             continue
         try:
-            text = text_row(one, writer, [cache.load(video).duration_s for video in videos], training.max_text_tokens)
+            text = text_row(one, writer, [cache.load(video).lengths_s[0] for video in videos], training.max_text_tokens)
         except InputError as problem:
             problems.append(f"{one.record_id}: {problem}")
             continue
