@@ -165,7 +165,7 @@ def video_tokens(model: Stages, inputs: VideoInputs) -> VisualTokens:
         assert inputs.pixels is not None
         return model.encode(inputs.pixels, inputs.frame_mask, inputs.times_s)
     shape = inputs.features.shape[:3]
-    index = getattr(model.encoder, "index", None)
+    index = model.encoder.index
     places = {} if index is None else {"index": index.to(inputs.features.device).expand(shape)}
     tokens = VisualTokens(
         features=inputs.features, grid=model.encoder.grid, times_s=inputs.times_s, scores=inputs.scores, **places

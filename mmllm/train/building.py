@@ -161,7 +161,7 @@ def _pretrained(name: str) -> tuple[Any, Any]:
 
 
 def _load_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
-    own = getattr(model.encoder, "load_pretrained", None)  # an encoder of another package knows how itself
+    own = model.encoder.load_pretrained  # an encoder of another package knows how itself
     if own is not None:
         own(name)
     else:
