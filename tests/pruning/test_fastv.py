@@ -1,5 +1,7 @@
 """FastV against attention weights of transformers' own eager attention, and what must hold of positions and cache."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -107,7 +109,7 @@ def test_a_larger_budget_keeps_a_superset(llm, embeds):
         current = the_pass(FastvReducer(FastvConfig(ratio=ratio)))
         run(llm, embeds, current)
         kept.append([set(row.tolist()) for row in current.kept[2].position])
-    for fewer, more in zip(kept, kept[1:], strict=False):
+    for fewer, more in pairwise(kept):
         assert all(a < b for a, b in zip(fewer, more, strict=True))
 
 
