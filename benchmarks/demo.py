@@ -1,7 +1,7 @@
 """The demo as its visitors feel it: how much sooner a second question is answered, and many questions at once.
 
     python benchmarks/demo.py                 # minutes: the model that comes with mmllm, its example clips
-    python benchmarks/demo.py --model DIR
+    python benchmarks/demo.py --model DIR --json out.json
 
 Every upload is an example clip under another digest, so that nothing of it was kept, and two questions are asked about
 it through gradio_client. The clock is the server's own: from the question to its first token. Medians with quartiles.
@@ -9,19 +9,20 @@ it through gradio_client. The clock is the server's own: from the question to it
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError
 
+from benchmarks.intervals import quartiles, turn_ratio
+from benchmarks.layouts import head, line, markdown
+from benchmarks.memory import resident_bytes
+from benchmarks.results import Number, Results, command_line, machine, option_parser
 from mmllm.app.examples import Example
 from mmllm.app.limits import DemoLimits
 from mmllm.commands.demo import load, running
@@ -53,19 +54,10 @@ def two_questions(
     return pairs
 
 
-def stage_table(pairs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> str:
-    """The medians as Markdown; a stage that was not run has no number."""
-    lines = ["| | " + " | ".join(STAGES) + " | first token after |", "|---" * (len(STAGES) + 2) + "|"]
-    for name, asked in zip(("first question", "second question"), zip(*pairs, strict=True), strict=True):
-        cells = []
-        for stage in (*STAGES, "first_token"):
-            took = [seconds[stage] for seconds in asked if stage in seconds]
-            cells.append(f"{statistics.median(took):.3f} s" if took else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    low, middle, high = statistics.quantiles(
-        [first["first_token"] / second["first_token"] for first, second in pairs], n=4
-    )
-    return "\n".join(lines) + f"\n\n{middle:.1f} times sooner (quartiles {low:.1f} and {high:.1f}).\n"
+def stages(asked: Sequence[dict[str, float]]) -> dict[str, Number]:
+    """Median and quartiles of the seconds of each stage that was run."""
+    taken = {stage: [seconds[stage] for seconds in asked if stage in seconds] for stage in (*STAGES, "first_token")}
+    return {f"{stage}_s": quartiles(seconds) for stage, seconds in taken.items() if seconds}
 
 
 def at_once(client: Client, video: Any, question: str, number: int) -> Counter[str]:
@@ -84,22 +76,32 @@ def at_once(client: Client, video: Any, question: str, number: int) -> Counter[s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Starts a demo, asks, and prints what it measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("--model", help="a folder or a hub id; the model that comes with mmllm if none is named")
     parser.add_argument("--rounds", type=int, default=3, help="uploads of each example clip")
     parser.add_argument("--at-once", type=int, nargs="*", default=[50, 50, 110])
     given = parser.parse_args(arguments)
     qa, name = load(given.model)
+    results = Results(command_line(__file__, arguments), machine("torch", "gradio"))
     with running(qa, name, DemoLimits()) as demo, tempfile.TemporaryDirectory() as folder:
         client = Client(demo.url, verbose=False, download_files=folder, httpx_kwargs={"timeout": 600})
         examples = list(demo.handlers.examples.values())
-        print(stage_table(two_questions(client, examples, Path(folder), given.rounds)))
+        firsts, followers = zip(*two_questions(client, examples, Path(folder), given.rounds), strict=True)
+        results.add("stages", {"question": "first question"}, stages(firsts))
+        results.add("stages", {"question": "second question"}, stages(followers))
+        print(markdown("stages", results.tables["stages"]))
+        first_s, follower_s = ([asked["first_token"] for asked in some] for some in (firsts, followers))
+        results.add("sooner", {}, {"sooner_ratio": turn_ratio(first_s, follower_s)})
+        print("\n" + markdown("sooner", results.tables["sooner"]) + "\n", flush=True)
         video = handle_file(another(examples[0].path, Path(folder), given.rounds))
+        print(head("at-once"), flush=True)
         for number in given.at_once:
-            outcomes = at_once(client, video, next(iter(examples[0].truths)), number)
-            told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-            held = psutil.Process().memory_info().rss // 10**6  # of the server, which runs in this process
-            print(f"{number} at once: {told}; the process has {held} MB", flush=True)
+            counts = at_once(client, video, next(iter(examples[0].truths)), number)
+            outcomes = {"outcomes": ", ".join(f"{count} {outcome}" for outcome, count in counts.items())}
+            process_mb = resident_bytes() / 10**6  # of the server, which runs in this process
+            row = results.add("at-once", outcomes, {"questions": number, "process_mb": process_mb})
+            print(line("at-once", row), flush=True)
+    results.save(given.json)
 
 
 if __name__ == "__main__":

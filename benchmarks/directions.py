@@ -1,6 +1,6 @@
 """Do the reducers go the way their papers say? A task that can be trained in a minute a seed.
 
-    python benchmarks/directions.py [--seeds 0 1 2] [--steps 250] [--json out.json]
+    python benchmarks/directions.py [--seeds 0 1 2] [--steps 200] [--json out.json]
 
 An image of 64 x 64 pixels shows one coloured square of 8 x 8 on noise, with one of four fine textures. The image is
 read as LLaVA-NeXT does, whole at half the resolution, where every texture looks alike, and as 2 x 2 tiles, one of which
@@ -10,18 +10,17 @@ from all patch tokens of the five partitions, and answers from what reducers lea
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.intervals import student
+from benchmarks.layouts import markdown
+from benchmarks.results import Results, command_line, machine, option_parser
 from mmllm import registry
 from mmllm.encoders.clip import ClipConfig, ClipEncoder
 from mmllm.pruning.diffrate_schedule import Schedule, flops
@@ -32,8 +31,28 @@ TOWER = ClipConfig(image_size=32, patch_size=4, width=48, layers=4, heads=4, mlp
 TILING = Tiling(rows=2, cols=2, height=64, width=64)
 TEXTURES, PATCHES = 4, 64
 TESTED, CROPPED = 200, 12
-STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-"""97.5 % quantile for so many seeds."""
+ROWS = {
+    "most attended (`fastervlm`)": "attended",
+    "`random`": "random",
+    "`uniform`": "uniform",
+    "least attended": "least attended",
+    "`hired`, tiles by first-layer attention": "hired attention",
+    "`hired:split=even`": "hired even",
+    "`hired`, tiles by late attention": "hired by the late layer",
+}
+"""How the table calls what is done to tokens."""
+INSIDE = {"drop": "prune", "merge": "merge", "drop half, merge half": "prune + merge"}
+"""The same for DiffRate."""
+PAIRS = {
+    (2, 4, 8): (
+        ("attended", "random"),
+        ("random", "least attended"),
+        ("hired attention", "hired even"),
+        ("hired attention", "hired by the late layer"),
+    ),
+    (20, 10): (("prune + merge", "merge"), ("merge", "prune")),
+}
+"""Budgets, and what is compared at each."""
 
 
 class LeastAttended(FasterVlmReducer):
@@ -133,7 +152,7 @@ def accuracies(encoder: ClipEncoder, reader: Reader, seed: int) -> dict[str, flo
     def right(left: VisualTokens) -> float:
         return (reader(left).argmax(-1) == texture).float().mean().item()
 
-    told = {"everything": right(tokens)}
+    shares = {"everything": right(tokens)}
     for keep in (2, 4, 8):
         budgets = {
             "attended": f"fastervlm:keep={keep}",
@@ -141,22 +160,22 @@ def accuracies(encoder: ClipEncoder, reader: Reader, seed: int) -> dict[str, flo
             "uniform": f"uniform:keep={keep}",
         }
         for name, reducer in budgets.items():
-            told[f"{name} {keep}"] = right(registry.build("reducer", reducer)(tokens))
-        told[f"least attended {keep}"] = right(LeastAttended(FasterVlmConfig(keep=keep))(tokens))
+            shares[f"{name} {keep}"] = right(registry.build("reducer", reducer)(tokens))
+        shares[f"least attended {keep}"] = right(LeastAttended(FasterVlmConfig(keep=keep))(tokens))
         for split in ("attention", "even"):
             reducer = registry.build("reducer", f"hired:total={5 * keep},split={split}")
-            told[f"hired {split} {keep}"] = right(reducer(tokens))
+            shares[f"hired {split} {keep}"] = right(reducer(tokens))
         late = tokens.scores["cls_attention"]
         by_late = tokens.replace(scores={"cls_attention": late, "cls_attention@0": late})
-        told[f"hired by the late layer {keep}"] = right(registry.build("reducer", f"hired:total={5 * keep}")(by_late))
+        shares[f"hired by the late layer {keep}"] = right(registry.build("reducer", f"hired:total={5 * keep}")(by_late))
     for left in (20, 10):
         for name, schedule in schedules(left).items():
             config = {"name": "diffrate", "prune": list(schedule.prune), "merge": list(schedule.merge)}
             reducer = registry.build("reducer", {**config, "clamp_size": True})
-            told[f"{name} {left}"] = right(
+            shares[f"{name} {left}"] = right(
                 VisualTokens(**joined(encoder(part, inside=reducer) for part in cut.split(50)))
             )
-    return told
+    return shares
 
 
 def joined(parts: Sequence[VisualTokens]) -> dict[str, object]:
@@ -179,53 +198,44 @@ def schedules(left: int) -> dict[str, Schedule]:
     }
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of the 95 % interval over seeds."""
-    if len(values) < 2:
-        return values[0], float("nan")
-    quantile = STUDENT_T.get(len(values), 2.6)
-    return statistics.mean(values), quantile * statistics.stdev(values) / len(values) ** 0.5
+def fill(results: Results, runs: Sequence[dict[str, float]]) -> None:
+    """The tables of all seeds: right answers in %, and their differences paired by seed."""
+    for label, kind in ROWS.items():
+        shares = {keep: student([100 * run[f"{kind} {keep}"] for run in runs]) for keep in (2, 4, 8)}
+        results.add("kept", {"tokens": label}, {f"keep_{keep}_percent": share for keep, share in shares.items()})
+    for label, kind in INSIDE.items():
+        shares = {left: student([100 * run[f"{kind} {left}"] for run in runs]) for left in (20, 10)}
+        results.add("diffrate", {"tokens": label}, {f"left_{left}_percent": share for left, share in shares.items()})
+    for budgets, pairs in PAIRS.items():
+        for first, second in pairs:
+            for budget in budgets:
+                names = {"first": f"{first} {budget}", "second": f"{second} {budget}"}
+                points = [100 * (run[names["first"]] - run[names["second"]]) for run in runs]
+                results.add("differences", names, {"points": student(points)})
 
 
-def show(runs: Sequence[dict[str, float]]) -> None:
-    print(
-        f"{'right answers in %, mean and 95 % interval over seeds':<58}"
-        + "".join(f"seed {i:<5}" for i in range(len(runs)))
-    )
-    for name in runs[0]:
-        mean, half = interval([100 * run[name] for run in runs])
-        print(f"{name:<38}{mean:6.1f} +- {half:4.1f}        " + "".join(f"{100 * run[name]:<10.1f}" for run in runs))
-    print("\ndifferences, paired by seed")
-    pairs = [(f"attended {k}", f"random {k}") for k in (2, 4, 8)]
-    pairs += [(f"random {k}", f"least attended {k}") for k in (2, 4, 8)]
-    pairs += [(f"hired attention {k}", f"hired even {k}") for k in (2, 4, 8)]
-    pairs += [(f"hired attention {k}", f"hired by the late layer {k}") for k in (2, 4, 8)]
-    pairs += [(f"prune + merge {k}", f"merge {k}") for k in (20, 10)]
-    pairs += [(f"merge {k}", f"prune {k}") for k in (20, 10)]
-    for one, other in pairs:
-        mean, half = interval([100 * (run[one] - run[other]) for run in runs])
-        print(f"{one:>28} - {other:<28}{mean:+6.1f} +- {half:4.1f}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains a model for each seed and prints what is answered with what reducers leave."""
+    parser = option_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message="no tile is attended to")
+    results = Results(command_line(__file__, arguments), machine("torch"))
     runs = []
     for seed in options.seeds:
         encoder, reader = trained(seed, options.steps)
         runs.append(accuracies(encoder, reader, seed))
+        results.add("everything", {"seed": str(seed)}, {"right_percent": 100 * runs[-1]["everything"]})
         print(f"seed {seed}: {runs[-1]['everything']:.1%} right with all tokens", flush=True)
-    show(runs)
+    fill(results, runs)
     costs = {
         left: flops(schedules(left)["merge"].live(65), tokens=65, width=TOWER.width, patch=4) for left in (65, 20, 10)
     }
-    print("DiffRate's cost: " + ", ".join(f"{left} tokens left {cost / costs[65]:.0%}" for left, cost in costs.items()))
-    if options.json:
-        options.json.write_text(json.dumps({"seeds": options.seeds, "runs": runs}, indent=1) + "\n")
+    for left, cost in costs.items():
+        results.add("diffrate-cost", {}, {"tokens": left, "cost_percent": 100 * cost / costs[65]})
+    print(*(markdown(table, rows) for table, rows in results.tables.items()), sep="\n\n")
+    results.save(options.json)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
     python benchmarks/encoders.py                        # towers of up to half a billion parameters, and frames
     python benchmarks/encoders.py --only dinov2-378 convnext-576 --repeats 1
     python benchmarks/encoders.py --only frames          # preparing decoded frames, against transformers
+    python benchmarks/encoders.py --json out.json
 
 Weights are random, which changes no cost. Times are processor time of the process (all its threads), or device time on
-an accelerator, taken in turns (reference, ours, bare, reference, ...), so that a busy machine hits all alike. Told are
-medians of the ratios of one turn; for frames, whose turns are short, ratios of the quickest turns. Where a busy machine
-moves these by more than what is looked for, the share of a call that is spent outside of the library's modules is told
-too, and with a score the share that it takes: both are counted within one call, all of which is slowed down alike.
+an accelerator, taken in turns that go there and back, so that a busy machine hits all alike. The table has medians of
+the ratios of one turn; for frames, whose turns are short, ratios of the quickest turns. A busy machine may move these
+by more than what is looked for, so there is also the share of a call that is spent outside of the library's modules,
+and with a score the share that it takes: both are counted within one call, all of which is slowed down alike.
 
 The reference is CLIP ViT-L/14 at 336 pixels, as LLaVA-1.5 runs it: up to its last layer but one. The bare modules do
 the same work: no layer that is not needed, no scores.
@@ -16,21 +17,21 @@ the same work: no layer that is not needed, no scores.
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import json
-import platform
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.intervals import quartiles, turn_ratio
+from benchmarks.layouts import head, line
+from benchmarks.measuring import Work, in_turns, processor_s, seconds_on
+from benchmarks.memory import extra_bytes_on
+from benchmarks.results import Number, Results, command_line, machine, option_parser
 from mmllm import registry
 from mmllm.encoders.clip_names import from_transformers
 from mmllm.preprocessing.frames import FrameTransform
@@ -43,6 +44,8 @@ Run = Callable[[Tensor], Any]
 class Tower:
     """A row of the table."""
 
+    label: str
+    """How the table calls it."""
     encoder: str
     """Name and settings, as on the command line."""
     score: str | None = None
@@ -52,16 +55,16 @@ class Tower:
 
 
 TOWERS = {
-    REFERENCE: Tower("clip"),
-    "clip-336+cls": Tower("clip", score="cls_attention"),
-    "clip-224": Tower("clip:image_size=224"),
-    "siglip-384": Tower("siglip"),
-    "siglip-384+mean": Tower("siglip", score="mean_attention"),
-    "dinov2-378": Tower("dinov2", huge=True),
-    "convnext-256": Tower("convnext:image_size=256", huge=True),
-    "convnext-576": Tower("convnext", huge=True),
+    REFERENCE: Tower("CLIP ViT-L/14, 336 pixels", "clip"),
+    "clip-336+cls": Tower("the same with `cls_attention`", "clip", score="cls_attention"),
+    "clip-224": Tower("CLIP ViT-L/14, 224", "clip:image_size=224"),
+    "siglip-384": Tower("SigLIP so400m, 384", "siglip"),
+    "siglip-384+mean": Tower("the same with `mean_attention`", "siglip", score="mean_attention"),
+    "dinov2-378": Tower("DINOv2 giant, 378", "dinov2", huge=True),
+    "convnext-256": Tower("ConvNeXt-XXL, 256", "convnext:image_size=256", huge=True),
+    "convnext-576": Tower("ConvNeXt-XXL, 576", "convnext", huge=True),
     **{
-        f"fastvithd-{side}": Tower(f"fastvithd:image_size={side}", huge=side > 768)
+        f"fastvithd-{side}": Tower(f"FastViTHD, {side}", f"fastvithd:image_size={side}", huge=side > 768)
         for side in (256, 512, 768, 1024, 1280, 1536)
     },
 }
@@ -136,56 +139,6 @@ def _other_clips(encoder: Any) -> dict[str, Run]:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Processor time on a CPU, elapsed time on an accelerator."""
-    if device.type == "cpu":
-        begun = time.process_time()
-        run()
-        return time.process_time() - begun
-    torch.cuda.synchronize(device)
-    begun = time.perf_counter()
-    run()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
-
-
-def in_turns(runs: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each, each turn, after one turn that does not count; every other turn goes backwards."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name in list(runs)[:: 1 if turn % 2 else -1]:
-            spent = seconds(runs[name], device)
-            if turn:
-                taken[name].append(spent)
-    return taken
-
-
-def ratio(of: list[float], to: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(of, to, strict=True))
-
-
-def extra_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Most memory that a run takes beside the weights; None where the system does not tell."""
-    if device.type != "cpu":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        run()
-        return _status("VmHWM") - before
-    except (OSError, KeyError):
-        return None
-
-
-def _status(field: str) -> int:
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[field].split()[0]) * 1024
-
-
 class Clock:
     """Adds up the processor time of functions, counted once where they call each other."""
 
@@ -203,30 +156,31 @@ class Clock:
             self.spent += time.process_time() - self._begun
 
 
-def shares(encoder: Any, run: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Which share of a call our code takes around the library's modules, and which one a score takes."""
+def shares(encoder: Any, run: Work, repeats: int) -> dict[str, Number]:
+    """In % of a call: what our code takes around the library's modules, and what a score takes if it can be counted."""
     around, scoring = [], []
+    counted = hasattr(encoder, "_score")
     for _ in range(repeats):
         modules, score = Clock(), Clock()
         hooks = [hook for module in encoder.tower.modules() for hook in (
             module.register_forward_pre_hook(modules.begin), module.register_forward_hook(modules.end),
         )]  # fmt: skip
-        if hasattr(encoder, "_score"):
-            encoder._score = timed(type(encoder)._score.__get__(encoder), score, modules)
-        begun = time.process_time()
-        run()
-        total = time.process_time() - begun
+        if counted:
+            encoder._score = clocked(type(encoder)._score.__get__(encoder), score, modules)
+        total = processor_s(run)
         for hook in hooks:
             hook.remove()
-        around.append((total - modules.spent) / (total - score.spent))
-        scoring.append(score.spent / (total - score.spent))
-    return {"around": statistics.median(around), "scoring": statistics.median(scoring)}
+        if counted:
+            del encoder._score
+        around.append(100 * (total - modules.spent) / (total - score.spent))
+        scoring.append(100 * score.spent / (total - score.spent))
+    return {"around_percent": quartiles(around), **({"score_percent": quartiles(scoring)} if any(scoring) else {})}
 
 
-def timed(call: Callable[..., Any], *clocks: Clock) -> Callable[..., Any]:
+def clocked(call: Callable[..., Any], *clocks: Clock) -> Callable[..., Any]:
     """`call`, with its time added to the clocks."""
 
-    def call_timed(*arguments: Any) -> Any:
+    def call_clocked(*arguments: Any) -> Any:
         for clock in clocks:
             clock.begin()
         result = call(*arguments)
@@ -234,45 +188,45 @@ def timed(call: Callable[..., Any], *clocks: Clock) -> Callable[..., Any]:
             clock.end()
         return result
 
-    return call_timed
+    return call_clocked
 
 
 @torch.no_grad()
-def measure(name: str, reference: Any, repeats: int, device: torch.device) -> dict[str, Any]:
+def measure(tower: Tower, reference: Any, repeats: int, device: torch.device) -> dict[str, Number]:
     """One row: a frame at a time, as ratios to the reference."""
-    tower = TOWERS[name]
     encoder = reference if tower.encoder == TOWERS[REFERENCE].encoder else build(tower.encoder, device)
     pixels, small = (
         torch.rand(1, 1, 3, one.config.image_size, one.config.image_size, device=device) for one in (encoder, reference)
     )
     scores = [tower.score] if tower.score else []
-    runs: dict[str, Callable[[], Any]] = {
-        "reference": lambda: reference(small),
-        "ours": lambda: encoder(pixels, scores=scores),
-    }
+    runs: dict[str, Work] = {"reference": lambda: reference(small), "ours": lambda: encoder(pixels, scores=scores)}
     plain = {} if scores else bare_runs(encoder)
     runs |= {library: lambda run=run: run(pixels[:, 0]) for library, run in plain.items()}
-    taken = in_turns(runs, repeats, device)
+    taken = in_turns(runs, repeats, take=seconds_on(device), and_back=True)
+    over = {
+        library: [100 * (ours / bare - 1) for ours, bare in zip(taken["ours"], taken[library], strict=True)]
+        for library in plain
+    }
     features = encoder(pixels).features
-    return {
-        "tower": name,
-        "seconds": statistics.median(taken["ours"]),
-        "time": ratio(taken["ours"], taken["reference"]),
+    numbers: dict[str, Number] = {
+        "call_s": quartiles(taken["ours"]),
+        "time_ratio": turn_ratio(taken["ours"], taken["reference"]),
         **({} if device.type != "cpu" else shares(encoder, runs["ours"], repeats)),
-        "over": {library: ratio(taken["ours"], taken[library]) - 1 for library in plain},
+        **{f"{library}_percent": quartiles(percents) for library, percents in over.items()},
         "tokens": features.shape[2],
         "width": features.shape[3],
-        "parameters": sum(weight.numel() for weight in encoder.parameters()),
-        "memory": extra_bytes(runs["ours"], device),
-        "repeats": repeats,
+        "parameters_millions": sum(weight.numel() for weight in encoder.parameters()) / 1e6,
     }
+    with suppress(OSError):  # where the system does not tell the peak, the row has no memory
+        numbers["memory_mib"] = extra_bytes_on(device, runs["ours"]) / 2**20
+    return numbers
 
 
 # --- frames -------------------------------------------------------------------------------------------------
 
 
-def frame_rows(count: int, repeats: int) -> list[dict[str, Any]]:
-    """Preparing decoded frames: transformers' default processor of the same model against ours."""
+def frame_rows(count: int, repeats: int) -> Iterator[tuple[str, dict[str, Number]]]:
+    """Preparing decoded frames: transformers' default processor of the same model against ours, a row after another."""
     from transformers import CLIPImageProcessor, LlavaImageProcessor, SiglipImageProcessor
 
     def square(side: int) -> dict[str, Any]:
@@ -291,7 +245,6 @@ def frame_rows(count: int, repeats: int) -> list[dict[str, Any]]:
         ),
         "FastVLM 1024, pad": (LlavaImageProcessor(do_pad=True, **square(1024), **bare), plain, max(1, count // 5)),
     }
-    rows = []
     for height, width in ((360, 640), (720, 1280)):
         for name, (theirs, ours, frames) in cases.items():
             clip = _clip(frames, height, width)
@@ -301,19 +254,18 @@ def frame_rows(count: int, repeats: int) -> list[dict[str, Any]]:
                 "pil": lambda clip=clip, ours=ours: replace(ours, video_resize="pil").video(clip),
             }
             far = np.abs(runs["ours"]() - runs["theirs"]().numpy()) * 255 * np.array(ours.std)[:, None, None]
-            taken = in_turns(runs, repeats, torch.device("cpu"))
-            rows.append(
+            taken = in_turns(runs, repeats, and_back=True)
+            quickest = {name: min(seconds) for name, seconds in taken.items()}
+            yield (
+                f"{name}, of {width}x{height}",
                 {
-                    "frames": f"{name}, of {width}x{height}",
-                    "milliseconds": 1e3 * min(taken["ours"]) / frames,
-                    "faster": min(taken["theirs"]) / min(taken["ours"]),
-                    "faster_than_pil": min(taken["pil"]) / min(taken["ours"]),
+                    "frame_ms": 1e3 * quickest["ours"] / frames,
+                    "faster_ratio": quickest["theirs"] / quickest["ours"],
+                    "pil_ratio": quickest["pil"] / quickest["ours"],
                     "largest": float(far.max()),
                     "mean": float(far.mean()),
-                }
+                },
             )
-            print(_frame_line(rows[-1]), flush=True)
-    return rows
 
 
 def _clip(count: int, height: int, width: int) -> np.ndarray:
@@ -324,56 +276,30 @@ def _clip(count: int, height: int, width: int) -> np.ndarray:
     return np.clip(frames.astype(np.int16) + generator.integers(-9, 10, frames.shape[1:]), 0, 255).astype(np.uint8)
 
 
-# --- telling ------------------------------------------------------------------------------------------------
-
-TOWER_HEAD = (
-    "| tower | time / CLIP ViT-L/14-336 | ours over the bare module | of a call: around its modules, scores "
-    "| tokens | width | parameters | memory |\n"
-    "|---|---|---|---|---|---|---|---|"
-)
-FRAME_HEAD = (
-    "| frames | ms a frame | faster than transformers' default | faster than PIL | largest, mean difference of 255 |\n"
-    "|---|---|---|---|---|"
-)
-
-
-def _tower_line(row: dict[str, Any]) -> str:
-    over = ", ".join(f"{library} {100 * share:+.1f} %" for library, share in row["over"].items())
-    memory = "-" if row["memory"] is None else f"{row['memory'] / 2**20:,.0f} MiB"
-    count = f"{row['parameters'] / 1e6:,.1f} M"
-    share = f"{row['around']:.2%}, {row['scoring']:.2%}" if "around" in row else "-"
-    size = f"{row['tokens']} | {row['width']} | {count} | {memory}"
-    return f"| {row['tower']} | {row['time']:.2f} | {over or '-'} | {share} | {size} |"
-
-
-def _frame_line(row: dict[str, Any]) -> str:
-    faster = f"{row['faster']:.1f} x | {row['faster_than_pil']:.1f} x"
-    return f"| {row['frames']} | {row['milliseconds']:.2f} | {faster} | {row['largest']:.2f}, {row['mean']:.4f} |"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints a row after another."""
+    parser = option_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=[*TOWERS, "frames"], help="these rows")
     parser.add_argument("--repeats", type=int, default=5, help="turns that count")
     parser.add_argument("--count", type=int, default=100, help="frames that are prepared")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="write the rows into this file")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     device = torch.device(given.device)
     chosen = given.only or [*(name for name, tower in TOWERS.items() if not tower.huge), "frames"]
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    rows: list[dict[str, Any]] = []
+    results = Results(command_line(__file__, arguments), machine("torch", "torchvision", "transformers"))
     if names := [name for name in chosen if name != "frames"]:
         reference = build(TOWERS[REFERENCE].encoder, device)
-        print(f"\n{TOWER_HEAD}", flush=True)
-        for name in names:
-            rows.append(measure(name, reference, given.repeats, device))
-            print(_tower_line(rows[-1]), flush=True)
+        print(f"\n{head('towers')}", flush=True)
+        for tower in (TOWERS[name] for name in names):
+            numbers = measure(tower, reference, given.repeats, device)
+            uncounted = {} if "score_percent" in numbers else {"score": "not told" if tower.score else "-"}
+            row = results.add("towers", {"tower": tower.label, **uncounted}, numbers)
+            print(line("towers", row), flush=True)
     if "frames" in chosen:
-        print(f"\n{FRAME_HEAD}", flush=True)
-        rows += frame_rows(given.count, given.repeats)
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+        print(f"\n{head('frames')}", flush=True)
+        for frames, numbers in frame_rows(given.count, given.repeats):
+            print(line("frames", results.add("frames", {"frames": frames}, numbers)), flush=True)
+    results.save(given.json)
 
 
 if __name__ == "__main__":

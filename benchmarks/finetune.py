@@ -1,6 +1,6 @@
 """Fine-tuning on 20 clips that the model has not seen: does it learn them?
 
-    python benchmarks/finetune.py --model runs/quickstart/model [--clips 20] [--steps 300] [--output runs/own-clips]
+    python benchmarks/finetune.py --model runs/quickstart/model [--clips 20] [--steps 300] [--json out.json]
 
 Renders the clips, writes one question about each to clips.jsonl (as a user would), runs `mmllm finetune` and
 `mmllm eval` on them, and prints mIoU before and after with the processor time of the training.
@@ -8,12 +8,14 @@ Renders the clips, writes one question about each to clips.jsonl (as a user woul
 
 from __future__ import annotations
 
-import argparse
 import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.layouts import markdown
+from benchmarks.measuring import timed
+from benchmarks.results import Results, command_line, machine, option_parser
 from mmllm.commands.evaluate import evaluate_into
 from mmllm.evaluation.run import read_benchmark
 from mmllm.inference.answering import VideoQA
@@ -45,21 +47,24 @@ def miou(model: str | Path, data: Path, output: Path) -> float:
     return 100 * scores["miou"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Scores the model, trains it further, and scores it again."""
+    parser = option_parser(__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("runs/own-clips"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    results = Results(command_line(__file__, arguments), machine("torch"))
     data = own_data(options.output / "data", options.clips)
     before = miou(options.model, data, options.output / "before")
-    started = time.process_time()
-    training = FinetuneTraining(max_steps=options.steps)
-    tuned = finetune(FinetuneConfig(model=options.model, training=training), data, options.output / "run", workers=0)
-    seconds = time.process_time() - started
+    config = FinetuneConfig(model=options.model, training=FinetuneTraining(max_steps=options.steps))
+    tuned, seconds = timed(lambda: finetune(config, data, options.output / "run", workers=0))
     after = miou(tuned, data, options.output / "after")
-    print(f"{options.clips} clips, {options.steps} steps, {seconds:.0f} CPU-s: mIoU {before:.1f} -> {after:.1f}")
+    sizes = {"clips": options.clips, "steps": options.steps}
+    row = results.add("finetune", {}, {**sizes, "before_percent": before, "after_percent": after, "cpu_s": seconds})
+    print(markdown("finetune", [row]))
+    results.save(options.json)
 
 
 if __name__ == "__main__":

@@ -12,21 +12,20 @@ for each seed. Its path makes one token of what is left of a frame, and a few of
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import resource
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from directions import LeastAttended
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.directions import LeastAttended
+from benchmarks.intervals import median_ratio, over_seeds_with_clips
+from benchmarks.layouts import markdown
+from benchmarks.measuring import in_turns
+from benchmarks.memory import peak_memory
+from benchmarks.results import Number, Results, command_line, machine, option_parser
 from mmllm import registry
 from mmllm.datasets.records import Question
 from mmllm.encoders.clip import ClipConfig, ClipEncoder
@@ -57,7 +56,17 @@ BUDGETS = (0.25, 0.1)
 KEPT = (8, 4, 2)
 """Tokens of the 16 of each frame."""
 FAMILIES = ("visible", "direct", "something", "place")
-SCORES = ("mIoU", "spatial")
+SCORES = {"mIoU": "miou", "spatial": "place"}
+"""Scores, and how the results call them."""
+ROWS = {
+    "`uniform`": "uniform",
+    "`random`": "random",
+    "`fastervlm`": "fastervlm",
+    "`video_budget` (ours)": "video_budget",
+    "`pool:stride=2`": "pool",
+    "least attended": "least attended",
+}
+"""How the table calls the reducers."""
 CLIP_SEED = 100
 """Added to a seed: the clips of training are rendered from seed 0."""
 
@@ -65,39 +74,8 @@ CLIP_SEED = 100
 # --- cost ---------------------------------------------------------------------------------------------------
 
 
-def processor_s(work: Callable[[], Any]) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
-
-
-def in_turns(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median processor seconds of each work, taken in turns, after one round that does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
-        for name, work in works.items():
-            seconds = processor_s(work)
-            if number:
-                taken[name].append(seconds)
-    return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def extra_memory(work: Callable[[], Any]) -> int:
-    """Bytes that work adds to the peak of a process of its own."""
-    read, write = os.pipe()
-    if not (child := os.fork()):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        work()
-        os.write(write, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(write)
-    with os.fdopen(read) as told:
-        return int(told.read()) * 1024
-
-
 @torch.no_grad()
-def selection_shares(rounds: int) -> dict[str, float]:
+def selection_shares(rounds: int) -> dict[str, Number]:
     """Time of scores and selection as a share of the encoder's time, by reducer."""
     torch.manual_seed(0)
     encoder = ClipEncoder(TOWER).eval()
@@ -117,11 +95,11 @@ def selection_shares(rounds: int) -> dict[str, float]:
 
     works: dict[str, Callable[[], Any]] = {name: lambda name=name: select(name) for name in reducers}
     seconds = in_turns({"encoder": lambda: encoder(pixels), **works}, rounds)
-    return {name: seconds[name] / seconds["encoder"] for name in reducers}
+    return {name: median_ratio(seconds[name], seconds["encoder"]) for name in reducers}
 
 
 @torch.no_grad()
-def prefill(rounds: int) -> list[dict[str, float]]:
+def prefill(rounds: int) -> list[dict[str, Number]]:
     """What the LLM's reading costs with all visual tokens and with fewer."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LLM).eval()
@@ -134,8 +112,8 @@ def prefill(rounds: int) -> list[dict[str, float]]:
         return cache
 
     seconds = in_turns({str(count): lambda count=count: read(count) for count in counts}, rounds)
-    memory = [extra_memory(lambda count=count: read(count)) for count in counts]
-    rows = []
+    memory = [peak_memory(lambda count=count: read(count))[1].extra for count in counts]
+    rows: list[dict[str, Number]] = []
     for count, extra in zip(counts, memory, strict=True):
         positions = count + QUESTION
         stored = sum(part.nbytes for layer in read(count).layers for part in (layer.keys, layer.values))
@@ -143,21 +121,13 @@ def prefill(rounds: int) -> list[dict[str, float]]:
         rows.append(
             {
                 "tokens": count,
-                "flops": prefill_flops(LLM, counts[0] + QUESTION) / prefill_flops(LLM, positions),
-                "time": seconds[str(counts[0])] / seconds[str(count)],
-                "memory": extra / memory[0],
+                "operations_ratio": prefill_flops(LLM, counts[0] + QUESTION) / prefill_flops(LLM, positions),
+                "time_ratio": median_ratio(seconds[str(counts[0])], seconds[str(count)]),
+                "memory_percent": 100 * extra / memory[0],
                 "cache_bytes": stored,
             }
         )
     return rows
-
-
-def show_cost(shares: dict[str, float], rows: Sequence[dict[str, float]]) -> None:
-    print("selection, share of the encoder's time: " + ", ".join(f"{n} {s:.2%}" for n, s in shares.items()))
-    print(f"{'visual tokens':>14}{'FLOPs fall':>12}{'time falls':>12}{'peak memory':>13}{'KV bytes':>12}")
-    for row in rows:
-        falls = f"{row['flops']:>11.2f}x{row['time']:>11.2f}x{row['memory']:>13.0%}"
-        print(f"{row['tokens']:>14}{falls}{row['cache_bytes']:>12,}")
 
 
 # --- answers ------------------------------------------------------------------------------------------------
@@ -197,8 +167,8 @@ def answers(qa: VideoQA, benchmark: Benchmark, seed: int) -> dict[str, dict[str,
             seen = one.look_again(watched)
             left[name] = max(left[name], seen.token_counts["reducers"])
             read[name] = max(read[name], sum(int(sequence.mask.sum()) for sequence in seen.seen.values()))
-            told = one.ask_all(seen, [question.question for question in questions], questions[0].duration_s)
-            samples[name] += [Sample.asked(q).answered(a) for q, a in zip(questions, told, strict=True)]
+            texts = one.ask_all(seen, [question.question for question in questions], questions[0].duration_s)
+            samples[name] += [Sample.asked(q).answered(a) for q, a in zip(questions, texts, strict=True)]
     return {
         name: {
             "left": left[name],
@@ -218,49 +188,50 @@ def blind(benchmark: Benchmark) -> dict[str, float]:
     return {"mIoU": over_videos(timed, sample_iou) or 0.0, "spatial": over_videos(told, text_match) or 0.0}
 
 
-def spread(runs: Sequence[dict[str, float]], resamples: int = 2000) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval, by a bootstrap over seeds and the clips of each."""
-    values = [np.array(list(run.values())) for run in runs]
-    draw = np.random.default_rng(0)
+def fill_answers(results: Results, runs: Sequence[dict[str, dict[str, Any]]]) -> None:
+    """The table of all seeds: for each budget scores in %, and the most tokens left of a clip and read by the LLM."""
 
-    def once() -> float:
-        some = [values[seed] for seed in draw.integers(len(values), size=len(values))]
-        return float(np.mean([draw.choice(one, len(one)).mean() for one in some]))
+    def numbers(variant: str, ending: str) -> dict[str, Number]:
+        scores = {
+            f"{kept}{ending}_percent": over_seeds_with_clips(
+                [[100 * score for score in run[variant][name].values()] for run in runs]
+            )
+            for name, kept in SCORES.items()
+        }
+        return {**scores, **{f"{name}{ending}_tokens": runs[0][variant][name] for name in ("left", "read")}}
 
-    means = [once() for _ in range(resamples)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(np.mean([one.mean() for one in values])), float(high - low) / 2
-
-
-def show_answers(runs: Sequence[dict[str, dict[str, Any]]], blinds: Sequence[dict[str, float]]) -> None:
-    print(f"{'of 16 tokens of a frame':<26}{'left of a clip':>15}{'LLM reads':>10}{'mIoU':>16}{'spatial, % right':>20}")
-    for name, first in runs[0].items():
-        cells = ["{:.1f} +- {:.1f}".format(*(100 * x for x in spread([run[name][s] for run in runs]))) for s in SCORES]
-        print(f"{name:<26}{first['left']:>15}{first['read']:>10}{cells[0]:>16}{cells[1]:>20}")
-    told = [f"{100 * statistics.mean(one[score] for one in blinds):.1f}" for score in SCORES]
-    print(f"{'without looking':<51}{told[0]:>16}{told[1]:>20}")
+    results.add("answers", {"reducer": "none taken away"}, numbers("everything", ""))
+    for label, reducer in ROWS.items():
+        kept = [keep for keep in KEPT if f"{keep} {reducer}" in runs[0]]
+        parts = [numbers(f"{keep} {reducer}", f"_{keep}") for keep in kept]
+        results.add("answers", {"reducer": label}, {name: number for part in parts for name, number in part.items()})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures costs, asks the packaged model where there are seeds, and prints the tables."""
+    parser = option_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: only cost is measured")
     parser.add_argument("--videos", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    shares, rows = selection_shares(options.rounds), prefill(options.rounds)
-    show_cost(shares, rows)
-    report: dict[str, Any] = {"selection": shares, "prefill": rows}
+    results = Results(command_line(__file__, arguments), machine("torch", "transformers"))
+    for reducer, share in selection_shares(options.rounds).items():
+        results.add("selection", {"reducer": f"`{reducer}`"}, {"encoder_share": share})
+    for numbers in prefill(options.rounds):
+        results.add("reading", {}, numbers)
     if options.seeds:
         qa = VideoQA.from_pretrained(DEFAULT)
         benchmarks = [fresh_benchmark(CLIP_SEED + seed, videos=options.videos, workers=1) for seed in options.seeds]
         runs = [answers(qa, benchmark, seed) for seed, benchmark in zip(options.seeds, benchmarks, strict=True)]
+        fill_answers(results, runs)
         blinds = [blind(benchmark) for benchmark in benchmarks]
-        show_answers(runs, blinds)
-        report |= {"answers": runs, "without looking": blinds}
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        guessed = {
+            f"{kept}_percent": 100 * statistics.mean(one[name] for one in blinds) for name, kept in SCORES.items()
+        }
+        results.add("without-looking", {}, guessed)
+    print(*(markdown(table, rows) for table, rows in results.tables.items()), sep="\n\n")
+    results.save(options.json)
 
 
 if __name__ == "__main__":

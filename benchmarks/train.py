@@ -15,26 +15,32 @@ The one difference is the LM head: here only the labelled positions reach it.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import platform
-import statistics
 import sys
-import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
+from benchmarks.intervals import median_ratio, quartiles
+from benchmarks.layouts import markdown
+from benchmarks.measuring import in_turns, timed
+from benchmarks.memory import peak_memory
+from benchmarks.results import Results, command_line, machine, option_parser
 from mmllm.config import MmllmConfig
 from mmllm.model import MmllmForConditionalGeneration
 
-IMAGES, TOKENS_OF_IMAGE, SIDE, PATCH = 5, 576, 336, 14
+TOKENS_OF_IMAGE, SIDE, PATCH = 576, 336, 14
 PLACEHOLDER = 5
+GIB = 2**30
+MODELS = {"ours": "mmllm", "llava": "transformers' Llava"}
+MEASURED = {"step_s": "step_ratio", "peak_gib": "peak_ratio", "above_gib": "above_ratio"}
+"""What is measured of a step -> by how much the first model is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,7 @@ class Setting:
     width: int = 256
     layers: int = 4
     positions: int = 3000
+    images: int = 5
     labelled: int = 32
     tied: bool = True
     threads: int = 1
@@ -105,17 +112,17 @@ def ours(setting: Setting) -> Any:
 def row(setting: Setting, tokens_an_image: int) -> dict[str, torch.Tensor]:
     """One row; each image has as many placeholders in the text as the model wants."""
     draw = torch.Generator().manual_seed(0)
-    count = setting.positions - IMAGES * TOKENS_OF_IMAGE
+    count = setting.positions - setting.images * TOKENS_OF_IMAGE
     text = torch.randint(PLACEHOLDER + 1, setting.vocabulary, (count,), generator=draw)
-    ids = torch.cat([torch.full((IMAGES * tokens_an_image,), PLACEHOLDER), text]).unsqueeze(0)
+    ids = torch.cat([torch.full((setting.images * tokens_an_image,), PLACEHOLDER), text]).unsqueeze(0)
     labels = torch.full_like(ids, -100)
     labels[:, -setting.labelled :] = ids[:, -setting.labelled :]
-    pixels = torch.randn(IMAGES, 3, SIDE, SIDE, generator=draw)
+    pixels = torch.randn(setting.images, 3, SIDE, SIDE, generator=draw)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels}
 
 
 def work(which: str, setting: Setting, pipe: Connection) -> None:
-    """A process with one of the models, which takes a step whenever it is told to."""
+    """A process with one of the models, which takes a step for each message until the pipe is closed."""
     torch.set_num_threads(setting.threads)
     model, inputs = (
         (llava(setting), row(setting, TOKENS_OF_IMAGE)) if which == "llava" else (ours(setting), row(setting, 1))
@@ -123,66 +130,77 @@ def work(which: str, setting: Setting, pipe: Connection) -> None:
     (model.model.vision_tower if which == "llava" else model.encoder).requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     model.train()
-    while pipe.recv() == "step":
-        held = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-        started = time.process_time()
+
+    def step() -> float:
         loss = model(**inputs).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds, peak = time.process_time() - started, status("VmHWM")
-        pipe.send({"loss": loss.item(), "seconds": seconds, "peak_gib": peak, "above_gib": peak - held})
+        return loss.item()
+
+    with suppress(EOFError):
+        while pipe.recv():
+            (loss, seconds), memory = peak_memory(lambda: timed(step), trim=False)  # a trainer does not trim either
+            sizes = {"peak_gib": memory.peak / GIB, "above_gib": memory.extra / GIB}
+            pipe.send({"loss": loss, "step_s": seconds, **sizes})
 
 
-def status(name: str) -> float:
-    """A line of /proc/self/status, in GiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) / 2**20
+@contextmanager
+def steppers(setting: Setting) -> Iterator[dict[str, Callable[[], dict[str, float]]]]:
+    """For each model, what takes a step in its process and returns what was measured there."""
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    children = []
+    for which in MODELS:
+        pipes[which], theirs = context.Pipe()
+        children.append(context.Process(target=work, args=(which, setting, theirs), daemon=True))
+        children[-1].start()
+        theirs.close()  # so that a child that ends is noticed
+
+    def step(pipe: Connection) -> dict[str, float]:
+        pipe.send("step")
+        return pipe.recv()
+
+    try:
+        yield {which: partial(step, pipe) for which, pipe in pipes.items()}
+    finally:
+        for pipe, child in zip(pipes.values(), children, strict=True):
+            pipe.close()
+            child.join()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def measure(setting: Setting, rounds: int, results: Results) -> None:
+    """Takes steps in turns and fills the table. The first of each, which makes the optimiser's state, is only compared.
+
+    Raises:
+        AssertionError: The models' losses differ.
+    """
+    with steppers(setting) as steps:
+        first = {which: step() for which, step in steps.items()}
+        torch.testing.assert_close(first["ours"]["loss"], first["llava"]["loss"], rtol=1e-4, atol=0.0)
+        taken = in_turns(steps, rounds, take=lambda step: step(), warm_up=0)
+    columns = {which: {name: [step[name] for step in taken[which]] for name in MEASURED} for which in MODELS}
+    for which, label in MODELS.items():
+        results.add("step", {"model": label}, {name: quartiles(values) for name, values in columns[which].items()})
+    ratios = {ratio: median_ratio(columns["llava"][name], columns["ours"][name]) for name, ratio in MEASURED.items()}
+    results.add("step", {"model": "better by"}, ratios)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints the table."""
+    parser = option_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--untied", action="store_true", help="two tables of token embeddings")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if sys.platform != "linux":
         parser.error("peak memory is read from Linux's /proc")
     setting = Setting(threads=options.threads, tied=not options.untied)
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    for which in ("llava", "ours"):
-        pipes[which], theirs = context.Pipe()
-        context.Process(target=work, args=(which, setting, theirs), daemon=True).start()
-    steps: dict[str, list[dict[str, float]]] = {which: [] for which in pipes}
-    for _ in range(options.rounds + 1):
-        for which, pipe in pipes.items():
-            pipe.send("step")
-            steps[which].append(pipe.recv())
-    first = [steps[which].pop(0) for which in ("llava", "ours")]  # these also make the optimiser's state
-    torch.testing.assert_close(first[1]["loss"], first[0]["loss"], rtol=1e-4, atol=0.0)
-    for pipe in pipes.values():
-        pipe.send("end")
-    report(setting, steps, options.json)
-
-
-def report(setting: Setting, steps: dict[str, list[dict[str, float]]], target: Path | None) -> None:
-    """Prints medians and their ratios."""
-    medians = {
-        which: {name: statistics.median(step[name] for step in taken) for name in ("seconds", "peak_gib", "above_gib")}
-        for which, taken in steps.items()
-    }
-    print(f"{platform.machine()}, {setting.threads} thread, torch {torch.__version__}; {setting}")
-    print(f"{'':12}{'transformers':>14}{'mmllm':>10}{'ratio':>8}")
-    ratios = {}
-    for name, label in (("seconds", "step, CPU-s"), ("peak_gib", "peak, GiB"), ("above_gib", "of it step")):
-        theirs, mine = medians["llava"][name], medians["ours"][name]
-        ratios[name] = theirs / mine
-        print(f"{label:12}{theirs:14.2f}{mine:10.2f}{ratios[name]:8.2f}")
-    if target is not None:
-        target.write_text(json.dumps({"medians": medians, "ratios": ratios, "steps": steps}, indent=2) + "\n")
+    results = Results(command_line(__file__, arguments), machine("torch", "transformers", threads=setting.threads))
+    measure(setting, options.rounds, results)
+    print(setting)
+    print(markdown("step", results.tables["step"]))
+    results.save(options.json)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/video.py --videos ../shared/data/videos [--rounds 7] [--json out.json]
 
 Every figure is processor time of the process (all its threads), taken in turns (A B C A B C ...), so that a busy
-machine hits all alike; medians with quartiles are told. Beside them stands what the file allows: the time of
+machine hits all alike; the tables have medians with quartiles. Beside them stands what the file allows: the time of
 decoding the frames that must be decoded (those others refer to, and those wanted), at the rate of a bare decode of
 the whole file in the same run, plus the conversion of the wanted frames.
 
@@ -12,21 +12,24 @@ Whichever of decord, torchcodec (needs FFmpeg's shared libraries) and transforme
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 
+from benchmarks.intervals import median_ratio, middle, quartiles
+from benchmarks.layouts import head, line, markdown
+from benchmarks.measuring import in_turns, quickest_s, timed
+from benchmarks.memory import peak_memory
+from benchmarks.results import Number, Results, command_line, machine, option_parser
 from mmllm.video.opening import open_video
 from mmllm.video.sampling import uniform_by_index
 
@@ -104,6 +107,14 @@ def transformers_default(path: Path, count: int, indices: np.ndarray) -> np.ndar
     return np.asarray(frames)
 
 
+IN_ITS_PROCESS: dict[str, tuple[str, Reader]] = {
+    "mmllm": ("mmllm, 224 x 224 while decoding", ours),
+    "decord full size": ("decord at full size, then resized", decord_full_size),
+    "decord resizing": ("decord, resizing itself", decord_resizing),
+}
+"""Readers whose memory is measured: how the table calls them, and what they do."""
+
+
 def bare_decode(path: Path, count: int, indices: np.ndarray) -> np.ndarray:
     """Every frame decoded, none converted."""
     with av.open(str(path)) as container:
@@ -117,27 +128,21 @@ def bare_decode(path: Path, count: int, indices: np.ndarray) -> np.ndarray:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def in_turns(readers: dict[str, Reader], path: Path, count: int, indices: np.ndarray, rounds: int) -> dict[str, list]:
-    """Processor seconds of each reader, each round; one round before, for caches and imports."""
-    seconds: dict[str, list[float]] = {name: [] for name in readers}
-    for turn in range(rounds + 1):
-        for name, read in readers.items():
-            begun = time.process_time()
-            read(path, count, indices)
-            if turn:
-                seconds[name].append(time.process_time() - begun)
-    return seconds
+def reader_seconds(
+    readers: Mapping[str, Reader], path: Path, count: int, indices: np.ndarray, rounds: int
+) -> dict[str, list[float]]:
+    """Processor seconds of each reader, each round."""
+    return in_turns({name: partial(read, path, count, indices) for name, read in readers.items()}, rounds)
 
 
-def spread(values: list[float]) -> tuple[float, float, float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return middle, low, high
+def named(seconds: Mapping[str, list[float]]) -> dict[str, Number]:
+    """Medians with quartiles under the names that the tables know."""
+    return {f"{key(name)}_s": quartiles(values) for name, values in seconds.items()}
 
 
-def told(values: list[float]) -> str:
-    middle, low, high = spread(values)
-    return f"{middle:.3f} ({low:.3f}-{high:.3f})"
+def key(reader: str) -> str:
+    """A reader's name as that of a number."""
+    return reader.lower().replace(" ", "_")
 
 
 def must_be_decoded(path: Path, indices: np.ndarray) -> tuple[int, int]:
@@ -162,113 +167,100 @@ def must_be_decoded(path: Path, indices: np.ndarray) -> tuple[int, int]:
 
 
 def probe_s(videos: Path) -> float:
-    """Processor seconds of one bare decode, the best of three: how fast the machine is just now."""
-    seconds = []
-    for _ in range(3):
-        begun = time.process_time()
-        bare_decode(videos / LONGER[0], 0, np.zeros(0))
-        seconds.append(time.process_time() - begun)
-    return min(seconds)
-
-
-def row_hundred_frames(videos: Path, peers: dict[str, Reader], rounds: int) -> dict:
-    """100 uniform frames at 224 x 224 of each longer real clip."""
-    clips, ratios, shares = {}, [], []
-    for name in LONGER:
-        path = videos / name
-        with open_video(path) as video:
-            count = len(video)
-            codec = video.info.codec
-        indices = uniform_by_index(count, 100)[0]
-        np.testing.assert_array_equal(ours(path, count, indices), plain_pyav(path, count, indices))
-        readers = {"mmllm": ours, **peers, "bare decode": bare_decode}
-        seconds = in_turns(readers, path, count, indices, rounds)
-        fastest = min((peer for peer in peers), key=lambda peer: spread(seconds[peer])[0])
-        mine = spread(seconds["mmllm"])[0]
-        ratio = spread(seconds[fastest])[0] / mine
-        ratios.append(ratio)
-        line = f"  {name[:44]:44} {count:5} frames  " + "  ".join(f"{k} {told(v)}" for k, v in seconds.items())
-        clips[name] = {"seconds": seconds, "fastest_peer": fastest, "ratio": ratio}
-        if codec == "h264":
-            needed, total = must_be_decoded(path, indices)
-            allowed = spread(seconds["bare decode"])[0] * needed / total + conversion_s(path, indices)
-            shares.append(allowed / mine)
-            clips[name] |= {"must_be_decoded": needed, "allowed_s": allowed, "share_of_allowed": allowed / mine}
-            line += f"  allowed {allowed:.3f} ({needed} of {total} frames): {allowed / mine:.0%}"
-        print(f"{line}  x{ratio:.2f} of {fastest}", flush=True)
-    result = {"clips": clips, "median_ratio": statistics.median(ratios), "median_share": statistics.median(shares)}
-    print(
-        f"  median x{result['median_ratio']:.2f} of the fastest peer; {result['median_share']:.0%} of what files allow"
-    )
-    return result
+    """Processor seconds of one bare decode: how fast the machine is just now."""
+    return quickest_s(lambda: bare_decode(videos / LONGER[0], 0, np.zeros(0)))
 
 
 def conversion_s(path: Path, indices: np.ndarray) -> float:
-    """Processor seconds of converting as many frames as are wanted, the best of three."""
-    converter, best = av.video.reformatter.VideoReformatter(), float("inf")
+    """Processor seconds of converting as many frames as are wanted."""
+    converter = av.video.reformatter.VideoReformatter()
     with av.open(str(path)) as container:
         frame = next(container.decode(container.streams.best("video")))
-        for _ in range(3):
-            begun = time.process_time()
+
+        def convert() -> None:
             for _ in indices:
                 converter.reformat(frame, width=SIDE, height=SIDE, format="rgb24", threads=1).to_ndarray()
-            best = min(best, time.process_time() - begun)
-    return best
+
+        return quickest_s(convert)
 
 
-def row_eight_of_many(path: Path, peers: dict[str, Reader], rounds: int) -> dict:
-    """8 uniform frames of 3600."""
-    indices = uniform_by_index(3600, 8)[0]
-    seconds = in_turns({"mmllm": ours, **peers}, path, 3600, indices, rounds)
-    ratios = {name: spread(seconds[name])[0] / spread(seconds["mmllm"])[0] for name in peers}
-    print("  " + "  ".join(f"{name} {told(values)}" for name, values in seconds.items()))
-    print("  " + "  ".join(f"x{ratio:.2f} of {name}" for name, ratio in ratios.items()))
-    return {"seconds": seconds, "ratios": ratios}
+def clip_numbers(path: Path, peers: Mapping[str, Reader], rounds: int) -> dict[str, Number]:
+    """100 uniform frames at 224 x 224 of a clip."""
+    with open_video(path) as video:
+        count, codec = len(video), video.info.codec
+    indices = uniform_by_index(count, 100)[0]
+    np.testing.assert_array_equal(ours(path, count, indices), plain_pyav(path, count, indices))
+    seconds = reader_seconds({"mmllm": ours, **peers, "bare decode": bare_decode}, path, count, indices, rounds)
+    fastest = min(peers, key=lambda peer: statistics.median(seconds[peer]))
+    numbers = {**named(seconds), "frames": count, "fastest_ratio": median_ratio(seconds[fastest], seconds["mmllm"])}
+    if codec == "h264":
+        needed, total = must_be_decoded(path, indices)
+        allowed_s = statistics.median(seconds["bare decode"]) * needed / total + conversion_s(path, indices)
+        share = allowed_s / statistics.median(seconds["mmllm"])
+        numbers |= {"needed": needed, "allowed_s": allowed_s, "allowed_share": share}
+    return numbers
 
 
-def row_memory(path: Path, frames: int, names: list[str]) -> dict:
+def fill_clips(results: Results, paths: Sequence[Path], peers: Mapping[str, Reader], rounds: int) -> None:
+    """A row for each clip, and their medians."""
+    print(head("clips"), flush=True)
+    for path in paths:
+        row = results.add("clips", {"clip": path.name.split("__")[-1]}, clip_numbers(path, peers, rounds))
+        print(line("clips", row), flush=True)
+    medians = {}
+    for median, name in (("median_share", "allowed_share"), ("median_ratio", "fastest_ratio")):
+        numbers = [row.numbers[name] for row in results.tables["clips"] if name in row.numbers]
+        if numbers:
+            medians[median] = statistics.median(middle(number) for number in numbers)
+    print(line("clips", results.add("clips", {"clip": "median"}, medians)), flush=True)
+
+
+def fill_eight(results: Results, path: Path, count: int, peers: Mapping[str, Reader], rounds: int) -> None:
+    """8 uniform frames of many."""
+    seconds = reader_seconds({"mmllm": ours, **peers}, path, count, uniform_by_index(count, 8)[0], rounds)
+    workload = f"8 of {count} frames, 640 x 360, processor seconds"
+    ratios = {f"{key(name)}_ratio": median_ratio(seconds[name], seconds["mmllm"]) for name in peers}
+    results.add("eight", {"workload": workload}, named(seconds))
+    results.add("eight", {"workload": "mmllm is faster"}, ratios)
+    print("\n" + markdown("eight", results.tables["eight"]), flush=True)
+
+
+def fill_large(results: Results, path: Path, frames: int, readers: Sequence[str]) -> None:
     """100 of 1200 frames of 1080p, each reader in a process of its own: extra peak memory and processor time.
 
     The clip is of a low bit rate. The more decoding itself costs, which is the same for all, the smaller the ratio
     of processor times: with 5 Mb/s of camera content it was 1.7 where this clip gave 5.8.
     """
-    result = {}
-    for name in names:
-        out = subprocess.run(
+    measured: dict[str, dict[str, float]] = {}
+    for name in readers:
+        child = subprocess.run(
             [sys.executable, __file__, "--measure", name, str(path), str(frames)],
             capture_output=True,
             text=True,
             check=True,
         )
-        result[name] = json.loads(out.stdout.strip().splitlines()[-1])
-        print(f"  {name}: {result[name]['extra_mib']:.0f} MiB, {result[name]['cpu_s']:.2f} s")
-    if "decord full size" in result:
-        mine, theirs = result["mmllm"], result["decord full size"]
-        result["memory_ratio"] = theirs["extra_mib"] / mine["extra_mib"]
-        result["cpu_ratio"] = theirs["cpu_s"] / mine["cpu_s"]
-        print(f"  {result['memory_ratio']:.0f} times less memory, {result['cpu_ratio']:.1f} times less processor time")
-    return result
+        measured[name] = json.loads(child.stdout.strip().splitlines()[-1])
+        results.add("large", {"reader": IN_ITS_PROCESS[name][0]}, measured[name])
+    print("\n" + markdown("large", results.tables["large"]), flush=True)
+    if (theirs := measured.get("decord full size")) and (mine := measured["mmllm"]):
+        ratios = {
+            "memory_ratio": theirs["extra_mib"] / mine["extra_mib"],
+            "time_ratio": theirs["reading_s"] / mine["reading_s"],
+        }
+        results.add("large-against", {"reader": IN_ITS_PROCESS["decord full size"][0]}, ratios)
+        print("\n" + markdown("large-against", results.tables["large-against"]), flush=True)
 
 
-def measure(name: str, path: Path, count: int) -> None:
-    """The child process of `row_memory`."""
-    read = {"mmllm": ours, "decord full size": decord_full_size, "decord resizing": decord_resizing}[name]
+def measure(name: str, path: Path, count: int) -> dict[str, float]:
+    """What the child process of `fill_large` measures."""
     if name != "mmllm":
         import decord
         import PIL.Image  # noqa: F401
 
         decord.cpu(0)
     indices = uniform_by_index(count, 100)[0]
-    before_kb, begun = memory_kb("VmRSS"), time.process_time()
-    read(path, count, indices)
-    spent = time.process_time() - begun
-    print(json.dumps({"extra_mib": (memory_kb("VmHWM") - before_kb) / 1024, "cpu_s": spent}))
-
-
-def memory_kb(kind: str) -> int:
-    """Resident memory of this process, now (VmRSS) or at its peak (VmHWM); Linux only."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(kind))
+    (_, seconds), memory = peak_memory(lambda: timed(lambda: IN_ITS_PROCESS[name][1](path, count, indices)))
+    return {"extra_mib": memory.extra / 2**20, "reading_s": seconds}
 
 
 def made(source: Path, target: Path, frames: int, size: tuple[int, int]) -> Path:
@@ -303,41 +295,40 @@ def available() -> dict[str, Reader]:
     return peers
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints a table after another."""
+    parser = option_parser(__doc__)
     parser.add_argument("--videos", type=Path, default=Path("../shared/data/videos"))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--measure", nargs=3)
-    options = parser.parse_args()
+    parser.add_argument("--measure", nargs=3, metavar=("READER", "FILE", "FRAMES"), help="one reader, in this process")
+    options = parser.parse_args(arguments)
     if options.measure:
         name, path, count = options.measure
-        measure(name, Path(path), int(count))
+        print(json.dumps(measure(name, Path(path), int(count))))
         return
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, PyAV {av.__version__}")
     peers = available()
-    source = options.videos / LONGER[2]
     before_s = probe_s(options.videos)
-    print("100 uniform frames at 224 x 224, processor seconds, median (quartiles)")
-    report = {"hundred": row_hundred_frames(options.videos, peers, options.rounds)}
-    with tempfile.TemporaryDirectory() as folder:
-        print("8 of 3600 frames, 640 x 360")
-        loaders = dict(peers)
-        try:
-            import transformers.video_utils  # noqa: F401
+    packages = ["av", *(name for name in peers if name != "plain PyAV")]
+    results = Results(command_line(__file__, arguments), machine(*packages, threads=1))
+    print("100 uniform frames at 224 x 224, processor seconds, median (quartiles)\n")
+    fill_clips(results, [options.videos / name for name in LONGER], peers, options.rounds)
+    loaders = dict(peers)
+    try:
+        import transformers.video_utils  # noqa: F401
 
-            loaders["transformers"] = transformers_default
-        except ImportError:
-            print("left out: transformers")
-        long = made(source, Path(folder) / "long.mp4", 3600, (360, 640))
-        report["eight"] = row_eight_of_many(long, loaders, options.rounds)
-    print("100 of 1200 frames of 1080p: extra memory and processor time, each in a process of its own")
-    names = ["mmllm", *(["decord full size", "decord resizing"] if "decord" in peers else [])]
-    report["memory"] = row_memory(options.videos / HD, 1200, names)
-    report["probe_moved"] = moved = probe_s(options.videos) / before_s - 1
-    print(f"the machine's own speed moved by {moved:+.0%} from start to end; run again if that is more than 15 %")
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        loaders["transformers"] = transformers_default
+        results.machine |= machine("transformers", threads=1)
+    except ImportError:
+        print("left out: transformers")
+    with tempfile.TemporaryDirectory() as folder:
+        long = made(options.videos / LONGER[2], Path(folder) / "long.mp4", 3600, (360, 640))
+        fill_eight(results, long, 3600, loaders, options.rounds)
+    readers = [name for name in IN_ITS_PROCESS if name == "mmllm" or "decord" in peers]
+    fill_large(results, options.videos / HD, 1200, readers)
+    moved = probe_s(options.videos) / before_s - 1
+    results.note = f"the speed of a bare decode moved by {moved:+.0%} from start to end"
+    print(f"\n{results.note}; run again if that is more than 15 %")
+    results.save(options.json)
 
 
 if __name__ == "__main__":

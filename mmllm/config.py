@@ -17,9 +17,7 @@ from mmllm import registry
 from mmllm.errors import ConfigError
 from mmllm.fields import from_mapping, require, to_mapping
 from mmllm.modeling.blending import BlendConfig
-
-Description = str | dict[str, Any]
-"""A part as text (`hired:ratio=0.2`) or as a mapping with a `name`."""
+from mmllm.stages import SLOTS, model_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +88,8 @@ class MmllmConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.encoder = registry.describe("encoder", registry.config_of("encoder", self.encoder))
-        if self.image_encoder is not None:
-            self.image_encoder = registry.describe("encoder", registry.config_of("encoder", self.image_encoder))
-        self.reducers = [registry.describe("reducer", registry.config_of("reducer", one)) for one in self.reducers]
-        self.visual_tokenizer = registry.describe("tokenizer", registry.config_of("tokenizer", self.visual_tokenizer))
-        self.path = registry.describe("path", registry.config_of("path", self.path))
+        for name, slot in model_slots().items():
+            setattr(self, name, slot.described(getattr(self, name, slot.default)))
         self.blend = to_mapping(from_mapping(BlendConfig, self.blend))
         self.loss = to_mapping(from_mapping(LossConfig, self.loss))
         ids = self.time_token_ids
@@ -114,8 +108,6 @@ class MmllmConfig(PreTrainedConfig):
         """The loss settings as their dataclass."""
         return from_mapping(LossConfig, self.loss)
 
-    def stage(self, kind: str) -> Any:
-        """The dataclass of the encoder, tokenizer or path."""
-        return registry.config_of(
-            kind, {"encoder": self.encoder, "tokenizer": self.visual_tokenizer}.get(kind, self.path)
-        )
+    def stage(self, slot: str) -> Any:
+        """The dataclass of the part that fills a slot, such as `encoder`."""
+        return registry.config_of(SLOTS[slot].kind, getattr(self, slot))

@@ -8,7 +8,7 @@ L text positions, P positions with the visual tokens in place
 
 from __future__ import annotations
 
-import inspect
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,18 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.utils.generic import ModelOutput
 
-from mmllm import registry
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
-from mmllm.llm.inside_llm import LlmPass
+from mmllm.llm.harness import decoder_layers, install
+from mmllm.llm.values import LlmPass
+from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, placeholders, refuse_unknown
+from mmllm.modalities.inputs import Media
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions, require_room
 from mmllm.modeling.vision import VisualStages
 from mmllm.pruning.needs import require_fit
+from mmllm.stages import build as build_stages
+from mmllm.stages import changed, model_slots, stages_of
 from mmllm.tokens import IGNORED, NOWHERE, VisualSequence
 
 
@@ -60,31 +64,85 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
     _skip_keys_device_placement = ("past_key_values",)
     accepts_loss_kwargs = False  # the loss is a mean over the batch, so that accumulated batches are averaged
 
-    def __init__(self, config: MmllmConfig) -> None:
+    def __init__(self, config: MmllmConfig, shared: MmllmForConditionalGeneration | None = None) -> None:
+        """A model of new weights; with `shared`, one of that model's weights under other stages (see `with_stages`)."""
         super().__init__(config)
+        self.shares_weights = shared is not None
         width = config.text_config.hidden_size
-        self.encoder = registry.build("encoder", config.encoder)
-        self.image_encoder = None if config.image_encoder is None else registry.build("encoder", config.image_encoder)
+        stages = stages_of(config)
+        for name, parts in build_stages(stages, width, {} if shared is None else shared.parts_for(config)).items():
+            modules = isinstance(parts, list) and all(isinstance(part, nn.Module) for part in parts)
+            setattr(self, name, nn.ModuleList(parts) if modules else parts)
+        if shared is None:
+            self.modality_parts = nn.ModuleDict(parts_of(config))
+            self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+            grounded = config.losses.grounding_weight > 0
+            self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
+        else:
+            self._refuse_untrained(shared)
+            self.modality_parts = shared.modality_parts
+            self.language_model, self.grounding = shared.language_model, shared.grounding
+            self.generation_config: Any = copy.deepcopy(shared.generation_config)
+        self._check_fit()
+        self.post_init()
+
+    def _refuse_untrained(self, shared: MmllmForConditionalGeneration) -> None:
+        """Refuses parts with weights that another model does not have.
+
+        Raises:
+            ConfigError: naming the part.
+        """
+        for name in model_slots():
+            trained = {id(part) for part in _listed(getattr(shared, name))}
+            for part in _listed(getattr(self, name)):
+                if id(part) not in trained and part.has_weights:
+                    what = f"{name}: {part.registered_name!r}"
+                    raise ConfigError(f"{what} has weights of its own, which this model was not trained with")
+
+    def _check_fit(self) -> None:
+        """Refuses parts that cannot work together; prepares those that must know each other.
+
+        Raises:
+            ConfigError: with what would work.
+        """
         if self.image_encoder is not None and self.image_encoder.width != self.encoder.width:
             widths = f"{self.image_encoder.width} and {self.encoder.width}"
             raise ConfigError(f"image_encoder and encoder share a tokenizer, but are {widths} wide")
-        self.reducers = nn.ModuleList(registry.build("reducer", one) for one in config.reducers)
-        self.visual_tokenizer = registry.build(
-            "tokenizer", config.visual_tokenizer, in_width=self.encoder.width, out_width=width, grid=self.encoder.grid
-        )
-        self.path = registry.build("path", config.path, width=width)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        grounded = config.losses.grounding_weight > 0
-        self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
-        parts: list[Any] = list(self.reducers)
-        for reducer in parts:
+        for reducer in self.reducers:
             for encoder in filter(None, (self.encoder, self.image_encoder)):
                 require_fit(reducer, encoder)
-            if getattr(reducer, "runs_inside_encoder", False):
-                reducer.prepare(self.encoder)
-            if getattr(reducer, "runs_inside_llm", False):
-                reducer.attach(self.language_model.base_model)
-        self.post_init()
+        if self.encoder_stage is not None:
+            self.encoder_stage.prepare(self.encoder)
+        if self.llm_stages:
+            decoder = self.language_model.base_model
+            install(decoder)
+            for stage in self.llm_stages:
+                stage.check(len(decoder_layers(decoder)))
+
+    def init_weights(self) -> None:
+        """Draws new weights; those that are shared with another model stay as they are."""
+        if not self.shares_weights:
+            super().init_weights()
+
+    def with_stages(self, **changes: Any) -> MmllmForConditionalGeneration:
+        """The same weights behind other stages: a second model, which can be used at the same time as this one.
+
+        Args:
+            changes: by slot, such as `reducers=["fastervlm:keep=8"]` or `path="slowfast:mode=temporal"`; None leaves
+                what is there.
+
+        Raises:
+            ConfigError: if a part is unknown, does not fit, or has weights that this model was not trained with.
+        """
+        config = copy.deepcopy(self.config)
+        for name, stage in changed(stages_of(config), changes).items():
+            setattr(config, name, stage)
+        return type(self)(config, shared=self).to(self.device).train(self.training)
+
+    def parts_for(self, config: MmllmConfig) -> dict[str, Any]:
+        """The parts of this model, by slot, that a configuration describes alike."""
+        own, theirs = stages_of(self.config), stages_of(config)
+        return {name: getattr(self, name) for name in own if own[name] == theirs[name]}
 
     def _init_weights(self, module: nn.Module) -> None:
         """Parts of ours are initialised where they are built; the LLM knows its own rule."""
@@ -92,9 +150,8 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
     def embed(self, input_ids: Tensor, visual: Tensor) -> Tensor:
         """B P D: text embeddings, with the visual tokens (B M D) at the placeholders' positions."""
         is_visual = torch.zeros_like(input_ids, dtype=torch.bool)
-        for placeholder in (self.config.image_token_id, self.config.video_token_id):
-            if placeholder is not None:
-                is_visual |= input_ids == placeholder
+        for placeholder in placeholders(self.config).values():
+            is_visual |= input_ids == placeholder
         table = self.get_input_embeddings()
         embeddings = table(input_ids.masked_fill(is_visual & (input_ids >= len(table.weight)), 0))
         is_visual &= is_visual.cumsum(dim=1) <= visual.shape[1]  # one that was generated is a word
@@ -102,6 +159,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
 
     # --- transformers' interface ----------------------------------------------------------------------------
 
+    @lists_flat_names
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -111,18 +169,11 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        video_frame_mask: Tensor | None = None,
-        video_times_s: Tensor | None = None,
-        video_durations_s: Tensor | None = None,
-        video_features: Tensor | None = None,
-        video_scores: dict[str, Tensor] | None = None,
-        image_tiling: Tensor | None = None,
-        video_frame_text: Tensor | None = None,
+        media: Media | None = None,
         visual_embeddings: Tensor | None = None,
         visual_place: Tensor | None = None,
         visual_frame: Tensor | None = None,
+        visual_grid: tuple[int, int] | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> MmllmOutput:
@@ -134,41 +185,39 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             position_ids: B P, for generation with a cache only.
             labels: int64, B L; -100 where nothing is to be learned.
             segment_ids: int64, B L; numbers the questions that share the row's video, 0 for the shared part.
-            pixel_values, pixel_values_videos, video_frame_mask, video_times_s, video_features, video_scores,
-                image_tiling, video_frame_text: see `see`.
-            video_durations_s: float, V. Lengths of the whole videos; needed by the grounding loss.
+            media: name of each modality -> its inputs.
             visual_embeddings: B M D. Visual tokens that `generate` has already put in reading order; `input_ids`
                 then has one placeholder for each token.
-            visual_place, visual_frame: int64, B P. Of which patch and frame those tokens are, for a reducer that works
+            visual_place, visual_frame: int64, B P. Of which patch and frame those tokens are, for stages
                 inside the LLM.
+            visual_grid: the patch grid that `visual_place` counts on.
+            kwargs: in place of `media` the fields of its inputs, under the names by which transformers knows them
+                (`flat_names` of `VideoInputs` and `ImageInputs`); the rest goes to the LLM.
 
         Returns:
             Logits B P V; with labels, the loss and no logits, since only labelled positions reach the LM head.
+
+        Raises:
+            InputError: if media do not fit together or the text, or nobody takes a keyword that holds data.
         """
+        named, kwargs = media_apart(kwargs)
+        refuse_unknown(kwargs, self.language_model)
+        media = one_media(media, named)
         if inputs_embeds is None and input_ids is not None and visual_embeddings is None:
-            seen = self.see(
-                pixel_values,
-                pixel_values_videos,
-                video_frame_mask,
-                video_times_s,
-                video_features,
-                video_scores,
-                image_tiling,
-                video_frame_text,
-            )
+            seen = self.see(media)
             if seen or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
                 placed = place(input_ids, mask, seen, labels=labels, segments=segment_ids)
-                share = self._frame_share(placed, video_times_s, video_durations_s)
+                share = self._frame_share(placed, media)
                 return self._decode_placed(placed, share, past_key_values, logits_to_keep, **kwargs)
         if inputs_embeds is None:
             if input_ids is None:
                 raise InputError("the model needs input_ids or inputs_embeds")
             no_visual = self.get_input_embeddings().weight.new_zeros(len(input_ids), 0, 0)
             inputs_embeds = self.embed(input_ids, no_visual if visual_embeddings is None else visual_embeddings)
-            if visual_place is not None and visual_frame is not None and self.inside_llm is not None:
-                real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-                kwargs["inside_llm"] = self.llm_pass(visual_place, visual_frame, real.bool(), None)
+            if visual_place is not None and visual_frame is not None and self.llm_stages:
+                valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+                kwargs["llm_pass"] = self.llm_pass(visual_place, visual_frame, valid.bool(), visual_grid)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -201,11 +250,12 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             "attention_mask": mask,
             "position_ids": positions(placed.attention_mask, placed.segments),
         }
-        if self.inside_llm is not None:
-            if placed.segments is not None and int(placed.segments.max()) > 1:
+        if self.llm_stages:
+            shared_row = placed.segments is not None and int(placed.segments.max()) > 1
+            if shared_row and any(stage.depends_on_question for stage in self.llm_stages):
                 raise InputError("a reducer inside the LLM needs questions one by one: set questions_per_video = 1")
-            real = placed.attention_mask.bool()
-            kwargs["inside_llm"] = self.llm_pass(placed.place, placed.frame, real, placed.labels)
+            valid = placed.attention_mask.bool()
+            kwargs["llm_pass"] = self.llm_pass(placed.place, placed.frame, valid, placed.grid, placed.labels)
         if placed.labels is None:
             outputs = self.language_model(**arguments, past_key_values=cache, logits_to_keep=logits_to_keep, **kwargs)
             return MmllmOutput(
@@ -217,11 +267,9 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         kwargs["output_hidden_states"] = self.grounding is not None
         outputs = self.language_model.base_model(**arguments, use_cache=False, **kwargs)
         losses = self.losses(outputs.last_hidden_state, outputs.hidden_states, placed, frame_share)
-        if self.inside_encoder is not None:
-            losses |= self.inside_encoder.losses()
-        if self.inside_llm is not None:
-            added = self.inside_llm.losses(kwargs["inside_llm"], self.config.text_config.num_hidden_layers)
-            losses = added if kwargs["inside_llm"].unusable else losses | added
+        losses |= self.stage_losses(kwargs.get("llm_pass"))
+        if "llm_pass" in kwargs and kwargs["llm_pass"].unusable:  # nothing else is to be learned from this row
+            losses = {name: loss for name, loss in losses.items() if name.endswith("_skipped")}
         return MmllmOutput(loss=torch.stack(list(losses.values())).sum(), losses=losses)
 
     def losses(
@@ -244,23 +292,44 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             parts["grounding"] = config.grounding_weight * pointed
         return parts
 
-    def llm_pass(self, place: Tensor, frame: Tensor, real: Tensor, labels: Tensor | None) -> LlmPass:
-        """What such a reducer has to know of a prompt; what is answered, or will be, does not decide about tokens."""
-        missing = real.shape[1] - place.shape[1]  # answered already, where there is no cache
-        place, frame = (torch.nn.functional.pad(one, (0, missing), value=NOWHERE) for one in (place, frame))
-        visual = place >= 0
-        after = (place != NOWHERE).long().flip(1).cumsum(1).flip(1) == 0
-        asked = torch.arange(real.shape[1], device=real.device) < real.shape[1] - missing
-        question = real & after & asked
-        if labels is not None:
-            question = question & (labels == IGNORED)
-        parts: list[Any] = list(self.reducers)
-        regular = self.config.path["name"] in ("plain", "anyres") and not any(
-            getattr(p, "changes_grid", False) for p in parts
-        )
-        grid = self.encoder.grid if regular else None
+    def stage_losses(self, current: LlmPass | None) -> dict[str, Tensor]:
+        """What the stages inside encoder and LLM add to the loss of a finished pass, by name."""
+        losses = {} if self.encoder_stage is None else self.encoder_stage.losses()
+        if current is not None:
+            for stage in self.llm_stages:
+                losses |= stage.llm_losses(current, self.config.text_config.num_hidden_layers)
+        return losses
+
+    def llm_pass(
+        self,
+        place: Tensor,
+        frame: Tensor,
+        valid: Tensor,
+        grid: tuple[int, int] | None,
+        labels: Tensor | None = None,
+    ) -> LlmPass:
+        """What stages inside the LLM have to know of a prompt; what is answered, or will be, decides about nothing.
+
+        Args:
+            place, frame: int64, B P or shorter, where positions were answered already; see `Placed`.
+            valid: bool, B P. False at padding.
+            grid: the patch grid that `place` counts on.
+            labels: int64, B P, in training.
+        """
+        answered = valid.shape[1] - place.shape[1]  # where there is no cache
+        place, frame = (torch.nn.functional.pad(part, (0, answered), value=NOWHERE) for part in (place, frame))
+        behind = (place != NOWHERE).long().flip(1).cumsum(1).flip(1) == 0
+        asked = torch.arange(valid.shape[1], device=valid.device) < valid.shape[1] - answered
+        prompt = valid & asked if labels is None else valid & asked & (labels == IGNORED)
         return LlmPass(
-            visual=visual, question=question, place=place.clamp(min=0), grid=grid, frame=frame.clamp(min=0), real=real
+            visual=place >= 0,
+            question=prompt & behind,
+            prompt=prompt,
+            place=place.clamp(min=0),
+            grid=grid,
+            frame=frame.clamp(min=0),
+            valid=valid,
+            stages=tuple(self.llm_stages),
         )
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
@@ -275,13 +344,14 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def _frame_share(self, placed: Placed, times_s: Tensor | None, durations_s: Tensor | None) -> Tensor | None:
+    def _frame_share(self, placed: Placed, media: Media) -> Tensor | None:
         """B T: when each frame of a row's first video is shown, as a share of its duration; -1 without a video."""
-        if self.grounding is None or times_s is None:
+        if self.grounding is None:
             return None
-        if durations_s is None:
-            raise InputError("the grounding loss needs video_durations_s beside video_times_s")
-        share = times_s / durations_s.unsqueeze(1)
+        shares = [share for inputs in media.values() if (share := inputs.frame_share) is not None]
+        if len(shares) != 1:
+            return None
+        share = shares[0]
         counts = [int(row.max()) + 1 for row in placed.which]  # rows with images beside videos are not grounded
         first = torch.tensor([sum(counts[:b]) for b in range(len(counts))], device=share.device)
         if sum(counts) != len(share):
@@ -294,28 +364,35 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         seen: dict[int, VisualSequence] | None = None,
+        media: Media | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' `generate` over text with videos and images: greedy, sampling, beams, streaming.
 
-        Takes what the processor gives, or in place of pixels what `see` made of them before (`seen`). Returns the
+        Takes what the processor gives, or `media`, or in place of both what `see` made of them (`seen`). Returns the
         given ids followed by the new ones, as other vision-language models do; with `return_dict_in_generate`,
         their `sequences`.
         """
-        visual = {name: kwargs.pop(name, None) for name in inspect.signature(self.see).parameters}
-        seen = self.see(**visual) if seen is None else seen
-        kwargs.pop("video_durations_s", None)
+        named, kwargs = media_apart(kwargs)
+        if seen is None:
+            seen = self.see(one_media(media, named))
         if input_ids is None or not seen:
             return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         placed = place(input_ids, attention_mask, seen, pad_side="left")
         require_room(placed, getattr(self.config.text_config, "max_position_embeddings", None))
+        visual_positions: dict[str, Any] = {}
+        if self.llm_stages:
+            self._refuse_for_stages(kwargs)
+            visual_positions = {
+                "visual_place": placed.place, "visual_frame": placed.frame, "visual_grid": placed.grid
+            }  # fmt: skip
         out = super().generate(
             placed.input_ids,
             attention_mask=placed.attention_mask,
             visual_embeddings=placed.visual,
-            **({} if self.inside_llm is None else {"visual_place": placed.place, "visual_frame": placed.frame}),
+            **visual_positions,
             **kwargs,
         )
         sequences = out if isinstance(out, Tensor) else out.sequences
@@ -326,12 +403,29 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         out.sequences = torch.cat([prompts, new], dim=1)
         return out
 
+    def _refuse_for_stages(self, options: dict[str, Any]) -> None:
+        """Refuses ways of generating that stages inside the LLM cannot follow.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        if options.get("cache_implementation") not in (None, "dynamic", "dynamic_full"):
+            given = options["cache_implementation"]
+            raise ConfigError(f"cache_implementation = {given!r}: stages inside the LLM need a dynamic cache")
+        if not any(stage.evicts for stage in self.llm_stages):
+            return
+        for name in ("assistant_model", "prompt_lookup_num_tokens"):
+            if options.get(name) is not None:
+                raise ConfigError(f"{name}: a stage that removes keys from the cache cannot take back guessed tokens")
+        if options.get("use_cache") is False:
+            raise ConfigError("use_cache = False: a stage that removes keys needs the cache that it removes them from")
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         """Visual tokens go in once where there is a cache, and again at every step where there is none."""
         if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("visual_embeddings", "visual_place", "visual_frame"):
+            for name in ("visual_embeddings", "visual_place", "visual_frame", "visual_grid"):
                 kwargs.pop(name, None)
         return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
 
@@ -351,6 +445,11 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         """Stops training of the named stages (`encoder`, `visual_tokenizer`, `language_model`)."""
         for stage in stages:
             getattr(self, stage).requires_grad_(False)
+
+
+def _listed(parts: Any) -> list[Any]:
+    """What fills a slot, as a list."""
+    return [] if parts is None else list(parts) if isinstance(parts, (list, nn.ModuleList)) else [parts]
 
 
 AutoConfig.register("mmllm", MmllmConfig, exist_ok=True)

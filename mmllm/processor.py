@@ -14,26 +14,32 @@ from transformers.processing_utils import ProcessorMixin
 from mmllm import registry
 from mmllm.config import MmllmConfig
 from mmllm.errors import InputError
-from mmllm.fields import from_mapping, to_mapping
+from mmllm.fields import closest, from_mapping, to_mapping
+from mmllm.modalities.border import flat, modalities, together
+from mmllm.modalities.inputs import Media, ModalityInputs
+from mmllm.modalities.modality import Modality
 from mmllm.preprocessing.chat import (
     Message,
+    as_images,
     assistant_turns,
     escaped,
     items,
     source_of,
-    videos_as_images,
+    with_own_words,
     with_system,
-    with_videos,
 )
 from mmllm.preprocessing.frames import FrameTransform
-from mmllm.preprocessing.media import MediaInputs
+from mmllm.preprocessing.media import MediaReading
 from mmllm.preprocessing.templates import IMAGE, VIDEO, named_system_prompt, template
 from mmllm.preprocessing.text_encoding import Encoded, TextEncoding
 from mmllm.times.answers import Answer, parse_answer
 from mmllm.times.vocabulary import TimeTokens
 
+ALWAYS_THERE = (VIDEO, IMAGE)
+"""Placeholders that every tokenizer has, in the order of their ids: published models and saved ones count on it."""
 
-class MmllmProcessor(TextEncoding, MediaInputs, ProcessorMixin):
+
+class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
     """Prepares text, images and videos for `MmllmForConditionalGeneration`, and reads its answers.
 
     Args:
@@ -57,6 +63,9 @@ class MmllmProcessor(TextEncoding, MediaInputs, ProcessorMixin):
         pinpoints: canvases (height, width) in pixels, made of whole tiles of the encoder's size, on the best of which
             an image is shown in tiles (LLaVA-NeXT); None for images seen whole. Videos are never cut.
     """
+
+    video_token_id: int
+    image_token_id: int
 
     def __init__(
         self,
@@ -88,14 +97,22 @@ class MmllmProcessor(TextEncoding, MediaInputs, ProcessorMixin):
         self.time = registry.describe("time", chosen)
         self.writing = registry.build("time", chosen, count=num_time_tokens)
         self.time_tokens: TimeTokens | None = self.writing.time_tokens
-        self.video_token_id = self._id_of(VIDEO)
-        self.image_token_id = self._id_of(IMAGE)
+        ids = {modality.word: tokenizer.convert_tokens_to_ids(modality.word) for modality in modalities().values()}
+        unknown = (None, tokenizer.unk_token_id)
+        self.placeholder_ids = {word: token for word, token in ids.items() if token not in unknown}
+        for word in ALWAYS_THERE:
+            self._require_word(word)
+        for modality in self.modalities.values():
+            setattr(self, modality.id_field, self.placeholder_ids[modality.word])
 
-    def _id_of(self, word: str) -> int:
-        token = self.tokenizer.convert_tokens_to_ids(word)
-        if token is None or token == self.tokenizer.unk_token_id:
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """The modalities for which the tokenizer has a placeholder, by name."""
+        return {name: one for name, one in modalities().items() if one.word in self.placeholder_ids}
+
+    def _require_word(self, word: str) -> None:
+        if word not in self.placeholder_ids:
             raise InputError(f"the tokenizer does not know {word!r}: prepare it with mmllm.processor.add_special_words")
-        return token
 
     # --- messages to model inputs ---------------------------------------------------------------------------
 
@@ -132,25 +149,26 @@ class MmllmProcessor(TextEncoding, MediaInputs, ProcessorMixin):
             batch = list(conversation)  # type: ignore[arg-type]
         batch = [with_system(messages, self.system_prompt) for messages in batch]
 
+        kinds = self.modalities
+        plain = [escaped(messages, kinds) for messages in batch]
         chosen = chat_template or self.chat_template
-        knows_videos = "video" in chosen
+        foreign = {name: one.word for name, one in kinds.items() if name not in chosen}
 
         def render(messages: Sequence[Message], prompt: bool) -> str:
-            shown = messages if knows_videos else videos_as_images(messages)
             text = super(MmllmProcessor, self).apply_chat_template(
-                shown, chosen, tokenize=False, add_generation_prompt=prompt, **kwargs
+                as_images(messages, foreign), chosen, tokenize=False, add_generation_prompt=prompt, **kwargs
             )
-            return text if knows_videos else with_videos(text, messages)
+            return with_own_words(text, messages, foreign) if foreign else text
 
         if not tokenize:
-            texts = [render(escaped(messages), add_generation_prompt) for messages in batch]
+            texts = [render(messages, add_generation_prompt) for messages in plain]
             return texts[0] if isinstance(conversation[0], Mapping) else texts
         encoded = []
-        for messages in map(escaped, batch):
+        for messages in plain:
             text = render(messages, add_generation_prompt)
             encoded.append(self.encode(text, list(assistant_turns(messages, text, render)) if return_labels else ()))
         inputs = self.collate(encoded, with_labels=return_labels)
-        inputs.update(self._media(batch))
+        inputs.update(flat(self._media(batch)))
         return BatchFeature(inputs) if return_dict else inputs["input_ids"]
 
     def encode_conversation(self, messages: Sequence[Message]) -> Encoded:
@@ -175,38 +193,51 @@ class MmllmProcessor(TextEncoding, MediaInputs, ProcessorMixin):
             images: an image (path, PIL image or uint8 array H W 3) or a list of them.
             text: one text or a batch, with a `<video>` or `<image>` for each medium.
             videos: a video (anything `mmllm.open_video` takes, or a `VideoClip`) or a list of them.
-            kwargs: `num_frames` to sample another number than the processor's own.
+            kwargs: media of other modalities, each under its own keyword; and the modalities' options, such as
+                `num_frames` to sample another number than the processor's own.
 
         Returns:
             `input_ids`, `attention_mask` (B L); with videos `pixel_values_videos` (V T 3 S S), `video_frame_mask`,
             `video_times_s` (V T) and `video_durations_s` (V), and `video_frame_text` (V T K) where times are written
-            before frames; with images what `image_inputs` gives.
+            before frames; with images `pixel_values` (I 3 S S, or I K 3 S S with `image_tiling` where they are cut).
         """
         inputs: dict[str, Any] = {}
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             inputs.update(self.collate([self.encode(one) for one in texts]))
-        frames = kwargs.get("num_frames") or self.num_frames
-        if videos is not None:
-            clips = [self.load(video, frames) for video in (videos if isinstance(videos, (list, tuple)) else [videos])]
-            inputs.update(self.video_inputs(clips))
-        if images is not None:
-            inputs.update(self.image_inputs(images if isinstance(images, (list, tuple)) else [images]))
+        given = {"images": images, "videos": videos, **kwargs}
+        for name, modality in modalities().items():
+            sources = given.get(modality.argument)
+            listed = sources if isinstance(sources, (list, tuple)) else [sources]
+            if sources is not None and listed:
+                inputs.update(self.media_inputs(name, listed, **_chosen(modality, kwargs)).flat())
         return BatchFeature(inputs)
 
-    def _media(self, batch: Sequence[Sequence[Message]]) -> dict[str, Any]:
-        clips, images = [], []
-        for item in (item for messages in batch for message in messages for item in items(message)):
-            if item["type"] == "video":
-                source = source_of(item, "video")
-                limits = {name: item[name] for name in ("start_s", "end_s") if item.get(name) is not None}
-                clips.append(self.load(source, item.get("num_frames"), **limits))
-            elif item["type"] == "image":
-                images.append(source_of(item, "image"))
-        media: dict[str, Any] = self.video_inputs(clips) if clips else {}
-        if images:
-            media.update(self.image_inputs(images))
-        return media
+    def media_inputs(self, kind: str, sources: Sequence[Any], **options: Any) -> ModalityInputs:
+        """Model inputs of some media of one modality, such as "video".
+
+        Args:
+            kind: name of the modality.
+            sources: files, or whatever else the modality takes; at least one.
+            options: the modality's own, such as `num_frames`.
+
+        Raises:
+            InputError: if there is no such modality or a source cannot be read.
+        """
+        if kind not in modalities():
+            raise InputError(f"no modality {kind!r}; {closest(kind, modalities())}")
+        modality = modalities()[kind]
+        self._require_word(modality.word)
+        return modality.inputs.stack([modality.load(self, source, **options) for source in sources])
+
+    def _media(self, batch: Sequence[Sequence[Message]]) -> Media:
+        kinds = self.modalities
+        media = []
+        for item in (item for messages in batch for message in messages for item in items(message, kinds)):
+            if (modality := kinds.get(item["type"])) is not None:
+                source = source_of(item, modality.name)
+                media.append(modality.load(self, source, **_chosen(modality, item)))
+        return together(media)
 
     # --- generated ids to answers ---------------------------------------------------------------------------
 
@@ -229,10 +260,14 @@ class MmllmProcessor(TextEncoding, MediaInputs, ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of what `__call__` gives."""
-        return [
-            *("input_ids", "attention_mask", "pixel_values", "image_tiling", "pixel_values_videos"),
-            *("video_frame_mask", "video_times_s", "video_durations_s", "video_frame_text"),
-        ]
+        kinds = [modality.inputs for modality in self.modalities.values()]
+        prepared = [name for kind in kinds for field, name in kind.flat_names.items() if field not in kind.cached]
+        return ["input_ids", "attention_mask", *prepared]
+
+
+def _chosen(modality: Modality, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told to a modality, of options among which others may be."""
+    return {name: options[name] for name in modality.options if options.get(name) is not None}
 
 
 def add_special_words(tokenizer: PreTrainedTokenizerBase, num_time_tokens: int) -> list[int]:
@@ -250,7 +285,8 @@ def add_special_words(tokenizer: PreTrainedTokenizerBase, num_time_tokens: int) 
         raise InputError(f"the tokenizer has {len(words) - len(missing)} of {len(words)} time tokens")
     if missing and tokenizer.add_tokens(words) != len(words):
         raise InputError(f"the tokenizer did not take all of {len(words)} time tokens")
-    tokenizer.add_special_tokens({"additional_special_tokens": [w for w in (VIDEO, IMAGE) if w not in known]})
+    placeholders = dict.fromkeys([*ALWAYS_THERE, *(modality.word for modality in modalities().values())])
+    tokenizer.add_special_tokens({"additional_special_tokens": [word for word in placeholders if word not in known]})
     ids = tokenizer.convert_tokens_to_ids(words) if words else []
     if ids != list(range(ids[0], ids[0] + len(ids)) if ids else []):
         raise InputError(f"the time tokens have no contiguous ids: {ids[:5]}...")

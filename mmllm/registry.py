@@ -2,22 +2,8 @@
 
 A part is one file in its room. The rooms are searched when a kind is first asked for, so that adding a part
 means adding a file; other packages join through the entry point groups `mmllm.encoder`, `mmllm.reducer`,
-`mmllm.tokenizer`, `mmllm.path`, `mmllm.time` and `mmllm.training`, each entry naming a module that registers its parts
-when imported.
-
-What the parts of a kind look like (constructor, then call):
-
-| kind | constructor | call |
-|---|---|---|
-| encoder | `(config)` | `(pixels B T C H W, *, frame_mask, scores) -> VisualTokens` |
-| reducer | `(config)` | `(tokens) -> VisualTokens` |
-| tokenizer | `(config, *, in_width, out_width, grid)` | `(tokens) -> VisualTokens` of the LLM's width |
-| path | `(config, *, width)` | `(tokens) -> VisualSequence` |
-| time | `(config, *, count)` | `write`, `read`, `before_frames`: see `mmllm.times.tokens` |
-| training | `(config)` | `train(run, folder)`: see `mmllm.train.stage` |
-
-A constructor leaves out what it does not need besides its config: `width` is the LLM's, for paths with weights; `count`
-the number of time tokens.
+`mmllm.tokenizer`, `mmllm.path`, `mmllm.time`, `mmllm.modality` and `mmllm.training`, each entry naming a module that
+registers its parts when imported. `mmllm.interfaces` says what the parts of a kind look like.
 """
 
 from __future__ import annotations
@@ -34,13 +20,25 @@ from typing import Any, TypeVar
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, from_mapping, to_mapping
 
-ROOMS = {
-    "encoder": "encoders",
-    "reducer": "pruning",
-    "tokenizer": "tokenizers",
-    "path": "paths",
-    "time": "times",
-    "training": "train/stages",
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of part."""
+
+    room: str
+    """The folder of `mmllm` that is searched."""
+    interface: str
+    """Module and base class, `module:Class`, that says what is asked of a part and has a default for the rest."""
+
+
+KINDS: dict[str, Kind] = {
+    "encoder": Kind(room="encoders", interface="mmllm.interfaces:Encoder"),
+    "reducer": Kind(room="pruning", interface="mmllm.interfaces:TokenReducer"),
+    "tokenizer": Kind(room="tokenizers", interface="mmllm.interfaces:VisualTokenizer"),
+    "path": Kind(room="paths", interface="mmllm.interfaces:VideoPath"),
+    "time": Kind(room="times", interface="mmllm.interfaces:TimeFormat"),
+    "modality": Kind(room="modalities", interface="mmllm.modalities.modality:Modality"),
+    "training": Kind(room="train/stages", interface="mmllm.train.stage:TrainingStage"),
 }
 
 Registered = TypeVar("Registered", bound=type)
@@ -61,7 +59,7 @@ class Part:
         return (self.cls.__doc__ or "").strip().split("\n")[0]
 
 
-_parts: dict[str, dict[str, Part]] = {kind: {} for kind in ROOMS}
+_parts: dict[str, dict[str, Part]] = {kind: {} for kind in KINDS}
 _searched: set[str] = set()
 
 
@@ -71,32 +69,43 @@ def register(kind: str, name: str, *, config: type) -> Callable[[Registered], Re
     Raises:
         ValueError: if the kind is unknown, the name is taken, or `config` is not a frozen dataclass.
     """
-    if kind not in ROOMS:
-        raise ValueError(f"unknown kind of part {kind!r}; {closest(kind, ROOMS)}")
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of part {kind!r}; {closest(kind, KINDS)}")
     if not dataclasses.is_dataclass(config) or not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ValueError(f"the config of {kind} {name!r} must be a frozen dataclass, not {config!r}")
 
     def add(cls: Registered) -> Registered:
-        known = _parts[kind].get(name)
+        known = _parts.setdefault(kind, {}).get(name)
         if known is not None and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"{kind} {name!r} is already registered by {known.cls.__module__}")
-        _parts[kind][name] = Part(kind=kind, name=name, cls=cls, config=config)
+        part = _with_defaults(kind, cls)
+        part.registered_name = name  # type: ignore[attr-defined]
+        _parts[kind][name] = Part(kind=kind, name=name, cls=part, config=config)
         return cls
 
     return add
 
 
+def _with_defaults(kind: str, cls: type) -> type:
+    """The class, extended by its kind's interface if it does not extend it itself, as parts of older packages do."""
+    module, _, base = KINDS[kind].interface.partition(":")
+    interface = getattr(importlib.import_module(module), base)
+    if issubclass(cls, interface):
+        return cls
+    return type(cls.__name__, (cls, interface), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
 def _search(kind: str) -> dict[str, Part]:
-    if kind not in ROOMS:
-        raise ValueError(f"unknown kind of part {kind!r}; {closest(kind, ROOMS)}")
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of part {kind!r}; {closest(kind, KINDS)}")
     if kind not in _searched:
-        room = ROOMS[kind]
+        room = KINDS[kind].room
         for file in sorted((Path(__file__).parent / room).glob("[!_]*.py")):
             importlib.import_module(f"mmllm.{room.replace('/', '.')}.{file.stem}")
         for entry in importlib.metadata.entry_points(group=f"mmllm.{kind}"):
             entry.load()
         _searched.add(kind)
-    return _parts[kind]
+    return _parts.setdefault(kind, {})
 
 
 def parts(kind: str) -> dict[str, Part]:
@@ -120,7 +129,7 @@ def config_of(kind: str, description: Any) -> Any:
     """A part's configuration from what a person or a file wrote.
 
     Args:
-        kind: "encoder", "reducer", "tokenizer" or "path".
+        kind: one of `KINDS`.
         description: a configuration object (returned as it is), a mapping with a `name` and the fields, or text
             such as `hired:ratio=0.2,alpha=0.5`. A list in text is written with `+`: `layers=3+6`.
 

@@ -208,7 +208,7 @@ class VisualTokens:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VisualSequence:
-    """What the LLM reads of each video: tokens in reading order, and for hybrid decoders a memory beside them."""
+    """What the LLM reads of each video: tokens in reading order."""
 
     embeddings: Tensor
     """B L D, of the LLM's width."""
@@ -225,10 +225,6 @@ class VisualSequence:
     """Rows and columns that `place` counts on."""
     frame_text: Tensor | None = None
     """int64, B F K. Ids of the text that the LLM reads before the tokens of each frame; -1 fills up."""
-    memory: Tensor | None = None
-    """B M D. Tokens that stay outside the sequence and are read by cross-attention."""
-    memory_mask: Tensor | None = None
-    """bool, B M."""
 
     def __post_init__(self) -> None:
         b, length, _ = self.embeddings.shape
@@ -280,6 +276,4 @@ class VisualSequence:
             frame=self.frame[rows],
             place=None if self.place is None else self.place[rows],
             frame_text=None if self.frame_text is None else self.frame_text[rows],
-            memory=None if self.memory is None else self.memory[rows],
-            memory_mask=None if self.memory_mask is None else self.memory_mask[rows],
         )

@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {"encoders", "pruning", "tokenizers", "paths", "times"}
+PARTS = {"encoders", "pruning", "tokenizers", "paths", "times", "modalities"}
 HELPERS = {"preprocessing", "modeling", "llm", "times"}
 """Rooms that a part may use."""
 

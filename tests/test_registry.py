@@ -54,7 +54,7 @@ def test_a_name_can_be_taken_once_and_a_config_must_be_frozen():
         registry.register("room", "other", config=Config)
 
 
-@pytest.mark.parametrize("kind", list(registry.ROOMS))
+@pytest.mark.parametrize("kind", list(registry.KINDS))
 def test_every_part_says_what_it_is_and_its_settings_are_documented(kind):
     found = registry.parts(kind)
     assert found

@@ -14,6 +14,7 @@ from mmllm.fields import require
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.costs import cache_bytes, stage_costs
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.stages import stages_of
 from mmllm.tokens import VisualTokens
 
 OWN, NONE = "as trained", "none"
@@ -105,7 +106,7 @@ def cost_of(qa: VideoQA, settings: Settings) -> Cost:
     model = qa.with_stages(**settings.stages).model
     _try_path(model, min(settings.frames, _TRIED_FRAMES))
     config = model.config
-    stages = stage_costs(config.encoder, config.reducers, config.visual_tokenizer, config.path, frames=settings.frames)
+    stages = stage_costs(**stages_of(config), frames=settings.frames, width=config.text_config.hidden_size)
     per_number = next(qa.model.language_model.parameters()).element_size()
     return Cost(stages=stages, cache_bytes=cache_bytes(config.text_config, stages[-1]["tokens"], per_number))
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, ConfigError
+from mmllm.interfaces import TokenReducer
 from mmllm.model import MmllmForConditionalGeneration
 
 CONFIG = "adapter_config.json"
@@ -26,6 +27,9 @@ def with_adapters(model: MmllmForConditionalGeneration, rank: int) -> Any:
     """The model with low-rank adapters on the LLM's linear layers; what else is not frozen is trained as it is.
 
     The result is peft's; `merge_and_unload()` gives the model again, with what was learned in its weights.
+
+    Raises:
+        ConfigError: if a reducer that is trained keeps weights where peft cannot save them.
     """
     from peft import LoraConfig
 
@@ -40,39 +44,51 @@ def with_adapters(model: MmllmForConditionalGeneration, rank: int) -> Any:
 
 
 def trained_whole(model: nn.Module) -> Iterator[str]:
-    """Names of the modules beside the LLM that have weights to be trained; lists of modules are named item by item."""
+    """Names of the modules beside the LLM that have weights to be trained: the parts, or what reducers are made of.
 
-    def below(name: str, module: nn.Module) -> Iterator[str]:
-        if not any(weight.requires_grad for weight in module.parameters()):
-            return
-        if isinstance(module, nn.ModuleList | nn.ModuleDict):
-            for key, child in module.named_children():
-                yield from below(f"{name}.{key}", child)
-        else:
-            yield name
-
+    Raises:
+        ConfigError: if a reducer has such weights of its own, not in a module of it.
+    """
     for name, child in model.named_children():
         if name != "language_model":
-            yield from below(name, child)
+            yield from _trained_below(name, child)
+
+
+def _trained_below(name: str, module: nn.Module) -> Iterator[str]:
+    if not any(weight.requires_grad for weight in module.parameters()):
+        return
+    # peft puts a wrapper in a module's place; a reducer is told by its class, so it stays and what is in it is wrapped
+    if not isinstance(module, nn.ModuleList | nn.ModuleDict | TokenReducer):
+        yield name
+        return
+    if any(weight.requires_grad for weight in module.parameters(recurse=False)):
+        raise ConfigError(f"{name}: {type(module).__name__} has to keep its weights in a module to be trained here")
+    for key, child in module.named_children():
+        yield from _trained_below(f"{name}.{key}", child)
 
 
 def _adapted(model: nn.Module, config: Any) -> Any:
-    """peft's model, in which the modules that are trained whole are the model's own, not copies of them.
+    """peft's model, in which the modules that are trained whole are the model's own.
 
-    peft trains a copy of each and keeps the first one as it was. A reducer that works inside the LLM is also known
-    to the LLM's layers, which would go on calling the first one. So the two change places.
+    peft would train a copy of each, and of every module whose name ends alike. Here the copy is what stays as it was.
     """
     from peft import get_peft_model
     from peft.utils import ModulesToSaveWrapper
 
+    names, config.modules_to_save = config.modules_to_save or [], None
     trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
     adapted = get_peft_model(model, config)  # type: ignore[arg-type]
-    for wrapper in list(adapted.modules()):
-        if isinstance(wrapper, ModulesToSaveWrapper):
-            own, copied = wrapper.original_module, wrapper.modules_to_save[NAME]
-            for weight in own.parameters():
-                weight.requires_grad_(id(weight) in trained)  # a part may keep some of its weights frozen
-            wrapper.modules_to_save[NAME], wrapper.original_module = own, copied.requires_grad_(False)
+    config.modules_to_save = names  # so that others can load what is saved
+    for name in names:
+        parent, _, key = name.rpartition(".")
+        own = model.get_submodule(name)
+        wrapper = ModulesToSaveWrapper(own, NAME)
+        wrapper.set_adapter(NAME)
+        wrapper.modules_to_save[NAME], wrapper.original_module = own, wrapper.modules_to_save[NAME]
+        wrapper.original_module.requires_grad_(False)
+        for weight in own.parameters():
+            weight.requires_grad_(id(weight) in trained)  # a part may keep some of its weights frozen
+        setattr(model.get_submodule(parent), key, wrapper)
     return adapted
 
 
@@ -108,5 +124,5 @@ def merged_with(model: MmllmForConditionalGeneration, folder: str | Path) -> Mml
         adapted = _adapted(model, config)
         adapted.load_adapter(str(folder), NAME, torch_device=str(model.device))
         return adapted.merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError) as problem:
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as problem:
         raise CheckpointError(f"{folder}: these adapters do not fit their model: {problem}") from None

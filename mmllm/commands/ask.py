@@ -9,16 +9,17 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmllm.commands.flags import StageFlags
 from mmllm.errors import InputError
 from mmllm.hub.sources import DEFAULT
+from mmllm.stages import NO_CHANGES
 
 
 def ask(
     video: Annotated[Path, tyro.conf.Positional],
     question: Annotated[str, tyro.conf.Positional],
     model: str = DEFAULT,
-    reducer: tuple[str, ...] | None = None,
-    path: str | None = None,
+    stages: StageFlags = NO_CHANGES,
     frames: int | None = None,
     start: float | None = None,
     end: float | None = None,
@@ -33,8 +34,7 @@ def ask(
         question: such as "When does the red circle spin?"
         model: folder or hub id of a model; by default the one that comes with mmllm, which only knows
             synthetic clips of coloured shapes.
-        reducer: token reducers in place of the model's own, such as fastervlm:keep=8.
-        path: path in place of the model's own, such as slowfast:mode=temporal.
+        stages: stages in place of the model's own.
         frames: how many frames are sampled; the model's own number if not given.
         start: look only at the part from this second.
         end: look only at the part up to this second.
@@ -47,10 +47,7 @@ def ask(
         raise InputError("the question is empty")
     from mmllm.inference.answering import VideoQA
 
-    changes: dict[str, Any] = {} if reducer is None else {"reducers": list(reducer)}
-    if path is not None:
-        changes["path"] = path
-    qa = VideoQA.from_pretrained(model, **changes)
+    qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = max_new_tokens
     limits = {"num_frames": frames, "start_s": start, "end_s": end}
     watched = qa.watch(video, **{key: value for key, value in limits.items() if value is not None})

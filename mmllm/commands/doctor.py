@@ -93,6 +93,7 @@ def reference_forward(qa: VideoQA) -> dict[str, Tensor]:
     """What each stage gives for a seeded clip and a fixed question: features, what the LLM reads, next-token logits."""
     import torch
 
+    from mmllm.modalities.video import clip_inputs
     from mmllm.tokens import VideoClip
 
     generator = np.random.default_rng(0)
@@ -103,7 +104,7 @@ def reference_forward(qa: VideoQA) -> dict[str, Tensor]:
     clip = VideoClip(frames=frames, times_s=times_s, duration_s=float(FRAMES))
     watched = qa.watch(clip)
     inputs = qa.processor.collate([qa.prompt(QUESTION, watched.duration_s)])
-    inputs |= qa.processor.video_inputs([watched.clip])
+    inputs |= clip_inputs(qa.processor, watched.clip).flat()
     with torch.no_grad():
         logits = qa.model(**{name: value.to(qa.model.device) for name, value in inputs.items()}).logits
     assert watched.tokens is not None

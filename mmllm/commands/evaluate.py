@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from mmllm.commands.flags import StageFlags
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
+from mmllm.stages import NO_CHANGES
 
 
 def evaluate(
@@ -27,7 +29,7 @@ def evaluate(
     render_videos: int = 100,
     limit: int | None = None,
     shuffle: bool = True,
-    reducer: tuple[str, ...] | None = None,
+    stages: StageFlags = NO_CHANGES,
     max_new_tokens: int = 64,
     trials: int = 1,
     temperature: float | None = None,
@@ -55,7 +57,7 @@ def evaluate(
         render_videos: how many.
         limit: only the first so many videos.
         shuffle: also ask each question about another video, which shows what is guessed from the words alone.
-        reducer: token reducers in place of the model's own, such as fastervlm:keep=8.
+        stages: stages in place of the model's own.
         max_new_tokens: an answer is cut after so many.
         trials: ask everything so often and report mean and spread; the paper has three.
         temperature: answers are sampled at; by default greedy for one trial, 0.2 for several.
@@ -89,8 +91,7 @@ def evaluate(
         raise InputError(f"{data}: there is no question to answer")
     folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
-    changes = {} if reducer is None else {"reducers": list(reducer)}
-    qa = VideoQA.from_pretrained(model, **changes)
+    qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = max_new_tokens
     scores = evaluate_into(folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge, workers=workers)
     if not processes.is_main():

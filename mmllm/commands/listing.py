@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_text
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from mmllm import registry
+from mmllm.errors import InputError
+from mmllm.fields import closest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Kind = Literal["all", "encoders", "reducers", "tokenizers", "paths", "times", "trainings", "recipes", "presets"]
+KINDS = {kind.removesuffix("y") + ("ies" if kind.endswith("y") else "s"): kind for kind in registry.KINDS}
+"""What is listed, as it is called on the command line -> the kind of part."""
+LISTS = (*KINDS, "recipes", "presets")
 
 
-def list_parts(kind: Annotated[Kind, tyro.conf.Positional] = "all", json: bool = False) -> None:
+def list_parts(kind: Annotated[str, tyro.conf.Positional] = "all", json: bool = False) -> None:
     """List the parts that models are made of, with their settings, the recipes, and published models by short name.
 
     Args:
-        kind: which to list.
+        kind: which to list: encoders, reducers, tokenizers, paths, times, modalities, trainings, recipes,
+            presets, or all.
         json: one JSON object instead of tables.
     """
-    chosen = {name: _rows(name) for name in get_args(Kind) if kind in ("all", name) and name != "all"}
+    if kind not in ("all", *LISTS):
+        raise InputError(f"there is no list of {kind!r}; {closest(kind, ('all', *LISTS))}")
+    chosen = {name: _rows(name) for name in LISTS if kind in ("all", name)}
     if json:
         print(json_text.dumps(chosen, indent=2))
         return
@@ -77,7 +84,7 @@ def _rows(kind: str) -> list[dict[str, str]]:
             "summary": part.summary,
             "settings": ", ".join(f"{key}={_short(value)}" for key, value in _defaults(part.config).items()),
         }
-        for part in registry.parts(kind.removesuffix("s")).values()
+        for part in registry.parts(KINDS[kind]).values()
     ]
 
 

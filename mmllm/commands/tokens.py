@@ -8,17 +8,18 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmllm.commands.flags import StageFlags
 from mmllm.errors import InputError
 from mmllm.hub.sources import DEFAULT
 from mmllm.inference.costs import cache_bytes, prefill_flops, stage_costs, time_costs
+from mmllm.stages import NO_CHANGES, changed, stages_of
 
 
 def tokens(
     model: Annotated[str | None, tyro.conf.Positional] = None,
     recipe: str | None = None,
     frames: int | None = None,
-    reducer: tuple[str, ...] | None = None,
-    path: str | None = None,
+    stages: StageFlags = NO_CHANGES,
     video: Path | None = None,
     json: bool = False,
     plot: Path | None = None,
@@ -29,8 +30,7 @@ def tokens(
         model: folder or hub id of a model; by default the one that comes with mmllm.
         recipe: a recipe in place of a model, such as quickstart or lita-13b.
         frames: sampled frames; the model's own number if not given.
-        reducer: token reducers in place of the model's own, such as fastervlm:keep=8.
-        path: path in place of the model's own, such as slowfast:mode=temporal.
+        stages: stages in place of the model's own.
         video: a clip, to see how densely it is sampled.
         json: print JSON instead of a table.
         plot: run the encoder and the reducers on the clip, and draw into this file which patches they keep.
@@ -39,15 +39,13 @@ def tokens(
         raise InputError(
             "--plot shows what a model keeps of a clip: name a model, not a recipe, and a clip with --video"
         )
-    stages, own_frames, text_config, bytes_per_number, processor = _of_recipe(recipe) if recipe else _of_model(model)
+    own, own_frames, text_config, bytes_per_number, processor = _of_recipe(recipe) if recipe else _of_model(model)
     count = own_frames if frames is None else frames
     if count < 1:
         raise InputError(f"--frames {count}: must be at least 1")
-    if reducer is not None:
-        stages["reducers"] = list(reducer)
-    if path is not None:
-        stages["path"] = path
-    cost: dict[str, Any] = {"stages": stage_costs(**stages, frames=count)}
+    chosen = changed(own, stages.by_slot)
+    width = 1 if text_config is None else text_config.hidden_size
+    cost: dict[str, Any] = {"stages": stage_costs(**chosen, frames=count, width=width)}
     seconds = 60.0
     if video is not None:
         from mmllm.video.opening import probe
@@ -62,8 +60,7 @@ def tokens(
     if video is not None:
         cost["video"] = {"duration_s": seconds, "seconds_between_frames": seconds / max(count - 1, 1)}
     if plot is not None:
-        changes = {"reducers": stages["reducers"], "path": stages["path"]}
-        cost["plot"] = str(_draw(model or DEFAULT, changes, video, count, plot))
+        cost["plot"] = str(_draw(model or DEFAULT, stages.by_slot, video, count, plot))
     if json:
         print(json_text.dumps(cost, indent=2))
     else:
@@ -88,17 +85,15 @@ def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int, Any]:
 
     config = recipe(name).model
     text = None if config.language_model else decoder_config(config.decoder)
-    stages = {name: getattr(config, name) for name in ("encoder", "reducers", "visual_tokenizer", "path")}
-    return stages, config.num_frames, text, 4, None
+    return stages_of(config), config.num_frames, text, 4, None
 
 
 def _of_model(model: str | None) -> tuple[dict[str, Any], int, Any, int, Any]:
     from mmllm.checkpoints.loading import describe, local_folder
 
     config, processor = describe(local_folder(model or DEFAULT))
-    stages = {name: getattr(config, name) for name in ("encoder", "reducers", "visual_tokenizer", "path")}
     bytes_per_number = config.dtype.itemsize if config.dtype else 4
-    return stages, processor.num_frames, config.text_config, bytes_per_number, processor
+    return stages_of(config), processor.num_frames, config.text_config, bytes_per_number, processor
 
 
 def _show(cost: dict[str, Any], video: Path | None) -> None:

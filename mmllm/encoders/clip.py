@@ -14,13 +14,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmllm.encoders.attention import attention_row, received_attention
 from mmllm.encoders.clip_names import LANDMARKS, layout_of, to_transformers
 from mmllm.encoders.tower import (
     FrameOutput,
-    Inside,
     below,
     check_pixels,
     encode_frames,
@@ -30,6 +29,7 @@ from mmllm.encoders.tower import (
 )
 from mmllm.errors import ConfigError
 from mmllm.fields import require
+from mmllm.interfaces import Encoder, InsideBlocks
 from mmllm.preprocessing.frames import CLIP_MEAN, CLIP_STD, FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
@@ -80,12 +80,11 @@ class ClipConfig:
 
 
 @register("encoder", "clip", config=ClipConfig)
-class ClipEncoder(nn.Module):
+class ClipEncoder(Encoder):
     """CLIP's vision transformer, run no further than the layer whose patch features are wanted."""
 
     score_names = frozenset({"cls_attention", "mean_attention"})
-    takes_inside: ClassVar[bool] = True
-    """Whether `forward` runs reducers that work inside the blocks."""
+    runs_encoder_stage: ClassVar[bool] = True
 
     def __init__(self, config: ClipConfig) -> None:
         from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -113,7 +112,7 @@ class ClipEncoder(nn.Module):
         *,
         frame_mask: Tensor | None = None,
         scores: Collection[str] = (),
-        inside: Inside | None = None,
+        inside: InsideBlocks | None = None,
     ) -> VisualTokens:
         """Patch features of the selected layer, class token removed unless the config keeps it.
 
@@ -169,7 +168,7 @@ class ClipEncoder(nn.Module):
             return FrameOutput(features=features[:, 1:], scores={name: row[:, 1:] for name, row in scores.items()})
         return FrameOutput(features=features, scores=scores, index=self.index.to(frames.device).repeat(len(frames), 1))
 
-    def _run_inside(self, frames: Tensor, inside: Inside) -> FrameOutput:
+    def _run_inside(self, frames: Tensor, inside: InsideBlocks) -> FrameOutput:
         hidden = self.tower.pre_layrnorm(self.tower.embeddings(frames))  # F 1+N C
         state = inside.start(hidden, self.config.blocks_run)
         blocks: Any = self.tower.encoder.layers

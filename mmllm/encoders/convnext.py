@@ -23,6 +23,7 @@ from mmllm.encoders.tower import (
     read_scores,
 )
 from mmllm.fields import require
+from mmllm.interfaces import Encoder
 from mmllm.preprocessing.frames import CLIP_MEAN, CLIP_STD, FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
@@ -62,7 +63,7 @@ class ConvNextConfig:
 
 
 @register("encoder", "convnext", config=ConvNextConfig)
-class ConvNextEncoder(nn.Module):
+class ConvNextEncoder(Encoder):
     """ConvNeXt trunk of CLIP, by timm: the last stage's map, no final norm."""
 
     score_names: frozenset[str] = frozenset()

@@ -18,7 +18,6 @@ from mmllm.encoders.attention import attention_row, received_attention
 from mmllm.encoders.timm_blocks import run_inside
 from mmllm.encoders.tower import (
     FrameOutput,
-    Inside,
     below,
     check_pixels,
     encode_frames,
@@ -29,6 +28,7 @@ from mmllm.encoders.tower import (
 )
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.fields import require
+from mmllm.interfaces import Encoder, InsideBlocks
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
@@ -82,12 +82,11 @@ class DinoV2Config:
 
 
 @register("encoder", "dinov2", config=DinoV2Config)
-class DinoV2Encoder(nn.Module):
+class DinoV2Encoder(Encoder):
     """DINOv2's vision transformer, by timm."""
 
     score_names = frozenset({"cls_attention", "mean_attention"})
-    takes_inside: ClassVar[bool] = True
-    """Whether `forward` runs reducers that work inside the blocks."""
+    runs_encoder_stage: ClassVar[bool] = True
 
     def __init__(self, config: DinoV2Config) -> None:
         from timm.layers import SwiGLUPacked
@@ -118,7 +117,7 @@ class DinoV2Encoder(nn.Module):
         *,
         frame_mask: Tensor | None = None,
         scores: Collection[str] = (),
-        inside: Inside | None = None,
+        inside: InsideBlocks | None = None,
     ) -> VisualTokens:
         """Patch features of the selected layer, class token removed.
 
@@ -156,7 +155,7 @@ class DinoV2Encoder(nn.Module):
         tokens = torch.cat([self.tower.cls_token.expand(len(patches), -1, -1), patches], dim=1)
         return tokens + self.tower.pos_embed
 
-    def _run_inside(self, frames: Tensor, inside: Inside) -> FrameOutput:
+    def _run_inside(self, frames: Tensor, inside: InsideBlocks) -> FrameOutput:
         if self.grid != (self.patches, self.patches):
             raise ConfigError(
                 f"DinoV2Config.output_grid = {self.config.output_grid}: tokens that are reduced inside the encoder "

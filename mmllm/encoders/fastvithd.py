@@ -29,6 +29,7 @@ from mmllm.encoders.tower import (
 )
 from mmllm.errors import CheckpointError
 from mmllm.fields import require
+from mmllm.interfaces import Encoder
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
@@ -94,7 +95,7 @@ def build_tower(
 
 
 @register("encoder", "fastvithd", config=FastVitHdConfig)
-class FastVitHdEncoder(nn.Module):
+class FastVitHdEncoder(Encoder):
     """FastViTHD of FastVLM: few tokens, chosen by the input's size."""
 
     score_names = frozenset({"mean_attention"})

@@ -29,6 +29,7 @@ from mmllm.encoders.tower import (
 )
 from mmllm.errors import ConfigError
 from mmllm.fields import require
+from mmllm.interfaces import Encoder
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
@@ -76,7 +77,7 @@ class SiglipConfig:
 
 
 @register("encoder", "siglip", config=SiglipConfig)
-class SiglipEncoder(nn.Module):
+class SiglipEncoder(Encoder):
     """SigLIP's vision transformer, run no further than the layer whose patch features are wanted."""
 
     def __init__(self, config: SiglipConfig) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
-from mmllm.encoders.tower import Inside
 from mmllm.errors import ConfigError
+from mmllm.interfaces import InsideBlocks
 
 
-def run_inside(blocks: Iterable[Any], hidden: Tensor, inside: Inside) -> tuple[Tensor, Any]:
+def run_inside(blocks: Iterable[Any], hidden: Tensor, inside: InsideBlocks) -> tuple[Tensor, Any]:
     """Hidden states F N C behind some blocks of a timm vision transformer with a reducer inside, and its last state.
 
     Args:

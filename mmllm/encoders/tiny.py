@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmllm.encoders.tower import check_pixels, read_scores
 from mmllm.fields import require
+from mmllm.interfaces import Encoder
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
@@ -56,7 +57,7 @@ class TinyEncoderConfig:
 
 
 @register("encoder", "tiny", config=TinyEncoderConfig)
-class TinyEncoder(nn.Module):
+class TinyEncoder(Encoder):
     """Small convolutional frame encoder with a class token; trains on a CPU in minutes."""
 
     score_names = frozenset({"cls_attention"})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -40,28 +40,6 @@ class FrameOutput:
 
 
 RunFrames = Callable[[Tensor], FrameOutput]
-
-
-class Inside(Protocol):
-    """A reducer that works inside a transformer's blocks, between attention and MLP, such as DiffRate.
-
-    `state` is the reducer's own; the tower only hands it on.
-    """
-
-    def start(self, hidden: Tensor, blocks: int) -> Any:
-        """State before the first of `blocks` blocks, of hidden states F N C with the class token first."""
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, state: Any) -> tuple[Tensor, Tensor]:
-        """Mixed values (F H N D) of F H N D each, and the class token's mean attention (F N)."""
-
-    def reduce(self, block: int, hidden: Tensor, row: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Hidden states after the attention's residual, with fewer tokens."""
-
-    def finish(self, hidden: Tensor, state: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Patch features F N C in raster order, where each came from (F N) and how many it stands for (F N).
-
-        A token of size 0 is gone and will be masked.
-        """
 
 
 def read_scores(

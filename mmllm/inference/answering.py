@@ -5,7 +5,6 @@ Q questions, V = 1 video, T frames, H W patch grid
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
 import time
@@ -16,19 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmllm import registry
 from mmllm.checkpoints.adapters import base_of, merged_with
 from mmllm.checkpoints.loading import is_ours, load
 from mmllm.checkpoints.weights import Weights
-from mmllm.errors import CheckpointError, ConfigError, MmllmError
+from mmllm.errors import CheckpointError, MmllmError
 from mmllm.hub.sources import local_folder
 from mmllm.inference.overlay import kept_places, ranking_shown
+from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
-from mmllm.pruning.needs import require_fit
+from mmllm.stages import SLOTS
 from mmllm.times.answers import Answer
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
@@ -96,10 +95,10 @@ class VideoQA:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
         if not is_ours(source):
-            stages = {name: kwargs.pop(name, None) for name in ("reducers", "path")}
+            stages = {name: kwargs.pop(name) for name, slot in SLOTS.items() if slot.changeable and name in kwargs}
             published, its_processor = load(source, **kwargs)
             qa = cls(published.to(device), its_processor)
-            return qa.with_stages(**stages) if any(one is not None for one in stages.values()) else qa
+            return qa.with_stages(**stages) if stages else qa
         Weights(source)  # refuses missing and cut-off files before anything is built
         try:
             loaded, info = MmllmForConditionalGeneration.from_pretrained(source, output_loading_info=True, **kwargs)
@@ -145,7 +144,7 @@ class VideoQA:
         It is not decoded again, and encoded again only where these reducers need something else of the encoder.
         """
         tokens = watched.tokens
-        inside = any(getattr(reducer, "runs_inside_encoder", False) for reducer in self.model.reducers)
+        inside = self.model.encoder_stage is not None
         if (
             tokens is None
             or tokens.size is not None
@@ -157,8 +156,7 @@ class VideoQA:
 
     def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> Watched:
         started = time.perf_counter()
-        inputs = {name: value.to(self.model.device) for name, value in self.processor.video_inputs([clip]).items()}
-        tokens = self.model.encode(inputs["pixel_values_videos"], inputs["video_frame_mask"], inputs["video_times_s"])
+        tokens = video_tokens(self.model, clip_inputs(self.processor, clip).to(self.model.device))
         self._wait()
         return self._arrange(clip, tokens, {**seconds, "encode": time.perf_counter() - started})
 
@@ -189,40 +187,20 @@ class VideoQA:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
 
-    def with_stages(self, reducers: Sequence[Any] | None = None, path: Any = None) -> VideoQA:
-        """The same weights behind other reducers or another path; nothing is loaded or copied.
+    def with_stages(self, reducers: Sequence[Any] | None = None, path: Any = None, **others: Any) -> VideoQA:
+        """The same weights behind other stages; nothing is loaded or copied, and both can be asked at the same time.
 
         Args:
             reducers: descriptions such as `fastervlm:keep=8`; the model's own if None.
             path: such as `slowfast:mode=temporal`; the model's own if None.
+            others: further stages of `mmllm.stages.SLOTS` that can be changed.
 
         Raises:
-            ConfigError: if a part is unknown, does not fit the encoder, or has weights that this model lacks.
+            ConfigError: if a part is unknown, does not fit, or has weights that this model lacks.
         """
-        old, config = self.model, copy.deepcopy(self.model.config)
-        if reducers is not None:
-            config.reducers = [registry.describe("reducer", registry.config_of("reducer", one)) for one in reducers]
-        if path is not None:
-            config.path = registry.describe("path", registry.config_of("path", path))
-        parts: dict[str, nn.Module] = {"reducers": old.reducers, "path": old.path}
-        if config.reducers != old.config.reducers:
-            parts["reducers"] = nn.ModuleList(self._reducer(one) for one in config.reducers)
-        if config.path != old.config.path:
-            parts["path"] = _weightless(registry.build("path", config.path))
-        with torch.device("meta"):
-            shell = type(old)(config)
-        for name, child in old.named_children():
-            setattr(shell, name, parts[name].to(old.device) if name in parts else child)
-        shell.generation_config = old.generation_config
-        return VideoQA(shell, self.processor, self.max_new_tokens)
-
-    def _reducer(self, description: Any) -> nn.Module:
-        """A reducer that fits the encoder."""
-        reducer = registry.build("reducer", description)
-        require_fit(reducer, self.model.encoder)
-        if hasattr(reducer, "prepare"):
-            reducer.prepare(self.model.encoder)
-        return _weightless(reducer)
+        return VideoQA(
+            self.model.with_stages(reducers=reducers, path=path, **others), self.processor, self.max_new_tokens
+        )
 
     def ask(self, video: Any, question: str, **generate: Any) -> Answer:
         """The answer to one question about a video, or about a `Watched` one.
@@ -304,9 +282,3 @@ class VideoQA:
         """A text in which nobody's words are taken for the end of a turn or the like."""
         special = [re.escape(token) for token in self.processor.tokenizer.all_special_tokens]
         return re.sub("|".join(special), lambda match: f"{match[0][0]} {match[0][1:]}", text) if special else text
-
-
-def _weightless(part: nn.Module) -> nn.Module:
-    if next(part.parameters(), None) is not None:
-        raise ConfigError(f"{type(part).__name__} has weights of its own, which this model was not trained with")
-    return part

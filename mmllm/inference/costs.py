@@ -5,46 +5,61 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmllm import registry
+import torch
 
-Description = str | dict[str, Any]
+from mmllm.interfaces import LlmStage
+from mmllm.stages import Description, build
 
 
 def stage_costs(
-    encoder: Description, reducers: Sequence[Description], visual_tokenizer: Description, path: Description, frames: int
+    encoder: Description,
+    reducers: Sequence[Description],
+    visual_tokenizer: Description,
+    path: Description,
+    frames: int,
+    *,
+    width: int = 1,
+    **others: Any,
 ) -> list[dict[str, Any]]:
     """Tokens after each stage for a video of so many frames; nothing is loaded or computed.
 
     Args:
         encoder, reducers, visual_tokenizer, path: the stages, as names with settings or as mappings.
         frames: sampled frames.
+        width: the LLM's, for parts that are built by it; no count depends on it.
+        others: further slots, which change no count.
 
     Returns:
         One mapping a stage: `stage`, `tokens` of the whole video, and `detail`.
     """
-    import torch
-
+    stages = {
+        "encoder": encoder, "reducers": reducers, "visual_tokenizer": visual_tokenizer, "path": path, **others
+    }  # fmt: skip
     with torch.device("meta"):
-        tower = registry.build("encoder", encoder)
-    per_frame = len(tower.index) if hasattr(tower, "index") else tower.grid[0] * tower.grid[1]
+        parts = build(stages, width)
+    tower, grid = parts["encoder"], parts["encoder"].grid
     rows = [
         {
-            "stage": f"encoder {_name('encoder', encoder)}",
-            "tokens": frames * per_frame,
-            "detail": f"{frames} frames x {tower.grid[0]}x{tower.grid[1]} patches of width {tower.width}",
+            "stage": f"encoder {tower.registered_name}",
+            "tokens": frames * tower.tokens_per_frame,
+            "detail": f"{frames} frames x {grid[0]}x{grid[1]} patches of width {tower.width}",
         }
     ]
-    kept = per_frame
-    for one in reducers:
-        total = registry.build("reducer", one).kept_tokens(kept, frames)
-        detail = f"at most, of {rows[-1]['tokens']:,}"
-        rows.append({"stage": f"reducer {_name('reducer', one)}", "tokens": total, "detail": detail})
-        kept = -(-total // frames)
-    name = _name("tokenizer", visual_tokenizer)
-    rows.append({"stage": f"tokenizer {name}", "tokens": rows[-1]["tokens"], "detail": "to the LLM's width"})
-    blocks = registry.build("path", path).token_counts(frames, tower.grid, kept)
+    kept = tower.tokens_per_frame
+    for reducer in parts["reducers"]:
+        total = reducer.kept_tokens(kept, frames)
+        inside = isinstance(reducer, LlmStage)
+        detail = "fewer from layer to layer of the LLM" if inside else f"at most, of {rows[-1]['tokens']:,}"
+        rows.append({"stage": f"reducer {reducer.registered_name}", "tokens": total, "detail": detail})
+        kept, grid = -(-total // frames), reducer.grid_after(grid)
+    projector = parts["visual_tokenizer"]
+    count, grid_after = projector.token_count(kept), projector.grid_after(grid)
+    total = rows[-1]["tokens"] if (count, grid_after) == (kept, grid) else frames * count
+    kept, grid = count, grid_after
+    rows.append({"stage": f"tokenizer {projector.registered_name}", "tokens": total, "detail": "to the LLM's width"})
+    blocks = parts["path"].token_counts(frames, grid, kept)
     detail = " + ".join(f"{count} {block}" for block, count in blocks.items())
-    rows.append({"stage": f"path {_name('path', path)}", "tokens": sum(blocks.values()), "detail": detail})
+    rows.append({"stage": f"path {parts['path'].registered_name}", "tokens": sum(blocks.values()), "detail": detail})
     return rows
 
 
@@ -57,10 +72,6 @@ def time_costs(processor: Any, visual_tokens: int, frames: int, duration_s: floa
     detail = f"{written} for the time before each frame, and again where slow tokens follow"
     name = processor.time["name"]
     return [{"stage": f"time {name}", "tokens": visual_tokens + written, "detail": detail}]
-
-
-def _name(kind: str, description: Description) -> str:
-    return registry.name_of(kind, registry.config_of(kind, description))
 
 
 def cache_bytes(text_config: Any, tokens: int, bytes_per_number: int) -> int:

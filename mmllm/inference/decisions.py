@@ -1,4 +1,4 @@
-"""Which visual tokens a reducer inside the LLM keeps for one question, to be shown.
+"""Which visual tokens the stages inside the LLM keep for one question, to be shown.
 
 P positions of the prompt, T frames, H W patch grid
 """
@@ -10,40 +10,54 @@ import dataclasses
 import torch
 
 from mmllm.inference.answering import VideoQA, Watched
+from mmllm.llm.values import LlmPass
 from mmllm.modeling.placeholders import place, positions
 
 
 @torch.no_grad()
-def watched_for(qa: VideoQA, watched: Watched, question: str) -> Watched:
-    """A watched video with `kept` and `ranking` as the LLM's own reducer decides for a question.
-
-    The video as it is, if the model has no such reducer or its tokens have no place in the picture. `kept` is what is
-    left behind the last stage, `ranking` what the first stage judged by.
-    """
-    model, duration_s = qa.model, watched.duration_s
-    if model.inside_llm is None:
-        return watched
-    inputs = qa.processor.collate([qa.prompt(question, duration_s)])
+def finished_pass(qa: VideoQA, watched: Watched, question: str) -> LlmPass:
+    """What the stages inside the LLM decided and noted while a question's prompt was read; nothing is answered."""
+    model = qa.model
+    inputs = qa.processor.collate([qa.prompt(question, watched.duration_s)])
     placed = place(inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device), watched.seen)
-    current = model.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), None)
+    current = model.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), placed.grid)
     model.language_model.base_model(
         inputs_embeds=model.embed(placed.input_ids, placed.visual),
         attention_mask=placed.attention_mask,
         position_ids=positions(placed.attention_mask, None),
-        inside_llm=current,
-        use_cache=False,
+        llm_pass=current,
+        use_cache=True,
     )
-    if current.grid is None or not current.decided:
+    return current
+
+
+def watched_for(qa: VideoQA, watched: Watched, question: str) -> Watched:
+    """A watched video with `kept` and `ranking` as the stages inside the LLM decide for a question.
+
+    The video as it is, if the model has no such stage or its tokens have no place in the picture. `kept` is what
+    remains behind the last layer; `ranking` is what the first stage that ranks went by.
+    """
+    if not qa.model.llm_stages:
         return watched
-    stages = sorted(current.decided)
-    spots = current.frame[0], current.place[0] // current.grid[1], current.place[0] % current.grid[1]
+    current = finished_pass(qa, watched, question)
+    return watched if current.grid is None else _with_decisions(watched, current)
+
+
+def _with_decisions(watched: Watched, current: LlmPass) -> Watched:
+    """The watched video of a batch of one, with what a finished pass decided laid on its patches."""
+    assert current.grid is not None
     shape = (len(watched.clip), *current.grid)
-    left = current.alive[stages[-1]].position[0]
-    left = left[current.visual[0][left]]
+    patch = current.frame[0], current.place[0] // current.grid[1], current.place[0] % current.grid[1]
+    last = current.kept_at(max(current.kept, default=0)).position[0]
+    last = last[current.visual[0][last]]
     kept = torch.zeros(shape, dtype=torch.bool)
-    kept[tuple(axis[left].cpu() for axis in spots)] = True
-    judged = current.visual[0].nonzero().squeeze(1)
+    kept[tuple(axis[last].cpu() for axis in patch)] = True
+    watched = dataclasses.replace(watched, kept=kept.numpy())
+    explanations = (stage.explain_pass(current) for stage in current.stages)
+    shown = next((explanation for explanation in explanations if explanation is not None), None)
+    if shown is None:
+        return watched
+    visual = current.visual[0].nonzero().squeeze(1)
     ranking = torch.full(shape, torch.nan)
-    ranking[tuple(axis[judged].cpu() for axis in spots)] = current.decided[stages[0]].redundancy[0][judged].cpu()
-    name = type(model.inside_llm).__name__.removesuffix("Reducer")
-    return dataclasses.replace(watched, kept=kept.numpy(), ranking=(f"{name}'s redundancy score", ranking.numpy()))
+    ranking[tuple(axis[visual].cpu() for axis in patch)] = shown.values[0][visual].float().cpu()
+    return dataclasses.replace(watched, ranking=(shown.name, ranking.numpy()))

@@ -5,12 +5,13 @@ T frames, Y X height and width in pixels, H W patch grid
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmllm.errors import InputError
+from mmllm.interfaces import TokenReducer
 from mmllm.tokens import VisualTokens
 
 DIMMED = 0.25
@@ -72,7 +73,7 @@ def kept_places(left: VisualTokens) -> np.ndarray | None:
     return None if left.grid is None else left.on_grid()[1][0].cpu().numpy()
 
 
-def ranking_shown(reducers: nn.ModuleList, tokens: VisualTokens) -> tuple[str, np.ndarray] | None:
+def ranking_shown(reducers: Iterable[TokenReducer], tokens: VisualTokens) -> tuple[str, np.ndarray] | None:
     """What the first reducer that ranks tokens went by: its name and float32 T H W of the first video.
 
     Where tokens were merged inside the encoder, it is how many patches each token stands for. None without either, or
@@ -80,10 +81,9 @@ def ranking_shown(reducers: nn.ModuleList, tokens: VisualTokens) -> tuple[str, n
     """
     if tokens.grid is None:
         return None
-    parts: list[Any] = list(reducers)
-    for reducer in parts:
-        if hasattr(reducer, "ranking"):
-            return reducer.config.score, _laid_out(tokens, reducer.ranking(tokens))
+    for reducer in reducers:
+        if (shown := reducer.explain(tokens)) is not None:
+            return shown.name, _laid_out(tokens, shown.values)
     return None if tokens.size is None else ("patches in a token", _laid_out(tokens, tokens.size))
 
 

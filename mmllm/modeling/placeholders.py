@@ -12,7 +12,7 @@ B rows, L text positions, P positions after expansion, M visual tokens of a row,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +44,8 @@ class Placed:
     place: Tensor
     """int64, B P. Raster position of a visual token on its frame's grid, or its number where tokens were pooled; -1 at
     text."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns that `place` counts on; None where tokens were pooled, or grids differ."""
 
 
 def place(
@@ -94,8 +96,14 @@ def place(
         visual=visual,
         labels=merged.pop("labels", None),
         segments=merged.pop("segments", None),
+        grid=_common_grid(sequences.values()),
         **merged,
     )
+
+
+def _common_grid(sequences: Iterable[VisualSequence]) -> tuple[int, int] | None:
+    grids = {sequence.grid for sequence in sequences}
+    return grids.pop() if len(grids) == 1 else None
 
 
 def require_room(placed: Placed, most: int | None) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mmllm.interfaces import Grid, VideoPath
 from mmllm.paths.plain import in_order
 from mmllm.preprocessing.mosaic import read_out
 from mmllm.registry import register
@@ -32,7 +33,7 @@ class AnyresConfig:
 
 
 @register("path", "anyres", config=AnyresConfig)
-class AnyresPath(nn.Module):
+class AnyresPath(VideoPath):
     """Tiled images as a mosaic with row ends (LLaVA-NeXT); videos frame by frame."""
 
     newline: nn.Parameter | None
@@ -60,6 +61,6 @@ class AnyresPath(nn.Module):
             grid=tokens.grid,
         )
 
-    def token_counts(self, frames: int, grid: tuple[int, int] | None, tokens_per_frame: int) -> dict[str, int]:
+    def token_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
         """How many tokens a video of `frames` frames has."""
         return {"frames": frames * tokens_per_frame}

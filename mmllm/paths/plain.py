@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange, repeat
-from torch import nn
 
+from mmllm.interfaces import Grid, VideoPath
 from mmllm.registry import register
 from mmllm.tokens import VisualSequence, VisualTokens
 
@@ -21,7 +21,7 @@ class PlainConfig:
 
 
 @register("path", "plain", config=PlainConfig)
-class PlainPath(nn.Module):
+class PlainPath(VideoPath):
     """All tokens of all frames, frame by frame, in raster order."""
 
     def __init__(self, config: PlainConfig) -> None:
@@ -32,7 +32,7 @@ class PlainPath(nn.Module):
         """One block `frames` of the features B T N D, flattened in time, then in raster order."""
         return in_order(tokens)
 
-    def token_counts(self, frames: int, grid: tuple[int, int] | None, tokens_per_frame: int) -> dict[str, int]:
+    def token_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
         """How many tokens a video of `frames` frames has."""
         return {"frames": frames * tokens_per_frame}
 

@@ -15,10 +15,11 @@ from typing import Literal
 import numpy as np
 import torch
 from einops import rearrange, reduce, repeat
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.interfaces import Grid, VideoPath
 from mmllm.registry import register
 from mmllm.tokens import VisualSequence, VisualTokens
 
@@ -50,7 +51,7 @@ def slow_frames(num_frames: int, count: int) -> list[int]:
 
 
 @register("path", "slowfast", config=SlowFastConfig)
-class SlowFastPath(nn.Module):
+class SlowFastPath(VideoPath):
     """LITA's SlowFast tokens: one fast token a frame, and slow tokens of a few frames."""
 
     averages = True
@@ -88,7 +89,7 @@ class SlowFastPath(nn.Module):
             blocks=tuple((name, features.shape[1]) for name, features, _, _ in blocks),
         )
 
-    def token_counts(self, frames: int, grid: tuple[int, int] | None, tokens_per_frame: int) -> dict[str, int]:
+    def token_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
         """How many tokens each block has for a video of `frames` frames (before masking)."""
         mode = self.config.mode
         counts = {"fast": frames} if mode.startswith("temporal") else {}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from mmllm.errors import InputError
-from mmllm.preprocessing.templates import IMAGE, VIDEO
+from mmllm.preprocessing.templates import IMAGE
 
 Message = Mapping[str, Any]
 
@@ -20,28 +20,33 @@ def with_system(messages: Sequence[Message], prompt: str) -> list[Message]:
     return spoken
 
 
-def videos_as_images(messages: Sequence[Message]) -> list[Message]:
-    """The messages with an image in place of every video, for templates that know images only."""
+def as_images(messages: Sequence[Message], kinds: Collection[str]) -> list[Message]:
+    """The messages with an image in place of every medium of some kinds, for templates that do not know these."""
     return [
-        {**message, "content": [{"type": "image"} if item["type"] == "video" else item for item in items(message)]}
+        {**message, "content": [{"type": "image"} if item["type"] in kinds else item for item in message["content"]]}
         if not isinstance(message["content"], str)
         else message
         for message in messages
     ]
 
 
-def with_videos(text: str, messages: Sequence[Message]) -> str:
-    """A text in which videos were written as images, with their own placeholder where a video stands.
+def with_own_words(text: str, messages: Sequence[Message], words: Mapping[str, str]) -> str:
+    """A text in which media were written as images, with their own placeholder where such a medium stands.
+
+    Args:
+        text: what the template made of `as_images(messages, words)`.
+        messages: the conversation itself.
+        words: kind of medium that was written as images -> its placeholder.
 
     Raises:
         InputError: if the template has not written a placeholder for each of them.
     """
-    kinds = [item["type"] for message in messages for item in items(message) if item["type"] != "text"]
+    shown = [item for message in messages if not isinstance(message["content"], str) for item in message["content"]]
+    own = [words.get(item["type"], IMAGE) for item in shown if item["type"] == "image" or item["type"] in words]
     pieces = text.split(IMAGE)
-    if len(pieces) != len(kinds) + 1:
-        raise InputError(f"the chat template writes {len(pieces) - 1} placeholders for {len(kinds)} images and videos")
-    words = [VIDEO if kind == "video" else IMAGE for kind in kinds]
-    return "".join(piece + word for piece, word in zip(pieces, [*words, ""], strict=True))
+    if len(pieces) != len(own) + 1:
+        raise InputError(f"the chat template writes {len(pieces) - 1} placeholders for {len(own)} images and the like")
+    return "".join(piece + word for piece, word in zip(pieces, [*own, ""], strict=True))
 
 
 def assistant_turns(
@@ -65,15 +70,19 @@ def assistant_turns(
             yield len(prompt), len(told)
 
 
-def escaped(messages: Sequence[Message]) -> list[Message]:
+def escaped(messages: Sequence[Message], kinds: Collection[str]) -> list[Message]:
     """The messages with placeholders that somebody typed taken apart, so that only media make placeholders.
+
+    Args:
+        messages: the conversation.
+        kinds: the kinds of media that there are.
 
     Raises:
         InputError: if a message has a role or an item that cannot be used.
     """
 
     def plain(text: str) -> str:
-        return re.sub(r"<(video|image)>", r"< \1>", text)
+        return re.sub(f"<({'|'.join(map(re.escape, kinds))})>", r"< \1>", text)
 
     out: list[Message] = []
     for message in messages:
@@ -83,13 +92,17 @@ def escaped(messages: Sequence[Message]) -> list[Message]:
         if isinstance(content, str):
             out.append({**message, "content": plain(content)})
         else:
-            shown = [{**i, "text": plain(i["text"])} if i["type"] == "text" else i for i in items(message)]
+            shown = [{**i, "text": plain(i["text"])} if i["type"] == "text" else i for i in items(message, kinds)]
             out.append({**message, "content": shown})
     return out
 
 
-def items(message: Message) -> list[Mapping[str, Any]]:
+def items(message: Message, kinds: Collection[str]) -> list[Mapping[str, Any]]:
     """What a message holds, item by item; nothing if it is a plain text.
+
+    Args:
+        message: the message.
+        kinds: the kinds of media that there are.
 
     Raises:
         InputError: if an item is none.
@@ -100,14 +113,14 @@ def items(message: Message) -> list[Mapping[str, Any]]:
     if not isinstance(content, Sequence):
         raise InputError(f"content must be text or a list of items, not {content!r:.200}")
     for item in content:
-        if not isinstance(item, Mapping) or item.get("type") not in ("text", "video", "image"):
-            raise InputError(f"an item needs a type (text, video or image): {item!r:.200}")
+        if not isinstance(item, Mapping) or item.get("type") not in ("text", *kinds):
+            raise InputError(f"an item needs a type ({', '.join(kinds)} or text): {item!r:.200}")
         if item["type"] == "text" and not isinstance(item.get("text"), str):
             raise InputError(f"a text item needs its text: {item!r:.200}")
     return list(content)
 
 
-def source_of(item: Mapping[str, Any], kind: Literal["video", "image"]) -> Any:
+def source_of(item: Mapping[str, Any], kind: str) -> Any:
     """What an item shows.
 
     Raises:

@@ -6,7 +6,7 @@ L text positions, B texts
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mmllm.preprocessing.templates import IMAGE, VIDEO
 from mmllm.times.vocabulary import TimeTokens
 from mmllm.tokens import IGNORED
 
@@ -36,8 +35,8 @@ class TextEncoding:
     time_tokens: TimeTokens | None
     strip_time_tokens: bool
     whole_text: bool
-    video_token_id: int
-    image_token_id: int
+    placeholder_ids: Mapping[str, int]
+    """Word -> id of each placeholder."""
 
     def encode(self, text: str, said: Sequence[tuple[int, int]] = ()) -> Encoded:
         """Ids of a text; labels where it lies in one of the character ranges `said`.
@@ -67,14 +66,15 @@ class TextEncoding:
     def _single(self) -> dict[str, int]:
         """Words that are one id each and never go through the tokenizer's pieces."""
         if "_single_words" not in self.__dict__:
-            words = [*(self.time_tokens.strings if self.time_tokens else ()), VIDEO, IMAGE]
-            known = dict(zip(words, self.tokenizer.convert_tokens_to_ids(words), strict=True))
-            self.__dict__["_single_words"] = known
+            words = list(self.time_tokens.strings if self.time_tokens else ())
+            times = dict(zip(words, self.tokenizer.convert_tokens_to_ids(words), strict=True))
+            self.__dict__["_single_words"] = {**times, **self.placeholder_ids}
         return self.__dict__["_single_words"]
 
     def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
         """Where each piece of a text begins, and the piece: words that are one id, and the text between them."""
-        for match in re.finditer(r"<(?:t\d+|video|image)>|.+?(?=<(?:t\d+|video|image)>|\Z)", text, flags=re.DOTALL):
+        word = "|".join([r"<t\d+>", *map(re.escape, self.placeholder_ids)])
+        for match in re.finditer(rf"{word}|.+?(?={word}|\Z)", text, flags=re.DOTALL):
             start, piece = match.start(), match[0]
             if piece not in self._single and self.strip_time_tokens:
                 before, after = text[:start], text[match.end() :]
@@ -101,7 +101,7 @@ class TextEncoding:
         """Ids as text, with time tokens as words and without special tokens."""
         ids = token_ids.tolist() if isinstance(token_ids, Tensor) else list(token_ids)
         words = {token: word for word, token in self._single.items()}
-        special = set(self.tokenizer.all_special_ids) | {self.video_token_id, self.image_token_id}
+        special = {*self.tokenizer.all_special_ids, *self.placeholder_ids.values()}
         text: list[str] = []
         run: list[int] = []
         for token in [*ids, None]:

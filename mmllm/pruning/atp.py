@@ -9,7 +9,7 @@ how scores are brought between 0 and 1, the lattices, the heads' widths, the tem
 its gradient through the thresholds and not through the scores, and how masked attention is formed. Ours are the pull
 that brings back a threshold which has passed all scores (`rest_weight`), and `pace`.
 
-B rows, P positions, K positions that are alive, S pooled scores of a grid
+B rows, P positions of the whole row, K positions kept so far, S pooled scores of a grid
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ import math
 import warnings
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.llm.inside_llm import Alive, LlmPass, Received, Verdict, decoder_layers, install
+from mmllm.interfaces import Explanation, LlmReducer
+from mmllm.llm.values import AttentionView, Kept, LlmPass, PruneDecision, PruneView
 from mmllm.registry import register
-from mmllm.tokens import VisualTokens
 
 log = logging.getLogger(__name__)
 
@@ -166,28 +165,26 @@ def pooled_scores(scores: Tensor, visual: Tensor, place: Tensor, grid: tuple[int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Decision:
+class StageNote:
     """What one stage decided; for the losses and for display."""
 
+    position: Tensor
+    """int64, B K. Where in the whole row the judged tokens stand."""
     redundancy: Tensor
     """float32, B K. Between 0 and 1, high for what is attended to."""
     spatial: Tensor
     """float32, B K."""
     thresholds: tuple[Tensor, Tensor]
     """B 1 each."""
-    left: Tensor
+    remaining: Tensor
     """float32, B. How many visual tokens go on; a sum of soft masks while training."""
     kept: Tensor
     """bool, B K. The visual tokens that go on, or would if they were dropped for real."""
 
 
 @register("reducer", "atp", config=AtpConfig)
-class AtpReducer(nn.Module):
+class AtpReducer(LlmReducer):
     """ATP-LLaVA: drops visual tokens between the LLM's layers, below thresholds learned for each question."""
-
-    runs_inside_llm: ClassVar[bool] = True
-    """The model calls `attach` once and gives the LLM a `LlmPass` as `inside_llm` with every prompt."""
-    scores_needed: tuple[str, ...] = ()
 
     def __init__(self, config: AtpConfig) -> None:
         super().__init__()
@@ -198,14 +195,13 @@ class AtpReducer(nn.Module):
         self.skipped = 0
         """How many training passes were skipped because attention or a threshold was not finite."""
 
-    def attach(self, decoder: nn.Module) -> None:
-        """Prepares a decoder (without LM head) for passes with this reducer; once, when a model is put together.
+    def check(self, layers: int) -> None:
+        """Refuses an LLM that is too shallow for the stages, or in which `ratio` cannot be reached.
 
         Raises:
-            ConfigError: if the decoder is too shallow or of an unsuitable kind.
+            ConfigError: naming the setting.
         """
-        cuts = self.config.layers(len(decoder_layers(decoder)))
-        install(decoder, {cut: _Stage(self, number) for number, cut in enumerate(cuts)})
+        self.config.layers(layers)
 
     @property
     def sharpness(self) -> float:
@@ -213,59 +209,70 @@ class AtpReducer(nn.Module):
         first, last = self.config.temperature
         return first + (last - first) * min(1.0, max(0.0, self.progress))
 
-    def forward(self, tokens: VisualTokens) -> VisualTokens:
-        """The tokens as they are: they are dropped later, inside the LLM."""
-        return tokens
+    def attention_rows(self, view: AttentionView) -> dict[str, Tensor] | None:
+        """Visual positions and the question, ahead of each stage."""
+        if view.phase != "prompt" or view.layer + 1 not in self.config.layers(view.layers):
+            return None
+        kept, current = view.current.kept_at(view.layer), view.current
+        return {"visual": kept.counting(current.visual), "question": kept.counting(current.question)}
 
-    def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
-        """All tokens enter the LLM; how many leave its layers depends on the question."""
-        return tokens_per_frame * frames
+    def prune(self, view: PruneView) -> PruneDecision | None:
+        """Which positions go on after a stage. While training nothing is dropped, attention is weighed instead.
 
-    def decide(self, number: int, current: LlmPass, layer: int, before: Alive, received: Received) -> Verdict:
-        """Which positions go on after a stage. While training nothing is dropped, attention is weighed instead."""
-        visual = before.of(current.visual) & before.real
+        Raises:
+            InputError: if attention or a threshold is not finite; in training the step is skipped.
+        """
+        cuts = self.config.layers(view.layers)
+        if view.layer not in cuts:
+            return None
+        current, before = view.current, view.before
+        visual = before.of(current.visual) & before.valid
         if not bool(visual.any()):
             return self._nothing_to_drop(before)
-        if not bool((current.question & current.real).any()):
+        if not bool((current.question & current.valid).any()):
             warnings.warn("no text follows the visual tokens: ATP judges them by each other alone", stacklevel=2)
         asking = before.counting(current.visual)
         count = asking.sum(-1, keepdim=True)
-        own = mean_received(received.visual, asking, causal=self.config.causal)
-        cross = mean_received(received.question, before.counting(current.question), causal=self.config.causal)
+        # how much the visual tokens pay each token, and how much the question does
+        own = mean_received(view.received["visual"], asking, causal=self.config.causal)
+        cross = mean_received(view.received["question"], before.counting(current.question), causal=self.config.causal)
         if not bool((own.isfinite() & cross.isfinite()).all()):
             return self._not_finite(current, before, "was given attention that is not finite")
         place = before.of(current.place)
         redundancy = squashed((own + cross) / 2, count)
         spatial = lattice_scores(place, current.grid, self.config.strides, self.config.lattice_weight)
         pooled = [pooled_scores(squashed(score, count) * asking, visual, place, current.grid) for score in (own, cross)]
-        theta_r, theta_s = self.stages[number](torch.stack(pooled, dim=1))
+        theta_r, theta_s = self.stages[cuts.index(view.layer)](torch.stack(pooled, dim=1))
         if not bool((theta_r.isfinite() & theta_s.isfinite()).all()):
             return self._not_finite(current, before, "has thresholds that are not finite")
         keep = (redundancy > theta_r) | (spatial > theta_s)
         best = redundancy.masked_fill(~visual, -1.0)
         keep = keep | (best == best.amax(-1, keepdim=True))  # never nothing at all
         kept = keep & visual
-        verdict, left = Verdict(keep=keep | ~visual), kept.sum(-1).float()
+        decision, remaining = PruneDecision(keep=keep | ~visual), kept.sum(-1).float()
         if self.training:
-            for cut, decision in current.decided.items():
-                kept = kept & decision.kept if cut < layer else kept
+            for cut, earlier_stage in view.notes.items():
+                kept = kept & earlier_stage.kept if cut < view.layer else kept
             # a place off all lattices has no say in space: 0 - theta_s would leave it half a token as theta_s nears 0
             sampled = (spatial - theta_s).masked_fill(spatial <= 0, -torch.inf)
             margin = torch.maximum(redundancy - theta_r, sampled)
             earlier = torch.ones_like(margin) if before.weight is None else before.weight
             weight = torch.where(visual, (margin * self.sharpness).sigmoid() * earlier, 1.0)
-            verdict, left = Verdict(weight=weight), (weight * visual).sum(-1)
-        current.decided[layer] = Decision(
-            redundancy=redundancy, spatial=spatial, thresholds=(theta_r, theta_s), left=left, kept=kept
+            decision, remaining = PruneDecision(weight=weight), (weight * visual).sum(-1)
+        view.notes[view.layer] = StageNote(
+            position=before.position,
+            redundancy=redundancy,
+            spatial=spatial,
+            thresholds=(theta_r, theta_s),
+            remaining=remaining,
+            kept=kept,
         )
-        return verdict
+        return decision
 
-    def _nothing_to_drop(self, before: Alive) -> Verdict:
-        if self.training:
-            return Verdict(weight=torch.ones_like(before.real, dtype=torch.float32))
-        return Verdict(keep=before.real)
+    def _nothing_to_drop(self, before: Kept) -> PruneDecision | None:
+        return PruneDecision(weight=torch.ones_like(before.valid, dtype=torch.float32)) if self.training else None
 
-    def _not_finite(self, current: LlmPass, before: Alive, what: str) -> Verdict:
+    def _not_finite(self, current: LlmPass, before: Kept, what: str) -> PruneDecision | None:
         """An error, but in training a step that is skipped and counted."""
         if not self.training:
             raise InputError(f"ATP {what}")
@@ -275,7 +282,17 @@ class AtpReducer(nn.Module):
         current.unusable = True
         return self._nothing_to_drop(before)
 
-    def losses(self, current: LlmPass, layers: int) -> dict[str, Tensor]:
+    def explain_pass(self, current: LlmPass) -> Explanation | None:
+        """The redundancy score of every visual token at the first stage, B P."""
+        notes = current.notes_of(self)
+        if not notes:
+            return None
+        first = notes[min(notes)]
+        values = torch.full(current.visual.shape, torch.nan, device=first.redundancy.device)
+        values = values.scatter(1, first.position, first.redundancy).masked_fill(~current.visual, torch.nan)
+        return Explanation(name="ATP's redundancy score", values=values)
+
+    def llm_losses(self, current: LlmPass, layers: int) -> dict[str, Tensor]:
         """The budget's losses of a finished pass, weighted (Eq. 12 and 13); empty without visual tokens.
 
         Of a pass that is unusable, `atp_skipped`: a zero from which nothing gets a gradient.
@@ -290,12 +307,13 @@ class AtpReducer(nn.Module):
         """
         if current.unusable:
             return {"atp_skipped": torch.zeros((), device=current.visual.device, requires_grad=True)}
-        if not current.decided:
+        notes = current.notes_of(self)
+        if not notes:
             return {}
-        whole = (current.visual & current.real).sum(-1).clamp(min=1).float()  # B
-        deep = sum(one.left / whole * layer for layer, one in current.decided.items())
+        whole = (current.visual & current.valid).sum(-1).clamp(min=1).float()  # B
+        deep = sum(note.remaining / whole * layer for layer, note in notes.items())
         distance = (self.average(current, layers) - self.config.ratio * whole).abs()
-        logits = torch.cat([torch.logit(one, eps=_SATURATED) for d in current.decided.values() for one in d.thresholds])
+        logits = torch.cat([torch.logit(theta, eps=_SATURATED) for note in notes.values() for theta in note.thresholds])
         return {
             "atp_depth": self.config.depth_weight * torch.as_tensor(deep).mean(),
             "atp_target": self.config.target_weight * distance.mean(),
@@ -304,21 +322,11 @@ class AtpReducer(nn.Module):
 
     def average(self, current: LlmPass, layers: int, *, hard: bool = False) -> Tensor:
         """float32, B: visual tokens averaged over the LLM's layers, soft as in training or counted as if dropped."""
-        count = (current.visual & current.real).sum(-1).float()
-        edges = [*sorted(current.decided), layers]
+        count = (current.visual & current.valid).sum(-1).float()
+        notes = current.notes_of(self)
+        edges = [*sorted(notes), layers]
         total = count * edges[0]
         for cut, end in pairwise(edges):
-            decision = current.decided[cut]
-            total = total + (decision.kept.sum(-1) if hard else decision.left) * (end - cut)
+            note = notes[cut]
+            total = total + (note.kept.sum(-1) if hard else note.remaining) * (end - cut)
         return total / layers
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One of a reducer's stages, as `install` calls it; a class so that a model can still be copied and pickled."""
-
-    reducer: AtpReducer
-    number: int
-
-    def __call__(self, *args: Any) -> Verdict:
-        return self.reducer.decide(self.number, *args)

@@ -11,12 +11,13 @@ F frames, N tokens with the class token first, P patches, C width, H heads, L bl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
+from mmllm.interfaces import EncoderStage
 from mmllm.pruning.diffrate_learning import LearnedDiffRate
 from mmllm.pruning.diffrate_schedule import Schedule, even_schedule, flops
 from mmllm.pruning.token_merging import Live, attend, compress, in_raster_order
@@ -55,12 +56,8 @@ class DiffRateConfig:
 
 
 @register("reducer", "diffrate", config=DiffRateConfig)
-class DiffRateReducer(nn.Module):
+class DiffRateReducer(EncoderStage):
     """DiffRate: drops and merges tokens inside the encoder's blocks, on a schedule that is given or learned."""
-
-    runs_inside_encoder: ClassVar[bool] = True
-    """The encoder takes this reducer as `inside` and calls `start`, `attend`, `reduce` and `finish`."""
-    scores_needed: tuple[str, ...] = ()
 
     def __init__(self, config: DiffRateConfig) -> None:
         super().__init__()

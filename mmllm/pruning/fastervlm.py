@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmllm.preprocessing.mosaic import check_partitions
 from mmllm.pruning.budget import Budget
 from mmllm.pruning.needs import score_of
-from mmllm.pruning.selection import top_counted
+from mmllm.pruning.ranked import BudgetReducer
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -30,14 +30,12 @@ class FasterVlmConfig(Budget):
 
 
 @register("reducer", "fastervlm", config=FasterVlmConfig)
-class FasterVlmReducer(nn.Module):
+class FasterVlmReducer(BudgetReducer):
     """FasterVLM: keeps the patches that the encoder's class token attends to most."""
 
     score_choices: ClassVar[tuple[str, ...]] = ("cls_attention", "mean_attention", "probe_attention")
 
-    def __init__(self, config: FasterVlmConfig) -> None:
-        super().__init__()
-        self.config = config
+    config: FasterVlmConfig
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
@@ -52,13 +50,8 @@ class FasterVlmReducer(nn.Module):
                 image has other partitions than its tiling says.
         """
         check_partitions(tokens)
-        kept, mask = top_counted(self.ranking(tokens), self.config.per_frame(tokens.mask), tokens.mask)
-        return tokens.take(kept, mask)
+        return super().forward(tokens)
 
     def ranking(self, tokens: VisualTokens) -> Tensor:
         """float32, B T N: what tokens are ranked by."""
         return score_of(tokens, self.config.score, "fastervlm").float()
-
-    def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
-        """The most tokens that remain of a whole video."""
-        return self.config.upper_bound(tokens_per_frame, frames)

@@ -20,10 +20,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.interfaces import TokenReducer
 from mmllm.preprocessing.mosaic import check_partitions
 from mmllm.pruning.budget import BUDGET_GUARD, Budget, apportion
 from mmllm.pruning.needs import score_of
@@ -67,7 +68,7 @@ class HiredConfig(Budget):
 
 
 @register("reducer", "hired", config=HiredConfig)
-class HiredReducer(nn.Module):
+class HiredReducer(TokenReducer):
     """HiRED: shares one budget between an image and its tiles by attention, then keeps the most attended patches."""
 
     score_choices: ClassVar[tuple[str, ...]] = ("cls_attention", "mean_attention")

@@ -8,12 +8,12 @@ any one of which is enough (empty: it needs none).
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from torch import Tensor
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
+from mmllm.interfaces import Encoder, EncoderStage, TokenReducer
 from mmllm.tokens import VisualTokens
 
 
@@ -21,30 +21,31 @@ def reducers_for(offers: Collection[str]) -> list[str]:
     """Which reducers, with which setting, work on an encoder that gives these kinds of scores."""
     fitting = []
     for name, part in registry.parts("reducer").items():
-        choices = getattr(part.cls, "score_choices", None)
-        if getattr(part.cls, "runs_inside_encoder", False):
+        reducer: type[TokenReducer] = part.cls
+        choices = reducer.score_choices
+        if issubclass(reducer, EncoderStage):
             continue
-        if choices == ():
+        if not choices:
             fitting.append(name)
-        fitting += [f"{name}:score={kind}" for kind in choices or () if kind in offers]
+        fitting += [f"{name}:score={kind}" for kind in choices if kind in offers]
     return fitting
 
 
-def require_fit(reducer: Any, encoder: Any) -> None:
+def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
     """Refuses a pair of parts that cannot work together, when a model is put together.
 
     Raises:
         ConfigError: with what is missing, and the reducers that would work on this encoder.
     """
-    if getattr(reducer, "runs_inside_encoder", False) and not getattr(encoder, "takes_inside", False):
-        who, what = registry.name_of("reducer", reducer.config), registry.name_of("encoder", encoder.config)
+    if isinstance(reducer, EncoderStage) and not encoder.runs_encoder_stage:
+        who, what = reducer.registered_name, encoder.registered_name
         raise ConfigError(
             f"reducer {who!r} works inside the blocks of a transformer with a class token, which encoder {what!r} is "
             f"not; with this encoder use {', '.join(reducers_for(encoder.score_names))}"
         )
     missing = [name for name in reducer.scores_needed if name.partition("@")[0] not in encoder.score_names]
     if missing:
-        who, what = registry.name_of("reducer", reducer.config), registry.name_of("encoder", encoder.config)
+        who, what = reducer.registered_name, encoder.registered_name
         offers = ", ".join(sorted(encoder.score_names)) or "no scores"
         raise ConfigError(
             f"reducer {who!r} ranks tokens by {missing[0]!r}, which encoder {what!r} cannot give (it has {offers}); "

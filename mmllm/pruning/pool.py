@@ -6,14 +6,14 @@ B videos, T frames, H W patch grid, D width, S stride
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange, reduce
-from torch import nn
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.interfaces import Grid, TokenReducer
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -31,12 +31,8 @@ class PoolConfig:
 
 
 @register("reducer", "pool", config=PoolConfig)
-class PoolReducer(nn.Module):
+class PoolReducer(TokenReducer):
     """Squares of patches become one token of a smaller grid, in videos; images in tiles stay whole."""
-
-    scores_needed: tuple[str, ...] = ()
-    score_choices: ClassVar[tuple[str, ...]] = ()
-    changes_grid: ClassVar[bool] = True
 
     def __init__(self, config: PoolConfig) -> None:
         super().__init__()
@@ -73,3 +69,7 @@ class PoolReducer(nn.Module):
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""
         return frames * (tokens_per_frame // self.config.stride**2)
+
+    def grid_after(self, grid: Grid) -> Grid:
+        """Rows and columns of squares."""
+        return None if grid is None else (grid[0] // self.config.stride, grid[1] // self.config.stride)

@@ -6,13 +6,12 @@ B videos, T frames, N tokens of a frame, K kept
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmllm.pruning.budget import Budget
-from mmllm.pruning.selection import top_counted
+from mmllm.pruning.ranked import BudgetReducer
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -25,26 +24,17 @@ class RandomConfig(Budget):
 
 
 @register("reducer", "random", config=RandomConfig)
-class RandomReducer(nn.Module):
+class RandomReducer(BudgetReducer):
     """Random tokens of every frame, the same ones each time: decided by seed, frame and place alone."""
 
-    scores_needed: tuple[str, ...] = ()
-    score_choices: ClassVar[tuple[str, ...]] = ()
+    config: RandomConfig
 
-    def __init__(self, config: RandomConfig) -> None:
-        super().__init__()
-        self.config = config
+    def ranking(self, tokens: VisualTokens) -> Tensor:
+        """float32, B T N: noise."""
+        return _noise(tokens.index, self.config.seed)
 
-    def forward(self, tokens: VisualTokens) -> VisualTokens:
-        """B T K of B T N tokens; a smaller budget keeps a subset of what a larger one keeps."""
-        kept, mask = top_counted(
-            _noise(tokens.index, self.config.seed), self.config.per_frame(tokens.mask), tokens.mask
-        )
-        return tokens.take(kept, mask)
-
-    def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
-        """The most tokens that remain of a whole video."""
-        return self.config.upper_bound(tokens_per_frame, frames)
+    def explain(self, tokens: VisualTokens) -> None:
+        """Nothing: the picture has no say."""
 
 
 def _noise(index: Tensor, seed: int) -> Tensor:

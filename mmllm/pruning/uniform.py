@@ -6,14 +6,13 @@ B videos, T frames, H W patch grid, N tokens of a frame, K kept
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from mmllm.pruning.budget import Budget
-from mmllm.pruning.selection import top_counted
+from mmllm.pruning.ranked import BudgetReducer
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -24,27 +23,17 @@ class UniformConfig(Budget):
 
 
 @register("reducer", "uniform", config=UniformConfig)
-class UniformReducer(nn.Module):
+class UniformReducer(BudgetReducer):
     """Tokens spread evenly over the patch grid, or along the line of 1D tokens."""
 
-    scores_needed: tuple[str, ...] = ()
-    score_choices: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, config: UniformConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, tokens: VisualTokens) -> VisualTokens:
-        """B T K of B T N tokens; a smaller budget keeps a subset of what a larger one keeps."""
+    def ranking(self, tokens: VisualTokens) -> Tensor:
+        """float32, B T N: the earlier the turn of its place, the higher a token."""
         height, width = tokens.grid or (1, int(tokens.index.max()) + 1 if tokens.index.numel() else 1)
         turn = torch.from_numpy(spread(height, width)).to(tokens.index.device)
-        scores = -turn.float()[tokens.index.clamp(min=0, max=len(turn) - 1)]  # a class token has no place: as the last
-        kept, mask = top_counted(scores, self.config.per_frame(tokens.mask), tokens.mask)
-        return tokens.take(kept, mask)
+        return -turn.float()[tokens.index.clamp(min=0, max=len(turn) - 1)]  # a class token has no place: as the last
 
-    def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
-        """The most tokens that remain of a whole video."""
-        return self.config.upper_bound(tokens_per_frame, frames)
+    def explain(self, tokens: VisualTokens) -> None:
+        """Nothing: the picture has no say."""
 
 
 def spread(height: int, width: int) -> np.ndarray:

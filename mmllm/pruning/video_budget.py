@@ -11,15 +11,16 @@ B videos, T frames, N tokens of a frame, D width, K kept
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.interfaces import TokenReducer
 from mmllm.pruning.budget import Budget, apportion
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.selection import top_counted
@@ -42,10 +43,8 @@ class VideoBudgetConfig(Budget):
 
 
 @register("reducer", "video_budget", config=VideoBudgetConfig)
-class VideoBudgetReducer(nn.Module):
+class VideoBudgetReducer(TokenReducer):
     """Ours: one budget for the whole video, shared by how much each frame shows that is new."""
-
-    score_choices: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: VideoBudgetConfig) -> None:
         super().__init__()

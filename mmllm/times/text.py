@@ -5,13 +5,12 @@ What LITA is compared with (arXiv 2403.19046, Table 3, "no time tokens"). The LL
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmllm.fields import require
+from mmllm.interfaces import TimeFormat
 from mmllm.registry import register
 from mmllm.times.stamps import checked_duration, replace_stamps
-from mmllm.times.vocabulary import TimeTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +25,8 @@ class TextTimesConfig:
 
 
 @register("time", "text", config=TextTimesConfig)
-class TextTimes:
+class TextTimes(TimeFormat):
     """Seconds as text, in questions and answers."""
-
-    time_tokens: TimeTokens | None = None
 
     def __init__(self, config: TextTimesConfig) -> None:
         self.config = config
@@ -46,7 +43,3 @@ class TextTimes:
     def read(self, text: str, duration_s: float, template: str = "<{}>") -> str:
         """`text` with the seconds of each stamp put into the template."""
         return replace_stamps(text, lambda time_s: template.format(self.seconds(time_s)))
-
-    def before_frames(self, times_s: Sequence[float]) -> list[str]:
-        """Nothing stands before frames."""
-        return []

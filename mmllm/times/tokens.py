@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmllm.errors import ConfigError
+from mmllm.interfaces import TimeFormat
 from mmllm.registry import register
 from mmllm.times.vocabulary import TimeTokens
 
@@ -16,7 +16,7 @@ class TokenTimesConfig:
 
 
 @register("time", "tokens", config=TokenTimesConfig)
-class TokenTimes:
+class TokenTimes(TimeFormat):
     """LITA's time tokens, in questions and answers."""
 
     def __init__(self, config: TokenTimesConfig, *, count: int) -> None:
@@ -33,7 +33,3 @@ class TokenTimes:
     def read(self, text: str, duration_s: float, template: str = "<{}>") -> str:
         """`text` with each time token replaced by seconds, put into the template."""
         return self._tokens.read(text, duration_s, template)
-
-    def before_frames(self, times_s: Sequence[float]) -> list[str]:
-        """Nothing stands before frames: their order says when they are."""
-        return []

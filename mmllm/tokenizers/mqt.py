@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.interfaces import Grid, VisualTokenizer
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -44,7 +45,7 @@ class MqtConfig:
 
 
 @register("tokenizer", "mqt", config=MqtConfig)
-class MqtResampler(nn.Module):
+class MqtResampler(VisualTokenizer):
     """Elastic resampler: the first 1 to 256 of its learned queries summarise a frame (MQT-LLaVA)."""
 
     def __init__(self, config: MqtConfig, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
@@ -92,6 +93,14 @@ class MqtResampler(nn.Module):
         if self.training and self.config.elastic:
             return 2 * int(torch.randint(1, self.config.queries // 2 + 1, ()))
         return self.config.tokens
+
+    def token_count(self, tokens_per_frame: int) -> int:
+        """As many as queries are used, whatever a frame has."""
+        return self.config.tokens
+
+    def grid_after(self, grid: Grid) -> Grid:
+        """None: its tokens are 1D."""
+        return None
 
     def key_positions(self, grid: tuple[int, int]) -> Tensor:
         """Positions H W of a patch grid, (H W) C: the queries' own, resampled bicubically in float32."""

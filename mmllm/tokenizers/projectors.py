@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mmllm.fields import require
+from mmllm.interfaces import VisualTokenizer
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -20,7 +21,7 @@ class LinearConfig:
 
 
 @register("tokenizer", "linear", config=LinearConfig)
-class LinearProjector(nn.Linear):
+class LinearProjector(nn.Linear, VisualTokenizer):
     """One linear map from encoder features to the LLM's width."""
 
     affine = True
@@ -47,7 +48,7 @@ class MlpConfig:
 
 
 @register("tokenizer", "mlp", config=MlpConfig)
-class MlpProjector(nn.Sequential):
+class MlpProjector(nn.Sequential, VisualTokenizer):
     """Linear layers with GELU between them, token by token; parameters are named as in LLaVA (`0`, `2`, ...)."""
 
     def __init__(self, config: MlpConfig, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:

@@ -25,6 +25,7 @@ from mmllm.encoders.tower import load_strictly
 from mmllm.errors import CheckpointError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import checked_source
+from mmllm.modalities.border import placeholders
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
@@ -84,8 +85,7 @@ def build_model(
             loss=to_mapping(config.loss),
             num_time_tokens=config.num_time_tokens,
             time_token_ids=time_ids or None,
-            video_token_id=processor.video_token_id,
-            image_token_id=processor.image_token_id,
+            **placeholders(processor),
         )
     )
     if language_model is not None:
@@ -161,7 +161,7 @@ def _pretrained(name: str) -> tuple[Any, Any]:
 
 
 def _load_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
-    own = getattr(model.encoder, "load_pretrained", None)  # an encoder of another package knows how itself
+    own = model.encoder.load_pretrained  # an encoder of another package knows how itself
     if own is not None:
         own(name)
     else:

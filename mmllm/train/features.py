@@ -9,15 +9,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from mmllm.errors import InputError
+from mmllm.modalities.video import VideoInputs, clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.processor import MmllmProcessor
@@ -25,34 +24,6 @@ from mmllm.runtime import processes
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.runtime.progress import Progress
 from mmllm.video.quarantine import Failure, Quarantine
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class VideoFeatures:
-    """One video as the frozen encoder sees it."""
-
-    features: Tensor
-    """float16, T N C."""
-    scores: dict[str, Tensor]
-    """Name -> float32, T N; those that the model's reducers need."""
-    times_s: Tensor
-    """float32, T."""
-    duration_s: float
-    frame_text: Tensor | None = None
-    """int64, T K; see `MmllmProcessor.frame_text`. Not kept on disk."""
-
-    def inputs(self) -> dict[str, Any]:
-        """As inputs of the model, for a batch of one."""
-        inputs: dict[str, Any] = {
-            "video_features": self.features.unsqueeze(0),
-            "video_times_s": self.times_s.unsqueeze(0),
-            "video_durations_s": torch.tensor([self.duration_s]),
-        }
-        if self.scores:
-            inputs["video_scores"] = {name: score.unsqueeze(0) for name, score in self.scores.items()}
-        if self.frame_text is not None:
-            inputs["video_frame_text"] = self.frame_text.unsqueeze(0)
-        return inputs
 
 
 class FeatureCache:
@@ -118,9 +89,8 @@ class FeatureCache:
 
     @torch.no_grad()
     def _encode(self, clips: Sequence[tuple[Path, Any]]) -> None:
-        inputs = self.processor.video_inputs([clip for _, clip in clips])
-        pixels = inputs["pixel_values_videos"].to(self.model.device)
-        tokens = self.model.encode(pixels, inputs["video_frame_mask"].to(self.model.device))
+        inputs = VideoInputs.stack([clip_inputs(self.processor, clip) for _, clip in clips])
+        tokens = video_tokens(self.model, inputs.to(self.model.device))
         for i, (video, clip) in enumerate(clips):
             frames = len(clip)
             kept = {f"score:{name}": score[i, :frames].float().cpu() for name, score in tokens.scores.items()}
@@ -142,8 +112,8 @@ class FeatureCache:
         processes.wait()
         return self.fill(videos, workers)  # only what failed is left
 
-    def load(self, video: Path) -> VideoFeatures:
-        """Features of a video that `fill` was called for.
+    def load(self, video: Path) -> VideoInputs:
+        """Inputs of one video, with its features (float16) and scores (float32), that `fill` was called for.
 
         Raises:
             InputError: if it could not be encoded.
@@ -152,11 +122,11 @@ class FeatureCache:
         if not path.exists():
             raise InputError(f"{video}: it could not be read, so there are no features of it")
         kept = load_file(path)
-        text = self.processor.frame_text([kept["times_s"].tolist()])
-        return VideoFeatures(
-            features=kept["features"],
-            scores={name.removeprefix("score:"): kept[name] for name in kept if name.startswith("score:")},
-            times_s=kept["times_s"],
-            duration_s=float(kept["duration_s"]),
-            frame_text=None if text is None else text[0],
+        scores = {name.removeprefix("score:"): kept[name] for name in kept if name.startswith("score:")}
+        return VideoInputs(
+            features=kept["features"].unsqueeze(0),
+            scores={name: score.unsqueeze(0) for name, score in scores.items()},
+            times_s=kept["times_s"].unsqueeze(0),
+            durations_s=kept["duration_s"].float().unsqueeze(0),
+            frame_text=self.processor.frame_text([kept["times_s"].tolist()]),
         )

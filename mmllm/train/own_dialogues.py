@@ -69,7 +69,7 @@ class OwnDialogues:
             if any(video in failed for video in videos):
                 continue
             try:
-                text = text_row(dialogue, writer, [cache.load(video).duration_s for video in videos], max_text_tokens)
+                text = text_row(dialogue, writer, [cache.load(video).lengths_s[0] for video in videos], max_text_tokens)
             except InputError as problem:
                 problems.append(f"{dialogue.record_id}: {problem}")
                 continue

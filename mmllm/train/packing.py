@@ -11,7 +11,7 @@ B rows, L text positions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import InputError
+from mmllm.modalities.border import flat, together
+from mmllm.modalities.inputs import ModalityInputs
+from mmllm.modalities.video import VideoInputs
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
 from mmllm.tokens import IGNORED
@@ -70,16 +73,14 @@ def conversation(dialogue: Dialogue, processor: MmllmProcessor, duration_s: floa
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
-    """One training row: text, and the videos and images it is about."""
+    """One training row: text, and the media it is about."""
 
     name: str
     """What messages call it."""
     text: dict[str, Tensor]
     """`input_ids`, `labels` and, if questions are packed, `segment_ids`, L each."""
-    videos: tuple[dict[str, Any], ...] = ()
-    """Model inputs of each video, for a batch of one."""
-    images: tuple[dict[str, Tensor], ...] = ()
-    """Model inputs of each image, for a batch of one."""
+    media: tuple[ModalityInputs, ...] = ()
+    """Model inputs of each medium, for a batch of one; those of one modality in their order."""
 
 
 class PackedQuestions(torch.utils.data.Dataset):
@@ -88,7 +89,7 @@ class PackedQuestions(torch.utils.data.Dataset):
     Args:
         questions: all questions, of any order.
         processor: writes them as ids.
-        load: video file -> model inputs of it, for a batch of one (cached features or pixels).
+        load: video file -> inputs of it, for a batch of one (cached features or pixels).
         rows: how many rows there are.
         questions_per_row: at most so many questions of a video are packed.
         seed: of the draw.
@@ -98,7 +99,7 @@ class PackedQuestions(torch.utils.data.Dataset):
         self,
         questions: Sequence[Question],
         processor: MmllmProcessor,
-        load: Callable[[Path], dict[str, Any]],
+        load: Callable[[Path], VideoInputs],
         *,
         rows: int,
         questions_per_row: int,
@@ -130,7 +131,7 @@ class PackedQuestions(torch.utils.data.Dataset):
         return Row(
             name=questions[0].vid,
             text=pack(encoded, self.processor.video_token_id),
-            videos=(self.load(questions[0].video),),
+            media=(self.load(questions[0].video),),
         )
 
     def _conversation(self, question: Question) -> Encoded:
@@ -142,7 +143,7 @@ class PackedQuestions(torch.utils.data.Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class RowCollator:
-    """Rows to model inputs: text padded on the right, videos and images stacked in the order of the rows."""
+    """Rows to model inputs under transformers' names: text padded on the right, media stacked in the rows' order."""
 
     pad_token_id: int
 
@@ -156,46 +157,4 @@ class RowCollator:
         lengths = torch.tensor([len(row.text["input_ids"]) for row in rows])
         batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths.unsqueeze(1)).long()
         batch[NAMES] = [row.name for row in rows]
-        if images := [image for row in rows for image in row.images]:
-            batch |= _side_by_side(images)
-        videos = [video for row in rows for video in row.videos]
-        return batch | (_stacked(videos) if videos else {})
-
-
-def _side_by_side(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Inputs of single images as inputs of a batch; images in fewer tiles than others have none behind their last."""
-    batch = {name: [image[name] for image in images] for name in images[0]}
-    if "image_tiling" in batch:
-        tiles = [one[0] for one in batch["pixel_values"]]  # K 3 S S each
-        return {
-            "pixel_values": pad_sequence(tiles, batch_first=True),
-            "image_tiling": torch.cat(batch["image_tiling"]),
-        }
-    return {name: torch.cat(values) for name, values in batch.items()}
-
-
-def _stacked(videos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Inputs of single videos (1 T ...) as inputs of a batch; a shorter video repeats its last frame, masked."""
-    batch: dict[str, Any] = {}
-    for name, value in videos[0].items():
-        if isinstance(value, Mapping):
-            batch[name] = _stacked([video[name] for video in videos])
-        elif value.ndim == 1:
-            batch[name] = torch.cat([video[name] for video in videos])
-        else:
-            longest = max(video[name].shape[1] for video in videos)
-            rows = [_lengthened(name, video[name], longest) for video in videos]
-            if name == "video_frame_text":
-                widest = max(row.shape[2] for row in rows)
-                rows = [torch.nn.functional.pad(row, (0, widest - row.shape[2]), value=-1) for row in rows]
-            batch[name] = torch.cat(rows)
-    if "video_times_s" in batch and "video_frame_mask" not in batch:
-        lengths = torch.tensor([video["video_times_s"].shape[1] for video in videos])
-        batch["video_frame_mask"] = torch.arange(batch["video_times_s"].shape[1]) < lengths.unsqueeze(1)
-    return batch
-
-
-def _lengthened(name: str, value: Tensor, frames: int) -> Tensor:
-    missing = frames - value.shape[1]
-    last = value[:, -1:] if name != "video_frame_mask" else torch.zeros_like(value[:, -1:])
-    return value if not missing else torch.cat([value, last.repeat_interleave(missing, dim=1)], dim=1)
+        return batch | flat(together(inputs for row in rows for inputs in row.media))

@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 from mmllm import registry
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, decode, merged, require, to_mapping
+from mmllm.interfaces import LlmStage
 from mmllm.train.data import DataConfig
 from mmllm.train.model_config import ModelConfig
 
@@ -38,7 +39,8 @@ class Recipe:
             config = registry.config_of("reducer", reducer)
             part = registry.find("reducer", registry.name_of("reducer", config)).cls
             for name, stage in zip(self.names, self.stages, strict=True):
-                if getattr(part, "runs_inside_llm", False) and getattr(stage, "questions_per_video", 1) > 1:
+                alone = issubclass(part, LlmStage) and part.depends_on_question
+                if alone and getattr(stage, "questions_per_video", 1) > 1:
                     raise ConfigError(
                         f"{reducer} decides for each question which tokens it needs, so questions cannot share a row: "
                         f"set {name}.questions_per_video = 1 (it is {stage.questions_per_video}) in a --config file"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mmllm.datasets.records import Dialogue
 from mmllm.errors import InputError, MmllmError
+from mmllm.modalities.inputs import ModalityInputs
+from mmllm.modalities.video import VideoInputs
 from mmllm.processor import MmllmProcessor
 from mmllm.tokens import IGNORED
 from mmllm.train.features import FeatureCache
@@ -54,7 +56,7 @@ class Shuffled:
 
 
 class MediaInputs:
-    """Model inputs of videos and images; videos from a cache of features if there is one.
+    """Model inputs of media; videos from a cache of features if there is one.
 
     Args:
         processor: decodes and prepares what is not cached.
@@ -65,15 +67,15 @@ class MediaInputs:
         self.processor = processor
         self.cache = cache
 
-    def video(self, path: Path) -> dict[str, Any]:
-        """Inputs of one video, for a batch of one."""
-        if self.cache is not None:
-            return self.cache.load(path).inputs()
-        return self.processor.video_inputs([self.processor.load(path)])
+    def load(self, kind: str, path: Path) -> ModalityInputs:
+        """Inputs of one medium of some modality, for a batch of one."""
+        if self.cache is not None and kind == VideoInputs.modality:
+            return self.cache.load(path)
+        return self.processor.media_inputs(kind, [path])
 
-    def image(self, path: Path) -> dict[str, Tensor]:
-        """Inputs of one image, for a batch of one."""
-        return self.processor.image_inputs([path])
+    def video(self, path: Path) -> VideoInputs:
+        """Inputs of one video, for a batch of one."""
+        return cast(VideoInputs, self.load(VideoInputs.modality, path))
 
 
 class DialogueRows(torch.utils.data.Dataset):
@@ -118,14 +120,12 @@ class DialogueRows(torch.utils.data.Dataset):
         """The row that a dialogue becomes.
 
         Raises:
-            InputError: if a video or an image cannot be read, nothing is answered, or the text is too long.
+            InputError: if a medium cannot be read, nothing is answered, or the text is too long.
         """
-        shown = dialogue.media
-        videos = tuple(self.media.video(one.path) for one in shown if one.kind == "video")
-        images = tuple(self.media.image(one.path) for one in shown if one.kind == "image")
-        seconds = [float(video["video_durations_s"][0]) for video in videos]
+        media = tuple(self.media.load(one.kind, one.path) for one in dialogue.media)
+        seconds = [length_s for inputs in media for length_s in inputs.lengths_s]
         text = text_row(dialogue, self.processor, seconds, self.max_text_tokens)
-        return Row(name=dialogue.record_id, text=text, videos=videos, images=images)
+        return Row(name=dialogue.record_id, text=text, media=media)
 
 
 def text_row(

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 from torch.utils.data import Dataset
 
+from mmllm.interfaces import Part
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.train.schedule import RowTraining
 
@@ -68,16 +69,16 @@ class TrainingRun:
     """Processes that render and decode."""
 
 
-class TrainingStage(Protocol):
+class TrainingStage(Part):
     """One training; the constructor takes its configuration, a frozen dataclass with the fields of `Schedule`."""
 
     folder: ClassVar[str]
     """Below the run's: gets `checkpoints/`, `metrics.jsonl` and what is handed on."""
     weights: ClassVar[str]
     """File in that folder with the weights that are handed on (safetensors); where it is, the stage is finished."""
-    goes_first: ClassVar[bool]
+    goes_first: ClassVar[bool] = False
     """Where the stage goes if a file adds it to a recipe by its name: before the others, or behind them."""
-    rows_needed: int
+    rows_needed: int = 0
     """How many rows of the run's data it learns from; 0 for one that makes its own."""
 
     def check(self, model: Any) -> None:
@@ -89,6 +90,7 @@ class TrainingStage(Protocol):
 
     def part(self, model: Any) -> nn.Module:
         """What is handed on: the module that is trained, or the whole model."""
+        raise NotImplementedError
 
     def train(self, run: TrainingRun, folder: Path) -> Any:
         """Trains the run's model, going on from the newest checkpoint in `folder`.
@@ -96,3 +98,4 @@ class TrainingStage(Protocol):
         Returns:
             In the main process the model in one piece, with what was learned; anything in the others.
         """
+        raise NotImplementedError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmllm.checkpoints.adapters import merged_with, trained_whole, with_adapters
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, ConfigError
 
 ATP = "atp:depths=0.3+0.6,ratio=0.5"
 CLIP = "clip:image_size=32,patch_size=8,width=32,layers=3,heads=4,mlp_width=64"
@@ -28,19 +28,40 @@ def build(make_model):
 
 
 def test_what_is_trained_whole_is_read_off_the_model(build):
-    model = build(ATP, "random:keep=4", loss={"grounding_weight": 1.0})
-    assert list(trained_whole(model)) == ["reducers.0", "visual_tokenizer", "grounding"]
+    model, thresholds = build(ATP, "random:keep=4", loss={"grounding_weight": 1.0}), ["reducers.0.stages.0"]
+    thresholds.append("reducers.0.stages.1")
+    assert set(trained_whole(model)) == {*thresholds, "visual_tokenizer", "grounding"}
     model.freeze("visual_tokenizer")
     model.encoder.requires_grad_(True)
-    assert list(trained_whole(model)) == ["encoder", "reducers.0", "grounding"]
+    assert set(trained_whole(model)) == {*thresholds, "encoder", "grounding"}
+
+
+def test_weights_that_cannot_be_saved_beside_adapters_are_refused(build):
+    model = build(ATP)
+    model.reducers[0].own = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(ConfigError, match=r"reducers\.0: AtpReducer has to keep its weights in a module"):
+        with_adapters(model, rank=2)
+
+
+def test_only_the_modules_that_are_meant_are_trained_whole(build):
+    """Names that end alike, such as that of a tower inside the encoder, are other modules."""
+    model = build(encoder=CLIP)
+    model.encoder.requires_grad_(True)
+    adapted = with_adapters(model, rank=2)
+    places = [name for name, module in adapted.named_modules() if type(module).__name__ == "ModulesToSaveWrapper"]
+    assert places == [f"base_model.model.{name}" for name in ("encoder", "visual_tokenizer")]
+    out = adapted(IDS, labels=LABELS, pixel_values_videos=torch.rand(2, 4, 3, 32, 32))
+    out.loss.backward()
+    merged = adapted.merge_and_unload()
+    assert sum(weight.grad is not None for weight in merged.encoder.parameters()) > 10
 
 
 def test_thresholds_of_atp_are_learned_beside_adapters_saved_and_merged(build, tmp_path):
-    """The LLM's layers call the reducer that is trained, while it is trained and after merging."""
+    """The model's own reducer is trained, is called in every pass, and is there after merging."""
     model, other = build(ATP), build(ATP)
     before = copy.deepcopy(model.state_dict())
     videos = {"pixel_values_videos": torch.rand(2, 4, 3, 64, 64), "video_times_s": torch.arange(4.0).expand(2, 4)}
-    adapted = with_adapters(model, rank=2).train()
+    reducer, adapted = model.reducers[0], with_adapters(model, rank=2).train()
     optimizer = torch.optim.AdamW((p for p in adapted.parameters() if p.requires_grad), lr=0.01)
     for _ in range(5):
         optimizer.zero_grad()
@@ -51,6 +72,7 @@ def test_thresholds_of_atp_are_learned_beside_adapters_saved_and_merged(build, t
     adapted.save_pretrained(tmp_path)
     merged = adapted.merge_and_unload()
     assert merged is model
+    assert merged.llm_stages == [reducer]
     moved = {name for name, weight in merged.state_dict().items() if not torch.equal(weight, before[name])}
     assert {f"reducers.0.stages.{i}.{head}.bias" for i in (0, 1) for head in ("head_r", "head_s")} <= moved
     assert "visual_tokenizer.weight" in moved
@@ -71,8 +93,8 @@ def test_weights_that_a_part_keeps_frozen_stay_frozen(build):
     assert trained
     adapted = with_adapters(model, rank=2)
     learned = {name for name, weight in adapted.named_parameters() if weight.requires_grad and "reducers" in name}
-    prefix = "base_model.model.reducers.0.modules_to_save.default."
-    assert learned == {prefix + name.removeprefix("reducers.0.") for name in trained}
+    prefix = "base_model.model.reducers.0.rates.modules_to_save.default."
+    assert learned == {prefix + name.removeprefix("reducers.0.rates.") for name in trained}
 
 
 def test_adapters_of_another_model_are_refused(build, tmp_path):

@@ -111,7 +111,7 @@ def test_llava_next_of_the_authors(tiny, published, tower_folder, tmp_path, pict
     from PIL import Image
 
     their_inputs = processor(images=Image.open(picture_file), text="<image>?", return_tensors="pt")
-    images = qa.processor.image_inputs([picture_file])
+    images = qa.processor.media_inputs("image", [picture_file]).flat()
     ids = torch.tensor([[1, qa.model.config.image_token_id, int(their_inputs["input_ids"][0, -1])]])
     with torch.no_grad():
         wanted, logits = theirs(**their_inputs).logits, qa.model(ids, **images).logits

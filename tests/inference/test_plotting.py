@@ -12,6 +12,7 @@ from mmllm.errors import InputError
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.decisions import watched_for
 from mmllm.inference.plotting import plot_answer
+from mmllm.stages import StageChanges
 from mmllm.times.answers import Span
 from mmllm.tokens import VideoClip
 
@@ -54,14 +55,20 @@ def test_asking_with_reducers_shows_what_they_kept(saved, short_clip, tmp_path, 
     pictures = {}
     for name, reducer in {"all": None, "some": ("fastervlm:keep=8", "random:keep=3")}.items():
         pictures[name] = tmp_path / f"{name}.png"
-        ask(short_clip, "When does the red circle spin?", model=str(saved), reducer=reducer, plot=pictures[name])
+        ask(
+            short_clip,
+            "When does the red circle spin?",
+            model=str(saved),
+            stages=StageChanges(reducer=reducer),
+            plot=pictures[name],
+        )
     assert "plot:" in capsys.readouterr().err
     assert size(pictures["some"])[1] > 2 * size(pictures["all"])[1]
 
 
 def test_counting_tokens_of_a_clip_draws_them(saved, short_clip, tmp_path, capsys):
     picture = tmp_path / "tokens.png"
-    asked = {"video": short_clip, "reducer": ("uniform:keep=4",), "frames": 5, "plot": picture}
+    asked = {"video": short_clip, "stages": StageChanges(reducer=("uniform:keep=4",)), "frames": 5, "plot": picture}
     tokens(model=str(saved), json=True, **asked)
     assert json.loads(capsys.readouterr().out)["plot"] == str(picture)
     assert size(picture)[1] > 100
@@ -92,7 +99,7 @@ def test_what_the_llm_drops_depends_on_the_question(short_clip):
     for one in seen:
         assert 0 < one.kept.sum() < one.kept.size
         name, ranking = one.ranking
-        assert name == "Atp's redundancy score"
+        assert name == "ATP's redundancy score"
         assert np.isfinite(ranking).all()
         assert ranking[one.kept].min() > 0.5  # what is left was above the threshold from the first stage on
     assert not np.array_equal(seen[0].ranking[1], seen[1].ranking[1])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmllm.errors import InputError
+from mmllm.modalities.border import from_flat
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.preprocessing.tiles import tilings_of
 from mmllm.processor import MmllmProcessor, add_special_words
@@ -45,13 +46,13 @@ IMAGES = [picture(30, 90, 0), picture(60, 50, 1)]
 
 
 def test_the_processor_cuts_images_and_says_how(processor):
-    inputs = processor.image_inputs(IMAGES)
+    inputs = processor.media_inputs("image", IMAGES).flat()
     first, second = tilings_of(inputs["image_tiling"])
     assert (first.rows, first.cols, first.height, first.width) == (1, 3, 30, 90)
     assert inputs["pixel_values"].shape == (2, max(first.partitions, second.partitions), 3, SIDE, SIDE)
     assert not inputs["pixel_values"][0, first.partitions :].any()
     saved = MmllmProcessor(processor.tokenizer, **{"frames": {"size": SIDE}, "pinpoints": processor.pinpoints})
-    assert torch.equal(saved.image_inputs(IMAGES)["pixel_values"], inputs["pixel_values"])
+    assert torch.equal(saved.media_inputs("image", IMAGES).pixels, inputs["pixel_values"])
 
 
 @pytest.mark.parametrize("reducers", [[], ["uniform:keep=3"], ["fastervlm:keep=3"], ["hired:ratio=0.3"]])
@@ -65,7 +66,7 @@ def test_a_batch_of_differently_cut_images_equals_each_alone(make, processor, re
         alone = processor.apply_chat_template(asked(image), tokenize=True, add_generation_prompt=True)
         one = model.generate(**alone, **greedy)
         assert torch.equal(together[row, -6:], one[0, -6:])
-        seen = model.see(alone["pixel_values"], image_tiling=alone["image_tiling"])[processor.image_token_id]
+        seen = model.see(from_flat(alone))[processor.image_token_id]
         with torch.no_grad():
             logits = model(**alone).logits
         assert logits.shape[1] == alone["input_ids"].shape[1] - 1 + int(seen.mask.sum())
@@ -116,9 +117,9 @@ def test_training_batches_hold_differently_cut_images(make, processor):
     for image in IMAGES:
         encoded = processor.encode_conversation(asked(image, "dog"))
         text = {"input_ids": encoded.input_ids, "labels": encoded.labels}
-        rows.append(Row(name="row", text=text, images=(media.image(image),)))
+        rows.append(Row(name="row", text=text, media=(media.load("image", image),)))
     batch = RowCollator(pad_token_id=0)(rows)
-    wanted = processor.image_inputs(IMAGES)
+    wanted = processor.media_inputs("image", IMAGES).flat()
     assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
     taken = ("input_ids", "labels", "attention_mask", *wanted)
     assert make()(**{name: batch[name] for name in taken}).loss.isfinite()

@@ -9,7 +9,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Confi
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
-from mmllm.llm.inside_llm import LlmPass, received
+from mmllm.llm.attention import receive
+from mmllm.llm.harness import decoder_layers, install
+from mmllm.llm.values import LlmPass
 from mmllm.pruning.atp import AtpConfig, AtpReducer, lattice_scores, mean_received, pooled_scores, squashed
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 8, "num_attention_heads": 4,
@@ -49,7 +51,14 @@ def embeds():
     return torch.randn(2, LENGTH, 32, generator=torch.Generator().manual_seed(1))
 
 
-def the_pass(rows=2, extra=0, pad=0, visual=True):
+def attach(atp, model):
+    """Gets an LLM ready for passes with a reducer, as a model of ours does when it is put together."""
+    install(model)
+    atp.check(len(decoder_layers(model)))
+    return atp
+
+
+def the_pass(*stages, rows=2, extra=0, pad=0, visual=True):
     """`pad` positions of left padding, the prompt, then `extra` positions that came later."""
     shape = (rows, pad + LENGTH + extra)
     number = torch.arange(shape[1]) - pad
@@ -57,16 +66,18 @@ def the_pass(rows=2, extra=0, pad=0, visual=True):
     return LlmPass(
         visual=is_visual,
         question=((number >= BEFORE + VISUAL) & (number < LENGTH)).expand(shape),
+        prompt=((number >= 0) & (number < LENGTH)).expand(shape),
         place=(number - BEFORE).clamp(0, VISUAL - 1).expand(shape),
         grid=(SIDE, SIDE),
         frame=torch.zeros(shape, dtype=torch.long),
-        real=(number >= 0).expand(shape),
+        valid=(number >= 0).expand(shape),
+        stages=stages,
     )
 
 
 def run(model, embeds, current, **kwargs):
     with torch.no_grad():
-        return model(inputs_embeds=embeds, inside_llm=current, **kwargs)
+        return model(inputs_embeds=embeds, llm_pass=current, **kwargs)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
@@ -75,37 +86,38 @@ def test_thresholds_of_zero_change_nothing(kind, attention, embeds):
     model = llm(kind, attention)
     plain = run(model, embeds, None).logits
     atp = reducer(0.0, 0.0)
-    atp.attach(model.model)
-    torch.testing.assert_close(run(model, embeds, the_pass()).logits, plain, rtol=0, atol=1e-5)
+    attach(atp, model.model)
+    torch.testing.assert_close(run(model, embeds, the_pass(atp)).logits, plain, rtol=0, atol=1e-5)
     assert torch.equal(run(model, embeds, None).logits, plain) or attention == "eager"
     atp.train()
     atp.config = AtpConfig(temperature=(1e4, 1e4))
-    torch.testing.assert_close(run(model, embeds, the_pass()).logits, plain, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(run(model, embeds, the_pass(atp)).logits, plain, rtol=1e-3, atol=1e-4)
 
 
 def test_thresholds_of_one_leave_the_most_attended_token(embeds):
-    model, current = llm(), the_pass()
-    reducer(1.0, 1.0).attach(model.model)
+    model = llm()
+    atp = attach(reducer(1.0, 1.0), model.model)
+    current = the_pass(atp)
     run(model, embeds, current)
-    assert sorted(current.decided) == [1, 4, 6]
-    for decision in current.decided.values():
+    assert sorted(current.notes_of(atp)) == [1, 4, 6]
+    for decision in current.notes_of(atp).values():
         assert decision.kept.sum(-1).tolist() == [1, 1]
-    assert current.alive[1].position.shape == (2, BEFORE + 1 + AFTER)
+    assert current.kept[1].position.shape == (2, BEFORE + 1 + AFTER)
 
 
 @pytest.fixture
 def pruned():
     """An LLM that keeps the lattice of every third place after its first layer, and what it attends to, later less."""
-    model, atp = llm(), reducer(0.55, 0.6)
-    atp.attach(model.model)
+    model = llm()
+    model.stage = attach(reducer(0.55, 0.6), model.model)
     return model
 
 
 def test_survivors_are_subsets_and_rows_differ(pruned, embeds):
-    current = the_pass()
+    current = the_pass(pruned.stage)
     run(pruned, embeds, current)
     positions = [
-        [set(alive.position[b][alive.real[b]].tolist()) for b in range(2)] for _, alive in sorted(current.alive.items())
+        [set(alive.position[b][alive.valid[b]].tolist()) for b in range(2)] for _, alive in sorted(current.kept.items())
     ]
     for b in range(2):
         assert positions[0][b] >= positions[1][b] >= positions[2][b]
@@ -115,12 +127,12 @@ def test_survivors_are_subsets_and_rows_differ(pruned, embeds):
 
 
 def test_dropped_tokens_have_no_influence(pruned, embeds):
-    current = the_pass()
+    current = the_pass(pruned.stage)
     out = run(pruned, embeds, current).logits
     dropped = torch.ones(2, LENGTH, dtype=torch.bool)
-    alive = current.alive[1]
+    alive = current.kept[1]
     for b in range(2):
-        dropped[b, alive.position[b][alive.real[b]]] = False
+        dropped[b, alive.position[b][alive.valid[b]]] = False
     assert dropped.any()
     disturbed = []
 
@@ -129,7 +141,7 @@ def test_dropped_tokens_have_no_influence(pruned, embeds):
         return torch.where(dropped.unsqueeze(-1), torch.full_like(output, 7.0), output)
 
     handle = pruned.model.layers[0].register_forward_hook(disturb)
-    again = run(pruned, embeds, the_pass()).logits
+    again = run(pruned, embeds, the_pass(pruned.stage)).logits
     handle.remove()
     assert disturbed
     torch.testing.assert_close(again[~dropped], out[~dropped], rtol=1e-5, atol=1e-6)
@@ -144,16 +156,16 @@ def masked_reference(model, embeds, current):
     seen = torch.ones(count, count, dtype=torch.bool).tril().expand(rows, 1, count, count)
     with torch.no_grad():
         for number, layer in enumerate(decoder.layers):
-            alive, present = current.alive_at(number), torch.ones(rows, count, dtype=torch.bool)
+            alive, present = current.kept_at(number), torch.ones(rows, count, dtype=torch.bool)
             if alive is not None:
-                present = torch.zeros(rows, count, dtype=torch.bool).scatter(1, alive.position, alive.real)
+                present = torch.zeros(rows, count, dtype=torch.bool).scatter(1, alive.position, alive.valid)
             mask = (seen & present[:, None, None]) | torch.eye(count, dtype=torch.bool)
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=positions)
         return model.lm_head(decoder.norm(hidden))
 
 
 def test_positions_and_masks_are_those_of_the_whole_row(pruned, embeds):
-    current = the_pass()
+    current = the_pass(pruned.stage)
     out = run(pruned, embeds, current).logits
     wanted = masked_reference(pruned, embeds, current)
     text = ~current.visual
@@ -167,11 +179,11 @@ def test_cached_decoding_is_recomputation(pruned, embeds, pad):
     mask = torch.ones(2, pad + LENGTH, dtype=torch.long)
     mask[:, :pad] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache, current = DynamicCache(config=pruned.config), the_pass(pad=pad)
+    cache, current = DynamicCache(config=pruned.config), the_pass(pruned.stage, pad=pad)
     out = run(
         pruned, embeds, current, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     )
-    lengths = [layer.get_seq_length() for layer in cache.layers]
+    lengths = [layer.keys.shape[2] for layer in cache.layers]
     assert lengths[0] == pad + LENGTH > lengths[1] >= lengths[4] >= lengths[6]
     for step in range(4):
         token = out.logits[:, -1].argmax(-1)
@@ -186,28 +198,30 @@ def test_cached_decoding_is_recomputation(pruned, embeds, pad):
                 past_key_values=cache,
                 use_cache=True,
             )
-        whole = run(pruned, embeds, the_pass(extra=step + 1, pad=pad), attention_mask=mask, position_ids=positions)
+        whole = run(
+            pruned, embeds, the_pass(pruned.stage, extra=step + 1, pad=pad), attention_mask=mask, position_ids=positions
+        )
         torch.testing.assert_close(out.logits[:, -1], whole.logits[:, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_padding_changes_nothing(pruned, embeds):
-    alone = run(pruned, embeds[:1], the_pass(rows=1)).logits
+    alone = run(pruned, embeds[:1], the_pass(pruned.stage, rows=1)).logits
     padded = torch.cat([torch.zeros(1, 4, 32), embeds[:1]], dim=1)
     mask = torch.ones(1, 4 + LENGTH, dtype=torch.long)
     mask[:, :4] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    out = run(pruned, padded, the_pass(rows=1, pad=4), attention_mask=mask, position_ids=positions).logits
+    out = run(pruned, padded, the_pass(pruned.stage, rows=1, pad=4), attention_mask=mask, position_ids=positions).logits
     torch.testing.assert_close(out[:, -AFTER:], alone[:, -AFTER:], rtol=1e-4, atol=1e-5)
 
 
 def test_no_visual_tokens(pruned, embeds):
     plain = llm()
-    out = run(pruned, embeds, the_pass(visual=False)).logits
+    out = run(pruned, embeds, the_pass(pruned.stage, visual=False)).logits
     torch.testing.assert_close(out, run(plain, embeds, None).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_no_question_warns(pruned, embeds):
-    current = the_pass()
+    current = the_pass(pruned.stage)
     current.question = torch.zeros_like(current.question)
     with pytest.warns(UserWarning, match="no text follows"):
         run(pruned, embeds, current)
@@ -218,18 +232,18 @@ def test_soft_mask_becomes_the_hard_one(embeds, theta_s):
     """Scores a good way from their thresholds: the sharper the soft mask, the nearer to dropping for real."""
     model = llm(scale=1.5)
     atp = reducer(0.99, theta_s, temperature=(300.0, 300.0))  # only the places on a lattice stay
-    atp.attach(model.model)
-    hard_pass = the_pass()
+    attach(atp, model.model)
+    hard_pass = the_pass(atp)
     hard = run(model, embeds, hard_pass).logits
-    margins = [decision.redundancy.max() for decision in hard_pass.decided.values()]
+    margins = [decision.redundancy.max() for decision in hard_pass.notes_of(atp).values()]
     assert max(margins) < 0.94
     atp.train()
-    soft_pass = the_pass()
+    soft_pass = the_pass(atp)
     soft = run(model, embeds, soft_pass).logits
     text = ~soft_pass.visual
     torch.testing.assert_close(soft[text], hard[text], rtol=1e-3, atol=1e-3)
-    for layer, decision in soft_pass.decided.items():
-        assert decision.left.tolist() == pytest.approx(hard_pass.decided[layer].left.tolist(), rel=1e-3)
+    for layer, decision in soft_pass.notes_of(atp).items():
+        assert decision.remaining.tolist() == pytest.approx(hard_pass.notes_of(atp)[layer].remaining.tolist(), rel=1e-3)
     assert atp.average(soft_pass, 8, hard=True).tolist() == atp.average(hard_pass, 8).tolist()
 
 
@@ -237,12 +251,12 @@ def test_soft_mask_becomes_the_hard_one(embeds, theta_s):
 def test_losses_move_the_thresholds_towards_the_budget(embeds, ratio, falls):
     model = llm().requires_grad_(False)
     atp = reducer(0.5, 0.6, ratio=ratio, depth_weight=0.0).train()
-    atp.attach(model.model)
-    current = the_pass()
-    model(inputs_embeds=embeds, inside_llm=current)
+    attach(atp, model.model)
+    current = the_pass(atp)
+    model(inputs_embeds=embeds, llm_pass=current)
     average = atp.average(current, 8).mean().item()
     assert (average < ratio * VISUAL) == falls
-    losses = atp.losses(current, 8)
+    losses = atp.llm_losses(current, 8)
     losses["atp_target"].backward()
     for stage in atp.stages:
         assert (stage.head_r.bias.grad > 0) == falls  # a step against the gradient moves the threshold to the budget
@@ -251,10 +265,10 @@ def test_losses_move_the_thresholds_towards_the_budget(embeds, ratio, falls):
 def test_thresholds_past_all_scores_are_pulled_back(embeds):
     model = llm().requires_grad_(False)
     atp = reducer(0.9999, 0.9999, ratio=0.9, temperature=(300.0, 300.0)).train()
-    atp.attach(model.model)
-    current = the_pass()
-    model(inputs_embeds=embeds, inside_llm=current)
-    losses = atp.losses(current, 8)
+    attach(atp, model.model)
+    current = the_pass(atp)
+    model(inputs_embeds=embeds, llm_pass=current)
+    losses = atp.llm_losses(current, 8)
     bias = atp.stages[0].head_r.bias
     (lost,) = torch.autograd.grad(losses["atp_target"], bias, retain_graph=True)
     (pulled,) = torch.autograd.grad(losses["atp_rest"], bias)
@@ -274,18 +288,18 @@ def test_pace_scales_what_a_step_does_to_thresholds_and_not_where_they_start(pac
 def test_deeper_tokens_cost_more(embeds):
     model = llm()
     atp = reducer(0.0, 0.0)
-    atp.attach(model.model)
-    current = the_pass()
+    attach(atp, model.model)
+    current = the_pass(atp)
     run(model, embeds, current)
-    assert atp.losses(current, 8)["atp_depth"].item() == pytest.approx(0.05 * (1 + 4 + 6))
+    assert atp.llm_losses(current, 8)["atp_depth"].item() == pytest.approx(0.05 * (1 + 4 + 6))
     assert atp.average(current, 8).tolist() == [36.0, 36.0]
 
 
 def test_the_next_token_loss_reaches_the_thresholds(embeds):
     model = llm().requires_grad_(False)
     atp = reducer(0.5, 0.6).train()
-    atp.attach(model.model)
-    model(inputs_embeds=embeds, inside_llm=the_pass()).logits[:, -1].logsumexp(-1).sum().backward()
+    attach(atp, model.model)
+    model(inputs_embeds=embeds, llm_pass=the_pass(atp)).logits[:, -1].logsumexp(-1).sum().backward()
     assert all(stage.head_r.bias.grad.abs() > 0 for stage in atp.stages)
 
 
@@ -294,12 +308,12 @@ def test_gradient_checkpointing_gives_the_same_gradients(embeds):
     for checkpointed in (False, True):
         model = llm().train()
         atp = reducer(0.5, 0.6).train()
-        atp.attach(model.model)
+        attach(atp, model.model)
         if checkpointed:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        current = the_pass()
-        logits = model(inputs_embeds=embeds, inside_llm=current, use_cache=False).logits
-        (logits[:, -1].logsumexp(-1).sum() + sum(atp.losses(current, 8).values())).backward()
+        current = the_pass(atp)
+        logits = model(inputs_embeds=embeds, llm_pass=current, use_cache=False).logits
+        (logits[:, -1].logsumexp(-1).sum() + sum(atp.llm_losses(current, 8).values())).backward()
         gradients.append([atp.stages[1].head_r.bias.grad, model.model.layers[2].self_attn.q_proj.weight.grad])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
@@ -308,11 +322,11 @@ def test_keeping_falls_with_both_thresholds(embeds):
     kept = []
     for theta_r, theta_s in ((0.4, 0.3), (0.5, 0.3), (0.5, 0.65), (0.6, 0.95)):
         model = llm()
-        reducer(theta_r, theta_s).attach(model.model)
-        current = the_pass()
+        atp = attach(reducer(theta_r, theta_s), model.model)
+        current = the_pass(atp)
         run(model, embeds, current)
-        kept.append(current.decided[1].kept)
-        decision = current.decided[1]
+        kept.append(current.notes_of(atp)[1].kept)
+        decision = current.notes_of(atp)[1]
         either = (decision.redundancy > theta_r) | (decision.spatial > theta_s)
         assert torch.equal(decision.kept, either & current.visual)
     for more, fewer in pairwise(kept):
@@ -334,19 +348,21 @@ def test_lattices():
 
 def test_received_attention_and_its_causal_correction():
     query, key = torch.zeros(1, 4, 40, 8), torch.zeros(1, 2, 40, 8)
+
+    def received(mask, rows):
+        return receive(query, key, mask, {"rows": rows}, 1.0)["rows"]
+
     rows = torch.ones(1, 40)
-    total = received(query, key, None, rows, 1.0)
+    total = received(None, rows)
     weights = (torch.ones(40, 40).tril() / torch.arange(1, 41).unsqueeze(1)).sum(0)
     torch.testing.assert_close(total[0], weights, rtol=1e-5, atol=1e-6)
     mask = torch.ones(40, 40, dtype=torch.bool).tril()[None, None]
-    torch.testing.assert_close(received(query, key, mask, rows, 1.0), total)
+    torch.testing.assert_close(received(mask, rows), total)
     plain, corrected = (mean_received(total, rows, causal=causal)[0] for causal in (False, True))
     assert corrected.max() / corrected.min() < plain.max() / plain.min()
     part = torch.zeros(1, 40)
     part[0, 10:] = 1
-    torch.testing.assert_close(
-        received(query, key, None, part, 1.0) + received(query, key, None, 1 - part, 1.0), total, rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(received(None, part) + received(None, 1 - part), total, rtol=1e-5, atol=1e-6)
 
 
 def test_squashed_average_is_a_half():
@@ -365,10 +381,10 @@ def test_pooled_scores():
 
 def test_first_thresholds_prune_nothing(embeds):
     model, atp = llm(), AtpReducer(AtpConfig()).eval()
-    atp.attach(model.model)
-    current = the_pass()
+    attach(atp, model.model)
+    current = the_pass(atp)
     run(model, embeds, current)
-    assert current.decided[6].kept.sum() >= 0.9 * 2 * VISUAL
+    assert current.notes_of(atp)[6].kept.sum() >= 0.9 * 2 * VISUAL
 
 
 def test_temperature_rises():
@@ -382,7 +398,9 @@ def test_temperature_rises():
 
 def test_model_can_be_copied(pruned, embeds):
     twin = copy.deepcopy(pruned)
-    assert torch.equal(run(twin, embeds, the_pass()).logits, run(pruned, embeds, the_pass()).logits)
+    assert torch.equal(
+        run(twin, embeds, the_pass(pruned.stage)).logits, run(pruned, embeds, the_pass(pruned.stage)).logits
+    )
 
 
 def test_bad_input(embeds):
@@ -396,39 +414,39 @@ def test_bad_input(embeds):
         AtpConfig(ratio=0.1).layers(32)
     assert AtpConfig().layers(32) == (4, 14, 24)
     with pytest.raises(ConfigError, match="no list of layers"):
-        AtpReducer(AtpConfig()).attach(torch.nn.Linear(2, 2))
+        attach(AtpReducer(AtpConfig()), torch.nn.Linear(2, 2))
     model = Qwen2ForCausalLM(Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=2))
     with pytest.raises(ConfigError, match="sliding_attention"):
-        AtpReducer(AtpConfig()).attach(model.model)
+        attach(AtpReducer(AtpConfig()), model.model)
     model = llm()
-    reducer(0.5, 0.5).attach(model.model)
+    atp = attach(reducer(0.5, 0.5), model.model)
     embeds[0, 5] = float("nan")
     with pytest.raises(InputError, match="attention that is not finite"):
-        run(model, embeds, the_pass())
+        run(model, embeds, the_pass(atp))
     flash = llm()
     flash.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ConfigError, match="with sdpa attention, not 'flash_attention_2'"):
-        AtpReducer(AtpConfig()).attach(flash.model)
+        attach(AtpReducer(AtpConfig()), flash.model)
 
 
 @pytest.mark.parametrize("what", ["attention", "thresholds"])
 def test_a_training_step_that_is_not_finite_is_skipped_and_counted(embeds, what):
     model = llm().train()
     atp = reducer(0.5, 0.5).train()
-    atp.attach(model.model)
+    attach(atp, model.model)
     if what == "attention":
         embeds[0, 5] = float("nan")
     else:
         atp.stages[1].head_s.bias.data.fill_(float("nan"))
     for count in (1, 2):
-        current = the_pass()
-        model(inputs_embeds=embeds, inside_llm=current)
+        current = the_pass(atp)
+        model(inputs_embeds=embeds, llm_pass=current)
         assert current.unusable
         assert atp.skipped == count
-        losses = atp.losses(current, 8)
+        losses = atp.llm_losses(current, 8)
         assert list(losses) == ["atp_skipped"]
         losses["atp_skipped"].backward()
     assert all(weight.grad is None for weight in [*model.parameters(), *atp.parameters()])
     atp.eval()
     with pytest.raises(InputError, match=f"ATP .*{what} that (is|are) not finite"):
-        run(model.eval(), embeds, the_pass())
+        run(model.eval(), embeds, the_pass(atp))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
+from mmllm.interfaces import Encoder
 from mmllm.pruning.budget import Budget
 from mmllm.pruning.needs import require_fit
 from mmllm.tokens import VisualTokens
@@ -168,16 +169,16 @@ def test_unusable_scores(name):
 
 
 def test_encoder_without_class_token_is_refused_with_the_way_out():
-    class Encoder:
+    class NoClassToken(Encoder):
         score_names = frozenset({"mean_attention"})
-        config = registry.config_of("encoder", "clip")
 
+    encoder = NoClassToken()
     reducer = registry.build("reducer", "fastervlm:keep=4")
     with pytest.raises(ConfigError, match=r"cannot give \(it has mean_attention\).*fastervlm:score=mean_attention"):
-        require_fit(reducer, Encoder)
+        require_fit(reducer, encoder)
     with pytest.raises(ConfigError, match=r"'hired' ranks .* use .*hired:score=mean_attention"):
-        require_fit(registry.build("reducer", "hired:ratio=0.2"), Encoder)
-    require_fit(registry.build("reducer", "fastervlm:keep=4,score=mean_attention"), Encoder)
-    require_fit(registry.build("reducer", "random:keep=4"), Encoder)
+        require_fit(registry.build("reducer", "hired:ratio=0.2"), encoder)
+    require_fit(registry.build("reducer", "fastervlm:keep=4,score=mean_attention"), encoder)
+    require_fit(registry.build("reducer", "random:keep=4"), encoder)
     with pytest.raises(ConfigError, match=r"'diffrate' works inside the blocks.*use .*random"):
-        require_fit(registry.build("reducer", "diffrate:keep=4"), Encoder)
+        require_fit(registry.build("reducer", "diffrate:keep=4"), encoder)

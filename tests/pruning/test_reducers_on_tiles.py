@@ -6,6 +6,8 @@ import torch
 from einops import rearrange
 
 from mmllm.errors import InputError
+from mmllm.modalities.border import from_flat
+from mmllm.modalities.image import image_tokens
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.preprocessing.tiles import tilings_of
 from mmllm.processor import MmllmProcessor, add_special_words
@@ -43,7 +45,7 @@ def build(make_model, processor):
 
 
 def seen(model, inputs):
-    return model.see(inputs["pixel_values"], image_tiling=inputs["image_tiling"])[model.config.image_token_id]
+    return model.see(from_flat(inputs))[model.config.image_token_id]
 
 
 @pytest.mark.parametrize("path", ["anyres", "plain", "anyres:unpad=false,newline=false"])
@@ -60,7 +62,7 @@ def test_a_full_budget_is_bit_equal_to_no_reducer(build, inputs, path, mode):
 def test_fastervlm_on_tiles_as_published(build, inputs, keep):
     """The whole image's best patches, then the tiles' in the order of the mosaic; no row ends, no unpadding."""
     model = build(f"fastervlm:keep={keep}", path="anyres:unpad=false,newline=false")
-    tokens = model.encode_images(inputs["pixel_values"], inputs["image_tiling"])
+    tokens = image_tokens(model, from_flat(inputs)["image"])
     read = seen(model, inputs)
     for image, tiling in enumerate(tilings_of(inputs["image_tiling"])):
         features, scores = (
@@ -116,13 +118,13 @@ def test_atp_drops_patches_but_no_row_ends(build, inputs):
         torch.nn.init.constant_(stage.head_s.bias, 30.0)
     passes = []
     model.language_model.base_model.layers[-1].register_forward_hook(
-        lambda module, args, kwargs, out: passes.append(kwargs["inside_llm"]), with_kwargs=True
+        lambda module, args, kwargs, out: passes.append(kwargs["llm_pass"]), with_kwargs=True
     )
     with torch.no_grad():
         model(**inputs)
     current, read = passes[0], seen(model, inputs)
     assert current.grid == (GRID, GRID)
-    left = current.alive[max(current.alive)].real.sum(1)
+    left = current.kept[max(current.kept)].valid.sum(1)
     for image, tiling in enumerate(tilings_of(inputs["image_tiling"])):
         ends = (read.place[image] == -2).sum()
         text = inputs["attention_mask"][image].sum() - 1

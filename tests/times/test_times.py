@@ -12,6 +12,7 @@ from transformers import AutoProcessor
 from mmllm import registry
 from mmllm.errors import ConfigError
 from mmllm.inference.answering import VideoQA
+from mmllm.modalities.video import VideoInputs, clip_inputs
 from mmllm.modeling.placeholders import place
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
@@ -117,7 +118,7 @@ def question_ids(qa, text="When does the red circle spin?"):
 def test_the_model_reads_the_text_between_the_frames(interleaved):
     """Against embeddings that are laid side by side by hand."""
     model, processor = interleaved.model, interleaved.processor
-    inputs = processor.video_inputs([clip()])
+    inputs = processor.media_inputs("video", [clip()]).flat()
     ids = question_ids(interleaved)
     logits = model(ids.unsqueeze(0), **inputs).logits
     frames = model.lay_out(model.reduce(model.encode(inputs["pixel_values_videos"])))
@@ -165,7 +166,7 @@ def test_questions_packed_behind_one_video_have_the_loss_they_have_alone(interle
     ]
     alone = [conversation(question.dialogue(), processor, 9.0) for question in asked]
     assert "<1.3> <4.0> the red circle." in processor.tokenizer.decode(alone[0].input_ids)
-    inputs = processor.video_inputs([clip()])
+    inputs = processor.media_inputs("video", [clip()]).flat()
     losses, counts = [], []
     for one in alone:
         losses.append(model(one.input_ids.unsqueeze(0), labels=one.labels.unsqueeze(0), **inputs).loss)
@@ -177,15 +178,16 @@ def test_questions_packed_behind_one_video_have_the_loss_they_have_alone(interle
 
 
 def test_a_batch_of_videos_with_texts_of_different_length(interleaved):
-    from mmllm.train.packing import _stacked
-
     processor, model = interleaved.processor, interleaved.model
     clips = [clip(9.0), clip(400.0, frames=4)]
-    each = [processor.video_inputs([one]) for one in clips]
+    last = np.minimum(np.arange(6), 3)
+    repeated = {"frames": clips[1].frames[last], "times_s": clips[1].times_s[last], "real": None}
+    values = [clip_inputs(processor, one) for one in clips]
+    each = [one.flat() for one in values]
     assert each[0]["video_frame_text"].shape[2] < each[1]["video_frame_text"].shape[2]
-    batch = _stacked(each)
-    together = processor.video_inputs(clips)
-    assert all(batch[name].equal(value) for name, value in together.items())
+    together = VideoInputs.stack(values).flat()
+    text = processor.frame_text([one.times_s for one in (clips[0], dataclasses.replace(clips[1], **repeated))])
+    assert together["video_frame_text"].equal(text)
     ids = question_ids(interleaved).repeat(2, 1)
     logits = model(ids, **together).logits
     for row, inputs in enumerate(each):

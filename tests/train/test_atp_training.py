@@ -8,8 +8,7 @@ import torch
 
 from mmllm.evaluation.run import read_benchmark
 from mmllm.inference.answering import VideoQA
-from mmllm.inference.decisions import watched_for
-from mmllm.modeling.placeholders import place
+from mmllm.inference.decisions import finished_pass, watched_for
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.train.data import DataConfig
 from mmllm.train.model_config import DecoderConfig, ModelConfig
@@ -42,15 +41,9 @@ def test_the_number_of_tokens_is_near_its_target_and_differs_between_questions(t
     model, averages, left = qa.model, [], []
     for question in read_benchmark(tmp_path / "data").questions:
         watched = qa.watch(question.video)
-        inputs = qa.processor.collate([qa.prompt(question.question, watched.duration_s)])
-        placed = place(inputs["input_ids"], inputs["attention_mask"], watched.seen)
-        current = model.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), None)
-        with torch.no_grad():
-            model.language_model.base_model(
-                inputs_embeds=model.embed(placed.input_ids, placed.visual), inside_llm=current, use_cache=False
-            )
+        current = finished_pass(qa, watched, question.question)
         averages.append(model.reducers[0].average(current, LAYERS, hard=True).item() / (6 * 16))
-        left.append([decision.kept.sum().item() for _, decision in sorted(current.decided.items())])
+        left.append([decision.kept.sum().item() for _, decision in sorted(current.notes_of(model.reducers[0]).items())])
     mean, spread = torch.tensor(averages).mean().item(), torch.tensor(averages).std().item()
     print(f"average {mean:.4f} +- {spread:.4f}, target {RATIO}; left behind each stage {left[:6]}")
     assert mean == pytest.approx(RATIO, rel=0.05)

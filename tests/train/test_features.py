@@ -17,12 +17,12 @@ def test_features_are_what_the_encoder_says_and_are_computed_once(tmp_path):
     failed = cache.fill([*videos, tmp_path / "broken.mp4", tmp_path / "missing.mp4"], workers=0)
     assert sorted(path.name for path in failed) == ["broken.mp4", "missing.mp4"]
     kept = cache.load(videos[0])
-    inputs = processor.video_inputs([processor.load(videos[0])])
-    wanted = model.encode(inputs["pixel_values_videos"])
-    torch.testing.assert_close(kept.features.float(), wanted.features[0], rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(kept.scores["cls_attention"], wanted.scores["cls_attention"][0])
-    assert torch.equal(kept.times_s, inputs["video_times_s"][0])
-    assert kept.duration_s == float(inputs["video_durations_s"][0])
+    inputs = processor.media_inputs("video", [videos[0]])
+    wanted = model.encode(inputs.pixels)
+    torch.testing.assert_close(kept.features.float(), wanted.features, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(kept.scores["cls_attention"], wanted.scores["cls_attention"])
+    assert torch.equal(kept.times_s, inputs.times_s)
+    assert kept.lengths_s == inputs.lengths_s
     written = cache.path(videos[0]).stat().st_mtime_ns
     cache.fill(videos, workers=0)
     assert cache.path(videos[0]).stat().st_mtime_ns == written

@@ -5,6 +5,7 @@ import torch
 
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
+from mmllm.modalities.video import VideoInputs
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.train.packing import PackedQuestions, RowCollator, conversation, pack
@@ -32,12 +33,12 @@ def question(vid, number, text="When does it spin?"):
 
 def video(path):
     number = len(path.stem)
-    return {
-        "video_features": torch.full((1, number, 4, 2), float(number)),
-        "video_times_s": torch.arange(float(number)).unsqueeze(0),
-        "video_durations_s": torch.tensor([9.0]),
-        "video_scores": {"cls_attention": torch.rand(1, number, 4)},
-    }
+    return VideoInputs(
+        features=torch.full((1, number, 4, 2), float(number)),
+        times_s=torch.arange(float(number)).unsqueeze(0),
+        durations_s=torch.tensor([9.0]),
+        scores={"cls_attention": torch.rand(1, number, 4)},
+    )
 
 
 def test_seconds_are_written_as_time_tokens_and_only_the_answer_is_labelled(processor):

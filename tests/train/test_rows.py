@@ -10,6 +10,8 @@ import torch
 from mmllm.datasets.dialogues import read_dialogues
 from mmllm.datasets.records import Dialogue, Media, Turn
 from mmllm.errors import InputError, MmllmError
+from mmllm.modalities.image import ImageInputs
+from mmllm.modalities.video import VideoInputs
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.times.answers import Span
@@ -29,17 +31,16 @@ def processor():
 class Pretended(MediaInputs):
     """Media without files; what is called `broken` cannot be read."""
 
-    def video(self, path):
+    def load(self, kind, path):
         if path.stem == "broken":
             raise InputError(f"{path}: no frames")
-        return {
-            "pixel_values_videos": torch.zeros(1, 3, 3, 64, 64),
-            "video_times_s": torch.arange(3.0).unsqueeze(0),
-            "video_durations_s": torch.tensor([9.0]),
-        }
-
-    def image(self, path):
-        return {"pixel_values": torch.ones(1, 3, 64, 64)}
+        if kind == "image":
+            return ImageInputs(pixels=torch.ones(1, 3, 64, 64))
+        return VideoInputs(
+            pixels=torch.zeros(1, 3, 3, 64, 64),
+            times_s=torch.arange(3.0).unsqueeze(0),
+            durations_s=torch.tensor([9.0]),
+        )
 
 
 SOME = (Span(1.0, 4.0),)

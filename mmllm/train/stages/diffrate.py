@@ -19,7 +19,7 @@ from mmllm.registry import register
 from mmllm.train.fitting import fit, trained_model
 from mmllm.train.packing import RowCollator
 from mmllm.train.schedule import RowTraining
-from mmllm.train.stage import TrainingRun
+from mmllm.train.stage import TrainingRun, TrainingStage
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class DiffRateTraining(RowTraining):
 
 
 @register("training", "diffrate", config=DiffRateTraining)
-class DiffRateStage:
+class DiffRateStage(TrainingStage):
     """Learns DiffRate's schedule for `diffrate:target=...` while all other weights are frozen."""
 
     folder: ClassVar[str] = "diffrate"
@@ -47,7 +47,7 @@ class DiffRateStage:
 
     def check(self, model: Any) -> None:
         """Refuses a model without a schedule to learn."""
-        if getattr(model.inside_encoder, "rates", None) is None:
+        if getattr(model.encoder_stage, "rates", None) is None:
             raise ConfigError(
                 "the stage 'diffrate' learns a schedule, so the model needs the reducer diffrate:target=SHARE, and an "
                 f"encoder that takes it; its reducers are {model.config.reducers or 'none'}"
@@ -55,7 +55,7 @@ class DiffRateStage:
 
     def part(self, model: Any) -> nn.Module:
         """The rates of all blocks."""
-        return model.inside_encoder.rates
+        return model.encoder_stage.rates
 
     def train(self, run: TrainingRun, folder: Path) -> Any:
         """Learns the rates; see `TrainingStage`."""

@@ -27,7 +27,7 @@ from mmllm.synthetic.scenes import scene_batch
 from mmllm.train.fitting import fit, trained_model
 from mmllm.train.frame_state import FrameState
 from mmllm.train.schedule import Schedule
-from mmllm.train.stage import TrainingRun
+from mmllm.train.stage import TrainingRun, TrainingStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,12 @@ class FrameEncoderTraining(Schedule):
 
 
 @register("training", "frame_encoder", config=FrameEncoderTraining)
-class FrameEncoderStage:
+class FrameEncoderStage(TrainingStage):
     """Trains the tiny encoder to tell the state of fresh random scenes."""
 
     folder: ClassVar[str] = "encoder"
     weights: ClassVar[str] = "encoder.safetensors"
     goes_first: ClassVar[bool] = True
-    rows_needed = 0
 
     def __init__(self, config: FrameEncoderTraining) -> None:
         self.config = config

@@ -16,7 +16,7 @@ from mmllm.train.fitting import fit, trained_model
 from mmllm.train.freezing import check_parts, freeze
 from mmllm.train.packing import RowCollator
 from mmllm.train.schedule import RowTraining
-from mmllm.train.stage import TrainingRun
+from mmllm.train.stage import TrainingRun, TrainingStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,11 @@ class LanguageTraining(RowTraining):
 
 
 @register("training", "language", config=LanguageTraining)
-class LanguageStage:
+class LanguageStage(TrainingStage):
     """Trains projector and LLM, and whatever else is not frozen, to answer the run's questions."""
 
     folder: ClassVar[str] = "language"
     weights: ClassVar[str] = "model.safetensors"
-    goes_first: ClassVar[bool] = False
 
     def __init__(self, config: LanguageTraining, *, merge: bool = True) -> None:
         """`merge` folds adapters into the weights; otherwise the model is returned with them."""
@@ -60,7 +59,7 @@ class LanguageStage:
     def train(self, run: TrainingRun, folder: Path) -> Any:
         """Trains what is not frozen; see `TrainingStage`."""
         config = self.config
-        keep = config.keep_features and "encoder" in config.frozen and run.model.inside_encoder is None
+        keep = config.keep_features and "encoder" in config.frozen and run.model.encoder_stage is None
         rows = run.source.rows(run, config, keep_features=keep)
         torch.manual_seed(run.seed)  # of the adapters' first weights
         trainer = fit(

@@ -51,9 +51,9 @@ def test_only_the_schedule_is_learned_and_it_is_followed(make_recipe, own_clips,
     for name, weight in before.state_dict().items():
         same = torch.equal(weight, model.state_dict()[name])
         assert same != name.endswith("selected_probability") or ".0.selected" in name, name
-    first, last = (one.inside_encoder.losses()["diffrate_cost"].item() for one in (before, model))
+    first, last = (one.encoder_stage.losses()["diffrate_cost"].item() for one in (before, model))
     assert last < first
-    assert model.inside_encoder.schedule(17, BLOCKS).live(17)[-1] < 17
+    assert model.encoder_stage.schedule(17, BLOCKS).live(17)[-1] < 17
     video = next((own_clips / "videos").glob("*.mp4"))
     assert VideoQA.from_pretrained(tmp_path / "model").ask(video, "When?", max_new_tokens=3).raw is not None
 

@@ -1,0 +1,103 @@
+"""A number with an interval: quartiles, Student's t over seeds, or a bootstrap over clips, seeds or turns."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+"""97.5 % quantile of Student's t for the mean of so many values."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median or mean between its bounds. Formatted with `format`, it gives the middle."""
+
+    middle: float
+    low: float
+    high: float
+    values: tuple[float, ...] = ()
+    """What it was made of, where that is kept."""
+
+    @property
+    def half(self) -> float:
+        """Half its width."""
+        return (self.high - self.low) / 2
+
+    def __format__(self, spec: str) -> str:
+        return format(self.middle, spec)
+
+
+def middle(number: float | Interval) -> float:
+    """The number itself, or what its interval is about."""
+    return number.middle if isinstance(number, Interval) else number
+
+
+def quartiles(values: Sequence[float]) -> Interval:
+    """Median between the quartiles; a single value is all three."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    return Interval(median, low, high, tuple(values))
+
+
+def turn_ratio(of: Sequence[float], to: Sequence[float]) -> Interval:
+    """Median and quartiles of the ratios of one turn each."""
+    return quartiles([a / b for a, b in zip(of, to, strict=True)])
+
+
+def median_ratio(of: Sequence[float], to: Sequence[float]) -> Interval:
+    """Ratio of the medians with its 95 % interval, by a bootstrap over the turns."""
+    pairs = np.array([of, to])  # 2 x turns
+
+    def once(draw: np.random.Generator) -> float:
+        some = np.median(pairs[:, draw.integers(pairs.shape[1], size=pairs.shape[1])], axis=1)
+        return float(some[0] / some[1])
+
+    return _bootstrap(statistics.median(of) / statistics.median(to), once)
+
+
+def student(values: Sequence[float]) -> Interval | float:
+    """Mean with its 95 % interval by Student's t; of a single value the value.
+
+    More than ten values get the quantile of ten, which makes their interval a little too wide.
+    """
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return mean
+    half = STUDENT_T[min(len(values), 10)] * statistics.stdev(values) / len(values) ** 0.5
+    return Interval(mean, mean - half, mean + half, tuple(values))
+
+
+def over_seeds_and_clips(scores: Sequence[Sequence[float]]) -> Interval:
+    """Mean of a table (seeds x clips) and its 95 % interval, by a bootstrap over both; all seeds saw the same clips."""
+    table = np.array(scores)
+    seeds, clips = table.shape
+
+    def once(draw: np.random.Generator) -> float:
+        some = table[draw.integers(seeds, size=seeds)]
+        return float(some[:, draw.integers(clips, size=clips)].mean())
+
+    return _bootstrap(float(table.mean()), once, table.mean(axis=1))
+
+
+def over_seeds_with_clips(scores: Sequence[Sequence[float]]) -> Interval:
+    """Mean over seeds and its 95 % interval, by a bootstrap over seeds and over the clips of each."""
+    groups = [np.array(group) for group in scores]
+
+    def once(draw: np.random.Generator) -> float:
+        some = [groups[seed] for seed in draw.integers(len(groups), size=len(groups))]
+        return float(np.mean([draw.choice(group, len(group)).mean() for group in some]))
+
+    means = [group.mean() for group in groups]
+    return _bootstrap(float(np.mean(means)), once, means)
+
+
+def _bootstrap(
+    about: float, once: Callable[[np.random.Generator], float], values: Sequence[float] | np.ndarray = ()
+) -> Interval:
+    draw = np.random.default_rng(0)
+    low, high = np.quantile([once(draw) for _ in range(RESAMPLES)], (0.025, 0.975))
+    return Interval(about, float(low), float(high), tuple(float(value) for value in values))

@@ -1,0 +1,185 @@
+"""How the tables look, for the scripts that print them and for the docs: their columns, and what a cell says.
+
+A cell is a text for `str.format` over a row's labels and numbers; `low`, `high` and `half` belong to an interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from benchmarks.results import Row
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its head, and cells of which the first is taken that the row has everything for."""
+
+    head: str
+    cells: tuple[str, ...]
+
+    def cell(self, row: Row) -> str:
+        """What stands in the row; nothing where it has nothing for this column."""
+        for text in self.cells:
+            try:
+                return text.format(**row.labels, **row.numbers)
+            except (KeyError, AttributeError):  # another number, or one without an interval
+                continue
+        return ""
+
+
+def _columns(*columns: tuple[str, ...]) -> tuple[Column, ...]:
+    return tuple(Column(head, tuple(cells)) for head, *cells in columns)
+
+
+def _mean(name: str) -> tuple[str, str]:
+    return f"{{{name}:.1f}} ± {{{name}.half:.1f}}", f"{{{name}:.1f}}"
+
+
+def _over(library: str) -> str:
+    return f"{library} {{{library}_percent:+.0f}} %"
+
+
+def _median(name: str) -> str:
+    return f"{{{name}:.3f}} ({{{name}.low:.3f}}-{{{name}.high:.3f}})"
+
+
+def _faster(name: str) -> tuple[str, str]:
+    return _median(f"{name}_s"), f"x{{{name}_ratio:.2f}}"
+
+
+LAYOUTS: dict[str, tuple[Column, ...]] = {
+    "ablations": _columns(
+        ("", "{group}"),
+        ("", "{name}"),
+        ("mIoU", "{miou_percent:.1f}"),
+        ("95 %", "{miou_percent.low:.1f} to {miou_percent.high:.1f}"),
+        ("CPU seconds of training", "{cpu_s:.0f}", "-"),
+    ),
+    "stages": _columns(
+        ("", "{question}"),
+        *((stage, f"{{{stage}_s:.3f}} s") for stage in ("decode", "encode", "reduce", "prefill")),
+        ("first token after", "{first_token_s:.3f} s"),
+    ),
+    "sooner": _columns(
+        ("second question", "{sooner_ratio:.1f} times sooner"),
+        ("quartiles", "{sooner_ratio.low:.1f} to {sooner_ratio.high:.1f}"),
+    ),
+    "at-once": _columns(
+        ("questions at once", "{questions}"), ("what became of them", "{outcomes}"), ("process", "{process_mb:,.0f} MB")
+    ),
+    "everything": _columns(("seed", "{seed}"), ("right with all tokens", "{right_percent:.1f} %")),
+    "kept": _columns(
+        ("tokens of each partition", "{tokens}"),
+        *((f"{keep} of 64", *_mean(f"keep_{keep}_percent")) for keep in (2, 4, 8)),
+    ),
+    "diffrate": _columns(
+        ("DiffRate, the same tokens behind each block", "{tokens}"),
+        *((f"{left} left of 65", *_mean(f"left_{left}_percent")) for left in (20, 10)),
+    ),
+    "differences": _columns(
+        ("differences, paired by seed", "{first} - {second}"),
+        ("points", "{points:+.1f} ± {points.half:.1f}", "{points:+.1f}"),
+    ),
+    "diffrate-cost": _columns(("tokens left", "{tokens}"), ("cost", "{cost_percent:.0f} %")),
+    "frames": _columns(
+        ("frames", "{frames}"),
+        ("ms a frame", "{frame_ms:.2f}"),
+        ("faster than transformers' default", "{faster_ratio:.1f} x"),
+        ("faster than PIL", "{pil_ratio:.1f} x"),
+        ("largest, mean difference of 255", "{largest:.2f}, {mean:.4f}"),
+    ),
+    "towers": _columns(
+        ("tower", "{tower}"),
+        ("time, of CLIP's at 336", "{time_ratio:.2f}"),
+        (
+            "over the bare module",
+            ", ".join([_over("transformers"), _over("timm"), _over("open_clip")]),
+            _over("transformers"),
+            _over("timm"),
+            "-",
+        ),
+        ("around its modules", "{around_percent:.1f} %", "-"),
+        ("score", "{score_percent:.1f} %", "{score}"),
+        ("tokens", "{tokens} x {width}"),
+        ("parameters", "{parameters_millions:,.0f} M"),
+        ("memory", "{memory_mib:,.0f} MiB", "-"),
+    ),
+    "finetune": _columns(
+        ("clips", "{clips}"),
+        ("steps", "{steps}"),
+        ("mIoU before", "{before_percent:.1f}"),
+        ("after", "{after_percent:.1f}"),
+        ("CPU seconds of training", "{cpu_s:.0f}"),
+    ),
+    "answers": _columns(
+        ("left of 16 tokens a frame", "{reducer}"),
+        ("8: mIoU", *_mean("miou_8_percent"), *_mean("miou_percent")),
+        *((f"{keep}", *_mean(f"miou_{keep}_percent")) for keep in (4, 2)),
+        ("8: place", *_mean("place_8_percent"), *_mean("place_percent")),
+        *((f"{keep}", *_mean(f"place_{keep}_percent")) for keep in (4, 2)),
+    ),
+    "without-looking": _columns(("without looking: mIoU", "{miou_percent:.1f}"), ("place", "{place_percent:.1f}")),
+    "selection": _columns(("reducer", "{reducer}"), ("share of the encoder's time", "{encoder_share:.1%}")),
+    "reading": _columns(
+        ("visual tokens", "{tokens}"),
+        ("operations of the LLM's reading fall", "{operations_ratio:.2f} x"),
+        ("its time falls", "{time_ratio:.2f} x"),
+        ("peak memory", "{memory_percent:.0f} %"),
+        ("bytes of the cache", "{cache_bytes:,}"),
+    ),
+    "step": _columns(
+        ("", "{model}"),
+        ("processor seconds", "{step_s:.3g}", "{step_ratio:.1f}"),
+        ("whole process at its peak", "{peak_gib:.2f} GiB", "{peak_ratio:.1f}"),
+        ("above what is held between steps", "{above_gib:.2f} GiB", "{above_ratio:.1f}"),
+    ),
+    "clips": _columns(
+        ("clip", "{clip}"),
+        ("must be decoded", "{needed} of {frames}"),
+        ("mmllm", _median("mmllm_s")),
+        ("plain PyAV", _median("plain_pyav_s")),
+        ("decord", _median("decord_s")),
+        ("torchcodec", _median("torchcodec_s")),
+        ("of the allowed", "{allowed_share:.0%}", "**{median_share:.0%}**"),
+        ("times the fastest", "{fastest_ratio:.2f}", "**{median_ratio:.2f}**"),
+    ),
+    "eight": _columns(
+        ("workload", "{workload}"),
+        ("mmllm", _median("mmllm_s")),
+        ("plain PyAV", *_faster("plain_pyav")),
+        ("decord", *_faster("decord")),
+        ("torchcodec", *_faster("torchcodec")),
+        ("transformers' default loader", *_faster("transformers")),
+    ),
+    "large": _columns(
+        ("100 of 1200 frames of 1080p, each reader in its own process", "{reader}"),
+        ("extra memory", "{extra_mib:.0f} MiB"),
+        ("processor seconds", "{reading_s:.2f}"),
+    ),
+    "large-against": _columns(
+        ("mmllm against", "{reader}"),
+        ("times less memory", "{memory_ratio:.0f}"),
+        ("times less processor time", "{time_ratio:.1f}"),
+    ),
+}
+
+
+def head(table: str) -> str:
+    """The first two lines of a Markdown table."""
+    columns = LAYOUTS[table]
+    return _line(column.head for column in columns) + "\n" + "|---" * len(columns) + "|"
+
+
+def line(table: str, row: Row) -> str:
+    """A row as a line of Markdown."""
+    return _line(column.cell(row) for column in LAYOUTS[table])
+
+
+def markdown(table: str, rows: Iterable[Row]) -> str:
+    """A whole table, without a line break at its end."""
+    return "\n".join([head(table), *(line(table, row) for row in rows)])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)

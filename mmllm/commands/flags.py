@@ -1,0 +1,12 @@
+"""Flags that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from mmllm.stages import StageChanges
+
+StageFlags = Annotated[StageChanges, tyro.conf.arg(name="")]
+"""`--reducer` and `--path`, without a prefix."""

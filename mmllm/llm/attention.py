@@ -1,0 +1,191 @@
+"""Attention with stages around it: who is seen, how keys and values are weighed, and how much a key receives.
+
+B rows, N new positions, K keys, H query heads, G key heads, R query rows of a block, D head width
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from mmllm.errors import InputError
+from mmllm.llm.cache import RecordLayer
+from mmllm.llm.values import AttentionView, LlmPass
+
+STAGED = "mmllm_staged"
+"""Name under which transformers knows the attention function that calls stages."""
+_BLOCK_ELEMENTS = 1 << 24
+"""How many attention weights are held at a time."""
+
+Attention = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+def staged_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The LLM's own attention; in a pass with stages, sdpa with what they select, reweigh and evict.
+
+    Args:
+        module: the attention module.
+        query: B H N D, rotated.
+        key, value: B G K D; with a cache, all its keys.
+        attention_mask: B 1 N K, additive or bool.
+        kwargs: of transformers' attention functions; `llm_pass` and `record` are put there by the harness.
+    """
+    current: LlmPass | None = kwargs.pop("llm_pass", None)
+    record: RecordLayer | None = kwargs.pop("record", None)
+    if current is None:
+        return own_attention(module)(module, query, key, value, attention_mask, **kwargs)
+    view = _view(module, query, key, value, current, record, kwargs)
+    keys, values, mask = key, value, _for_heads(attention_mask, query.shape[1])
+    for number, stage in enumerate(current.stages):
+        view.state = {} if record is None else record.state_of(number)
+        if (seen := stage.select(view)) is not None:
+            mask = _narrowed(mask, seen, view)
+        if (reweighed := stage.reweigh(view)) is not None:
+            keys, values = reweighed.keys, reweighed.values
+            mask = mask if reweighed.bias is None else _dense(mask, view) + reweighed.bias.to(query.dtype)
+    out, _ = sdpa_attention_forward(module, query, keys, values, mask, **kwargs)
+    _after(view, keys, mask, record)
+    return out, None
+
+
+def _view(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    current: LlmPass,
+    record: RecordLayer | None,
+    kwargs: Mapping[str, Any],
+) -> AttentionView:
+    layer, new = int(module.layer_idx), query.shape[2]  # type: ignore[arg-type]
+    if record is None:  # no cache: every pass reads the whole row
+        kept = current.kept_at(layer)
+        position, valid = kept.position.unsqueeze(1), kept.valid.unsqueeze(1)
+        phase, query_position = "prompt", kept.position
+    else:
+        position, valid, query_position = record.position, record.valid, record.position[:, 0, -new:]
+        phase = "prompt" if record.passes == 1 else "token" if new == 1 else "more prompt"
+    return AttentionView(
+        layer=layer,
+        layers=int(module.config.num_hidden_layers),  # type: ignore[union-attr,arg-type]
+        phase=phase,  # type: ignore[arg-type]
+        current=current,
+        query=query,
+        keys=key,
+        values=value,
+        query_position=query_position,
+        position=position,
+        valid=valid,
+        scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
+        state={},
+    )
+
+
+def _after(view: AttentionView, keys: Tensor, mask: Tensor | None, record: RecordLayer | None) -> None:
+    """Adds up what keys received from the rows that stages ask for, and lets a stage evict keys from the cache."""
+    received: list[Mapping[str, Tensor]] = []
+    for number, stage in enumerate(view.current.stages):
+        view.state = {} if record is None else record.state_of(number)
+        rows = stage.attention_rows(view) or {}
+        view.received = receive(view.query, keys, mask, rows, view.scaling, per_head=stage.heads_apart) if rows else {}
+        received.append(view.received)
+        if record is not None and (kept := stage.evict(view)) is not None:
+            record.keep(kept)
+    if view.phase == "prompt":
+        view.current.received[view.layer] = received
+
+
+@torch.no_grad()
+def receive(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    rows: Mapping[str, Tensor],
+    scaling: float,
+    *,
+    per_head: bool = False,
+) -> dict[str, Tensor]:
+    """Attention that each key receives from query rows, added up over the rows.
+
+    Args:
+        query: B H N D, rotated.
+        key: B G K D, rotated.
+        mask: B 1 N K or B H N K, additive or bool; None for a causal one.
+        rows: name -> float, B N. How much each query row counts.
+        scaling: of the logits.
+        per_head: keep heads apart.
+
+    Returns:
+        Name -> float32, B K, mean over heads; B H K with heads apart.
+    """
+    batch, heads, new, _ = query.shape
+    count = key.shape[2]
+    key = repeat(key.float(), "b g k d -> b (g r) k d", r=heads // key.shape[1])
+    shape = (batch, heads, count) if per_head else (batch, count)
+    totals = {name: key.new_zeros(shape) for name in rows}
+    counted = torch.stack([(weight != 0).any(0) for weight in rows.values()]).any(0)  # N
+    chosen = counted.nonzero().squeeze(1)  # only rows that count are worth a product
+    step = max(1, _BLOCK_ELEMENTS // max(1, batch * heads * count))
+    column = torch.arange(count, device=query.device)
+    for block in chosen.split(step):
+        logits = torch.einsum("bhrd,bhkd->bhrk", query[:, :, block].float(), key) * scaling
+        if mask is None:
+            logits = logits.masked_fill(column > block[:, None] + (count - new), -torch.inf)
+        elif mask.dtype == torch.bool:
+            logits = logits.masked_fill(~mask[:, :, block, :count], torch.finfo(torch.float32).min)
+        else:
+            logits = logits + mask[:, :, block, :count].float()
+        weights = logits.softmax(-1)  # B H R K
+        for name, weight in rows.items():
+            axes = "bhrk,br->bhk" if per_head else "bhrk,br->bk"
+            totals[name] += torch.einsum(axes, weights, weight[:, block].float()) / (1 if per_head else heads)
+    return totals
+
+
+def own_attention(module: nn.Module) -> Attention:
+    """The attention that a module had before the harness was installed."""
+    name = module.config.own_attn_implementation  # type: ignore[union-attr]
+    if name == "eager":  # each family's own function, beside its attention class
+        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    return AttentionInterface().get_interface(name, sdpa_attention_forward)  # type: ignore[arg-type]
+
+
+def _dense(mask: Tensor | None, view: AttentionView) -> Tensor:
+    """The mask, additive, B (1 or H) N K."""
+    dtype, new, count = view.query.dtype, view.query.shape[2], view.keys.shape[2]
+    if mask is None:
+        mask = torch.ones(new, count, dtype=torch.bool, device=view.query.device).tril(count - new)[None, None]
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _narrowed(mask: Tensor | None, seen: Tensor, view: AttentionView) -> Tensor:
+    """The mask without the keys that a stage does not select (bool, B, G or H, N, K); a query still sees itself.
+
+    Raises:
+        InputError: if the selection has another shape.
+    """
+    heads, new, count = view.query.shape[1], view.query.shape[2], view.keys.shape[2]
+    if seen.ndim != 4 or seen.shape[2:] != (new, count) or heads % seen.shape[1]:
+        raise InputError(f"a selection must be (B, heads, {new}, {count}), not {tuple(seen.shape)}")
+    seen = repeat(seen, "b g n k -> b (g r) n k", r=heads // seen.shape[1])
+    itself = torch.eye(new, dtype=torch.bool, device=seen.device)
+    seen = seen | torch.nn.functional.pad(itself, (count - new, 0))
+    return _dense(mask, view).masked_fill(~seen, torch.finfo(view.query.dtype).min)
+
+
+def _for_heads(mask: Tensor | None, heads: int) -> Tensor | None:
+    """A mask of one line of keys for each key head (B G N K) as one for each query head."""
+    if mask is None or mask.shape[1] in (1, heads):
+        return mask
+    return repeat(mask, "b g n k -> b (g r) n k", r=heads // mask.shape[1])

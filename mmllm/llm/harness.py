@@ -1,0 +1,214 @@
+"""Stages inside any Hugging Face decoder, with its own forward, cache and generate.
+
+    layers 0..3 | prune | layers 4..13 | prune | layers 14..23 | prune | layers 24..31 | removed places filled with 0
+    cache: all           fewer                  fewer still             fewest             tokens keep their positions
+
+`install` hangs hooks on a decoder, once. They know no method and do nothing unless a forward pass brings an `LlmPass`
+as the keyword argument `llm_pass`, which transformers hands down to every layer and attention function; so passes of
+several threads do not meet. While generating, the pass is found again at the cache.
+
+B rows, P positions of the whole row, K positions kept, N new positions
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+from dataclasses import replace
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from mmllm.errors import ConfigError, InputError
+from mmllm.llm.attention import STAGED, staged_attention
+from mmllm.llm.cache import RecordLayer, adopt, pass_of
+from mmllm.llm.values import Kept, LlmPass, PruneView
+
+_INSTALLING = threading.Lock()
+
+
+def decoder_layers(decoder: nn.Module) -> nn.ModuleList:
+    """The layers of a Hugging Face decoder.
+
+    Raises:
+        ConfigError: if it keeps them elsewhere, or no stage can work between them.
+    """
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
+        raise ConfigError(f"{type(decoder).__name__} has no list of layers with attention: no stage can work inside it")
+    config: Any = decoder.config
+    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if others:
+        raise ConfigError(f"no stage can work inside an LLM with {', '.join(sorted(others))}")
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise ConfigError(f"stages work inside an LLM with sdpa attention, not {config._attn_implementation!r}")
+    return layers
+
+
+def install(decoder: nn.Module) -> None:
+    """Lets passes through a decoder (without LM head, such as `LlamaModel`) bring stages. A second call does nothing.
+
+    Raises:
+        ConfigError: if the decoder is not of a kind that this works with.
+    """
+    layers = decoder_layers(decoder)
+    with _INSTALLING:
+        first: Any = layers[0].self_attn
+        if first.config._attn_implementation == STAGED:
+            return
+        AttentionInterface.register(STAGED, staged_attention)
+        for number, layer in enumerate(layers):
+            layer.register_forward_pre_hook(functools.partial(_before_layer, number, len(layers)), with_kwargs=True)
+            attention: Any = layer.self_attn
+            own = copy.copy(attention.config)  # masks are still made as the decoder's own configuration says
+            own.own_attn_implementation, own._attn_implementation = own._attn_implementation, STAGED
+            attention.config = own
+        layers[-1].register_forward_hook(_fill_up, with_kwargs=True)
+
+
+def _before_layer(layer: int, layers: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Ahead of a layer: in a pass with stages, decides who goes on and gives the layer what fits those."""
+    cache: Any = kwargs.get("past_key_values")
+    current: LlmPass | None = kwargs.get("llm_pass")
+    if current is not None and cache is not None and layer == 0 and pass_of(cache) is not current:
+        adopt(cache, current, layers)
+    if current is None:
+        current = pass_of(cache)
+    if current is None:
+        return None
+    if cache is None and any(stage.evicts for stage in current.stages):
+        raise ConfigError("a stage that removes keys from the cache works with a cache only, and not in training")
+    hidden = args[0] if args else kwargs["hidden_states"]
+    record = None if cache is None else cache.layers[layer]
+    if record is None or not record.seen:
+        hidden, changed = _prompt(layer, layers, current, record, hidden, kwargs)
+    else:
+        changed = _later(cache.layers[0], record, hidden, kwargs)
+    kwargs = {**kwargs, **changed, "llm_pass": current, "record": record}
+    return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
+
+
+def _prompt(
+    layer: int, layers: int, current: LlmPass, record: RecordLayer | None, hidden: Tensor, kwargs: dict
+) -> tuple[Tensor, dict[str, Any]]:
+    """The hidden states that go on through this layer, and mask and positions that fit them."""
+    if layer == 0 and hidden.shape[:2] != current.visual.shape:
+        raise InputError(f"the pass is for rows of {tuple(current.visual.shape)}, not {tuple(hidden.shape[:2])}")
+    if layer:
+        hidden = _pruned(layer, layers, current, hidden)
+    kept, whole = current.kept_at(layer), not any(start <= layer for start in current.kept)
+    if record is not None:
+        record.announce(kept.position, kept.valid, current.visual.shape[1], whole=whole)
+    if whole:
+        return hidden, {}
+    changed: dict[str, Any] = {
+        "attention_mask": _mask_of_prompt(kept, kwargs.get("attention_mask"), hidden.dtype),
+        "position_embeddings": tuple(_rows(part, kept.position) for part in kwargs["position_embeddings"]),
+    }
+    if kwargs.get("position_ids") is not None:
+        changed["position_ids"] = _rows(kwargs["position_ids"], kept.position)
+    return hidden, changed
+
+
+def _pruned(layer: int, layers: int, current: LlmPass, hidden: Tensor) -> Tensor:
+    """Hidden states (B K D) without the positions that stages remove before this layer."""
+    if layer - 1 not in current.received:
+        raise ConfigError("this LLM does not hand keyword arguments to its attention, so no stage can work inside it")
+    kept = before = current.kept_at(layer - 1)
+    received = current.received[layer - 1]
+    for number, (stage, notes) in enumerate(zip(current.stages, current.notes, strict=True)):
+        view = PruneView(
+            layer=layer, layers=layers, current=current, before=kept, received=received[number], notes=notes
+        )
+        decision = stage.prune(view)
+        if decision is None:
+            continue
+        if decision.keep is None:
+            kept = replace(kept, weight=decision.weight)
+            continue
+        kept, slot = _without_removed(kept, decision.keep)
+        hidden = hidden.gather(1, slot.unsqueeze(-1).expand(*slot.shape, hidden.shape[-1]))
+        # the next stage is shown what remains
+        received = [{name: _columns(value, slot) for name, value in own.items()} for own in received]
+    if kept is not before:
+        current.kept[layer] = kept
+    return hidden
+
+
+def _without_removed(before: Kept, keep: Tensor) -> tuple[Kept, Tensor]:
+    """The positions that go on, rows with fewer filled up, and their slots (B K') among those before."""
+    keep = keep & before.valid
+    slot = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[:, : int(keep.sum(-1).max())]
+    weight = None if before.weight is None else before.weight.gather(1, slot)
+    return Kept(position=before.position.gather(1, slot), valid=keep.gather(1, slot), weight=weight), slot
+
+
+def _columns(values: Tensor, slot: Tensor) -> Tensor:
+    """Values (B K or B H K) at slots B K' of their last axis."""
+    return values.gather(-1, slot if values.ndim == 2 else slot.unsqueeze(1).expand(-1, values.shape[1], -1))
+
+
+def _rows(values: Tensor, position: Tensor) -> Tensor:
+    """Values (B or 1) P ... at positions B K: B K ..."""
+    values = values.expand(len(position), *values.shape[1:])
+    index = position.view(*position.shape, *[1] * (values.ndim - 2)).expand(*position.shape, *values.shape[2:])
+    return values.gather(1, index)
+
+
+def _mask_of_prompt(kept: Kept, given: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """B 1 K K, additive: causal over what is kept, or the given mask of the whole row; filling is seen by nobody."""
+    count, lowest = kept.position.shape[1], torch.finfo(dtype).min
+    itself = torch.eye(count, dtype=torch.bool, device=kept.position.device)
+    if given is None:
+        mask = _additive(torch.ones_like(itself).tril().expand(len(kept.position), 1, count, count), dtype)
+    else:
+        whole = given if given.dtype != torch.bool else _additive(given, dtype)
+        whole = whole.expand(len(kept.position), -1, -1, -1)
+        lines = kept.position[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[-1])
+        columns = kept.position[:, None, None, :].expand(-1, whole.shape[1], count, -1)
+        mask = whole.gather(2, lines).gather(3, columns)
+    mask = mask.masked_fill(~kept.valid[:, None, None, :] & ~itself, lowest)
+    if kept.weight is not None:
+        bias = rearrange((kept.weight + 1e-6).log(), "b k -> b 1 1 k").to(dtype)
+        mask = (mask + bias.masked_fill(itself, 0.0)).clamp(min=lowest)
+    return mask
+
+
+def _later(first: RecordLayer, record: RecordLayer, hidden: Tensor, kwargs: dict) -> dict[str, Any]:
+    """Mask of the new positions over this layer's own keys, which differ from layer to layer; and of each other."""
+    rows, new = hidden.shape[:2]
+    position = record.seen + torch.arange(new, device=hidden.device).expand(rows, new)
+    valid = kwargs.get("new_valid")
+    valid = torch.ones_like(position, dtype=torch.bool) if valid is None else valid
+    record.announce(position, valid, new)
+    if record.is_whole and first.is_whole:
+        return {}  # transformers made its mask for the first layer, and it fits this one
+    heads = record.position.shape[1]
+    keys = torch.cat([record.position, position.unsqueeze(1).expand(-1, heads, -1)], dim=-1)  # B G K
+    present = torch.cat([record.valid, valid.unsqueeze(1).expand(-1, heads, -1)], dim=-1)
+    seen = present.unsqueeze(2) & (keys.unsqueeze(2) <= position[:, None, :, None])
+    itself = torch.eye(new, dtype=torch.bool, device=hidden.device)
+    seen = seen | nn.functional.pad(itself, (keys.shape[-1] - new, 0))  # padding sees itself: no empty softmax row
+    return {"attention_mask": _additive(seen, hidden.dtype)}
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def _fill_up(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+    """Behind the last layer: hidden states back at the places of the whole row, zero where a position was removed."""
+    current: LlmPass | None = kwargs.get("llm_pass")
+    record = kwargs.get("record")
+    if current is None or not current.kept or (record is not None and record.passes > 1):
+        return None
+    kept = current.kept[max(current.kept)]
+    if torch.equal(kept.position, current.everything().position):
+        return None
+    output = output.masked_fill(~kept.valid.unsqueeze(-1), 0.0)
+    whole = output.new_zeros(*current.visual.shape, output.shape[-1])
+    return whole.scatter(1, kept.position.unsqueeze(-1).expand_as(output), output)

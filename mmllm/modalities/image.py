@@ -1,0 +1,110 @@
+"""Still images, seen whole or in tiles.
+
+I images, K the whole image and its tiles, S side of the encoder's input
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mmllm.errors import InputError
+from mmllm.modalities.inputs import ModalityInputs
+from mmllm.modalities.modality import Modality, Stages
+from mmllm.preprocessing.frames import read_image
+from mmllm.preprocessing.media import MediaReading
+from mmllm.preprocessing.tiles import cut, tilings_of
+from mmllm.registry import register
+from mmllm.tokens import VisualSequence, VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageInputs(ModalityInputs):
+    """The images of a batch.
+
+    Raises:
+        InputError: if there are tiles and it is not told how they were cut, or the other way round.
+    """
+
+    pixels: Tensor | None = None
+    """float, I 3 S S; or I K 3 S S for images in tiles, each image whole and then its tiles, zero behind its last."""
+    tiling: Tensor | None = None
+    """int64, I 4. Rows and columns of each image's tiles, its height and width in pixels."""
+
+    modality: ClassVar[str] = "image"
+    flat_names: ClassVar[Mapping[str, str]] = {"pixels": "pixel_values", "tiling": "image_tiling"}
+
+    def __post_init__(self) -> None:
+        if self.pixels is None:
+            raise InputError("image_tiling belongs to images, and there are no pixel_values")
+        if self.tiling is None and self.pixels.ndim == 5:
+            raise InputError("images in tiles need image_tiling, which the processor gives beside pixel_values")
+        if self.tiling is None:
+            self.require_shape("pixels", None, 3, None, None)
+        else:
+            self.require_shape("pixels", None, None, 3, None, None)
+            self.require_shape("tiling", len(self.pixels), 4)
+
+    @classmethod
+    def padded(cls, inputs: Sequence[Self]) -> Sequence[Self]:
+        """The same images, those in fewer tiles than others filled up with tiles of zeros."""
+        tiled = [one.pixels for one in inputs if one.pixels is not None and one.tiling is not None]
+        if not tiled:
+            return inputs
+        most = max(pixels.shape[1] for pixels in tiled)
+
+        def filled(pixels: Tensor) -> Tensor:
+            missing = most - pixels.shape[1]
+            return torch.nn.functional.pad(pixels, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else pixels
+
+        return [one if one.tiling is None else one.mapped(filled, but=["tiling"]) for one in inputs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """Nothing to choose: how images are prepared is the processor's to say."""
+
+
+@register("modality", "image", config=ImageConfig)
+class Image(Modality[ImageInputs]):
+    """Still images, in tiles if the processor has canvases for them."""
+
+    inputs = ImageInputs
+    argument: ClassVar[str] = "images"
+
+    def __init__(self, config: ImageConfig) -> None:
+        self.config = config
+
+    def load(self, processor: MediaReading, source: Any, **options: Any) -> ImageInputs:
+        """Inputs of one image: a path, a PIL image or a uint8 array (H W 3)."""
+        picture = read_image(source)
+        if processor.pinpoints is None:
+            return ImageInputs(pixels=torch.from_numpy(processor.frame_transform(picture[None])))
+        canvases = [(height, width) for height, width in processor.pinpoints]
+        tiles, tiling = cut(picture, canvases, tile=processor.frame_transform.size)
+        return ImageInputs(
+            pixels=torch.from_numpy(processor.frame_transform(tiles)).unsqueeze(0),
+            tiling=torch.tensor([tiling.as_row]),
+        )
+
+    def encode(self, model: Stages, inputs: ImageInputs) -> VisualSequence:
+        """What the LLM reads of I images."""
+        return model.arrange(image_tokens(model, inputs))
+
+
+def image_tokens(model: Stages, inputs: ImageInputs) -> VisualTokens:
+    """Features of images: I 1 N C, or I K N C for images in tiles."""
+    pixels, encoder = inputs.pixels, model.image_encoder
+    assert pixels is not None
+    if inputs.tiling is None:
+        return model.encode(rearrange(pixels, "i c y x -> i 1 c y x"), encoder=encoder)
+    cuts = tilings_of(inputs.tiling)
+    tiles = torch.tensor([cut.partitions for cut in cuts], device=pixels.device)
+    present = torch.arange(pixels.shape[1], device=pixels.device) < tiles.unsqueeze(1)  # I K
+    return dataclasses.replace(model.encode(pixels, present, encoder=encoder), tiling=cuts)

@@ -1,0 +1,92 @@
+"""What a modality is: how one kind of media gets from a source to what the LLM reads.
+
+    source -> load -> inputs of one medium -> stack -> inputs of a batch -> encode -> what the LLM reads
+
+The model, the processor and the collators loop over the registered modalities and know none of them by name; a new one
+is one file in this room. Its name `audio` makes the placeholder `<audio>` and the configuration's field
+`audio_token_id`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from mmllm.modalities.inputs import ModalityInputs
+from mmllm.preprocessing.media import MediaReading
+from mmllm.tokens import VisualSequence, VisualTokens
+
+if TYPE_CHECKING:
+    from mmllm.config import MmllmConfig
+
+Inputs = TypeVar("Inputs", bound=ModalityInputs)
+
+
+class Stages(Protocol):
+    """What a modality needs of the model: the stages that look, and weights of its own."""
+
+    encoder: Any
+    image_encoder: Any
+    modality_parts: nn.ModuleDict
+    """Name of the modality -> what its `part` built."""
+
+    def encode(
+        self,
+        pixels: Tensor,
+        frame_mask: Tensor | None = None,
+        times_s: Tensor | None = None,
+        encoder: nn.Module | None = None,
+    ) -> VisualTokens:
+        """Encoder features of pixels."""
+
+    def arrange(self, tokens: VisualTokens) -> VisualSequence:
+        """Encoder features to what the LLM reads."""
+
+
+class Modality(ABC, Generic[Inputs]):
+    """One kind of media, without weights of its own."""
+
+    inputs: type[Inputs]
+    """The class of its inputs."""
+    argument: ClassVar[str]
+    """Keyword under which `MmllmProcessor.__call__` takes such media."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """What `load` may be told besides the source: keys of a message's item, and keywords of the processor."""
+
+    @property
+    def name(self) -> str:
+        """The name it is registered under, which is also the `type` of an item in a message."""
+        return self.inputs.modality
+
+    @property
+    def word(self) -> str:
+        """The placeholder that stands for all tokens of one medium in a text."""
+        return f"<{self.name}>"
+
+    @property
+    def id_field(self) -> str:
+        """Field of the model's configuration, and of the processor, with the placeholder's id."""
+        return f"{self.name}_token_id"
+
+    @abstractmethod
+    def load(self, processor: MediaReading, source: Any, **options: Any) -> Inputs:
+        """Inputs of one medium, for a batch of one.
+
+        Args:
+            processor: its settings say how media are prepared.
+            source: a file, or whatever else this modality takes.
+            options: some of `self.options`.
+
+        Raises:
+            InputError: if the source cannot be read.
+        """
+
+    @abstractmethod
+    def encode(self, model: Stages, inputs: Inputs) -> VisualSequence:
+        """What the LLM reads of a batch's media, in their order."""
+
+    def part(self, config: MmllmConfig) -> nn.Module | None:
+        """Weights that only this modality needs, kept as `model.modality_parts[name]`; None if there are none."""
+        return None

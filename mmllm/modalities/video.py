@@ -1,0 +1,175 @@
+"""Videos: frames with the times at which they are shown, as pixels or as features of a frozen encoder.
+
+V videos, T frames, S side of the encoder's input, N tokens of a frame, C encoder width,
+K ids of the text before a frame
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from mmllm.errors import InputError
+from mmllm.modalities.inputs import ModalityInputs
+from mmllm.modalities.modality import Modality, Stages
+from mmllm.preprocessing.media import MediaReading
+from mmllm.registry import register
+from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VideoInputs(ModalityInputs):
+    """The videos of a batch, all T frames long; a shorter one repeats its last frame, masked.
+
+    Raises:
+        InputError: if there are neither pixels nor features, there are both, or shapes do not fit together.
+    """
+
+    pixels: Tensor | None = None
+    """float, V T 3 S S."""
+    frame_mask: Tensor | None = None
+    """bool, V T. False at frames that pad a shorter video."""
+    times_s: Tensor | None = None
+    """float, V T. When each frame is shown, in seconds."""
+    durations_s: Tensor | None = None
+    """float, V. Lengths of the whole videos, in seconds; needed by the grounding loss."""
+    frame_text: Tensor | None = None
+    """int64, V T K. Ids of the text that is read before each frame; -1 fills up."""
+    features: Tensor | None = None
+    """float, V T N C. Features of the frozen encoder, in place of pixels."""
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name -> V T N. The features' scores, where a reducer needs some."""
+
+    modality: ClassVar[str] = "video"
+    flat_names: ClassVar[Mapping[str, str]] = {
+        "pixels": "pixel_values_videos",
+        "frame_mask": "video_frame_mask",
+        "times_s": "video_times_s",
+        "durations_s": "video_durations_s",
+        "frame_text": "video_frame_text",
+        "features": "video_features",
+        "scores": "video_scores",
+    }
+    cached: ClassVar[tuple[str, ...]] = ("features", "scores")
+
+    def __post_init__(self) -> None:
+        if (self.pixels is None) == (self.features is None):
+            which = "neither" if self.pixels is None else "both"
+            raise InputError(f"videos need pixel_values_videos or video_features, and there are {which}")
+        self.require_shape("pixels", None, None, 3, None, None)
+        self.require_shape("features", None, None, None, None)
+        v, t = self._seen.shape[:2]
+        self.require_shape("frame_mask", v, t)
+        self.require_shape("times_s", v, t)
+        self.require_shape("durations_s", v)
+        self.require_shape("frame_text", v, t, None)
+        if self.scores and self.features is None:
+            raise InputError("video_scores belong to video_features, and there are none")
+        self.require_shape("scores", v, t, self._seen.shape[2])
+
+    @property
+    def _seen(self) -> Tensor:
+        seen = self.features if self.pixels is None else self.pixels
+        assert seen is not None
+        return seen
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return self._seen.shape[1]
+
+    @classmethod
+    def padded(cls, inputs: Sequence[Self]) -> list[Self]:
+        """The same videos, equally long and with texts of one width; each with its mask."""
+        longest = max(one.frames for one in inputs)
+        widest = max((one.frame_text.shape[2] for one in inputs if one.frame_text is not None), default=0)
+        return [one._filled_up(longest, widest) for one in inputs]
+
+    def _filled_up(self, frames: int, text: int) -> Self:
+        """The videos with their last frame repeated up to so many, masked, and room for so many ids before each."""
+        instants = torch.arange(frames, device=self._seen.device)
+        shown, spots = instants < self.frames, instants.clamp(max=self.frames - 1)
+        longer = self
+        if frames > self.frames:
+            longer = self.mapped(lambda value: value[:, spots.to(value.device)], but=["durations_s"])
+        mask, ids = longer.frame_mask, longer.frame_text
+        return dataclasses.replace(
+            longer,
+            frame_mask=shown.expand(len(self), frames) if mask is None else mask & shown.to(mask.device),
+            frame_text=None if ids is None else torch.nn.functional.pad(ids, (0, text - ids.shape[2]), value=-1),
+        )
+
+    @property
+    def lengths_s(self) -> list[float]:
+        """Lengths of the whole videos, if they are known."""
+        return [] if self.durations_s is None else self.durations_s.tolist()
+
+    @property
+    def frame_share(self) -> Tensor | None:
+        """float, V T. When each frame is shown, as a share of its video's length.
+
+        Raises:
+            InputError: if there are times and no lengths.
+        """
+        if self.times_s is None:
+            return None
+        if self.durations_s is None:
+            raise InputError("the grounding loss needs video_durations_s beside video_times_s")
+        return self.times_s / self.durations_s.unsqueeze(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+    """Nothing to choose: how videos are sampled is the processor's to say."""
+
+
+@register("modality", "video", config=VideoConfig)
+class Video(Modality[VideoInputs]):
+    """Videos, sampled evenly over their length."""
+
+    inputs = VideoInputs
+    argument: ClassVar[str] = "videos"
+    options: ClassVar[tuple[str, ...]] = ("num_frames", "start_s", "end_s")
+
+    def __init__(self, config: VideoConfig) -> None:
+        self.config = config
+
+    def load(self, processor: MediaReading, source: Any, **options: Any) -> VideoInputs:
+        """Inputs of one video: anything `mmllm.open_video` takes, a folder of frames, or a `VideoClip`."""
+        return clip_inputs(processor, processor.load(source, **options))
+
+    def encode(self, model: Stages, inputs: VideoInputs) -> VisualSequence:
+        """What the LLM reads of V videos."""
+        return dataclasses.replace(model.arrange(video_tokens(model, inputs)), frame_text=inputs.frame_text)
+
+
+def clip_inputs(processor: MediaReading, clip: VideoClip) -> VideoInputs:
+    """Inputs of one clip that `MediaReading.load` gave."""
+    return VideoInputs(
+        pixels=torch.from_numpy(processor.frame_transform.video(clip.frames)).unsqueeze(0),
+        frame_mask=torch.ones(1, len(clip), dtype=torch.bool),
+        times_s=torch.from_numpy(clip.times_s).float().unsqueeze(0),
+        durations_s=torch.tensor([clip.duration_s], dtype=torch.float32),
+        frame_text=processor.frame_text([clip.times_s]),
+    )
+
+
+def video_tokens(model: Stages, inputs: VideoInputs) -> VisualTokens:
+    """Features V T N C: the encoder's of pixels, or those that were kept from before."""
+    if inputs.features is None:
+        assert inputs.pixels is not None
+        return model.encode(inputs.pixels, inputs.frame_mask, inputs.times_s)
+    shape = inputs.features.shape[:3]
+    index = model.encoder.index
+    places = {} if index is None else {"index": index.to(inputs.features.device).expand(shape)}
+    tokens = VisualTokens(
+        features=inputs.features, grid=model.encoder.grid, times_s=inputs.times_s, scores=inputs.scores, **places
+    )
+    if inputs.frame_mask is None:
+        return tokens
+    return tokens.replace(mask=inputs.frame_mask.unsqueeze(-1).expand(shape))

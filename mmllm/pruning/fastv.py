@@ -1,0 +1,98 @@
+"""FastV: behind an early layer of the LLM, keep what the prompt's last position attends to (ECCV 2024).
+
+    layers 0..K-1: all tokens | attention of layer K-1, last row, mean over heads -> the highest go on | layers K..
+
+No training. Kept tokens keep their positions; layers below K cache all tokens, the others only those that are kept.
+The decision is made while the prompt is read and holds for the whole answer (arXiv 2403.06764).
+
+B rows, P positions of the whole row, K positions kept so far
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmllm.errors import ConfigError, InputError
+from mmllm.fields import require
+from mmllm.interfaces import Explanation, LlmReducer
+from mmllm.llm.values import AttentionView, LlmPass, PruneDecision, PruneView
+from mmllm.pruning.budget import BUDGET_GUARD
+from mmllm.pruning.selection import ranks
+from mmllm.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastvConfig:
+    """The defaults are the paper's K = 2 and R = 50 %."""
+
+    layer: int = 2
+    """K: the first layer, counted from 0, that only reads the kept tokens."""
+    ratio: float = 0.5
+    """Fraction of the visual tokens that is kept: 1 - R."""
+
+    def __post_init__(self) -> None:
+        require(self.layer >= 1, self, "layer", "at least 1: the layer before it says what is attended to")
+        require(0 < self.ratio <= 1, self, "ratio", "above 0 and at most 1")
+
+
+@register("reducer", "fastv", config=FastvConfig)
+class FastvReducer(LlmReducer):
+    """FastV: inside the LLM, keeps the visual tokens that the prompt's last position attends to most."""
+
+    def __init__(self, config: FastvConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def check(self, layers: int) -> None:
+        """Refuses an LLM without layer K.
+
+        Raises:
+            ConfigError: naming both numbers.
+        """
+        if self.config.layer >= layers:
+            raise ConfigError(f"FastvConfig.layer = {self.config.layer}: must be below the LLM's {layers} layers")
+
+    def attention_rows(self, view: AttentionView) -> dict[str, Tensor] | None:
+        """The last position of the prompt, in layer K - 1."""
+        if view.phase != "prompt" or view.layer + 1 != self.config.layer:
+            return None
+        kept = view.current.kept_at(view.layer)
+        asked = kept.of(view.current.prompt) & kept.valid
+        place = torch.arange(asked.shape[1], device=asked.device)
+        last = torch.where(asked, place, -1).amax(-1, keepdim=True)
+        return {"last": (place == last).float()}
+
+    def prune(self, view: PruneView) -> PruneDecision | None:
+        """The visual tokens that layer K goes on with, and everything that is not visual.
+
+        Raises:
+            InputError: if the attention is not finite.
+        """
+        if view.layer != self.config.layer:
+            return None
+        visual = view.before.of(view.current.visual) & view.before.valid
+        score = view.received["last"]
+        if not bool(score.isfinite().all()):
+            raise InputError("FastV was given attention that is not finite")
+        count = torch.tensor([self.kept(int(tokens)) for tokens in visual.sum(-1)], device=visual.device)
+        chosen = ranks(score.masked_fill(~visual, -torch.inf)) < count.unsqueeze(-1)
+        view.notes[view.layer] = (view.before.position, score)
+        return PruneDecision(keep=chosen & visual | ~visual)
+
+    def kept(self, tokens: int) -> int:
+        """How many of so many visual tokens are kept; a half is rounded up, and one at least is kept."""
+        return min(tokens, max(1, math.floor(tokens * self.config.ratio + 0.5 + BUDGET_GUARD)))
+
+    def explain_pass(self, current: LlmPass) -> Explanation | None:
+        """The last position's attention to every visual token, B P."""
+        notes = current.notes_of(self)
+        if self.config.layer not in notes:
+            return None
+        position, score = notes[self.config.layer]
+        values = torch.full(current.visual.shape, torch.nan, device=score.device)
+        values = values.scatter(1, position, score).masked_fill(~current.visual, torch.nan)
+        return Explanation(name="FastV: attention of the prompt's last position", values=values)

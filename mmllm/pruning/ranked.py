@@ -1,0 +1,40 @@
+"""Reducers that rank the tokens of each frame and keep the best: all that such a reducer writes is its ranking.
+
+B videos, T frames, N tokens of a frame, K kept
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmllm.interfaces import TokenReducer
+from mmllm.pruning.budget import Budget
+from mmllm.pruning.selection import top_counted
+from mmllm.tokens import VisualTokens
+
+
+class BudgetReducer(TokenReducer):
+    """Keeps the highest-ranked tokens of every frame, as many as its configuration, a `Budget`, allows."""
+
+    config: Budget
+
+    def __init__(self, config: Budget) -> None:
+        super().__init__()
+        self.config = config
+
+    def ranking(self, tokens: VisualTokens) -> Tensor:
+        """float32, B T N: what tokens are ranked by, the best highest."""
+        raise NotImplementedError
+
+    def forward(self, tokens: VisualTokens) -> VisualTokens:
+        """B T K of B T N tokens, in raster order; a smaller budget keeps a subset of what a larger one keeps.
+
+        Raises:
+            InputError: if a score is not finite, or the budget exceeds a frame.
+        """
+        kept, mask = top_counted(self.ranking(tokens), self.config.per_frame(tokens.mask), tokens.mask)
+        return tokens.take(kept, mask)
+
+    def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
+        """The most tokens that remain of a whole video."""
+        return self.config.upper_bound(tokens_per_frame, frames)

@@ -1,0 +1,156 @@
+"""Each benchmark explains itself and runs at its smallest, and its results can be read and shown."""
+
+import runpy
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks.layouts import LAYOUTS, markdown
+from benchmarks.results import Results
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("ablations", "demo", "directions", "encoders", "finetune", "reducers", "train", "video")
+
+
+def run(script: str, arguments: list[str], folder: Path) -> Results:
+    """The results of a script, which can all be shown."""
+    import_module(f"benchmarks.{script}").main([*arguments, "--json", str(folder / "out.json")])
+    kept = Results.read(folder / "out.json")
+    assert kept.command.startswith(f"python benchmarks/{script}.py ")
+    for table, rows in kept.tables.items():
+        assert len(markdown(table, rows).splitlines()) == len(rows) + 2
+    return kept
+
+
+def filled_columns(kept: Results, table: str) -> int:
+    """Columns that say something in every row."""
+    return sum(all(column.cell(row) for row in kept.tables[table]) for column in LAYOUTS[table])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_printed_by_the_file_itself(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"), run_name="__main__")
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"python benchmarks/{script}.py" in printed
+    assert "--json FILE" in printed
+
+
+def test_every_script_is_in_the_list():
+    assert set(SCRIPTS) == {
+        file.stem for file in (ROOT / "benchmarks").glob("*.py") if "option_parser(__doc__)" in file.read_text()
+    }
+
+
+def test_a_script_runs_as_a_file():
+    command = [sys.executable, "benchmarks/directions.py", "--help"]
+    assert "--json FILE" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_frames_are_prepared(tmp_path):
+    kept = run("encoders", ["--only", "frames", "--count", "1", "--repeats", "1"], tmp_path)
+    assert len(kept.tables["frames"]) == 8
+    assert filled_columns(kept, "frames") == 5
+    assert all(row.numbers["largest"] <= 2 for row in kept.tables["frames"])
+
+
+def test_towers_are_measured(tmp_path, monkeypatch):
+    from benchmarks import encoders
+
+    small = "image_size=28,width=32,layers=2,heads=2,mlp_width=64"
+    towers = {
+        "clip-336": encoders.Tower("a small SigLIP", f"siglip:{small}"),
+        "clip-336+cls": encoders.Tower("a small CLIP with a score", f"clip:{small}", score="cls_attention"),
+        "siglip-384+mean": encoders.Tower("SigLIP with a score", f"siglip:{small}", score="mean_attention"),
+    }
+    for name, tower in towers.items():
+        monkeypatch.setitem(encoders.TOWERS, name, tower)
+    kept = run("encoders", ["--only", *towers, "--repeats", "2"], tmp_path)
+    plain, scored, uncounted = kept.tables["towers"]
+    assert "transformers_percent" in plain.numbers
+    assert plain.labels["score"] == "-"
+    assert 0 < scored.numbers["score_percent"].middle < 100
+    assert uncounted.labels["score"] == "not told"
+    assert plain.numbers["tokens"] == 4
+
+
+def test_directions_of_two_seeds(tmp_path):
+    kept = run("directions", ["--seeds", "0", "1", "--steps", "2"], tmp_path)
+    assert filled_columns(kept, "kept") == 4
+    assert filled_columns(kept, "diffrate") == 3
+    assert len(kept.tables["differences"]) == 16
+    assert len(kept.tables["kept"][0].numbers["keep_2_percent"].values) == 2
+
+
+@pytest.mark.slow
+def test_costs_of_reducers(tmp_path):
+    kept = run("reducers", ["--seeds", "--rounds", "1"], tmp_path)
+    assert [row.numbers["tokens"] for row in kept.tables["reading"]] == [720, 180, 72]
+    assert filled_columns(kept, "reading") == 5
+    assert set(kept.tables) == {"selection", "reading"}
+
+
+@pytest.mark.slow
+def test_answers_behind_reducers(tmp_path, monkeypatch):
+    from benchmarks import reducers
+
+    monkeypatch.setattr(reducers, "selection_shares", lambda rounds: {})
+    monkeypatch.setattr(reducers, "prefill", lambda rounds: [])
+    monkeypatch.setattr(reducers, "KEPT", (4,))
+    kept = run("reducers", ["--seeds", "0", "--videos", "2"], tmp_path)
+    whole, *others = kept.tables["answers"]
+    assert 0 <= whole.numbers["miou_percent"].middle <= 100
+    assert [row.labels["reducer"] for row in others] == list(reducers.ROWS)
+    assert all("miou_4_percent" in row.numbers for row in others)
+    assert "miou_percent" in kept.tables["without-looking"][0].numbers
+
+
+@pytest.mark.slow
+def test_the_demo_is_asked(tmp_path):
+    kept = run("demo", ["--rounds", "1", "--at-once", "2"], tmp_path)
+    assert filled_columns(kept, "stages") == 3  # a second question is neither decoded, encoded nor reduced
+    assert kept.tables["at-once"][0].labels["outcomes"] == "2 answered"
+    assert kept.tables["sooner"][0].numbers["sooner_ratio"].middle > 1
+
+
+@pytest.mark.slow
+def test_own_clips_are_learned_from(tmp_path):
+    arguments = ["--model", "default", "--clips", "2", "--steps", "1", "--output", str(tmp_path / "run")]
+    kept = run("finetune", arguments, tmp_path)
+    assert filled_columns(kept, "finetune") == 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+def test_steps_of_two_models_in_turns():
+    from benchmarks import train
+
+    kept = Results("python benchmarks/train.py", {})
+    train.measure(train.Setting(vocabulary=64, width=64, layers=1, positions=600, images=1, labelled=4), 2, kept)
+    assert [row.labels["model"] for row in kept.tables["step"]] == ["mmllm", "transformers' Llava", "better by"]
+    assert filled_columns(kept, "step") == 4
+    ours = kept.tables["step"][0].numbers
+    assert 0 < ours["above_gib"].middle < ours["peak_gib"].middle < 8
+    assert len(ours["step_s"].values) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+def test_a_clip_is_read_in_turns(short_clip, tmp_path):
+    from benchmarks import video
+
+    kept = Results("python benchmarks/video.py", {})
+    peers = {"plain PyAV": video.plain_pyav}
+    longer = video.made(short_clip, tmp_path / "longer.mp4", 120, (64, 64))
+    video.fill_clips(kept, [longer], peers, rounds=2)
+    video.fill_eight(kept, longer, 120, peers, rounds=2)
+    video.fill_large(kept, longer, 120, ["mmllm"])
+    clip, medians = kept.tables["clips"]
+    assert 100 <= clip.numbers["needed"] <= clip.numbers["frames"] == 120
+    assert medians.numbers["median_ratio"] == clip.numbers["fastest_ratio"].middle
+    assert "plain_pyav_ratio" in kept.tables["eight"][1].numbers
+    assert 0 < kept.tables["large"][0].numbers["extra_mib"] < 1000

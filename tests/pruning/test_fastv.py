@@ -1,0 +1,142 @@
+"""FastV against attention weights of transformers' own eager attention, and what must hold of positions and cache."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from mmllm import registry
+from mmllm.errors import ConfigError, InputError
+from mmllm.llm.harness import install
+from mmllm.llm.values import LlmPass
+from mmllm.pruning.fastv import FastvConfig, FastvReducer
+
+BEFORE, VISUAL, AFTER = 3, 24, 4
+LENGTH = BEFORE + VISUAL + AFTER
+
+
+@pytest.fixture
+def llm():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=60, max_position_embeddings=128,
+        )
+    ).eval()  # fmt: skip
+    for weight in model.parameters():
+        weight.data.mul_(3.0)
+    return model
+
+
+@pytest.fixture
+def embeds():
+    return torch.randn(2, LENGTH, 32, generator=torch.Generator().manual_seed(1))
+
+
+def the_pass(stage, rows=2, visual=VISUAL):
+    number = torch.arange(LENGTH).expand(rows, -1)
+    everywhere = torch.ones(rows, LENGTH, dtype=torch.bool)
+    return LlmPass(
+        visual=(number >= BEFORE) & (number < BEFORE + visual), question=number >= BEFORE + VISUAL, prompt=everywhere,
+        place=(number - BEFORE).clamp(0), frame=torch.zeros_like(number), valid=everywhere, stages=(stage,),
+    )  # fmt: skip
+
+
+def run(model, embeds, current, **options):
+    with torch.no_grad():
+        return model(inputs_embeds=embeds, llm_pass=current, **options)
+
+
+@pytest.mark.parametrize("layer", [1, 2, 4])
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_the_tokens_that_the_last_position_attends_to_are_kept(llm, embeds, layer, ratio):
+    """An independent reading of the same rule: attention maps of transformers' eager attention, top of the last row."""
+    llm.set_attn_implementation("eager")
+    row = llm(inputs_embeds=embeds, output_attentions=True).attentions[layer - 1].mean(1)[:, -1]
+    count = round(VISUAL * ratio)
+    wanted = row[:, BEFORE : BEFORE + VISUAL].topk(count).indices.sort(-1).values + BEFORE
+    install(llm.model)
+    current, cache = the_pass(FastvReducer(FastvConfig(layer=layer, ratio=ratio))), DynamicCache(config=llm.config)
+    run(llm, embeds, current, past_key_values=cache)
+    kept = current.kept[layer]
+    assert kept.position.shape == (2, BEFORE + count + AFTER)
+    assert torch.equal(kept.position[:, BEFORE : BEFORE + count], wanted)
+    assert torch.equal(kept.position, kept.position.sort(-1).values)
+    lengths = [cached.keys.shape[2] for cached in cache.layers]
+    assert lengths == [LENGTH] * layer + [LENGTH - VISUAL + count] * (5 - layer)
+
+
+def test_kept_tokens_keep_their_positions_and_the_others_have_no_influence(llm, embeds):
+    """The later layers, run by hand on what is kept with its own positions, give the same logits."""
+    install(llm.model)
+    current = the_pass(FastvReducer(FastvConfig(layer=2, ratio=0.25)))
+    out = run(llm, embeds, current, use_cache=False).logits
+    position, decoder, hidden = current.kept[2].position, llm.model, embeds
+    whole = torch.arange(LENGTH).expand(2, -1)
+    with torch.no_grad():
+        for number, layer in enumerate(decoder.layers):
+            if number == 2:
+                hidden = hidden.gather(1, position.unsqueeze(-1).expand(-1, -1, 32))
+                whole = position
+            rotary = decoder.rotary_emb(hidden, position_ids=whole)
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, position_ids=whole)
+        wanted = llm.lm_head(decoder.norm(hidden))
+    torch.testing.assert_close(out[:, -AFTER:], wanted[:, -AFTER:], rtol=1e-4, atol=1e-5)
+
+
+def test_the_whole_budget_changes_nothing(llm, embeds):
+    plain = llm(inputs_embeds=embeds).logits
+    install(llm.model)
+    everything = the_pass(FastvReducer(FastvConfig(ratio=1.0)))
+    torch.testing.assert_close(run(llm, embeds, everything).logits, plain, rtol=1e-5, atol=1e-5)
+    assert everything.kept[2].position.shape[1] == LENGTH
+
+
+def test_no_visual_tokens(llm, embeds):
+    plain = llm(inputs_embeds=embeds).logits
+    install(llm.model)
+    torch.testing.assert_close(run(llm, embeds, the_pass(FastvReducer(FastvConfig()), visual=0)).logits, plain)
+
+
+def test_a_larger_budget_keeps_a_superset(llm, embeds):
+    install(llm.model)
+    kept = []
+    for ratio in (0.1, 0.3, 0.6, 1.0):
+        current = the_pass(FastvReducer(FastvConfig(ratio=ratio)))
+        run(llm, embeds, current)
+        kept.append([set(row.tolist()) for row in current.kept[2].position])
+    for fewer, more in pairwise(kept):
+        assert all(a < b for a, b in zip(fewer, more, strict=True))
+
+
+def test_what_it_went_by_is_shown(llm, embeds):
+    install(llm.model)
+    stage = FastvReducer(FastvConfig(ratio=0.25))
+    current = the_pass(stage)
+    assert stage.explain_pass(current) is None
+    run(llm, embeds, current)
+    shown = stage.explain_pass(current).values
+    assert torch.equal(shown.isfinite(), current.visual)
+    for row, position in zip(shown, current.kept[2].position, strict=True):
+        visual = position[(position >= BEFORE) & (position < BEFORE + VISUAL)]
+        dropped = torch.ones(LENGTH, dtype=torch.bool)
+        dropped[position] = False
+        assert row[visual].min() >= row[dropped].max()
+
+
+def test_bad_input(llm, embeds):
+    for wrong in ({"layer": 0}, {"ratio": 0.0}, {"ratio": 1.5}, {"ratio": float("nan")}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            FastvConfig(**wrong)
+    with pytest.raises(ConfigError, match="layer = 5: must be below the LLM's 5 layers"):
+        registry.build("reducer", "fastv:layer=5").check(5)
+    install(llm.model)
+    embeds[0, 5] = float("nan")
+    with pytest.raises(InputError, match="attention that is not finite"):
+        run(llm, embeds, the_pass(FastvReducer(FastvConfig())))
+    assert FastvReducer(FastvConfig(ratio=0.01)).kept(24) == 1
+    assert FastvReducer(FastvConfig()).kept(5) == 3
