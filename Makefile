@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-browser lint format lock clean
+.PHONY: quickstart test test-browser test-docs docs wheel lint format hooks lock clean
 
 quickstart: $(VENV)/ready  ## render, train, evaluate and ask, in minutes
 	$(BIN)/mmllm quickstart
@@ -15,6 +15,16 @@ test: $(VENV)/ready $(VENV)/browser  ## all tests, a process for each core
 test-browser: $(VENV)/ready $(VENV)/browser  ## all of the demo's page in a browser, in minutes
 	MMLLM_BROWSER_TESTS=1 $(BIN)/python -m pytest tests/app
 
+test-docs: $(VENV)/ready  ## every command of the docs as it stands, nothing made smaller: an hour
+	MMLLM_LONG_TESTS=1 $(BIN)/python -m pytest --timeout=0 tests/docs
+
+docs: $(VENV)/ready  ## the docs and the API reference as a site in build/site, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "built: build/site/index.html"
+
+wheel: $(VENV)/ready  ## a wheel in dist, installed apart from the sources and tried out
+	$(BIN)/python .ci/wheel.py --libraries-of-this-environment
+
 lint: $(VENV)/ready  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -24,8 +34,11 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+hooks: $(VENV)/ready  ## looks at files before every commit
+	$(BIN)/pre-commit install
+
 lock: $(VENV)/ready  ## newest versions of everything that CI installs
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --no-annotate --no-header --upgrade \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra docs --no-annotate --no-header --upgrade \
 		-q pyproject.toml -o requirements.lock
 
 $(VENV)/ready: pyproject.toml requirements.lock

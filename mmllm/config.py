@@ -45,7 +45,7 @@ class LossConfig:
 class MmllmConfig(PreTrainedConfig):
     """Configuration of `MmllmForConditionalGeneration`.
 
-    Args:
+    Attributes:
         text_config: configuration of any Hugging Face decoder LLM.
         encoder: frames to patch features, such as `"tiny"` or `{"name": "clip", "image_size": 224, ...}`.
         image_encoder: a second encoder, for still images only; None where `encoder` sees both.

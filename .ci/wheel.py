@@ -1,0 +1,116 @@
+"""Builds a wheel, looks at what is in it, installs it in an environment of its own and tries it out there.
+
+`python .ci/wheel.py` installs the newest libraries from the registry, as a user would.
+`--libraries-of-this-environment` takes those of the Python that runs this: quick, and without downloading them.
+`--constraint FILE` holds libraries to the versions of a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDED = (
+    "mmllm/py.typed",
+    "mmllm/app/style.css",
+    "mmllm/default_model/config.json",
+    "mmllm/default_model/model.safetensors",
+    "mmllm/default_model/tokenizer.json",
+    "mmllm/default_model/chat_template.jinja",
+    "mmllm/train/launch/fsdp.yaml",
+)
+
+
+def main() -> None:
+    """Runs all steps; ends with an error at the first that fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--libraries-of-this-environment", action="store_true")
+    parser.add_argument("--constraint", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        wheel = build()
+        check(wheel)
+        python = install(wheel, folder / "venv", options.libraries_of_this_environment, options.constraint)
+        try_out(python, folder)
+    print(f"{wheel.relative_to(ROOT)} works")
+
+
+def run(*command: str | Path, **options: object) -> str:
+    """What a command prints; its errors go to the terminal."""
+    return subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True, **options).stdout  # type: ignore[call-overload]
+
+
+def uv() -> str:
+    """uv beside this Python, or the one of the machine."""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which("uv", path=places)
+    assert found, "uv is not installed: pip install uv"
+    return found
+
+
+def build() -> Path:
+    """The newly built wheel, in `dist`."""
+    dist = ROOT / "dist"
+    for old in dist.glob("*.whl"):
+        old.unlink()
+    run(uv(), "build", "--quiet", "--wheel", "--out-dir", dist, ROOT)
+    (wheel,) = dist.glob("*.whl")
+    return wheel
+
+
+def check(wheel: Path) -> None:
+    """Fails if a file of the package is missing in the wheel, or if anything else is in it."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tracked = set(run("git", "-C", ROOT, "ls-files", "mmllm").splitlines())
+    assert set(NEEDED) <= tracked, f"the package itself lacks {sorted(set(NEEDED) - tracked)}"
+    inside = {name for name in names if ".dist-info/" not in name}
+    assert inside == tracked, f"missing {sorted(tracked - inside)}, too much {sorted(inside - tracked)}"
+
+
+def install(wheel: Path, venv: Path, borrow: bool, constraint: Path | None) -> Path:
+    """The interpreter of a new environment that has the wheel."""
+    run(uv(), "venv", "--quiet", "--python", sys.executable, venv)
+    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    command = [uv(), "pip", "install", "--quiet", "--python", python]
+    if borrow:
+        command += ["--no-deps"]
+        ours = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        (Path(ours) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    elif constraint:
+        command += ["--constraint", constraint]
+    run(*command, wheel)
+    return python
+
+
+def try_out(python: Path, folder: Path) -> None:
+    """Asks the packaged model about a fresh clip, from a folder that knows nothing of the sources."""
+    quiet = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    mmllm = python.with_name("mmllm.exe" if os.name == "nt" else "mmllm")
+
+    def call(*words: str | Path) -> str:
+        return run(mmllm, *words, cwd=folder, env={**quiet, "HF_HUB_OFFLINE": "1"})
+
+    place = run(python, "-c", "import mmllm; print(mmllm.__file__)", cwd=folder, env=quiet).strip()
+    assert Path(place).is_relative_to(folder), f"{place} is not the installed package"
+    assert call("--version").startswith("mmllm ")
+    assert "fastervlm" in call("list")
+    call("render", "data", "--videos", "1", "--val-videos", "1", "--workers", "1")
+    clip = next((folder / "data" / "videos").glob("*.mp4"))
+    answer = call("ask", clip, "When does the red circle grow?", "--json", "--plot", "answer.png")
+    assert '"spans"' in answer, answer
+    assert (folder / "answer.png").stat().st_size > 10_000
+    run(python, "-c", "import mmllm.app.page, mmllm.train.run", cwd=folder, env=quiet)
+    print(answer.strip())
+
+
+if __name__ == "__main__":
+    main()
