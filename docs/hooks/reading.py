@@ -1,6 +1,7 @@
 """How griffe reads the package: rooms without `__init__.py`, and arguments that are described together."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -19,15 +20,19 @@ class Rooms(griffe.Extension):
         if mod.parent is not None or mod.name != "mmllm":
             return
         assert not isinstance(mod.filepath, list)
-        for folder in mod.filepath.parent.iterdir():
+        self._add_folders(mod, mod.filepath.parent)
+
+    def _add_folders(self, parent: griffe.Module, place: Path) -> None:
+        for folder in sorted(place.iterdir()):
             if any(folder.glob("*.py")) and not (folder / "__init__.py").exists():
                 room = griffe.Module(
                     folder.name,
                     filepath=folder / "__init__.py",
-                    lines_collection=mod.lines_collection,
-                    modules_collection=mod.modules_collection,
+                    lines_collection=parent.lines_collection,
+                    modules_collection=parent.modules_collection,
                 )
-                mod.set_member(folder.name, room)
+                parent.set_member(folder.name, room)
+                self._add_folders(room, folder)
 
 
 class ArgumentsTogether(griffe.Extension):
