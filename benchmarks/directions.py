@@ -23,7 +23,7 @@ from benchmarks.layouts import markdown
 from benchmarks.results import Results, command_line, machine, option_parser
 from mmllm import registry
 from mmllm.encoders.clip import ClipConfig, ClipEncoder
-from mmllm.pruning.diffrate_schedule import Schedule, flops
+from mmllm.pruning.diffrate_schedule import CompressionSchedule, flops
 from mmllm.pruning.fastervlm import FasterVlmConfig, FasterVlmReducer
 from mmllm.tokens import Tiling, VisualTokens
 
@@ -185,16 +185,16 @@ def joined(parts: Sequence[VisualTokens]) -> dict[str, object]:
     return {"grid": parts[0].grid, **{name: torch.cat([getattr(part, name) for part in parts]) for name in names}}
 
 
-def schedules(left: int) -> dict[str, Schedule]:
+def schedules(left: int) -> dict[str, CompressionSchedule]:
     """The same numbers of tokens behind each block, so the same cost, dropped, merged, or half of each."""
     counts = [65, *(round(65 - (65 - left) * block / 3) for block in (1, 2, 3))]
     before = [65, *counts[:-1]]
     half = tuple(now + (earlier - now) // 2 for earlier, now in zip(before, counts, strict=True))
     whole, counts_ = (65,) * 4, tuple(counts)
     return {
-        "prune": Schedule(prune=counts_, merge=whole),
-        "merge": Schedule(prune=whole, merge=counts_),
-        "prune + merge": Schedule(prune=half, merge=counts_),
+        "prune": CompressionSchedule(prune=counts_, merge=whole),
+        "merge": CompressionSchedule(prune=whole, merge=counts_),
+        "prune + merge": CompressionSchedule(prune=half, merge=counts_),
     }
 
 

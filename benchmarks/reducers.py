@@ -162,11 +162,11 @@ def answers(qa: VideoQA, benchmark: Benchmark, seed: int) -> dict[str, dict[str,
     samples: dict[str, list[Sample]] = {name: [] for name in asked}
     left, read = dict.fromkeys(asked, 0), dict.fromkeys(asked, 0)
     for clip, questions in by_clip.items():
-        watched = asked["everything"].watch(clip)
+        encoded = asked["everything"].encode_video(clip)
         for name, one in asked.items():
-            seen = one.look_again(watched)
+            seen = one.encode_again(encoded)
             left[name] = max(left[name], seen.token_counts["reducers"])
-            read[name] = max(read[name], sum(int(sequence.mask.sum()) for sequence in seen.seen.values()))
+            read[name] = max(read[name], sum(int(sequence.mask.sum()) for sequence in seen.sequences.values()))
             texts = one.ask_all(seen, [question.question for question in questions], questions[0].duration_s)
             samples[name] += [Sample.asked(q).answered(a) for q, a in zip(questions, texts, strict=True)]
     return {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from mmllm.errors import ConfigError
 
 Config = TypeVar("Config")
+log = logging.getLogger(__name__)
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
@@ -112,6 +114,24 @@ def _decode_plain(kind: Any, value: Any, where: str) -> Any:
         raise wrong from None
 
 
+def with_current_names(cls: type, mapping: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A mapping of a class's fields in which renamed ones have today's name.
+
+    A class says what was renamed in `renamed_fields`, old name -> new name; each old name that is read is warned about.
+
+    Raises:
+        ConfigError: if a field is given under both names.
+    """
+    values = dict(mapping)
+    for old, new in getattr(cls, "renamed_fields", {}).items():
+        if old in values:
+            if new in values:
+                raise ConfigError(f"{where or cls.__name__}: {old!r} is the old name of {new!r}; give one of them")
+            log.warning("%s.%s is called %s now", where or cls.__name__, old, new)
+            values[new] = values.pop(old)
+    return values
+
+
 def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str = "") -> Config:
     """A `cls` from a mapping of its fields.
 
@@ -119,6 +139,7 @@ def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str = "")
         ConfigError: on an unknown key, a missing one, or a value the field does not allow.
     """
     where = where or cls.__name__
+    mapping = with_current_names(cls, mapping, where)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in mapping:
@@ -134,6 +155,7 @@ def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str = "")
 def merged(config: Config, changes: Mapping[str, Any], where: str = "") -> Config:
     """`config` with some fields changed; nested mappings change nested dataclasses field by field."""
     where = where or type(config).__name__
+    changes = with_current_names(type(config), changes, where)
     hints = typing.get_type_hints(type(config))
     known = {f.name for f in dataclasses.fields(config) if f.init}  # type: ignore[arg-type]
     values = {}

@@ -204,11 +204,11 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         refuse_unknown(kwargs, self.language_model)
         media = one_media(media, named)
         if inputs_embeds is None and input_ids is not None and visual_embeddings is None:
-            seen = self.see(media)
-            if seen or labels is not None:
+            sequences = self.visual_sequences(media)
+            if sequences or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-                placed = place(input_ids, mask, seen, labels=labels, segments=segment_ids)
-                share = self._frame_share(placed, media)
+                placed = place(input_ids, mask, sequences, labels=labels, segments=segment_ids)
+                share = self._frame_fraction(placed, media)
                 return self._decode_placed(placed, share, past_key_values, logits_to_keep, **kwargs)
         if inputs_embeds is None:
             if input_ids is None:
@@ -236,7 +236,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
     def _decode_placed(
         self,
         placed: Placed,
-        frame_share: Tensor | None,
+        frame_fraction: Tensor | None,
         cache: Cache | None,
         logits_to_keep: int | Tensor,
         **kwargs: Any,
@@ -266,7 +266,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             )
         kwargs["output_hidden_states"] = self.grounding is not None
         outputs = self.language_model.base_model(**arguments, use_cache=False, **kwargs)
-        losses = self.losses(outputs.last_hidden_state, outputs.hidden_states, placed, frame_share)
+        losses = self.losses(outputs.last_hidden_state, outputs.hidden_states, placed, frame_fraction)
         losses |= self.stage_losses(kwargs.get("llm_pass"))
         if "llm_pass" in kwargs and kwargs["llm_pass"].unusable:  # nothing else is to be learned from this row
             losses = {name: loss for name, loss in losses.items() if name.endswith("_skipped")}
@@ -277,7 +277,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         hidden: Tensor,
         hidden_states: tuple[Tensor, ...] | None,
         placed: Placed,
-        frame_share: Tensor | None,
+        frame_fraction: Tensor | None,
     ) -> dict[str, Tensor]:
         """The parts of the loss, of last hidden states B P D and those of every layer; each carries its weight."""
         config, time_ids = self.config.losses, self.time_ids
@@ -286,9 +286,9 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         labelled = targets != IGNORED
         logits = self.lm_logits(hidden[:, :-1][labelled])  # R V
         parts = {"token": token_loss(logits, targets[labelled], time_ids, config.time_sigma)}
-        if self.grounding is not None and hidden_states and time_ids is not None and frame_share is not None:
+        if self.grounding is not None and hidden_states and time_ids is not None and frame_fraction is not None:
             found = intervals_of(placed.labels, time_ids, placed.segments)
-            pointed = self.grounding(hidden_states[config.grounding_layer], placed, found, frame_share)
+            pointed = self.grounding(hidden_states[config.grounding_layer], placed, found, frame_fraction)
             parts["grounding"] = config.grounding_weight * pointed
         return parts
 
@@ -344,11 +344,11 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def _frame_share(self, placed: Placed, media: Media) -> Tensor | None:
+    def _frame_fraction(self, placed: Placed, media: Media) -> Tensor | None:
         """B T: when each frame of a row's first video is shown, as a share of its duration; -1 without a video."""
         if self.grounding is None:
             return None
-        shares = [share for inputs in media.values() if (share := inputs.frame_share) is not None]
+        shares = [share for inputs in media.values() if (share := inputs.frame_fraction) is not None]
         if len(shares) != 1:
             return None
         share = shares[0]
@@ -363,24 +363,24 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        seen: dict[int, VisualSequence] | None = None,
+        sequences: dict[int, VisualSequence] | None = None,
         media: Media | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' `generate` over text with videos and images: greedy, sampling, beams, streaming.
 
-        Takes what the processor gives, or `media`, or in place of both what `see` made of them (`seen`). Returns the
-        given ids followed by the new ones, as other vision-language models do; with `return_dict_in_generate`,
-        their `sequences`.
+        Takes what the processor gives, or `media`, or in place of both their `sequences`, which `visual_sequences`
+        made of them. Returns the given ids followed by the new ones, as other vision-language models do; with
+        `return_dict_in_generate`, an object that has them as `sequences`.
         """
         named, kwargs = media_apart(kwargs)
-        if seen is None:
-            seen = self.see(one_media(media, named))
-        if input_ids is None or not seen:
+        if sequences is None:
+            sequences = self.visual_sequences(one_media(media, named))
+        if input_ids is None or not sequences:
             return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        placed = place(input_ids, attention_mask, seen, pad_side="left")
+        placed = place(input_ids, attention_mask, sequences, pad_side="left")
         require_room(placed, getattr(self.config.text_config, "max_position_embeddings", None))
         visual_positions: dict[str, Any] = {}
         if self.llm_stages:
@@ -395,9 +395,9 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             **visual_positions,
             **kwargs,
         )
-        sequences = out if isinstance(out, Tensor) else out.sequences
-        new = sequences[:, placed.input_ids.shape[1] :]
-        prompts = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
+        ids = out if isinstance(out, Tensor) else out.sequences
+        new = ids[:, placed.input_ids.shape[1] :]
+        prompts = input_ids.repeat_interleave(len(ids) // len(input_ids), dim=0)
         if isinstance(out, Tensor):
             return torch.cat([prompts, new], dim=1)
         out.sequences = torch.cat([prompts, new], dim=1)

@@ -45,7 +45,7 @@ Registered = TypeVar("Registered", bound=type)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class RegisteredPart:
     """A registered class with the configuration that builds it."""
 
     kind: str
@@ -59,7 +59,7 @@ class Part:
         return (self.cls.__doc__ or "").strip().split("\n")[0]
 
 
-_parts: dict[str, dict[str, Part]] = {kind: {} for kind in KINDS}
+_parts: dict[str, dict[str, RegisteredPart]] = {kind: {} for kind in KINDS}
 _searched: set[str] = set()
 
 
@@ -80,7 +80,7 @@ def register(kind: str, name: str, *, config: type) -> Callable[[Registered], Re
             raise ValueError(f"{kind} {name!r} is already registered by {known.cls.__module__}")
         part = _with_defaults(kind, cls)
         part.registered_name = name  # type: ignore[attr-defined]
-        _parts[kind][name] = Part(kind=kind, name=name, cls=part, config=config)
+        _parts[kind][name] = RegisteredPart(kind=kind, name=name, cls=part, config=config)
         return cls
 
     return add
@@ -95,7 +95,7 @@ def _with_defaults(kind: str, cls: type) -> type:
     return type(cls.__name__, (cls, interface), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
 
-def _search(kind: str) -> dict[str, Part]:
+def _search(kind: str) -> dict[str, RegisteredPart]:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of part {kind!r}; {closest(kind, KINDS)}")
     if kind not in _searched:
@@ -108,12 +108,12 @@ def _search(kind: str) -> dict[str, Part]:
     return _parts.setdefault(kind, {})
 
 
-def parts(kind: str) -> dict[str, Part]:
+def parts(kind: str) -> dict[str, RegisteredPart]:
     """All parts of a kind, by name, sorted."""
     return dict(sorted(_search(kind).items()))
 
 
-def find(kind: str, name: str) -> Part:
+def find(kind: str, name: str) -> RegisteredPart:
     """The part of that name.
 
     Raises:

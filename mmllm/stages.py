@@ -4,7 +4,7 @@
     time: how times are written, in the processor
 
 A new kind of part takes an entry in `mmllm.registry.KINDS`, its base class in `mmllm.interfaces`, and a slot here, with
-a field of `StageChanges` if it can be changed on the command line. What is an `LlmStage` then works inside the LLM.
+a field of `StageNames` for recipes and of `StageChanges` for the command line. What is an `LlmStage` then works inside the LLM.
 """
 
 from __future__ import annotations
@@ -112,6 +112,18 @@ def build(stages: Mapping[str, Any], width: int, kept: Mapping[str, Any] | None 
         if name == "encoder":
             context |= {"in_width": parts[name].width, "grid": parts[name].grid}
     return parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageNames:
+    """The stages of a model that a recipe trains, by slot, as text."""
+
+    encoder: str = "tiny"
+    reducers: tuple[str, ...] = ()
+    visual_tokenizer: str = "linear"
+    path: str = "slowfast"
+    time: str = "tokens"
+    """How times are written: LITA's time tokens, text, or text that also stands before each frame (interleaved)."""
 
 
 @dataclass(frozen=True, kw_only=True)

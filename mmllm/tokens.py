@@ -38,7 +38,7 @@ class VideoClip:
     """float64, T. Presentation time of each frame in seconds; the first shown frame of the file is at 0."""
     duration_s: float
     """Length of the whole video in seconds, which may be longer than what the frames cover."""
-    real: np.ndarray = None  # type: ignore[assignment]
+    valid: np.ndarray = None  # type: ignore[assignment]
     """bool, T. False where a frame only repeats another because the video has fewer than were asked for."""
     source: str = ""
     """Where the frames came from, for messages."""
@@ -57,10 +57,10 @@ class VideoClip:
         if not (np.isfinite(self.duration_s) and self.duration_s > 0):
             raise ValueError(f"duration_s must be a positive number of seconds, not {self.duration_s}")
         object.__setattr__(self, "times_s", times_s)
-        if self.real is None:
+        if self.valid is None:
             object.__setattr__(self, "real", np.ones(len(self.frames), dtype=bool))
-        elif self.real.shape != (len(self.frames),):
-            raise ValueError(f"real must have one entry for each of {len(self.frames)} frames, not {self.real.shape}")
+        elif self.valid.shape != (len(self.frames),):
+            raise ValueError(f"real must have one entry for each of {len(self.frames)} frames, not {self.valid.shape}")
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -259,8 +259,8 @@ class VisualSequence:
         if self.grid is None or self.place is None:
             return
         count = self.grid[0] * self.grid[1]
-        for video, (places, frames, real) in enumerate(zip(self.place, self.frame, self.mask, strict=True)):
-            placed = real & (places >= 0)
+        for video, (places, frames, valid) in enumerate(zip(self.place, self.frame, self.mask, strict=True)):
+            placed = valid & (places >= 0)
             taken = (frames * count + places)[placed].sort().values
             twice, off = taken[1:][taken.diff() == 0] % count, places[placed & (places >= count)]
             if len(twice) or len(off):

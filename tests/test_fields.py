@@ -58,3 +58,15 @@ def test_merging_changes_nested_fields_one_by_one():
     assert merged(start, {"inner": {"rate": "0.5"}}) == Outer(count=7, inner=Inner(name="kept", rate=0.5))
     with pytest.raises(ConfigError, match="inner has no field"):
         merged(start, {"inner": {"other": 1}})
+
+
+def test_a_renamed_field_is_read_under_both_names_with_a_warning(caplog):
+    from mmllm.train.schedule import TrainingSchedule
+
+    assert from_mapping(TrainingSchedule, {"warmup_share": 0.2}).warmup_fraction == 0.2
+    assert "TrainingSchedule.warmup_share is called warmup_fraction now" in caplog.text
+    caplog.clear()
+    assert merged(TrainingSchedule(), {"warmup_share": "0.3"}).warmup_fraction == 0.3
+    assert len(caplog.records) == 1
+    with pytest.raises(ConfigError, match="give one of them"):
+        from_mapping(TrainingSchedule, {"warmup_share": 0.2, "warmup_fraction": 0.2})

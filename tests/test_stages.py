@@ -13,7 +13,7 @@ from mmllm import registry
 from mmllm.errors import ConfigError
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.costs import stage_costs
-from mmllm.inference.decisions import watched_for
+from mmllm.inference.decisions import encoded_for
 from mmllm.interfaces import LlmStage, Part, TokenReducer, VideoPath
 from mmllm.llm.values import KeptKeys
 from mmllm.pruning.ranked import BudgetReducer
@@ -146,11 +146,11 @@ def test_fifty_asks_from_two_threads_are_those_of_two_models(build, pixels):
 
 def test_every_stage_inside_the_llm_can_be_shown(untrained_qa, short_clip):
     plain = untrained_qa.with_stages(path="plain")
-    watched = plain.watch(short_clip)
+    encoded = plain.encode_video(short_clip)
     for reducers in ([FASTV.replace("layer=2", "layer=1")], ["fastervlm:keep=8", "fastv:layer=1"]):
         qa = plain.with_stages(reducers=reducers)
-        seen = watched_for(qa, qa.look_again(watched), "When does the red circle spin?")
-        assert seen.kept.sum() < qa.look_again(watched).kept.sum()
+        seen = encoded_for(qa, qa.encode_again(encoded), "When does the red circle spin?")
+        assert seen.kept.sum() < qa.encode_again(encoded).kept.sum()
         assert "FastV" in seen.ranking[0]
 
 
@@ -172,9 +172,9 @@ def test_a_reducer_that_writes_only_a_ranking_is_shown_under_its_name(untrained_
             return tokens.take(self.ranking(tokens).topk(self.config.keep).indices.sort().values)
 
     try:
-        watched = untrained_qa.with_stages(reducers=["bright:keep=2"]).watch(short_clip)
-        assert watched.ranking[0] == "bright"
-        assert watched.kept.sum() == 2 * len(watched.clip)
+        encoded = untrained_qa.with_stages(reducers=["bright:keep=2"]).encode_video(short_clip)
+        assert encoded.ranking[0] == "bright"
+        assert encoded.kept.sum() == 2 * len(encoded.clip)
     finally:
         registry._parts["reducer"].pop("bright")
 
@@ -346,7 +346,7 @@ def test_variants_can_be_asked_through_the_answering_object(untrained_qa, short_
     qa = untrained_qa.with_stages([], "plain")
     assert isinstance(qa, VideoQA)
     fewer = qa.with_stages(reducers=["fastv:layer=1,ratio=0.1"])
-    watched = qa.watch(short_clip)
-    assert fewer.ask(watched, "When does the red circle spin?").raw == (
-        fewer.ask(fewer.watch(short_clip), "When does the red circle spin?").raw
+    encoded = qa.encode_video(short_clip)
+    assert fewer.ask(encoded, "When does the red circle spin?").raw == (
+        fewer.ask(fewer.encode_video(short_clip), "When does the red circle spin?").raw
     )

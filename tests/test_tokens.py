@@ -12,7 +12,7 @@ def clip(**changes):
 
 def test_a_clip_prints_shapes_and_takes_all_frames_for_real():
     assert repr(clip(source="a.mp4")) == "VideoClip(3 frames 5x4, 3.00 s, 'a.mp4')"
-    assert clip().real.all()
+    assert clip().valid.all()
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ def draw(picture: Path) -> tuple[float, float, float, float]:
     question = next(question for question in questions if question.question == QUESTION)
     assert question.video is not None
     qa = VideoQA.from_pretrained(DEFAULT)
-    watched = qa.watch(question.video)
-    answer, truth = qa.ask(watched, QUESTION), question.truth()
-    plot_answer(watched.clip, QUESTION, answer.spans, picture, truth=truth.spans)
+    encoded = qa.encode_video(question.video)
+    answer, truth = qa.ask(encoded, QUESTION), question.truth()
+    plot_answer(encoded.clip, QUESTION, answer.spans, picture, truth=truth.spans)
     return (answer.spans[0].start_s, answer.spans[0].end_s, truth.spans[0].start_s, truth.spans[0].end_s)
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from mmllm.app.limits import DemoLimits
-from mmllm.app.session import Turn
+from mmllm.app.session import ChatTurn
 from mmllm.app.settings import OWN, Settings
 from mmllm.app.shelf import Shelf
 from mmllm.errors import InputError
-from mmllm.inference.answering import VideoQA, Watched
-from mmllm.inference.streaming import Said, stream
+from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.inference.streaming import PartialAnswer, stream
 from mmllm.times.answers import Span
 from mmllm.video.opening import open_video
 
@@ -36,10 +36,10 @@ _VARIANTS = 16
 class Reply:
     """What is known while a question is being answered."""
 
-    said: Said | None
+    said: PartialAnswer | None
     """What the model has said; None while the video is being watched."""
-    watched: Watched | None = None
-    turn: Turn | None = None
+    encoded: EncodedVideo | None = None
+    turn: ChatTurn | None = None
     """The finished turn; the last reply has it."""
 
 
@@ -100,7 +100,7 @@ class Engine:
             self._variants.move_to_end(key)
             return self._variants[key]
 
-    def watch(self, path: Path, settings: Settings) -> tuple[Watched, dict[str, float]]:
+    def encode_video(self, path: Path, settings: Settings) -> tuple[EncodedVideo, dict[str, float]]:
         """A video as the model sees it under these settings, and the seconds of the stages that had to be run.
 
         Raises:
@@ -113,14 +113,14 @@ class Engine:
             return known, {}
         near = self.shelf.find(lambda other: other[:2] == key[:2])
         if near is not None:
-            watched = qa.look_again(near)
+            encoded = qa.encode_again(near)
         else:
             with open_video(path, limits=self.limits.video) as video:
-                watched = qa.watch(video, num_frames=settings.frames)
-                about = {**watched.clip.metadata, "codec": video.info.codec}
-            watched = replace(watched, clip=replace(watched.clip, metadata=about))
-        self.shelf.put(key, watched)
-        return watched, watched.seconds
+                encoded = qa.encode_video(video, num_frames=settings.frames)
+                about = {**encoded.clip.metadata, "codec": video.info.codec}
+            encoded = replace(encoded, clip=replace(encoded.clip, metadata=about))
+        self.shelf.put(key, encoded)
+        return encoded, encoded.seconds
 
     def ask(
         self,
@@ -128,7 +128,7 @@ class Engine:
         question: str,
         settings: Settings,
         *,
-        earlier: Sequence[Turn] = (),
+        earlier: Sequence[ChatTurn] = (),
         truth: Span | None = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Generator[Reply, None, None]:
@@ -149,14 +149,14 @@ class Engine:
         question = self.limits.question(question)
         yield Reply(said=None)
         qa = self.variant(settings)
-        watched, stage_s = self.watch(video, settings)
+        encoded, stage_s = self.encode_video(video, settings)
         if stage_s:
-            yield Reply(said=None, watched=watched)
+            yield Reply(said=None, encoded=encoded)
         before_s = time.perf_counter() - asked
         said = None
         for said in stream(
             qa,
-            watched,
+            encoded,
             stamped(question),
             history=[(stamped(turn.question), turn.answer.raw) for turn in earlier],
             stopped=stopped,
@@ -164,10 +164,10 @@ class Engine:
             max_new_tokens=min(qa.max_new_tokens, self.limits.new_tokens),
         ):
             if said.answer is None:
-                yield Reply(said=said, watched=watched)
+                yield Reply(said=said, encoded=encoded)
         assert said is not None
         assert said.answer is not None
-        turn = Turn(
+        turn = ChatTurn(
             question=question,
             answer=said.answer,
             settings=str(settings),
@@ -176,19 +176,19 @@ class Engine:
             seconds=before_s + said.seconds,
             tokens=said.tokens,
             tokens_per_s=said.tokens_per_s,
-            visual_tokens=sum(count for name, count in watched.token_counts.items() if name not in _BEFORE_LLM),
+            visual_tokens=sum(count for name, count in encoded.token_counts.items() if name not in _BEFORE_LLM),
             cut=said.cut,
             truth=truth,
         )
-        yield Reply(said=said, watched=watched, turn=turn)
+        yield Reply(said=said, encoded=encoded, turn=turn)
 
-    def answer(self, video: Path, question: str, settings: Settings, **options: Any) -> Turn:
+    def answer(self, video: Path, question: str, settings: Settings, **options: Any) -> ChatTurn:
         """The finished turn; arguments as for `ask`."""
         *_, last = self.ask(video, question, settings, **options)
         assert last.turn is not None
         return last.turn
 
-    def compare(self, video: Path, question: str, both: Sequence[Settings], **options: Any) -> list[Turn]:
+    def compare(self, video: Path, question: str, both: Sequence[Settings], **options: Any) -> list[ChatTurn]:
         """The same question under several settings, one after the other; all are checked before any is run.
 
         Raises:

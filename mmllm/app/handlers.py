@@ -18,12 +18,12 @@ from mmllm.app.examples import Example
 from mmllm.app.exports import export
 from mmllm.app.markup import interval, readable, safe, seconds
 from mmllm.app.safety import remove_upload
-from mmllm.app.session import Session, Turn, Visit
+from mmllm.app.session import ChatTurn, Session, Visit
 from mmllm.app.settings import Settings, cost_of
 from mmllm.app.sight import comparison, cost_table, refusal, sight
 from mmllm.app.timeline import bars, timeline
 from mmllm.errors import InputError, MmllmError, is_out_of_memory
-from mmllm.inference.answering import Watched
+from mmllm.inference.answering import EncodedVideo
 from mmllm.times.answers import Span
 from mmllm.video.errors import VideoError
 
@@ -111,35 +111,35 @@ class Handlers:
     def _opened(self, path: Path, name: str, truths: Mapping[str, Span] | None = None) -> Visit:
         """A visit of a video that has been watched; an upload that cannot be used is removed at once."""
         try:
-            watched, _ = self.engine.watch(path, self.engine.own_settings)
+            encoded, _ = self.engine.encode_video(path, self.engine.own_settings)
         except Exception:
             remove_upload(path, self.folder)
             raise
-        return Visit(name=name, path=path, duration_s=watched.duration_s, truths=truths or {})
+        return Visit(name=name, path=path, duration_s=encoded.duration_s, truths=truths or {})
 
     def _shown(self, session: Session) -> Update:
         visit = session.visit
         assert visit is not None
         names = list(dict.fromkeys([*self.examples, *session.visits]))
-        watched = self._watched(visit)
+        encoded = self._encoded(visit)
         return {
             **self._empty(),
             "session": session,
             "clip": gr.Dropdown(choices=names, value=visit.name),
             "chat": messages(visit),
-            "timeline": timeline(visit, None if watched is None else watched.clip),
+            "timeline": timeline(visit, None if encoded is None else encoded.clip),
             "suggestions": gr.Dataset(samples=[[text] for text in visit.suggestions or GENERAL_QUESTIONS]),
-            "status": note(_opened(visit, watched)),
+            "status": note(_opened(visit, encoded)),
         }
 
     def _empty(self) -> Update:
         nothing = gr.DownloadButton(value=None, interactive=False)
         return {"chat": [], "timeline": "", "sight": "", "status": "", "json": nothing, "vtt": nothing, "png": nothing}
 
-    def _watched(self, visit: Visit) -> Watched | None:
+    def _encoded(self, visit: Visit) -> EncodedVideo | None:
         """The video as the model's own settings show it, if it is still kept or can be read again."""
         try:
-            return self.engine.watch(visit.path, self.engine.own_settings)[0]
+            return self.engine.encode_video(visit.path, self.engine.own_settings)[0]
         except InputError:
             return None
 
@@ -174,7 +174,7 @@ class Handlers:
                     told = time.monotonic()
                     yield {**_busy(True), **_so_far(visit, question, reply)}
             assert reply.turn is not None
-            assert reply.watched is not None
+            assert reply.encoded is not None
             visit = visit.asked(reply.turn, self.engine.limits.turns)
             session = session.with_visit(visit, self.engine.limits.visits)
             yield {
@@ -182,8 +182,8 @@ class Handlers:
                 "session": session,
                 "question": "",
                 "chat": messages(visit),
-                "timeline": timeline(visit, reply.watched.clip),
-                "sight": sight(reply.turn, reply.watched),
+                "timeline": timeline(visit, reply.encoded.clip),
+                "sight": sight(reply.turn, reply.encoded),
                 "status": note(self._told(reply.turn)),
             }
         except Exception as problem:
@@ -204,14 +204,14 @@ class Handlers:
             return {}
         folder = self.folder / "exports" / secrets.token_hex(16)
         folder.mkdir(parents=True)
-        watched = self._watched(visit)
+        encoded = self._encoded(visit)
         try:
-            written = export(visit, None if watched is None else watched.clip, folder, self.model, self.engine.qa.note)
+            written = export(visit, None if encoded is None else encoded.clip, folder, self.model, self.engine.qa.note)
         except (MmllmError, OSError) as problem:
             return {"status": refusal(reason(problem))}
         return {path.suffix[1:]: gr.DownloadButton(value=str(path), interactive=True) for path in written}
 
-    def _told(self, turn: Turn) -> str:
+    def _told(self, turn: ChatTurn) -> str:
         done = [name for name in ("decode", "encode") if name in turn.stage_s]
         kept = "" if done else ", nothing decoded or encoded again"
         told = f"First token after {turn.first_token_s:.2f} s, whole answer {turn.seconds:.2f} s{kept}."
@@ -265,8 +265,8 @@ class Handlers:
                 raise InputError("video: upload a file")
             settings = self.engine.settings(frames, reducer, share, path)
             for reply in self.engine.ask(Path(video), question, settings):
-                if reply.turn is not None and reply.watched is not None:
-                    yield {"done": True, "duration_s": reply.watched.duration_s, **reply.turn.to_json()}
+                if reply.turn is not None and reply.encoded is not None:
+                    yield {"done": True, "duration_s": reply.encoded.duration_s, **reply.turn.to_json()}
                 elif reply.said is not None:
                     yield {"done": False, "text": reply.said.text}
         except Exception as problem:
@@ -292,7 +292,7 @@ def messages(visit: Visit) -> list[dict[str, str]]:
     return told
 
 
-def spoken(turn: Turn) -> str:
+def spoken(turn: ChatTurn) -> str:
     """An answer as the chat shows it: when, then what."""
     when = "; ".join(map(interval, turn.spans)) or "no time was named"
     text = readable(turn.answer.text)
@@ -321,9 +321,9 @@ def reason(problem: Exception) -> str:
     return "Something went wrong on the server; it has been logged. You can go on."
 
 
-def _opened(visit: Visit, watched: Watched | None) -> str:
+def _opened(visit: Visit, encoded: EncodedVideo | None) -> str:
     told = f"{visit.name}: {seconds(visit.duration_s)} long, ready for questions."
-    codec = None if watched is None else watched.clip.metadata.get("codec")
+    codec = None if encoded is None else encoded.clip.metadata.get("codec")
     if codec in (None, *_PLAYED):
         return told
     return f"{told} Many browsers cannot play {codec}; the timeline and the answers do without."
@@ -333,7 +333,7 @@ def _so_far(visit: Visit, question: str, reply: Reply) -> Update:
     said = reply.said.text if reply.said else "…"
     chat = [*messages(visit), {"role": "user", "content": question}, {"role": "assistant", "content": said}]
     if reply.said is None:
-        return {"chat": chat, "status": note("Watching the video." if reply.watched is None else "Reading.")}
+        return {"chat": chat, "status": note("Watching the video." if reply.encoded is None else "Reading.")}
     return {"chat": chat}
 
 

@@ -11,7 +11,7 @@ from mmllm.times.answers import Answer, Span
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class ChatTurn:
     """A question with its answer, and what it took."""
 
     question: str
@@ -69,14 +69,14 @@ class Visit:
     duration_s: float
     truths: Mapping[str, Span] = field(default_factory=dict)
     """When things happen, by question, where that is known."""
-    turns: tuple[Turn, ...] = ()
+    turns: tuple[ChatTurn, ...] = ()
 
     @property
     def suggestions(self) -> list[str]:
         """Questions that can be asked."""
         return list(self.truths)
 
-    def asked(self, turn: Turn, most: int) -> Visit:
+    def asked(self, turn: ChatTurn, most: int) -> Visit:
         """The visit after one more turn; the oldest ones go where there are more than `most`."""
         return replace(self, turns=(*self.turns, turn)[-most:])
 

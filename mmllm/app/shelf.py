@@ -8,11 +8,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
-from mmllm.inference.answering import Watched
+from mmllm.inference.answering import EncodedVideo
 
 
 class Shelf:
-    """A bounded store of `Watched`, safe to use from several threads.
+    """A bounded store of `EncodedVideo`, safe to use from several threads.
 
     Args:
         count: most entries.
@@ -21,7 +21,7 @@ class Shelf:
 
     def __init__(self, count: int, size: int) -> None:
         self.count, self.size = count, size
-        self._kept: OrderedDict[Hashable, Watched] = OrderedDict()
+        self._kept: OrderedDict[Hashable, EncodedVideo] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -33,22 +33,22 @@ class Shelf:
         with self._lock:
             return self._bytes()
 
-    def get(self, key: Hashable) -> Watched | None:
+    def get(self, key: Hashable) -> EncodedVideo | None:
         """The entry, which becomes the most recently used."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
-    def find(self, wanted: Callable[[Any], bool]) -> Watched | None:
+    def find(self, wanted: Callable[[Any], bool]) -> EncodedVideo | None:
         """The most recently used entry whose key is wanted."""
         with self._lock:
             return next((self._kept[key] for key in reversed(self._kept) if wanted(key)), None)
 
-    def put(self, key: Hashable, watched: Watched) -> None:
+    def put(self, key: Hashable, encoded: EncodedVideo) -> None:
         """Keeps an entry, and gives up old ones where there is no room. One that is too large is not kept."""
         with self._lock:
-            self._kept[key] = watched
+            self._kept[key] = encoded
             self._kept.move_to_end(key)
             while self._kept and (len(self._kept) > self.count or self._bytes() > self.size):
                 self._kept.popitem(last=False)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmllm.app.markup import interval, picture, readable, safe, seconds
-from mmllm.app.session import Turn
+from mmllm.app.session import ChatTurn
 from mmllm.app.settings import Cost
 from mmllm.inference import overlay
-from mmllm.inference.answering import Watched
+from mmllm.inference.answering import EncodedVideo
 
 MOST_FRAMES = 24
 _SIDE = 128
@@ -23,24 +23,24 @@ _STAGES = {
 }
 
 
-def sight(turn: Turn, watched: Watched) -> str:
+def sight(turn: ChatTurn, encoded: EncodedVideo) -> str:
     """HTML of the panel for one turn."""
     return (
         '<section class="mm-sight"><div class="mm-tables">'
-        f"{_table('tokens', ('stage', 'tokens'), token_rows(watched))}"
-        f"{_table('time', ('stage', 'seconds'), time_rows(turn))}</div>{_frames(watched)}</section>"
+        f"{_table('tokens', ('stage', 'tokens'), token_rows(encoded))}"
+        f"{_table('time', ('stage', 'seconds'), time_rows(turn))}</div>{_frames(encoded)}</section>"
     )
 
 
-def token_rows(watched: Watched) -> list[tuple[str, str]]:
+def token_rows(encoded: EncodedVideo) -> list[tuple[str, str]]:
     """Each stage and how many tokens it left."""
     names = {"encoder": "encoder", "reducers": "after the reducer"}
-    rows = [(names.get(name, f"path: {name} tokens"), f"{count:,}") for name, count in watched.token_counts.items()]
-    read = sum(count for name, count in watched.token_counts.items() if name not in names)
+    rows = [(names.get(name, f"path: {name} tokens"), f"{count:,}") for name, count in encoded.token_counts.items()]
+    read = sum(count for name, count in encoded.token_counts.items() if name not in names)
     return [*rows, ("read by the LLM", f"{read:,}")]
 
 
-def time_rows(turn: Turn) -> list[tuple[str, str]]:
+def time_rows(turn: ChatTurn) -> list[tuple[str, str]]:
     """Each stage and its seconds; "kept from before" for what did not have to be run."""
     rows = [
         (label, f"{turn.stage_s[name]:.3f}" if name in turn.stage_s else "kept from before")
@@ -64,10 +64,10 @@ def refusal(reason: str) -> str:
     return f'<p class="mm-refusal" role="alert">{safe(reason)}</p>'
 
 
-def comparison(turns: Sequence[Turn]) -> str:
+def comparison(turns: Sequence[ChatTurn]) -> str:
     """HTML table of the same question under two settings."""
 
-    def spans(turn: Turn) -> str:
+    def spans(turn: ChatTurn) -> str:
         return "; ".join(map(interval, turn.spans)) or "no time was named"
 
     rows = [
@@ -83,30 +83,30 @@ def comparison(turns: Sequence[Turn]) -> str:
     return _table("comparison", ("", "A", "B"), rows)
 
 
-def dimmed(watched: Watched, frame: int) -> np.ndarray:
+def dimmed(encoded: EncodedVideo, frame: int) -> np.ndarray:
     """uint8 H W 3: one frame with the patches dimmed of which no token is left."""
-    pixels = watched.clip.frames[frame]
+    pixels = encoded.clip.frames[frame]
     repeat = max(1, -(-_SIDE // min(pixels.shape[:2])))
     pixels = pixels.repeat(repeat, axis=0).repeat(repeat, axis=1)
-    if watched.kept is None:
+    if encoded.kept is None:
         return pixels
-    return overlay.dimmed(pixels[None], watched.kept[frame][None])[0]
+    return overlay.dimmed(pixels[None], encoded.kept[frame][None])[0]
 
 
-def _frames(watched: Watched) -> str:
-    if watched.kept is None:
+def _frames(encoded: EncodedVideo) -> str:
+    if encoded.kept is None:
         return '<p class="mm-note">These tokens have no place in the picture, so no patch can be shown as dropped.</p>'
-    shown = np.unique(np.linspace(0, len(watched.clip) - 1, min(MOST_FRAMES, len(watched.clip))).round().astype(int))
+    shown = np.unique(np.linspace(0, len(encoded.clip) - 1, min(MOST_FRAMES, len(encoded.clip))).round().astype(int))
     pictures = "".join(
-        f'<button type="button" class="mm-seen" data-time="{watched.clip.times_s[i]:.3f}" '
-        f'aria-label="go to {seconds(watched.clip.times_s[i])}: {int(watched.kept[i].sum())} of '
-        f'{watched.kept[i].size} patches kept">'
-        f'<img alt="" src="{picture(dimmed(watched, int(i)))}"><span>{seconds(watched.clip.times_s[i])}</span></button>'
+        f'<button type="button" class="mm-seen" data-time="{encoded.clip.times_s[i]:.3f}" '
+        f'aria-label="go to {seconds(encoded.clip.times_s[i])}: {int(encoded.kept[i].sum())} of '
+        f'{encoded.kept[i].size} patches kept">'
+        f'<img alt="" src="{picture(dimmed(encoded, int(i)))}"><span>{seconds(encoded.clip.times_s[i])}</span></button>'
         for i in shown
     )
-    share = watched.kept.mean()
+    share = encoded.kept.mean()
     kept = "All patches are kept." if share == 1 else f"{share:.0%} of the patches are kept, the others are dimmed."
-    note = f"{kept} {len(shown)} of {len(watched.clip)} frames are shown."
+    note = f"{kept} {len(shown)} of {len(encoded.clip)} frames are shown."
     return f'<p class="mm-note">{note}</p><div class="mm-grid">{pictures}</div>'
 
 
@@ -119,7 +119,7 @@ def _table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return f'<div class="mm-table mm-{name}"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _overlap(turn: Turn) -> float:
+def _overlap(turn: ChatTurn) -> float:
     """Intersection over union of the first span with the truth; 0 if no time was named."""
     if turn.truth is None or not turn.spans:
         return 0.0

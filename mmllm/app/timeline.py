@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mmllm.app.markup import interval, picture, readable, safe, seconds
-from mmllm.app.session import Turn, Visit
+from mmllm.app.session import ChatTurn, Visit
 from mmllm.times.answers import Span
 from mmllm.tokens import VideoClip
 
@@ -73,7 +73,7 @@ def _lane(name: str, content: str, kind: str = "") -> str:
     return f'<div class="mm-lane"><span class="mm-name">{safe(name)}</span>{track}</div>'
 
 
-def _turn(number: int, turn: Turn, duration_s: float) -> str:
+def _turn(number: int, turn: ChatTurn, duration_s: float) -> str:
     name = f"answer {number}"
     lane = _lane(name, _bars(turn.spans, duration_s, name, "answer"))
     if turn.truth is None:

@@ -50,18 +50,18 @@ def ask(
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = max_new_tokens
     limits = {"num_frames": frames, "start_s": start, "end_s": end}
-    watched = qa.watch(video, **{key: value for key, value in limits.items() if value is not None})
-    answer = qa.ask(watched, question)
+    encoded = qa.encode_video(video, **{key: value for key, value in limits.items() if value is not None})
+    answer = qa.ask(encoded, question)
     note = qa.note
     if plot is not None:
-        from mmllm.inference.decisions import watched_for
+        from mmllm.inference.decisions import encoded_for
         from mmllm.inference.plotting import plot_answer
 
-        seen = watched_for(qa, watched, question)
+        seen = encoded_for(qa, encoded, question)
         shown: dict[str, Any] = {"kept": seen.kept, "ranking": seen.ranking} if qa.model.reducers else {}
-        plot_answer(watched.clip, question, answer.spans, plot, **shown)
+        plot_answer(encoded.clip, question, answer.spans, plot, **shown)
     if json:
-        told = {"video": str(video), "question": question, **answer.to_json(), "duration_s": watched.duration_s}
+        told = {"video": str(video), "question": question, **answer.to_json(), "duration_s": encoded.duration_s}
         print(json_text.dumps({**told, "model": model, "note": note}, ensure_ascii=False))
         return
     spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)

@@ -102,15 +102,15 @@ def reference_forward(qa: VideoQA) -> dict[str, Tensor]:
     frames = coarse.repeat(side, axis=1).repeat(side, axis=2)
     times_s = np.arange(FRAMES, dtype=np.float64)
     clip = VideoClip(frames=frames, times_s=times_s, duration_s=float(FRAMES))
-    watched = qa.watch(clip)
-    inputs = qa.processor.collate([qa.prompt(QUESTION, watched.duration_s)])
-    inputs |= clip_inputs(qa.processor, watched.clip).flat()
+    encoded = qa.encode_video(clip)
+    inputs = qa.processor.collate([qa.prompt(QUESTION, encoded.duration_s)])
+    inputs |= clip_inputs(qa.processor, encoded.clip).flat()
     with torch.no_grad():
         logits = qa.model(**{name: value.to(qa.model.device) for name, value in inputs.items()}).logits
-    assert watched.tokens is not None
-    sequence = next(iter(watched.seen.values()))
+    assert encoded.tokens is not None
+    sequence = next(iter(encoded.sequences.values()))
     return {
-        "encoder": watched.tokens.features[watched.tokens.mask],
+        "encoder": encoded.tokens.features[encoded.tokens.mask],
         "what the LLM reads": sequence.embeddings[sequence.mask],
         "logits": logits[:, -1],
     }

@@ -64,11 +64,11 @@ def _ask(output: Path, model: Path) -> tuple[Path, str]:
         raise InputError(f"{output / 'data'}: no held-out clip to ask about")
     question = timed[0]
     qa = VideoQA.from_pretrained(model)
-    watched = qa.watch(question.video)
-    answer = qa.ask(watched, question.question)
-    picture = plot_answer(watched.clip, question.question, answer.spans, output / PICTURE, truth=question.truth().spans)
+    encoded = qa.encode_video(question.video)
+    answer = qa.ask(encoded, question.question)
+    picture = plot_answer(encoded.clip, question.question, answer.spans, output / PICTURE, truth=question.truth().spans)
     packaged = VideoQA.from_pretrained(DEFAULT)
-    theirs = packaged.ask(packaged.watch(question.video), question.question)
+    theirs = packaged.ask(packaged.encode_video(question.video), question.question)
     told = {"trained here": answer, "comes with mmllm": theirs, "truth": question.truth()}
     lines = [f"  {name + ':':<18}{_seconds(said.spans)}  {said.text}" for name, said in told.items()]
     return picture, "\n".join([f'mmllm ask {question.video} "{question.question}"', *lines])

@@ -72,11 +72,11 @@ def _draw(model: str, changes: dict[str, Any], video: Path | None, frames: int, 
     from mmllm.inference.answering import VideoQA
     from mmllm.inference.plotting import plot_answer
 
-    watched = VideoQA.from_pretrained(model, **changes).watch(video, num_frames=frames)
-    if watched.kept is None:
+    encoded = VideoQA.from_pretrained(model, **changes).encode_video(video, num_frames=frames)
+    if encoded.kept is None:
         raise InputError("these tokens have no place in the picture, so no patch can be shown as dropped")
-    title = " > ".join(f"{count:,} ({stage})" for stage, count in watched.token_counts.items())
-    return plot_answer(watched.clip, f"tokens: {title}", (), picture, kept=watched.kept, ranking=watched.ranking)
+    title = " > ".join(f"{count:,} ({stage})" for stage, count in encoded.token_counts.items())
+    return plot_answer(encoded.clip, f"tokens: {title}", (), picture, kept=encoded.kept, ranking=encoded.ranking)
 
 
 def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int, Any]:

@@ -22,7 +22,7 @@ DENSE, LOCALIZE = "dense_captioning", "event_localization"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class CaptionedEvent:
     """Something that happens in a video."""
 
     span: Span
@@ -36,7 +36,7 @@ class CaptionedVideo:
 
     vid: str
     duration_s: float
-    events: tuple[Event, ...]
+    events: tuple[CaptionedEvent, ...]
     video: Path | None = None
 
     def dense_caption(self, prompt: str, *, sort: bool = False) -> Question:
@@ -101,7 +101,7 @@ def _video(reader: RowReader[CaptionedVideo], vid: str, row: Any, folder: VideoF
             raise InputError(f"a timestamp must be a start and an end, not {shortened(repr(pair))}")
         if not (isinstance(sentence, str) and sentence.strip()):
             raise InputError(f"a sentence must be a text, not {shortened(repr(sentence))}")
-        events.append(Event(span=reader.span(pair[0], pair[1], duration_s), sentence=sentence.strip()))
+        events.append(CaptionedEvent(span=reader.span(pair[0], pair[1], duration_s), sentence=sentence.strip()))
     video = CaptionedVideo(vid=vid, duration_s=duration_s, events=tuple(events), video=find_video(folder, vid))
     reader.name(vid)
     return video

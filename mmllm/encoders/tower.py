@@ -125,9 +125,9 @@ def encode_frames(
     frames = rearrange(pixels, "b t c h w -> (b t) c h w")
     if frame_mask is not None and frame_mask.shape != (batch, times):
         raise InputError(f"frame_mask must be {(batch, times)} like the frames, not {tuple(frame_mask.shape)}")
-    real = None if frame_mask is None or bool(frame_mask.all()) else rearrange(frame_mask, "b t -> (b t)")
-    if real is not None:
-        frames = frames[real]
+    valid = None if frame_mask is None or bool(frame_mask.all()) else rearrange(frame_mask, "b t -> (b t)")
+    if valid is not None:
+        frames = frames[valid]
     with torch.set_grad_enabled(torch.is_grad_enabled() and (trainable or pixels.requires_grad)):
         # Of no frames at all, one blank frame tells the shapes: attention cannot reshape an empty batch.
         done = [
@@ -135,7 +135,7 @@ def encode_frames(
         ]
 
     def joined(parts: list[Tensor]) -> Tensor:
-        return _placed(torch.cat(parts)[: len(frames)], real, batch, times)
+        return _placed(torch.cat(parts)[: len(frames)], valid, batch, times)
 
     features = joined([part.features for part in done])
     mask = features.new_ones(features.shape[:-1], dtype=torch.bool)
@@ -160,11 +160,11 @@ def needs_gradient(*parts: object) -> bool:
     return any(weight.requires_grad for part in parts if isinstance(part, nn.Module) for weight in part.parameters())
 
 
-def _placed(values: Tensor, real: Tensor | None, batch: int, times: int) -> Tensor:
+def _placed(values: Tensor, valid: Tensor | None, batch: int, times: int) -> Tensor:
     """`values` (F ...) as (B T ...), zero where a frame was left out."""
-    if real is not None:
+    if valid is not None:
         whole = values.new_zeros(batch * times, *values.shape[1:])
-        whole[real.to(values.device)] = values
+        whole[valid.to(values.device)] = values
         values = whole
     return values.unflatten(0, (batch, times))
 

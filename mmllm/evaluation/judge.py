@@ -55,7 +55,7 @@ _GRADES = re.compile(r"\s*(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s,;]+(\d+(?:\.\d+)?)(?:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Rating:
     """What the judge made of one answer."""
 
     question_id: str
@@ -136,10 +136,10 @@ class Judge:
         texts = captions_by_video(captions) if captions is not None else {}
         return cls(EndpointConfig(url=url, model=model), folder, texts)
 
-    def verdict(self, sample: Sample) -> Verdict:
+    def verdict(self, sample: Sample) -> Rating:
         """What the judge says about one answered question."""
         reply = self.endpoint.reply(judge_messages(sample, self.captions.get(sample.vid, "")))
-        return Verdict(question_id=sample.question_id, reply=reply, ratings=ratings_of(reply))
+        return Rating(question_id=sample.question_id, reply=reply, ratings=ratings_of(reply))
 
     def judge(self, samples: Sequence[Sample], record: Path | None = None) -> dict[str, Any]:
         """Rates all answers whose truth says something; see `judge_scores`.
@@ -168,7 +168,7 @@ class Judge:
         return {"model": self.endpoint.config.model, **judge_scores(verdicts), "unanswered": unanswered}
 
 
-def judge_scores(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def judge_scores(verdicts: Sequence[Rating]) -> dict[str, Any]:
     """The judge's score with its parts.
 
     | key | meaning |

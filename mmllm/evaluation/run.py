@@ -18,7 +18,7 @@ from mmllm.evaluation.baselines import BlindBaseline
 from mmllm.evaluation.metrics import over_videos, sample_iou
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.evaluation.score import score_samples
-from mmllm.inference.answering import VideoQA, Watched
+from mmllm.inference.answering import EncodedVideo, VideoQA
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.runtime import processes
 from mmllm.runtime.progress import Progress
@@ -120,11 +120,11 @@ def answer_all(
     bar = Progress("answer questions", len(open_questions), "videos", shown=progress and processes.is_main())
     with closing(clips), bar, torch.random.fork_rng():
         for vid, clip in clips:
-            watched, problem = (None, clip) if isinstance(clip, str) else (qa.watch(clip), "")
+            encoded, problem = (None, clip) if isinstance(clip, str) else (qa.encode_video(clip), "")
             for log, asked in zip((own, other), open_questions[vid], strict=True):
                 if seed is not None:
                     torch.manual_seed(seed(f"{vid} {log.path.stem}"))
-                log.write(_answered(qa, watched, problem, asked, generate))
+                log.write(_answered(qa, encoded, problem, asked, generate))
             bar.advance()
     for log, order in ((own, vids), (other, vids[-1:] + vids[:-1])):
         log.gather([question for vid in order for question in by_video[vid]])
@@ -147,17 +147,21 @@ def _clips(
 
 
 def _answered(
-    qa: VideoQA, watched: Watched | None, problem: str, questions: Sequence[Question], generate: dict[str, Any]
+    qa: VideoQA,
+    encoded: EncodedVideo | None,
+    problem: str,
+    questions: Sequence[Question],
+    generate: dict[str, Any],
 ) -> Iterable[Sample]:
-    if watched is None:
+    if encoded is None:
         return [Sample.asked(_with_length(question, None)).failed(problem) for question in questions]
     samples = []
     by_length: dict[float, list[Question]] = {}
     for question in questions:
-        known = _with_length(question, watched.duration_s)
-        by_length.setdefault(known.duration_s or watched.duration_s, []).append(known)
+        known = _with_length(question, encoded.duration_s)
+        by_length.setdefault(known.duration_s or encoded.duration_s, []).append(known)
     for seconds, group in by_length.items():
-        answers = qa.ask_all(watched, [question.question for question in group], seconds, **generate)
+        answers = qa.ask_all(encoded, [question.question for question in group], seconds, **generate)
         samples += [Sample.asked(q).answered(answer) for q, answer in zip(group, answers, strict=True)]
     return samples
 

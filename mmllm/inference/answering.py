@@ -33,12 +33,12 @@ from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Watched:
+class EncodedVideo:
     """A video as the model has seen it; questions about it cost neither decoding nor encoding."""
 
     clip: VideoClip
     """The frames the encoder was given."""
-    seen: dict[int, VisualSequence]
+    sequences: dict[int, VisualSequence]
     """Placeholder id -> what the LLM reads."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each stage that was run: `decode`, `encode`, `reduce` (with the path that follows it)."""
@@ -126,7 +126,7 @@ class VideoQA:
         return list(dict.fromkeys(one for one in ids if one is not None))
 
     @torch.no_grad()
-    def watch(self, video: Any, **limits: Any) -> Watched:
+    def encode_video(self, video: Any, **limits: Any) -> EncodedVideo:
         """Decodes and encodes a video once.
 
         Args:
@@ -138,12 +138,12 @@ class VideoQA:
         return self._encode(clip, {"decode": time.perf_counter() - started})
 
     @torch.no_grad()
-    def look_again(self, watched: Watched) -> Watched:
+    def encode_again(self, encoded: EncodedVideo) -> EncodedVideo:
         """A video that was watched with other reducers or another path, through this model's.
 
         It is not decoded again, and encoded again only where these reducers need something else of the encoder.
         """
-        tokens = watched.tokens
+        tokens = encoded.tokens
         inside = self.model.encoder_stage is not None
         if (
             tokens is None
@@ -151,16 +151,16 @@ class VideoQA:
             or inside
             or not set(self.model.scores_needed) <= set(tokens.scores)
         ):
-            return self._encode(watched.clip, {})
-        return self._arrange(watched.clip, tokens, {})
+            return self._encode(encoded.clip, {})
+        return self._arrange(encoded.clip, tokens, {})
 
-    def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> Watched:
+    def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> EncodedVideo:
         started = time.perf_counter()
         tokens = video_tokens(self.model, clip_inputs(self.processor, clip).to(self.model.device))
         self._wait()
         return self._arrange(clip, tokens, {**seconds, "encode": time.perf_counter() - started})
 
-    def _arrange(self, clip: VideoClip, tokens: VisualTokens, seconds: dict[str, float]) -> Watched:
+    def _arrange(self, clip: VideoClip, tokens: VisualTokens, seconds: dict[str, float]) -> EncodedVideo:
         started = time.perf_counter()
         left = self.model.reduce(tokens)
         text = self.processor.frame_text([clip.times_s])
@@ -168,9 +168,9 @@ class VideoQA:
         if text is not None:
             sequence = dataclasses.replace(sequence, frame_text=text.to(self.model.device))
         self._wait()
-        return Watched(
+        return EncodedVideo(
             clip=clip,
-            seen={self.model.config.video_token_id: sequence},
+            sequences={self.model.config.video_token_id: sequence},
             seconds={**seconds, "reduce": time.perf_counter() - started},
             tokens=tokens,
             kept=kept_places(left),
@@ -203,19 +203,19 @@ class VideoQA:
         )
 
     def ask(self, video: Any, question: str, **generate: Any) -> Answer:
-        """The answer to one question about a video, or about a `Watched` one.
+        """The answer to one question about a video, or about a `EncodedVideo` one.
 
         Args:
-            video: what `watch` takes, or what it gave.
+            video: what `encode_video` takes, or what it gave.
             question: in words; it may hold `<seconds>` stamps.
             generate: options of transformers' `generate`; greedy by default.
         """
-        watched = video if isinstance(video, Watched) else self.watch(video)
-        return self.ask_all(watched, [question], **generate)[0]
+        encoded = video if isinstance(video, EncodedVideo) else self.encode_video(video)
+        return self.ask_all(encoded, [question], **generate)[0]
 
     @torch.no_grad()
     def ask_all(
-        self, watched: Watched, questions: Sequence[str], duration_s: float | None = None, **generate: Any
+        self, encoded: EncodedVideo, questions: Sequence[str], duration_s: float | None = None, **generate: Any
     ) -> list[Answer]:
         """The answers to several independent questions about one video, in one batch.
 
@@ -227,14 +227,14 @@ class VideoQA:
         """
         if not questions:
             return []
-        duration_s = watched.duration_s if duration_s is None else duration_s
+        duration_s = encoded.duration_s if duration_s is None else duration_s
         inputs = self.processor.collate([self.prompt(question, duration_s) for question in questions])
-        new = self.generate(watched, inputs["input_ids"], inputs["attention_mask"], **generate)
+        new = self.generate(encoded, inputs["input_ids"], inputs["attention_mask"], **generate)
         return self.processor.batch_decode(new, [duration_s] * len(questions))
 
     @torch.no_grad()
     def generate(
-        self, watched: Watched, input_ids: Tensor, attention_mask: Tensor | None = None, **generate: Any
+        self, encoded: EncodedVideo, input_ids: Tensor, attention_mask: Tensor | None = None, **generate: Any
     ) -> Tensor:
         """New ids Q K for prompts about one video.
 
@@ -256,7 +256,7 @@ class VideoQA:
         ids = self.model.generate(
             input_ids=input_ids.to(device),
             attention_mask=None if attention_mask is None else attention_mask.to(device),
-            seen={placeholder: sequence.select(rows) for placeholder, sequence in watched.seen.items()},
+            sequences={placeholder: sequence.select(rows) for placeholder, sequence in encoded.sequences.items()},
             **options,
         )
         return ids[:, input_ids.shape[1] :]

@@ -9,17 +9,17 @@ import dataclasses
 
 import torch
 
-from mmllm.inference.answering import VideoQA, Watched
+from mmllm.inference.answering import EncodedVideo, VideoQA
 from mmllm.llm.values import LlmPass
 from mmllm.modeling.placeholders import place, positions
 
 
 @torch.no_grad()
-def finished_pass(qa: VideoQA, watched: Watched, question: str) -> LlmPass:
+def finished_pass(qa: VideoQA, encoded: EncodedVideo, question: str) -> LlmPass:
     """What the stages inside the LLM decided and noted while a question's prompt was read; nothing is answered."""
     model = qa.model
-    inputs = qa.processor.collate([qa.prompt(question, watched.duration_s)])
-    placed = place(inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device), watched.seen)
+    inputs = qa.processor.collate([qa.prompt(question, encoded.duration_s)])
+    placed = place(inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device), encoded.sequences)
     current = model.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), placed.grid)
     model.language_model.base_model(
         inputs_embeds=model.embed(placed.input_ids, placed.visual),
@@ -31,33 +31,33 @@ def finished_pass(qa: VideoQA, watched: Watched, question: str) -> LlmPass:
     return current
 
 
-def watched_for(qa: VideoQA, watched: Watched, question: str) -> Watched:
+def encoded_for(qa: VideoQA, encoded: EncodedVideo, question: str) -> EncodedVideo:
     """A watched video with `kept` and `ranking` as the stages inside the LLM decide for a question.
 
     The video as it is, if the model has no such stage or its tokens have no place in the picture. `kept` is what
     remains behind the last layer; `ranking` is what the first stage that ranks went by.
     """
     if not qa.model.llm_stages:
-        return watched
-    current = finished_pass(qa, watched, question)
-    return watched if current.grid is None else _with_decisions(watched, current)
+        return encoded
+    current = finished_pass(qa, encoded, question)
+    return encoded if current.grid is None else _with_decisions(encoded, current)
 
 
-def _with_decisions(watched: Watched, current: LlmPass) -> Watched:
+def _with_decisions(encoded: EncodedVideo, current: LlmPass) -> EncodedVideo:
     """The watched video of a batch of one, with what a finished pass decided laid on its patches."""
     assert current.grid is not None
-    shape = (len(watched.clip), *current.grid)
+    shape = (len(encoded.clip), *current.grid)
     patch = current.frame[0], current.place[0] // current.grid[1], current.place[0] % current.grid[1]
     last = current.kept_at(max(current.kept, default=0)).position[0]
     last = last[current.visual[0][last]]
     kept = torch.zeros(shape, dtype=torch.bool)
     kept[tuple(axis[last].cpu() for axis in patch)] = True
-    watched = dataclasses.replace(watched, kept=kept.numpy())
+    encoded = dataclasses.replace(encoded, kept=kept.numpy())
     explanations = (stage.explain_pass(current) for stage in current.stages)
     shown = next((explanation for explanation in explanations if explanation is not None), None)
     if shown is None:
-        return watched
+        return encoded
     visual = current.visual[0].nonzero().squeeze(1)
     ranking = torch.full(shape, torch.nan)
     ranking[tuple(axis[visual].cpu() for axis in patch)] = shown.values[0][visual].float().cpu()
-    return dataclasses.replace(watched, ranking=(shown.name, ranking.numpy()))
+    return dataclasses.replace(encoded, ranking=(shown.name, ranking.numpy()))

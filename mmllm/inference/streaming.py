@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from mmllm.inference.answering import VideoQA, Watched
+from mmllm.inference.answering import EncodedVideo, VideoQA
 from mmllm.times.answers import Answer
 
 Cut = Literal["tokens", "time", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class PartialAnswer:
     """What a model has said so far, and at the end its answer."""
 
     text: str
@@ -44,14 +44,14 @@ class Said:
 
 def stream(
     qa: VideoQA,
-    watched: Watched,
+    encoded: EncodedVideo,
     question: str,
     *,
     history: Sequence[tuple[str, str]] = (),
     stopped: Callable[[], bool] = lambda: False,
     limit_s: float = 60.0,
     **generate: Any,
-) -> Generator[Said, None, None]:
+) -> Generator[PartialAnswer, None, None]:
     """What is said after each token; the last one carries the answer.
 
     Args:
@@ -73,27 +73,27 @@ def stream(
 
     ids: list[int] = []
     told_s: list[float] = []
-    tokens = _tokens(qa, watched, qa.prompt(question, watched.duration_s, history).input_ids, ends, generate)
+    tokens = _tokens(qa, encoded, qa.prompt(question, encoded.duration_s, history).input_ids, ends, generate)
     try:
         for token, at in tokens:
             ids.append(token)
             told_s.append(at - started)
-            yield _said(qa, watched, ids, told_s)
+            yield _said(qa, encoded, ids, told_s)
         cut = None if ids and ids[-1] == qa.processor.tokenizer.eos_token_id else ends() or "tokens"
     finally:
         left.set()
         tokens.close()
-    answer = qa.processor.decode(ids, watched.duration_s)
-    yield _said(qa, watched, ids, told_s, answer=answer, cut=cut)
+    answer = qa.processor.decode(ids, encoded.duration_s)
+    yield _said(qa, encoded, ids, told_s, answer=answer, cut=cut)
 
 
-def _said(qa: VideoQA, watched: Watched, ids: list[int], told_s: list[float], **end: Any) -> Said:
-    text = qa.processor.writing.read(qa.processor.decode_text(ids), watched.duration_s, template="{} s")
-    return Said(text=text, tokens=len(ids), first_token_s=told_s[0], seconds=told_s[-1], **end)
+def _said(qa: VideoQA, encoded: EncodedVideo, ids: list[int], told_s: list[float], **end: Any) -> PartialAnswer:
+    text = qa.processor.writing.read(qa.processor.decode_text(ids), encoded.duration_s, template="{} s")
+    return PartialAnswer(text=text, tokens=len(ids), first_token_s=told_s[0], seconds=told_s[-1], **end)
 
 
 def _tokens(
-    qa: VideoQA, watched: Watched, prompt: Tensor, ends: Callable[[], Cut | None], generate: dict[str, Any]
+    qa: VideoQA, encoded: EncodedVideo, prompt: Tensor, ends: Callable[[], Cut | None], generate: dict[str, Any]
 ) -> Generator[tuple[int, float], None, None]:
     """Generated ids and when each came, from a thread that runs transformers' `generate`."""
     told: queue.SimpleQueue[tuple[int, float] | BaseException | None] = queue.SimpleQueue()
@@ -101,7 +101,7 @@ def _tokens(
     def run() -> None:
         try:
             qa.generate(
-                watched,
+                encoded,
                 prompt.unsqueeze(0),
                 streamer=_Queue(told),
                 stopping_criteria=StoppingCriteriaList([lambda ids, _: _verdict(ids, ends() is not None)]),

@@ -93,7 +93,7 @@ class ModalityInputs:
         return []
 
     @property
-    def frame_share(self) -> Tensor | None:
+    def frame_fraction(self) -> Tensor | None:
         """float, M T. When each frame is shown, as a share of its medium's length; None for media without times."""
         return None
 

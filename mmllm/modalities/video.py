@@ -110,7 +110,7 @@ class VideoInputs(ModalityInputs):
         return [] if self.durations_s is None else self.durations_s.tolist()
 
     @property
-    def frame_share(self) -> Tensor | None:
+    def frame_fraction(self) -> Tensor | None:
         """float, V T. When each frame is shown, as a share of its video's length.
 
         Raises:

@@ -92,7 +92,7 @@ class GroundingHead(nn.Module):
         self.keys = nn.Linear(width, width, bias=False)
         self.pointer_weight = pointer_weight
 
-    def forward(self, hidden: Tensor, placed: Placed, found: Intervals, frame_share: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, placed: Placed, found: Intervals, frame_fraction: Tensor) -> Tensor:
         """Mean loss over the answers with an interval.
 
         Args:
@@ -105,7 +105,7 @@ class GroundingHead(nn.Module):
         if not len(found.row):
             return hidden.sum() * 0.0
         hidden = self.norm(hidden)
-        at = _first_one_frame_positions(placed, frame_share.shape[1])  # B T, -1 where there is none
+        at = _first_one_frame_positions(placed, frame_fraction.shape[1])  # B T, -1 where there is none
         pointable = (at >= 0)[found.row]  # A T
         if not pointable.any(dim=1).all():
             raise ConfigError(
@@ -119,7 +119,7 @@ class GroundingHead(nn.Module):
             score = score.masked_fill(~pointable, torch.finfo(score.dtype).min)
             return score.float().log_softmax(dim=-1)  # A T
 
-        share = frame_share[found.row]
+        share = frame_fraction[found.row]
         gap = 1 / max(share.shape[1] - 1, 1)
         # half a frame more on both sides, so that at least one frame is inside, however short the interval;
         # where none of those has a token, the nearest one that has

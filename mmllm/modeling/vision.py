@@ -92,7 +92,7 @@ class VisualStages(PreTrainedModel):
         ids = self.config.time_token_ids
         return torch.tensor(ids, device=self.device) if ids else None
 
-    def see(self, media: Media) -> dict[int, VisualSequence]:
+    def visual_sequences(self, media: Media) -> dict[int, VisualSequence]:
         """Placeholder id -> what the LLM reads of a batch's media.
 
         Args:

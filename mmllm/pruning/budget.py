@@ -47,7 +47,7 @@ class Budget:
         require(self.ratio is None or 0 < self.ratio <= 1, self, "ratio", "above 0 and at most 1")
         require(self.total is None or self.total >= 1, self, "total", "at least 1 token")
 
-    def share(self, tokens: int, *, guard: float = BUDGET_GUARD) -> int:
+    def fraction(self, tokens: int, *, guard: float = BUDGET_GUARD) -> int:
         """`ratio` of a number of tokens, rounded as this budget rounds; at least one unless rounded down."""
         assert self.ratio is not None
         if self.rounding == "floor":
@@ -67,7 +67,9 @@ class Budget:
             self._fits(mask.shape[-1])
             counts = np.full_like(there, self.keep)
         elif self.ratio is not None:
-            counts = np.array([[self.share(int(n)) if n else 0 for n in video] for video in there]).reshape(there.shape)
+            counts = np.array([[self.fraction(int(n)) if n else 0 for n in video] for video in there]).reshape(
+                there.shape
+            )
             if ((counts == 0) & (there > 0)).any():
                 raise InputError(f"ratio = {self.ratio} leaves no token of a frame of {int(there.max())}")
         else:
@@ -80,7 +82,7 @@ class Budget:
             self._fits(tokens_per_frame)
             return self.keep * frames
         if self.ratio is not None:
-            return self.share(tokens_per_frame) * frames
+            return self.fraction(tokens_per_frame) * frames
         return min(self.total or 0, tokens_per_frame * frames)
 
     def for_video(self, there: np.ndarray) -> int:
@@ -88,7 +90,7 @@ class Budget:
         if self.keep is not None:
             return int(np.minimum(there, self.keep).sum())
         if self.ratio is not None:
-            return self.share(int(there.sum()))
+            return self.fraction(int(there.sum()))
         return min(self.total or 0, int(there.sum()))
 
     def _fits(self, tokens_per_frame: int) -> None:

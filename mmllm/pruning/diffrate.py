@@ -19,8 +19,8 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
 from mmllm.interfaces import EncoderStage
 from mmllm.pruning.diffrate_learning import LearnedDiffRate
-from mmllm.pruning.diffrate_schedule import Schedule, even_schedule, flops
-from mmllm.pruning.token_merging import Live, attend, compress, in_raster_order
+from mmllm.pruning.diffrate_schedule import CompressionSchedule, even_schedule, flops
+from mmllm.pruning.token_merging import LiveTokens, attend, compress, in_raster_order
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -52,7 +52,7 @@ class DiffRateConfig:
         require(self.target is None or 0 < self.target <= 1, self, "target", "above 0 and at most 1")
         require(self.granularity >= 1, self, "granularity", "at least 1")
         require(self.cost_weight >= 0, self, "cost_weight", "zero or more")
-        Schedule(prune=self.prune, merge=self.merge)
+        CompressionSchedule(prune=self.prune, merge=self.merge)
 
 
 @register("reducer", "diffrate", config=DiffRateConfig)
@@ -88,7 +88,7 @@ class DiffRateReducer(EncoderStage):
     def _whole(self, tokens: int, blocks: int) -> float:
         return flops([tokens] * blocks, tokens=tokens, **self.tower)
 
-    def schedule(self, tokens: int, blocks: int) -> Schedule:
+    def schedule(self, tokens: int, blocks: int) -> CompressionSchedule:
         """The schedule for a tower of that many blocks and tokens, class token counted.
 
         Raises:
@@ -98,7 +98,11 @@ class DiffRateReducer(EncoderStage):
             return even_schedule(tokens, blocks, self.config.keep + 1)
         if self.config.target is not None and self.rates is None:
             raise ConfigError("diffrate:target=... learns its schedule in training; here there is none yet")
-        schedule = self.rates.schedule() if self.rates else Schedule(prune=self.config.prune, merge=self.config.merge)
+        schedule = (
+            self.rates.schedule()
+            if self.rates
+            else CompressionSchedule(prune=self.config.prune, merge=self.config.merge)
+        )
         if len(schedule) != blocks:
             raise ConfigError(f"the schedule is for {len(schedule)} blocks, the encoder runs {blocks}")
         schedule.live(tokens)
@@ -108,7 +112,7 @@ class DiffRateReducer(EncoderStage):
         """What is live before the first of `blocks` blocks; of hidden states F N C."""
         if self.rates is not None and self.training:
             return self.rates.start(hidden, blocks)
-        return self.schedule(hidden.shape[1], blocks), Live.at_first(hidden)
+        return self.schedule(hidden.shape[1], blocks), LiveTokens.at_first(hidden)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, state: Any) -> tuple[Tensor, Tensor]:
         """See `attend`."""

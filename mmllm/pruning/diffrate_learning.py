@@ -19,9 +19,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmllm.errors import CheckpointError, InputError
-from mmllm.pruning.diffrate_schedule import Schedule, flops
+from mmllm.pruning.diffrate_schedule import CompressionSchedule, flops
 from mmllm.pruning.token_merging import (
-    Live,
+    LiveTokens,
     in_raster_order,
     merge_targets,
     merged_mean,
@@ -96,7 +96,7 @@ class LearnedRate(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Watched:
+class MaskedTokens:
     """Tokens of a tower while its schedule is learned; none is removed, ranks of the last sort are the positions."""
 
     size: Tensor
@@ -205,10 +205,10 @@ class LearnedDiffRate(nn.Module):
         parts = ((name.split("."), value) for name, value in self.state_dict().items())
         return {f"blocks.{block}.{names[rates]}.{field}": value for (rates, block, field), value in parts}
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> CompressionSchedule:
         """The schedule as learned so far."""
         counts = [(prune.count(), merge.count()) for prune, merge in self._pairs()]
-        return Schedule(prune=tuple(prune for prune, _ in counts), merge=tuple(merge for _, merge in counts))
+        return CompressionSchedule(prune=tuple(prune for prune, _ in counts), merge=tuple(merge for _, merge in counts))
 
     def cost(self, *, width: int, patch: int, classes: int = 0) -> Tensor:
         """Scalar, float32: multiply-adds of the tower under this schedule, as `flops`, with gradients to the rates.
@@ -251,7 +251,7 @@ class LearnedDiffRate(nn.Module):
     def _pairs(self) -> list[tuple[LearnedRate, LearnedRate]]:
         return list(zip(self.prune_rates, self.merge_rates, strict=True))  # type: ignore[arg-type]
 
-    def start(self, hidden: Tensor, blocks: int) -> Watched:
+    def start(self, hidden: Tensor, blocks: int) -> MaskedTokens:
         """All tokens live; of hidden states F N C.
 
         Raises:
@@ -263,14 +263,14 @@ class LearnedDiffRate(nn.Module):
                 f"the rates are for {self.patches} patches in {len(self.prune_rates)} blocks, "
                 f"not {count - 1} in {blocks}"
             )
-        ones, first = torch.ones(frames, count, device=hidden.device), Live.at_first(hidden)
-        return Watched(size=first.size, mask=ones, owner=first.owner, live=count)
+        ones, first = torch.ones(frames, count, device=hidden.device), LiveTokens.at_first(hidden)
+        return MaskedTokens(size=first.size, mask=ones, owner=first.owner, live=count)
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, state: Watched) -> tuple[Tensor, Tensor]:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, state: MaskedTokens) -> tuple[Tensor, Tensor]:
         """See `attend_masked`."""
         return attend_masked(queries, keys, values, state.size, state.mask)
 
-    def reduce(self, block: int, hidden: Tensor, row: Tensor, state: Watched) -> tuple[Tensor, Watched]:
+    def reduce(self, block: int, hidden: Tensor, row: Tensor, state: MaskedTokens) -> tuple[Tensor, MaskedTokens]:
         """Sorts the tokens by attention, then hides those that this block drops and those it merges."""
         prune, merge = self._pairs()[block]
         order = order_by(row.detach())
@@ -285,9 +285,9 @@ class LearnedDiffRate(nn.Module):
             stay = torch.arange(kept, device=target.device).expand(len(target), kept)
             owner = moved(owner, torch.cat([stay, target], dim=-1))
             mask, live = mask * merge.mask(live), kept
-        return hidden, Watched(size=size, mask=mask, owner=owner, live=live)
+        return hidden, MaskedTokens(size=size, mask=mask, owner=owner, live=live)
 
-    def finish(self, hidden: Tensor, state: Watched) -> tuple[Tensor, Tensor, Tensor]:
+    def finish(self, hidden: Tensor, state: MaskedTokens) -> tuple[Tensor, Tensor, Tensor]:
         """As `in_raster_order`; what is gone comes last, with size 0."""
-        features, index, size = in_raster_order(hidden, Live(size=state.size, owner=state.owner))
+        features, index, size = in_raster_order(hidden, LiveTokens(size=state.size, owner=state.owner))
         return features, index.clamp(max=self.patches - 1), size

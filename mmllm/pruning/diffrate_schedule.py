@@ -13,7 +13,7 @@ from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class CompressionSchedule:
     """How many tokens each block keeps. A number above what is there changes nothing."""
 
     prune: tuple[int, ...]
@@ -48,7 +48,7 @@ class Schedule:
         return counts
 
 
-def published(prune: str, merge: str) -> Schedule:
+def published(prune: str, merge: str) -> CompressionSchedule:
     """A schedule written as the published file writes its lists, as text; "None" means that nothing is done.
 
     Raises:
@@ -65,10 +65,10 @@ def published(prune: str, merge: str) -> Schedule:
         lists.append(value)
     length = len(next((value for value in lists if value is not None), ()))
     never = (2**31,) * length
-    return Schedule(prune=tuple(lists[0] or never), merge=tuple(lists[1] or never))
+    return CompressionSchedule(prune=tuple(lists[0] or never), merge=tuple(lists[1] or never))
 
 
-def write_schedules(path: str | Path, schedules: Mapping[str, Mapping[str, Schedule]]) -> None:
+def write_schedules(path: str | Path, schedules: Mapping[str, Mapping[str, CompressionSchedule]]) -> None:
     """Writes schedules (model -> GFLOPs -> schedule) as a published `compression_rate.json`, lists as text."""
     told = {
         model: {
@@ -80,7 +80,7 @@ def write_schedules(path: str | Path, schedules: Mapping[str, Mapping[str, Sched
     Path(path).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
-def read_schedules(path: str | Path) -> dict[str, dict[str, Schedule]]:
+def read_schedules(path: str | Path) -> dict[str, dict[str, CompressionSchedule]]:
     """The schedules of a published `compression_rate.json`: model -> GFLOPs -> schedule.
 
     Raises:
@@ -98,13 +98,13 @@ def read_schedules(path: str | Path) -> dict[str, dict[str, Schedule]]:
         raise ConfigError(f"{path}: no file of DiffRate schedules: {type(problem).__name__} {problem}") from None
 
 
-def even_schedule(tokens: int, blocks: int, keep: int) -> Schedule:
+def even_schedule(tokens: int, blocks: int, keep: int) -> CompressionSchedule:
     """The same share of tokens merged away in every block but the first, `keep` tokens left at the end."""
     if not 2 <= keep <= tokens:
         raise ConfigError(f"keep = {keep}: must be between 2 and {tokens} tokens, the class token counted")
     shares = [block / (blocks - 1) for block in range(blocks)] if blocks > 1 else [1.0]
     merge = tuple(max(keep, math.ceil(tokens * (keep / tokens) ** share - 1e-9)) for share in shares)
-    return Schedule(prune=(tokens,) * blocks, merge=merge)
+    return CompressionSchedule(prune=(tokens,) * blocks, merge=merge)
 
 
 def flops(counts: Sequence[int], *, tokens: int, width: int, patch: int, classes: int = 0) -> float:

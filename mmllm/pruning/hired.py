@@ -62,9 +62,9 @@ class HiredConfig(Budget):
         require(0 <= self.alpha <= 1, self, "alpha", "between 0 and 1")
         require(0 <= self.spatial_budget <= 1, self, "spatial_budget", "between 0 and 1")
 
-    def share(self, tokens: int, *, guard: float = BUDGET_GUARD) -> int:
+    def fraction(self, tokens: int, *, guard: float = BUDGET_GUARD) -> int:
         """`ratio` of a number of tokens, rounded down; in release mode with the code's floating point."""
-        return super().share(tokens, guard=0.0 if self.mode == "release" else guard)
+        return super().fraction(tokens, guard=0.0 if self.mode == "release" else guard)
 
 
 @register("reducer", "hired", config=HiredConfig)
@@ -137,7 +137,7 @@ class HiredReducer(TokenReducer):
     def _budget(self, partitions: int, patches: int) -> int:
         if self.config.ratio is None:
             return self.config.upper_bound(patches, partitions)
-        return self.config.share(partitions * patches, guard=_GUARD)
+        return self.config.fraction(partitions * patches, guard=_GUARD)
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video, or of an image and its tiles."""

@@ -20,7 +20,7 @@ _TINY = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Live:
+class LiveTokens:
     """The tokens that go through a tower, beside their features."""
 
     size: Tensor
@@ -29,7 +29,7 @@ class Live:
     """int64, F P. Which live token holds each original patch; -1 where it was dropped."""
 
     @classmethod
-    def at_first(cls, hidden: Tensor) -> Live:
+    def at_first(cls, hidden: Tensor) -> LiveTokens:
         """Every patch stands for itself; of hidden states F N C."""
         frames, count, _ = hidden.shape
         patches = torch.arange(1, count, device=hidden.device).expand(frames, count - 1)
@@ -114,8 +114,8 @@ def merged_size(size: Tensor, target: Tensor, cosine: Tensor, *, clamp: bool) ->
 
 
 def compress(
-    hidden: Tensor, live: Live, row: Tensor, *, prune: int, merge: int, clamp_size: bool = False
-) -> tuple[Tensor, Live]:
+    hidden: Tensor, live: LiveTokens, row: Tensor, *, prune: int, merge: int, clamp_size: bool = False
+) -> tuple[Tensor, LiveTokens]:
     """One block's drop and merge, between attention and MLP.
 
     Args:
@@ -147,7 +147,7 @@ def compress(
         owner = moved(owner, torch.cat([stay, target], dim=-1))
         size = merged_size(size, target, cosine, clamp=clamp_size)
         hidden = merged_mean(hidden, target)
-    return hidden, Live(size=size, owner=owner)
+    return hidden, LiveTokens(size=size, owner=owner)
 
 
 def moved(owner: Tensor, new: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def moved(owner: Tensor, new: Tensor) -> Tensor:
     return torch.where(owner < 0, owner, new.gather(1, owner.clamp(min=0)))
 
 
-def in_raster_order(hidden: Tensor, live: Live) -> tuple[Tensor, Tensor, Tensor]:
+def in_raster_order(hidden: Tensor, live: LiveTokens) -> tuple[Tensor, Tensor, Tensor]:
     """Patch tokens sorted by the first patch each holds, without the class token.
 
     Args:

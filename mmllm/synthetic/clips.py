@@ -10,7 +10,7 @@ from typing import Literal
 
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, require
-from mmllm.synthetic.questions import ACTION_FAMILIES, FAMILIES, SPATIAL_FAMILIES, Question, ask
+from mmllm.synthetic.questions import ACTION_FAMILIES, FAMILIES, SPATIAL_FAMILIES, ClipQuestion, ask
 from mmllm.synthetic.world import World
 from mmllm.synthetic.world_sampling import WORLDS, sample_world
 
@@ -61,14 +61,14 @@ class SyntheticConfig:
         return self.train_videos if split == "train" else self.val_videos
 
 
-def clip(config: SyntheticConfig, split: Split, index: int) -> tuple[World, list[Question]]:
+def clip(config: SyntheticConfig, split: Split, index: int) -> tuple[World, list[ClipQuestion]]:
     """The world of one clip and what is asked about it, the same at each call and on each machine.
 
     Of a few worlds the one is taken in which most of the families find a question.
     """
     random_state = random.Random(f"{config.seed}/{split}/{index}")
     wanted = min(config.questions_per_video, len(config.families))
-    best: tuple[int, World, list[Question]] | None = None
+    best: tuple[int, World, list[ClipQuestion]] | None = None
     for _ in range(8):
         world = fresh_world(config, random_state)
         questions, offered = ask(world, random_state, config.families, config.questions_per_video)

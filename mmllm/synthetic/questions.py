@@ -22,8 +22,8 @@ from mmllm.synthetic.world import (
     SHAPES,
     SHORTEST_S,
     SHORTEST_SHARE,
-    Event,
-    Span,
+    SceneEvent,
+    SceneSpan,
     Thing,
     World,
     camera,
@@ -54,17 +54,17 @@ _BORDER = 4.5 / 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ClipQuestion:
     """A question about a clip, with its one answer."""
 
     question: str
     answer: str
     family: str
-    span: Span | None
+    span: SceneSpan | None
     """The interval in the answer; None for spatial questions."""
 
 
-Happenings = list[tuple[Thing, Event]]
+Happenings = list[tuple[Thing, SceneEvent]]
 
 
 def stamp(time_s: float) -> str:
@@ -89,14 +89,14 @@ def vocabulary() -> list[str]:
 
 def ask(
     world: World, random_state: random.Random, families: Sequence[str], count: int
-) -> tuple[list[Question], Counter[str]]:
+) -> tuple[list[ClipQuestion], Counter[str]]:
     """Up to `count` different questions, drawn evenly from `families`, and how many each family had to offer."""
     happenings = [(thing, event) for thing in world.things for event in thing.events]
     pools = {family: list(FAMILIES[family](world, happenings)) for family in families}
     offered = Counter({family: len(pool) for family, pool in pools.items()})
     for pool in pools.values():
         random_state.shuffle(pool)
-    chosen: list[Question] = []
+    chosen: list[ClipQuestion] = []
     while len(chosen) < count and any(pools.values()):
         turn = [family for family, pool in pools.items() if pool]
         random_state.shuffle(turn)
@@ -104,7 +104,7 @@ def ask(
     return chosen, offered
 
 
-def _answerable(world: World, span: Span | None) -> bool:
+def _answerable(world: World, span: SceneSpan | None) -> bool:
     """Whether an interval is long and short enough to be asked for."""
     if span is None:
         return False
@@ -112,24 +112,24 @@ def _answerable(world: World, span: Span | None) -> bool:
     return span.length_s >= SHORTEST_S - 1e-6 and SHORTEST_SHARE - 1e-6 <= share <= LONGEST_SHARE + 1e-6
 
 
-def _timed(family: str, question: str, span: Span, sentence: str) -> Question:
+def _timed(family: str, question: str, span: SceneSpan, sentence: str) -> ClipQuestion:
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
     answer = f"{stamp(span.start_s)} {stamp(span.end_s)} {sentence}"
-    return Question(question=question, answer=answer, family=family, span=span)
+    return ClipQuestion(question=question, answer=answer, family=family, span=span)
 
 
-def _does(event: Event) -> str:
+def _does(event: SceneEvent) -> str:
     return _DOES[event.action][1]
 
 
-def _direct(world: World, happenings: Happenings) -> Iterator[Question]:
+def _direct(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
     """When does the red circle spin?"""
     for thing, event in happenings:
         question = f"When does the {thing.name} {_DOES[event.action][0]}?"
         yield _timed("direct", question, event.span, f"the {thing.name} {_does(event)}")
 
 
-def _something(world: World, happenings: Happenings) -> Iterator[Question]:
+def _something(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
     """Which object spins and when?"""
     times = Counter(event.action for _, event in happenings)
     for thing, event in happenings:
@@ -138,7 +138,7 @@ def _something(world: World, happenings: Happenings) -> Iterator[Question]:
             yield _timed("something", question, event.span, f"the {thing.name} {_does(event)}")
 
 
-def _relation(world: World, happenings: Happenings) -> Iterator[Question]:
+def _relation(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
     """When does the object that later blinks spin?"""
     pairs = [
         (thing, early, late)
@@ -155,7 +155,7 @@ def _relation(world: World, happenings: Happenings) -> Iterator[Question]:
             yield _timed("relation", question, late.span, f"the {thing.name} {_does(late)} after it {_does(early)}")
 
 
-def _next(world: World, happenings: Happenings) -> Iterator[Question]:
+def _next(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
     """What happens next after the red circle spins?
 
     Asked only if nothing else starts during the red circle's spin, so that "after" has one reading, and if what
@@ -170,7 +170,7 @@ def _next(world: World, happenings: Happenings) -> Iterator[Question]:
             yield _timed("next", question, following.span, f"the {other.name} {_does(following)}")
 
 
-def _overlap(world: World, happenings: Happenings) -> Iterator[Question]:
+def _overlap(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
     """When does the red circle spin while the blue square grows?"""
     for (thing, event), (other, meanwhile) in permutations(happenings, 2):
         span = event.span.overlap(meanwhile.span)
@@ -180,7 +180,7 @@ def _overlap(world: World, happenings: Happenings) -> Iterator[Question]:
             yield _timed("overlap", question, span, sentence)
 
 
-def _visible(world: World, happenings: Happenings) -> Iterator[Question]:
+def _visible(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
     """When is the red circle on screen?"""
     for thing in world.things:
         if _answerable(world, thing.presence):
@@ -188,7 +188,7 @@ def _visible(world: World, happenings: Happenings) -> Iterator[Question]:
             yield _timed("visible", question, thing.presence, f"the {thing.name} is on screen")
 
 
-def _crowded(world: World, happenings: Happenings) -> Iterator[Question]:
+def _crowded(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
     """When are at least three objects on screen?"""
     times_s = np.arange(world.frames) / world.fps
     shown = np.zeros(world.frames, dtype=np.int64)
@@ -197,13 +197,13 @@ def _crowded(world: World, happenings: Happenings) -> Iterator[Question]:
     for number in range(2, len(world.things) + 1):
         frames = np.flatnonzero(shown >= number)
         if len(frames) and frames[-1] - frames[0] + 1 == len(frames):
-            span = Span(int(frames[0]) / world.fps, (int(frames[-1]) + 1) / world.fps)
+            span = SceneSpan(int(frames[0]) / world.fps, (int(frames[-1]) + 1) / world.fps)
             if _answerable(world, span):
                 crowd = f"at least {NUMBERS[number]} objects"
                 yield _timed("crowded", f"When are {crowd} on screen?", span, f"{crowd} are on screen")
 
 
-def _whiles(world: World, happenings: Happenings) -> Iterator[tuple[Thing, Span, str]]:
+def _whiles(world: World, happenings: Happenings) -> Iterator[tuple[Thing, SceneSpan, str]]:
     """Who, when and in what words: everything that a spatial question can be tied to."""
     for thing, event in happenings:
         yield thing, event.span, f"the {thing.name} {_does(event)}"
@@ -212,7 +212,7 @@ def _whiles(world: World, happenings: Happenings) -> Iterator[tuple[Thing, Span,
             yield thing, thing.presence, f"the {thing.name} is on screen"
 
 
-def _place(world: World, happenings: Happenings) -> Iterator[Question]:
+def _place(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
     """Which shape is in the top left while the red circle spins?
 
     Asked only if that shape is there all the while, and no other shape is ever near that region meanwhile.
@@ -236,22 +236,22 @@ def _place(world: World, happenings: Happenings) -> Iterator[Question]:
         for region, things in always.items():
             if sometimes[region] == things and things[0] is not about:
                 question = f"Which shape is in the {REGIONS[region]} while {clause}?"
-                yield Question(question=question, answer=things[0].shape, family="place", span=None)
+                yield ClipQuestion(question=question, answer=things[0].shape, family="place", span=None)
 
 
-def _digit(world: World, happenings: Happenings) -> Iterator[Question]:
+def _digit(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
     """Which digit is shown while the red circle spins? Which digit is shown in the top left?"""
     for digit in world.digits:
         question = f"Which digit is shown in the {REGIONS[digit.region]}?"
-        yield Question(question=question, answer=NUMBERS[digit.value], family="digit", span=None)
+        yield ClipQuestion(question=question, answer=NUMBERS[digit.value], family="digit", span=None)
     for _, span, clause in _whiles(world, happenings):
         seen = [digit for digit in world.digits if digit.span.overlap(span)]
         if len(seen) == 1 and seen[0].span.covers(span):
             question = f"Which digit is shown while {clause}?"
-            yield Question(question=question, answer=NUMBERS[seen[0].value], family="digit", span=None)
+            yield ClipQuestion(question=question, answer=NUMBERS[seen[0].value], family="digit", span=None)
 
 
-TIME_FAMILIES: dict[str, Callable[[World, Happenings], Iterator[Question]]] = {
+TIME_FAMILIES: dict[str, Callable[[World, Happenings], Iterator[ClipQuestion]]] = {
     "direct": _direct,
     "something": _something,
     "relation": _relation,

@@ -20,7 +20,7 @@ from mmllm.errors import InputError
 from mmllm.synthetic.clips import SyntheticConfig, fresh_world
 from mmllm.synthetic.drawing import draw_stage, plate
 from mmllm.synthetic.staging import Stage, stage
-from mmllm.synthetic.world import ACTIONS, COLORS, Span, World
+from mmllm.synthetic.world import ACTIONS, COLORS, SceneSpan, World
 
 CELLS = 4
 """Rows and columns of the grid of the targets that are given by place."""
@@ -95,7 +95,7 @@ def _instant(world: World, spacing: float, random_state: random.Random) -> int:
     spans += [thing.presence for thing in world.things if thing.presence != world.whole]
     spans += [digit.span for digit in world.digits]
     kind = random_state.random()
-    span: Span = world.whole if kind < _QUIET or not spans else random_state.choice(spans)
+    span: SceneSpan = world.whole if kind < _QUIET or not spans else random_state.choice(spans)
     first, last = round(span.start_s * world.fps), round(span.end_s * world.fps) - 1
     if _QUIET <= kind < _QUIET + _EDGE:
         reach = min(math.ceil(spacing) - 1, last - first)

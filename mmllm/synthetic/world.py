@@ -27,7 +27,7 @@ _CAMERA_REACH = 3
 _DIM = 0.15
 
 
-class Span(NamedTuple):
+class SceneSpan(NamedTuple):
     """A stretch of time in seconds; the end is where the first frame after it is shown."""
 
     start_s: float
@@ -37,22 +37,22 @@ class Span(NamedTuple):
     def length_s(self) -> float:
         return self.end_s - self.start_s
 
-    def overlap(self, other: Span) -> Span | None:
+    def overlap(self, other: SceneSpan) -> SceneSpan | None:
         """What both have in common, if anything."""
         start_s, end_s = max(self.start_s, other.start_s), min(self.end_s, other.end_s)
-        return Span(start_s, end_s) if start_s < end_s else None
+        return SceneSpan(start_s, end_s) if start_s < end_s else None
 
-    def covers(self, other: Span) -> bool:
+    def covers(self, other: SceneSpan) -> bool:
         return self.start_s <= other.start_s and other.end_s <= self.end_s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class SceneEvent:
     """Something that a thing does for a while."""
 
     action: str
     """One of `ACTIONS`."""
-    span: Span
+    span: SceneSpan
     amount: float
     """Travel or growth in sides, whole turns, or seconds for a hop or a blink, as the action has it."""
 
@@ -69,8 +69,8 @@ class Thing:
     """Centre and size in fractions of the frame's side; y points down."""
     angle: float
     """Radians, clockwise."""
-    presence: Span
-    events: tuple[Event, ...]
+    presence: SceneSpan
+    events: tuple[SceneEvent, ...]
     """In order of time, never two at once, each action once at most."""
 
     @property
@@ -87,7 +87,7 @@ class Digit:
     """Index in `REGIONS`."""
     x: float
     y: float
-    span: Span
+    span: SceneSpan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,8 @@ class World:
         return self.frames / self.fps
 
     @property
-    def whole(self) -> Span:
-        return Span(0.0, self.duration_s)
+    def whole(self) -> SceneSpan:
+        return SceneSpan(0.0, self.duration_s)
 
 
 class State(NamedTuple):
@@ -141,7 +141,7 @@ def state(things: Sequence[Thing], times_s: np.ndarray) -> State:
     shape = times_s.shape
     x, y, radius, angle = (start(name) + np.zeros(shape) for name in ("x", "y", "radius", "angle"))
     white, opacity = np.zeros(shape, dtype=bool), np.ones(shape)
-    by_action: dict[str, list[tuple[int, Event]]] = {}
+    by_action: dict[str, list[tuple[int, SceneEvent]]] = {}
     for i, thing in enumerate(things):
         for event in thing.events:
             by_action.setdefault(event.action, []).append((i, event))

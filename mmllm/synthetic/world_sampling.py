@@ -18,8 +18,8 @@ from mmllm.synthetic.world import (
     SHORTEST_S,
     SHORTEST_SHARE,
     Digit,
-    Event,
-    Span,
+    SceneEvent,
+    SceneSpan,
     Thing,
     World,
 )
@@ -89,7 +89,7 @@ def sample_world(
     timelines = []
     for i in range(count):
         visitor = i < visitors
-        presence = _somewhere(random_state, frames, fps) if visitor else Span(0.0, frames / fps)
+        presence = _somewhere(random_state, frames, fps) if visitor else SceneSpan(0.0, frames / fps)
         plan = _plan(random_state, presence, frames, fps, rules.actions, visitor=visitor) if actions else ()
         timelines.append((presence, plan))
     things, boxes = _laid_out(random_state, rules, colors, timelines)
@@ -113,15 +113,15 @@ def _length(random_state: random.Random, frames: int, fps: int, longest: float =
     return min(max(round(math.exp(random_state.uniform(math.log(low), math.log(high)))), math.ceil(low)), int(high))
 
 
-def _somewhere(random_state: random.Random, frames: int, fps: int) -> Span:
+def _somewhere(random_state: random.Random, frames: int, fps: int) -> SceneSpan:
     length = _length(random_state, frames, fps)
     start = random_state.randint(0, frames - length)
-    return Span(start / fps, (start + length) / fps)
+    return SceneSpan(start / fps, (start + length) / fps)
 
 
 def _plan(
-    random_state: random.Random, presence: Span, frames: int, fps: int, actions: Sequence[str], *, visitor: bool
-) -> tuple[tuple[str, Span], ...]:
+    random_state: random.Random, presence: SceneSpan, frames: int, fps: int, actions: Sequence[str], *, visitor: bool
+) -> tuple[tuple[str, SceneSpan], ...]:
     """Which actions within `presence`, and when: apart from each other by a second, in order of time."""
     start, stop = round(presence.start_s * fps), round(presence.end_s * fps)
     if visitor:
@@ -138,7 +138,7 @@ def _plan(
     cuts = sorted(random_state.randint(0, slack) for _ in lengths)
     plan, before = [], start
     for action, length, cut in zip(random_state.sample(actions, len(lengths)), lengths, cuts, strict=True):
-        plan.append((action, Span((before + cut) / fps, (before + cut + length) / fps)))
+        plan.append((action, SceneSpan((before + cut) / fps, (before + cut + length) / fps)))
         before += length + pause
     return tuple(plan)
 
@@ -147,7 +147,7 @@ def _laid_out(
     random_state: random.Random,
     rules: WorldRules,
     colors: Sequence[str],
-    timelines: Sequence[tuple[Span, tuple[tuple[str, Span], ...]]],
+    timelines: Sequence[tuple[SceneSpan, tuple[tuple[str, SceneSpan], ...]]],
 ) -> tuple[list[Thing], list[Box]]:
     """Things and the boxes they stay in, which overlap as little as a few attempts for each can make them."""
     things: list[Thing] = []
@@ -169,7 +169,7 @@ def _laid_out(
 
 
 def _placed(
-    random_state: random.Random, color: str, shape: str, presence: Span, plan: Sequence[tuple[str, Span]]
+    random_state: random.Random, color: str, shape: str, presence: SceneSpan, plan: Sequence[tuple[str, SceneSpan]]
 ) -> tuple[Thing, Box]:
     """A thing with room for what it will do, and the box that it will stay in."""
     uniform, actions = random_state.uniform, [action for action, _ in plan]
@@ -210,7 +210,7 @@ def _placed(
             amount = random_state.choice((-1, 1)) * max(1, round(uniform(0.35, 0.6) * span.length_s))
         else:
             amount = hop if action == "bounce" else 0.0
-        events.append(Event(action=action, span=span, amount=amount))
+        events.append(SceneEvent(action=action, span=span, amount=amount))
     thing = Thing(
         color=color,
         shape=shape,
@@ -238,7 +238,7 @@ def _digits(
             reference = random_state.choice(spans)
             before, after = (random_state.randint(0, 2 * fps) / fps for _ in range(2))
             start = max(round((reference.start_s - before) * fps), 0)
-            span = Span(start / fps, min(round((reference.end_s + after) * fps), frames) / fps)
+            span = SceneSpan(start / fps, min(round((reference.end_s + after) * fps), frames) / fps)
         hidden = [box for thing, box in zip(things, boxes, strict=True) if thing.presence.overlap(span)]
         places = []
         for _ in range(6):

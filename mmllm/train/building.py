@@ -29,6 +29,7 @@ from mmllm.modalities.border import placeholders
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
+from mmllm.stages import stages_of
 from mmllm.synthetic.questions import vocabulary
 from mmllm.train.model_config import DecoderConfig, ModelConfig
 
@@ -77,10 +78,7 @@ def build_model(
     model = MmllmForConditionalGeneration(
         MmllmConfig(
             text_config=text_config,
-            encoder=registry.describe("encoder", encoder),
-            reducers=list(config.reducers),
-            visual_tokenizer=config.visual_tokenizer,
-            path=config.path,
+            **stages_of(config),
             blend=to_mapping(config.blend),
             loss=to_mapping(config.loss),
             num_time_tokens=config.num_time_tokens,

@@ -29,7 +29,7 @@ from mmllm.synthetic.rendering import render
 from mmllm.train.features import FeatureCache
 from mmllm.train.packing import PackedQuestions
 from mmllm.train.record import file_digests
-from mmllm.train.rows import DialogueRows, MediaInputs
+from mmllm.train.rows import DialogueRows, MediaLoader
 from mmllm.train.schedule import RowTraining
 from mmllm.train.stage import Rows, TrainingRun
 
@@ -102,7 +102,7 @@ class RunData:
         )
         return Rows(dataset=packed, workers=workers)
 
-    def _media(self, run: TrainingRun, keep_features: bool) -> MediaInputs:
+    def _media(self, run: TrainingRun, keep_features: bool) -> MediaLoader:
         """How videos get to the model. Every one is read once, but for a mixture without kept features, which draws
         another dialogue in place of one whose video cannot be read."""
         mixed = isinstance(self.items, Mixture)
@@ -110,11 +110,11 @@ class RunData:
         if keep_features:
             cache = FeatureCache(run.folder / "features", run.model, run.processor)
             self.set_aside |= cache.fill_together(videos, run.workers)
-            return MediaInputs(run.processor, cache)
+            return MediaLoader(run.processor, cache)
         if not mixed and not self._looked_at:
             self.set_aside |= unreadable(videos, run.processor.clip_reader(), run.workers)
             self._looked_at = True
-        return MediaInputs(run.processor)
+        return MediaLoader(run.processor)
 
     def tell(self, file: Path) -> None:
         """Lists the videos that were not trained on, on the screen and in a file."""

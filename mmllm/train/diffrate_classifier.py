@@ -15,8 +15,8 @@ from mmllm.encoders.timm_blocks import run_inside
 from mmllm.encoders.tower import load_strictly
 from mmllm.errors import ConfigError
 from mmllm.pruning.diffrate import DiffRateConfig, DiffRateReducer
-from mmllm.pruning.diffrate_learning import LearnedDiffRate, Watched
-from mmllm.pruning.diffrate_schedule import Schedule, flops
+from mmllm.pruning.diffrate_learning import LearnedDiffRate, MaskedTokens
+from mmllm.pruning.diffrate_schedule import CompressionSchedule, flops
 from mmllm.runtime.progress import Progress
 
 
@@ -44,16 +44,16 @@ class DiffRateClassifier(nn.Module):
         self.rates = LearnedDiffRate(
             patches=vit.patch_embed.num_patches, blocks=len(vit.blocks), granularity=granularity, fixed=fixed
         )
-        self.fixed_schedule: Schedule | None = None
+        self.fixed_schedule: CompressionSchedule | None = None
         """Followed in place of the learned one."""
         self.clamp_size = clamp_size
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> CompressionSchedule:
         """What is followed outside training."""
         return self.fixed_schedule or self.rates.schedule()
 
-    def follow(self, schedule: Schedule | None) -> None:
+    def follow(self, schedule: CompressionSchedule | None) -> None:
         """Follows a schedule outside training; None follows what was learned.
 
         Raises:
@@ -63,11 +63,11 @@ class DiffRateClassifier(nn.Module):
             self._reducer(schedule).schedule(self.rates.patches + 1, len(self.vit.blocks))
         self.fixed_schedule = schedule
 
-    def _reducer(self, schedule: Schedule) -> DiffRateReducer:
+    def _reducer(self, schedule: CompressionSchedule) -> DiffRateReducer:
         return DiffRateReducer(DiffRateConfig(prune=schedule.prune, merge=schedule.merge, clamp_size=self.clamp_size))
 
     def run(self, images: Tensor) -> tuple[Tensor, Any]:
-        """Hidden states F N C behind the last block, and its state: `Watched` in training, else schedule and `Live`."""
+        """Hidden states F N C behind the last block, and its state: in training `MaskedTokens`, else schedule and tokens."""
         hidden = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
         return run_inside(self.vit.blocks, hidden, self.rates if self.training else self._reducer(self.schedule))
 
@@ -77,8 +77,8 @@ class DiffRateClassifier(nn.Module):
         if self.vit.global_pool == "token":
             pooled = self.vit.norm(hidden)[:, 0]
         else:
-            live = state if isinstance(state, Watched) else state[1]
-            weight = live.size * live.mask if isinstance(live, Watched) else live.size
+            live = state if isinstance(state, MaskedTokens) else state[1]
+            weight = live.size * live.mask if isinstance(live, MaskedTokens) else live.size
             weight = weight[:, 1:, None]
             pooled = (hidden[:, 1:] * weight).sum(1) / weight.sum(1)
         return self.vit.head(self.vit.head_drop(self.vit.fc_norm(pooled)))
@@ -125,7 +125,7 @@ def learn_schedule(
     steps: int,
     learning_rate: float = 0.01,
     weight: float = 5.0,
-) -> Schedule:
+) -> CompressionSchedule:
     """Learns the rates of a classifier, whose own weights stay as they are (section 3 of the paper).
 
     Args:

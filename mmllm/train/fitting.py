@@ -20,7 +20,7 @@ from mmllm.runtime import processes
 from mmllm.train.callbacks import MetricsFile, ShowProgress, SkipBadSteps, TellProgress
 from mmllm.train.optimizers import muon
 from mmllm.train.packing import NAMES
-from mmllm.train.schedule import Schedule
+from mmllm.train.schedule import TrainingSchedule
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def fit(
     model: Any,
     dataset: Dataset,
     collate: Any,
-    training: Schedule,
+    training: TrainingSchedule,
     output: Path,
     *,
     what: str,
@@ -157,7 +157,7 @@ def fit(
 
 
 def _arguments(
-    training: Schedule, output: Path, *, seed: int, report_to: Sequence[str], workers: int
+    training: TrainingSchedule, output: Path, *, seed: int, report_to: Sequence[str], workers: int
 ) -> TrainingArguments:
     """A schedule in transformers' words."""
     return TrainingArguments(
@@ -167,7 +167,7 @@ def _arguments(
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=training.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=int(training.warmup_share * training.max_steps),
+        warmup_steps=int(training.warmup_fraction * training.max_steps),
         weight_decay=training.weight_decay,
         adam_beta2=training.adam_beta2,
         max_grad_norm=training.max_grad_norm,

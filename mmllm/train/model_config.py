@@ -8,6 +8,7 @@ from typing import Literal
 from mmllm.config import LossConfig
 from mmllm.fields import require
 from mmllm.modeling.blending import BlendConfig
+from mmllm.stages import StageNames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,24 +31,18 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The parts of the model."""
+class ModelConfig(StageNames):
+    """The parts of the model, and what else it is made of."""
 
-    encoder: str = "tiny"
     encoder_weights: str | None = None
     """Folder or hub id of published weights of the encoder; random, or trained by this recipe, if None."""
     projector_weights: str | None = None
     """File of a projector's pre-training, with LLaVA's names (`mm_projector.bin` or safetensors); random if None."""
-    reducers: tuple[str, ...] = ()
-    visual_tokenizer: str = "linear"
-    path: str = "slowfast"
     language_model: str | None = None
     """Folder or hub id of a pretrained decoder LLM; a small one from scratch if None."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The small one."""
     num_frames: int = 100
-    time: str = "tokens"
-    """How times are written: LITA's time tokens, text, or text that also stands before each frame (interleaved)."""
     num_time_tokens: int = 100
     """Of `time: tokens`; the others have none."""
     time_token_init: Literal["normal", "sinusoid"] = "normal"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmllm.train.schedule import Schedule
+from mmllm.train.schedule import TrainingSchedule
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial x -> a x + b x^3 + c x^5 that pulls singular values from (0, 1] to near 1."""
@@ -88,7 +88,7 @@ class Muon(torch.optim.Optimizer):
         return first / (second.sqrt() + group["epsilon"])
 
 
-def muon(model: nn.Module, training: Schedule, heads: Collection[str] = ()) -> Muon:
+def muon(model: nn.Module, training: TrainingSchedule, heads: Collection[str] = ()) -> Muon:
     """Muon for the kernels of a model's linear layers and convolutions; AdamW for all else that is trained.
 
     Embeddings, what is tied to them, norms, biases and output heads have no rows that should be equally long.

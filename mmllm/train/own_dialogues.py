@@ -14,7 +14,7 @@ from mmllm.datasets.records import Dialogue
 from mmllm.errors import InputError
 from mmllm.train.data import writer_of
 from mmllm.train.features import FeatureCache
-from mmllm.train.rows import DialogueRows, MediaInputs, Shuffled, text_row
+from mmllm.train.rows import DialogueRows, MediaLoader, Shuffled, text_row
 from mmllm.train.schedule import RowTraining
 from mmllm.train.stage import Rows, TrainingRun
 
@@ -52,7 +52,7 @@ class OwnDialogues:
         dataset = DialogueRows(
             Shuffled(dialogues, self.seed),
             writer,
-            MediaInputs(writer, cache),
+            MediaLoader(writer, cache),
             rows=training.rows,
             max_text_tokens=training.max_text_tokens,
         )

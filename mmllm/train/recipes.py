@@ -112,7 +112,7 @@ def lita_7b() -> Recipe:
                 gradient_accumulation_steps=1,
                 questions_per_video=1,
                 learning_rate=2e-5,
-                warmup_share=0.03,
+                warmup_fraction=0.03,
                 weight_decay=0.0,
                 adam_beta2=0.999,
                 gradient_checkpointing=True,

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.runtime import processes
+from mmllm.train.schedule import TrainingSchedule
 
 SHOWN = 8
 """Differences that a message lists before it only counts."""
@@ -61,9 +62,18 @@ def withdrawn_if_refused(path: Path) -> Iterator[None]:
         raise
 
 
+def with_renamed_keys(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What an older version has written, with today's names of a training's fields at any depth."""
+    new = TrainingSchedule.renamed_fields
+    return {
+        new.get(key, key): with_renamed_keys(value) if isinstance(value, Mapping) else value
+        for key, value in saved.items()
+    }
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two nested mappings differ in, as `key: before -> now`."""
-    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
+    old, new = _flat(with_renamed_keys(before)), _flat(json.loads(json.dumps(now)))
     missing = "(nothing)"
     return [
         f"{key}: {_written(old.get(key, missing))} -> {_written(new.get(key, missing))}"

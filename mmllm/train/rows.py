@@ -55,7 +55,7 @@ class Shuffled:
         return self.dialogues[int(np.random.default_rng((self.seed, epoch)).permutation(len(self.dialogues))[place])]
 
 
-class MediaInputs:
+class MediaLoader:
     """Model inputs of media; videos from a cache of features if there is one.
 
     Args:
@@ -90,7 +90,7 @@ class DialogueRows(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, draws: Draws, processor: MmllmProcessor, media: MediaInputs, *, rows: int, max_text_tokens: int
+        self, draws: Draws, processor: MmllmProcessor, media: MediaLoader, *, rows: int, max_text_tokens: int
     ) -> None:
         self.draws = draws
         self.processor = processor

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mmllm.fields import require
 from mmllm.runtime import processes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class TrainingSchedule:
     """Fields are named as in transformers' TrainingArguments where they exist there."""
+
+    renamed_fields: ClassVar[dict[str, str]] = {"warmup_share": "warmup_fraction"}
 
     max_steps: int = 1000
     batch_size: int = 4
@@ -20,8 +23,8 @@ class Schedule:
     """Peak of a cosine schedule that ends at zero."""
     matrix_learning_rate: float = 0.0
     """The same for the weight matrices where these are trained by Muon; 0 trains everything by AdamW."""
-    warmup_share: float = 0.05
-    """Share of the steps over which the learning rate rises."""
+    warmup_fraction: float = 0.05
+    """Fraction of the steps over which the learning rate rises."""
     weight_decay: float = 0.05
     adam_beta2: float = 0.98
     max_grad_norm: float = 1.0
@@ -41,13 +44,13 @@ class Schedule:
             "max_bad_steps",
         ):
             require(getattr(self, name) >= 1, self, name, "at least 1")
-        require(0 <= self.warmup_share < 1, self, "warmup_share", "from 0 to below 1")
+        require(0 <= self.warmup_fraction < 1, self, "warmup_fraction", "from 0 to below 1")
         require(self.learning_rate > 0, self, "learning_rate", "above zero")
         require(self.matrix_learning_rate >= 0, self, "matrix_learning_rate", "zero or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowTraining(Schedule):
+class RowTraining(TrainingSchedule):
     """A training on the rows of the run's data. A row is a video with several of its questions, or a dialogue."""
 
     questions_per_video: int = 8

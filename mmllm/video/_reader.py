@@ -89,7 +89,7 @@ class VideoReader(abc.ABC):
         """The frames of those numbers, counted as they are shown, in the order asked for.
 
         Args:
-            indices: 0 for the first frame, -1 for the last. Repetitions are marked as not `real`.
+            indices: 0 for the first frame, -1 for the last. Repetitions are marked as not `valid`.
             size: resize while decoding: the shorter edge in pixels, or (height, width).
             transform: applied to each frame as it is decoded, so that memory holds its results only.
 
@@ -184,7 +184,7 @@ class VideoReader(abc.ABC):
         return self._clip(
             pictures,
             self.times_s[indices],
-            real=sampling.first_occurrences(indices),
+            valid=sampling.first_occurrences(indices),
             in_order=bool((np.diff(indices) >= 0).all()),
             indices=indices,
         )
@@ -194,7 +194,7 @@ class VideoReader(abc.ABC):
         pictures: np.ndarray,
         times_s: np.ndarray,
         *,
-        real: np.ndarray | None = None,
+        valid: np.ndarray | None = None,
         in_order: bool = True,
         indices: np.ndarray | None = None,
     ) -> VideoClip:
@@ -211,7 +211,7 @@ class VideoReader(abc.ABC):
             frames=pictures,
             times_s=times_s,
             duration_s=self.info.duration_s,
-            real=real,  # type: ignore[arg-type]
+            valid=valid,  # type: ignore[arg-type]
             in_order=in_order,
             source=self.info.source,
             metadata=metadata,

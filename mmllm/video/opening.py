@@ -152,7 +152,7 @@ def sample_uniform(
 
     Args:
         source: whatever `open_video` takes, or an open reader.
-        frames: T. A video with fewer frames repeats some; `real` of the clip tells which.
+        frames: T. A video with fewer frames repeats some; `valid` of the clip tells which.
         backend, fps, limits: as for `open_video`.
         transform: applied to each uint8 frame (H W 3) as it is decoded, so that memory stays bounded; the clip
             holds its results.

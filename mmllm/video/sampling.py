@@ -20,7 +20,7 @@ def uniform_by_index(count: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
         frames: T, frames wanted.
 
     Returns:
-        Indices (int64, T, ascending) and `real` (bool, T), False where an index only repeats the one before.
+        Indices (int64, T, ascending) and `valid` (bool, T), False where an index only repeats the one before.
 
     Raises:
         InputError: if either number is not positive.
@@ -97,9 +97,9 @@ def slow_fast_demo(count: int, frames: int) -> np.ndarray:
 
 def first_occurrences(indices: np.ndarray) -> np.ndarray:
     """bool, one for each index: False where it already stood earlier in the list."""
-    real = np.zeros(len(indices), dtype=bool)
-    real[np.unique(indices, return_index=True)[1]] = True
-    return real
+    valid = np.zeros(len(indices), dtype=bool)
+    valid[np.unique(indices, return_index=True)[1]] = True
+    return valid
 
 
 def nearest(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:

@@ -98,10 +98,10 @@ def script(untrained_qa):
 
     script, generate = Script(untrained_qa.processor.tokenizer), VideoQA.generate
 
-    def scripted(self, watched, input_ids, *given, **options):
-        visual = sum(sequence.embeddings.shape[1] for sequence in watched.seen.values())
+    def scripted(self, encoded, input_ids, *given, **options):
+        visual = sum(sequence.embeddings.shape[1] for sequence in encoded.sequences.values())
         script.prompt = input_ids.shape[1] - 1 + visual
-        return generate(self, watched, input_ids, *given, **options, logits_processor=[script])
+        return generate(self, encoded, input_ids, *given, **options, logits_processor=[script])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VideoQA, "generate", scripted)

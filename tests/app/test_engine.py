@@ -31,13 +31,13 @@ def test_the_last_reply_has_the_turn_and_the_others_what_was_said(engine, short_
 
 
 def test_other_settings_start_from_what_is_there(engine, short_clip):
-    engine.watch(short_clip, engine.own_settings)
+    engine.encode_video(short_clip, engine.own_settings)
     chosen = replace(engine.own_settings, reducer="uniform", share=0.5)
-    _, seconds = engine.watch(short_clip, chosen)
+    _, seconds = engine.encode_video(short_clip, chosen)
     assert set(seconds) == {"reduce"}
-    _, seconds = engine.watch(short_clip, chosen)
+    _, seconds = engine.encode_video(short_clip, chosen)
     assert seconds == {}
-    _, seconds = engine.watch(short_clip, replace(chosen, frames=6))
+    _, seconds = engine.encode_video(short_clip, replace(chosen, frames=6))
     assert set(seconds) == {"decode", "encode", "reduce"}
 
 
@@ -51,27 +51,27 @@ def test_two_settings_are_compared_on_one_question(engine, short_clip):
 
 def test_the_same_file_under_two_names_is_encoded_once(engine, short_clip, tmp_path):
     copy = tmp_path / "other.mp4"
-    engine.watch(short_clip, engine.own_settings)
+    engine.encode_video(short_clip, engine.own_settings)
     copy.write_bytes(short_clip.read_bytes())
-    assert engine.watch(copy, engine.own_settings)[1] == {}
+    assert engine.encode_video(copy, engine.own_settings)[1] == {}
 
 
 @pytest.mark.parametrize("name", ["text.mp4", "empty.mp4", "cut.mp4", "list.mp4", "sound.mp4", "long.mp4", "huge.mp4"])
 def test_bad_files_are_refused_in_one_line_and_the_engine_goes_on(engine, bad_videos, short_clip, name):
     with pytest.raises(InputError) as refused:
-        engine.watch(bad_videos[name], engine.own_settings)
+        engine.encode_video(bad_videos[name], engine.own_settings)
     assert "\n" not in str(refused.value)
     assert len(engine.shelf) == 0
-    assert engine.watch(short_clip, engine.own_settings)[0].duration_s == pytest.approx(8.0)
+    assert engine.encode_video(short_clip, engine.own_settings)[0].duration_s == pytest.approx(8.0)
 
 
 def test_what_a_file_is_called_does_not_matter(engine, bad_videos):
-    assert engine.watch(bad_videos["good.jpg"], engine.own_settings)[0].duration_s == pytest.approx(8.0)
+    assert engine.encode_video(bad_videos["good.jpg"], engine.own_settings)[0].duration_s == pytest.approx(8.0)
 
 
 def test_a_file_that_has_gone_is_told(engine, tmp_path):
     with pytest.raises(InputError, match="upload it again"):
-        engine.watch(tmp_path / "gone.mp4", engine.own_settings)
+        engine.encode_video(tmp_path / "gone.mp4", engine.own_settings)
 
 
 @pytest.mark.parametrize(("question", "why"), [("  ", "is empty"), ("x" * 501, "501 characters")])

@@ -10,10 +10,10 @@ import pytest
 
 from mmllm.app.exports import answers, export, subtitles
 from mmllm.app.markup import interval, readable, safe, seconds
-from mmllm.app.session import Session, Turn, Visit
+from mmllm.app.session import ChatTurn, Session, Visit
 from mmllm.app.sight import comparison, dimmed, sight, time_rows, token_rows
 from mmllm.app.timeline import bars, timeline
-from mmllm.inference.answering import Watched
+from mmllm.inference.answering import EncodedVideo
 from mmllm.times.answers import Span, parse_answer
 from mmllm.tokens import VideoClip
 
@@ -31,7 +31,7 @@ def turn(raw="<2.0> <5.0> the circle spins", question="When?", truth=None, **cha
         "visual_tokens": 7,
         "truth": truth,
     }
-    return Turn(**{**fields, **changes})
+    return ChatTurn(**{**fields, **changes})
 
 
 def visit(*turns, name="clip.mp4"):
@@ -107,10 +107,10 @@ NASTY = '<img src=x onerror=alert(1)> "quoted" ${alert(1)} {{value}} `x`'
 
 def test_no_text_becomes_markup(clip, tmp_path):
     nasty = turn(f"<1.0> <2.0> {NASTY}", question=NASTY, settings=NASTY)
-    watched = Watched(clip=clip, seen={}, kept=np.ones((4, 2, 2), bool), token_counts={"encoder": 4})
+    encoded = EncodedVideo(clip=clip, sequences={}, kept=np.ones((4, 2, 2), bool), token_counts={"encoder": 4})
     pages = [
         timeline(visit(nasty, name=NASTY), clip),
-        sight(nasty, watched),
+        sight(nasty, encoded),
         comparison([nasty, nasty]),
         bars(9.0, [(NASTY, (), "answer")]),
     ]
@@ -129,26 +129,26 @@ def test_no_text_becomes_markup(clip, tmp_path):
 def test_dropped_patches_are_dark(clip):
     kept = np.zeros((4, 2, 2), bool)
     kept[:, 0, 1] = True
-    watched = Watched(clip=clip, seen={}, kept=kept)
-    shown = dimmed(watched, 1)
+    encoded = EncodedVideo(clip=clip, sequences={}, kept=kept)
+    shown = dimmed(encoded, 1)
     side = shown.shape[0]
     assert side >= 128
     whole = clip.frames[1].repeat(side // 8, 0).repeat(side // 8, 1)
     half = side // 2
     np.testing.assert_array_equal(shown[:half, half:], whole[:half, half:])
     assert shown[half:].mean() < 0.3 * whole[half:].mean()
-    np.testing.assert_array_equal(dimmed(Watched(clip=clip, seen={}), 1), whole)
+    np.testing.assert_array_equal(dimmed(EncodedVideo(clip=clip, sequences={}), 1), whole)
 
 
 def test_the_panel_tells_tokens_and_seconds(clip):
     counts = {"encoder": 64, "reducers": 32, "fast": 4, "slow": 3}
-    watched = Watched(clip=clip, seen={}, kept=np.ones((4, 4, 4), bool), token_counts=counts)
-    assert [row[1] for row in token_rows(watched)] == ["64", "32", "4", "3", "7"]
+    encoded = EncodedVideo(clip=clip, sequences={}, kept=np.ones((4, 4, 4), bool), token_counts=counts)
+    assert [row[1] for row in token_rows(encoded)] == ["64", "32", "4", "3", "7"]
     rows = dict(time_rows(turn()))
     assert rows["decode the video"] == "0.100"
     assert rows["encode the frames"] == "kept from before"
     assert rows["question to first token"] == "0.120"
-    page = sight(turn(), watched)
+    page = sight(turn(), encoded)
     assert not Tags(page).open
     assert page.count("mm-seen") == 4
 

@@ -3,41 +3,41 @@
 import numpy as np
 
 from mmllm.app.shelf import Shelf
-from mmllm.inference.answering import Watched
+from mmllm.inference.answering import EncodedVideo
 from mmllm.tokens import VideoClip
 
 
-def watched(kilobytes=3):
+def encoded(kilobytes=3):
     frames = np.zeros((kilobytes, 1, 1000 // 3, 3), np.uint8)
-    return Watched(clip=VideoClip(frames=frames, times_s=np.arange(kilobytes), duration_s=9.0), seen={})
+    return EncodedVideo(clip=VideoClip(frames=frames, times_s=np.arange(kilobytes), duration_s=9.0), sequences={})
 
 
 def test_the_least_recently_used_goes_first():
     shelf = Shelf(2, 10**9)
     for key in "ab":
-        shelf.put(key, watched())
+        shelf.put(key, encoded())
     assert shelf.get("a") is not None
-    shelf.put("c", watched())
+    shelf.put("c", encoded())
     assert shelf.get("b") is None
     assert shelf.get("a") is not None
     assert len(shelf) == 2
 
 
 def test_bytes_are_bounded_and_shared_ones_count_once():
-    one = watched(4)
+    one = encoded(4)
     shelf = Shelf(10, 6000)
     shelf.put("a", one)
     shelf.put("b", one)
     assert 4000 <= shelf.bytes < 4200
-    shelf.put("c", watched(3))
+    shelf.put("c", encoded(3))
     assert shelf.bytes <= 6000
-    shelf.put("d", watched(8))  # larger than all there is room for
+    shelf.put("d", encoded(8))  # larger than all there is room for
     assert shelf.get("d") is None
 
 
 def test_entries_are_found_by_part_of_their_key():
     shelf = Shelf(5, 10**9)
-    first, second = watched(), watched()
+    first, second = encoded(), encoded()
     shelf.put(("x", 1), first)
     shelf.put(("x", 2), second)
     assert shelf.find(lambda key: key[0] == "x") is second

@@ -149,12 +149,12 @@ def save_lita(tiny, published, tower_folder, folder):
 def test_mqt_llava(tiny, published, tower_folder, tmp_path, short_clip):
     state = save_mqt_llava(tiny, published, tower_folder, tmp_path)
     qa = VideoQA.from_pretrained(tmp_path)
-    watched = qa.watch(short_clip, num_frames=2)
-    assert watched.token_counts["frames"] == 2 * 256
+    encoded = qa.encode_video(short_clip, num_frames=2)
+    assert encoded.token_counts["frames"] == 2 * 256
     assert qa.model.visual_tokenizer.eval().count() == 256
     same(mqt_llava.to_upstream(qa.model), state)
     fewer = VideoQA.from_pretrained(tmp_path, visual_tokenizer="mqt:tokens=16")
-    assert fewer.watch(short_clip, num_frames=2).token_counts["frames"] == 2 * 16
+    assert fewer.encode_video(short_clip, num_frames=2).token_counts["frames"] == 2 * 16
 
 
 @pytest.mark.parametrize(("family", "save_original"), [("mqt_llava", save_mqt_llava), ("lita", save_lita)])

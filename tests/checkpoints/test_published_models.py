@@ -91,7 +91,7 @@ def test_every_family_answers_about_a_video(family, loaded, short_clip):
 
 def test_other_stages_take_the_place_of_a_published_models_own(published, short_clip):
     qa = VideoQA.from_pretrained(published("llava_next_video")[0], reducers=["uniform:keep=3"], path="plain")
-    assert qa.watch(short_clip, num_frames=4).token_counts == {"encoder": 64, "reducers": 12, "frames": 12}
+    assert qa.encode_video(short_clip, num_frames=4).token_counts == {"encoder": 64, "reducers": 12, "frames": 12}
 
 
 def test_a_published_model_saved_here_says_the_same_and_can_still_be_written_back(

@@ -30,7 +30,7 @@ from mmllm.train.fitting import fit, latest_checkpoint
 from mmllm.train.metrics import read_metrics
 from mmllm.train.packing import NAMES
 from mmllm.train.record import claim
-from mmllm.train.schedule import Schedule
+from mmllm.train.schedule import TrainingSchedule
 
 STEPS = 8
 KILLS = 50 if os.environ.get("MMLLM_KILL_TESTS") else 6
@@ -70,7 +70,15 @@ def collate(rows):
 def trained(output, rows=None, steps=STEPS, save_steps=2, **fields):
     schedule = {"max_steps": steps, "batch_size": 1, "learning_rate": 0.1, "logging_steps": 1, **fields}
     model = Slope()
-    fit(model, Draws(steps, rows), collate, Schedule(save_steps=save_steps, **schedule), output, what="fit", seed=0)
+    fit(
+        model,
+        Draws(steps, rows),
+        collate,
+        TrainingSchedule(save_steps=save_steps, **schedule),
+        output,
+        what="fit",
+        seed=0,
+    )
     return model
 
 
@@ -176,7 +184,7 @@ def test_case_32_what_is_not_a_number(tmp_path, caplog):
 
 
 def test_case_33_nothing_to_learn_and_more_than_fits(untrained_qa, short_clip, caplog):
-    from mmllm.train.rows import DialogueRows, MediaInputs, Shuffled
+    from mmllm.train.rows import DialogueRows, MediaLoader, Shuffled
 
     def question(name, text, answer):
         asked = Question(question_id=name, vid="a", question=text, answer=answer, duration_s=8.0, video=short_clip)
@@ -187,7 +195,7 @@ def test_case_33_nothing_to_learn_and_more_than_fits(untrained_qa, short_clip, c
     processor = untrained_qa.processor
     processor_without_end = replace_template(processor)
     rows = DialogueRows(
-        Shuffled([good, mute, long], seed=0), processor_without_end, MediaInputs(processor), rows=6, max_text_tokens=99
+        Shuffled([good, mute, long], seed=0), processor_without_end, MediaLoader(processor), rows=6, max_text_tokens=99
     )
     assert {rows[number].name for number in range(6)} == {"good"}
     assert set(rows.set_aside) == {"mute", "long"}

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from mmllm.datasets.captions import CaptionedVideo, Event
+from mmllm.datasets.captions import CaptionedEvent, CaptionedVideo
 from mmllm.datasets.mixture import (
     IMAGE_QA,
     REASONING,
@@ -25,8 +25,8 @@ from mmllm.times.answers import Span
 
 def captioned(name, tmp_path, count):
     events = (
-        Event(span=Span(5.0, 9.0), sentence="Someone stops."),
-        Event(span=Span(0.0, 4.0), sentence="Someone starts."),
+        CaptionedEvent(span=Span(5.0, 9.0), sentence="Someone stops."),
+        CaptionedEvent(span=Span(0.0, 4.0), sentence="Someone starts."),
     )
     return [
         CaptionedVideo(vid=f"{name}{i}", duration_s=10.0, events=events, video=tmp_path / f"{name}{i}.mp4")

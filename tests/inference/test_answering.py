@@ -9,48 +9,48 @@ QUESTIONS = ["When does the red circle spin?", "When is the blue square on scree
 
 
 @pytest.fixture(scope="module")
-def watched(untrained_qa, short_clip):
-    return untrained_qa.watch(short_clip)
+def encoded(untrained_qa, short_clip):
+    return untrained_qa.encode_video(short_clip)
 
 
-def test_a_question_asked_alone_or_with_others_gets_the_same_answer(untrained_qa, watched):
-    together = untrained_qa.ask_all(watched, QUESTIONS)
-    assert [untrained_qa.ask(watched, question) for question in QUESTIONS] == together
-    assert untrained_qa.ask_all(watched, []) == []
+def test_a_question_asked_alone_or_with_others_gets_the_same_answer(untrained_qa, encoded):
+    together = untrained_qa.ask_all(encoded, QUESTIONS)
+    assert [untrained_qa.ask(encoded, question) for question in QUESTIONS] == together
+    assert untrained_qa.ask_all(encoded, []) == []
 
 
-def test_watching_tells_what_each_stage_took_and_left(watched):
-    assert set(watched.seconds) == {"decode", "encode", "reduce"}
-    assert watched.token_counts == {"encoder": 12 * 16, "reducers": 12 * 16, "fast": 12, "slow": 16}
-    assert watched.kept.shape == (12, 4, 4)
-    assert watched.kept.all()
-    assert watched.duration_s == pytest.approx(8.0)
+def test_watching_tells_what_each_stage_took_and_left(encoded):
+    assert set(encoded.seconds) == {"decode", "encode", "reduce"}
+    assert encoded.token_counts == {"encoder": 12 * 16, "reducers": 12 * 16, "fast": 12, "slow": 16}
+    assert encoded.kept.shape == (12, 4, 4)
+    assert encoded.kept.all()
+    assert encoded.duration_s == pytest.approx(8.0)
 
 
-def test_other_stages_share_the_weights_and_need_no_decoding(untrained_qa, watched):
+def test_other_stages_share_the_weights_and_need_no_decoding(untrained_qa, encoded):
     other = untrained_qa.with_stages(["uniform:keep=4"], "slowfast:mode=temporal")
     assert other.model.language_model is untrained_qa.model.language_model
-    again = other.look_again(watched)
+    again = other.encode_again(encoded)
     assert set(again.seconds) == {"reduce"}
     assert again.token_counts == {"encoder": 12 * 16, "reducers": 12 * 4, "fast": 12}
     assert again.kept.sum() == 12 * 4
-    assert again.tokens is watched.tokens
+    assert again.tokens is encoded.tokens
     assert untrained_qa.model.config.reducers == []  # the first one is as it was
     torch.testing.assert_close(
-        next(iter(again.seen.values())).embeddings,
-        next(iter(other.watch(watched.clip).seen.values())).embeddings,
+        next(iter(again.sequences.values())).embeddings,
+        next(iter(other.encode_video(encoded.clip).sequences.values())).embeddings,
     )
 
 
-def test_features_are_made_again_where_a_reducer_ranks_by_a_new_score(untrained_qa, watched):
+def test_features_are_made_again_where_a_reducer_ranks_by_a_new_score(untrained_qa, encoded):
     other = untrained_qa.with_stages(["fastervlm:keep=4"])
-    again = other.look_again(watched)
+    again = other.encode_again(encoded)
     assert set(again.seconds) == {"encode", "reduce"}
     assert "cls_attention" in again.tokens.scores
-    assert set(other.look_again(again).seconds) == {"reduce"}
+    assert set(other.encode_again(again).seconds) == {"reduce"}
 
 
-def test_other_stages_answer_as_a_model_configured_with_them(untrained_qa, watched, tmp_path):
+def test_other_stages_answer_as_a_model_configured_with_them(untrained_qa, encoded, tmp_path):
     from mmllm.inference.answering import VideoQA
 
     untrained_qa.model.save_pretrained(tmp_path)
@@ -58,7 +58,7 @@ def test_other_stages_answer_as_a_model_configured_with_them(untrained_qa, watch
     loaded = VideoQA.from_pretrained(tmp_path, reducers=["fastervlm:keep=4"])
     loaded.max_new_tokens = untrained_qa.max_new_tokens
     other = untrained_qa.with_stages(["fastervlm:keep=4"])
-    assert other.ask(watched.clip, QUESTIONS[0]) == loaded.ask(watched.clip, QUESTIONS[0])
+    assert other.ask(encoded.clip, QUESTIONS[0]) == loaded.ask(encoded.clip, QUESTIONS[0])
 
 
 @pytest.mark.parametrize(

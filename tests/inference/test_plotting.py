@@ -10,7 +10,7 @@ from mmllm.commands.ask import ask
 from mmllm.commands.tokens import tokens
 from mmllm.errors import InputError
 from mmllm.inference.answering import VideoQA
-from mmllm.inference.decisions import watched_for
+from mmllm.inference.decisions import encoded_for
 from mmllm.inference.plotting import plot_answer
 from mmllm.stages import StageChanges
 from mmllm.times.answers import Span
@@ -90,12 +90,12 @@ def test_what_the_llm_drops_depends_on_the_question(short_clip):
         num_frames=6,
     )
     qa = VideoQA(*build_model(config, seed=0), max_new_tokens=4)
-    watched = qa.watch(short_clip)
-    assert watched.kept.all()
+    encoded = qa.encode_video(short_clip)
+    assert encoded.kept.all()
     for stage in qa.model.reducers[0].stages:  # about half of the scores lie below these
         stage.head_r.bias.data.fill_(0.0)
         stage.head_s.bias.data.fill_(9.0)
-    seen = [watched_for(qa, watched, f"When is the {name} on screen?") for name in ("red circle", "blue square")]
+    seen = [encoded_for(qa, encoded, f"When is the {name} on screen?") for name in ("red circle", "blue square")]
     for one in seen:
         assert 0 < one.kept.sum() < one.kept.size
         name, ranking = one.ranking
@@ -103,4 +103,4 @@ def test_what_the_llm_drops_depends_on_the_question(short_clip):
         assert np.isfinite(ranking).all()
         assert ranking[one.kept].min() > 0.5  # what is left was above the threshold from the first stage on
     assert not np.array_equal(seen[0].ranking[1], seen[1].ranking[1])
-    assert watched_for(qa, watched, "When?").seen is watched.seen
+    assert encoded_for(qa, encoded, "When?").sequences is encoded.sequences

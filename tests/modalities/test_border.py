@@ -78,7 +78,7 @@ def test_values_and_flat_names_give_the_same_loss_logits_and_answers(model, inpu
     assert torch.equal(model(**inputs).logits, model(**text, media=media).logits)
     answers = model.generate(**inputs, **GREEDY)
     assert torch.equal(answers, model.generate(**text, media=media, **GREEDY))
-    assert torch.equal(answers, model.generate(**inputs, seen=model.see(media), **GREEDY))
+    assert torch.equal(answers, model.generate(**inputs, sequences=model.visual_sequences(media), **GREEDY))
 
 
 def test_a_ragged_batch_gives_each_row_what_it_gives_alone(processor, model, inputs):

@@ -142,11 +142,11 @@ def test_media_with_different_fields_are_not_stacked():
 
 def test_times_are_shares_of_the_length_and_need_it():
     video = VideoInputs(pixels=PIXELS, times_s=TIMED["times_s"], durations_s=torch.tensor([4.0, 1.0]))
-    assert video.frame_share.tolist() == [[0, 0.25, 0.5], [0, 0, 0]]
-    assert VideoInputs(pixels=PIXELS).frame_share is None
-    assert VALUES["images"].frame_share is None
+    assert video.frame_fraction.tolist() == [[0, 0.25, 0.5], [0, 0, 0]]
+    assert VideoInputs(pixels=PIXELS).frame_fraction is None
+    assert VALUES["images"].frame_fraction is None
     with pytest.raises(InputError, match="video_durations_s beside video_times_s"):
-        VideoInputs(pixels=PIXELS, times_s=TIMED["times_s"]).frame_share
+        VideoInputs(pixels=PIXELS, times_s=TIMED["times_s"]).frame_fraction
 
 
 def test_a_value_moves_as_a_whole():

@@ -26,7 +26,7 @@ from mmllm.tokens import VideoClip, VisualSequence
 from mmllm.train.building import build_model
 from mmllm.train.packing import NAMES, RowCollator
 from mmllm.train.recipes import DecoderConfig, ModelConfig
-from mmllm.train.rows import DialogueRows, MediaInputs, Shuffled
+from mmllm.train.rows import DialogueRows, MediaLoader, Shuffled
 
 GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
 
@@ -195,7 +195,7 @@ def test_training_rows_hold_it(make, processor, tmp_path):
         )
         for name in "ab"
     ]
-    rows = DialogueRows(Shuffled(dialogues, 0), processor, MediaInputs(processor), rows=2, max_text_tokens=50)
+    rows = DialogueRows(Shuffled(dialogues, 0), processor, MediaLoader(processor), rows=2, max_text_tokens=50)
     batch = RowCollator(pad_token_id=processor.tokenizer.pad_token_id)([rows[0], rows[1]])
     assert sorted(batch["beep_mask"].sum(1).tolist()) == [1, 2]
     assert set(batch.pop(NAMES)) == {"a", "b"}

@@ -66,7 +66,7 @@ def test_a_batch_of_differently_cut_images_equals_each_alone(make, processor, re
         alone = processor.apply_chat_template(asked(image), tokenize=True, add_generation_prompt=True)
         one = model.generate(**alone, **greedy)
         assert torch.equal(together[row, -6:], one[0, -6:])
-        seen = model.see(from_flat(alone))[processor.image_token_id]
+        seen = model.visual_sequences(from_flat(alone))[processor.image_token_id]
         with torch.no_grad():
             logits = model(**alone).logits
         assert logits.shape[1] == alone["input_ids"].shape[1] - 1 + int(seen.mask.sum())
@@ -110,9 +110,9 @@ def test_saved_and_loaded_the_model_says_the_same(make, processor, tmp_path):
 
 def test_training_batches_hold_differently_cut_images(make, processor):
     from mmllm.train.packing import Row, RowCollator
-    from mmllm.train.rows import MediaInputs
+    from mmllm.train.rows import MediaLoader
 
-    media = MediaInputs(processor)
+    media = MediaLoader(processor)
     rows = []
     for image in IMAGES:
         encoded = processor.encode_conversation(asked(image, "dog"))

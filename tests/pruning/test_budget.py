@@ -40,7 +40,7 @@ def test_tokens_are_whole_numbers():
 )  # fmt: skip
 def test_published_reductions(tokens, reduction, kept):
     budget = Budget(ratio=1 - reduction)
-    assert budget.share(tokens) == kept
+    assert budget.fraction(tokens) == kept
     assert budget.upper_bound(tokens, 5) == 5 * kept
 
 

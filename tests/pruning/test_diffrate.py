@@ -13,7 +13,7 @@ from mmllm import registry
 from mmllm.encoders.clip import ClipConfig, ClipEncoder
 from mmllm.errors import ConfigError, InputError
 from mmllm.pruning.diffrate_schedule import (
-    Schedule,
+    CompressionSchedule,
     even_schedule,
     flops,
     published,
@@ -21,7 +21,7 @@ from mmllm.pruning.diffrate_schedule import (
     write_schedules,
 )
 from mmllm.pruning.token_merging import (
-    Live,
+    LiveTokens,
     attend,
     compress,
     in_raster_order,
@@ -63,7 +63,7 @@ def test_recorded_attention():
 @pytest.mark.parametrize(("prune", "merge"), PAIRS)
 def test_recorded_block(prune, merge):
     hidden, row = attended()
-    live = Live(size=GOLDEN["in.size"].squeeze(-1), owner=torch.arange(1, 17).expand(2, 16))
+    live = LiveTokens(size=GOLDEN["in.size"].squeeze(-1), owner=torch.arange(1, 17).expand(2, 16))
     hidden, live = compress(hidden, live, row, prune=prune, merge=merge)
     name = f"p{prune}_m{merge}"
     torch.testing.assert_close(hidden, GOLDEN[f"out.tokens.{name}"], rtol=1e-5, atol=1e-5)
@@ -137,7 +137,7 @@ def test_published_file(tmp_path):
 
 
 def test_numbers_above_what_is_there_change_nothing():
-    schedule = Schedule(prune=(500, 500, 100), merge=(600, 50, 200))
+    schedule = CompressionSchedule(prune=(500, 500, 100), merge=(600, 50, 200))
     assert schedule.live(197) == [197, 50, 50]
 
 
@@ -204,7 +204,7 @@ def test_even_schedule(encoder, pixels, keep):
 
 def test_owners_partition_what_was_not_dropped():
     generator = torch.Generator().manual_seed(3)
-    hidden, live = torch.randn(2, 37, 8, generator=generator), Live.at_first(torch.zeros(2, 37, 8))
+    hidden, live = torch.randn(2, 37, 8, generator=generator), LiveTokens.at_first(torch.zeros(2, 37, 8))
     for prune, merge in ((30, 22), (22, 15), (12, 9)):
         row = torch.rand(2, hidden.shape[1], generator=generator)
         hidden, live = compress(hidden, live, row, prune=prune, merge=merge)
@@ -221,7 +221,7 @@ def test_owners_partition_what_was_not_dropped():
 
 def test_clamped_sizes_stay_positive():
     generator = torch.Generator().manual_seed(0)
-    hidden, live = torch.randn(1, 33, 4, generator=generator), Live.at_first(torch.zeros(1, 33, 4))
+    hidden, live = torch.randn(1, 33, 4, generator=generator), LiveTokens.at_first(torch.zeros(1, 33, 4))
     row = torch.rand(1, 33, generator=generator)
     _, clamped = compress(hidden, live, row, prune=33, merge=2, clamp_size=True)
     assert (clamped.size >= 1).all()
@@ -250,16 +250,20 @@ def test_bad_input(encoder, pixels):
         encoder(pixels, inside=inside(keep=37))
     with pytest.raises(InputError, match="finite"):
         compress(
-            torch.zeros(1, 3, 2), Live.at_first(torch.zeros(1, 3, 2)), torch.full((1, 3), torch.nan), prune=2, merge=2
+            torch.zeros(1, 3, 2),
+            LiveTokens.at_first(torch.zeros(1, 3, 2)),
+            torch.full((1, 3), torch.nan),
+            prune=2,
+            merge=2,
         )
-    endless = Live(size=torch.tensor([[1.0, torch.inf, 1.0]]), owner=torch.tensor([[1, 2]]))
+    endless = LiveTokens(size=torch.tensor([[1.0, torch.inf, 1.0]]), owner=torch.tensor([[1, 2]]))
     with pytest.raises(InputError, match="sizes that are not finite"):
         compress(torch.zeros(1, 3, 2), endless, torch.full((1, 3), 0.3), prune=2, merge=2)
     for prune, merge in ((0, 2), (2, 0), (3, 1)):
         with pytest.raises(ConfigError, match="at least the class token stays"):
             compress(
                 torch.ones(1, 3, 2),
-                Live.at_first(torch.zeros(1, 3, 2)),
+                LiveTokens.at_first(torch.zeros(1, 3, 2)),
                 torch.full((1, 3), 0.3),
                 prune=prune,
                 merge=merge,

@@ -45,7 +45,7 @@ def build(make_model, processor):
 
 
 def seen(model, inputs):
-    return model.see(from_flat(inputs))[model.config.image_token_id]
+    return model.visual_sequences(from_flat(inputs))[model.config.image_token_id]
 
 
 @pytest.mark.parametrize("path", ["anyres", "plain", "anyres:unpad=false,newline=false"])

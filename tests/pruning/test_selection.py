@@ -52,8 +52,8 @@ def test_counted_agrees_with_top_attended(levels, data):
     scores = torch.tensor(levels, dtype=torch.float)
     counts = [data.draw(st.integers(0, 8)) for _ in levels]
     index, kept = top_counted(scores, torch.tensor(counts))
-    for row, count, positions, real in zip(scores, counts, index, kept, strict=True):
-        assert positions[real].tolist() == top_attended(row, count).tolist()
+    for row, count, positions, valid in zip(scores, counts, index, kept, strict=True):
+        assert positions[valid].tolist() == top_attended(row, count).tolist()
 
 
 def test_masked_tokens_are_never_kept():

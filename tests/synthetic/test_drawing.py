@@ -9,7 +9,7 @@ import pytest
 from mmllm.synthetic import drawing
 from mmllm.synthetic.drawing import draw, draw_stage, plate
 from mmllm.synthetic.staging import stage
-from mmllm.synthetic.world import COLORS, SHAPES, Digit, Event, Span, Thing, World
+from mmllm.synthetic.world import COLORS, SHAPES, Digit, SceneEvent, SceneSpan, Thing, World
 from mmllm.synthetic.world_sampling import WORLDS, sample_world
 
 
@@ -18,7 +18,7 @@ def world_of(*things: Thing, digits: tuple[Digit, ...] = (), noise: float = 0.0)
 
 
 def thing(color: str = "red", shape: str = "circle", **options: object) -> Thing:
-    default = {"x": 0.5, "y": 0.5, "radius": 0.13, "angle": 0.0, "presence": Span(0.0, 10.0), "events": ()}
+    default = {"x": 0.5, "y": 0.5, "radius": 0.13, "angle": 0.0, "presence": SceneSpan(0.0, 10.0), "events": ()}
     return Thing(color=color, shape=shape, **{**default, **options})  # type: ignore[arg-type]
 
 
@@ -43,7 +43,7 @@ def test_a_frame_is_the_same_alone_in_pieces_and_beside_other_worlds(monkeypatch
 @pytest.mark.parametrize("color", COLORS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_thing_changes_the_frame_only_where_and_when_it_is(color: str, shape: str) -> None:
-    shown = thing(color, shape, x=0.3, y=0.6, presence=Span(2.0, 5.0))
+    shown = thing(color, shape, x=0.3, y=0.6, presence=SceneSpan(2.0, 5.0))
     difference = np.abs(draw(world_of(shown), 64).astype(int) - draw(world_of(), 64)).max(axis=-1)
     assert sorted(set(np.nonzero(difference)[0])) == list(range(10, 25))
     rows, columns = np.nonzero(difference[12] > 8)
@@ -61,7 +61,7 @@ def test_shapes_and_colours_can_be_told_apart() -> None:
 
 def test_a_white_thing_keeps_its_own_colour_at_the_rim() -> None:
     whitened = [
-        draw(world_of(thing(color, events=(Event(action="white", span=Span(2.0, 4.0), amount=0.0),))), 64)[15]
+        draw(world_of(thing(color, events=(SceneEvent(action="white", span=SceneSpan(2.0, 4.0), amount=0.0),))), 64)[15]
         for color in ("red", "blue")
     ]
     assert (whitened[0][36, 32] > 230).all()
@@ -71,7 +71,7 @@ def test_a_white_thing_keeps_its_own_colour_at_the_rim() -> None:
 
 
 def test_a_blinking_thing_is_dimmed_but_never_gone() -> None:
-    blinking = thing(events=(Event(action="blink", span=Span(2.0, 6.0), amount=0.0),))
+    blinking = thing(events=(SceneEvent(action="blink", span=SceneSpan(2.0, 6.0), amount=0.0),))
     change = np.abs(draw(world_of(blinking), 64).astype(int) - draw(world_of(), 64)).max(axis=(1, 2, 3))
     assert (change > 8).all()
     assert change[10:30].min() < 0.3 * change[0]
@@ -79,7 +79,7 @@ def test_a_blinking_thing_is_dimmed_but_never_gone() -> None:
 
 
 def test_digits_are_drawn_where_and_when_they_are_shown() -> None:
-    digit = Digit(value=7, region=0, x=0.25, y=0.25, span=Span(2.0, 4.0))
+    digit = Digit(value=7, region=0, x=0.25, y=0.25, span=SceneSpan(2.0, 4.0))
     frames = draw(world_of(digits=(digit,)), 64)
     assert (frames[12, 7:25, 9:23] == plate(7, 64)).all()
     assert (frames[9] == frames[21]).all()

@@ -12,7 +12,7 @@ from mmllm.synthetic.questions import (
     FAMILIES,
     SPATIAL_FAMILIES,
     TIME_FAMILIES,
-    Question,
+    ClipQuestion,
     stamp,
     vocabulary,
     words,
@@ -23,7 +23,7 @@ WORLDS = ("easy", "full", "hard")
 
 
 @cache
-def clips(world: str, count: int = 60) -> tuple[tuple[World, list[Question]], ...]:
+def clips(world: str, count: int = 60) -> tuple[tuple[World, list[ClipQuestion]], ...]:
     config = SyntheticConfig(world=world, seed=5)
     return tuple(clip(config, "train", index) for index in range(count))
 

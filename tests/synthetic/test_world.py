@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from mmllm.synthetic.world import Event, Span, Thing, World, camera, state
+from mmllm.synthetic.world import SceneEvent, SceneSpan, Thing, World, camera, state
 from mmllm.synthetic.world_sampling import WORLDS, sample_world
 
 PRESETS = tuple(WORLDS)
@@ -20,7 +20,7 @@ def worlds(preset: str, count: int = 80, **options: bool) -> list[World]:
     ]
 
 
-def on_a_frame(span: Span) -> bool:
+def on_a_frame(span: SceneSpan) -> bool:
     return all(abs(time_s * 5 - round(time_s * 5)) < 1e-9 for time_s in span)
 
 
@@ -65,15 +65,22 @@ def test_things_stay_in_the_frame(preset: str) -> None:
 
 
 def test_every_action_ends_at_rest_and_changes_what_it_should() -> None:
-    span = Span(2.0, 6.0)
+    span = SceneSpan(2.0, 6.0)
     times_s = np.arange(0, 50)[None] / 5
     changes = {"left": "x", "right": "x", "up": "y", "down": "y", "spin": "angle", "grow": "radius"}
     changes |= {"shrink": "radius", "bounce": "y", "blink": "opacity", "white": "white"}
     for action, changed in changes.items():
         amount = 2.0 if action == "spin" else 0.1
-        event = Event(action=action, span=span, amount=amount)
+        event = SceneEvent(action=action, span=span, amount=amount)
         thing = Thing(
-            color="red", shape="circle", x=0.5, y=0.5, radius=0.12, angle=0.1, presence=Span(0.0, 10.0), events=(event,)
+            color="red",
+            shape="circle",
+            x=0.5,
+            y=0.5,
+            radius=0.12,
+            angle=0.1,
+            presence=SceneSpan(0.0, 10.0),
+            events=(event,),
         )
         now = state([thing], times_s)
         still = state([Thing(**{**vars(thing), "events": ()})], times_s)
@@ -103,7 +110,7 @@ def test_the_camera_is_steady_by_default_and_unsteady_in_the_hard_world() -> Non
 
 
 def test_spans_share_what_both_have() -> None:
-    assert Span(1.0, 4.0).overlap(Span(3.0, 9.0)) == (3.0, 4.0)
-    assert Span(1.0, 4.0).overlap(Span(4.0, 9.0)) is None
-    assert Span(1.0, 4.0).covers(Span(1.0, 3.0))
-    assert not Span(1.0, 4.0).covers(Span(0.5, 3.0))
+    assert SceneSpan(1.0, 4.0).overlap(SceneSpan(3.0, 9.0)) == (3.0, 4.0)
+    assert SceneSpan(1.0, 4.0).overlap(SceneSpan(4.0, 9.0)) is None
+    assert SceneSpan(1.0, 4.0).covers(SceneSpan(1.0, 3.0))
+    assert not SceneSpan(1.0, 4.0).covers(SceneSpan(0.5, 3.0))

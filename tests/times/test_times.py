@@ -136,11 +136,11 @@ def test_the_model_reads_the_text_between_the_frames(interleaved):
 
 def test_answers_do_not_depend_on_caching_batching_or_the_way_in(interleaved, tmp_path):
     one, other = "When does the red circle spin?", "Which object blinks?"
-    watched = interleaved.watch(clip())
-    together = [answer.raw for answer in interleaved.ask_all(watched, [one, other])]
-    assert together == [interleaved.ask(watched, text).raw for text in (one, other)]
-    assert together == [interleaved.ask(watched, text, use_cache=False).raw for text in (one, other)]
-    assert together == [interleaved.ask(interleaved.look_again(watched), text).raw for text in (one, other)]
+    encoded = interleaved.encode_video(clip())
+    together = [answer.raw for answer in interleaved.ask_all(encoded, [one, other])]
+    assert together == [interleaved.ask(encoded, text).raw for text in (one, other)]
+    assert together == [interleaved.ask(encoded, text, use_cache=False).raw for text in (one, other)]
+    assert together == [interleaved.ask(interleaved.encode_again(encoded), text).raw for text in (one, other)]
     interleaved.processor.save_pretrained(tmp_path)
     interleaved.model.config.save_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)

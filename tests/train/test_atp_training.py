@@ -8,7 +8,7 @@ import torch
 
 from mmllm.evaluation.run import read_benchmark
 from mmllm.inference.answering import VideoQA
-from mmllm.inference.decisions import finished_pass, watched_for
+from mmllm.inference.decisions import encoded_for, finished_pass
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.train.data import DataConfig
 from mmllm.train.model_config import DecoderConfig, ModelConfig
@@ -40,8 +40,8 @@ def test_the_number_of_tokens_is_near_its_target_and_differs_between_questions(t
     qa = VideoQA.from_pretrained(train(recipe, tmp_path, workers=1))
     model, averages, left = qa.model, [], []
     for question in read_benchmark(tmp_path / "data").questions:
-        watched = qa.watch(question.video)
-        current = finished_pass(qa, watched, question.question)
+        encoded = qa.encode_video(question.video)
+        current = finished_pass(qa, encoded, question.question)
         averages.append(model.reducers[0].average(current, LAYERS, hard=True).item() / (6 * 16))
         left.append([decision.kept.sum().item() for _, decision in sorted(current.notes_of(model.reducers[0]).items())])
     mean, spread = torch.tensor(averages).mean().item(), torch.tensor(averages).std().item()
@@ -49,5 +49,5 @@ def test_the_number_of_tokens_is_near_its_target_and_differs_between_questions(t
     assert mean == pytest.approx(RATIO, rel=0.05)
     assert spread > 0.003
     assert all(shallow >= deep for counts in left for shallow, deep in pairwise(counts))
-    seen = watched_for(qa, watched, question.question)
+    seen = encoded_for(qa, encoded, question.question)
     assert seen.kept.sum() == left[-1][-1]

@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from mmllm.errors import CheckpointError, ConfigError, InputError
-from mmllm.pruning.diffrate_schedule import Schedule, even_schedule, flops
+from mmllm.pruning.diffrate_schedule import CompressionSchedule, even_schedule, flops
 from mmllm.train.diffrate_classifier import DiffRateClassifier, learn_schedule
 
 PATCHES, CLASSES = 16, 5
@@ -85,7 +85,7 @@ def plain_removal(vit, image, schedule, *, clamp):
 )
 def test_removal_in_a_whole_transformer(images, prune, merge, clamp, mae):
     model = classifier(clamp_size=clamp, mae=mae)
-    schedule = Schedule(prune=prune, merge=merge)
+    schedule = CompressionSchedule(prune=prune, merge=merge)
     model.follow(schedule)
     with torch.no_grad():
         logits = model(images)
@@ -185,7 +185,7 @@ def test_what_is_learned_is_what_is_followed(learned, images):
 def test_a_schedule_that_does_nothing_is_timms_transformer(images):
     for mae in (False, True):
         model = classifier(mae=mae)
-        model.follow(Schedule(prune=(17,) * 4, merge=(17,) * 4))
+        model.follow(CompressionSchedule(prune=(17,) * 4, merge=(17,) * 4))
         torch.testing.assert_close(model(images), model.vit(images), rtol=0, atol=1e-6)
 
 
@@ -214,9 +214,9 @@ def test_published_names_there_and_back(learned, images):
 def test_bad_input(images):
     model = classifier()
     with pytest.raises(ConfigError, match="for 3 blocks, the encoder runs 4"):
-        model.follow(Schedule(prune=(17,) * 3, merge=(17,) * 3))
+        model.follow(CompressionSchedule(prune=(17,) * 3, merge=(17,) * 3))
     with pytest.raises(ConfigError, match="only the class token"):
-        model.follow(Schedule(prune=(17,) * 4, merge=(17, 17, 17, 1)))
+        model.follow(CompressionSchedule(prune=(17,) * 4, merge=(17, 17, 17, 1)))
     with pytest.raises(InputError, match="costs between"):
         learn_schedule(model, [spots(0, 2)], target=10.0, steps=1)
     distilled = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, reg_tokens=1)
@@ -310,4 +310,4 @@ def constant_ratios():
     for even in (even_schedule(65, 6, keep) for keep in range(2, 65)):
         for percent in range(90, 111):
             merge = tuple(min(65, max(2, round(count * percent / 100))) for count in even.merge[1:])
-            yield Schedule(prune=even.prune, merge=(65, *merge))
+            yield CompressionSchedule(prune=even.prune, merge=(65, *merge))

@@ -11,7 +11,7 @@ from mmllm.errors import MmllmError
 from mmllm.train.fitting import InOrder, fit, latest_checkpoint
 from mmllm.train.metrics import read_metrics
 from mmllm.train.packing import NAMES
-from mmllm.train.schedule import Schedule
+from mmllm.train.schedule import TrainingSchedule
 
 
 class Line(nn.Module):
@@ -45,7 +45,7 @@ def collate(rows):
 def trained(output, poisoned=(), **schedule):
     fields = {"max_steps": 8, "batch_size": 1, "learning_rate": 0.1, "logging_steps": 1, "save_steps": 2, **schedule}
     fields["weight_decay"] = 0.0
-    training = Schedule(**fields)
+    training = TrainingSchedule(**fields)
     model = Line()
     trainer = fit(model, Numbers(fields["max_steps"], poisoned), collate, training, output, what="draw a line", seed=0)
     return trainer, model

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmllm.train.optimizers import muon, nearly_orthogonal
-from mmllm.train.schedule import Schedule
+from mmllm.train.schedule import TrainingSchedule
 
 
 def test_singular_values_come_near_one_and_directions_stay():
@@ -35,7 +35,7 @@ class Small(nn.Module):
 def test_it_takes_kernels_but_no_embeddings_heads_biases_or_frozen_weights():
     model = Small()
     model.convolution.weight.requires_grad_(False)
-    optimizer = muon(model, Schedule(matrix_learning_rate=0.02, weight_decay=0.1), heads=("head",))
+    optimizer = muon(model, TrainingSchedule(matrix_learning_rate=0.02, weight_decay=0.1), heads=("head",))
     taken = [weight for group in optimizer.param_groups if group["orthogonal"] for weight in group["params"]]
     assert [id(weight) for weight in taken] == [id(model.linear.weight)]
     others = [weight for group in optimizer.param_groups if not group["orthogonal"] for weight in group["params"]]
@@ -53,7 +53,7 @@ def test_what_it_leaves_alone_is_trained_as_by_adamw():
     for ours in (True, False):
         model = nn.Embedding(5, 3)
         model.load_state_dict(start.state_dict())
-        schedule = Schedule(learning_rate=0.01, matrix_learning_rate=0.02, weight_decay=0.1, adam_beta2=0.98)
+        schedule = TrainingSchedule(learning_rate=0.01, matrix_learning_rate=0.02, weight_decay=0.1, adam_beta2=0.98)
         optimizer = (
             muon(model, schedule)
             if ours
@@ -68,7 +68,7 @@ def test_what_it_leaves_alone_is_trained_as_by_adamw():
 
 
 def test_it_goes_on_from_saved_state_as_if_never_stopped():
-    schedule = Schedule(learning_rate=0.01, matrix_learning_rate=0.02)
+    schedule = TrainingSchedule(learning_rate=0.01, matrix_learning_rate=0.02)
 
     def run(steps, model, optimizer):
         for _ in range(steps):

@@ -16,7 +16,7 @@ from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.times.answers import Span
 from mmllm.train.packing import NAMES, RowCollator
-from mmllm.train.rows import ATTEMPTS, DialogueRows, MediaInputs, Shuffled, text_row
+from mmllm.train.rows import ATTEMPTS, DialogueRows, MediaLoader, Shuffled, text_row
 
 WORDS = "when does it spin blink ? . answer : the red circle what is this a user assistant".split()
 
@@ -28,7 +28,7 @@ def processor():
     return MmllmProcessor(tokenizer, frames={"size": 64}, num_frames=3, num_time_tokens=10, chat_template="vicuna")
 
 
-class Pretended(MediaInputs):
+class Pretended(MediaLoader):
     """Media without files; what is called `broken` cannot be read."""
 
     def load(self, kind, path):

@@ -237,9 +237,9 @@ def test_case_10_rotation_real(name, rotation, shared_videos):
 def test_case_11_fewer_frames_than_asked_for(make_clip, read_number):
     three = sample_uniform(make_clip("three.mp4", frames=3), 8)
     assert [read_number(frame) for frame in three.frames] == [0, 0, 1, 1, 1, 1, 2, 2]
-    assert three.real.tolist() == [True, False, True, False, False, False, True, False]
+    assert three.valid.tolist() == [True, False, True, False, False, False, True, False]
     one = sample_uniform(make_clip("one.mp4", frames=1), 8)
-    assert one.real.tolist() == [True] + [False] * 7
+    assert one.valid.tolist() == [True] + [False] * 7
     assert (one.times_s == 0).all()
     assert one.duration_s > 0
 
@@ -281,7 +281,7 @@ def test_case_12_cut_short_matroska(make_clip, tmp_path):
     path.write_bytes(data[: len(data) * 3 // 4])
     with pytest.warns(VideoTruncated, match="declared bytes"):
         clip = sample_uniform(path, 5)
-    assert clip.real.all()
+    assert clip.valid.all()
 
 
 def test_case_13_cut_without_index(b_frames, tmp_path, capsys):
@@ -324,7 +324,7 @@ def test_case_14_damaged_bytes_real(damage, shared_videos, tmp_path):
         frames = sum(len(clip) for clip in video.iterate(64, size=16))
         assert frames >= 1130
         clip = video.sample_uniform(20, size=16)
-        assert clip.real.all()
+        assert clip.valid.all()
 
 
 def test_case_14_one_line_is_said_and_ffmpeg_is_silent(b_frames, tmp_path):

@@ -105,7 +105,7 @@ def test_repetitions_are_marked(b_frames, read_number):
     with open_video(b_frames) as video:
         clip = video.frames_by_index([5, 5, -1, 119])
     assert [read_number(frame) for frame in clip.frames] == [5, 5, 119, 119]
-    assert clip.real.tolist() == [True, False, True, False]
+    assert clip.valid.tolist() == [True, False, True, False]
 
 
 def test_indices_out_of_range_are_refused(b_frames):

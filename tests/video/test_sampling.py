@@ -8,9 +8,9 @@ from mmllm.video import sampling
 
 
 def test_uniform_by_index_takes_both_ends_and_rounds_half_to_even():
-    indices, real = sampling.uniform_by_index(100, 4)
+    indices, valid = sampling.uniform_by_index(100, 4)
     assert indices.tolist() == [0, 33, 66, 99]
-    assert real.all()
+    assert valid.all()
     assert sampling.uniform_by_index(4, 3)[0].tolist() == [0, 2, 3]  # 1.5 goes to 2
     assert sampling.uniform_by_index(6, 3)[0].tolist() == [0, 2, 5]  # 2.5 goes to 2
 
@@ -18,13 +18,13 @@ def test_uniform_by_index_takes_both_ends_and_rounds_half_to_even():
 @pytest.mark.parametrize("count", [1, 2, 3, 99, 100, 101, 1189])
 @pytest.mark.parametrize("frames", [1, 2, 8, 100])
 def test_uniform_by_index_is_ascending_and_marks_repetitions(count, frames):
-    indices, real = sampling.uniform_by_index(count, frames)
-    assert len(indices) == len(real) == frames
+    indices, valid = sampling.uniform_by_index(count, frames)
+    assert len(indices) == len(valid) == frames
     assert (np.diff(indices) >= 0).all()
     assert indices[0] == 0
     assert indices[-1] == (count - 1 if frames > 1 else 0)
-    assert real.sum() == len(set(indices.tolist())) <= min(count, frames)
-    assert real.tolist() == [i == 0 or indices[i] != indices[i - 1] for i in range(frames)]
+    assert valid.sum() == len(set(indices.tolist())) <= min(count, frames)
+    assert valid.tolist() == [i == 0 or indices[i] != indices[i - 1] for i in range(frames)]
 
 
 def test_uniform_by_time_takes_the_middle_of_equal_parts():

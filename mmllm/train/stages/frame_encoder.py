@@ -26,12 +26,12 @@ from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.scenes import scene_batch
 from mmllm.train.fitting import fit, trained_model
 from mmllm.train.frame_state import FrameState
-from mmllm.train.schedule import Schedule
+from mmllm.train.schedule import TrainingSchedule
 from mmllm.train.stage import TrainingRun, TrainingStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameEncoderTraining(Schedule):
+class FrameEncoderTraining(TrainingSchedule):
     """Every step learns from `batch_size` scenes that were never seen before."""
 
     max_steps: int = 600

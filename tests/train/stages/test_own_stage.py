@@ -12,11 +12,11 @@ from mmllm.train.building import build_model
 from mmllm.train.data import DataConfig
 from mmllm.train.recipes import recipe
 from mmllm.train.run import train
-from mmllm.train.schedule import Schedule
+from mmllm.train.schedule import TrainingSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalingTraining(Schedule):
+class ScalingTraining(TrainingSchedule):
     """How much the projector grows."""
 
     factor: float = 2.0
