@@ -4,7 +4,8 @@
     time: how times are written, in the processor
 
 A new kind of part takes an entry in `mmllm.registry.KINDS`, its base class in `mmllm.interfaces`, and a slot here, with
-a field of `StageNames` for recipes and of `StageChanges` for the command line. What is an `LlmStage` then works inside the LLM.
+a field of `StageNames` for recipes and of `StageChanges` for the command line. What is an `LlmStage` then works inside
+the LLM.
 """
 
 from __future__ import annotations

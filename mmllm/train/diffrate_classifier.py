@@ -67,7 +67,7 @@ class DiffRateClassifier(nn.Module):
         return DiffRateReducer(DiffRateConfig(prune=schedule.prune, merge=schedule.merge, clamp_size=self.clamp_size))
 
     def run(self, images: Tensor) -> tuple[Tensor, Any]:
-        """Hidden states F N C behind the last block, and its state: in training `MaskedTokens`, else schedule and tokens."""
+        """Hidden states F N C behind the last block, and its state: `MaskedTokens`, or schedule and `LiveTokens`."""
         hidden = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
         return run_inside(self.vit.blocks, hidden, self.rates if self.training else self._reducer(self.schedule))
 
