@@ -58,9 +58,9 @@ class VideoClip:
             raise ValueError(f"duration_s must be a positive number of seconds, not {self.duration_s}")
         object.__setattr__(self, "times_s", times_s)
         if self.valid is None:
-            object.__setattr__(self, "real", np.ones(len(self.frames), dtype=bool))
+            object.__setattr__(self, "valid", np.ones(len(self.frames), dtype=bool))
         elif self.valid.shape != (len(self.frames),):
-            raise ValueError(f"real must have one entry for each of {len(self.frames)} frames, not {self.valid.shape}")
+            raise ValueError(f"valid must have one entry for each of {len(self.frames)} frames, not {self.valid.shape}")
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -25,7 +25,7 @@ def test_a_clip_prints_shapes_and_takes_all_frames_for_real():
         {"times_s": np.array([0, 1, np.nan])},
         {"duration_s": 0.0},
         {"duration_s": float("nan")},
-        {"real": np.ones(2, bool)},
+        {"valid": np.ones(2, bool)},
     ],
 )
 def test_a_clip_that_does_not_fit_together_is_refused(changes):

@@ -19,7 +19,7 @@ from mmllm.model import MmllmForConditionalGeneration
 CONFIG = "adapter_config.json"
 LINEAR = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 """The LLM's linear layers."""
-NAME = "default"
+ADAPTER = "default"
 """What peft calls a model's only adapters."""
 
 
@@ -82,9 +82,9 @@ def _adapted(model: nn.Module, config: Any) -> Any:
     for name in names:
         parent, _, key = name.rpartition(".")
         own = model.get_submodule(name)
-        wrapper = ModulesToSaveWrapper(own, NAME)
-        wrapper.set_adapter(NAME)
-        wrapper.modules_to_save[NAME], wrapper.original_module = own, wrapper.modules_to_save[NAME]
+        wrapper = ModulesToSaveWrapper(own, ADAPTER)
+        wrapper.set_adapter(ADAPTER)
+        wrapper.modules_to_save[ADAPTER], wrapper.original_module = own, wrapper.modules_to_save[ADAPTER]
         wrapper.original_module.requires_grad_(False)
         for weight in own.parameters():
             weight.requires_grad_(id(weight) in trained)  # a part may keep some of its weights frozen
@@ -122,7 +122,7 @@ def merged_with(model: MmllmForConditionalGeneration, folder: str | Path) -> Mml
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         adapted = _adapted(model, config)
-        adapted.load_adapter(str(folder), NAME, torch_device=str(model.device))
+        adapted.load_adapter(str(folder), ADAPTER, torch_device=str(model.device))
         return adapted.merge_and_unload()
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as problem:
         raise CheckpointError(f"{folder}: these adapters do not fit their model: {problem}") from None

@@ -220,7 +220,7 @@ class VideoQA:
         """The answers to several independent questions about one video, in one batch.
 
         Args:
-            watched: the video.
+            encoded: the video.
             questions: in words.
             duration_s: what the time tokens are shares of; the decoded length if None. Benchmarks annotate their own.
             generate: as in `ask`.
@@ -239,7 +239,7 @@ class VideoQA:
         """New ids Q K for prompts about one video.
 
         Args:
-            watched: the video.
+            encoded: the video.
             input_ids: int64, Q L, each with the video's placeholder.
             attention_mask: Q L.
             generate: options of transformers' `generate`; greedy by default.

@@ -56,7 +56,7 @@ def stream(
 
     Args:
         qa: the model.
-        watched: the video, as `qa` watched it.
+        encoded: the video, as `qa` watched it.
         question: in words; it may hold `<seconds>` stamps.
         history: earlier questions and raw answers that the model is to read.
         stopped: asked after each token; once it says True, the answer ends with what there is.

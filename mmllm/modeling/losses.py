@@ -99,7 +99,7 @@ class GroundingHead(nn.Module):
             hidden: B P D, hidden states of one layer of the LLM.
             placed: the batch; the one-frame tokens of each row's first video are pointed at.
             found: the intervals.
-            frame_share: float, B T. When each frame of a row's first video is shown, as a share of its duration.
+            frame_fraction: float, B T. When each frame of a row's first video is shown, as a share of its duration.
         """
         found = found.where((placed.which == 0).any(dim=1)[found.row])  # rows with a video
         if not len(found.row):

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from mmllm.registry import KINDS
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "mmllm/default_model/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-EXAMPLE = "mmllm/pruning/every_other.py"
-"""What CONTRIBUTING tells a reader to write."""
+EXAMPLES = set(re.findall(r"As\s+`(mmllm/[\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
+"""Files that CONTRIBUTING tells a reader to write."""
+GROUPS = {f"mmllm.{kind}" for kind in KINDS}
+"""Entry points of other packages."""
 
 
 def text(name: str) -> str:
@@ -22,11 +26,11 @@ def text(name: str) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_and_module_that_a_page_names_exists(page):
     words = page.read_text()
-    for path in set(re.findall(r"`((?:mmllm|docs|tests|benchmarks)/[\w./-]+)`", words)) - {EXAMPLE}:
+    for path in set(re.findall(r"`((?:mmllm|docs|tests|benchmarks)/[\w./-]+)`", words)) - EXAMPLES:
         assert (ROOT / path).exists(), path
     for path in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", words):
         assert (page.parent / path).exists(), path
-    for dotted in set(re.findall(r"`(mmllm(?:\.\w+)+)", words)):
+    for dotted in set(re.findall(r"`(mmllm(?:\.\w+)+)", words)) - GROUPS:
         assert is_public(dotted), dotted
 
 

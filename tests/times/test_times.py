@@ -181,7 +181,7 @@ def test_a_batch_of_videos_with_texts_of_different_length(interleaved):
     processor, model = interleaved.processor, interleaved.model
     clips = [clip(9.0), clip(400.0, frames=4)]
     last = np.minimum(np.arange(6), 3)
-    repeated = {"frames": clips[1].frames[last], "times_s": clips[1].times_s[last], "real": None}
+    repeated = {"frames": clips[1].frames[last], "times_s": clips[1].times_s[last], "valid": None}
     values = [clip_inputs(processor, one) for one in clips]
     each = [one.flat() for one in values]
     assert each[0]["video_frame_text"].shape[2] < each[1]["video_frame_text"].shape[2]
