@@ -1,6 +1,7 @@
-"""Who imports whom: no circle between files or rooms, few files at the top, parts that know no other room of parts."""
+"""How the package is laid out: who imports whom, few files at the top, short files, short functions."""
 
 import ast
+import statistics
 from collections import defaultdict
 from pathlib import Path
 
@@ -78,3 +79,16 @@ def test_a_part_imports_no_other_room_of_parts():
 
 def test_few_files_are_at_the_top():
     assert len(list((ROOT / "mmllm").glob("*.py"))) <= 12
+
+
+def test_most_files_are_short():
+    assert statistics.median(len(file.read_text().splitlines()) for file in modules().values()) < 150
+
+
+def test_functions_are_short_or_say_why_not():
+    """A longer one has a comment `# long: the reason` in the line before it."""
+    for name, file in modules().items():
+        lines = file.read_text().splitlines()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 80:
+                assert "# long:" in lines[node.lineno - 2], f"{name}.{node.name}: {node.end_lineno - node.lineno + 1}"
