@@ -137,7 +137,12 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         config = copy.deepcopy(self.config)
         for name, stage in changed(stages_of(config), changes).items():
             setattr(config, name, stage)
-        return type(self)(config, shared=self).to(self.device).train(self.training)
+        model = type(self)(config, shared=self)
+        for name in model_slots():
+            parts, own = getattr(model, name), getattr(self, name)
+            if isinstance(parts, nn.Module) and parts is not own:  # only these can be on another device
+                parts.to(self.device)
+        return model.train(self.training)
 
     def parts_for(self, config: MmllmConfig) -> dict[str, Any]:
         """The parts of this model, by slot, that a configuration describes alike."""
