@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from mmllm.checkpoints import loading
 from mmllm.checkpoints.weights import Weights
 from mmllm.inference.answering import VideoQA
+from mmllm.inference.decisions import finished_pass
 
 FAMILIES = ("llava", "llava_next", "llava_next_video", "video_llava", "fastvlm")
 GREEDY = {"min_new_tokens": 30, "max_new_tokens": 30, "do_sample": False, "pad_token_id": 0}
@@ -92,6 +93,16 @@ def test_every_family_answers_about_a_video(family, loaded, short_clip):
 def test_other_stages_take_the_place_of_a_published_models_own(published, short_clip):
     qa = VideoQA.from_pretrained(published("llava_next_video")[0], reducers=["uniform:keep=3"], path="plain")
     assert qa.encode_video(short_clip, num_frames=4).token_counts == {"encoder": 64, "reducers": 12, "frames": 12}
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next_video", "fastvlm"])
+def test_a_stage_inside_the_llm_of_a_published_model_removes_tokens(published, short_clip, family):
+    qa = VideoQA.from_pretrained(published(family)[0], reducers=["fastv:layer=1,ratio=0.25"])
+    encoded = qa.encode_video(short_clip, num_frames=4)
+    current = finished_pass(qa, encoded, "What happens?")
+    before, after = current.visual.sum().item(), current.kept[1].of(current.visual).sum().item()
+    assert after == qa.model.reducers[0].kept(before) < before
+    assert qa.ask(encoded, "What happens?", max_new_tokens=4).raw is not None
 
 
 def test_a_published_model_saved_here_says_the_same_and_can_still_be_written_back(
