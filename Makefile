@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-browser test-docs docs wheel lint format hooks lock clean
+.PHONY: tables quickstart test test-browser test-docs docs wheel lint format hooks lock clean
 
 quickstart: $(VENV)/ready  ## render, train, evaluate and ask, in minutes
 	$(BIN)/mmllm quickstart
@@ -24,6 +24,9 @@ docs: $(VENV)/ready  ## the docs and the API reference as a site in build/site, 
 
 wheel: $(VENV)/ready  ## a wheel in dist, installed apart from the sources and tried out
 	$(BIN)/python .ci/wheel.py --libraries-of-this-environment
+
+tables: $(VENV)/ready  ## the tables of measurements in the docs, from docs/results
+	$(BIN)/python -m benchmarks.tables
 
 lint: $(VENV)/ready  ## style and types
 	$(BIN)/ruff check .

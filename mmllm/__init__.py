@@ -23,7 +23,7 @@ _HOME = {
     "register": "mmllm.registry",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604 - the keys are strings
 
 
 def __getattr__(name: str) -> Any:

@@ -73,17 +73,17 @@ class MmllmConfig(PreTrainedConfig):
     text_config: Any = None
     encoder: Any = field(default_factory=lambda: {"name": "tiny"})
     image_encoder: Any = None
-    reducers: list = field(default_factory=list)
+    reducers: list[Any] = field(default_factory=list[Any])
     visual_tokenizer: Any = field(default_factory=lambda: {"name": "linear"})
     path: Any = field(default_factory=lambda: {"name": "slowfast"})
-    blend: dict = field(default_factory=dict)
-    loss: dict = field(default_factory=dict)
+    blend: dict[str, Any] = field(default_factory=dict[str, Any])
+    loss: dict[str, Any] = field(default_factory=dict[str, Any])
     num_time_tokens: int = 100
-    time_token_ids: list | None = None
+    time_token_ids: list[Any] | None = None
     video_token_id: int | None = None
     image_token_id: int | None = None
     training_note: str | None = None
-    origin: dict | None = None
+    origin: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

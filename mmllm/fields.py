@@ -36,7 +36,7 @@ def require(condition: bool, config: object, field: str, allowed: str) -> None:
         raise ConfigError(f"{type(config).__name__}.{field} = {getattr(config, field)!r}: must be {allowed}")
 
 
-def decode(annotation: Any, value: Any, where: str) -> Any:
+def decode(annotation: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PLR0912 - a branch for each kind of type
     """`value` as the declared type says, whether it comes as text (a flag), from YAML or from JSON.
 
     Raises:

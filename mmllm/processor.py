@@ -106,7 +106,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
             setattr(self, modality.id_field, self.placeholder_ids[modality.word])
 
     @property
-    def modalities(self) -> dict[str, Modality]:
+    def modalities(self) -> dict[str, Modality[Any]]:
         """The modalities for which the tokenizer has a placeholder, by name."""
         return {name: one for name, one in modalities().items() if one.word in self.placeholder_ids}
 
@@ -116,7 +116,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
 
     # --- messages to model inputs ---------------------------------------------------------------------------
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation: Sequence[Message] | Sequence[Sequence[Message]],
         chat_template: str | None = None,
@@ -180,7 +180,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         text = render(messages, False)
         return self.encode(text, list(assistant_turns(messages, text, render)))
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
@@ -241,7 +241,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
 
     # --- generated ids to answers ---------------------------------------------------------------------------
 
-    def decode(self, token_ids: Any, duration_s: float, **kwargs: Any) -> Answer:  # type: ignore[override]
+    def decode(self, token_ids: Any, duration_s: float, **kwargs: Any) -> Answer:
         """The answer that generated ids hold: its sentence and its spans in seconds.
 
         Args:
@@ -253,7 +253,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
             token_ids = token_ids[:-1] if last in self.time_tokens.strings else token_ids
         return parse_answer(self.decode_text(token_ids), duration_s, self.time_tokens)
 
-    def batch_decode(self, sequences: Any, durations_s: Any, **kwargs: Any) -> list[Answer]:  # type: ignore[override]
+    def batch_decode(self, sequences: Any, durations_s: Any, **kwargs: Any) -> list[Answer]:
         """One answer for each row of ids (B L), see `decode`."""
         return [self.decode(ids, float(seconds)) for ids, seconds in zip(sequences, durations_s, strict=True)]
 
@@ -265,7 +265,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         return ["input_ids", "attention_mask", *prepared]
 
 
-def _chosen(modality: Modality, options: Mapping[str, Any]) -> dict[str, Any]:
+def _chosen(modality: Modality[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """What is told to a modality, of options among which others may be."""
     return {name: options[name] for name in modality.options if options.get(name) is not None}
 

@@ -69,7 +69,7 @@ def page(handlers: Handlers) -> gr.Blocks:
                 _panel(
                     "mm-about-a", note("How the video is shown to the model. The next question uses these settings.")
                 )
-                chosen = _controls(parts, handlers, own, "a")
+                chosen = _controls(handlers, own, "a")
                 parts["remember"] = gr.Checkbox(
                     False, label="The model reads earlier turns", info="Off: each question is answered by itself."
                 )
@@ -79,7 +79,7 @@ def page(handlers: Handlers) -> gr.Blocks:
                 _panel(
                     "mm-about-b", note("The same question under the settings of the first tab (A) and under these (B).")
                 )
-                other = _controls(parts, handlers, own, "b")
+                other = _controls(handlers, own, "b")
                 compare = gr.Button("Ask both", variant="primary", elem_id="mm-compare")
                 parts["comparison"] = _panel("mm-comparison")
             with gr.Tab("Export"):
@@ -136,7 +136,7 @@ def _talking(parts: dict[str, Any], longest: int) -> None:
     )
 
 
-def _controls(parts: dict[str, Any], handlers: Handlers, own: Settings, side: str) -> list[Any]:
+def _controls(handlers: Handlers, own: Settings, side: str) -> list[Any]:
     """Reducer, share, path and frames, with what they cost below; the cost follows every change."""
     with gr.Row():
         reducer = gr.Dropdown(

@@ -77,7 +77,7 @@ def _adapted(model: nn.Module, config: Any) -> Any:
 
     names, config.modules_to_save = config.modules_to_save or [], None
     trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
-    adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    adapted = get_peft_model(model, config)
     config.modules_to_save = names  # so that others can load what is saved
     for name in names:
         parent, _, key = name.rpartition(".")

@@ -44,7 +44,8 @@ def convert(
 
 
 def _to_ours(source: str, folder: Path, allow_pickle: bool) -> str:
-    from mmllm.checkpoints.loading import is_ours, load, local_folder
+    from mmllm.checkpoints.loading import is_ours, load
+    from mmllm.hub.sources import local_folder
 
     upstream = local_folder(source)
     if is_ours(upstream):
@@ -64,8 +65,9 @@ def _to_upstream(source: str, folder: Path, to: str) -> str:
     import torch
     from huggingface_hub import save_torch_state_dict
 
-    from mmllm.checkpoints.loading import families, is_ours, local_folder
+    from mmllm.checkpoints.loading import families, is_ours
     from mmllm.fields import closest
+    from mmllm.hub.sources import local_folder
     from mmllm.model import MmllmForConditionalGeneration
 
     known = families()

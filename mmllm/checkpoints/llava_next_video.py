@@ -29,7 +29,7 @@ def recognises(upstream: Mapping[str, Any]) -> bool:
     return upstream.get("model_type") == "llava_next_video"
 
 
-def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmConfig:
+def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmConfig:  # noqa: ARG001 - as all families
     """Our configuration of a `config.json`.
 
     Raises:

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mmllm.checkpoints.loading import local_folder
 from mmllm.checkpoints.weights import Weights, header
 from mmllm.encoders.clip import load_clip_tower
 from mmllm.encoders.convnext import load_convnext_tower
@@ -20,7 +19,7 @@ from mmllm.encoders.dinov2 import load_dinov2_tower
 from mmllm.encoders.fastvithd import load_fastvithd_tower
 from mmllm.encoders.siglip import load_siglip_tower
 from mmllm.errors import CheckpointError, ConfigError
-from mmllm.hub.sources import read_json
+from mmllm.hub.sources import local_folder, read_json
 
 LOADERS: dict[str, Callable[[Any, dict[str, Tensor]], None]] = {
     "clip": load_clip_tower,

@@ -72,7 +72,7 @@ def demo(
         threading.Event().wait()
 
 
-def _end(number: int, frame: object) -> None:
+def _end(number: int, _frame: object) -> None:
     """Ends as Ctrl-C does, so that the private folder is removed, with the exit code of a termination."""
     raise SystemExit(128 + number)
 

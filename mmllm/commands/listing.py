@@ -91,7 +91,7 @@ def _rows(kind: str) -> list[dict[str, str]]:
 def _defaults(config: type) -> dict[str, object]:
     """Each setting with the value it has if it is not given."""
     values: dict[str, object] = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):
         factory = field.default_factory
         values[field.name] = field.default if factory is dataclasses.MISSING else factory()
     return values

@@ -89,7 +89,8 @@ def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int, Any]:
 
 
 def _of_model(model: str | None) -> tuple[dict[str, Any], int, Any, int, Any]:
-    from mmllm.checkpoints.loading import describe, local_folder
+    from mmllm.checkpoints.loading import describe
+    from mmllm.hub.sources import local_folder
 
     config, processor = describe(local_folder(model or DEFAULT))
     bytes_per_number = config.dtype.itemsize if config.dtype else 4

@@ -61,7 +61,7 @@ class _StayHere(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         """Nowhere."""
-        return None
+        return
 
 
 _OPENER = urllib.request.build_opener(_StayHere)

@@ -155,8 +155,8 @@ def own_attention(module: nn.Module) -> Attention:
     """The attention that a module had before the harness was installed."""
     name = module.config.own_attn_implementation  # type: ignore[union-attr]
     if name == "eager":  # each family's own function, beside its attention class
-        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
-    return AttentionInterface().get_interface(name, sdpa_attention_forward)  # type: ignore[arg-type]
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return AttentionInterface().get_interface(name, sdpa_attention_forward)
 
 
 def _dense(mask: Tensor | None, view: AttentionView) -> Tensor:

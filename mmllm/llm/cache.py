@@ -155,4 +155,4 @@ def adopt(cache: Cache, current: LlmPass, layers: int) -> None:
         raise InputError("a cache that holds a text already cannot be given a prompt with stages inside the LLM")
     cache.layers = [RecordLayer() for _ in range(layers)]
     cache.layer_class_to_replicate = None
-    cache.llm_pass = current  # type: ignore[attr-defined]
+    cache.llm_pass = current

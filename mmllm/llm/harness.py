@@ -70,7 +70,9 @@ def install(decoder: nn.Module) -> None:
         layers[-1].register_forward_hook(_fill_up, with_kwargs=True)
 
 
-def _before_layer(layer: int, layers: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+def _before_layer(
+    layer: int, layers: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Ahead of a layer: in a pass with stages, decides who goes on and gives the layer what fits those."""
     cache: Any = kwargs.get("past_key_values")
     current: LlmPass | None = kwargs.get("llm_pass")
@@ -93,7 +95,7 @@ def _before_layer(layer: int, layers: int, module: nn.Module, args: tuple, kwarg
 
 
 def _prompt(
-    layer: int, layers: int, current: LlmPass, record: RecordLayer | None, hidden: Tensor, kwargs: dict
+    layer: int, layers: int, current: LlmPass, record: RecordLayer | None, hidden: Tensor, kwargs: dict[str, Any]
 ) -> tuple[Tensor, dict[str, Any]]:
     """The hidden states that go on through this layer, and mask and positions that fit them."""
     if layer == 0 and hidden.shape[:2] != current.visual.shape:
@@ -178,7 +180,7 @@ def _mask_of_prompt(kept: Kept, given: Tensor | None, dtype: torch.dtype) -> Ten
     return mask
 
 
-def _later(first: RecordLayer, record: RecordLayer, hidden: Tensor, kwargs: dict) -> dict[str, Any]:
+def _later(first: RecordLayer, record: RecordLayer, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Mask of the new positions over this layer's own keys, which differ from layer to layer; and of each other."""
     rows, new = hidden.shape[:2]
     position = record.seen + torch.arange(new, device=hidden.device).expand(rows, new)
@@ -200,7 +202,7 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def _fill_up(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+def _fill_up(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
     """Behind the last layer: hidden states back at the places of the whole row, zero where a position was removed."""
     current: LlmPass | None = kwargs.get("llm_pass")
     record = kwargs.get("record")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def modalities() -> dict[str, Modality]:
+def modalities() -> dict[str, Modality[Any]]:
     """All registered modalities by name, sorted.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class VisualStages(PreTrainedModel):
         known = modalities()
         return {self._placeholder(known[name]): known[name].encode(self, inputs) for name, inputs in media.items()}
 
-    def _placeholder(self, modality: Modality) -> int:
+    def _placeholder(self, modality: Modality[Any]) -> int:
         placeholder = getattr(self.config, modality.id_field, None)
         if placeholder is None:
             raise InputError(f"the configuration has no {modality.id_field}, so nothing can stand for {modality.name}s")

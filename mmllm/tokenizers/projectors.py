@@ -59,7 +59,7 @@ class MlpProjector(nn.Sequential, VisualTokenizer):
         self.config = config
         self.norm = nn.LayerNorm(in_width) if config.norm else None
 
-    def forward(self, tokens: VisualTokens) -> VisualTokens:  # type: ignore[override]
+    def forward(self, tokens: VisualTokens) -> VisualTokens:
         """Features B T N C -> B T N D."""
         features: Tensor = tokens.features if self.norm is None else self.norm(tokens.features)
         for name, layer in self.named_children():

@@ -46,7 +46,7 @@ class SkipBadSteps(TrainerCallback):
                 "Lower the learning rate, or look at the rows named above"
             )
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Adds the count to the metrics, once there is one."""
         if logs is not None and self.skipped:
             logs["skipped_steps"] = self.skipped
@@ -65,7 +65,7 @@ class ShowProgress(TrainerCallback):
         shown = state.is_world_process_zero
         self.progress = Progress(self.what, state.max_steps, "steps", done=state.global_step, shown=shown)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Keeps the latest loss to be shown."""
         if logs and "loss" in logs:
             self.note = f"loss {float(logs['loss']):.3f}"
@@ -103,7 +103,7 @@ class MetricsFile(TrainerCallback):
             kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Adds a line."""
         if state.is_world_process_zero and logs:
             with self.path.open("a") as file:

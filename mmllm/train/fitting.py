@@ -85,7 +85,7 @@ def _complete(checkpoint: Path) -> bool:
 
 def fit(
     model: Any,
-    dataset: Dataset,
+    dataset: Dataset[Any],
     collate: Any,
     training: TrainingSchedule,
     output: Path,

@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"beta1": beta1, "beta2": beta2, "momentum": momentum, "epsilon": 1e-8})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients that are there."""
         loss = None
         if closure is not None:

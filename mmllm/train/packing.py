@@ -83,7 +83,7 @@ class Row:
     """Model inputs of each medium, for a batch of one; those of one modality in their order."""
 
 
-class PackedQuestions(torch.utils.data.Dataset):
+class PackedQuestions(torch.utils.data.Dataset[Any]):
     """An endless shuffle of videos, each with some of its questions, as a pure function of seed and row number.
 
     Args:
@@ -148,6 +148,7 @@ class RowCollator:
     pad_token_id: int
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """A batch of the rows."""
         fill = {"input_ids": self.pad_token_id, "labels": IGNORED, "segment_ids": -1}
         batch: dict[str, Any] = {
             name: pad_sequence([row.text[name] for row in rows], batch_first=True, padding_value=value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class MediaLoader:
         return cast(VideoInputs, self.load(VideoInputs.modality, path))
 
 
-class DialogueRows(torch.utils.data.Dataset):
+class DialogueRows(torch.utils.data.Dataset[Any]):
     """Rows 0 to `rows` - 1, each a dialogue with its media.
 
     Args:

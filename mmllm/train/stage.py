@@ -23,7 +23,7 @@ from mmllm.train.schedule import RowTraining
 class Rows:
     """What a stage learns from."""
 
-    dataset: Dataset
+    dataset: Dataset[Any]
     """In the order in which the rows are to be seen."""
     workers: int
     """Processes that prepare them."""

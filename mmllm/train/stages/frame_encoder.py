@@ -102,7 +102,7 @@ class FrameEncoderStage(TrainingStage):
         )
 
 
-class Scenes(torch.utils.data.Dataset):
+class Scenes(torch.utils.data.Dataset[Any]):
     """Batches of fresh scenes as model inputs; batch i is a pure function of the seed and i."""
 
     def __init__(
