@@ -10,7 +10,7 @@ class MmllmError(Exception):
 
 
 class InputError(MmllmError, ValueError):
-    """Something given by the user cannot be used; the message names it and what would be allowed."""
+    """Something that the user gave cannot be used. The message names it and says what is allowed."""
 
     exit_code = 2
 
@@ -31,6 +31,6 @@ class PartialFailure(MmllmError):
 
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether an exception of Python's, or of torch's on any device, says that memory has run out."""
-    told = str(problem)
+    message = str(problem)
     named = isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in told or "out of memory" in told.lower()
+    return named or "can't allocate memory" in message or "out of memory" in message.lower()

@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
-def closest(name: str, known: typing.Iterable[str]) -> str:
+def closest(name: str, names: typing.Iterable[str]) -> str:
     """A clause that helps after an unknown name: the near matches and the full list."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{hint}known: {', '.join(known) or 'none'}"
+    return f"{hint}known: {', '.join(names) or 'none'}"
 
 
 def require(condition: bool, config: object, field: str, allowed: str) -> None:
@@ -157,11 +157,11 @@ def merged(config: Config, changes: Mapping[str, Any], where: str = "") -> Confi
     where = where or type(config).__name__
     changes = with_current_names(type(config), changes, where)
     hints = typing.get_type_hints(type(config))
-    known = {f.name for f in dataclasses.fields(config) if f.init}  # type: ignore[arg-type]
+    names = {f.name for f in dataclasses.fields(config) if f.init}  # type: ignore[arg-type]
     values = {}
     for key, value in changes.items():
-        if key not in known:
-            raise ConfigError(f"{where} has no field {key!r}; {closest(str(key), known)}")
+        if key not in names:
+            raise ConfigError(f"{where} has no field {key!r}; {closest(str(key), names)}")
         current = getattr(config, key)
         if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
             values[key] = merged(current, value, f"{where}.{key}")

@@ -75,15 +75,20 @@ def register(kind: str, name: str, *, config: type) -> Callable[[Registered], Re
         raise ValueError(f"the config of {kind} {name!r} must be a frozen dataclass, not {config!r}")
 
     def add(cls: Registered) -> Registered:
-        known = _parts.setdefault(kind, {}).get(name)
-        if known is not None and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"{kind} {name!r} is already registered by {known.cls.__module__}")
+        earlier = _parts.setdefault(kind, {}).get(name)
+        if earlier is not None and _home(earlier.cls) != _home(cls):
+            raise ValueError(f"{kind} {name!r} is already registered by {earlier.cls.__module__}")
         part = _with_defaults(kind, cls)
         part.registered_name = name  # type: ignore[attr-defined]
         _parts[kind][name] = RegisteredPart(kind=kind, name=name, cls=part, config=config)
         return cls
 
     return add
+
+
+def _home(cls: type) -> tuple[str, str]:
+    """Where a class is written; the same when its file is read once more."""
+    return cls.__module__, cls.__qualname__
 
 
 def _with_defaults(kind: str, cls: type) -> type:
@@ -119,10 +124,10 @@ def find(kind: str, name: str) -> RegisteredPart:
     Raises:
         ConfigError: if there is none; the message has the close matches and the full list.
     """
-    known = _search(kind)
-    if name not in known:
-        raise ConfigError(f"unknown {kind} {name!r}; {closest(name, known)}")
-    return known[name]
+    registered = _search(kind)
+    if name not in registered:
+        raise ConfigError(f"unknown {kind} {name!r}; {closest(name, registered)}")
+    return registered[name]
 
 
 def config_of(kind: str, description: Any) -> Any:
