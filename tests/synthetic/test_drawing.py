@@ -35,7 +35,7 @@ def test_a_frame_is_the_same_alone_in_pieces_and_beside_other_worlds(monkeypatch
         assert whole.shape == (world.frames, 64, 64, 3)
         assert whole.dtype == np.uint8
         assert (whole[index[i]] == together[i]).all()
-        monkeypatch.setattr(drawing, "_PIECE", 7 * 64 * 64)
+        monkeypatch.setattr(drawing, "_PIECE_PIXELS", 7 * 64 * 64)
         assert (draw(world, 64) == whole).all()
         monkeypatch.undo()
 
