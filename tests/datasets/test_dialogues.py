@@ -86,9 +86,9 @@ def test_times_are_written_by_the_reader(folder):
     assert dialogue.duration_s == 10
     assert dialogue.turns[0].media == (Media(kind="video", path=folder / "clips/a.mp4"),)
     assert dialogue.turns[1].spans == (Span(1.0, 2.5),)
-    told = dialogue.messages(lambda text: TimeTokens().write(text, 10))
-    assert told[1]["content"] == [{"type": "text", "text": "<t10> <t25> It starts early."}]
-    assert told[2]["content"] == [{"type": "text", "text": "And then – é?"}]
+    messages = dialogue.messages(lambda text: TimeTokens().write(text, 10))
+    assert messages[1]["content"] == [{"type": "text", "text": "<t10> <t25> It starts early."}]
+    assert messages[2]["content"] == [{"type": "text", "text": "And then – é?"}]
 
 
 def test_a_plain_question_can_be_scored(folder):
