@@ -1,21 +1,19 @@
-"""`mmllm check`: shows what an annotation file holds and lists its problems, before any training."""
+"""What an annotation file holds, and its problems, before any training."""
 
 from __future__ import annotations
 
-import json as json_text
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 
 from mmllm.datasets.annotations import Annotations, Policy
 from mmllm.datasets.captions import CaptionedVideo
 from mmllm.datasets.formats import format_of, read_annotations
 from mmllm.datasets.records import Dialogue, Question
-from mmllm.errors import InputError, PartialFailure
+from mmllm.errors import InputError
 from mmllm.runtime.progress import Progress
 from mmllm.times.answers import Span
 from mmllm.times.vocabulary import ClampCount, TimeTokens
@@ -89,7 +87,7 @@ def check_annotations(
         "out_of_vocabulary_time_tokens": _out_of_vocabulary(result),
         **result.totals(),
         "missing_videos": len(set(with_videos.missing)) if checks_videos else None,
-        **{name: len(media[name]) if checks_videos and probe else None for name in _MEDIA_PROBLEMS},
+        **{name: len(media[name]) if checks_videos and probe else None for name in MEDIA_PROBLEMS},
         "problems": [
             *(f"bad row: {problem}" for problem in result.bad),
             *(f"repaired: {problem}" for problem in result.repaired),
@@ -160,12 +158,12 @@ def _out_of_vocabulary(result: Annotations[Any]) -> int:
     return count.clamped
 
 
-_MEDIA_PROBLEMS = ("unreadable_videos", "short_videos", "other_durations")
+MEDIA_PROBLEMS = ("unreadable_videos", "short_videos", "other_durations")
 
 
 def _media_problems(result: Annotations[Any], probe: bool) -> dict[str, list[str]]:
-    """Problems of the existing videos in words, by the names of `_MEDIA_PROBLEMS`."""
-    problems: dict[str, list[str]] = {name: [] for name in _MEDIA_PROBLEMS}
+    """Problems of the existing videos in words, by the names of `MEDIA_PROBLEMS`."""
+    problems: dict[str, list[str]] = {name: [] for name in MEDIA_PROBLEMS}
     if not probe:
         return problems
     annotated: dict[Path, float | None] = {}
@@ -207,59 +205,3 @@ def _frames_and_duration(path: Path) -> tuple[int | None, float | None]:
 
     info = probe(path)
     return info.num_frames, info.duration_s
-
-
-def check(
-    annotations: Annotated[Path, tyro.conf.Positional],
-    videos: Path | None = None,
-    format: str = "auto",
-    durations: Path | None = None,
-    strict: bool = False,
-    probe: bool = True,
-    show: int = 10,
-    json: bool = False,
-) -> None:
-    """Show what an annotation file holds and list its problems; exit code 3 if rows or videos cannot be used.
-
-    Args:
-        annotations: ActivityNet-RTL, ActivityNet Captions or YouCook2, NExT-QA, Charades-STA, LLaVA conversations,
-            chat messages or plain questions; JSON, JSON lines, a table or text, possibly gzipped.
-        videos: folder of its videos, files or folders of frames; for dialogues the folder that paths are relative to.
-        format: rtl, captions, nextqa, charades or dialogues; auto recognises it from the content.
-        durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
-        strict: count rows as bad that would otherwise be repaired, by clipping times to the video or swapping ends.
-        probe: open every video.
-        show: how many problems to print.
-        json: print everything as one JSON object.
-    """
-    summary = check_annotations(annotations, videos, format, durations, "skip" if strict else "repair", probe)
-    if json:
-        print(json_text.dumps(summary, indent=2, ensure_ascii=False))
-    else:
-        _print(summary, show)
-    unusable = summary["bad_rows"] + sum(summary[name] or 0 for name in ("missing_videos", *_MEDIA_PROBLEMS[:2]))
-    if unusable:
-        raise PartialFailure(f"{annotations}: {unusable} rows or videos cannot be used")
-
-
-def _print(summary: dict[str, Any], show: int) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(title=summary["annotations"], title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
-    for key, value in summary.items():
-        if key in ("annotations", "problems") or value is None:
-            continue
-        if key == "self_iou":
-            scores = [f"{100 * score:.1f} % ({count})" for count, score in value.items() if score is not None]
-            cell = ", ".join(scores) or "-"
-        else:
-            cell = f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
-        table.add_row(key.replace("_", " "), cell)
-    console.print(table)
-    for problem in summary["problems"][:show]:
-        console.print(problem, markup=False, highlight=False)
-    if len(summary["problems"]) > show:
-        console.print(f"... and {len(summary['problems']) - show} more")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmllm.datasets.check import check, check_annotations
+from mmllm.commands.check import check
+from mmllm.datasets.check import check_annotations
 from mmllm.errors import InputError, PartialFailure
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
