@@ -98,7 +98,7 @@ class GroundingHead(nn.Module):
         Args:
             hidden: B P D, hidden states of one layer of the LLM.
             placed: the batch; the one-frame tokens of each row's first video are pointed at.
-            found: the intervals.
+            intervals: of the answers.
             frame_fraction: float, B T. When each frame of a row's first video is shown, as a fraction of its duration.
         """
         intervals = intervals.where((placed.which == 0).any(dim=1)[intervals.row])  # rows with a video
