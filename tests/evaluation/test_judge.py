@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         replies = self.server.replies
         reply = replies.pop(0) if len(replies) > 1 else replies[0]
         if reply == "slow":
-            threading.Event().wait(1.0)
+            threading.Event().wait(6.0)
             reply = "9 9"
         status = reply if isinstance(reply, int) else 200
         message = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
@@ -82,7 +82,7 @@ def stub():
 
 
 def judge_at(server, folder, **fields):
-    config = EndpointConfig(**{"url": server.url, "model": "m", "pause_s": 0, "timeout_s": 0.3, **fields})
+    config = EndpointConfig(**{"url": server.url, "model": "m", "pause_s": 0, "timeout_s": 30, **fields})
     return Judge(config, folder, {"v0": "<0> <9> He enters."})
 
 
@@ -152,7 +152,7 @@ def test_a_reply_is_asked_for_once(tmp_path, stub):
 
 def test_a_busy_or_slow_endpoint_is_asked_again(tmp_path, stub):
     server = stub(429, 503, "!<html>", '!{"choices": []}', "slow", "6 3")
-    assert judge_at(server, tmp_path, attempts=6).verdict(answered(0)).ratings == (6, 3)
+    assert judge_at(server, tmp_path, attempts=6, timeout_s=2).verdict(answered(0)).ratings == (6, 3)
     assert len(server.requests) == 6
 
 
