@@ -1,6 +1,7 @@
 """How griffe reads the package: rooms without `__init__.py`, and arguments that are described together."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -19,15 +20,21 @@ class Rooms(griffe.Extension):
         if mod.parent is not None or mod.name != "mmllm":
             return
         assert not isinstance(mod.filepath, list)
-        for folder in mod.filepath.parent.iterdir():
-            if any(folder.glob("*.py")) and not (folder / "__init__.py").exists():
-                room = griffe.Module(
-                    folder.name,
-                    filepath=folder / "__init__.py",
-                    lines_collection=mod.lines_collection,
-                    modules_collection=mod.modules_collection,
-                )
-                mod.set_member(folder.name, room)
+        _add_rooms(mod, mod.filepath.parent)
+
+
+def _add_rooms(parent: griffe.Module, folder: Path) -> None:
+    """Adds the folders inside a folder to its module, and those inside of them."""
+    for inner in folder.iterdir():
+        if any(inner.glob("*.py")) and not (inner / "__init__.py").exists():
+            room = griffe.Module(
+                inner.name,
+                filepath=inner / "__init__.py",
+                lines_collection=parent.lines_collection,
+                modules_collection=parent.modules_collection,
+            )
+            parent.set_member(inner.name, room)
+            _add_rooms(room, inner)
 
 
 class ArgumentsTogether(griffe.Extension):
