@@ -40,8 +40,9 @@ class MlpConfig:
     """Linear layers with exact GELU between them; `mlp2x_gelu` of LLaVA-1.5 is depth 2 without a norm."""
 
     depth: int = 2
+    """Number of linear layers."""
     norm: bool = False
-    """Layer norm on the features first."""
+    """Apply a layer norm to the features first."""
 
     def __post_init__(self) -> None:
         require(self.depth >= 1, self, "depth", "at least 1")
@@ -59,7 +60,7 @@ class MlpProjector(nn.Sequential, VisualTokenizer):
         self.config = config
         self.norm = nn.LayerNorm(in_width) if config.norm else None
 
-    def forward(self, tokens: VisualTokens) -> VisualTokens:  # type: ignore[override]
+    def forward(self, tokens: VisualTokens) -> VisualTokens:
         """Features B T N C -> B T N D."""
         features: Tensor = tokens.features if self.norm is None else self.norm(tokens.features)
         for name, layer in self.named_children():
