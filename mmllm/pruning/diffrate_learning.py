@@ -194,11 +194,10 @@ class LearnedDiffRate(nn.Module):
         except KeyError as missing:
             raise CheckpointError(f"the rates lack {missing}") from None
         sizes = {rate.patches for rates_of_kind in rates.values() for rate in rates_of_kind}
-        if tensors or len(sizes) != 1:
-            raise CheckpointError(
-                f"the rates must be for one number of patches, not {sorted(sizes)}; unknown tensors: "
-                f"{sorted(tensors)[:3]}"
-            )
+        if tensors:
+            raise CheckpointError(f"the rates have unknown tensors: {sorted(tensors)[:3]}")
+        if len(sizes) != 1:
+            raise CheckpointError(f"the rates must be for one number of patches, not {sorted(sizes)}")
         learned = cls(patches=sizes.pop(), blocks=blocks)
         for kind, name in _PUBLISHED.items():
             setattr(learned, name, nn.ModuleList(rates[kind]))
