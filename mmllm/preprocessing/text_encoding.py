@@ -58,7 +58,7 @@ class TextEncoding:
                 continue
             out = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
             ids += out["input_ids"]
-            # an offset may begin at the space before a word: what counts is where its last character lies
+            # an offset may begin at the space before a word, so the place of its last character is taken
             starts += [start + max(end - 1, begin) for begin, end in out["offset_mapping"]]
         return _labelled(ids, starts, said)
 
@@ -90,11 +90,11 @@ class TextEncoding:
         pad = torch.nn.utils.rnn.pad_sequence
         fill = self.tokenizer.pad_token_id or 0
         batch = {
-            "input_ids": pad([one.input_ids for one in encoded], batch_first=True, padding_value=fill),
-            "attention_mask": pad([torch.ones_like(one.input_ids) for one in encoded], batch_first=True),
+            "input_ids": pad([text.input_ids for text in encoded], batch_first=True, padding_value=fill),
+            "attention_mask": pad([torch.ones_like(text.input_ids) for text in encoded], batch_first=True),
         }
         if with_labels:
-            batch["labels"] = pad([one.labels for one in encoded], batch_first=True, padding_value=IGNORED)
+            batch["labels"] = pad([text.labels for text in encoded], batch_first=True, padding_value=IGNORED)
         return batch
 
     def decode_text(self, token_ids: Any) -> str:
