@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from mmllm.errors import ConfigError, MmllmError, is_out_of_memory
 from mmllm.runtime import processes
-from mmllm.train.callbacks import MetricsFile, ShowProgress, SkipBadSteps, TellProgress
+from mmllm.train.callbacks import MetricsFile, ShowProgress, SkipBadSteps, UpdateModuleProgress
 from mmllm.train.optimizers import muon
 from mmllm.train.packing import NAMES
 from mmllm.train.schedule import TrainingSchedule
@@ -127,7 +127,7 @@ def fit(
         SkipBadSteps(training.max_bad_steps),
         MetricsFile(output / "metrics.jsonl"),
         ShowProgress(what),
-        TellProgress(),
+        UpdateModuleProgress(),
     ]
     trainer = InOrder(
         optimizers=(optimizer, None),
