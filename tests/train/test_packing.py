@@ -55,7 +55,7 @@ def test_a_packed_row_has_the_shared_beginning_once(processor):
     assert row["segment_ids"].tolist() == [0, 0] + [1] * 12 + [2] * 12
     assert row["input_ids"].tolist() == both[0].input_ids.tolist() + both[1].input_ids[2:].tolist()
     assert row["labels"][:2].tolist() == [-100, -100]
-    with pytest.raises(InputError, match="there is none"):
+    with pytest.raises(InputError, match="they have none"):
         pack([processor.encode_conversation([{"role": "user", "content": "when?"}])], processor.video_token_id)
 
 
