@@ -64,9 +64,9 @@ def test_stages_are_put_in_order_and_keep_their_fields():
         start.changed({"stages": ["language", "language"]})
     with pytest.raises(ConfigError, match="unknown training 'langage'; did you mean 'language'"):
         start.changed({"stages": ["langage"]})
-    with pytest.raises(ConfigError, match=r"Recipe\.stages = \(\): must be one at least"):
+    with pytest.raises(ConfigError, match=r"Recipe\.stages = \(\): must be at least one of"):
         start.changed({"stages": []})
-    with pytest.raises(ConfigError, match="each at most once"):
+    with pytest.raises(ConfigError, match="each stage at most once"):
         Recipe(name="twice", stages=(LanguageTraining(), LanguageTraining(max_steps=2)))
 
 

@@ -98,7 +98,7 @@ def test_a_stopped_stage_goes_on_from_its_checkpoint(make_recipe, tmp_path):
 
 def test_a_model_without_a_schedule_to_learn_is_refused(make_recipe, tmp_path):
     for reducers in ((), ("diffrate:keep=5",)):
-        with pytest.raises(ConfigError, match="needs the reducer diffrate:target=SHARE"):
+        with pytest.raises(ConfigError, match="needs a model with the reducer diffrate:target=FRACTION"):
             train(make_recipe(ANSWERS, RATES, reducers=reducers), tmp_path / str(len(reducers)), workers=0)
         assert not (tmp_path / str(len(reducers)) / "language").exists()
 
