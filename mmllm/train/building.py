@@ -51,6 +51,7 @@ def build_model(
     """
     torch.manual_seed(seed)
     config = _without_unused_time_tokens(config)
+    # step 1: the tokenizer and the processor
     language_model, tokenizer = _pretrained(config.language_model) if config.language_model else (None, None)
     if tokenizer is None:
         numbers = not config.num_time_tokens
@@ -70,6 +71,7 @@ def build_model(
         system_prompt=config.system_prompt,
         strip_time_tokens=config.strip_time_tokens,
     )
+    # step 2: the model with new random weights
     if language_model is not None:
         text_config: Any = language_model.config
         text_config.vocab_size = rows
@@ -87,6 +89,7 @@ def build_model(
             **placeholders(processor),
         )
     )
+    # step 3: pretrained weights of LLM, encoder and projector, and special initial values
     if language_model is not None:
         # as in LITA, new rows of both matrices are drawn with the LLM's own spread, not around the mean of the rows
         language_model.resize_token_embeddings(rows, mean_resizing=False)
@@ -163,7 +166,7 @@ def _pretrained(name: str) -> tuple[Any, Any]:
 
 
 def _load_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
-    load_pretrained = model.encoder.load_pretrained  # set by an encoder of another package, which loads itself
+    load_pretrained = model.encoder.load_pretrained  # not None if an encoder of another package loads its own weights
     if load_pretrained is not None:
         load_pretrained(name)
     else:

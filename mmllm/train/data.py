@@ -155,7 +155,7 @@ def read_data(config: DataConfig, output: Path, *, rows: int, seed: int, workers
         items: Mixture | list[Question] = annotations.items
     else:
         if config.root is None:
-            raise InputError("LITA's tasks need real data: name its folder with --data-root")
+            raise InputError("LITA's tasks cannot be rendered: give the folder of their data with --data-root")
         mixture = replace(config.mixture, draws=max(rows, 1), seed=seed)
         items = lita_mixture(Path(config.root), mixture, output / "tables")
         left_out = items.left_out

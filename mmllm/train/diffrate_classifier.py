@@ -39,9 +39,7 @@ class DiffRateClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if vit.cls_token is None or vit.num_prefix_tokens != 1:
-            raise ConfigError(
-                f"DiffRate needs exactly one prefix token, the class token; the model has {vit.num_prefix_tokens}"
-            )
+            raise ConfigError(f"DiffRate needs exactly one class token, not {vit.num_prefix_tokens} prefix tokens")
         self.vit = vit
         self.rates = LearnedDiffRate(
             patches=vit.patch_embed.num_patches, blocks=len(vit.blocks), granularity=granularity, fixed=fixed

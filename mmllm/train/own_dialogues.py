@@ -63,7 +63,8 @@ class OwnDialogues:
     ) -> list[Dialogue]:
         """Returns the dialogues that can be rows. Warns if the tokenizer has no token for some of their words."""
         usable, problems = [], []
-        unknown, total = Counter[str](), 0  # unknown tokens of each dialogue; all tokens
+        unknown = Counter[str]()  # number of unknown tokens in each dialogue
+        total = 0
         for dialogue in self.dialogues:
             videos = [medium.path for medium in dialogue.media if medium.kind == "video"]
             if any(video in failed for video in videos):

@@ -44,7 +44,7 @@ class Shuffled:
 
     def __init__(self, dialogues: Sequence[Dialogue], seed: int) -> None:
         if not dialogues:
-            raise InputError("there is no dialogue to train on")
+            raise InputError("there is no dialogue for training")
         self.dialogues = dialogues
         self.seed = seed
 
@@ -122,7 +122,7 @@ class DialogueRows(torch.utils.data.Dataset[Any]):
         """Returns the row of a dialogue.
 
         Raises:
-            InputError: if a medium cannot be read, nothing is answered, or the text is too long.
+            InputError: if a medium cannot be read, if there is no answer, or if the text is too long.
         """
         media = tuple(self.media.load(medium.kind, medium.path) for medium in dialogue.media)
         durations_s = [length_s for inputs in media for length_s in inputs.lengths_s]
@@ -148,10 +148,10 @@ def text_row(
     if duration_s is None and len(durations_s) == 1:
         duration_s = durations_s[0]
     if duration_s is None and any(turn.spans for turn in dialogue.turns):
-        raise InputError(f"its spans need one video, or a 'duration'; it shows {len(durations_s)} videos")
+        raise InputError(f"its spans need exactly one video, or a 'duration'; it has {len(durations_s)} videos")
     encoded = conversation(dialogue, processor, duration_s)
     if len(encoded.input_ids) > max_text_tokens:
         raise InputError(f"its text has {len(encoded.input_ids)} tokens, more than {max_text_tokens}")
     if not (encoded.labels != IGNORED).any():
-        raise InputError("nothing in it is answered, so there is nothing to learn")
+        raise InputError("it has no answer, so there is nothing to learn")
     return {"input_ids": encoded.input_ids, "labels": encoded.labels}
