@@ -42,7 +42,7 @@ def test_every_command_has_help(capsys, verb):
         (["train", "quikstart"], "unknown recipe 'quikstart'; did you mean 'quickstart'"),
         (["train", "smoke", "--encoder", "tinny"], "did you mean 'tiny'"),
         (["train", "smoke", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["train", "smoke", "--data-root", "nowhere", "--output", "{tmp}/run"], "no train.json there"),
+        (["train", "smoke", "--data-root", "nowhere", "--output", "{tmp}/run"], "it has no train.json"),
         (["train", "smoke", "--reducer", "fastervlm:keep=4", "hird:ratio=1"], "did you mean 'hired'"),
         (["train", "smoke", "--reducer", "atp:depths=0.34+0.67,ratio=0.6"], "set language.questions_per_video = 1"),
         (["tokens", "--recipe", "quickstart", "--plot", "kept.png"], "name a model, not a recipe"),
