@@ -25,7 +25,7 @@ def test_the_last_reply_has_the_turn_and_the_others_what_was_said(engine, short_
     *before, last = list(engine.ask(short_clip, QUESTION, engine.own_settings, truth=Span(1.0, 2.0)))
     assert [reply.turn for reply in before] == [None] * len(before)
     assert last.turn.truth == Span(1.0, 2.0)
-    assert last.turn.answer == last.said.answer
+    assert last.turn.answer == last.partial.answer
     assert last.turn.visual_tokens == 12 + 16
     assert len(before) >= last.turn.tokens
 
