@@ -24,7 +24,7 @@ VERBS = {
     "quickstart": Verb("mmllm.commands.quickstart:quickstart", "render, train, evaluate and ask, in minutes on a CPU"),
     "render": Verb("mmllm.commands.render:render_command", "make synthetic videos with questions"),
     "info": Verb("mmllm.commands.info:info", "what a video file holds"),
-    "check": Verb("mmllm.datasets.check:check", "what is wrong or missing in annotations and videos, before training"),
+    "check": Verb("mmllm.commands.check:check", "what is wrong or missing in annotations and videos, before training"),
     "train": Verb("mmllm.commands.train:train_command", "train a recipe"),
     "finetune": Verb("mmllm.commands.finetune:finetune_command", "train a model further, on your own videos"),
     "eval": Verb("mmllm.commands.evaluate:evaluate", "answer a benchmark's questions and score the answers"),

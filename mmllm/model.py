@@ -159,7 +159,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             is_visual |= input_ids == placeholder
         table = self.get_input_embeddings()
         embeddings = table(input_ids.masked_fill(is_visual & (input_ids >= len(table.weight)), 0))
-        is_visual &= is_visual.cumsum(dim=1) <= visual.shape[1]  # one that was generated is a word
+        is_visual &= is_visual.cumsum(dim=1) <= visual.shape[1]  # a generated one is a word
         return fill_in(embeddings, is_visual, visual)
 
     # --- transformers' interface ----------------------------------------------------------------------------
@@ -258,7 +258,10 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         if self.llm_stages:
             shared_row = placed.segments is not None and int(placed.segments.max()) > 1
             if shared_row and any(stage.depends_on_question for stage in self.llm_stages):
-                raise InputError("a reducer inside the LLM needs questions one by one: set questions_per_video = 1")
+                raise InputError(
+                    "a stage inside the LLM decides for each question, so a row can have one question only: set "
+                    "questions_per_video = 1"
+                )
             valid = placed.attention_mask.bool()
             kwargs["llm_pass"] = self.llm_pass(placed.place, placed.frame, valid, placed.grid, placed.labels)
         if placed.labels is None:
@@ -292,8 +295,8 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         logits = self.lm_logits(hidden[:, :-1][labelled])  # R V
         parts = {"token": token_loss(logits, targets[labelled], time_ids, config.time_sigma)}
         if self.grounding is not None and hidden_states and time_ids is not None and frame_fraction is not None:
-            found = intervals_of(placed.labels, time_ids, placed.segments)
-            pointed = self.grounding(hidden_states[config.grounding_layer], placed, found, frame_fraction)
+            intervals = intervals_of(placed.labels, time_ids, placed.segments)
+            pointed = self.grounding(hidden_states[config.grounding_layer], placed, intervals, frame_fraction)
             parts["grounding"] = config.grounding_weight * pointed
         return parts
 
@@ -350,7 +353,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         return logits
 
     def _frame_fraction(self, placed: Placed, media: Media) -> Tensor | None:
-        """B T: when each frame of a row's first video is shown, as a share of its duration; -1 without a video."""
+        """B T: when each frame of a row's first video is shown, as a fraction of its duration; -1 without a video."""
         if self.grounding is None:
             return None
         shares = [share for inputs in media.values() if (share := inputs.frame_fraction) is not None]
@@ -428,7 +431,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Visual tokens go in once where there is a cache, and again at every step where there is none."""
+        """With a cache, visual tokens are given to the first step only; without one, to every step."""
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("visual_embeddings", "visual_place", "visual_frame", "visual_grid"):
                 kwargs.pop(name, None)

@@ -108,7 +108,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
     @property
     def modalities(self) -> dict[str, Modality[Any]]:
         """The modalities for which the tokenizer has a placeholder, by name."""
-        return {name: one for name, one in modalities().items() if one.word in self.placeholder_ids}
+        return {name: modality for name, modality in modalities().items() if modality.word in self.placeholder_ids}
 
     def _require_word(self, word: str) -> None:
         if word not in self.placeholder_ids:
@@ -152,7 +152,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         kinds = self.modalities
         plain = [escaped(messages, kinds) for messages in batch]
         chosen = chat_template or self.chat_template
-        foreign = {name: one.word for name, one in kinds.items() if name not in chosen}
+        foreign = {name: modality.word for name, modality in kinds.items() if name not in chosen}
 
         def render(messages: Sequence[Message], prompt: bool) -> str:
             text = super(MmllmProcessor, self).apply_chat_template(
@@ -204,7 +204,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         inputs: dict[str, Any] = {}
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
-            inputs.update(self.collate([self.encode(one) for one in texts]))
+            inputs.update(self.collate([self.encode(each) for each in texts]))
         given = {"images": images, "videos": videos, **kwargs}
         for name, modality in modalities().items():
             sources = given.get(modality.argument)
@@ -266,7 +266,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
 
 
 def _chosen(modality: Modality[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told to a modality, of options among which others may be."""
+    """Those of the options that the modality takes and that are given."""
     return {name: options[name] for name in modality.options if options.get(name) is not None}
 
 
@@ -279,14 +279,16 @@ def add_special_words(tokenizer: PreTrainedTokenizerBase, num_time_tokens: int) 
         InputError: if the tokenizer has some but not all time tokens, or they are not contiguous.
     """
     words = list(TimeTokens(count=num_time_tokens).strings) if num_time_tokens else []
-    known = set(tokenizer.get_vocab())
-    missing = [word for word in words if word not in known]
+    vocabulary = set(tokenizer.get_vocab())
+    missing = [word for word in words if word not in vocabulary]
     if missing and len(missing) != len(words):
         raise InputError(f"the tokenizer has {len(words) - len(missing)} of {len(words)} time tokens")
     if missing and tokenizer.add_tokens(words) != len(words):
         raise InputError(f"the tokenizer did not take all of {len(words)} time tokens")
     placeholders = dict.fromkeys([*ALWAYS_THERE, *(modality.word for modality in modalities().values())])
-    tokenizer.add_special_tokens({"additional_special_tokens": [word for word in placeholders if word not in known]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [word for word in placeholders if word not in vocabulary]}
+    )
     ids = tokenizer.convert_tokens_to_ids(words) if words else []
     if ids != list(range(ids[0], ids[0] + len(ids)) if ids else []):
         raise InputError(f"the time tokens have no contiguous ids: {ids[:5]}...")

@@ -75,15 +75,20 @@ def register(kind: str, name: str, *, config: type) -> Callable[[Registered], Re
         raise ValueError(f"the config of {kind} {name!r} must be a frozen dataclass, not {config!r}")
 
     def add(cls: Registered) -> Registered:
-        owner = _parts.setdefault(kind, {}).get(name)
-        if owner is not None and (owner.cls.__module__, owner.cls.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"{kind} {name!r} is already registered by {owner.cls.__module__}")
+        earlier = _parts.setdefault(kind, {}).get(name)
+        if earlier is not None and _home(earlier.cls) != _home(cls):
+            raise ValueError(f"{kind} {name!r} is already registered by {earlier.cls.__module__}")
         part = _with_defaults(kind, cls)
         part.registered_name = name  # type: ignore[attr-defined]
         _parts[kind][name] = RegisteredPart(kind=kind, name=name, cls=part, config=config)
         return cls
 
     return add
+
+
+def _home(cls: type) -> tuple[str, str]:
+    """Where a class is written; the same when its file is read once more."""
+    return cls.__module__, cls.__qualname__
 
 
 def _with_defaults(kind: str, cls: type) -> type:

@@ -1,6 +1,6 @@
-"""Reading annotation files row by row: what was kept, what was repaired, what was refused and why.
+"""Reading annotation files row by row. Each row is kept, repaired or refused.
 
-Every reader of this room returns `Annotations`: no row disappears without a line number and a reason.
+Every reader of this room returns `Annotations`, which give place and reason for each repaired or refused row.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mmllm.times.answers import Span
 from mmllm.times.stamps import shortened
 
 Policy = Literal["repair", "skip", "raise"]
-"""What to do with a bad row. repair: clip times to the video and swap reversed ends, skip what cannot be repaired.
-skip: skip what would need repair, too. raise: stop at the first such row."""
+"""What to do with a bad row. repair: clip times to the video, swap reversed ends, and skip rows beyond repair.
+skip: skip all bad rows, also those that could be repaired. raise: raise an error at the first bad row."""
 
 Item = TypeVar("Item")
-Other = TypeVar("Other")
+Derived = TypeVar("Derived")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class RowProblem:
     """Why a row was refused or repaired."""
 
     where: str
-    """Line or record number, with the record's own name where it has one."""
+    """Line or record number, with the record's name if it has one."""
     reason: str
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class RowProblem:
 
 
 class MissingVideo(InputError):
-    """A row's video or image is not where it should be."""
+    """The video or image of a row does not exist."""
 
     def __init__(self, video: str, folder: Path) -> None:
         super().__init__(f"{video} is not in {folder}")
@@ -50,23 +50,23 @@ class MissingVideo(InputError):
 
 @dataclass(kw_only=True)
 class Annotations(Generic[Item]):
-    """What a file of annotations holds, and what became of its rows."""
+    """The items of an annotation file, and what happened to each of its rows."""
 
     source: str
     items: list[Item] = field(default_factory=list)
     rows: int = 0
-    """Rows seen, good or bad."""
+    """Number of rows, good or bad."""
     bad: list[RowProblem] = field(default_factory=list)
     repaired: list[RowProblem] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     """Names that occur more than once."""
     missing: list[str] = field(default_factory=list)
-    """Videos and images that were not found; their rows are bad."""
+    """Videos and images that do not exist; their rows are bad."""
     outside: list[tuple[float, float]] = field(default_factory=list)
-    """Time and duration in seconds of each time that left its video and was clipped."""
+    """Each time that was outside of its video and was clipped, with the video's duration, both in seconds."""
 
     def totals(self) -> dict[str, int]:
-        """Counts of rows by what became of them."""
+        """Counts of all rows, of kept items, of bad and repaired rows, and of duplicates."""
         return {
             "rows": self.rows,
             "kept": len(self.items),
@@ -75,11 +75,11 @@ class Annotations(Generic[Item]):
             "duplicates": len(self.duplicates),
         }
 
-    def derive(self, turn: Callable[[Item], list[Other]]) -> Annotations[Other]:
-        """The same account of rows, with every item turned into others."""
+    def derive(self, turn: Callable[[Item], list[Derived]]) -> Annotations[Derived]:
+        """The same counts and problems, with each item replaced by the items that `turn` makes of it."""
         return Annotations(
             source=self.source,
-            items=[other for item in self.items for other in turn(item)],
+            items=[derived for item in self.items for derived in turn(item)],
             rows=self.rows,
             bad=self.bad,
             repaired=self.repaired,
@@ -90,7 +90,7 @@ class Annotations(Generic[Item]):
 
 
 class RowReader(Generic[Item]):
-    """Gathers rows into `Annotations` under a policy."""
+    """Collects rows into `Annotations` by a policy for bad rows."""
 
     def __init__(self, source: Path, policy: Policy) -> None:
         self.result: Annotations[Item] = Annotations(source=str(source))
@@ -100,31 +100,31 @@ class RowReader(Generic[Item]):
 
     @contextmanager
     def row(self, where: str) -> Iterator[list[Item]]:
-        """A row: what is appended to the list inside the block is kept, unless the block ends by an `InputError`.
+        """A block that reads one row: it appends the row's items to the list, or raises `InputError` if it is bad.
 
         Raises:
             InputError: naming file and row, if the row is bad and the policy is to raise.
         """
         self.result.rows += 1
-        kept: list[Item] = []
-        self._where, repairs = where, len(self.result.repaired)
+        items: list[Item] = []
+        self._where, earlier_repairs = where, len(self.result.repaired)
         try:
-            yield kept
+            yield items
         except InputError as problem:
-            del self.result.repaired[repairs:]
+            del self.result.repaired[earlier_repairs:]  # a refused row is not a repaired one
             if isinstance(problem, MissingVideo):
                 self.result.missing.append(problem.video)
             if self.policy == "raise":
                 raise InputError(f"{self.result.source}, {where}: {problem}") from None
             self.result.bad.append(RowProblem(where=where, reason=str(problem)))
         else:
-            self.result.items += kept
+            self.result.items += items
 
-    def name(self, name: str) -> None:
-        """Refuses a name that an earlier row had.
+    def require_new_name(self, name: str) -> None:
+        """Takes the name of a row, which must differ from those of earlier rows.
 
         Raises:
-            InputError: if it did.
+            InputError: if an earlier row has the same name.
         """
         if name in self._names:
             self.result.duplicates.append(name)
@@ -132,39 +132,40 @@ class RowReader(Generic[Item]):
         self._names.add(name)
 
     def unique(self, name: str) -> str:
-        """The name, with a number behind it if earlier rows had it."""
+        """The name, with a number behind it if an earlier row has the same name."""
         if name not in self._names:
             self._names.add(name)
             return name
         self.result.duplicates.append(name)
-        copy = next(f"{name}#{number}" for number in itertools.count(2) if f"{name}#{number}" not in self._names)
-        self._names.add(copy)
-        return copy
+        numbered = next(f"{name}#{number}" for number in itertools.count(2) if f"{name}#{number}" not in self._names)
+        self._names.add(numbered)
+        return numbered
 
     def span(self, start_s: Any, end_s: Any, duration_s: float | None) -> Span:
-        """The interval, repaired if the policy allows.
+        """The interval, repaired if the policy allows it.
 
         Args:
-            start_s: as the file has it.
-            end_s: as the file has it.
-            duration_s: the video's length; None if it is not known.
+            start_s: the value in the file.
+            end_s: the value in the file.
+            duration_s: the video's length; None if it is unknown.
 
         Raises:
-            InputError: if an end is not a number of seconds, or needs a repair that the policy forbids.
+            InputError: if an end is not a number of seconds, or if the policy forbids a repair that is necessary.
         """
         start_s, end_s = number(start_s, "a start"), number(end_s, "an end")
         if start_s > end_s:
-            self._repair(f"the interval [{start_s:.10g}, {end_s:.10g}] runs backwards")
+            self._repair(f"the interval [{start_s:.10g}, {end_s:.10g}] ends before it starts")
             start_s, end_s = end_s, start_s
         if start_s < 0 or (duration_s is not None and end_s > duration_s):
             length = "" if duration_s is None else f" of {duration_s:.10g} s"
-            self._repair(f"the interval [{start_s:.10g}, {end_s:.10g}] leaves the video{length}")
+            self._repair(f"the interval [{start_s:.10g}, {end_s:.10g}] is not inside the video{length}")
             limit = math.inf if duration_s is None else duration_s
             self.result.outside += [(end, limit) for end in (start_s, end_s) if not 0 <= end <= limit]
             start_s, end_s = (min(max(end, 0.0), limit) for end in (start_s, end_s))
         return Span(start_s, end_s)
 
     def _repair(self, reason: str) -> None:
+        """Records a repair, or raises the reason if the policy forbids repairs."""
         if self.policy != "repair":
             raise InputError(reason)
         self.result.repaired.append(RowProblem(where=self._where, reason=reason))
@@ -184,31 +185,31 @@ def load_text(path: Path) -> str:
 
 
 def load_json(path: Path) -> tuple[Any, list[str]]:
-    """The value of a JSON file, and the keys that an object of it holds twice (JSON keeps the last).
+    """The value of a JSON file, and all keys that occur twice in one of its objects (the last value counts).
 
     Raises:
-        InputError: naming line and column of what is not JSON.
+        InputError: naming line and column, if the file is not JSON.
     """
-    twice: list[str] = []
+    repeated_keys: list[str] = []
 
-    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        known = dict(pairs)
-        if len(known) != len(pairs):
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value_by_key = dict(pairs)
+        if len(value_by_key) != len(pairs):
             keys = [key for key, _ in pairs]
-            twice.extend(sorted({key for key in keys if keys.count(key) > 1}))
-        return known
+            repeated_keys.extend(sorted({key for key in keys if keys.count(key) > 1}))
+        return value_by_key
 
     try:
-        return json.loads(load_text(path), object_pairs_hook=checked), twice
+        return json.loads(load_text(path), object_pairs_hook=object_of), repeated_keys
     except (json.JSONDecodeError, RecursionError) as problem:
         raise InputError(f"{path}: not JSON: {problem}") from None
 
 
 def text_of(row: Any, key: str) -> str:
-    """A text that is not empty.
+    """The text under a key of a row; not empty.
 
     Raises:
-        InputError: if the row has none under this key.
+        InputError: if the row has no such text under this key.
     """
     value = _value(row, key)
     if not isinstance(value, str) or not value.strip():
@@ -217,10 +218,10 @@ def text_of(row: Any, key: str) -> str:
 
 
 def list_of(row: Any, key: str) -> list[Any]:
-    """A list.
+    """The list under a key of a row.
 
     Raises:
-        InputError: if the row has none under this key.
+        InputError: if the row has no list under this key.
     """
     value = _value(row, key)
     if not isinstance(value, list):
@@ -229,10 +230,10 @@ def list_of(row: Any, key: str) -> list[Any]:
 
 
 def duration_of(row: Any, key: str = "duration") -> float:
-    """A positive number of seconds.
+    """The positive number of seconds under a key of a row.
 
     Raises:
-        InputError: if the row has none under this key.
+        InputError: if the row has no such number under this key.
     """
     seconds = number(_value(row, key), repr(key))
     if seconds <= 0:
@@ -241,10 +242,14 @@ def duration_of(row: Any, key: str = "duration") -> float:
 
 
 def number(value: Any, what: str) -> float:
-    """A finite number.
+    """The value as a finite number of seconds.
+
+    Args:
+        value: the value in the file.
+        what: names the value in the message.
 
     Raises:
-        InputError: if `value` is not one; `what` names it in the message.
+        InputError: if it is not a finite number.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:

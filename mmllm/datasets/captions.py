@@ -1,7 +1,7 @@
-"""ActivityNet Captions and YouCook2: videos told event by event, for dense captioning and event localisation.
+"""ActivityNet Captions and YouCook2: videos with a sentence for each event, for dense captioning and localisation.
 
-File: `{"v_<id>": {"duration": s, "timestamps": [[start, end], ...], "sentences": [...]}}`; LITA's own YouCook2 file
-has bare ids. Targets as in LITA (arXiv 2403.19046, section 3.3), in seconds; the questions are of `prompts`.
+File: `{"v_<id>": {"duration": s, "timestamps": [[start, end], ...], "sentences": [...]}}`. LITA's YouCook2 file has ids
+without `v_`. Targets are those of LITA (arXiv 2403.19046, section 3.3), in seconds. Questions come from `prompts`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ DENSE, LOCALIZE = "dense_captioning", "event_localization"
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedEvent:
-    """Something that happens in a video."""
+    """An event of a video and the sentence that describes it."""
 
     span: Span
     sentence: str
-    """Without white space at its ends."""
+    """Without white space at both ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +40,21 @@ class CaptionedVideo:
     video: Path | None = None
 
     def dense_caption(self, prompt: str, *, sort: bool = False) -> Question:
-        """What happens, event by event, each with its times.
+        """The question that asks for all events; its answer has a sentence with times for each event.
 
         Args:
-            prompt: how it is asked for, see `prompts.dense_caption_prompt`.
-            sort: order events by start, then end, as the paper says; the released code keeps the file's order.
+            prompt: the words of the question, see `prompts.dense_caption_prompt`.
+            sort: whether events are sorted by start, then end, as the paper says. The released code keeps the file's
+                order.
         """
-        events = sorted(self.events, key=lambda e: (e.span.start_s, e.span.end_s)) if sort else self.events
-        told = (f"{stamp(e.span.start_s)} {stamp(e.span.end_s)} {e.sentence}" for e in events)
-        return self._question(DENSE, prompt, " ".join(told), DENSE)
+        events = self.events
+        if sort:
+            events = tuple(sorted(events, key=lambda event: (event.span.start_s, event.span.end_s)))
+        captions = (f"{stamp(event.span.start_s)} {stamp(event.span.end_s)} {event.sentence}" for event in events)
+        return self._question(DENSE, prompt, " ".join(captions), DENSE)
 
     def localize(self, number: int, prompt: str) -> Question:
-        """When the event of that number happens, asked by a prompt of `prompts.event_prompt`."""
+        """The question when event `number` happens, with the words of `prompts.event_prompt`."""
         span = self.events[number].span
         return self._question(f"event_{number}", prompt, f"{stamp(span.start_s)} {stamp(span.end_s)}", LOCALIZE)
 
@@ -68,25 +71,25 @@ class CaptionedVideo:
 
 
 def read_captions(path: Path, videos: Path | None = None, policy: Policy = "repair") -> Annotations[CaptionedVideo]:
-    """The captioned videos of a file; a video with a bad event is a bad row.
+    """The captioned videos of a file. A video with a bad event is a bad row.
 
     Args:
         path: JSON, possibly gzipped.
-        videos: folder of videos or of folders of frames; a row whose video is not there is bad.
+        videos: folder of videos or of folders of frames. A row is bad if its video is missing.
         policy: what to do with bad rows. Repairs: reversed ends are swapped, times are clipped to the video.
 
     Raises:
         InputError: if the file is of another kind, or a row is bad and the policy is to raise.
     """
-    data, twice = load_json(path)
+    data, repeated_keys = load_json(path)
     if not isinstance(data, dict):
         raise InputError(f"{path}: not an object of videos")
     reader: RowReader[CaptionedVideo] = RowReader(path, policy)
-    reader.result.duplicates += twice
+    reader.result.duplicates += repeated_keys
     folder = folder_of(videos)
     for number, (vid, row) in enumerate(data.items(), start=1):
-        with reader.row(f"record {number} ({vid})") as kept:
-            kept.append(_video(reader, bare_id(vid), row, folder))
+        with reader.row(f"record {number} ({vid})") as items:
+            items.append(_video(reader, bare_id(vid), row, folder))
     return reader.result
 
 
@@ -103,15 +106,15 @@ def _video(reader: RowReader[CaptionedVideo], vid: str, row: Any, folder: VideoF
             raise InputError(f"a sentence must be a text, not {shortened(repr(sentence))}")
         events.append(CaptionedEvent(span=reader.span(pair[0], pair[1], duration_s), sentence=sentence.strip()))
     video = CaptionedVideo(vid=vid, duration_s=duration_s, events=tuple(events), video=find_video(folder, vid))
-    reader.name(vid)
+    reader.require_new_name(vid)
     return video
 
 
 def dense_caption_questions(video: CaptionedVideo) -> list[Question]:
-    """One question for all that happens, with the first wording; none if nothing does."""
+    """The question that asks for all events, with the first wording; empty if the video has no events."""
     return [video.dense_caption(dense_caption_prompt())] if video.events else []
 
 
 def localization_questions(video: CaptionedVideo) -> list[Question]:
-    """When each event happens, with the first wording, for evaluation."""
+    """For each event the question when it happens, with the first wording, for evaluation."""
     return [video.localize(i, event_prompt(event.sentence)) for i, event in enumerate(video.events)]

@@ -1,6 +1,6 @@
-"""Charades-STA: when something described by a sentence happens, a further test of grounding.
+"""Charades-STA: questions when the event of a sentence happens, for evaluation.
 
-Lines `<vid> <start> <end>##<sentence>`; the lengths of the videos are in Charades' own table (columns `id`, `length`).
+Lines are `<vid> <start> <end>##<sentence>`. Charades' table has the lengths of the videos (columns `id`, `length`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ LINE = re.compile(r"(\S+)[ \t]+(\S+)[ \t]+(\S+?)[ \t]*##(.+)")
 def read_charades(
     path: Path, durations: Path, videos: Path | None = None, policy: Policy = "repair"
 ) -> Annotations[Question]:
-    """The questions of a file of lines.
+    """The questions of a file.
 
     Args:
         path: text, possibly gzipped.
         durations: comma-separated values with the columns `id` and `length` in seconds.
         videos: folder of `<vid>.mp4` (any suffix) or of folders of frames.
-        policy: what to do with bad rows. Repairs: many ends lie a little after the end of the video and are clipped.
+        policy: what to do with bad rows. Repairs: times are clipped to the video; many ends lie a little after its end.
 
     Raises:
         InputError: if a file cannot be read, or a row is bad and the policy is to raise.
@@ -38,24 +38,24 @@ def read_charades(
     lengths = {row["id"]: row["length"] for _, row in table(durations, {"id", "length"})}
     reader: RowReader[Question] = RowReader(path, policy)
     folder = folder_of(videos)
-    asked: Counter[str] = Counter()
+    question_counts: Counter[str] = Counter()
     for line_number, line in enumerate(load_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        with reader.row(f"line {line_number}") as kept:
+        with reader.row(f"line {line_number}") as items:
             match = LINE.fullmatch(line.strip())
             if match is None:
-                raise InputError(f"not '<vid> <start> <end>##<sentence>': {shortened(line)!r}")
+                raise InputError(f"a line must be '<vid> <start> <end>##<sentence>', not {shortened(line)!r}")
             vid, start, end, sentence = match.groups()
             if vid not in lengths:
-                raise InputError(f"{durations} has no length of {vid}")
+                raise InputError(f"{durations} has no length for {vid}")
             duration_s = _seconds(lengths[vid])
             if duration_s <= 0:
-                raise InputError(f"the length of {vid} is {duration_s:g} s")
+                raise InputError(f"the length of {vid} must be positive, not {duration_s:g} s")
             span = reader.span(_seconds(start), _seconds(end), duration_s)
-            kept.append(
+            items.append(
                 Question(
-                    question_id=f"{vid}_{asked[vid]}",
+                    question_id=f"{vid}_{question_counts[vid]}",
                     vid=vid,
                     question=event_prompt(sentence),
                     answer=f"{stamp(span.start_s)} {stamp(span.end_s)}",
@@ -64,7 +64,7 @@ def read_charades(
                     video=find_video(folder, vid),
                 )
             )
-            asked[vid] += 1
+            question_counts[vid] += 1
     return reader.result
 
 

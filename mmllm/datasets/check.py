@@ -1,29 +1,27 @@
-"""`mmllm check`: what a file of annotations holds, and what is wrong with it, before any training."""
+"""What an annotation file holds, and its problems, before any training."""
 
 from __future__ import annotations
 
-import json as json_text
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 
 from mmllm.datasets.annotations import Annotations, Policy
 from mmllm.datasets.captions import CaptionedVideo
 from mmllm.datasets.formats import format_of, read_annotations
 from mmllm.datasets.records import Dialogue, Question
-from mmllm.errors import InputError, PartialFailure
+from mmllm.errors import InputError
 from mmllm.runtime.progress import Progress
 from mmllm.times.answers import Span
 from mmllm.times.vocabulary import ClampCount, TimeTokens
 
 COUNTS = (10, 25, 50, 100, 200)
-"""Numbers of time tokens for which the loss by rounding is measured."""
+"""Numbers of time tokens for which the rounding error is measured."""
 DURATION_TOLERANCE_S, DURATION_TOLERANCE = 1.0, 0.05
-"""An annotated duration may differ from the decoded one by the larger of these seconds and this share."""
+"""An annotated duration may differ from the decoded one by so many seconds or by this fraction, whichever is more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,42 +41,43 @@ def check_annotations(
     policy: Policy = "repair",
     probe: bool = True,
 ) -> dict[str, Any]:
-    """What a file of annotations holds, as plain JSON values.
+    """What an annotation file holds, as plain JSON values.
 
     | key | meaning |
     |---|---|
     | `videos`, `items` | different videos; captioned videos, dialogues or questions that can be used |
     | `questions`, `events` | items that are questions; annotated intervals |
-    | `whole_video_miou_per_video`, `..._per_event`, `whole_video_p_at_0.5` | what "the whole video" would score |
-    | `self_iou` | mean IoU of an event with itself, written as time tokens and read back, by their number |
+    | `whole_video_miou_per_video`, `..._per_event`, `whole_video_p_at_0.5` | scores of the answer "the whole video" |
+    | `self_iou` | by the number of time tokens: mean IoU of an event with itself after it was written as time tokens |
     | `out_of_vocabulary_time_tokens` | times that the released code would write as a token that does not exist |
-    | `rows`, `kept`, `bad_rows`, `repaired_rows`, `duplicates` | what became of the rows |
-    | `missing_videos`, `unreadable_videos`, `short_videos`, `other_durations` | counts; None if not looked for |
-    | `problems` | all of it in words |
+    | `rows`, `kept`, `bad_rows`, `repaired_rows`, `duplicates` | counts of rows and items, see `Annotations` |
+    | `missing_videos`, `unreadable_videos`, `short_videos`, `other_durations` | counts; None if not checked |
+    | `problems` | all problems in words |
 
-    Scores are from 0 to 1 (the command's table shows them in per cent), and None where there is no event.
+    Scores are from 0 to 1 (the command's table shows them in per cent). They are None if there is no event.
 
     Args:
-        annotations: a file of any form that `read_annotations` knows.
-        videos: folder of its videos, to look for missing ones.
-        format: `auto`, or the form's name.
+        annotations: a file of any format of `read_annotations`.
+        videos: folder of its videos, in which each video must exist.
+        format: `auto`, or the format's name.
         durations: see `read_annotations`.
         policy: see `read_annotations`.
-        probe: open every video that was found.
+        probe: open every existing video.
 
     Raises:
-        InputError: if the file cannot be read or is of no known form.
+        InputError: if the file cannot be read or its format is unknown.
     """
-    form = format_of(annotations) if format == "auto" else format
-    in_place = videos if form == "dialogues" else None
-    result = read_annotations(annotations, in_place, form, policy, durations)
-    found = result if videos is None else read_annotations(annotations, videos, form, policy, durations)
+    file_format = format_of(annotations) if format == "auto" else format
+    # Scores count all rows, also those whose video is missing; only dialogues cannot be read without their media.
+    media_folder = videos if file_format == "dialogues" else None
+    result = read_annotations(annotations, media_folder, file_format, policy, durations)
+    with_videos = result if videos is None else read_annotations(annotations, videos, file_format, policy, durations)
     timed = [video for item in result.items for video in _timed(item)]
-    looked = videos is not None or form == "dialogues"
-    media = _media_problems(found, probe) if looked else {}
+    checks_videos = videos is not None or file_format == "dialogues"
+    media = _media_problems(with_videos, probe) if checks_videos else {}
     return {
         "annotations": str(annotations),
-        "format": form,
+        "format": file_format,
         "videos": len({vid for item in result.items for vid in _vids(item)}),
         "items": len(result.items),
         "questions": sum(isinstance(item, Question) for item in result.items),
@@ -87,20 +86,20 @@ def check_annotations(
         "self_iou": {str(count): self_iou(timed, TimeTokens(count=count)) for count in COUNTS},
         "out_of_vocabulary_time_tokens": _out_of_vocabulary(result),
         **result.totals(),
-        "missing_videos": len(set(found.missing)) if looked else None,
-        **{name: len(media[name]) if looked and probe else None for name in _MEDIA_PROBLEMS},
+        "missing_videos": len(set(with_videos.missing)) if checks_videos else None,
+        **{name: len(media[name]) if checks_videos and probe else None for name in MEDIA_PROBLEMS},
         "problems": [
             *(f"bad row: {problem}" for problem in result.bad),
             *(f"repaired: {problem}" for problem in result.repaired),
             *(f"duplicate: {name}" for name in result.duplicates),
-            *(f"missing: {video}" for video in dict.fromkeys(found.missing)),
+            *(f"missing: {video}" for video in dict.fromkeys(with_videos.missing)),
             *(reason for reasons in media.values() for reason in reasons),
         ],
     }
 
 
 def whole_video_scores(videos: Iterable[TimedVideo]) -> dict[str, float | None]:
-    """mIoU and P@0.5 of answering every question with the whole video."""
+    """mIoU and P@0.5 if the answer to every question is the whole video; None if there is no event."""
     scores: dict[str, list[float]] = {}
     for video in videos:
         for span in video.spans:
@@ -114,7 +113,7 @@ def whole_video_scores(videos: Iterable[TimedVideo]) -> dict[str, float | None]:
 
 
 def self_iou(videos: Iterable[TimedVideo], time_tokens: TimeTokens) -> float | None:
-    """Mean IoU of each event with what is left of it after writing it as time tokens: the best a model can reach."""
+    """Mean IoU of each event with the same event after it was written as time tokens: the best a model can reach."""
     scores = []
     for video in videos:
         for span in video.spans:
@@ -122,13 +121,14 @@ def self_iou(videos: Iterable[TimedVideo], time_tokens: TimeTokens) -> float | N
                 time_tokens.decode(time_tokens.encode(time_s, video.duration_s), video.duration_s)
                 for time_s in (span.start_s, span.end_s)
             )
-            both = max(min(end, span.end_s) - max(start, span.start_s), 0.0)
-            either = span.length_s + (end - start) - both
-            scores.append(both / either if either > 0 else 0.0)
+            overlap_s = max(min(end, span.end_s) - max(start, span.start_s), 0.0)
+            union_s = span.length_s + (end - start) - overlap_s
+            scores.append(overlap_s / union_s if union_s > 0 else 0.0)
     return float(np.mean(scores)) if scores else None
 
 
 def _timed(item: CaptionedVideo | Question | Dialogue) -> list[TimedVideo]:
+    """An item's intervals; empty if its duration is unknown or it has no video."""
     if item.duration_s is None:
         return []
     if isinstance(item, CaptionedVideo):
@@ -141,12 +141,14 @@ def _timed(item: CaptionedVideo | Question | Dialogue) -> list[TimedVideo]:
 
 
 def _vids(item: CaptionedVideo | Question | Dialogue) -> list[str]:
+    """The ids of an item's videos; of a dialogue's videos, their paths."""
     if isinstance(item, Dialogue):
         return [str(media.path) for media in item.media if media.kind == "video"]
     return [item.vid]
 
 
 def _out_of_vocabulary(result: Annotations[Any]) -> int:
+    """How many times lie outside of their video, in answers and among clipped intervals: no time token exists there."""
     count, times = ClampCount(), TimeTokens()
     for time_s, duration_s in result.outside:
         times.encode(time_s, duration_s, count)
@@ -156,12 +158,12 @@ def _out_of_vocabulary(result: Annotations[Any]) -> int:
     return count.clamped
 
 
-_MEDIA_PROBLEMS = ("unreadable_videos", "short_videos", "other_durations")
+MEDIA_PROBLEMS = ("unreadable_videos", "short_videos", "other_durations")
 
 
 def _media_problems(result: Annotations[Any], probe: bool) -> dict[str, list[str]]:
-    """What is wrong with the videos that were found, in words, by kind."""
-    problems: dict[str, list[str]] = {name: [] for name in _MEDIA_PROBLEMS}
+    """Problems of the existing videos in words, by the names of `MEDIA_PROBLEMS`."""
+    problems: dict[str, list[str]] = {name: [] for name in MEDIA_PROBLEMS}
     if not probe:
         return problems
     annotated: dict[Path, float | None] = {}
@@ -174,7 +176,7 @@ def _media_problems(result: Annotations[Any], probe: bool) -> dict[str, list[str
         for path, duration_s in annotated.items():
             bar.advance()
             try:
-                frames, decoded_s = _looked_at(path)
+                frames, decoded_s = _frames_and_duration(path)
             except InputError as problem:
                 problems["unreadable_videos"].append(f"unreadable: {problem}")
                 continue
@@ -183,13 +185,13 @@ def _media_problems(result: Annotations[Any], probe: bool) -> dict[str, list[str
             if duration_s is not None and decoded_s is not None:
                 allowed = max(DURATION_TOLERANCE_S, DURATION_TOLERANCE * duration_s)
                 if abs(decoded_s - duration_s) > allowed:
-                    told = f"{path} is annotated with {duration_s:.2f} s but lasts {decoded_s:.2f} s"
-                    problems["other_durations"].append(f"duration: {told}")
+                    difference = f"{path} is annotated with {duration_s:.2f} s but lasts {decoded_s:.2f} s"
+                    problems["other_durations"].append(f"duration: {difference}")
     return problems
 
 
-def _looked_at(path: Path) -> tuple[int | None, float | None]:
-    """Frames and seconds of a video; a folder of frames has no length of its own.
+def _frames_and_duration(path: Path) -> tuple[int | None, float | None]:
+    """Number of frames and seconds of a video; a folder of frames has no duration.
 
     Raises:
         InputError: if it cannot be read.
@@ -197,63 +199,9 @@ def _looked_at(path: Path) -> tuple[int | None, float | None]:
     if path.is_dir():
         frames = sum(1 for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if not frames:
-            raise InputError(f"{path}: a folder without frames")
+            raise InputError(f"{path}: the folder holds no frames (.jpg, .jpeg, .png)")
         return frames, None
     from mmllm.video.opening import probe
 
     info = probe(path)
     return info.num_frames, info.duration_s
-
-
-def check(
-    annotations: Annotated[Path, tyro.conf.Positional],
-    videos: Path | None = None,
-    format: str = "auto",
-    durations: Path | None = None,
-    strict: bool = False,
-    probe: bool = True,
-    show: int = 10,
-    json: bool = False,
-) -> None:
-    """Say what a file of annotations holds and what is wrong with it; exit code 3 if something is.
-
-    Args:
-        annotations: ActivityNet-RTL, ActivityNet Captions or YouCook2, NExT-QA, Charades-STA, LLaVA conversations,
-            chat messages or plain questions; JSON, JSON lines, a table or text, possibly gzipped.
-        videos: folder of its videos, files or folders of frames; for dialogues the folder that paths are relative to.
-        format: rtl, captions, nextqa, charades or dialogues; auto tells it from the content.
-        durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
-        strict: count rows as bad that reading would repair, by clipping times to the video or swapping ends.
-        probe: open every video.
-        show: how many problems to print.
-        json: print everything as one JSON object.
-    """
-    found = check_annotations(annotations, videos, format, durations, "skip" if strict else "repair", probe)
-    if json:
-        print(json_text.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        _print(found, show)
-    wrong = found["bad_rows"] + sum(found[name] or 0 for name in ("missing_videos", *_MEDIA_PROBLEMS[:2]))
-    if wrong:
-        raise PartialFailure(f"{annotations}: {wrong} rows or videos cannot be used")
-
-
-def _print(found: dict[str, Any], show: int) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(title=found["annotations"], title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
-    for key, value in found.items():
-        if key in ("annotations", "problems") or value is None:
-            continue
-        if key == "self_iou":
-            scores = [f"{100 * score:.1f} % ({count})" for count, score in value.items() if score is not None]
-            value = ", ".join(scores) or "-"
-        table.add_row(key.replace("_", " "), f"{100 * value:.1f} %" if isinstance(value, float) else str(value))
-    console.print(table)
-    for problem in found["problems"][:show]:
-        console.print(problem, markup=False, highlight=False)
-    if len(found["problems"]) > show:
-        console.print(f"... and {len(found['problems']) - show} more")

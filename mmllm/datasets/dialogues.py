@@ -1,16 +1,16 @@
 """Dialogues about videos and images, from a JSON list or JSON lines.
 
-Rows are LLaVA conversations, chat messages or plain questions. Whatever the form, the same dialogue becomes the same
-`Dialogue`. A row may carry, beside its turns:
+Rows are LLaVA conversations, chat messages or plain questions. The same dialogue gives the same `Dialogue` in all three
+forms. Beside its turns, a row may have:
 
 | key | meaning |
 |---|---|
 | `video`, `videos`, `image`, `images` | a path or a list of paths, relative to the folder of media |
-| `spans` | `[[start_s, end_s], ...]` that the answer is about; also of a single turn. Nobody writes time tokens |
-| `duration` | annotated length of the video in seconds; the decoded one counts if it is missing |
+| `spans` | `[[start_s, end_s], ...]`, the intervals of the answer; a turn may have them, too. Times are never tokens |
+| `duration` | annotated length of the video in seconds; if it is missing, the decoded length is used |
 | `id`, `family` | names of the row and of its kind of question |
 
-A plain row has `question` and `answer` instead of turns, and needs no placeholder: `{"video": "cook.mp4", "question":
+A plain row has `question` and `answer` instead of turns. It needs no placeholder: `{"video": "cook.mp4", "question":
 "When does he chop onions?", "answer": "He chops onions.", "spans": [[12.4, 30]]}`.
 """
 
@@ -36,7 +36,7 @@ from mmllm.datasets.annotations import (
 )
 from mmllm.datasets.llava import llava_turns
 from mmllm.datasets.messages import message_turns
-from mmllm.datasets.placeholders import Kind, RawTurn, Shown
+from mmllm.datasets.placeholders import Kind, RawMedia, RawTurn
 from mmllm.datasets.records import Dialogue, Media, Turn
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
@@ -51,9 +51,9 @@ def read_dialogues(path: Path, media: Path | None = None, policy: Policy = "repa
 
     Args:
         path: a JSON list or JSON lines, possibly gzipped.
-        media: the folder that paths are relative to; by default the file's own.
-        policy: what to do with bad rows. Repairs: spans that end after the video are clipped. A row whose medium is
-            missing, or whose placeholders are not as many as its media, is bad.
+        media: the folder that paths are relative to; by default the file's folder.
+        policy: what to do with bad rows. Repairs: spans that end after the video are clipped. A row is bad if a medium
+            is missing, or if it has more or fewer placeholders than media.
 
     Raises:
         InputError: if the file is of another kind, or a row is bad and the policy is to raise.
@@ -61,15 +61,15 @@ def read_dialogues(path: Path, media: Path | None = None, policy: Policy = "repa
     reader: RowReader[Dialogue] = RowReader(path, policy)
     root = Path(path).parent if media is None else media
     for where, row, problem in _rows(path):
-        with reader.row(where) as kept:
+        with reader.row(where) as items:
             if problem:
                 raise InputError(problem)
-            kept.append(_dialogue(reader, where, row, root))
+            items.append(_dialogue(reader, where, row, root))
     return reader.result
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any, str]]:
-    """Place and value of each row, and why it has none if its line is not JSON."""
+    """Place and value of each row, and a reason if the line is not JSON (else an empty text)."""
     text = load_text(path)
     if text.lstrip()[:1] == "[":
         rows, _ = load_json(path)
@@ -88,10 +88,10 @@ def _dialogue(reader: RowReader[Dialogue], where: str, row: Any, root: Path) -> 
     if not isinstance(row, dict):
         raise InputError(f"expected an object, not {shortened(repr(row))}")
     duration_s = duration_of(row) if row.get("duration") is not None else None
-    paths = {kind: _paths(row, kind) for kind in KINDS}
-    raw = _raw_turns(row, {kind: len(listed) for kind, listed in paths.items()})
-    _check_order(raw)
-    turns = _with_spans(reader, row, raw, _with_media(raw, paths, root), duration_s)
+    paths_by_kind = {kind: _paths(row, kind) for kind in KINDS}
+    raw_turns = _raw_turns(row, {kind: len(paths) for kind, paths in paths_by_kind.items()})
+    _check_order(raw_turns)
+    turns = _with_spans(reader, row, raw_turns, _with_media(raw_turns, paths_by_kind, root), duration_s)
     for turn in turns:
         if not (turn.text or turn.media or turn.spans):
             raise InputError(f"a turn of the {turn.role} is empty")
@@ -104,71 +104,81 @@ def _dialogue(reader: RowReader[Dialogue], where: str, row: Any, root: Path) -> 
     )
 
 
-def _raw_turns(row: dict[str, Any], media: dict[Kind, int]) -> list[RawTurn]:
+def _raw_turns(row: dict[str, Any], media_counts: dict[Kind, int]) -> list[RawTurn]:
+    """A row's turns; a plain question shows all media of the row."""
     for key, read in FORMS.items():
         if key in row:
             return [read(turn) for turn in list_of(row, key)]
     if "question" in row and "answer" in row:
-        shown: Shown = []
+        media: RawMedia = []
         for kind in KINDS:
-            shown += [(kind, None)] * media[kind]
-        asked = RawTurn(role="user", text=text_of(row, "question"), media=shown, spans=[])
+            media += [(kind, None)] * media_counts[kind]
+        question = RawTurn(role="user", text=text_of(row, "question"), media=media, spans=[])
         answer = "" if row["answer"] == "" else text_of(row, "answer")
-        return [asked, RawTurn(role="assistant", text=answer, media=[], spans=[])]
+        return [question, RawTurn(role="assistant", text=answer, media=[], spans=[])]
     raise InputError("a row needs 'messages', 'conversations', or 'question' and 'answer'")
 
 
 def _paths(row: dict[str, Any], kind: Kind) -> list[str]:
-    listed: list[Any] = []
+    paths: list[Any] = []
     for key in (kind, f"{kind}s"):
         value = row.get(key)
-        listed += value if isinstance(value, list) else [] if value is None else [value]
-    for path in listed:
+        paths += value if isinstance(value, list) else [] if value is None else [value]
+    for path in paths:
         if not isinstance(path, str) or not path:
             raise InputError(f"a {kind} must be the path of a file, not {shortened(repr(path))}")
-    return listed
+    return paths
 
 
-def _with_media(raw: list[RawTurn], paths: dict[Kind, list[str]], root: Path) -> list[Turn]:
-    """Turns with the row's media in place of the placeholders; `<image>` stands for a video if there is no image."""
-    waiting = {kind: list(listed) for kind, listed in paths.items()}
-    other: dict[Kind, Kind] = {"video": "image", "image": "video"}
+def _with_media(raw_turns: list[RawTurn], paths_by_kind: dict[Kind, list[str]], root: Path) -> list[Turn]:
+    """Turns with the row's media in place of the placeholders; `<image>` stands for a video if the row has no image."""
+    remaining = {kind: list(paths) for kind, paths in paths_by_kind.items()}
+    other_kind: dict[Kind, Kind] = {"video": "image", "image": "video"}
     turns = []
-    for turn in raw:
+    for turn in raw_turns:
         media = []
-        for kind, path in turn.media:
+        for placeholder_kind, own_path in turn.media:
+            kind, path = placeholder_kind, own_path
             if path is None:
-                kind = kind if paths[kind] else other[kind]
-                if not waiting[kind]:
-                    counts = ", ".join(f"{len(listed)} {kind}s" for kind, listed in paths.items())
-                    raise InputError(f"there are more placeholders than media ({counts})")
-                path = Path(waiting[kind].pop(0))
+                kind = kind if paths_by_kind[kind] else other_kind[kind]
+                if not remaining[kind]:
+                    counts = ", ".join(f"{len(paths)} {name}s" for name, paths in paths_by_kind.items())
+                    raise InputError(f"a row must not have more placeholders than media ({counts})")
+                path = Path(remaining[kind].pop(0))
             if re.match(r"[A-Za-z]{2,}:/", str(path)):
                 raise InputError(f"{path}: only local files are read")
             if not (root / path).exists():
                 raise MissingVideo(str(path), root)
             media.append(Media(kind=kind, path=root / path))
         turns.append(Turn(role=turn.role, text=turn.text.strip(), media=tuple(media)))
-    if left := [path for listed in waiting.values() for path in listed]:
-        raise InputError(f"no placeholder stands for {', '.join(left)}")
+    if unused := [path for paths in remaining.values() for path in paths]:
+        raise InputError(f"no placeholder stands for {', '.join(unused)}")
     return turns
 
 
 def _with_spans(
-    reader: RowReader[Dialogue], row: dict[str, Any], raw: list[RawTurn], turns: list[Turn], duration_s: float | None
+    reader: RowReader[Dialogue],
+    row: dict[str, Any],
+    raw_turns: list[RawTurn],
+    turns: list[Turn],
+    duration_s: float | None,
 ) -> list[Turn]:
-    spans = [turn.spans for turn in raw]
+    """Turns with their checked spans; the spans of a row belong to its only answer."""
+    raw_spans = [turn.spans for turn in raw_turns]
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     if row.get("spans") is not None:
-        if len(answers) != 1 or any(spans):
-            raise InputError("'spans' of a row need exactly one answer to belong to; put them on its turn instead")
-        spans[answers[0]] = list_of(row, "spans")
+        if len(answers) != 1 or any(raw_spans):
+            raise InputError(
+                "a row may have 'spans' if it has exactly one answer, without spans of its own; "
+                "else put them on its turns"
+            )
+        raw_spans[answers[0]] = list_of(row, "spans")
     result = []
-    for turn, listed in zip(turns, spans, strict=True):
-        if listed and turn.role != "assistant":
-            raise InputError("only answers have 'spans'")
-        known = tuple(_span(reader, pair, duration_s) for pair in listed)
-        result.append(Turn(role=turn.role, text=turn.text, media=turn.media, spans=known))
+    for turn, pairs in zip(turns, raw_spans, strict=True):
+        if pairs and turn.role != "assistant":
+            raise InputError(f"only answers may have 'spans', not a turn of the {turn.role}")
+        spans = tuple(_span(reader, pair, duration_s) for pair in pairs)
+        result.append(Turn(role=turn.role, text=turn.text, media=turn.media, spans=spans))
     return result
 
 
@@ -183,7 +193,7 @@ def _span(reader: RowReader[Dialogue], pair: Any, duration_s: float | None) -> S
 
 def _check_order(turns: list[RawTurn]) -> None:
     if any(turn.role == "system" for turn in turns[1:]):
-        raise InputError("only the first turn may be the system's")
+        raise InputError("only the first turn may have the role 'system'")
     roles = [turn.role for turn in turns if turn.role != "system"]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise InputError(f"user and assistant must take turns, the user first: {', '.join(roles) or 'no turns'}")

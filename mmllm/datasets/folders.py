@@ -1,4 +1,4 @@
-"""Where the videos of a data set lie: files `v_<id>.mp4` or folders of frames `v_<id>/000001.jpg`."""
+"""The folder of a data set's videos: files `v_<id>.mp4` or folders of frames `v_<id>/000001.jpg`."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from mmllm.errors import InputError
 
 
 class VideoFolder:
-    """Videos by their id, with or without the prefix `v_`, whatever their suffix."""
+    """Finds videos by their id, with or without the prefix `v_`, with any suffix."""
 
     def __init__(self, root: Path) -> None:
-        """Refuses a root that is not a folder.
+        """Takes the folder of the videos.
 
         Raises:
-            InputError: naming it.
+            InputError: if it is not a folder.
         """
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(f"{root}: the folder of videos is missing")
 
     @cached_property
-    def _known(self) -> dict[str, Path]:
-        known: dict[str, Path] = {}
+    def _path_by_name(self) -> dict[str, Path]:
+        path_by_name: dict[str, Path] = {}
         for path in sorted(self.root.iterdir()):
-            known.setdefault(path.name if path.is_dir() else path.stem, path)
-        return known
+            path_by_name.setdefault(path.name if path.is_dir() else path.stem, path)
+        return path_by_name
 
     def find(self, vid: str) -> Path:
         """The file or the folder of frames of a video.
 
         Raises:
-            InputError: if there is none.
+            MissingVideo: if the folder does not have it.
         """
         bare = bare_id(vid)
         for name in (f"v_{bare}", bare):
-            if name in self._known:
-                return self._known[name]
+            if name in self._path_by_name:
+                return self._path_by_name[name]
         raise MissingVideo(f"v_{bare}", self.root)
 
 
@@ -48,14 +48,14 @@ def bare_id(vid: str) -> str:
 
 
 def folder_of(videos: Path | None) -> VideoFolder | None:
-    """The folder, if one was given."""
+    """The folder of videos; None if none was given."""
     return None if videos is None else VideoFolder(videos)
 
 
 def find_video(folder: VideoFolder | None, vid: str) -> Path | None:
-    """A video's path, or None if there is no folder to look in.
+    """A video's path; None without a folder.
 
     Raises:
-        InputError: if the folder does not have it.
+        MissingVideo: if the folder does not have it.
     """
     return None if folder is None else folder.find(vid)

@@ -1,4 +1,4 @@
-"""Annotation files whose form is told from their content, and the questions of each for evaluation and training."""
+"""Annotation files: their format is recognised from the content; their items become questions or dialogues."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 
 def format_of(path: Path) -> Format:
-    """What kind of annotations a file holds.
+    """The format of an annotation file, recognised from its content.
 
     Raises:
-        InputError: if it cannot be read or is of no known kind; names the kinds.
+        InputError: if the file cannot be read, or its format is unknown; the message lists the formats.
     """
     if is_table(path):
         return "nextqa"
@@ -45,13 +45,13 @@ def format_of(path: Path) -> Format:
     if keys & set(FORMS) or {"question", "answer"} <= keys:
         return "dialogues"
     raise InputError(
-        f"{path}: of no known form ({', '.join(FORMATS)}); its first row is {shortened(repr(row))}. "
-        "Name the form if the first row is only damaged."
+        f"{path}: unknown format; its first row is {shortened(repr(row))}. Known formats are {', '.join(FORMATS)}. "
+        "If only the first row is damaged, name the format."
     )
 
 
 def _first_row(text: str) -> Any:
-    """The first value of a list or of an object of objects, or the object of the first line; None if there is none."""
+    """The first value of a list or of an object of objects, or the value of the first line; None if it is not JSON."""
     start = re.match(r"\[\s*", text) or re.match(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*(?=\{)', text)
     try:
         return json.JSONDecoder().raw_decode(text, start.end() if start else 0)[0]
@@ -66,22 +66,22 @@ def read_annotations(
     policy: Policy = "repair",
     durations: Path | None = None,
 ) -> Annotations[Any]:
-    """The items of a file of any form: captioned videos, dialogues, or questions.
+    """The items of a file of any format: captioned videos, dialogues, or questions.
 
     Args:
         path: the annotations.
         videos: folder of their videos.
-        format: `auto`, or the form's name.
+        format: `auto`, or the format's name.
         policy: what to do with bad rows.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
 
     Raises:
-        InputError: if the form is unknown or the file is not of it.
+        InputError: if the format is unknown, or the file has another format.
     """
     if format == "auto":
         format = format_of(path)
     if format == "charades" and durations is None:
-        raise InputError(f"{path}: Charades-STA needs the lengths of its videos, from Charades' own table")
+        raise InputError(f"{path}: Charades-STA needs the lengths of its videos: give Charades' table as durations")
     readers: dict[str, Callable[[], Annotations[Any]]] = {
         "rtl": lambda: read_rtl(path, videos, policy),
         "captions": lambda: read_captions(path, videos, policy),
@@ -90,12 +90,12 @@ def read_annotations(
         "dialogues": lambda: read_dialogues(path, videos, policy),
     }
     if format not in readers:
-        raise InputError(f"unknown form of annotations {format!r}; {closest(format, readers)}")
+        raise InputError(f"unknown format of annotations {format!r}; {closest(format, readers)}")
     return readers[format]()
 
 
 def questions_of(annotations: Annotations[Any]) -> Annotations[Question]:
-    """The questions that can be scored; of captioned videos, when each event happens.
+    """The questions of annotations, to be scored; of a captioned video, the questions when each event happens.
 
     Raises:
         InputError: if a dialogue is not one question and one answer about one video.
@@ -110,10 +110,10 @@ def questions_of(annotations: Annotations[Any]) -> Annotations[Question]:
 
 
 def dialogues_of(annotations: Annotations[Any]) -> Annotations[Dialogue]:
-    """The dialogues that can be trained on; of captioned videos, when each event happens.
+    """The dialogues of annotations, to be trained on; of a captioned video, the questions when each event happens.
 
     Raises:
-        InputError: if it is not known where a question's video is.
+        InputError: if a question has no path of its video.
     """
 
     def dialogues(item: CaptionedVideo | Dialogue | Question) -> list[Dialogue]:
@@ -131,5 +131,5 @@ def read_questions(
     policy: Policy = "repair",
     durations: Path | None = None,
 ) -> Annotations[Question]:
-    """The questions of a file of any form, see `read_annotations` and `questions_of`."""
+    """The questions of a file of any format, see `read_annotations` and `questions_of`."""
     return questions_of(read_annotations(path, videos, format, policy, durations))

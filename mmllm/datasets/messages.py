@@ -1,8 +1,8 @@
-"""Chat messages: `{"role": "user", "content": ...}`, the content a text with placeholders or a list of items.
+"""Chat messages: `{"role": "user", "content": ...}`, where the content is a text with placeholders or a list of items.
 
-Items are transformers' and OpenAI's: `{"type": "text", "text": ...}`, `{"type": "video", "video": path}`, also with
-`path` or `url` in place of `video`, `{"type": "video_url", "video_url": {"url": path}}`, and the same for images. An
-item without a path stands for the next one of the row's list.
+Items are those of transformers and of OpenAI: `{"type": "text", "text": ...}`, `{"type": "video", "video": path}` (also
+with `path` or `url` in place of `video`), `{"type": "video_url", "video_url": {"url": path}}`, and the same for images.
+An item without a path stands for the next medium in the row's list.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ def message_turns(turn: Any) -> RawTurn:
         InputError: if it is not a message.
     """
     if not isinstance(turn, dict) or "content" not in turn:
-        raise InputError(f"a message needs its role and its content: {shortened(repr(turn))}")
+        raise InputError(f"a message must have 'role' and 'content', not {shortened(repr(turn))}")
     content, texts, media = turn["content"], [], []
     for item in content if isinstance(content, list) else [{"type": "text", "text": content}]:
         kind = item.get("type") if isinstance(item, dict) else None
         if kind == "text":
-            text = item.get("text")
-            text, shown = split_placeholders(text) if isinstance(text, str) else (text_of(item, "text"), [])
+            raw_text = item.get("text")
+            if not isinstance(raw_text, str):
+                raw_text = text_of(item, "text")  # raises the error that names the key
+            text, text_media = split_placeholders(raw_text)
             texts.append(text)
-            media += shown
+            media += text_media
         elif isinstance(kind, str) and kind in KINDS:
             media.append((KINDS[kind], _path(item, kind)))
         else:
-            raise InputError(f"an item's type must be text, {', '.join(KINDS)}: {shortened(repr(item))}")
+            raise InputError(f"an item's type must be one of text, {', '.join(KINDS)}: {shortened(repr(item))}")
     return raw_turn(turn, "role", ROLES, "".join(texts), media)
 
 

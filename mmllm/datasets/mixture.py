@@ -1,8 +1,8 @@
 """LITA's training mixture (arXiv 2403.19046, section 3.3): five kinds of tasks, drawn at random with replacement.
 
-A draw is a task by its rate, then one of its data sets by its rate, then a record evenly, then a wording. What draw
-number n is depends on the seed and n alone, so that it is the same whatever the number of workers and processes, and
-training can go on at any number.
+A draw chooses a task by its rate, then a data set of the task by its rate, then a record with equal chances, then a
+wording. Draw n depends only on the seed and on n. So it is the same for any number of workers and processes, and
+training can go on from any draw.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
-    """How much of what, and in which order."""
+    """Rates of tasks and data sets, length and order of the mixture."""
 
     draws: int = 500_000
-    """Length of the training set; the paper's 10 rounds of 50,000."""
+    """Length of the training set; the paper has 10 rounds of 50,000."""
     seed: int = 0
     task_rates: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 1.0))
     """Relative rate of each task; a task that is not named is left out."""
     dataset_rates: Mapping[str, float] = field(default_factory=lambda: {"activitynet": 5.0, "youcook2": 1.0})
     """Relative rate of a data set inside its task; 1 if it is not named."""
     sort_events: bool = True
-    """Tell events by start, then end, as the paper says. The released code keeps the file's order."""
+    """Whether dense captions are sorted by start, then end, as the paper says. The released code keeps the file's
+    order."""
 
     def __post_init__(self) -> None:
         require(self.draws > 0, self, "draws", "a positive number")
@@ -54,33 +55,34 @@ class MixtureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set as one of the tasks uses it."""
+    """A data set in its use for one task."""
 
     task: str
     dataset: str
     records: Sequence[Any]
     make: Callable[[Any, random.Random], Dialogue]
-    """Turns a record into a dialogue, with a wording that the generator draws."""
+    """Turns a record into a dialogue; the generator draws the wording."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What was drawn: the place of a record, and the generator that goes on to draw its wording."""
+    """A drawn record, and the random generator that then draws its wording."""
 
     task: str
     dataset: str
     record: int
+    """Position in the source's records."""
     random: random.Random
 
 
 class Mixture(Sequence[Dialogue]):
-    """Draws 0 to `draws` - 1, to be used as a map-style dataset."""
+    """Draws 0 to `draws` - 1, as a map-style dataset."""
 
     def __init__(self, sources: Sequence[Source], config: MixtureConfig) -> None:
-        """Takes the sources of the tasks that have a rate.
+        """Keeps the sources whose task has a rate above 0.
 
         Raises:
-            InputError: if a task with a rate has no source, or a source has no record.
+            InputError: if such a task has no source, or a source has no record.
         """
         self.config = config
         self.left_out: list[str] = []
@@ -94,7 +96,7 @@ class Mixture(Sequence[Dialogue]):
                 self.sources[source.task][source.dataset] = source
         empty = [task for task, group in self.sources.items() if not group]
         if empty:
-            raise InputError(f"no data for {', '.join(empty)}: give some, or leave the task out of task_rates")
+            raise InputError(f"no data for {', '.join(empty)}: give data, or leave these tasks out of task_rates")
 
     def __len__(self) -> int:
         return self.config.draws
@@ -105,13 +107,13 @@ class Mixture(Sequence[Dialogue]):
         return self.dialogue(number % len(self))
 
     def dialogue(self, number: int, attempt: int = 0) -> Dialogue:
-        """Draw `number`, or what is drawn in its place after so many attempts that gave nothing usable."""
+        """The dialogue of draw `number`; with `attempt`, of a replacement after so many unusable draws."""
         draw = self.draw(number, attempt)
         source = self.sources[draw.task][draw.dataset]
         return source.make(source.records[draw.record], draw.random)
 
     def draw(self, number: int, attempt: int = 0) -> Draw:
-        """What draw `number` is, without making a dialogue of it."""
+        """Draw `number`, as `dialogue` makes it, before it is turned into a dialogue."""
         generator = random.Random(f"{self.config.seed}:{number}" + f":{attempt}" * bool(attempt))
         task = _by_rate(self.tasks, generator)
         rates = {name: self.config.dataset_rates.get(name, 1.0) for name in self.sources[task]}
@@ -121,19 +123,19 @@ class Mixture(Sequence[Dialogue]):
 
     @property
     def videos(self) -> list[Path]:
-        """Every video that may be drawn, once each."""
-        found: dict[Path, None] = {}
+        """All videos that may be drawn, each once."""
+        paths: dict[Path, None] = {}
         for group in self.sources.values():
             for source in group.values():
                 for record in source.records:
                     if isinstance(record, Dialogue):
-                        found |= dict.fromkeys(media.path for media in record.media if media.kind == "video")
+                        paths |= dict.fromkeys(media.path for media in record.media if media.kind == "video")
                     elif record.video is not None:
-                        found[record.video] = None
-        return list(found)
+                        paths[record.video] = None
+        return list(paths)
 
     def describe(self) -> dict[str, Any]:
-        """Rates and numbers of records, as plain JSON values, for the record of a run."""
+        """Rates and numbers of records, as plain JSON values, to be saved with a run."""
         return {
             "draws": self.config.draws,
             "seed": self.config.seed,
@@ -156,7 +158,7 @@ def _by_rate(rates: Mapping[str, float], generator: random.Random) -> str:
 
 
 def caption_sources(dataset: str, videos: Sequence[CaptionedVideo], config: MixtureConfig) -> list[Source]:
-    """Dense captioning and event localisation of captioned videos; videos without events are left out."""
+    """The sources of dense captioning and event localisation; videos without events are not used."""
 
     def dense(video: CaptionedVideo, generator: random.Random) -> Dialogue:
         return video.dense_caption(dense_caption_prompt(generator), sort=config.sort_events).dialogue()
@@ -165,30 +167,30 @@ def caption_sources(dataset: str, videos: Sequence[CaptionedVideo], config: Mixt
         number = generator.randrange(len(video.events))
         return video.localize(number, event_prompt(video.events[number].sentence, generator)).dialogue()
 
-    told = [video for video in videos if video.events]
+    with_events = [video for video in videos if video.events]
     return [
-        Source(task=DENSE, dataset=dataset, records=told, make=dense),
-        Source(task=LOCALIZE, dataset=dataset, records=told, make=localize),
+        Source(task=DENSE, dataset=dataset, records=with_events, make=dense),
+        Source(task=LOCALIZE, dataset=dataset, records=with_events, make=localize),
     ]
 
 
 def question_source(task: str, dataset: str, questions: Sequence[Question]) -> Source:
-    """Questions as they are annotated."""
+    """A source of questions, used as they are annotated."""
     return Source(task=task, dataset=dataset, records=questions, make=lambda question, _: question.dialogue())
 
 
 def dialogue_source(task: str, dataset: str, dialogues: Sequence[Dialogue]) -> Source:
-    """Dialogues as they are."""
+    """A source of dialogues, used as they are."""
     return Source(task=task, dataset=dataset, records=dialogues, make=lambda dialogue, _: dialogue)
 
 
 def annotation_files(config: MixtureConfig) -> list[str]:
-    """Paths, below the root, of the annotations that the tasks with a rate need."""
-    wanted = {task for task, rate in config.task_rates.items() if rate > 0}
-    return [file for tasks, file, _, _ in _LAYOUT.values() if wanted & set(tasks)]
+    """Paths, relative to the root, of the annotation files of all tasks with a rate above 0."""
+    active_tasks = {task for task, rate in config.task_rates.items() if rate > 0}
+    return [file for tasks, file, _, _ in _LAYOUT.values() if active_tasks & set(tasks)]
 
 
-# Data set -> its tasks, annotation file, places of its videos (the first that is there), reader.
+# Data set -> its tasks, annotation file, possible folders of its videos (the first that exists is used), and reader.
 _LAYOUT: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], Callable[..., Annotations[Any]]]] = {
     "activitynet": (
         (DENSE, LOCALIZE),
@@ -219,39 +221,41 @@ _LAYOUT: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], Callable[..., An
 
 
 def lita_mixture(root: Path, config: MixtureConfig, tables: Path | None = None) -> Mixture:
-    """The published mixture from a folder laid out as LITA's is; videos may be frame folders or files.
+    """The published mixture, from a folder with LITA's layout. Videos may be files or folders of frames.
 
     Args:
         root: holds `activitynet-captions`, `youcook2`, `VidChapters`, `nextqa`, `temporal_reasoning`,
-            `LLaVA-Instruct-150K` and `coco`, as far as the tasks with a rate need them.
+            `LLaVA-Instruct-150K` and `coco`; only those that tasks with a rate above 0 need.
         config: tasks, rates and seed.
-        tables: folder for Arrow files of dialogues, which many processes can share; in memory if None.
+        tables: folder for Arrow files of dialogues, which many processes can share. None keeps dialogues in memory.
 
     Raises:
-        InputError: naming everything that is missing, or a task that is not known.
+        InputError: if files or folders are missing (the message lists all), or a task is unknown.
     """
     for task in config.task_rates:
         if task not in TASKS:
             raise InputError(f"unknown task {task!r}; {closest(task, TASKS)}")
-    wanted = {task for task, rate in config.task_rates.items() if rate > 0}
-    needed = {name: entry for name, entry in _LAYOUT.items() if wanted & set(entry[0])}
-    folders: dict[str, Path] = {}
+    active_tasks = {task for task, rate in config.task_rates.items() if rate > 0}
+    layout = {name: entry for name, entry in _LAYOUT.items() if active_tasks & set(entry[0])}
+    # 1. Find the files; collect all missing ones for one message.
+    video_folders: dict[str, Path] = {}
     missing: list[str] = []
-    for name, (_, file, places, _) in needed.items():
+    for name, (_, file, places, _) in layout.items():
         missing += [file] if not (root / file).is_file() else []
-        there = [root / place for place in places if (root / place).is_dir()]
-        missing += [" or ".join(f"{place}/" for place in places)] if not there else []
-        folders[name] = there[0] if there else root
+        existing = [root / place for place in places if (root / place).is_dir()]
+        missing += [" or ".join(f"{place}/" for place in places)] if not existing else []
+        video_folders[name] = existing[0] if existing else root
     if missing:
         raise InputError(f"{root}: missing are {', '.join(dict.fromkeys(missing))}")
+    # 2. Read them.
     sources: list[Source] = []
     left_out: list[str] = []
-    for name, (tasks, file, _, read) in needed.items():
+    for name, (tasks, file, _, read) in layout.items():
         if read is read_dialogues and tables is not None:
-            dialogues, bad, rows = store_dialogues(root / file, folders[name], tables)
+            dialogues, bad, rows = store_dialogues(root / file, video_folders[name], tables)
             sources.append(dialogue_source(tasks[0], name, dialogues))
         else:
-            result = read(root / file, folders[name])
+            result = read(root / file, video_folders[name])
             bad, rows = [str(problem) for problem in result.bad], result.rows
             if read is read_captions:
                 sources += caption_sources(name, result.items, config)
@@ -260,7 +264,7 @@ def lita_mixture(root: Path, config: MixtureConfig, tables: Path | None = None) 
             else:
                 sources.append(question_source(tasks[0], name, result.items))
         if bad:
-            log.warning("%s: %d of %d rows left out, first %s", file, len(bad), rows, bad[0])
+            log.warning("%s: %d of %d rows left out; the first is %s", file, len(bad), rows, bad[0])
             left_out += [f"{file}, {problem}" for problem in bad]
     mixture = Mixture(sources, config)
     mixture.left_out = left_out

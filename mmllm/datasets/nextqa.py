@@ -1,7 +1,7 @@
-"""NExT-QA with open answers: a few words about what happens in a video, without times.
+"""NExT-QA with open answers: answers of a few words about a video, without times.
 
-LITA's file: `[{"video": "<folder>/<id>.mp4", "QA": [{"q": ..., "a": ...}]}]`. The published table: columns `video`,
-`question`, `answer`, `type`, where `type` (CW, CH, TN, TC, TP, DC, DL, DO, DB) becomes the family.
+LITA's file is `[{"video": "<folder>/<id>.mp4", "QA": [{"q": ..., "a": ...}]}]`. The published table has the columns
+`video`, `question`, `answer`, `type`; `type` (CW, CH, TN, TC, TP, DC, DL, DO, DB) becomes the family.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ COLUMNS = {"video", "question", "answer", "type"}
 def read_nextqa(
     path: Path, videos: Path | None = None, policy: Policy = "repair", paths: Path | None = None
 ) -> Annotations[Question]:
-    """The questions of LITA's JSON file or of the published table, whichever it is.
+    """The questions of LITA's JSON file or of the published table.
 
     Args:
         path: JSON or comma-separated values, possibly gzipped.
-        videos: folder that holds `<folder>/<id>.mp4`; a row whose video is not there is bad.
+        videos: folder that holds `<folder>/<id>.mp4`. A row is bad if its video is missing.
         policy: what to do with bad rows.
         paths: JSON object from a video's id to `<folder>/<id>`, for the table, which has only ids.
 
@@ -45,33 +45,33 @@ def read_nextqa(
         InputError: if the file is neither, or a row is bad and the policy is to raise.
     """
     reader: RowReader[Question] = RowReader(path, policy)
-    asked: Counter[str] = Counter()
+    question_counts: Counter[str] = Counter()
     if videos is not None and not videos.is_dir():
         raise InputError(f"{videos}: the folder of videos is missing")
 
-    def question(place: str, asks: str, answer: str, family: str) -> Question:
-        vid = PurePosixPath(place).stem
-        if videos is not None and not (videos / place).is_file():
-            raise MissingVideo(place, videos)
-        number = asked[vid]
-        asked[vid] += 1
+    def question(video: str, raw_question: str, answer: str, family: str) -> Question:
+        vid = PurePosixPath(video).stem
+        if videos is not None and not (videos / video).is_file():
+            raise MissingVideo(video, videos)
+        number = question_counts[vid]
+        question_counts[vid] += 1
         return Question(
             question_id=f"{vid}_{number}",
             vid=vid,
-            question=short_answer_prompt(asks),
+            question=short_answer_prompt(raw_question),
             answer=answer.strip(),
             duration_s=None,
             family=family,
-            video=None if videos is None else videos / place,
+            video=None if videos is None else videos / video,
         )
 
-    places = _places(paths)
+    path_by_id = _path_by_id(paths)
     if is_table(path):
         for line, row in table(path, COLUMNS):
-            with reader.row(f"line {line}") as kept:
+            with reader.row(f"line {line}") as items:
                 vid = text_of(row, "video").strip()
-                place = f"{places.get(vid, vid)}.mp4"
-                kept.append(question(place, text_of(row, "question"), text_of(row, "answer"), text_of(row, "type")))
+                video = f"{path_by_id.get(vid, vid)}.mp4"
+                items.append(question(video, text_of(row, "question"), text_of(row, "answer"), text_of(row, "type")))
         return reader.result
     data, _ = load_json(path)
     if not isinstance(data, list):
@@ -79,23 +79,24 @@ def read_nextqa(
     for number, row in enumerate(data, start=1):
         pairs = row.get("QA") if isinstance(row, dict) else None
         for qa in range(len(pairs) if isinstance(pairs, list) else 1):
-            with reader.row(f"record {number}, QA {qa + 1}") as kept:
+            with reader.row(f"record {number}, QA {qa + 1}") as items:
                 pair = list_of(row, "QA")[qa]
-                kept.append(question(text_of(row, "video"), text_of(pair, "q"), text_of(pair, "a"), FAMILY))
+                items.append(question(text_of(row, "video"), text_of(pair, "q"), text_of(pair, "a"), FAMILY))
     return reader.result
 
 
-def _places(paths: Path | None) -> dict[str, str]:
+def _path_by_id(paths: Path | None) -> dict[str, str]:
+    """`<folder>/<id>` of each video by its id; empty without a file."""
     if paths is None:
         return {}
     data, _ = load_json(paths)
     if not isinstance(data, dict):
-        raise InputError(f"{paths}: not an object from ids to paths")
-    return {str(vid): str(place) for vid, place in data.items()}
+        raise InputError(f"{paths}: not an object that maps ids to paths")
+    return {str(vid): str(path) for vid, path in data.items()}
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file is named as comma-separated values."""
+    """Whether a file's name ends in `.csv` or `.csv.gz`."""
     return path.name.removesuffix(".gz").lower().endswith(".csv")
 
 
@@ -103,7 +104,7 @@ def table(path: Path, columns: set[str]) -> list[tuple[int, dict[str, Any]]]:
     """Line number and cells of each row of comma-separated values.
 
     Raises:
-        InputError: if a column is missing.
+        InputError: if a column is missing, or the file is not a table.
     """
     rows = csv.DictReader(io.StringIO(load_text(path)))
     try:
@@ -112,4 +113,4 @@ def table(path: Path, columns: set[str]) -> list[tuple[int, dict[str, Any]]]:
             raise InputError(f"{path}: the columns {', '.join(sorted(missing))} are missing")
         return [(rows.line_num, row) for row in rows]
     except csv.Error as problem:
-        raise InputError(f"{path}: not a table: {problem}") from None
+        raise InputError(f"{path}: not a table of comma-separated values: {problem}") from None

@@ -1,4 +1,4 @@
-"""Turns as files have them, before it is known which medium a placeholder stands for."""
+"""Turns as they are in files, where a placeholder may not say yet which medium it stands for."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ from mmllm.times.stamps import shortened
 
 Kind = Literal["video", "image"]
 Role = Literal["system", "user", "assistant"]
-Shown = list[tuple[Kind, Path | None]]
-"""Media by kind; those without a path are taken from the row's lists, in order."""
+RawMedia = list[tuple[Kind, Path | None]]
+"""Kind and path of media. A medium without a path is the next one of the row's list of media."""
 
 _PLACEHOLDER = re.compile(r"<(video|image)>")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawTurn:
-    """What one side says, and what it shows."""
+    """A turn with its text and media, before paths and spans are checked."""
 
     role: Role
     text: str
-    media: Shown
+    media: RawMedia
     spans: list[Any]
 
 
-def split_placeholders(text: str) -> tuple[str, Shown]:
-    """A text without its `<video>` and `<image>`, and what they were, in order."""
-    shown: Shown = [("video" if kind == "video" else "image", None) for kind in _PLACEHOLDER.findall(text)]
-    return _PLACEHOLDER.sub("", text), shown
+def split_placeholders(text: str) -> tuple[str, RawMedia]:
+    """A text without its placeholders `<video>` and `<image>`, and their media in order."""
+    media: RawMedia = [("video" if kind == "video" else "image", None) for kind in _PLACEHOLDER.findall(text)]
+    return _PLACEHOLDER.sub("", text), media
 
 
-def raw_turn(turn: Any, speaker: str, roles: dict[str, Role], text: Any, media: Shown) -> RawTurn:
+def raw_turn(turn: Any, speaker: str, roles: dict[str, Role], text: Any, media: RawMedia) -> RawTurn:
     """A checked turn.
 
     Args:
         turn: the row's turn, which may have `spans`.
-        speaker: the key that says whose turn it is.
-        roles: who may speak, and as what.
-        text: what is said, without placeholders.
-        media: what is shown.
+        speaker: the key of the speaker's name.
+        roles: the allowed names and their roles.
+        text: the turn's text, without placeholders.
+        media: the media of the turn's placeholders.
 
     Raises:
-        InputError: if nobody known speaks, the text is none, or an answer has a placeholder.
+        InputError: if the speaker's name is not allowed, the text is not a text, or another turn than the user's has
+            a placeholder.
     """
     name = turn.get(speaker)
     if not isinstance(name, str) or name not in roles:
@@ -55,6 +56,6 @@ def raw_turn(turn: Any, speaker: str, roles: dict[str, Role], text: Any, media: 
     if not isinstance(text, str):
         raise InputError(f"a turn must be a text, not {shortened(repr(text))}")
     if media and role != "user":
-        raise InputError(f"a placeholder stands in what the {role} says")
+        raise InputError(f"only user turns may have placeholders, not a turn of the {role}")
     spans = list_of(turn, "spans") if turn.get("spans") is not None else []
     return RawTurn(role=role, text=text, media=media, spans=spans)

@@ -1,4 +1,4 @@
-"""How the tasks are asked for: several wordings, drawn evenly in training; the first one is used in evaluation."""
+"""The wordings of each task's request. Training draws one of them with equal chances; evaluation uses the first."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ SHORT_ANSWER = "Answer in a few words only."
 
 
 def dense_caption_prompt(draw: random.Random | None = None) -> str:
-    """A request to tell all events with their times; the first wording without `draw`."""
-    return f"{_one(DESCRIPTION_REQUESTS, draw)} {_one(TIMED_SENTENCES, draw)}"
+    """A request to describe all events with their times. Without `draw`, the first wording."""
+    return f"{_wording(DESCRIPTION_REQUESTS, draw)} {_wording(TIMED_SENTENCES, draw)}"
 
 
 def event_prompt(sentence: str, draw: random.Random | None = None) -> str:
-    """A question for when something happens, put as LITA does: no full stop, first letter small, in quotes."""
+    """A question when an event happens. The sentence is quoted as in LITA: no full stop, first letter in lower case."""
     event = sentence.strip().removesuffix(".")
     event = event[:1].lower() + event[1:]
-    return f"{_one(WHEN_QUESTIONS, draw).format(event=event)} {_one(TIMES_ONLY, draw)}"
+    return f"{_wording(WHEN_QUESTIONS, draw).format(event=event)} {_wording(TIMES_ONLY, draw)}"
 
 
 def short_answer_prompt(question: str) -> str:
-    """A question with a capital and a question mark, and the instruction to be brief."""
+    """The question with a capital letter and a question mark, and the request for a short answer."""
     question = question.strip()
     question = question[:1].upper() + question[1:]
     return f"{question if question.endswith('?') else question + '?'} {SHORT_ANSWER}"
 
 
-def _one(wordings: tuple[str, ...], draw: random.Random | None) -> str:
+def _wording(wordings: tuple[str, ...], draw: random.Random | None) -> str:
     return wordings[0] if draw is None else draw.choice(wordings)

@@ -1,6 +1,6 @@
-"""What annotations are turned into: questions that can be scored, and dialogues that can be trained on.
+"""Questions, which can be scored, and dialogues, which can be trained on. All annotations are turned into these.
 
-Times are kept in seconds: as stamps `<12.4>` inside a text, or as spans beside it. Nobody writes time tokens by hand.
+Times are in seconds: stamps `<12.4>` inside a text, or spans beside it. Annotations contain no time tokens.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Media:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one side says."""
+    """A turn of a dialogue."""
 
     role: Literal["system", "user", "assistant"]
     text: str
     media: tuple[Media, ...] = ()
     """Shown before the text, in this order."""
     spans: tuple[Span, ...] = ()
-    """Intervals that the text is about; they are written in front of it."""
+    """The intervals of the text; they are written in front of it."""
 
     @property
     def stamped(self) -> str:
@@ -42,24 +42,24 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialogue:
-    """A conversation about videos or images, to be trained on: what the assistant says is learned."""
+    """A conversation about videos or images. Training learns the assistant's turns."""
 
     record_id: str
     family: str
     turns: tuple[Turn, ...]
     duration_s: float | None = None
-    """The annotated length of the video, which converts times; None if it is not annotated."""
+    """The annotated length of the video, by which times are converted; None if it is not annotated."""
 
     @property
     def media(self) -> list[Media]:
-        """All videos and images, in the order they are shown."""
+        """All videos and images, in the order of the turns."""
         return [media for turn in self.turns for media in turn.media]
 
     def messages(self, write: Callable[[str], str] = str) -> list[dict[str, Any]]:
         """Chat messages as transformers and `MmllmProcessor` take them.
 
         Args:
-            write: turns the seconds in what is said into what the model reads and writes, for example
+            write: converts stamps in seconds to the model's form of times, for example
                 `lambda text: time_tokens.write(text, duration_s)`.
         """
         return [
@@ -74,22 +74,23 @@ class Dialogue:
         ]
 
     def questions(self) -> list[Question]:
-        """The question of a dialogue of one question and one answer about one video.
+        """The question of the dialogue, which must have one question and one answer about one video.
 
         Raises:
-            InputError: if it is another kind of dialogue, which cannot be scored.
+            InputError: if it has other turns or media, and so cannot be scored.
         """
-        spoken = [turn for turn in self.turns if turn.role != "system"]
-        if [turn.role for turn in spoken] != ["user", "assistant"] or [m.kind for m in self.media] != ["video"]:
+        turns = [turn for turn in self.turns if turn.role != "system"]
+        kinds = [media.kind for media in self.media]
+        if [turn.role for turn in turns] != ["user", "assistant"] or kinds != ["video"]:
             raise InputError("only dialogues of one question and one answer about one video can be scored")
-        asked, answered = spoken
+        question_turn, answer_turn = turns
         path = self.media[0].path
         question = Question(
             question_id=self.record_id,
             vid=path.stem if path.suffix else path.name,
-            question=asked.text,
-            answer=answered.text,
-            spans=answered.spans,
+            question=question_turn.text,
+            answer=answer_turn.text,
+            spans=answer_turn.spans,
             duration_s=self.duration_s,
             family=self.family,
             video=path,
@@ -99,7 +100,7 @@ class Dialogue:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question about one video, with its annotated answer."""
+    """A question about a video, with its annotated answer."""
 
     question_id: str
     vid: str
@@ -107,18 +108,18 @@ class Question:
     answer: str
     """May hold stamps such as `<12.4> <30> He chops onions.`"""
     duration_s: float | None
-    """The annotated length of the video, which converts times in training and evaluation."""
+    """The annotated length of the video, by which times are converted in training and evaluation."""
     family: str = ""
-    """The kind of question, by which scores are broken down."""
+    """The kind of question. Scores are also given for each kind."""
     video: Path | None = None
     """A file or a folder of frames."""
     spans: tuple[Span, ...] = ()
-    """The true intervals, where they are not the first two stamps of the answer."""
+    """The true intervals, if they are not given by the first two stamps of the answer."""
 
     def truth(self) -> Answer:
-        """The true sentence and intervals; no spans if the answer names fewer than two times.
+        """The true sentence and intervals; without spans if the answer has fewer than two times.
 
-        Of an answer with stamps only the first interval is true, as in the published protocol.
+        Of an answer with stamps, only the first interval counts, as in the published protocol.
         """
         if self.spans:
             return Answer(text=self.answer.strip(), spans=self.spans, raw=self.answer, fallback=False)
@@ -129,13 +130,15 @@ class Question:
         return Answer(text=self.answer.strip(), spans=(), raw=self.answer, fallback=False)
 
     def dialogue(self) -> Dialogue:
-        """The question and its answer to be trained on.
+        """The question and its answer as a dialogue, to be trained on.
 
         Raises:
-            InputError: if it is not known where the video is.
+            InputError: if the question has no path of its video.
         """
         if self.video is None:
-            raise InputError(f"question {self.question_id!r}: it is not known where video {self.vid!r} is")
+            raise InputError(
+                f"question {self.question_id!r} has no path of its video {self.vid!r}: give the folder of videos"
+            )
         media = (Media(kind="video", path=self.video),)
         return Dialogue(
             record_id=self.question_id,

@@ -1,8 +1,8 @@
-"""ActivityNet-RTL (LITA, arXiv 2403.19046, section 3.4): questions whose answers need reasoning about when.
+"""ActivityNet-RTL (LITA, arXiv 2403.19046, section 3.4): questions about times whose answers need reasoning.
 
 Training file: `{"v_<id>": {"duration": s, "QA": [{"q": ..., "a": ...}]}}`. Test file: `[{"vid": "<id>",
-"question_id": ..., "question": ..., "answer": "<12.4> <30> He ...", "duration": s}]`. The key `family`, of a question
-or of a QA, is ours: rows with it may be answered by text alone.
+"question_id": ..., "question": ..., "answer": "<12.4> <30> He ...", "duration": s}]`. A question or a QA may have the
+key `family`, which mmllm adds. Its answer may then be text without times.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ FAMILY = "temporal_reasoning"
 
 
 def read_rtl(path: Path, videos: Path | None = None, policy: Policy = "repair") -> Annotations[Question]:
-    """The questions of a training or a test file, whichever it is.
+    """The questions of a training file or of a test file.
 
     Args:
         path: JSON, possibly gzipped.
-        videos: folder of `v_<id>.mp4` (any suffix) or of folders of frames `v_<id>/`; a row whose video is not there
-            is bad. Without it no question knows its video.
+        videos: folder of `v_<id>.mp4` (any suffix) or of folders of frames `v_<id>/`. A row is bad if its video is
+            missing. Without the folder, questions have no path of their video.
         policy: what to do with bad rows.
 
     Raises:
-        InputError: if the file is neither, or a row is bad and the policy is to raise.
+        InputError: if the file is of another kind, or a row is bad and the policy is to raise.
     """
-    data, twice = load_json(path)
+    data, repeated_keys = load_json(path)
     reader: RowReader[Question] = RowReader(path, policy)
-    reader.result.duplicates += twice
+    reader.result.duplicates += repeated_keys
     folder = folder_of(videos)
     if isinstance(data, dict):
         for number, (vid, row) in enumerate(data.items(), start=1):
-            asked = row.get("QA") if isinstance(row, dict) else None
-            for qa in range(len(asked) if isinstance(asked, list) else 1):
-                with reader.row(f"record {number} ({vid}), QA {qa + 1}") as kept:
-                    kept.append(_train_question(reader, vid, row, qa, folder))
+            pairs = row.get("QA") if isinstance(row, dict) else None
+            for qa in range(len(pairs) if isinstance(pairs, list) else 1):
+                with reader.row(f"record {number} ({vid}), QA {qa + 1}") as items:
+                    items.append(_train_question(reader, vid, row, qa, folder))
     elif isinstance(data, list):
         for number, row in enumerate(data, start=1):
-            with reader.row(f"record {number}") as kept:
-                kept.append(_test_question(reader, row, folder))
+            with reader.row(f"record {number}") as items:
+                items.append(_test_question(reader, row, folder))
     else:
         raise InputError(f"{path}: neither an object of videos nor a list of questions")
     return reader.result
@@ -63,7 +63,7 @@ def _train_question(
         family=_family(qa),
         video=find_video(folder, bare),
     )
-    reader.name(question.question_id)
+    reader.require_new_name(question.question_id)
     return question
 
 
@@ -81,7 +81,7 @@ def _test_question(reader: RowReader[Question], row: Any, folder: VideoFolder | 
         family=_family(row),
         video=find_video(folder, vid),
     )
-    reader.name(question_id)
+    reader.require_new_name(question_id)
     return question
 
 

@@ -1,7 +1,7 @@
-"""Dialogues in an Arrow file, memory-mapped: the processes of a run and their workers share one copy in memory.
+"""Dialogues in a memory-mapped Arrow file: the processes of a run and their workers share one copy in memory.
 
-LLaVA-Instruct has 158,000 dialogues. As Python objects they would stand in the memory of every process that draws
-from them; here each of them reads the few that it draws.
+LLaVA-Instruct has 158,000 dialogues. As Python objects, each process would hold all of them in memory. From the Arrow
+file, a process reads only the dialogues that it draws.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmllm.times.answers import Span
 
 
 class StoredDialogues(Sequence[Dialogue]):
-    """The dialogues of an Arrow file, made when they are asked for."""
+    """The dialogues of an Arrow file; each is built when it is accessed."""
 
     def __init__(self, file: Path) -> None:
         from datasets import Dataset
@@ -35,44 +35,45 @@ class StoredDialogues(Sequence[Dialogue]):
 
 
 def store_dialogues(file: Path, media: Path, folder: Path) -> tuple[StoredDialogues, list[str], int]:
-    """The dialogues of an annotation file, read and checked once however many processes ask for them.
+    """The dialogues of an annotation file. Only the first of all processes reads and checks the file.
 
     Args:
-        file: what `read_dialogues` takes.
+        file: an annotation file for `read_dialogues`.
         media: the folder that paths are relative to.
-        folder: keeps the Arrow file, named after the annotations and their content.
+        folder: gets the Arrow file, which is named after the annotation file and its content.
 
     Returns:
-        The dialogues, the rows that are left out with the reason, and how many rows there are in all.
+        The dialogues, the bad rows with their reasons, and the number of all rows.
 
     Raises:
         InputError: if the file cannot be read.
     """
     key = hashlib.sha256(file.read_bytes() + str(media.resolve()).encode()).hexdigest()[:12]
-    place = folder / f"{file.stem}-{key}.arrow"
-    account = place.with_suffix(".json")
+    arrow_file = folder / f"{file.stem}-{key}.arrow"
+    summary_file = arrow_file.with_suffix(".json")
     with processes.main_first():
-        if not place.exists():
+        if not arrow_file.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            found = read_dialogues(file, media)
-            account.write_text(json.dumps({"rows": found.rows, "bad": [str(problem) for problem in found.bad]}))
-            _write(found.items, place)
-    told = json.loads(account.read_text())
-    return StoredDialogues(place), told["bad"], told["rows"]
+            annotations = read_dialogues(file, media)
+            bad = [str(problem) for problem in annotations.bad]
+            summary_file.write_text(json.dumps({"rows": annotations.rows, "bad": bad}))
+            _write(annotations.items, arrow_file)
+    summary = json.loads(summary_file.read_text())
+    return StoredDialogues(arrow_file), summary["bad"], summary["rows"]
 
 
-def _write(dialogues: Sequence[Dialogue], place: Path) -> None:
-    """Writes under another name and renames, so that a file of this name is always complete."""
+def _write(dialogues: Sequence[Dialogue], arrow_file: Path) -> None:
+    """Writes to another name first and then renames, so that a file of this name is always complete."""
     from datasets.arrow_writer import ArrowWriter
 
     from datasets import Features, Value
 
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
+    part = arrow_file.with_name(f".{arrow_file.name}.{os.getpid()}.part")
     with ArrowWriter(features=Features({"dialogue": Value("string")}), path=str(part)) as writer:
-        for one in dialogues:
-            writer.write({"dialogue": json.dumps(_to_json(one), ensure_ascii=False)})
+        for dialogue in dialogues:
+            writer.write({"dialogue": json.dumps(_to_json(dialogue), ensure_ascii=False)})
         writer.finalize()
-    part.replace(place)
+    part.replace(arrow_file)
 
 
 def _to_json(dialogue: Dialogue) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def _to_json(dialogue: Dialogue) -> dict[str, Any]:
     }
 
 
-def _from_json(told: dict[str, Any]) -> Dialogue:
+def _from_json(record: dict[str, Any]) -> Dialogue:
     turns = tuple(
         Turn(
             role=turn["role"],
@@ -100,6 +101,6 @@ def _from_json(told: dict[str, Any]) -> Dialogue:
             media=tuple(Media(kind=kind, path=Path(path)) for kind, path in turn["media"]),
             spans=tuple(Span(*ends) for ends in turn["spans"]),
         )
-        for turn in told["turns"]
+        for turn in record["turns"]
     )
-    return Dialogue(**{**told, "turns": turns})
+    return Dialogue(**{**record, "turns": turns})

@@ -38,14 +38,14 @@ def token_loss(logits: Tensor, targets: Tensor, time_ids: Tensor | None = None, 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Intervals:
-    """The first interval of every answer that has one, as positions of the batch and share of the video."""
+    """The first interval of every answer that has one, as positions in the batch and fractions of the video."""
 
     row: Tensor
     """int64, A. Row of the batch."""
     position: Tensor
     """int64, A. The position from which the first time token is predicted."""
     start: Tensor
-    """float, A. Start as a share of the video's duration, 0..1."""
+    """float, A. Start, as a fraction of the video's duration, 0..1."""
     end: Tensor
     """float, A."""
 
@@ -60,20 +60,20 @@ def intervals_of(labels: Tensor, time_ids: Tensor, segments: Tensor | None) -> I
     """Reads each answer's first two time tokens from its labels (B P). Answers without two are left out."""
     first, count = int(time_ids[0]), len(time_ids)
     is_time = (labels >= first) & (labels < first + count)
-    found: list[tuple[int, int, float, float]] = []
+    intervals: list[tuple[int, int, float, float]] = []
     for b in range(len(labels)):
-        spots = is_time[b].nonzero().squeeze(1).tolist()
-        seen: dict[int, list[int]] = {}
-        for spot in spots:
-            seen.setdefault(0 if segments is None else int(segments[b, spot]), []).append(spot)
-        for places in seen.values():
+        positions = is_time[b].nonzero().squeeze(1).tolist()
+        by_segment: dict[int, list[int]] = {}
+        for place in positions:
+            by_segment.setdefault(0 if segments is None else int(segments[b, place]), []).append(place)
+        for places in by_segment.values():
             if len(places) >= 2 and places[0] > 0:
-                share = sorted((int(labels[b, spot]) - first) / (count - 1) for spot in places[:2])
-                found.append((b, places[0] - 1, share[0], share[1]))
-    columns = list(zip(*found, strict=True)) if found else [(), (), (), ()]
-    whole = [torch.tensor(column, dtype=torch.long, device=labels.device) for column in columns[:2]]
-    real = [torch.tensor(column, dtype=torch.float32, device=labels.device) for column in columns[2:]]
-    return Intervals(row=whole[0], position=whole[1], start=real[0], end=real[1])
+                start, end = sorted((int(labels[b, place]) - first) / (count - 1) for place in places[:2])
+                intervals.append((b, places[0] - 1, start, end))
+    columns = list(zip(*intervals, strict=True)) if intervals else [(), (), (), ()]
+    indices = [torch.tensor(column, dtype=torch.long, device=labels.device) for column in columns[:2]]
+    bounds = [torch.tensor(column, dtype=torch.float32, device=labels.device) for column in columns[2:]]
+    return Intervals(row=indices[0], position=indices[1], start=bounds[0], end=bounds[1])
 
 
 class GroundingHead(nn.Module):
@@ -92,57 +92,58 @@ class GroundingHead(nn.Module):
         self.keys = nn.Linear(width, width, bias=False)
         self.pointer_weight = pointer_weight
 
-    def forward(self, hidden: Tensor, placed: Placed, found: Intervals, frame_fraction: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, placed: Placed, intervals: Intervals, frame_fraction: Tensor) -> Tensor:
         """Mean loss over the answers with an interval.
 
         Args:
             hidden: B P D, hidden states of one layer of the LLM.
             placed: the batch; the one-frame tokens of each row's first video are pointed at.
             found: the intervals.
-            frame_fraction: float, B T. When each frame of a row's first video is shown, as a share of its duration.
+            frame_fraction: float, B T. When each frame of a row's first video is shown, as a fraction of its duration.
         """
-        found = found.where((placed.which == 0).any(dim=1)[found.row])  # rows with a video
-        if not len(found.row):
+        intervals = intervals.where((placed.which == 0).any(dim=1)[intervals.row])  # rows with a video
+        if not len(intervals.row):
             return hidden.sum() * 0.0
         hidden = self.norm(hidden)
-        at = _first_one_frame_positions(placed, frame_fraction.shape[1])  # B T, -1 where there is none
-        pointable = (at >= 0)[found.row]  # A T
+        frame_position = _first_one_frame_positions(placed, frame_fraction.shape[1])  # B T, -1 where there is none
+        pointable = (frame_position >= 0)[intervals.row]  # A T
         if not pointable.any(dim=1).all():
             raise ConfigError(
                 "the grounding loss points at tokens of one frame, and a row has none: set loss.grounding_weight = 0"
             )
-        key = self.keys(hidden).gather(1, at.clamp(min=0).unsqueeze(-1).expand(*at.shape, hidden.shape[-1]))
-        start, end = hidden[found.row, found.position], hidden[found.row, found.position + 1]
+        index = frame_position.clamp(min=0).unsqueeze(-1).expand(*frame_position.shape, hidden.shape[-1])
+        key = self.keys(hidden).gather(1, index)
+        start, end = hidden[intervals.row, intervals.position], hidden[intervals.row, intervals.position + 1]
 
         def pointed(name: str, query: Tensor) -> Tensor:
-            score = torch.einsum("ad,atd->at", self.queries[name](query), key[found.row]) * query.shape[-1] ** -0.5
+            score = torch.einsum("ad,atd->at", self.queries[name](query), key[intervals.row]) * query.shape[-1] ** -0.5
             score = score.masked_fill(~pointable, torch.finfo(score.dtype).min)
             return score.float().log_softmax(dim=-1)  # A T
 
-        share = frame_fraction[found.row]
-        gap = 1 / max(share.shape[1] - 1, 1)
-        # half a frame more on both sides, so that at least one frame is inside, however short the interval;
-        # where none of those has a token, the nearest one that has
-        away = torch.maximum(found.start.unsqueeze(1) - share, share - found.end.unsqueeze(1))
-        away = away.masked_fill(~pointable, torch.inf)
-        inside = away <= torch.clamp(away.min(dim=1, keepdim=True).values, min=gap / 2)
+        fraction = frame_fraction[intervals.row]
+        gap = 1 / max(fraction.shape[1] - 1, 1)
+        # A frame counts as inside if it is at most half a gap outside. So even a short interval has a frame.
+        # If no such frame has a token, the nearest frame that has one counts.
+        distance = torch.maximum(intervals.start.unsqueeze(1) - fraction, fraction - intervals.end.unsqueeze(1))
+        distance = distance.masked_fill(~pointable, torch.inf)
+        inside = distance <= torch.clamp(distance.min(dim=1, keepdim=True).values, min=gap / 2)
         mass = pointed("inside", start).masked_fill(~inside, -torch.inf).logsumexp(dim=-1).clamp(min=-20.0)
-        first = _near(share, found.start, gap, pointable) * pointed("first", start)
-        last = _near(share, found.end, gap, pointable) * pointed("last", end)
+        first = _near(fraction, intervals.start, gap, pointable) * pointed("first", start)
+        last = _near(fraction, intervals.end, gap, pointable) * pointed("last", end)
         return -mass.mean() - self.pointer_weight * (first + last).sum(dim=-1).mean()
 
 
-def _near(share: Tensor, instant: Tensor, gap: float, pointable: Tensor) -> Tensor:
+def _near(fraction: Tensor, instant: Tensor, gap: float, pointable: Tensor) -> Tensor:
     """A T: weights over `pointable` frames that fall off with the distance to an instant, one gap being one sigma."""
-    closeness = -((share - instant.unsqueeze(1)) ** 2) / (2 * gap**2)
+    closeness = -((fraction - instant.unsqueeze(1)) ** 2) / (2 * gap**2)
     return closeness.masked_fill(~pointable, -torch.inf).softmax(dim=-1)
 
 
 def _first_one_frame_positions(placed: Placed, frames: int) -> Tensor:
     """B T: the first position of a row's first video that shows frame t alone; -1 where no position does."""
-    shown = (placed.which == 0) & (placed.frame >= 0) & (placed.frame < frames)
-    rows, spots = shown.nonzero(as_tuple=True)
+    shows_one_frame = (placed.which == 0) & (placed.frame >= 0) & (placed.frame < frames)
+    rows, positions = shows_one_frame.nonzero(as_tuple=True)
     never = placed.frame.shape[1]
-    at = torch.full((len(placed.frame), frames), never, dtype=torch.long, device=placed.frame.device)
-    at = at.view(-1).scatter_reduce(0, rows * frames + placed.frame[shown], spots, "amin").view(at.shape)
-    return at.masked_fill(at == never, -1)
+    first = torch.full((len(placed.frame) * frames,), never, dtype=torch.long, device=placed.frame.device)
+    first = first.scatter_reduce(0, rows * frames + placed.frame[shows_one_frame], positions, "amin")
+    return first.masked_fill(first == never, -1).view(-1, frames)

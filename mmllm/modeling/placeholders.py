@@ -72,16 +72,16 @@ def place(
         InputError: if there are more or fewer placeholders than videos or images.
     """
     _as_many_placeholders(input_ids, attention_mask, sequences)
-    taken = dict.fromkeys(sequences, 0)
+    used = dict.fromkeys(sequences, 0)
     rows: list[dict[str, Tensor]] = []
     for b, ids in enumerate(input_ids):
-        here = attention_mask[b].bool()
-        row = {"input_ids": ids[here]}
+        valid = attention_mask[b].bool()
+        row = {"input_ids": ids[valid]}
         if labels is not None:
-            row["labels"] = labels[b][here]
+            row["labels"] = labels[b][valid]
         if segments is not None:
-            row["segments"] = segments[b][here]
-        rows.append(_expanded(row, sequences, taken))
+            row["segments"] = segments[b][valid]
+        rows.append(_expanded(row, sequences, used))
     filled = {"input_ids": 0, "labels": IGNORED, "segments": -1, "frame": -1, "which": -1, "place": -1}
     width = max(len(row["input_ids"]) for row in rows)
     merged = {
@@ -106,72 +106,76 @@ def _common_grid(sequences: Iterable[VisualSequence]) -> tuple[int, int] | None:
     return grids.pop() if len(grids) == 1 else None
 
 
-def require_room(placed: Placed, most: int | None) -> None:
-    """Refuses prompts that are longer than an LLM can read, since what is seen must never be cut.
+def require_room(placed: Placed, limit: int | None) -> None:
+    """Refuses a prompt that is longer than the LLM can read. Visual tokens are never cut off.
 
     Args:
         placed: the batch.
-        most: positions that the LLM can read; None if it does not say.
+        limit: how many positions the LLM can read; None if its configuration does not say.
 
     Raises:
         InputError: saying what to lower.
     """
     longest = placed.input_ids.shape[1]
-    if most is not None and longest > most:
+    if limit is not None and longest > limit:
         raise InputError(
-            f"the prompt has {longest} positions, more than the {most} that the LLM can read, of them "
-            f"{placed.visual.shape[1]} for what is seen: take fewer frames, a token reducer or another path, or "
-            "shorten the text"
+            f"the prompt has {longest} positions, {placed.visual.shape[1]} of them visual tokens; the LLM can read "
+            f"{limit}. Take fewer frames, a token reducer or another path, or shorten the text"
         )
 
 
 def _as_many_placeholders(ids: Tensor, mask: Tensor, sequences: dict[int, VisualSequence]) -> None:
     for placeholder, sequence in sequences.items():
-        wanted, given = int(((ids == placeholder) & mask.bool()).sum()), len(sequence.embeddings)
-        if wanted != given:
-            raise InputError(f"the text has {wanted} placeholders of id {placeholder} for {given} videos or images")
+        expected, given = int(((ids == placeholder) & mask.bool()).sum()), len(sequence.embeddings)
+        if expected != given:
+            raise InputError(f"the text has {expected} placeholders of id {placeholder} for {given} videos or images")
 
 
-def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], taken: dict[int, int]) -> dict[str, Tensor]:
-    """One row's unpadded tensors with every placeholder repeated; `taken` counts what earlier rows used up."""
+def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], used: dict[int, int]) -> dict[str, Tensor]:
+    """One row's unpadded tensors, with every placeholder expanded.
+
+    `used` counts the videos and images of each placeholder that earlier rows have; it is updated.
+    """
     ids = row["input_ids"]
     counts = torch.ones_like(ids)
-    runs: list[Tensor] = []
-    shown: list[Tensor] = []
+    id_runs: list[Tensor] = []
+    tokens: list[Tensor] = []
     frames: list[Tensor] = []
     places: list[Tensor] = []
     for position in _positions(ids, sequences):
         placeholder = int(ids[position])
-        sequence, number = sequences[placeholder], taken[placeholder]
-        taken[placeholder] += 1
+        sequence, number = sequences[placeholder], used[placeholder]
+        used[placeholder] += 1
         keep = sequence.mask[number]
-        shown.append(sequence.embeddings[number][keep])
+        tokens.append(sequence.embeddings[number][keep])
         frames.append(sequence.frame[number][keep])
         text = None if sequence.frame_text is None else sequence.frame_text[number]
-        runs.append(_run(placeholder, frames[-1], text))
-        counts[position] = len(runs[-1])
-        running = torch.arange(len(keep), device=keep.device)
-        places.append((running if sequence.place is None else sequence.place[number])[keep])
+        id_runs.append(_run(placeholder, frames[-1], text))
+        counts[position] = len(id_runs[-1])
+        numbers = torch.arange(len(keep), device=keep.device)
+        places.append((numbers if sequence.place is None else sequence.place[number])[keep])
+    # text is repeated once, a placeholder as often as its video has positions
     out = {name: values.repeat_interleave(counts) for name, values in row.items()}
     is_visual = torch.zeros_like(ids, dtype=torch.bool)
     is_visual[_positions(ids, sequences)] = True
-    inside = is_visual.repeat_interleave(counts)
-    spread = inside.clone()
+    expanded = is_visual.repeat_interleave(counts)
+    is_token = expanded.clone()
     out["frame"] = torch.full_like(out["input_ids"], -1)
     out["which"], out["place"] = out["frame"].clone(), out["frame"].clone()
-    if shown:
-        run = torch.cat(runs)
-        out["input_ids"][inside] = run
-        spread[inside] = torch.isin(run, run.new_tensor(list(sequences)))
-        out["place"][spread] = torch.cat(places)
-        out["frame"][spread] = torch.cat(frames)
-        out["which"][spread] = torch.cat([torch.full_like(f, i) for i, f in enumerate(frames)])
-        out["visual"] = torch.cat(shown)
+    # ids, places and frames of the visual tokens; text between frames keeps its own ids
+    if tokens:
+        run = torch.cat(id_runs)
+        out["input_ids"][expanded] = run
+        is_token[expanded] = torch.isin(run, run.new_tensor(list(sequences)))
+        out["place"][is_token] = torch.cat(places)
+        out["frame"][is_token] = torch.cat(frames)
+        out["which"][is_token] = torch.cat([torch.full_like(f, i) for i, f in enumerate(frames)])
+        out["visual"] = torch.cat(tokens)
     else:
         any_sequence = next(iter(sequences.values()), None)
         out["visual"] = torch.zeros(0, 0) if any_sequence is None else any_sequence.embeddings[0, :0]
     if "labels" in out:
-        out["labels"] = out["labels"].masked_fill(inside, IGNORED)
+        out["labels"] = out["labels"].masked_fill(expanded, IGNORED)
     return out
 
 
@@ -217,9 +221,9 @@ def positions(attention_mask: Tensor, segments: Tensor | None) -> Tensor:
     shared = (segments == 0).sum(dim=1, keepdim=True)
     out = counted
     for segment in range(1, int(segments.max()) + 1):
-        inside = segments == segment
-        start = torch.where(inside, counted, counted.max() + 1).min(dim=1, keepdim=True).values
-        out = torch.where(inside, counted - start + shared, out)
+        expanded = segments == segment
+        start = torch.where(expanded, counted, counted.max() + 1).min(dim=1, keepdim=True).values
+        out = torch.where(expanded, counted - start + shared, out)
     return out
 
 

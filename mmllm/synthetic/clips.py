@@ -1,4 +1,4 @@
-"""The clips of a synthetic set: which world and which questions stand behind a number."""
+"""The clips of a synthetic set: the world and the questions of each clip, by its number."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Split = Literal["train", "val"]
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """What a synthetic set is made from; two sets of one config are the same."""
+    """The configuration of a synthetic set. Two sets of the same configuration are equal."""
 
     seed: int = 0
     train_videos: int = 800
     val_videos: int = 100
     world: str = "easy"
-    """basic: 2-3 things of 4 colours and 3 shapes with 4 actions that are soon learned to see. easy: with 6 actions.
-    full: 2-4 of 6 and 4 with 10. hard: full, with an unsteady camera."""
+    """basic: 2-3 things of 4 colours and 3 shapes, with 4 actions that are quickly learned. easy: the same with 6
+    actions. full: 2-4 things of 6 colours and 4 shapes, with 10 actions. hard: full, with an unsteady camera."""
     size: int = 64
     """Side of a frame in pixels."""
     fps: int = 5
     min_duration_s: float = 20.0
     max_duration_s: float = 60.0
     questions_per_video: int = 8
-    """At most; a clip of which less can be asked has fewer."""
+    """The highest number. A clip has fewer if there is not enough to ask about it."""
     families: tuple[str, ...] = tuple(FAMILIES)
-    """The kinds of question that are asked. Digits are shown only if `digit` is among them."""
+    """The kinds of questions. Digits are shown only if `digit` is among them."""
     crf: int = 26
     """Quality of the H.264 encoding: 0 is lossless, 51 the worst."""
 
@@ -62,27 +62,27 @@ class SyntheticConfig:
 
 
 def clip(config: SyntheticConfig, split: Split, index: int) -> tuple[World, list[ClipQuestion]]:
-    """The world of one clip and what is asked about it, the same at each call and on each machine.
+    """The world and the questions of a clip. They are the same at each call and on each machine.
 
-    Of a few worlds the one is taken in which most of the families find a question.
+    Up to eight worlds are drawn. The one with questions of most families is taken.
     """
     random_state = random.Random(f"{config.seed}/{split}/{index}")
-    wanted = min(config.questions_per_video, len(config.families))
+    max_families = min(config.questions_per_video, len(config.families))
     best: tuple[int, World, list[ClipQuestion]] | None = None
     for _ in range(8):
         world = fresh_world(config, random_state)
-        questions, offered = ask(world, random_state, config.families, config.questions_per_video)
-        served = min(sum(number > 0 for number in offered.values()), wanted)
-        if best is None or served > best[0]:
-            best = (served, world, questions)
-        if served == wanted:
+        questions, pool_sizes = ask(world, random_state, config.families, config.questions_per_video)
+        families_with_questions = min(sum(size > 0 for size in pool_sizes.values()), max_families)
+        if best is None or families_with_questions > best[0]:
+            best = (families_with_questions, world, questions)
+        if families_with_questions == max_families:
             break
     assert best is not None
     return best[1], best[2]
 
 
 def fresh_world(config: SyntheticConfig, random_state: random.Random) -> World:
-    """A world as the clips of `config` show them."""
+    """A newly drawn world of the kind that the clips of `config` show."""
     return sample_world(
         random_state,
         WORLDS[config.world],
@@ -95,6 +95,6 @@ def fresh_world(config: SyntheticConfig, random_state: random.Random) -> World:
 
 
 def video_id(config: SyntheticConfig, split: Split, index: int) -> str:
-    """The clip's name of 11 characters, in the alphabet of ActivityNet's."""
+    """The clip's id: 11 characters of the same alphabet as ActivityNet's ids."""
     digest = hashlib.sha256(f"mmllm synthetic {config.seed}/{split}/{index}".encode()).digest()
     return base64.urlsafe_b64encode(digest).decode()[:11]

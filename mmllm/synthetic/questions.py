@@ -1,7 +1,7 @@
-"""Questions about a world and their answers, each checked against the world to have one answer only.
+"""Questions about a world and their answers. Each is checked against the world, so that it has only one answer.
 
 Time questions are answered as in ActivityNet-RTL: the interval as "<12.4> <30.0>", then a sentence that explains it.
-Spatial questions are answered with one word. All text is from a small closed vocabulary.
+Spatial questions are answered with one word. All texts use a small closed vocabulary.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 from mmllm.synthetic.world import (
     COLORS,
-    LONGEST_SHARE,
+    LONGEST_FRACTION,
     REGIONS,
     SHAPES,
+    SHORTEST_FRACTION,
     SHORTEST_S,
-    SHORTEST_SHARE,
     SceneEvent,
     SceneSpan,
     Thing,
@@ -50,12 +50,12 @@ Which shape is in the while? Which digit is shown in the? Which digit is shown w
 """
 _WORD = re.compile(r"<[0-9.]+>|[a-z]+|[^\sa-z]")
 _BORDER = 4.5 / 64
-"""How far from the middle lines a centre must stay for its region to be beyond doubt."""
+"""A thing is clearly in a region if its centre is at least so far from the middle lines, in sides of the frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipQuestion:
-    """A question about a clip, with its one answer."""
+    """A question about a clip, with its only answer."""
 
     question: str
     answer: str
@@ -64,11 +64,17 @@ class ClipQuestion:
     """The interval in the answer; None for spatial questions."""
 
 
-Happenings = list[tuple[Thing, SceneEvent]]
+@dataclass(frozen=True, kw_only=True)
+class ClipContent:
+    """What can be asked about: a world, and its events."""
+
+    world: World
+    events: list[tuple[Thing, SceneEvent]]
+    """All events, each with the thing that does it."""
 
 
 def stamp(time_s: float) -> str:
-    """A time as answers write it: "<12.4>", with a second decimal only where the frame rate needs it."""
+    """A time as written in answers: "<12.4>", with a second decimal only if the frame rate needs it."""
     text = f"{time_s:.2f}"
     return f"<{text[:-1] if text.endswith('0') else text}>"
 
@@ -79,7 +85,7 @@ def words(text: str) -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Every word and punctuation mark, in lower case and sorted, that a question or an answer may contain.
+    """All words and punctuation marks of questions and answers, in lower case and sorted.
 
     Time stamps such as "<12.4>" are not words.
     """
@@ -90,59 +96,61 @@ def vocabulary() -> list[str]:
 def ask(
     world: World, random_state: random.Random, families: Sequence[str], count: int
 ) -> tuple[list[ClipQuestion], Counter[str]]:
-    """Up to `count` different questions, drawn evenly from `families`, and how many each family had to offer."""
-    happenings = [(thing, event) for thing in world.things for event in thing.events]
-    pools = {family: list(FAMILIES[family](world, happenings)) for family in families}
-    offered = Counter({family: len(pool) for family, pool in pools.items()})
+    """Up to `count` different questions, drawn evenly from `families`, and the number of possible questions of each."""
+    content = ClipContent(world=world, events=[(thing, event) for thing in world.things for event in thing.events])
+    pools = {family: list(FAMILIES[family](content)) for family in families}
+    pool_sizes = Counter({family: len(pool) for family, pool in pools.items()})
     for pool in pools.values():
         random_state.shuffle(pool)
-    chosen: list[ClipQuestion] = []
-    while len(chosen) < count and any(pools.values()):
-        turn = [family for family, pool in pools.items() if pool]
-        random_state.shuffle(turn)
-        chosen += [pools[family].pop() for family in turn[: count - len(chosen)]]
-    return chosen, offered
+    questions: list[ClipQuestion] = []
+    while len(questions) < count and any(pools.values()):
+        open_families = [family for family, pool in pools.items() if pool]
+        random_state.shuffle(open_families)
+        questions += [pools[family].pop() for family in open_families[: count - len(questions)]]
+    return questions, pool_sizes
 
 
 def _answerable(world: World, span: SceneSpan | None) -> bool:
     """Whether an interval is long and short enough to be asked for."""
     if span is None:
         return False
-    share = span.length_s / world.duration_s
-    return span.length_s >= SHORTEST_S - 1e-6 and SHORTEST_SHARE - 1e-6 <= share <= LONGEST_SHARE + 1e-6
+    fraction = span.length_s / world.duration_s
+    return span.length_s >= SHORTEST_S - 1e-6 and SHORTEST_FRACTION - 1e-6 <= fraction <= LONGEST_FRACTION + 1e-6
 
 
 def _timed(family: str, question: str, span: SceneSpan, sentence: str) -> ClipQuestion:
+    """A time question; its answer is the interval and the sentence."""
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
     answer = f"{stamp(span.start_s)} {stamp(span.end_s)} {sentence}"
     return ClipQuestion(question=question, answer=answer, family=family, span=span)
 
 
 def _does(event: SceneEvent) -> str:
+    """The verb of an event, such as "spins"."""
     return _DOES[event.action][1]
 
 
-def _direct(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
+def _direct(content: ClipContent) -> Iterator[ClipQuestion]:
     """When does the red circle spin?"""
-    for thing, event in happenings:
+    for thing, event in content.events:
         question = f"When does the {thing.name} {_DOES[event.action][0]}?"
         yield _timed("direct", question, event.span, f"the {thing.name} {_does(event)}")
 
 
-def _something(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
+def _something(content: ClipContent) -> Iterator[ClipQuestion]:
     """Which object spins and when?"""
-    times = Counter(event.action for _, event in happenings)
-    for thing, event in happenings:
+    times = Counter(event.action for _, event in content.events)
+    for thing, event in content.events:
         if times[event.action] == 1:
             question = f"Which object {_does(event)} and when?"
             yield _timed("something", question, event.span, f"the {thing.name} {_does(event)}")
 
 
-def _relation(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
+def _relation(content: ClipContent) -> Iterator[ClipQuestion]:
     """When does the object that later blinks spin?"""
     pairs = [
         (thing, early, late)
-        for thing in world.things
+        for thing in content.world.things
         for early, late in permutations(thing.events, 2)
         if early.span.end_s <= late.span.start_s
     ]
@@ -155,47 +163,48 @@ def _relation(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
             yield _timed("relation", question, late.span, f"the {thing.name} {_does(late)} after it {_does(early)}")
 
 
-def _next(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
+def _next(content: ClipContent) -> Iterator[ClipQuestion]:
     """What happens next after the red circle spins?
 
-    Asked only if nothing else starts during the red circle's spin, so that "after" has one reading, and if what
-    comes next is first by a second.
+    Asked only if nothing else starts while the red circle spins, so that the meaning of "after" is clear, and if the
+    next event starts at least a second before all others that follow.
     """
-    ordered = sorted(happenings, key=lambda happening: happening[1].span)
-    for (thing, event), (other, following) in pairwise(ordered):
-        starts = [later.span.start_s for _, later in ordered if later.span.start_s >= following.span.start_s]
-        alone = len(starts) == 1 or starts[1] - starts[0] >= 1.0
-        if alone and following.span.start_s >= event.span.end_s:
+    ordered = sorted(content.events, key=lambda thing_and_event: thing_and_event[1].span)
+    for (thing, event), (next_thing, next_event) in pairwise(ordered):
+        starts = [later.span.start_s for _, later in ordered if later.span.start_s >= next_event.span.start_s]
+        clearly_next = len(starts) == 1 or starts[1] - starts[0] >= 1.0
+        if clearly_next and next_event.span.start_s >= event.span.end_s:
             question = f"What happens next after the {thing.name} {_does(event)}?"
-            yield _timed("next", question, following.span, f"the {other.name} {_does(following)}")
+            yield _timed("next", question, next_event.span, f"the {next_thing.name} {_does(next_event)}")
 
 
-def _overlap(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
+def _overlap(content: ClipContent) -> Iterator[ClipQuestion]:
     """When does the red circle spin while the blue square grows?"""
-    for (thing, event), (other, meanwhile) in permutations(happenings, 2):
+    for (thing, event), (other, meanwhile) in permutations(content.events, 2):
         span = event.span.overlap(meanwhile.span)
-        if span is not None and thing is not other and _answerable(world, span):
+        if span is not None and thing is not other and _answerable(content.world, span):
             question = f"When does the {thing.name} {_DOES[event.action][0]} while the {other.name} {_does(meanwhile)}?"
             sentence = f"the {thing.name} {_does(event)} while the {other.name} {_does(meanwhile)}"
             yield _timed("overlap", question, span, sentence)
 
 
-def _visible(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
+def _visible(content: ClipContent) -> Iterator[ClipQuestion]:
     """When is the red circle on screen?"""
-    for thing in world.things:
-        if _answerable(world, thing.presence):
+    for thing in content.world.things:
+        if _answerable(content.world, thing.presence):
             question = f"When is the {thing.name} on screen?"
             yield _timed("visible", question, thing.presence, f"the {thing.name} is on screen")
 
 
-def _crowded(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
+def _crowded(content: ClipContent) -> Iterator[ClipQuestion]:
     """When are at least three objects on screen?"""
+    world = content.world
     times_s = np.arange(world.frames) / world.fps
-    shown = np.zeros(world.frames, dtype=np.int64)
+    visible_things = np.zeros(world.frames, dtype=np.int64)
     for thing in world.things:
-        shown += (times_s >= thing.presence.start_s) & (times_s < thing.presence.end_s)
+        visible_things += (times_s >= thing.presence.start_s) & (times_s < thing.presence.end_s)
     for number in range(2, len(world.things) + 1):
-        frames = np.flatnonzero(shown >= number)
+        frames = np.flatnonzero(visible_things >= number)
         if len(frames) and frames[-1] - frames[0] + 1 == len(frames):
             span = SceneSpan(int(frames[0]) / world.fps, (int(frames[-1]) + 1) / world.fps)
             if _answerable(world, span):
@@ -203,22 +212,23 @@ def _crowded(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
                 yield _timed("crowded", f"When are {crowd} on screen?", span, f"{crowd} are on screen")
 
 
-def _whiles(world: World, happenings: Happenings) -> Iterator[tuple[Thing, SceneSpan, str]]:
-    """Who, when and in what words: everything that a spatial question can be tied to."""
-    for thing, event in happenings:
+def _clauses(content: ClipContent) -> Iterator[tuple[Thing, SceneSpan, str]]:
+    """Thing, interval and words of each clause that can follow "while" in a spatial question."""
+    for thing, event in content.events:
         yield thing, event.span, f"the {thing.name} {_does(event)}"
-    for thing in world.things:
-        if _answerable(world, thing.presence):
+    for thing in content.world.things:
+        if _answerable(content.world, thing.presence):
             yield thing, thing.presence, f"the {thing.name} is on screen"
 
 
-def _place(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
+def _place(content: ClipContent) -> Iterator[ClipQuestion]:
     """Which shape is in the top left while the red circle spins?
 
-    Asked only if that shape is there all the while, and no other shape is ever near that region meanwhile.
+    Asked only if the shape stays in that region for the whole interval, and no other shape comes near the region.
     """
+    world = content.world
     nudges = camera(world)
-    for about, span, clause in _whiles(world, happenings):
+    for actor, span, clause in _clauses(content):
         frames = np.arange(round(span.start_s * world.fps), round(span.end_s * world.fps))
         always: dict[int, list[Thing]] = {}
         sometimes: dict[int, list[Thing]] = {}
@@ -234,24 +244,24 @@ def _place(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
                 if is_near:
                     sometimes.setdefault(region, []).append(thing)
         for region, things in always.items():
-            if sometimes[region] == things and things[0] is not about:
+            if sometimes[region] == things and things[0] is not actor:
                 question = f"Which shape is in the {REGIONS[region]} while {clause}?"
                 yield ClipQuestion(question=question, answer=things[0].shape, family="place", span=None)
 
 
-def _digit(world: World, happenings: Happenings) -> Iterator[ClipQuestion]:
+def _digit(content: ClipContent) -> Iterator[ClipQuestion]:
     """Which digit is shown while the red circle spins? Which digit is shown in the top left?"""
-    for digit in world.digits:
+    for digit in content.world.digits:
         question = f"Which digit is shown in the {REGIONS[digit.region]}?"
         yield ClipQuestion(question=question, answer=NUMBERS[digit.value], family="digit", span=None)
-    for _, span, clause in _whiles(world, happenings):
-        seen = [digit for digit in world.digits if digit.span.overlap(span)]
-        if len(seen) == 1 and seen[0].span.covers(span):
+    for _, span, clause in _clauses(content):
+        visible_digits = [digit for digit in content.world.digits if digit.span.overlap(span)]
+        if len(visible_digits) == 1 and visible_digits[0].span.covers(span):
             question = f"Which digit is shown while {clause}?"
-            yield ClipQuestion(question=question, answer=NUMBERS[seen[0].value], family="digit", span=None)
+            yield ClipQuestion(question=question, answer=NUMBERS[visible_digits[0].value], family="digit", span=None)
 
 
-TIME_FAMILIES: dict[str, Callable[[World, Happenings], Iterator[ClipQuestion]]] = {
+TIME_FAMILIES: dict[str, Callable[[ClipContent], Iterator[ClipQuestion]]] = {
     "direct": _direct,
     "something": _something,
     "relation": _relation,
@@ -263,4 +273,4 @@ TIME_FAMILIES: dict[str, Callable[[World, Happenings], Iterator[ClipQuestion]]] 
 SPATIAL_FAMILIES = {"place": _place, "digit": _digit}
 FAMILIES = TIME_FAMILIES | SPATIAL_FAMILIES
 ACTION_FAMILIES = ("direct", "something", "relation", "next", "overlap")
-"""The families that ask what things do; without any of these and without spatial ones, things only come and go."""
+"""The families that ask what things do. Without any of these and without spatial families, things only come and go."""

@@ -5,8 +5,8 @@
     root/train.json              {"v_<id>": {"duration", "QA": [{"q", "a", "family"}]}}
     root/val.json                [{"vid", "question_id", "question", "answer", "duration", "family"}]
 
-A split without clips has no annotation file. Every file is written under another name and renamed when complete: a
-render that was stopped goes on where it was, and whatever has a clip's name is a whole clip.
+A split without clips has no annotation file. Each file is written to another name and renamed when it is complete. So
+a file with a clip's name is always complete, and a render that was stopped can go on.
 """
 
 from __future__ import annotations
@@ -31,29 +31,32 @@ from mmllm.synthetic.clips import Split, SyntheticConfig, clip, video_id
 from mmllm.synthetic.drawing import draw_pieces
 
 GENERATOR = 2
-"""Raised whenever the same config makes other clips than before, so that two kinds are never mixed in one root."""
+"""Version of the generator. It must be raised when the same config gives other clips than before, so that a root never
+mixes both."""
 
 _CLIPS_A_TASK = 4
 _Job = tuple[Split, int]
 
 
 def available_cpus() -> int:
-    """How many processes can run at once."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def render(root: Path, config: SyntheticConfig, *, workers: int | None = None, progress: bool = True) -> None:
-    """Makes the whole set under `root`, or what is missing of it; nothing is done where it is complete.
+    """Renders the set into `root`. Files that already exist are kept; a complete set is left as it is.
 
-    A script that calls this with more than one worker needs the usual `if __name__ == "__main__":`, since the
-    processes are spawned.
+    A script that calls this with more than one worker needs `if __name__ == "__main__":`, because the processes are
+    spawned.
 
     Args:
-        workers: number of processes, by default one for each CPU that may be used.
-        progress: whether to show a bar, or lines where the error output is no terminal.
+        root: folder of the set; it is created if it does not exist.
+        config: what the set is made from.
+        workers: number of processes; by default one for each CPU that may be used.
+        progress: whether to show a progress bar (or lines, if the error output is not a terminal).
 
     Raises:
-        InputError: if `root` holds a set of another configuration, or something else.
+        InputError: if `root` holds a set of another configuration, or other files.
     """
     workers = available_cpus() if workers is None else workers
     if workers < 1:
@@ -67,35 +70,36 @@ def render(root: Path, config: SyntheticConfig, *, workers: int | None = None, p
     jobs += [("val", i) for i in range(config.val_videos)]
     entries: dict[_Job, dict[str, Any]] = {}
     with Progress("render", len(jobs), "clips", shown=progress) as bar:
-        for done in _rendered(root, config, jobs, workers):
-            entries.update(done)
-            bar.advance(len(done))
+        for new_entries in _rendered(root, config, jobs, workers):
+            entries.update(new_entries)
+            bar.advance(len(new_entries))
     _annotate(root, [(split, index, entries[split, index]) for split, index in jobs], config)
-    for leftover in (root / "videos").glob(".*.part"):
-        leftover.unlink(missing_ok=True)
+    for unfinished_file in (root / "videos").glob(".*.part"):
+        unfinished_file.unlink(missing_ok=True)
 
 
 def finished(root: Path, config: SyntheticConfig) -> bool:
-    """Whether `root` holds every file of the set."""
+    """Whether `root` holds all files of the set."""
     splits: tuple[Split, ...] = ("train", "val")
     if not all((root / f"{split}.json").is_file() for split in splits if config.videos(split)):
         return False
-    there = {entry.name for entry in os.scandir(root / "videos")}
-    return all(f"v_{video_id(config, split, i)}.mp4" in there for split in splits for i in range(config.videos(split)))
+    names = {entry.name for entry in os.scandir(root / "videos")}
+    return all(f"v_{video_id(config, split, i)}.mp4" in names for split in splits for i in range(config.videos(split)))
 
 
 def encode(pieces: Iterable[np.ndarray], size: int, fps: int, path: Path, *, crf: int) -> None:
     """Writes an H.264 mp4, in one thread so that the same frames give the same file.
 
     Args:
-        pieces: runs of RGB frames, each uint8 (T S S 3).
+        pieces: RGB frames in pieces, each uint8 (T S S 3).
         size: side of a frame in pixels, S.
         fps: frames a second.
+        path: the file to write.
         crf: quality, 0 (lossless) to 51.
     """
     import av
 
-    # with x264's macroblock tree, 10 of 24 small clips encoded to differing files when encoded again; without, none
+    # x264's macroblock tree is off. With it, 10 of 24 small clips gave another file when encoded again; without, none.
     options = {"preset": "veryfast", "crf": str(crf), "threads": "1", "x264-params": "mbtree=0"}
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
@@ -108,31 +112,33 @@ def encode(pieces: Iterable[np.ndarray], size: int, fps: int, path: Path, *, crf
 
 def _claim(root: Path, config: SyntheticConfig) -> None:
     """Marks `root` as the set of `config`, or refuses it."""
-    record = root / "synthetic.json"
-    wanted = {"generator": GENERATOR, **to_mapping(config)}
-    if record.is_file():
+    config_file = root / "synthetic.json"
+    requested = {"generator": GENERATOR, **to_mapping(config)}
+    if config_file.is_file():
         try:
-            found = json.loads(record.read_text())
-            differing = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
+            existing = json.loads(config_file.read_text())
+            differing_keys = [key for key in {**requested, **existing} if requested.get(key) != existing.get(key)]
         except (ValueError, TypeError) as problem:
-            raise InputError(f"{record} cannot be read ({problem}): choose another folder") from None
-        if differing:
-            changes = ", ".join(f"{key} ({found.get(key)!r}, not {wanted.get(key)!r})" for key in differing)
-            raise InputError(f"{root} holds a synthetic set that differs in {changes}: choose another folder")
+            raise InputError(f"{config_file} cannot be read ({problem}): choose another folder") from None
+        if differing_keys:
+            differences = ", ".join(
+                f"{key} ({existing.get(key)!r}, not {requested.get(key)!r})" for key in differing_keys
+            )
+            raise InputError(f"{root} holds a synthetic set that differs in {differences}: choose another folder")
         return
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file: a synthetic set needs a folder")
-    taken = [name for name in ("train.json", "val.json", "videos") if (root / name).exists()]
-    if taken:
-        raise InputError(f"{root} has {', '.join(taken)} but no synthetic.json: choose another folder")
+    existing_names = [name for name in ("train.json", "val.json", "videos") if (root / name).exists()]
+    if existing_names:
+        raise InputError(f"{root} has {', '.join(existing_names)} but no synthetic.json: choose another folder")
     root.mkdir(parents=True, exist_ok=True)
-    _write(record, wanted)
+    _write(config_file, requested)
 
 
 def _rendered(
     root: Path, config: SyntheticConfig, jobs: Sequence[_Job], workers: int
 ) -> Iterator[dict[_Job, dict[str, Any]]]:
-    """Annotations of all clips, in the order in which their files are there."""
+    """Annotations of all clips, in the order in which their files are completed."""
     tasks = [jobs[i : i + _CLIPS_A_TASK] for i in range(0, len(jobs), _CLIPS_A_TASK)]
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -146,15 +152,15 @@ def _rendered(
             yield future.result()
     except BrokenProcessPool:
         raise MmllmError(
-            f"a process that renders into {root} ended before its work was done; what is there is kept. It may have "
-            'run out of memory, or the script that calls render() lacks its `if __name__ == "__main__":`'
+            f"a process that renders into {root} ended before its work was done; its finished clips are kept. Perhaps "
+            'memory ran out, or the script that calls render() has no `if __name__ == "__main__":`'
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    """Lets this process end when the one that started it is killed."""
+    """Called in a worker process: it then ends when its parent is killed."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -166,7 +172,7 @@ def _end_with_parent() -> None:
 
 
 def _render_clips(root: Path, config: SyntheticConfig, jobs: Sequence[_Job]) -> dict[_Job, dict[str, Any]]:
-    """Makes sure of the files of some clips and returns what is annotated of each."""
+    """Renders some clips, unless their files exist, and returns the annotations of each."""
     entries = {}
     for split, index in jobs:
         world, questions = clip(config, split, index)
@@ -176,26 +182,27 @@ def _render_clips(root: Path, config: SyntheticConfig, jobs: Sequence[_Job]) -> 
             part = path.with_name(f".{name}.{os.getpid()}.part")
             encode(draw_pieces(world, config.size), config.size, config.fps, part, crf=config.crf)
             part.replace(path)
-        answers = [{"q": asked.question, "a": asked.answer, "family": asked.family} for asked in questions]
-        entries[split, index] = {"duration": world.duration_s, "QA": answers}
+        pairs = [{"q": question.question, "a": question.answer, "family": question.family} for question in questions]
+        entries[split, index] = {"duration": world.duration_s, "QA": pairs}
     return entries
 
 
 def _annotate(root: Path, entries: Sequence[tuple[Split, int, dict[str, Any]]], config: SyntheticConfig) -> None:
+    """Writes the annotation files."""
     train, val = {}, []
     for split, index, entry in entries:
         name = video_id(config, split, index)
         if split == "train":
             train[f"v_{name}"] = entry
             continue
-        for number, answer in enumerate(entry["QA"]):
+        for number, pair in enumerate(entry["QA"]):
             val.append({
                 "vid": name,
                 "question_id": f"{name}_{number}",
-                "question": answer["q"],
-                "answer": answer["a"],
+                "question": pair["q"],
+                "answer": pair["a"],
                 "duration": entry["duration"],
-                "family": answer["family"],
+                "family": pair["family"],
             })  # fmt: skip
     if config.train_videos:
         _write(root / "train.json", train)
@@ -204,6 +211,7 @@ def _annotate(root: Path, entries: Sequence[tuple[Split, int, dict[str, Any]]], 
 
 
 def _write(path: Path, content: Any) -> None:
+    """Writes JSON to another name first and then renames."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(path)

@@ -1,6 +1,6 @@
-"""Worlds at the wanted frames: for every thing of each of them where it is and how it looks, all as arrays.
+"""Worlds at selected frames, as arrays: where each thing is and how it looks.
 
-Drawing and describing both start here, so that a target cannot differ from what is drawn.
+Drawing and targets both use these arrays, so a target always agrees with the picture.
 
 W worlds, F frames of each, N things of all worlds
 """
@@ -17,18 +17,18 @@ from mmllm.synthetic.world import COLORS, SHAPES, State, Thing, World, camera, s
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stage:
-    """Some frames of some worlds."""
+    """Selected frames of some worlds."""
 
     worlds: tuple[World, ...]
     frame_index: np.ndarray
-    """int64, W F. Which frames of each world."""
+    """int64, W F. Numbers of the selected frames of each world."""
     nudges: np.ndarray
-    """float64, W F 2. Where the camera has moved what is seen, x and y in sides."""
+    """float64, W F 2. How far the camera has moved the picture, x and y in fractions of the side."""
     things: tuple[Thing, ...]
     world_index: np.ndarray
     """int64, N. The world that each thing belongs to."""
     layer: np.ndarray
-    """int64, N. Its place in that world's order of drawing, 0 at the back."""
+    """int64, N. The thing's position in its world's order of drawing, 0 at the back."""
     color: np.ndarray
     """int64, N. Index in `COLORS`."""
     shape: np.ndarray
@@ -43,7 +43,7 @@ class Stage:
 
 
 def stage(worlds: Sequence[World], frame_index: np.ndarray) -> Stage:
-    """The wanted frames (W F) of some worlds."""
+    """The stage of some worlds at frames `frame_index` (int64, W F)."""
     things = [thing for world in worlds for thing in world.things]
     counts = [len(world.things) for world in worlds]
     world_index = np.repeat(np.arange(len(worlds)), counts)

@@ -1,4 +1,4 @@
-"""Worlds by chance: how many things there are, when they come and go, what they do, and where there is room for it."""
+"""Drawing random worlds: the number of things, when they are on screen, what they do, and where they have room."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mmllm.synthetic.world import (
     ACTIONS,
     COLORS,
     DIRECTIONS,
-    LONGEST_SHARE,
+    LONGEST_FRACTION,
     REGIONS,
     SHAPES,
+    SHORTEST_FRACTION,
     SHORTEST_S,
-    SHORTEST_SHARE,
     Digit,
     SceneEvent,
     SceneSpan,
@@ -29,7 +29,7 @@ _SMALL, _LARGE = (0.096, 0.116), (0.165, 0.182)
 
 @dataclass(frozen=True, kw_only=True)
 class WorldRules:
-    """What a world is drawn from."""
+    """The choices from which a world is drawn."""
 
     colors: tuple[str, ...] = COLORS
     shapes: tuple[str, ...] = SHAPES
@@ -57,11 +57,11 @@ class Box(NamedTuple):
     right: float
     bottom: float
 
-    def shared(self, other: Box) -> float:
-        """The area of what both cover."""
-        wide = min(self.right, other.right) - max(self.left, other.left)
-        high = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(wide, 0.0) * max(high, 0.0)
+    def overlap_area(self, other: Box) -> float:
+        """The area that both boxes cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(width, 0.0) * max(height, 0.0)
 
 
 def sample_world(
@@ -74,11 +74,16 @@ def sample_world(
     digits: bool = True,
     actions: bool = True,
 ) -> World:
-    """A fresh world.
+    """A random world.
 
-    At least one thing comes and goes; of the others, which stay, each does one to three things.
+    At least one thing is on screen only for a part of the clip. The other things stay, and each does one to three
+    actions.
 
     Args:
+        random_state: the source of all random numbers.
+        rules: from what the world is drawn.
+        fps: frames a second.
+        shortest_s, longest_s: range of the duration in seconds.
         digits: whether digits are shown.
         actions: whether things do anything. If not, all of them come and go.
     """
@@ -89,17 +94,17 @@ def sample_world(
     timelines = []
     for i in range(count):
         visitor = i < visitors
-        presence = _somewhere(random_state, frames, fps) if visitor else SceneSpan(0.0, frames / fps)
+        presence = _random_span(random_state, frames, fps) if visitor else SceneSpan(0.0, frames / fps)
         plan = _plan(random_state, presence, frames, fps, rules.actions, visitor=visitor) if actions else ()
         timelines.append((presence, plan))
     things, boxes = _laid_out(random_state, rules, colors, timelines)
-    shown = _digits(random_state, things, boxes, frames, fps) if digits else ()
+    shown_digits = _digits(random_state, things, boxes, frames, fps) if digits else ()
     random_state.shuffle(things)
     return World(
         frames=frames,
         fps=fps,
         things=tuple(things),
-        digits=shown,
+        digits=shown_digits,
         jitter=rules.jitter,
         noise=random_state.uniform(1.0, 3.5),
         texture_seed=random_state.getrandbits(48),
@@ -107,13 +112,14 @@ def sample_world(
 
 
 def _length(random_state: random.Random, frames: int, fps: int, longest: float = math.inf) -> int:
-    """A log-uniform number of frames within the limits of what can be asked for."""
-    low = max(SHORTEST_S * fps, SHORTEST_SHARE * frames)
-    high = max(low, min(LONGEST_SHARE * frames, longest))
+    """A random length of an interval in frames, log-uniform within the limits for questions."""
+    low = max(SHORTEST_S * fps, SHORTEST_FRACTION * frames)
+    high = max(low, min(LONGEST_FRACTION * frames, longest))
     return min(max(round(math.exp(random_state.uniform(math.log(low), math.log(high)))), math.ceil(low)), int(high))
 
 
-def _somewhere(random_state: random.Random, frames: int, fps: int) -> SceneSpan:
+def _random_span(random_state: random.Random, frames: int, fps: int) -> SceneSpan:
+    """A random interval of random length, within the limits for questions."""
     length = _length(random_state, frames, fps)
     start = random_state.randint(0, frames - length)
     return SceneSpan(start / fps, (start + length) / fps)
@@ -122,11 +128,14 @@ def _somewhere(random_state: random.Random, frames: int, fps: int) -> SceneSpan:
 def _plan(
     random_state: random.Random, presence: SceneSpan, frames: int, fps: int, actions: Sequence[str], *, visitor: bool
 ) -> tuple[tuple[str, SceneSpan], ...]:
-    """Which actions within `presence`, and when: apart from each other by a second, in order of time."""
+    """Actions and their intervals within `presence`, in order of time and a second apart.
+
+    A visitor, which is on screen only for a part of the clip, has one action or none.
+    """
     start, stop = round(presence.start_s * fps), round(presence.end_s * fps)
     if visitor:
         room = stop - start - fps
-        if room < max(SHORTEST_S * fps, SHORTEST_SHARE * frames) + 1 or random_state.random() < 0.5:
+        if room < max(SHORTEST_S * fps, SHORTEST_FRACTION * frames) + 1 or random_state.random() < 0.5:
             return ()
         lengths = [_length(random_state, frames, fps, room)]
     else:
@@ -136,10 +145,10 @@ def _plan(
     pause = fps if not visitor else 0
     slack = stop - start - sum(lengths) - pause * (len(lengths) - 1)
     cuts = sorted(random_state.randint(0, slack) for _ in lengths)
-    plan, before = [], start
+    plan, earliest = [], start
     for action, length, cut in zip(random_state.sample(actions, len(lengths)), lengths, cuts, strict=True):
-        plan.append((action, SceneSpan((before + cut) / fps, (before + cut + length) / fps)))
-        before += length + pause
+        plan.append((action, SceneSpan((earliest + cut) / fps, (earliest + cut + length) / fps)))
+        earliest += length + pause
     return tuple(plan)
 
 
@@ -149,19 +158,19 @@ def _laid_out(
     colors: Sequence[str],
     timelines: Sequence[tuple[SceneSpan, tuple[tuple[str, SceneSpan], ...]]],
 ) -> tuple[list[Thing], list[Box]]:
-    """Things and the boxes they stay in, which overlap as little as a few attempts for each can make them."""
+    """Things, and for each the box that it does not leave. Of ten boxes, the one with the smallest overlap is taken."""
     things: list[Thing] = []
     boxes: list[Box] = []
     for color, (presence, plan) in zip(colors, timelines, strict=True):
         shape = random_state.choice(rules.shapes)
-        in_the_way = [box for thing, box in zip(things, boxes, strict=True) if presence.overlap(thing.presence)]
-        least = math.inf
+        other_boxes = [box for thing, box in zip(things, boxes, strict=True) if presence.overlap(thing.presence)]
+        smallest_overlap = math.inf
         for _ in range(10):
-            attempt, room = _placed(random_state, color, shape, presence, plan)
-            clash = sum(room.shared(box) for box in in_the_way)
-            if clash < least:
-                least, thing, box = clash, attempt, room
-            if clash == 0.0:
+            candidate, candidate_box = _placed(random_state, color, shape, presence, plan)
+            overlap = sum(candidate_box.overlap_area(other_box) for other_box in other_boxes)
+            if overlap < smallest_overlap:
+                smallest_overlap, thing, box = overlap, candidate, candidate_box
+            if overlap == 0.0:
                 break
         things.append(thing)
         boxes.append(box)
@@ -171,13 +180,15 @@ def _laid_out(
 def _placed(
     random_state: random.Random, color: str, shape: str, presence: SceneSpan, plan: Sequence[tuple[str, SceneSpan]]
 ) -> tuple[Thing, Box]:
-    """A thing with room for what it will do, and the box that it will stay in."""
+    """A thing at a random place with room for its actions, and the box that it does not leave."""
+    # 1. Its size; a growing thing starts small, a shrinking one large.
     uniform, actions = random_state.uniform, [action for action, _ in plan]
     sizes = [action for action in actions if action in ("grow", "shrink")]
     small, large = uniform(*_SMALL), uniform(*_LARGE)
     radius = {"grow": small, "shrink": large}[sizes[0]] if sizes else uniform(_SMALL[0], 0.15)
     reach = 1.05 * (large if sizes else radius)
 
+    # 2. Its place on both axes, with room to travel and to hop.
     hop = uniform(0.13, 0.17)
     origin, boxes, travels = [], [], []
     for axis, (backward, forward) in enumerate((("left", "right"), ("up", "down"))):
@@ -186,7 +197,7 @@ def _placed(
             low += hop
         moves = [(action, span) for action, span in plan if action in (backward, forward)]
         if moves:
-            # slow enough to be followed, and far enough to be seen
+            # Slow enough to be followed with the eyes, and far enough to be noticed.
             travel = min(max(uniform(0.06, 0.1) * span.length_s for _, span in moves), high - low)
             travel = max(travel, 0.4 * (high - low))
             near = uniform(low, high - travel)
@@ -200,6 +211,7 @@ def _placed(
     if "bounce" in actions:
         boxes[1] = (boxes[1][0] - hop, boxes[1][1])
 
+    # 3. Its events.
     events = []
     for action, span in plan:
         if action in DIRECTIONS:
@@ -227,25 +239,26 @@ def _placed(
 def _digits(
     random_state: random.Random, things: Sequence[Thing], boxes: Sequence[Box], frames: int, fps: int
 ) -> tuple[Digit, ...]:
-    """One or two digits in different regions; half of them are shown all the while that something happens."""
+    """One or two digits in different regions. About half of them are shown for the whole interval of some event."""
     digits: list[Digit] = []
     spans = [event.span for thing in things for event in thing.events]
     count = random_state.randint(1, 2)
     values, regions = random_state.sample(range(10), count), random_state.sample(range(len(REGIONS)), count)
     for value, region in zip(values, regions, strict=True):
-        span = _somewhere(random_state, frames, fps)
+        span = _random_span(random_state, frames, fps)
         if spans and random_state.random() < 0.5:
-            reference = random_state.choice(spans)
+            event_span = random_state.choice(spans)
             before, after = (random_state.randint(0, 2 * fps) / fps for _ in range(2))
-            start = max(round((reference.start_s - before) * fps), 0)
-            span = SceneSpan(start / fps, min(round((reference.end_s + after) * fps), frames) / fps)
-        hidden = [box for thing, box in zip(things, boxes, strict=True) if thing.presence.overlap(span)]
+            start = max(round((event_span.start_s - before) * fps), 0)
+            span = SceneSpan(start / fps, min(round((event_span.end_s + after) * fps), frames) / fps)
+        # Of six places in the region, take the one that covers things least.
+        thing_boxes = [box for thing, box in zip(things, boxes, strict=True) if thing.presence.overlap(span)]
         places = []
         for _ in range(6):
             x = (0.25, 0.75)[region % 2] + random_state.uniform(-0.08, 0.08)
             y = (0.25, 0.75)[region // 2] + random_state.uniform(-0.08, 0.08)
             plate = Box(x - 0.12, y - 0.15, x + 0.12, y + 0.15)
-            places.append((sum(plate.shared(box) for box in hidden), x, y))
+            places.append((sum(plate.overlap_area(box) for box in thing_boxes), x, y))
         _, x, y = min(places)
         digits.append(Digit(value=value, region=region, x=x, y=y, span=span))
     return tuple(digits)

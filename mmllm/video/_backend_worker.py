@@ -15,14 +15,14 @@ import numpy as np
 
 from mmllm.video._child import end_with_parent
 
-_TOGETHER = 8
+_BATCH_FRAMES = 8
 
 
 def main() -> None:
     """Answers requests from standard input until it ends."""
     end_with_parent()
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints goes astray, not among the answers
+    os.dup2(2, 1)  # what a library prints goes to the error output, so the pipe carries answers only
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -31,7 +31,7 @@ def main() -> None:
             _answer(answers, {"count": count})
             for picture in frames:
                 _answer(answers, {"shape": picture.shape}, np.ascontiguousarray(picture).data)
-        except Exception as problem:  # every library has kinds of its own
+        except Exception as problem:  # each library raises its own types of errors
             _answer(answers, {"error": f"{type(problem).__name__}: {problem}".split("\n")[0][:500]})
 
 
@@ -45,10 +45,10 @@ def _answer(answers: IO[bytes], header: dict[str, Any], data: memoryview | bytes
 def _decord(
     *, path: str, indices: Sequence[int], size: tuple[int, int] | None, **_: Any
 ) -> tuple[int, Iterator[np.ndarray]]:
-    """How many frames decord sees, and those of `indices`, which ascend.
+    """How many frames decord counts, and the frames of `indices`, which must ascend.
 
-    Opened anew each time, because an idle reader reads on without bound; and read one frame after another, because
-    after a jump (`get_batch`, `skip_frames`) its frames are not always the right ones.
+    The file is opened for each request, because an idle decord reader goes on reading without a bound. Frames are read
+    one after another, because after a jump (`get_batch`, `skip_frames`) decord sometimes returns the wrong frames.
     """
     import decord
 
@@ -56,10 +56,10 @@ def _decord(
     reader = decord.VideoReader(path, width=width, height=height, num_threads=1)
 
     def frames() -> Iterator[np.ndarray]:
-        wanted = set(indices)
+        requested = set(indices)
         for index in range(indices[-1] + 1):
             picture = reader.next()
-            if index in wanted:
+            if index in requested:
                 yield picture.asnumpy()
 
     return len(reader), frames()
@@ -68,7 +68,7 @@ def _decord(
 def _torchcodec(
     *, path: str, indices: Sequence[int], size: tuple[int, int] | None, stream: int, **_: Any
 ) -> tuple[int, Iterator[np.ndarray]]:
-    """How many frames torchcodec sees after a full scan, and those of `indices`."""
+    """How many frames torchcodec counts in a full scan, and the frames of `indices`."""
     from torchcodec.decoders import VideoDecoder
 
     from mmllm.video._picture_list import resized
@@ -76,8 +76,8 @@ def _torchcodec(
     decoder = VideoDecoder(path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC", stream_index=stream)
 
     def frames() -> Iterator[np.ndarray]:
-        for first in range(0, len(indices), _TOGETHER):
-            for picture in decoder.get_frames_at(list(indices[first : first + _TOGETHER])).data.numpy():
+        for first in range(0, len(indices), _BATCH_FRAMES):
+            for picture in decoder.get_frames_at(list(indices[first : first + _BATCH_FRAMES])).data.numpy():
                 yield resized(picture, *(size or picture.shape[:2]))
 
     return len(decoder), frames()

@@ -1,7 +1,7 @@
-"""A child process that is asked and answers over pipes, and is killed when it takes too long.
+"""A child process that answers requests over pipes, and is killed when it takes too long.
 
-A request is one line of JSON. An answer is one line of JSON, then as many bytes as its `bytes` entry says. Nothing
-that the child sends is ever unpickled, so a decoder taken over by a hostile file stays where it is.
+A request is one line of JSON. An answer is one line of JSON, then as many bytes as its `bytes` entry says. What the
+child sends is never unpickled, so a hostile file that takes over the decoder cannot run code in this process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 
 from mmllm.video.errors import VideoDecodeError, VideoTimeout
 
-_LONGEST_LINE = 1 << 20
+_MAX_LINE_BYTES = 1 << 20
 
 
 class Child:
@@ -35,11 +35,11 @@ class Child:
             bufsize=0,
             env=_environment(),
         )
-        self._out = cast(IO[bytes], self._process.stdout)
-        os.set_blocking(self._out.fileno(), False)
+        self._output = cast(IO[bytes], self._process.stdout)
+        os.set_blocking(self._output.fileno(), False)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._out, selectors.EVENT_READ)
-        self._read = bytearray()
+        self._selector.register(self._output, selectors.EVENT_READ)
+        self._received = bytearray()
 
     @property
     def pid(self) -> int:
@@ -47,7 +47,7 @@ class Child:
         return self._process.pid
 
     def send(self, request: Mapping[str, Any]) -> None:
-        """Asks for something.
+        """Sends a request.
 
         Raises:
             VideoDecodeError: if the child has ended.
@@ -65,54 +65,57 @@ class Child:
             until: `time.monotonic()` at which the child is killed.
 
         Raises:
-            VideoTimeout: if that moment came; the child is gone.
-            VideoDecodeError: if the child ended, or sent what is no answer.
+            VideoTimeout: if no answer came until then; the child has been killed.
+            VideoDecodeError: if the child ended, or sent something that is not an answer.
         """
-        while (end := self._read.find(b"\n")) < 0:
-            if len(self._read) > _LONGEST_LINE:
-                raise VideoDecodeError(f"{self._name}: sent what is no answer")
+        while (end := self._received.find(b"\n")) < 0:
+            if len(self._received) > _MAX_LINE_BYTES:
+                raise self._not_an_answer()
             self._fill(until)
         try:
-            answer = json.loads(bytes(self._read[:end]))
+            answer = json.loads(bytes(self._received[:end]))
             length = int(answer.get("bytes", 0))
         except (ValueError, AttributeError):
-            raise VideoDecodeError(f"{self._name}: sent what is no answer") from None
-        del self._read[: end + 1]
-        while len(self._read) < length:
+            raise self._not_an_answer() from None
+        del self._received[: end + 1]
+        while len(self._received) < length:
             self._fill(until)
-        data = self._read[:length]
-        del self._read[:length]
+        data = self._received[:length]
+        del self._received[:length]
         return answer, data
 
     def kill(self) -> None:
-        """Ends the child at once, whatever it is doing. Doing so twice is allowed."""
+        """Ends the child at once, whatever it is doing. A second call does nothing."""
         self._process.kill()
         self._process.wait()
         self._selector.close()
-        for pipe in (self._process.stdin, self._out):
+        for pipe in (self._process.stdin, self._output):
             with contextlib.suppress(OSError):
                 cast(IO[bytes], pipe).close()
 
     def _fill(self, until: float) -> None:
-        left = until - time.monotonic()
-        if left <= 0 or not self._selector.select(left):
+        remaining_s = until - time.monotonic()
+        if remaining_s <= 0 or not self._selector.select(remaining_s):
             self.kill()
             raise VideoTimeout(f"{self._name}: killed, because it took too long (raise VideoLimits.child_s)")
-        block = self._out.read(1 << 20)
+        block = self._output.read(1 << 20)
         if not block:
             raise self._ended()
-        self._read += block
+        self._received += block
 
     def _ended(self) -> VideoDecodeError:
         code = self._process.wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return VideoDecodeError(f"{self._name}: the decoder's process ended with {how}")
+        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return VideoDecodeError(f"{self._name}: the decoder's process ended with {cause}")
+
+    def _not_an_answer(self) -> VideoDecodeError:
+        return VideoDecodeError(f"{self._name}: the decoder's process sent data that is not an answer")
 
 
 def end_with_parent() -> None:
-    """For a child: asks the system to kill this process when the one that started it dies. Linux only.
+    """Called in a child process: the system then kills this process when its parent dies. Linux only.
 
-    Elsewhere the child ends when it next looks for a request.
+    On other systems the child ends when it next waits for a request.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -120,10 +123,10 @@ def end_with_parent() -> None:
 
     parent = os.getppid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before the call
+    if os.getppid() != parent:  # the parent died before the call
         os._exit(1)
 
 
 def _environment() -> dict[str, str]:
-    """This process's variables, with its import path, and one thread for numeric libraries."""
+    """The environment variables of this process, with its import path and one thread for numeric libraries."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}

@@ -1,13 +1,13 @@
-"""Which container a file is, decided by its first bytes alone; names and extensions play no part.
+"""The container of a file, recognised by its first bytes alone. The file's name and extension do not matter.
 
 FFmpeg would also open playlists and scripts (ffconcat, HLS, DASH) that make it read other files or addresses,
-whatever the file is called. Here the container is named to FFmpeg, and only those below are ever named.
+whatever the file's name is. Therefore we give FFmpeg the container's name, and only names of this file.
 """
 
 from __future__ import annotations
 
 HEAD_BYTES = 4096
-"""How much of a file `container_of` wants to see."""
+"""How many bytes of a file `container_of` needs."""
 
 _ISO_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof", b"sidx", b"uuid"}
 _STARTS = (
@@ -28,13 +28,13 @@ DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,ogg,asf,mpeg,mpegts,mpegvideo,ivf,yuv4mpegpipe,"
     "h264,hevc,mp3,flac,wav"
 )
-"""FFmpeg's names of the containers allowed, for its own `format_whitelist`."""
+"""FFmpeg's names of the allowed containers, for its option `format_whitelist`."""
 
 
 def container_of(head: bytes) -> str | None:
-    """FFmpeg's name of the container that begins with `head`, or None if it is none of those allowed.
+    """FFmpeg's name of the container that begins with `head`, or None if it is not an allowed one.
 
-    Sound-only containers are known too, so that such a file can be refused for what it is.
+    Sound-only containers are recognised too, so that the error can say that the file has no video.
     """
     if len(head) >= 8 and head[4:8] in _ISO_BOXES:
         return "mov"
@@ -49,9 +49,9 @@ def container_of(head: bytes) -> str | None:
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    """Sync bytes at a steady distance: 188 bytes, or 192 and 204 with time codes or check bytes around each packet.
+    """Whether sync bytes stand at a constant distance: 188 bytes, or 192 (with time codes), or 204 (with check bytes).
 
-    A recording may begin in the middle of a packet, so the first sync byte may stand anywhere in the first one.
+    A recording may begin in the middle of a packet, so the first sync byte may be at any place in the first packet.
     """
     for size in (188, 192, 204):
         count = min(8, len(head) // size - 1)
@@ -63,7 +63,7 @@ def _is_transport_stream(head: bytes) -> bool:
 
 
 def _elementary_stream(head: bytes) -> str | None:
-    """H.264 or HEVC without a container: a start code, then a parameter set or access unit delimiter."""
+    """`h264` or `hevc` for a stream without container: a start code, then a parameter set or access unit delimiter."""
     for code in (b"\x00\x00\x00\x01", b"\x00\x00\x01"):
         if head.startswith(code) and len(head) > len(code) + 1:
             first, second = head[len(code)], head[len(code) + 1]

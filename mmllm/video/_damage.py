@@ -1,4 +1,4 @@
-"""Signs of damage that can be seen without decoding: a file cut short, packets that are no sequence of units."""
+"""Signs of damage that are visible without decoding: a file that is cut short, packets with broken units."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ _MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
 
 
 def cut_short(media: MediaFile, container: str, declared: int, packets: int) -> str:
-    """What the header declares and the file lacks, in words; empty if nothing is missing.
+    """What the file holds of what its header declares, in words; empty if nothing is missing.
 
     Args:
         media: the file.
-        container: FFmpeg's name of it.
+        container: FFmpeg's name of the container.
         declared: frames according to the header, 0 if it does not say.
         packets: frames that the file holds.
     """
     if container == "mov":
-        return f"{packets} of {declared} declared frames are there" if packets < declared else ""
-    wanted = 0
+        return f"the file holds {packets} of {declared} declared frames" if packets < declared else ""
+    declared_bytes = 0
     if container == "avi":
-        wanted = 8 + int.from_bytes(media.head[4:8], "little")
+        declared_bytes = 8 + int.from_bytes(media.head[4:8], "little")
     elif container == "matroska":
-        wanted = _matroska_length(media.head)
-    if media.length < wanted:
-        return f"{media.length} of {wanted} declared bytes are there"
+        declared_bytes = _matroska_length(media.head)
+    if media.length < declared_bytes:
+        return f"the file holds {media.length} of {declared_bytes} declared bytes"
     return ""
 
 
 def _matroska_length(head: bytes) -> int:
-    """Length of a Matroska file by its header; 0 where that is left open, as in a recording."""
+    """Length in bytes of a Matroska file by its header; 0 if the header leaves it open, as a recording does."""
     stream = io.BytesIO(head)
     stream.read(4)
     stream.seek(_vint(stream) or 0, io.SEEK_CUR)
@@ -43,7 +43,7 @@ def _matroska_length(head: bytes) -> int:
 
 
 def _vint(stream: BinaryIO) -> int | None:
-    """A number of Matroska's variable length, None if it is the one that means unknown."""
+    """A number of variable length, as Matroska writes it; None for the value that means "unknown"."""
     first = stream.read(1)
     if not first or not first[0]:
         return None
@@ -53,20 +53,21 @@ def _vint(stream: BinaryIO) -> int | None:
 
 
 class UnitCheck:
-    """Checks that each packet of H.264 or HEVC with length prefixes is filled by whole, non-empty units."""
+    """Checks packets of H.264 and HEVC with length prefixes: each must consist of whole, non-empty units."""
 
     def __init__(self, codec: Any) -> None:
         configuration = codec.extradata or b""
-        place = {"h264": 4, "hevc": 21}.get(codec.name)
-        usable = place is not None and len(configuration) > (place or 0) and configuration[0] == 1
-        self._prefix = (configuration[place] & 3) + 1 if usable else 0  # type: ignore[index]
+        offset = {"h264": 4, "hevc": 21}.get(codec.name)  # of the byte that says how long length prefixes are
+        self._prefix_bytes = 0
+        if offset is not None and len(configuration) > offset and configuration[0] == 1:
+            self._prefix_bytes = (configuration[offset] & 3) + 1
 
     def intact(self, packet: Any) -> bool:
-        """False where the packet is certainly damaged."""
-        if not self._prefix:
+        """False if the packet is certainly damaged."""
+        if not self._prefix_bytes:
             return True
         data = memoryview(packet)
-        position, prefix, end = 0, self._prefix, len(data)
+        position, prefix, end = 0, self._prefix_bytes, len(data)
         while position + prefix < end:
             length = int.from_bytes(data[position : position + prefix], "big")
             position += prefix

@@ -1,4 +1,4 @@
-"""When each frame of a stream is shown and where decoding must start for it, from the packets alone.
+"""When each frame of a stream is shown, and from which packet it must be decoded, found from the packets alone.
 
 n frames in the order they are shown; packets are numbered in the order they are stored
 """
@@ -13,18 +13,18 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Packets:
-    """What the packets of one stream say of themselves, one entry each, in stored order."""
+    """The headers of the packets of one stream: one entry for each packet, in stored order."""
 
     pts: np.ndarray
-    """int64, presentation times in units of `time_base`; NONE where the packet has none."""
+    """int64, presentation times in units of `time_base`; NONE if the packet has none."""
     dts: np.ndarray
-    """int64, decoding times; NONE where the packet has none."""
+    """int64, decoding times in the same units; NONE if the packet has none."""
     duration: np.ndarray
-    """int64, 0 where unknown."""
+    """int64, in the same units; 0 if unknown."""
     key: np.ndarray
-    """bool, decoding can start here."""
+    """bool, whether decoding can start at this packet."""
     hidden: np.ndarray
-    """bool, decoded but never shown: an edit list cuts it off."""
+    """bool, whether the frame is decoded but never shown, because an edit list cuts it off."""
     time_base: Fraction
 
     def __len__(self) -> int:
@@ -44,9 +44,9 @@ class FrameIndex:
     """Presentation time of the first shown frame, in the stream's units."""
     duration_s: float
     estimated: bool = False
-    """True where times follow from order and rate because the file has none that can be believed."""
+    """True if the times are computed from the order and the rate, because the file has no times to be trusted."""
     pts: np.ndarray | None = None
-    """int64, n: what a decoded frame is recognised by. None if frames can only be counted from the start."""
+    """int64, n: by this a decoded frame is recognised. None if frames can only be counted from the start."""
     packet: np.ndarray | None = None
     """int64, n: the packet that holds each frame."""
     start: np.ndarray | None = None
@@ -57,7 +57,7 @@ class FrameIndex:
 
     @property
     def variable_rate(self) -> bool:
-        """True where index / average rate misses some frame's time by more than one average gap."""
+        """True if index / average rate differs from some frame's time by more than one average gap."""
         if len(self) < 3:
             return False
         gap = self.times_s[-1] / (len(self) - 1)
@@ -65,19 +65,19 @@ class FrameIndex:
 
 
 def from_packets(packets: Packets, rate: float, *, trusted: bool) -> FrameIndex:
-    """The index that the packets promise.
+    """The index as the packets declare it.
 
     Args:
-        packets: of the video stream, at least one of them shown.
-        rate: average frames a second, used only where timestamps are missing.
+        packets: all packets of the video stream; at least one is shown.
+        rate: average frames a second, used only if timestamps are missing.
         trusted: False for containers whose presentation times are guesses.
     """
-    shown = np.flatnonzero(~packets.hidden)
-    pts = packets.pts[shown]
+    visible_packets = np.flatnonzero(~packets.hidden)
+    pts = packets.pts[visible_packets]
     if (pts == NONE).any() or len(np.unique(pts)) != len(pts):
-        return by_order(len(shown), rate)
+        return by_order(len(visible_packets), rate)
     order = np.argsort(pts, kind="stable")
-    pts, packet = pts[order], shown[order]
+    pts, packet = pts[order], visible_packets[order]
     first_pts = int(pts[0])
     times_s = seconds(pts - first_pts, packets.time_base)
     duration_s = times_s[-1] + _last_gap(packets.duration[packet[-1]] * packets.time_base, times_s, rate)
@@ -87,35 +87,36 @@ def from_packets(packets: Packets, rate: float, *, trusted: bool) -> FrameIndex:
 
 
 def _key_packets(packets: Packets, pts: np.ndarray, packet: np.ndarray) -> np.ndarray | None:
-    """Where decoding must start for each frame, or None if some frame has no such place.
+    """The packet at which decoding must start for each frame (int64, n), or None if some frame has none.
 
-    A frame shown before the key frame that precedes it in the file leans on the key frame before that one.
+    This is the last key packet stored before the frame. But if that key frame is shown after the frame, the frame
+    depends on an earlier key frame.
     """
     keys = np.flatnonzero(packets.key)
     if len(keys) == 0 or (packets.pts[keys] == NONE).any():
         return None
-    before = np.searchsorted(keys, packet, side="right") - 1
-    while (late := (before >= 0) & (packets.pts[keys[before]] > pts)).any():
-        before = before - late
-    return None if (before < 0).any() else keys[before]
+    position = np.searchsorted(keys, packet, side="right") - 1  # in `keys`
+    while (shown_later := (position >= 0) & (packets.pts[keys[position]] > pts)).any():
+        position = position - shown_later
+    return None if (position < 0).any() else keys[position]
 
 
 def from_decoding(pts: list[int | None], time_base: Fraction, rate: float, last_duration: int) -> FrameIndex:
-    """The index of what a decode from start to end has shown, for files whose packets cannot be believed.
+    """The index of the frames that came out of a full decode, for files whose packets cannot be trusted.
 
-    Frames are known by their order alone. Where their times go backwards, they are sorted.
+    Frames can then only be counted. Times that go backwards are sorted.
     """
-    known = [value for value in pts if value is not None]
-    if len(known) != len(pts):
+    timestamps = [value for value in pts if value is not None]
+    if len(timestamps) != len(pts):
         return by_order(len(pts), rate)
-    ordered = np.sort(np.array(known, dtype=np.int64))
+    ordered = np.sort(np.array(timestamps, dtype=np.int64))
     times_s = seconds(ordered - ordered[0], time_base)
     duration_s = times_s[-1] + _last_gap(last_duration * time_base, times_s, rate)
     return FrameIndex(
         times_s=times_s,
         first_pts=int(ordered[0]),
         duration_s=duration_s,
-        estimated=bool((np.diff(known) < 0).any()),
+        estimated=bool((np.diff(timestamps) < 0).any()),
     )
 
 
@@ -130,8 +131,8 @@ def seconds(ticks: np.ndarray, time_base: Fraction) -> np.ndarray:
 
 
 def _last_gap(duration: Fraction, times_s: np.ndarray, rate: float) -> float:
-    """How long the last frame stays: what its packet says if that is likely, else the usual gap."""
-    usual = float(np.median(np.diff(times_s))) if len(times_s) > 1 else 0.0
-    if duration > 0 and (usual == 0 or usual / 2 <= duration <= 10 * usual):
+    """Seconds for which the last frame is shown: as its packet says, if that is plausible, else the median gap."""
+    median_gap = float(np.median(np.diff(times_s))) if len(times_s) > 1 else 0.0
+    if duration > 0 and (median_gap == 0 or median_gap / 2 <= duration <= 10 * median_gap):
         return float(duration)
-    return usual or 1 / rate
+    return median_gap or 1 / rate

@@ -1,4 +1,4 @@
-"""Turning frames upright: a file's display matrix is a rotation by quarter turns, perhaps with a mirror.
+"""Turning frames upright. A file's display matrix is a rotation by quarter turns, sometimes with a mirror.
 
 H W height width of a frame as it is coded
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Orientation:
-    """Rows and columns swapped first, then columns and rows reversed."""
+    """How a frame is turned: first rows and columns are swapped, then columns and rows are reversed."""
 
     transpose: bool = False
     flip_x: bool = False
@@ -21,37 +21,37 @@ class Orientation:
 
     @property
     def identity(self) -> bool:
-        """True where nothing has to be done."""
+        """True if the frame stays as it is."""
         return not (self.transpose or self.flip_x or self.flip_y)
 
     @property
     def mirrored(self) -> bool:
-        """True where no turning alone would do."""
+        """True if a rotation alone is not enough."""
         return self.transpose ^ self.flip_x ^ self.flip_y
 
     @property
     def rotation(self) -> int:
-        """Degrees clockwise, after a left-right mirror where `mirrored`."""
+        """Degrees clockwise, after a left-right mirror if `mirrored`."""
         if self.transpose:
             return 90 if self.flip_x else 270
         return 180 if self.flip_y else 0
 
     def upright(self, frame: np.ndarray) -> np.ndarray:
-        """The frame (H W 3) as it should be seen, (W H 3) after a quarter turn."""
+        """The frame (H W 3) turned upright; (W H 3) after a quarter turn."""
         if self.transpose:
             frame = frame.transpose(1, 0, 2)
         return frame[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
     def coded_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width before turning, of a frame that shall have these after it."""
+        """Height and width before the turn, from height and width after it."""
         return (width, height) if self.transpose else (height, width)
 
 
 def from_display_matrix(matrix: bytes) -> Orientation:
     """The quarter turn and mirror of a container's display matrix: nine 32-bit numbers, row by row.
 
-    The matrix sends a pixel (x, y) to (a x + c y, b x + d y), the picture's y pointing down. A matrix that is no
-    multiple of a quarter turn, or empty, counts as none.
+    The matrix moves a pixel (x, y) to (a x + c y, b x + d y); y points down. A matrix that is empty, or not a multiple
+    of a quarter turn, is ignored.
     """
     if len(matrix) < 20:
         return Orientation()

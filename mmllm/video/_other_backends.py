@@ -1,7 +1,7 @@
-"""decord and torchcodec, each in a child process with a deadline: they may hang, leak or crash, and the caller not.
+"""decord and torchcodec, each in a child process with a deadline. If they hang, leak or crash, the caller goes on.
 
-PyAV opens the file first, checks what it is, and says which frames there are and when; the child only decodes
-pixels. Its frames are matched by number with PyAV's, and refused where the two do not see the same frames.
+PyAV opens the file first, checks it, and finds all frames and their times. The child process only decodes pixels. Its
+frames are matched with PyAV's by number. If both do not count the same number of frames, the video is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mmllm.video.errors import VideoDecodeError, VideoOpenError
 from mmllm.video.info import VideoInfo
 
 WORKER = (sys.executable, "-m", "mmllm.video._backend_worker")
-_DECORD_LACKS = ("av1", "vvc")
+_CODECS_WITHOUT_DECORD = ("av1", "vvc")
 
 
 class ChildReader(VideoReader):
@@ -40,27 +40,27 @@ class ChildReader(VideoReader):
         self._backend, self._command, self.limits = backend, command, options.limits
         self._child: Child | None = None
         self._temporary: str | None = None
-        self._known = PyAVReader(media, options)
+        self._reference = PyAVReader(media, options)
         try:
-            self._known_info = self._known.info
+            self._reference_info = self._reference.info
             self._check()
-            self._path = media.path or self._saved(media)
+            self._path = media.path or self._temporary_copy(media)
         except BaseException:
             self.close()
             raise
-        self._known.close()
+        self._reference.close()
 
     def _check(self) -> None:
-        info = self._known_info
-        if self._backend == "decord" and info.codec in _DECORD_LACKS:
+        info = self._reference_info
+        if self._backend == "decord" and info.codec in _CODECS_WITHOUT_DECORD:
             raise VideoOpenError(f"{info.source}: decord has no decoder for {info.codec}; use backend='pyav'")
         if info.mirrored:
             raise VideoOpenError(
-                f"{info.source}: {self._backend} does not mirror frames as the file asks; use backend='pyav'"
+                f"{info.source}: its frames must be mirrored, which {self._backend} does not do; use backend='pyav'"
             )
 
-    def _saved(self, media: MediaFile) -> str:
-        """The path of a temporary copy, for a source that is no file."""
+    def _temporary_copy(self, media: MediaFile) -> str:
+        """The path of a temporary copy, for a source that is not a file."""
         descriptor, self._temporary = tempfile.mkstemp(prefix="mmllm-")
         with os.fdopen(descriptor, "wb") as file:
             stream = media.stream()
@@ -70,32 +70,32 @@ class ChildReader(VideoReader):
 
     @property
     def info(self) -> VideoInfo:
-        return replace(self._known_info, backend=self._backend)
+        return replace(self._reference_info, backend=self._backend)
 
     @property
     def times_s(self) -> np.ndarray:
-        return self._known.times_s
+        return self._reference.times_s
 
     def decode(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
         if len(indices) == 0:
             return
         until = time.monotonic() + self.limits.child_s
         child = self._running()
-        answered = False
+        complete = False
         try:
             request = {"backend": self._backend, "path": self._path, "stream": self.info.stream, "size": size}
             child.send({**request, "indices": indices.tolist()})
-            seen = int(self._answer(child, until)[0]["count"])
-            if seen != len(self.times_s):
+            frame_count = int(self._answer(child, until)[0]["count"])
+            if frame_count != len(self.times_s):
                 raise VideoDecodeError(
-                    f"{self.info.source}: {self._backend} sees {seen} frames where there are {len(self.times_s)}; "
-                    "use backend='pyav'"
+                    f"{self.info.source}: {self._backend} counts {frame_count} frames, but PyAV counts "
+                    f"{len(self.times_s)}; use backend='pyav'"
                 )
             for index in indices.tolist():
                 yield index, self._picture(child, until, size)
-            answered = True
+            complete = True
         finally:
-            if not answered:
+            if not complete:
                 self._end()
 
     def _picture(self, child: Child, until: float, size: tuple[int, int] | None) -> np.ndarray:
@@ -103,7 +103,8 @@ class ChildReader(VideoReader):
         height, width = size or (self.info.height, self.info.width)
         if header.get("shape") != [height, width, 3] or len(data) != height * width * 3:
             raise VideoDecodeError(
-                f"{self.info.source}: {self._backend} gives frames of {header.get('shape')}, not {height} x {width}"
+                f"{self.info.source}: {self._backend} returns frames of shape {header.get('shape')}, "
+                f"not {[height, width, 3]}; use backend='pyav'"
             )
         return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
 
@@ -125,7 +126,7 @@ class ChildReader(VideoReader):
 
     def close(self) -> None:
         self._end()
-        self._known.close()
+        self._reference.close()
         if self._temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)

@@ -1,4 +1,4 @@
-"""Readers of pictures that are frames of a video: a folder of numbered images, or arrays in memory.
+"""Readers of videos that are lists of pictures: a folder of numbered images, or arrays in memory.
 
 n frames, H W height width
 """
@@ -27,24 +27,24 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 @dataclass(frozen=True, kw_only=True)
 class FrameFolder:
-    """A folder of numbered images that are the frames of a video, at a steady rate."""
+    """A folder of numbered images, which are the frames of a video at a constant rate."""
 
     path: str | Path
     fps: float
-    """Images for each second of the video; LITA's folders have 5."""
+    """Images for each second of the video. LITA's folders have 5."""
 
     def __post_init__(self) -> None:
         require(np.isfinite(self.fps) and self.fps > 0, self, "fps", "a positive number of frames a second")
 
 
 class PictureListReader(VideoReader):
-    """Frames at a steady rate, each loaded by itself."""
+    """Reads frames at a constant rate from a list of image files or arrays."""
 
     def __init__(self, source: str, pictures: Sequence[Any], fps: float, limits: VideoLimits, backend: str) -> None:
         if not (np.isfinite(fps) and fps > 0):
             raise InputError(f"{source}: fps must be a positive number of frames a second, not {fps}")
         if len(pictures) == 0:
-            raise NoFrames(f"{source}: there are no frames")
+            raise NoFrames(f"{source}: it has no frames")
         limits.check_frames(source, len(pictures))
         limits.check_duration(source, len(pictures) / fps)
         self._source, self._pictures, self._fps, self.limits, self._backend = source, pictures, fps, limits, backend
@@ -104,26 +104,29 @@ def open_folder(folder: FrameFolder, limits: VideoLimits, *, inside: str | Path 
 
     Raises:
         VideoOpenError: if the folder does not exist.
-        NoFrames: if no image is in it.
+        NoFrames: if it holds no image.
     """
     path = Path(folder.path)
     if not path.is_dir():
-        raise VideoOpenError(f"{path}: not a folder")
+        raise VideoOpenError(f"{path}: not a folder of images")
     images = sorted(
         (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()),
         key=lambda file: [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", file.name)],
     )
     if not images:
-        raise NoFrames(f"{path}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
+        raise NoFrames(f"{path}: the folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
     images = [regular_file(image, inside=inside) for image in images]
     return PictureListReader(str(path), images, folder.fps, limits, "folder")
 
 
 def load_image(path: str | Path, limits: VideoLimits) -> np.ndarray:
-    """uint8 RGB (H W 3) of an image file: upright by its EXIF entry, transparency on black, first of an animation.
+    """uint8 RGB (H W 3) of an image file.
+
+    The image is turned upright by its EXIF entry. Transparent pixels are laid on black. Of an animation, the first
+    picture is taken.
 
     Raises:
-        LimitExceeded: if it has too many pixels; nothing of that size is allocated.
+        LimitExceeded: if it has too many pixels; no memory of that size is allocated.
         VideoDecodeError: if it cannot be decoded.
     """
     from PIL import Image, ImageOps
@@ -144,11 +147,12 @@ def load_image(path: str | Path, limits: VideoLimits) -> np.ndarray:
         raise
     except Image.DecompressionBombError as problem:
         raise LimitExceeded(f"{path}: {problem}") from None
-    except Exception as problem:  # Pillow's decoders raise many kinds on damaged data
+    except Exception as problem:  # Pillow's decoders raise many types of errors on damaged data
         raise VideoDecodeError(f"{path}: not a readable image: {problem}") from None
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The picture (uint8 H W 3) at another height and width, bilinear."""
     if pixels.shape[:2] == (height, width):
         return pixels
     from PIL import Image

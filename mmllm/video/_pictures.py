@@ -1,4 +1,4 @@
-"""Decoded frames to upright RGB arrays of one size.
+"""From decoded frames to upright RGB arrays of one size.
 
 H W height width
 """
@@ -18,7 +18,7 @@ _ALPHA_FORMATS = ("rgba", "bgra", "argb", "abgr", "yuva", "gbrap", "ya8", "ya16"
 
 
 class PictureMaker:
-    """Converts, resizes and turns the frames of one stream, reusing one converter."""
+    """Converts, resizes and turns the frames of one stream with one converter."""
 
     def __init__(self, first: VideoFrame, *, transfer: int, tone_map: bool) -> None:
         from av.video.reformatter import VideoReformatter
@@ -35,9 +35,11 @@ class PictureMaker:
         return self._transfer in (_tone_map.PQ, _tone_map.HLG)
 
     def picture(self, frame: VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
-        """uint8 (H W 3) of height and width `size`, by default those of the first frame, turned upright.
+        """The frame as uint8 (H W 3), turned upright. Transparent pixels are laid on black.
 
-        Transparent pixels are laid on black.
+        Args:
+            frame: as decoded.
+            size: height and width of the result; by default those of the stream's first frame.
         """
         height, width = self.orientation.coded_size(*(size or (self.height, self.width)))
         if self._tone_map and self.hdr:
@@ -52,8 +54,9 @@ class PictureMaker:
     def _converted(self, frame: VideoFrame, height: int, width: int, pixel_format: str) -> np.ndarray:
         converted = self._converter.reformat(frame, width=width, height=height, format=pixel_format, threads=1)
         plane, channels = converted.planes[0], 4 if pixel_format == "rgba" else 3
-        kind = np.dtype("<u2" if pixel_format == "rgb48le" else np.uint8)
-        rows = np.frombuffer(plane, dtype=kind).reshape(height, plane.line_size // kind.itemsize)
+        dtype = np.dtype("<u2" if pixel_format == "rgb48le" else np.uint8)
+        # FFmpeg pads each row of pixels, so the padding is cut off.
+        rows = np.frombuffer(plane, dtype=dtype).reshape(height, plane.line_size // dtype.itemsize)
         return rows[:, : width * channels].reshape(height, width, channels)
 
 

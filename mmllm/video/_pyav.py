@@ -1,9 +1,9 @@
-"""The reference reader: PyAV, exact times, only the wanted frames decoded as far as the file allows.
+"""The reference reader: PyAV with exact times. It decodes only what the requested frames need, if the file allows it.
 
-A frame is found by its presentation time: the packets, read once, say which frames there are and from which key
-frame each must be decoded. Where that promise does not hold (damage, guessed or missing timestamps), the file is
-decoded from its start, and frames are known by their order alone. So an index means the same frame as in a decode
-of the whole file, unless damage stands in a part that was never decoded.
+The packets are read once. They declare which frames exist, their presentation times, and the key frame from which each
+must be decoded. If the packets turn out to be wrong (damage, guessed or missing timestamps), the file is decoded from
+its start and frames are counted. So an index means the same frame as in a decode of the whole file, unless the damage
+is in a part that was never decoded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmllm.video._open_options import OpenOptions
 from mmllm.video._pictures import PictureMaker
 from mmllm.video._pyav_decoder import Decoder
 from mmllm.video._pyav_packets import PacketSource, PacketTable
-from mmllm.video._pyav_sparse import NotAsPromised, SparseDecoder
+from mmllm.video._pyav_sparse import NotAsDeclared, SparseDecoder
 from mmllm.video._reader import IndexChanged, VideoReader
 from mmllm.video._sources import MediaFile
 from mmllm.video.errors import NoFrames, VideoDecodeError, VideoTruncated
@@ -41,7 +41,7 @@ class PyAVReader(VideoReader):
     def __init__(self, media: MediaFile, options: OpenOptions) -> None:
         self._media, self._options, self.limits = media, options, options.limits
         self._complete = False
-        """True once the whole file was decoded, so that the index is what there is."""
+        """True once the whole file was decoded; the index then lists exactly the frames that can be decoded."""
         self._damage: dict[str, int] = {}
         self._sparse: SparseDecoder | None = None
         self._decoder: Decoder | None = Decoder(media, options)
@@ -54,20 +54,22 @@ class PyAVReader(VideoReader):
     # Opening
 
     def _prepare(self, decoder: Decoder) -> None:
-        """Reads all packets, and decodes until the first frame that a decode from the start shows."""
+        """Reads all packets, decodes until the first frame comes out, and builds the index."""
+        # 1. Read the packets; decode them until a frame comes out.
         name, table = self._media.name, PacketTable(self._media.name, decoder.codec, self.limits)
-        shown: list[VideoFrame] = []
-        given = 0
+        frames: list[VideoFrame] = []
+        decoded_packets = 0
         for packet in decoder.packets():
             table.add(packet)
-            if not shown:
-                shown = decoder.decode(packet, given)
-                given += 1
-        shown = shown or decoder.decode(None)
+            if not frames:
+                frames = decoder.decode(packet, decoded_packets)
+                decoded_packets += 1
+        frames = frames or decoder.decode(None)
         packets = table.packets(decoder.stream.time_base)
-        if not shown:
-            raise NoFrames(f"{name}: not one of its {len(packets)} video packets ({decoder.codec.name}) can be decoded")
-        first = shown[0]
+        if not frames:
+            raise NoFrames(f"{name}: none of its {len(packets)} video packets ({decoder.codec.name}) can be decoded")
+        # 2. Build the index and the header; packets before the first frame are never shown.
+        first = frames[0]
         if first.pts is not None:
             packets.hidden[(packets.pts != NONE) & (packets.pts < first.pts)] = True
         self._packets, self._rate = packets, _pyav_open.rate_of(decoder.stream)
@@ -75,27 +77,28 @@ class PyAVReader(VideoReader):
         self._index: FrameIndex = _frame_index.from_packets(packets, self._rate, trusted=trusted)
         self._pictures = PictureMaker(first, transfer=int(decoder.codec.color_trc), tone_map=self._options.tone_map)
         self._header = self._describe(decoder, first)
-        promised = len(self._index) > 0 and (first.pts is None or first.pts == self._index.first_pts)
-        if not (promised and table.intact):
-            self._learn()
+        as_declared = len(self._index) > 0 and (first.pts is None or first.pts == self._index.first_pts)
+        if not (as_declared and table.intact):
+            self._decode_for_index()
         self.limits.check_duration(name, self._index.duration_s)
+        # 3. Prepare for decoding single frames. If the packets are in memory, the decoder goes on from here.
         if self._index.pts is not None:
             source = PacketSource(decoder, packets, table.held)
-            if table.held is not None and given < len(packets):
-                source.position = given
-                self._sparse = SparseDecoder(decoder, source, self._index, shown)
+            if table.held is not None and decoded_packets < len(packets):
+                source.position = decoded_packets
+                self._sparse = SparseDecoder(decoder, source, self._index, frames)
             else:
                 decoder.codec.flush_buffers()
                 self._sparse = SparseDecoder(decoder, source, self._index, None)
 
     def _describe(self, decoder: Decoder, first: VideoFrame) -> dict[str, Any]:
-        """What stays true of the video whatever decoding shows."""
+        """The entries of `VideoInfo` that decoding cannot change. Warns if the file is cut short."""
         container, declared = decoder.container.format.name.split(",")[0], decoder.stream.frames
-        cut = _damage.cut_short(self._media, container, declared, len(self._packets))
-        if cut and self._options.strict:
-            raise VideoDecodeError(f"{self._media.name}: cut short: {cut}")
-        if cut:
-            warnings.warn(f"{self._media.name}: cut short: {cut}", VideoTruncated, stacklevel=5)
+        missing = _damage.cut_short(self._media, container, declared, len(self._packets))
+        if missing and self._options.strict:
+            raise VideoDecodeError(f"{self._media.name}: cut short: {missing}")
+        if missing:
+            warnings.warn(f"{self._media.name}: cut short: {missing}", VideoTruncated, stacklevel=5)
         return {
             "source": self._media.name,
             "backend": "pyav",
@@ -110,7 +113,7 @@ class PyAVReader(VideoReader):
             "stream": decoder.stream.index,
             "streams": _pyav_open.describe_streams(decoder.container),
             "declared_frames": declared or None,
-            "truncated": bool(cut),
+            "truncated": bool(missing),
         }
 
     @property
@@ -150,8 +153,8 @@ class PyAVReader(VideoReader):
         try:
             for number, frame in self._sparse.frames(indices.tolist(), self._deadline()):
                 yield number, self._pictures.picture(frame, size)
-        except NotAsPromised:
-            self._learn()
+        except NotAsDeclared:
+            self._decode_for_index()
             raise IndexChanged from None
 
     def decode_all(self, size: tuple[int, int] | None) -> Iterator[tuple[float, np.ndarray]]:
@@ -170,7 +173,7 @@ class PyAVReader(VideoReader):
         return Deadline(self._media.name, self.limits.cpu_s)
 
     def _time_of(self, frame: VideoFrame, number: int) -> float:
-        """When a frame is shown that came out of the decoder as number so many."""
+        """When a frame is shown, in seconds; `number` counts the frames that came out of the decoder."""
         index = self._index
         if index.pts is None and number < len(index):
             return float(index.times_s[number])
@@ -179,7 +182,7 @@ class PyAVReader(VideoReader):
         return number / self._rate
 
     def _decode_from_start(self, deadline: Deadline) -> Generator[VideoFrame, None, None]:
-        """All frames of the file, stepping over packets that cannot be decoded; with a decoder of its own."""
+        """All frames of the file, from a fresh decoder. Packets that cannot be decoded are skipped and counted."""
         with closing(Decoder(self._media, self._options)) as decoder:
             try:
                 yield from decoder.frames(deadline)
@@ -188,40 +191,44 @@ class PyAVReader(VideoReader):
                 self._damage |= {name: count for name, count in counts.items() if count > self._damage.get(name, 0)}
 
     def _decode_by_order(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
-        """Counts frames from the start. At the end of the file, what was counted becomes the index."""
-        wanted, last = set(indices.tolist()), int(indices[-1])
+        """Decodes from the start and counts frames. If it gets to the end of the file, the index is corrected.
+
+        Raises:
+            IndexChanged: if that changes the index.
+        """
+        requested, last = set(indices.tolist()), int(indices[-1])
         to_the_end = not self._complete and last == len(self._index) - 1
         pts: list[int | None] = []
         with closing(self._decode_from_start(self._deadline())) as frames:
             for number, frame in enumerate(frames):
                 pts.append(frame.pts)
-                if number in wanted:
+                if number in requested:
                     yield number, self._pictures.picture(frame, size)
                 if number >= last and not to_the_end:
                     break
             else:
                 if not self._complete and self._replace_index(pts):
                     raise IndexChanged
-        if self._damage and not self._complete and self._learn():
+        if self._damage and not self._complete and self._decode_for_index():
             raise IndexChanged
 
-    def _learn(self) -> bool:
-        """Decodes everything once to know which frames there really are; True if they are not those promised."""
+    def _decode_for_index(self) -> bool:
+        """Decodes the whole file and indexes the frames that come out; True if this changes the index."""
         changed = self._replace_index([frame.pts for frame in self._decode_from_start(self._deadline())])
         if self._damage:
             counts = (self._damage.get("decode_errors", 0), self._damage.get("corrupt_frames", 0))
             _logger.warning(
-                "%s: damaged: %d packets cannot be decoded and %d frames are not intact; %d frames are used",
+                "%s: damaged: %d packets cannot be decoded, %d frames are damaged; %d frames are used",
                 *(self._media.name, *counts, len(self._index)),
             )
         return changed
 
     def _replace_index(self, pts: list[int | None]) -> bool:
-        """Takes what a decode from start to end has shown for the index; True if it differs from what was known."""
+        """Replaces the index by the frames of a full decode, given their `pts`; True if any time differs."""
         if not pts:
             raise NoFrames(f"{self._media.name}: no frame can be decoded")
-        usual = int(np.median(self._packets.duration)) if len(self._packets) else 0
-        before = self._index
-        self._index = _frame_index.from_decoding(pts, self._packets.time_base, self._rate, usual)
+        median_duration = int(np.median(self._packets.duration)) if len(self._packets) else 0
+        previous = self._index
+        self._index = _frame_index.from_decoding(pts, self._packets.time_base, self._rate, median_duration)
         self._complete = True
-        return not np.array_equal(before.times_s, self._index.times_s)
+        return not np.array_equal(previous.times_s, self._index.times_s)

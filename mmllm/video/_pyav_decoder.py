@@ -1,4 +1,4 @@
-"""One opened file with one decoder: packets go in, frames come out, damage is counted."""
+"""An open file with its decoder: packets go in, frames come out, damage is counted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """A container at its start and a decoder that has seen nothing, both of one thread."""
+    """An open container and its decoder. At first the container is at its start. Decoding uses one thread."""
 
     def __init__(self, media: MediaFile, options: OpenOptions) -> None:
         self._media, self._options = media, options
@@ -28,11 +28,11 @@ class Decoder:
         self.errors = 0
         """Packets that could not be decoded."""
         self.corrupt = 0
-        """Frames that came out, but not intact."""
+        """Frames that came out damaged."""
         self.open()
 
     def open(self) -> None:
-        """Opens the file, anew if it is open: at its start, with a decoder that has seen nothing."""
+        """Opens the file at its start, with a fresh decoder. An open file is closed first."""
         self.close()
         name, limits = self._media.name, self._options.limits
         self._patience.restart()
@@ -49,21 +49,21 @@ class Decoder:
         self._can_drop, self._dropping = _pyav_open.can_drop_unreferenced(self.codec), False
 
     def packets(self) -> Iterator[Packet]:
-        """The packets from where the container stands."""
+        """The packets from the container's position on."""
         return _pyav_open.packets_of(self.container, self.stream, self._patience)
 
     def frames(self, deadline: Deadline) -> Iterator[VideoFrame]:
-        """All frames from where the container stands, stepping over packets that cannot be decoded."""
+        """All frames from the container's position on. Packets that cannot be decoded are skipped and counted."""
         for number, packet in enumerate(self.packets()):
             deadline.check("decoding")
             yield from self.decode(packet, number)
         yield from self.decode(None)
 
     def decode(self, packet: Packet | None, number: int = -1) -> list[VideoFrame]:
-        """The frames that come out once a packet went in; None asks for those that are still held.
+        """The frames that come out after a packet; with None, the frames that the decoder still holds.
 
         Raises:
-            VideoDecodeError: for damage, if the reading is strict.
+            VideoDecodeError: for damage, if the option `strict` is set.
         """
         import av
 
@@ -83,13 +83,13 @@ class Decoder:
         return frames
 
     def drop_unreferenced(self, drop: bool) -> None:
-        """Whether the decoder may pass over frames that no other frame is predicted from."""
+        """Sets whether the decoder may skip frames from which no other frame is predicted."""
         if self._can_drop and drop != self._dropping:
             self.codec.skip_frame = "NONREF" if drop else "DEFAULT"
             self._dropping = drop
 
     def close(self) -> None:
-        """Releases the file and the decoder's memory. Closing twice is allowed."""
+        """Releases the file and the decoder's memory. A second call does nothing."""
         if self.container is not None:
             self.container.close()
         self.container = self.stream = self.codec = None

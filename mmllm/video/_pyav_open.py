@@ -17,34 +17,34 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _ATTACHED_PICTURE = 0x400 | 0x800  # cover art and timed thumbnails, in FFmpeg's disposition flags
-_DEMUX_ERRORS = 64  # in a row, before what follows is given up
+_DEMUX_ERRORS = 64  # after so many errors in a row, the rest of the file is given up
 
 
 class Patience:
-    """How long the search for a packet may go on; FFmpeg itself would read on through any length of nothing."""
+    """The time that the search for one packet may take. FFmpeg itself would read through any length of useless data."""
 
     def __init__(self, name: str, stall_s: float) -> None:
         self._name, self.stall_s = name, stall_s
         self.restart()
 
     def restart(self) -> None:
-        """Counts from now: a packet was found."""
+        """Starts the time again, after a packet was found."""
         self._start_s, self.lost = time.monotonic(), False
 
     def over(self) -> bool:
-        """True if it has taken too long; from then on it is `lost`."""
+        """True if the search has taken too long; `lost` is then true until the next restart."""
         self.lost = self.lost or time.monotonic() - self._start_s > self.stall_s
         return self.lost
 
     def error(self) -> VideoTimeout:
-        """What to raise then."""
+        """The error to raise in that case."""
         return VideoTimeout(
-            f"{self._name}: no packet found within {self.stall_s:g} s (raise VideoLimits.stall_s if there are any)"
+            f"{self._name}: no packet found within {self.stall_s:g} s (raise VideoLimits.stall_s to search longer)"
         )
 
 
 class _PatientStream:
-    """A stream that ends when patience does, and has no `name` from which something could be guessed."""
+    """A stream that ends when the patience is over. It has no `name`, from which FFmpeg could guess a format."""
 
     def __init__(self, stream: BinaryIO, patience: Patience) -> None:
         self.seek, self.tell = stream.seek, stream.tell
@@ -55,17 +55,17 @@ class _PatientStream:
 
 
 def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) -> InputContainer:
-    """The container, opened as what its first bytes are.
+    """The open container, of the kind that its first bytes show.
 
     Raises:
-        VideoOpenError: if it is no container that is allowed, or a damaged one.
-        VideoTimeout: if it takes too long to find out.
+        VideoOpenError: if the container is not an allowed one, or is damaged.
+        VideoTimeout: if opening takes too long.
     """
     import av
 
     container = _containers.container_of(media.head)
     if container is None:
-        raise VideoOpenError(f"{media.name}: not a video: it begins with {media.head[:12]!r}")
+        raise VideoOpenError(f"{media.name}: not a video of a known container: it begins with {media.head[:12]!r}")
     options = {
         "protocol_whitelist": "file",
         "format_whitelist": _containers.DEMUXERS,
@@ -82,7 +82,7 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
 
 
 def describe_streams(container: InputContainer) -> tuple[str, ...]:
-    """One line for each stream: number, kind, codec, size."""
+    """For each stream its number, kind, codec and size, as text."""
     lines = []
     for stream in container.streams:
         codec = stream.codec_context
@@ -96,10 +96,10 @@ def describe_streams(container: InputContainer) -> tuple[str, ...]:
 
 
 def choose_stream(container: InputContainer, name: str, number: int | None) -> VideoStream:
-    """The video stream to read: the one asked for, else the best that is no cover art. All others are discarded.
+    """The video stream to read: stream `number`, or else the best that is not cover art. The others are discarded.
 
     Raises:
-        NoVideoStream: if there is none; the message lists what there is.
+        NoVideoStream: if there is none; the message lists the streams of the file.
         VideoOpenError: if there is no decoder for it.
     """
     streams = describe_streams(container)
@@ -107,7 +107,7 @@ def choose_stream(container: InputContainer, name: str, number: int | None) -> V
     if number is not None:
         candidates = [stream for stream in container.streams.video if stream.index == number]
         if not candidates:
-            raise NoVideoStream(f"{name}: stream {number} is no video stream; streams: {listed}")
+            raise NoVideoStream(f"{name}: stream {number} is not a video stream; streams: {listed}")
     else:
         candidates = [stream for stream in container.streams.video if not _attached(stream)]
         if not candidates:
@@ -117,18 +117,18 @@ def choose_stream(container: InputContainer, name: str, number: int | None) -> V
         raise VideoOpenError(f"{name}: no decoder for its codec; streams: {listed}")
     try:
         best = container.streams.best("video")
-    except IndexError:  # a stream that FFmpeg has met since and PyAV does not know
+    except IndexError:  # FFmpeg found a stream after opening, which PyAV does not list
         best = None
     if best not in decodable:
         best = max(decodable, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
     for stream in container.streams:
         if stream is not best:
             _discard(stream)
-    return best  # type: ignore[return-value]
+    return best
 
 
 def rate_of(stream: VideoStream) -> float:
-    """Frames a second as the header or FFmpeg's guess has it; 25 where neither says anything."""
+    """Frames a second by the header or by FFmpeg's guess; 25 if both have none."""
     for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
         if rate and 0 < rate < 1000:
             return float(rate)
@@ -136,10 +136,10 @@ def rate_of(stream: VideoStream) -> float:
 
 
 def packets_of(container: InputContainer, stream: VideoStream, patience: Patience) -> Iterator[Packet]:
-    """The packets that hold pictures, in stored order; damaged places of the container are stepped over.
+    """The packets that hold pictures, in stored order. Damaged places of the container are skipped.
 
     Raises:
-        VideoTimeout: if the search for one took too long.
+        VideoTimeout: if the search for a packet took too long.
     """
     import av
 
@@ -153,7 +153,7 @@ def packets_of(container: InputContainer, stream: VideoStream, patience: Patienc
                     yield packet
                     patience.restart()
             break
-        except IndexError:  # at the end, where the file has had more streams than its header
+        except IndexError:  # raised at the end of a file that has more streams than its header lists
             break
         except av.error.ExitError:
             raise patience.error() from None
@@ -166,9 +166,9 @@ def packets_of(container: InputContainer, stream: VideoStream, patience: Patienc
 
 
 def can_drop_unreferenced(codec: Any) -> bool:
-    """True where the decoder can pass over a frame that no other refers to, leaving all others bit for bit the same.
+    """True if the decoder can skip frames to which no other frame refers, and all others stay the same bit for bit.
 
-    HEVC marks such frames only within a temporal layer, so there must be no more than one layer.
+    HEVC marks such frames only within a temporal layer, so the stream must have only one layer.
     """
     if codec.name == "hevc":
         configuration = codec.extradata or b""
@@ -177,17 +177,17 @@ def can_drop_unreferenced(codec: Any) -> bool:
 
 
 def trusted_times(container: InputContainer, stream: VideoStream) -> bool:
-    """False where the container stores no presentation times and the codec reorders: FFmpeg then guesses them."""
+    """False if FFmpeg guesses the presentation times: AVI stores none, and the codec reorders frames."""
     return not (container.format.name == "avi" and stream.codec_context.has_b_frames)
 
 
 def _attached(stream: Any) -> bool:
-    flags = getattr(stream, "disposition", 0)  # older PyAV does not tell
+    flags = getattr(stream, "disposition", 0)  # older versions of PyAV do not have it
     return bool(getattr(flags, "value", flags) & _ATTACHED_PICTURE)
 
 
 def _discard(stream: Any) -> None:
-    """Tells the container not to read a stream's packets, where this PyAV can."""
+    """Makes the container skip a stream's packets, if this version of PyAV can."""
     from av import stream as module
 
     if hasattr(module, "Discard"):

@@ -1,6 +1,6 @@
-"""The packets of a stream: what they say of themselves, and getting at them by number.
+"""The packets of a stream: a table of their headers, and access to them by number.
 
-The packets of a small file are kept in memory once they were read, so that nothing is read or sought twice.
+The packets of a small file stay in memory, so that nothing is read or searched for twice.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 _HELD_BYTES = 16 << 20
 _SKIPPED = 256
-"""Up to so many packets are stepped over rather than sought."""
+"""Up to this distance, packets are read and skipped; beyond it, the container seeks."""
 
 
 class PacketTable:
-    """Gathers what packets say of themselves, within the limits, and the packets too while they are few."""
+    """Collects the headers of packets, within the limits. While the packets are small, it holds them, too."""
 
     def __init__(self, name: str, codec: Any, limits: VideoLimits) -> None:
         self._name, self._limits, self._deadline = name, limits, Deadline(name, limits.cpu_s)
         self._rows: list[tuple[int, int, int, bool, bool]] = []
         self._check, self._bytes = UnitCheck(codec), 0
         self.held: list[Packet] | None = []
-        """The packets themselves; None if they are too large."""
+        """The packets; None once they are too large together."""
         self.intact = True
-        """False once a packet was certainly damaged."""
+        """False once a packet is certainly damaged."""
 
     def add(self, packet: Packet) -> None:
-        """Takes the next packet in stored order."""
+        """Adds the next packet in stored order."""
         pts, dts = packet.pts, packet.dts
         self.intact = self.intact and self._check.intact(packet)
         self._rows.append((
@@ -58,7 +58,7 @@ class PacketTable:
             self._limits.check_frames(self._name, len(self._rows))
 
     def packets(self, time_base: Fraction | None) -> Packets:
-        """All packets taken so far."""
+        """The headers of all packets added so far."""
         self._limits.check_frames(self._name, len(self._rows))
         table = np.array(self._rows, dtype=np.int64).reshape(-1, 5)
         return Packets(
@@ -72,31 +72,31 @@ class PacketTable:
 
 
 class PacketSource:
-    """The packets of a stream by number: those held in memory, or those of the container, sought by time.
+    """The packets of a stream by number, from memory or from the container, which seeks by time.
 
     Args:
-        decoder: the container, which stands at its end.
-        packets: what the packets say.
-        held: the packets themselves, if they are in memory.
+        decoder: the container; it is at its end.
+        packets: the headers of all packets.
+        held: the packets, if they are in memory.
     """
 
     def __init__(self, decoder: Decoder, packets: Packets, held: list[Packet] | None) -> None:
         self._decoder, self._packets, self._held = decoder, packets, held
         self.position = len(packets)
         """Number of the packet that comes next."""
-        self._left: Iterator[Packet] = iter(())
+        self._upcoming: Iterator[Packet] = iter(())
         self._seekable = True
 
     def next(self) -> Packet:
         """The packet at `position`.
 
         Raises:
-            EOFError: if the container does not give it again.
+            EOFError: if the container ends before it.
         """
         if self._held is not None:
             packet = self._held[self.position]
         else:
-            following = next(self._left, None)
+            following = next(self._upcoming, None)
             if following is None:
                 raise EOFError
             packet = following
@@ -104,24 +104,24 @@ class PacketSource:
         return packet
 
     def go_to(self, number: int) -> None:
-        """Makes `number` the position.
+        """Moves to packet `number`.
 
         Raises:
-            EOFError: if the container does not get there.
+            EOFError: if the container ends before it.
         """
         if self._held is not None:
             self.position = number
             return
         near = self.position <= number <= self.position + _SKIPPED
-        if not near and not (self._seekable and self._sought(number)):
+        if not near and not (self._seekable and self._seek(number)):
             self._seekable = False
             self._decoder.open()
-            self._left, self.position = self._decoder.packets(), 0
+            self._upcoming, self.position = self._decoder.packets(), 0
         while self.position < number:
             self.next()
 
-    def _sought(self, number: int) -> bool:
-        """Jumps to a packet or somewhat before it; False, and nowhere in particular, where the container cannot."""
+    def _seek(self, number: int) -> bool:
+        """Jumps to a packet or a little before it. False if the container cannot; its position is then undefined."""
         import av
 
         decoder = self._decoder
@@ -132,13 +132,13 @@ class PacketSource:
                 decoder.container.seek(ticks, stream=decoder.stream, backward=True)
             except av.error.FFmpegError:
                 continue
-            left = decoder.packets()
-            first = next(left, None)
+            upcoming = decoder.packets()
+            first = next(upcoming, None)
             if first is None or first.pts is None:
                 continue
-            landed = np.flatnonzero(self._packets.pts == first.pts)
-            if len(landed) == 1 and landed[0] <= number:
-                self._left = itertools.chain([first], left)
-                self.position = int(landed[0])
+            matches = np.flatnonzero(self._packets.pts == first.pts)  # numbers of the packets with that time
+            if len(matches) == 1 and matches[0] <= number:
+                self._upcoming = itertools.chain([first], upcoming)
+                self.position = int(matches[0])
                 return True
         return False

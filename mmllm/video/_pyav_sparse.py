@@ -1,4 +1,4 @@
-"""Decoding few frames of many: from a key frame to the last wanted frame that leans on it, run after run."""
+"""Decoding a few of many frames, in runs: each run is from a key frame to the last requested frame that needs it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 
-class NotAsPromised(Exception):
-    """The packets' promise does not hold: a wanted frame is missing or damaged, or the container cannot seek."""
+class NotAsDeclared(Exception):
+    """The packets declared a frame that is missing or damaged, or the container cannot seek to it."""
 
 
 class SparseDecoder:
@@ -25,60 +25,58 @@ class SparseDecoder:
         decoder: the decoder.
         source: the packets.
         index: which packet holds each frame, and where decoding must start for it.
-        shown: the frames that came out so far, if the decoder was given all packets before `source.position`; None
-            if it was given nothing.
+        decoded: the frames that came out of the decoder so far, if it got all packets before `source.position`; None
+            if it got no packet.
     """
 
     def __init__(
-        self, decoder: Decoder, source: PacketSource, index: FrameIndex, shown: list[VideoFrame] | None
+        self, decoder: Decoder, source: PacketSource, index: FrameIndex, decoded: list[VideoFrame] | None
     ) -> None:
         assert index.pts is not None
         assert index.packet is not None
         assert index.start is not None
-        self._decoder, self._source, self._shown = decoder, source, shown or []
+        self._decoder, self._source, self._decoded = decoder, source, decoded or []
         self._pts, self._packet, self._start = index.pts, index.packet, index.start
-        self._empty = shown is None
-        """True while the decoder has been given nothing since it was last emptied."""
+        self._empty = decoded is None
+        """True while the decoder holds nothing: it got no packet since it was last emptied."""
 
     def frames(self, numbers: Sequence[int], deadline: Deadline) -> Iterator[tuple[int, VideoFrame]]:
-        """Number and frame of each frame wanted.
+        """Number and frame of each requested frame.
 
         Raises:
-            NotAsPromised: if one of them does not come out intact.
+            NotAsDeclared: if a frame does not come out, or comes out damaged.
         """
         import av
 
-        runs: dict[int, list[int]] = {}
+        runs: dict[int, list[int]] = {}  # the packet at which decoding must start -> numbers of frames
         for number in numbers:
             runs.setdefault(int(self._start[number]), []).append(number)
-        pending: dict[int, int] = {}
+        pending: dict[int, int] = {}  # presentation time of a frame that must still come out -> its number
         try:
             for start in sorted(runs):
-                shown, self._shown = self._shown, []
-                if not (shown and start == 0) and (self._empty or self._source.position != start):
-                    yield from _kept(self._drained(), pending)
+                decoded, self._decoded = self._decoded, []
+                if not (decoded and start == 0) and (self._empty or self._source.position != start):
+                    yield from _take_pending(self._drained(), pending)
                     if pending:
-                        raise NotAsPromised
+                        raise NotAsDeclared
                     self._source.go_to(start)
                 pending.update({int(self._pts[number]): number for number in runs[start]})
-                yield from _kept(shown, pending)
+                yield from _take_pending(decoded, pending)
                 yield from self._run({int(self._packet[number]) for number in runs[start]}, pending, deadline)
-            yield from _kept(self._drained(), pending)
+            yield from _take_pending(self._drained(), pending)
         except (av.error.FFmpegError, EOFError):
-            raise NotAsPromised from None
+            raise NotAsDeclared from None
         if pending:
-            raise NotAsPromised
+            raise NotAsDeclared
 
     def _run(self, packets: set[int], pending: dict[int, int], deadline: Deadline) -> Iterator[tuple[int, VideoFrame]]:
-        """Gives the decoder packets up to the last of `packets`; of those not among them, what others lean on."""
+        """Decodes up to the last of `packets`. The decoder may skip other packets on which no frame depends."""
         self._empty = False
         decoder, source = self._decoder, self._source
         for position in range(source.position, max(packets) + 1):
             deadline.check("decoding")
             decoder.drop_unreferenced(position not in packets)
-            for frame in decoder.codec.decode(source.next()):
-                if frame.pts in pending:
-                    yield _taken(frame, pending)
+            yield from _take_pending(decoder.codec.decode(source.next()), pending)
 
     def _drained(self) -> list[VideoFrame]:
         """The frames that the decoder still holds; it is empty afterwards."""
@@ -88,22 +86,17 @@ class SparseDecoder:
             return []
         try:
             frames = self._decoder.codec.decode(None)
-        except av.error.EOFError:  # drained before
+        except av.error.EOFError:  # it was drained before
             frames = []
         self._decoder.codec.flush_buffers()
         self._empty = True
         return frames
 
 
-def _kept(frames: list[VideoFrame], pending: dict[int, int]) -> Iterator[tuple[int, VideoFrame]]:
-    """Those frames that are waited for, known by their presentation time."""
+def _take_pending(frames: list[VideoFrame], pending: dict[int, int]) -> Iterator[tuple[int, VideoFrame]]:
+    """Number and frame of those frames that are pending, which they no longer are."""
     for frame in frames:
         if frame.pts in pending:
-            yield _taken(frame, pending)
-
-
-def _taken(frame: VideoFrame, pending: dict[int, int]) -> tuple[int, VideoFrame]:
-    """Number and frame of one that was waited for."""
-    if frame.is_corrupt:
-        raise NotAsPromised
-    return pending.pop(frame.pts), frame
+            if frame.is_corrupt:
+                raise NotAsDeclared
+            yield pending.pop(frame.pts), frame

@@ -1,6 +1,6 @@
-"""The interface of every video reader: frames by time, by index or all of them, whatever the source.
+"""The interface of all video readers: frames by time, by index, or all of them.
 
-n frames in the video, T frames asked for, H W C height width colours
+n frames in the video, T requested frames, H W C height width colours
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mmllm.video.limits import VideoLimits
 Size = int | tuple[int, int]
 """Length of the shorter edge in pixels, or (height, width)."""
 Transform = Callable[[np.ndarray], np.ndarray]
-"""From one uint8 frame (H W 3) to another; applied as soon as a frame is decoded."""
+"""Turns a uint8 frame (H W 3) into another array; applied as soon as a frame is decoded."""
 
-_TOGETHER = 16
+_BATCH_FRAMES = 16
 
 
 class IndexChanged(Exception):
-    """Decoding has shown that the frames are not those the file promised; the reader now knows the true ones."""
+    """Decoding has shown that the file's frames differ from the index; the reader has corrected the index."""
 
 
 class VideoReader(abc.ABC):
@@ -39,7 +39,7 @@ class VideoReader(abc.ABC):
     @property
     @abc.abstractmethod
     def info(self) -> VideoInfo:
-        """What is known of the video so far; decoding a damaged file may correct it."""
+        """Length, rate, size and coding of the video. Decoding a damaged file may correct them."""
 
     @property
     @abc.abstractmethod
@@ -52,26 +52,26 @@ class VideoReader(abc.ABC):
 
         Args:
             indices: int64, ascending, without repetition, each below n.
-            size: height and width wanted.
+            size: height and width of the pictures; None for the video's own.
 
         Raises:
-            IndexChanged: if the frames turn out to be others; the caller plans again.
+            IndexChanged: if the frames differ from the index; the caller must choose indices again.
         """
 
     def decode_all(self, size: tuple[int, int] | None) -> Iterator[tuple[float, np.ndarray]]:
         """Time and picture of every frame that can be decoded, in the order they are shown."""
         times_s = self.times_s
-        for first in range(0, len(times_s), _TOGETHER):
-            indices = np.arange(first, min(first + _TOGETHER, len(times_s)))
-            for index, picture in list(self.decode(indices, size)):  # a deadline must not count the caller's time
+        for first in range(0, len(times_s), _BATCH_FRAMES):
+            indices = np.arange(first, min(first + _BATCH_FRAMES, len(times_s)))
+            for index, picture in list(self.decode(indices, size)):  # a list, so no deadline counts the caller's time
                 yield float(times_s[index]), picture
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Releases the file and the decoder. Closing twice is allowed."""
+        """Releases the file and the decoder. A second call does nothing."""
 
     def damage(self) -> Mapping[str, Any]:
-        """What went wrong so far, such as `decode_errors` and `corrupt_frames`; empty if nothing did."""
+        """Counts of damage so far, such as `decode_errors` and `corrupt_frames`; empty if there is none."""
         return {}
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class VideoReader(abc.ABC):
     def frames_by_index(
         self, indices: Sequence[int] | np.ndarray, *, size: Size | None = None, transform: Transform | None = None
     ) -> VideoClip:
-        """The frames of those numbers, counted as they are shown, in the order asked for.
+        """The frames with these numbers, in the requested order. Frames are counted in the order they are shown.
 
         Args:
             indices: 0 for the first frame, -1 for the last. Repetitions are marked as not `valid`.
@@ -95,15 +95,15 @@ class VideoReader(abc.ABC):
 
         Raises:
             InputError: if an index is out of range.
-            VideoDecodeError, LimitExceeded, VideoTimeout: as their names say.
+            VideoDecodeError, LimitExceeded, VideoTimeout: if the frames cannot be read, or not within the limits.
         """
-        wanted = np.array([_whole(index) for index in indices], dtype=np.int64)
-        return self._planned(lambda: self._checked(wanted), size, transform)
+        requested = np.array([_whole(index) for index in indices], dtype=np.int64)
+        return self._planned(lambda: self._checked(requested), size, transform)
 
     def frames_at(
         self, times_s: Sequence[float] | np.ndarray, *, size: Size | None = None, transform: Transform | None = None
     ) -> VideoClip:
-        """The frames shown nearest to those instants, in the order asked for.
+        """The frames nearest to these times, in the requested order.
 
         Args:
             times_s: seconds from the first shown frame, from 0 to the video's duration.
@@ -112,8 +112,8 @@ class VideoReader(abc.ABC):
         Raises:
             InputError: if a time is not in the video.
         """
-        wanted_s = np.asarray(times_s, dtype=np.float64).reshape(-1)
-        return self._planned(lambda: self._nearest(wanted_s), size, transform)
+        requested_s = np.asarray(times_s, dtype=np.float64).reshape(-1)
+        return self._planned(lambda: self._nearest(requested_s), size, transform)
 
     def sample_uniform(
         self,
@@ -139,7 +139,7 @@ class VideoReader(abc.ABC):
     def iterate(
         self, chunk: int, *, size: Size | None = None, transform: Transform | None = None
     ) -> Iterator[VideoClip]:
-        """Every frame that can be decoded, in order, `chunk` frames at a time (the last clip may be shorter)."""
+        """All frames that can be decoded, in order, in clips of `chunk` frames; the last clip may be shorter."""
         if chunk < 1:
             raise InputError(f"chunk must be at least 1 frame, not {chunk}")
         height_width = self._height_width(size)
@@ -155,32 +155,35 @@ class VideoReader(abc.ABC):
             yield self._clip(np.stack(pictures), np.array(times_s))
 
     def _planned(self, plan: Callable[[], np.ndarray], size: Size | None, transform: Transform | None) -> VideoClip:
-        for _ in range(3):  # the packets' promise, then what decoding has shown
+        """The clip of the indices that `plan` returns; `plan` is called again each time the index changes."""
+        for _ in range(3):  # with the index that the packets declare, then with corrected ones
             try:
                 return self._read(plan(), size, transform)
             except IndexChanged:
                 continue
-        raise VideoDecodeError(f"{self.info.source}: the same decoding gives other frames each time")
+        raise VideoDecodeError(f"{self.info.source}: its frames change each time that it is decoded")
 
     def _read(self, indices: np.ndarray, size: Size | None, transform: Transform | None) -> VideoClip:
+        """The clip of these indices, which may be in any order and repeated. Each frame is decoded once."""
         height_width = self._height_width(size)
         height, width = height_width or (self.info.height, self.info.width)
         if transform is None:
             self.limits.check_returned(self.info.source, len(indices), height, width)
-        unique, slot = np.unique(indices, return_inverse=True)
+        unique, row_of_index = np.unique(indices, return_inverse=True)
         pictures = np.zeros((0, height, width, 3), dtype=np.uint8)
-        left = {int(index): i for i, index in enumerate(unique)}
-        for index, picture in self.decode(unique, height_width):
-            if transform is not None:
-                picture = transform(picture)
-            if len(left) == len(unique):
+        remaining = {int(index): row for row, index in enumerate(unique)}
+        for index, frame in self.decode(unique, height_width):
+            picture = frame if transform is None else transform(frame)
+            if len(remaining) == len(unique):  # the first picture decides shape and dtype
                 self.limits.check_returned(self.info.source, len(indices), *picture.shape[:2])
                 pictures = np.empty((len(unique), *picture.shape), dtype=picture.dtype)
-            pictures[left.pop(index)] = picture
-        if left:
-            raise VideoDecodeError(f"{self.info.source}: {len(left)} frames cannot be decoded, first {min(left)}")
-        if len(unique) != len(indices) or (slot[1:] < slot[:-1]).any():
-            pictures = pictures[slot]
+            pictures[remaining.pop(index)] = picture
+        if remaining:
+            raise VideoDecodeError(
+                f"{self.info.source}: {len(remaining)} frames cannot be decoded; the first is {min(remaining)}"
+            )
+        if len(unique) != len(indices) or (row_of_index[1:] < row_of_index[:-1]).any():
+            pictures = pictures[row_of_index]
         return self._clip(
             pictures,
             self.times_s[indices],
@@ -221,22 +224,24 @@ class VideoReader(abc.ABC):
         count = len(self.times_s)
         if len(indices) and not (-count <= indices.min() and indices.max() < count):
             wrong = indices[(indices < -count) | (indices >= count)][0]
-            raise InputError(f"{self.info.source}: no frame {wrong}; there are {count}, 0 to {count - 1}")
+            raise InputError(f"{self.info.source}: no frame {wrong}; frames are 0 to {count - 1}, or -{count} to -1")
         return np.where(indices < 0, indices + count, indices)
 
-    def _nearest(self, wanted_s: np.ndarray) -> np.ndarray:
+    def _nearest(self, requested_s: np.ndarray) -> np.ndarray:
         end_s = max(self.info.duration_s, float(self.times_s[-1])) + 1e-3
-        wrong = ~((wanted_s >= -1e-3) & (wanted_s <= end_s))
+        wrong = ~((requested_s >= -1e-3) & (requested_s <= end_s))
         if wrong.any():
-            raise InputError(f"{self.info.source}: no frame at {wanted_s[wrong][0]} s; times are 0 to {end_s:.3f} s")
-        return sampling.nearest(self.times_s, wanted_s)
+            raise InputError(
+                f"{self.info.source}: no frame at {requested_s[wrong][0]} s; times are from 0 to {end_s:.3f} s"
+            )
+        return sampling.nearest(self.times_s, requested_s)
 
     def _part(self, start_s: float | None, end_s: float | None) -> tuple[int, int]:
-        """First and last index of the frames shown in a part of the video; at least the frame that it begins in."""
+        """First and last index of the frames in a part of the video. If it has none, the frame shown at its start."""
         begin, end = 0.0 if start_s is None else start_s, np.inf if end_s is None else end_s
         if not (0 <= begin < end) or begin > self.info.duration_s:
             raise InputError(
-                f"{self.info.source}: no part from {start_s} to {end_s} s; the video is {self.info.duration_s:.3f} s"
+                f"{self.info.source}: no part from {start_s} to {end_s} s; the video lasts {self.info.duration_s:.3f} s"
             )
         times_s = self.times_s
         first = int(np.searchsorted(times_s, begin - 1e-9))
@@ -246,17 +251,17 @@ class VideoReader(abc.ABC):
         return first, last
 
     def _height_width(self, size: Size | None) -> tuple[int, int] | None:
-        """Height and width that `size` means for this video."""
+        """Height and width in pixels that `size` means for this video."""
         if size is None:
             return None
-        given = (size,) if isinstance(size, int) else tuple(size)
-        if len(given) > 2 or any(_whole(edge) < 1 for edge in given):
-            raise InputError(f"size must be the shorter edge or (height, width), positive, not {size}")
-        if len(given) == 2:
-            height, width = given
+        edges = (size,) if isinstance(size, int) else tuple(size)
+        if len(edges) > 2 or any(_whole(edge) < 1 for edge in edges):
+            raise InputError(f"size must be the shorter edge or (height, width), in positive pixels, not {size}")
+        if len(edges) == 2:
+            height, width = edges
         else:
             shorter = min(self.info.height, self.info.width)
-            height, width = (max(1, round(edge * given[0] / shorter)) for edge in (self.info.height, self.info.width))
+            height, width = (max(1, round(edge * edges[0] / shorter)) for edge in (self.info.height, self.info.width))
         self.limits.check_size(self.info.source, width, height)
         return height, width
 
@@ -265,4 +270,4 @@ def _whole(index: Any) -> int:
     try:
         return operator.index(index)
     except TypeError:
-        raise InputError(f"must be a whole number, not {index!r}") from None
+        raise InputError(f"a frame's index or an edge must be a whole number, not {index!r}") from None

@@ -1,4 +1,4 @@
-"""What can be opened: a regular file, bytes, or a file object; never a name that a library might interpret."""
+"""Sources that can be opened: a regular file, bytes, or a file object. No library gets a name to interpret."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from mmllm.video.errors import VideoOpenError
 
 @dataclass(frozen=True, kw_only=True)
 class MediaFile:
-    """A local file or bytes in memory, known to be readable, with its first bytes."""
+    """A readable local file, or bytes in memory, with its first bytes."""
 
     name: str
-    """For messages."""
+    """The name in messages."""
     head: bytes
     length: int
     """In bytes."""
     path: str | None = None
-    """Absolute, so that no part of it can be taken for a protocol."""
+    """Absolute, so that no part of it can be mistaken for a protocol. None for a stream."""
     file: BinaryIO | None = None
-    """A seekable stream, where there is no path."""
+    """A seekable stream, if there is no path."""
 
     def stream(self) -> BinaryIO:
-        """The stream at its beginning, where there is no path."""
+        """The stream at its beginning; only for a source without a path."""
         stream = cast(BinaryIO, self.file)
         stream.seek(0)
         return stream
 
 
 def media_file(source: Any, *, inside: str | os.PathLike[str] | None = None, name: str | None = None) -> MediaFile:
-    """The file that a path, bytes or a binary file object stand for.
+    """The file of a path, of bytes or of a binary file object.
 
     Args:
-        source: what the user gave.
-        inside: a folder that a path must not lead out of, links resolved.
-        name: what messages call a source that is no path.
+        source: the path, bytes or file object.
+        inside: the folder in which a path must lie after links are resolved.
+        name: the name in messages of a source that is not a path.
 
     Raises:
         VideoOpenError: naming the source and why it cannot be read.
@@ -50,8 +50,10 @@ def media_file(source: Any, *, inside: str | os.PathLike[str] | None = None, nam
     if isinstance(source, (str, os.PathLike)):
         return _from_path(os.fspath(source), inside)
     if hasattr(source, "read"):
-        own = getattr(source, "name", None)
-        return _from_stream(_seekable(source), name or (own if isinstance(own, str) else "<file object>"))
+        stream_name = getattr(source, "name", None)
+        return _from_stream(
+            _seekable(source), name or (stream_name if isinstance(stream_name, str) else "<file object>")
+        )
     raise VideoOpenError(
         f"a video is a path, bytes, a binary file object, a FrameFolder or arrays, not {type(source).__name__}"
     )
@@ -61,22 +63,24 @@ def regular_file(path: str | os.PathLike[str], *, inside: str | os.PathLike[str]
     """The absolute path of a readable regular file; links are followed.
 
     Raises:
-        VideoOpenError: for anything else, and for files outside of `inside`.
+        VideoOpenError: if it is not a regular file, cannot be read, or lies outside of `inside`.
     """
     name = os.fspath(path)
     if "\0" in name:
-        raise VideoOpenError(f"{name!r}: a file name cannot hold a zero byte")
+        raise VideoOpenError(f"{name!r}: a file name cannot contain a zero byte")
     absolute = Path(os.path.abspath(name))
     if inside is not None and not absolute.resolve().is_relative_to(Path(inside).resolve()):
-        raise VideoOpenError(f"{name}: outside of the folder that files may come from")
+        raise VideoOpenError(f"{name}: outside of the only folder from which files may be opened")
     try:
         mode = absolute.stat().st_mode
     except OSError as problem:
-        hint = "; addresses are opened only with allow_url=True" if "://" in name else ""
+        hint = "; a URL is opened only with allow_url=True" if "://" in name else ""
         raise VideoOpenError(f"{name}: {problem.strerror or problem}{hint}") from None
     if stat.S_ISDIR(mode):
-        raise VideoOpenError(f"{name}: a directory, not a video; a folder of numbered frames needs their rate: "
-                             "FrameFolder(path, fps=...)")  # fmt: skip
+        raise VideoOpenError(
+            f"{name}: a directory, not a video; for a folder of numbered frames, give their rate: "
+            "FrameFolder(path=..., fps=...)"
+        )
     if not stat.S_ISREG(mode):
         raise VideoOpenError(f"{name}: not a regular file (a pipe, socket or device)")
     return absolute
@@ -99,7 +103,7 @@ def _from_stream(stream: BinaryIO, name: str) -> MediaFile:
     stream.seek(0)
     head = stream.read(HEAD_BYTES)
     if not isinstance(head, bytes):
-        raise VideoOpenError(f"{name}: opened as text; a video must be opened in binary mode")
+        raise VideoOpenError(f"{name}: the file is open in text mode; open it in binary mode")
     if not head:
         raise VideoOpenError(f"{name}: not a video: it is empty")
     return MediaFile(name=name, head=head, length=stream.seek(0, io.SEEK_END), file=stream)

@@ -1,7 +1,7 @@
-"""Fetching a video from an address, only when asked to: public hosts over http and https, size and time bounded.
+"""Downloading a video from a URL, if the caller allows it: only public hosts, http or https, bounded in size and time.
 
-FFmpeg never sees the address. The host's address is looked up here, refused unless it is public, and that very
-address is connected to, for every redirection anew.
+FFmpeg never gets the URL. We look up the host's address, refuse it if it is not public, and connect to exactly that
+address. Each redirection is checked again.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from mmllm.video.errors import LimitExceeded, VideoOpenError, VideoTimeout
 from mmllm.video.limits import VideoLimits
 
-_REDIRECTIONS = 5
+_MAX_REDIRECTIONS = 5
 _SILENCE_S = 10.0
 _IN_MEMORY_BYTES = 16 << 20
 
 
 def is_url(source: Any) -> bool:
-    """True for text that begins like an http or https address."""
+    """True for a text that begins with `http://` or `https://`."""
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
 def fetch(url: str, limits: VideoLimits) -> IO[bytes]:
-    """What stands at an address, in a temporary file that is gone once it is closed.
+    """The file at a URL, as a temporary file that is deleted when it is closed.
 
     Raises:
-        VideoOpenError: if the host is not public, or does not give the file.
-        LimitExceeded, VideoTimeout: if it is too large or comes too slowly.
+        VideoOpenError: if the host is not public, or does not send the file.
+        LimitExceeded: if the file is larger than `limits.download_bytes`.
+        VideoTimeout: if the download takes longer than `limits.download_s`.
     """
     until = time.monotonic() + limits.download_s
-    for _ in range(_REDIRECTIONS + 1):
+    for _ in range(_MAX_REDIRECTIONS + 1):
         parts = urlsplit(url)
         connection = _connection(url, parts)
         try:
@@ -48,15 +49,15 @@ def fetch(url: str, limits: VideoLimits) -> IO[bytes]:
                 continue
             if response.status != 200:
                 raise VideoOpenError(f"{url}: the server answered {response.status} {response.reason}")
-            return _saved(response, url, limits, until)
+            return _downloaded(response, url, limits, until)
         except (OSError, http.client.HTTPException) as problem:
             raise VideoOpenError(f"{url}: {problem}") from None
         finally:
             connection.close()
-    raise VideoOpenError(f"{url}: more than {_REDIRECTIONS} redirections")
+    raise VideoOpenError(f"{url}: more than {_MAX_REDIRECTIONS} redirections")
 
 
-def _saved(response: http.client.HTTPResponse, url: str, limits: VideoLimits, until: float) -> IO[bytes]:
+def _downloaded(response: http.client.HTTPResponse, url: str, limits: VideoLimits, until: float) -> IO[bytes]:
     file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
     try:
         length = 0
@@ -64,10 +65,12 @@ def _saved(response: http.client.HTTPResponse, url: str, limits: VideoLimits, un
             length += len(block)
             if length > limits.download_bytes:
                 raise LimitExceeded(
-                    f"{url}: larger than {limits.download_bytes >> 20} MiB (VideoLimits.download_bytes)"
+                    f"{url}: larger than {limits.download_bytes >> 20} MiB (raise VideoLimits.download_bytes)"
                 )
             if time.monotonic() > until:
-                raise VideoTimeout(f"{url}: not here after {limits.download_s:g} s (VideoLimits.download_s)")
+                raise VideoTimeout(
+                    f"{url}: not downloaded within {limits.download_s:g} s (raise VideoLimits.download_s)"
+                )
             file.write(block)
     except BaseException:
         file.close()
@@ -78,7 +81,7 @@ def _saved(response: http.client.HTTPResponse, url: str, limits: VideoLimits, un
 
 def _connection(url: str, parts: SplitResult) -> http.client.HTTPConnection:
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise VideoOpenError(f"{url}: only http and https addresses are opened")
+        raise VideoOpenError(f"{url}: only http and https URLs are opened")
     port = parts.port or (443 if parts.scheme == "https" else 80)
     address = public_address(url, parts.hostname, port)
     if parts.scheme == "http":
@@ -93,17 +96,17 @@ def _connection(url: str, parts: SplitResult) -> http.client.HTTPConnection:
 
 
 def public_address(url: str, host: str, port: int) -> str:
-    """An address of a host, all of whose addresses are public.
+    """The first IP address of a host, after all its addresses were checked to be public.
 
     Raises:
         VideoOpenError: if the host is unknown, or one of its addresses is private, local or reserved.
     """
     try:
-        found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError) as problem:
         raise VideoOpenError(f"{url}: {problem}") from None
-    for address in found:
+    for address in addresses:
         number = ipaddress.ip_address(address.split("%")[0])
         if not number.is_global or number.is_multicast:
-            raise VideoOpenError(f"{url}: {host} is {address}, which is no public address")
-    return found[0]
+            raise VideoOpenError(f"{url}: {host} is {address}, which is not a public address")
+    return addresses[0]

@@ -1,4 +1,4 @@
-"""What can go wrong with a video, as exceptions that name the file, the cause and what to do."""
+"""Errors of videos. Their messages name the file, the cause and what to do."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from mmllm.errors import InputError
 
 
 class VideoError(InputError):
-    """A video cannot be read as asked."""
+    """A video cannot be read as requested."""
 
 
 class VideoOpenError(VideoError):
-    """The source is missing, not a regular file, not a video, or of a container that is not allowed."""
+    """The source is missing, is not a regular file, is not a video, or its container is not allowed."""
 
 
 class NoVideoStream(VideoError):
-    """The file is valid media, but has no video: the message says which streams it has."""
+    """The file is valid media without video. The message lists its streams."""
 
 
 class NoFrames(VideoError):
-    """The file says it has video, but not one frame of it can be decoded."""
+    """The file declares video, but none of its frames can be decoded."""
 
 
 class LimitExceeded(VideoError):
-    """The video is larger or longer than the limits allow; nothing of that size was allocated."""
+    """The video is larger or longer than the limits allow. No memory of that size was allocated."""
 
 
 class VideoTimeout(VideoError):
@@ -30,8 +30,8 @@ class VideoTimeout(VideoError):
 
 
 class VideoDecodeError(VideoError):
-    """Wanted frames cannot be decoded, or a backend failed while decoding."""
+    """Requested frames cannot be decoded, or a backend failed."""
 
 
 class VideoTruncated(UserWarning):
-    """The file ends before what its header declares; the frames up to the cut are there."""
+    """The file ends earlier than its header declares. The frames before the cut are used."""

@@ -1,4 +1,4 @@
-"""What is known of a video without looking at its pictures."""
+"""Facts about a video apart from its pictures."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """A video's length, rate, size and coding, as they are after opening it rather than as its header claims."""
+    """A video's length, rate, size and coding, measured when the file is opened, not copied from its header."""
 
     source: str
-    """Path, or a description of where the bytes came from."""
+    """The path, or a description of another source."""
     backend: str
     container: str
     codec: str
@@ -22,25 +22,25 @@ class VideoInfo:
     duration_s: float
     """Seconds from the first shown frame to the end of the last one."""
     start_s: float
-    """Presentation time of the first shown frame in the file; times of this package are counted from it."""
+    """Presentation time of the first shown frame in the file. All times of mmllm are counted from this frame."""
     num_frames: int | None
-    """Frames that can be shown. From the packets, not the header; None where only decoding could tell."""
+    """Frames that can be shown, counted from the packets, not from the header; None if only decoding can tell."""
     average_fps: float
     variable_rate: bool
-    """True where index / average_fps is wrong by more than a frame somewhere, so that only times are right."""
+    """True if index / average_fps is wrong by more than one frame somewhere. Then use the frames' times."""
     time_estimated: bool
-    """True where the file has no usable timestamps: times then follow from the order and the average rate."""
+    """True if the file has no usable timestamps. The times are then computed from the order and the average rate."""
     hdr: bool
     """True for PQ and HLG pictures, which look washed out as plain RGB."""
     rotation: int
-    """Degrees clockwise by which frames were turned to stand upright."""
+    """Degrees clockwise by which frames were turned to be upright."""
     mirrored: bool
-    """True where frames were flipped as the file demands."""
+    """True if frames were mirrored, as the file demands."""
     stream: int
     """Number of the chosen stream in its container."""
     streams: tuple[str, ...]
     """All streams of the container, such as `0 video h264 320x180`."""
     declared_frames: int | None
-    """What the header claims, for comparison."""
+    """Number of frames by the header, for comparison; None if it has none."""
     truncated: bool = False
-    """True where the file ends before what its header declares."""
+    """True if the file ends earlier than its header declares."""

@@ -1,4 +1,4 @@
-"""How much a video may cost: checked before memory is taken and between packets."""
+"""Limits of memory and time for one video, checked before memory is allocated and between packets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmllm.video.errors import LimitExceeded, VideoTimeout
 
 @dataclass(frozen=True, kw_only=True)
 class VideoLimits:
-    """Upper bounds for one video. The defaults suit one's own files; `UPLOAD_LIMITS` those of strangers."""
+    """Upper bounds for one video. The defaults are for your own files, `UPLOAD_LIMITS` for files of strangers."""
 
     pixels: int = 40_000_000
     """Width x height of one frame. 8K (7680 x 4320) fits, 8192 x 8192 does not."""
@@ -24,13 +24,13 @@ class VideoLimits:
     cpu_s: float | None = 120.0
     """Processor seconds that one call may take, or `iterate` from one frame to the next; None for no deadline."""
     stall_s: float = 60.0
-    """Seconds by the clock that the search for one packet may take, in a file that holds none for long stretches."""
+    """Seconds by the clock that the search for one packet may take. Some files hold no packet for a long stretch."""
     child_s: float = 120.0
-    """Seconds by the clock after which a decoder in a process of its own is killed, for one call."""
+    """Seconds by the clock that one call may take in a decoder's child process, which is then killed."""
     download_bytes: int = 4 << 30
-    """Size of a file fetched from an address."""
+    """Bytes of a file that is downloaded from a URL."""
     download_s: float = 600.0
-    """Seconds by the clock that fetching it may take."""
+    """Seconds by the clock that the download may take."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -47,7 +47,7 @@ class VideoLimits:
         require(self.cpu_s is None or self.cpu_s > 0, self, "cpu_s", "a positive number of seconds, or None")
 
     def check_size(self, source: str, width: int, height: int) -> None:
-        """Refuses pictures that are too large, and sizes that are none."""
+        """Refuses pictures with too many pixels."""
         if width * height > self.pixels:
             raise LimitExceeded(
                 f"{source}: {width} x {height} = {width * height} pixels a frame; allowed are {self.pixels} "
@@ -55,7 +55,7 @@ class VideoLimits:
             )
 
     def check_frames(self, source: str, frames: int) -> None:
-        """Refuses files of too many frames."""
+        """Refuses files with too many frames."""
         if frames > self.frames:
             raise LimitExceeded(
                 f"{source}: {frames} frames or more; allowed are {self.frames} (raise VideoLimits.frames)"
@@ -69,7 +69,7 @@ class VideoLimits:
             )
 
     def check_returned(self, source: str, frames: int, height: int, width: int) -> None:
-        """Refuses answers that would take too much memory."""
+        """Refuses results that would take too much memory."""
         size = frames * height * width * 3
         if size > self.returned_bytes:
             raise LimitExceeded(
@@ -88,26 +88,27 @@ UPLOAD_LIMITS = VideoLimits(
     download_bytes=1 << 30,
     download_s=60.0,
 )
-"""For files of strangers: at most three hours, 1 GiB of pixels and 30 processor seconds a call."""
+"""For files of strangers: at most three hours of video, and in one call 1 GiB of pixels and 30 processor seconds."""
 
 
 class Deadline:
-    """Processor time of the calling thread since it was made; so a busy machine does not make a video fail."""
+    """A limit of the calling thread's processor time. It is not clock time, so a busy machine makes no video fail."""
 
     def __init__(self, source: str, cpu_s: float | None) -> None:
         self._source, self._allowed_s = source, cpu_s
         self.restart()
 
     def restart(self) -> None:
-        """Counts from now, for work that hands out a part and then waits for its caller."""
+        """Starts the time again, for work that returns a part and then waits for its caller."""
         self._start_s, self._start_cpu_s = time.monotonic(), time.thread_time()
 
     def check(self, doing: str) -> None:
-        """Raises VideoTimeout once the time is used up, saying what was being done."""
+        """Raises VideoTimeout if the time is used up; the message says what was being done."""
+        # A thread's processor time never exceeds clock time, and asking for processor time is slow.
         if self._allowed_s is None or time.monotonic() - self._start_s <= self._allowed_s:
-            return  # no more processor time than time; asking for the former is slow
+            return
         if time.thread_time() - self._start_cpu_s > self._allowed_s:
             raise VideoTimeout(
-                f"{self._source}: gave up after {self._allowed_s:g} processor seconds, while {doing} "
+                f"{self._source}: stopped after {self._allowed_s:g} processor seconds while {doing} "
                 "(raise VideoLimits.cpu_s, or ask for fewer frames)"
             )

@@ -1,4 +1,4 @@
-"""Opening videos: the one reader behind training, evaluation, `ask` and the demo.
+"""Opening videos. Training, evaluation, `ask` and the demo all read videos by these functions.
 
 ```python
 with open_video("clip.mp4") as video:
@@ -6,8 +6,8 @@ with open_video("clip.mp4") as video:
     clip = video.frames_at([0.0, 1.5, 3.0], size=224)
 ```
 
-Times are seconds as decoded, counted from the first shown frame. Frames are uint8 RGB, upright. What a file claims
-is never believed over what is in it: see `VideoInfo` and the errors below.
+Times are in seconds from the first shown frame. Frames are uint8 RGB and upright. If a file's header differs from its
+content, the content counts: see `VideoInfo` and the errors below.
 """
 
 from __future__ import annotations
@@ -79,25 +79,26 @@ def open_video(
     Args:
         source: a path, bytes, a binary file object, a `FrameFolder` (or a folder's path and `fps`), or the frames
             themselves, uint8 (T H W 3), with `fps`.
-        backend: "auto" is PyAV, which reads everything and brings its own FFmpeg. "decord" and "torchcodec" decode
-            in a child process, which is killed after `limits.child_s` seconds.
-        fps: frames a second, for a folder of images and for arrays only.
-        limits: how much the video may cost.
-        stream: number of the video stream to read; by default the best one that is no cover art.
-        strict: raise at the first sign of damage, where otherwise damage is stepped over and counted.
-        tone_map: bring HDR pictures to the range of ordinary ones; otherwise they look washed out. PyAV only.
-        inside: a folder that a path must not lead out of, links resolved.
-        allow_url: whether an http or https address is fetched; only from public hosts.
+        backend: "auto" is PyAV, which reads all allowed containers and includes FFmpeg. "decord" and "torchcodec"
+            decode in a child process, which is killed after `limits.child_s` seconds.
+        fps: frames a second, only for a folder of images and for arrays.
+        limits: upper bounds of memory and time.
+        stream: number of the video stream to read; by default the best stream that is not cover art.
+        strict: whether damage is an error. If not, damaged packets are skipped and counted.
+        tone_map: whether HDR pictures are converted to the ordinary range; without it they look washed out. Only for
+            PyAV.
+        inside: the folder in which a path must lie after links are resolved.
+        allow_url: whether an http or https URL is downloaded; only from public hosts.
 
     Raises:
-        VideoOpenError: missing, not a regular file, not a video.
-        NoVideoStream: sound only.
-        NoFrames: nothing can be decoded.
-        LimitExceeded: too large or too long.
-        InputError: options that do not go together.
+        VideoOpenError: if the source is missing, not a regular file or not a video.
+        NoVideoStream: if the file has no video.
+        NoFrames: if no frame can be decoded.
+        LimitExceeded: if the video is too large or too long.
+        InputError: if options do not fit together.
 
     Warns:
-        VideoTruncated: the file ends before what its header declares.
+        VideoTruncated: if the file ends earlier than its header declares.
     """
     if backend not in get_args(Backend):
         raise InputError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
@@ -106,7 +107,9 @@ def open_video(
     if pictures is not None:
         return pictures
     if fps is not None:
-        raise InputError("fps is for folders of images and for arrays; a video file has its own times")
+        raise InputError(
+            "fps is for folders of images and for arrays; a video file has its own times, so leave fps out"
+        )
     name = None
     if allow_url and _urls.is_url(source):
         name, source = source, _urls.fetch(source, limits)
@@ -119,7 +122,7 @@ def open_video(
     from mmllm.video._other_backends import ChildReader
 
     if tone_map:
-        raise InputError(f"tone_map is for backend 'pyav', not {backend!r}")
+        raise InputError(f"tone_map works with backend 'pyav', not with {backend!r}")
     return ChildReader(media, options, backend)
 
 
@@ -131,7 +134,7 @@ def _pictures(source: Any, fps: float | None, limits: VideoLimits, inside: str |
         return open_folder(source, limits, inside=inside)
     if isinstance(source, (np.ndarray, list, tuple)):
         if fps is None:
-            raise InputError("frames in memory need their rate: pass fps")
+            raise InputError("frames in memory have no times: give fps, their rate in frames a second")
         return PictureListReader(f"<{len(source)} arrays>", list(source), fps, limits, "arrays")
     return None
 
@@ -151,13 +154,13 @@ def sample_uniform(
     """T frames spread evenly over a video or a part of it, by LITA's rule.
 
     Args:
-        source: whatever `open_video` takes, or an open reader.
-        frames: T. A video with fewer frames repeats some; `valid` of the clip tells which.
+        source: any source of `open_video`, or an open reader.
+        frames: T. If the video has fewer frames, some are repeated; the clip's `valid` is False for repetitions.
         backend, fps, limits: as for `open_video`.
-        transform: applied to each uint8 frame (H W 3) as it is decoded, so that memory stays bounded; the clip
-            holds its results.
+        transform: applied to each uint8 frame (H W 3) as it is decoded, so that memory stays bounded. The clip holds
+            its results.
         size: resize while decoding: the shorter edge in pixels, or (height, width).
-        start_s, end_s: part of the video to look at, in seconds.
+        start_s, end_s: the part of the video from which frames are taken, in seconds.
     """
     if isinstance(source, VideoReader):
         return source.sample_uniform(frames, start_s=start_s, end_s=end_s, size=size, transform=transform)
@@ -166,10 +169,10 @@ def sample_uniform(
 
 
 def probe(source: Any, *, limits: VideoLimits = UPLOAD_LIMITS) -> VideoInfo:
-    """What is known of a video after reading its packets and decoding one frame; cheap, and under a deadline.
+    """A video's length, rate, size and coding, found by reading its packets and decoding one frame.
 
     Raises:
-        VideoError: the same as `open_video`.
+        VideoError: as `open_video` does.
     """
     with open_video(source, limits=limits) as video:
         return video.info

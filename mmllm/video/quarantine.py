@@ -1,7 +1,7 @@
-"""Reading many files through worker processes, so that one bad file costs one file: not the run, and not a score.
+"""Reading many files in worker processes, so that a bad file does not stop the run.
 
-A file that fails, crashes its worker or outlasts its deadline is set aside under its name. It yields nothing: no
-black frame, no empty answer. What was set aside is listed at the end.
+A file that fails, crashes its worker or takes too long is set aside, with its name and the reason. Nothing takes its
+place: no black frame, no empty answer. All files that were set aside are listed at the end.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class QuarantineConfig:
-    """How items are read."""
+    """Workers and deadlines for reading items."""
 
     workers: int = 2
-    """Processes that read."""
+    """Number of worker processes."""
     deadline_s: float = 60.0
-    """Seconds by the clock for one item; a worker that takes longer is killed."""
+    """Seconds by the clock for one item. A worker that takes longer is killed."""
     start_s: float = 120.0
-    """Seconds by the clock in which a worker must have started."""
+    """Seconds by the clock for the start of a worker."""
     ahead: int = 2
-    """Finished items that may wait, for each worker; bounds the memory."""
+    """Finished items for each worker that may wait for the caller. This bounds the memory."""
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, self, "workers", "at least 1")
@@ -49,18 +49,18 @@ class QuarantineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One item that was set aside."""
+    """An item that was set aside."""
 
     number: int
-    """Its place among the items."""
+    """Its position among the items, from 0."""
     name: str
     error: str
-    """Kind of the error, such as `NoVideoStream`; `Crashed` and `TimedOut` if the worker did not live to tell."""
+    """Type of the error, such as `NoVideoStream`; `Crashed` or `TimedOut` if the worker ended without an answer."""
     reason: str
 
     @property
     def told(self) -> str:
-        """Kind of the error and reason."""
+        """Type of the error and reason, as one text."""
         return f"{self.error}: {self.reason}"
 
 
@@ -82,69 +82,73 @@ class Quarantine(Generic[Item, Result]):
         *,
         name: Callable[[Item], str] = str,
     ) -> None:
-        """
+        """Prepares for reading; no process is started yet.
+
         Args:
             read: reads one item; a function that another process can import, or a picklable object.
             config: workers and deadlines.
-            name: what to call an item in messages.
+            name: gives the name of an item for messages.
         """
         self._read, self._name, self.config = read, name, config or QuarantineConfig()
         self.failures: list[Failure] = []
         self.count = 0
-        """Items taken so far."""
+        """Number of items that were given to workers so far."""
 
     def results(self, items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
-        """Place and result of every item that could be read, in the order of the items."""
+        """Position and result of each item that could be read, in the order of the items."""
         with contextlib.closing(self.outcomes(items)) as outcomes:
             for number, result in outcomes:
                 if not isinstance(result, Failure):
                     yield number, result
 
     def outcomes(self, items: Iterable[Item]) -> Generator[tuple[int, Result | Failure], None, None]:
-        """Place and result of every item, or why it was set aside, in the order of the items."""
+        """Position of each item with its result, or with the reason why it was set aside, in the order of the items."""
         pool = _Pool(self._read, self.config)
-        left = enumerate(items)
-        order: deque[int] = deque()
+        remaining = enumerate(items)
+        order: deque[int] = deque()  # numbers of the items that workers have and the caller has not
         names: dict[int, str] = {}
         done: dict[int, tuple[bool, Any]] = {}
-        exhausted, most = False, self.config.workers * (1 + self.config.ahead)
+        exhausted, max_pending = False, self.config.workers * (1 + self.config.ahead)
         try:
             while True:
-                while not exhausted and pool.idle and len(order) < most:
-                    following = next(left, None)
-                    if following is None:
+                # 1. Give items to idle workers, but not too far ahead of the caller.
+                while not exhausted and pool.idle and len(order) < max_pending:
+                    numbered_item = next(remaining, None)
+                    if numbered_item is None:
                         exhausted = True
                         break
-                    number, item = following
+                    number, item = numbered_item
                     self.count += 1
                     names[number] = self._name(item)
                     order.append(number)
                     pool.give(number, item)
+                # 2. Hand over the results that come next in order.
                 while order and order[0] in done:
                     number = order.popleft()
-                    good, result = done.pop(number)
+                    success, result = done.pop(number)
                     name = names.pop(number)
-                    yield number, result if good else self._set_aside(number, name, *result)
+                    yield number, result if success else self._set_aside(number, name, *result)
                 if exhausted and not order:
                     return
-                if not pool.idle or exhausted or len(order) >= most:
+                # 3. Wait for a worker, unless more items can be given out.
+                if not pool.idle or exhausted or len(order) >= max_pending:
                     done.update(pool.finished())
         finally:
             pool.kill()
 
     def report(self) -> str:
-        """What was set aside, one line for each item under a line with the totals."""
+        """A line with the totals, then a line for each item that was set aside."""
         lines = [f"{self.count - len(self.failures)} of {self.count} items read, {len(self.failures)} set aside"]
         lines += [f"  {failure.name}: {failure.told}" for failure in self.failures]
         return "\n".join(lines)
 
     def raise_if_any(self) -> None:
-        """Raises PartialFailure, with the report, if an item was set aside."""
+        """Raises PartialFailure with the report if an item was set aside."""
         if self.failures:
             raise PartialFailure(self.report())
 
     def rows(self) -> list[dict[str, Any]]:
-        """What was set aside, as JSON values."""
+        """The items that were set aside, as JSON values."""
         return [dataclasses.asdict(failure) for failure in self.failures]
 
     def _set_aside(self, number: int, name: str, error: str, reason: str) -> Failure:
@@ -155,7 +159,7 @@ class Quarantine(Generic[Item, Result]):
 
 
 class _Pool:
-    """Worker processes with at most one item each; those that die or dawdle are replaced."""
+    """Worker processes with at most one item each. A worker that dies or takes too long is replaced."""
 
     def __init__(self, read: Callable[[Any], Any], config: QuarantineConfig) -> None:
         self._read, self._config = read, config
@@ -175,18 +179,18 @@ class _Pool:
             self._workers.append(worker)
         allowed_s = self._config.deadline_s + (0 if worker.started else self._config.start_s)
         worker.number, worker.until = number, time.monotonic() + allowed_s
-        with contextlib.suppress(OSError):  # if it died idle, `finished` will find its pipe closed
+        with contextlib.suppress(OSError):  # if the idle worker has died, `finished` finds its pipe closed
             worker.pipe.send(item)
 
     def finished(self) -> dict[int, tuple[bool, Any]]:
-        """Waits until at least one item is done: number -> (True, result) or (False, (error, reason))."""
+        """Waits until an item is done, and returns: number -> (True, result) or (False, (error, reason))."""
         done: dict[int, tuple[bool, Any]] = {}
         while not done:
             busy = [worker for worker in self._workers if worker.number is not None]
             if not busy:
                 return done
-            left = max(0.0, min(worker.until for worker in busy) - time.monotonic())
-            ready: Sequence[Any] = wait([worker.pipe for worker in busy], timeout=left)
+            remaining_s = max(0.0, min(worker.until for worker in busy) - time.monotonic())
+            ready: Sequence[Any] = wait([worker.pipe for worker in busy], timeout=remaining_s)
             for worker in busy:
                 assert worker.number is not None
                 if worker.pipe in ready:
@@ -201,7 +205,7 @@ class _Pool:
         return done
 
     def _answer(self, worker: _Worker) -> tuple[bool, Any] | None:
-        """What a worker says; None if it only says that it has begun."""
+        """A worker's answer: success and value; None if it only reports that it has started on the item."""
         try:
             kind, value = worker.pipe.recv()
         except (EOFError, OSError):
@@ -225,18 +229,19 @@ class _Pool:
 
 
 class _Worker:
-    """A process and the pipe to it."""
+    """A worker process and the pipe to it."""
 
     def __init__(self, context: Any, read: Callable[[Any], Any]) -> None:
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(read, theirs), daemon=True)
+        self.pipe, worker_pipe = context.Pipe()
+        self.process = context.Process(target=_work, args=(read, worker_pipe), daemon=True)
         self.process.start()
-        theirs.close()
+        worker_pipe.close()
         self.number: int | None = None
         self.until = 0.0
         self.started = False
 
     def kill(self) -> None:
+        """Ends the process at once."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
@@ -245,7 +250,7 @@ class _Worker:
 def _work(read: Callable[[Any], Any], pipe: Connection) -> None:
     """The worker process: reads items until the pipe is closed."""
     end_with_parent()
-    with contextlib.suppress(EOFError, OSError):  # the other end is closed: nobody is left to read for
+    with contextlib.suppress(EOFError, OSError):  # raised when the parent has closed its end of the pipe
         while True:
             item = pipe.recv()
             pipe.send(("begun", None))

@@ -1,6 +1,6 @@
-"""Which frames to look at: sample plans as pure functions of a video's length, without any file.
+"""Which frames of a video are sampled, as pure functions of its length. No file is read.
 
-n frames in the video, T frames wanted, c candidates
+n frames in the video, T sampled frames, c candidates
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from mmllm.errors import InputError
 def uniform_by_index(count: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Frames spread evenly from the first to the last, both included, by LITA's rule.
 
-    The index of frame i is round_half_even(linspace(0, n - 1, T)[i]). A video shorter than T repeats frames.
+    The index of frame i is round_half_even(linspace(0, n - 1, T)[i]). If the video has fewer than T frames, some are
+    repeated.
 
     Args:
-        count: n, frames that there are.
-        frames: T, frames wanted.
+        count: n, frames of the video.
+        frames: T, frames to sample.
 
     Returns:
-        Indices (int64, T, ascending) and `valid` (bool, T), False where an index only repeats the one before.
+        Indices (int64, T, ascending) and `valid` (bool, T), which is False for the repetition of an index.
 
     Raises:
         InputError: if either number is not positive.
@@ -31,7 +32,7 @@ def uniform_by_index(count: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def uniform_by_time(duration_s: float, frames: int) -> np.ndarray:
-    """Instants in seconds (float64, T) at the middles of T equal parts of the video.
+    """Times in seconds (float64, T) of the middles of T equal parts of the video.
 
     Raises:
         InputError: if the duration or the number of frames is not positive.
@@ -42,12 +43,12 @@ def uniform_by_time(duration_s: float, frames: int) -> np.ndarray:
 
 
 def every(duration_s: float, fps: float, max_frames: int | None = None) -> np.ndarray:
-    """Instants in seconds (float64) at a steady rate from 0, before the end of the video.
+    """Times in seconds (float64) at a constant rate, from 0 up to the end of the video.
 
     Args:
         duration_s: length of the video.
-        fps: instants a second.
-        max_frames: if the rate gives more, this many are chosen evenly among them, first and last included.
+        fps: times a second.
+        max_frames: if the rate gives more times, this many of them are chosen evenly, first and last included.
 
     Raises:
         InputError: if a number is not positive.
@@ -61,15 +62,15 @@ def every(duration_s: float, fps: float, max_frames: int | None = None) -> np.nd
 
 
 def slow_fast(count: int, fps: float, frames: int, target_fps: float = 4.0) -> np.ndarray:
-    """Indices (int64) as Slow-Fast's training and benchmarks choose them: a steady rate, then an even subset.
+    """Indices (int64) as Slow-Fast's training and benchmarks choose them: a constant rate, then an even subset.
 
-    Candidates are every round(fps / min(target_fps, fps))-th frame. Fewer candidates than T are all taken;
-    otherwise candidate round_half_even((i + 1) * c / T - 1) for i = 0 .. T - 1.
+    Candidates are every round(fps / min(target_fps, fps))-th frame. If they are fewer than T, all are taken. Otherwise
+    candidate round_half_even((i + 1) * c / T - 1) is taken for i = 0 .. T - 1.
 
     Args:
-        count: n, frames that there are.
+        count: n, frames of the video.
         fps: average rate of the video.
-        frames: T, the most that are wanted.
+        frames: T, the highest number of frames to sample.
         target_fps: candidates a second: 4 in training, 2 in the published benchmarks.
 
     Raises:
@@ -86,7 +87,7 @@ def slow_fast(count: int, fps: float, frames: int, target_fps: float = 4.0) -> n
 
 
 def slow_fast_demo(count: int, frames: int) -> np.ndarray:
-    """Indices (int64, T) as Slow-Fast's demo chooses them: linspace(0, n - 1, T), cut to whole numbers.
+    """Indices (int64, T) as Slow-Fast's demo chooses them: linspace(0, n - 1, T), rounded down.
 
     Raises:
         InputError: if either number is not positive.
@@ -96,17 +97,17 @@ def slow_fast_demo(count: int, frames: int) -> np.ndarray:
 
 
 def first_occurrences(indices: np.ndarray) -> np.ndarray:
-    """bool, one for each index: False where it already stood earlier in the list."""
+    """bool, one for each index: False if the same index is earlier in the list."""
     valid = np.zeros(len(indices), dtype=bool)
     valid[np.unique(indices, return_index=True)[1]] = True
     return valid
 
 
-def nearest(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
-    """Index (int64) into ascending `times_s` of the entry nearest to each wanted instant, the earlier on a tie."""
-    after = np.searchsorted(times_s, wanted_s).clip(0, len(times_s) - 1)
+def nearest(times_s: np.ndarray, requested_s: np.ndarray) -> np.ndarray:
+    """For each requested time, the index (int64) of the nearest entry of ascending `times_s`; of two, the earlier."""
+    after = np.searchsorted(times_s, requested_s).clip(0, len(times_s) - 1)
     before = (after - 1).clip(0)
-    return np.where(wanted_s - times_s[before] <= times_s[after] - wanted_s, before, after)
+    return np.where(requested_s - times_s[before] <= times_s[after] - requested_s, before, after)
 
 
 def _positive(**numbers: int) -> None:

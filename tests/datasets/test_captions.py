@@ -68,14 +68,14 @@ def test_times_are_repaired_if_the_policy_allows(tmp_path):
     result = read_captions(path)
     assert [event.span for event in result.items[0].events] == [Span(2.0, 5.0), Span(8.0, 10.0)]
     assert [str(problem) for problem in result.repaired] == [
-        "record 1 (v_a): the interval [5, 2] runs backwards",
-        "record 1 (v_a): the interval [8, 12] leaves the video of 10 s",
+        "record 1 (v_a): the interval [5, 2] ends before it starts",
+        "record 1 (v_a): the interval [8, 12] is not inside the video of 10 s",
     ]
     assert result.outside == [(12.0, 10.0)]
     skipped = read_captions(path, policy="skip")
     assert not skipped.items
-    assert skipped.bad[0].reason == "the interval [5, 2] runs backwards"
-    with pytest.raises(InputError, match="runs backwards"):
+    assert skipped.bad[0].reason == "the interval [5, 2] ends before it starts"
+    with pytest.raises(InputError, match="ends before it starts"):
         read_captions(path, policy="raise")
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmllm.datasets.check import check, check_annotations
+from mmllm.commands.check import check
+from mmllm.datasets.check import check_annotations
 from mmllm.errors import InputError, PartialFailure
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -20,13 +21,13 @@ def published(name):
 
 
 def test_numbers_of_activitynet_captions():
-    found = check_annotations(published("activitynet/val_1.json.gz"))
-    assert (found["videos"], found["events"]) == (4_917, 17_505)
-    assert 100 * found["whole_video_miou_per_video"] == pytest.approx(36.9, abs=0.1)
-    assert 100 * found["whole_video_miou_per_event"] == pytest.approx(32.3, abs=0.1)
-    assert 100 * found["whole_video_p_at_0.5"] == pytest.approx(22.7, abs=0.1)
+    summary = check_annotations(published("activitynet/val_1.json.gz"))
+    assert (summary["videos"], summary["events"]) == (4_917, 17_505)
+    assert 100 * summary["whole_video_miou_per_video"] == pytest.approx(36.9, abs=0.1)
+    assert 100 * summary["whole_video_miou_per_event"] == pytest.approx(32.3, abs=0.1)
+    assert 100 * summary["whole_video_p_at_0.5"] == pytest.approx(22.7, abs=0.1)
     ceilings = {"10": 72.2, "25": 86.2, "50": 92.4, "100": 95.9, "200": 98.3}
-    assert {count: 100 * score for count, score in found["self_iou"].items()} == pytest.approx(ceilings, abs=0.2)
+    assert {count: 100 * score for count, score in summary["self_iou"].items()} == pytest.approx(ceilings, abs=0.2)
 
 
 @pytest.mark.parametrize(
@@ -39,10 +40,10 @@ def test_numbers_of_activitynet_captions():
     ],
 )
 def test_counts_of_published_files(name, videos, events, questions):
-    found = check_annotations(published(name))
-    assert (found["videos"], found["events"], found["questions"]) == (videos, events, questions)
-    assert found["out_of_vocabulary_time_tokens"] == found["bad_rows"] == 0
-    assert found["missing_videos"] is None
+    summary = check_annotations(published(name))
+    assert (summary["videos"], summary["events"], summary["questions"]) == (videos, events, questions)
+    assert summary["out_of_vocabulary_time_tokens"] == summary["bad_rows"] == 0
+    assert summary["missing_videos"] is None
 
 
 def test_the_command_line_prints_the_published_numbers(capsys):
@@ -53,9 +54,9 @@ def test_the_command_line_prints_the_published_numbers(capsys):
         with pytest.raises(SystemExit) as done:
             main(["check", file, "--json"])
         assert done.value.code == 0
-        found = json.loads(capsys.readouterr().out)
-        assert (found["videos"], found["events"]) == expected[:2]
-        assert 100 * found["whole_video_miou_per_video"] == pytest.approx(expected[2], abs=0.1)
+        summary = json.loads(capsys.readouterr().out)
+        assert (summary["videos"], summary["events"]) == expected[:2]
+        assert 100 * summary["whole_video_miou_per_video"] == pytest.approx(expected[2], abs=0.1)
         with pytest.raises(SystemExit):
             main(["check", file])
         assert f"{expected[2]} %" in capsys.readouterr().out
@@ -73,14 +74,14 @@ def file(tmp_path):
 
 
 def test_questions_about_time(file):
-    found = check_annotations(file)
-    assert (found["videos"], found["questions"], found["events"]) == (2, 3, 3)
-    assert found["whole_video_miou_per_video"] == pytest.approx((0.6 + 0.8) / 2)
-    assert found["whole_video_miou_per_event"] == pytest.approx(2 / 3)
-    assert found["whole_video_p_at_0.5"] == pytest.approx(2 / 3)
-    assert found["out_of_vocabulary_time_tokens"] == 1
-    assert (found["rows"], found["kept"], found["bad_rows"]) == (4, 3, 1)
-    assert found["problems"] == [
+    summary = check_annotations(file)
+    assert (summary["videos"], summary["questions"], summary["events"]) == (2, 3, 3)
+    assert summary["whole_video_miou_per_video"] == pytest.approx((0.6 + 0.8) / 2)
+    assert summary["whole_video_miou_per_event"] == pytest.approx(2 / 3)
+    assert summary["whole_video_p_at_0.5"] == pytest.approx(2 / 3)
+    assert summary["out_of_vocabulary_time_tokens"] == 1
+    assert (summary["rows"], summary["kept"], summary["bad_rows"]) == (4, 3, 1)
+    assert summary["problems"] == [
         "bad row: record 3 (v_bad), QA 1: 'duration' must be a positive number of seconds, not 0"
     ]
 
@@ -131,13 +132,14 @@ def test_videos_are_looked_for_and_opened(file, tmp_path):
     durations = {name: {"long": 60, "short": 0.1}.get(name, 5) for name in names}
     rows = {f"v_{name}": {"duration": d, "QA": [{"q": "When?", "a": "<0> <1>"}]} for name, d in durations.items()}
     file.write_text(json.dumps(rows))
-    found = check_annotations(file, videos)
-    counts = {name: found[name] for name in ("missing_videos", "unreadable_videos", "short_videos", "other_durations")}
+    summary = check_annotations(file, videos)
+    count_names = ("missing_videos", "unreadable_videos", "short_videos", "other_durations")
+    counts = {name: summary[name] for name in count_names}
     assert counts == {"missing_videos": 1, "unreadable_videos": 2, "short_videos": 1, "other_durations": 1}
-    assert found["videos"] == 7
-    told = " ".join(found["problems"])
-    assert "missing: v_gone" in told
-    assert "v_long.mp4 is annotated with 60.00 s but lasts 5.00 s" in told
+    assert summary["videos"] == 7
+    problems = " ".join(summary["problems"])
+    assert "missing: v_gone" in problems
+    assert "v_long.mp4 is annotated with 60.00 s but lasts 5.00 s" in problems
     unopened = check_annotations(file, videos, probe=False)
     assert (unopened["missing_videos"], unopened["unreadable_videos"]) == (1, None)
     with pytest.raises(PartialFailure):
@@ -150,9 +152,9 @@ def test_dialogues_are_looked_for_beside_their_file(tmp_path):
         {"video": name, "question": "?", "answer": "a", "spans": [[0, 1]], "duration": 3} for name in ("a.mp4", "b")
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = check_annotations(tmp_path / "rows.jsonl")
-    assert (found["format"], found["videos"], found["events"]) == ("dialogues", 1, 1)
-    assert (found["missing_videos"], found["unreadable_videos"], found["bad_rows"]) == (1, 0, 1)
+    summary = check_annotations(tmp_path / "rows.jsonl")
+    assert (summary["format"], summary["videos"], summary["events"]) == ("dialogues", 1, 1)
+    assert (summary["missing_videos"], summary["unreadable_videos"], summary["bad_rows"]) == (1, 0, 1)
 
 
 def test_files_that_are_none(tmp_path):

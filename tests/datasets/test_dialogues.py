@@ -86,9 +86,9 @@ def test_times_are_written_by_the_reader(folder):
     assert dialogue.duration_s == 10
     assert dialogue.turns[0].media == (Media(kind="video", path=folder / "clips/a.mp4"),)
     assert dialogue.turns[1].spans == (Span(1.0, 2.5),)
-    told = dialogue.messages(lambda text: TimeTokens().write(text, 10))
-    assert told[1]["content"] == [{"type": "text", "text": "<t10> <t25> It starts early."}]
-    assert told[2]["content"] == [{"type": "text", "text": "And then – é?"}]
+    messages = dialogue.messages(lambda text: TimeTokens().write(text, 10))
+    assert messages[1]["content"] == [{"type": "text", "text": "<t10> <t25> It starts early."}]
+    assert messages[2]["content"] == [{"type": "text", "text": "And then – é?"}]
 
 
 def test_a_plain_question_can_be_scored(folder):
@@ -167,8 +167,8 @@ ASKED = ("human", "<video>\nWhen?")
         ({**PLAIN, "spans": {}}, "'spans' must be a list"),
         ({**PLAIN, "duration": 0}, "positive number of seconds"),
         ({**PLAIN, "family": ""}, "'family' must be a text"),
-        ({**LLAVA, "spans": [[1, 2]]}, "put them on its turn"),
-        (conversation(ASKED, ("gpt", "<video> Now.")), "a placeholder stands in what the assistant says"),
+        ({**LLAVA, "spans": [[1, 2]]}, "put them on its turns"),
+        (conversation(ASKED, ("gpt", "<video> Now.")), "only user turns may have placeholders"),
         (conversation(("human", "When?"), ("gpt", "Now.")), "no placeholder stands for clips/a.mp4"),
         (conversation(("human", "<video><video> When?"), ("gpt", "Now.")), "more placeholders than media"),
         (conversation(("human", "<image> When?"), ("gpt", "Now."), video=None), "more placeholders than media"),
@@ -178,9 +178,9 @@ ASKED = ("human", "<video>\nWhen?")
         (conversation(ASKED, ("robot", "Now.")), "'from' must be one of"),
         (conversation(ASKED, ("gpt", " ")), "'value' must be a text"),
         (conversation(ASKED, ("gpt", "Now."), ("system", "Stop.")), "only the first turn"),
-        ({"messages": [{"role": "user"}]}, "its role and its content"),
+        ({"messages": [{"role": "user"}]}, "must have 'role' and 'content'"),
         ({"messages": [{"role": [], "content": "a"}]}, "'role' must be one of"),
-        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "an item's type must be text"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "an item's type must be one of text"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "'text' is missing"),
         ({"messages": [{"role": "user", "content": 3}]}, "'text' must be a text"),
         ({"messages": [{"role": "user", "content": [{"type": "video", "video": ["f.jpg"]}]}]}, "must be the path"),
@@ -200,7 +200,7 @@ def test_spans_after_the_end_are_clipped(folder):
     row = {**PLAIN, "duration": 4.5}
     result = read(folder, row)
     assert result.items[0].turns[1].spans == (Span(1.0, 2.0), Span(4.0, 4.5))
-    assert "leaves the video of 4.5 s" in str(result.repaired[0])
+    assert "is not inside the video of 4.5 s" in str(result.repaired[0])
     assert read(folder, row, policy="skip").items == []
 
 

@@ -1,4 +1,4 @@
-"""Every form of annotations is told from its content."""
+"""Each format of annotations is recognised from its content."""
 
 import json
 
@@ -42,7 +42,7 @@ def test_forms(tmp_path, form, name, data):
 @pytest.mark.parametrize("data", ["", "[]", "{}", "{", '{"a": 1}', '[{"a": 1}]', "3", "words only", "[" * 99_999])
 def test_files_of_no_known_form(tmp_path, data):
     (tmp_path / "a.json").write_text(data)
-    with pytest.raises(InputError, match="of no known form"):
+    with pytest.raises(InputError, match="unknown format"):
         read_annotations(tmp_path / "a.json")
 
 

@@ -35,7 +35,7 @@ def captioned(name, tmp_path, count):
 
 
 def sources(tmp_path, config):
-    asked = [
+    questions = [
         Question(
             question_id=str(i), vid=str(i), question="Why?", answer="So.", duration_s=None, video=tmp_path / "a.mp4"
         )
@@ -51,8 +51,8 @@ def sources(tmp_path, config):
     return [
         *caption_sources("activitynet", [*captioned("a", tmp_path, 5), empty], config),
         *caption_sources("youcook2", captioned("y", tmp_path, 2), config),
-        question_source(VIDEO_QA, "nextqa", asked),
-        question_source(REASONING, "activitynet_rtl", asked),
+        question_source(VIDEO_QA, "nextqa", questions),
+        question_source(REASONING, "activitynet_rtl", questions),
         dialogue_source(IMAGE_QA, "llava_instruct", chat),
     ]
 
@@ -111,7 +111,7 @@ def test_workers_and_processes_change_nothing(tmp_path, workers):
     loaded = DataLoader(mixed, batch_size=4, num_workers=workers, collate_fn=list)
     assert [dialogue for batch in loaded for dialogue in batch] == list(mixed)
     for ranks in (1, 2):
-        shares = [
+        batches_by_worker = [
             DataLoader(
                 mixed,
                 batch_size=4,
@@ -121,15 +121,15 @@ def test_workers_and_processes_change_nothing(tmp_path, workers):
             )
             for rank in range(ranks)
         ]
-        taken = [[dialogue for batch in share for dialogue in batch] for share in shares]
+        taken = [[dialogue for batch in batches for dialogue in batch] for batches in batches_by_worker]
         assert [taken[number % ranks][number // ranks] for number in range(24)] == list(mixed)
 
 
 def test_wordings_and_events_vary(tmp_path):
     mixed = mixture(tmp_path, draws=400, task_rates={"dense_captioning": 1, "event_localization": 1})
-    said = {family: {d.turns[0].text for d in mixed if d.family == family} for family in TASKS[:2]}
-    assert len(said["dense_captioning"]) == 12
-    assert len(said["event_localization"]) == 24
+    wordings = {family: {d.turns[0].text for d in mixed if d.family == family} for family in TASKS[:2]}
+    assert len(wordings["dense_captioning"]) == 12
+    assert len(wordings["event_localization"]) == 24
     assert all("empty" not in dialogue.record_id for dialogue in mixed)
 
 

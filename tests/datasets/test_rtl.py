@@ -77,12 +77,12 @@ def test_videos_are_files_of_any_suffix_or_folders_of_frames(tmp_path):
 def test_a_question_becomes_a_dialogue(tmp_path):
     (tmp_path / "v_AbC_EfGh-jK.mp4").touch()
     (question,) = read_rtl(write(tmp_path / "test.json", [TEST_ROW]), tmp_path).items
-    asked, answered = question.dialogue().messages(str.upper)
-    assert asked["content"] == [
+    user_message, answer_message = question.dialogue().messages(str.upper)
+    assert user_message["content"] == [
         {"type": "video", "video": str(tmp_path / "v_AbC_EfGh-jK.mp4")},
         {"type": "text", "text": "WHEN IS THE COOK NOT USING THE STOVE?"},  # a question may name seconds, too
     ]
-    assert answered == {"role": "assistant", "content": [{"type": "text", "text": TEST_ROW["answer"].upper()}]}
+    assert answer_message == {"role": "assistant", "content": [{"type": "text", "text": TEST_ROW["answer"].upper()}]}
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_bad_rows_of_a_training_file(tmp_path):
 
 
 def test_keys_that_occur_twice_are_reported(tmp_path):
-    one = '"v_a": {"duration": 5, "QA": [{"q": "When?", "a": "Now."}]}'
-    result = read_rtl(write(tmp_path / "train.json", f"{{{one}, {one}}}"))
+    entry = '"v_a": {"duration": 5, "QA": [{"q": "When?", "a": "Now."}]}'
+    result = read_rtl(write(tmp_path / "train.json", f"{{{entry}, {entry}}}"))
     assert result.duplicates == ["v_a"]
     assert len(result.items) == 1
 

@@ -26,9 +26,9 @@ def file(tmp_path):
 
 
 def test_they_are_what_the_annotations_say(file, tmp_path):
-    found, bad, rows = store_dialogues(file, tmp_path, tmp_path / "tables")
-    assert list(found) == read_dialogues(file, tmp_path).items
-    assert found[-1].record_id == "b"
+    dialogues, bad, rows = store_dialogues(file, tmp_path, tmp_path / "tables")
+    assert list(dialogues) == read_dialogues(file, tmp_path).items
+    assert dialogues[-1].record_id == "b"
     assert (len(bad), rows) == (1, 3)
     assert "gone.mp4" in bad[0]
 
@@ -39,14 +39,14 @@ def test_they_are_read_once_and_again_when_the_file_changes(file, tmp_path, monk
     assert len(store_dialogues(file, tmp_path, tmp_path / "tables")[0]) == 2
     monkeypatch.undo()
     file.write_text(json.dumps(ROWS[:1]))
-    found, bad, _ = store_dialogues(file, tmp_path, tmp_path / "tables")
-    assert (len(found), bad) == (1, [])
+    dialogues, bad, _ = store_dialogues(file, tmp_path, tmp_path / "tables")
+    assert (len(dialogues), bad) == (1, [])
     assert not list((tmp_path / "tables").glob(".*"))
 
 
 def test_a_mixture_draws_the_same_from_a_file_as_from_memory(tmp_path):
-    said = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "A dog."}]
-    rows = [{"id": str(i), "image": "d.jpg", "conversations": said} for i in range(9)]
+    turns = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "A dog."}]
+    rows = [{"id": str(i), "image": "d.jpg", "conversations": turns} for i in range(9)]
     (tmp_path / "LLaVA-Instruct-150K").mkdir()
     (tmp_path / "LLaVA-Instruct-150K" / "llava_instruct_150k.json").write_text(json.dumps(rows))
     (tmp_path / "coco" / "train2017").mkdir(parents=True)

@@ -35,7 +35,7 @@ def test_a_frame_is_the_same_alone_in_pieces_and_beside_other_worlds(monkeypatch
         assert whole.shape == (world.frames, 64, 64, 3)
         assert whole.dtype == np.uint8
         assert (whole[index[i]] == together[i]).all()
-        monkeypatch.setattr(drawing, "_PIECE", 7 * 64 * 64)
+        monkeypatch.setattr(drawing, "_PIECE_PIXELS", 7 * 64 * 64)
         assert (draw(world, 64) == whole).all()
         monkeypatch.undo()
 
@@ -43,8 +43,8 @@ def test_a_frame_is_the_same_alone_in_pieces_and_beside_other_worlds(monkeypatch
 @pytest.mark.parametrize("color", COLORS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_thing_changes_the_frame_only_where_and_when_it_is(color: str, shape: str) -> None:
-    shown = thing(color, shape, x=0.3, y=0.6, presence=SceneSpan(2.0, 5.0))
-    difference = np.abs(draw(world_of(shown), 64).astype(int) - draw(world_of(), 64)).max(axis=-1)
+    visible_thing = thing(color, shape, x=0.3, y=0.6, presence=SceneSpan(2.0, 5.0))
+    difference = np.abs(draw(world_of(visible_thing), 64).astype(int) - draw(world_of(), 64)).max(axis=-1)
     assert sorted(set(np.nonzero(difference)[0])) == list(range(10, 25))
     rows, columns = np.nonzero(difference[12] > 8)
     assert np.hypot((columns + 0.5) / 64 - 0.3, (rows + 0.5) / 64 - 0.6).max() < 0.13 * 1.25 + 1 / 64
@@ -54,9 +54,9 @@ def test_a_thing_changes_the_frame_only_where_and_when_it_is(color: str, shape: 
 
 def test_shapes_and_colours_can_be_told_apart() -> None:
     pictures = [draw(world_of(thing(color, shape)), 64)[0].astype(int) for color in COLORS for shape in SHAPES]
-    for i, one in enumerate(pictures):
+    for i, picture in enumerate(pictures):
         for other in pictures[:i]:
-            assert np.abs(one - other).max(axis=-1).astype(bool).sum() >= 30
+            assert np.abs(picture - other).max(axis=-1).astype(bool).sum() >= 30
 
 
 def test_a_white_thing_keeps_its_own_colour_at_the_rim() -> None:

@@ -60,11 +60,11 @@ def test_the_decoder_agrees_on_duration_rate_and_pictures(rendered: Path) -> Non
             train[name]["duration"], abs=1e-9
         )
         world, questions = clip(SMALL, "train", index)
-        assert [answer["q"] for answer in train[name]["QA"]] == [asked.question for asked in questions]
+        assert [answer["q"] for answer in train[name]["QA"]] == [question.question for question in questions]
         drawn = draw(world, 64).astype(int)
-        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in decoded])
-        assert shown.shape == drawn.shape
-        assert np.abs(shown - drawn).mean() < 5
+        decoded_frames = np.stack([frame.to_ndarray(format="rgb24") for frame in decoded])
+        assert decoded_frames.shape == drawn.shape
+        assert np.abs(decoded_frames - drawn).mean() < 5
 
 
 def test_a_finished_root_is_left_alone(rendered: Path) -> None:
@@ -123,9 +123,9 @@ def test_what_is_not_ours_is_not_written_over(tmp_path: Path) -> None:
 def test_clips_are_a_function_of_seed_split_and_index() -> None:
     longer = dataclasses.replace(SMALL, train_videos=1000, val_videos=1000)
     assert clip(SMALL, "train", 3) == clip(longer, "train", 3)
-    found = {clip(SMALL, split, index)[0].texture_seed for split in ("train", "val") for index in range(20)}
-    found |= {clip(dataclasses.replace(SMALL, seed=1), "train", index)[0].texture_seed for index in range(20)}
-    assert len(found) == 60
+    seeds = {clip(SMALL, split, index)[0].texture_seed for split in ("train", "val") for index in range(20)}
+    seeds |= {clip(dataclasses.replace(SMALL, seed=1), "train", index)[0].texture_seed for index in range(20)}
+    assert len(seeds) == 60
     names = {video_id(longer, split, index) for split in ("train", "val") for index in range(1000)}
     assert len(names) == 2000
 

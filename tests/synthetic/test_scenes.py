@@ -115,8 +115,8 @@ def test_events_of_a_clip_are_flagged_from_their_start_up_to_their_end() -> None
     assert targets["events"].sum() == sum(round(event.span.length_s * world.fps) for _, event in events)
     for thing, event in events:
         flags = targets["events"][:, COLORS.index(thing.color), ACTIONS.index(event.action)]
-        found = np.flatnonzero(flags)
-        assert (found[0] / world.fps, (found[-1] + 1) / world.fps) == pytest.approx(tuple(event.span))
+        frames = np.flatnonzero(flags)
+        assert (frames[0] / world.fps, (frames[-1] + 1) / world.fps) == pytest.approx(tuple(event.span))
 
 
 def test_cells_name_what_fills_them() -> None:
@@ -124,17 +124,17 @@ def test_cells_name_what_fills_them() -> None:
     for index in range(8):
         world, _ = clip(config, "train", index)
         for time_s in np.arange(0, world.duration_s, 3.1):
-            one = {name: values[0] for name, values in frame_targets(world, np.array([time_s])).items()}
-            for color in np.flatnonzero(one["visible"]):
-                if one["radius"][color] > 0.14 and np.sum(one["visible"]) == 1:
-                    cell = int(one["y"][color] * 4), int(one["x"][color] * 4)
-                    assert one["cell_color"][cell] == color
-                    assert one["cell_shape"][cell] == one["shape"][color]
-            for row, column in np.argwhere(one["cell_color"] >= 0):
-                assert (one["cell_events"][row, column] == one["events"][one["cell_color"][row, column]]).all()
-            assert not one["cell_events"][one["cell_color"] < 0].any()
-            shown = {d.value for d in world.digits if d.span.start_s <= time_s + 1e-9 < d.span.end_s}
-            assert set(one["cell_digit"].ravel()) - {-1} == shown
+            now = {name: values[0] for name, values in frame_targets(world, np.array([time_s])).items()}
+            for color in np.flatnonzero(now["visible"]):
+                if now["radius"][color] > 0.14 and np.sum(now["visible"]) == 1:
+                    cell = int(now["y"][color] * 4), int(now["x"][color] * 4)
+                    assert now["cell_color"][cell] == color
+                    assert now["cell_shape"][cell] == now["shape"][color]
+            for row, column in np.argwhere(now["cell_color"] >= 0):
+                assert (now["cell_events"][row, column] == now["events"][now["cell_color"][row, column]]).all()
+            assert not now["cell_events"][now["cell_color"] < 0].any()
+            visible_digits = {d.value for d in world.digits if d.span.start_s <= time_s + 1e-9 < d.span.end_s}
+            assert set(now["cell_digit"].ravel()) - {-1} == visible_digits
 
 
 def test_scene_frames_look_more_like_decoded_ones_than_plain_ones_do(tmp_path: Path) -> None:

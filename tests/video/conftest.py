@@ -74,12 +74,12 @@ def write_clip(
 @pytest.fixture(scope="session")
 def make_clip(tmp_path_factory):
     """Makes a clip of numbered pictures, once for each name: `make_clip("a.mp4", codec="libx264", ...)`."""
-    folder, known = tmp_path_factory.mktemp("videos"), {}
+    folder, path_by_name = tmp_path_factory.mktemp("videos"), {}
 
     def make(name: str, **fields) -> Path:
-        if name not in known:
-            known[name] = write_clip(folder / name, **fields)
-        return known[name]
+        if name not in path_by_name:
+            path_by_name[name] = write_clip(folder / name, **fields)
+        return path_by_name[name]
 
     return make
 

@@ -71,10 +71,10 @@ def reference(path: Path) -> dict | None:
     if not pts:
         return None
     time_base = None
-    wanted = sorted({0, len(pts) // 2, len(pts) - 1})
+    sampled = sorted({0, len(pts) // 2, len(pts) - 1})
     pictures = []
     for number, frame in enumerate(decoded(path)):
-        if number in wanted:
+        if number in sampled:
             time_base = frame.time_base
             picture = upright(frame)
             pictures.append({

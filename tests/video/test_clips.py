@@ -35,23 +35,23 @@ def plain_decode():
 
 def test_reference_is_of_all_clips(shared_videos):
     assert sorted(REFERENCE) == sorted(path.name for path in shared_videos.iterdir() if path.suffix != ".md")
-    assert sorted(name for name, known in REFERENCE.items() if known is None) == sorted(ERRORS)
+    assert sorted(name for name, reference in REFERENCE.items() if reference is None) == sorted(ERRORS)
     assert len(REFERENCE) == 69
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE))
 def test_first_middle_and_last_frame(name, shared_videos):
-    known = REFERENCE[name]
-    if known is None:
+    reference = REFERENCE[name]
+    if reference is None:
         with pytest.raises(VideoError) as raised:
             open_video(shared_videos / name)
         assert type(raised.value).__name__ == ERRORS[name]
         return
     with open_video(shared_videos / name) as video:
-        clip = video.frames_by_index([entry["index"] for entry in known["pictures"]])
-        assert video.info.num_frames == known["frames"]
+        clip = video.frames_by_index([entry["index"] for entry in reference["pictures"]])
+        assert video.info.num_frames == reference["frames"]
         cells = plain_decode().cells
-        for frame, time_s, entry in zip(clip.frames, clip.times_s, known["pictures"], strict=True):
+        for frame, time_s, entry in zip(clip.frames, clip.times_s, reference["pictures"], strict=True):
             resized = (video.info.height, video.info.width) != (entry["height"], entry["width"])
             np.testing.assert_allclose(cells(frame), entry["cells"], atol=3 if resized else 1.5)
             if entry["time_s"] is not None:
@@ -88,25 +88,25 @@ print(json.dumps({"good": good, "bad": bad, "cpu_s": time.process_time() - begun
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_all_clips_in_one_process_within_bounds(shared_videos):
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", ALL_IN_ONE, str(shared_videos)],
         capture_output=True, text=True, check=True, env={**os.environ},
     )  # fmt: skip
-    result = json.loads(told.stdout)
+    result = json.loads(process.stdout)
     assert (result["good"], result["bad"]) == (64, 5)
     assert result["more_mib"] <= 600, result
     assert result["cpu_s"] <= 60, result
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(name for name, known in REFERENCE.items() if known and name not in LONG))
+@pytest.mark.parametrize("name", sorted(name for name, entry in REFERENCE.items() if entry and name not in LONG))
 def test_frames_are_bit_equal_to_a_plain_decode(name, shared_videos):
     reference, path = plain_decode(), shared_videos / name
     count = REFERENCE[name]["frames"]
-    wanted = np.unique(np.append(np.random.default_rng(0).integers(0, count, 6), [0, count - 1]))
+    indices = np.unique(np.append(np.random.default_rng(0).integers(0, count, 6), [0, count - 1]))
     with open_video(path) as video:
-        clip = video.frames_by_index(wanted)
-    frames = dict(zip(wanted.tolist(), clip.frames, strict=True))
+        clip = video.frames_by_index(indices)
+    frames = dict(zip(indices.tolist(), clip.frames, strict=True))
     for number, frame in enumerate(reference.decoded(path)):
         if number in frames:
             expected = reference.upright(frame)

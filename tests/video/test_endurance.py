@@ -120,9 +120,9 @@ def test_memory_is_flat_over_opens_and_closes(make_clip, tmp_path):
     path = make_clip("tiny.mp4", frames=4, size=(32, 64))
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(path.read_bytes()[:700])
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", OPEN_AND_CLOSE, str(path), str(bad), os.environ.get("MMLLM_TEST_OPENS", "2000")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    early_kb, late_kb = json.loads(told.stdout)
+    early_kb, late_kb = json.loads(process.stdout)
     assert late_kb - early_kb < 4096

@@ -29,9 +29,9 @@ def test_json_has_one_object_a_line(b_frames, tmp_path, capsys):
 
 def test_text_for_people(b_frames, tmp_path, capsys):
     assert info((b_frames,)) == 0
-    told = capsys.readouterr().out
-    assert "120 frames, 30.000 a second (steady)" in told
-    assert "128 x 64, h264 in mov" in told
+    output = capsys.readouterr().out
+    assert "120 frames, 30.000 a second (steady)" in output
+    assert "128 x 64, h264 in mov" in output
     assert info((tmp_path / "gone.mp4",)) == 2
     assert "No such file" in capsys.readouterr().out
 
@@ -62,10 +62,10 @@ def test_nothing_named():
 
 
 def test_the_command_line_ends_with_code_2_and_no_traceback(tmp_path):
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mmllm", "info", str(tmp_path / "gone.mp4")],
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
-    assert told.returncode == 2
-    assert "VideoOpenError" in told.stdout
-    assert "Traceback" not in told.stdout + told.stderr
+    assert process.returncode == 2
+    assert "VideoOpenError" in process.stdout
+    assert "Traceback" not in process.stdout + process.stderr

@@ -218,5 +218,5 @@ def test_importing_the_reader_loads_no_decoder_and_no_torch():
         "import sys, mmllm.video.opening, mmllm.video.sampling, mmllm.commands.info, mmllm.video.quarantine;"
         "print([name for name in ('torch', 'av', 'decord', 'torchcodec', 'PIL') if name in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
-    assert told.stdout.strip() == "[]", told.stdout
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
+    assert child.stdout.strip() == "[]", child.stdout

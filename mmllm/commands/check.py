@@ -1,0 +1,68 @@
+"""`mmllm check`: shows what an annotation file holds and lists its problems, before any training."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmllm.datasets.check import MEDIA_PROBLEMS, check_annotations
+from mmllm.errors import PartialFailure
+
+
+def check(
+    annotations: Annotated[Path, tyro.conf.Positional],
+    videos: Path | None = None,
+    format: str = "auto",
+    durations: Path | None = None,
+    strict: bool = False,
+    probe: bool = True,
+    show: int = 10,
+    json: bool = False,
+) -> None:
+    """Show what an annotation file holds and list its problems; exit code 3 if rows or videos cannot be used.
+
+    Args:
+        annotations: ActivityNet-RTL, ActivityNet Captions or YouCook2, NExT-QA, Charades-STA, LLaVA conversations,
+            chat messages or plain questions; JSON, JSON lines, a table or text, possibly gzipped.
+        videos: folder of its videos, files or folders of frames; for dialogues the folder that paths are relative to.
+        format: rtl, captions, nextqa, charades or dialogues; auto recognises it from the content.
+        durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
+        strict: count rows as bad that would otherwise be repaired, by clipping times to the video or swapping ends.
+        probe: open every video.
+        show: how many problems to print.
+        json: print everything as one JSON object.
+    """
+    summary = check_annotations(annotations, videos, format, durations, "skip" if strict else "repair", probe)
+    if json:
+        print(json_text.dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        _print(summary, show)
+    unusable = summary["bad_rows"] + sum(summary[name] or 0 for name in ("missing_videos", *MEDIA_PROBLEMS[:2]))
+    if unusable:
+        raise PartialFailure(f"{annotations}: {unusable} rows or videos cannot be used")
+
+
+def _print(summary: dict[str, Any], show: int) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=summary["annotations"], title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
+    for key, value in summary.items():
+        if key in ("annotations", "problems") or value is None:
+            continue
+        if key == "self_iou":
+            scores = [f"{100 * score:.1f} % ({count})" for count, score in value.items() if score is not None]
+            cell = ", ".join(scores) or "-"
+        else:
+            cell = f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
+        table.add_row(key.replace("_", " "), cell)
+    console.print(table)
+    for problem in summary["problems"][:show]:
+        console.print(problem, markup=False, highlight=False)
+    if len(summary["problems"]) > show:
+        console.print(f"... and {len(summary['problems']) - show} more")
