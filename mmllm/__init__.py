@@ -1,6 +1,6 @@
 """mmllm: efficient video and vision LLMs that can say when something happens.
 
-The public names below are imported when they are first used, so that `import mmllm` stays instant.
+Each public name is imported when it is first used. So `import mmllm` takes no time.
 """
 
 import importlib

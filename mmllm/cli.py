@@ -26,7 +26,7 @@ VERBS = {
     "info": Verb("mmllm.commands.info:info", "what a video file holds"),
     "check": Verb("mmllm.commands.check:check", "what is wrong or missing in annotations and videos, before training"),
     "train": Verb("mmllm.commands.train:train_command", "train a recipe"),
-    "finetune": Verb("mmllm.commands.finetune:finetune_command", "train a model on with your own videos"),
+    "finetune": Verb("mmllm.commands.finetune:finetune_command", "train a model further, on your own videos"),
     "eval": Verb("mmllm.commands.evaluate:evaluate", "answer a benchmark's questions and score the answers"),
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers again, without a model"),
     "plot": Verb("mmllm.evaluation.pictures:plot", "draw the losses of a run, its scores, its best and worst answers"),
@@ -35,7 +35,7 @@ VERBS = {
     "tokens": Verb("mmllm.commands.tokens:tokens", "what an input will cost, stage by stage"),
     "convert": Verb("mmllm.checkpoints.convert:convert", "a published model into mmllm's layout, and back"),
     "doctor": Verb("mmllm.commands.doctor:doctor", "what a model is made of, and what is wrong with it"),
-    "list": Verb("mmllm.commands.listing:list_parts", "the parts, recipes and published models there are"),
+    "list": Verb("mmllm.commands.listing:list_parts", "list all parts, recipes and published models"),
 }
 
 LESS_MEMORY = (
@@ -44,30 +44,30 @@ LESS_MEMORY = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs `mmllm VERB ...` and exits: 0 done, 1 an error of ours, 2 bad input, 3 partly failed, 130 interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
+    """Runs `mmllm VERB ...` and exits: 0 done, 1 error inside mmllm, 2 bad input, 3 partly failed, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
         print(_help())
-        sys.exit(0 if given else 2)
-    if given[0] == "--version":
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
         from mmllm import __version__
 
         print(f"mmllm {__version__}")
         sys.exit(0)
-    name = given[0]
+    name = words[0]
     if name not in VERBS:
         print(f"mmllm: unknown command {name!r}; {closest(name, VERBS)}", file=sys.stderr)
         sys.exit(2)
     logging.basicConfig(level=logging.WARNING, format="mmllm: %(message)s")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # what takes long here shows its own progress
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our commands show their own progress
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    for chatty in ("huggingface_hub", "httpx"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    sys.exit(_run(VERBS[name], name, given[1:]))
+    for library in ("huggingface_hub", "httpx"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    sys.exit(_run(VERBS[name], name, words[1:]))
 
 
 def _run(verb: Verb, name: str, arguments: list[str]) -> int:
-    """Runs a verb and turns what goes wrong into one line and an exit code."""
+    """Runs a verb. An error becomes one line of text and the exit code that is returned."""
     module, function = verb.home.split(":")
     try:
         import tyro
@@ -81,7 +81,7 @@ def _run(verb: Verb, name: str, arguments: list[str]) -> int:
         print("mmllm: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be said to the reader
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the output any more
         return 0
     except Exception as problem:
         if os.environ.get("MMLLM_DEBUG"):
@@ -89,8 +89,8 @@ def _run(verb: Verb, name: str, arguments: list[str]) -> int:
         if is_out_of_memory(problem):
             print(f"mmllm: out of memory: {_one_line(problem)}; {LESS_MEMORY}", file=sys.stderr)
             return 1
-        told = f"{type(problem).__name__}: {_one_line(problem)}"
-        print(f"mmllm: internal error: {told} (MMLLM_DEBUG=1 shows where)", file=sys.stderr)
+        summary = f"{type(problem).__name__}: {_one_line(problem)}"
+        print(f"mmllm: internal error: {summary} (MMLLM_DEBUG=1 shows where)", file=sys.stderr)
         return 1
 
 

@@ -1,7 +1,7 @@
 """MmllmConfig: one model, described stage by stage.
 
-Every stage's own fields are declared beside its module as a frozen dataclass; here they are kept as JSON mappings
-(`{"name": "tiny", "width": 192, ...}`), checked when the configuration is made, and built by `mmllm.registry`.
+The fields of a stage are declared beside its module, as a frozen dataclass. Here they are stored as JSON mappings, such
+as `{"name": "tiny", "width": 192, ...}`. They are checked when the configuration is made and built by `mmllm.registry`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ class LossConfig:
     """What training minimises. The defaults are plain next-token cross-entropy, as LITA was trained."""
 
     time_sigma: float = 0.0
-    """Soft targets on time tokens: weight exp(-(i-j)^2 / (2 sigma^2)) on token i when j is right. 0 is one-hot.
-    Used by later systems that kept LITA's time tokens, not by LITA itself."""
+    """Soft targets on time tokens: weight exp(-(i-j)^2 / (2 sigma^2)) on token i when j is right. 0 means one-hot.
+    Later systems with LITA's time tokens use it; LITA itself does not."""
     grounding_weight: float = 0.0
-    """Weight of the auxiliary loss that points from where an answer begins at the frames of its interval.
-    Not in LITA."""
+    """Weight of the auxiliary loss: the start of an answer points at the frames of its interval. Not in LITA."""
     pointer_weight: float = 1.0
     """Weight, inside the auxiliary loss, of pointing at the first and the last frame of the interval."""
     grounding_layer: int = -2
-    """Whose hidden states point, counted like transformers' `hidden_states`. What is found one layer before the last
-    can be copied by the last."""
+    """Index of the layer whose hidden states point, as in transformers' `hidden_states`. The default is one before the
+    last layer, so that the last layer can copy the result."""
 
     def __post_init__(self) -> None:
         for name in ("time_sigma", "grounding_weight", "pointer_weight"):
@@ -48,23 +47,23 @@ class MmllmConfig(PreTrainedConfig):
     Attributes:
         text_config: configuration of any Hugging Face decoder LLM.
         encoder: frames to patch features, such as `"tiny"` or `{"name": "clip", "image_size": 224, ...}`.
-        image_encoder: a second encoder, for still images only; None where `encoder` sees both.
+        image_encoder: a second encoder, for still images only; if None, `encoder` sees both.
         reducers: stages that drop or merge tokens, in order, such as `["fastervlm:keep=8"]`.
         visual_tokenizer: features to tokens of the LLM's width, such as `"linear"`.
         path: tokens of all frames to what the LLM reads, such as `"slowfast"`.
         blend: fields of `BlendConfig`.
         loss: fields of `LossConfig`.
-        num_time_tokens: how many time tokens there are; 0 for a model without.
+        num_time_tokens: number of time tokens; 0 for a model without them.
         time_token_ids: their ids, contiguous.
-        video_token_id: id of the one placeholder of a video in `input_ids`. It need not have a row in the
-            embedding table, since visual tokens take its place before the embeddings are looked up.
-        image_token_id: likewise for an image.
-        training_note: what a user should know of how the weights were trained; shown with answers.
-        origin: for weights of a published model, what is needed to write them back: `family`, the `names` its tensors
-            had and its own `config`.
+        video_token_id: id of a video's placeholder in `input_ids`. It needs no row in the embedding table, since
+            visual tokens replace it before embeddings are looked up.
+        image_token_id: the same for an image.
+        training_note: what a user should know about the training of the weights; shown with answers.
+        origin: for weights of a published model, what is needed to write them back: its `family`, the `names` of its
+            tensors and its own `config`.
 
     Raises:
-        ConfigError: on an unknown part or field, or time token ids that are not as many as declared.
+        ConfigError: on an unknown part or field, or if the number of time token ids is not `num_time_tokens`.
     """
 
     model_type = "mmllm"
@@ -95,17 +94,17 @@ class MmllmConfig(PreTrainedConfig):
         ids = self.time_token_ids
         if ids is not None and ids != list(range(ids[0], ids[0] + self.num_time_tokens) if ids else []):
             raise ConfigError(f"time_token_ids must be {self.num_time_tokens} contiguous ids, not {ids[:3]}...")
-        # transformers shares input and output embeddings by what the outermost configuration says
+        # transformers reads from the outermost configuration whether input and output embeddings are shared
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
 
     @property
     def blending(self) -> BlendConfig:
-        """How visual tokens meet word embeddings, as its dataclass."""
+        """The dataclass of `blend`."""
         return from_mapping(BlendConfig, self.blend)
 
     @property
     def losses(self) -> LossConfig:
-        """The loss settings as their dataclass."""
+        """The dataclass of `loss`."""
         return from_mapping(LossConfig, self.loss)
 
     def stage(self, slot: str) -> Any:

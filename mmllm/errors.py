@@ -1,4 +1,4 @@
-"""What can go wrong by the user's doing, as exceptions that carry the command line's exit code."""
+"""Errors that a user can cause, as exceptions. Each has the exit code of the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class MmllmError(Exception):
 
 
 class InputError(MmllmError, ValueError):
-    """Something that the user gave cannot be used. The message names it and says what is allowed."""
+    """The user gave something that cannot be used. The message names it and what is allowed."""
 
     exit_code = 2
 
@@ -20,17 +20,17 @@ class ConfigError(InputError):
 
 
 class CheckpointError(InputError):
-    """Saved weights do not fit the model they are loaded into; the message lists the tensors."""
+    """Saved weights do not fit the model. The message lists the tensors."""
 
 
 class PartialFailure(MmllmError):
-    """Some items of a batch failed and were listed; the others were done."""
+    """Some items of a batch failed and were listed. The others are done."""
 
     exit_code = 3
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an exception of Python's, or of torch's on any device, says that memory has run out."""
+    """Whether an exception of Python, or of torch on any device, means that memory has run out."""
     message = str(problem)
-    named = isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in message or "out of memory" in message.lower()
+    memory_error = isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError"
+    return memory_error or "can't allocate memory" in message or "out of memory" in message.lower()

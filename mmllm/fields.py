@@ -1,7 +1,7 @@
-"""Configurations from text and mappings: values are decoded by the field's declared type, unknown keys refused.
+"""Configurations from text and mappings: values are decoded by the field's declared type, unknown keys are refused.
 
-YAML 1.1 reads `2e-5` as text and `on` as a boolean, and a command line has only text; what a value means is
-therefore decided by the dataclass field it goes to, not by how it happens to be written.
+YAML 1.1 reads `2e-5` as text and `on` as a boolean, and a command line has only text. So the type of the dataclass
+field decides what a value means, not the way it is written.
 """
 
 from __future__ import annotations
@@ -22,25 +22,29 @@ log = logging.getLogger(__name__)
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
-def closest(name: str, names: typing.Iterable[str]) -> str:
-    """A clause that helps after an unknown name: the near matches and the full list."""
-    names = sorted(names)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{hint}known: {', '.join(names) or 'none'}"
+def closest(name: str, choices: typing.Iterable[str]) -> str:
+    """The end of a message about an unknown name: the close matches and the full list."""
+    choices = sorted(choices)
+    matches = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, matches))}? " if matches else ""
+    return f"{hint}known: {', '.join(choices) or 'none'}"
 
 
 def require(condition: bool, config: object, field: str, allowed: str) -> None:
-    """Refuses a field's value, for use in `__post_init__`: names the field, the value and what is allowed."""
+    """Refuses the value of a field, for use in `__post_init__`.
+
+    Raises:
+        ConfigError: if the condition is false; names the field, its value and what is allowed.
+    """
     if not condition:
         raise ConfigError(f"{type(config).__name__}.{field} = {getattr(config, field)!r}: must be {allowed}")
 
 
 def decode(annotation: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PLR0912 - a branch for each kind of type
-    """`value` as the declared type says, whether it comes as text (a flag), from YAML or from JSON.
+    """`value` in the declared type. The value may be text (a flag), or come from YAML or JSON.
 
     Raises:
-        ConfigError: naming the place, the value and the type wanted.
+        ConfigError: naming the place, the value and the type that is allowed.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
@@ -115,9 +119,9 @@ def _decode_plain(kind: Any, value: Any, where: str) -> Any:
 
 
 def with_current_names(cls: type, mapping: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """A mapping of a class's fields in which renamed ones have today's name.
+    """A mapping of a class's fields under their names of today.
 
-    A class says what was renamed in `renamed_fields`, old name -> new name; each old name that is read is warned about.
+    The class lists renamed fields in `renamed_fields`, old name -> new name. A warning names each old name.
 
     Raises:
         ConfigError: if a field is given under both names.
@@ -136,7 +140,7 @@ def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str = "")
     """A `cls` from a mapping of its fields.
 
     Raises:
-        ConfigError: on an unknown key, a missing one, or a value the field does not allow.
+        ConfigError: on an unknown key, a missing key, or a value that the field does not allow.
     """
     where = where or cls.__name__
     mapping = with_current_names(cls, mapping, where)
@@ -153,7 +157,11 @@ def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str = "")
 
 
 def merged(config: Config, changes: Mapping[str, Any], where: str = "") -> Config:
-    """`config` with some fields changed; nested mappings change nested dataclasses field by field."""
+    """`config` with some fields changed. A nested mapping changes fields of a nested dataclass.
+
+    Raises:
+        ConfigError: on an unknown key, or a value that the field does not allow.
+    """
     where = where or type(config).__name__
     changes = with_current_names(type(config), changes, where)
     hints = typing.get_type_hints(type(config))

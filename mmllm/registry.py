@@ -1,9 +1,9 @@
 """Names of parts: `@register("reducer", "hired", config=HiredConfig)` on a class makes it usable everywhere.
 
-A part is one file in its room. The rooms are searched when a kind is first asked for, so that adding a part
-means adding a file; other packages join through the entry point groups `mmllm.encoder`, `mmllm.reducer`,
-`mmllm.tokenizer`, `mmllm.path`, `mmllm.time`, `mmllm.modality` and `mmllm.training`, each entry naming a module that
-registers its parts when imported. `mmllm.interfaces` says what the parts of a kind look like.
+A part is one file in its room. A room is searched when its kind is first asked for, so a new part is a new file and
+nothing else. Other packages add parts through the entry point groups `mmllm.encoder`, `mmllm.reducer`,
+`mmllm.tokenizer`, `mmllm.path`, `mmllm.time`, `mmllm.modality` and `mmllm.training`, each entry names a module that
+registers its parts when it is imported. `mmllm.interfaces` has the base class of each kind.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Kind:
     room: str
     """The folder of `mmllm` that is searched."""
     interface: str
-    """Module and base class, `module:Class`, that says what is asked of a part and has a default for the rest."""
+    """The base class of the parts, as `module:Class`. It declares their methods and defaults."""
 
 
 KINDS: dict[str, Kind] = {
@@ -64,7 +64,7 @@ _searched: set[str] = set()
 
 
 def register(kind: str, name: str, *, config: type) -> Callable[[Registered], Registered]:
-    """Class decorator that makes a part known under `name`.
+    """Class decorator that registers a part under `name`.
 
     Raises:
         ValueError: if the kind is unknown, the name is taken, or `config` is not a frozen dataclass.
@@ -92,7 +92,7 @@ def _home(cls: type) -> tuple[str, str]:
 
 
 def _with_defaults(kind: str, cls: type) -> type:
-    """The class, extended by its kind's interface if it does not extend it itself, as parts of older packages do."""
+    """The class itself, or a subclass with the base class of its kind: parts of older packages do not extend that."""
     module, _, base = KINDS[kind].interface.partition(":")
     interface = getattr(importlib.import_module(module), base)
     if issubclass(cls, interface):
@@ -131,7 +131,7 @@ def find(kind: str, name: str) -> RegisteredPart:
 
 
 def config_of(kind: str, description: Any) -> Any:
-    """A part's configuration from what a person or a file wrote.
+    """A part's configuration from text, a mapping or an object.
 
     Args:
         kind: one of `KINDS`.
@@ -178,8 +178,8 @@ def describe(kind: str, config: Any) -> dict[str, Any]:
 
 
 def build(kind: str, config: Any, **context: Any) -> Any:
-    """The part that a configuration describes; `context` is what its kind's constructor may take besides."""
+    """The part that a configuration describes. Its constructor gets the entries of `context` that it takes."""
     config = config_of(kind, config)
     cls = find(kind, name_of(kind, config)).cls
-    taken = inspect.signature(cls).parameters
-    return cls(config, **{name: value for name, value in context.items() if name in taken})
+    arguments = inspect.signature(cls).parameters
+    return cls(config, **{name: value for name, value in context.items() if name in arguments})

@@ -1,6 +1,6 @@
-"""Low-rank adapters (peft) on the LLM: to train, to save beside the model they belong to, and to load again.
+"""Low-rank adapters (peft) on the LLM: train them, save them, and fold them into the model they belong to.
 
-Parts of ours (reducers, visual tokenizer, path, ...) are small: those that are trained are trained and saved whole.
+Other parts (reducers, visual tokenizer, path, ...) are small. They get no adapters: they are trained and saved whole.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ CONFIG = "adapter_config.json"
 LINEAR = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 """The LLM's linear layers."""
 ADAPTER = "default"
-"""What peft calls a model's only adapters."""
+"""Name that peft gives to the only adapters of a model."""
 
 
 def with_adapters(model: MmllmForConditionalGeneration, rank: int) -> Any:
-    """The model with low-rank adapters on the LLM's linear layers; what else is not frozen is trained as it is.
+    """The model with low-rank adapters on the LLM's linear layers. Other parts that are not frozen are trained whole.
 
-    The result is peft's; `merge_and_unload()` gives the model again, with what was learned in its weights.
+    The result is a model of peft. Its `merge_and_unload()` returns our model with the adapters folded into its weights.
 
     Raises:
-        ConfigError: if a reducer that is trained keeps weights where peft cannot save them.
+        ConfigError: if a reducer has trained weights that peft cannot save.
     """
     from peft import LoraConfig
 
@@ -44,10 +44,10 @@ def with_adapters(model: MmllmForConditionalGeneration, rank: int) -> Any:
 
 
 def trained_whole(model: nn.Module) -> Iterator[str]:
-    """Names of the modules beside the LLM that have weights to be trained: the parts, or what reducers are made of.
+    """Names of the modules outside the LLM that have trained weights: parts, or the modules inside a reducer.
 
     Raises:
-        ConfigError: if a reducer has such weights of its own, not in a module of it.
+        ConfigError: if a reducer holds a trained weight directly, not in a module inside it.
     """
     for name, child in model.named_children():
         if name != "language_model":
@@ -57,7 +57,7 @@ def trained_whole(model: nn.Module) -> Iterator[str]:
 def _trained_below(name: str, module: nn.Module) -> Iterator[str]:
     if not any(weight.requires_grad for weight in module.parameters()):
         return
-    # peft puts a wrapper in a module's place; a reducer is told by its class, so it stays and what is in it is wrapped
+    # peft replaces a module by a wrapper; our code recognises a reducer by its class, so only its insides are wrapped
     if not isinstance(module, nn.ModuleList | nn.ModuleDict | TokenReducer):
         yield name
         return
@@ -68,9 +68,10 @@ def _trained_below(name: str, module: nn.Module) -> Iterator[str]:
 
 
 def _adapted(model: nn.Module, config: Any) -> Any:
-    """peft's model, in which the modules that are trained whole are the model's own.
+    """peft's model, in which the modules that are trained whole are the original modules.
 
-    peft would train a copy of each, and of every module whose name ends alike. Here the copy is what stays as it was.
+    peft itself would train a copy of each, and of every module whose name has the same ending. Here the original is
+    trained, and the copy keeps the weights from before.
     """
     from peft import get_peft_model
     from peft.utils import ModulesToSaveWrapper
@@ -78,7 +79,7 @@ def _adapted(model: nn.Module, config: Any) -> Any:
     names, config.modules_to_save = config.modules_to_save or [], None
     trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
     adapted = get_peft_model(model, config)
-    config.modules_to_save = names  # so that others can load what is saved
+    config.modules_to_save = names  # saved with the adapters, so that peft alone can load them
     for name in names:
         parent, _, key = name.rpartition(".")
         own = model.get_submodule(name)
@@ -87,16 +88,16 @@ def _adapted(model: nn.Module, config: Any) -> Any:
         wrapper.modules_to_save[ADAPTER], wrapper.original_module = own, wrapper.modules_to_save[ADAPTER]
         wrapper.original_module.requires_grad_(False)
         for weight in own.parameters():
-            weight.requires_grad_(id(weight) in trained)  # a part may keep some of its weights frozen
+            weight.requires_grad_(id(weight) in trained)  # some weights of a part may be frozen
         setattr(model.get_submodule(parent), key, wrapper)
     return adapted
 
 
 def base_of(folder: str | Path) -> str | None:
-    """The model that a folder's adapters belong to; None if it is no folder of adapters.
+    """The model that the adapters of a folder belong to; None if the folder has no adapters.
 
     Raises:
-        CheckpointError: if the folder does not say.
+        CheckpointError: if its configuration names no model, or cannot be read.
     """
     record = Path(folder) / CONFIG
     if not record.is_file():
@@ -106,12 +107,12 @@ def base_of(folder: str | Path) -> str | None:
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"{record}: cannot be read: {problem}") from None
     if not base:
-        raise CheckpointError(f"{record}: it does not say which model these adapters belong to")
+        raise CheckpointError(f"{record}: base_model_name_or_path must say which model these adapters belong to")
     return str(base)
 
 
 def merged_with(model: MmllmForConditionalGeneration, folder: str | Path) -> MmllmForConditionalGeneration:
-    """A model with a folder's adapters folded into its weights.
+    """The model with the adapters of a folder folded into its weights.
 
     Raises:
         CheckpointError: if the adapters do not fit the model.

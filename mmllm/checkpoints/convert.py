@@ -11,8 +11,8 @@ import tyro
 
 from mmllm.errors import CheckpointError, InputError
 
-KEPT = "upstream"
-"""Folder, inside ours, of a published model's small files, which `--to` puts back."""
+PUBLISHED_FILES = "upstream"
+"""Folder inside ours. It has the small files of the published model, which `--to` copies back."""
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".index.json")
 
 
@@ -22,16 +22,16 @@ def convert(
     to: str | None = None,
     allow_pickle: bool = False,
 ) -> None:
-    """Write a published model in mmllm's layout, or one that came from there back in its publishers'.
+    """Write a published model in mmllm's layout, or such a model back in its publishers' layout.
 
     Args:
         source: folder, hub id or preset of the model.
-        target: folder to write; must not exist, or be empty.
+        target: folder to write; must be empty or not exist.
         to: write the layout of this family, such as llava, instead of mmllm's.
         allow_pickle: read .bin files where there is no safetensors file; their tensors only.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already; nothing is overwritten")
+        raise InputError(f"{target} exists already; name a folder that is empty or does not exist")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as unfinished:
         folder = Path(unfinished) / "model"
@@ -49,15 +49,15 @@ def _to_ours(source: str, folder: Path, allow_pickle: bool) -> str:
 
     upstream = local_folder(source)
     if is_ours(upstream):
-        raise InputError(f"{source} is in mmllm's layout already; --to FAMILY writes its publishers'")
+        raise InputError(f"{source} is in mmllm's layout already; --to FAMILY writes its publishers' layout")
     model, processor = load(upstream, allow_pickle=allow_pickle, dtype="auto")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    kept = folder / KEPT
-    kept.mkdir()
+    published = folder / PUBLISHED_FILES
+    published.mkdir()
     for file in sorted(upstream.iterdir()):
         if file.is_file() and not file.name.endswith(_WEIGHTS) and not file.name.startswith("."):
-            shutil.copyfile(file, kept / file.name)
+            shutil.copyfile(file, published / file.name)
     return str((model.config.origin or {})["family"])
 
 
@@ -70,9 +70,9 @@ def _to_upstream(source: str, folder: Path, to: str) -> str:
     from mmllm.hub.sources import local_folder
     from mmllm.model import MmllmForConditionalGeneration
 
-    known = families()
-    if to not in known:
-        raise InputError(f"--to {to}: no such family; {closest(to, known)}")
+    by_name = families()
+    if to not in by_name:
+        raise InputError(f"--to {to}: no such family; {closest(to, by_name)}")
     ours = local_folder(source)
     if not is_ours(ours):
         raise InputError(f"{source} is not in mmllm's layout; convert it without --to first")
@@ -82,15 +82,15 @@ def _to_upstream(source: str, folder: Path, to: str) -> str:
         raise CheckpointError(f"cannot load a model from {source}: {problem}") from None
     origin: dict[str, Any] = model.config.origin or {}
     if origin.get("family") != to:
-        made = f"made from {origin['family']}" if origin.get("family") else "trained here, from no published model"
-        raise InputError(f"{source} was {made}; it cannot be written as {to}")
-    state = known[to].to_upstream(model)
-    # what has grown since, such as a vocabulary with time tokens, is told by name
+        history = f"made from {origin['family']}" if origin.get("family") else "trained here, from no published model"
+        raise InputError(f"{source} was {history}; it cannot be written as {to}")
+    state = by_name[to].to_upstream(model)
+    # the shapes must still fit the published configuration; the error names tensors that have grown, such as embeddings
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
-    known[to].from_upstream(shapes, known[to].describe(origin["config"]))
+    by_name[to].from_upstream(shapes, by_name[to].describe(origin["config"]))
     save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, folder)
-    if not (ours / KEPT).is_dir():
-        raise CheckpointError(f"{source}: its publishers' small files ({KEPT}/) are gone")
-    for file in sorted((ours / KEPT).iterdir()):
+    if not (ours / PUBLISHED_FILES).is_dir():
+        raise CheckpointError(f"{source}: the folder {PUBLISHED_FILES}/ with its publishers' small files is missing")
+    for file in sorted((ours / PUBLISHED_FILES).iterdir()):
         shutil.copyfile(file, folder / file.name)
     return to

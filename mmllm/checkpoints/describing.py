@@ -1,4 +1,4 @@
-"""A published `config.json` as our configuration: the authors' LLaVA layout, and transformers' ports of that family."""
+"""Our configuration from a published `config.json`, in the layout of LLaVA's authors or of transformers' ports."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ TOWERS: dict[str, ClipConfig | SiglipConfig] = {
     "openai/clip-vit-large-patch14": ClipConfig(image_size=224),
     "google/siglip-so400m-patch14-384": SiglipConfig(select_layer=-2),
 }
-"""Towers that the authors' files name and do not describe."""
+"""Vision towers that the authors' files only name."""
 
 
 STILL_IMAGES = (
-    "this model was trained on still images: the frames of a video are read one after another, each as an image, and "
-    "it was never taught times"
+    "this model was trained on still images: it reads the frames of a video one after another, each as an image, and "
+    "has not learned times"
 )
 
 
 def is_original(upstream: Mapping[str, Any]) -> bool:
-    """Whether this is a LLaVA of the authors' layout, and none of the systems that were derived from it."""
+    """Whether this is LLaVA itself in the authors' layout, not a system derived from it."""
     derived = ("num_time_tokens", "time_token_ids", "query_abstractor_type")
     return (
         upstream.get("model_type") in LLM_TYPES
@@ -53,26 +53,28 @@ def is_tiled(upstream: Mapping[str, Any]) -> bool:
 
 
 def ours(config: MmllmConfig | Mapping[str, Any], describe: Callable[[Mapping[str, Any]], MmllmConfig]) -> MmllmConfig:
-    """A copy of `config` if it is ours, what `describe` makes of it if it is theirs."""
+    """A copy of `config` if it is an `MmllmConfig`; otherwise what `describe` makes of it."""
     if isinstance(config, MmllmConfig):
         return copy.deepcopy(config)
     return describe(config.to_dict() if hasattr(config, "to_dict") else config)
 
 
 def demand(upstream: Mapping[str, Any], what: str, **allowed: tuple[Any, ...]) -> None:
-    """Refuses a file that asks for what a family does not have here.
+    """Refuses a file with a value that is not supported.
 
     Raises:
         CheckpointError: naming the key, its value and what is allowed.
     """
     for key, values in allowed.items():
         if key in upstream and upstream[key] not in values:
-            can = " or ".join(map(repr, values))
-            raise CheckpointError(f"config.json of {what}: {key} = {upstream[key]!r}, but only {can} is supported")
+            supported = " or ".join(map(repr, values))
+            raise CheckpointError(
+                f"config.json of {what}: {key} = {upstream[key]!r}, but only {supported} is supported"
+            )
 
 
 def ported(upstream: Mapping[str, Any], *, family: str, **changes: Any) -> MmllmConfig:
-    """Our configuration of the `config.json` of one of transformers' ports, its own defaults filled in.
+    """Our configuration of the `config.json` of a port in transformers, with transformers' defaults filled in.
 
     Args:
         upstream: the mapping of the file.
@@ -110,12 +112,12 @@ def resolved(upstream: Mapping[str, Any]) -> Any:
     fields = {key: value for key, value in upstream.items() if key != "model_type"}
     try:
         return CONFIG_MAPPING[upstream["model_type"]](**fields)
-    except Exception as problem:  # transformers' validation has several kinds of errors, none of them in common
+    except Exception as problem:  # transformers' validation raises errors of several kinds, without a common base class
         raise CheckpointError(f"config.json of {upstream['model_type']}: {problem!s:.300}") from None
 
 
 def tower(config: Any) -> ClipConfig | SiglipConfig:
-    """The vision tower of a port, with the layer and the tokens that it selects.
+    """The vision tower of a port, with the layer and the tokens that the port selects.
 
     Raises:
         CheckpointError: if it is neither CLIP nor SigLIP, or more than one layer is selected.
@@ -130,19 +132,21 @@ def tower(config: Any) -> ClipConfig | SiglipConfig:
         if not whole:
             raise CheckpointError("vision_feature_select_strategy = 'default' would drop SigLIP's first patch")
         return siglip_config(vision, select_layer=layer)
-    raise CheckpointError(f"vision tower {vision['model_type']!r}: known are 'clip_vision_model' and SigLIP's")
+    raise CheckpointError(
+        f"vision tower {vision['model_type']!r}: must be 'clip_vision_model' or 'siglip_vision_model'"
+    )
 
 
 def original(upstream: Mapping[str, Any], folder: Path | None = None, *, family: str, **changes: Any) -> MmllmConfig:
-    """Our configuration of the authors' `config.json`; its vision tower may be named, or be a folder beside it.
+    """Our configuration of the authors' `config.json`. Its vision tower is a name, or a folder beside the file.
 
     Raises:
-        CheckpointError: if the file asks for something unsupported, or names a tower that is not known.
+        CheckpointError: if the file asks for something unsupported, or names an unknown tower.
     """
     demand(upstream, family, mm_use_im_start_end=(False,), mm_vision_select_feature=("patch", "cls_patch"))
     projector = upstream.get("mm_projector_type", "linear")
     if changes.get("visual_tokenizer", "mlp") == "mlp" and projector != "mlp2x_gelu":
-        raise CheckpointError(f"config.json of {family}: mm_projector_type = {projector!r}; 'mlp2x_gelu' is supported")
+        raise CheckpointError(f"config.json of {family}: mm_projector_type = {projector!r}; must be 'mlp2x_gelu'")
     text = text_config(upstream)
     described = {
         "text_config": text,
@@ -158,60 +162,65 @@ def original(upstream: Mapping[str, Any], folder: Path | None = None, *, family:
 
 
 def _beside(upstream: Mapping[str, Any], folder: Path | None) -> Path | str:
-    """The folder that `mm_vision_tower` means, seen from the model's own, or its text."""
+    """The folder that `mm_vision_tower` names, relative to the model's own; its text if there is no such folder."""
     name = str(upstream.get("mm_vision_tower") or upstream.get("mm_image_tower"))
     return folder / name if folder is not None and (folder / name).is_dir() else name
 
 
 def text_config(upstream: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoder's part of an authors' file, which keeps everything in one mapping.
+    """The decoder's fields of an authors' file, which has the fields of all parts in one mapping.
 
     Raises:
-        CheckpointError: if the decoder is not known.
+        CheckpointError: if the decoder is unknown.
     """
     from transformers import CONFIG_MAPPING
 
     kind = LLM_TYPES.get(upstream.get("model_type", ""))
     if kind is None:
-        raise CheckpointError(f"model_type = {upstream.get('model_type')!r}: known are {', '.join(LLM_TYPES)}")
+        raise CheckpointError(f"model_type = {upstream.get('model_type')!r}: must be one of {', '.join(LLM_TYPES)}")
     cls = CONFIG_MAPPING[kind]
-    known = cls().to_dict().keys() | {"rope_theta", "rope_scaling"}
-    fields = {key: value for key, value in upstream.items() if key in known - {"model_type", "architectures"}}
+    names = cls().to_dict().keys() | {"rope_theta", "rope_scaling"}
+    fields = {key: value for key, value in upstream.items() if key in names - {"model_type", "architectures"}}
     return dict(cls(**fields).to_dict())
 
 
 def original_tower(upstream: Mapping[str, Any], folder: Path | None = None) -> ClipConfig | SiglipConfig:
-    """The tower that `mm_vision_tower` names or points to, with the layer and the padding that the file asks for."""
+    """The tower that `mm_vision_tower` names, with the layer and the padding that the file asks for.
+
+    Raises:
+        CheckpointError: if there is no such tower, or it has another width than `mm_hidden_size`.
+    """
     name = str(_beside(upstream, folder))
     layer = int(upstream.get("mm_vision_select_layer", -2))
-    known = TOWERS.get(name)
-    if known is None:
-        known = _tower_in(name)
-    if upstream.get("mm_hidden_size") not in (None, known.width):
+    config = TOWERS.get(name)
+    if config is None:
+        config = _tower_in(name)
+    if upstream.get("mm_hidden_size") not in (None, config.width):
         raise CheckpointError(
-            f"mm_hidden_size = {upstream['mm_hidden_size']}, but the vision tower {name} is {known.width} wide"
+            f"mm_hidden_size = {upstream['mm_hidden_size']}, but the vision tower {name} is {config.width} wide"
         )
     fields: dict[str, Any] = {"select_layer": layer}
-    if isinstance(known, ClipConfig):
+    if isinstance(config, ClipConfig):
         fields["class_token"] = upstream.get("mm_vision_select_feature") == "cls_patch"
         fields["fit"] = "pad" if upstream.get("image_aspect_ratio") == "pad" else "crop"
-    return registry.config_of("encoder", {**registry.describe("encoder", known), **fields})
+    return registry.config_of("encoder", {**registry.describe("encoder", config), **fields})
 
 
 def _tower_in(name: str) -> ClipConfig | SiglipConfig:
+    """The tower that the `config.json` of a folder describes."""
     file = Path(name) / "config.json"
     if name.startswith("LanguageBind/"):
         raise CheckpointError(
-            f"the tower {name} of Video-LLaVA's authors attends over time, which is not built here; "
-            "read transformers' form of the model, LanguageBind/Video-LLaVA-7B-hf"
+            f"the tower {name} of Video-LLaVA's authors attends over time, which is not supported; "
+            "use transformers' form of the model, LanguageBind/Video-LLaVA-7B-hf"
         )
     if not file.is_file():
         raise CheckpointError(
             f"mm_vision_tower = {name!r} is neither a folder nor one of {', '.join(TOWERS)}; "
-            "put the tower's own files on this machine and name their folder there"
+            "download the tower's files and write their folder there"
         )
-    described = read_json(file)
-    vision = described.get("vision_config", described)
-    if described.get("model_type", "").startswith("siglip"):
+    published = read_json(file)
+    vision = published.get("vision_config", published)
+    if published.get("model_type", "").startswith("siglip"):
         return siglip_config(vision)
     return clip_config(vision)

@@ -7,7 +7,7 @@
 | `model.vision_tower.vision_tower.model.*`, names of `mmllm.encoders.fastvithd_names` | `model.vision_tower.timm_model.*` | `encoder.tower.*` |
 | `...model.head.proj`, CLIP's head, unused | | `encoder.tower.head.fc`, transposed |
 
-A tower in training form, with several branches beside each other, is fused when it is read.
+A tower in training form has several parallel branches. They are fused when it is read.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mmllm import registry
 from mmllm.checkpoints import building, describing
-from mmllm.checkpoints.names import LLM, MLP, Table, found
+from mmllm.checkpoints.names import LLM, MLP, Table, used_prefixes
 from mmllm.checkpoints.processing import frames_that_fit, image_size, processor_of
 from mmllm.config import MmllmConfig
 from mmllm.encoders.fastvithd import STRIDE, FastVitHdConfig, inference_form
@@ -42,27 +42,27 @@ TABLE: Table = {
 
 
 def recognises(upstream: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is this family's."""
+    """Whether a `config.json` belongs to this family."""
     return upstream.get("model_type") == "fast_vlm" or "mobileclip" in str(upstream.get("mm_vision_tower", ""))
 
 
 def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmConfig:
-    """Our configuration of a `config.json` of either layout; transformers' needs the processor's file for the size.
+    """Our configuration of a `config.json` of either layout. In transformers' layout, another file has the size.
 
     Raises:
-        CheckpointError: if it asks for something that this family does not have here.
+        CheckpointError: if it asks for something that is not supported.
     """
     changes = {"family": NAME, "training_note": describing.STILL_IMAGES}
     if upstream.get("model_type") != "fast_vlm":
-        size_told = re.fullmatch(r".*mobileclip_l_(\d+)", str(upstream["mm_vision_tower"]))
-        if not size_told:
-            raise CheckpointError(f"mm_vision_tower = {upstream['mm_vision_tower']!r}: 'mobileclip_l_SIZE' is known")
+        match = re.fullmatch(r".*mobileclip_l_(\d+)", str(upstream["mm_vision_tower"]))
+        if not match:
+            raise CheckpointError(f"mm_vision_tower = {upstream['mm_vision_tower']!r}: must be 'mobileclip_l_SIZE'")
         fit = "pad" if upstream.get("image_aspect_ratio", "pad") == "pad" else "crop"
-        encoder = FastVitHdConfig(image_size=int(size_told[1]), fit=fit)  # type: ignore[arg-type]
+        encoder = FastVitHdConfig(image_size=int(match[1]), fit=fit)  # type: ignore[arg-type]
         return describing.original(upstream, folder, encoder=registry.describe("encoder", encoder), **changes)
     vision = describing.resolved(upstream).vision_config
     if vision.architecture != "fastvit_mci3":
-        raise CheckpointError(f"vision tower {vision.architecture!r}: this family has 'fastvit_mci3'")
+        raise CheckpointError(f"vision tower {vision.architecture!r}: must be 'fastvit_mci3'")
     size = image_size(folder) if folder is not None else None
     if size is None:
         size = STRIDE * math.isqrt(int(upstream.get("image_seq_length", 256)))
@@ -87,8 +87,8 @@ def from_upstream(
 
 
 def _tower_as_timm(state: Mapping[str, Tensor], config: MmllmConfig) -> dict[str, Tensor]:
-    """The state dict with its tower in inference form, under timm's names at the place where it was."""
-    prefix = found(state, TABLE).get("encoder.tower.")
+    """The state dict with its tower in inference form and under timm's names; the prefix stays."""
+    prefix = used_prefixes(state, TABLE).get("encoder.tower.")
     if prefix is None:
         return dict(state)
     tower = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -105,7 +105,7 @@ def _tower_as_timm(state: Mapping[str, Tensor], config: MmllmConfig) -> dict[str
 
 
 def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
-    """The model's weights under the names they were read by."""
+    """The model's weights under the names that its file had."""
     state = building.disassemble(model, TABLE)
     tower = {name: value for name, value in state.items() if name.startswith(RELEASE)}
     if not tower:
@@ -119,7 +119,7 @@ def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
 
 
 def processor(folder: Path, config: MmllmConfig) -> MmllmProcessor:
-    """The processor that the folder's own files describe; the release's images are padded with black."""
+    """The processor that the folder's own files describe. Images of Apple's release are padded with black."""
     ported = (config.origin or {})["config"].get("model_type") == "fast_vlm"
     return processor_of(
         folder,

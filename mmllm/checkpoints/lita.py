@@ -5,7 +5,7 @@
 | `model.embed_tokens.*`, `model.layers.*`, `model.norm.*`, `lm_head.weight` | `language_model.` + the same |
 | `model.mm_projector.weight`, `.bias` | `visual_tokenizer.weight`, `.bias` |
 | `model.vision_tower.vision_tower.vision_model.*` (may be absent) | `encoder.tower.*` |
-| `...rotary_emb.inv_freq`, `...embeddings.position_ids` | nothing: they are computed |
+| `...rotary_emb.inv_freq`, `...embeddings.position_ids` | nothing; computed instead |
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def lita_config(upstream: Mapping[str, Any], encoder: ClipConfig | None = None) 
 
     Args:
         upstream: the mapping of the file.
-        encoder: the vision tower; CLIP ViT-L/14 at 224 pixels, the released one's, if None.
+        encoder: the vision tower; if None, the released one, CLIP ViT-L/14 at 224 pixels.
 
     Raises:
         CheckpointError: if the time token ids are not the last, contiguous rows of the vocabulary.
@@ -60,9 +60,7 @@ def lita_config(upstream: Mapping[str, Any], encoder: ClipConfig | None = None) 
             f"time_token_ids must be the last {count} rows of the vocabulary of {vocabulary}, not {ids[:3]}..."
         )
     if upstream.get("mm_use_im_start_end") or upstream.get("mm_use_im_patch_token"):
-        raise CheckpointError(
-            "LITA has no start, end or patch tokens around its visual tokens; this file asks for them"
-        )
+        raise CheckpointError("this file asks for start, end or patch tokens around the visual tokens; LITA has none")
     tower = encoder or ClipConfig(image_size=224, select_layer=int(upstream.get("mm_vision_select_layer", -2)))
     return MmllmConfig(
         text_config=LlamaConfig(**{name: upstream[name] for name in _LLAMA if name in upstream}).to_dict(),
@@ -90,7 +88,9 @@ def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmCo
     """Our configuration of a LITA `config.json`, with the tower that it names."""
     tower = describing.original_tower(upstream, folder)
     if not isinstance(tower, ClipConfig):
-        raise CheckpointError(f"mm_vision_tower = {upstream['mm_vision_tower']!r} is no CLIP tower, as LITA's is")
+        raise CheckpointError(
+            f"mm_vision_tower = {upstream['mm_vision_tower']!r} is no CLIP tower; LITA's tower is CLIP"
+        )
     return lita_config(upstream, tower)
 
 
@@ -105,15 +105,19 @@ def from_upstream(
     Args:
         state: upstream names -> tensors.
         config: see `lita_config`.
-        tower: CLIP's weights, where the state dict has none (as released).
+        tower: weights of CLIP, for a state dict without them, as the released one is.
         options: see `building.assemble`.
 
     Raises:
-        CheckpointError: if a tensor is missing, left over or of another shape; the message lists names.
+        CheckpointError: if a tensor is missing, unexpected or of another shape; the message lists names.
+        ConfigError: if the configuration has another encoder or projector.
     """
     config = describing.ours(config, describe)
     if config.encoder["name"] != "clip" or config.visual_tokenizer["name"] != "linear":
-        raise ConfigError("a LITA checkpoint needs the clip encoder and the linear projector")
+        raise ConfigError(
+            f"a LITA checkpoint needs the encoder clip and the projector linear, not {config.encoder['name']} and "
+            f"{config.visual_tokenizer['name']}"
+        )
     return building.assemble(state, config, TABLE, what="LITA", tower=tower, **options)
 
 

@@ -6,7 +6,7 @@
 | `model.mm_projector.0`, `.2` | `multi_modal_projector.linear_1`, `_2` | `visual_tokenizer.0`, `.2` |
 | `model.vision_tower.vision_tower.vision_model.*`, mostly absent | `vision_tower.vision_model.*` | `encoder.tower.*` |
 
-The authors' files mostly lack the vision tower, which is then read from where `mm_vision_tower` says.
+Most files of the authors have no vision tower. It is then read from `mm_vision_tower`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TABLE: Table = {**LLM, **MLP, **TOWER}
 
 
 def recognises(upstream: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is this family's."""
+    """Whether a `config.json` belongs to this family."""
     if upstream.get("model_type") == "llava" and "text_config" in upstream:
         return True
     return describing.is_original(upstream) and not describing.is_tiled(upstream)
@@ -39,7 +39,7 @@ def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmCo
     """Our configuration of a `config.json` of either layout.
 
     Raises:
-        CheckpointError: if it asks for something that this family does not have here.
+        CheckpointError: if it asks for something that is not supported.
     """
     if describing.is_original(upstream):
         return describing.original(upstream, folder, family=NAME, training_note=describing.STILL_IMAGES)
@@ -54,7 +54,7 @@ def from_upstream(
 
 
 def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
-    """The model's weights under the names they were read by."""
+    """The model's weights under the names that its file had."""
     return building.disassemble(model, TABLE)
 
 

@@ -1,6 +1,6 @@
 """LLaVA-NeXT (1.6), as its authors released it and as transformers' `LlavaNextForConditionalGeneration` holds it.
 
-LLaVA-1.5's tensors and `image_newline`, which ends each row of the mosaic of an image's tiles.
+It has LLaVA-1.5's tensors and `image_newline`. That token ends each row of the mosaic of an image's tiles.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TABLE: Table = {**LLM, **MLP, **TOWER, "path.newline": ("model.image_newline", "
 
 
 def recognises(upstream: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is this family's."""
+    """Whether a `config.json` belongs to this family."""
     if upstream.get("model_type") == "llava_next":
         return True
     return describing.is_original(upstream) and describing.is_tiled(upstream)
@@ -34,7 +34,7 @@ def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmCo
     """Our configuration of a `config.json` of either layout.
 
     Raises:
-        CheckpointError: if it asks for something that this family does not have here.
+        CheckpointError: if it asks for something that is not supported.
     """
     note = describing.STILL_IMAGES
     if not describing.is_original(upstream):
@@ -53,7 +53,7 @@ def from_upstream(
 
 
 def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
-    """The model's weights under the names they were read by."""
+    """The model's weights under the names that its file had."""
     return building.disassemble(model, TABLE)
 
 
@@ -76,10 +76,10 @@ def processor(folder: Path, config: MmllmConfig) -> MmllmProcessor:
 
 
 def canvases(upstream: Mapping[str, Any]) -> list[list[int]]:
-    """The canvases (height, width) that images are shown on; the authors' files list (width, height).
+    """The canvases (height, width) in pixels on which images are placed; the authors' files list (width, height).
 
     Raises:
-        CheckpointError: if there are none, or they are not pairs of numbers.
+        CheckpointError: if there is none, or one is no pair.
     """
     if describing.is_original(upstream):
         listed: Any = upstream.get("image_grid_pinpoints")

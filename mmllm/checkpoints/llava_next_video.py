@@ -1,6 +1,6 @@
 """LLaVA-NeXT-Video as transformers' `LlavaNextVideoForConditionalGeneration` holds it.
 
-LLaVA-NeXT for images; frames of videos are pooled, two by two patches, before the projector.
+Images are read as in LLaVA-NeXT. Frames of videos are pooled before the projector, two by two patches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FRAMES = 8
 
 
 def recognises(upstream: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is this family's."""
+    """Whether a `config.json` belongs to this family."""
     return upstream.get("model_type") == "llava_next_video"
 
 
@@ -33,11 +33,11 @@ def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmCo
     """Our configuration of a `config.json`.
 
     Raises:
-        CheckpointError: if it asks for something that this family does not have here.
+        CheckpointError: if it asks for something that is not supported.
     """
     config = describing.resolved(upstream)
     if config.spatial_pool_mode not in ("average", "max"):
-        raise CheckpointError(f"spatial_pool_mode = {config.spatial_pool_mode!r}: 'average' or 'max' is supported")
+        raise CheckpointError(f"spatial_pool_mode = {config.spatial_pool_mode!r}: must be 'average' or 'max'")
     pool = {"name": "pool", "stride": config.spatial_pool_stride, "mode": config.spatial_pool_mode}
     return describing.ported(upstream, family=NAME, path="anyres", reducers=[pool])
 
@@ -50,7 +50,7 @@ def from_upstream(
 
 
 def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
-    """The model's weights under the names they were read by."""
+    """The model's weights under the names that its file had."""
     return building.disassemble(model, TABLE)
 
 

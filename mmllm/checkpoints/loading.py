@@ -1,6 +1,6 @@
-"""Published models from a folder or a hub id: which family it is, and the model with its processor.
+"""Published models from a folder or a hub id: their family, and the model with its processor.
 
-A family is a file of this room with the five functions of `Family`; adding one means adding a file.
+A family is a file of this room with the five functions of `Family`. A new family is a new file.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from mmllm.processor import MmllmProcessor
 
 
 class Family(Protocol):
-    """What the file of a family offers."""
+    """What the file of a family has."""
 
     NAME: str
 
     def recognises(self, upstream: Mapping[str, Any]) -> bool:
-        """Whether a `config.json` is this family's."""
+        """Whether a `config.json` belongs to this family."""
 
     def describe(self, upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmConfig:
-        """Our configuration of it; the files beside it may say more."""
+        """Our configuration of a `config.json`; further files of the folder may add to it."""
 
     def from_upstream(
         self, state: Mapping[str, Tensor], config: MmllmConfig | Mapping[str, Any], **options: Any
     ) -> MmllmForConditionalGeneration:
-        """A model with their weights; of tensors on the meta device, a model there."""
+        """A model with the published weights. Tensors on the meta device give a model on the meta device."""
 
     def to_upstream(self, model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
-        """The model's weights under their names."""
+        """The model's weights under the published names."""
 
     def processor(self, folder: Path, config: MmllmConfig) -> MmllmProcessor:
-        """The processor that the files in their folder describe."""
+        """The processor that the files of the folder describe."""
 
 
 def families() -> dict[str, Family]:
@@ -55,15 +55,15 @@ def family_of(upstream: Mapping[str, Any]) -> Family:
     """The family that a `config.json` belongs to.
 
     Raises:
-        CheckpointError: if it is none of them; the message lists the families.
+        CheckpointError: if it belongs to none; the message lists the families.
     """
-    known = families()
-    for family in known.values():
+    by_name = families()
+    for family in by_name.values():
         if family.recognises(upstream):
             return family
     kind, names = upstream.get("model_type"), upstream.get("architectures")
     raise CheckpointError(
-        f"model_type {kind!r} (architectures {names}) is no family that is known here: mmllm, {', '.join(known)}"
+        f"model_type {kind!r} (architectures {names}) belongs to no family: must be one of mmllm, {', '.join(by_name)}"
     )
 
 
@@ -84,7 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def described(folder: Path, visual_tokenizer: Any = None) -> tuple[Family, MmllmConfig, MmllmProcessor]:
-    """The family of a published model's folder, its configuration and its processor; no weights are looked at.
+    """The family, the configuration and the processor of a published model; no weights are read.
 
     Args:
         folder: the model's folder.
@@ -107,7 +107,7 @@ def describe(folder: Path) -> tuple[MmllmConfig, MmllmProcessor]:
     """The configuration and the processor of a model in our layout or its publishers'; no weights are read.
 
     Raises:
-        CheckpointError: if there is none, or it is of no known family.
+        CheckpointError: if there is no model, or its family is unknown.
     """
     if not is_ours(folder):
         _, config, processor = described(folder)
@@ -123,8 +123,8 @@ def load(
 ) -> tuple[MmllmForConditionalGeneration, MmllmProcessor]:
     """A published model with its processor.
 
-    Whatever can be refused is refused before weights are read: an unknown family, a missing or cut-off file, tensors
-    that do not fit, a tokenizer that does not.
+    All checks come before weights are read: the family, missing or cut-off files, names and shapes of the tensors, the
+    tokenizer.
 
     Args:
         source: folder or hub id.
@@ -138,7 +138,7 @@ def load(
     family, config, processor = described(folder, options.pop("visual_tokenizer", None))
     weights = Weights(folder, allow_pickle=allow_pickle)
     if options.get("dtype") == "auto":
-        options.pop("dtype")  # then that of the weights
+        options.pop("dtype")  # the default is the type of the weights
     options["allow_pickle"] = allow_pickle
     family.from_upstream(weights.meta, config, **options)
     model = family.from_upstream(weights.read(), config, **options)
@@ -147,7 +147,7 @@ def load(
 
 
 def _stop_tokens(model: MmllmForConditionalGeneration, folder: Path) -> None:
-    """Takes the ids that end an answer from the folder's own generation settings."""
+    """Reads the ids that end an answer from the folder's generation settings."""
     file = folder / "generation_config.json"
     if file.is_file():
         stops = read_json(file).get("eos_token_id")

@@ -6,7 +6,7 @@
 | `model.query_abstractor.*` | `visual_tokenizer.*` |
 | `model.vision_tower.vision_tower.vision_model.*`, mostly absent | `encoder.tower.*` |
 
-The positions are taken from the file: training has changed them.
+The resampler's positions are read from the file, since training has changed them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ TABLE: Table = {**LLM, **TOWER, "visual_tokenizer.": ("model.query_abstractor.",
 
 
 def recognises(upstream: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is this family's."""
+    """Whether a `config.json` belongs to this family."""
     return "query_abstractor_type" in upstream
 
 
 def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmConfig:
-    """Our configuration of a `config.json`; all 256 tokens, whatever training mode the file names.
+    """Our configuration of a `config.json`, with all 256 tokens: the file's training mode is ignored.
 
     Raises:
-        CheckpointError: if it asks for something that this family does not have here.
+        CheckpointError: if it asks for something that is not supported.
     """
     describing.demand(upstream, NAME, query_abstractor_type=("matry_query",))
     return describing.original(
@@ -57,7 +57,7 @@ def from_upstream(
 
 
 def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
-    """The model's weights under the names they were read by."""
+    """The model's weights under the names that its file had."""
     return building.disassemble(model, TABLE)
 
 

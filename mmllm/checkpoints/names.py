@@ -1,8 +1,8 @@
-"""Tensor names of published checkpoints: where each of our modules lies in theirs, found by looking.
+"""Tensor names of published checkpoints: under which prefix a file has the tensors of each of our modules.
 
-A table says for each place of ours (a prefix such as `encoder.tower.`) under which prefixes the publishers have put it
-over the years. One of them is chosen for each place by what a checkpoint holds, so that old and new files of the same
-family need no list of versions; the choice is kept to write them back.
+A table has our prefixes (such as `encoder.tower.`) and, for each, the prefixes that publishers have used over the
+years. The tensors of a checkpoint decide which of them is used. So old and new files of a family need no list of
+versions. The chosen prefixes are kept, to write the file back.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from mmllm.errors import CheckpointError
 Value = TypeVar("Value")
 
 Table = Mapping[str, Sequence[str]]
-"""Our prefix -> their prefixes, the first one being what is written if nothing was read before."""
+"""Our prefix -> their prefixes. The first one is written if the model was not read from a file."""
 Names = dict[str, str]
 """Our prefix -> their prefix."""
 
 COMPUTED = (".rotary_emb.inv_freq", ".embeddings.position_ids")
-"""Tensors that old files hold although they follow from the configuration."""
+"""Endings of tensors that old files hold although they are computed from the configuration."""
 
 LLM: Table = {
     "language_model.model.": ("model.language_model.", "language_model.model.", "model."),
@@ -46,33 +46,35 @@ TOWER: Table = {
 }
 
 
-def found(names: Iterable[str], table: Table) -> Names:
-    """The prefix that a checkpoint with these tensors uses for each place; places it does not have are left out."""
+def used_prefixes(names: Iterable[str], table: Table) -> Names:
+    """Our prefix -> the prefix that a checkpoint with these tensors uses. Prefixes without a tensor are left out."""
     names = list(names)
-    chosen: Names = {}
+    prefixes: Names = {}
     for ours, candidates in table.items():
-        for theirs in sorted(candidates, key=len, reverse=True):  # `model.` begins most of the longer ones too
+        for theirs in sorted(
+            candidates, key=len, reverse=True
+        ):  # longest first: many longer prefixes begin with `model.`
             if any(name.startswith(theirs) for name in names):
-                chosen[ours] = theirs
+                prefixes[ours] = theirs
                 break
-    return chosen
+    return prefixes
 
 
 def to_ours(state: Mapping[str, Value], names: Names) -> dict[str, Value]:
-    """Tensors under our names; what is only computed is left out.
+    """Tensors under our names. Computed tensors are left out.
 
     Raises:
-        CheckpointError: naming a tensor that has no place here.
+        CheckpointError: naming a tensor that no module has.
     """
     renamed = {}
-    places = sorted(names.items(), key=lambda pair: len(pair[1]), reverse=True)
+    prefixes = sorted(names.items(), key=lambda pair: len(pair[1]), reverse=True)
     for name, value in state.items():
         if name.endswith(COMPUTED):
             continue
-        place = next((pair for pair in places if name.startswith(pair[1])), None)
-        if place is None:
-            raise CheckpointError(f"left over: the tensor {name!r} has no place here")
-        renamed[place[0] + name.removeprefix(place[1])] = value
+        pair = next((pair for pair in prefixes if name.startswith(pair[1])), None)
+        if pair is None:
+            raise CheckpointError(f"unexpected tensor {name!r}: no module of the model has it")
+        renamed[pair[0] + name.removeprefix(pair[1])] = value
     return renamed
 
 
@@ -81,24 +83,24 @@ def to_theirs(state: Mapping[str, Value], names: Names, left_out: Sequence[str] 
 
     Args:
         state: our names -> tensors.
-        names: what `found` gave when they were read, or a table's first choices.
-        left_out: prefixes of ours that their file does not have.
+        names: what `used_prefixes` gave when the file was read, or the first choices of a table.
+        left_out: our prefixes that their file does not have.
 
     Raises:
         CheckpointError: naming a tensor for which the family has no name.
     """
     renamed = {}
-    places = sorted(names.items(), key=lambda pair: len(pair[0]), reverse=True)
+    prefixes = sorted(names.items(), key=lambda pair: len(pair[0]), reverse=True)
     for name, value in state.items():
         if name.startswith(tuple(left_out)):
             continue
-        place = next((pair for pair in places if name.startswith(pair[0])), None)
-        if place is None:
+        pair = next((pair for pair in prefixes if name.startswith(pair[0])), None)
+        if pair is None:
             raise CheckpointError(f"this family of checkpoints has no name for the tensor {name!r}")
-        renamed[place[1] + name.removeprefix(place[0])] = value
+        renamed[pair[1] + name.removeprefix(pair[0])] = value
     return renamed
 
 
 def first_choices(table: Table) -> Names:
-    """How a family is written if it was not read from a file before."""
+    """The prefixes that are written if the model was not read from a file."""
     return {ours: candidates[0] for ours, candidates in table.items()}

@@ -28,34 +28,34 @@ def processor_of(
     whole_text: bool = True,
     **fields: Any,
 ) -> MmllmProcessor:
-    """A processor that prepares what the folder's own files prepare.
+    """A processor that prepares text and images as the folder's own files say.
 
     Args:
         folder: the model's folder.
-        config: the model's configuration, for what the files do not say.
-        chat_template: name of our template, where the folder has none of its own for images.
+        config: the model's configuration; it decides where the files say nothing.
+        chat_template: name of our template, for a folder without a template for images.
         num_frames: frames sampled of a video.
         own_template: use the folder's own chat template, if it has one.
-        own_preprocessing: prepare images as the folder's own files say, if there are any; otherwise as `config` does.
+        own_preprocessing: prepare images as the folder's own files say, if it has some; otherwise as `config` says.
         whole_text: as in `MmllmProcessor`.
-        fields: more of its arguments.
+        fields: further arguments of `MmllmProcessor`.
 
     Raises:
-        CheckpointError: if the tokenizer is missing, does not fit the embedding table or the placeholders' ids, or the
-            images are prepared in a way that is not supported.
+        CheckpointError: if the tokenizer is missing, if it does not fit the embedding table or the ids of the
+            placeholders, or if images are prepared in a way that is not supported.
     """
     tokenizer = _tokenizer(folder)
     rows = config.text_config.vocab_size
     if len(tokenizer) > rows and max(tokenizer.get_vocab().values()) >= rows:
-        known = max(tokenizer.get_vocab().values()) + 1
-        raise CheckpointError(f"{folder}: the tokenizer has {known} ids, the embedding table {rows} rows")
+        ids = max(tokenizer.get_vocab().values()) + 1
+        raise CheckpointError(f"{folder}: the tokenizer has {ids} ids, the embedding table {rows} rows")
     add_special_words(tokenizer, config.num_time_tokens)
-    images, videos = _described(folder) if own_preprocessing else (None, None)
+    images, videos = _settings(folder) if own_preprocessing else (None, None)
     transform = config.stage("encoder").frames
     if images is not None:
         transform = frame_transform(videos or images, transform.size)
     own = _own_template(folder, tokenizer) if own_template else None
-    made = MmllmProcessor(
+    processor = MmllmProcessor(
         tokenizer,
         frames=transform,
         num_frames=num_frames,
@@ -64,13 +64,13 @@ def processor_of(
         whole_text=whole_text,
         **fields,
     )
-    for word, token, id_here in (
-        (IMAGE, config.image_token_id, made.image_token_id),
-        (VIDEO, config.video_token_id, made.video_token_id),
+    for word, declared, actual in (
+        (IMAGE, config.image_token_id, processor.image_token_id),
+        (VIDEO, config.video_token_id, processor.video_token_id),
     ):
-        if token is not None and token < rows and token != id_here:
-            raise CheckpointError(f"{folder}: config.json has id {token} for {word}, the tokenizer has {id_here}")
-    return made
+        if declared is not None and declared < rows and declared != actual:
+            raise CheckpointError(f"{folder}: config.json has id {declared} for {word}, the tokenizer has {actual}")
+    return processor
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -85,8 +85,8 @@ def _tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {problem}") from None
 
 
-def _described(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """How images and videos are prepared, as the folder's files of any age say."""
+def _settings(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The settings for images and for videos, from the files that old or new versions of transformers write."""
     images = videos = None
     if (folder / "processor_config.json").exists():
         both = read_json(folder / "processor_config.json")
@@ -99,53 +99,53 @@ def _described(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | No
 
 
 def image_size(folder: Path) -> int | None:
-    """Side in pixels of the images that a folder's own files prepare; None if they do not say."""
-    described = _described(folder)[0] or {}
-    size = described.get("crop_size") or described.get("size") or {}
+    """Side of the prepared images in pixels, from the folder's own files; None if they do not say."""
+    settings = _settings(folder)[0] or {}
+    size = settings.get("crop_size") or settings.get("size") or {}
     return size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")
 
 
-def frame_transform(described: Mapping[str, Any], size: int) -> FrameTransform:
+def frame_transform(settings: Mapping[str, Any], size: int) -> FrameTransform:
     """The preprocessing that a `preprocessor_config.json` describes.
 
     Args:
-        described: its mapping.
+        settings: its mapping.
         size: side of the encoder's input in pixels.
 
     Raises:
-        CheckpointError: for steps that no `FrameTransform` has, or another size than the encoder's.
+        CheckpointError: if `FrameTransform` has no such step, or the size is not the encoder's.
     """
-    edge = described.get("size") or {}
+    edge = settings.get("size") or {}
     edge = {"shortest_edge": edge} if isinstance(edge, int) else edge
-    cropped = described.get("do_center_crop", False)
-    crop = described.get("crop_size") or {}
+    cropped = settings.get("do_center_crop", False)
+    crop = settings.get("crop_size") or {}
     crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
     sides = {*(edge.get(name) for name in ("shortest_edge", "height", "width")), None} - {None}
     if cropped:
         sides |= {crop.get("height"), crop.get("width")}
-    if sides != {size} or described.get("resample", 3) != 3:
+    if sides != {size} or settings.get("resample", 3) != 3:
         raise CheckpointError(
             f"images are prepared with size {edge}, crop {crop if cropped else None} and resampling "
-            f"{described.get('resample')}; the encoder needs {size} pixels a side, bicubic"
+            f"{settings.get('resample')}; the encoder needs {size} pixels a side, bicubic"
         )
-    if described.get("do_pad"):
+    if settings.get("do_pad"):
         fit = "pad"
     else:
         fit = "crop" if "shortest_edge" in edge else "squash"
-    normalised = described.get("do_normalize", True)
+    normalised = settings.get("do_normalize", True)
     return FrameTransform(
         size=size,
         fit=fit,  # type: ignore[arg-type]
-        mean=tuple(described["image_mean"]) if normalised else (0.0, 0.0, 0.0),
-        std=tuple(described["image_std"]) if normalised else (1.0, 1.0, 1.0),
+        mean=tuple(settings["image_mean"]) if normalised else (0.0, 0.0, 0.0),
+        std=tuple(settings["image_std"]) if normalised else (1.0, 1.0, 1.0),
     )
 
 
 def _own_template(folder: Path, tokenizer: Any) -> str | None:
-    """The chat template of a folder that knows images, wherever it is kept."""
-    places = [folder / "chat_template.jinja", folder / "chat_template.json", folder / "processor_config.json"]
+    """The folder's chat template that can write images, from any of the files that can hold one; None without."""
+    files = [folder / "chat_template.jinja", folder / "chat_template.json", folder / "processor_config.json"]
     texts = []
-    for file in places:
+    for file in files:
         if file.exists():
             texts.append(file.read_text() if file.suffix == ".jinja" else read_json(file).get("chat_template"))
     texts.append(tokenizer.chat_template)
@@ -153,13 +153,13 @@ def _own_template(folder: Path, tokenizer: Any) -> str | None:
 
 
 def frames_that_fit(config: MmllmConfig, *, tokens_per_frame: int | None = None, most: int = 8, text: int = 512) -> int:
-    """How many frames of a video a model of still images can read at once: their tokens must leave room for text.
+    """How many frames of a video a model of still images can read: their tokens must leave room for text.
 
     Args:
         config: the model's configuration.
-        tokens_per_frame: the encoder's patches if None.
-        most: no more than this, however long the context is.
-        text: positions left for the question and the answer.
+        tokens_per_frame: the number of the encoder's patches if None.
+        most: limit for a long context.
+        text: positions reserved for the question and the answer.
     """
     if tokens_per_frame is None:
         with torch.device("meta"):

@@ -1,7 +1,7 @@
-"""Published weights of a vision tower alone, into the encoder of a model.
+"""Loads published weights of a vision tower into the encoder of a model.
 
-They may lie in a folder or hub id of transformers, timm or open_clip, in a whole vision-language model, or in one
-safetensors file; what tells the libraries apart are the names of the tensors.
+The source is a folder or hub id of transformers, timm or open_clip, a whole vision-language model, or one safetensors
+file. The names of the tensors show from which library it is.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ LOADERS: dict[str, Callable[[Any, dict[str, Tensor]], None]] = {
     "fastvithd": load_fastvithd_tower,
     "siglip": load_siglip_tower,
 }
-"""Encoder -> what puts weights under any of its published names into it."""
+"""Encoder -> function that loads weights, under any of their published names, into it."""
 _LLM = ("lm_head.", "language_model.", "model.language_model.", "model.layers.", "model.embed_tokens.", "text_model.")
 
 
 def load_tower(encoder: Any, source: str | Path, *, allow_pickle: bool = False) -> None:
-    """Puts published weights into an encoder; all its tensors must be there and fit.
+    """Loads published weights into an encoder. Every tensor of the encoder must be there, with the right shape.
 
     Args:
-        encoder: one of those in `LOADERS`.
+        encoder: an encoder that `LOADERS` names.
         source: a folder, a hub id, a preset's name, or a safetensors file.
         allow_pickle: read `.bin` files where there is no safetensors file; their tensors only.
 
     Raises:
-        CheckpointError: if there are no such weights, or they are of a tower of other sizes or another activation.
+        CheckpointError: if there are no such weights, or the tower has other sizes or another activation.
         ConfigError: if the encoder has no published weights.
     """
     kind = next((name for name in LOADERS if type(encoder).__module__ == f"mmllm.encoders.{name}"), None)
     if kind is None:
-        known = ", ".join(LOADERS)
-        raise ConfigError(f"{type(encoder).__name__} has no published weights to load from {source}; {known} have")
+        names = ", ".join(LOADERS)
+        raise ConfigError(f"{type(encoder).__name__} has no published weights to load from {source}; {names} have some")
     file = Path(source)
     if file.suffix == ".safetensors" and not file.is_dir():
         header(file)
@@ -62,7 +62,7 @@ def load_tower(encoder: Any, source: str | Path, *, allow_pickle: bool = False) 
 
 
 def _folder(source: str | Path) -> Path:
-    """open_clip's folders have a configuration of their own name."""
+    """The folder of a source. A folder of open_clip has no `config.json`, but a file of another name."""
     folder = Path(source)
     return folder if (folder / "open_clip_config.json").is_file() else local_folder(source)
 
@@ -74,20 +74,20 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _check_activation(folder: Path, own: str) -> None:
-    """Refuses weights that were trained with another GELU, as far as the files beside them say.
+    """Refuses weights that were trained with another activation, if the files beside them name it.
 
     Raises:
         CheckpointError: naming both.
     """
     declared = None
     if (folder / "open_clip_config.json").is_file():
-        described = read_json(folder / "open_clip_config.json").get("model_cfg", {})
-        declared = "quick_gelu" if described.get("quick_gelu") else "gelu"
+        settings = read_json(folder / "open_clip_config.json").get("model_cfg", {})
+        declared = "quick_gelu" if settings.get("quick_gelu") else "gelu"
     elif (folder / "config.json").is_file():
-        described = read_json(folder / "config.json")
-        if "architecture" in described:  # timm's
-            declared = "quick_gelu" if "quickgelu" in described["architecture"] else "gelu"
-        elif "vision_config" in described or str(described.get("model_type")).startswith("clip"):
-            declared = described.get("vision_config", described).get("hidden_act")
+        settings = read_json(folder / "config.json")
+        if "architecture" in settings:  # a file of timm
+            declared = "quick_gelu" if "quickgelu" in settings["architecture"] else "gelu"
+        elif "vision_config" in settings or str(settings.get("model_type")).startswith("clip"):
+            declared = settings.get("vision_config", settings).get("hidden_act")
     if declared is not None and declared != own:
         raise CheckpointError(f"{folder} was trained with activation {declared!r}, this tower has {own!r}")

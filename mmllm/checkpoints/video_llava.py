@@ -32,7 +32,8 @@ FRAMES = 8
 """Frames of a video, in training as in the published evaluation."""
 
 
-def _places(kind: str) -> tuple[str, ...]:
+def _prefixes(kind: str) -> tuple[str, ...]:
+    """All prefixes under which files have a tower of that name."""
     prefixes = (f"model.{kind}.", f"{kind}.", f"model.{kind}.{kind}.")
     return tuple(prefix + inner for prefix in prefixes for inner in ("", "vision_model."))
 
@@ -40,29 +41,29 @@ def _places(kind: str) -> tuple[str, ...]:
 TABLE: Table = {
     **LLM,
     **MLP,
-    "encoder.tower.": _places("video_tower"),
-    "image_encoder.tower.": _places("image_tower"),
+    "encoder.tower.": _prefixes("video_tower"),
+    "image_encoder.tower.": _prefixes("image_tower"),
 }
 
 
 def recognises(upstream: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is this family's."""
+    """Whether a `config.json` belongs to this family."""
     return upstream.get("model_type") == "video_llava" or "mm_video_tower" in upstream
 
 
 def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmConfig:
     """Our configuration of a `config.json`.
 
-    The authors' own files are described with the images' tower for both; they load where the videos' tower has no
-    attention in time.
+    For the authors' own files, videos get a tower like that of images. Such files load only if the tower of videos has
+    no attention over time.
 
     Raises:
-        CheckpointError: if it asks for something that this family does not have here.
+        CheckpointError: if it asks for something that is not supported.
     """
     ported = upstream.get("model_type") == "video_llava"
     images = describing.tower(describing.resolved(upstream)) if ported else describing.original_tower(upstream, folder)
     if not isinstance(images, ClipConfig):
-        raise CheckpointError(f"{NAME}: its towers are CLIP's, not {type(images).__name__}")
+        raise CheckpointError(f"{NAME}: its towers must be CLIP, not {type(images).__name__}")
     towers = {
         "encoder": registry.describe("encoder", replace(images, class_token=True)),
         "image_encoder": registry.describe("encoder", images),
@@ -80,7 +81,7 @@ def from_upstream(
 
 
 def to_upstream(model: MmllmForConditionalGeneration) -> dict[str, Tensor]:
-    """The model's weights under the names they were read by."""
+    """The model's weights under the names that its file had."""
     return building.disassemble(model, TABLE)
 
 

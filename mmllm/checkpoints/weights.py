@@ -1,4 +1,4 @@
-"""Weights on disk: their names and shapes first, refused before anything large is read; then the tensors themselves."""
+"""Weights on disk: first names and shapes, so that wrong files are refused early; then the tensors themselves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def header(file: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file on the meta device: names, shapes and types, no numbers.
 
     Raises:
-        CheckpointError: if the file is missing, no safetensors file, or shorter than its own header says (half-copied).
+        CheckpointError: if the file is missing, no safetensors file, or not as long as its header says (half-copied).
     """
     if not file.is_file():
         raise CheckpointError(f"{file}: there is no such file")
@@ -33,28 +33,28 @@ def header(file: Path) -> dict[str, Tensor]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise CheckpointError(f"{file}: no safetensors file, or only the beginning of one ({size} bytes)")
+            raise CheckpointError(f"{file}: this is no safetensors file, or only the start of one ({size} bytes)")
         try:
-            described: dict[str, Any] = json.loads(stream.read(length))
-            described.pop("__metadata__", None)
-            end = 8 + length + max((entry["data_offsets"][1] for entry in described.values()), default=0)
+            entries: dict[str, Any] = json.loads(stream.read(length))
+            entries.pop("__metadata__", None)
+            end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
             tensors = {
                 name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
-                for name, entry in described.items()
+                for name, entry in entries.items()
             }
         except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as problem:
             raise CheckpointError(f"{file}: the header of this safetensors file cannot be read: {problem}") from None
     if size != end:
-        told = "half-copied: " if size < end else ""
-        raise CheckpointError(f"{file}: {told}its header asks for {end} bytes, there are {size}")
+        reason = "half-copied: " if size < end else ""
+        raise CheckpointError(f"{file}: {reason}its header asks for {end} bytes, the file has {size}")
     return tensors
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, as its index lists them, or all there are.
+    """The safetensors files of a model folder: those that its index lists, or all.
 
     Raises:
-        CheckpointError: if there are none, or one that the index lists is missing.
+        CheckpointError: if there is none, or a file of the index is missing.
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -62,22 +62,22 @@ def files_of(folder: Path) -> list[Path]:
             listed = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as problem:
             raise CheckpointError(f"{index}: this index cannot be read: {problem}") from None
-        if strange := [name for name in listed if os.path.basename(name) != name]:
-            raise CheckpointError(f"{index}: names a file outside of its folder: {strange[0]}")
+        if outside := [name for name in listed if os.path.basename(name) != name]:
+            raise CheckpointError(f"{index}: lists a file outside of its folder: {outside[0]}")
         if missing := [name for name in listed if not (folder / name).is_file()]:
             raise CheckpointError(f"{folder}: missing {', '.join(missing[:3])} ({len(missing)} of {len(listed)} files)")
         return [folder / name for name in listed]
     single = folder / "model.safetensors"
-    found = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
-    if not found:
+    files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    if not files:
         pickles = [file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
         if pickles:
             raise CheckpointError(
-                f"{folder}: its weights are pickles ({', '.join(pickles[:3])}), which can run code; "
-                "allow_pickle=True reads their tensors only"
+                f"{folder}: its weights are pickles ({', '.join(pickles[:3])}), and a pickle can run code; "
+                "allow_pickle=True reads only their tensors"
             )
         raise CheckpointError(f"{folder}: there are no weights in this folder (*.safetensors)")
-    return found
+    return files
 
 
 class Weights:
@@ -88,7 +88,7 @@ class Weights:
         allow_pickle: read `.bin` and `.pth` files where there is no safetensors file; tensors only, no code.
 
     Raises:
-        CheckpointError: if a file is missing, cut off, no weights file, or a pickle that was not allowed.
+        CheckpointError: if a file is missing, cut off or no weights file, or is a pickle and pickles are not allowed.
     """
 
     def __init__(self, folder: Path, *, allow_pickle: bool = False) -> None:
@@ -103,12 +103,12 @@ class Weights:
                 raise
             self._pickled = _pickled(pickles)
         headers = [header(file) for file in self.files]
-        self.meta: dict[str, Tensor] = {name: tensor for one in headers for name, tensor in one.items()}
+        self.meta: dict[str, Tensor] = {name: tensor for entries in headers for name, tensor in entries.items()}
         if self._pickled is not None:
             self.meta = {name: tensor.to("meta") for name, tensor in self._pickled.items()}
 
     def read(self) -> dict[str, Tensor]:
-        """All tensors, on the CPU; safetensors are mapped into memory and read when they are used."""
+        """All tensors, on the CPU. Safetensors files are mapped into memory; a tensor is read when it is used."""
         if self._pickled is not None:
             return self._pickled
         from safetensors import SafetensorError
@@ -129,8 +129,10 @@ def _pickled(files: list[Path]) -> dict[str, Tensor]:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as problem:
-            raise CheckpointError(f"{file}: holds more than tensors, or is damaged: {problem!s:.200}") from None
+            raise CheckpointError(
+                f"{file}: this file holds more than tensors, or is damaged: {problem!s:.200}"
+            ) from None
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise CheckpointError(f"{file}: is no state dict (names and tensors)")
+            raise CheckpointError(f"{file}: this is no state dict (names and tensors)")
         state |= content
     return state

@@ -1,4 +1,4 @@
-"""Published models and towers by short name: wherever a model is named, one of these names will do."""
+"""Published models and vision towers by short name. The short name can stand wherever a model is named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Kind = Literal["model", "encoder"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Where published weights are, how they are used, and what was checked about them here."""
+    """Published weights: where they are, how they are used, and what was checked about them here."""
 
     source: str
     """Id on the Hugging Face hub."""
@@ -21,14 +21,14 @@ class Preset:
     input_size: int
     """Side of the encoder's square input in pixels."""
     template: str
-    """How a conversation is written; empty for a tower. A chat template in the model's own folder comes first."""
+    """How a conversation is written; empty for a tower. A chat template in the model's own folder replaces it."""
     adapter: str
-    """The file that reads the weights: of `mmllm/checkpoints` for a model, of `mmllm/encoders` for a tower."""
+    """The file that reads the weights: in `mmllm/checkpoints` for a model, in `mmllm/encoders` for a tower."""
     verified: str
-    """What was compared, with what."""
+    """What was compared, and with what."""
 
 
-_UNSEEN = "the published weights themselves were not at hand"
+_NOT_COMPARED = "the published weights themselves were not at hand"
 _PORT = "logits and greedy ids of transformers' own class"
 _TOKENS = "the original's visual tokens"
 _LLAMA2, _APACHE = "Llama 2 Community License", "Apache-2.0"
@@ -42,7 +42,7 @@ def _tower(source: str, adapter: str, input_size: int, licence: str, compared: s
         input_size=input_size,
         template="",
         adapter=adapter,
-        verified=f"features and scores of {compared} on small random weights; {_UNSEEN}",
+        verified=f"features and scores of {compared} on small random weights; {_NOT_COMPARED}",
     )
 
 
@@ -55,7 +55,7 @@ def _model(
         input_size=size,
         template=template,
         adapter=adapter,
-        verified=f"{by}, on small random weights; {_UNSEEN}",
+        verified=f"{by}, on small random weights; {_NOT_COMPARED}",
     )
 
 

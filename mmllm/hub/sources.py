@@ -1,4 +1,4 @@
-"""Where a model can come from: the package itself, a folder, a hub id, or a preset that stands for one."""
+"""The sources of a model: the package itself, a folder, a hub id, or a preset that stands for a hub id."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from mmllm.fields import closest
 from mmllm.hub.presets import PRESETS
 
 DEFAULT = "default"
-"""Names the model that comes with the package, which is also used where no model is named."""
+"""Name of the model that comes with the package. It is also used where no model is named."""
 PACKAGED = Path(__file__).resolve().parents[1] / "default_model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def checked_source(name: str | Path) -> str:
-    """Where a name leads: a folder with a `config.json`, or `owner/name` for the hub, which a preset stands for.
+    """The source that a name stands for: a folder with a `config.json`, or `owner/name` on the hub.
 
-    `default` gives the folder of the packaged model, unless a folder of that name holds a model.
+    A preset gives its hub id. `default` gives the folder of the packaged model, unless there is a folder `default` with
+    a model.
 
     Raises:
-        CheckpointError: if it is none of them.
+        CheckpointError: if the name is no folder with a model, no hub id and no preset.
     """
     if str(name) == DEFAULT and not (Path(DEFAULT) / "config.json").exists():
         return str(packaged_model())
@@ -38,18 +39,18 @@ def checked_source(name: str | Path) -> str:
         return PRESETS[str(name)].source
     if not _HUB_ID.fullmatch(str(name)):
         raise CheckpointError(
-            f"{name}: there is no such folder, a hub id reads owner/name, and no preset is called that; "
+            f"{name}: there is no such folder and no such preset, and a hub id has the form owner/name; "
             f"{closest(str(name), [*PRESETS, DEFAULT])}"
         )
     return str(name)
 
 
 def local_folder(source: str | Path, *, allow_pickle: bool = False) -> Path:
-    """The folder of a model; one from the hub is downloaded first.
+    """The folder of a model. A model on the hub is downloaded first.
 
     Args:
         source: folder or hub id.
-        allow_pickle: download pickled weights, too.
+        allow_pickle: download pickled weights too.
 
     Raises:
         CheckpointError: if there is no such folder or hub id.
@@ -59,9 +60,9 @@ def local_folder(source: str | Path, *, allow_pickle: bool = False) -> Path:
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", *(["*.bin"] if allow_pickle else [])]
+    patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", *(["*.bin"] if allow_pickle else [])]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"{name}: cannot be downloaded from the hub: {problem!s:.200}") from None
 
@@ -70,14 +71,14 @@ def read_json(file: Path) -> dict[str, Any]:
     """The mapping that a JSON file of a model folder holds.
 
     Raises:
-        CheckpointError: if it is missing, damaged or no JSON object.
+        CheckpointError: if the file is missing, damaged or no JSON object.
     """
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"{file}: cannot be read: {problem}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: is no JSON object")
+        raise CheckpointError(f"{file}: this is no JSON object")
     return content
 
 
@@ -85,11 +86,11 @@ def packaged_model() -> Path:
     """The folder of the model that comes with the package.
 
     Raises:
-        CheckpointError: if this installation has none.
+        CheckpointError: if this installation has no such model.
     """
     if not (PACKAGED / "config.json").exists():
         raise CheckpointError(
-            "this installation of mmllm comes without a default model: name one with --model, or train one in "
+            "this installation of mmllm has no default model: name a model with --model, or train one in "
             "minutes with `mmllm quickstart`"
         )
     return PACKAGED

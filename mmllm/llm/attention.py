@@ -1,4 +1,4 @@
-"""Attention with stages around it: who is seen, how keys and values are weighed, and how much a key receives.
+"""Attention with stages: which keys a query sees, how keys and values are changed, how much attention a key receives.
 
 B rows, N new positions, K keys, H query heads, G key heads, R query rows of a block, D head width
 """
@@ -22,7 +22,7 @@ from mmllm.llm.values import AttentionView, LlmPass
 STAGED = "mmllm_staged"
 """Name under which transformers knows the attention function that calls stages."""
 _BLOCK_ELEMENTS = 1 << 24
-"""How many attention weights are held at a time."""
+"""How many attention weights are in memory at a time."""
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -30,14 +30,14 @@ Attention = Callable[..., tuple[Tensor, Tensor | None]]
 def staged_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """The LLM's own attention; in a pass with stages, sdpa with what they select, reweigh and evict.
+    """Attention output: of the LLM's own function, or, in a pass with stages, of sdpa as the stages change it.
 
     Args:
         module: the attention module.
         query: B H N D, rotated.
-        key, value: B G K D; with a cache, all its keys.
+        key, value: B G K D; all keys of the cache, if there is one.
         attention_mask: B 1 N K, additive or bool.
-        kwargs: of transformers' attention functions; `llm_pass` and `record` are put there by the harness.
+        kwargs: of transformers' attention functions; the harness adds `llm_pass` and `record`.
     """
     current: LlmPass | None = kwargs.pop("llm_pass", None)
     record: RecordLayer | None = kwargs.pop("record", None)
@@ -45,10 +45,11 @@ def staged_attention(
         return own_attention(module)(module, query, key, value, attention_mask, **kwargs)
     view = _view(module, query, key, value, current, record, kwargs)
     keys, values, mask = key, value, _for_heads(attention_mask, query.shape[1])
+    # before attention: each stage may hide keys, and change keys, values and logits
     for number, stage in enumerate(current.stages):
         view.state = {} if record is None else record.state_of(number)
-        if (seen := stage.select(view)) is not None:
-            mask = _narrowed(mask, seen, view)
+        if (selected := stage.select(view)) is not None:
+            mask = _narrowed(mask, selected, view)
         if (reweighed := stage.reweigh(view)) is not None:
             keys, values = reweighed.keys, reweighed.values
             mask = mask if reweighed.bias is None else _dense(mask, view) + reweighed.bias.to(query.dtype)
@@ -66,6 +67,7 @@ def _view(
     record: RecordLayer | None,
     kwargs: Mapping[str, Any],
 ) -> AttentionView:
+    """What stages see of this attention; `state` and `received` are set for each stage later."""
     layer, new = int(module.layer_idx), query.shape[2]  # type: ignore[arg-type]
     if record is None:  # no cache: every pass reads the whole row
         kept = current.kept_at(layer)
@@ -91,7 +93,7 @@ def _view(
 
 
 def _after(view: AttentionView, keys: Tensor, mask: Tensor | None, record: RecordLayer | None) -> None:
-    """Adds up what keys received from the rows that stages ask for, and lets a stage evict keys from the cache."""
+    """After attention: adds up what keys received from the rows that stages ask for; a stage may evict keys."""
     received: list[Mapping[str, Tensor]] = []
     for number, stage in enumerate(view.current.stages):
         view.state = {} if record is None else record.state_of(number)
@@ -114,29 +116,29 @@ def receive(
     *,
     per_head: bool = False,
 ) -> dict[str, Tensor]:
-    """Attention that each key receives from query rows, added up over the rows.
+    """Attention that each key receives, added up over query rows.
 
     Args:
         query: B H N D, rotated.
         key: B G K D, rotated.
         mask: B 1 N K or B H N K, additive or bool; None for a causal one.
-        rows: name -> float, B N. How much each query row counts.
+        rows: name -> float, B N. Weight of each query row.
         scaling: of the logits.
-        per_head: keep heads apart.
+        per_head: give each head separately.
 
     Returns:
-        Name -> float32, B K, mean over heads; B H K with heads apart.
+        Name -> float32, B K, mean over heads; with `per_head`, B H K.
     """
     batch, heads, new, _ = query.shape
     count = key.shape[2]
     key = repeat(key.float(), "b g k d -> b (g r) k d", r=heads // key.shape[1])
     shape = (batch, heads, count) if per_head else (batch, count)
     totals = {name: key.new_zeros(shape) for name in rows}
-    counted = torch.stack([(weight != 0).any(0) for weight in rows.values()]).any(0)  # N
-    chosen = counted.nonzero().squeeze(1)  # only rows that count are worth a product
+    has_weight = torch.stack([(weight != 0).any(0) for weight in rows.values()]).any(0)  # N
+    row_indices = has_weight.nonzero().squeeze(1)  # the attention of other rows is not computed
     step = max(1, _BLOCK_ELEMENTS // max(1, batch * heads * count))
     column = torch.arange(count, device=query.device)
-    for block in chosen.split(step):
+    for block in row_indices.split(step):
         logits = torch.einsum("bhrd,bhkd->bhrk", query[:, :, block].float(), key) * scaling
         if mask is None:
             logits = logits.masked_fill(column > block[:, None] + (count - new), -torch.inf)
@@ -154,13 +156,13 @@ def receive(
 def own_attention(module: nn.Module) -> Attention:
     """The attention that a module had before the harness was installed."""
     name = module.config.own_attn_implementation  # type: ignore[union-attr]
-    if name == "eager":  # each family's own function, beside its attention class
+    if name == "eager":  # each family has its own function, in the file of its attention class
         return sys.modules[type(module).__module__].eager_attention_forward
     return AttentionInterface().get_interface(name, sdpa_attention_forward)
 
 
 def _dense(mask: Tensor | None, view: AttentionView) -> Tensor:
-    """The mask, additive, B (1 or H) N K."""
+    """The mask in additive form, B (1 or H) N K; a causal one for None."""
     dtype, new, count = view.query.dtype, view.query.shape[2], view.keys.shape[2]
     if mask is None:
         mask = torch.ones(new, count, dtype=torch.bool, device=view.query.device).tril(count - new)[None, None]
@@ -169,23 +171,23 @@ def _dense(mask: Tensor | None, view: AttentionView) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def _narrowed(mask: Tensor | None, seen: Tensor, view: AttentionView) -> Tensor:
-    """The mask without the keys that a stage does not select (bool, B, G or H, N, K); a query still sees itself.
+def _narrowed(mask: Tensor | None, selected: Tensor, view: AttentionView) -> Tensor:
+    """The mask, narrowed to the keys that a stage selects (bool, B, G or H, N, K). A query always sees itself.
 
     Raises:
         InputError: if the selection has another shape.
     """
     heads, new, count = view.query.shape[1], view.query.shape[2], view.keys.shape[2]
-    if seen.ndim != 4 or seen.shape[2:] != (new, count) or heads % seen.shape[1]:
-        raise InputError(f"a selection must be (B, heads, {new}, {count}), not {tuple(seen.shape)}")
-    seen = repeat(seen, "b g n k -> b (g r) n k", r=heads // seen.shape[1])
-    itself = torch.eye(new, dtype=torch.bool, device=seen.device)
-    seen = seen | torch.nn.functional.pad(itself, (count - new, 0))
-    return _dense(mask, view).masked_fill(~seen, torch.finfo(view.query.dtype).min)
+    if selected.ndim != 4 or selected.shape[2:] != (new, count) or heads % selected.shape[1]:
+        raise InputError(f"a selection must be (B, heads, {new}, {count}), not {tuple(selected.shape)}")
+    selected = repeat(selected, "b g n k -> b (g r) n k", r=heads // selected.shape[1])
+    itself = torch.eye(new, dtype=torch.bool, device=selected.device)
+    selected = selected | torch.nn.functional.pad(itself, (count - new, 0))
+    return _dense(mask, view).masked_fill(~selected, torch.finfo(view.query.dtype).min)
 
 
 def _for_heads(mask: Tensor | None, heads: int) -> Tensor | None:
-    """A mask of one line of keys for each key head (B G N K) as one for each query head."""
+    """A mask with an entry for each key head (B G N K), repeated for each query head."""
     if mask is None or mask.shape[1] in (1, heads):
         return mask
     return repeat(mask, "b g n k -> b (g r) n k", r=heads // mask.shape[1])

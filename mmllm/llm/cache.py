@@ -1,6 +1,6 @@
-"""A cache layer that knows where in the row its keys stand, so that keys can be removed from it.
+"""A cache layer that stores the position of each key, so that keys can be removed.
 
-transformers counts positions by what a cache has seen; here `get_seq_length` goes on counting removed keys.
+transformers takes the number of positions from the cache. So `get_seq_length` also counts removed keys.
 
 B rows, G key heads, K keys, N new keys, D head width
 """
@@ -19,7 +19,7 @@ from mmllm.llm.values import KeptKeys, LlmPass
 
 
 class RecordLayer(DynamicLayer):
-    """Keys and values of one layer, with the position of each and what stages remember of them."""
+    """Keys and values of one layer, their positions, and the state of each stage."""
 
     keys: Tensor
     values: Tensor
@@ -27,32 +27,32 @@ class RecordLayer(DynamicLayer):
     def __init__(self) -> None:
         super().__init__()
         self.position: Tensor = torch.empty(0)
-        """int64, B 1 K; B G K once a stage has evicted keys of single heads."""
+        """int64, B 1 K; B G K after a stage has evicted other keys in each head."""
         self.valid: Tensor = torch.empty(0)
-        """bool, like `position`. False at padding and filling."""
+        """bool, like `position`. False at padding and at filling, which makes rows equally long."""
         self.seen = 0
-        """How many positions of the row have been read, removed ones counted."""
+        """How many positions of the row have been read, with those removed since."""
         self.passes = 0
-        """How many passes have brought keys."""
+        """How many passes have added keys."""
         self.is_whole = True
-        """Whether it holds every position that has been read, in order: then a mask of transformers fits it."""
+        """Whether it holds all positions that have been read, in order. Then a mask of transformers fits it."""
         self._states: dict[int, dict[str, Tensor]] = {}
         self._incoming: tuple[Tensor, Tensor, int] | None = None
 
     def announce(self, position: Tensor, valid: Tensor, read: int, *, whole: bool = True) -> None:
-        """Says what the next keys are.
+        """Announces the keys that the next `update` adds.
 
         Args:
-            position: int64, B N. Where in the row they stand.
+            position: int64, B N. Their positions in the row.
             valid: bool, B N.
-            read: how many positions of the row the pass has read, those removed before this layer counted.
-            whole: False if some were removed, or stand in another order.
+            read: how many positions of the row the pass has read, with those removed before this layer.
+            whole: False if some were removed, or are in another order.
         """
         self.is_whole = self.is_whole and whole
         self._incoming = position, valid, read
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """All keys and values (B G K D), the new ones behind the others."""
+        """All keys and values (B G K D), the new ones at the end."""
         assert self._incoming is not None, "the harness announces every pass"
         position, valid = (part.unsqueeze(1) for part in self._incoming[:2])
         self.seen, self.passes, self._incoming = self.seen + self._incoming[2], self.passes + 1, None
@@ -64,14 +64,14 @@ class RecordLayer(DynamicLayer):
         return super().update(key_states, value_states, *args, **kwargs)
 
     def state_of(self, stage: int) -> dict[str, Tensor]:
-        """What the stage of that number remembers of this layer; tensors with B as their first axis."""
+        """The state of stage number `stage` in this layer: tensors with B as their first axis."""
         return self._states.setdefault(stage, {})
 
     def keep(self, kept: KeptKeys) -> None:
-        """Removes all keys but some.
+        """Removes all other keys.
 
         Raises:
-            InputError: if they are not given for every row, and for every head or for all alike.
+            InputError: if `kept` does not have every row, and one head or all of them.
         """
         rows, heads, _, width = self.keys.shape
         index = kept.index
@@ -92,40 +92,41 @@ class RecordLayer(DynamicLayer):
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns of a mask over the stored and the new keys, and how many removed keys come before them."""
+        """Columns of a mask over the stored and the new keys, and the number of removed keys."""
         stored = self.keys.shape[2] if self.passes else 0
         return stored + query_length, self.seen - stored
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Takes the newest positions back; older transformers give the length that remains in place of their number."""
+        """Removes the newest positions: `-tokens_to_remove` of them. Older transformers give the length left."""
         count = -tokens_to_remove if tokens_to_remove <= 0 else max(0, self.seen - tokens_to_remove)
         if not count or not self.passes:
             return
         if int(self.position[..., -count:].amin()) < self.seen - count:
-            raise ConfigError("positions cannot be taken back from a cache of which a stage has evicted keys")
+            raise ConfigError("the newest positions cannot be removed from a cache from which a stage has evicted keys")
         self.position, self.valid = self.position[..., :-count], self.valid[..., :-count]
         self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
         self.seen -= count
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Empties the cache."""
         super().reset()
         self.seen, self.passes, self.is_whole, self._states, self._incoming = 0, 0, True, {}, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """The rows numbered `beam_idx` (int64, B)."""
+        """Replaces the rows by those with the indices `beam_idx` (int64, B)."""
         self._take(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Only the rows numbered `indices`."""
+        """Keeps only the rows with these indices."""
         self._take(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row `repeats` times."""
+        """Repeats every row."""
         if self.passes:
             self._take(torch.arange(len(self.keys), device=self.keys.device).repeat_interleave(repeats))
 
     def _take(self, rows: Tensor) -> None:
+        """Replaces keys, values, positions and states by those of the given rows (int64)."""
         if not self.passes:
             return
         rows = rows.to(self.keys.device)
@@ -137,22 +138,22 @@ class RecordLayer(DynamicLayer):
 
 
 def pass_of(cache: Cache | None) -> LlmPass | None:
-    """The prompt whose stages a cache goes on with; None for a cache without."""
+    """The pass of the prompt that a cache was filled by; None for a cache without stages."""
     return getattr(cache, "llm_pass", None)
 
 
 def adopt(cache: Cache, current: LlmPass, layers: int) -> None:
-    """Lets an empty dynamic cache keep the record that stages need, and the pass that it goes on with.
+    """Prepares an empty dynamic cache for stages: layers that store positions, and the pass of the prompt.
 
     Raises:
         ConfigError: for a cache of another kind.
-        InputError: for one that holds something already.
+        InputError: for a cache that is not empty.
     """
     if type(cache) is not DynamicCache or cache.offloading:
-        what = f"offloaded {type(cache).__name__}" if getattr(cache, "offloading", False) else type(cache).__name__
-        raise ConfigError(f"stages inside the LLM need a DynamicCache, not {what}")
+        kind = f"offloaded {type(cache).__name__}" if getattr(cache, "offloading", False) else type(cache).__name__
+        raise ConfigError(f"stages inside the LLM need a DynamicCache, not {kind}")
     if cache.get_seq_length():
-        raise InputError("a cache that holds a text already cannot be given a prompt with stages inside the LLM")
+        raise InputError("the cache holds a text already: a prompt with stages inside the LLM needs an empty one")
     cache.layers = [RecordLayer() for _ in range(layers)]
     cache.layer_class_to_replicate = None
     cache.llm_pass = current

@@ -3,9 +3,9 @@
     layers 0..3 | prune | layers 4..13 | prune | layers 14..23 | prune | layers 24..31 | removed places filled with 0
     cache: all           fewer                  fewer still             fewest             tokens keep their positions
 
-`install` hangs hooks on a decoder, once. They know no method and do nothing unless a forward pass brings an `LlmPass`
-as the keyword argument `llm_pass`, which transformers hands down to every layer and attention function; so passes of
-several threads do not meet. While generating, the pass is found again at the cache.
+`install` registers hooks on a decoder, once. The hooks contain no method of their own. They act only in a forward pass
+with an `LlmPass` as the keyword argument `llm_pass`. transformers hands that argument to every layer and attention
+function, so passes of several threads stay separate. In generation, the cache keeps the pass for the next steps.
 
 B rows, P positions of the whole row, K positions kept, N new positions
 """
@@ -35,7 +35,7 @@ def decoder_layers(decoder: nn.Module) -> nn.ModuleList:
     """The layers of a Hugging Face decoder.
 
     Raises:
-        ConfigError: if it keeps them elsewhere, or no stage can work between them.
+        ConfigError: if it has no list of layers, or stages cannot work with its attention.
     """
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
@@ -43,17 +43,17 @@ def decoder_layers(decoder: nn.Module) -> nn.ModuleList:
     config: Any = decoder.config
     others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if others:
-        raise ConfigError(f"no stage can work inside an LLM with {', '.join(sorted(others))}")
+        raise ConfigError(f"stages work only in layers with full_attention; this LLM has {', '.join(sorted(others))}")
     if config._attn_implementation not in ("sdpa", "eager"):
-        raise ConfigError(f"stages work inside an LLM with sdpa attention, not {config._attn_implementation!r}")
+        raise ConfigError(f"stages need an LLM with eager or with sdpa attention, not {config._attn_implementation!r}")
     return layers
 
 
 def install(decoder: nn.Module) -> None:
-    """Lets passes through a decoder (without LM head, such as `LlamaModel`) bring stages. A second call does nothing.
+    """Prepares a decoder (without LM head, such as `LlamaModel`) for passes with stages. A second call does nothing.
 
     Raises:
-        ConfigError: if the decoder is not of a kind that this works with.
+        ConfigError: if stages cannot work inside it; see `decoder_layers`.
     """
     layers = decoder_layers(decoder)
     with _INSTALLING:
@@ -64,7 +64,9 @@ def install(decoder: nn.Module) -> None:
         for number, layer in enumerate(layers):
             layer.register_forward_pre_hook(functools.partial(_before_layer, number, len(layers)), with_kwargs=True)
             attention: Any = layer.self_attn
-            own = copy.copy(attention.config)  # masks are still made as the decoder's own configuration says
+            own = copy.copy(
+                attention.config
+            )  # a copy: the decoder's own configuration still decides how masks are made
             own.own_attn_implementation, own._attn_implementation = own._attn_implementation, STAGED
             attention.config = own
         layers[-1].register_forward_hook(_fill_up, with_kwargs=True)
@@ -73,7 +75,8 @@ def install(decoder: nn.Module) -> None:
 def _before_layer(
     layer: int, layers: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Ahead of a layer: in a pass with stages, decides who goes on and gives the layer what fits those."""
+    """Before a layer: in a pass with stages, removes positions and gives the layer inputs for those that remain."""
+    # step 1: the pass, given with a prompt, or kept by the cache in later steps
     cache: Any = kwargs.get("past_key_values")
     current: LlmPass | None = kwargs.get("llm_pass")
     if current is not None and cache is not None and layer == 0 and pass_of(cache) is not current:
@@ -83,7 +86,8 @@ def _before_layer(
     if current is None:
         return None
     if cache is None and any(stage.evicts for stage in current.stages):
-        raise ConfigError("a stage that removes keys from the cache works with a cache only, and not in training")
+        raise ConfigError("a stage that removes keys from the cache needs a cache, so it cannot work in training")
+    # step 2: hidden states, masks and positions that fit what this layer works on
     hidden = args[0] if args else kwargs["hidden_states"]
     record = None if cache is None else cache.layers[layer]
     if record is None or not record.seen:
@@ -97,7 +101,7 @@ def _before_layer(
 def _prompt(
     layer: int, layers: int, current: LlmPass, record: RecordLayer | None, hidden: Tensor, kwargs: dict[str, Any]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The hidden states that go on through this layer, and mask and positions that fit them."""
+    """The hidden states that go into this layer, and the arguments that change with them: mask and positions."""
     if layer == 0 and hidden.shape[:2] != current.visual.shape:
         raise InputError(f"the pass is for rows of {tuple(current.visual.shape)}, not {tuple(hidden.shape[:2])}")
     if layer:
@@ -117,9 +121,13 @@ def _prompt(
 
 
 def _pruned(layer: int, layers: int, current: LlmPass, hidden: Tensor) -> Tensor:
-    """Hidden states (B K D) without the positions that stages remove before this layer."""
+    """Hidden states (B K D) without the positions that stages remove before this layer.
+
+    Raises:
+        ConfigError: if the attention of the layer before did not get the pass.
+    """
     if layer - 1 not in current.received:
-        raise ConfigError("this LLM does not hand keyword arguments to its attention, so no stage can work inside it")
+        raise ConfigError("this LLM does not pass keyword arguments to its attention, so no stage can work inside it")
     kept = before = current.kept_at(layer - 1)
     received = current.received[layer - 1]
     for number, (stage, notes) in enumerate(zip(current.stages, current.notes, strict=True)):
@@ -134,7 +142,7 @@ def _pruned(layer: int, layers: int, current: LlmPass, hidden: Tensor) -> Tensor
             continue
         kept, slot = _without_removed(kept, decision.keep)
         hidden = hidden.gather(1, slot.unsqueeze(-1).expand(*slot.shape, hidden.shape[-1]))
-        # the next stage is shown what remains
+        # the next stage sees only what remains
         received = [{name: _columns(value, slot) for name, value in own.items()} for own in received]
     if kept is not before:
         current.kept[layer] = kept
@@ -142,8 +150,9 @@ def _pruned(layer: int, layers: int, current: LlmPass, hidden: Tensor) -> Tensor
 
 
 def _without_removed(before: Kept, keep: Tensor) -> tuple[Kept, Tensor]:
-    """The positions that go on, rows with fewer filled up, and their slots (B K') among those before."""
+    """The positions that remain, and their slots (B K') among those before. Shorter rows are filled up."""
     keep = keep & before.valid
+    # a stable sort puts kept slots first, in their order; removed ones behind them fill up
     slot = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[:, : int(keep.sum(-1).max())]
     weight = None if before.weight is None else before.weight.gather(1, slot)
     return Kept(position=before.position.gather(1, slot), valid=keep.gather(1, slot), weight=weight), slot
@@ -162,7 +171,7 @@ def _rows(values: Tensor, position: Tensor) -> Tensor:
 
 
 def _mask_of_prompt(kept: Kept, given: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """B 1 K K, additive: causal over what is kept, or the given mask of the whole row; filling is seen by nobody."""
+    """Additive mask, B 1 K K: causal over kept positions, or cut from the mask of the whole row. Filling is hidden."""
     count, lowest = kept.position.shape[1], torch.finfo(dtype).min
     itself = torch.eye(count, dtype=torch.bool, device=kept.position.device)
     if given is None:
@@ -181,29 +190,32 @@ def _mask_of_prompt(kept: Kept, given: Tensor | None, dtype: torch.dtype) -> Ten
 
 
 def _later(first: RecordLayer, record: RecordLayer, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Mask of the new positions over this layer's own keys, which differ from layer to layer; and of each other."""
+    """The mask that lets new positions see the keys of this layer and earlier new ones; keys differ between layers."""
     rows, new = hidden.shape[:2]
     position = record.seen + torch.arange(new, device=hidden.device).expand(rows, new)
     valid = kwargs.get("new_valid")
     valid = torch.ones_like(position, dtype=torch.bool) if valid is None else valid
     record.announce(position, valid, new)
     if record.is_whole and first.is_whole:
-        return {}  # transformers made its mask for the first layer, and it fits this one
+        return {}  # the mask of transformers, made for the first layer, fits this layer too
     heads = record.position.shape[1]
     keys = torch.cat([record.position, position.unsqueeze(1).expand(-1, heads, -1)], dim=-1)  # B G K
     present = torch.cat([record.valid, valid.unsqueeze(1).expand(-1, heads, -1)], dim=-1)
-    seen = present.unsqueeze(2) & (keys.unsqueeze(2) <= position[:, None, :, None])
+    visible = present.unsqueeze(2) & (keys.unsqueeze(2) <= position[:, None, :, None])
     itself = torch.eye(new, dtype=torch.bool, device=hidden.device)
-    seen = seen | nn.functional.pad(itself, (keys.shape[-1] - new, 0))  # padding sees itself: no empty softmax row
-    return {"attention_mask": _additive(seen, hidden.dtype)}
+    visible = visible | nn.functional.pad(
+        itself, (keys.shape[-1] - new, 0)
+    )  # padding sees itself: no empty softmax row
+    return {"attention_mask": _additive(visible, hidden.dtype)}
 
 
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask in additive form: 0 where it is True, the lowest number elsewhere."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def _fill_up(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-    """Behind the last layer: hidden states back at the places of the whole row, zero where a position was removed."""
+    """After the last layer: hidden states B P D of the whole row again, zero where a position was removed."""
     current: LlmPass | None = kwargs.get("llm_pass")
     record = kwargs.get("record")
     if current is None or not current.kept or (record is not None and record.passes > 1):

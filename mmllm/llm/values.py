@@ -1,4 +1,4 @@
-"""What passes between the LLM's layers and the stages that work inside it.
+"""The values that the LLM's layers and the stages inside it exchange.
 
 B rows, P positions of the whole row, K positions kept, N new positions of a pass, H query heads, G key heads, D head
 width
@@ -22,48 +22,48 @@ Phase = Literal["prompt", "more prompt", "token"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Kept:
-    """The positions that a group of layers works on."""
+    """The positions on which a group of layers works."""
 
     position: Tensor
-    """int64, B K. Where in the whole row each one stands; ascending, but for filling."""
+    """int64, B K. Position of each in the whole row; ascending, except at filling."""
     valid: Tensor
-    """bool, B K. False where an entry only fills up a row of which fewer positions are kept, and at padding."""
+    """bool, B K. False at padding, and at filling: entries that make a shorter row as long as the others."""
     weight: Tensor | None = None
-    """float32, B K. While thresholds are learned nothing is removed; attention to a position is multiplied by this."""
+    """float32, B K. Factor of the attention to a position, while thresholds are learned: then nothing is removed."""
 
     def of(self, values: Tensor) -> Tensor:
         """Values B P of the kept positions: B K."""
         return values.gather(1, self.position)
 
     def counting(self, rows: Tensor) -> Tensor:
-        """float32, B K: how much each position counts among `rows` (bool, B P): 0 at all others and at filling."""
+        """float32, B K: weight of each position that is in `rows` (bool, B P); 0 for other positions and filling."""
         weight = 1.0 if self.weight is None else self.weight.detach()
         return (self.of(rows) & self.valid) * weight
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PruneDecision:
-    """What becomes of the positions that went through the layer before: one of the two."""
+    """What happens to the positions of the layer before. Exactly one of the two fields is given."""
 
     keep: Tensor | None = None
-    """bool, B K. Which go on."""
+    """bool, B K. False for a position that is removed."""
     weight: Tensor | None = None
-    """float32, B K. How much attention to each still counts, with gradients; all go on."""
+    """float32, B K. Factor of the attention to each position, with gradients; none is removed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KeptKeys:
-    """The keys that stay in the cache of one layer. Filling stands in front, so that the newest key stays last."""
+    """The keys that stay in the cache of one layer. Filling comes first, so that the newest key stays last."""
 
     index: Tensor
-    """int64, B G K. Slots of the layer's keys; equally many for all heads."""
+    """int64, B G K. Slots of the layer's keys; the same number for all heads."""
     valid: Tensor | None = None
-    """bool, B G K. False at slots that only fill up; None where there are none."""
+    """bool, B G K. False at filling; None if there is no filling."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reweighed:
-    """Keys, values and logits as one attention is to see them; the cache is not changed."""
+    """Keys, values and logits for one attention. The cache is not changed."""
 
     keys: Tensor
     """B G K D."""
@@ -75,38 +75,38 @@ class Reweighed:
 
 @dataclass(kw_only=True, eq=False)
 class LlmPass:
-    """One prompt on its way through the layers, and what the stages make of it. Not to be used for a second prompt."""
+    """One prompt on its way through the layers, with the decisions of the stages. A second prompt needs a new pass."""
 
     visual: Tensor
     """bool, B P."""
     question: Tensor
-    """bool, B P. Text behind the visual tokens that may decide about them; answers in training are not part of it."""
+    """bool, B P. Text after the visual tokens that stages may use for decisions; without answers in training."""
     prompt: Tensor
-    """bool, B P. What was given to be answered; False at padding and at answers, which decide nothing."""
+    """bool, B P. The text and visual tokens that are to be answered; False at padding and at answers."""
     place: Tensor
-    """int64, B P. Raster position of a visual token on its frame's grid; anything elsewhere."""
+    """int64, B P. Raster position of a visual token on its frame's grid; meaningless for text."""
     frame: Tensor
     """int64, B P. The frame that a visual token shows."""
     valid: Tensor
     """bool, B P. False at padding."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of the grid; None where tokens have no place, and count by their number in the row."""
+    """Rows and columns of the grid; None for tokens without a place on a grid: `place` is then their number."""
     stages: Sequence[Any] = ()
     """The `LlmStage`s that work in this pass, in order."""
     kept: dict[int, Kept] = field(default_factory=dict)
-    """By the first layer that works on it."""
+    """First layer of a group -> the positions on which the group works."""
     received: dict[int, list[Mapping[str, Tensor]]] = field(default_factory=dict)
-    """By layer: for each stage, name -> float32 B K, the attention that kept positions receive from its rows."""
+    """Layer -> for each stage, name -> float32 B K: the attention that kept positions receive from the stage's rows."""
     notes: list[dict[int, Any]] = field(default_factory=list)
-    """For each stage: layer -> what it noted there, for its losses and for display."""
+    """For each stage: layer -> its notes there, for its losses and for display."""
     unusable: bool = False
-    """Set in training when numbers are not finite: nothing is to be learned from this pass."""
+    """Set in training if numbers are not finite: nothing is learned from this pass."""
 
     def __post_init__(self) -> None:
         self.notes = self.notes or [{} for _ in self.stages]
 
     def kept_at(self, layer: int) -> Kept:
-        """What a layer works on."""
+        """The positions on which a layer works."""
         starts = [start for start in self.kept if start <= layer]
         return self.kept[max(starts)] if starts else self.everything()
 
@@ -116,13 +116,13 @@ class LlmPass:
         return Kept(position=torch.arange(count, device=self.visual.device).expand(rows, count), valid=self.valid)
 
     def notes_of(self, stage: Any) -> dict[int, Any]:
-        """What a stage has noted, by layer."""
+        """The notes of a stage, by layer."""
         return next(notes for own, notes in zip(self.stages, self.notes, strict=True) if own is stage)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PruneView:
-    """What a stage is shown before a layer, while a prompt is read."""
+    """What a stage sees before a layer, while a prompt is read."""
 
     layer: int
     """The layer that comes next."""
@@ -130,16 +130,16 @@ class PruneView:
     """How many layers the LLM has."""
     current: LlmPass
     before: Kept
-    """The positions that went through the layer before and that no earlier stage has removed since."""
+    """The positions of the layer before, without those that earlier stages have just removed."""
     received: Mapping[str, Tensor]
-    """Name -> float32, B K: attention that those positions received in the layer before, from the stage's rows."""
+    """Name -> float32, B K: attention that these positions received in the layer before, from the stage's rows."""
     notes: dict[int, Any]
-    """By layer; what the stage notes."""
+    """By layer; the stage writes its notes here."""
 
 
 @dataclass(kw_only=True, eq=False)
 class AttentionView:
-    """What a stage is shown around the attention of one layer."""
+    """What a stage sees before and after the attention of one layer."""
 
     layer: int
     layers: int
@@ -153,14 +153,14 @@ class AttentionView:
     values: Tensor
     """B G K D."""
     query_position: Tensor
-    """int64, B N. Where in the whole row each query stands."""
+    """int64, B N. Position of each query in the whole row."""
     position: Tensor
-    """int64, B G K (or B 1 K, alike for all heads). Where in the whole row each key stands."""
+    """int64, B G K (or B 1 K, the same for all heads). Position of each key in the whole row."""
     valid: Tensor
     """bool, like `position`. False at padding and filling."""
     scaling: float
     """Of the logits."""
     state: dict[str, Tensor]
-    """The stage's own tensors of this layer, with B as their first axis; they follow beams."""
+    """The stage's own tensors of this layer, with B as their first axis. In beam search they move with their beam."""
     received: Mapping[str, Tensor] = field(default_factory=dict)
-    """After attention: name -> float32 B K, or B H K for a stage that asks for heads apart."""
+    """After attention: name -> float32 B K, or B H K for a stage with `heads_apart`."""

@@ -1,4 +1,4 @@
-"""A short name for exactly these weights, for caches and records."""
+"""A short name that identifies weights, for caches and records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def fingerprint(module: nn.Module) -> str:
-    """16 hexadecimal digits that change with any weight or buffer of `module`."""
+    """16 hexadecimal digits that change if any weight or buffer of `module` changes."""
     digest = hashlib.sha256()
     for name, weight in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())

@@ -1,4 +1,4 @@
-"""The processes of one run, as `torchrun` and `accelerate launch` start them; without either there is one."""
+"""The processes of one run, as `torchrun` and `accelerate launch` start them. Without these there is one process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 PATIENCE = timedelta(hours=6)
-"""How long processes wait for one that renders or encodes videos for all of them."""
+"""How long processes wait for another one that renders or encodes videos for all."""
 
 
 def rank() -> int:
@@ -20,17 +20,17 @@ def rank() -> int:
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """True in the process that writes what only one may write."""
+    """True in one process only: the one that writes files and shows progress for all."""
     return rank() == 0
 
 
 def wait() -> None:
-    """Goes on when every process has come here."""
+    """Waits until every process has called this."""
     if count() > 1:
         from accelerate import PartialState
 
@@ -38,7 +38,7 @@ def wait() -> None:
 
 
 def only_cpus() -> bool:
-    """True where several processes have no GPU to work on; they then talk through gloo."""
+    """True if there are several processes and no GPU; they then communicate through gloo."""
     import torch
 
     return count() > 1 and not torch.cuda.is_available()
@@ -46,7 +46,7 @@ def only_cpus() -> bool:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Lets the main process do a piece of work before the others, who then find it done."""
+    """Runs the block in the main process first, then in the others, which can use its result."""
     if not is_main():
         wait()
     yield
@@ -55,5 +55,5 @@ def main_first() -> Iterator[None]:
 
 
 def share(items: Sequence[Item]) -> list[Item]:
-    """Those of the items that are this process's to work on: every one is somebody's."""
+    """The items on which this process works. Every item belongs to exactly one process."""
     return list(items[rank() :: count()])

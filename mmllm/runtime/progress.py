@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, a plain line now and then elsewhere."""
+"""The progress of long work: a bar on a terminal; elsewhere a plain line after each tenth of the work."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mmllm.runtime import processes
 
 
 class Progress:
-    """Counts finished pieces of work, as a context manager; of several processes only the main one says so.
+    """Counts finished pieces of work, as a context manager. Of several processes only the main one shows it.
 
     Args:
-        what: the work in a word or two.
-        total: how many pieces there are.
-        unit: what a piece is, in the plural.
-        done: pieces that were finished before.
-        shown: False to say nothing.
+        what: the work, in a word or two.
+        total: the number of pieces.
+        unit: the name of a piece, in the plural.
+        done: the number of pieces that were finished before.
+        shown: False to show nothing.
     """
 
     def __init__(self, what: str, total: int, unit: str, *, done: int = 0, shown: bool = True) -> None:
@@ -39,7 +39,7 @@ class Progress:
         self.bar.close()
 
     def advance(self, pieces: int = 1, note: str = "") -> None:
-        """Counts `pieces` more; `note` is shown beside the count, such as the latest loss."""
+        """Counts `pieces` more. `note`, such as the latest loss, is shown beside the count."""
         before, self.done = self.done, self.done + pieces
         if note:
             self.bar.set_postfix_str(note, refresh=False)
@@ -48,5 +48,5 @@ class Progress:
             seconds = time.monotonic() - self.started_s
             with suppress(OSError):
                 more = f", {note}" if note else ""
-                told = f"{self.what}: {self.done}/{self.total} {self.unit}, {seconds:.0f} s{more}"
-                print(told, file=sys.stderr, flush=True)
+                line = f"{self.what}: {self.done}/{self.total} {self.unit}, {seconds:.0f} s{more}"
+                print(line, file=sys.stderr, flush=True)

@@ -47,7 +47,7 @@ def test_a_folder_without_a_model(tmp_path):
 
 def test_an_unknown_family(folder):
     spoiled(folder, model_type="blip", architectures=["Blip"])
-    refused(folder, "model_type 'blip'.*no family that is known here: mmllm, fastvlm, lita, llava")
+    refused(folder, "model_type 'blip'.*belongs to no family: must be one of mmllm, fastvlm, lita, llava")
 
 
 def test_a_missing_file(folder):
@@ -68,9 +68,9 @@ def test_a_half_copied_file(folder):
     file.write_bytes(content[: len(content) // 2])
     refused(folder, "half-copied")
     file.write_bytes(content[:100])
-    refused(folder, "only the beginning")
+    refused(folder, "only the start")
     file.write_bytes(b"")
-    refused(folder, "only the beginning")
+    refused(folder, "only the start")
     file.write_bytes((20).to_bytes(8, "little") + b"x" * 40)
     refused(folder, "header")
 
@@ -139,4 +139,4 @@ def test_a_half_copied_model_of_our_own(untrained_qa, tmp_path):
     untrained_qa.processor.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
-    refused(tmp_path, "half-copied|only the beginning")
+    refused(tmp_path, "half-copied|only the start")

@@ -30,7 +30,7 @@ def test_a_folder_of_that_name_that_holds_a_model_comes_first(tmp_path, monkeypa
     assert checked_source(DEFAULT) == DEFAULT
 
 
-@pytest.mark.parametrize(("name", "said"), [("nowhere", "no such folder"), ("a/b/c", "hub id reads owner/name")])
+@pytest.mark.parametrize(("name", "said"), [("nowhere", "no such folder"), ("a/b/c", "hub id has the form owner/name")])
 def test_what_cannot_be_a_model_is_refused(name, said):
     with pytest.raises(CheckpointError, match=said):
         checked_source(name)
