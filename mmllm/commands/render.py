@@ -59,8 +59,9 @@ def render_command(
     render(out, config, workers=workers)
     duration_s = time.monotonic() - start
 
-    train = json.loads((out / "train.json").read_text())
-    val = json.loads((out / "val.json").read_text())
+    # a split without clips has no file
+    train = json.loads((out / "train.json").read_text()) if videos else {}
+    val = json.loads((out / "val.json").read_text()) if val_videos else []
     train_counts = Counter(answer["family"] for entry in train.values() for answer in entry["QA"])
     val_counts = Counter(record["family"] for record in val)
     table = Table("", "train", "val")
