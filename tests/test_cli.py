@@ -46,7 +46,7 @@ def test_every_command_has_help(capsys, verb):
         (["train", "smoke", "--reducer", "fastervlm:keep=4", "hird:ratio=1"], "did you mean 'hired'"),
         (["train", "smoke", "--reducer", "atp:depths=0.34+0.67,ratio=0.6"], "set language.questions_per_video = 1"),
         (["tokens", "--recipe", "quickstart", "--plot", "kept.png"], "name a model, not a recipe"),
-        (["eval", "nowhere", "nowhere"], "no annotations there"),
+        (["eval", "nowhere", "nowhere"], "has no annotations"),
         (["score", "nowhere.jsonl"], "nowhere.jsonl"),
         (["tokens", "--recipe", "quickstart", "--path", "slowfast:pool=0"], "SlowFastConfig.pool = 0"),
         (["tokens", "--recipe", "quickstart", "--frames", "0"], "must be at least 1"),

@@ -76,9 +76,9 @@ def stub():
         return running[-1]
 
     yield start
-    for one in running:
-        one.shutdown()
-        one.server_close()
+    for server in running:
+        server.shutdown()
+        server.server_close()
 
 
 def judge_at(server, folder, **fields):
@@ -204,8 +204,8 @@ def test_the_score_command_asks_a_judge_and_says_so_where_there_is_none(tmp_path
     def run(*more):
         with pytest.raises(SystemExit) as ended:
             cli.main(["score", str(tmp_path / "samples.jsonl"), *more])
-        said = capsys.readouterr()
-        return ended.value.code, " ".join(said.out.split()), said.err
+        printed = capsys.readouterr()
+        return ended.value.code, " ".join(printed.out.split()), printed.err
 
     assert "not judged (--judge-url and --judge-model)" in run()[1]
     server = stub("8 4")
