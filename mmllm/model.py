@@ -213,8 +213,8 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             if sequences or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
                 placed = place(input_ids, mask, sequences, labels=labels, segments=segment_ids)
-                share = self._frame_fraction(placed, media)
-                return self._decode_placed(placed, share, past_key_values, logits_to_keep, **kwargs)
+                fraction = self._frame_fraction(placed, media)
+                return self._decode_placed(placed, fraction, past_key_values, logits_to_keep, **kwargs)
         if inputs_embeds is None:
             if input_ids is None:
                 raise InputError("the model needs input_ids or inputs_embeds")
@@ -356,15 +356,15 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         """B T: when each frame of a row's first video is shown, as a fraction of its duration; -1 without a video."""
         if self.grounding is None:
             return None
-        shares = [share for inputs in media.values() if (share := inputs.frame_fraction) is not None]
-        if len(shares) != 1:
+        fractions = [fraction for inputs in media.values() if (fraction := inputs.frame_fraction) is not None]
+        if len(fractions) != 1:
             return None
-        share = shares[0]
+        fraction = fractions[0]
         counts = [int(row.max()) + 1 for row in placed.which]  # rows with images beside videos are not grounded
-        first = torch.tensor([sum(counts[:b]) for b in range(len(counts))], device=share.device)
-        if sum(counts) != len(share):
+        first = torch.tensor([sum(counts[:b]) for b in range(len(counts))], device=fraction.device)
+        if sum(counts) != len(fraction):
             return None
-        return share[first.clamp(max=len(share) - 1)]
+        return fraction[first.clamp(max=len(fraction) - 1)]
 
     @torch.no_grad()
     def generate(

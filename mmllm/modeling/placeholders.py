@@ -232,6 +232,8 @@ def block_mask(attention_mask: Tensor, segments: Tensor, dtype: torch.dtype) -> 
     p = segments.shape[1]
     causal = torch.ones(p, p, dtype=torch.bool, device=segments.device).tril()
     query, key = segments.unsqueeze(2), segments.unsqueeze(1)
-    seen = causal & ((key == 0) | (key == query)) & attention_mask.bool().unsqueeze(1)
-    seen = seen | torch.eye(p, dtype=torch.bool, device=segments.device)  # padding sees itself: no empty softmax row
-    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
+    visible = causal & ((key == 0) | (key == query)) & attention_mask.bool().unsqueeze(1)
+    visible = visible | torch.eye(
+        p, dtype=torch.bool, device=segments.device
+    )  # padding sees itself: no empty softmax row
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min).unsqueeze(1)

@@ -103,8 +103,10 @@ class VisualStages(PreTrainedModel):
         Raises:
             InputError: if the configuration has no placeholder for one of the modalities.
         """
-        known = modalities()
-        return {self._placeholder(known[name]): known[name].encode(self, inputs) for name, inputs in media.items()}
+        registered = modalities()
+        return {
+            self._placeholder(registered[name]): registered[name].encode(self, inputs) for name, inputs in media.items()
+        }
 
     def _placeholder(self, modality: Modality[Any]) -> int:
         placeholder = getattr(self.config, modality.id_field, None)
