@@ -64,7 +64,7 @@ class Variant:
 def variants() -> list[Variant]:
     """All rows; the first is the base."""
     plain: dict[str, Any] = {"blend": BlendConfig(rms=0.3), "loss": LossConfig(), "time_token_init": "normal"}
-    made = [
+    rows = [
         Variant(group="times", name="time tokens, with what the recipes add"),
         Variant(group="times", name="time tokens alone, as published", changes=plain),
         Variant(group="times", name="text", changes={**plain, "time": "text"}),
@@ -74,12 +74,12 @@ def variants() -> list[Variant]:
     ]
     for frames in (4, 8, 25, 100):
         path = f"slowfast:image_frames={frames}"
-        made.append(Variant(group="frames", name=str(frames), changes={"num_frames": frames, "path": path}))
+        rows.append(Variant(group="frames", name=str(frames), changes={"num_frames": frames, "path": path}))
     for name in ("fastervlm", "hired", "uniform", "random"):
         for ratio in RATIOS:
             changes = {"reducers": (f"{name}:ratio={ratio}",)}
-            made.append(Variant(group=name, name=f"{16 * ratio:.0f} of 16", changes=changes))
-    made += [
+            rows.append(Variant(group=name, name=f"{16 * ratio:.0f} of 16", changes=changes))
+    rows += [
         Variant(group="without", name="grounding loss", changes={"loss": LossConfig(time_sigma=1.0)}),
         Variant(group="without", name="soft time targets", changes={"loss": LossConfig(grounding_weight=1.0)}),
         Variant(group="without", name="visual tokens anchored in time", changes={"blend": BlendConfig(rms=0.3)}),
@@ -94,7 +94,7 @@ def variants() -> list[Variant]:
         Variant(group="without", name="several questions to a row", training={"language": {"questions_per_video": 1}}),
         Variant(group="without", name="Muon", training={"language": {"matrix_learning_rate": 0.0}}),
     ]
-    return made
+    return rows
 
 
 def settings(short: bool) -> Recipe:
@@ -114,7 +114,7 @@ def settings(short: bool) -> Recipe:
 
 
 def run_variant(variant: Variant, *, seed: int, base: Recipe, output: Path, encoder: Path | None) -> dict[str, Any]:
-    """Trains and evaluates one row, or reads what is there; returns CPU seconds and IoU of each clip.
+    """CPU seconds and IoU of each clip for one row. The row is trained and evaluated unless its results exist.
 
     Args:
         variant: what to change.
@@ -136,13 +136,13 @@ def run_variant(variant: Variant, *, seed: int, base: Recipe, output: Path, enco
         data = DataConfig(root=str(output / "data"), synthetic=base.data.synthetic)
         changed = replace(base, name=variant.folder, seed=seed, data=data, model=merged(base.model, variant.changes))
         changed = changed.changed(variant.training)
-        goes_on = (folder / "language").exists()  # what it took before it was stopped is not known
+        continued = (folder / "language").exists()  # then the seconds before the stop are unknown
         model, seconds = timed(lambda: train(changed, folder, force=True, workers=1))
-        took_s = None if goes_on else seconds
+        cpu_s = None if continued else seconds
         benchmark = read_benchmark(output / "data").first(base.data.synthetic.val_videos)
         evaluate_into(folder / "eval", VideoQA.from_pretrained(model), benchmark, shuffle=False)
         samples = [sample for sample in read_samples(folder / "eval" / "samples.jsonl") if sample.truth_spans]
-        done.write_text(json.dumps({"cpu_s": took_s, "miou": _by_clip(samples)}, indent=1) + "\n")
+        done.write_text(json.dumps({"cpu_s": cpu_s, "miou": _by_clip(samples)}, indent=1) + "\n")
     return json.loads(done.read_text())
 
 
@@ -151,13 +151,13 @@ def _by_clip(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def numbers(runs: Sequence[dict[str, Any]]) -> dict[str, Number]:
-    """What the table says of a row that was trained with several seeds."""
+    """The table's numbers of a row that was trained with several seeds."""
     clips = sorted(runs[0]["miou"])
-    made: dict[str, Number] = {
+    scores: dict[str, Number] = {
         "miou_percent": over_seeds_and_clips([[100 * run["miou"][clip] for clip in clips] for run in runs])
     }
-    took_s = [run["cpu_s"] for run in runs if run["cpu_s"] is not None]
-    return made | ({"cpu_s": statistics.mean(took_s)} if took_s else {})
+    cpu_s = [run["cpu_s"] for run in runs if run["cpu_s"] is not None]
+    return scores | ({"cpu_s": statistics.mean(cpu_s)} if cpu_s else {})
 
 
 def figure(results: Sequence[Row], file: Path) -> None:
@@ -179,7 +179,7 @@ def figure(results: Sequence[Row], file: Path) -> None:
     picture.savefig(file, dpi=120)
 
 
-def carried_out(
+def results_of(
     work: Callable[..., dict[str, Any]], turns: Sequence[tuple[Variant, int]], jobs: int
 ) -> Iterator[dict[str, Any]]:
     """The results of all runs in their order, `jobs` of them at a time."""
@@ -211,19 +211,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     turns = [(variant, seed) for seed in range(seeds) for variant in chosen]  # all rows of a seed first
     work = partial(run_variant, base=base, output=given.output, encoder=encoder)
     runs: dict[Variant, list[dict[str, Any]]] = {variant: [] for variant in chosen}
-    for (variant, seed), run in zip(turns, carried_out(work, turns, given.jobs), strict=True):
+    for (variant, seed), run in zip(turns, results_of(work, turns, given.jobs), strict=True):
         runs[variant].append(run)
         score = 100 * statistics.mean(run["miou"].values())
         print(f"{variant.group}, {variant.name}, seed {seed}: mIoU {score:.1f}", flush=True)
-    made = [
+    rows = [
         results.add("ablations", {"group": variant.group, "name": variant.name}, numbers(runs[variant]))
         for variant in chosen
     ]
     for file in (given.output / "results.json", given.json):
         results.save(file)
-    (given.output / "ablations.md").write_text(markdown("ablations", made) + "\n")
-    figure(made, given.output / "ablations.png")
-    print(markdown("ablations", made))
+    (given.output / "ablations.md").write_text(markdown("ablations", rows) + "\n")
+    figure(rows, given.output / "ablations.png")
+    print(markdown("ablations", rows))
 
 
 if __name__ == "__main__":

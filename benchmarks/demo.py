@@ -1,10 +1,11 @@
-"""The demo as its visitors feel it: how much sooner a second question is answered, and many questions at once.
+"""The demo's speed for its visitors: how much sooner a second question is answered, and many questions at once.
 
     python benchmarks/demo.py                 # minutes: the model that comes with mmllm, its example clips
     python benchmarks/demo.py --model DIR --json out.json
 
-Every upload is an example clip under another digest, so that nothing of it was kept, and two questions are asked about
-it through gradio_client. The clock is the server's own: from the question to its first token. Medians with quartiles.
+Every upload is an example clip with another digest, so that the server has not encoded it before. Two questions are
+asked about it through gradio_client. The server itself measures the time from the question to its first token. Numbers
+are medians with quartiles.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ STAGES = ("decode", "encode", "reduce", "prefill")
 
 
 def another(clip: Path, folder: Path, number: int) -> Path:
-    """The same video as a file of another content: with unused boxes at its end."""
+    """A copy of the video with another digest: it has unused boxes at its end."""
     path = folder / f"{clip.stem}-{number}.mp4"
     path.write_bytes(clip.read_bytes() + b"\0\0\0\x08free" * (number + 1))
     return path
@@ -61,7 +62,7 @@ def stages(asked: Sequence[dict[str, float]]) -> dict[str, Number]:
 
 
 def at_once(client: Client, video: Any, question: str, number: int) -> Counter[str]:
-    """What becomes of so many questions that are asked without waiting for an answer."""
+    """Outcome -> number of questions, for so many questions that are sent without waiting for an answer."""
     jobs = [client.submit(video=video, question=question, api_name="/ask") for _ in range(number)]
     outcomes: Counter[str] = Counter()
     for job in jobs:
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results.add("stages", {"question": "first question"}, stages(firsts))
         results.add("stages", {"question": "second question"}, stages(followers))
         print(markdown("stages", results.tables["stages"]))
-        first_s, follower_s = ([asked["first_token"] for asked in some] for some in (firsts, followers))
+        first_s, follower_s = ([seconds["first_token"] for seconds in questions] for questions in (firsts, followers))
         results.add("sooner", {}, {"sooner_ratio": turn_ratio(first_s, follower_s)})
         print("\n" + markdown("sooner", results.tables["sooner"]) + "\n", flush=True)
         video = handle_file(another(examples[0].path, Path(folder), given.rounds))

@@ -128,7 +128,7 @@ def _other_clips(encoder: Any) -> dict[str, Run]:
     runs: dict[str, Run] = {}
     for library, module in (("timm", first), ("open_clip", second)):
         module.load_state_dict(from_transformers(state, library), assign=True)  # type: ignore[arg-type]
-        module = module.eval().requires_grad_(False)
+        module.eval().requires_grad_(False)
         early: dict[str, Any] = {"stop_early": True, **({"norm": False} if library == "timm" else {})}
         runs[library] = lambda pixels, module=module, early=early: module.forward_intermediates(
             pixels, **options, **early
@@ -196,7 +196,8 @@ def measure(tower: Tower, reference: Any, repeats: int, device: torch.device) ->
     """One row: a frame at a time, as ratios to the reference."""
     encoder = reference if tower.encoder == TOWERS[REFERENCE].encoder else build(tower.encoder, device)
     pixels, small = (
-        torch.rand(1, 1, 3, one.config.image_size, one.config.image_size, device=device) for one in (encoder, reference)
+        torch.rand(1, 1, 3, measured.config.image_size, measured.config.image_size, device=device)
+        for measured in (encoder, reference)
     )
     scores = [tower.score] if tower.score else []
     runs: dict[str, Work] = {"reference": lambda: reference(small), "ours": lambda: encoder(pixels, scores=scores)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""97.5 % quantile of Student's t for the mean of so many values."""
+"""Number of values -> 97.5 % quantile of Student's t for their mean."""
 RESAMPLES = 2000
 
 
@@ -21,7 +21,7 @@ class Interval:
     low: float
     high: float
     values: tuple[float, ...] = ()
-    """What it was made of, where that is kept."""
+    """The single values behind it, if they are stored."""
 
     @property
     def half(self) -> float:
@@ -33,7 +33,7 @@ class Interval:
 
 
 def middle(number: float | Interval) -> float:
-    """The number itself, or what its interval is about."""
+    """The number itself, or the middle of its interval."""
     return number.middle if isinstance(number, Interval) else number
 
 
@@ -44,7 +44,7 @@ def quartiles(values: Sequence[float]) -> Interval:
 
 
 def turn_ratio(of: Sequence[float], to: Sequence[float]) -> Interval:
-    """Median and quartiles of the ratios of one turn each."""
+    """Median and quartiles of the ratios, one ratio for each turn."""
     return quartiles([a / b for a, b in zip(of, to, strict=True)])
 
 
@@ -52,11 +52,11 @@ def median_ratio(of: Sequence[float], to: Sequence[float]) -> Interval:
     """Ratio of the medians with its 95 % interval, by a bootstrap over the turns."""
     pairs = np.array([of, to])  # 2 x turns
 
-    def once(draw: np.random.Generator) -> float:
-        some = np.median(pairs[:, draw.integers(pairs.shape[1], size=pairs.shape[1])], axis=1)
-        return float(some[0] / some[1])
+    def resampled(generator: np.random.Generator) -> float:
+        medians = np.median(pairs[:, generator.integers(pairs.shape[1], size=pairs.shape[1])], axis=1)
+        return float(medians[0] / medians[1])
 
-    return _bootstrap(statistics.median(of) / statistics.median(to), once)
+    return _bootstrap(statistics.median(of) / statistics.median(to), resampled)
 
 
 def student(values: Sequence[float]) -> Interval | float:
@@ -76,28 +76,29 @@ def over_seeds_and_clips(scores: Sequence[Sequence[float]]) -> Interval:
     table = np.array(scores)
     seeds, clips = table.shape
 
-    def once(draw: np.random.Generator) -> float:
-        some = table[draw.integers(seeds, size=seeds)]
-        return float(some[:, draw.integers(clips, size=clips)].mean())
+    def resampled(generator: np.random.Generator) -> float:
+        rows = table[generator.integers(seeds, size=seeds)]
+        return float(rows[:, generator.integers(clips, size=clips)].mean())
 
-    return _bootstrap(float(table.mean()), once, table.mean(axis=1))
+    return _bootstrap(float(table.mean()), resampled, table.mean(axis=1))
 
 
 def over_seeds_with_clips(scores: Sequence[Sequence[float]]) -> Interval:
     """Mean over seeds and its 95 % interval, by a bootstrap over seeds and over the clips of each."""
     groups = [np.array(group) for group in scores]
 
-    def once(draw: np.random.Generator) -> float:
-        some = [groups[seed] for seed in draw.integers(len(groups), size=len(groups))]
-        return float(np.mean([draw.choice(group, len(group)).mean() for group in some]))
+    def resampled(generator: np.random.Generator) -> float:
+        drawn_groups = [groups[seed] for seed in generator.integers(len(groups), size=len(groups))]
+        return float(np.mean([generator.choice(group, len(group)).mean() for group in drawn_groups]))
 
     means = [group.mean() for group in groups]
-    return _bootstrap(float(np.mean(means)), once, means)
+    return _bootstrap(float(np.mean(means)), resampled, means)
 
 
 def _bootstrap(
-    about: float, once: Callable[[np.random.Generator], float], values: Sequence[float] | np.ndarray = ()
+    estimate: float, resampled: Callable[[np.random.Generator], float], values: Sequence[float] | np.ndarray = ()
 ) -> Interval:
-    draw = np.random.default_rng(0)
-    low, high = np.quantile([once(draw) for _ in range(RESAMPLES)], (0.025, 0.975))
-    return Interval(about, float(low), float(high), tuple(float(value) for value in values))
+    """The 95 % interval of a statistic: `resampled` gives it once for values drawn with replacement."""
+    generator = np.random.default_rng(0)
+    low, high = np.quantile([resampled(generator) for _ in range(RESAMPLES)], (0.025, 0.975))
+    return Interval(estimate, float(low), float(high), tuple(float(value) for value in values))

@@ -183,9 +183,11 @@ def answers(qa: VideoQA, benchmark: Benchmark, seed: int) -> dict[str, dict[str,
 def blind(benchmark: Benchmark) -> dict[str, float]:
     """Scores of each family's constant interval and usual word."""
     baseline = BlindBaseline.fit([Sample.asked(question) for question in benchmark.fit])
-    guessed = [baseline.answer(Sample.asked(one)) for one in benchmark.questions if one.family in FAMILIES]
-    timed, told = ([one for one in guessed if bool(one.truth_spans) == wanted] for wanted in (True, False))
-    return {"mIoU": over_videos(timed, sample_iou) or 0.0, "spatial": over_videos(told, text_match) or 0.0}
+    questions = [question for question in benchmark.questions if question.family in FAMILIES]
+    blind_answers = [baseline.answer(Sample.asked(question)) for question in questions]
+    timed = [sample for sample in blind_answers if sample.truth_spans]
+    texts = [sample for sample in blind_answers if not sample.truth_spans]
+    return {"mIoU": over_videos(timed, sample_iou) or 0.0, "spatial": over_videos(texts, text_match) or 0.0}
 
 
 def fill_answers(results: Results, runs: Sequence[dict[str, dict[str, Any]]]) -> None:
@@ -226,10 +228,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = [answers(qa, benchmark, seed) for seed, benchmark in zip(options.seeds, benchmarks, strict=True)]
         fill_answers(results, runs)
         blinds = [blind(benchmark) for benchmark in benchmarks]
-        guessed = {
-            f"{kept}_percent": 100 * statistics.mean(one[name] for one in blinds) for name, kept in SCORES.items()
+        blind_scores = {
+            f"{key}_percent": 100 * statistics.mean(scores[name] for scores in blinds) for name, key in SCORES.items()
         }
-        results.add("without-looking", {}, guessed)
+        results.add("without-looking", {}, blind_scores)
     print(*(markdown(table, rows) for table, rows in results.tables.items()), sep="\n\n")
     results.save(options.json)
 

@@ -10,9 +10,9 @@ A file holds no date, and one object:
 A row is an object:
 
     labels    name -> text that says what the row is
-    numbers   name -> a number of six digits, or {"middle", "low", "high"}, with "values" where those are kept that it
-              was made of. Names end in their unit. What was not measured is left out
-    command   where the row comes from another command than the rest of the file; may be missing
+    numbers   name -> a number of six digits, or {"middle", "low", "high"}, which may have the single "values", too.
+              Names end in their unit. Numbers that were not measured are left out
+    command   the row's command, if it is another than that of the file; may be missing
 
 `benchmarks.layouts` says how each table looks, `benchmarks.tables` writes them into the docs.
 """
@@ -44,20 +44,20 @@ class Row:
     labels: Mapping[str, str]
     numbers: Mapping[str, Number]
     command: str = ""
-    """Where it is not that of the file."""
+    """The row's command, if it is another than that of the file."""
 
     def __post_init__(self) -> None:
         if twice := self.labels.keys() & self.numbers.keys():
-            raise InputError(f"{sorted(twice)} are names of labels and of numbers of one row; a name stands for one")
+            raise InputError(f"{sorted(twice)} name both a label and a number of one row; each name is allowed once")
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written."""
+        """The row as JSON values."""
         numbers = {name: _to_json(number) for name, number in self.numbers.items()}
         return {"labels": dict(self.labels), "numbers": numbers, **({"command": self.command} if self.command else {})}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
-        """As it was written."""
+        """The inverse of `to_json`."""
         _refuse_others(row, {"labels", "numbers"}, {"command"}, "a row")
         numbers = {name: _number(name, value) for name, value in row["numbers"].items()}
         return cls(row["labels"], numbers, row.get("command", ""))
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass
 class Results:
-    """What a script measured."""
+    """The results of a script."""
 
     command: str
     machine: dict[str, Any]
@@ -96,15 +96,15 @@ class Results:
         """The results in a file.
 
         Raises:
-            InputError: It is not there, or not of this shape.
+            InputError: if the file is missing, or has another shape.
         """
         try:
-            kept = json.loads(file.read_text())
-            _refuse_others(kept, {"command", "machine", "tables"}, {"note"}, "the file")
-            tables = {name: [Row.from_json(row) for row in rows] for name, rows in kept["tables"].items()}
+            content = json.loads(file.read_text())
+            _refuse_others(content, {"command", "machine", "tables"}, {"note"}, "the file")
+            tables = {name: [Row.from_json(row) for row in rows] for name, rows in content["tables"].items()}
         except (OSError, ValueError, AttributeError, TypeError) as problem:
             raise InputError(f"{file} holds no results as benchmarks/results.py describes them: {problem}") from problem
-        return cls(kept["command"], kept["machine"], kept.get("note", ""), tables)
+        return cls(content["command"], content["machine"], content.get("note", ""), tables)
 
 
 def _line(value: Any) -> str:
@@ -115,7 +115,7 @@ def _to_json(number: Number) -> Any:
     if isinstance(number, int):
         return number
     if not isinstance(number, Interval):
-        return float(f"{number:.6g}")  # more digits than these are noise
+        return float(f"{number:.6g}")  # further digits are noise
     parts = {name: _to_json(getattr(number, name)) for name in ("middle", "low", "high")}
     return parts | ({"values": [_to_json(value) for value in number.values]} if number.values else {})
 
@@ -135,18 +135,18 @@ def _refuse_others(given: dict[str, Any], needed: set[str], allowed: set[str], w
 
 
 def machine(*packages: str, threads: int | None = None) -> dict[str, Any]:
-    """What is measured on: processor, cores, threads, card, versions of Python and of `packages`."""
+    """The machine: processor, cores, threads, graphics card, and versions of Python and of `packages`."""
     torch = sys.modules.get("torch")
     if threads is None and torch is not None:
         threads = torch.get_num_threads()
     card = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
-    described = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    described |= {name: value for name, value in (("threads", threads), ("card", card)) if value is not None}
-    return {**described, "python": platform.python_version(), **{name: version(name) for name in packages}}
+    hardware = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    hardware |= {name: value for name, value in (("threads", threads), ("card", card)) if value is not None}
+    return {**hardware, "python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def command_line(script: str, arguments: Sequence[str] | None) -> str:
-    """The command that runs a script (its `__file__`) with these arguments; None: those of this process."""
+    """The command that runs a script (its `__file__`) with these arguments; with those of this process if None."""
     given = sys.argv[1:] if arguments is None else arguments
     return shlex.join(["python", f"benchmarks/{Path(script).name}", *given])
 
