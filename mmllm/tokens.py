@@ -144,9 +144,9 @@ class VisualTokens:
                 raise ValueError(f"{name} must be {(b, t, n)} like the features, not {tuple(value.shape)}")
         if self.times_s is not None and self.times_s.shape != (b, t):
             raise ValueError(f"times_s must be {(b, t)}, not {tuple(self.times_s.shape)}")
-        if self.tiling is not None and (len(self.tiling) != b or any(tiling.partitions > t for tiling in self.tiling)):
-            cuts = [tiling.partitions for tiling in self.tiling]
-            raise ValueError(f"tiling must describe {b} images of at most {t} partitions, not {cuts}")
+        if self.tiling is not None and (len(self.tiling) != b or any(cut.partitions > t for cut in self.tiling)):
+            partitions = [cut.partitions for cut in self.tiling]
+            raise ValueError(f"tiling must describe {b} images of at most {t} partitions, not {partitions}")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -23,6 +23,15 @@ OUTSIDE = {
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds pages of the docs that the navigation does not name to its end, so that each can be reached."""
+    listed = str(config.nav)
+    pages = sorted(page.name for page in Path(config.docs_dir).glob("*.md"))
+    if more := [page for page in pages if f"'{page}'" not in listed]:
+        config.nav.append({"More": more})
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages."""
     root = Path(config.config_file_path).parent

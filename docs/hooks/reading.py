@@ -20,19 +20,21 @@ class Rooms(griffe.Extension):
         if mod.parent is not None or mod.name != "mmllm":
             return
         assert not isinstance(mod.filepath, list)
-        self._add_folders(mod, mod.filepath.parent)
+        _add_rooms(mod, mod.filepath.parent)
 
-    def _add_folders(self, parent: griffe.Module, place: Path) -> None:
-        for folder in sorted(place.iterdir()):
-            if any(folder.glob("*.py")) and not (folder / "__init__.py").exists():
-                room = griffe.Module(
-                    folder.name,
-                    filepath=folder / "__init__.py",
-                    lines_collection=parent.lines_collection,
-                    modules_collection=parent.modules_collection,
-                )
-                parent.set_member(folder.name, room)
-                self._add_folders(room, folder)
+
+def _add_rooms(parent: griffe.Module, folder: Path) -> None:
+    """Adds the folders inside a folder to its module, and those inside of them."""
+    for inner in folder.iterdir():
+        if any(inner.glob("*.py")) and not (inner / "__init__.py").exists():
+            room = griffe.Module(
+                inner.name,
+                filepath=inner / "__init__.py",
+                lines_collection=parent.lines_collection,
+                modules_collection=parent.modules_collection,
+            )
+            parent.set_member(inner.name, room)
+            _add_rooms(room, inner)
 
 
 class ArgumentsTogether(griffe.Extension):

@@ -1,6 +1,7 @@
-"""The demo without its page: videos watched once, questions answered word by word, settings compared.
+"""The demo without its page: it encodes each video once, answers questions word by word, and compares settings.
 
-One engine serves all visitors. It keeps the model, the same weights behind other stages, and encoded videos.
+One engine serves all visitors. It keeps the model, variants of it with other stages and the same weights, and encoded
+videos.
 """
 
 from __future__ import annotations
@@ -27,20 +28,23 @@ from mmllm.video.opening import open_video
 
 _SECONDS = re.compile(r"(?<![\w.<])(\d+(?:\.\d+)?) ?(?:s|sec|secs|seconds?)\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+")
-_LONGEST_NAME = 200
-_VARIANTS = 16
-"""Settings whose assembled stages are kept; they share the weights."""
+_MAX_NAME_CHARACTERS = 200
+_MAX_VARIANTS = 16
+"""How many variants of the model are kept; all of them share the weights."""
+_MAX_DIGESTS = 1000
+_BEFORE_LLM = ("encoder", "reducers")
+"""Token counts of stages before the path; the LLM does not read these tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What is known while a question is being answered."""
+    """The state of an answer while the model writes it."""
 
-    said: PartialAnswer | None
-    """What the model has said; None while the video is being watched."""
+    partial: PartialAnswer | None
+    """The answer so far; None while the video is being encoded."""
     encoded: EncodedVideo | None = None
     turn: ChatTurn | None = None
-    """The finished turn; the last reply has it."""
+    """The finished turn; only the last reply has one."""
 
 
 class Engine:
@@ -48,7 +52,7 @@ class Engine:
 
     Args:
         qa: the model.
-        limits: what visitors may ask of it.
+        limits: upper bounds for what visitors may ask.
     """
 
     def __init__(self, qa: VideoQA, limits: DemoLimits) -> None:
@@ -60,65 +64,70 @@ class Engine:
 
     @property
     def own_settings(self) -> Settings:
-        """What the model was trained with."""
+        """The model's own stages and number of frames, or fewer frames if the limits require it."""
         return Settings(frames=min(self.qa.processor.num_frames, self.limits.frames))
 
     def settings(self, frames: float, reducer: str, share: float, path: str) -> Settings:
-        """Settings as a visitor chose them.
+        """The settings that a visitor chose.
 
         Raises:
-            InputError: if the limits or the fields refuse them.
+            InputError: if a value has the wrong type or is outside its limits.
         """
-        for text in (reducer, path):
-            if not isinstance(text, str) or len(text) > _LONGEST_NAME:
-                raise InputError(f"a reducer or path is a name of at most {_LONGEST_NAME} characters, not {text!r:.50}")
+        for name in (reducer, path):
+            if not isinstance(name, str) or len(name) > _MAX_NAME_CHARACTERS:
+                raise InputError(
+                    f"a reducer or path must be a text of at most {_MAX_NAME_CHARACTERS} characters, not {name!r:.50}"
+                )
         if not isinstance(share, (int, float)):
-            raise InputError(f"the share of tokens is a number, not {share!r:.50}")
+            raise InputError(f"the share of tokens must be a number, not {share!r:.50}")
         frames = self.limits.checked_frames(frames)
         return Settings(frames=frames, reducer=reducer.strip() or OWN, share=share, path=path.strip() or OWN)
 
     def unknown_words(self, question: str) -> list[str]:
-        """The words of a question that the LLM's tokenizer has no pieces for; small models know few."""
+        """The words of a question that the tokenizer maps to its unknown token; small models know few words."""
         tokenizer = self.qa.processor.tokenizer
-        unknown = tokenizer.unk_token_id
-        words = dict.fromkeys(_WORD.findall(stamped(question).lower())) if unknown is not None else ()
-        return [word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+        unknown_id = tokenizer.unk_token_id
+        words = dict.fromkeys(_WORD.findall(stamped(question).lower())) if unknown_id is not None else ()
+        return [word for word in words if unknown_id in tokenizer(word, add_special_tokens=False)["input_ids"]]
 
     def variant(self, settings: Settings) -> VideoQA:
         """The model with the stages that the settings name.
 
         Raises:
-            InputError: if they do not fit; the message is the reason.
+            InputError: if the stages do not fit the model; the message gives the reason.
         """
         stages = settings.stages
         key = repr(stages)
         with self._lock:
             if key not in self._variants:
                 self._variants[key] = self.qa.with_stages(**stages)
-                while len(self._variants) > _VARIANTS:
+                while len(self._variants) > _MAX_VARIANTS:
                     self._variants.popitem(last=False)
             self._variants.move_to_end(key)
             return self._variants[key]
 
     def encode_video(self, path: Path, settings: Settings) -> tuple[EncodedVideo, dict[str, float]]:
-        """A video as the model sees it under these settings, and the seconds of the stages that had to be run.
+        """The encoded video under these settings, and the seconds of each stage that had to run.
+
+        If the result is on the shelf, no stage runs. If the shelf has the same video with the same number of frames,
+        only reducers, projector and path run.
 
         Raises:
-            InputError: if the file is no video, or one that the limits refuse.
+            InputError: if the file is no video, or if the limits refuse it.
         """
         qa = self.variant(settings)
         digest = self._digest(path)
         key = (digest, settings.frames, repr(settings.stages))
-        if (known := self.shelf.get(key)) is not None:
-            return known, {}
-        near = self.shelf.find(lambda other: other[:2] == key[:2])
-        if near is not None:
-            encoded = qa.encode_again(near)
+        if (stored := self.shelf.get(key)) is not None:
+            return stored, {}
+        same_frames = self.shelf.find(lambda other: other[:2] == key[:2])
+        if same_frames is not None:
+            encoded = qa.encode_again(same_frames)
         else:
             with open_video(path, limits=self.limits.video) as video:
                 encoded = qa.encode_video(video, num_frames=settings.frames)
-                about = {**encoded.clip.metadata, "codec": video.info.codec}
-            encoded = replace(encoded, clip=replace(encoded.clip, metadata=about))
+                metadata = {**encoded.clip.metadata, "codec": video.info.codec}
+            encoded = replace(encoded, clip=replace(encoded.clip, metadata=metadata))
         self.shelf.put(key, encoded)
         return encoded, encoded.seconds
 
@@ -132,29 +141,29 @@ class Engine:
         truth: Span | None = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Generator[Reply, None, None]:
-        """A reply after each token; the last one carries the turn.
+        """Answers a question: a reply after each token; the last reply carries the finished turn.
 
         Args:
             video: the file.
-            question: in words; "12.4 s" names an instant.
-            settings: how the video is shown to the LLM.
-            earlier: turns about this video that the LLM is to read before the question.
-            truth: when it really happens, where that is known.
-            stopped: asked after each token.
+            question: plain text; "12.4 s" in it means that time in the video.
+            settings: frames, reducer and path.
+            earlier: turns about this video that the LLM reads before the question.
+            truth: the true span of the event, if there is one on record.
+            stopped: called after each token; the answer ends once it returns True.
 
         Raises:
             InputError: if the question, the video or the settings cannot be used.
         """
-        asked = time.perf_counter()
+        start = time.perf_counter()
         question = self.limits.question(question)
-        yield Reply(said=None)
+        yield Reply(partial=None)
         qa = self.variant(settings)
         encoded, stage_s = self.encode_video(video, settings)
         if stage_s:
-            yield Reply(said=None, encoded=encoded)
-        before_s = time.perf_counter() - asked
-        said = None
-        for said in stream(
+            yield Reply(partial=None, encoded=encoded)
+        encoding_s = time.perf_counter() - start
+        partial = None
+        for partial in stream(
             qa,
             encoded,
             stamped(question),
@@ -163,49 +172,49 @@ class Engine:
             limit_s=self.limits.answer_s,
             max_new_tokens=min(qa.max_new_tokens, self.limits.new_tokens),
         ):
-            if said.answer is None:
-                yield Reply(said=said, encoded=encoded)
-        assert said is not None
-        assert said.answer is not None
+            if partial.answer is None:
+                yield Reply(partial=partial, encoded=encoded)
+        assert partial is not None
+        assert partial.answer is not None
         turn = ChatTurn(
             question=question,
-            answer=said.answer,
+            answer=partial.answer,
             settings=str(settings),
-            stage_s={**stage_s, "prefill": said.first_token_s},
-            first_token_s=before_s + said.first_token_s,
-            seconds=before_s + said.seconds,
-            tokens=said.tokens,
-            tokens_per_s=said.tokens_per_s,
+            stage_s={**stage_s, "prefill": partial.first_token_s},
+            first_token_s=encoding_s + partial.first_token_s,
+            seconds=encoding_s + partial.seconds,
+            tokens=partial.tokens,
+            tokens_per_s=partial.tokens_per_s,
             visual_tokens=sum(count for name, count in encoded.token_counts.items() if name not in _BEFORE_LLM),
-            cut=said.cut,
+            cut=partial.cut,
             truth=truth,
         )
-        yield Reply(said=said, encoded=encoded, turn=turn)
+        yield Reply(partial=partial, encoded=encoded, turn=turn)
 
     def answer(self, video: Path, question: str, settings: Settings, **options: Any) -> ChatTurn:
-        """The finished turn; arguments as for `ask`."""
+        """The finished turn; the arguments are those of `ask`."""
         *_, last = self.ask(video, question, settings, **options)
         assert last.turn is not None
         return last.turn
 
-    def compare(self, video: Path, question: str, both: Sequence[Settings], **options: Any) -> list[ChatTurn]:
-        """The same question under several settings, one after the other; all are checked before any is run.
+    def compare(self, video: Path, question: str, choices: Sequence[Settings], **options: Any) -> list[ChatTurn]:
+        """Asks the same question under two settings, A then B; both are checked before the first one runs.
 
         Raises:
-            InputError: naming the settings that cannot be used.
+            InputError: if settings cannot be used; the message names them.
         """
-        for number, settings in enumerate(both):
+        for number, settings in enumerate(choices):
             try:
                 self.variant(settings)
             except InputError as problem:
                 raise InputError(f"settings {'AB'[number]}: {problem}") from None
-        return [self.answer(video, question, settings, **options) for settings in both]
+        return [self.answer(video, question, settings, **options) for settings in choices]
 
     def _digest(self, path: Path) -> str:
-        """Of the file's content, so that the same video under two names is encoded once."""
+        """SHA-256 of the file's content, so that the same video under two names is encoded once."""
         try:
-            about = path.stat()
-            key = (str(path), about.st_mtime_ns, about.st_size)
+            status = path.stat()
+            key = (str(path), status.st_mtime_ns, status.st_size)
             with self._lock:
                 if key in self._digests:
                     return self._digests[key]
@@ -213,18 +222,15 @@ class Engine:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
             raise InputError(
-                f"{path.name} is no longer here: files are removed after a while, upload it again"
+                f"{path.name} is no longer on the server: files are removed after a while, upload it again"
             ) from None
         with self._lock:
             self._digests[key] = digest
-            while len(self._digests) > 1000:
+            while len(self._digests) > _MAX_DIGESTS:
                 self._digests.popitem(last=False)
         return digest
 
 
-_BEFORE_LLM = ("encoder", "reducers")
-
-
 def stamped(question: str) -> str:
-    """A question in which "12.4 s" or "12.4 seconds" is written as the stamp `<12.4>`, which the processor reads."""
+    """The question with "12.4 s" or "12.4 seconds" replaced by the stamp `<12.4>`, which the processor reads."""
     return _SECONDS.sub(r"<\1>", question)

@@ -1,4 +1,4 @@
-"""Example clips: a few synthetic worlds, drawn once into a cache, with the true answers to their questions."""
+"""Example clips: a few synthetic videos, drawn once into a cache, with the true answers to their questions."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ EXAMPLES = SyntheticConfig(
     questions_per_video=6,
     families=("visible", "direct", "something"),
 )
-"""Of a seed that no recipe trains on, and with nothing in it that the quickstart's model has not learned."""
+"""No recipe trains on this seed. The clips show only what the quickstart's model has learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A clip with questions whose answers are known."""
+    """A clip with questions and their true answers."""
 
     name: str
     path: Path
     truths: dict[str, Span]
-    """When it happens, by question."""
+    """Question -> when it happens."""
 
 
 def example_clips(config: SyntheticConfig = EXAMPLES) -> list[Example]:
-    """The examples, drawn if they are not there yet."""
-    described = json.dumps([GENERATOR, to_mapping(config)])
-    root = _cache() / hashlib.sha256(described.encode()).hexdigest()[:16]
+    """The example clips; they are drawn if the cache does not have them yet."""
+    description = json.dumps([GENERATOR, to_mapping(config)])
+    root = _cache() / hashlib.sha256(description.encode()).hexdigest()[:16]
     render(root, config, workers=1, progress=False)
     questions = read_rtl(root / "val.json", root / "videos").items
     examples = []
     for index in range(config.val_videos):
-        about = [one for one in questions if one.vid == video_id(config, "val", index)]
-        truths = {one.question: one.truth().spans[0] for one in about}
-        name = f"Example {index + 1} ({about[0].duration_s:.0f} s)"
-        examples.append(Example(name=name, path=Path(about[0].video or ""), truths=truths))
+        items = [item for item in questions if item.vid == video_id(config, "val", index)]
+        truths = {item.question: item.truth().spans[0] for item in items}
+        name = f"Example {index + 1} ({items[0].duration_s:.0f} s)"
+        examples.append(Example(name=name, path=Path(items[0].video or ""), truths=truths))
     return examples
 
 
 def _cache() -> Path:
-    """Where clips are kept between runs; a temporary folder if there is no home to write to."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmllm" / "examples"
+    """The folder where clips stay between runs; a temporary folder if the cache folder cannot be made."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmllm" / "examples"
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return Path(tempfile.mkdtemp(prefix="mmllm-examples-"))
-    return home
+    return folder

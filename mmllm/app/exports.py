@@ -1,4 +1,4 @@
-"""Answers to take away: JSON, WebVTT subtitles, and the plot as PNG."""
+"""Files with answers: JSON, WebVTT subtitles, and a plot as PNG."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def answers(visit: Visit, model: str, note: str | None) -> dict[str, Any]:
 
 
 def subtitles(visit: Visit) -> str:
-    """WebVTT with a cue for each answered span, in order of time."""
+    """WebVTT with one cue for each answered span, in order of time."""
     cues = sorted(
         (span.start_s, span.end_s, turn.answer.text or turn.question) for turn in visit.turns for span in turn.spans
     )
@@ -34,29 +34,29 @@ def subtitles(visit: Visit) -> str:
 
 
 def export(visit: Visit, clip: VideoClip | None, folder: Path, model: str, note: str | None) -> list[Path]:
-    """Writes the files that can be made of a visit, and returns their paths: JSON, WebVTT and, with frames, PNG.
+    """Writes JSON, WebVTT and, if there is a clip, PNG, and returns the paths.
 
     Args:
-        visit: at least one turn.
-        clip: frames for the plot of the last answer.
+        visit: the video and its turns; at least one turn.
+        clip: frames for the plot of the last answer; None for no plot.
         folder: an empty folder.
-        model: what answered.
-        note: what should be known of it.
+        model: name of the model.
+        note: what users should know about the model.
     """
     stem = re.sub(r"[^\w-]+", "-", Path(visit.name).stem).strip("-")[:60] or "video"
-    told = json.dumps(answers(visit, model, note), indent=2, ensure_ascii=False) + "\n"
-    written = [folder / f"{stem}.json", folder / f"{stem}.vtt"]
-    written[0].write_text(told, encoding="utf-8")
-    written[1].write_text(subtitles(visit), encoding="utf-8")
+    text = json.dumps(answers(visit, model, note), indent=2, ensure_ascii=False) + "\n"
+    paths = [folder / f"{stem}.json", folder / f"{stem}.vtt"]
+    paths[0].write_text(text, encoding="utf-8")
+    paths[1].write_text(subtitles(visit), encoding="utf-8")
     if clip is not None:
         last = visit.turns[-1]
         truth = () if last.truth is None else (last.truth,)
-        written.append(plot_answer(clip, last.question, last.spans, folder / f"{stem}.png", truth))
-    return written
+        paths.append(plot_answer(clip, last.question, last.spans, folder / f"{stem}.png", truth))
+    return paths
 
 
 def _clock(time_s: float) -> str:
-    """`hh:mm:ss.mmm`."""
+    """A time in seconds as `hh:mm:ss.mmm`."""
     milliseconds = round(time_s * 1000)
     hours, rest = divmod(milliseconds, 3_600_000)
     minutes, rest = divmod(rest, 60_000)
@@ -64,6 +64,6 @@ def _clock(time_s: float) -> str:
 
 
 def _cue(text: str) -> str:
-    """Text of a cue: one line, with what WebVTT would take for markup or for the next cue escaped."""
+    """The text of a cue on one line; `&`, `<` and `>` are escaped, or WebVTT would read markup or a new cue."""
     text = " ".join(readable(text).split()) or "-"
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""How much one user, and all users together, may ask of the demo."""
+"""Limits of the demo: for one visitor, and for all visitors together."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from mmllm.video.limits import UPLOAD_LIMITS, VideoLimits
 
 @dataclass(frozen=True, kw_only=True)
 class DemoLimits:
-    """Upper bounds; none of them can be raised from the page."""
+    """Upper bounds; a visitor cannot raise them."""
 
     upload_mb: int = 200
-    """Size of an uploaded file."""
+    """Megabytes of one uploaded file."""
     all_uploads_mb: int = 2000
-    """Size of all files that are kept at a time; more uploads are refused until old ones have gone."""
+    """Megabytes of all stored files; above this, uploads are refused until old files have been removed."""
     upload_age_s: int = 2 * 3600
-    """Uploads and exported files are removed after so many seconds."""
+    """Seconds after which uploads and exported files are removed."""
     video_s: float = 30 * 60.0
-    """Length of a video."""
+    """Seconds of one video."""
     frames: int = 200
-    """Sampled frames."""
+    """Frames sampled from one video."""
     question_characters: int = 500
+    """Characters of a question."""
     new_tokens: int = 128
     """Tokens of an answer."""
     answer_s: float = 60.0
-    """Seconds that an answer may take."""
+    """Seconds of generation for one answer."""
     waiting: int = 64
-    """Questions that wait at a time; more are refused with a message."""
+    """Questions in the queue; more are refused with a message."""
     turns: int = 100
     """Questions about one video in one visit."""
     visits: int = 12
     """Videos that one visitor has open."""
     kept_videos: int = 32
-    """Encoded videos that are kept in memory."""
+    """Encoded videos in memory."""
     kept_bytes: int = 1 << 30
-    """Their size."""
+    """Bytes of all encoded videos in memory."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -45,28 +46,28 @@ class DemoLimits:
 
     @property
     def video(self) -> VideoLimits:
-        """What the video reader is told."""
+        """The limits of the video reader."""
         return replace(UPLOAD_LIMITS, seconds=self.video_s)
 
     def question(self, text: str) -> str:
-        """A question, without white space around it.
+        """The question with single spaces and none at its ends.
 
         Raises:
             InputError: if it is empty or too long.
         """
         text = " ".join(text.split())
         if not text:
-            raise InputError("the question is empty: write one, or choose one of the suggestions")
+            raise InputError("the question is empty: write a question, or choose a suggestion")
         if len(text) > self.question_characters:
             raise InputError(f"the question has {len(text)} characters; at most {self.question_characters} are allowed")
         return text
 
     def checked_frames(self, frames: float) -> int:
-        """A number of frames that a user chose.
+        """The number of frames that a visitor chose, as an integer.
 
         Raises:
-            InputError: if it is not a whole number from 1 to the limit.
+            InputError: if the number is not a whole number from 1 to the limit.
         """
         if not isinstance(frames, (int, float)) or not 1 <= frames <= self.frames or frames != int(frames):
-            raise InputError(f"{frames} frames: must be a whole number from 1 to {self.frames}")
+            raise InputError(f"the number of frames must be a whole number from 1 to {self.frames}, not {frames}")
         return int(frames)

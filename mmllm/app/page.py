@@ -1,4 +1,4 @@
-"""The page: which parts it has, where they stand, and which handler answers which of them."""
+"""The page: its parts, their layout, and the handler of each event."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mmllm.app.timeline import SCRIPT
 STYLE = Path(__file__).with_name("style.css")
 TITLE = "mmllm: ask a video when"
 _CONTROL = 240
-"""Least width of a control in pixels; two stand side by side where there is room."""
+"""Least width of a control in pixels; two controls share a row if the screen is wide enough."""
 _ASKING = ("session", "question", "chat", "timeline", "sight", "status", "send", "halt")
 _FILES = ("status", "json", "vtt", "png")
-"""The parts that an answer and its files change; a browser has to look at each of them for every word."""
+"""The parts that an answer and its files change; few of them, because a browser checks each part for every word."""
 _MODEL = "model"
-"""Events of this group run the model; one at a time."""
+"""Name of the group of events that run the model; one of them runs at a time."""
 
 
 def theme() -> gr.themes.Base:
-    """Fonts of the visitor's own system, so that nothing is fetched from elsewhere; text that stands out enough."""
+    """Gradio's soft theme with fonts of the visitor's system, so that no font is downloaded, and with more contrast."""
     soft = gr.themes.Soft(
         primary_hue="teal",
         secondary_hue="teal",
@@ -53,7 +53,7 @@ def theme() -> gr.themes.Base:
 
 
 def page(handlers: Handlers) -> gr.Blocks:
-    """The demo as Gradio blocks; not yet launched."""
+    """The demo as Gradio blocks, not yet launched."""
     limits, own = handlers.engine.limits, handlers.engine.own_settings
     parts: dict[str, Any] = {}
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
@@ -61,9 +61,9 @@ def page(handlers: Handlers) -> gr.Blocks:
         _panel("mm-head", _heading(handlers))
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=320):
-                _watching(parts, handlers)
+                _video_column(parts, handlers)
             with gr.Column(scale=5, min_width=320):
-                _talking(parts, limits.question_characters)
+                _chat_column(parts, limits.question_characters)
         with gr.Tabs(elem_id="mm-tabs"):
             with gr.Tab("Settings"):
                 _panel(
@@ -97,24 +97,27 @@ def page(handlers: Handlers) -> gr.Blocks:
 
 
 def _panel(name: str, value: str = "") -> gr.HTML:
-    """HTML of ours, styled by us alone, whose buttons lead to instants of the video."""
+    """A panel of HTML without Gradio's styles; its buttons with `data-time` move the player."""
     return gr.HTML(value, elem_id=name, js_on_load=SCRIPT, apply_default_css=False)
 
 
 def _heading(handlers: Handlers) -> str:
-    about = handlers.engine.qa.note
-    warning = note(f"{about[0].upper()}{about[1:].rstrip('.')}.") if about else ""
+    """HTML of the title, the model's name and the note on its training."""
+    training_note = handlers.engine.qa.note
+    warning = note(f"{training_note[0].upper()}{training_note[1:].rstrip('.')}.") if training_note else ""
     return f"<h1>Ask a video <em>when</em></h1>{note(f'Model: {handlers.model}.')}{warning}"
 
 
-def _watching(parts: dict[str, Any], handlers: Handlers) -> None:
+def _video_column(parts: dict[str, Any], handlers: Handlers) -> None:
+    """Adds the list of clips, the player, the timeline and the status line."""
     parts["clip"] = gr.Dropdown(list(handlers.examples), label="Clip", elem_id="mm-clip")
     parts["video"] = gr.Video(label="Video", sources=["upload"], height=400, elem_id="mm-player", buttons=[])
     parts["timeline"] = _panel("mm-timeline")
     parts["status"] = _panel("mm-status")
 
 
-def _talking(parts: dict[str, Any], longest: int) -> None:
+def _chat_column(parts: dict[str, Any], max_characters: int) -> None:
+    """Adds the chat, the question, its buttons and the suggestions."""
     parts["chat"] = gr.Chatbot(
         label="Questions and answers",
         height=400,
@@ -125,7 +128,12 @@ def _talking(parts: dict[str, Any], longest: int) -> None:
         allow_tags=False,
     )
     parts["question"] = gr.Textbox(
-        label="Question", placeholder="When does …?", max_length=longest, lines=1, max_lines=3, elem_id="mm-question"
+        label="Question",
+        placeholder="When does …?",
+        max_length=max_characters,
+        lines=1,
+        max_lines=3,
+        elem_id="mm-question",
     )
     with gr.Row():
         parts["send"] = gr.Button("Ask", variant="primary", min_width=80, scale=2, elem_id="mm-ask")
@@ -137,7 +145,7 @@ def _talking(parts: dict[str, Any], longest: int) -> None:
 
 
 def _controls(handlers: Handlers, own: Settings, side: str) -> list[Any]:
-    """Reducer, share, path and frames, with what they cost below; the cost follows every change."""
+    """Controls of reducer, share, path and frames; the cost below them follows every change."""
     with gr.Row():
         reducer = gr.Dropdown(
             reducer_choices(),
@@ -195,17 +203,17 @@ def _controls(handlers: Handlers, own: Settings, side: str) -> list[Any]:
 def _wire(
     demo: gr.Blocks, parts: dict[str, Any], handlers: Handlers, chosen: list[Any], other: list[Any], compare: gr.Button
 ) -> None:
-    """Connects the page's parts with the handlers."""
-    everything = [part for name, part in parts.items() if name not in ("here", "remember")]
+    """Connects the events of the page's parts with the handlers."""
+    video_parts = [part for name, part in parts.items() if name not in ("here", "remember")]
     session, video, question = parts["session"], parts["video"], parts["question"]
     model = {"concurrency_id": _MODEL, "concurrency_limit": 1, "api_visibility": "private"}
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
-    def at_once(make: Callable[..., Update]) -> Callable[..., dict[Any, Any]]:
-        return lambda *given: _by_part(parts, make(*given))
+    def as_event(handler: Callable[..., Update]) -> Callable[..., dict[Any, Any]]:
+        return lambda *values: _by_part(parts, handler(*values))
 
-    def ask(request: gr.Request, *given: Any) -> Generator[dict[Any, Any], None, None]:
-        for update in handlers.ask(request.session_hash or "", *given):
+    def ask(request: gr.Request, *values: Any) -> Generator[dict[Any, Any], None, None]:
+        for update in handlers.ask(request.session_hash or "", *values):
             yield _by_part(parts, update)
 
     def stop(request: gr.Request) -> None:
@@ -217,13 +225,15 @@ def _wire(
     def here(player: gr.Video, text: str) -> str:
         return question_at(text, float(player.playback_position or 0))
 
+    # another video
     opening = {**model, "show_progress_on": [video]}
-    demo.load(at_once(handlers.open_first), None, everything, **opening)
-    parts["clip"].input(at_once(handlers.open_named), [parts["clip"], session], everything, **opening)
-    video.upload(at_once(handlers.open_upload), [video, session], everything, **opening)
-    parts["chat"].clear(at_once(handlers.forget), [session], everything, **quick)
-    video.clear(at_once(handlers.close), [session], everything, **quick)
-    asked = gr.on(
+    demo.load(as_event(handlers.open_first), None, video_parts, **opening)
+    parts["clip"].input(as_event(handlers.open_named), [parts["clip"], session], video_parts, **opening)
+    video.upload(as_event(handlers.open_upload), [video, session], video_parts, **opening)
+    parts["chat"].clear(as_event(handlers.forget), [session], video_parts, **quick)
+    video.clear(as_event(handlers.close), [session], video_parts, **quick)
+    # a question, and the files of its answer
+    answered = gr.on(
         [parts["send"].click, question.submit],
         ask,
         [question, session, *chosen, parts["remember"]],
@@ -231,17 +241,18 @@ def _wire(
         show_progress="hidden",
         **model,
     )
-    asked.then(
-        at_once(handlers.files), [session], [parts[name] for name in _FILES], show_progress="hidden",
+    answered.then(
+        as_event(handlers.files), [session], [parts[name] for name in _FILES], show_progress="hidden",
         concurrency_limit=2, api_visibility="private",
     )  # fmt: skip
     parts["halt"].click(stop, None, None, **quick)
     demo.unload(stop)
-    for pressed in (parts["timeline"], parts["sight"], parts["comparison"]):
-        pressed.select(seek, None, video, trigger_mode="always_last", **quick)  # the last press is never lost
+    # times in the video; with `always_last`, a press during another event is not lost
+    for panel in (parts["timeline"], parts["sight"], parts["comparison"]):
+        panel.select(seek, None, video, trigger_mode="always_last", **quick)
     parts["here"].click(here, [video, question], question, **quick)
     parts["suggestions"].click(lambda sample: sample[0], parts["suggestions"], question, **quick)
-    compare.click(at_once(handlers.compare), [question, session, *chosen, *other], [parts["comparison"]], **model)
+    compare.click(as_event(handlers.compare), [question, session, *chosen, *other], [parts["comparison"]], **model)
 
 
 def _programs(handlers: Handlers, parts: dict[str, Any], chosen: list[Any]) -> None:
@@ -255,4 +266,5 @@ def _programs(handlers: Handlers, parts: dict[str, Any], chosen: list[Any]) -> N
 
 
 def _by_part(parts: dict[str, Any], update: Update) -> dict[Any, Any]:
+    """An update as Gradio takes it: component -> value, in place of name -> value."""
     return {parts[name]: value for name, value in update.items()}

@@ -1,8 +1,7 @@
-"""What keeps the demo from giving away files, fetching addresses or filling the disk.
+"""Protection of the server: the demo gives away no other files, fetches no addresses and does not fill the disk.
 
-Everything that visitors upload and everything that is made for them lies in one private folder, which is swept while
-the demo runs and removed when it ends. A guard in front of Gradio refuses any other file and the endpoints that the
-demo does not use.
+All uploads and exported files are in one private folder. Old files are removed while the demo runs, the whole folder
+when it ends. A guard in front of Gradio refuses all other files, and the endpoints that the demo does not use.
 """
 
 from __future__ import annotations
@@ -42,27 +41,32 @@ _UNUSED = (
     "/dev/",
     "/file/",
 )
-"""Beginnings of Gradio's paths that fetch, convert, record or report something, none of which the demo needs."""
+"""Beginnings of Gradio's paths that fetch, convert, record or report something; the demo needs none of them."""
 _MESSAGE_BYTES = 1 << 20
-"""Most bytes of a request that is no upload."""
-_NOT_OURS = (403, "only uploaded files are read and served")
+"""Most bytes of a request that is no upload, and of an upload beside its file."""
+_FORBIDDEN_FILE = (403, "only uploaded files are read and served")
 _SWEEP_S = 60.0
+"""Seconds between two removals of old files."""
 
 
 @contextlib.contextmanager
 def private_folder(limits: DemoLimits) -> Iterator[Path]:
-    """A new folder for uploads and made files, which Gradio is told to use; removed with all it holds at the end.
+    """A new folder for uploads and exported files; it is removed with all its files at the end.
 
-    Must be entered before Gradio's components are made.
+    Environment variables name it to Gradio, so enter this block before Gradio's components are made.
     """
     folder = Path(tempfile.mkdtemp(prefix="mmllm-demo-"))
-    told = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_EXAMPLES_CACHE": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
-    over = threading.Event()
+    environment = {
+        "GRADIO_TEMP_DIR": str(folder),
+        "GRADIO_EXAMPLES_CACHE": str(folder),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    ended = threading.Event()
 
     def keep_sweeping() -> None:
-        while not over.wait(_SWEEP_S):
+        while not ended.wait(_SWEEP_S):
             sweep(folder, limits.upload_age_s)
 
     sweeper = threading.Thread(target=keep_sweeping, daemon=True, name="mmllm-demo-sweeper")
@@ -70,7 +74,7 @@ def private_folder(limits: DemoLimits) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        over.set()
+        ended.set()
         sweeper.join()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
@@ -78,16 +82,16 @@ def private_folder(limits: DemoLimits) -> Iterator[Path]:
 
 
 def sweep(folder: Path, age_s: float) -> None:
-    """Removes files that were put into a folder longer than `age_s` seconds ago, and what is then empty."""
+    """Removes files that came into a folder more than `age_s` seconds ago, then old folders that are empty."""
     latest = time.time() - age_s
-    for path in sorted(folder.rglob("*"), reverse=True):
+    for path in sorted(folder.rglob("*"), reverse=True):  # files before their folder
         with contextlib.suppress(OSError):
             if path.lstat().st_ctime <= latest:
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def remove_upload(path: Path, folder: Path) -> None:
-    """Removes one uploaded file, if it is one."""
+    """Removes a file if it is in the folder of uploads."""
     with contextlib.suppress(OSError):
         if path.resolve().is_relative_to(folder.resolve()):
             path.unlink()
@@ -97,9 +101,9 @@ class Guard:
     """ASGI middleware in front of Gradio.
 
     Args:
-        app: what comes behind.
-        folders: the only folders of which files are served or read; the first one takes uploads.
-        limits: of uploads.
+        app: the ASGI app behind the guard.
+        folders: files in these folders may be served and read, no others; uploads go to the first folder.
+        limits: limits of uploads.
     """
 
     def __init__(self, app: Any, folders: Sequence[Path], limits: DemoLimits) -> None:
@@ -107,20 +111,22 @@ class Guard:
         self.folders = [folder.resolve() for folder in folders]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers it with the reason why not."""
+        """Passes a request on to the app, or refuses it with the reason."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         before, _, after = scope["path"].partition(_API)
         path = after or before
-        uploads = path.rstrip("/") == "/upload"
-        limited = _Limited(receive, self.limits.upload_mb * 1_000_000 + _MESSAGE_BYTES if uploads else _MESSAGE_BYTES)
+        is_upload = path.rstrip("/") == "/upload"
+        limit = self.limits.upload_mb * 1_000_000 + _MESSAGE_BYTES if is_upload else _MESSAGE_BYTES
+        limited = _LimitedBody(receive, limit)
         try:
             refused = self.refused(path)
-            if refused is None and scope["method"] == "POST" and not uploads:
+            if refused is None and scope["method"] == "POST" and not is_upload:
+                # read the whole message, check the files that it names, then give the app the same message again
                 body = await limited.whole()
                 refused = self.refused_files(body)
-                limited = _Limited(_again(body, receive), _MESSAGE_BYTES)
+                limited = _LimitedBody(_replayed(body, receive), _MESSAGE_BYTES)
             if refused is None:
                 await self.app(scope, limited, send)
             else:
@@ -129,24 +135,25 @@ class Guard:
             await _answer(send, 413, problem.message)
 
     def refused(self, path: str) -> tuple[int, str] | None:
-        """Status and reason if a path is not to be answered."""
+        """Status and reason if a path is refused; None if it is not."""
         if path.startswith(_UNUSED):
             return 404, "the demo has no such endpoint"
-        if path.startswith("/file=") and not self._ours(path.removeprefix("/file=")):
-            return _NOT_OURS
+        if path.startswith("/file=") and not self._is_allowed(path.removeprefix("/file=")):
+            return _FORBIDDEN_FILE
         if path.rstrip("/") == "/upload" and _bytes_in(self.folders[0]) > self.limits.all_uploads_mb * 1_000_000:
-            return 503, "the server is full of uploads; they are removed after a while, try again later"
+            return 503, "the server has no room for more uploads; old ones are removed after a while, try again later"
         return None
 
     def refused_files(self, body: bytes) -> tuple[int, str] | None:
-        """Status and reason if a message names a file that was not uploaded, or an address to fetch one from."""
+        """Status and reason if a message names an address or a file outside the folders; None if it does not."""
         try:
             message = json.loads(body)
         except (ValueError, RecursionError):
-            return None  # Gradio says what it expects
-        return None if all(map(self._ours, _named_files(message))) else _NOT_OURS
+            return None  # Gradio answers a message that is not JSON
+        return None if all(map(self._is_allowed, _named_files(message))) else _FORBIDDEN_FILE
 
-    def _ours(self, name: Any) -> bool:
+    def _is_allowed(self, name: Any) -> bool:
+        """Whether a name is the path of an existing file in one of the folders."""
         try:
             path = Path(name).resolve(strict=True)
         except (OSError, ValueError, TypeError, RuntimeError):
@@ -155,11 +162,11 @@ class Guard:
 
 
 class _TooLarge(MultiPartException):
-    """Known to Gradio's reader of uploads, which then removes what it has written."""
+    """A request is too long. Gradio's reader of uploads catches the base class and removes the partial file."""
 
 
-class _Limited:
-    """A request's body that ends with an error once it is too long."""
+class _LimitedBody:
+    """A request's body; reading it raises `_TooLarge` once it has more than `limit` bytes."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self.receive, self.limit, self.read = receive, limit, 0
@@ -172,7 +179,7 @@ class _Limited:
         return message
 
     async def whole(self) -> bytes:
-        """The whole body; what there is of it if the visitor leaves."""
+        """The whole body, or the part that was received if the visitor leaves."""
         parts, more = [], True
         while more:
             message = await self()
@@ -181,22 +188,22 @@ class _Limited:
         return b"".join(parts)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """A body that was read already, then whatever else comes."""
-    told = False
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read already, and after it the messages of the given `receive`."""
+    sent = False
 
     async def replay() -> MutableMapping[str, Any]:
-        nonlocal told
-        if told:
+        nonlocal sent
+        if sent:
             return await receive()
-        told = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
 
 
 def _named_files(message: Any) -> Iterator[Any]:
-    """The path of every file in a message, as Gradio's clients write them."""
+    """The path of every file in a message, in the form that Gradio's clients use."""
     pending = [message]
     while pending:
         value = pending.pop()
@@ -209,6 +216,7 @@ def _named_files(message: Any) -> Iterator[Any]:
 
 
 async def _answer(send: Send, status: int, reason: str) -> None:
+    """Sends a plain text as the whole answer."""
     body = reason.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -216,6 +224,7 @@ async def _answer(send: Send, status: int, reason: str) -> None:
 
 
 def _bytes_in(folder: Path) -> int:
+    """Bytes of all files in a folder; files that disappear meanwhile count as 0."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What one visitor has open: videos, and for each of them what was asked and answered."""
+"""The videos that one visitor has open, each with its questions and answers."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from mmllm.times.answers import Answer, Span
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTurn:
-    """A question with its answer, and what it took."""
+    """A question with its answer, its seconds and its tokens."""
 
     question: str
     answer: Answer
     settings: str
-    """In words."""
+    """The settings as text."""
     stage_s: Mapping[str, float]
-    """Wall time of each stage that was run for this answer: of `decode`, `encode`, `reduce`, and `prefill`, up to the
-    first token."""
+    """Stage -> seconds, for the stages that ran for this answer: `decode`, `encode`, `reduce` and `prefill`, which ends
+    with the first token."""
     first_token_s: float
-    """Seconds from asking to the first token."""
+    """Seconds from the question to the first token."""
     seconds: float
-    """Seconds from asking to the last token."""
+    """Seconds from the question to the last token."""
     tokens: int
     """Tokens of the answer."""
     tokens_per_s: float | None
     visual_tokens: int
     """Visual tokens that the LLM read."""
     cut: str | None = None
-    """Why the answer ends early, if it does: tokens, time or stopped."""
+    """Why the answer ends early: `tokens`, `time` or `stopped`; None if it does not."""
     truth: Span | None = None
-    """When it really happens, where that is known."""
+    """The true span, if there is one on record."""
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """The spans that were named; none if the answer gave no time."""
+        """The answered spans; none if the answer names no time."""
         return () if self.answer.fallback else self.answer.spans
 
     def to_json(self) -> dict[str, Any]:
@@ -68,33 +68,37 @@ class Visit:
     path: Path
     duration_s: float
     truths: Mapping[str, Span] = field(default_factory=dict)
-    """When things happen, by question, where that is known."""
+    """Question -> true span, for the questions that have one on record."""
     turns: tuple[ChatTurn, ...] = ()
 
     @property
     def suggestions(self) -> list[str]:
-        """Questions that can be asked."""
+        """Questions to suggest: those with a true span."""
         return list(self.truths)
 
     def asked(self, turn: ChatTurn, most: int) -> Visit:
-        """The visit after one more turn; the oldest ones go where there are more than `most`."""
+        """The visit after one more turn; only the last `most` turns stay."""
         return replace(self, turns=(*self.turns, turn)[-most:])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """All open videos of a visitor, and which one is shown."""
+    """All open videos of a visitor, and the name of the selected one."""
 
     visits: Mapping[str, Visit] = field(default_factory=dict)
-    shown: str | None = None
+    selected: str | None = None
+    """Name of the visit that the page shows; None for no video."""
 
     @property
     def visit(self) -> Visit | None:
-        """The video that is shown."""
-        return None if self.shown is None else self.visits[self.shown]
+        """The selected visit."""
+        return None if self.selected is None else self.visits[self.selected]
 
     def with_visit(self, visit: Visit, most: int) -> Session:
-        """The session with this video shown, in place of the one of that name or, if there are `most`, the oldest."""
-        visits = {name: one for name, one in self.visits.items() if name != visit.name}
-        visits = dict(list(visits.items())[-(most - 1) :] if most > 1 else [])
-        return Session(visits={**visits, visit.name: visit}, shown=visit.name)
+        """The session with this visit added and selected.
+
+        It replaces a visit of the same name; of the other visits, the latest `most - 1` stay.
+        """
+        others = [(name, other) for name, other in self.visits.items() if name != visit.name]
+        visits = dict(others[-(most - 1) :] if most > 1 else [])
+        return Session(visits={**visits, visit.name: visit}, selected=visit.name)

@@ -1,4 +1,4 @@
-"""What a user of the demo can choose, what it will cost, and why a choice is impossible. Nothing is computed here."""
+"""What a visitor of the demo can choose, what it costs, and why a choice is impossible. No video is read for that."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from mmllm.stages import stages_of
 from mmllm.tokens import VisualTokens
 
 OWN, NONE = "as trained", "none"
-"""Choices that are no names of parts: what the model came with, and no reducer at all."""
+"""Choices that are no names of parts: the model's own stage, and no reducer."""
 _TRIED_FRAMES = 4
+"""Most frames of the zeros with which a path is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a video is shown to the LLM."""
+    """How a video becomes the visual tokens of the LLM."""
 
     frames: int
-    """How many frames are sampled."""
+    """Number of sampled frames."""
     reducer: str = OWN
-    """A name, or a description such as `hired:ratio=0.2,alpha=0.5`, in which case `share` is not used."""
+    """A name, or a name with settings such as `hired:ratio=0.2,alpha=0.5`; with settings, `share` is not used."""
     share: float = 0.25
-    """Share of the tokens that a reducer named without settings keeps."""
+    """Fraction of the tokens that a reducer without settings keeps."""
     path: str = OWN
-    """A name or a description such as `slowfast:mode=temporal`."""
+    """A name, or a name with settings such as `slowfast:mode=temporal`."""
 
     def __post_init__(self) -> None:
         require(isinstance(self.frames, int) and 1 <= self.frames <= 10_000, self, "frames", "from 1 to 10000")
@@ -51,9 +52,11 @@ class Settings:
 
     @property
     def _reducer(self) -> str:
-        if ":" in self.reducer or "ratio" not in {
-            f.name for f in fields(registry.find("reducer", self.reducer).config)
-        }:
+        """The reducer, with `share` as its ratio if it has a ratio and no settings were given."""
+        if ":" in self.reducer:
+            return self.reducer
+        names = {field.name for field in fields(registry.find("reducer", self.reducer).config)}
+        if "ratio" not in names:
             return self.reducer
         return f"{self.reducer}:ratio={self.share:g}"
 
@@ -63,12 +66,12 @@ class Settings:
 
 
 def reducer_choices() -> list[str]:
-    """What the list of reducers offers; any description can be typed besides."""
+    """Entries of the list of reducers; a visitor can also type a name with settings."""
     return [OWN, NONE, *registry.parts("reducer")]
 
 
 def path_choices() -> list[str]:
-    """What the list of paths offers: each path, and each value of a field that has only a few."""
+    """Entries of the list of paths: each path, and each value of its `Literal` fields."""
     choices = [OWN]
     for name, part in registry.parts("path").items():
         choices.append(name)
@@ -80,12 +83,12 @@ def path_choices() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What settings will cost, before anything is run."""
+    """What settings cost, computed without a video."""
 
     stages: Sequence[dict[str, Any]]
-    """`stage`, `tokens` and `detail` of each."""
+    """For each stage: `stage`, its name, `tokens` and `detail`."""
     cache_bytes: int
-    """Size of the LLM's key-value cache of the visual tokens."""
+    """Bytes of the LLM's key-value cache for the visual tokens."""
 
     @property
     def tokens(self) -> int:
@@ -94,28 +97,28 @@ class Cost:
 
 
 def cost_of(qa: VideoQA, settings: Settings) -> Cost:
-    """What a video costs under these settings.
+    """The cost of a video under these settings.
 
     Args:
         qa: the model, with its own stages.
-        settings: what was chosen.
+        settings: the visitor's choice.
 
     Raises:
-        InputError: if the parts do not fit each other or this model; the message is the reason.
+        InputError: if the parts do not fit each other or this model; the message gives the reason.
     """
     model = qa.with_stages(**settings.stages).model
     _try_path(model, min(settings.frames, _TRIED_FRAMES))
     config = model.config
     stages = stage_costs(**stages_of(config), frames=settings.frames, width=config.text_config.hidden_size)
-    per_number = next(qa.model.language_model.parameters()).element_size()
-    return Cost(stages=stages, cache_bytes=cache_bytes(config.text_config, stages[-1]["tokens"], per_number))
+    bytes_per_number = next(qa.model.language_model.parameters()).element_size()
+    return Cost(stages=stages, cache_bytes=cache_bytes(config.text_config, stages[-1]["tokens"], bytes_per_number))
 
 
 @torch.no_grad()
 def _try_path(model: MmllmForConditionalGeneration, frames: int) -> None:
-    """Lays out tokens of nothing, since only a path itself can say whether it takes this patch grid."""
+    """Runs the path on zeros, because only the path itself knows whether it takes this patch grid."""
     height, width = model.encoder.grid
-    nothing = torch.zeros(
+    zeros = torch.zeros(
         1, frames, height * width, model.config.text_config.hidden_size, dtype=model.dtype, device=model.device
     )
-    model.path(VisualTokens(features=nothing, grid=(height, width), times_s=torch.arange(frames).float()[None]))
+    model.path(VisualTokens(features=zeros, grid=(height, width), times_s=torch.arange(frames).float()[None]))

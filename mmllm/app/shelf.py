@@ -1,4 +1,4 @@
-"""Encoded videos that are kept in memory, the least recently used ones given up first."""
+"""A store of encoded videos in memory; the least recently used ones are removed first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmllm.inference.answering import EncodedVideo
 
 
 class Shelf:
-    """A bounded store of `EncodedVideo`, safe to use from several threads.
+    """A bounded store of `EncodedVideo`; several threads may use it.
 
     Args:
         count: most entries.
@@ -21,44 +21,45 @@ class Shelf:
 
     def __init__(self, count: int, size: int) -> None:
         self.count, self.size = count, size
-        self._kept: OrderedDict[Hashable, EncodedVideo] = OrderedDict()
+        self._entries: OrderedDict[Hashable, EncodedVideo] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all entries; what several share counts once."""
+        """Bytes of all entries; an array that several entries share counts once."""
         with self._lock:
             return self._bytes()
 
     def get(self, key: Hashable) -> EncodedVideo | None:
-        """The entry, which becomes the most recently used."""
+        """The entry under a key, or None; it becomes the most recently used."""
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
 
-    def find(self, wanted: Callable[[Any], bool]) -> EncodedVideo | None:
-        """The most recently used entry whose key is wanted."""
+    def find(self, matches: Callable[[Any], bool]) -> EncodedVideo | None:
+        """The most recently used entry whose key matches, or None."""
         with self._lock:
-            return next((self._kept[key] for key in reversed(self._kept) if wanted(key)), None)
+            return next((self._entries[key] for key in reversed(self._entries) if matches(key)), None)
 
     def put(self, key: Hashable, encoded: EncodedVideo) -> None:
-        """Keeps an entry, and gives up old ones where there is no room. One that is too large is not kept."""
+        """Stores an entry and removes old ones until all fit; an entry above the size limit is not stored."""
         with self._lock:
-            self._kept[key] = encoded
-            self._kept.move_to_end(key)
-            while self._kept and (len(self._kept) > self.count or self._bytes() > self.size):
-                self._kept.popitem(last=False)
+            self._entries[key] = encoded
+            self._entries.move_to_end(key)
+            while self._entries and (len(self._entries) > self.count or self._bytes() > self.size):
+                self._entries.popitem(last=False)
 
     def _bytes(self) -> int:
-        return sum({id(value): _nbytes(value) for one in self._kept.values() for value in _arrays(one)}.values())
+        sizes = {id(array): int(array.nbytes) for encoded in self._entries.values() for array in _arrays(encoded)}
+        return sum(sizes.values())
 
 
 def _arrays(value: Any) -> Iterator[Any]:
-    """Every tensor and array in a value made of dataclasses and mappings."""
+    """Every tensor and array in a value that consists of dataclasses and mappings."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _arrays(getattr(value, field.name))
@@ -67,7 +68,3 @@ def _arrays(value: Any) -> Iterator[Any]:
             yield from _arrays(item)
     elif hasattr(value, "nbytes"):
         yield value
-
-
-def _nbytes(array: Any) -> int:
-    return int(array.nbytes)

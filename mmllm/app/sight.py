@@ -1,4 +1,4 @@
-"""What the model sees: tokens and seconds of each stage, and the frames with dropped patches dimmed."""
+"""The panel of what the model sees: tokens and seconds of each stage, and frames with their dropped patches dimmed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from mmllm.inference import overlay
 from mmllm.inference.answering import EncodedVideo
 
 MOST_FRAMES = 24
-_SIDE = 128
-"""Least side of a shown frame in pixels."""
+"""Most frames in the panel."""
+_MIN_SIDE = 128
+"""Least side of a frame on the page, in pixels."""
 _STAGES = {
     "decode": "decode the video",
     "encode": "encode the frames",
@@ -33,15 +34,15 @@ def sight(turn: ChatTurn, encoded: EncodedVideo) -> str:
 
 
 def token_rows(encoded: EncodedVideo) -> list[tuple[str, str]]:
-    """Each stage and how many tokens it left."""
+    """Each stage and its number of tokens, then the number that the LLM reads."""
     names = {"encoder": "encoder", "reducers": "after the reducer"}
     rows = [(names.get(name, f"path: {name} tokens"), f"{count:,}") for name, count in encoded.token_counts.items()]
-    read = sum(count for name, count in encoded.token_counts.items() if name not in names)
-    return [*rows, ("read by the LLM", f"{read:,}")]
+    llm_tokens = sum(count for name, count in encoded.token_counts.items() if name not in names)
+    return [*rows, ("read by the LLM", f"{llm_tokens:,}")]
 
 
 def time_rows(turn: ChatTurn) -> list[tuple[str, str]]:
-    """Each stage and its seconds; "kept from before" for what did not have to be run."""
+    """Each stage and its seconds; "kept from before" for a stage that did not run."""
     rows = [
         (label, f"{turn.stage_s[name]:.3f}" if name in turn.stage_s else "kept from before")
         for name, label in _STAGES.items()
@@ -52,7 +53,7 @@ def time_rows(turn: ChatTurn) -> list[tuple[str, str]]:
 
 
 def cost_table(cost: Cost) -> str:
-    """HTML of what settings will cost."""
+    """HTML table of the cost of settings."""
     rows = [(row["stage"], f"{row['tokens']:,}", row["detail"]) for row in cost.stages]
     size = cost.cache_bytes / 2**20
     note = f"The LLM will read at most {cost.tokens:,} visual tokens; they fill {size:,.2f} MiB of its cache."
@@ -60,7 +61,7 @@ def cost_table(cost: Cost) -> str:
 
 
 def refusal(reason: str) -> str:
-    """HTML that says why something is impossible."""
+    """HTML of an error message."""
     return f'<p class="mm-refusal" role="alert">{safe(reason)}</p>'
 
 
@@ -84,46 +85,54 @@ def comparison(turns: Sequence[ChatTurn]) -> str:
 
 
 def dimmed(encoded: EncodedVideo, frame: int) -> np.ndarray:
-    """uint8 H W 3: one frame with the patches dimmed of which no token is left."""
+    """One frame, uint8 H W 3, with the dropped patches dimmed; small frames are enlarged by a whole factor."""
     pixels = encoded.clip.frames[frame]
-    repeat = max(1, -(-_SIDE // min(pixels.shape[:2])))
-    pixels = pixels.repeat(repeat, axis=0).repeat(repeat, axis=1)
+    factor = max(1, -(-_MIN_SIDE // min(pixels.shape[:2])))
+    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     if encoded.kept is None:
         return pixels
     return overlay.dimmed(pixels[None], encoded.kept[frame][None])[0]
 
 
 def _frames(encoded: EncodedVideo) -> str:
+    """HTML of evenly spaced frames, each a button to its time."""
     if encoded.kept is None:
-        return '<p class="mm-note">These tokens have no place in the picture, so no patch can be shown as dropped.</p>'
-    shown = np.unique(np.linspace(0, len(encoded.clip) - 1, min(MOST_FRAMES, len(encoded.clip))).round().astype(int))
+        return (
+            '<p class="mm-note">These tokens have no position in the picture, so dropped patches cannot be marked.</p>'
+        )
+    visible_frames = np.unique(
+        np.linspace(0, len(encoded.clip) - 1, min(MOST_FRAMES, len(encoded.clip))).round().astype(int)
+    )
     pictures = "".join(
         f'<button type="button" class="mm-seen" data-time="{encoded.clip.times_s[i]:.3f}" '
         f'aria-label="go to {seconds(encoded.clip.times_s[i])}: {int(encoded.kept[i].sum())} of '
         f'{encoded.kept[i].size} patches kept">'
         f'<img alt="" src="{picture(dimmed(encoded, int(i)))}"><span>{seconds(encoded.clip.times_s[i])}</span></button>'
-        for i in shown
+        for i in visible_frames
     )
-    share = encoded.kept.mean()
-    kept = "All patches are kept." if share == 1 else f"{share:.0%} of the patches are kept, the others are dimmed."
-    note = f"{kept} {len(shown)} of {len(encoded.clip)} frames are shown."
+    fraction = encoded.kept.mean()
+    kept = (
+        "All patches are kept." if fraction == 1 else f"{fraction:.0%} of the patches are kept, the others are dimmed."
+    )
+    note = f"{kept} {len(visible_frames)} of {len(encoded.clip)} frames are shown."
     return f'<p class="mm-note">{note}</p><div class="mm-grid">{pictures}</div>'
 
 
-def _table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f'<th scope="col">{safe(cell)}</th>' for cell in head)
+def _table(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """HTML table; the first cell of each row is its header."""
+    head = "".join(f'<th scope="col">{safe(cell)}</th>' for cell in columns)
     body = "".join(
         f'<tr><th scope="row">{safe(row[0])}</th>' + "".join(f"<td>{safe(cell)}</td>" for cell in row[1:]) + "</tr>"
         for row in rows
     )
-    return f'<div class="mm-table mm-{name}"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="mm-table mm-{name}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _overlap(turn: ChatTurn) -> float:
-    """Intersection over union of the first span with the truth; 0 if no time was named."""
+    """Intersection over union of the first span and the true one; 0 if the answer names no time."""
     if turn.truth is None or not turn.spans:
         return 0.0
     span, truth = turn.spans[0], turn.truth
-    shared = max(0.0, min(span.end_s, truth.end_s) - max(span.start_s, truth.start_s))
-    union = span.length_s + truth.length_s - shared
-    return shared / union if union > 0 else 0.0
+    intersection = max(0.0, min(span.end_s, truth.end_s) - max(span.start_s, truth.start_s))
+    union = span.length_s + truth.length_s - intersection
+    return intersection / union if union > 0 else 0.0

@@ -1,7 +1,7 @@
 """The timeline under the player: a strip of frames, answered and true spans as bars, and the spans as a list.
 
-Everything that can be pressed is a button with the instant it leads to in `data-time`; the script hands that on as the
-component's `select` event, and keeps a line at the player's position.
+Frames, bars and spans are buttons with a time of the video in `data-time`. The script sends this time as the
+component's `select` event, and moves a line with the player's position.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from mmllm.times.answers import Span
 from mmllm.tokens import VideoClip
 
 STRIP_FRAMES = 12
+"""Most frames in the strip."""
 LANES = 6
-"""Answers that have bars; the list below has all of them."""
+"""Only the latest answers have bars, so many of them; the list below has all answers."""
 NO_TIME = '<span class="mm-empty">no time was named</span>'
 _THUMBNAIL = 96
-_LEAST_SHARE = 0.6
-"""Least width of a bar in per cent, so that it can be seen and pressed."""
+"""Longer side of a frame in the strip, in pixels."""
+_MIN_BAR_PERCENT = 0.6
+"""Least width of a bar in per cent of the axis, so that a visitor can see and press it."""
 
 
 def timeline(visit: Visit, clip: VideoClip | None) -> str:
@@ -31,7 +33,7 @@ def timeline(visit: Visit, clip: VideoClip | None) -> str:
 
     Args:
         visit: the video and its turns.
-        clip: its frames; None where they are no longer at hand.
+        clip: its frames; None if they can no longer be read.
     """
     strip = "" if clip is None else _lane("frames", _strip(clip), "mm-strip")
     numbered = list(enumerate(visit.turns, start=1))[-LANES:]
@@ -40,40 +42,49 @@ def timeline(visit: Visit, clip: VideoClip | None) -> str:
 
 
 def bars(duration_s: float, lanes: Iterable[tuple[str, tuple[Span, ...], str]]) -> str:
-    """HTML of a few lanes over one axis: a name, its spans, and their kind (`answer`, `other` or `truth`)."""
+    """HTML of several lanes over one axis.
+
+    Args:
+        duration_s: length of the axis in seconds.
+        lanes: for each a name, its spans, and their kind: `answer`, `other` or `truth`.
+    """
     drawn = "".join(_lane(name, _bars(spans, duration_s, name, kind)) for name, spans, kind in lanes)
     return _section(duration_s, "answers on one timeline", drawn)
 
 
 def _strip(clip: VideoClip) -> str:
-    """Evenly spread frames, each over the part of the axis that it stands for."""
-    shown = np.unique(np.linspace(0, len(clip) - 1, min(STRIP_FRAMES, len(clip))).round().astype(int))
+    """HTML of evenly spaced frames, each a button to its time."""
+    visible_frames = np.unique(np.linspace(0, len(clip) - 1, min(STRIP_FRAMES, len(clip))).round().astype(int))
     return "".join(
         f'<button type="button" class="mm-frame" data-time="{clip.times_s[i]:.3f}" '
         f'aria-label="go to {seconds(clip.times_s[i])}" title="{seconds(clip.times_s[i])}">'
-        f'<img alt="" src="{picture(_small(clip.frames[i]))}"></button>'
-        for i in shown
+        f'<img alt="" src="{picture(_thumbnail(clip.frames[i]))}"></button>'
+        for i in visible_frames
     )
 
 
-def _small(frame: np.ndarray) -> np.ndarray:
+def _thumbnail(frame: np.ndarray) -> np.ndarray:
+    """A frame, uint8 H W 3, reduced to the strip's size."""
     image = Image.fromarray(frame)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     return np.asarray(image)
 
 
 def _section(duration_s: float, label: str, lanes: str, below: str = "") -> str:
+    """The section of a timeline: lanes, an axis, and HTML below it."""
     axis = _lane("", _axis(duration_s), "mm-axis")
     head = f'<section class="mm-timeline" data-duration="{duration_s:.3f}" aria-label="{safe(label)}">'
     return f"{head}{lanes}{axis}{below}</section>"
 
 
 def _lane(name: str, content: str, kind: str = "") -> str:
+    """One row: a name and its track."""
     track = f'<div class="mm-track {kind}">{content}</div>'
     return f'<div class="mm-lane"><span class="mm-name">{safe(name)}</span>{track}</div>'
 
 
 def _turn(number: int, turn: ChatTurn, duration_s: float) -> str:
+    """The lane of an answer, and below it the lane of the truth if the turn has one."""
     name = f"answer {number}"
     lane = _lane(name, _bars(turn.spans, duration_s, name, "answer"))
     if turn.truth is None:
@@ -82,12 +93,14 @@ def _turn(number: int, turn: ChatTurn, duration_s: float) -> str:
 
 
 def _bars(spans: Iterable[Span], duration_s: float, name: str, kind: str) -> str:
+    """The bars of one lane, or a text if there are no spans."""
     return "".join(_bar(span, duration_s, name, kind) for span in spans) or NO_TIME
 
 
 def _bar(span: Span, duration_s: float, name: str, kind: str) -> str:
-    left = min(100 * span.start_s / duration_s, 100 - _LEAST_SHARE)
-    width = max(min(100 * span.length_s / duration_s, 100 - left), _LEAST_SHARE)
+    """A bar as a button to its start; its place is in per cent of the axis."""
+    left = min(100 * span.start_s / duration_s, 100 - _MIN_BAR_PERCENT)
+    width = max(min(100 * span.length_s / duration_s, 100 - left), _MIN_BAR_PERCENT)
     label = safe(f"{name}: {interval(span)}")
     return (
         f'<button type="button" class="mm-bar mm-{kind}" data-time="{span.start_s:.3f}" title="{label}" '
@@ -96,10 +109,10 @@ def _bar(span: Span, duration_s: float, name: str, kind: str) -> str:
 
 
 def _axis(duration_s: float) -> str:
-    """Four to eight round numbers of seconds."""
-    rough = duration_s / 6
-    size = 10 ** math.floor(math.log10(rough))
-    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
+    """Ticks at round numbers of seconds, with a step of 1, 2 or 5 times a power of ten."""
+    min_step = duration_s / 6
+    power = 10 ** math.floor(math.log10(min_step))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= min_step)
     digits = max(0, -math.floor(math.log10(step)))
     return "".join(
         f'<span class="mm-tick" style="left:{100 * i * step / duration_s:.3f}%">{i * step:.{digits}f}</span>'
@@ -109,6 +122,7 @@ def _axis(duration_s: float) -> str:
 
 
 def _list(visit: Visit) -> str:
+    """The answered spans of all turns, each a button to its start with the answer's text."""
     items = [
         f'<li><button type="button" class="mm-span" data-time="{span.start_s:.3f}">{interval(span)}</button> '
         f"<span>{safe(readable(turn.answer.text or turn.question))}</span></li>"
@@ -127,9 +141,9 @@ const follow = () => {
   const player = document.querySelector("#mm-player video");
   const section = element.querySelector(".mm-timeline");
   if (!player || !section) return;
-  const share = Math.min(Math.max(player.currentTime / Number(section.dataset.duration), 0), 1);
-  if (Number.isFinite(share)) section.style.setProperty("--mm-now", share);
+  const fraction = Math.min(Math.max(player.currentTime / Number(section.dataset.duration), 0), 1);
+  if (Number.isFinite(fraction)) section.style.setProperty("--mm-now", fraction);
 };
 for (const name of ["timeupdate", "seeked", "loadedmetadata"]) document.addEventListener(name, follow, true);
 """
-"""Media events do not bubble, so they are caught on their way down."""
+"""The page's script. Media events do not bubble, so the document listens for them in the capture phase."""

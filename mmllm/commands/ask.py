@@ -31,38 +31,38 @@ def ask(
 
     Args:
         video: a video file, or a folder of frames.
-        question: such as "When does the red circle spin?"
-        model: folder or hub id of a model; by default the one that comes with mmllm, which only knows
+        question: for example "When does the red circle spin?"
+        model: folder or hub id of a model; by default the one that comes with mmllm, which knows only
             synthetic clips of coloured shapes.
-        stages: stages in place of the model's own.
-        frames: how many frames are sampled; the model's own number if not given.
-        start: look only at the part from this second.
-        end: look only at the part up to this second.
-        max_new_tokens: the answer is cut after so many.
+        stages: stages that replace the model's own.
+        frames: number of sampled frames; by default the model's own number.
+        start: use only the part of the video from this second on.
+        end: use only the part of the video up to this second.
+        max_new_tokens: most tokens of the answer.
         json: print one JSON object.
-        plot: draw a strip of frames over a time axis, with the answered span, into this file; with reducers also
-            which patches they kept, and what they ranked them by.
+        plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
+            that they keep, and their ranking.
     """
     if not question.strip():
-        raise InputError("the question is empty")
+        raise InputError('the question is empty: write one, such as "When does the red circle spin?"')
     from mmllm.inference.answering import VideoQA
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = max_new_tokens
-    limits = {"num_frames": frames, "start_s": start, "end_s": end}
-    encoded = qa.encode_video(video, **{key: value for key, value in limits.items() if value is not None})
+    sampling = {"num_frames": frames, "start_s": start, "end_s": end}
+    encoded = qa.encode_video(video, **{key: value for key, value in sampling.items() if value is not None})
     answer = qa.ask(encoded, question)
     note = qa.note
     if plot is not None:
         from mmllm.inference.decisions import encoded_for
         from mmllm.inference.plotting import plot_answer
 
-        seen = encoded_for(qa, encoded, question)
-        shown: dict[str, Any] = {"kept": seen.kept, "ranking": seen.ranking} if qa.model.reducers else {}
-        plot_answer(encoded.clip, question, answer.spans, plot, **shown)
+        plotted = encoded_for(qa, encoded, question)
+        patches: dict[str, Any] = {"kept": plotted.kept, "ranking": plotted.ranking} if qa.model.reducers else {}
+        plot_answer(encoded.clip, question, answer.spans, plot, **patches)
     if json:
-        told = {"video": str(video), "question": question, **answer.to_json(), "duration_s": encoded.duration_s}
-        print(json_text.dumps({**told, "model": model, "note": note}, ensure_ascii=False))
+        record = {"video": str(video), "question": question, **answer.to_json(), "duration_s": encoded.duration_s}
+        print(json_text.dumps({**record, "model": model, "note": note}, ensure_ascii=False))
         return
     spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)
     print(f"{spans}: {answer.text}" if not answer.fallback else f"(no time given) {answer.text}")

@@ -1,4 +1,4 @@
-"""`mmllm demo`: ask videos in the browser."""
+"""`mmllm demo`: ask questions about videos in the browser."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A demo that is up."""
+    """A running demo."""
 
     url: str
-    """Where it is, on this machine."""
+    """Its address on this machine."""
     share_url: str | None
-    """Where it is for everybody, if that was asked for."""
+    """Its public address; None if `share` was not set."""
     blocks: Blocks
     handlers: Handlers
     folder: Path
-    """Its private folder."""
+    """Its private folder, for uploads and exported files."""
 
 
 def demo(
@@ -45,16 +45,16 @@ def demo(
     video_minutes: float = 30.0,
     browser: bool = False,
 ) -> None:
-    """Ask videos in the browser, and see the answers on their timelines.
+    """Ask questions about videos in the browser, and see the answers on a timeline.
 
     Args:
         model: folder or hub id of a model; by default the one that comes with mmllm.
-        host: address to listen at; 0.0.0.0 lets others on the network in.
-        port: port to listen at; by default the first free one from 7860.
+        host: address to listen at; 0.0.0.0 lets other machines of the network connect.
+        port: port to listen at; by default the first free one from 7860 on.
         share: make a public link through Gradio's servers.
-        frames: how many frames are sampled; the model's own number if not given.
-        upload_mb: largest upload in megabytes.
-        video_minutes: longest video in minutes.
+        frames: number of sampled frames; by default the model's own number.
+        upload_mb: most megabytes of an upload.
+        video_minutes: most minutes of a video.
         browser: open the page in the default browser.
     """
     limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60)
@@ -63,22 +63,23 @@ def demo(
         qa.processor.num_frames = limits.checked_frames(frames)
     if qa.note:
         print(f"note: {qa.note}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, _end)
-    with running(qa, name, limits, host=host, port=port, share=share, browser=browser) as up:
-        print(f"{name} answers at {up.url}" + (f" and {up.share_url}" if up.share_url else ""), flush=True)
+    signal.signal(signal.SIGTERM, _exit)
+    with running(qa, name, limits, host=host, port=port, share=share, browser=browser) as server:
+        public = f" and {server.share_url}" if server.share_url else ""
+        print(f"{name} answers at {server.url}{public}", flush=True)
         if host not in ("127.0.0.1", "localhost", "::1") or share:
-            print("everybody who can reach this address can ask", flush=True)
+            print("everybody who can reach this address can ask questions", flush=True)
         print("Ctrl-C ends it", flush=True)
         threading.Event().wait()
 
 
-def _end(number: int, _frame: object) -> None:
-    """Ends as Ctrl-C does, so that the private folder is removed, with the exit code of a termination."""
+def _exit(number: int, _frame: object) -> None:
+    """Ends the process as Ctrl-C does, so that the private folder is removed; the exit code is 128 + `number`."""
     raise SystemExit(128 + number)
 
 
 def load(model: str | None) -> tuple[VideoQA, str]:
-    """The model to show and its name; the one that comes with mmllm if none is named."""
+    """The model and its name; by default the model that comes with mmllm."""
     from mmllm.hub.sources import DEFAULT
     from mmllm.inference.answering import VideoQA
 
@@ -97,16 +98,16 @@ def running(
     share: bool = False,
     browser: bool = False,
 ) -> Iterator[Running]:
-    """A demo that runs in the background until the block is left, and then leaves nothing behind.
+    """A demo that runs in the background until the block ends; then its folder is removed.
 
     Args:
         qa: the model.
-        name: what to call it.
-        limits: what visitors may ask of it.
+        name: the model's name on the page.
+        limits: upper bounds for what visitors may ask.
         host, port, share, browser: as for `demo`.
 
     Raises:
-        InputError: if the address cannot be listened at.
+        InputError: if the server cannot listen at this address.
     """
     from mmllm.app.safety import Guard, private_folder
 
@@ -119,9 +120,9 @@ def running(
         from mmllm.app.page import STYLE, page, theme
 
         examples = example_clips()
-        shown = list(dict.fromkeys(example.path.parent for example in examples))
+        example_folders = list(dict.fromkeys(example.path.parent for example in examples))
         handlers = Handlers(Engine(qa, limits), examples, folder, name)
-        handlers.open_first()  # so that the first visitor need not wait for it
+        handlers.open_first()  # encodes the first example, so that the first visitor does not wait for it
         blocks = page(handlers)
         try:
             _, url, share_url = blocks.launch(
@@ -133,8 +134,8 @@ def running(
                 quiet=True,
                 show_error=False,
                 max_file_size=limits.upload_mb * 1_000_000,
-                allowed_paths=[str(one) for one in shown],
-                app_kwargs={"middleware": [Middleware(Guard, folders=[folder, *shown], limits=limits)]},
+                allowed_paths=[str(example_folder) for example_folder in example_folders],
+                app_kwargs={"middleware": [Middleware(Guard, folders=[folder, *example_folders], limits=limits)]},
                 theme=theme(),
                 css_paths=STYLE,
                 footer_links=["api", "settings"],

@@ -1,4 +1,4 @@
-"""`mmllm eval MODEL DATA`: answers, scores, and the baselines that show what they are worth."""
+"""`mmllm eval MODEL DATA`: answers, scores, and baselines to compare the scores with."""
 
 from __future__ import annotations
 
@@ -45,27 +45,26 @@ def evaluate(
     Args:
         model: folder or hub id of a model, or default for the one that comes with mmllm.
         data: folder with val.json (and train.json, to fit baselines to), or an annotation file that `mmllm check`
-            knows; of captioned videos each event is asked for.
+            reads; in captioned videos, each caption becomes a question.
         videos: folder of the videos; by default `videos` beside the annotations.
-        output: folder for samples.jsonl and metrics.json; MODEL/eval if MODEL is a folder. Questions answered there
-            already are not asked again.
-        format: rtl, captions, nextqa, charades or dialogues; auto tells it from the content.
+        output: folder for samples.jsonl and metrics.json; MODEL/eval if MODEL is a folder. Its answers are reused.
+        format: rtl, captions, nextqa, charades or dialogues; auto detects it from the content.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
-        render_seed: in place of DATA, render fresh synthetic clips from this seed and ask about them; they are kept
-            in the cache folder (`~/.cache/mmllm`) and must not be those that a model was trained on (seed 0).
-        render_world: their kind, as in `mmllm render`; by default the one that the packaged model knows.
-        render_videos: how many.
-        limit: only the first so many videos.
-        shuffle: also ask each question about another video, which shows what is guessed from the words alone.
-        stages: stages in place of the model's own.
-        max_new_tokens: an answer is cut after so many.
-        trials: ask everything so often and report mean and spread; the paper has three.
-        temperature: answers are sampled at; by default greedy for one trial, 0.2 for several.
-        seed: of what is sampled.
-        judge_url: address of an OpenAI-compatible interface, such as http://localhost:8000/v1, to have explanations
-            rated; its key is read from MMLLM_JUDGE_KEY or OPENAI_API_KEY.
-        judge_model: name of the judge's model there.
-        judge_captions: what happens in the videos, in ActivityNet Captions' schema, for the judge to read.
+        render_seed: without DATA: render synthetic clips from this seed and ask about them. The clips stay in the cache
+            folder (`~/.cache/mmllm`). Use another seed than in training (0).
+        render_world: kind of these clips, as in `mmllm render`; by default the kind that the packaged model knows.
+        render_videos: number of these clips.
+        limit: use only so many videos, the first ones.
+        shuffle: also ask each question about another video; shows what the model guesses from the words alone.
+        stages: stages that replace the model's own.
+        max_new_tokens: most tokens of an answer.
+        trials: number of times that everything is asked; mean and spread are reported. The paper uses three.
+        temperature: sampling temperature; by default one trial is greedy, several use 0.2.
+        seed: seed of the sampling.
+        judge_url: address of an OpenAI-compatible interface that rates explanations, such as http://localhost:8000/v1.
+            Its key is read from MMLLM_JUDGE_KEY or OPENAI_API_KEY.
+        judge_model: name of the judge's model at this address.
+        judge_captions: what happens in the videos, in ActivityNet Captions' schema; the judge reads it.
         workers: processes that decode videos.
         json: print the scores as JSON instead of a table.
     """
@@ -74,7 +73,7 @@ def evaluate(
     from mmllm.evaluation.trials import Trials
     from mmllm.inference.answering import VideoQA
 
-    processes.wait()  # every one of several processes then has a device of its own
+    processes.wait()  # starts the group of processes, which gives each process its own device
     rounds = Trials.of(trials, temperature, seed)
     if data is not None and render_seed is None:
         name, benchmark = "eval", read_benchmark(data, videos, format, durations)
@@ -88,7 +87,7 @@ def evaluate(
     if limit is not None:
         benchmark = benchmark.first(limit)
     if not benchmark.questions:
-        raise InputError(f"{data}: there is no question to answer")
+        raise InputError(f"{data}: the benchmark has no question")
     folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
@@ -112,16 +111,16 @@ def evaluate_into(
 ) -> dict[str, Any]:
     """Answers and scores a benchmark; writes `samples.jsonl`, `shuffled.jsonl` and `metrics.json` into `folder`.
 
-    Several processes share the videos and leave the same files as one; how long it took is in `timing.json`.
-    Several trials have their answers in `trial-1/`, `trial-2/`, ..., and their mean scores in `metrics.json`.
+    Several processes share the videos and write the same files as one process; `timing.json` has the seconds.
+    Several trials write their answers to `trial-1/`, `trial-2/`, ..., and their mean scores to `metrics.json`.
 
     Args:
-        folder: where to write; answers that are there already are kept.
+        folder: folder to write to; answers that it already has are kept.
         qa: the model.
-        benchmark: what to ask.
+        benchmark: the questions.
         shuffle: also ask each question about another video.
-        trials: how often and how; once and greedily if None.
-        judge: rates explanations, once all scores that need no judge are written; None for none.
+        trials: number of trials and how they sample; one greedy trial if None.
+        judge: rates explanations after all other scores are written; None for no judge.
         workers: processes that decode.
 
     Raises:
@@ -137,20 +136,20 @@ def evaluate_into(
     if processes.is_main():
         write_places(folder, {question.vid: question.video for question in benchmark.questions})
     _same_model(folder, qa, rounds)
-    started = time.perf_counter()
-    answered, all_scores = [], []
+    start = time.perf_counter()
+    samples_by_trial, all_scores = [], []
     for trial in range(rounds.count):
-        place, draw = rounds.folder(folder, trial), partial(rounds.seed_of, trial)
+        trial_folder, seed_of = rounds.folder(folder, trial), partial(rounds.seed_of, trial)
         samples, shuffled = answer_all(
-            qa, benchmark.questions, place, shuffle=shuffle, seed=draw, workers=workers, **rounds.generate
+            qa, benchmark.questions, trial_folder, shuffle=shuffle, seed=seed_of, workers=workers, **rounds.generate
         )
-        answered.append((place, samples))
+        samples_by_trial.append((trial_folder, samples))
         scores = scores_of(samples, shuffled, benchmark.fit)
         all_scores.append({**scores, "ceiling_miou": ceiling(samples, qa.processor.writing)})
     if processes.is_main():
-        took = {"seconds": round(time.perf_counter() - started, 1), "processes": processes.count()}
-        (folder / "timing.json").write_text(json_text.dumps(took) + "\n")
-    set_aside = {sample.vid: sample.error for _, samples in answered for sample in samples if sample.error}
+        timing = {"seconds": round(time.perf_counter() - start, 1), "processes": processes.count()}
+        (folder / "timing.json").write_text(json_text.dumps(timing) + "\n")
+    set_aside = {sample.vid: sample.error for _, samples in samples_by_trial for sample in samples if sample.error}
 
     def write() -> dict[str, Any]:
         scores = {**averaged(all_scores, rounds), "bad_rows": len(benchmark.bad_rows), "set_aside": set_aside}
@@ -161,32 +160,33 @@ def evaluate_into(
 
     scores = write()
     if judge is not None and processes.is_main():
-        for (place, samples), own in zip(answered, all_scores, strict=True):
-            own["judge"] = judge.judge(samples, place / "judged.jsonl")
+        for (trial_folder, samples), trial_scores in zip(samples_by_trial, all_scores, strict=True):
+            trial_scores["judge"] = judge.judge(samples, trial_folder / "judged.jsonl")
         scores = write()
     return scores
 
 
 def _same_model(folder: Path, qa: Any, trials: Any) -> None:
-    """Marks the folder as one model's answers; a stopped evaluation is only continued by the same model."""
+    """Writes into the folder which model and settings its answers are from; refuses a folder of other answers."""
     from mmllm.runtime.fingerprint import fingerprint
 
-    told = {
+    identity = {
         "weights": fingerprint(qa.model),
         "config": json_text.loads(qa.model.config.to_json_string(use_diff=False)),
         "num_frames": qa.processor.num_frames,
         "max_new_tokens": qa.max_new_tokens,
         "trials": to_mapping(trials),
     }
-    record = folder / "answered_by.json"
-    if record.exists() and json_text.loads(record.read_text()) != told:
+    file = folder / "answered_by.json"
+    if file.exists() and json_text.loads(file.read_text()) != identity:
         raise InputError(f"{folder} holds answers of another model or other settings: choose another --output")
     processes.wait()
     if processes.is_main():
-        record.write_text(json_text.dumps(told) + "\n")
+        file.write_text(json_text.dumps(identity) + "\n")
 
 
 def _show(scores: dict[str, Any], json: bool) -> None:
+    """Prints the scores as JSON or as a table."""
     if json:
         print(json_text.dumps(scores, indent=2))
         return

@@ -1,4 +1,4 @@
-"""`mmllm finetune FILE`: a trained model, trained on with one's own videos."""
+"""`mmllm finetune FILE`: train a model further on your own videos."""
 
 from __future__ import annotations
 
@@ -28,51 +28,51 @@ def finetune_command(
     workers: int = 2,
     force: bool = False,
 ) -> None:
-    """Fine-tune a model on your own videos; the same command goes on where a stopped run was.
+    """Fine-tune a model on your own videos; the same command continues a stopped run.
 
-    A line of the file is one question about one video:
+    Each line of the file is one question about one video:
     {"video": "cook.mp4", "question": "When does he chop?", "answer": "He chops.", "spans": [[12.4, 30]]}
 
     Args:
-        annotations: JSON or JSON lines with your questions, or a file of any form that `mmllm check` knows.
+        annotations: JSON or JSON lines with your questions, or a file in any format that `mmllm check` reads.
         model: folder or hub id of the model to start from.
-        output: the run's folder; runs/finetune-NAME if not given.
-        media: folder that the paths of videos are relative to; the file's own if not given.
-        config: YAML file with fields of `FinetuneConfig` that are to be changed.
-        steps: training steps.
-        learning_rate: its peak.
-        batch_size: questions of a step.
+        output: the run's folder; by default runs/finetune-NAME.
+        media: folder that the paths of videos are relative to; by default the folder of the file.
+        config: YAML file with new values for fields of `FinetuneConfig`.
+        steps: number of training steps.
+        learning_rate: the highest learning rate of the schedule.
+        batch_size: questions in one step.
         lora_rank: rank of the adapters; 0 trains the whole LLM.
-        seed: of everything random.
-        adapter_only: save the adapters alone; `ask` and `eval` take their folder like a model's.
+        seed: seed of all random numbers.
+        adapter_only: save only the adapters; `ask` and `eval` take their folder like that of a model.
         skip_bad: leave bad rows out instead of refusing the file.
         report_to: trackers, such as tensorboard or wandb.
-        workers: processes that decode.
-        force: go on although settings or data have changed.
+        workers: processes that decode videos.
+        force: continue a run whose settings or data have changed.
     """
     from mmllm.commands.train import fields_of_file
     from mmllm.runtime import processes
     from mmllm.train.finetune import FinetuneConfig, finetune
     from mmllm.train.plots import plot_losses
 
-    chosen = merged(FinetuneConfig(model=model), fields_of_file(config), str(config))
-    flags = {"seed": seed, "adapter_only": adapter_only}
-    training = {
+    settings = merged(FinetuneConfig(model=model), fields_of_file(config), str(config))
+    top_fields = {"seed": seed, "adapter_only": adapter_only}
+    training_fields = {
         "max_steps": steps,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
         "lora_rank": lora_rank,
     }
-    given = {name: value for name, value in training.items() if value is not None}
-    others = {name: value for name, value in flags.items() if value is not None}
-    chosen = merged(chosen, {**others, "training": given})
+    changes = {name: value for name, value in top_fields.items() if value is not None}
+    training_changes = {name: value for name, value in training_fields.items() if value is not None}
+    settings = merged(settings, {**changes, "training": training_changes})
     logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     folder = output or Path("runs") / f"finetune-{annotations.name.split('.')[0]}"
-    finished = finetune(
-        chosen, annotations, folder,
+    model_folder = finetune(
+        settings, annotations, folder,
         media=media, skip_bad=skip_bad, force=force, report_to=report_to, workers=workers,
     )  # fmt: skip
     if processes.is_main():
         metrics = folder / "language" / "metrics.jsonl"
         plot = plot_losses(metrics, folder / "loss.png")
-        print(f"model: {finished}\nlosses: {metrics}, drawn in {plot}")
+        print(f"model: {model_folder}\nlosses: {metrics}, drawn in {plot}")

@@ -9,4 +9,4 @@ import tyro
 from mmllm.stages import StageChanges
 
 StageFlags = Annotated[StageChanges, tyro.conf.arg(name="")]
-"""`--reducer` and `--path`, without a prefix."""
+"""The flags `--reducer` and `--path`; `name=""` leaves out the prefix `--stages.`."""

@@ -1,4 +1,4 @@
-"""`mmllm info`: what video files hold, each opened by its content and under a deadline."""
+"""`mmllm info`: the contents of video files. The format is detected from the content; a deadline limits each file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mmllm.video.opening import UPLOAD_LIMITS, VideoInfo, VideoTruncated, open_v
 def info(
     videos: Annotated[tuple[Path, ...], tyro.conf.Positional], json: bool = False, fps: float | None = None
 ) -> int:
-    """Say what video files hold: length, frames, rate, size, coding, and what is wrong with those that fail.
+    """Show what video files contain: length, frames, rate, size, codec; for files that fail, the error.
 
-    Every packet is read and the first frame decoded, so what is told is what is there, not what the header claims.
-    Exit code 2 if any file failed.
+    Every packet is read and the first frame is decoded, so the facts do not depend on what the header says.
+    The exit code is 2 if a file failed.
 
     Args:
         videos: files, or folders of numbered images.
-        json: one JSON object a line for each file: `path`, `ok`, then the facts, or `error` with `type` and `message`.
-        fps: images a second, for folders.
+        json: print one line of JSON for each file: `path`, `ok`, then the facts, or `error` with `type` and `message`.
+        fps: images per second, for folders.
     """
     if not videos:
         raise InputError("name at least one video: mmllm info clip.mp4")
@@ -39,8 +39,8 @@ def info(
 
 
 def _row(path: Path, fps: float | None) -> dict[str, Any]:
-    """One file's JSON object."""
-    with warnings.catch_warnings(record=True) as told:
+    """The JSON object of one file."""
+    with warnings.catch_warnings(record=True) as records:
         warnings.simplefilter("always", VideoTruncated)
         try:
             with open_video(path, fps=fps, limits=UPLOAD_LIMITS) as video:
@@ -48,14 +48,14 @@ def _row(path: Path, fps: float | None) -> dict[str, Any]:
         except InputError as problem:
             return {"path": str(path), "ok": False, "error": {"type": type(problem).__name__, "message": str(problem)}}
     facts.pop("source")
-    return {"path": str(path), "ok": True, **facts, "warnings": [str(warning.message) for warning in told]}
+    return {"path": str(path), "ok": True, **facts, "warnings": [str(warning.message) for warning in records]}
 
 
 def _lines(row: dict[str, Any]) -> str:
-    """The same for people."""
+    """The facts or the error of one file as text."""
     if not row["ok"]:
         return f"{row['path']}\n  {row['error']['type']}: {row['error']['message']}"
-    known = {field.name for field in dataclasses.fields(VideoInfo)}
+    info_fields = {field.name for field in dataclasses.fields(VideoInfo)}
     times = "variable" if row["variable_rate"] else "steady"
     if row["time_estimated"]:
         times = "no usable timestamps; times follow from the order"
@@ -70,5 +70,5 @@ def _lines(row: dict[str, Any]) -> str:
         lines.append(f"frames are turned by {row['rotation']} degrees{' and mirrored' if row['mirrored'] else ''}")
     if row["hdr"]:
         lines.append("HDR")
-    lines += [f"{name}: {value}" for name, value in row.items() if name not in {*known, "path", "ok", "warnings"}]
+    lines += [f"{name}: {value}" for name, value in row.items() if name not in {*info_fields, "path", "ok", "warnings"}]
     return "\n  ".join([row["path"], *lines, *row["warnings"]])

@@ -1,4 +1,4 @@
-"""`mmllm list`: the parts, recipes and published models that names on the command line can mean."""
+"""`mmllm list`: the names of parts, recipes and published models that the command line takes."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 KINDS = {kind.removesuffix("y") + ("ies" if kind.endswith("y") else "s"): kind for kind in registry.KINDS}
-"""What is listed, as it is called on the command line -> the kind of part."""
+"""Name of a list on the command line -> kind of part in the registry."""
 LISTS = (*KINDS, "recipes", "presets")
 
 
 def list_parts(kind: Annotated[str, tyro.conf.Positional] = "all", json: bool = False) -> None:
-    """List the parts that models are made of, with their settings, the recipes, and published models by short name.
+    """List the parts of models with their settings, the recipes, and the short names of published models.
 
     Args:
-        kind: which to list: encoders, reducers, tokenizers, paths, times, modalities, trainings, recipes,
+        kind: the list to print: encoders, reducers, tokenizers, paths, times, modalities, trainings, recipes,
             presets, or all.
-        json: one JSON object instead of tables.
+        json: print one JSON object instead of tables.
     """
     if kind not in ("all", *LISTS):
         raise InputError(f"there is no list of {kind!r}; {closest(kind, ('all', *LISTS))}")
-    chosen = {name: _rows(name) for name in LISTS if kind in ("all", name)}
+    rows_by_list = {name: _rows(name) for name in LISTS if kind in ("all", name)}
     if json:
-        print(json_text.dumps(chosen, indent=2))
+        print(json_text.dumps(rows_by_list, indent=2))
         return
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    for name, rows in chosen.items():
+    for name, rows in rows_by_list.items():
         if name == "presets":
             _print_presets(console, rows)
             continue
@@ -51,19 +51,20 @@ def list_parts(kind: Annotated[str, tyro.conf.Positional] = "all", json: bool = 
 
 
 def _print_presets(console: Console, rows: list[dict[str, str]]) -> None:
-    """A name and a source a line, as they are to be typed; how it is used and what was checked are below it."""
+    """Prints a line with name and source for each preset; below it how the preset is read, and what was checked."""
     from rich.padding import Padding
 
     console.print("presets\n")
     for row in rows:
         console.print(f"  {row['name']:<22} {row['source']}", highlight=False, soft_wrap=True)
         template = f", template {row['template']}" if row["template"] else ""
-        used = f"{row['kind']}, read as {row['adapter']}, {row['input_size']} pixels{template}; {row['licence']}"
-        for line in (used, f"checked: {row['verified']}"):
+        usage = f"{row['kind']}, read as {row['adapter']}, {row['input_size']} pixels{template}; {row['licence']}"
+        for line in (usage, f"checked: {row['verified']}"):
             console.print(Padding(line, (0, 0, 0, 6)), highlight=False)
 
 
 def _rows(kind: str) -> list[dict[str, str]]:
+    """The rows of one list; each maps column names to texts."""
     if kind == "presets":
         from mmllm.hub.presets import PRESETS
 
@@ -89,7 +90,7 @@ def _rows(kind: str) -> list[dict[str, str]]:
 
 
 def _defaults(config: type) -> dict[str, object]:
-    """Each setting with the value it has if it is not given."""
+    """Setting -> default value; `dataclasses.MISSING` for a setting without one."""
     values: dict[str, object] = {}
     for field in dataclasses.fields(config):
         factory = field.default_factory
@@ -98,6 +99,7 @@ def _defaults(config: type) -> dict[str, object]:
 
 
 def _short(value: object) -> str:
+    """A default value as text; lists are joined by `+`, as on the command line."""
     if value is dataclasses.MISSING:
         return "(to be given)"
     return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,4 +1,4 @@
-"""`mmllm quickstart`: render, train, evaluate and ask, with one table and one picture at the end."""
+"""`mmllm quickstart`: render, train, evaluate and ask; prints a table and draws a picture."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PICTURE = "answer.png"
 
 
 def quickstart(output: Path = Path("runs/quickstart"), smoke: bool = False, seed: int = 0) -> None:
-    """Render clips, train a tiny model on them, evaluate it on fresh ones and ask it a question. Minutes on a CPU.
+    """Render clips, train a tiny model on them, evaluate it on other clips, and ask it a question; minutes on a CPU.
 
-    The same command goes on where it was stopped.
+    The same command continues a stopped run.
 
     Args:
-        output: folder of the run.
-        smoke: go through every stage within a minute; the model will have learned next to nothing.
-        seed: of everything random.
+        output: the run's folder.
+        smoke: run every step within a minute; the model then learns almost nothing.
+        seed: seed of all random numbers.
     """
     import logging
     from dataclasses import replace
@@ -31,17 +31,18 @@ def quickstart(output: Path = Path("runs/quickstart"), smoke: bool = False, seed
     from mmllm.train.run import train
 
     logging.getLogger("mmllm").setLevel(logging.INFO)
-    started = time.perf_counter()
-    chosen = replace(recipe("smoke" if smoke else "quickstart"), seed=seed)
-    model = train(chosen, output)
+    start = time.perf_counter()
+    settings = replace(recipe("smoke" if smoke else "quickstart"), seed=seed)
+    model = train(settings, output)
     scores = _evaluate(output, model)
-    picture, told = _ask(output, model)
-    scores["seconds"] = round(time.perf_counter() - started, 1)
+    picture, answers = _ask(output, model)
+    scores["seconds"] = round(time.perf_counter() - start, 1)
     (output / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n")
-    _show(scores, output, picture, told)
+    _show(scores, output, picture, answers)
 
 
 def _evaluate(output: Path, model: Path) -> dict[str, Any]:
+    """Scores of the trained model on the held-out clips."""
     from mmllm.commands.evaluate import evaluate_into
     from mmllm.evaluation.run import read_benchmark
     from mmllm.inference.answering import VideoQA
@@ -50,9 +51,10 @@ def _evaluate(output: Path, model: Path) -> dict[str, Any]:
 
 
 def _ask(output: Path, model: Path) -> tuple[Path, str]:
-    """Asks about the first held-out clip with a question about time, and draws answer and truth.
+    """Asks about the first held-out clip that has a question with a true span, and draws answer and truth.
 
-    Returns the picture, and what this model and the packaged one answer.
+    Returns:
+        The picture's path, and the answers of this model and of the packaged one as text.
     """
     from mmllm.evaluation.run import read_benchmark
     from mmllm.hub.sources import DEFAULT
@@ -68,17 +70,19 @@ def _ask(output: Path, model: Path) -> tuple[Path, str]:
     answer = qa.ask(encoded, question.question)
     picture = plot_answer(encoded.clip, question.question, answer.spans, output / PICTURE, truth=question.truth().spans)
     packaged = VideoQA.from_pretrained(DEFAULT)
-    theirs = packaged.ask(packaged.encode_video(question.video), question.question)
-    told = {"trained here": answer, "comes with mmllm": theirs, "truth": question.truth()}
-    lines = [f"  {name + ':':<18}{_seconds(said.spans)}  {said.text}" for name, said in told.items()]
+    packaged_answer = packaged.ask(packaged.encode_video(question.video), question.question)
+    answers = {"trained here": answer, "comes with mmllm": packaged_answer, "truth": question.truth()}
+    lines = [f"  {name + ':':<18}{_seconds(row.spans)}  {row.text}" for name, row in answers.items()]
     return picture, "\n".join([f'mmllm ask {question.video} "{question.question}"', *lines])
 
 
 def _seconds(spans: Sequence[Span]) -> str:
+    """Spans as text."""
     return ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in spans)
 
 
-def _show(scores: dict[str, Any], output: Path, picture: Path, told: str) -> None:
+def _show(scores: dict[str, Any], output: Path, picture: Path, answers: str) -> None:
+    """Prints the scores, the answers and the paths of all results."""
     from rich.console import Console
 
     from mmllm.evaluation.score import score_summary, score_table
@@ -88,7 +92,7 @@ def _show(scores: dict[str, Any], output: Path, picture: Path, told: str) -> Non
     console.print(score_summary(scores), highlight=False)
     shuffled = scores["shuffled_miou"]
     console.print(f"mIoU with videos shuffled: {100 * shuffled:.1f}", highlight=False)
-    console.print(f"\n{told}", highlight=False, soft_wrap=True)
+    console.print(f"\n{answers}", highlight=False, soft_wrap=True)
     console.print(
         f"\npicture: {picture}\nnumbers: {output / 'metrics.json'}\nmodel:   {output / 'model'}", soft_wrap=True
     )

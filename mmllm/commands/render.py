@@ -1,4 +1,4 @@
-"""`mmllm render`: a synthetic set from the command line."""
+"""`mmllm render`: a synthetic data set of clips and questions."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def render_command(
     size: int = 64,
     workers: int | None = None,
 ) -> None:
-    """Makes a synthetic video question answering set, annotated like ActivityNet-RTL.
+    """Make a synthetic data set for video question answering, with annotations like those of ActivityNet-RTL.
 
-    A render that was stopped goes on where it was when the same command is given again.
+    The same command continues a stopped run.
 
     Args:
-        out: folder to make it in.
+        out: folder to write to.
         videos: number of training clips.
         val_videos: number of validation clips.
-        seed: sets with different seeds share no clip.
-        world: basic has 2-3 objects of 4 colours and 3 shapes with 4 actions, easy the same with 6 actions, full 2-4
-            of 6 and 4 with 10; hard is full with an unsteady camera.
-        families: kinds of question to ask.
-        questions: most questions a clip.
+        seed: seed of all random numbers; data sets with different seeds share no clip.
+        world: basic has 2-3 objects, 4 colours, 3 shapes and 4 actions; easy has 6 actions instead; full has 2-4
+            objects, 6 colours, 4 shapes and 10 actions; hard is full with an unsteady camera.
+        families: kinds of questions.
+        questions: most questions for one clip.
         size: side of a frame in pixels.
-        workers: processes, by default one for each CPU.
+        workers: number of processes; by default one for each CPU.
     """
     from rich.console import Console
     from rich.table import Table
@@ -55,19 +55,20 @@ def render_command(
         questions_per_video=questions,
         size=size,
     )
-    start_s = time.monotonic()
+    start = time.monotonic()
     render(out, config, workers=workers)
-    took_s = time.monotonic() - start_s
+    duration_s = time.monotonic() - start
 
-    train = json.loads((out / "train.json").read_text())
-    val = json.loads((out / "val.json").read_text())
-    asked = Counter(answer["family"] for entry in train.values() for answer in entry["QA"])
-    tested = Counter(record["family"] for record in val)
+    # a split without clips has no file
+    train = json.loads((out / "train.json").read_text()) if videos else {}
+    val = json.loads((out / "val.json").read_text()) if val_videos else []
+    train_counts = Counter(answer["family"] for entry in train.values() for answer in entry["QA"])
+    val_counts = Counter(record["family"] for record in val)
     table = Table("", "train", "val")
     table.add_row("clips", str(videos), str(val_videos))
     for family in families:
-        table.add_row(f"{family} questions", str(asked[family]), str(tested[family]))
+        table.add_row(f"{family} questions", str(train_counts[family]), str(val_counts[family]))
     megabytes = sum(path.stat().st_size for path in (out / "videos").glob("v_*.mp4")) / 1e6
     console = Console()
     console.print(table)
-    console.print(f"{out}: {megabytes:.1f} MB in {took_s:.0f} s", soft_wrap=True)
+    console.print(f"{out}: {megabytes:.1f} MB in {duration_s:.0f} s", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`mmllm tokens`: what an input will cost, stage by stage, before anything is run."""
+"""`mmllm tokens`: the cost of an input at each stage, computed without running the model."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def tokens(
 
     Args:
         model: folder or hub id of a model; by default the one that comes with mmllm.
-        recipe: a recipe in place of a model, such as quickstart or lita-13b.
-        frames: sampled frames; the model's own number if not given.
-        stages: stages in place of the model's own.
-        video: a clip, to see how densely it is sampled.
+        recipe: name of a recipe instead of a model, such as quickstart or lita-13b.
+        frames: number of sampled frames; by default the model's own number.
+        stages: stages that replace the model's own.
+        video: a clip; shows the seconds between its sampled frames.
         json: print JSON instead of a table.
-        plot: run the encoder and the reducers on the clip, and draw into this file which patches they keep.
+        plot: picture file to write: runs encoder and reducers on the clip and shows the patches that they keep.
     """
     if plot is not None and (video is None or recipe is not None):
         raise InputError(
-            "--plot shows what a model keeps of a clip: name a model, not a recipe, and a clip with --video"
+            "--plot shows what a model keeps of a clip: name a model, not a recipe, and give a clip with --video"
         )
     own, own_frames, text_config, bytes_per_number, processor = _of_recipe(recipe) if recipe else _of_model(model)
     count = own_frames if frames is None else frames
     if count < 1:
         raise InputError(f"--frames {count}: must be at least 1")
-    chosen = changed(own, stages.by_slot)
+    chosen_stages = changed(own, stages.by_slot)
     width = 1 if text_config is None else text_config.hidden_size
-    cost: dict[str, Any] = {"stages": stage_costs(**chosen, frames=count, width=width)}
-    seconds = 60.0
+    cost: dict[str, Any] = {"stages": stage_costs(**chosen_stages, frames=count, width=width)}
+    seconds = 60.0  # a minute of video, if no clip is given
     if video is not None:
         from mmllm.video.opening import probe
 
@@ -54,9 +54,9 @@ def tokens(
     if processor is not None:
         cost["stages"] += time_costs(processor, cost["stages"][-1]["tokens"], count, seconds)
     if text_config is not None:
-        read = cost["stages"][-1]["tokens"]
-        cost["kv_cache_bytes"] = cache_bytes(text_config, read, bytes_per_number)
-        cost["prefill_flops"] = prefill_flops(text_config, read)
+        visual_tokens = cost["stages"][-1]["tokens"]
+        cost["kv_cache_bytes"] = cache_bytes(text_config, visual_tokens, bytes_per_number)
+        cost["prefill_flops"] = prefill_flops(text_config, visual_tokens)
     if video is not None:
         cost["video"] = {"duration_s": seconds, "seconds_between_frames": seconds / max(count - 1, 1)}
     if plot is not None:
@@ -68,18 +68,19 @@ def tokens(
 
 
 def _draw(model: str, changes: dict[str, Any], video: Path | None, frames: int, picture: Path) -> Path:
-    """What a model's reducers keep of a clip, as a picture."""
+    """Draws the patches of a clip that a model's reducers keep, and returns the picture's path."""
     from mmllm.inference.answering import VideoQA
     from mmllm.inference.plotting import plot_answer
 
     encoded = VideoQA.from_pretrained(model, **changes).encode_video(video, num_frames=frames)
     if encoded.kept is None:
-        raise InputError("these tokens have no place in the picture, so no patch can be shown as dropped")
+        raise InputError("these tokens have no position in the picture, so dropped patches cannot be marked")
     title = " > ".join(f"{count:,} ({stage})" for stage, count in encoded.token_counts.items())
     return plot_answer(encoded.clip, f"tokens: {title}", (), picture, kept=encoded.kept, ranking=encoded.ranking)
 
 
 def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int, Any]:
+    """Stages, frames, the LLM's configuration if the recipe has one, bytes of a number, and no processor."""
     from mmllm.train.building import decoder_config
     from mmllm.train.recipes import recipe
 
@@ -89,6 +90,7 @@ def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int, Any]:
 
 
 def _of_model(model: str | None) -> tuple[dict[str, Any], int, Any, int, Any]:
+    """Stages, frames, the LLM's configuration, bytes of a number, and the processor."""
     from mmllm.checkpoints.loading import describe
     from mmllm.hub.sources import local_folder
 
@@ -98,6 +100,7 @@ def _of_model(model: str | None) -> tuple[dict[str, Any], int, Any, int, Any]:
 
 
 def _show(cost: dict[str, Any], video: Path | None) -> None:
+    """Prints the cost as a table and a few lines."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -108,10 +111,13 @@ def _show(cost: dict[str, Any], video: Path | None) -> None:
     console = Console()
     console.print(table)
     if "kv_cache_bytes" in cost:
-        size, work = cost["kv_cache_bytes"] / 2**20, cost["prefill_flops"] / 1e9
-        console.print(f"the LLM's visual tokens: {size:,.2f} MiB of key-value cache, {work:,.2f} GFLOP to read")
+        mebibytes, gigaflops = cost["kv_cache_bytes"] / 2**20, cost["prefill_flops"] / 1e9
+        console.print(
+            f"the LLM's visual tokens: {mebibytes:,.2f} MiB of key-value cache, {gigaflops:,.2f} GFLOP to read"
+        )
     if video is not None:
-        told = cost["video"]
-        console.print(f"{video}: {told['duration_s']:.1f} s, a frame every {told['seconds_between_frames']:.2f} s")
+        sampling = cost["video"]
+        interval_s = sampling["seconds_between_frames"]
+        console.print(f"{video}: {sampling['duration_s']:.1f} s, a frame every {interval_s:.2f} s")
     if "plot" in cost:
         console.print(f"plot: {cost['plot']}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`mmllm train RECIPE`: a recipe, changed by a file and by a few flags."""
+"""`mmllm train RECIPE`: train a recipe; a file and a few flags may change it."""
 
 from __future__ import annotations
 
@@ -32,59 +32,60 @@ def train_command(
     workers: int = 2,
     force: bool = False,
 ) -> None:
-    """Train a recipe; the same command goes on where a stopped run was.
+    """Train a recipe; the same command continues a stopped run.
 
     Args:
         name: one of `mmllm list recipes`.
-        output: the run's folder; runs/RECIPE if not given.
-        config: YAML file with fields of the recipe that are to be changed.
+        output: the run's folder; by default runs/RECIPE.
+        config: YAML file with new values for fields of the recipe.
         data_root: folder with train.json, val.json and videos/ in ActivityNet-RTL's layout; for the lita recipes, with
             the data sets of LITA's five tasks.
-        seed: of everything random.
+        seed: seed of all random numbers.
         steps: training steps of projector and LLM.
-        encoder: such as clip, or tiny:width=128.
-        reducer: such as fastervlm:keep=8; several are applied in order.
-        path: such as slowfast:mode=temporal.
+        encoder: an encoder, such as clip or tiny:width=128.
+        reducer: a reducer, such as fastervlm:keep=8; several reducers are applied in order.
+        path: a path, such as slowfast:mode=temporal.
         time: how times are written: tokens (LITA's), text, or interleaved (text before each frame).
         language_model: folder or hub id of a pretrained decoder LLM.
         report_to: trackers, such as tensorboard or wandb.
         workers: processes that render and decode.
-        force: go on although the recipe of the run in this folder was another.
+        force: continue a run whose recipe has changed.
     """
     from mmllm.runtime import processes
     from mmllm.train.plots import plot_losses
     from mmllm.train.run import metrics_files, train
 
-    changed = recipe(name).changed(fields_of_file(config), str(config))
-    model = {
+    chosen_recipe = recipe(name).changed(fields_of_file(config), str(config))
+    model_fields = {
         "encoder": encoder,
         "path": path,
         "time": time,
         "language_model": language_model,
         "reducers": reducer or None,
     }
-    changed = replace(changed, model=merged(changed.model, {k: v for k, v in model.items() if v is not None}))
+    model_changes = {name: value for name, value in model_fields.items() if value is not None}
+    chosen_recipe = replace(chosen_recipe, model=merged(chosen_recipe.model, model_changes))
     if data_root is not None:
-        changed = replace(changed, data=replace(changed.data, root=data_root))
+        chosen_recipe = replace(chosen_recipe, data=replace(chosen_recipe.data, root=data_root))
     if seed is not None:
-        changed = replace(changed, seed=seed)
+        chosen_recipe = replace(chosen_recipe, seed=seed)
     if steps is not None:
-        changed = changed.with_stage("language", max_steps=steps)
+        chosen_recipe = chosen_recipe.with_stage("language", max_steps=steps)
     logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
-    folder = output or Path("runs") / changed.name
-    finished = train(changed, folder, force=force, report_to=report_to, workers=workers)
+    folder = output or Path("runs") / chosen_recipe.name
+    model_folder = train(chosen_recipe, folder, force=force, report_to=report_to, workers=workers)
     if processes.is_main():
-        metrics = metrics_files(changed, folder)
+        metrics = metrics_files(chosen_recipe, folder)
         plot = plot_losses(metrics, folder / "loss.png")
-        print(f"model: {finished}\nlosses: {', '.join(map(str, metrics.values()))}, drawn in {plot}")
+        print(f"model: {model_folder}\nlosses: {', '.join(map(str, metrics.values()))}, drawn in {plot}")
 
 
 def fields_of_file(file: Path | None) -> dict[str, Any]:
-    """The fields that a YAML file changes; none without a file.
+    """Field -> new value, as a YAML file gives them; empty without a file.
 
     Raises:
-        InputError: if it cannot be read.
-        ConfigError: if it is no YAML mapping.
+        InputError: if the file cannot be read.
+        ConfigError: if the file is no YAML mapping.
     """
     if file is None:
         return {}
@@ -93,9 +94,9 @@ def fields_of_file(file: Path | None) -> dict[str, Any]:
     except OSError as problem:
         raise InputError(f"{file}: {problem.strerror}") from None
     except yaml.YAMLError as problem:
-        raise ConfigError(f"{file}: not YAML: {problem}") from None
+        raise ConfigError(f"{file}: this is not YAML: {problem}") from None
     if changes is None:
         return {}
     if not isinstance(changes, dict):
-        raise ConfigError(f"{file}: must be a mapping of fields, not {type(changes).__name__}")
+        raise ConfigError(f"{file}: the file must be a mapping of fields, not a {type(changes).__name__}")
     return changes

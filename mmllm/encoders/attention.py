@@ -1,4 +1,4 @@
-"""How important a patch is to the encoder's own attention, without ever holding an N x N matrix.
+"""How much attention of the encoder a patch receives, without ever holding an N x N matrix.
 
 F frames, H heads, Q queries, N keys, D width of a head
 """
@@ -10,16 +10,16 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 24
-"""How many attention weights `received_attention` holds at a time (64 MiB in float32)."""
+"""How many attention weights `received_attention` holds at a time, at most (64 MiB in float32)."""
 _BLOCK_QUERIES = 64
-"""Of how many queries at most."""
+"""How many queries it takes at a time, at most."""
 
 
 @torch.no_grad()
 def attention_row(query: Tensor, keys: Tensor, *, heads: int) -> Tensor:
     """Softmax attention of one query over all keys, averaged over the heads.
 
-    The row that an eager attention would have computed, for the price of one dot product a key.
+    It is the row that an eager attention would have computed, but costs only one dot product a key.
 
     Args:
         query: F (H D), the projected query, unscaled.
@@ -37,10 +37,10 @@ def attention_row(query: Tensor, keys: Tensor, *, heads: int) -> Tensor:
 
 @torch.no_grad()
 def received_attention(queries: Tensor, keys: Tensor, *, heads: int) -> Tensor:
-    """Softmax attention each key receives, averaged over the heads and over all queries.
+    """Softmax attention that each key receives, averaged over the heads and over all queries.
 
-    The score of encoders without a class token (VisionZip, VisPruner). Queries are taken in blocks and summed at
-    once, so that memory stays bounded whatever the number of patches.
+    VisionZip and VisPruner rank by it where an encoder has no class token. Queries are taken in blocks, and each block
+    is summed before the next, so that memory stays bounded for any number of patches.
 
     Args:
         queries: F Q (H D), projected and unscaled.

@@ -1,9 +1,9 @@
-"""CLIP's vision transformer: patch features of a late layer and, on request, what its class token attends to.
+"""CLIP's vision transformer: patch features of a late layer and, on request, the class token's attention.
 
 B videos, T frames, F frames run at once, N patches (1 + N with the class token), C width, S side in pixels
 
-The layer is chosen as transformers' `hidden_states` are counted: -2, the choice of LLaVA, is the output of the last
-block but one, and the class token's attention inside that same block is the default `cls_attention`.
+Layers are counted like transformers' `hidden_states`. -2, the choice of LLaVA, is the output of the last block but one.
+The default `cls_attention` is the class token's attention inside that same block.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ClipConfig:
     """OpenAI's weights need quick_gelu; most of LAION's and DataComp's need gelu."""
     layer_norm_eps: float = 1e-5
     select_layer: int = -2
-    """Which hidden state gives the features: 1 to `layers`, or counted from the end, -1 being the last block's."""
+    """Which hidden state gives the features: 1 to `layers`, or counted from the end; -1 is the last block's."""
     class_token: bool = False
     """Keep the class token, as each frame's first token; it has no place on the patch grid."""
     fit: Literal["crop", "pad", "squash"] = "crop"
@@ -81,7 +81,7 @@ class ClipConfig:
 
 @register("encoder", "clip", config=ClipConfig)
 class ClipEncoder(Encoder):
-    """CLIP's vision transformer, run no further than the layer whose patch features are wanted."""
+    """CLIP's vision transformer; it runs no further than the layer that gives the patch features."""
 
     score_names = frozenset({"cls_attention", "mean_attention"})
     runs_encoder_stage: ClassVar[bool] = True
@@ -119,17 +119,19 @@ class ClipEncoder(Encoder):
         Args:
             pixels: float, B T 3 S S, normalised with the config's constants.
             frame_mask: bool, B T. Frames where it is False are not run.
-            scores: names of scores wanted, such as `cls_attention` or `cls_attention@0`; see `read_scores`. They are
-                softmax weights over all 1 + N keys, not renormalised; the class token's own column is cut off with it.
-            inside: a reducer that drops or merges tokens inside the blocks; no scores are given then.
+            scores: names of the requested scores, such as `cls_attention` or `cls_attention@0`; see `read_scores`.
+                They are softmax weights over all 1 + N keys, not renormalised. The class token's own weight is
+                removed together with the class token.
+            inside: a reducer that drops or merges tokens inside the blocks; there are no scores then.
 
         Raises:
-            InputError: for pixels of another size or kind, or a score that does not exist.
+            InputError: for pixels of another size or type, or a score that does not exist.
+            ConfigError: if the config keeps the class token and there is a reducer inside the blocks.
         """
         check_pixels(pixels, encoder="clip", size=self.config.image_size)
         if inside is not None and self.config.class_token:
-            raise ConfigError("clip cannot both keep its class token and run a reducer inside its blocks")
-        wanted = read_scores(
+            raise ConfigError("clip with class_token = True cannot run a reducer inside its blocks: leave out one")
+        requested = read_scores(
             scores,
             encoder="clip" if inside is None else "clip, with tokens reduced inside it,",
             offers=self.score_names if inside is None else (),
@@ -137,7 +139,7 @@ class ClipEncoder(Encoder):
             default=self.config.blocks_run - 1,
         )
         return encode_frames(
-            lambda frames: self._run(frames, wanted) if inside is None else self._run_inside(frames, inside),
+            lambda frames: self._run(frames, requested) if inside is None else self._run_inside(frames, inside),
             pixels,
             grid=self.grid,
             chunk=self.config.chunk,
@@ -147,19 +149,20 @@ class ClipEncoder(Encoder):
 
     @property
     def index(self) -> Tensor:
-        """int64, tokens of a frame: the place of each on the grid; one past the last for the class token."""
+        """int64, one for each token of a frame: its place on the grid; one past the last for the class token."""
         patches = torch.arange(self.grid[0] * self.grid[1])
         return torch.cat([patches[-1:] + 1, patches]) if self.config.class_token else patches
 
-    def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> FrameOutput:
+    def _run(self, frames: Tensor, requested: Mapping[str, tuple[str, int]]) -> FrameOutput:
+        """The tower block by block, up to the last hidden state that features or a score need."""
         blocks = self.tower.encoder.layers
         scores: dict[str, Tensor] = {}
-        last = max([self.config.blocks_run, *(layer for _, layer in wanted.values())])
+        last = max([self.config.blocks_run, *(layer for _, layer in requested.values())])
         hidden = features = self.tower.pre_layrnorm(self.tower.embeddings(frames))  # F 1+N C
         for number in range(last + 1):
             if number == self.config.blocks_run:
                 features = hidden
-            for name, (kind, layer) in wanted.items():
+            for name, (kind, layer) in requested.items():
                 if layer == number:
                     scores[name] = self._score(kind, blocks[number], hidden)  # F N
             if number < last:
@@ -169,6 +172,7 @@ class ClipEncoder(Encoder):
         return FrameOutput(features=features, scores=scores, index=self.index.to(frames.device).repeat(len(frames), 1))
 
     def _run_inside(self, frames: Tensor, inside: InsideBlocks) -> FrameOutput:
+        """The tower with each block taken apart: attention by the reducer, reduction of tokens, MLP."""
         hidden = self.tower.pre_layrnorm(self.tower.embeddings(frames))  # F 1+N C
         state = inside.start(hidden, self.config.blocks_run)
         blocks: Any = self.tower.encoder.layers
@@ -197,10 +201,10 @@ class ClipEncoder(Encoder):
 
 
 def load_clip_tower(encoder: ClipEncoder, state: Mapping[str, Tensor]) -> None:
-    """Loads CLIP vision weights under any of the names that transformers, open_clip, timm and LLaVA have given them.
+    """Loads CLIP vision weights under the names of transformers, open_clip, timm or LLaVA.
 
-    The tower may lie below any prefix (`model.vision_tower.vision_tower.vision_model.`, `vision_model.`, `visual.`,
-    none); other tensors of a whole model and the output projection are left alone, all tensors of the tower must fit.
+    The tower may have any prefix (`model.vision_tower.vision_tower.vision_model.`, `vision_model.`, `visual.`, none).
+    All tensors of the tower must fit. The output projection and the other tensors of a whole model are ignored.
 
     Raises:
         CheckpointError: if the tower is not found, or a tensor of it is missing, unknown or of another shape.
@@ -208,8 +212,8 @@ def load_clip_tower(encoder: ClipEncoder, state: Mapping[str, Tensor]) -> None:
     layout = layout_of(state)
     tower = below(state, LANDMARKS[layout], what="a CLIP vision tower")
     if layout == "transformers":
-        towers_own = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
-        tower = {name: value for name, value in tower.items() if name.startswith(towers_own)}
+        tower_modules = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
+        tower = {name: value for name, value in tower.items() if name.startswith(tower_modules)}
         tower.pop("embeddings.position_ids", None)
     tower = to_transformers(tower, layout)
     tower.pop("visual_projection.weight", None)
@@ -221,14 +225,14 @@ def clip_config(vision_config: Mapping[str, Any], **changes: Any) -> ClipConfig:
 
     Args:
         vision_config: the `vision_config` mapping, or that of a CLIPVisionModel.
-        changes: fields of `ClipConfig` that the file does not say, such as `select_layer`.
+        changes: fields of `ClipConfig` that are not in the file, such as `select_layer`.
 
     Raises:
         ConfigError: if the file names an activation that CLIP does not have.
     """
     activation = vision_config.get("hidden_act", "quick_gelu")
     if activation not in ("quick_gelu", "gelu"):
-        raise ConfigError(f"hidden_act = {activation!r}: CLIP's is 'quick_gelu' or 'gelu'")
+        raise ConfigError(f"hidden_act = {activation!r}: must be 'quick_gelu' or 'gelu' for CLIP")
     described = {
         "image_size": vision_config.get("image_size", 224),
         "patch_size": vision_config.get("patch_size", 32),

@@ -1,7 +1,7 @@
-"""CLIP's vision weights under the names of transformers, open_clip and timm: any of them to any other, and back.
+"""CLIP's vision weights under the names of transformers, open_clip and timm, renamed in all directions.
 
-The three hold the same numbers; open_clip and timm stack queries, keys and values in one tensor, timm keeps leading
-axes of one on the class token and the positions, and each has its own idea of the output projection.
+The three hold the same numbers. open_clip and timm stack queries, keys and values in one tensor. timm keeps leading
+axes of size 1 on the class token and the positions. Each stores the output projection in its own way.
 
 C width, P width of the projection
 """
@@ -24,7 +24,7 @@ LANDMARKS: dict[Layout, str] = {
     "open_clip": "conv1.weight",
     "timm": "patch_embed.proj.weight",
 }
-"""A name that a tower of each layout surely has, and no other part of a model."""
+"""A tensor that every tower of a layout has, and no other part of a model."""
 
 _MODULES: dict[str, tuple[str, str]] = {
     "embeddings.patch_embedding": ("conv1", "patch_embed.proj"),
@@ -42,27 +42,30 @@ _SPLIT = "encoder.layers.{}.self_attn.{}_proj.{}"
 
 
 def layout_of(state: Mapping[str, Tensor]) -> Layout:
-    """Which library's names a state dict has, whatever prefix its tower has.
+    """The library whose names a state dict has; its tower may have any prefix.
 
     Raises:
-        CheckpointError: if it holds no CLIP vision tower in any of them.
+        CheckpointError: if it holds no CLIP vision tower under any library's names.
     """
     for layout, landmark in LANDMARKS.items():
         if any(name == landmark or name.endswith(f".{landmark}") for name in state):
             return layout
     raise CheckpointError(
-        f"no CLIP vision tower among {len(state)} tensors: none of {', '.join(LANDMARKS.values())} is there"
+        f"no CLIP vision tower among {len(state)} tensors: they must include one of {', '.join(LANDMARKS.values())}"
     )
 
 
-def _renamed(name: str, column: int | None, to: int | None) -> str | None:
-    """A module's tensor from one layout's name (None: transformers) to another's, if it is one that is only renamed."""
+def _renamed(name: str, column: int | None, target_column: int | None) -> str | None:
+    """The name of a tensor in another layout; None if the tensor is more than renamed.
+
+    Columns are those of `_MODULES`; None is transformers.
+    """
     module, _, kind = name.rpartition(".")
     number = next((part for part in module.split(".") if part.isdigit()), None)
     pattern = re.sub(r"\.\d+\.", ".{}.", module)
     for ours, theirs in _MODULES.items():
         if pattern == (ours if column is None else theirs[column]):
-            target = ours if to is None else theirs[to]
+            target = ours if target_column is None else theirs[target_column]
             return f"{target.format(number)}.{kind}"
     return None
 
@@ -93,7 +96,7 @@ def to_transformers(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Te
         elif name == "head.bias" and not value.any():
             continue  # timm's projection has a bias, CLIP's has none
         else:
-            raise CheckpointError(f"{name!r} is no tensor of a CLIP vision tower of {layout}")
+            raise CheckpointError(f"{name!r} is no tensor of a CLIP vision tower under {layout}'s names")
     return named
 
 

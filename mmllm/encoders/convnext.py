@@ -1,4 +1,4 @@
-"""ConvNeXt as CLIP trains it: the map of its last stage as tokens. It has no attention, so it gives no scores.
+"""ConvNeXt as CLIP trains it: the feature map of its last stage as tokens. It has no attention, so it gives no scores.
 
 B videos, T frames, F frames run at once, C width, S side in pixels
 """
@@ -34,24 +34,24 @@ STRIDE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ConvNextConfig:
-    """A ConvNeXt trunk; the defaults are convnext_xxlarge of LAION-2B at the size the Slow-Fast hybrid shows it."""
+    """A ConvNeXt trunk; the defaults are convnext_xxlarge of LAION-2B at the input size of the Slow-Fast hybrid."""
 
     image_size: int = 576
     """Side of the square input in pixels."""
     depths: tuple[int, int, int, int] = (3, 4, 30, 3)
     """Blocks of each stage."""
     dims: tuple[int, int, int, int] = (384, 768, 1536, 3072)
-    """Width of each stage; the last is the features'."""
+    """Width of each stage; the last is the width of the features."""
     norm_eps: float = 1e-5
-    """1e-6 in the large and smaller variants."""
+    """Epsilon of the layer norms; 1e-6 in the large and smaller variants."""
     fit: Literal["crop", "pad", "squash"] = "crop"
     """How a frame is brought to the square; see `FrameTransform`."""
     chunk: int = 8
     """Most frames run at once; bounds the memory."""
 
     def __post_init__(self) -> None:
-        whole = self.image_size > 0 and self.image_size % STRIDE == 0
-        require(whole, self, "image_size", f"a positive multiple of {STRIDE}")
+        divisible = self.image_size > 0 and self.image_size % STRIDE == 0
+        require(divisible, self, "image_size", f"a positive multiple of {STRIDE}")
         for field in ("depths", "dims"):
             require(all(value > 0 for value in getattr(self, field)), self, field, "positive")
         require(self.chunk > 0, self, "chunk", "positive")
@@ -64,7 +64,7 @@ class ConvNextConfig:
 
 @register("encoder", "convnext", config=ConvNextConfig)
 class ConvNextEncoder(Encoder):
-    """ConvNeXt trunk of CLIP, by timm: the last stage's map, no final norm."""
+    """ConvNeXt trunk of CLIP, built by timm: the last stage's feature map, without the final norm."""
 
     score_names: frozenset[str] = frozenset()
 
@@ -91,12 +91,12 @@ class ConvNextEncoder(Encoder):
             scores: must be empty.
 
         Raises:
-            InputError: for pixels of another size or kind, or for any score.
+            InputError: for pixels of another size or type, or for any score.
         """
         check_pixels(pixels, encoder="convnext", size=self.config.image_size)
         read_scores(scores, encoder="convnext", offers=self.score_names)
         return encode_frames(
-            lambda frames: FrameOutput(features=rearrange(self._map(frames), "f c h w -> f (h w) c")),
+            lambda frames: FrameOutput(features=rearrange(self._feature_map(frames), "f c h w -> f (h w) c")),
             pixels,
             grid=self.grid,
             chunk=self.config.chunk,
@@ -104,22 +104,22 @@ class ConvNextEncoder(Encoder):
             trainable=needs_gradient(self),
         )
 
-    def _map(self, frames: Tensor) -> Tensor:
+    def _feature_map(self, frames: Tensor) -> Tensor:
         return self.tower.forward_features(frames.to(self.tower.stem[0].weight.dtype))
 
 
 def load_convnext_tower(encoder: ConvNextEncoder, state: Mapping[str, Tensor]) -> None:
-    """Loads ConvNeXt weights under timm's names, below any prefix (`visual.trunk.` in open_clip).
+    """Loads ConvNeXt weights under timm's names, with any prefix (`visual.trunk.` in open_clip).
 
-    The Slow-Fast release calls a block's layer scale `weight` instead of `gamma`; classification heads are left alone.
+    The Slow-Fast release calls a block's layer scale `weight` instead of `gamma`. Classification heads are ignored.
 
     Raises:
         CheckpointError: if the trunk is not found, or a tensor of it is missing, unknown or of another shape.
     """
-    found = below(state, "stages.0.blocks.0.conv_dw.weight", what="a ConvNeXt trunk")
+    tensors = below(state, "stages.0.blocks.0.conv_dw.weight", what="a ConvNeXt trunk")
     trunk = {
         re.sub(r"^(stages\.\d+\.blocks\.\d+)\.weight$", r"\1.gamma", name): value
-        for name, value in found.items()
+        for name, value in tensors.items()
         if name.startswith(("stem.", "stages.", "norm_pre."))
     }
     load_strictly(encoder.tower, trunk, what="the ConvNeXt trunk")

@@ -1,4 +1,4 @@
-"""DINOv2's vision transformer: patch features behind the final norm, and what its class token attends to.
+"""DINOv2's vision transformer: patch features after the final norm and, on request, the class token's attention.
 
 B videos, T frames, F frames run at once, N patches (1 + N with the class token), C width, S side in pixels
 """
@@ -36,16 +36,16 @@ from mmllm.tokens import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class DinoV2Config:
-    """A DINOv2 vision transformer; the defaults are facebook/dinov2-giant at the size TDC shows it."""
+    """A DINOv2 vision transformer; the defaults are facebook/dinov2-giant at the input size of TDC."""
 
     image_size: int = 378
-    """Side of the square input in pixels. Weights made for another size get their positions resampled."""
+    """Side of the square input in pixels. If the weights are for another size, their positions are resampled."""
     patch_size: int = 14
     width: int = 1536
     layers: int = 40
     heads: int = 24
     mlp_width: int = 4096
-    """Width between the layers of an MLP, of each of its two branches where it is gated."""
+    """Width between the layers of an MLP; in a gated MLP, the width of each of its two branches."""
     gated: bool = True
     """SwiGLU instead of an MLP with GELU; only the giant model has it."""
     select_layer: int = -1
@@ -62,8 +62,8 @@ class DinoV2Config:
     def __post_init__(self) -> None:
         for field in ("patch_size", "width", "layers", "heads", "mlp_width", "chunk"):
             require(getattr(self, field) > 0, self, field, "positive")
-        whole = self.image_size > 0 and self.image_size % self.patch_size == 0
-        require(whole, self, "image_size", f"a positive multiple of patch_size = {self.patch_size}")
+        divisible = self.image_size > 0 and self.image_size % self.patch_size == 0
+        require(divisible, self, "image_size", f"a positive multiple of patch_size = {self.patch_size}")
         require(self.width % self.heads == 0, self, "heads", f"a divisor of width = {self.width}")
         allowed = f"1 to {self.layers}, or -{self.layers} to -1"
         require(self.select_layer != 0 and abs(self.select_layer) <= self.layers, self, "select_layer", allowed)
@@ -83,7 +83,7 @@ class DinoV2Config:
 
 @register("encoder", "dinov2", config=DinoV2Config)
 class DinoV2Encoder(Encoder):
-    """DINOv2's vision transformer, by timm."""
+    """DINOv2's vision transformer, built by timm."""
 
     score_names = frozenset({"cls_attention", "mean_attention"})
     runs_encoder_stage: ClassVar[bool] = True
@@ -124,16 +124,16 @@ class DinoV2Encoder(Encoder):
         Args:
             pixels: float, B T 3 S S, normalised with the config's constants.
             frame_mask: bool, B T. Frames where it is False are not run.
-            scores: `cls_attention` or `mean_attention` of the block that made the features, or `...@I` of layer I;
-                softmax weights over all 1 + N keys with the class token's own column cut off.
-            inside: a reducer that drops or merges tokens inside the blocks; no scores are given then.
+            scores: `cls_attention` or `mean_attention` of the block that made the features, or `...@I` of layer I.
+                They are softmax weights over all 1 + N keys; the class token's own weight is removed.
+            inside: a reducer that drops or merges tokens inside the blocks; there are no scores then.
 
         Raises:
-            InputError: for pixels of another size or kind, or a score that does not exist.
-            ConfigError: if tokens that are dropped inside would have to be resampled to `output_grid`.
+            InputError: for pixels of another size or type, or a score that does not exist.
+            ConfigError: if there is a reducer inside and features are resampled to `output_grid`.
         """
         check_pixels(pixels, encoder="dinov2", size=self.config.image_size)
-        wanted = read_scores(
+        requested = read_scores(
             scores,
             encoder="dinov2" if inside is None else "dinov2, with tokens reduced inside it,",
             offers=self.score_names if inside is None else (),
@@ -141,7 +141,7 @@ class DinoV2Encoder(Encoder):
             default=self.config.blocks_run - 1,
         )
         return encode_frames(
-            lambda frames: self._run(frames, wanted) if inside is None else self._run_inside(frames, inside),
+            lambda frames: self._run(frames, requested) if inside is None else self._run_inside(frames, inside),
             pixels,
             grid=self.grid,
             chunk=self.config.chunk,
@@ -156,6 +156,7 @@ class DinoV2Encoder(Encoder):
         return tokens + self.tower.pos_embed
 
     def _run_inside(self, frames: Tensor, inside: InsideBlocks) -> FrameOutput:
+        """The tower with a reducer between attention and MLP of each block."""
         if self.grid != (self.patches, self.patches):
             raise ConfigError(
                 f"DinoV2Config.output_grid = {self.config.output_grid}: tokens that are reduced inside the encoder "
@@ -165,15 +166,16 @@ class DinoV2Encoder(Encoder):
         features, index, size = inside.finish(self.tower.norm(hidden) if self.config.final_norm else hidden, state)
         return FrameOutput(features=features, index=index, size=size)
 
-    def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> FrameOutput:
+    def _run(self, frames: Tensor, requested: Mapping[str, tuple[str, int]]) -> FrameOutput:
+        """The tower block by block, up to the last hidden state that features or a score need."""
         tower = self.tower
         scores: dict[str, Tensor] = {}
-        last = max([self.config.blocks_run, *(layer for _, layer in wanted.values())])
+        last = max([self.config.blocks_run, *(layer for _, layer in requested.values())])
         hidden = features = self._embedded(frames)  # F 1+N C
         for number in range(last + 1):
             if number == self.config.blocks_run:
                 features = hidden
-            for name, (kind, layer) in wanted.items():
+            for name, (kind, layer) in requested.items():
                 if layer == number:
                     scores[name] = self._regridded(self._score(kind, tower.blocks[number], hidden))
             if number < last:
@@ -188,7 +190,7 @@ class DinoV2Encoder(Encoder):
         return regridded(values, (self.patches, self.patches), self.grid)
 
     def _score(self, kind: str, block: Any, hidden: Tensor) -> Tensor:
-        """F N 1."""
+        """F N 1: the attention that each patch receives in a block."""
         queries, keys, _ = block.attn.qkv(block.norm1(hidden)).chunk(3, dim=-1)
         if kind == "cls_attention":
             weights = attention_row(queries[:, 0], keys, heads=self.config.heads)
@@ -208,7 +210,7 @@ _NAMES = {
     r"\.mlp\.weights_in\.": ".mlp.fc1.",
     r"\.mlp\.(weights_out|down_proj)\.": ".mlp.fc2.",
 }
-"""transformers' name -> timm's, but for what timm stacks."""
+"""transformers' name -> timm's, for the tensors that timm does not stack."""
 _PARTS = {"query": "q", "key": "k", "value": "v", "q_proj": "q", "k_proj": "k", "v_proj": "v"}
 
 
@@ -230,21 +232,22 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif gate:
             stacks.setdefault(f"blocks.{gate[1]}.mlp.fc1.{gate[3]}", {})[gate[2]] = value
         else:
+            renamed = name
             for pattern, replacement in _NAMES.items():
-                name = re.sub(pattern, replacement, name)
-            named[name] = value
+                renamed = re.sub(pattern, replacement, renamed)
+            named[renamed] = value
     for name, parts in stacks.items():
         order = ("gate", "up") if ".mlp." in name else ("q", "k", "v")
         if set(order) != set(parts):
-            raise CheckpointError(f"{name} is made of {', '.join(order)}; given: {', '.join(sorted(parts))}")
+            raise CheckpointError(f"{name} must be made of {', '.join(order)}; given: {', '.join(sorted(parts))}")
         named[name] = torch.cat([parts[part] for part in order])
     return named
 
 
 def load_dinov2_tower(encoder: DinoV2Encoder, state: Mapping[str, Tensor]) -> None:
-    """Loads DINOv2 weights under the names of transformers or timm, below any prefix.
+    """Loads DINOv2 weights under the names of transformers or timm, with any prefix.
 
-    Positions of another image size are resampled (bicubic, float32), as transformers does at every forward pass.
+    Positions of another image size are resampled once (bicubic, float32); transformers does it at every forward pass.
 
     Raises:
         CheckpointError: if the tower is not found, or a tensor of it is missing, unknown or of another shape.
@@ -252,8 +255,8 @@ def load_dinov2_tower(encoder: DinoV2Encoder, state: Mapping[str, Tensor]) -> No
     landmark = "embeddings.patch_embeddings.projection.weight"
     if any(name == landmark or name.endswith(f".{landmark}") for name in state):
         tower = below(state, landmark, what="a DINOv2 tower")
-        own = ("embeddings.", "encoder.", "layernorm.")
-        tower = to_timm({name: value for name, value in tower.items() if name.startswith(own)})
+        tower_modules = ("embeddings.", "encoder.", "layernorm.")
+        tower = to_timm({name: value for name, value in tower.items() if name.startswith(tower_modules)})
     else:
         tower = below(state, "patch_embed.proj.weight", what="a DINOv2 tower")
         tower.pop("mask_token", None)
@@ -263,11 +266,14 @@ def load_dinov2_tower(encoder: DinoV2Encoder, state: Mapping[str, Tensor]) -> No
 
 
 def resampled_positions(positions: Tensor, side: int) -> Tensor:
-    """Position embeddings (1 1+N C) of a square grid for a grid of side `side`; the class token's is kept."""
-    before = round((positions.shape[1] - 1) ** 0.5)
-    if before == side or before**2 != positions.shape[1] - 1:
+    """Position embeddings (1 1+N C) of a square grid, resampled to a grid of `side` x `side`.
+
+    The class token's position stays as it is. Positions of a grid that is not square are returned unchanged.
+    """
+    given_side = round((positions.shape[1] - 1) ** 0.5)
+    if given_side == side or given_side**2 != positions.shape[1] - 1:
         return positions
-    image = rearrange(positions[:, 1:].float(), "one (h w) c -> one c h w", h=before)
+    image = rearrange(positions[:, 1:].float(), "1 (h w) c -> 1 c h w", h=given_side)
     image = nn.functional.interpolate(image, size=(side, side), mode="bicubic", align_corners=False)
-    patches = rearrange(image, "one c h w -> one (h w) c").to(positions.dtype)
+    patches = rearrange(image, "1 c h w -> 1 (h w) c").to(positions.dtype)
     return torch.cat([positions[:, :1], patches], dim=1)

@@ -1,7 +1,7 @@
 """FastViTHD, the encoder of FastVLM: five stages of convolutions and attention, one token for 64 x 64 pixels.
 
-timm's `fastvit_mci3` is the same network. Its batch norms always use their running statistics here, also while the
-rest is tuned: frames of one video are far too alike to estimate statistics from.
+timm's `fastvit_mci3` is the same network. Unless `train_batch_norms` is set, its batch norms use their running
+statistics even while the rest is trained: frames of one video are too similar to estimate statistics from.
 
 B videos, T frames, F frames run at once, N tokens, C width, S side in pixels
 """
@@ -44,31 +44,31 @@ class FastVitHdConfig:
     """FastViTHD as released with FastVLM, 125 M parameters."""
 
     image_size: int = 1024
-    """Side of the square input in pixels; it alone decides how many tokens there are."""
+    """Side of the square input in pixels; it alone decides the number of tokens."""
     layers: tuple[int, int, int, int, int] = (2, 12, 24, 4, 2)
     """Blocks of each stage."""
     dims: tuple[int, int, int, int, int] = (96, 192, 384, 768, 1536)
-    """Width of each stage; the features have twice the last."""
+    """Width of each stage; the features are twice as wide as the last."""
     fit: Literal["crop", "pad", "squash"] = "pad"
-    """FastVLM was trained with padded images; transformers' processor crops."""
+    """How a frame is brought to the square. FastVLM was trained with padded images; transformers' processor crops."""
     branches: bool = False
-    """Keep the branches of each convolution apart, to train the encoder itself; `fuse` joins them afterwards. Released
-    weights are joined already and cannot be taken apart."""
+    """Keep the branches of each convolution apart, to train the encoder itself; `fuse` joins them afterwards. In the
+    released weights they are joined and cannot be taken apart."""
     train_batch_norms: bool = False
     """Let batch norms estimate statistics while the encoder is trained; never while it is frozen."""
     clip_width: int | None = None
-    """Width of the CLIP head that the release's weights carry along; it takes no part, and is kept to be written back.
-    None without one."""
+    """Width of the CLIP head in the release's weights; None without one. The head is not used, only loaded and saved
+    with the rest."""
     chunk: int = 4
     """Most frames run at once; bounds the memory."""
 
     def __post_init__(self) -> None:
-        whole = self.image_size > 0 and self.image_size % STRIDE == 0
-        require(whole, self, "image_size", f"a positive multiple of {STRIDE}")
+        divisible = self.image_size > 0 and self.image_size % STRIDE == 0
+        require(divisible, self, "image_size", f"a positive multiple of {STRIDE}")
         require(all(count > 0 for count in self.layers), self, "layers", "positive")
-        attending = all(width % HEAD_WIDTH == 0 for width in self.dims[3:])
-        require(all(width > 0 for width in self.dims) and attending, self, "dims",
-                f"positive, the last two multiples of {HEAD_WIDTH}")  # fmt: skip
+        whole_heads = all(width % HEAD_WIDTH == 0 for width in self.dims[3:])  # the last two stages have attention
+        allowed = f"positive, the last two multiples of {HEAD_WIDTH}"
+        require(all(width > 0 for width in self.dims) and whole_heads, self, "dims", allowed)
         require(self.chunk > 0, self, "chunk", "positive")
         require(self.clip_width is None or self.clip_width > 0, self, "clip_width", "positive")
 
@@ -81,7 +81,14 @@ class FastVitHdConfig:
 def build_tower(
     layers: tuple[int, ...], dims: tuple[int, ...], *, inference: bool = True, clip_width: int | None = None
 ) -> Any:
-    """timm's network of that size, with a CLIP head of that width if any; `inference` is the form of the release."""
+    """timm's network of that size.
+
+    Args:
+        layers: blocks of each stage.
+        dims: width of each stage.
+        inference: build each convolution with its branches joined, as in the release.
+        clip_width: width of a frozen CLIP head; None for no head.
+    """
     import timm
 
     tower: Any = timm.create_model(
@@ -96,7 +103,7 @@ def build_tower(
 
 @register("encoder", "fastvithd", config=FastVitHdConfig)
 class FastVitHdEncoder(Encoder):
-    """FastViTHD of FastVLM: few tokens, chosen by the input's size."""
+    """FastViTHD of FastVLM: few tokens; the size of the input decides how many."""
 
     score_names = frozenset({"mean_attention"})
 
@@ -110,7 +117,7 @@ class FastVitHdEncoder(Encoder):
         )
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for all but the batch norms, unless they are to be trained."""
+        """Training mode for all modules; for the batch norms only if they are trained, too."""
         super().train(mode)
         if not (self.config.train_batch_norms and needs_gradient(self)):
             for module in self.modules():
@@ -119,7 +126,7 @@ class FastVitHdEncoder(Encoder):
         return self
 
     def fuse(self) -> None:
-        """Joins the branches of each convolution, which changes no output outside of training."""
+        """Joins the branches of each convolution. Outputs outside of training do not change."""
         from timm.utils import reparameterize_model
 
         self.tower = reparameterize_model(self.tower.eval())
@@ -128,24 +135,24 @@ class FastVitHdEncoder(Encoder):
     def forward(
         self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
     ) -> VisualTokens:
-        """Tokens of the final convolution's map, row by row.
+        """Tokens of the final convolution's feature map, row by row.
 
         Args:
             pixels: float, B T 3 S S, in [0, 1].
             frame_mask: bool, B T. Frames where it is False are not run.
-            scores: `mean_attention` of the last block, or `mean_attention@I` of a block of the last stage. The final
-                convolution mixes neighbours afterwards, so they are approximate.
+            scores: `mean_attention` of the last block, or `mean_attention@I` of block I of the last stage. They are
+                approximate, because the final convolution mixes neighbours afterwards.
 
         Raises:
-            InputError: for pixels of another size or kind, or a score that does not exist.
+            InputError: for pixels of another size or type, or a score that does not exist.
         """
         check_pixels(pixels, encoder="fastvithd", size=self.config.image_size)
         if pixels.numel() and (pixels.amin() < -0.01 or pixels.amax() > 1.01):
-            warnings.warn("fastvithd was trained on pixels in [0, 1]; these look normalised", stacklevel=2)
+            warnings.warn("fastvithd needs pixels in [0, 1], and some of these lie outside", stacklevel=2)
         blocks = self.config.layers[-1]
-        wanted = read_scores(scores, encoder="fastvithd", offers=self.score_names, layers=blocks, default=blocks - 1)
+        requested = read_scores(scores, encoder="fastvithd", offers=self.score_names, layers=blocks, default=blocks - 1)
         return encode_frames(
-            lambda frames: self._run(frames, wanted),
+            lambda frames: self._run(frames, requested),
             pixels,
             grid=self.grid,
             chunk=self.config.chunk,
@@ -153,7 +160,8 @@ class FastVitHdEncoder(Encoder):
             trainable=needs_gradient(self),
         )
 
-    def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> FrameOutput:
+    def _run(self, frames: Tensor, requested: Mapping[str, tuple[str, int]]) -> FrameOutput:
+        """All stages; scores are taken before the blocks of the last one."""
         tower, scores = self.tower, {}
         x = tower.stem(frames.to(next(tower.parameters()).dtype))
         for stage in tower.stages[:-1]:
@@ -161,7 +169,7 @@ class FastVitHdEncoder(Encoder):
         last = tower.stages[-1]
         x = last.pos_emb(last.downsample(x))
         for number, block in enumerate(last.blocks):
-            for name, (_, layer) in wanted.items():
+            for name, (_, layer) in requested.items():
                 if layer == number:
                     scores[name] = self._received(block, x)  # F N
             x = block(x)
@@ -178,24 +186,23 @@ class FastVitHdEncoder(Encoder):
 def load_fastvithd_tower(encoder: FastVitHdEncoder, state: Mapping[str, Tensor]) -> None:
     """Loads FastViTHD weights: Apple's release, transformers' FastVLM or timm, in inference or in training form.
 
-    Weights in training form (several branches of a convolution beside each other) are fused, unless the encoder keeps
-    its branches.
+    In training form each convolution has several branches. They are fused, unless the encoder keeps its branches.
 
     Raises:
-        CheckpointError: if the tower is not found, is quantised for other hardware, or a tensor of it is missing,
-            unknown or of another shape.
+        CheckpointError: if the tower is not found, is quantised for other hardware, has its branches joined where the
+            encoder keeps them, or a tensor of it is missing, unknown or of another shape.
     """
     if not encoder.config.branches:
         load_strictly(encoder.tower, inference_form(encoder.config, state), what="FastViTHD")
         return
     tower, training_form = tower_of(state)
     if not training_form:
-        raise CheckpointError("these weights have their branches joined; branches = False reads them")
+        raise CheckpointError("these weights have their branches joined; set branches = False to load them")
     load_strictly(encoder.tower, tower, what="FastViTHD in training form")
 
 
 def inference_form(config: FastVitHdConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tower in a state dict under timm's names, its branches fused if it is in training form; without CLIP head.
+    """The tower of a state dict under timm's names, without CLIP head; branches of the training form are fused.
 
     Raises:
         CheckpointError: as `load_fastvithd_tower`.
@@ -209,7 +216,7 @@ def inference_form(config: FastVitHdConfig, state: Mapping[str, Tensor]) -> dict
     with device:
         branched = build_tower(config.layers, config.dims, inference=False)
     load_strictly(branched, tower, what="FastViTHD in training form")
-    if device.type == "meta":  # where there is nothing to fuse, only names and shapes
+    if device.type == "meta":  # tensors without values cannot be fused: only names and shapes matter
         with device:
             return dict(build_tower(config.layers, config.dims).state_dict())
     return dict(reparameterize_model(branched.eval()).state_dict())

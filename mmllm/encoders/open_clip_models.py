@@ -11,8 +11,8 @@ from mmllm.errors import ConfigError
 def open_clip_config(model: str, tag: str | None = None, **changes: Any) -> ClipConfig:
     """The configuration of a model that open_clip knows, with the constants and the activation of its weights.
 
-    open_clip builds `ViT-L-14-336` with GELU and only warns when OpenAI's weights, which need quick-GELU, are put into
-    it; here the weights' own declaration decides.
+    open_clip builds `ViT-L-14-336` with GELU, and only warns if OpenAI's weights, which need quick-GELU, are loaded.
+    Here the activation that the weights declare is taken.
 
     Args:
         model: open_clip's architecture, such as "ViT-L-14-336".
@@ -28,19 +28,20 @@ def open_clip_config(model: str, tag: str | None = None, **changes: Any) -> Clip
 
     described = open_clip.get_model_config(model)
     if described is None:
-        raise ConfigError(f"open_clip knows no model {model!r}")
+        raise ConfigError(f"open_clip has no model {model!r}; open_clip.list_models() names all")
     vision = described["vision_cfg"]
-    unlike = sorted(set(vision) - {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"})
-    if unlike or not isinstance(vision["layers"], int):
+    extra_fields = sorted(set(vision) - {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"})
+    if extra_fields or not isinstance(vision["layers"], int):
         raise ConfigError(
-            f"the vision tower of {model!r} is not CLIP's plain transformer: {', '.join(unlike) or 'ResNet'}"
+            f"the vision tower of {model!r} must be CLIP's plain transformer, and it has "
+            f"{', '.join(extra_fields) or 'a ResNet'}"
         )
     quick, constants = bool(described.get("quick_gelu", False)), {}
     if tag is not None:
         weights = get_pretrained_cfg(model, tag) or get_pretrained_cfg(model.removesuffix("-quickgelu"), tag)
         if not weights:
-            known = ", ".join(sorted(open_clip.list_pretrained_tags_by_model(model))) or "none"
-            raise ConfigError(f"open_clip knows no weights {tag!r} of {model!r}; known: {known}")
+            tags = ", ".join(sorted(open_clip.list_pretrained_tags_by_model(model))) or "none"
+            raise ConfigError(f"open_clip has no weights {tag!r} of {model!r}; it has {tags}")
         declared = bool(weights.get("quick_gelu", False))
         if quick and not declared:
             raise ConfigError(f"{model!r} has quick-GELU, but its weights {tag!r} declare GELU")

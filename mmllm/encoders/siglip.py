@@ -1,7 +1,8 @@
-"""SigLIP's vision transformer: no class token; patch features of a late layer, and two scores that need none.
+"""SigLIP's vision transformer: patch features of a late layer, and two scores that need no class token.
 
-`mean_attention` is what a patch receives from all patches inside a block; `probe_attention` is how the pooling head's
-learned query, which plays the class token's part in training, looks at the patches behind the last block.
+`mean_attention` is the attention that a patch receives from all patches inside a block. `probe_attention` is the
+attention of the pooling head's learned query over the patches after the last block. In training this query has the role
+that a class token has in CLIP.
 
 B videos, T frames, F frames run at once, N patches, C width, S side in pixels
 """
@@ -40,7 +41,7 @@ class SiglipConfig:
     """A SigLIP vision transformer; the defaults are google/siglip-so400m-patch14-384."""
 
     image_size: int = 384
-    """Side of the square input in pixels; what a whole number of patches leaves over is not seen."""
+    """Side of the square input in pixels; pixels beyond the last whole patch are not used."""
     patch_size: int = 14
     width: int = 1152
     layers: int = 27
@@ -48,7 +49,7 @@ class SiglipConfig:
     mlp_width: int = 4304
     layer_norm_eps: float = 1e-6
     select_layer: int = -1
-    """Which hidden state gives the features: 1 to `layers`, or counted from the end. None has the final norm."""
+    """Which hidden state gives the features: 1 to `layers`, or counted from the end. The final norm is not applied."""
     pooling_head: bool = True
     """Whether the weights have the attention pooling head; without it there is no `probe_attention`."""
     output_grid: int | None = None
@@ -78,7 +79,7 @@ class SiglipConfig:
 
 @register("encoder", "siglip", config=SiglipConfig)
 class SiglipEncoder(Encoder):
-    """SigLIP's vision transformer, run no further than the layer whose patch features are wanted."""
+    """SigLIP's vision transformer; it runs no further than the layer that gives the patch features."""
 
     def __init__(self, config: SiglipConfig) -> None:
         from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -113,10 +114,10 @@ class SiglipEncoder(Encoder):
                 `probe_attention`, which runs the tower to its end.
 
         Raises:
-            InputError: for pixels of another size or kind, or a score that does not exist.
+            InputError: for pixels of another size or type, or a score that does not exist.
         """
         check_pixels(pixels, encoder="siglip", size=self.config.image_size)
-        wanted = read_scores(
+        requested = read_scores(
             scores,
             encoder="siglip",
             offers=self.score_names,
@@ -124,7 +125,7 @@ class SiglipEncoder(Encoder):
             default=self.config.blocks_run - 1,
         )
         return encode_frames(
-            lambda frames: self._run(frames, wanted),
+            lambda frames: self._run(frames, requested),
             pixels,
             grid=self.grid,
             chunk=self.config.chunk,
@@ -132,17 +133,18 @@ class SiglipEncoder(Encoder):
             trainable=needs_gradient(self),
         )
 
-    def _run(self, frames: Tensor, wanted: Mapping[str, tuple[str, int]]) -> FrameOutput:
+    def _run(self, frames: Tensor, requested: Mapping[str, tuple[str, int]]) -> FrameOutput:
+        """The tower block by block, up to the last hidden state that features or a score need."""
         tower: Any = self.tower
         blocks, end = tower.encoder.layers, self.config.layers
         scores: dict[str, Tensor] = {}
-        needed = {name: end if kind == "probe_attention" else layer for name, (kind, layer) in wanted.items()}
-        last = max([self.config.blocks_run, *needed.values()])
+        layers = {name: end if kind == "probe_attention" else layer for name, (kind, layer) in requested.items()}
+        last = max([self.config.blocks_run, *layers.values()])
         hidden = features = tower.embeddings(frames)  # F N C
         for number in range(last + 1):
             if number == self.config.blocks_run:
                 features = hidden
-            for name, layer in needed.items():
+            for name, layer in layers.items():
                 if layer == number:
                     scores[name] = self._probe(hidden) if number == end else self._received(blocks[number], hidden)
             if number < last:
@@ -159,6 +161,7 @@ class SiglipEncoder(Encoder):
 
     @torch.no_grad()
     def _probe(self, hidden: Tensor) -> Tensor:
+        """F N: attention of the pooling head's learned query over the patches F N C."""
         tower: Any = self.tower
         head, normed = tower.head, tower.post_layernorm(hidden)
         weight, bias = head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3)
@@ -167,9 +170,9 @@ class SiglipEncoder(Encoder):
 
 
 def load_siglip_tower(encoder: SiglipEncoder, state: Mapping[str, Tensor]) -> None:
-    """Loads SigLIP vision weights under the names of transformers, timm or open_clip, below any prefix.
+    """Loads SigLIP vision weights under the names of transformers, timm or open_clip, with any prefix.
 
-    A pooling head in the weights is left alone where the configuration says there is none.
+    A pooling head in the weights is ignored if the configuration has none.
 
     Raises:
         CheckpointError: if the tower is not found, or a tensor of it is missing, unknown or of another shape.
@@ -177,8 +180,8 @@ def load_siglip_tower(encoder: SiglipEncoder, state: Mapping[str, Tensor]) -> No
     layout = layout_of(state)
     tower = below(state, LANDMARKS[layout], what="a SigLIP vision tower")
     if layout == "transformers":
-        towers_own = ("embeddings.", "encoder.", "post_layernorm.", "head.")
-        tower = {name: value for name, value in tower.items() if name.startswith(towers_own)}
+        tower_modules = ("embeddings.", "encoder.", "post_layernorm.", "head.")
+        tower = {name: value for name, value in tower.items() if name.startswith(tower_modules)}
         tower.pop("embeddings.position_ids", None)
     tower = to_transformers(tower, layout)
     if not encoder.config.pooling_head:
@@ -194,7 +197,7 @@ def siglip_config(vision_config: Mapping[str, Any], **changes: Any) -> SiglipCon
     """
     activation = vision_config.get("hidden_act", "gelu_pytorch_tanh")
     if activation != "gelu_pytorch_tanh":
-        raise ConfigError(f"hidden_act = {activation!r}: SigLIP's is 'gelu_pytorch_tanh'")
+        raise ConfigError(f"hidden_act = {activation!r}: must be 'gelu_pytorch_tanh' for SigLIP")
     described = {
         "image_size": vision_config.get("image_size", 224),
         "patch_size": vision_config.get("patch_size", 16),

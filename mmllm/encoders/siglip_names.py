@@ -1,7 +1,7 @@
-"""SigLIP's vision weights under the names of transformers and timm (open_clip wraps timm's), both ways.
+"""SigLIP's vision weights under the names of transformers and timm, renamed both ways. open_clip wraps timm's tower.
 
-timm stacks queries, keys and values of a block; in the pooling head transformers stacks all three, timm keeps the
-query apart and stacks keys and values.
+In a block, timm stacks queries, keys and values, and transformers does not. In the pooling head, transformers stacks
+all three, and timm stacks only keys and values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LANDMARKS: dict[Layout, str] = {
     "transformers": "embeddings.patch_embedding.weight",
     "timm": "patch_embed.proj.weight",
 }
-"""A name that a tower of each layout surely has, and no other part of a model."""
+"""A tensor that every tower of a layout has, and no other part of a model."""
 
 _MODULES: dict[str, str] = {
     "embeddings.patch_embedding": "patch_embed.proj",
@@ -37,28 +37,30 @@ _MODULES: dict[str, str] = {
     "head.mlp.fc2": "attn_pool.mlp.fc2",
 }
 """Module in transformers -> in timm; {} is the block's number."""
-_BACK = {theirs: ours for ours, theirs in _MODULES.items()}
+_TIMM_MODULES = {timm_module: module for module, timm_module in _MODULES.items()}
+"""Module in timm -> in transformers."""
 
 
 def layout_of(state: Mapping[str, Tensor]) -> Layout:
-    """Which library's names a state dict has, whatever prefix its tower has.
+    """The library whose names a state dict has; its tower may have any prefix.
 
     Raises:
-        CheckpointError: if it holds no SigLIP vision tower in either.
+        CheckpointError: if it holds no SigLIP vision tower under either library's names.
     """
     for layout, landmark in LANDMARKS.items():
         if any(name == landmark or name.endswith(f".{landmark}") for name in state):
             return layout
     raise CheckpointError(
-        f"no SigLIP vision tower among {len(state)} tensors: none of {', '.join(LANDMARKS.values())} is there"
+        f"no SigLIP vision tower among {len(state)} tensors: they must include one of {', '.join(LANDMARKS.values())}"
     )
 
 
 def _renamed(name: str, modules: Mapping[str, str]) -> str | None:
+    """The name of a tensor in the other layout; None if the tensor is more than renamed."""
     module, _, kind = name.rpartition(".")
     number = next((part for part in module.split(".") if part.isdigit()), None)
-    found = modules.get(re.sub(r"\.\d+\.", ".{}.", module))
-    return None if found is None else f"{found.format(number)}.{kind}"
+    target = modules.get(re.sub(r"\.\d+\.", ".{}.", module))
+    return None if target is None else f"{target.format(number)}.{kind}"
 
 
 def to_transformers(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
@@ -71,7 +73,7 @@ def to_transformers(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Te
         return dict(state)
     named: dict[str, Tensor] = {}
     for name, value in state.items():
-        if (ours := _renamed(name, _BACK)) is not None:
+        if (ours := _renamed(name, _TIMM_MODULES)) is not None:
             named[ours] = value
         elif stacked := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(\w+)", name):
             for part, chunk in zip("qkv", value.chunk(3), strict=True):
@@ -80,11 +82,11 @@ def to_transformers(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Te
             named["embeddings.position_embedding.weight"] = value.squeeze(0)
         elif name == "attn_pool.latent":
             named["head.probe"] = value
-        elif apart := re.fullmatch(r"attn_pool\.q\.(\w+)", name):
-            both = state[f"attn_pool.kv.{apart[1]}"]
-            named[f"head.attention.in_proj_{apart[1]}"] = torch.cat([value, both])
+        elif query := re.fullmatch(r"attn_pool\.q\.(\w+)", name):
+            keys_and_values = state[f"attn_pool.kv.{query[1]}"]
+            named[f"head.attention.in_proj_{query[1]}"] = torch.cat([value, keys_and_values])
         elif not re.fullmatch(r"attn_pool\.kv\.\w+", name):
-            raise CheckpointError(f"{name!r} is no tensor of a SigLIP vision tower of {layout}")
+            raise CheckpointError(f"{name!r} is no tensor of a SigLIP vision tower under {layout}'s names")
     return named
 
 

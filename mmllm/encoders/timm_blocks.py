@@ -16,7 +16,7 @@ from mmllm.interfaces import InsideBlocks
 
 
 def run_inside(blocks: Iterable[Any], hidden: Tensor, inside: InsideBlocks) -> tuple[Tensor, Any]:
-    """Hidden states F N C behind some blocks of a timm vision transformer with a reducer inside, and its last state.
+    """Hidden states F N C after some blocks of a timm vision transformer with a reducer inside, and its last state.
 
     Args:
         blocks: timm's `Block`s.
@@ -24,14 +24,14 @@ def run_inside(blocks: Iterable[Any], hidden: Tensor, inside: InsideBlocks) -> t
         inside: the reducer.
 
     Raises:
-        ConfigError: if the attention of a block has a gate, which is not known here.
+        ConfigError: if the attention of a block has a gate; such blocks cannot be taken apart.
     """
     blocks = list(blocks)
     state = inside.start(hidden, len(blocks))
     for number, block in enumerate(blocks):
         attention = block.attn
         if getattr(attention, "gate", None) is not None:
-            raise ConfigError("a reducer inside the blocks does not know gated attention")
+            raise ConfigError("a reducer inside the blocks needs attention without a gate, and this tower's has one")
         stacked = rearrange(
             attention.qkv(block.norm1(hidden)), "f n (three h d) -> three f h n d", three=3, h=attention.num_heads
         )

@@ -6,8 +6,8 @@
 
 B videos, T frames, S side in pixels, N patches of a frame, C feature width, H attention heads
 
-It sees motion: beside each frame it takes the differences to the frames `step` before and after. That is a departure
-from encoders that see single frames, and what lets features of a frozen encoder tell spinning from standing still.
+Unlike encoders of single frames, it sees motion: beside each frame it takes the differences to the frames `step` before
+and after. Only so do the features of the frozen encoder differ between a spinning and a still shape.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TinyEncoderConfig:
     heads: int = 4
     """Heads of the class token's attention."""
     step: int = 1
-    """How many sampled frames back and forward the differences reach. They drown in noise over too short a time."""
+    """How many sampled frames back and forward the differences reach. Over too short a time, noise hides them."""
 
     def __post_init__(self) -> None:
         require(self.image_size % STRIDE == 0 and self.image_size > 0, self, "image_size", f"a multiple of {STRIDE}")
@@ -52,7 +52,7 @@ class TinyEncoderConfig:
 
     @property
     def frames(self) -> FrameTransform:
-        """How a decoded frame becomes this encoder's input."""
+        """How frames are prepared for this encoder."""
         return FrameTransform(size=self.image_size, fit="pad", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
@@ -93,39 +93,39 @@ class TinyEncoder(Encoder):
     def forward(
         self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
     ) -> VisualTokens:
-        """Patch features, and the class token's attention where it is asked for.
+        """Patch features and, on request, the class token's attention.
 
         Args:
             pixels: float, B T 3 S S, normalised.
-            frame_mask: bool, B T. Frames that only pad a batch.
-            scores: `cls_attention` for the mean over heads of the class token's attention, B T N.
+            frame_mask: bool, B T. False at frames that only pad a batch; their tokens are masked.
+            scores: `cls_attention`, the class token's attention B T N, mean over heads; or nothing.
 
         Raises:
-            InputError: if the frames have another size, or a score is asked for that there is none of.
+            InputError: for pixels of another size or type, or a score that does not exist.
         """
         check_pixels(pixels, encoder="tiny", size=self.config.image_size)
-        wanted = read_scores(scores, encoder="tiny", offers=self.score_names, layers=1)
+        requested = read_scores(scores, encoder="tiny", offers=self.score_names, layers=1)
         patches = self.features(rearrange(self.inputs(pixels), "b t c y x -> (b t) c y x"))
         features = rearrange(patches, "(b t) n c -> b t n c", b=len(pixels))
         tokens = VisualTokens(features=features, grid=self.grid)
         if frame_mask is not None:
             tokens = tokens.replace(mask=repeat(frame_mask, "b t -> b t n", n=features.shape[2]))
-        if wanted:
+        if requested:
             attended = rearrange(self.attention(patches).mean(dim=1), "(b t) n -> b t n", b=len(pixels))
-            tokens = tokens.replace(scores=dict.fromkeys(wanted, attended))
+            tokens = tokens.replace(scores=dict.fromkeys(requested, attended))
         return tokens
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """B T 9 S S of pixels B T 3 S S: each frame minus its mean, and the differences back and forward."""
         t, step = pixels.shape[1], self.config.step
-        now = torch.arange(t, device=pixels.device)
-        before, after = pixels[:, (now - step).clamp(min=0)], pixels[:, (now + step).clamp(max=t - 1)]
+        frame = torch.arange(t, device=pixels.device)
+        earlier, later = pixels[:, (frame - step).clamp(min=0)], pixels[:, (frame + step).clamp(max=t - 1)]
         centred = pixels - pixels.mean(dim=(-2, -1), keepdim=True)
-        return torch.cat([centred, pixels - before, after - pixels], dim=2)
+        return torch.cat([centred, pixels - earlier, later - pixels], dim=2)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """F N C: the patches of single frames, of their inputs F 9 S S."""
-        inputs = inputs.contiguous(memory_format=torch.channels_last)  # a tenth faster on a CPU
+        """F N C: patch features of frames, given as inputs F 9 S S."""
+        inputs = inputs.contiguous(memory_format=torch.channels_last)  # 10 % faster on a CPU
         x = rearrange(self.stem(inputs), "f c y x -> f (y x) c") + self.position
         return self.norm(self.embed(x) + self.mlp(x))
 
@@ -137,6 +137,6 @@ class TinyEncoder(Encoder):
         return (torch.einsum("hc,fhnc->fhn", query, key) * query.shape[-1] ** -0.5).softmax(dim=-1)
 
     def class_token(self, patches: Tensor) -> Tensor:
-        """F C: what the class query reads from the patches (F N C). Trained with the encoder, not read by the LLM."""
+        """F C: the class token of the patches (F N C). It is trained with the encoder; the LLM does not read it."""
         value = rearrange(self.value(patches), "f n (h c) -> f h n c", h=self.config.heads)
         return rearrange(torch.einsum("fhn,fhnc->fhc", self.attention(patches), value), "f h c -> f (h c)")

@@ -1,4 +1,4 @@
-"""What all vision encoders do alike: check pixels, read score requests, run frames in chunks, load weights strictly.
+"""What all vision encoders share: check pixels, read score requests, run frames in chunks, load weights strictly.
 
 B videos, T frames of a video, F frames run at once, N patches, C width, S side of the input in pixels
 """
@@ -27,7 +27,7 @@ _REASONS = {"cls_attention": "it has no class token", "probe_attention": "it has
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameOutput:
-    """What a tower gives of F frames."""
+    """What a tower computes from F frames."""
 
     features: Tensor
     """F N C."""
@@ -36,7 +36,7 @@ class FrameOutput:
     index: Tensor | None = None
     """int64, F N, where tokens were dropped or merged inside the tower."""
     size: Tensor | None = None
-    """float, F N, likewise."""
+    """float, F N. How many patches each token stands for, in the same case."""
 
 
 RunFrames = Callable[[Tensor], FrameOutput]
@@ -47,43 +47,49 @@ def read_scores(
 ) -> dict[str, tuple[str, int]]:
     """What each requested score means: name -> (kind, layer).
 
-    A request is a kind (`cls_attention`: the encoder's own default layer) or `kind@layer`, where layers are counted
-    like the entries of `attentions`: 0 is the first, -1 the last.
+    A request is a kind, such as `cls_attention`, or `kind@layer`. A plain kind means the encoder's default layer.
+    Layers are counted like the entries of `attentions`: 0 is the first, -1 the last.
 
     Args:
         scores: the requests.
         encoder: the encoder's name, for messages.
-        offers: the kinds it can give.
+        offers: the kinds that the encoder can give.
         layers: how many layers have attention.
         default: the layer that a plain kind stands for.
 
     Raises:
-        InputError: for a score the encoder lacks or a layer it does not have; the message names what would work.
+        InputError: if the encoder lacks the score or the layer; the message names what would work.
     """
-    wanted = {}
+    requested = {}
     offered = ", ".join(sorted(offers)) or "no scores at all"
     for name in scores:
-        kind, at, number = name.partition("@")
+        kind, separator, number = name.partition("@")
         if kind not in SCORE_KINDS:
             raise InputError(f"unknown score {name!r}; encoder {encoder!r} can give {offered}")
         if kind not in offers:
             reason = _REASONS.get(kind, "it computes no attention")
             raise InputError(f"encoder {encoder!r} cannot give {name!r}: {reason}; it can give {offered}")
-        if not at:
-            wanted[name] = (kind, default)
+        if not separator:
+            requested[name] = (kind, default)
             continue
         if not number.lstrip("-").isdigit() or not -layers <= int(number) < layers:
             raise InputError(f"score {name!r}: encoder {encoder!r} has layers {-layers} to {layers - 1}")
-        wanted[name] = (kind, int(number) % layers)
-    return wanted
+        requested[name] = (kind, int(number) % layers)
+    return requested
 
 
 def check_pixels(pixels: Tensor, *, encoder: str, size: int | None = None, multiple: int = 1) -> None:
-    """Refuses what is not a batch of prepared frames.
+    """Refuses pixels that are not a batch of prepared frames.
+
+    Args:
+        pixels: B T 3 S S.
+        encoder: the encoder's name, for messages.
+        size: S, in pixels. None allows every S that is divisible by `multiple`.
+        multiple: what both sides are divisible by, in pixels.
 
     Raises:
-        InputError: if the shape is not (B T 3 S S), S is not the size or a multiple of what is asked for, the type is
-            not floating, or a value is not finite.
+        InputError: if the shape is not (B T 3 S S), S is not allowed, the type is not floating point, or a value is
+            not finite.
     """
     side = str(size) if size else f"multiple of {multiple}"
     if pixels.ndim != 5 or pixels.shape[2] != 3:
@@ -99,7 +105,7 @@ def check_pixels(pixels: Tensor, *, encoder: str, size: int | None = None, multi
     if not pixels.is_floating_point():
         raise InputError(f"{encoder} needs normalised floating point pixels, not {pixels.dtype}")
     if not bool(pixels.isfinite().all()):
-        raise InputError(f"{encoder} was given pixels that are not finite")
+        raise InputError(f"{encoder} needs finite pixels, and some of these are infinite or NaN")
 
 
 def encode_frames(
@@ -111,15 +117,18 @@ def encode_frames(
     frame_mask: Tensor | None,
     trainable: bool,
 ) -> VisualTokens:
-    """Runs frames through a tower, `chunk` at a time, leaving out those that are only padding.
+    """Runs frames through a tower, `chunk` at a time; frames that only pad a batch are left out.
 
     Args:
-        run: F 3 S S -> what the tower gives.
+        run: F 3 S S -> what the tower computes.
         pixels: B T 3 S S.
         grid: rows and columns of the N patches.
-        chunk: most frames run at once; bounds the memory.
-        frame_mask: bool, B T. False for frames that are not run; their tokens are zero and masked.
-        trainable: whether any weight needs a gradient; a frozen tower records no graph.
+        chunk: how many frames are run at once, at most; bounds the memory.
+        frame_mask: bool, B T. False at frames that are not run; their tokens are zero and masked.
+        trainable: whether any weight needs a gradient. A frozen tower records no graph.
+
+    Raises:
+        InputError: if `frame_mask` has not the shape B T of the frames.
     """
     batch, times = pixels.shape[:2]
     frames = rearrange(pixels, "b t c h w -> (b t) c h w")
@@ -129,67 +138,66 @@ def encode_frames(
     if valid is not None:
         frames = frames[valid]
     with torch.set_grad_enabled(torch.is_grad_enabled() and (trainable or pixels.requires_grad)):
-        # Of no frames at all, one blank frame tells the shapes: attention cannot reshape an empty batch.
-        done = [
-            run(part) for part in (frames.split(chunk) if len(frames) else [pixels.new_zeros(1, *frames.shape[1:])])
-        ]
+        # Attention cannot reshape an empty batch. Without frames, one blank frame is run for the shapes of its output.
+        chunks = frames.split(chunk) if len(frames) else [pixels.new_zeros(1, *frames.shape[1:])]
+        outputs = [run(chunk_frames) for chunk_frames in chunks]
 
-    def joined(parts: list[Tensor]) -> Tensor:
-        return _placed(torch.cat(parts)[: len(frames)], valid, batch, times)
+    def batched(values: list[Tensor]) -> Tensor:
+        return _in_batch(torch.cat(values)[: len(frames)], valid, batch, times)
 
-    features = joined([part.features for part in done])
+    features = batched([output.features for output in outputs])
     mask = features.new_ones(features.shape[:-1], dtype=torch.bool)
     if frame_mask is not None:
         mask = mask & frame_mask.to(features.device).bool().unsqueeze(-1)
     reduced: dict[str, Any] = {
-        name: joined([getattr(part, name) for part in done])
+        name: batched([getattr(output, name) for output in outputs])
         for name in ("index", "size")
-        if getattr(done[0], name) is not None
+        if getattr(outputs[0], name) is not None
     }
     return VisualTokens(
         features=features,
         grid=grid,
         mask=mask & (reduced["size"] > 0) if "size" in reduced else mask,
-        scores={name: joined([part.scores[name] for part in done]) for name in done[0].scores},
+        scores={name: batched([output.scores[name] for output in outputs]) for name in outputs[0].scores},
         **reduced,
     )
 
 
 def needs_gradient(*parts: object) -> bool:
-    """Whether any weight of these modules is to be trained; what is no module has none."""
+    """Whether any weight of these parts is trained. A part that is not a module has no weights."""
     return any(weight.requires_grad for part in parts if isinstance(part, nn.Module) for weight in part.parameters())
 
 
-def _placed(values: Tensor, valid: Tensor | None, batch: int, times: int) -> Tensor:
+def _in_batch(values: Tensor, valid: Tensor | None, batch: int, times: int) -> Tensor:
     """`values` (F ...) as (B T ...), zero where a frame was left out."""
     if valid is not None:
-        whole = values.new_zeros(batch * times, *values.shape[1:])
-        whole[valid.to(values.device)] = values
-        values = whole
+        all_frames = values.new_zeros(batch * times, *values.shape[1:])
+        all_frames[valid.to(values.device)] = values
+        values = all_frames
     return values.unflatten(0, (batch, times))
 
 
-def regridded(values: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+def regridded(values: Tensor, grid: tuple[int, int], target_grid: tuple[int, int]) -> Tensor:
     """Values (F N C) of one grid of patches resampled to another, bilinear in float32 with pixel areas aligned."""
-    if grid == wanted:
+    if grid == target_grid:
         return values
     image = rearrange(values.float(), "f (h w) c -> f c h w", h=grid[0])
-    image = nn.functional.interpolate(image, size=wanted, mode="bilinear", align_corners=False)
+    image = nn.functional.interpolate(image, size=target_grid, mode="bilinear", align_corners=False)
     return rearrange(image, "f c h w -> f (h w) c").to(values.dtype)
 
 
-def check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, what: str) -> None:
-    """Refuses tensors whose names and shapes are not exactly the wanted ones.
+def check_fit(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, what: str) -> None:
+    """Refuses tensors whose names and shapes are not exactly the expected ones.
 
     Raises:
         CheckpointError: listing the first missing, unexpected and misshaped tensors.
     """
-    missing = sorted(set(wanted) - set(given))
-    unexpected = sorted(set(given) - set(wanted))
+    missing = sorted(set(expected) - set(given))
+    unexpected = sorted(set(given) - set(expected))
     misshaped = [
-        f"{name} {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in sorted(set(wanted) & set(given))
-        if given[name].shape != wanted[name].shape
+        f"{name} {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(set(expected) & set(given))
+        if given[name].shape != expected[name].shape
     ]
     problems = []
     for title, names in (("missing", missing), ("unexpected", unexpected), ("misshaped", misshaped)):
@@ -211,18 +219,21 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str) 
 
 
 def below(state: Mapping[str, Tensor], landmark: str, *, what: str) -> dict[str, Tensor]:
-    """The part of a state dict that holds a tower, with whatever prefix it has there taken off.
+    """The tensors of a tower in a state dict, under their names without the tower's prefix.
 
     Args:
         state: tensors of a whole model or of the tower alone.
-        landmark: a name that the tower surely has, such as `embeddings.class_embedding`.
+        landmark: a name that every such tower has, such as `embeddings.class_embedding`.
         what: the tower, for messages.
 
     Raises:
         CheckpointError: if the landmark is nowhere, or in more than one place.
     """
-    places = [name.removesuffix(landmark) for name in state if name == landmark or name.endswith(f".{landmark}")]
-    if len(places) != 1:
-        found = f"in {len(places)} places ({', '.join(sorted(places)[:3])})" if places else "nowhere"
-        raise CheckpointError(f"{what} is told by a tensor {landmark!r}, which is {found} among {len(state)} tensors")
-    return {name.removeprefix(places[0]): value for name, value in state.items() if name.startswith(places[0])}
+    prefixes = [name.removesuffix(landmark) for name in state if name == landmark or name.endswith(f".{landmark}")]
+    if len(prefixes) != 1:
+        where = f"in {len(prefixes)} places ({', '.join(sorted(prefixes)[:3])})" if prefixes else "nowhere"
+        raise CheckpointError(
+            f"{what} is recognised by its tensor {landmark!r}: it must be in one place among the {len(state)} "
+            f"tensors, and it is {where}"
+        )
+    return {name.removeprefix(prefixes[0]): value for name, value in state.items() if name.startswith(prefixes[0])}

@@ -1,4 +1,4 @@
-"""What can be scored without looking at a video: the whole of it, the best constant interval, the usual answer.
+"""Baselines that do not look at the video: the whole video, the best constant interval, the most frequent text.
 
 V videos, n questions, S true spans of a question, E candidate ends
 """
@@ -19,11 +19,12 @@ from mmllm.times.answers import Span, parse_answer
 from mmllm.times.stamps import stamp
 
 GRID = 50
+"""Steps of the search for the best constant interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantInterval:
-    """The same answer to every question, relative to the video's duration."""
+    """The same answer to every question, in fractions of the video's duration."""
 
     start: float
     end: float
@@ -44,14 +45,14 @@ def best_constant(samples: Sequence[Sample]) -> ConstantInterval:
     """The interval with the highest mIoU (per video, then over videos) on these questions, by grid search.
 
     Args:
-        samples: questions about time; only their truth and duration are looked at.
+        samples: questions. Only the truth and duration of those about time are used.
 
     Raises:
         InputError: if no question is about time.
     """
     timed = [sample for sample in samples if sample.truth_spans]
     if not timed:
-        raise InputError("a constant interval can only be fitted to questions about time, and there are none")
+        raise InputError("no question is about time: at least one is needed to fit a constant interval")
     questions_of = Counter(sample.vid for sample in timed)
     weight = np.array([1 / questions_of[sample.vid] for sample in timed]) / len(questions_of)  # n
     starts, ends, length = _relative_truth(timed)  # n S, n S, n
@@ -59,11 +60,11 @@ def best_constant(samples: Sequence[Sample]) -> ConstantInterval:
     best, best_score = WHOLE_VIDEO, -1.0
     for position, start in enumerate(grid[:-1]):
         candidates = grid[position + 1 :, None]  # E 1
-        both = np.zeros((len(candidates), len(timed)))  # E n
+        intersection = np.zeros((len(candidates), len(timed)))  # E n
         for span in range(starts.shape[1]):
             overlap = np.minimum(candidates, ends[:, span]) - np.maximum(start, starts[:, span])
-            both += np.maximum(overlap, 0)
-        scores = both / (candidates - start + length - both) @ weight  # E
+            intersection += np.maximum(overlap, 0)
+        scores = intersection / (candidates - start + length - intersection) @ weight  # E
         if scores.max() > best_score + 1e-12:
             best_score = float(scores.max())
             best = ConstantInterval(start=float(start), end=float(candidates[scores.argmax(), 0]))
@@ -71,27 +72,28 @@ def best_constant(samples: Sequence[Sample]) -> ConstantInterval:
 
 
 def ceiling(samples: Sequence[Sample], writing: Any) -> float | None:
-    """mIoU of answering with the truth as a model can write it; None if no question is about time.
+    """mIoU of the truth itself, written and read as the model writes times; None if no question is about time.
 
     Args:
-        samples: questions; only their truth and duration are looked at.
+        samples: questions. Only their truth and duration are used.
         writing: how the model writes times, a part of the kind `time`.
     """
 
     def answered(sample: Sample) -> Sample:
         spans: list[Span] = []
         for span in sample.truth_spans:
-            told = writing.write(f"{stamp(span.start_s)} {stamp(span.end_s)}", sample.length_s)
-            spans += parse_answer(told, sample.length_s, writing.time_tokens).spans
+            text = writing.write(f"{stamp(span.start_s)} {stamp(span.end_s)}", sample.length_s)
+            spans += parse_answer(text, sample.length_s, writing.time_tokens).spans
         return with_spans(sample, *spans)
 
     return over_videos([answered(sample) for sample in samples if sample.truth_spans], sample_iou)
 
 
 def _relative_truth(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True spans in fractions of the duration: starts (n S), ends (n S), and their summed length (n)."""
     truths = [merged(sample.truth_spans) for sample in samples]
-    most = max(len(truth) for truth in truths)
-    starts, ends = np.zeros((2, len(samples), most))  # spans that fill up have no length
+    most_spans = max(len(truth) for truth in truths)
+    starts, ends = np.zeros((2, len(samples), most_spans))  # padding spans have no length
     for row, (truth, sample) in enumerate(zip(truths, samples, strict=True)):
         for column, span in enumerate(truth):
             starts[row, column] = span.start_s / sample.length_s
@@ -101,16 +103,16 @@ def _relative_truth(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, 
 
 @dataclass(frozen=True, kw_only=True)
 class BlindBaseline:
-    """What a model that reads the question's family, but sees no video, would answer."""
+    """The answers of a model that knows the question's family and sees no video."""
 
     overall: ConstantInterval
     by_family: Mapping[str, ConstantInterval]
     texts: Mapping[str, str]
-    """The most frequent true text of each family that is answered by text."""
+    """The most frequent true text of each family whose answers are texts."""
 
     @classmethod
     def fit(cls, samples: Sequence[Sample]) -> BlindBaseline:
-        """Constants fitted to the truth of these questions, and the most frequent texts among it."""
+        """The best constants for these questions, and their most frequent texts."""
         timed = [sample for sample in samples if sample.truth_spans]
         texts = [sample for sample in samples if not sample.truth_spans]
         return cls(
@@ -120,7 +122,7 @@ class BlindBaseline:
         )
 
     def answer(self, sample: Sample) -> Sample:
-        """The question, answered by its family's constant or text; a family never seen gets the overall constant."""
+        """The question, answered by its family's constant or text. A family without one gets the overall constant."""
         if sample.truth_spans:
             return self.by_family.get(sample.family, self.overall).answer(sample)
         return replace(sample, prediction_text=self.texts.get(sample.family, ""), error="")

@@ -16,27 +16,27 @@ from mmllm.inference.plotting import ANSWER, TRUTH, draw_frames, draw_spans, sav
 from mmllm.tokens import VideoClip
 
 FRAMES, FRAME_HEIGHT = 14, 96
-"""At most so many frames of an answer's video, decoded to so many pixels."""
+"""The most frames of one answer's video, and their size in pixels."""
 FOLDER_FPS = 5.0
 """Images a second in a folder of frames, as in LITA's."""
 WIDTH_IN, STRIP_IN, BARS_IN, WRITTEN_IN = 7.1, 0.66, 0.7, 0.75
-"""Of one answer in inches: its width, the strip of frames, the bars, and what is written above and below."""
+"""Sizes of one answer in inches: its width, then heights of the strip of frames, of the bars, and of the texts."""
 
 
 def best_and_worst(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
-    """Up to `count` answers with the highest IoU and as many with the lowest, each video once on each side.
+    """Up to `count` answers with the highest IoU, and up to `count` with the lowest.
 
-    Failed questions have no answer and are left out; no answer is on both sides.
+    Each list has a video at most once, and no answer is in both lists. Failed questions are left out.
     """
     answered = [sample for sample in samples if sample.truth_spans and not sample.error]
     ranked = sorted(answered, key=lambda sample: (-sample_iou(sample), sample.question_id))
     count = min(count, -(-len(ranked) // 2))
-    best = _one_a_video(ranked, count)
-    worst = _one_a_video([sample for sample in reversed(ranked) if sample not in best], count)
+    best = _first_of_each_video(ranked, count)
+    worst = _first_of_each_video([sample for sample in reversed(ranked) if sample not in best], count)
     return best, worst
 
 
-def _one_a_video(ranked: Sequence[Sample], count: int) -> list[Sample]:
+def _first_of_each_video(ranked: Sequence[Sample], count: int) -> list[Sample]:
     chosen: dict[str, Sample] = {}
     for sample in ranked:
         if len(chosen) < count:
@@ -49,9 +49,9 @@ def plot_contact_sheet(samples: Sequence[Sample], videos: Mapping[str, Path], pi
 
     Args:
         samples: answered questions.
-        videos: id -> file or folder of frames; a video that is not there is drawn without frames.
+        videos: id -> file or folder of frames. A missing video is drawn without frames.
         picture: the file to write.
-        count: how many answers a side.
+        count: how many answers on each side.
 
     Raises:
         InputError: if no question about time was answered.
@@ -60,7 +60,7 @@ def plot_contact_sheet(samples: Sequence[Sample], videos: Mapping[str, Path], pi
 
     best, worst = best_and_worst(samples, count)
     if not best:
-        raise InputError("no question about time was answered, so that there is nothing to show")
+        raise InputError("no question about time was answered: at least one is needed for this picture")
     rows = max(len(best), len(worst))
     figure = Figure(figsize=(15.6, 0.5 + (1.15 * STRIP_IN + BARS_IN + WRITTEN_IN) * rows), layout="constrained")
     sides: Any = figure.subfigures(1, 2, wspace=0.02)
@@ -88,14 +88,14 @@ def _draw(cell: Any, sample: Sample, video: Path | None) -> None:
 
 
 def _frames(video: Path | None) -> tuple[VideoClip | None, str]:
-    """As many frames as fit beside each other; or None, and why."""
+    """As many frames as fit beside each other, and no problem; or None and the problem."""
     from mmllm.video.opening import FrameFolder, open_video
 
     if video is None:
-        return None, "the video is not known: give its folder by --videos"
+        return None, "the path of this video is unknown: give its folder by --videos"
     try:
         with open_video(FrameFolder(path=video, fps=FOLDER_FPS) if video.is_dir() else video) as reader:
-            fitting = round(WIDTH_IN / (STRIP_IN * reader.info.width / reader.info.height))
-            return reader.sample_uniform(min(max(fitting, 2), FRAMES), size=FRAME_HEIGHT), ""
+            fitting_frames = round(WIDTH_IN / (STRIP_IN * reader.info.width / reader.info.height))
+            return reader.sample_uniform(min(max(fitting_frames, 2), FRAMES), size=FRAME_HEIGHT), ""
     except InputError as problem:
         return None, "\n".join(textwrap.wrap(str(problem), 70)[:3])

@@ -1,7 +1,7 @@
-"""A chat model behind an OpenAI-compatible interface, its replies kept on disk.
+"""A chat model behind an OpenAI-compatible interface, with a cache of its replies on disk.
 
-A request is asked once: its reply lies in a file named after all that the reply depends on, so that a stopped run goes
-on for free and scores can be computed again without a network.
+Each request is sent once. Its reply is stored in a file whose name is a hash of the whole request. So a stopped run
+can go on without asking again, and scores can be computed again without a network.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from mmllm.fields import require
 from mmllm.times.stamps import shortened
 
 KEYS = ("MMLLM_JUDGE_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold the key, the first one that is set."""
+"""Environment variables that may hold the key. The first one that is set counts."""
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-"""Answers of a server that may go away by themselves."""
+"""HTTP statuses after which another attempt may succeed."""
 
 Message = Mapping[str, str]
 
@@ -42,9 +42,9 @@ class EndpointConfig:
     timeout_s: float = 60.0
     """Longest wait for one reply."""
     attempts: int = 5
-    """How often a request is sent before its endpoint is given up."""
+    """A request is sent at most so many times."""
     pause_s: float = 1.0
-    """Wait before the second attempt, doubled for each further one."""
+    """Pause before the second attempt; doubled before each further one."""
 
     def __post_init__(self) -> None:
         require(self.url.startswith(("http://", "https://")), self, "url", "an address that begins with http(s)://")
@@ -56,23 +56,22 @@ class EndpointConfig:
         require(self.pause_s >= 0, self, "pause_s", "zero or more")
 
 
-class _StayHere(urllib.request.HTTPRedirectHandler):
-    """Takes a redirection for a refusal: the key is for this address only."""
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Makes a redirection an error: the key must not be sent to another address."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Nowhere."""
-        return
+        """Returns None, which tells urllib to raise an HTTPError."""
 
 
-_OPENER = urllib.request.build_opener(_StayHere)
+_OPENER = urllib.request.build_opener(_NoRedirects)
 
 
 class Endpoint:
-    """Asks a chat model, each question once.
+    """Sends requests to a chat model, each request once.
 
     Args:
-        config: which model.
-        cache: folder of the replies.
+        config: the model's address and settings.
+        cache: folder of the stored replies.
     """
 
     def __init__(self, config: EndpointConfig, cache: Path) -> None:
@@ -80,11 +79,11 @@ class Endpoint:
         self.cache = cache
 
     def reply(self, messages: Sequence[Message]) -> str:
-        """What the model says to a conversation.
+        """The model's reply to a conversation.
 
         Raises:
             InputError: if the endpoint refuses the request.
-            MmllmError: if it cannot be reached or gives nothing usable, however often it is asked.
+            MmllmError: if the endpoint cannot be reached, or gives no usable reply in all attempts.
         """
         body = {
             "model": self.config.model,
@@ -92,16 +91,16 @@ class Endpoint:
             "temperature": self.config.temperature,
             "max_tokens": self.config.max_tokens,
         }
-        kept = self.cache / f"{hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]}.json"
+        cached = self.cache / f"{hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]}.json"
         try:
-            return str(json.loads(kept.read_text(encoding="utf-8"))["reply"])
+            return str(json.loads(cached.read_text(encoding="utf-8"))["reply"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass
+            pass  # not asked before, or the file is damaged
         reply = self._ask(body)
         self.cache.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+        partial = cached.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         partial.write_text(json.dumps({"request": body, "reply": reply}, ensure_ascii=False, indent=1) + "\n")
-        os.replace(partial, kept)
+        os.replace(partial, cached)
         return reply
 
     def _ask(self, body: dict[str, Any]) -> str:
@@ -117,23 +116,23 @@ class Endpoint:
                 time.sleep(self.config.pause_s * 2 ** (attempt - 1))
             try:
                 with _OPENER.open(request, timeout=self.config.timeout_s) as response:
-                    return _said(json.loads(response.read()))
+                    return _reply_text(json.loads(response.read()))
             except urllib.error.HTTPError as refusal:
-                told = shortened(refusal.read().decode("utf-8", "replace"), 200)
-                problem = f"{refusal.code} {refusal.reason}: {told}"
+                message = shortened(refusal.read().decode("utf-8", "replace"), 200)
+                problem = f"{refusal.code} {refusal.reason}: {message}"
                 if refusal.code not in BUSY:
-                    hint = f" (is the key right? {' or '.join(KEYS)})" if refusal.code in (401, 403) else ""
-                    raise InputError(f"{address} refuses to be asked: {problem}{hint}") from None
-            except (OSError, ValueError) as failure:  # not reached, too late, or not what was promised
+                    hint = f" (check the key in {' or '.join(KEYS)})" if refusal.code in (401, 403) else ""
+                    raise InputError(f"{address} refuses the request: {problem}{hint}") from None
+            except (OSError, ValueError) as failure:  # not reached, timed out, or not a chat completion
                 problem = str(failure) or type(failure).__name__
         raise MmllmError(f"{address} gave no reply in {self.config.attempts} attempts: {problem}")
 
 
-def _said(response: Any) -> str:
-    """The text of a reply; an empty one where the model said nothing.
+def _reply_text(response: Any) -> str:
+    """The text of a chat completion; empty if the model wrote nothing.
 
     Raises:
-        ValueError: if it is no reply.
+        ValueError: if the response is not a chat completion.
     """
     try:
         return response["choices"][0]["message"]["content"] or ""

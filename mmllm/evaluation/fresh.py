@@ -1,4 +1,4 @@
-"""Clips that no model has been trained on: rendered from a seed of one's own, kept for the next evaluation."""
+"""Clips that no model was trained on, rendered from another seed and stored for the next evaluation."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mmllm.synthetic.rendering import render
 from mmllm.train.recipes import full
 
 _FITTED_TO = 400
-"""Clips whose questions the blind baselines are fitted to; they are not rendered."""
+"""Number of clips whose questions the blind baselines are fitted to. These clips are not rendered."""
 
 
 def fresh_benchmark(seed: int, *, world: str | None = None, videos: int = 100, workers: int | None = None) -> Benchmark:
-    """Held-out clips of a seed with the default model's families of questions; rendered once, then kept for later.
+    """Clips of a seed, with the default model's families of questions. They are rendered once, then read again.
 
     The baselines are fitted to the questions of other clips of the same seed.
 
     Args:
-        seed: any but the one that the recipes render their training clips from.
-        world: kind of clips, see `SyntheticConfig`; the one that the default model was trained on if None.
+        seed: any but that of the recipes' training clips.
+        world: kind of clips, see `SyntheticConfig`. If None, the one that the default model was trained on.
         videos: number of clips.
         workers: processes that render.
 
@@ -37,36 +37,36 @@ def fresh_benchmark(seed: int, *, world: str | None = None, videos: int = 100, w
     """
     trained_on = full().data.synthetic
     if seed == trained_on.seed:
-        raise InputError(f"seed {seed} is the one that recipes render their training clips from: choose another")
+        raise InputError(f"seed {seed} gives the clips that recipes train on; any other seed is allowed")
     config = replace(trained_on, seed=seed, world=world or trained_on.world, train_videos=0, val_videos=videos)
-    told = hashlib.sha256(json.dumps(to_mapping(config), sort_keys=True).encode()).hexdigest()[:8]
-    folder = _cache() / f"seed{seed}-{config.world}-{videos}-{told}"
+    fingerprint = hashlib.sha256(json.dumps(to_mapping(config), sort_keys=True).encode()).hexdigest()[:8]
+    folder = _cache() / f"seed{seed}-{config.world}-{videos}-{fingerprint}"
     render(folder, config, workers=workers)
-    asked = read_rtl(folder / "val.json", folder / "videos").items
-    return Benchmark(questions=asked, fit=_questions(config, _FITTED_TO))
+    questions = read_rtl(folder / "val.json", folder / "videos").items
+    return Benchmark(questions=questions, fit=_questions(config, _FITTED_TO))
 
 
 def _questions(config: SyntheticConfig, videos: int) -> list[Question]:
-    """Questions of clips that are in no benchmark, with their answers."""
-    made = []
+    """Questions with their answers, of clips of the seed's training split, which are in no benchmark."""
+    questions = []
     for index in range(videos):
-        world, asked = clip(config, "train", index)
+        world, clip_questions = clip(config, "train", index)
         vid = video_id(config, "train", index)
-        made += [
+        questions += [
             Question(
                 question_id=f"{vid}_{number}",
                 vid=vid,
-                question=one.question,
-                answer=one.answer,
+                question=question.question,
+                answer=question.answer,
                 duration_s=world.duration_s,
-                family=one.family,
+                family=question.family,
             )
-            for number, one in enumerate(asked)
+            for number, question in enumerate(clip_questions)
         ]
-    return made
+    return questions
 
 
 def _cache() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmllm" / "fresh"
-    home.mkdir(parents=True, exist_ok=True)
-    return home
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmllm" / "fresh"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

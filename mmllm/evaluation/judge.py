@@ -1,9 +1,9 @@
-"""The judge's score: a chat model rates what an answer explains beside what the annotation explains.
+"""The judge's score: a chat model compares the explanation of an answer with the annotated one.
 
-As in LITA (arXiv 2403.19046, section 4.1): for each question the judge is given the video's captions, the question,
-the annotated explanation as the first assistant's and the model's as the second's, without the two times in front. It
-rates both from 1 to 10. The score is the mean rating of the second over that of the first, a ratio of means over
-questions. A reply without two ratings is counted and left out. The wording is ours.
+As in LITA (arXiv 2403.19046, section 4.1): for each question the judge reads the video's captions, the question, the
+annotated explanation as that of assistant 1, and the model's as that of assistant 2, both without their two times. It
+rates both from 1 to 10. The score is the mean rating of assistant 2 divided by the mean rating of assistant 1. A reply
+without two ratings is counted, but has no part in the means. The wording of the request is ours.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ _GRADES = re.compile(r"\s*(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s,;]+(\d+(?:\.\d+)?)(?:
 
 @dataclass(frozen=True, kw_only=True)
 class Rating:
-    """What the judge made of one answer."""
+    """The judge's reply about one answer."""
 
     question_id: str
     reply: str
     ratings: tuple[float, float] | None
-    """Of the annotated and of the model's explanation, 1 to 10; None if the reply has no two ratings."""
+    """Of the annotated and of the model's explanation, 1 to 10. None if the reply does not have two ratings."""
 
     def to_json(self) -> dict[str, Any]:
         """A mapping of plain JSON values."""
@@ -73,8 +73,8 @@ def judge_messages(sample: Sample, captions: str = "") -> list[dict[str, str]]:
     """The conversation that asks for two ratings of one answered question.
 
     Args:
-        sample: an answered question whose truth says something.
-        captions: what happens in the video, a line an event.
+        sample: an answered question whose truth has a text.
+        captions: what happens in the video, one line for each event.
     """
     request = REQUEST.format(
         captions=captions or NO_CAPTIONS,
@@ -86,23 +86,25 @@ def judge_messages(sample: Sample, captions: str = "") -> list[dict[str, str]]:
 
 
 def ratings_of(reply: str) -> tuple[float, float] | None:
-    """The two ratings on the first line that is not empty; None if it is anything else, or one is not 1 to 10."""
+    """The two ratings on the first line that is not empty. None if that line is not two numbers from 1 to 10."""
     first = next(filter(None, map(str.strip, reply.splitlines())), "")
     match = _GRADES.fullmatch(first)
     if match is None:
         return None
     reference, answer = float(match[1]), float(match[2])
-    return (reference, answer) if all(LOWEST <= one <= HIGHEST for one in (reference, answer)) else None
+    return (reference, answer) if all(LOWEST <= rating <= HIGHEST for rating in (reference, answer)) else None
 
 
 def captions_by_video(path: Path) -> dict[str, str]:
-    """For each video of a file in ActivityNet Captions' schema its events, a line `<start> <end> sentence` each.
+    """The events of each video in a file of ActivityNet Captions' schema, one line `<start> <end> sentence` each.
 
     Raises:
         InputError: if the file cannot be read.
     """
     return {
-        video.vid: "\n".join(f"<{e.span.start_s:g}> <{e.span.end_s:g}> {e.sentence}" for e in video.events)
+        video.vid: "\n".join(
+            f"<{event.span.start_s:g}> <{event.span.end_s:g}> {event.sentence}" for event in video.events
+        )
         for video in read_captions(path).items
     }
 
@@ -112,8 +114,8 @@ class Judge:
 
     Args:
         config: the chat model.
-        folder: gets `judge/`, the replies.
-        captions: what happens in each video, by its id.
+        folder: replies are stored in its folder `judge/`.
+        captions: what happens in each video, by the video's id.
     """
 
     def __init__(self, config: EndpointConfig, folder: Path, captions: Mapping[str, str] | None = None) -> None:
@@ -122,42 +124,45 @@ class Judge:
 
     @classmethod
     def of(cls, url: str | None, model: str | None, captions: Path | None, folder: Path) -> Judge | None:
-        """As flags say; None if they name no judge.
+        """The judge that the flags of a command describe; None if they describe none.
 
         Raises:
             InputError: if only one of address and model is given, or the captions cannot be read.
         """
         if url is None and model is None:
             if captions is not None:
-                raise InputError(f"{captions}: captions are for a judge, so give --judge-url and --judge-model too")
+                raise InputError(
+                    f"--judge-captions {captions}: only a judge reads captions; also give --judge-url and --judge-model"
+                )
             return None
         if url is None or model is None:
-            raise InputError("a judge needs both --judge-url and --judge-model")
+            missing = "--judge-url" if url is None else "--judge-model"
+            raise InputError(f"{missing} is missing: a judge needs both --judge-url and --judge-model")
         texts = captions_by_video(captions) if captions is not None else {}
         return cls(EndpointConfig(url=url, model=model), folder, texts)
 
     def verdict(self, sample: Sample) -> Rating:
-        """What the judge says about one answered question."""
+        """The judge's rating of one answered question."""
         reply = self.endpoint.reply(judge_messages(sample, self.captions.get(sample.vid, "")))
         return Rating(question_id=sample.question_id, reply=reply, ratings=ratings_of(reply))
 
     def judge(self, samples: Sequence[Sample], record: Path | None = None) -> dict[str, Any]:
-        """Rates all answers whose truth says something; see `judge_scores`.
+        """Scores of all answers whose truth has a text; see `judge_scores`.
 
         Args:
             samples: answered questions.
-            record: JSON lines to write, one verdict a line.
+            record: file of JSON lines to write, one rating a line.
         """
-        asked = [sample for sample in samples if sample.truth_text and not sample.error]
+        rateable = [sample for sample in samples if sample.truth_text and not sample.error]
         with (
             ThreadPoolExecutor(PARALLEL, thread_name_prefix="mmllm-judge") as pool,
-            Progress("judge answers", len(asked), "answers") as bar,
+            Progress("judge answers", len(rateable), "answers") as bar,
         ):
-            waiting = [pool.submit(self.verdict, sample) for sample in asked]
+            futures = [pool.submit(self.verdict, sample) for sample in rateable]
             verdicts = []
             try:
-                for one in waiting:
-                    verdicts.append(one.result())
+                for future in futures:
+                    verdicts.append(future.result())
                     bar.advance()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -169,13 +174,13 @@ class Judge:
 
 
 def judge_scores(verdicts: Sequence[Rating]) -> dict[str, Any]:
-    """The judge's score with its parts.
+    """The judge's score, and the means and counts behind it.
 
     | key | meaning |
     |---|---|
     | `score` | mean rating of the answers over that of the annotations; can exceed 1. None if nothing was rated |
     | `answer_rating`, `reference_rating` | those means, 1 to 10 |
-    | `rated`, `unparseable` | replies with two ratings, and those without, which do not count |
+    | `rated`, `unparseable` | number of replies with two ratings, and of replies without, which do not count |
     """
     ratings = [verdict.ratings for verdict in verdicts if verdict.ratings is not None]
     reference, answer = np.mean(ratings, axis=0) if ratings else (None, None)

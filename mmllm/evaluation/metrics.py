@@ -1,7 +1,7 @@
 """Scores of answers as pure functions of samples: time by intersection over union, text by exact match.
 
-As LITA reports (arXiv 2403.19046, section 4): a question's IoU is averaged over its video's questions, then over
-videos; P@x is the share of questions whose IoU is at least x, averaged the same way. All scores are from 0 to 1.
+As in LITA (arXiv 2403.19046, section 4): IoU is averaged over the questions of each video, then over videos. P@x is
+the fraction of questions whose IoU is at least x, averaged in the same way. All scores are from 0 to 1.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ CONFIDENCE = 0.95
 SampleScore = Callable[[Sample], float]
 
 
-def iou(one: Span, other: Span) -> float:
+def iou(first: Span, second: Span) -> float:
     """Length of the intersection over length of the union; 0 if the union has no length."""
-    return set_iou([one], [other])
+    return set_iou([first], [second])
 
 
-def set_iou(some: Sequence[Span], others: Sequence[Span]) -> float:
-    """The same for two sets of spans: the time that both name over the time that either names."""
-    some, others = merged(some), merged(others)
-    both = 0.0
-    for one in some:
-        for other in others:
-            both += max(min(one.end_s, other.end_s) - max(one.start_s, other.start_s), 0.0)
-    either = sum(span.length_s for span in some) + sum(span.length_s for span in others) - both
-    return both / either if either > 0 else 0.0
+def set_iou(first: Sequence[Span], second: Sequence[Span]) -> float:
+    """IoU of two sets of spans: the time that both cover over the time that at least one covers."""
+    first, second = merged(first), merged(second)
+    intersection_s = 0.0
+    for a in first:
+        for b in second:
+            intersection_s += max(min(a.end_s, b.end_s) - max(a.start_s, b.start_s), 0.0)
+    union_s = sum(span.length_s for span in first) + sum(span.length_s for span in second) - intersection_s
+    return intersection_s / union_s if union_s > 0 else 0.0
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """The same instants as spans that neither touch nor overlap, in order."""
+    """The same time as ordered spans that neither touch nor overlap."""
     result: list[Span] = []
     for span in sorted(spans, key=lambda span: (span.start_s, span.end_s)):
         if result and span.start_s <= result[-1].end_s:
@@ -52,8 +52,8 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 def sample_iou(sample: Sample) -> float:
     """IoU of one answer; 0 if the question failed.
 
-    Where the truth is one span, the answer's first span counts, as published. Where it is several, all the answer's
-    spans count as a set.
+    If the truth is one span, only the answer's first span counts, as published. If the truth is several spans, all
+    spans of the answer count, as a set.
     """
     if sample.error or not sample.prediction_spans:
         return 0.0
@@ -63,7 +63,7 @@ def sample_iou(sample: Sample) -> float:
 
 
 def text_match(sample: Sample) -> float:
-    """1 if the answer's text is the true one, apart from case and white space at its ends; 0 if the question failed."""
+    """1 if the answer's text is the true one. Case and outer white space do not count. 0 if the question failed."""
     if sample.error:
         return 0.0
     return float(sample.prediction_text.strip().lower() == sample.truth_text.strip().lower())
@@ -89,17 +89,17 @@ def over_questions(samples: Sequence[Sample], score: SampleScore) -> float | Non
 
 
 def bootstrap_interval(values: Sequence[float], *, resamples: int = 1000, seed: int = 0) -> list[float] | None:
-    """The 95 % interval of the mean under drawing as many values again with replacement; None without values."""
+    """The 95 % bootstrap interval of the mean: values drawn with replacement. None without values."""
     if not len(values):
         return None
-    generator, drawn = np.random.default_rng(seed), np.asarray(values, dtype=np.float64)
-    means = [generator.choice(drawn, size=len(drawn)).mean() for _ in range(resamples)]
+    generator, population = np.random.default_rng(seed), np.asarray(values, dtype=np.float64)
+    means = [generator.choice(population, size=len(population)).mean() for _ in range(resamples)]
     tail = 100 * (1 - CONFIDENCE) / 2
     return [float(end) for end in np.percentile(means, [tail, 100 - tail])]
 
 
 def temporal_scores(samples: Sequence[Sample], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Scores of the questions about time; None where there is nothing to average.
+    """Scores of the questions about time; a score is None if there is nothing to average.
 
     | key | meaning |
     |---|---|
@@ -107,62 +107,62 @@ def temporal_scores(samples: Sequence[Sample], *, resamples: int = 1000, seed: i
     | `miou`, `p_at_0.3`, `p_at_0.5`, `p_at_0.7` | averaged per video, then over videos; failed questions are 0 |
     | `miou_interval`, `p_at_0.5_interval` | 95 % bootstrap interval over videos |
     | `miou_per_question`, `p_at_0.5_per_question`, ... | averaged over questions |
-    | `fallback_rate` | share of the answered ones with fewer than two times, scored as the whole video |
-    | `miou_without_fallback` | as `miou`, with such answers as 0 |
+    | `fallback_rate` | fraction of the answers with fewer than two times; these are scored as the whole video |
+    | `miou_without_fallback` | as `miou`, but such answers count as 0 |
     """
     timed = [sample for sample in samples if sample.truth_spans]
     answered = [sample for sample in timed if not sample.error]
     scores: dict[str, Any] = {"temporal_questions": len(timed)}
-    known = {id(sample): sample_iou(sample) for sample in timed}
+    ious = {id(sample): sample_iou(sample) for sample in timed}
 
     def reaches(level: float) -> SampleScore:
-        return lambda sample: float(known[id(sample)] >= level)
+        return lambda sample: float(ious[id(sample)] >= level)
 
-    kinds: Mapping[str, SampleScore] = {
-        "miou": lambda sample: known[id(sample)],
+    sample_scores: Mapping[str, SampleScore] = {
+        "miou": lambda sample: ious[id(sample)],
         **{f"p_at_{level}": reaches(level) for level in THRESHOLDS},
     }
-    for name, score in kinds.items():
+    for name, score in sample_scores.items():
         videos = by_video(timed, score)
         scores[name] = float(np.mean(list(videos.values()))) if videos else None
         scores[f"{name}_per_question"] = over_questions(timed, score)
         if name in ("miou", "p_at_0.5"):
             scores[f"{name}_interval"] = bootstrap_interval(list(videos.values()), resamples=resamples, seed=seed)
-    scores["miou_without_fallback"] = over_videos(timed, lambda sample: 0.0 if sample.fallback else known[id(sample)])
+    scores["miou_without_fallback"] = over_videos(timed, lambda sample: 0.0 if sample.fallback else ious[id(sample)])
     scores["fallback_rate"] = over_questions(answered, lambda sample: float(sample.fallback))
     return scores
 
 
 def text_scores(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Scores of what was said; see `text_metrics`. None where there is nothing to average; failed questions are 0.
+    """Scores of the answers' texts; see `text_metrics`. None if there is nothing to average; failed questions are 0.
 
     | key | meaning |
     |---|---|
     | `text_questions` | questions that are answered by a text alone: their truth has no span |
-    | `text_accuracy` | share of them whose text is the true one |
-    | `text_f1`, `text_rouge_l` | likeness to the true text |
-    | `explanation_questions` | questions about time whose truth says something besides |
-    | `explanation_f1`, `explanation_rouge_l` | likeness of what is said there, the two times taken out |
+    | `text_accuracy` | fraction of them whose text is the true one |
+    | `text_f1`, `text_rouge_l` | similarity to the true text |
+    | `explanation_questions` | questions about time whose truth also has a text |
+    | `explanation_f1`, `explanation_rouge_l` | similarity of that text to the answer's, without the two times |
     """
     texts = [sample for sample in samples if not sample.truth_spans]
     explained = [sample for sample in samples if sample.truth_spans and sample.truth_text]
     return {
         "text_questions": len(texts),
         "text_accuracy": over_questions(texts, text_match),
-        "text_f1": over_questions(texts, _likeness(token_f1)),
-        "text_rouge_l": over_questions(texts, _likeness(rouge_l)),
+        "text_f1": over_questions(texts, _similarity(token_f1)),
+        "text_rouge_l": over_questions(texts, _similarity(rouge_l)),
         "explanation_questions": len(explained),
-        "explanation_f1": over_questions(explained, _likeness(token_f1)),
-        "explanation_rouge_l": over_questions(explained, _likeness(rouge_l)),
+        "explanation_f1": over_questions(explained, _similarity(token_f1)),
+        "explanation_rouge_l": over_questions(explained, _similarity(rouge_l)),
     }
 
 
-def _likeness(metric: Callable[[str, str], float]) -> SampleScore:
+def _similarity(metric: Callable[[str, str], float]) -> SampleScore:
     return lambda sample: 0.0 if sample.error else metric(sample.prediction_text, sample.truth_text)
 
 
 def coverage_scores(samples: Sequence[Sample]) -> dict[str, Any]:
-    """How much was asked, how much was answered, and `coverage`: answered over asked."""
+    """Counts of questions, videos, answered (`scored`) and failed questions; `coverage` is answered over all."""
     failed = sum(bool(sample.error) for sample in samples)
     return {
         "questions": len(samples),
@@ -182,5 +182,5 @@ def families(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
 
 
 def with_spans(sample: Sample, *spans: Span) -> Sample:
-    """The same question as if it had been answered by these spans."""
+    """The same question with these spans as its answer."""
     return replace(sample, prediction_spans=spans, fallback=False, error="")

@@ -1,4 +1,4 @@
-"""`mmllm plot RUN`: losses of a training run and the quality of its answers as pictures."""
+"""`mmllm plot RUN`: pictures of a training run's losses and of the quality of its answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmllm.errors import InputError
 from mmllm.evaluation.samples import Sample, read_samples
 
 EVALUATIONS = ("", "eval", "model/eval")
-"""Where the answers may lie in a run's folder."""
+"""Places in a run's folder where answers are looked for, the first one that has any."""
 VIDEOS = "videos.json"
 
 
@@ -28,15 +28,15 @@ def plot(
     Args:
         run: folder of a training run, or of an evaluation.
         output: folder for losses.png, iou_histogram.png, iou_by_length.png and answers.png; RUN/plots if not given.
-        videos: folder of the videos, if they are no longer where they were evaluated.
-        count: how many of the best and of the worst answers are shown.
+        videos: folder of the videos, if they have moved since the evaluation.
+        count: how many of the best and of the worst answers are drawn.
     """
     for picture in plot_run(run, output or run / "plots", videos, count):
         print(picture)
 
 
 def plot_run(run: Path, output: Path, videos: Path | None = None, count: int = 4) -> list[Path]:
-    """The pictures there are data for; see `plot`.
+    """Draws every picture that the folder has data for, and returns their files; see `plot`.
 
     Raises:
         InputError: if there is nothing to draw.
@@ -48,7 +48,7 @@ def plot_run(run: Path, output: Path, videos: Path | None = None, count: int = 4
     if count < 1:
         raise InputError(f"--count {count}: must be at least 1")
     if not run.is_dir():
-        raise InputError(f"{run}: there is no such folder")
+        raise InputError(f"{run}: no such folder")
     losses = {path.parent.name: path for path in [*run.glob("metrics.jsonl"), *sorted(run.glob("*/metrics.jsonl"))]}
     folder = next((run / name for name in EVALUATIONS if _answer_files(run / name)), None)
     if not losses and folder is None:
@@ -61,33 +61,34 @@ def plot_run(run: Path, output: Path, videos: Path | None = None, count: int = 4
             pictures.append(plot_iou_histogram(samples, output / "iou_histogram.png"))
             pictures.append(plot_iou_by_length(samples, output / "iou_by_length.png"))
         if any(sample.truth_spans and not sample.error for sample in samples):
-            places = _places(folder, samples, videos)
-            pictures.append(plot_contact_sheet(samples, places, output / "answers.png", count))
+            video_paths = _video_paths(folder, samples, videos)
+            pictures.append(plot_contact_sheet(samples, video_paths, output / "answers.png", count))
     return pictures
 
 
 def _answer_files(folder: Path) -> list[Path]:
-    """The answers of an evaluation, of all its trials."""
+    """Files of an evaluation's answers, one for each trial."""
     return [*folder.glob("samples.jsonl"), *sorted(folder.glob("trial-*/samples.jsonl"))]
 
 
 def write_places(folder: Path, videos: Mapping[str, Path | None]) -> None:
-    """Keeps where the videos of an evaluation are, for pictures of its answers."""
-    known = {vid: str(path.absolute()) for vid, path in videos.items() if path is not None}
-    (folder / VIDEOS).write_text(json.dumps(known, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes the paths of an evaluation's videos into its folder, for pictures of its answers."""
+    paths_by_id = {vid: str(path.absolute()) for vid, path in videos.items() if path is not None}
+    (folder / VIDEOS).write_text(json.dumps(paths_by_id, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _places(folder: Path, samples: Sequence[Sample], videos: Path | None) -> dict[str, Path]:
+def _video_paths(folder: Path, samples: Sequence[Sample], videos: Path | None) -> dict[str, Path]:
+    """Id -> path, of videos in the folder `videos`, or as `write_places` wrote them."""
     if videos is None:
-        known = folder / VIDEOS
-        return {vid: Path(path) for vid, path in json.loads(known.read_text()).items()} if known.exists() else {}
+        file = folder / VIDEOS
+        return {vid: Path(path) for vid, path in json.loads(file.read_text()).items()} if file.exists() else {}
     from mmllm.datasets.annotations import MissingVideo
     from mmllm.datasets.folders import VideoFolder
 
-    home, found = VideoFolder(videos), {}
+    video_folder, paths_by_id = VideoFolder(videos), {}
     for vid in {sample.vid for sample in samples}:
         try:
-            found[vid] = home.find(vid)
+            paths_by_id[vid] = video_folder.find(vid)
         except MissingVideo:
             continue
-    return found
+    return paths_by_id

@@ -1,4 +1,4 @@
-"""Answers to the questions of a benchmark, written as they come, so that a stopped evaluation goes on."""
+"""Answer the questions of a benchmark. Answers are written as they come, so that a stopped evaluation can go on."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from mmllm.video.quarantine import Failure, Quarantine
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Questions to be answered, and those that blind baselines are fitted to."""
+    """Questions to be answered, and questions to fit the blind baselines to."""
 
     questions: list[Question]
     fit: list[Question]
-    """Empty if there are none; the baselines are then fitted to the scored questions, which favours them."""
+    """If empty, the baselines are fitted to the scored questions, which favours the baselines."""
     bad_rows: list[str] = field(default_factory=list)
     """Rows of the annotations that are no question, with the reason."""
 
     def first(self, videos: int) -> Benchmark:
-        """The questions of only so many videos."""
+        """The benchmark with the questions of at most so many videos."""
         vids = sorted({question.vid for question in self.questions})[:videos]
         return replace(self, questions=[question for question in self.questions if question.vid in vids])
 
@@ -45,32 +45,33 @@ class Benchmark:
 def read_benchmark(
     data: Path, videos: Path | None = None, format: str = "auto", durations: Path | None = None
 ) -> Benchmark:
-    """Reads a folder with `val.json` (and `train.json`), or a file of annotations of any known form.
+    """Reads a folder with `val.json` (and `train.json`), or a file of annotations in any format of `formats`.
 
-    A question whose video is not there stays: it is not answered, counts as 0 and is reported.
+    A question whose video is missing stays in the benchmark: it is not answered, counts as 0 and is reported.
 
     Args:
-        data: the folder or the file; of captioned videos each event is asked for.
-        videos: where the videos are; by default the folder `videos` beside the annotations. For dialogues the folder
+        data: the folder or the file. For captioned videos there is one question for each event.
+        videos: folder of the videos; by default the folder `videos` beside the annotations. For dialogues the folder
             that their paths are relative to, by default the file's own.
-        format: `auto`, or the form's name, see `formats`.
+        format: `auto`, or a name of `mmllm.datasets.formats`.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
 
     Raises:
-        InputError: if there is nothing to be read, or none of the videos is there.
+        InputError: if there are no annotations, or if all videos are missing.
     """
     path = data / "val.json" if data.is_dir() else data
     if not path.exists():
-        raise InputError(f"{data}: no annotations there (expected a JSON file, or a folder with val.json)")
+        raise InputError(f"{data}: has no annotations (expected a JSON file, or a folder with val.json)")
     form = format_of(path) if format == "auto" else format
     folder = videos if videos is not None or form == "dialogues" else path.parent / "videos"
-    found = read_questions(path, folder, form, durations=durations)
-    places = {question.question_id: question.video for question in found.items}
+    with_video = read_questions(path, folder, form, durations=durations)
     if form == "dialogues":
-        questions, bad = found.items, found.bad
-    else:
-        asked = read_questions(path, None, form, durations=durations)
-        questions, bad = [replace(one, video=places.get(one.question_id)) for one in asked.items], asked.bad
+        questions, bad = with_video.items, with_video.bad
+    else:  # read without a folder, a question stays although its video is missing
+        paths_by_id = {question.question_id: question.video for question in with_video.items}
+        every = read_questions(path, None, form, durations=durations)
+        questions = [replace(question, video=paths_by_id.get(question.question_id)) for question in every.items]
+        bad = every.bad
     if questions and not any(question.video for question in questions):
         raise InputError(f"{folder}: has none of the videos of {path}")
     train = path.parent / "train.json"
@@ -95,9 +96,9 @@ def answer_all(
         qa: the model.
         questions: all questions.
         output: folder of `samples.jsonl` and `shuffled.jsonl`; questions already answered there are not asked again.
-        shuffle: also ask each question about the video that comes next, which shows what is guessed from the words.
+        shuffle: also ask each question about the next video. The score of these answers is what the words alone give.
         progress: show a bar.
-        seed: a name -> what the answers of one video are drawn from, where they are sampled.
+        seed: gives a random seed for a name; used for the sampled answers of one video. No seed is set if None.
         workers: processes that decode.
         generate: options of transformers' `generate`.
 
@@ -105,42 +106,45 @@ def answer_all(
         The samples, and those with shuffled videos.
     """
     output.mkdir(parents=True, exist_ok=True)
-    own, other = _Log(output / "samples.jsonl"), _Log(output / "shuffled.jsonl")
+    log, shuffled_log = _Log(output / "samples.jsonl"), _Log(output / "shuffled.jsonl")
     by_video: dict[str, list[Question]] = {}
     for question in questions:
         by_video.setdefault(question.vid, []).append(question)
+    # for each video of this process: its own questions and those of the video before it, without the answered ones
     vids = sorted(by_video)
     open_questions = {}
     for i in processes.share(range(len(vids))):
-        mine = own.missing(by_video[vids[i]])
-        theirs = other.missing(by_video[vids[i - 1]]) if shuffle and len(vids) > 1 else []
-        if mine or theirs:
-            open_questions[vids[i]] = mine, theirs
+        own = log.missing(by_video[vids[i]])
+        shuffled = shuffled_log.missing(by_video[vids[i - 1]]) if shuffle and len(vids) > 1 else []
+        if own or shuffled:
+            open_questions[vids[i]] = own, shuffled
+    # answers, a video at a time
     clips = _clips(qa, {vid: by_video[vid][0].video for vid in open_questions}, workers)
     bar = Progress("answer questions", len(open_questions), "videos", shown=progress and processes.is_main())
     with closing(clips), bar, torch.random.fork_rng():
         for vid, clip in clips:
             encoded, problem = (None, clip) if isinstance(clip, str) else (qa.encode_video(clip), "")
-            for log, asked in zip((own, other), open_questions[vid], strict=True):
+            for target, group in zip((log, shuffled_log), open_questions[vid], strict=True):
                 if seed is not None:
-                    torch.manual_seed(seed(f"{vid} {log.path.stem}"))
-                log.write(_answered(qa, encoded, problem, asked, generate))
+                    torch.manual_seed(seed(f"{vid} {target.path.stem}"))
+                target.write(_answered(qa, encoded, problem, group, generate))
             bar.advance()
-    for log, order in ((own, vids), (other, vids[-1:] + vids[:-1])):
-        log.gather([question for vid in order for question in by_video[vid]])
-    return own.samples(questions), other.samples(questions) if shuffle else []
+    # one file of all processes, in the order in which one process would have written it
+    for target, order in ((log, vids), (shuffled_log, vids[-1:] + vids[:-1])):
+        target.gather([question for vid in order for question in by_video[vid]])
+    return log.samples(questions), shuffled_log.samples(questions) if shuffle else []
 
 
 def _clips(
     qa: VideoQA, videos: Mapping[str, Path | None], workers: int
 ) -> Generator[tuple[str, VideoClip | str], None, None]:
-    """Each video's frames, or why there are none, in the order of `videos`; decoded ahead in worker processes."""
+    """Each video's frames, or the reason why it has none, in the order of `videos`. Worker processes decode ahead."""
     reading = Quarantine(qa.processor.clip_reader(), in_workers(workers))
-    there = [path for path in videos.values() if path is not None]
-    with closing(reading.outcomes(there)) as outcomes:
+    present = [path for path in videos.values() if path is not None]
+    with closing(reading.outcomes(present)) as outcomes:
         for vid, path in videos.items():
             if path is None:
-                yield vid, f"video {vid} is not there"
+                yield vid, f"video {vid} is missing"
                 continue
             _, clip = next(outcomes)
             yield vid, clip.told if isinstance(clip, Failure) else clip
@@ -153,23 +157,24 @@ def _answered(
     questions: Sequence[Question],
     generate: dict[str, Any],
 ) -> Iterable[Sample]:
+    """The answered questions of one video; all failed with `problem` if the video could not be encoded."""
     if encoded is None:
         return [Sample.asked(_with_length(question, None)).failed(problem) for question in questions]
     samples = []
-    by_length: dict[float, list[Question]] = {}
+    by_duration: dict[float, list[Question]] = {}  # one batch has one duration
     for question in questions:
-        known = _with_length(question, encoded.duration_s)
-        by_length.setdefault(known.duration_s or encoded.duration_s, []).append(known)
-    for seconds, group in by_length.items():
-        answers = qa.ask_all(encoded, [question.question for question in group], seconds, **generate)
-        samples += [Sample.asked(q).answered(answer) for q, answer in zip(group, answers, strict=True)]
+        with_length = _with_length(question, encoded.duration_s)
+        by_duration.setdefault(with_length.duration_s or encoded.duration_s, []).append(with_length)
+    for duration_s, group in by_duration.items():
+        answers = qa.ask_all(encoded, [question.question for question in group], duration_s, **generate)
+        samples += [Sample.asked(question).answered(answer) for question, answer in zip(group, answers, strict=True)]
     return samples
 
 
 def _with_length(question: Question, decoded_s: float | None) -> Question:
-    """The question with the length of its video: as annotated, else as decoded.
+    """The question with the length of its video: the annotated one, else the decoded one.
 
-    A video that cannot be decoded is taken to end with the last interval that is annotated in it.
+    If the video cannot be decoded, the end of the question's last annotated interval counts as its length.
     """
     if question.duration_s is not None or not question.spans:
         return question
@@ -177,56 +182,60 @@ def _with_length(question: Question, decoded_s: float | None) -> Question:
 
 
 class _Log:
-    """A file of samples that grows as answers come; several processes write files of their own, merged at the end."""
+    """A file of samples that grows as answers come. Each of several processes writes its own; `gather` merges them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.mine = path if processes.count() == 1 else path.with_name(f"{path.stem}.part{processes.rank()}.jsonl")
-        self.done: dict[str, Sample] = {}
+        self.own_path = path if processes.count() == 1 else path.with_name(f"{path.stem}.part{processes.rank()}.jsonl")
+        self.answered: dict[str, Sample] = {}
         with processes.main_first():
             for file in self._files():
-                if processes.is_main() and not file.read_bytes().endswith(b"\n"):  # a kill cut the last line short
-                    whole = file.read_text().rpartition("\n")[0]
-                    file.write_text(whole + "\n" if whole else "")
+                # a process that is killed while it writes leaves an incomplete last line
+                if processes.is_main() and not file.read_bytes().endswith(b"\n"):
+                    complete = file.read_text().rpartition("\n")[0]
+                    file.write_text(complete + "\n" if complete else "")
             self._read()
-        processes.wait()  # before anybody writes, everybody has read
+        processes.wait()  # no process may write before all have read
 
     def _files(self) -> list[Path]:
-        """The merged file and those of single processes, as far as there are any."""
+        """The merged file and those of single processes, without missing and empty ones."""
         files = [self.path, *sorted(self.path.parent.glob(f"{self.path.stem}.part*.jsonl"))]
         return [file for file in files if file.exists() and file.stat().st_size]
 
     def _read(self) -> None:
-        self.done = {sample.question_id: sample for file in self._files() for sample in read_samples(file)}
+        self.answered = {sample.question_id: sample for file in self._files() for sample in read_samples(file)}
 
     def gather(self, questions: Sequence[Question]) -> None:
-        """Merges what single processes have written into one file, in the order of the questions."""
+        """Merges the files of all processes into one, in the order of the questions."""
         processes.wait()
         parts = [file for file in self._files() if file != self.path]
         if parts or processes.count() > 1:
             self._read()
             processes.wait()
             if processes.is_main():
-                asked = [question.question_id for question in questions if question.question_id in self.done]
-                ordered = dict.fromkeys([*asked, *self.done])
+                asked = [question.question_id for question in questions if question.question_id in self.answered]
+                ordered_ids = dict.fromkeys([*asked, *self.answered])
                 merged = self.path.with_name(f".{self.path.name}.merged")
-                merged.write_text("".join(_line(self.done[name]) for name in ordered))
+                merged.write_text("".join(_line(self.answered[question_id]) for question_id in ordered_ids))
                 merged.replace(self.path)
                 for part in parts:
                     part.unlink()
         processes.wait()
 
     def missing(self, questions: Sequence[Question]) -> list[Question]:
-        return [question for question in questions if question.question_id not in self.done]
+        """The questions that have no answer in the file."""
+        return [question for question in questions if question.question_id not in self.answered]
 
     def write(self, samples: Iterable[Sample]) -> None:
-        with self.mine.open("a") as file:
+        """Appends samples to this process's file."""
+        with self.own_path.open("a") as file:
             for sample in samples:
-                self.done[sample.question_id] = sample
+                self.answered[sample.question_id] = sample
                 file.write(_line(sample))
 
     def samples(self, questions: Sequence[Question]) -> list[Sample]:
-        return [self.done[question.question_id] for question in questions if question.question_id in self.done]
+        """The answered ones of these questions, in their order."""
+        return [self.answered[question.question_id] for question in questions if question.question_id in self.answered]
 
 
 def _line(sample: Sample) -> str:
@@ -238,7 +247,8 @@ def scores_of(
 ) -> dict[str, Any]:
     """All scores with their baselines; see `mmllm.evaluation.score.score_samples`.
 
-    With shuffled videos also `shuffled_miou` and `shuffled_p_at_0.5`, and `shuffled_miou` of each family.
+    If answers about shuffled videos are given, also their `shuffled_miou` (for each family, too) and
+    `shuffled_p_at_0.5`.
     """
     baseline = BlindBaseline.fit([Sample.asked(question) for question in fit] if fit else samples)
     scores = score_samples(samples, baseline, seed=seed)
@@ -248,5 +258,5 @@ def scores_of(
         scores["shuffled_miou"] = over_videos(timed, sample_iou)
         scores["shuffled_p_at_0.5"] = over_videos(timed, lambda sample: float(sample_iou(sample) >= 0.5))
         for family, row in scores["families"].items():
-            row["shuffled_miou"] = over_videos([s for s in timed if s.family == family], sample_iou)
+            row["shuffled_miou"] = over_videos([sample for sample in timed if sample.family == family], sample_iou)
     return scores

@@ -1,4 +1,4 @@
-"""One scored question: what was asked, what is true, what was answered. A file of samples is JSON lines."""
+"""A question with its truth and its answer, for scoring. A file of samples has one JSON object a line."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from mmllm.times.stamps import checked_duration, shortened
 class Sample:
     """A question with its truth and a model's answer.
 
-    A sample whose truth has spans is scored by time, one whose truth has none by its text.
+    A sample whose truth has spans is scored by time, other samples by their text.
 
     Raises:
-        InputError: if the duration of a sample with spans is not a positive number of seconds.
+        InputError: if a sample with true spans has no positive duration in seconds, or neither an error nor an
+            answered span.
     """
 
     question_id: str
@@ -30,27 +31,30 @@ class Sample:
     family: str
     question: str
     duration_s: float | None
-    """The annotated length of the video, which is what converts time tokens; None where only texts are asked for."""
+    """The annotated length of the video, which converts time tokens to seconds. May be None if the truth is a text."""
     truth_spans: tuple[Span, ...] = ()
-    """Empty where the answer is a text."""
+    """Empty if the truth is only a text."""
     truth_text: str = ""
     prediction_raw: str = ""
     prediction_spans: tuple[Span, ...] = ()
     prediction_text: str = ""
     fallback: bool = False
-    """The answer named fewer than two times, so that its span is the whole video."""
+    """The answer has fewer than two times. Then its span is the whole video."""
     error: str = ""
-    """Why there is no answer, for example a video that cannot be read; empty if the question was answered."""
+    """Why there is no answer, for example a video that cannot be read. Empty if the question was answered."""
 
     def __post_init__(self) -> None:
         if self.truth_spans:
             checked_duration(self.duration_s)
             if not (self.error or self.prediction_spans):
-                raise InputError(f"question {self.question_id!r} is about time: its answer needs at least one span")
+                raise InputError(
+                    f"question {self.question_id!r} is about time, but its answer has no span: "
+                    "at least one span or an error is needed"
+                )
 
     @classmethod
     def asked(cls, question: Question) -> Sample:
-        """A question that has no answer yet, and is an error until it has one."""
+        """A sample of a question without an answer. Its error is `not answered`."""
         truth = question.truth()
         return cls(
             question_id=question.question_id,
@@ -64,11 +68,11 @@ class Sample:
         )
 
     def failed(self, error: str) -> Sample:
-        """This question with the reason why it has no answer."""
+        """The same question without an answer, and the reason for that."""
         return replace(self, prediction_raw="", prediction_spans=(), prediction_text="", fallback=False, error=error)
 
     def answered(self, answer: Answer) -> Sample:
-        """This question with a model's answer."""
+        """The same question with a model's answer."""
         return replace(
             self,
             prediction_raw=answer.raw,
@@ -80,7 +84,7 @@ class Sample:
 
     @property
     def length_s(self) -> float:
-        """The duration of a question about time, which always has one."""
+        """The duration of a question about time. For other questions it may be missing, which is an InputError."""
         return checked_duration(self.duration_s)
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +110,7 @@ class Sample:
         """The inverse of `to_json`.
 
         Raises:
-            InputError: naming the key that is missing or wrong.
+            InputError: if a key is missing or has the wrong type; it names the key.
         """
         truth, prediction = _get(row, "truth", dict), _get(row, "prediction", dict)
         return cls(
@@ -131,7 +135,9 @@ def _get(row: Any, key: str, kind: type | tuple[type, ...]) -> Any:
     if key not in row:
         raise InputError(f"the key {key!r} is missing")
     if not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool):
-        raise InputError(f"{key!r} has the wrong type: {shortened(repr(row[key]))}")
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        allowed = " or ".join("None" if item is NoneType else item.__name__ for item in kinds)
+        raise InputError(f"{key!r} has the wrong type: {shortened(repr(row[key]))}; allowed: {allowed}")
     return row[key]
 
 
@@ -154,7 +160,7 @@ def read_samples(path: Path) -> list[Sample]:
     """The samples of a file of JSON lines, in its order.
 
     Raises:
-        InputError: if the file cannot be read or a line is not a sample; names the file and the line.
+        InputError: if the file cannot be read, or a line is not a sample; it names the file and the line.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

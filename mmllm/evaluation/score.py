@@ -34,16 +34,17 @@ COLUMNS = {
 }
 CAPTION = (
     "fallback: answers without two times. Without looking at the video: mIoU of the best constant interval of each "
-    "family and of the whole video, accuracy of each family's usual text."
+    "family (const) and of the whole video (whole), accuracy of each family's most frequent text (usual)."
 )
 
 
 def score_samples(samples: Sequence[Sample], baseline: BlindBaseline, *, seed: int = 0) -> dict[str, Any]:
-    """All scores of answered questions, beside what can be had without looking at a video.
+    """All scores of answered questions, with those of baselines that do not look at the video.
 
-    The keys of `coverage_scores`, `temporal_scores` and `text_scores`, then `whole_video_miou`, `best_constant_miou`
-    (each question answered by its family's constant), `best_constant_overall_miou` (one constant for all), each also
-    as `..._p_at_0.5`, `most_frequent_text_accuracy`, and all of these for each family under `families`.
+    The keys are those of `coverage_scores`, `temporal_scores` and `text_scores`, then `whole_video_miou`,
+    `best_constant_miou` (each question answered by its family's constant), `best_constant_overall_miou` (one constant
+    for all), each also as `..._p_at_0.5`, and `most_frequent_text_accuracy`. `families` has all of these for each
+    family.
 
     Raises:
         InputError: if there are no samples.
@@ -60,27 +61,27 @@ def _scores(samples: Sequence[Sample], baseline: BlindBaseline, seed: int) -> di
     timed = [sample for sample in samples if sample.truth_spans]
     texts = [sample for sample in samples if not sample.truth_spans]
     scores = {**coverage_scores(samples), **temporal_scores(samples, seed=seed)}
-    blind = {
+    blind_answers = {
         "whole_video": WHOLE_VIDEO.answer,
         "best_constant": baseline.answer,
         "best_constant_overall": baseline.overall.answer,
     }
-    for name, answer in blind.items():
+    for name, answer in blind_answers.items():
         answered = [answer(sample) for sample in timed]
         scores[f"{name}_miou"] = over_videos(answered, sample_iou)
         scores[f"{name}_p_at_0.5"] = over_videos(answered, lambda sample: float(sample_iou(sample) >= 0.5))
-    guessed = text_scores([baseline.answer(sample) for sample in texts])
-    return {**scores, **text_scores(samples), "most_frequent_text_accuracy": guessed["text_accuracy"]}
+    blind_text_scores = text_scores([baseline.answer(sample) for sample in texts])
+    return {**scores, **text_scores(samples), "most_frequent_text_accuracy": blind_text_scores["text_accuracy"]}
 
 
 def score_file(path: Path, fit: Path | None = None, *, seed: int = 0) -> dict[str, Any]:
     """Scores of a file of samples.
 
     Args:
-        path: JSON lines as the evaluation writes them. Of a question that occurs twice the last answer counts, and
-            `duplicates` says how often that was so.
-        fit: samples whose truth the blind baselines are fitted to; without it they are fitted to the scored
-            questions themselves, which only favours the baselines.
+        path: JSON lines as the evaluation writes them. If a question occurs twice, its last answer counts;
+            `duplicates` is the number of answers that do not count.
+        fit: samples to fit the blind baselines to. If None, they are fitted to the scored questions, which favours
+            the baselines.
         seed: of the bootstrap intervals.
 
     Raises:
@@ -89,7 +90,7 @@ def score_file(path: Path, fit: Path | None = None, *, seed: int = 0) -> dict[st
     lines = read_samples(path)
     samples = list({sample.question_id: sample for sample in lines}.values())
     if not samples:
-        raise InputError(f"{path}: there are no answered questions in this file")
+        raise InputError(f"{path}: has no answered questions")
     scores = score_samples(samples, BlindBaseline.fit(samples if fit is None else read_samples(fit)), seed=seed)
     fitted_on = "the scored questions" if fit is None else str(fit)
     return {**scores, "baselines_fitted_on": fitted_on, "duplicates": len(lines) - len(samples)}
@@ -109,10 +110,11 @@ def score(
     Args:
         file: JSON lines that `mmllm eval` wrote, one answered question a line.
         fit: answered questions of the training set, to fit the blind baselines to; default: the scored questions.
-        judge_url: address of an OpenAI-compatible interface, such as http://localhost:8000/v1, to have explanations
-            rated; its key is read from MMLLM_JUDGE_KEY or OPENAI_API_KEY. Replies are kept in `judge/` beside the file.
+        judge_url: address of an OpenAI-compatible interface whose model rates explanations, such as
+            http://localhost:8000/v1. The key is read from MMLLM_JUDGE_KEY or OPENAI_API_KEY. Replies are stored in
+            `judge/` beside the file.
         judge_model: name of the judge's model there.
-        judge_captions: what happens in the videos, in ActivityNet Captions' schema, for the judge to read.
+        judge_captions: captions of the videos in ActivityNet Captions' schema. The judge reads them.
         json: print all scores as one JSON object instead of a table.
         seed: of the bootstrap intervals.
     """
@@ -134,7 +136,7 @@ def score(
 
 
 def score_table(scores: dict[str, Any]) -> Any:
-    """A rich table in per cent with a row for each family and one for all; columns without a value are left out."""
+    """A table of rich, in per cent, with a row for each family and one for all. Columns without a value are omitted."""
     from rich import box
     from rich.table import Table
 
@@ -152,29 +154,30 @@ def score_table(scores: dict[str, Any]) -> Any:
 
 
 def score_summary(scores: dict[str, Any]) -> str:
-    """How sure the scores are, what was said beside the times, how much they cover, and what counts as 0."""
+    """Text below the table: interval, spread of trials, explanations, number of answers, bad rows, videos."""
     parts = []
     if scores["miou_interval"] is not None:
         low, high = (100 * end for end in scores["miou_interval"])
-        said = f"mIoU {100 * scores['miou']:.1f}: {low:.1f} to {high:.1f} in 95 % of resampled videos"
-        most = scores.get("ceiling_miou")
-        parts.append(f"{said}." if most is None else f"{said}; at most {100 * most:.1f} as this model writes times.")
+        interval = f"mIoU {100 * scores['miou']:.1f}: {low:.1f} to {high:.1f} in 95 % of resampled videos"
+        ceiling = scores.get("ceiling_miou")
+        limit = "" if ceiling is None else f"; at most {100 * ceiling:.1f} as this model writes times"
+        parts.append(f"{interval}{limit}.")
     if trials := scores.get("trials"):
         spread = {title: 100 * trials["spread"][key] for title, key in COLUMNS.items() if key in trials["spread"]}
-        apart = ", ".join(f"{title} {spread[title]:.1f}" for title in ("mIoU", "P@0.5", "text") if title in spread)
-        parts.append(f"Mean of {trials['count']} trials at temperature {trials['temperature']}; spread: {apart}.")
+        listed = ", ".join(f"{title} {spread[title]:.1f}" for title in ("mIoU", "P@0.5", "text") if title in spread)
+        parts.append(f"Mean of {trials['count']} trials at temperature {trials['temperature']}; spread: {listed}.")
     if scores["explanation_questions"]:
         parts.append(
             f"Explanations: word F1 {100 * scores['explanation_f1']:.1f}, "
             f"ROUGE-L {100 * scores['explanation_rouge_l']:.1f}, {_judged(scores.get('judge'))}."
         )
     parts.append(f"{scores['scored']:g} of {scores['questions']} questions were answered")
-    told = " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")
+    summary = " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")
     if scores.get("bad_rows"):
-        told += f" {scores['bad_rows']} rows of the annotations are no questions (mmllm check says why)."
+        summary += f" {scores['bad_rows']} rows of the annotations are no questions (mmllm check says why)."
     for vid, reason in (scores.get("set_aside") or {}).items():
-        told += f"\nSet aside: {vid}: {reason}"
-    return told
+        summary += f"\nSet aside: {vid}: {reason}"
+    return summary
 
 
 def _judged(judge: dict[str, Any] | None) -> str:

@@ -1,7 +1,7 @@
-"""How alike two texts are, without a judge: F1 over words, and ROUGE-L.
+"""Similarity of two texts, without a judge: F1 over words, and ROUGE-L.
 
-Both look at lower-cased words without punctuation and lie between 0 and 1. Two texts without a word are equal; a text
-without a word has nothing in common with one that has some.
+Both compare lower-cased words without punctuation and lie between 0 and 1. Two texts without words have similarity 1.
+If only one of them has words, it is 0.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ def words(text: str) -> list[str]:
 
 
 def token_f1(answer: str, truth: str) -> float:
-    """F1 over words, as reading comprehension is scored (SQuAD, arXiv 1606.05250), but articles count.
+    """F1 over words, as in reading comprehension (SQuAD, arXiv 1606.05250), but articles count.
 
-    Order does not matter; a word that occurs twice has to be matched twice.
+    Order does not matter. A word that occurs twice has to be matched twice.
     """
-    said, true = words(answer), words(truth)
-    return _f1((Counter(said) & Counter(true)).total(), len(said), len(true))
+    answer_words, true_words = words(answer), words(truth)
+    return _f1((Counter(answer_words) & Counter(true_words)).total(), len(answer_words), len(true_words))
 
 
 def rouge_l(answer: str, truth: str) -> float:
-    """F1 of the longest common subsequence of words (ROUGE-L, Lin 2004, with precision and recall weighed alike)."""
-    said, true = words(answer), words(truth)
-    longest = [0] * (len(true) + 1)  # after each word of the answer: longest common subsequence with true[:j]
-    for word in said:
-        before = 0
-        for j, other in enumerate(true, start=1):
-            before, longest[j] = longest[j], before + 1 if word == other else max(longest[j], longest[j - 1])
-    return _f1(longest[-1], len(said), len(true))
+    """F1 of the longest common subsequence of words (ROUGE-L, Lin 2004, with equal weight of precision and recall)."""
+    answer_words, true_words = words(answer), words(truth)
+    longest = [0] * (len(true_words) + 1)  # [j]: longest common subsequence of the answer so far and true_words[:j]
+    for word in answer_words:
+        diagonal = 0  # longest[j - 1] before this word
+        for j, true_word in enumerate(true_words, start=1):
+            extended = diagonal + 1 if word == true_word else max(longest[j], longest[j - 1])
+            diagonal, longest[j] = longest[j], extended
+    return _f1(longest[-1], len(answer_words), len(true_words))
 
 
-def _f1(common: int, said: int, true: int) -> float:
-    return 2 * common / (said + true) if said + true else 1.0
+def _f1(common: int, answer_count: int, true_count: int) -> float:
+    total = answer_count + true_count
+    return 2 * common / total if total else 1.0

@@ -1,8 +1,8 @@
-"""Several rounds of the same evaluation with sampled answers, their mean and their spread.
+"""Several trials of the same evaluation with sampled answers: the mean and the spread of their scores.
 
-The paper averages every metric over three trials (arXiv 2403.19046, section 4.1). Greedy answers are the same each
-time, so several trials are sampled; each round is seeded by its number and the video, so that it can be repeated, and
-continued where it was stopped.
+LITA's paper averages every metric over three trials (arXiv 2403.19046, section 4.1). Greedy answers are the same each
+time, so several trials are sampled. The random seed depends on the trial's number and the video. So a trial can be
+repeated, and a stopped one can go on.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 from mmllm.fields import require
 
 SAMPLED = 0.2
-"""Temperature of several trials where none is given."""
+"""Temperature of several trials if none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
-    """How often everything is asked, and how answers are drawn."""
+    """How often every question is asked, and how answers are sampled."""
 
     count: int = 1
     temperature: float = 0.0
-    """0 takes the likeliest token each time."""
+    """0 always takes the token with the highest probability."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class Trials:
 
     @classmethod
     def of(cls, count: int, temperature: float | None, seed: int) -> Trials:
-        """As flags say; without a temperature one trial is greedy, and several are sampled."""
+        """The settings of a command's flags. Without a temperature, one trial is greedy and several are sampled."""
         if temperature is None:
             temperature = SAMPLED if count > 1 else 0.0
         return cls(count=count, temperature=temperature, seed=seed)
@@ -52,32 +52,33 @@ class Trials:
         return {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
 
     def folder(self, root: Path, trial: int) -> Path:
-        """Where the answers of a trial, counted from 0, are kept: `root` itself if it is the only one."""
+        """Folder of a trial's answers; trials count from 0. It is `root` itself if there is only one trial."""
         return root if self.count == 1 else root / f"trial-{trial + 1}"
 
     def seed_of(self, trial: int, name: str) -> int:
-        """What the answers of that name are drawn from, for example those about one video."""
+        """Random seed for the answers of that name, for example those about one video."""
         return zlib.crc32(f"{self.seed}|{trial}|{name}".encode())
 
 
 def averaged(trials: Sequence[dict[str, Any]], settings: Trials) -> dict[str, Any]:
-    """The mean of each score over trials; with several also `trials`: settings, `spread` and each trial's own scores.
+    """The mean of each score over trials. For several trials also `trials`: settings, `spread`, each trial's scores.
 
-    `spread` is the standard deviation (n - 1) of the scores of all questions over the trials.
+    `spread` is the standard deviation (n - 1) over trials of each score of all questions.
     """
     if len(trials) == 1:
         return trials[0]
-    own = [{key: value for key, value in scores.items() if isinstance(value, (int, float))} for scores in trials]
+    numbers = [{key: value for key, value in scores.items() if isinstance(value, (int, float))} for scores in trials]
     spread = {
-        key: float(np.std([scores[key] for scores in own], ddof=1))
-        for key in own[0]
-        if isinstance(own[0][key], float) and all(key in scores for scores in own)
+        key: float(np.std([scores[key] for scores in numbers], ddof=1))
+        for key in numbers[0]
+        if isinstance(numbers[0][key], float) and all(key in scores for scores in numbers)
     }
-    told = {"count": len(trials), "temperature": settings.temperature, "seed": settings.seed}
-    return {**_mean(trials), "trials": {**told, "spread": spread, "each": own}}
+    shared = {"count": len(trials), "temperature": settings.temperature, "seed": settings.seed}
+    return {**_mean(trials), "trials": {**shared, "spread": spread, "each": numbers}}
 
 
 def _mean(values: Sequence[Any]) -> Any:
+    """The mean of numbers, or of the numbers at the same place in mappings and lists. None if a value is missing."""
     first = values[0]
     if any(value is None for value in values) or isinstance(first, str):
         return first if all(value == first for value in values) else None

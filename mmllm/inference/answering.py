@@ -1,4 +1,4 @@
-"""Asking a loaded model about a video, with the video decoded and encoded once for all its questions.
+"""Ask a loaded model about a video. The video is decoded and encoded once for all questions.
 
 Q questions, V = 1 video, T frames, H W patch grid
 """
@@ -22,7 +22,7 @@ from mmllm.checkpoints.loading import is_ours, load
 from mmllm.checkpoints.weights import Weights
 from mmllm.errors import CheckpointError, MmllmError
 from mmllm.hub.sources import local_folder
-from mmllm.inference.overlay import kept_places, ranking_shown
+from mmllm.inference.overlay import kept_patches, ranking_map
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.text_encoding import Encoded
@@ -34,20 +34,20 @@ from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedVideo:
-    """A video as the model has seen it; questions about it cost neither decoding nor encoding."""
+    """A decoded and encoded video. Further questions about it cost neither decoding nor encoding."""
 
     clip: VideoClip
-    """The frames the encoder was given."""
+    """The frames that the encoder was given."""
     sequences: dict[int, VisualSequence]
     """Placeholder id -> what the LLM reads."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time of each stage that was run: `decode`, `encode`, `reduce` (with the path that follows it)."""
+    """Wall time of each stage that was run: `decode`, `encode`, `reduce` (which includes the path)."""
     tokens: VisualTokens | None = None
-    """The encoder's features, from which other reducers and paths can start."""
+    """The encoder's features. Other reducers and paths can start from them."""
     kept: np.ndarray | None = None
-    """bool, T H W. The patches of which a token is left after the reducers; None where tokens have no place."""
+    """bool, T H W. The patches that still have a token after the reducers. None if tokens belong to no patch."""
     ranking: tuple[str, np.ndarray] | None = None
-    """What the reducers ranked patches by, if they did: its name, and float32 T H W."""
+    """What the reducers ranked patches by: a name, and float32 T H W. None if no reducer ranks."""
     token_counts: dict[str, int] = field(default_factory=dict)
     """Tokens after each stage: `encoder`, `reducers`, then each block of the path by name."""
 
@@ -61,9 +61,9 @@ class VideoQA:
     """A model with its processor, ready for questions.
 
     Args:
-        model: the model, which is put into evaluation mode.
+        model: the model. It is put into evaluation mode.
         processor: its processor.
-        max_new_tokens: an answer is cut after so many tokens.
+        max_new_tokens: the longest answer, in tokens; a longer one is cut.
     """
 
     def __init__(
@@ -75,15 +75,16 @@ class VideoQA:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **kwargs: Any) -> VideoQA:
-        """Loads a model and its processor from a folder or a hub id; in fp32 on a CPU, which is fastest there.
+        """Loads a model and its processor from a folder or a hub id. On a CPU in fp32, which is fastest there.
 
-        A folder of adapters gives the model that they belong to, with the adapters folded in.
+        A folder of adapters gives the base model with the adapters merged into its weights.
 
         Args:
-            model: one that mmllm saved, or a published one of a family that `mmllm.checkpoints` knows.
-            kwargs: of transformers' `from_pretrained`, and `reducers` and `path` in place of the model's own; for a
-                published model `allow_pickle` and `visual_tokenizer` (such as `mqt:tokens=16`), for one of ours any
-                field of `MmllmConfig`.
+            model: a folder or hub id. Either mmllm saved it, or it is a published model of a family in
+                `mmllm.checkpoints`.
+            kwargs: options of transformers' `from_pretrained`, and `reducers` and `path` in place of the model's own.
+                A published model also takes `allow_pickle` and `visual_tokenizer` (such as `mqt:tokens=16`), a model
+                that mmllm saved any field of `MmllmConfig`.
 
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
@@ -96,10 +97,10 @@ class VideoQA:
         kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
         if not is_ours(source):
             stages = {name: kwargs.pop(name) for name, slot in SLOTS.items() if slot.changeable and name in kwargs}
-            published, its_processor = load(source, **kwargs)
-            qa = cls(published.to(device), its_processor)
+            published_model, published_processor = load(source, **kwargs)
+            qa = cls(published_model.to(device), published_processor)
             return qa.with_stages(**stages) if stages else qa
-        Weights(source)  # refuses missing and cut-off files before anything is built
+        Weights(source)  # refuses missing and truncated files before anything is built
         try:
             loaded, info = MmllmForConditionalGeneration.from_pretrained(source, output_loading_info=True, **kwargs)
             processor = MmllmProcessor.from_pretrained(source)
@@ -114,23 +115,23 @@ class VideoQA:
 
     @property
     def note(self) -> str | None:
-        """What a user should know of how this model was trained."""
+        """A remark on how this model was trained, for its users. None if there is none."""
         return self.model.config.training_note
 
     @property
     def stop_tokens(self) -> list[int]:
         """Ids that end an answer: those of the model's generation settings and the tokenizer's end of sequence."""
-        own = self.model.generation_config.eos_token_id
-        listed = own if isinstance(own, (list, tuple)) else [own]
-        ids = [*listed, self.processor.tokenizer.eos_token_id]
-        return list(dict.fromkeys(one for one in ids if one is not None))
+        configured = self.model.generation_config.eos_token_id
+        configured_ids = configured if isinstance(configured, (list, tuple)) else [configured]
+        ids = [*configured_ids, self.processor.tokenizer.eos_token_id]
+        return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
     @torch.no_grad()
     def encode_video(self, video: Any, **limits: Any) -> EncodedVideo:
         """Decodes and encodes a video once.
 
         Args:
-            video: anything `mmllm.open_video` takes, or a `VideoClip`.
+            video: anything that `mmllm.open_video` takes, or a `VideoClip`.
             limits: `num_frames`, `start_s`, `end_s`.
         """
         started = time.perf_counter()
@@ -139,18 +140,18 @@ class VideoQA:
 
     @torch.no_grad()
     def encode_again(self, encoded: EncodedVideo) -> EncodedVideo:
-        """A video that was watched with other reducers or another path, through this model's.
+        """A video that went through other reducers or another path, now through those of this model.
 
-        It is not decoded again, and encoded again only where these reducers need something else of the encoder.
+        It is not decoded again. It is encoded again only if its tokens were merged inside the encoder, if this model
+        merges them there, or if a reducer needs scores that the tokens do not carry.
         """
         tokens = encoded.tokens
-        inside = self.model.encoder_stage is not None
-        if (
-            tokens is None
-            or tokens.size is not None
-            or inside
-            or not set(self.model.scores_needed) <= set(tokens.scores)
-        ):
+        if tokens is None:
+            return self._encode(encoded.clip, {})
+        already_merged = tokens.size is not None
+        merges = self.model.encoder_stage is not None
+        has_scores = set(self.model.scores_needed) <= set(tokens.scores)
+        if already_merged or merges or not has_scores:
             return self._encode(encoded.clip, {})
         return self._arrange(encoded.clip, tokens, {})
 
@@ -162,9 +163,9 @@ class VideoQA:
 
     def _arrange(self, clip: VideoClip, tokens: VisualTokens, seconds: dict[str, float]) -> EncodedVideo:
         started = time.perf_counter()
-        left = self.model.reduce(tokens)
+        reduced = self.model.reduce(tokens)
         text = self.processor.frame_text([clip.times_s])
-        sequence = self.model.lay_out(left)
+        sequence = self.model.lay_out(reduced)
         if text is not None:
             sequence = dataclasses.replace(sequence, frame_text=text.to(self.model.device))
         self._wait()
@@ -173,27 +174,27 @@ class VideoQA:
             sequences={self.model.config.video_token_id: sequence},
             seconds={**seconds, "reduce": time.perf_counter() - started},
             tokens=tokens,
-            kept=kept_places(left),
-            ranking=ranking_shown(self.model.reducers, tokens),
+            kept=kept_patches(reduced),
+            ranking=ranking_map(self.model.reducers, tokens),
             token_counts={
                 "encoder": int(tokens.mask.sum()),
-                "reducers": int(left.mask.sum()),
+                "reducers": int(reduced.mask.sum()),
                 **{name: int(sequence.mask[:, sequence.block(name)].sum()) for name, _ in sequence.blocks},
             },
         )
 
     def _wait(self) -> None:
-        """Lets an accelerator finish, so that the clock tells what a stage took."""
+        """Waits for the accelerator: its work is asynchronous, and a stage is timed with all its work."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
 
     def with_stages(self, reducers: Sequence[Any] | None = None, path: Any = None, **others: Any) -> VideoQA:
-        """The same weights behind other stages; nothing is loaded or copied, and both can be asked at the same time.
+        """The same weights with other stages. Nothing is loaded or copied; both can be asked at the same time.
 
         Args:
             reducers: descriptions such as `fastervlm:keep=8`; the model's own if None.
             path: such as `slowfast:mode=temporal`; the model's own if None.
-            others: further stages of `mmllm.stages.SLOTS` that can be changed.
+            others: further stages that can be changed, see `mmllm.stages.SLOTS`.
 
         Raises:
             ConfigError: if a part is unknown, does not fit, or has weights that this model lacks.
@@ -203,10 +204,10 @@ class VideoQA:
         )
 
     def ask(self, video: Any, question: str, **generate: Any) -> Answer:
-        """The answer to one question about a video, or about a `EncodedVideo` one.
+        """The answer to one question about a video.
 
         Args:
-            video: what `encode_video` takes, or what it gave.
+            video: what `encode_video` takes, or the `EncodedVideo` that it returned.
             question: in words; it may hold `<seconds>` stamps.
             generate: options of transformers' `generate`; greedy by default.
         """
@@ -222,7 +223,8 @@ class VideoQA:
         Args:
             encoded: the video.
             questions: in words.
-            duration_s: what the time tokens are shares of; the decoded length if None. Benchmarks annotate their own.
+            duration_s: length of the video, which converts time tokens to seconds. The decoded length if None;
+                benchmarks annotate one of their own.
             generate: as in `ask`.
         """
         if not questions:
@@ -240,7 +242,7 @@ class VideoQA:
 
         Args:
             encoded: the video.
-            input_ids: int64, Q L, each with the video's placeholder.
+            input_ids: int64, Q L, each row with the video's placeholder.
             attention_mask: Q L.
             generate: options of transformers' `generate`; greedy by default.
         """
@@ -265,20 +267,20 @@ class VideoQA:
         """The encoded text of a question about a video of that length, with the video's placeholder in front.
 
         Args:
-            question: in words; what would be a special token of the LLM is taken apart.
+            question: in words. Text that spells a special token of the LLM is broken up with a space.
             duration_s: length of the video.
-            history: earlier questions and raw answers that the model is to read before this one.
+            history: earlier questions with their raw answers; the model reads them before this question.
         """
-        said = [text for pair in history for text in pair] + [question]
-        said = [self.processor.writing.write(text, duration_s) for text in said]
+        turns = [text for pair in history for text in pair] + [question]
+        turns = [self.processor.writing.write(text, duration_s) for text in turns]
         messages: list[dict[str, Any]] = [
             {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": self._plain(text)}]}
-            for i, text in enumerate(said)
+            for i, text in enumerate(turns)
         ]
         messages[0]["content"].insert(0, {"type": "video"})
         return self.processor.encode(self.processor.apply_chat_template(messages, add_generation_prompt=True))
 
     def _plain(self, text: str) -> str:
-        """A text in which nobody's words are taken for the end of a turn or the like."""
+        """The text with a space inside everything that the tokenizer would read as a special token."""
         special = [re.escape(token) for token in self.processor.tokenizer.all_special_tokens]
         return re.sub("|".join(special), lambda match: f"{match[0][0]} {match[0][1:]}", text) if special else text

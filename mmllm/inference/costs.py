@@ -1,4 +1,4 @@
-"""What an input will cost, stage by stage, before anything is run."""
+"""What an input will cost at each stage, computed before anything is run."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def stage_costs(
     Args:
         encoder, reducers, visual_tokenizer, path: the stages, as names with settings or as mappings.
         frames: sampled frames.
-        width: the LLM's, for parts that are built by it; no count depends on it.
-        others: further slots, which change no count.
+        width: width of the LLM. Some parts need it to be built; no count depends on it.
+        others: further slots. They change no count.
 
     Returns:
-        One mapping a stage: `stage`, `tokens` of the whole video, and `detail`.
+        One mapping for each stage: `stage`, `tokens` of the whole video, and `detail`.
     """
     stages = {
         "encoder": encoder, "reducers": reducers, "visual_tokenizer": visual_tokenizer, "path": path, **others
     }  # fmt: skip
     with torch.device("meta"):
         parts = build(stages, width)
-    tower, grid = parts["encoder"], parts["encoder"].grid
+    built_encoder, grid = parts["encoder"], parts["encoder"].grid
     rows = [
         {
-            "stage": f"encoder {tower.registered_name}",
-            "tokens": frames * tower.tokens_per_frame,
-            "detail": f"{frames} frames x {grid[0]}x{grid[1]} patches of width {tower.width}",
+            "stage": f"encoder {built_encoder.registered_name}",
+            "tokens": frames * built_encoder.tokens_per_frame,
+            "detail": f"{frames} frames x {grid[0]}x{grid[1]} patches of width {built_encoder.width}",
         }
     ]
-    kept = tower.tokens_per_frame
+    kept = built_encoder.tokens_per_frame  # tokens of one frame, on average and rounded up
     for reducer in parts["reducers"]:
         total = reducer.kept_tokens(kept, frames)
-        inside = isinstance(reducer, LlmStage)
-        detail = "fewer from layer to layer of the LLM" if inside else f"at most, of {rows[-1]['tokens']:,}"
+        in_llm = isinstance(reducer, LlmStage)
+        detail = "fewer from layer to layer of the LLM" if in_llm else f"at most, of {rows[-1]['tokens']:,}"
         rows.append({"stage": f"reducer {reducer.registered_name}", "tokens": total, "detail": detail})
         kept, grid = -(-total // frames), reducer.grid_after(grid)
     projector = parts["visual_tokenizer"]
@@ -64,32 +64,34 @@ def stage_costs(
 
 
 def time_costs(processor: Any, visual_tokens: int, frames: int, duration_s: float) -> list[dict[str, Any]]:
-    """The row of a model that reads a time before each frame; none of others. Like `stage_costs`."""
+    """A row like those of `stage_costs`, if the model reads a time before each frame; else no row."""
     text = processor.frame_text([[duration_s * i / max(frames - 1, 1) for i in range(frames)]])
     if text is None:
         return []
-    written = int((text >= 0).sum())
-    detail = f"{written} for the time before each frame, and again where slow tokens follow"
+    text_tokens = int((text >= 0).sum())  # padding is negative
+    detail = f"{text_tokens} for the time before each frame, and again where slow tokens follow"
     name = processor.time["name"]
-    return [{"stage": f"time {name}", "tokens": visual_tokens + written, "detail": detail}]
+    return [{"stage": f"time {name}", "tokens": visual_tokens + text_tokens, "detail": detail}]
 
 
 def cache_bytes(text_config: Any, tokens: int, bytes_per_number: int) -> int:
     """Bytes of the LLM's key-value cache for so many positions."""
     heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
-    head = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
-    return 2 * text_config.num_hidden_layers * heads * head * tokens * bytes_per_number
+    head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return 2 * text_config.num_hidden_layers * heads * head_width * tokens * bytes_per_number
 
 
 def prefill_flops(text_config: Any, positions: int) -> float:
-    """Floating point operations of the LLM's pass over a prompt of so many positions, the head on the last one only.
+    """Floating point operations of the LLM's pass over a prompt of so many positions, with one position of logits.
 
-    Matrix products are counted, a multiply-add as two; attention in full, as kernels without a causal shortcut do it.
+    Only matrix products count, a multiply-add as two operations. Attention counts in full, as in kernels that do not
+    skip the masked half.
     """
     width, layers = text_config.hidden_size, text_config.num_hidden_layers
     heads = text_config.num_attention_heads
     key_heads = getattr(text_config, "num_key_value_heads", None) or heads
-    head = getattr(text_config, "head_dim", None) or width // heads
-    weights = 2 * width * heads * head + 2 * width * key_heads * head + 3 * width * text_config.intermediate_size
-    attention = 2 * positions * heads * head
+    head_width = getattr(text_config, "head_dim", None) or width // heads
+    projections = 2 * width * heads * head_width + 2 * width * key_heads * head_width
+    weights = projections + 3 * width * text_config.intermediate_size
+    attention = 2 * positions * heads * head_width
     return 2.0 * (layers * positions * (weights + attention) + width * text_config.vocab_size)

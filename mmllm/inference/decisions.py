@@ -1,4 +1,4 @@
-"""Which visual tokens the stages inside the LLM keep for one question, to be shown.
+"""Which visual tokens the stages inside the LLM keep for one question.
 
 P positions of the prompt, T frames, H W patch grid
 """
@@ -16,7 +16,7 @@ from mmllm.modeling.placeholders import place, positions
 
 @torch.no_grad()
 def finished_pass(qa: VideoQA, encoded: EncodedVideo, question: str) -> LlmPass:
-    """What the stages inside the LLM decided and noted while a question's prompt was read; nothing is answered."""
+    """What the stages inside the LLM decided while it read a question's prompt. No answer is generated."""
     model = qa.model
     inputs = qa.processor.collate([qa.prompt(question, encoded.duration_s)])
     placed = place(inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device), encoded.sequences)
@@ -32,10 +32,10 @@ def finished_pass(qa: VideoQA, encoded: EncodedVideo, question: str) -> LlmPass:
 
 
 def encoded_for(qa: VideoQA, encoded: EncodedVideo, question: str) -> EncodedVideo:
-    """A watched video with `kept` and `ranking` as the stages inside the LLM decide for a question.
+    """An encoded video with `kept` and `ranking` as the stages inside the LLM decide for a question.
 
-    The video as it is, if the model has no such stage or its tokens have no place in the picture. `kept` is what
-    remains behind the last layer; `ranking` is what the first stage that ranks went by.
+    `kept` is what remains after the last layer. `ranking` is what the first stage that ranks tokens ranked them by.
+    The video comes back unchanged if the model has no such stage, or if its tokens belong to no patch.
     """
     if not qa.model.llm_stages:
         return encoded
@@ -44,20 +44,20 @@ def encoded_for(qa: VideoQA, encoded: EncodedVideo, question: str) -> EncodedVid
 
 
 def _with_decisions(encoded: EncodedVideo, current: LlmPass) -> EncodedVideo:
-    """The watched video of a batch of one, with what a finished pass decided laid on its patches."""
+    """The encoded video (a batch of one) with the decisions of a finished pass at its patches."""
     assert current.grid is not None
     shape = (len(encoded.clip), *current.grid)
-    patch = current.frame[0], current.place[0] // current.grid[1], current.place[0] % current.grid[1]
+    patch = current.frame[0], current.place[0] // current.grid[1], current.place[0] % current.grid[1]  # 3 times P
     last = current.kept_at(max(current.kept, default=0)).position[0]
-    last = last[current.visual[0][last]]
+    last = last[current.visual[0][last]]  # visual positions after the last layer
     kept = torch.zeros(shape, dtype=torch.bool)
     kept[tuple(axis[last].cpu() for axis in patch)] = True
     encoded = dataclasses.replace(encoded, kept=kept.numpy())
     explanations = (stage.explain_pass(current) for stage in current.stages)
-    shown = next((explanation for explanation in explanations if explanation is not None), None)
-    if shown is None:
+    explanation = next((explanation for explanation in explanations if explanation is not None), None)
+    if explanation is None:
         return encoded
     visual = current.visual[0].nonzero().squeeze(1)
     ranking = torch.full(shape, torch.nan)
-    ranking[tuple(axis[visual].cpu() for axis in patch)] = shown.values[0][visual].float().cpu()
-    return dataclasses.replace(encoded, ranking=(shown.name, ranking.numpy()))
+    ranking[tuple(axis[visual].cpu() for axis in patch)] = explanation.values[0][visual].float().cpu()
+    return dataclasses.replace(encoded, ranking=(explanation.name, ranking.numpy()))

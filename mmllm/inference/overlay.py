@@ -1,4 +1,4 @@
-"""What a reducer left, as pictures: frames with the dropped patches dark, and what they were ranked by as a heat map.
+"""Pictures of what a reducer kept: frames with dark dropped patches, and the ranking of patches as a heat map.
 
 T frames, Y X height and width in pixels, H W patch grid
 """
@@ -15,13 +15,13 @@ from mmllm.interfaces import TokenReducer
 from mmllm.tokens import VisualTokens
 
 DIMMED = 0.25
-"""Brightness that is left of a dropped patch."""
+"""Brightness of a dropped patch, as a fraction of its own."""
 _HEAT = 0.6
-"""Share of a heat map's colours; the rest is the frame in grey."""
+"""Fraction of the heat map's colours in a pixel; the rest is the frame in grey."""
 
 
 def enlarged(patches: np.ndarray, height: int, width: int) -> np.ndarray:
-    """T Y X: values of patches (T H W) spread over the pixels that each patch covers."""
+    """T Y X: each patch's value (of T H W), repeated over the pixels that the patch covers."""
     rows, cols = (
         np.arange(side) * count // side for side, count in zip((height, width), patches.shape[1:], strict=True)
     )
@@ -38,55 +38,59 @@ def dimmed(frames: np.ndarray, kept: np.ndarray) -> np.ndarray:
     Raises:
         InputError: if there are not as many frames as maps of patches.
     """
-    light = np.where(_over(frames, kept), 1.0, DIMMED)
-    return (frames * light[..., None]).astype(np.uint8)
+    brightness = np.where(_values_per_pixel(frames, kept), 1.0, DIMMED)
+    return (frames * brightness[..., None]).astype(np.uint8)
 
 
 def heated(frames: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """uint8, T Y X 3: frames in grey under the colours of their patches' values, dark for the lowest of the video.
+    """uint8, T Y X 3: frames in grey, blended with a colour for each patch's value (dark for the lowest).
 
     Args:
         frames: uint8, T Y X 3.
-        values: float, T H W; where it is not finite the frame stays grey.
+        values: float, T H W. Where a value is not finite, the frame stays grey.
 
     Raises:
         InputError: if there are not as many frames as maps of patches.
     """
     from matplotlib import colormaps
 
-    values = _over(frames, values.astype(np.float64))
-    known = np.isfinite(values)
-    low, high = (values[known].min(), values[known].max()) if known.any() else (0.0, 1.0)
-    colours = colormaps["inferno"](np.where(known, values - low, 0.0) / max(high - low, 1e-12))[..., :3] * 255
-    share = np.where(known, _HEAT, 0.0)[..., None]
-    return (frames.mean(axis=-1, keepdims=True) * (1 - share) + colours * share).astype(np.uint8)
+    values = _values_per_pixel(frames, values.astype(np.float64))
+    finite = np.isfinite(values)
+    low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 1.0)
+    colours = colormaps["inferno"](np.where(finite, values - low, 0.0) / max(high - low, 1e-12))[..., :3] * 255
+    heat = np.where(finite, _HEAT, 0.0)[..., None]
+    return (frames.mean(axis=-1, keepdims=True) * (1 - heat) + colours * heat).astype(np.uint8)
 
 
-def _over(frames: np.ndarray, patches: np.ndarray) -> np.ndarray:
+def _values_per_pixel(frames: np.ndarray, patches: np.ndarray) -> np.ndarray:
     if len(frames) != len(patches) or patches.ndim != 3:
-        raise InputError(f"{frames.shape} frames and {patches.shape} patches do not belong together")
+        raise InputError(
+            f"frames {frames.shape} and values of patches {patches.shape} do not fit: "
+            "they need to be T Y X 3 and T H W with the same T"
+        )
     return enlarged(patches, *frames.shape[1:3])
 
 
-def kept_places(left: VisualTokens) -> np.ndarray | None:
-    """bool, T H W: the patches of the first video of which a token is left; None where tokens have no place."""
-    return None if left.grid is None else left.on_grid()[1][0].cpu().numpy()
+def kept_patches(reduced: VisualTokens) -> np.ndarray | None:
+    """bool, T H W: the patches of the first video that still have a token. None if tokens belong to no patch."""
+    return None if reduced.grid is None else reduced.on_grid()[1][0].cpu().numpy()
 
 
-def ranking_shown(reducers: Iterable[TokenReducer], tokens: VisualTokens) -> tuple[str, np.ndarray] | None:
-    """What the first reducer that ranks tokens went by: its name and float32 T H W of the first video.
+def ranking_map(reducers: Iterable[TokenReducer], tokens: VisualTokens) -> tuple[str, np.ndarray] | None:
+    """What the first reducer that ranks tokens ranked them by: a name, and float32 T H W of the first video.
 
-    Where tokens were merged inside the encoder, it is how many patches each token stands for. None without either, or
-    where tokens have no place; not a number where there was no token to rank.
+    If no reducer ranks but the encoder merged tokens: how many patches each token stands for. NaN where there was no
+    token to rank. None if neither applies, or if tokens belong to no patch.
     """
     if tokens.grid is None:
         return None
     for reducer in reducers:
-        if (shown := reducer.explain(tokens)) is not None:
-            return shown.name, _laid_out(tokens, shown.values)
-    return None if tokens.size is None else ("patches in a token", _laid_out(tokens, tokens.size))
+        if (explanation := reducer.explain(tokens)) is not None:
+            return explanation.name, _on_patches(tokens, explanation.values)
+    return None if tokens.size is None else ("patches in a token", _on_patches(tokens, tokens.size))
 
 
-def _laid_out(tokens: VisualTokens, values: Tensor) -> np.ndarray:
-    placed, there = tokens.replace(features=values.detach().float().unsqueeze(-1)).on_grid()
-    return placed[0, ..., 0].masked_fill(~there[0], float("nan")).cpu().numpy()
+def _on_patches(tokens: VisualTokens, values: Tensor) -> np.ndarray:
+    """float32, T H W: values of tokens at their patches, NaN elsewhere."""
+    placed, present = tokens.replace(features=values.detach().float().unsqueeze(-1)).on_grid()
+    return placed[0, ..., 0].masked_fill(~present[0], float("nan")).cpu().numpy()

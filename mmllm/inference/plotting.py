@@ -1,4 +1,4 @@
-"""A watched video as a picture: strips of frames over a time axis, with the answered spans, and what reducers left.
+"""A video as a picture: strips of frames over a time axis, with the answered spans and what reducers kept.
 
 T frames, Y X height and width in pixels, H W patch grid
 """
@@ -30,19 +30,19 @@ def plot_answer(
     kept: np.ndarray | None = None,
     ranking: tuple[str, np.ndarray] | None = None,
 ) -> Path:
-    """Draws frames of a clip over its time axis, the answered spans and, where it is known, the truth.
+    """Draws frames of a clip over its time axis, the answered spans and, if given, the true ones.
 
     Args:
-        clip: frames, of which about a dozen are shown at the instants they stand for.
-        title: written above, such as the question.
-        spans: what was answered; none where nothing was asked.
-        picture: the file to write; its suffix says the format (png, pdf, svg).
+        clip: the video's frames. About a dozen are drawn.
+        title: text above the picture, such as the question.
+        spans: the answered spans. Empty if nothing was asked.
+        picture: the file to write; its suffix is the format (png, pdf, svg).
         truth: the annotated spans.
-        kept: bool, T H W. Adds a strip in which the patches are dark of which no token is left.
+        kept: bool, T H W. Adds a strip in which patches without a token are dark.
         ranking: name and float T H W. Adds a strip with what patches were ranked by, as a heat map.
 
     Raises:
-        InputError: if the format is not known or the file cannot be written.
+        InputError: if matplotlib cannot write that format, or the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -51,41 +51,41 @@ def plot_answer(
         strips[f"kept: {int(kept.sum()):,} of {kept.size:,} patches"] = dimmed(clip.frames, kept)
     if ranking is not None:
         strips[f"ranked by: {ranking[0]}"] = heated(clip.frames, ranking[1])
-    rows = [(name, marked, color) for name, marked, color in
-            (("answer", spans, ANSWER), ("truth", truth, TRUTH)) if marked]  # fmt: skip
-    shown = np.unique(np.linspace(0, len(clip) - 1, _MOST_FRAMES).round().astype(int))
-    height, wide = clip.frames.shape[1:3]
-    strip_in = 10.6 / len(shown) * height / wide * 1.15 + 0.25
+    rows = [(name, row_spans, color) for name, row_spans, color in
+            (("answer", spans, ANSWER), ("truth", truth, TRUTH)) if row_spans]  # fmt: skip
+    drawn_frames = np.unique(np.linspace(0, len(clip) - 1, _MOST_FRAMES).round().astype(int))
+    frame_height, frame_width = clip.frames.shape[1:3]
+    strip_in = 10.6 / len(drawn_frames) * frame_height / frame_width * 1.15 + 0.25
     axis_in = 0.55 + 0.35 * len(rows)
     figure = Figure(figsize=(11, 0.35 + strip_in * len(strips) + axis_in), layout="constrained")
     axes = figure.subplots(len(strips) + 1, 1, height_ratios=[strip_in] * len(strips) + [axis_in], sharex=True)
     for axis, (name, frames) in zip(axes, strips.items(), strict=False):
-        draw_frames(axis, clip, frames, shown, spans)
+        draw_frames(axis, clip, frames, drawn_frames, spans)
         axis.set_title(name or title, fontsize=9 if name else 12, loc="left")
     draw_spans(axes[-1], rows, clip.duration_s)
     return saved(figure, picture)
 
 
 def saved(figure: Any, picture: Path) -> Path:
-    """The file that a matplotlib figure was written to.
+    """Writes a matplotlib figure and returns its file.
 
     Raises:
-        InputError: if the format is not known or the file cannot be written.
+        InputError: if matplotlib cannot write that format, or the file cannot be written.
     """
     try:
         figure.savefig(picture, dpi=130)
     except (OSError, ValueError) as problem:
-        raise InputError(f"cannot draw into {picture}: {problem}") from None
+        raise InputError(f"cannot write the picture {picture}: {problem}") from None
     return picture
 
 
-def draw_frames(axis: Any, clip: VideoClip, frames: np.ndarray, shown: np.ndarray, spans: Sequence[Span]) -> None:
-    """Draws the frames (T Y X 3) numbered `shown` side by side, those inside a span framed."""
+def draw_frames(axis: Any, clip: VideoClip, frames: np.ndarray, drawn: np.ndarray, spans: Sequence[Span]) -> None:
+    """Draws the frames (T Y X 3) with the indices `drawn` side by side. Frames inside a span get a border."""
     from matplotlib.patches import Rectangle
 
-    width = clip.duration_s / len(shown)
-    height, wide = frames.shape[1:3]
-    for slot, i in enumerate(shown):
+    width = clip.duration_s / len(drawn)
+    frame_height, frame_width = frames.shape[1:3]
+    for slot, i in enumerate(drawn):
         left = slot * width
         axis.imshow(frames[i], extent=(left, left + width * 0.96, 0, 1), aspect="auto", interpolation="bilinear")
         inside = any(span.start_s <= clip.times_s[i] <= span.end_s for span in spans)
@@ -94,23 +94,29 @@ def draw_frames(axis: Any, clip: VideoClip, frames: np.ndarray, shown: np.ndarra
         axis.text(left + width * 0.48, -0.04, f"{clip.times_s[i]:.1f}", ha="center", va="top", fontsize=7)
     axis.set_xlim(0, clip.duration_s)
     axis.set_ylim(-0.15, 1)
-    axis.set_aspect(0.96 * width * height / wide, anchor="S")
+    axis.set_aspect(0.96 * width * frame_height / frame_width, anchor="S")
     axis.axis("off")
 
 
 def draw_spans(axis: Any, rows: Sequence[tuple[str, Sequence[Span], str]], duration_s: float) -> None:
-    """Draws a bar for each span over the axis of seconds, a row for each kind: its name, spans and colour."""
-    for row, (name, marked, color) in enumerate(rows):
-        for span in marked:
+    """Draws a bar for each span over an axis of seconds.
+
+    Args:
+        axis: of matplotlib.
+        rows: one for each kind of spans: its name, spans and colour.
+        duration_s: length of the video.
+    """
+    for row, (name, spans, color) in enumerate(rows):
+        for span in spans:
             axis.barh(-row, max(span.length_s, duration_s * 0.004), left=span.start_s, height=0.7, color=color)
             label = f"{span.start_s:.1f} - {span.end_s:.1f} s"
             if span.length_s > 0.7 * duration_s:  # no room beside the bar
                 middle = (span.start_s + span.end_s) / 2
                 axis.text(middle, -row, label, va="center", ha="center", fontsize=8, color="white")
                 continue
-            late = span.end_s > 0.8 * duration_s
-            at = span.start_s - 0.005 * duration_s if late else span.end_s + 0.005 * duration_s
-            axis.text(at, -row, label, va="center", ha="right" if late else "left", fontsize=8)
+            late = span.end_s > 0.8 * duration_s  # the label goes to the left of the bar
+            label_s = span.start_s - 0.005 * duration_s if late else span.end_s + 0.005 * duration_s
+            axis.text(label_s, -row, label, va="center", ha="right" if late else "left", fontsize=8)
         axis.text(-0.006 * duration_s, -row, name, ha="right", va="center", fontsize=9, color=color)
     axis.set_xlim(0, duration_s)
     axis.set_ylim(-len(rows) + 0.4, 0.6)

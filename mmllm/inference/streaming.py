@@ -1,4 +1,4 @@
-"""An answer while it is being generated: word by word, with a way to stop it and a time by which it ends."""
+"""An answer while it is generated, token by token. It can be stopped, and it ends after a time limit."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ Cut = Literal["tokens", "time", "stopped"]
 
 @dataclass(frozen=True, kw_only=True)
 class PartialAnswer:
-    """What a model has said so far, and at the end its answer."""
+    """The text generated so far, and at the end the answer."""
 
     text: str
     """Times are written as seconds, such as `12.4 s`."""
     tokens: int
+    """Tokens so far."""
     first_token_s: float
     """Seconds from the question to its first token."""
     seconds: float
     """Seconds from the question to the last token so far."""
     answer: Answer | None = None
-    """None until the last one."""
+    """None until the last partial answer."""
     cut: Cut | None = None
-    """Why the answer ends early: too many tokens, out of time, or stopped."""
+    """Why the answer ends early: too many tokens, out of time, or stopped by the caller. None if it is complete."""
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -52,69 +53,72 @@ def stream(
     limit_s: float = 60.0,
     **generate: Any,
 ) -> Generator[PartialAnswer, None, None]:
-    """What is said after each token; the last one carries the answer.
+    """The answer so far, after each token. The last item carries the whole answer.
 
     Args:
         qa: the model.
-        encoded: the video, as `qa` watched it.
+        encoded: the video, as `qa` encoded it.
         question: in words; it may hold `<seconds>` stamps.
-        history: earlier questions and raw answers that the model is to read.
-        stopped: asked after each token; once it says True, the answer ends with what there is.
-        limit_s: seconds after which the answer ends with what there is.
+        history: earlier questions with their raw answers; the model reads them first.
+        stopped: called after each token. Once it returns True, the answer ends with the text so far.
+        limit_s: after so many seconds the answer ends with the text so far.
         generate: options of transformers' `generate`.
     """
     started = time.perf_counter()
-    left = threading.Event()
+    closed = threading.Event()  # set when the caller stops reading
 
-    def ends() -> Cut | None:
-        if stopped() or left.is_set():
+    def cut_reason() -> Cut | None:
+        if stopped() or closed.is_set():
             return "stopped"
         return "time" if time.perf_counter() - started > limit_s else None
 
     ids: list[int] = []
-    told_s: list[float] = []
-    tokens = _tokens(qa, encoded, qa.prompt(question, encoded.duration_s, history).input_ids, ends, generate)
+    times_s: list[float] = []  # of each token, since the question
+    tokens = _tokens(qa, encoded, qa.prompt(question, encoded.duration_s, history).input_ids, cut_reason, generate)
     try:
-        for token, at in tokens:
+        for token, token_time in tokens:
             ids.append(token)
-            told_s.append(at - started)
-            yield _said(qa, encoded, ids, told_s)
-        cut = None if ids and ids[-1] == qa.processor.tokenizer.eos_token_id else ends() or "tokens"
+            times_s.append(token_time - started)
+            yield _partial(qa, encoded, ids, times_s)
+        cut = None if ids and ids[-1] == qa.processor.tokenizer.eos_token_id else cut_reason() or "tokens"
     finally:
-        left.set()
+        closed.set()
         tokens.close()
     answer = qa.processor.decode(ids, encoded.duration_s)
-    yield _said(qa, encoded, ids, told_s, answer=answer, cut=cut)
+    yield _partial(qa, encoded, ids, times_s, answer=answer, cut=cut)
 
 
-def _said(qa: VideoQA, encoded: EncodedVideo, ids: list[int], told_s: list[float], **end: Any) -> PartialAnswer:
+def _partial(qa: VideoQA, encoded: EncodedVideo, ids: list[int], times_s: list[float], **end: Any) -> PartialAnswer:
     text = qa.processor.writing.read(qa.processor.decode_text(ids), encoded.duration_s, template="{} s")
-    return PartialAnswer(text=text, tokens=len(ids), first_token_s=told_s[0], seconds=told_s[-1], **end)
+    return PartialAnswer(text=text, tokens=len(ids), first_token_s=times_s[0], seconds=times_s[-1], **end)
 
 
 def _tokens(
-    qa: VideoQA, encoded: EncodedVideo, prompt: Tensor, ends: Callable[[], Cut | None], generate: dict[str, Any]
+    qa: VideoQA, encoded: EncodedVideo, prompt: Tensor, cut_reason: Callable[[], Cut | None], generate: dict[str, Any]
 ) -> Generator[tuple[int, float], None, None]:
-    """Generated ids and when each came, from a thread that runs transformers' `generate`."""
-    told: queue.SimpleQueue[tuple[int, float] | BaseException | None] = queue.SimpleQueue()
+    """Generated ids, each with the time it came at, from a thread that runs transformers' `generate`.
+
+    The thread puts pairs into a queue, then an exception if one was raised, and None at its end.
+    """
+    items: queue.SimpleQueue[tuple[int, float] | BaseException | None] = queue.SimpleQueue()
 
     def run() -> None:
         try:
             qa.generate(
                 encoded,
                 prompt.unsqueeze(0),
-                streamer=_Queue(told),
-                stopping_criteria=StoppingCriteriaList([lambda ids, _: _verdict(ids, ends() is not None)]),
+                streamer=_QueueStreamer(items),
+                stopping_criteria=StoppingCriteriaList([lambda ids, _: _stops(ids, cut_reason() is not None)]),
                 **generate,
             )
         except BaseException as problem:
-            told.put(problem)
-        told.put(None)
+            items.put(problem)
+        items.put(None)
 
     thread = threading.Thread(target=run, daemon=True, name="mmllm-generate")
     thread.start()
     try:
-        while (item := told.get()) is not None:
+        while (item := items.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
@@ -122,21 +126,23 @@ def _tokens(
         thread.join()
 
 
-def _verdict(ids: Tensor, over: bool) -> Tensor:
-    return torch.full((len(ids),), over, device=ids.device)
+def _stops(ids: Tensor, stop: bool) -> Tensor:
+    """bool, one for each row of ids, as transformers' stopping criteria return them."""
+    return torch.full((len(ids),), stop, device=ids.device)
 
 
-class _Queue(BaseStreamer):
-    """Hands on every token but the prompt's, which `generate` tells first."""
+class _QueueStreamer(BaseStreamer):
+    """Puts every new token into a queue. The first tensor that `generate` streams is the prompt; it is left out."""
 
-    def __init__(self, told: queue.SimpleQueue[Any]) -> None:
-        self.told, self.prompt = told, True
+    def __init__(self, items: queue.SimpleQueue[Any]) -> None:
+        self.items, self.before_prompt = items, True
 
     def put(self, value: Tensor) -> None:
-        if not self.prompt:
+        """Called by `generate` with each new tensor of ids."""
+        if not self.before_prompt:
             for token in value.flatten().tolist():
-                self.told.put((token, time.perf_counter()))
-        self.prompt = False
+                self.items.put((token, time.perf_counter()))
+        self.before_prompt = False
 
     def end(self) -> None:
-        """Nothing: the thread tells when `generate` has returned."""
+        """Does nothing: the thread puts None into the queue after `generate` has returned."""

@@ -31,7 +31,7 @@ def modalities() -> dict[str, Modality[Any]]:
     """All registered modalities by name, sorted.
 
     Raises:
-        ConfigError: if one is registered under another name than its inputs have.
+        ConfigError: if one is registered under another name than that of its inputs.
     """
     built = {name: part.cls(part.config()) for name, part in registry.parts("modality").items()}
     for name, modality in built.items():
@@ -41,12 +41,12 @@ def modalities() -> dict[str, Modality[Any]]:
 
 
 def together(inputs: Iterable[ModalityInputs]) -> Media:
-    """Inputs of a batch from inputs of its media: those of one modality are stacked in their order."""
-    listed = list(inputs)
+    """Inputs of a batch from inputs of its media; media of one modality are stacked in their order."""
+    media = list(inputs)
     return {
         name: modality.inputs.stack(own)
         for name, modality in modalities().items()
-        if (own := [one for one in listed if one.modality == name])
+        if (own := [medium for medium in media if medium.modality == name])
     }
 
 
@@ -57,7 +57,7 @@ def flat(media: Media) -> dict[str, Any]:
 
 def flat_names() -> dict[str, str]:
     """Keyword of transformers -> name of the modality that it belongs to."""
-    return {keyword: name for name, one in modalities().items() for keyword in one.inputs.flat_names.values()}
+    return {keyword: name for name, modality in modalities().items() for keyword in modality.inputs.flat_names.values()}
 
 
 def media_apart(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -71,62 +71,62 @@ def from_flat(keywords: Mapping[str, Any]) -> Media:
     """The media that are given under flat names.
 
     Raises:
-        InputError: if what is given of a modality does not fit together.
+        InputError: if the tensors of a modality do not fit together.
     """
-    found = {name: one.inputs.from_flat(keywords) for name, one in modalities().items()}
-    return {name: inputs for name, inputs in found.items() if inputs is not None}
+    given = {name: modality.inputs.from_flat(keywords) for name, modality in modalities().items()}
+    return {name: inputs for name, inputs in given.items() if inputs is not None}
 
 
 def one_media(media: Media | None, named: Mapping[str, Any]) -> Media:
-    """A batch's media, which came as values or under flat names.
+    """A batch's media, given either as values or under flat names.
 
     Raises:
-        InputError: if they came both ways, or what is given of a modality does not fit together.
+        InputError: if they are given in both ways, or the tensors of a modality do not fit together.
     """
     if media is None:
         return from_flat(named)
-    if flat_ones := [name for name, value in named.items() if value is not None]:
-        raise InputError(f"media are given as values, and {', '.join(flat_ones)} beside them: give one of the two")
+    if keywords := [name for name, value in named.items() if value is not None]:
+        raise InputError(f"media are given as values, and {', '.join(keywords)} beside them: give one of the two")
     return media
 
 
 def refuse_unknown(keywords: Mapping[str, Any], language_model: nn.Module) -> None:
-    """Refuses data that nobody would take; switches such as `use_cache` are the LLM's own business.
+    """Refuses data that no part would use. Switches such as `use_cache` are not data; they go to the LLM unchecked.
 
     Args:
-        keywords: what is left once media and the model's own arguments are taken out.
-        language_model: what it takes by name, and what transformers' attention takes, may go on to it.
+        keywords: the keywords besides media and the model's own arguments.
+        language_model: keywords that it takes by name are allowed, and those of transformers' attention.
 
     Raises:
-        InputError: naming the keyword and the flat names that are like it.
+        InputError: naming the keyword and similar flat names.
     """
     data = [name for name, value in keywords.items() if isinstance(value, (Tensor, np.ndarray, Mapping, list, tuple))]
     if not data:
         return
-    taken = {*inspect.signature(language_model.forward).parameters, *TransformersKwargs.__annotations__}
+    allowed = {*inspect.signature(language_model.forward).parameters, *TransformersKwargs.__annotations__}
     for name in data:
-        if name not in taken:
+        if name not in allowed:
             raise InputError(f"neither the LLM nor a modality takes {name!r}; {closest(name, flat_names())}")
 
 
 def lists_flat_names(method: Method) -> Method:
-    """Adds the flat names to a method's signature, where transformers' Trainer looks which columns a model wants."""
+    """Adds the flat names to a method's signature; transformers' Trainer reads there which columns a model needs."""
     signature = inspect.signature(method)
     *own, others = signature.parameters.values()
     assert others.kind is inspect.Parameter.VAR_KEYWORD
-    flat_ones = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in flat_names()]
-    method.__signature__ = signature.replace(parameters=[*own, *flat_ones, others])  # type: ignore[attr-defined]
+    media = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in flat_names()]
+    method.__signature__ = signature.replace(parameters=[*own, *media, others])  # type: ignore[attr-defined]
     return method
 
 
 def placeholders(holder: Any) -> dict[str, int]:
-    """Field -> id, for every modality for which a configuration or a processor has a placeholder."""
-    ids = {one.id_field: getattr(holder, one.id_field, None) for one in modalities().values()}
+    """Field -> id, for every modality that has a placeholder in a configuration or a processor."""
+    ids = {modality.id_field: getattr(holder, modality.id_field, None) for modality in modalities().values()}
     return {field: token for field, token in ids.items() if token is not None}
 
 
 def parts_of(config: MmllmConfig) -> dict[str, nn.Module]:
-    """Name of a modality -> its own weights, for those that the configuration has a placeholder for."""
+    """Name of a modality -> its own weights, for modalities that have a placeholder in the configuration."""
     fields = placeholders(config)
-    built = {name: one.part(config) for name, one in modalities().items() if one.id_field in fields}
+    built = {name: modality.part(config) for name, modality in modalities().items() if modality.id_field in fields}
     return {name: part for name, part in built.items() if part is not None}

@@ -29,7 +29,7 @@ class ImageInputs(ModalityInputs):
     """The images of a batch.
 
     Raises:
-        InputError: if there are tiles and it is not told how they were cut, or the other way round.
+        InputError: if images are in tiles and `tiling` is missing, or there is a `tiling` without tiles.
     """
 
     pixels: Tensor | None = None
@@ -42,9 +42,9 @@ class ImageInputs(ModalityInputs):
 
     def __post_init__(self) -> None:
         if self.pixels is None:
-            raise InputError("image_tiling belongs to images, and there are no pixel_values")
+            raise InputError("image_tiling needs pixel_values beside it, and there are none")
         if self.tiling is None and self.pixels.ndim == 5:
-            raise InputError("images in tiles need image_tiling, which the processor gives beside pixel_values")
+            raise InputError("images in tiles need image_tiling; the processor gives it beside pixel_values")
         if self.tiling is None:
             self.require_shape("pixels", None, 3, None, None)
         else:
@@ -53,8 +53,8 @@ class ImageInputs(ModalityInputs):
 
     @classmethod
     def padded(cls, inputs: Sequence[Self]) -> Sequence[Self]:
-        """The same images, those in fewer tiles than others filled up with tiles of zeros."""
-        tiled = [one.pixels for one in inputs if one.pixels is not None and one.tiling is not None]
+        """The same images; those with fewer tiles than others are filled up with tiles of zeros."""
+        tiled = [image.pixels for image in inputs if image.pixels is not None and image.tiling is not None]
         if not tiled:
             return inputs
         most = max(pixels.shape[1] for pixels in tiled)
@@ -63,12 +63,12 @@ class ImageInputs(ModalityInputs):
             missing = most - pixels.shape[1]
             return torch.nn.functional.pad(pixels, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else pixels
 
-        return [one if one.tiling is None else one.mapped(filled, but=["tiling"]) for one in inputs]
+        return [image if image.tiling is None else image.mapped(filled, but=["tiling"]) for image in inputs]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """Nothing to choose: how images are prepared is the processor's to say."""
+    """Nothing to choose: the processor has the settings for preparing images."""
 
 
 @register("modality", "image", config=ImageConfig)
@@ -94,7 +94,7 @@ class Image(Modality[ImageInputs]):
         )
 
     def encode(self, model: Stages, inputs: ImageInputs) -> VisualSequence:
-        """What the LLM reads of I images."""
+        """The visual tokens of I images, as the LLM reads them."""
         return model.arrange(image_tokens(model, inputs))
 
 

@@ -30,7 +30,7 @@ class ModalityInputs:
     flat_names: ClassVar[Mapping[str, str]]
     """Field -> keyword under which transformers knows it."""
     cached: ClassVar[tuple[str, ...]] = ()
-    """Fields that were computed before and stand in for what the processor prepares; it never gives them."""
+    """Fields that were computed earlier and replace what the processor prepares; the processor never gives them."""
 
     def given(self) -> dict[str, Any]:
         """Field -> value, of the fields that have one."""
@@ -42,9 +42,9 @@ class ModalityInputs:
         return len(next(iter(value.values())) if isinstance(value, Mapping) else value)
 
     def mapped(self, change: Callable[[Tensor], Tensor], *, but: Sequence[str] = ()) -> Self:
-        """The same fields with `change` applied to every tensor, those of the fields `but` left out."""
+        """The same fields with `change` applied to every tensor, except to those of the fields `but`."""
         changed = {
-            name: {key: change(one) for key, one in value.items()} if isinstance(value, Mapping) else change(value)
+            name: {key: change(item) for key, item in value.items()} if isinstance(value, Mapping) else change(value)
             for name, value in self.given().items()
             if name not in but
         }
@@ -60,20 +60,20 @@ class ModalityInputs:
 
     @classmethod
     def stack(cls, inputs: Sequence[Self]) -> Self:
-        """Inputs of a batch from inputs of its media, in their order; shorter ones are filled up.
+        """Inputs of a batch from inputs of its media, in their order; shorter media are filled up.
 
         Raises:
-            InputError: if they were not given the same fields.
+            InputError: if they do not have the same fields.
         """
         padded = cls.padded(inputs)
-        for one in padded:
-            if differing := sorted(one._named() ^ padded[0]._named()):
+        for medium in padded:
+            if differing := sorted(medium._named() ^ padded[0]._named()):
                 raise InputError(f"some {cls.modality}s of a batch have {', '.join(differing)}, and others do not")
-        return cls(**{name: _joined([getattr(one, name) for one in padded]) for name in padded[0].given()})
+        return cls(**{name: _joined([getattr(medium, name) for medium in padded]) for name in padded[0].given()})
 
     @classmethod
     def padded(cls, inputs: Sequence[Self]) -> Sequence[Self]:
-        """The same media in tensors that differ in their number of rows only; as they are, if they always do."""
+        """The same media in tensors that differ only in their number of rows. By default the media as they are."""
         return inputs
 
     def flat(self) -> dict[str, Any]:
@@ -82,23 +82,23 @@ class ModalityInputs:
 
     @classmethod
     def from_flat(cls, keywords: Mapping[str, Any]) -> Self | None:
-        """What `flat` gave, of keywords among which others may be; None if there are none of this modality."""
+        """The inverse of `flat`; other keywords are ignored. None if no keyword belongs to this modality."""
         named = {field: keywords.get(keyword) for field, keyword in cls.flat_names.items()}
         given = {field: value for field, value in named.items() if value is not None}
         return cls(**given) if given else None
 
     @property
     def lengths_s(self) -> list[float]:
-        """How long each medium lasts, in seconds; empty for media without a length."""
+        """Length of each medium in seconds; empty for media without a length."""
         return []
 
     @property
     def frame_fraction(self) -> Tensor | None:
-        """float, M T. When each frame is shown, as a share of its medium's length; None for media without times."""
+        """float, M T. When each frame is shown, as a fraction of its medium's length; None for media without times."""
         return None
 
-    def require_shape(self, field: str, *wanted: int | None) -> None:
-        """Refuses a field, if it was given, that has not this shape; None stands for any size.
+    def require_shape(self, field: str, *expected: int | None) -> None:
+        """Refuses a given field that does not have this shape; None allows any size.
 
         Raises:
             InputError: naming transformers' keyword for the field.
@@ -106,8 +106,8 @@ class ModalityInputs:
         value = self.given().get(field)
         tensors = [] if value is None else list(value.values()) if isinstance(value, Mapping) else [value]
         for shape in (tuple(tensor.shape) for tensor in tensors):
-            if len(shape) != len(wanted) or any(a not in (None, b) for a, b in zip(wanted, shape, strict=True)):
-                sizes = " ".join("any" if size is None else str(size) for size in wanted)
+            if len(shape) != len(expected) or any(a not in (None, b) for a, b in zip(expected, shape, strict=True)):
+                sizes = " ".join("any" if size is None else str(size) for size in expected)
                 raise InputError(f"{self.flat_names[field]} must be ({sizes}), not {shape}")
 
     def _named(self) -> set[str]:

@@ -1,9 +1,9 @@
-"""What a modality is: how one kind of media gets from a source to what the LLM reads.
+"""A modality: one kind of media, from its source to the tokens that the LLM reads.
 
-    source -> load -> inputs of one medium -> stack -> inputs of a batch -> encode -> what the LLM reads
+    source -> load -> inputs of one medium -> stack -> inputs of a batch -> encode -> tokens for the LLM
 
-The model, the processor and the collators loop over the registered modalities and know none of them by name; a new one
-is one file in this room. Its name `audio` makes the placeholder `<audio>` and the configuration's field
+The model, the processor and the collators loop over the registered modalities and name none of them. A new modality is
+one file in this room. Its name, for example `audio`, gives the placeholder `<audio>` and the configuration's field
 `audio_token_id`.
 """
 
@@ -25,7 +25,7 @@ Inputs = TypeVar("Inputs", bound=ModalityInputs)
 
 
 class Stages(Protocol):
-    """What a modality needs of the model: the stages that look, and weights of its own."""
+    """What a modality uses of the model: the stages before the LLM, and the weights of modalities."""
 
     encoder: Any
     image_encoder: Any
@@ -53,7 +53,7 @@ class Modality(ABC, Generic[Inputs]):
     argument: ClassVar[str]
     """Keyword under which `MmllmProcessor.__call__` takes such media."""
     options: ClassVar[tuple[str, ...]] = ()
-    """What `load` may be told besides the source: keys of a message's item, and keywords of the processor."""
+    """Options of `load` besides the source: keys of a message's item, and keywords of the processor."""
 
     @property
     def name(self) -> str:

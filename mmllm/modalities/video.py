@@ -24,7 +24,7 @@ from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoInputs(ModalityInputs):
-    """The videos of a batch, all T frames long; a shorter one repeats its last frame, masked.
+    """The videos of a batch, all with T frames; a shorter video repeats its last frame, masked.
 
     Raises:
         InputError: if there are neither pixels nor features, there are both, or shapes do not fit together.
@@ -59,48 +59,48 @@ class VideoInputs(ModalityInputs):
 
     def __post_init__(self) -> None:
         if (self.pixels is None) == (self.features is None):
-            which = "neither" if self.pixels is None else "both"
-            raise InputError(f"videos need pixel_values_videos or video_features, and there are {which}")
+            given = "neither" if self.pixels is None else "both"
+            raise InputError(f"videos need either pixel_values_videos or video_features; given: {given}")
         self.require_shape("pixels", None, None, 3, None, None)
         self.require_shape("features", None, None, None, None)
-        v, t = self._seen.shape[:2]
+        v, t = self._frames_given.shape[:2]
         self.require_shape("frame_mask", v, t)
         self.require_shape("times_s", v, t)
         self.require_shape("durations_s", v)
         self.require_shape("frame_text", v, t, None)
         if self.scores and self.features is None:
             raise InputError("video_scores belong to video_features, and there are none")
-        self.require_shape("scores", v, t, self._seen.shape[2])
+        self.require_shape("scores", v, t, self._frames_given.shape[2])
 
     @property
-    def _seen(self) -> Tensor:
-        seen = self.features if self.pixels is None else self.pixels
-        assert seen is not None
-        return seen
+    def _frames_given(self) -> Tensor:
+        frames = self.features if self.pixels is None else self.pixels
+        assert frames is not None
+        return frames
 
     @property
     def frames(self) -> int:
         """T."""
-        return self._seen.shape[1]
+        return self._frames_given.shape[1]
 
     @classmethod
     def padded(cls, inputs: Sequence[Self]) -> list[Self]:
         """The same videos, equally long and with texts of one width; each with its mask."""
-        longest = max(one.frames for one in inputs)
-        widest = max((one.frame_text.shape[2] for one in inputs if one.frame_text is not None), default=0)
-        return [one._filled_up(longest, widest) for one in inputs]
+        longest = max(video.frames for video in inputs)
+        widest = max((video.frame_text.shape[2] for video in inputs if video.frame_text is not None), default=0)
+        return [video._filled_up(longest, widest) for video in inputs]
 
     def _filled_up(self, frames: int, text: int) -> Self:
-        """The videos with their last frame repeated up to so many, masked, and room for so many ids before each."""
-        instants = torch.arange(frames, device=self._seen.device)
-        shown, spots = instants < self.frames, instants.clamp(max=self.frames - 1)
+        """The videos with their last frame repeated, masked, up to `frames`, and room for `text` ids before each."""
+        instants = torch.arange(frames, device=self._frames_given.device)
+        valid, sources = instants < self.frames, instants.clamp(max=self.frames - 1)
         longer = self
         if frames > self.frames:
-            longer = self.mapped(lambda value: value[:, spots.to(value.device)], but=["durations_s"])
+            longer = self.mapped(lambda value: value[:, sources.to(value.device)], but=["durations_s"])
         mask, ids = longer.frame_mask, longer.frame_text
         return dataclasses.replace(
             longer,
-            frame_mask=shown.expand(len(self), frames) if mask is None else mask & shown.to(mask.device),
+            frame_mask=valid.expand(len(self), frames) if mask is None else mask & valid.to(mask.device),
             frame_text=None if ids is None else torch.nn.functional.pad(ids, (0, text - ids.shape[2]), value=-1),
         )
 
@@ -125,7 +125,7 @@ class VideoInputs(ModalityInputs):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig:
-    """Nothing to choose: how videos are sampled is the processor's to say."""
+    """Nothing to choose: the processor has the settings for sampling videos."""
 
 
 @register("modality", "video", config=VideoConfig)
@@ -144,7 +144,7 @@ class Video(Modality[VideoInputs]):
         return clip_inputs(processor, processor.load(source, **options))
 
     def encode(self, model: Stages, inputs: VideoInputs) -> VisualSequence:
-        """What the LLM reads of V videos."""
+        """The visual tokens of V videos, as the LLM reads them."""
         return dataclasses.replace(model.arrange(video_tokens(model, inputs)), frame_text=inputs.frame_text)
 
 
@@ -160,7 +160,7 @@ def clip_inputs(processor: MediaReading, clip: VideoClip) -> VideoInputs:
 
 
 def video_tokens(model: Stages, inputs: VideoInputs) -> VisualTokens:
-    """Features V T N C: the encoder's of pixels, or those that were kept from before."""
+    """Features V T N C: computed from pixels, or those that were computed earlier."""
     if inputs.features is None:
         assert inputs.pixels is not None
         return model.encode(inputs.pixels, inputs.frame_mask, inputs.times_s)

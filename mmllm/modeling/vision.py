@@ -104,8 +104,10 @@ class VisualStages(PreTrainedModel):
         Raises:
             InputError: if the configuration has no placeholder for one of the modalities.
         """
-        by_name = modalities()
-        return {self._placeholder(by_name[name]): by_name[name].encode(self, inputs) for name, inputs in media.items()}
+        registered = modalities()
+        return {
+            self._placeholder(registered[name]): registered[name].encode(self, inputs) for name, inputs in media.items()
+        }
 
     def _placeholder(self, modality: Modality[Any]) -> int:
         placeholder = getattr(self.config, modality.id_field, None)

@@ -3,7 +3,7 @@
     whole image  t t t t     mosaic, each row ended by a learned newline  t t t t t t n
                  t t t t                                                  t t t t t t n
 
-Videos have no tiles: all tokens of all frames in order, as the plain path gives them.
+Videos have no tiles. The LLM reads all tokens of all frames in order, as with the plain path.
 
 B videos or images, T frames or partitions, N tokens of each, D LLM width, L tokens of the sequence
 """
@@ -24,7 +24,7 @@ from mmllm.tokens import VisualSequence, VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class AnyresConfig:
-    """LLaVA-NeXT's `spatial_unpad` with a newline; without either it is plain `spatial`."""
+    """LLaVA-NeXT's `spatial_unpad` with a newline; with both options off, its plain `spatial`."""
 
     unpad: bool = True
     """Leave out patches that show only the padding of the image."""
@@ -44,7 +44,7 @@ class AnyresPath(VideoPath):
         self.newline = nn.Parameter(torch.randn(width) * max(width, 1) ** -0.5) if config.newline else None
 
     def forward(self, tokens: VisualTokens) -> VisualSequence:
-        """Features B T N D in reading order; what is left of a reduced mosaic keeps its rows.
+        """Features B T N D in reading order; a mosaic of reduced tokens keeps its rows.
 
         Raises:
             InputError: for tiled images whose tokens have no place on a patch grid.
@@ -62,5 +62,5 @@ class AnyresPath(VideoPath):
         )
 
     def token_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
-        """How many tokens a video of `frames` frames has."""
+        """The number of tokens of a video of `frames` frames."""
         return {"frames": frames * tokens_per_frame}

@@ -1,4 +1,4 @@
-"""Every token of every frame, in order: what LLaVA and its image and video descendants read.
+"""Every token of every frame, in order, as LLaVA and the models based on it read images and videos.
 
 B videos or images, T frames, N tokens of a frame, D LLM width
 """
@@ -33,7 +33,7 @@ class PlainPath(VideoPath):
         return in_order(tokens)
 
     def token_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
-        """How many tokens a video of `frames` frames has."""
+        """The number of tokens of a video of `frames` frames."""
         return {"frames": frames * tokens_per_frame}
 
 

@@ -34,9 +34,9 @@ class SlowFastConfig:
     """temporal: fast tokens. spatial: the mean over time of each patch. spatial_pool: slow tokens.
     temporal_spatial and temporal_spatial_pool: fast tokens, then the others."""
     pool: int = 2
-    """Slow tokens are pool x pool averages on pool * pool frames, so that there are as many as patches."""
+    """Slow tokens are pool x pool averages on pool * pool frames; so there are as many as patches of one frame."""
     image_frames: int = 100
-    """A still image is read as a video of this many equal frames, as published."""
+    """A still image becomes a video of this many equal frames, as published."""
 
     def __post_init__(self) -> None:
         require(self.pool >= 1, self, "pool", "at least 1")
@@ -46,7 +46,7 @@ class SlowFastConfig:
 def slow_frames(num_frames: int, count: int) -> list[int]:
     """Indices of `count` frames spread evenly over `num_frames`, both ends included, rounded half to even."""
     if num_frames < 1:
-        raise InputError("a video without frames has no slow frames")
+        raise InputError(f"slow frames need a video of at least 1 frame, not {num_frames}")
     return np.round(np.linspace(0, num_frames - 1, count)).astype(int).tolist()
 
 
@@ -61,17 +61,17 @@ class SlowFastPath(VideoPath):
         self.config = config
 
     def forward(self, tokens: VisualTokens) -> VisualSequence:
-        """Sequence of `fast` and `slow` blocks (LITA section 3.2). A token that nothing is left of is masked.
+        """Sequence of `fast` and `slow` blocks (LITA section 3.2). An average over masked tokens only is masked.
 
         Args:
-            tokens: features B T N D, whole or reduced; `spatial` and the pooled modes need the patch grid.
+            tokens: features B T N D, whole or reduced. `spatial` and the pooled modes need the patch grid.
 
         Raises:
-            InputError: if the grid is not divisible by `pool`, 1D tokens meet a mode that pools in space, or an image
-                was cut into tiles.
+            InputError: if the grid is not divisible by `pool`, the mode needs a grid and the tokens are 1D, an image
+                was cut into tiles, or a video has no token that is not masked.
         """
         if tokens.tiling is not None:
-            raise InputError("slowfast reads frames in time, not the tiles of an image: use the anyres or plain path")
+            raise InputError("slowfast reads frames of a video, not tiles of an image: use the anyres or plain path")
         if tokens.shape[1] == 1 and self.config.image_frames > 1:
             tokens = _as_still_video(tokens, self.config.image_frames)
         mode = self.config.mode
@@ -90,32 +90,37 @@ class SlowFastPath(VideoPath):
         )
 
     def token_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
-        """How many tokens each block has for a video of `frames` frames (before masking)."""
+        """The number of tokens of each block, masked ones included, for a video of `frames` frames."""
         mode = self.config.mode
         counts = {"fast": frames} if mode.startswith("temporal") else {}
         if mode != "temporal":
-            height, width = _needs_grid(grid)
+            height, width = _require_grid(grid)
             counts["slow"] = height * width
         return counts
 
 
-def _needs_grid(grid: tuple[int, int] | None) -> tuple[int, int]:
+def _require_grid(grid: tuple[int, int] | None) -> tuple[int, int]:
     if grid is None:
         raise InputError("1D tokens have no patch grid: use mode=temporal")
     return grid
 
 
 def _as_still_video(tokens: VisualTokens, frames: int) -> VisualTokens:
-    def spread(x: Tensor) -> Tensor:
+    """The tokens of one frame (B 1 N D) repeated as `frames` frames."""
+
+    def repeated(x: Tensor) -> Tensor:
         return x.expand(x.shape[0], frames, *x.shape[2:])
 
     return VisualTokens(
-        features=spread(tokens.features), grid=tokens.grid, index=spread(tokens.index), mask=spread(tokens.mask)
+        features=repeated(tokens.features),
+        grid=tokens.grid,
+        index=repeated(tokens.index),
+        mask=repeated(tokens.mask),
     )
 
 
 def _masked_mean(features: Tensor, mask: Tensor, axes: str) -> tuple[Tensor, Tensor]:
-    """Mean over the axes that the pattern `axes` removes, of the tokens that are there; and where any is."""
+    """Mean of the tokens that are not masked, over the axes that the einops pattern `axes` removes; and its mask."""
     weight = mask.to(features.dtype).unsqueeze(-1)
     count = reduce(weight, axes, "sum")
     mean = reduce(features * weight, axes, "sum") / count.clamp(min=1)
@@ -123,6 +128,7 @@ def _masked_mean(features: Tensor, mask: Tensor, axes: str) -> tuple[Tensor, Ten
 
 
 def _fast(tokens: VisualTokens) -> tuple[Tensor, Tensor, Tensor]:
+    """Fast tokens B T D, their mask B T, and the frame of each B T."""
     if tokens.complete:
         features, mask = reduce(tokens.features, "b t n d -> b t d", "mean"), tokens.frame_mask
     else:
@@ -132,6 +138,7 @@ def _fast(tokens: VisualTokens) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _spatial(tokens: VisualTokens) -> tuple[Tensor, Tensor, Tensor]:
+    """Means over time B (H W) D, their mask, and their frame: -1, since they belong to no single frame."""
     features, present = tokens.on_grid()
     if tokens.complete:
         features, mask = reduce(features, "b t h w d -> b (h w) d", "mean"), present.any(1).flatten(1)
@@ -141,7 +148,8 @@ def _spatial(tokens: VisualTokens) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _slow(tokens: VisualTokens, pool: int) -> tuple[Tensor, Tensor, Tensor]:
-    h, w = _needs_grid(tokens.grid)
+    """Slow tokens B (H W) D, their mask B (H W), and the frame of each B (H W)."""
+    h, w = _require_grid(tokens.grid)
     if h % pool or w % pool:
         raise InputError(f"a {h}x{w} patch grid is not divisible into {pool}x{pool} pools")
     chosen = _slow_frames_of_each(tokens.frame_mask, pool * pool)  # B S
@@ -152,23 +160,24 @@ def _slow(tokens: VisualTokens, pool: int) -> tuple[Tensor, Tensor, Tensor]:
         mask = reduce(present, "b s (h i) (w j) -> b (s h w)", "any", i=pool, j=pool)
     else:
         cells = rearrange(features, "b s (h i) (w j) d -> b s h w i j d", i=pool, j=pool)
-        there = rearrange(present, "b s (h i) (w j) -> b s h w i j", i=pool, j=pool)
-        features, mask = _masked_mean(cells, there, "b s h w i j d -> b (s h w) d")
+        cells_present = rearrange(present, "b s (h i) (w j) -> b s h w i j", i=pool, j=pool)
+        features, mask = _masked_mean(cells, cells_present, "b s h w i j d -> b (s h w) d")
     return features, mask, repeat(chosen, "b s -> b (s n)", n=(h // pool) * (w // pool))
 
 
 def _slow_frames_of_each(frame_mask: Tensor, count: int) -> Tensor:
-    """B S: evenly spread among the frames (B T) of which each video has a token left."""
+    """B S: slow frames of each video, spread evenly over the frames that have a token (bool, B T)."""
     chosen = []
     for row in frame_mask:
-        left = row.nonzero().squeeze(1)
-        if not len(left):
+        present = row.nonzero().squeeze(1)
+        if not len(present):
             raise InputError("a video of the batch has no visual token left")
-        chosen.append(left[slow_frames(len(left), count)])
+        chosen.append(present[slow_frames(len(present), count)])
     return torch.stack(chosen)
 
 
 def _frames(tokens: VisualTokens, chosen: Tensor) -> VisualTokens:
+    """The tokens of the chosen frames (int64, B S) of each video."""
     rows = torch.arange(len(chosen), device=chosen.device).unsqueeze(1)
     return VisualTokens(
         features=tokens.features[rows, chosen],

@@ -1,4 +1,4 @@
-"""Chat messages: checked, with typed placeholders taken apart, and where in the text the assistant speaks."""
+"""Chat messages: checks, protection against placeholders in typed text, and the parts that the assistant says."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ Message = Mapping[str, Any]
 
 
 def with_system(messages: Sequence[Message], prompt: str) -> list[Message]:
-    """The messages, with `prompt` as the system's in front if it has said nothing."""
-    spoken = list(messages)
-    if prompt and spoken and not (isinstance(spoken[0], Mapping) and spoken[0].get("role") == "system"):
-        spoken.insert(0, {"role": "system", "content": prompt})
-    return spoken
+    """The messages, with `prompt` as a system message in front if there is no system message."""
+    conversation = list(messages)
+    if prompt and conversation:
+        first = conversation[0]
+        if not (isinstance(first, Mapping) and first.get("role") == "system"):
+            conversation.insert(0, {"role": "system", "content": prompt})
+    return conversation
 
 
 def as_images(messages: Sequence[Message], kinds: Collection[str]) -> list[Message]:
-    """The messages with an image in place of every medium of some kinds, for templates that do not know these."""
+    """The messages with an image in place of every medium of some kinds, for templates that cannot write these."""
     return [
         {**message, "content": [{"type": "image"} if item["type"] in kinds else item for item in message["content"]]}
         if not isinstance(message["content"], str)
@@ -31,22 +33,27 @@ def as_images(messages: Sequence[Message], kinds: Collection[str]) -> list[Messa
 
 
 def with_own_words(text: str, messages: Sequence[Message], words: Mapping[str, str]) -> str:
-    """A text in which media were written as images, with their own placeholder where such a medium stands.
+    """A text in which media were written as images, with the placeholder of its own kind for each medium.
 
     Args:
-        text: what the template made of `as_images(messages, words)`.
+        text: `as_images(messages, words)` as rendered by the template.
         messages: the conversation itself.
-        words: kind of medium that was written as images -> its placeholder.
+        words: kind of medium that was written as an image -> its placeholder.
 
     Raises:
-        InputError: if the template has not written a placeholder for each of them.
+        InputError: if the template did not write one placeholder for each medium.
     """
-    shown = [item for message in messages if not isinstance(message["content"], str) for item in message["content"]]
-    own = [words.get(item["type"], IMAGE) for item in shown if item["type"] == "image" or item["type"] in words]
+    content = [item for message in messages if not isinstance(message["content"], str) for item in message["content"]]
+    placeholders = [
+        words.get(item["type"], IMAGE) for item in content if item["type"] == "image" or item["type"] in words
+    ]
     pieces = text.split(IMAGE)
-    if len(pieces) != len(own) + 1:
-        raise InputError(f"the chat template writes {len(pieces) - 1} placeholders for {len(own)} images and the like")
-    return "".join(piece + word for piece, word in zip(pieces, [*own, ""], strict=True))
+    if len(pieces) != len(placeholders) + 1:
+        raise InputError(
+            f"the chat template must write one placeholder for each medium; it writes {len(pieces) - 1} for "
+            f"{len(placeholders)}"
+        )
+    return "".join(piece + word for piece, word in zip(pieces, [*placeholders, ""], strict=True))
 
 
 def assistant_turns(
@@ -60,22 +67,24 @@ def assistant_turns(
         render: messages, and whether the assistant is about to speak -> text.
 
     Raises:
-        InputError: if a beginning of the conversation is not rendered as a beginning of the text.
+        InputError: if the first messages of the conversation are not rendered as the beginning of its text.
     """
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            prompt, told = render(messages[:i], True), render(messages[: i + 1], False)
-            if not (told.startswith(prompt) and text.startswith(told)):
-                raise InputError("the chat template does not render a conversation's beginning as its beginning")
-            yield len(prompt), len(told)
+            before, after = render(messages[:i], True), render(messages[: i + 1], False)
+            if not (after.startswith(before) and text.startswith(after)):
+                raise InputError(
+                    "the chat template must render the first messages of a conversation as the beginning of its text"
+                )
+            yield len(before), len(after)
 
 
 def escaped(messages: Sequence[Message], kinds: Collection[str]) -> list[Message]:
-    """The messages with placeholders that somebody typed taken apart, so that only media make placeholders.
+    """The messages with a space inside each typed placeholder (`< video>`), so that only media make placeholders.
 
     Args:
         messages: the conversation.
-        kinds: the kinds of media that there are.
+        kinds: all kinds of media.
 
     Raises:
         InputError: if a message has a role or an item that cannot be used.
@@ -92,20 +101,23 @@ def escaped(messages: Sequence[Message], kinds: Collection[str]) -> list[Message
         if isinstance(content, str):
             out.append({**message, "content": plain(content)})
         else:
-            shown = [{**i, "text": plain(i["text"])} if i["type"] == "text" else i for i in items(message, kinds)]
-            out.append({**message, "content": shown})
+            content = [
+                {**item, "text": plain(item["text"])} if item["type"] == "text" else item
+                for item in items(message, kinds)
+            ]
+            out.append({**message, "content": content})
     return out
 
 
 def items(message: Message, kinds: Collection[str]) -> list[Mapping[str, Any]]:
-    """What a message holds, item by item; nothing if it is a plain text.
+    """The items of a message; none if its content is a plain text.
 
     Args:
         message: the message.
-        kinds: the kinds of media that there are.
+        kinds: all kinds of media.
 
     Raises:
-        InputError: if an item is none.
+        InputError: if the content is neither text nor a list, or an item has no allowed type or no text.
     """
     content = message.get("content")
     if isinstance(content, str):
@@ -121,10 +133,10 @@ def items(message: Message, kinds: Collection[str]) -> list[Mapping[str, Any]]:
 
 
 def source_of(item: Mapping[str, Any], kind: str) -> Any:
-    """What an item shows.
+    """The file or value of an item of one kind of media.
 
     Raises:
-        InputError: if it does not say.
+        InputError: if the item has none.
     """
     for key in (kind, "path", "url"):
         if item.get(key) is not None:

@@ -13,7 +13,7 @@ from mmllm.video.opening import FrameFolder, sample_uniform
 from mmllm.video.quarantine import Quarantine, QuarantineConfig
 
 DEADLINE_S = 300.0
-"""Seconds by the clock for one video. Longer than the reader's own limit of processor time, which tells more."""
+"""Seconds by the clock for one video. The reader's own limit of processor time is shorter; its error says more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,9 @@ def in_workers(workers: int) -> QuarantineConfig:
 
 
 def unreadable(videos: Iterable[Path], reader: ClipReader, workers: int) -> dict[Path, str]:
-    """Reads every video once in worker processes; those that cannot be read, each with the reason."""
-    named = list(dict.fromkeys(videos))
+    """The videos that cannot be read, each with the reason; every video is read once in worker processes."""
+    paths = list(dict.fromkeys(videos))
     reading = Quarantine(reader.check, in_workers(workers))
-    for _ in reading.results(named):
+    for _ in reading.results(paths):
         pass
-    return {named[failure.number]: failure.told for failure in reading.failures}
+    return {paths[failure.number]: failure.told for failure in reading.failures}

@@ -57,11 +57,11 @@ class FrameTransform:
         scale, shift = self._constants()
 
         def prepare(frame: np.ndarray, slot: np.ndarray) -> None:
-            shown, top, left = self._shown(frame)
-            height, width = shown.shape[:2]
+            visible, top, left = self._visible_part(frame)
+            height, width = visible.shape[:2]
             if (height, width) != slot.shape[1:]:
                 slot[:] = (self._colour * scale + shift)[:, None, None]
-            _normalise(shown, slot[:, top : top + height, left : left + width], scale, shift)
+            _normalise(visible, slot[:, top : top + height, left : left + width], scale, shift)
 
         threads = min(torch.get_num_threads(), _MOST_THREADS, len(frames))
         if threads > 1:
@@ -93,15 +93,15 @@ class FrameTransform:
 
     def video_frame(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (S S 3): one frame of a video brought to the encoder's square, not yet normalised."""
-        shown, top, left = self._shown(frame)
-        height, width = shown.shape[:2]
+        visible, top, left = self._visible_part(frame)
+        height, width = visible.shape[:2]
         if height == width == self.size:
-            return shown
+            return visible
         square = _filled(self.size, self.size, 0, self._colour)
-        square[top : top + height, left : left + width] = shown
+        square[top : top + height, left : left + width] = visible
         return square
 
-    def _shown(self, frame: np.ndarray) -> tuple[np.ndarray, int, int]:
+    def _visible_part(self, frame: np.ndarray) -> tuple[np.ndarray, int, int]:
         """What a frame shows in the encoder's square, its top and its left; all else has the colour of the padding."""
         height, width = frame.shape[:2]
         if self.video_resize == "pil" or height == width == self.size:

@@ -47,17 +47,17 @@ class MediaReading:
         return ClipReader(num_frames=self.num_frames, transform=self.frame_transform, folder_fps=self.folder_fps)
 
     def frame_text(self, times_s: Sequence[Sequence[float] | np.ndarray]) -> Tensor | None:
-        """int64, V T K: ids of what is written before each frame of videos of T frames, filled up by -1.
+        """int64, V T K: ids of the text before each frame of videos of T frames, filled up with -1.
 
         Args:
             times_s: when each frame is shown, V T.
 
         Returns:
-            None if nothing is written there.
+            None if there is no text before any frame.
         """
         texts = [self.writing.before_frames(times) for times in times_s]
         if not any(texts):
             return None
         ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        longest = max(len(one) for frames in ids for one in frames)
-        return torch.tensor([[one + [-1] * (longest - len(one)) for one in frames] for frames in ids])
+        longest = max(len(frame) for video in ids for frame in video)
+        return torch.tensor([[frame + [-1] * (longest - len(frame)) for frame in video] for video in ids])

@@ -64,7 +64,7 @@ def read_out(tokens: VisualTokens, *, unpad: bool = True, newline: Tensor | None
     import torch
 
     if tokens.tiling is None or tokens.grid is None:
-        raise InputError("only the tokens of tiled images, with their place on the patch grid, make a mosaic")
+        raise InputError("a mosaic needs tokens of tiled images, with their place on a patch grid")
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     for image, tiling in enumerate(tokens.tiling):
         index = tokens.index[image]  # T N
@@ -76,7 +76,7 @@ def read_out(tokens: VisualTokens, *, unpad: bool = True, newline: Tensor | None
             ends = _row_ends(tokens.grid, tiling, unpad=unpad).to(place.device)
             features = torch.cat([features, newline.to(features).expand(len(ends), -1)])
             place = torch.cat([place, ends])
-            partition, index = (torch.cat([one, torch.full_like(ends, -1)]) for one in (partition, index))
+            partition, index = (torch.cat([values, torch.full_like(ends, -1)]) for values in (partition, index))
         order = place.argsort(stable=True)
         rows.append((features[order], partition[order], index[order]))
     padded = torch.nn.utils.rnn.pad_sequence

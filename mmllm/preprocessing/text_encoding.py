@@ -38,8 +38,8 @@ class TextEncoding:
     placeholder_ids: Mapping[str, int]
     """Word -> id of each placeholder."""
 
-    def encode(self, text: str, said: Sequence[tuple[int, int]] = ()) -> Encoded:
-        """Ids of a text; labels where it lies in one of the character ranges `said`.
+    def encode(self, text: str, spoken_ranges: Sequence[tuple[int, int]] = ()) -> Encoded:
+        """Ids of a text; labels where it lies in one of the character ranges `spoken_ranges`.
 
         Placeholders and time tokens are split off first, and the text between them is encoded piece by piece, unless
         the tokenizer is given the whole text.
@@ -47,7 +47,9 @@ class TextEncoding:
         if self.whole_text:
             begun = text.startswith(self.tokenizer.bos_token or "\0")
             out = self.tokenizer(text, add_special_tokens=not begun, return_offsets_mapping=True)
-            return _labelled(out["input_ids"], [max(end - 1, begin) for begin, end in out["offset_mapping"]], said)
+            return _labelled(
+                out["input_ids"], [max(end - 1, begin) for begin, end in out["offset_mapping"]], spoken_ranges
+            )
         ids: list[int] = []
         starts: list[int] = []
         for start, piece in self._pieces(text):
@@ -58,9 +60,9 @@ class TextEncoding:
                 continue
             out = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
             ids += out["input_ids"]
-            # an offset may begin at the space before a word: what counts is where its last character lies
+            # an offset may begin at the space before a word, so the place of its last character is taken
             starts += [start + max(end - 1, begin) for begin, end in out["offset_mapping"]]
-        return _labelled(ids, starts, said)
+        return _labelled(ids, starts, spoken_ranges)
 
     @property
     def _single(self) -> dict[str, int]:
@@ -90,11 +92,11 @@ class TextEncoding:
         pad = torch.nn.utils.rnn.pad_sequence
         fill = self.tokenizer.pad_token_id or 0
         batch = {
-            "input_ids": pad([one.input_ids for one in encoded], batch_first=True, padding_value=fill),
-            "attention_mask": pad([torch.ones_like(one.input_ids) for one in encoded], batch_first=True),
+            "input_ids": pad([text.input_ids for text in encoded], batch_first=True, padding_value=fill),
+            "attention_mask": pad([torch.ones_like(text.input_ids) for text in encoded], batch_first=True),
         }
         if with_labels:
-            batch["labels"] = pad([one.labels for one in encoded], batch_first=True, padding_value=IGNORED)
+            batch["labels"] = pad([text.labels for text in encoded], batch_first=True, padding_value=IGNORED)
         return batch
 
     def decode_text(self, token_ids: Any) -> str:
@@ -116,8 +118,8 @@ class TextEncoding:
         return " ".join(filter(None, text))
 
 
-def _labelled(ids: Sequence[int], places: Sequence[int], said: Sequence[tuple[int, int]]) -> Encoded:
-    """Ids with labels where the place of an id in the text lies in one of the ranges `said`."""
+def _labelled(ids: Sequence[int], places: Sequence[int], spoken_ranges: Sequence[tuple[int, int]]) -> Encoded:
+    """Ids with labels where the place of an id in the text lies in one of the ranges `spoken_ranges`."""
     input_ids = torch.tensor(ids, dtype=torch.long)
-    labelled = torch.tensor([any(a <= at < b for a, b in said) for at in places], dtype=torch.bool)
+    labelled = torch.tensor([any(a <= at < b for a, b in spoken_ranges) for at in places], dtype=torch.bool)
     return Encoded(input_ids=input_ids, labels=input_ids.where(labelled, torch.tensor(IGNORED)))

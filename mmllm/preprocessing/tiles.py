@@ -45,13 +45,16 @@ def choose_grid(
         height, width: the image's size in pixels.
         pinpoints: the canvases to choose from, (height, width).
         rule: "llava" shows the most pixels of the image, then wastes the least canvas; "fill" (FasterVLM's release)
-            covers the largest share of the canvas. The first of equals wins.
+            covers the largest fraction of the canvas. Of equal canvases the first is taken.
 
     Raises:
         InputError: without pinpoints, or for an image of no pixels.
     """
     if not pinpoints or height < 1 or width < 1:
-        raise InputError(f"an image of {height}x{width} pixels needs at least one canvas to choose from: {pinpoints}")
+        raise InputError(
+            f"choosing a canvas needs an image with pixels and at least one canvas, not {height}x{width} pixels and "
+            f"{pinpoints}"
+        )
 
     def merit(canvas: tuple[int, int]) -> tuple[float, float]:
         canvas_height, canvas_width = canvas
@@ -59,8 +62,8 @@ def choose_grid(
         covered = int(width * scale) * int(height * scale)
         if rule == "fill":
             return covered / (canvas_height * canvas_width), 0
-        shown = min(covered, width * height)
-        return shown, shown - canvas_height * canvas_width
+        visible = min(covered, width * height)
+        return visible, visible - canvas_height * canvas_width
 
     return max(pinpoints, key=merit)
 
@@ -84,7 +87,7 @@ def cut(
     """
     for canvas in pinpoints:
         if canvas[0] % tile or canvas[1] % tile:
-            raise InputError(f"a canvas of {canvas[0]}x{canvas[1]} pixels is not made of whole {tile} px tiles")
+            raise InputError(f"a canvas of {canvas[0]}x{canvas[1]} pixels cannot be cut into whole {tile} px tiles")
     height, width = image.shape[:2]
     canvas_height, canvas_width = choose_grid(height, width, pinpoints, rule=rule)
     picture = Image.fromarray(image)

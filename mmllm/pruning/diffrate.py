@@ -1,9 +1,9 @@
-"""DiffRate: inside every block of a vision transformer, drop the least attended tokens, then merge some more.
+"""DiffRate: inside each block of a vision transformer, drop the least attended tokens, then merge more of them.
 
     block:  attention (merged tokens count by size) -> sort by class attention -> keep p -> merge down to m -> MLP
 
-The numbers p and m of each block are a schedule, the same for every image; it is learned once (see
-`diffrate_learning`) and then costs nothing (ICCV 2023, arXiv 2305.17997). Both count the class token.
+The numbers p and m of all blocks are a schedule, the same for every image. Both include the class token. A schedule is
+learned once (see `diffrate_learning`) and then costs nothing (ICCV 2023, arXiv 2305.17997).
 
 F frames, N tokens with the class token first, P patches, C width, H heads, L blocks, M sources merged away
 """
@@ -27,27 +27,29 @@ from mmllm.tokens import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class DiffRateConfig:
-    """A schedule, the number of tokens that an even schedule leaves, or the cost that training is to reach."""
+    """Exactly one of: a schedule (`prune` and `merge`), an even schedule (`keep`), a schedule to learn (`target`)."""
 
     prune: tuple[int, ...] = ()
-    """Tokens that each block of the tower keeps, class token counted; one number for each block that is run."""
+    """Tokens in each block after dropping, the class token included; one number for each block that is run."""
     merge: tuple[int, ...] = ()
-    """Tokens that each block has after merging."""
+    """Tokens in each block after merging, likewise."""
     keep: int | None = None
-    """Patch tokens left of each frame by an even schedule of merges, in place of the two lists."""
+    """Patch tokens that remain of each frame with an even schedule of merges, in place of the two lists."""
     target: float | None = None
-    """Share of the tower's multiply-adds that a schedule learned in training is to cost, in place of the lists."""
+    """Cost that a schedule learned in training should have, as a fraction of the tower's multiply-adds; in place of
+    the lists."""
     granularity: int = 4
-    """Steps between the numbers of tokens that are tried while a schedule is learned."""
+    """Distance between the numbers of tokens that are tried while a schedule is learned."""
     cost_weight: float = 100.0
-    """Weight of the squared distance from `target`; the paper's 5, counted in 10^9, for a tower of 4.5 * 10^9."""
+    """Weight of the squared distance from `target`. The paper has 5 for costs in 10^9 multiply-adds, which is 100 for a
+    tower of 4.5 * 10^9."""
     clamp_size: bool = False
     """See `merged_size`."""
 
     def __post_init__(self) -> None:
         given = [bool(self.prune or self.merge), self.keep is not None, self.target is not None]
         if sum(given) != 1:
-            raise ConfigError("DiffRateConfig needs one of: a schedule (prune and merge), keep, target")
+            raise ConfigError("DiffRateConfig needs exactly one of: a schedule (prune and merge), keep, target")
         require(self.keep is None or self.keep >= 1, self, "keep", "at least 1 token")
         require(self.target is None or 0 < self.target <= 1, self, "target", "above 0 and at most 1")
         require(self.granularity >= 1, self, "granularity", "at least 1")
@@ -63,12 +65,14 @@ class DiffRateReducer(EncoderStage):
         super().__init__()
         self.config = config
         self.rates: LearnedDiffRate | None = None
-        """What a schedule is learned with, where the configuration has a `target`."""
+        """The weights that learn a schedule, if the configuration has a `target`."""
         self.tower: dict[str, int] = {}
-        """Width and patch size of the tower, by which cost is counted."""
+        """Width and patch size of the tower; the cost is computed from them."""
 
     def prepare(self, encoder: Any) -> None:
-        """Gets ready to learn a schedule for a tower, if one is to be learned; when a model is put together.
+        """Creates the weights that learn a schedule for this encoder, if the configuration has a `target`.
+
+        Called when a model is put together.
 
         Raises:
             ConfigError: if no schedule costs as little as the target.
@@ -78,26 +82,27 @@ class DiffRateReducer(EncoderStage):
         patches, blocks = encoder.grid[0] * encoder.grid[1], encoder.config.blocks_run
         self.rates = LearnedDiffRate(patches=patches, blocks=blocks, granularity=self.config.granularity)
         self.tower = {"width": encoder.width, "patch": encoder.config.patch_size}
-        least = self.rates.least_cost(**self.tower) / self._whole(patches + 1, blocks)
+        least = self.rates.least_cost(**self.tower) / self._full_cost(patches + 1, blocks)
         if self.config.target < least:
             raise ConfigError(
                 f"DiffRateConfig.target = {self.config.target}: with this tower and granularity, must be from "
                 f"{least:.3g} to 1"
             )
 
-    def _whole(self, tokens: int, blocks: int) -> float:
+    def _full_cost(self, tokens: int, blocks: int) -> float:
+        """Multiply-adds of the tower when every block keeps all tokens."""
         return flops([tokens] * blocks, tokens=tokens, **self.tower)
 
     def schedule(self, tokens: int, blocks: int) -> CompressionSchedule:
-        """The schedule for a tower of that many blocks and tokens, class token counted.
+        """The schedule for a tower of that many blocks and tokens, the class token included.
 
         Raises:
-            ConfigError: if it was made for another number of blocks, cannot be followed, or was never learned.
+            ConfigError: if the schedule is for another number of blocks, merges all patch tokens, or was not learned.
         """
         if self.config.keep is not None:
             return even_schedule(tokens, blocks, self.config.keep + 1)
         if self.config.target is not None and self.rates is None:
-            raise ConfigError("diffrate:target=... learns its schedule in training; here there is none yet")
+            raise ConfigError("diffrate:target=... learns its schedule in training, and this model has not learned one")
         schedule = (
             self.rates.schedule()
             if self.rates
@@ -109,7 +114,7 @@ class DiffRateReducer(EncoderStage):
         return schedule
 
     def start(self, hidden: Tensor, blocks: int) -> Any:
-        """What is live before the first of `blocks` blocks; of hidden states F N C."""
+        """The state before the first of `blocks` blocks: all tokens of the hidden states F N C are live."""
         if self.rates is not None and self.training:
             return self.rates.start(hidden, blocks)
         return self.schedule(hidden.shape[1], blocks), LiveTokens.at_first(hidden)
@@ -121,7 +126,7 @@ class DiffRateReducer(EncoderStage):
         return attend(queries, keys, values, state[1].size)
 
     def reduce(self, block: int, hidden: Tensor, row: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Block number `block`'s drop and merge; see `compress`."""
+        """Drops and merges tokens in block number `block`; see `compress`."""
         if self.rates is not None and self.training:
             return self.rates.reduce(block, hidden, row, state)
         schedule, live = state
@@ -136,25 +141,25 @@ class DiffRateReducer(EncoderStage):
         return in_raster_order(hidden, state[1])
 
     def losses(self) -> dict[str, Tensor]:
-        """`diffrate_cost`: how far the schedule is from its target, weighted; empty where none is learned."""
+        """`diffrate_cost`: squared distance of the cost from its target, weighted; empty if no schedule is learned."""
         if self.rates is None or self.config.target is None:
             return {}
-        whole = self._whole(self.rates.patches + 1, len(self.rates.prune_rates))
-        share = self.rates.cost(**self.tower) / whole
-        return {"diffrate_cost": self.config.cost_weight * (share - self.config.target) ** 2}
+        full_cost = self._full_cost(self.rates.patches + 1, len(self.rates.prune_rates))
+        fraction = self.rates.cost(**self.tower) / full_cost
+        return {"diffrate_cost": self.config.cost_weight * (fraction - self.config.target) ** 2}
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
-        """The tokens as they are: they were reduced on their way through the encoder.
+        """The tokens as they are: they were reduced inside the encoder.
 
         Raises:
             InputError: if they were not.
         """
         if tokens.size is None:
-            raise InputError("diffrate works inside the encoder; these tokens come from one that ran without it")
+            raise InputError("diffrate works inside the encoder; these tokens come from an encoder that ran without it")
         return tokens
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
-        """The most tokens that remain of a whole video if every block is run; all of them if that is to be learned."""
+        """The most tokens that remain of a whole video if every block is run; all while no schedule is learned."""
         if self.config.target is not None and self.rates is None:
             return tokens_per_frame * frames
         blocks = len(self.rates.prune_rates) if self.rates else len(self.config.prune) or 2

@@ -1,10 +1,10 @@
 """DiffRate's schedule, learned by gradient descent while the backbone stays frozen (arXiv 2305.17997, section 3).
 
-    logits --softmax--> how likely each number of kept tokens is --expectation, rounded up--> how many are kept
-                                                                 --cumulated-->               a mask for each rank
+    logits --softmax--> probability of each number of kept tokens --expectation, rounded up--> number of kept tokens
+                                                                  --cumulated-->               a mask for each rank
 
-The rounding and the masks pass gradients straight through. While learning, no token is removed: dropped ones are
-hidden from the attention, so that the mask can be differentiated; `LearnedDiffRate.schedule` is what is used after.
+The rounding and the masks pass gradients straight through. While a schedule is learned, no token is removed. Dropped
+tokens are hidden from the attention instead, so that the mask has a gradient. `LearnedDiffRate.schedule` is the result.
 
 F frames, P patches, N tokens (the patches and the class token), K candidate numbers, C width, H heads, L blocks
 """
@@ -31,25 +31,25 @@ from mmllm.pruning.token_merging import (
 )
 
 _PUBLISHED = {"prune_ddp": "prune_rates", "merge_ddp": "merge_rates"}
-"""A block's rates in published checkpoints -> the list of all blocks' here."""
+"""Name of a block's rates in published checkpoints -> our list of the rates of all blocks."""
 _FIELDS = ("kept_token_candidate", "selected_probability")
 _EPSILON = 1e-6
 _ROUNDING = 1e-4
-"""Taken off an expectation before it is rounded up: a whole number must not become the next by float32 noise."""
+"""Subtracted from an expectation before it is rounded up: float32 noise must not turn a whole number into the next."""
 
 
 class LearnedRate(nn.Module):
-    """How many tokens one step of one block keeps, as a differentiable choice among candidates."""
+    """The number of tokens that one step of one block keeps, as a differentiable choice among candidates."""
 
     def __init__(self, patches: int, *, granularity: int = 1) -> None:
-        """Candidates are `patches`, and every `granularity` fewer; more than `patches` leaves only the first.
+        """Candidates are `patches`, `patches - granularity` and so on; only `patches` if the granularity is larger.
 
         Raises:
             InputError: if there are no patches, or the granularity is not positive.
         """
         super().__init__()
         if patches < 1 or granularity < 1:
-            raise InputError(f"{patches} patches in steps of {granularity}: both must be at least 1")
+            raise InputError(f"patches = {patches}, granularity = {granularity}: both must be at least 1")
         candidates = torch.arange(patches, 0, -granularity, dtype=torch.float32)
         self.patches = patches
         self.fewest = patches - granularity * ((patches - 1) // granularity)
@@ -58,22 +58,24 @@ class LearnedRate(nn.Module):
 
     @classmethod
     def of(cls, candidates: Tensor, logits: Tensor) -> LearnedRate:
-        """A rate as it was saved.
+        """A rate from its saved candidates and logits.
 
         Raises:
-            CheckpointError: if the candidates do not fall from the number of patches in equal steps, or the logits are
-                not as many.
+            CheckpointError: if the candidates do not fall from the number of patches in equal steps, or there is not
+                one logit for each.
         """
         patches, step = int(candidates[0]), int(candidates[0] - candidates[1]) if len(candidates) > 1 else 0
         rate = cls(patches, granularity=max(step, 1) if len(candidates) > 1 else patches + 1)
         if not torch.equal(rate.kept_token_candidate.detach(), candidates.float()) or logits.shape != candidates.shape:
-            told = candidates.int().tolist()
-            raise CheckpointError(f"a rate's candidates fall in equal steps and have a logit each, not {told[:9]}")
+            raise CheckpointError(
+                f"a rate's candidates must fall in equal steps and have a logit each, not "
+                f"{candidates.int().tolist()[:9]} with {len(logits)} logits"
+            )
         rate.selected_probability.data.copy_(logits)
         return rate
 
     def kept(self) -> Tensor:
-        """Scalar: a whole number of tokens, class token counted, with the gradient of the expectation."""
+        """Scalar: a whole number of tokens, the class token included, with the gradient of the expectation."""
         expected = torch.dot(self.kept_token_candidate, self.selected_probability.softmax(-1))
         return expected + ((expected - _ROUNDING).ceil() - expected).detach() + 1
 
@@ -82,13 +84,13 @@ class LearnedRate(nn.Module):
         return int(self.kept().item())
 
     def token_probability(self) -> Tensor:
-        """N: how likely the token of each rank is kept; never rises, 1 for the class token."""
+        """N: probability that the token of each rank is kept; 1 for the class token, and never rising with the rank."""
         probability = self.selected_probability.softmax(-1)
         ranks = torch.arange(self.patches + 1, device=probability.device)
         return ((self.kept_token_candidate + 1 > ranks.unsqueeze(-1)) * probability).sum(-1)
 
     def mask(self, live: int) -> Tensor:
-        """N: 0 for the ranks that are dropped now, of `live` tokens; 1 for the kept and for those dropped before."""
+        """N: 0 for the ranks below `live` that are dropped now, 1 for all others, also for those dropped before."""
         probability = self.token_probability()
         ranks = torch.arange(len(probability), device=probability.device)
         dropped = (ranks >= self.count()) & (ranks < live)
@@ -97,12 +99,12 @@ class LearnedRate(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskedTokens:
-    """Tokens of a tower while its schedule is learned; none is removed, ranks of the last sort are the positions."""
+    """Tokens of a tower while its schedule is learned. None is removed; positions are the ranks of the last sort."""
 
     size: Tensor
-    """float32, F N."""
+    """float32, F N. Weight of each token in the attention."""
     mask: Tensor
-    """float32, F N. 1 for live and 0 for dropped or merged tokens, with the gradient of how likely they are."""
+    """float32, F N. 1 for live and 0 for dropped or merged tokens, with the gradient of their probability."""
     owner: Tensor
     """int64, F P. Which live token holds each original patch; -1 where it was dropped."""
     live: int
@@ -110,7 +112,7 @@ class MaskedTokens:
 
 
 def attend_masked(queries: Tensor, keys: Tensor, values: Tensor, size: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention from which masked tokens are hidden; they see the others and themselves.
+    """Attention from which masked tokens are hidden. A masked token sees the live tokens and itself.
 
     Args:
         queries, keys, values: F H N D of a head.
@@ -122,21 +124,21 @@ def attend_masked(queries: Tensor, keys: Tensor, values: Tensor, size: Tensor, m
     count = mask.shape[-1]
     logits = torch.einsum("fhqd,fhnd->fhqn", queries.float(), keys.float()) * queries.shape[-1] ** -0.5
     logits = logits + sizes_as_bias(size)
-    itself = torch.eye(count, device=mask.device)
-    seen = rearrange(mask, "f n -> f 1 1 n") + rearrange(1 - mask, "f n -> f 1 1 n") * itself
-    weights = (logits - logits.amax(-1, keepdim=True).detach()).exp() * seen
+    own_token = torch.eye(count, device=mask.device)
+    visible = rearrange(mask, "f n -> f 1 1 n") + rearrange(1 - mask, "f n -> f 1 1 n") * own_token
+    weights = (logits - logits.amax(-1, keepdim=True).detach()).exp() * visible
     weights = (weights + _EPSILON / count) / (weights.sum(-1, keepdim=True) + _EPSILON)
     return (weights @ values.float()).to(values.dtype), weights[:, :, 0].mean(1)
 
 
 def merge_in_place(hidden: Tensor, size: Tensor, *, live: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Merges tokens `kept` to `live` into the first `kept`, leaving the merged ones where they are.
+    """Merges tokens `kept` to `live` into the first `kept`; the merged ones stay in the tensor.
 
     Args:
         hidden: F N C.
         size: F N.
-        live: how many tokens count.
-        kept: how many of them take the others.
+        live: number of live tokens.
+        kept: number of them that take the others.
 
     Returns:
         Features F N C, sizes F N, no size below 1, and the targets (int64, F live-kept).
@@ -149,9 +151,9 @@ def merge_in_place(hidden: Tensor, size: Tensor, *, live: int, kept: int) -> tup
 
 
 class LearnedDiffRate(nn.Module):
-    """A schedule being learned, to be given to an encoder as `inside`.
+    """A schedule while it is learned; an encoder takes it as `inside`.
 
-    The tower's own weights are to be frozen by whoever trains; the loss is the task's plus `cost_loss`.
+    The training has to freeze the tower's own weights. Its loss is the loss of the task plus `cost_loss`.
     """
 
     def __init__(self, *, patches: int, blocks: int, granularity: int = 4, fixed: tuple[int, ...] = (0,)) -> None:
@@ -160,8 +162,8 @@ class LearnedDiffRate(nn.Module):
         Args:
             patches: P.
             blocks: how many blocks the tower runs.
-            granularity: steps between candidate numbers.
-            fixed: blocks that always keep everything; published schedules fix the first, those of MAE also the last.
+            granularity: distance between candidate numbers.
+            fixed: blocks that keep all tokens. Published schedules fix the first, those for MAE also the last.
         """
         super().__init__()
         steps = [patches + 1 if block in fixed else granularity for block in range(blocks)]
@@ -174,26 +176,28 @@ class LearnedDiffRate(nn.Module):
         """The rates in a published training checkpoint, `blocks.I.prune_ddp.*` and `blocks.I.merge_ddp.*`.
 
         Args:
-            state: the checkpoint's `model`; the transformer's own tensors are left alone.
+            state: the checkpoint's `model`; the transformer's own tensors are ignored.
 
         Raises:
-            CheckpointError: if there are none, a block lacks one, or they are of different numbers of patches.
+            CheckpointError: if there are no rates, a block lacks one, or they are for different numbers of patches.
         """
-        found = {name: value for name, value in state.items() if "_ddp." in name}
-        blocks = 1 + max((int(name.split(".")[1]) for name in found), default=-1)
+        tensors = {name: value for name, value in state.items() if "_ddp." in name}
+        blocks = 1 + max((int(name.split(".")[1]) for name in tensors), default=-1)
         try:
             rates = {
                 kind: [
-                    LearnedRate.of(*(found.pop(f"blocks.{block}.{kind}.{field}") for field in _FIELDS))
+                    LearnedRate.of(*(tensors.pop(f"blocks.{block}.{kind}.{field}") for field in _FIELDS))
                     for block in range(blocks)
                 ]
                 for kind in _PUBLISHED
             }
         except KeyError as missing:
             raise CheckpointError(f"the rates lack {missing}") from None
-        sizes = {rate.patches for one in rates.values() for rate in one}
-        if found or len(sizes) != 1:
-            raise CheckpointError(f"no rates of one tower: left over {sorted(found)[:3]}, patches {sorted(sizes)}")
+        sizes = {rate.patches for rates_of_kind in rates.values() for rate in rates_of_kind}
+        if tensors:
+            raise CheckpointError(f"the rates have unknown tensors: {sorted(tensors)[:3]}")
+        if len(sizes) != 1:
+            raise CheckpointError(f"the rates must be for one number of patches, not {sorted(sizes)}")
         learned = cls(patches=sizes.pop(), blocks=blocks)
         for kind, name in _PUBLISHED.items():
             setattr(learned, name, nn.ModuleList(rates[kind]))
@@ -206,12 +210,12 @@ class LearnedDiffRate(nn.Module):
         return {f"blocks.{block}.{names[rates]}.{field}": value for (rates, block, field), value in parts}
 
     def schedule(self) -> CompressionSchedule:
-        """The schedule as learned so far."""
+        """The schedule that is learned so far."""
         counts = [(prune.count(), merge.count()) for prune, merge in self._pairs()]
         return CompressionSchedule(prune=tuple(prune for prune, _ in counts), merge=tuple(merge for _, merge in counts))
 
     def cost(self, *, width: int, patch: int, classes: int = 0) -> Tensor:
-        """Scalar, float32: multiply-adds of the tower under this schedule, as `flops`, with gradients to the rates.
+        """Scalar, float32: multiply-adds of the tower with this schedule, as `flops`, with gradients to the rates.
 
         Args:
             width: C.
@@ -239,7 +243,7 @@ class LearnedDiffRate(nn.Module):
         """weight * (cost - target)^2, both in units of 10^9 multiply-adds.
 
         Raises:
-            InputError: if no schedule costs that little, or even the whole tower costs less.
+            InputError: if no schedule costs that little, or the tower with all its tokens costs less.
         """
         tokens, blocks = self.patches + 1, len(self.prune_rates)
         least = self.least_cost(width=width, patch=patch, classes=classes) / 1e9
@@ -252,10 +256,10 @@ class LearnedDiffRate(nn.Module):
         return list(zip(self.prune_rates, self.merge_rates, strict=True))  # type: ignore[arg-type]
 
     def start(self, hidden: Tensor, blocks: int) -> MaskedTokens:
-        """All tokens live; of hidden states F N C.
+        """The state before the first block: all tokens of the hidden states F N C are live.
 
         Raises:
-            InputError: for a tower with other numbers of patches or blocks than the rates are for.
+            InputError: if the rates are for another number of patches or blocks.
         """
         frames, count, _ = hidden.shape
         if (count, blocks) != (self.patches + 1, len(self.prune_rates)):
@@ -271,7 +275,7 @@ class LearnedDiffRate(nn.Module):
         return attend_masked(queries, keys, values, state.size, state.mask)
 
     def reduce(self, block: int, hidden: Tensor, row: Tensor, state: MaskedTokens) -> tuple[Tensor, MaskedTokens]:
-        """Sorts the tokens by attention, then hides those that this block drops and those it merges."""
+        """Sorts the tokens by attention, then hides those that this block drops or merges."""
         prune, merge = self._pairs()[block]
         order = order_by(row.detach())
         hidden = hidden.gather(1, order.unsqueeze(-1).expand_as(hidden))
@@ -288,6 +292,6 @@ class LearnedDiffRate(nn.Module):
         return hidden, MaskedTokens(size=size, mask=mask, owner=owner, live=live)
 
     def finish(self, hidden: Tensor, state: MaskedTokens) -> tuple[Tensor, Tensor, Tensor]:
-        """As `in_raster_order`; what is gone comes last, with size 0."""
+        """As `in_raster_order`; tokens that are dropped or merged come last, with size 0."""
         features, index, size = in_raster_order(hidden, LiveTokens(size=state.size, owner=state.owner))
         return features, index.clamp(max=self.patches - 1), size

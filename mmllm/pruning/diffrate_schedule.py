@@ -1,4 +1,4 @@
-"""DiffRate's schedules: how many tokens each block keeps, as published, as saved, and what they cost."""
+"""DiffRate's schedules: how many tokens each block keeps, in the published file format, and the cost of a schedule."""
 
 from __future__ import annotations
 
@@ -14,42 +14,46 @@ from mmllm.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionSchedule:
-    """How many tokens each block keeps. A number above what is there changes nothing."""
+    """How many tokens each block keeps. A number above the present tokens changes nothing."""
 
     prune: tuple[int, ...]
-    """Tokens left after dropping, one number a block, the class token counted."""
+    """Tokens after dropping, one number for each block, the class token included."""
     merge: tuple[int, ...]
-    """Tokens left after merging."""
+    """Tokens after merging, likewise."""
 
     def __post_init__(self) -> None:
         if len(self.prune) != len(self.merge):
             raise ConfigError(
-                f"a schedule has as many prune as merge numbers, not {len(self.prune)}, {len(self.merge)}"
+                f"a schedule needs as many prune as merge numbers, not {len(self.prune)} and {len(self.merge)}"
             )
         if any(kept < 1 for kept in self.prune + self.merge):
-            raise ConfigError(f"a schedule keeps at least the class token: {self.prune}, {self.merge}")
+            raise ConfigError(
+                f"a schedule keeps at least 1 token, the class token, in each block: {self.prune}, {self.merge}"
+            )
 
     def __len__(self) -> int:
         return len(self.prune)
 
     def live(self, tokens: int) -> list[int]:
-        """How many of `tokens` are left after each block.
+        """How many of `tokens` remain after each block.
 
         Raises:
-            ConfigError: if tokens would have to be merged with nothing but the class token to take them.
+            ConfigError: if a block merges all patch tokens: the class token takes none.
         """
         counts = []
         for prune, merge in zip(self.prune, self.merge, strict=True):
             tokens = min(tokens, prune)
             if merge == 1 and tokens > 1:
-                raise ConfigError(f"{tokens - 1} tokens cannot be merged: only the class token is left to take them")
+                raise ConfigError(
+                    f"{tokens - 1} tokens cannot be merged: only the class token would remain, and it takes no others"
+                )
             tokens = min(tokens, merge)
             counts.append(tokens)
         return counts
 
 
 def published(prune: str, merge: str) -> CompressionSchedule:
-    """A schedule written as the published file writes its lists, as text; "None" means that nothing is done.
+    """A schedule from two lists in text form, as the published file has them; "None" means that nothing is removed.
 
     Raises:
         ConfigError: if the text is not a list of whole numbers.
@@ -70,52 +74,66 @@ def published(prune: str, merge: str) -> CompressionSchedule:
 
 def write_schedules(path: str | Path, schedules: Mapping[str, Mapping[str, CompressionSchedule]]) -> None:
     """Writes schedules (model -> GFLOPs -> schedule) as a published `compression_rate.json`, lists as text."""
-    told = {
+    models = {
         model: {
-            key: {"prune_kept_num": str(list(one.prune)), "merge_kept_num": str(list(one.merge))}
-            for key, one in entries.items()
+            cost: {"prune_kept_num": str(list(schedule.prune)), "merge_kept_num": str(list(schedule.merge))}
+            for cost, schedule in schedules_by_cost.items()
         }
-        for model, entries in schedules.items()
+        for model, schedules_by_cost in schedules.items()
     }
-    Path(path).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    Path(path).write_text(json.dumps(models, indent=2) + "\n", encoding="utf-8")
 
 
 def read_schedules(path: str | Path) -> dict[str, dict[str, CompressionSchedule]]:
     """The schedules of a published `compression_rate.json`: model -> GFLOPs -> schedule.
 
     Raises:
-        ConfigError: if the file is none of that kind.
+        ConfigError: if the file cannot be read, or is not of that format.
     """
     try:
-        found: Mapping[str, Mapping[str, Mapping[str, str]]] = json.loads(Path(path).read_text(encoding="utf-8"))
+        models: Mapping[str, Mapping[str, Mapping[str, str]]] = json.loads(Path(path).read_text(encoding="utf-8"))
         return {
-            model: {key: published(one["prune_kept_num"], one["merge_kept_num"]) for key, one in entries.items()}
-            for model, entries in found.items()
+            model: {
+                cost: published(lists["prune_kept_num"], lists["merge_kept_num"])
+                for cost, lists in lists_by_cost.items()
+            }
+            for model, lists_by_cost in models.items()
         }
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ConfigError(f"{path}: no file of DiffRate schedules: {type(problem).__name__} {problem}") from None
+        raise ConfigError(f"{path} is no file of DiffRate schedules: {type(problem).__name__} {problem}") from None
 
 
 def even_schedule(tokens: int, blocks: int, keep: int) -> CompressionSchedule:
-    """The same share of tokens merged away in every block but the first, `keep` tokens left at the end."""
+    """A schedule that merges the same fraction of tokens in every block but the first; `keep` tokens remain.
+
+    Raises:
+        ConfigError: if `keep` is not between 2 and `tokens`.
+    """
     if not 2 <= keep <= tokens:
-        raise ConfigError(f"keep = {keep}: must be between 2 and {tokens} tokens, the class token counted")
-    shares = [block / (blocks - 1) for block in range(blocks)] if blocks > 1 else [1.0]
-    merge = tuple(max(keep, math.ceil(tokens * (keep / tokens) ** share - 1e-9)) for share in shares)
+        raise ConfigError(f"keep = {keep}: must be between 2 and {tokens} tokens, the class token included")
+    depths = [block / (blocks - 1) for block in range(blocks)] if blocks > 1 else [1.0]  # 0 first block, 1 last
+    merge = tuple(max(keep, math.ceil(tokens * (keep / tokens) ** depth - 1e-9)) for depth in depths)
     return CompressionSchedule(prune=(tokens,) * blocks, merge=merge)
 
 
 def flops(counts: Sequence[int], *, tokens: int, width: int, patch: int, classes: int = 0) -> float:
-    """Multiply-adds of a vision transformer whose blocks leave `counts` tokens, as the paper counts them.
+    """Multiply-adds of a vision transformer, as the paper counts them.
 
-    Attention is paid for with the tokens that enter a block, the MLP with those that leave it; its ratio is taken as
-    4. Norms, softmax and biases are not counted.
+    Attention is counted for the tokens that enter a block, the MLP for those that leave it. The MLP is 4 times as wide
+    as the features. Norms, softmax and biases are not counted.
+
+    Args:
+        counts: tokens after each block.
+        tokens: tokens before the first block, the class token included.
+        width: width of the features.
+        patch: side of a patch in pixels.
+        classes: outputs of a classification head.
     """
     total, live = float(tokens * width * 3 * patch**2 + width * classes), tokens
-    for left in counts:
+    for remaining in counts:
         total += 4 * live * width**2 + 2 * live**2 * width
-        live = min(live, left)
+        live = min(live, remaining)
         total += 8 * live * width**2
     return total

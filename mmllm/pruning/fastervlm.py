@@ -1,6 +1,6 @@
 """FasterVLM: keep the patches that the encoder's class token attends to most (arXiv 2412.01818v1). No training.
 
-    score_j = mean over heads of softmax(q_cls k_j / sqrt(d)),  keep the K highest of every frame, in raster order
+    score_j = mean over heads of softmax(q_cls k_j / sqrt(d));  the K highest of every frame stay, in raster order
 
 B videos, T frames (or the partitions of a tiled image, each reduced by itself), N tokens of a frame, K kept
 """
@@ -22,11 +22,11 @@ from mmllm.tokens import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class FasterVlmConfig(Budget):
-    """A budget, and what tokens are ranked by. The paper's reductions of 75, 90 and 95 % are ratio 0.25, 0.1, 0.05."""
+    """A budget and a score. The paper's reductions of 75, 90 and 95 % are ratio 0.25, 0.1 and 0.05."""
 
     score: Literal["cls_attention", "mean_attention", "probe_attention"] = "cls_attention"
-    """`mean_attention`, what a patch receives from all others, is the authors' advice for encoders without a class
-    token; `probe_attention` is our own suggestion for SigLIP."""
+    """Score by which tokens are ranked. The authors advise `mean_attention`, the attention that a patch receives from
+    all others, for encoders without a class token. `probe_attention` is our own suggestion for SigLIP."""
 
 
 @register("reducer", "fastervlm", config=FasterVlmConfig)
@@ -39,19 +39,19 @@ class FasterVlmReducer(BudgetReducer):
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
-        """What is asked of the encoder: the attention inside the block that made the features."""
+        """The attention inside the block that made the features."""
         return (self.config.score,)
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """B T K of B T N tokens; a smaller budget keeps a subset of what a larger one keeps.
 
         Raises:
-            InputError: if the tokens carry no such score, a score is not finite, the budget exceeds a frame, or an
-                image has other partitions than its tiling says.
+            InputError: if the tokens have no such score, a score is not finite, the budget exceeds the tokens of a
+                frame, or an image has other partitions than its tiling says.
         """
         check_partitions(tokens)
         return super().forward(tokens)
 
     def ranking(self, tokens: VisualTokens) -> Tensor:
-        """float32, B T N: what tokens are ranked by."""
+        """float32, B T N: the score by which tokens are ranked."""
         return score_of(tokens, self.config.score, "fastervlm").float()

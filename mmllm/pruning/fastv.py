@@ -1,6 +1,6 @@
-"""FastV: behind an early layer of the LLM, keep what the prompt's last position attends to (ECCV 2024).
+"""FastV: after an early layer of the LLM, keep the tokens that the prompt's last position attends to (ECCV 2024).
 
-    layers 0..K-1: all tokens | attention of layer K-1, last row, mean over heads -> the highest go on | layers K..
+    layers 0..K-1: all tokens | attention of layer K-1, last row, mean over heads -> the highest stay | layers K..
 
 No training. Kept tokens keep their positions; layers below K cache all tokens, the others only those that are kept.
 The decision is made while the prompt is read and holds for the whole answer (arXiv 2403.06764).
@@ -30,12 +30,12 @@ class FastvConfig:
     """The defaults are the paper's K = 2 and R = 50 %."""
 
     layer: int = 2
-    """K: the first layer, counted from 0, that only reads the kept tokens."""
+    """K: the first layer, counted from 0, that reads only the kept tokens."""
     ratio: float = 0.5
-    """Fraction of the visual tokens that is kept: 1 - R."""
+    """Fraction of the visual tokens that are kept: 1 - R."""
 
     def __post_init__(self) -> None:
-        require(self.layer >= 1, self, "layer", "at least 1: the layer before it says what is attended to")
+        require(self.layer >= 1, self, "layer", "at least 1: tokens are ranked by the attention of the layer before")
         require(0 < self.ratio <= 1, self, "ratio", "above 0 and at most 1")
 
 
@@ -48,7 +48,7 @@ class FastvReducer(LlmReducer):
         self.config = config
 
     def check(self, layers: int) -> None:
-        """Refuses an LLM without layer K.
+        """Refuses an LLM that has no layer K.
 
         Raises:
             ConfigError: naming both numbers.
@@ -61,13 +61,13 @@ class FastvReducer(LlmReducer):
         if view.phase != "prompt" or view.layer + 1 != self.config.layer:
             return None
         kept = view.current.kept_at(view.layer)
-        asked = kept.of(view.current.prompt) & kept.valid
-        place = torch.arange(asked.shape[1], device=asked.device)
-        last = torch.where(asked, place, -1).amax(-1, keepdim=True)
+        prompt = kept.of(view.current.prompt) & kept.valid
+        place = torch.arange(prompt.shape[1], device=prompt.device)
+        last = torch.where(prompt, place, -1).amax(-1, keepdim=True)
         return {"last": (place == last).float()}
 
     def prune(self, view: PruneView) -> PruneDecision | None:
-        """The visual tokens that layer K goes on with, and everything that is not visual.
+        """The visual tokens that layer K reads, and everything that is not visual.
 
         Raises:
             InputError: if the attention is not finite.
@@ -77,14 +77,14 @@ class FastvReducer(LlmReducer):
         visual = view.before.of(view.current.visual) & view.before.valid
         score = view.received["last"]
         if not bool(score.isfinite().all()):
-            raise InputError("FastV was given attention that is not finite")
+            raise InputError("FastV got attention that is not finite")
         count = torch.tensor([self.kept(int(tokens)) for tokens in visual.sum(-1)], device=visual.device)
         chosen = ranks(score.masked_fill(~visual, -torch.inf)) < count.unsqueeze(-1)
         view.notes[view.layer] = (view.before.position, score)
         return PruneDecision(keep=chosen & visual | ~visual)
 
     def kept(self, tokens: int) -> int:
-        """How many of so many visual tokens are kept; a half is rounded up, and one at least is kept."""
+        """How many of `tokens` visual tokens are kept: at least 1, and a half is rounded up."""
         return min(tokens, max(1, math.floor(tokens * self.config.ratio + 0.5 + BUDGET_GUARD)))
 
     def explain_pass(self, current: LlmPass) -> Explanation | None:

@@ -1,12 +1,12 @@
-"""HiRED: one budget for an image and its tiles, shared by where the whole image is attended to (AAAI 2025).
+"""HiRED: one budget for an image and its tiles, shared in proportion to attention (AAAI 2025).
 
-    budget of all  ->  alpha of it to the whole image, the rest to the tiles
-    a tile's part  ->  how much of the whole image's first-layer class attention lies in its region
-    inside each    ->  the patches with the highest late-layer class attention
+    whole budget    ->  a fraction alpha for the whole image, the rest for the tiles
+    a tile's share  ->  how much of the whole image's first-layer class attention lies in the tile's region
+    inside each     ->  the patches with the highest late-layer class attention
 
-The published code departs from the paper: it cuts the whole image's patches into contiguous runs, which are bands
-and not tiles as soon as there is more than one column, and counts the most attended patches of each run instead of
-adding their attention up. `mode="paper"` is the true geometry, `mode="release"` what the code does.
+The published code differs from the paper. It cuts the patches of the whole image into contiguous runs; with more than
+one column of tiles these are bands and not tiles. It counts the most attended patches of each run, and does not add up
+their attention. `mode="paper"` is the geometry of the paper, `mode="release"` that of the published code.
 
 B images, T partitions (the whole image, then its tiles row by row), k tiles, N patches of a partition, K kept
 """
@@ -34,28 +34,28 @@ from mmllm.tokens import Tiling, VisualTokens
 
 Mode = Literal["paper", "release"]
 _GUARD = 1e-6
-"""Added before rounding real-valued shares down: 50 * 0.58 is 28.99... in floating point."""
+"""Added before shares are rounded down: 50 * 0.58 is 28.99... in floating point."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HiredConfig(Budget):
-    """A budget over the whole image and its tiles; `ratio` is the paper's token budget rate, 0.2 or 0.4 there."""
+    """A budget for the whole image and its tiles; `ratio` is the paper's token budget rate (there 0.2 or 0.4)."""
 
     rounding: ClassVar[Literal["nearest", "floor"]] = "floor"
 
     alpha: float = 0.5
-    """Share of the budget that goes to the whole image."""
+    """Fraction of the budget for the whole image."""
     mode: Mode = "paper"
-    """Whether tiles are scored as the paper says or as the published code does."""
+    """Whether tiles are scored as in the paper or as in the published code."""
     split: Literal["attention", "even"] = "attention"
-    """How the tiles' budget is shared; "even" is the baseline of the paper's ablation (Table 5)."""
+    """How the tiles share their budget; "even" is the baseline of the paper's ablation (Table 5)."""
     redistribute: bool = False
-    """Hand on what rounding down and full tiles leave over. Neither the paper nor the code does."""
+    """Give tokens that rounding and full tiles leave over to other tiles; not in the paper or the published code."""
     spatial_budget: float = 0.0
-    """The published code's other baseline: this share of every partition's patches, evenly spaced along the raster, is
-    kept beside what the budget keeps."""
+    """Another baseline of the published code: this fraction of the patches of every partition, evenly spaced in raster
+    order, is kept in addition to the budget."""
     score: Literal["cls_attention", "mean_attention"] = "cls_attention"
-    """`mean_attention` serves encoders without a class token."""
+    """Score by which patches are ranked; `mean_attention` is for encoders without a class token."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,7 +63,7 @@ class HiredConfig(Budget):
         require(0 <= self.spatial_budget <= 1, self, "spatial_budget", "between 0 and 1")
 
     def fraction(self, tokens: int, *, guard: float = BUDGET_GUARD) -> int:
-        """`ratio` of a number of tokens, rounded down; in release mode with the code's floating point."""
+        """`ratio` of a number of tokens, rounded down; in release mode with the published code's rounding errors."""
         return super().fraction(tokens, guard=0.0 if self.mode == "release" else guard)
 
 
@@ -79,15 +79,15 @@ class HiredReducer(TokenReducer):
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
-        """A late layer ranks the patches, the first layer shares the budget between tiles."""
+        """Attention of a late layer, which ranks the patches, and of the first layer, which shares the budget."""
         return self.config.score, f"{self.config.score}@0"
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
-        """Tokens B T K of B T N. Images that are not tiled, and frames of a video, are reduced one by one.
+        """Tokens B T K of B T N. Images without tiles, and frames of a video, are reduced one by one.
 
         Raises:
-            InputError: if a score is missing or not finite, the partitions are not those of the tiling, nothing would
-                be left, or (release) the tiles do not divide the patches.
+            InputError: if a score is missing or not finite, the partitions are not those of the tiling, no token would
+                remain, or the patches cannot be divided among the tiles (release mode only).
         """
         if tokens.tiling is None:
             counts = self.config.per_frame(tokens.mask)
@@ -99,13 +99,13 @@ class HiredReducer(TokenReducer):
                 shares = self.budgets(first[image, 0], tokens, image, tiling)
                 counts[image, : len(shares)] = torch.tensor(shares, device=counts.device)
         late = self.ranking(tokens)
-        if every := spaced(tokens.shape[2], self.config.spatial_budget):
-            late, counts = _with(every, late, counts, tokens)
+        if positions := spaced(tokens.shape[2], self.config.spatial_budget):
+            late, counts = _with_spaced(positions, late, counts, tokens)
         kept, mask = top_counted(late, counts, tokens.mask)
         return tokens.take(kept, mask)
 
     def ranking(self, tokens: VisualTokens) -> Tensor:
-        """float32, B T N: what patches of one partition are ranked by."""
+        """float32, B T N: the score by which the patches of a partition are ranked."""
         return score_of(tokens, self.config.score, "hired").float()
 
     def budgets(self, first: Tensor, tokens: VisualTokens, image: int, tiling: Tiling) -> list[int]:
@@ -116,6 +116,10 @@ class HiredReducer(TokenReducer):
             tokens: the batch.
             image: number of the image in the batch.
             tiling: how it was cut.
+
+        Raises:
+            InputError: if the budget leaves no token, the attention cannot be used, or the patches cannot be divided
+                among the tiles (release mode only).
         """
         partitions, patches = tiling.partitions, tokens.shape[2]
         budget = self._budget(partitions, patches)
@@ -141,21 +145,21 @@ class HiredReducer(TokenReducer):
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video, or of an image and its tiles."""
-        beside = frames * len(spaced(tokens_per_frame, self.config.spatial_budget))
-        return min(self._budget(frames, tokens_per_frame) + beside, frames * tokens_per_frame)
+        additional = frames * len(spaced(tokens_per_frame, self.config.spatial_budget))
+        return min(self._budget(frames, tokens_per_frame) + additional, frames * tokens_per_frame)
 
 
-def spaced(patches: int, share: float) -> range:
-    """Every n-th of `patches` positions, the last one excluded, for about `share` of them; the release's spacing."""
-    count = int(patches * share)
+def spaced(patches: int, fraction: float) -> range:
+    """About `fraction` of `patches` positions, evenly spaced as in the published code; never the last position."""
+    count = int(patches * fraction)
     return range(0, patches - 1, patches // count) if count else range(0)
 
 
-def _with(every: range, late: Tensor, counts: Tensor, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
-    """Scores B T N in which the most attended of each row and `every` n-th patch come first, and their number B T."""
+def _with_spaced(positions: range, late: Tensor, counts: Tensor, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
+    """Scores B T N that are 1 for the `counts` most attended patches and for the `positions`; and their number B T."""
     check_scores(late.masked_fill(~tokens.mask, 0.0))
     chosen = ranks(late.masked_fill(~tokens.mask, -torch.inf)) < counts.unsqueeze(-1)
-    chosen[..., list(every)] = True
+    chosen[..., list(positions)] = True
     chosen &= tokens.mask
     return chosen.float(), chosen.sum(-1)
 
@@ -170,17 +174,18 @@ def tile_scores(
         index: int64, N. Places of its patches on the grid.
         grid: rows and columns of patches.
         tiling: how the image was cut.
-        mode: "paper" adds up the attention inside each tile's rectangle (Eq. 1); "release" counts, in each of k
-            contiguous runs of patches, those among the highest (1 - alpha) N.
-        alpha: the whole image's share of the budget.
+        mode: "paper" adds up the attention inside each tile's rectangle (Eq. 1). "release" cuts the patches into k
+            contiguous runs, and counts in each run the patches that are among the highest (1 - alpha) N.
+        alpha: the whole image's fraction of the budget.
 
     Raises:
-        InputError: if an attention is not finite or negative; in release mode, if k does not divide N.
+        InputError: if there is no grid, or an attention is negative or not finite; in release mode, if the grid is not
+            square or k does not divide N.
     """
     if grid is None:
-        raise InputError("1D tokens have no place on a patch grid, so no tile to belong to")
+        raise InputError("hired needs tokens with a place on a patch grid, and 1D tokens have none")
     if not bool((first.isfinite() & (first >= 0)).all()):
-        raise InputError("attention that shares a budget must be finite and not negative")
+        raise InputError("the first layer's attention must be finite and not negative: the budget is shared by it")
     tiles, patches = tiling.rows * tiling.cols, len(first)
     if mode == "release":
         if patches % tiles or grid[0] != grid[1]:
@@ -207,22 +212,20 @@ def split_budget(
     redistribute: bool = False,
     guard: float = _GUARD,
 ) -> list[int]:
-    """Tokens for the whole image and for each tile, none above `patches`.
-
-    Everything is rounded down and nothing is handed on, unless `redistribute` is asked for.
+    """Tokens for the whole image and for each tile, at most `patches` each. Shares are rounded down.
 
     Args:
         budget: tokens for all partitions together.
-        patches: N, what a partition has.
-        scores: float64, k. How much each tile matters; if nothing matters, all tiles alike.
-        alpha: share of the whole image.
-        redistribute: give what rounding and full tiles leave over to the other tiles.
-        guard: added before `budget * alpha` is rounded down; the released code adds nothing.
+        patches: N, the tokens of a partition.
+        scores: float64, k. Weight of each tile; if all are 0, all tiles count the same.
+        alpha: fraction of the whole image.
+        redistribute: give tokens that rounding and full tiles leave over to other tiles.
+        guard: added before `budget * alpha` is rounded down; the published code adds nothing.
     """
     whole = min(math.floor(budget * alpha + guard), patches)
     rest = min(budget - whole, len(scores) * patches)
     if not scores.sum() > 0:
-        warnings.warn("no tile is attended to; the budget is shared evenly", stacklevel=2)
+        warnings.warn("no tile receives attention; the budget is shared evenly", stacklevel=2)
         scores = np.ones_like(scores)
     if redistribute:
         return [whole, *apportion(scores, rest, least=0, most=np.full(len(scores), patches)).tolist()]

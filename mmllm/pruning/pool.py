@@ -23,8 +23,9 @@ class PoolConfig:
     """LLaVA-NeXT-Video's `spatial_pool_mode` and `spatial_pool_stride`."""
 
     stride: int = 2
-    """Side of the squares of patches that become one token."""
+    """Side, in patches, of the squares that become one token."""
     mode: Literal["average", "max"] = "average"
+    """How the patches of a square become one token."""
 
     def __post_init__(self) -> None:
         require(self.stride >= 1, self, "stride", "at least 1")
@@ -41,7 +42,7 @@ class PoolReducer(TokenReducer):
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """B T (H/S W/S) of B T (H W) tokens; rows and columns that do not fill a square are left out.
 
-        Patches that are gone do not count; a square of which nothing is left is masked.
+        Masked patches do not count; a square without any other patch is masked.
 
         Raises:
             InputError: for 1D tokens, or a grid smaller than the stride.
@@ -50,21 +51,21 @@ class PoolReducer(TokenReducer):
         if tokens.tiling is not None or stride == 1:
             return tokens
         if tokens.grid is None or min(tokens.grid) < stride:
-            raise InputError(f"pool needs a patch grid of at least {stride}x{stride}; these tokens have {tokens.grid}")
+            raise InputError(f"pool needs a patch grid of at least {stride}x{stride}, not {tokens.grid}")
         h, w = (side // stride for side in tokens.grid)
-        features, there = tokens.on_grid()  # B T H W D, B T H W
-        features, there = features[:, :, : h * stride, : w * stride], there[:, :, : h * stride, : w * stride]
+        features, present = tokens.on_grid()  # B T H W D, B T H W
+        features, present = features[:, :, : h * stride, : w * stride], present[:, :, : h * stride, : w * stride]
         cells = rearrange(features, "b t (h i) (w j) d -> b t (h w) (i j) d", i=stride, j=stride)
-        there = rearrange(there, "b t (h i) (w j) -> b t (h w) (i j)", i=stride, j=stride)
+        present = rearrange(present, "b t (h i) (w j) -> b t (h w) (i j)", i=stride, j=stride)
         if self.config.mode == "max":
-            pooled = cells.masked_fill(~there.unsqueeze(-1), -torch.inf).amax(-2)
-            pooled = pooled.masked_fill(~there.any(-1, keepdim=True), 0.0)
-        elif bool(there.all()):
+            pooled = cells.masked_fill(~present.unsqueeze(-1), -torch.inf).amax(-2)
+            pooled = pooled.masked_fill(~present.any(-1, keepdim=True), 0.0)
+        elif bool(present.all()):
             pooled = reduce(cells, "b t n s d -> b t n d", "mean")
         else:
-            weight = there.unsqueeze(-1).to(cells.dtype)
+            weight = present.unsqueeze(-1).to(cells.dtype)
             pooled = (cells * weight).sum(-2) / weight.sum(-2).clamp(min=1)
-        return VisualTokens(features=pooled, grid=(h, w), mask=there.any(-1), times_s=tokens.times_s)
+        return VisualTokens(features=pooled, grid=(h, w), mask=present.any(-1), times_s=tokens.times_s)
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""

@@ -18,14 +18,15 @@ from mmllm.tokens import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class RandomConfig(Budget):
-    """A budget, and which of all random choices."""
+    """A budget and a seed."""
 
     seed: int = 0
+    """Another seed gives another random choice."""
 
 
 @register("reducer", "random", config=RandomConfig)
 class RandomReducer(BudgetReducer):
-    """Random tokens of every frame, the same ones each time: decided by seed, frame and place alone."""
+    """Random tokens of every frame. Seed, frame and place alone decide, so that the choice is the same each time."""
 
     config: RandomConfig
 
@@ -34,11 +35,11 @@ class RandomReducer(BudgetReducer):
         return _noise(tokens.index, self.config.seed)
 
     def explain(self, tokens: VisualTokens) -> None:
-        """Nothing: the picture has no say."""
+        """Nothing: the choice does not depend on the picture."""
 
 
 def _noise(index: Tensor, seed: int) -> Tensor:
-    """Reproducible noise in [0, 1) for every token (B T N), a hash of seed, frame and place, alike on all devices."""
+    """Noise in [0, 1) for every token (B T N): a hash of seed, frame and place, the same on all devices."""
     frame = torch.arange(index.shape[1], device=index.device).view(-1, 1)
     mixed = (index * 0x9E3779B1 + frame * 0x85EBCA77 + seed * 0xC2B2AE3D) & 0xFFFFFFFF
     for _ in range(3):

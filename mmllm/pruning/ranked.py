@@ -1,4 +1,4 @@
-"""Reducers that rank the tokens of each frame and keep the best: all that such a reducer writes is its ranking.
+"""Base of reducers that rank the tokens of each frame and keep the best; a subclass writes only its ranking.
 
 B videos, T frames, N tokens of a frame, K kept
 """
@@ -23,14 +23,14 @@ class BudgetReducer(TokenReducer):
         self.config = config
 
     def ranking(self, tokens: VisualTokens) -> Tensor:
-        """float32, B T N: what tokens are ranked by, the best highest."""
+        """float32, B T N: the score by which tokens are ranked, the best highest."""
         raise NotImplementedError
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """B T K of B T N tokens, in raster order; a smaller budget keeps a subset of what a larger one keeps.
 
         Raises:
-            InputError: if a score is not finite, or the budget exceeds a frame.
+            InputError: if a score is not finite, or the budget exceeds the tokens of a frame.
         """
         kept, mask = top_counted(self.ranking(tokens), self.config.per_frame(tokens.mask), tokens.mask)
         return tokens.take(kept, mask)

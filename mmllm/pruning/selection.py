@@ -14,7 +14,7 @@ from mmllm.errors import InputError
 
 
 def check_scores(scores: Tensor) -> None:
-    """Refuses scores by which nothing can be ranked.
+    """Refuses scores that cannot be ranked.
 
     Raises:
         InputError: if a score is not finite.
@@ -24,7 +24,7 @@ def check_scores(scores: Tensor) -> None:
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """int64, ... N: how many tokens come before each one, best score first, then the earlier position."""
+    """int64, ... N: rank of each token, 0 for the highest score; of equal scores the earlier position comes first."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
     return order.argsort(dim=-1)
 
@@ -38,22 +38,22 @@ def top_attended(scores: Tensor, k: int) -> Tensor:
     """
     k = operator.index(k)
     if k < 0:
-        raise InputError(f"k = {k}: cannot keep fewer than no tokens")
+        raise InputError(f"k = {k}: must be zero or more tokens")
     check_scores(scores)
     return scores.argsort(dim=-1, descending=True, stable=True)[..., :k].sort(dim=-1).values
 
 
 def top_counted(scores: Tensor, counts: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Positions of the highest scores where every row has its own budget.
+    """Positions of the highest scores; every row has its own budget.
 
     Args:
         scores: ... N.
-        counts: int64, ... How many tokens each row keeps; more than it has keeps them all.
+        counts: int64, ... How many tokens each row keeps; a row with fewer tokens keeps them all.
         mask: bool, ... N. False at tokens that are padding and are never kept.
 
     Returns:
-        Positions (int64, ... K, ascending, K the largest number kept) and which of them are kept tokens and not
-        filling (bool, ... K).
+        Positions (int64, ... K, ascending, K the largest number kept of a row); and a mask (bool, ... K), False at
+        positions that only fill up a shorter row.
 
     Raises:
         InputError: if a score that is not masked is not finite.

@@ -1,4 +1,4 @@
-"""DiffRate's step inside one block: sort tokens by class attention, drop the last ones, merge some more.
+"""DiffRate's step inside one block: sort tokens by class attention, drop the last ones, merge more of them.
 
     attention (merged tokens count by size) -> sort by class attention -> keep p -> merge down to m -> MLP
 
@@ -16,33 +16,33 @@ from torch import Tensor, nn
 from mmllm.errors import ConfigError, InputError
 
 _TINY = 1e-6
-"""Least size whose logarithm is taken. Sizes that are not clamped can fall to zero or below, see `merged_size`."""
+"""Smallest size whose logarithm is taken. Sizes that are not clamped can fall to 0 or below, see `merged_size`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LiveTokens:
-    """The tokens that go through a tower, beside their features."""
+    """What is known of a tower's tokens besides their features."""
 
     size: Tensor
-    """float32, F N. What a token weighs in attention: how many patches it stands for, less what was unlike."""
+    """float32, F N. Weight of a token in attention: 1 for each patch that it holds, less for dissimilar patches."""
     owner: Tensor
     """int64, F P. Which live token holds each original patch; -1 where it was dropped."""
 
     @classmethod
     def at_first(cls, hidden: Tensor) -> LiveTokens:
-        """Every patch stands for itself; of hidden states F N C."""
+        """The tokens of hidden states F N C before the first block: each patch is a token of its own."""
         frames, count, _ = hidden.shape
         patches = torch.arange(1, count, device=hidden.device).expand(frames, count - 1)
         return cls(size=torch.ones(frames, count, device=hidden.device), owner=patches)
 
 
 def sizes_as_bias(size: Tensor) -> Tensor:
-    """F 1 1 N: added to the logits, it lets a merged token be attended to like the patches it stands for."""
+    """F 1 1 N: bias for the logits by which a merged token gets the attention of all patches that it holds."""
     return rearrange(size.clamp(min=_TINY).log(), "f n -> f 1 1 n")
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention in which merged tokens count by size, and the class token's row of it.
+    """Attention in which tokens are weighted by size, and the class token's row of it.
 
     Args:
         queries, keys, values: F H N D of a head, unscaled.
@@ -66,20 +66,20 @@ def order_by(row: Tensor) -> Tensor:
 
 
 def merge_targets(hidden: Tensor, kept: int, *, first: int = 1) -> tuple[Tensor, Tensor]:
-    """Which of the first `kept` tokens each other token is most like, by the cosine of their features.
+    """For each token after the first `kept`: the most similar of these, by the cosine of their features.
 
     Args:
-        hidden: F N C, the tokens to merge behind the others.
+        hidden: F N C; the tokens to merge come last.
         kept: how many stay.
-        first: the first token that may take others; 1 spares the class token.
+        first: the first token that may take others; 1 excludes the class token.
 
     Returns:
         Position of the target (int64, F M) and the cosine (F M), M = N - kept.
     """
     with torch.no_grad():
         unit = nn.functional.normalize(hidden.float(), dim=-1, eps=0.0)
-        likeness = unit[:, kept:] @ unit[:, first:kept].mT  # F M kept-first
-        cosine, target = likeness.max(dim=-1)
+        similarity = unit[:, kept:] @ unit[:, first:kept].mT  # F M kept-first
+        cosine, target = similarity.max(dim=-1)
     return target + first, cosine
 
 
@@ -99,18 +99,19 @@ def merged_sum(values: Tensor, target: Tensor) -> Tensor:
 
 
 def merged_size(size: Tensor, target: Tensor, cosine: Tensor, *, clamp: bool) -> Tensor:
-    """F kept: a source adds its size times its likeness to its target.
+    """F kept: a source adds its size, times its cosine, to the size of its target.
 
     Args:
         size: F N.
         target, cosine: F M.
-        clamp: no size below 1 before they are added, as while a schedule is learned. Without it, as published
-            accuracies were measured, an unlike source makes its target smaller, even zero or negative.
+        clamp: raise sizes below 1 to 1 before they are added, as is done while a schedule is learned. Published
+            accuracies were measured without it; then a source with a negative cosine makes its target smaller, even 0
+            or negative.
     """
     kept = size.shape[1] - target.shape[1]
-    weighed = torch.cat([size[:, :kept], size[:, kept:] * cosine], dim=-1)
-    weighed = weighed.clamp(min=1.0) if clamp else weighed
-    return merged_sum(weighed.unsqueeze(-1), target).squeeze(-1)
+    weighted = torch.cat([size[:, :kept], size[:, kept:] * cosine], dim=-1)
+    weighted = weighted.clamp(min=1.0) if clamp else weighted
+    return merged_sum(weighted.unsqueeze(-1), target).squeeze(-1)
 
 
 def compress(
@@ -122,25 +123,27 @@ def compress(
         hidden: F N C after the attention's residual, the class token first.
         live: sizes and owners of the N tokens.
         row: F N, the class token's attention.
-        prune, merge: tokens left after each step; a number that is not below what is there changes nothing.
+        prune, merge: tokens that remain after each step; a number that is not below the present one changes nothing.
         clamp_size: see `merged_size`.
 
     Returns:
-        F min(N, prune, merge) C, most attended first, and what is live.
+        F min(N, prune, merge) C, most attended first, and the live tokens.
 
     Raises:
         InputError: if the attention or a size is not finite.
-        ConfigError: if not even the class token would be left, or nothing but it to take the others.
+        ConfigError: if a number is below 1, or all patch tokens would be merged: the class token takes none.
     """
     if not bool(row.isfinite().all()) or not bool(live.size.isfinite().all()):
-        raise InputError("DiffRate was given attention or sizes that are not finite")
+        raise InputError("DiffRate got attention or sizes that are not finite")
     if prune < 1 or merge < 1 or (merge == 1 and min(prune, hidden.shape[1]) > 1):
         raise ConfigError(f"prune = {prune}, merge = {merge}: at least the class token stays, and takes no other token")
+    # sort by attention, then drop the last ones
     order = order_by(row)
     hidden = hidden.gather(1, order.unsqueeze(-1).expand_as(hidden))[:, :prune]
     size, rank = live.size.gather(1, order)[:, :prune], order.argsort(dim=-1)
     owner = moved(live.owner, rank)
     owner = owner.masked_fill(owner >= prune, -1)
+    # merge the last of the others into those before them
     if merge < hidden.shape[1]:
         target, cosine = merge_targets(hidden, merge)
         stay = torch.arange(merge, device=target.device).expand(len(target), merge)
@@ -156,22 +159,23 @@ def moved(owner: Tensor, new: Tensor) -> Tensor:
 
 
 def in_raster_order(hidden: Tensor, live: LiveTokens) -> tuple[Tensor, Tensor, Tensor]:
-    """Patch tokens sorted by the first patch each holds, without the class token.
+    """Patch tokens, without the class token, sorted by the first patch that each one holds.
 
     Args:
         hidden: F N C.
-        live: of the N tokens.
+        live: sizes and owners of the N tokens.
 
     Returns:
-        Features F N-1 C; int64 F N-1, the raster position of the first patch; float F N-1, how many patches.
+        Features F N-1 C; the raster position of each token's first patch (int64, F N-1); its number of patches (float,
+        F N-1).
     """
     frames, count, _ = hidden.shape
     patches = live.owner.shape[1]
     slot = live.owner.where(live.owner >= 0, count)
     places = torch.arange(patches, device=hidden.device).expand(frames, patches)
-    first = torch.full((frames, count + 1), patches, device=hidden.device)
+    first = torch.full((frames, count + 1), patches, device=hidden.device)  # the last slot collects dropped patches
     first = first.scatter_reduce(1, slot, places, "amin")[:, 1:count]
-    held = torch.zeros(frames, count + 1, device=hidden.device).scatter_add(1, slot, torch.ones_like(places).float())
+    sizes = torch.zeros(frames, count + 1, device=hidden.device).scatter_add(1, slot, torch.ones_like(places).float())
     index, order = first.sort(dim=-1)
     features = hidden[:, 1:].gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    return features, index, held[:, 1:count].gather(1, order)
+    return features, index, sizes[:, 1:count].gather(1, order)

@@ -1,4 +1,4 @@
-"""Tokens spread evenly over the picture: the baseline that looks at nothing.
+"""Tokens spread evenly over the picture: the baseline that does not depend on the picture.
 
 B videos, T frames, H W patch grid, N tokens of a frame, K kept
 """
@@ -27,19 +27,21 @@ class UniformReducer(BudgetReducer):
     """Tokens spread evenly over the patch grid, or along the line of 1D tokens."""
 
     def ranking(self, tokens: VisualTokens) -> Tensor:
-        """float32, B T N: the earlier the turn of its place, the higher a token."""
+        """float32, B T N: a token ranks higher if the turn of its place comes earlier."""
         height, width = tokens.grid or (1, int(tokens.index.max()) + 1 if tokens.index.numel() else 1)
         turn = torch.from_numpy(spread(height, width)).to(tokens.index.device)
-        return -turn.float()[tokens.index.clamp(min=0, max=len(turn) - 1)]  # a class token has no place: as the last
+        # A class token has no place on the grid: it ranks like the last one.
+        return -turn.float()[tokens.index.clamp(min=0, max=len(turn) - 1)]
 
     def explain(self, tokens: VisualTokens) -> None:
-        """Nothing: the picture has no say."""
+        """Nothing: the choice does not depend on the picture."""
 
 
 def spread(height: int, width: int) -> np.ndarray:
-    """int64, (H W): the turn at which each place of a grid is taken so that any first few cover it evenly.
+    """int64, (H W): the turn of each place of a grid. The places of the first turns, however many, cover it evenly.
 
-    Ordered dithering: a quarter of the turns is every second row and column, a sixteenth every fourth, and so on.
+    This is ordered dithering: the first quarter of the turns takes every second row and column, the first sixteenth
+    every fourth, and so on.
     """
     y, x = np.divmod(np.arange(height * width), width)
     turn = np.zeros(height * width, dtype=np.int64)

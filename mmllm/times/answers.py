@@ -1,4 +1,4 @@
-"""An answer's text, and the spans of seconds that it names."""
+"""The text of an answer, and the spans in seconds that it names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Span:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.start_s) and math.isfinite(self.end_s) and self.start_s <= self.end_s):
-            raise InputError(f"a span needs finite seconds, start <= end, not [{self.start_s}, {self.end_s}]")
+            raise InputError(f"a span needs finite seconds with start <= end, not [{self.start_s}, {self.end_s}]")
 
     @property
     def length_s(self) -> float:
@@ -41,16 +41,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model or an annotator said, and when."""
+    """The answer of a model or an annotator: its sentence and its spans."""
 
     text: str
-    """The sentence, without the two stamps that gave the first span."""
+    """The sentence, without the two stamps of the first span."""
     spans: tuple[Span, ...]
-    """The interval the published protocol scores, then any further ones; see `parse_answer`."""
+    """First the span that the published protocol scores, then further ones; see `parse_answer`."""
     raw: str
-    """The answer as it was given."""
+    """The whole answer, unchanged."""
     fallback: bool
-    """True if the answer named fewer than two times, so that the span is the whole video."""
+    """True if the answer has fewer than two times. Its span is the whole video."""
 
     def to_json(self) -> dict[str, Any]:
         """A mapping of plain JSON values."""
@@ -67,17 +67,17 @@ def parse_answer(
 ) -> Answer:
     """The sentence and the spans of an answer that holds time tokens or stamps of seconds.
 
-    The first two stamps, wherever they are, give the first span: each is clamped to [0, duration], the earlier is the
-    start, and both are cut out of the sentence. This is what the published protocol scores. Further spans are read
-    from the remaining stamps, which stay in the sentence: two neighbours with nothing between them but punctuation
-    or one of "to", "and", "until", "till", "through" are a start and an end; a span already named is not repeated.
+    The first two stamps, anywhere in the text, are the first span. Each is clamped to [0, duration], the earlier one is
+    the start, and both are removed from the sentence. The published protocol scores this span. The other stamps stay in
+    the sentence. Two neighbours of them are a span if there is only punctuation between them, or one of "to", "and",
+    "until", "till", "through". A span that was already named is not repeated.
 
     Args:
         raw_text: the answer, possibly ending with `</s>`.
         duration_s: length of the video in seconds.
-        time_tokens: the vocabulary of time; a token outside it is ordinary text. None if the text holds seconds
-            only, as annotations do.
-        strict: refuse an answer with fewer than two stamps, as annotations are read.
+        time_tokens: the vocabulary of time; a token outside it is ordinary text. None if the text has only seconds,
+            as annotations do.
+        strict: refuse an answer with fewer than two stamps, as is done for annotations.
 
     Raises:
         InputError: if the duration is not a positive number, or `strict` and there are fewer than two stamps.

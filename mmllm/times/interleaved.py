@@ -1,7 +1,7 @@
-"""Times as text before each frame: the LLM reads `12.3 s:` and then the frame's tokens, and answers in seconds.
+"""Times as text before each frame: the LLM reads `12.3 s:`, then the frame's tokens, and answers in seconds.
 
-What systems after LITA went over to; Qwen3-VL's processor, for example, writes `<12.3 seconds>` before its frames. A
-stamp stands wherever the tokens of another frame begin, so before every fast token and before each slow frame.
+Systems after LITA do this: Qwen3-VL's processor, for example, writes `<12.3 seconds>` before its frames. There is a
+time wherever the tokens of another frame begin, that is before every fast token and before each slow frame.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class InterleavedTimesConfig(TextTimesConfig):
     """How seconds are written, in answers and before frames."""
 
     frame: str = "{} s:"
-    """What is written before a frame; `{}` are its seconds."""
+    """Text before a frame; `{}` is replaced by the seconds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,5 +33,5 @@ class InterleavedTimes(TextTimes):
     config: InterleavedTimesConfig
 
     def before_frames(self, times_s: Sequence[float]) -> list[str]:
-        """What is written before the tokens of each frame."""
+        """The text before the tokens of each frame."""
         return [self.config.frame.replace("{}", self.seconds(time_s)) for time_s in times_s]

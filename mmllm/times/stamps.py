@@ -1,6 +1,6 @@
 """Seconds inside text: a stamp such as `<12.34>`.
 
-Annotations hold stamps; a model reads and writes them as its time format says.
+Annotations contain stamps. A model reads and writes times in its own time format.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def replace_stamps(text: str, write: Callable[[float], str]) -> str:
 
 
 def stamp(time_s: float) -> str:
-    """Seconds as annotations write them, such as `<12.4>`; reads back as the same float.
+    """Seconds as annotations write them, such as `<12.4>`; it is read back as the same float.
 
     Raises:
         InputError: if the time is negative or not finite, which a stamp cannot express.
     """
     if not (math.isfinite(time_s) and time_s >= 0):
-        raise InputError(f"a stamp needs a time from 0, not {time_s}")
+        raise InputError(f"a stamp needs finite seconds, zero or more, not {time_s}")
     return f"<{Decimal(repr(float(abs(time_s)))):f}>"
 
 

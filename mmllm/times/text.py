@@ -1,6 +1,6 @@
-"""Times as plain text: an answer says `<12.3> <30.0>` with the LLM's ordinary pieces.
+"""Times as plain text: an answer has `<12.3> <30.0>` in ordinary tokens of the LLM.
 
-What LITA is compared with (arXiv 2403.19046, Table 3, "no time tokens"). The LLM is not told when a frame is shown.
+LITA is compared with this format (arXiv 2403.19046, Table 3, "no time tokens"). The LLM gets no times of the frames.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class TextTimesConfig:
     """How seconds are written."""
 
     decimals: int = 1
-    """Digits behind the point, always as many, so that equal times are equal text."""
+    """Digits after the point. The number is fixed, so that equal times are equal texts."""
 
     def __post_init__(self) -> None:
         require(0 <= self.decimals <= 3, self, "decimals", "from 0 to 3")

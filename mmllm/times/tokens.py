@@ -1,4 +1,4 @@
-"""LITA's time tokens: instants are words of the LLM's vocabulary, and name shares of the video's length."""
+"""LITA's time tokens: words of the LLM's vocabulary that name an instant as a fraction of the video's length."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmllm.times.vocabulary import TimeTokens
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTimesConfig:
-    """Nothing to choose: there are as many tokens as the model's `num_time_tokens`."""
+    """Nothing to choose: the number of tokens is the model's `num_time_tokens`."""
 
 
 @register("time", "tokens", config=TokenTimesConfig)
@@ -21,7 +21,9 @@ class TokenTimes(TimeFormat):
 
     def __init__(self, config: TokenTimesConfig, *, count: int) -> None:
         if count < 2:
-            raise ConfigError(f"time tokens need num_time_tokens of at least 2, not {count}; without any use 'text'")
+            raise ConfigError(
+                f"num_time_tokens = {count}: must be at least 2 for the time format 'tokens'; 'text' needs none"
+            )
         self.config = config
         self.time_tokens: TimeTokens | None = TimeTokens(count=count)
         self._tokens = self.time_tokens

@@ -1,7 +1,7 @@
 """Seconds to time tokens and back.
 
 LITA (arXiv 2403.19046, section 3.2) adds N words `<t0>` to `<tN-1>` to the LLM's vocabulary. Word k means the instant
-k / (N-1) of the video's duration, so that words name relative positions and the last one is the very end.
+k / (N-1) of the video's duration: words are relative positions, and the last one is the end of the video.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TIME_TOKEN = re.compile(r"<t(0|[1-9][0-9]{0,8})>")
 
 @dataclass
 class ClampCount:
-    """How many times were written as tokens, and how many of them lay so far outside the video that they moved."""
+    """How many times were written as tokens, and how many of them were outside the video and had to be clamped."""
 
     encoded: int = 0
     clamped: int = 0
@@ -48,7 +48,7 @@ class TimeTokens:
         Args:
             time_s: seconds; an infinite time is outside the video.
             duration_s: length of the video in seconds.
-            count: if given, is told of this token and of whether it had to be clamped.
+            count: counts this token, and whether it was clamped.
 
         Raises:
             InputError: if the duration is not a positive number or the time is NaN.
@@ -62,7 +62,7 @@ class TimeTokens:
         return min(max(token, 0), last)
 
     def encode_unclamped(self, time_s: float, duration_s: float) -> int:
-        """The number the released LITA code computes, which may name a token that does not exist.
+        """The token number that the released LITA code computes; such a token may not exist.
 
         Raises:
             InputError: if the duration is not a positive number or the time is not finite.
@@ -103,7 +103,7 @@ class TimeTokens:
         Args:
             text: for example `<t20> <t49> He chops onions.`
             duration_s: length of the video in seconds.
-            template: how seconds are shown; `{}s` reads well to people.
+            template: how seconds are written, for example `{}s` for people.
 
         Raises:
             InputError: if the duration is not a positive number.
@@ -127,7 +127,7 @@ class TimeTokens:
         clamp: bool = True,
         count: ClampCount | None = None,
     ) -> str:
-        """`<tS> <tE>`, the answer to when an event happens. Arguments as in `write`; no ends are swapped.
+        """`<tS> <tE>`, the answer to when an event happens. Arguments as in `write`; start and end are never swapped.
 
         Raises:
             InputError: if the duration is not a positive number or a time is NaN.
@@ -166,11 +166,11 @@ class TimeTokens:
         events = [(pair[0], pair[1], sentence) for pair, sentence in zip(timestamps, sentences, strict=True)]
         if sort:
             events.sort(key=lambda event: event[:2])
-        told = (
+        captions = (
             f"{self.event_target(start, end, duration_s, clamp=clamp, count=count)} {sentence.strip()}"
             for start, end, sentence in events
         )
-        return " ".join(told).strip()
+        return " ".join(captions).strip()
 
     def _word(self, time_s: float, duration_s: float, clamp: bool, count: ClampCount | None) -> str:
         if clamp:

@@ -1,7 +1,7 @@
-"""MQT's elastic resampler: any first few of its learned queries summarise a frame (Matryoshka Query Transformer).
+"""MQT's elastic resampler: the first M of its learned queries summarise a frame (Matryoshka Query Transformer).
 
-As published, queries and keys see positions only, never the picture: the attention is a constant of the weights, a
-fixed pooling for each head. `content_keys` lets the keys see the patches, for training something new.
+As published, queries and keys depend on positions only, not on the picture: the attention is a constant of the weights,
+a fixed pooling for each head. With `content_keys` the keys depend on the patches, too; this needs new training.
 
 B videos or images, T frames, N patches of a frame, H W patch grid, Q queries, M queries used, C encoder width, D LLM
 """
@@ -27,14 +27,14 @@ class MqtConfig:
     """MQT-LLaVA (NeurIPS 2024); the defaults are the published resampler."""
 
     tokens: int = 256
-    """Tokens of a frame: the first so many queries are used."""
+    """Tokens of a frame: how many of the first queries are used."""
     queries: int = 256
-    """Learned queries, a square number: each has its cell on a square grid of positions."""
+    """Number of learned queries; a square number, because each query has a cell on a square grid of positions."""
     heads: int = 16
     elastic: bool = False
-    """In training, draw an even number of tokens anew for each batch, from 2 to `queries` (the second stage)."""
+    """In training, draw a new even number of tokens for each batch, from 2 to `queries` (the paper's second stage)."""
     content_keys: bool = False
-    """Keys of positions and patches; not as published."""
+    """Compute keys from positions and patches; the published resampler has positions only."""
 
     def __post_init__(self) -> None:
         side = math.isqrt(max(self.queries, 0))
@@ -51,7 +51,9 @@ class MqtResampler(VisualTokenizer):
     def __init__(self, config: MqtConfig, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
         super().__init__()
         if in_width % 4 or in_width % config.heads:
-            raise InputError(f"mqt needs features of a width divisible by 4 and by heads = {config.heads}: {in_width}")
+            raise InputError(
+                f"mqt needs features of a width divisible by 4 and by heads = {config.heads}, not {in_width}"
+            )
         self.config = config
         positions = sincos_positions(math.isqrt(config.queries), in_width)
         self.pos_embed = nn.Parameter(positions.half().float(), requires_grad=False)  # published rounded
@@ -75,13 +77,14 @@ class MqtResampler(VisualTokenizer):
         index = rearrange(tokens.index, "b t n -> (b t) n").clamp(max=tokens.grid[0] * tokens.grid[1] - 1)
         keys = self.key_positions(tokens.grid)[index].to(features.dtype)
         queries = self.ln_q(self.query + self.pos_embed)[: self.count()]
-        frame_there = rearrange(tokens.mask.any(-1), "b t -> (b t) 1")
-        gone = ~rearrange(tokens.mask, "b t n -> (b t) n") & frame_there  # a frame that is padding sees all of itself
+        frame_valid = rearrange(tokens.mask.any(-1), "b t -> (b t) 1")
+        # Attention over no keys at all would be NaN, so that a frame of padding attends to all of its tokens.
+        ignored = ~rearrange(tokens.mask, "b t n -> (b t) n") & frame_valid
         mixed, _ = self.attn(
             repeat(queries, "m c -> f m c", f=b * t).to(features.dtype),
             self.ln_k(keys + features if self.config.content_keys else keys),
             self.ln_v(features),
-            key_padding_mask=gone if bool(gone.any()) else None,
+            key_padding_mask=ignored if bool(ignored.any()) else None,
             need_weights=False,
         )
         out = (mixed @ self.proj).unflatten(0, (b, t))  # B T M D
@@ -89,21 +92,21 @@ class MqtResampler(VisualTokenizer):
         return VisualTokens(features=out, grid=None, mask=mask, times_s=tokens.times_s)
 
     def count(self) -> int:
-        """How many queries this forward pass uses."""
+        """The number of queries that this forward pass uses."""
         if self.training and self.config.elastic:
             return 2 * int(torch.randint(1, self.config.queries // 2 + 1, ()))
         return self.config.tokens
 
     def token_count(self, tokens_per_frame: int) -> int:
-        """As many as queries are used, whatever a frame has."""
+        """The number of queries, however many tokens a frame has."""
         return self.config.tokens
 
     def grid_after(self, grid: Grid) -> Grid:
-        """None: its tokens are 1D."""
+        """None: the tokens are 1D."""
         return None
 
     def key_positions(self, grid: tuple[int, int]) -> Tensor:
-        """Positions H W of a patch grid, (H W) C: the queries' own, resampled bicubically in float32."""
+        """Positions of a patch grid, (H W) C: those of the queries, resampled bicubically in float32."""
         side = math.isqrt(self.config.queries)
         square = rearrange(self.pos_embed.float(), "(h w) c -> 1 c h w", h=side)
         resized = nn.functional.interpolate(square, size=grid, mode="bicubic", align_corners=False)

@@ -40,8 +40,9 @@ class MlpConfig:
     """Linear layers with exact GELU between them; `mlp2x_gelu` of LLaVA-1.5 is depth 2 without a norm."""
 
     depth: int = 2
+    """Number of linear layers."""
     norm: bool = False
-    """Layer norm on the features first."""
+    """Apply a layer norm to the features first."""
 
     def __post_init__(self) -> None:
         require(self.depth >= 1, self, "depth", "at least 1")

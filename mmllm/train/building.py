@@ -1,6 +1,6 @@
-"""A model and its processor from a recipe: from scratch, or around a pretrained LLM and encoder.
+"""Builds the model of a recipe and its processor: from scratch, or around a pretrained LLM and encoder.
 
-V vocabulary, K time tokens, D LLM width
+K time tokens, D LLM width
 """
 
 from __future__ import annotations
@@ -39,25 +39,27 @@ log = logging.getLogger(__name__)
 def build_model(
     config: ModelConfig, seed: int = 0, words: Iterable[str] = ()
 ) -> tuple[MmllmForConditionalGeneration, MmllmProcessor]:
-    """The model that a recipe describes, its new weights drawn from `seed`, and the processor that goes with it.
+    """Returns the model that a recipe describes, with new weights drawn from `seed`, and its processor.
 
     Args:
-        config: the stages.
-        seed: of the new weights.
-        words: what a small LLM from scratch has to know beside the words of the synthetic questions.
+        config: the parts of the model.
+        seed: random seed of the new weights.
+        words: added to the vocabulary of a small LLM from scratch, beside the words of the synthetic questions.
 
     Raises:
         CheckpointError: if pretrained weights cannot be found or do not fit.
     """
     torch.manual_seed(seed)
-    config = _for_its_times(config)
+    config = _without_unused_time_tokens(config)
+    # step 1: the tokenizer and the processor
     language_model, tokenizer = _pretrained(config.language_model) if config.language_model else (None, None)
     if tokenizer is None:
         numbers = not config.num_time_tokens
         tokenizer = word_tokenizer([*vocabulary(), "answer", ":", *words], numbers=numbers)
     text_size = len(tokenizer)
     time_ids = add_special_words(tokenizer, config.num_time_tokens)
-    rows = text_size + len(time_ids)  # the placeholders come after the time tokens and need no rows
+    # rows of the embedding table; placeholders have ids after the time tokens and need no rows
+    rows = text_size + len(time_ids)
     encoder = registry.config_of("encoder", config.encoder)
     processor = MmllmProcessor(
         tokenizer,
@@ -69,6 +71,7 @@ def build_model(
         system_prompt=config.system_prompt,
         strip_time_tokens=config.strip_time_tokens,
     )
+    # step 2: the model with new random weights
     if language_model is not None:
         text_config: Any = language_model.config
         text_config.vocab_size = rows
@@ -86,8 +89,9 @@ def build_model(
             **placeholders(processor),
         )
     )
+    # step 3: pretrained weights of LLM, encoder and projector, and special initial values
     if language_model is not None:
-        # new rows of both matrices are drawn with the LLM's own spread, not from an average (as LITA's were)
+        # as in LITA, new rows of both matrices are drawn with the LLM's own spread, not around the mean of the rows
         language_model.resize_token_embeddings(rows, mean_resizing=False)
         model.language_model.load_state_dict(language_model.state_dict())
         model.tie_weights()
@@ -104,11 +108,14 @@ def build_model(
     return model, processor
 
 
-def _for_its_times(config: ModelConfig) -> ModelConfig:
-    """The same model without time tokens, and without what only they can have, if it writes times in another way."""
+def _without_unused_time_tokens(config: ModelConfig) -> ModelConfig:
+    """Returns the config unchanged if the model writes times as time tokens.
+
+    Otherwise the returned config has no time tokens, and the settings that need them are zero.
+    """
     if registry.name_of("time", registry.config_of("time", config.time)) == "tokens":
         return config if config.num_time_tokens else replace(config, time="text")
-    off = {
+    dropped = {
         name: value
         for name, value in {
             "blend.time_anchor": config.blend.time_anchor,
@@ -117,8 +124,8 @@ def _for_its_times(config: ModelConfig) -> ModelConfig:
         }.items()
         if value
     }
-    if off:
-        log.warning("without time tokens there is no %s: left out", ", ".join(off))
+    if dropped:
+        log.warning("these settings need time tokens, and the model has none: ignored %s", ", ".join(dropped))
     return replace(
         config,
         num_time_tokens=0,
@@ -128,7 +135,7 @@ def _for_its_times(config: ModelConfig) -> ModelConfig:
 
 
 def decoder_config(config: DecoderConfig, **fields: Any) -> Any:
-    """The transformers configuration of the small decoder; `fields` are its vocabulary and special ids."""
+    """Returns the transformers configuration of the small decoder; `fields` are its vocabulary size and special ids."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -159,26 +166,28 @@ def _pretrained(name: str) -> tuple[Any, Any]:
 
 
 def _load_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
-    own = model.encoder.load_pretrained  # an encoder of another package knows how itself
-    if own is not None:
-        own(name)
+    load_pretrained = model.encoder.load_pretrained  # not None if an encoder of another package loads its own weights
+    if load_pretrained is not None:
+        load_pretrained(name)
     else:
         load_tower(model.encoder, name)
 
 
 def _load_projector(model: MmllmForConditionalGeneration, file: Path) -> None:
-    """Weights from LLaVA's pre-training of the projector, such as `mm_projector.bin`; other tensors are left alone."""
+    """Loads weights from LLaVA's pre-training of the projector, such as `mm_projector.bin`; ignores other tensors."""
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        named = {name.rpartition("mm_projector.")[2]: value for name, value in state.items() if "mm_projector." in name}
+        weights = {
+            name.rpartition("mm_projector.")[2]: value for name, value in state.items() if "mm_projector." in name
+        }
     except (OSError, SafetensorError, UnpicklingError, RuntimeError, AttributeError) as problem:
         raise CheckpointError(f"cannot load projector_weights from {file}: {problem}") from None
-    load_strictly(model.visual_tokenizer, {name: value.float() for name, value in named.items()}, what=f"{file}")
+    load_strictly(model.visual_tokenizer, {name: value.float() for name, value in weights.items()}, what=f"{file}")
 
 
 @torch.no_grad()
 def _copying_(llama: Any) -> None:
-    """Value and output projections of every layer as an orthogonal matrix and its transpose."""
+    """Sets the value and output projections of every layer to an orthogonal matrix and its transpose."""
     for layer in llama.base_model.layers:
         torch.nn.init.orthogonal_(layer.self_attn.v_proj.weight)
         layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)
@@ -186,7 +195,7 @@ def _copying_(llama: Any) -> None:
 
 @torch.no_grad()
 def _sinusoid_(model: MmllmForConditionalGeneration, time_ids: list[int]) -> None:
-    """Time tokens k as sines and cosines of k at many wavelengths, of the same norm as the other embeddings."""
+    """Sets the embedding of time token k to sines and cosines of k at many wavelengths, scaled like the other ones."""
     table = model.get_input_embeddings().weight
     spread = table[: time_ids[0]].std()
     waves = _waves(len(time_ids), table.shape[1], table.device) * spread
@@ -197,9 +206,9 @@ def _sinusoid_(model: MmllmForConditionalGeneration, time_ids: list[int]) -> Non
 
 
 def _waves(count: int, width: int, device: torch.device) -> Tensor:
-    """K D, root mean square 1: half sines, half cosines, wavelengths from 4 tokens to 4 times the vocabulary."""
-    share = torch.linspace(0, 1, width // 2, device=device)
-    wavelength = torch.exp(math.log(4.0) + share * (math.log(4.0 * count) - math.log(4.0)))
+    """K D, root mean square 1: half sines, half cosines. Wavelengths go from 4 tokens to 4 K tokens."""
+    fraction = torch.linspace(0, 1, width // 2, device=device)
+    wavelength = torch.exp(math.log(4.0) + fraction * (math.log(4.0 * count) - math.log(4.0)))
     angle = 2 * math.pi * torch.arange(count, device=device).unsqueeze(1) / wavelength
     waves = torch.cat([angle.sin(), angle.cos()], dim=1) * math.sqrt(2)
     return torch.nn.functional.pad(waves, (0, width - waves.shape[1]))

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: bad ones are skipped, progress is shown, metrics are written."""
+"""Callbacks of the Trainer: skip steps without a finite gradient, show progress, write metrics."""
 
 from __future__ import annotations
 
@@ -18,19 +18,25 @@ log = logging.getLogger(__name__)
 
 
 class SkipBadSteps(TrainerCallback):
-    """Leaves the weights as they are where a gradient is not finite; too many such steps in a row end the training."""
+    """Skips a step whose gradient is not finite; `max_in_a_row` such steps in a row end the training."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_in_a_row: int) -> None:
+        self.max_in_a_row = max_in_a_row
         self.skipped = 0
         self.in_a_row = 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Takes the gradients away, so that the optimizer has nothing to do."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        parts = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
-        bad = torch.stack([torch.tensor(False, device=args.device), *(~torch.isfinite(g).all() for g in parts)]).any()
-        if torch.distributed.is_initialized():
+        """Removes the gradients of a bad step, so that the optimizer changes nothing.
+
+        Raises:
+            MmllmError: after too many bad steps in a row.
+        """
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        local = [gradient.to_local() if hasattr(gradient, "to_local") else gradient for gradient in gradients]
+        bad_flags = [torch.tensor(False, device=args.device), *(~torch.isfinite(part).all() for part in local)]
+        bad = torch.stack(bad_flags).any()
+        if torch.distributed.is_initialized():  # a step is skipped in all processes if it is bad in one of them
             flag = bad.to(torch.int32)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
             bad = flag > 0
@@ -40,20 +46,20 @@ class SkipBadSteps(TrainerCallback):
         optimizer.zero_grad(set_to_none=True)
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         log.warning("step %d is skipped: its gradient is not finite (%d so far)", state.global_step + 1, self.skipped)
-        if self.in_a_row >= self.most:
+        if self.in_a_row >= self.max_in_a_row:
             raise MmllmError(
-                f"{self.in_a_row} steps in a row had no finite gradient, so training stops; checkpoints are kept. "
-                "Lower the learning rate, or look at the rows named above"
+                f"{self.in_a_row} steps in a row had no finite gradient, so training stops. The checkpoints are kept. "
+                "Lower the learning rate, or check the rows named above"
             )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Adds the count to the metrics, once there is one."""
+        """Adds the number of skipped steps to the metrics, if it is not zero."""
         if logs is not None and self.skipped:
             logs["skipped_steps"] = self.skipped
 
 
 class ShowProgress(TrainerCallback):
-    """Shows steps and the latest loss."""
+    """Shows the number of steps and the latest loss."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -61,12 +67,12 @@ class ShowProgress(TrainerCallback):
         self.note = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts counting, from where the run goes on."""
-        shown = state.is_world_process_zero
-        self.progress = Progress(self.what, state.max_steps, "steps", done=state.global_step, shown=shown)
+        """Starts the progress at the current step, which is above zero in a resumed run."""
+        is_main = state.is_world_process_zero
+        self.progress = Progress(self.what, state.max_steps, "steps", done=state.global_step, shown=is_main)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Keeps the latest loss to be shown."""
+        """Stores the latest loss for the display."""
         if logs and "loss" in logs:
             self.note = f"loss {float(logs['loss']):.3f}"
 
@@ -76,32 +82,32 @@ class ShowProgress(TrainerCallback):
             self.progress.advance(note=self.note)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ends the bar."""
+        """Closes the progress bar."""
         if self.progress is not None:
             self.progress.bar.close()
 
 
-class TellProgress(TrainerCallback):
-    """Tells parts that learn by a schedule of their own how much of the training is done, as their `progress`."""
+class UpdateModuleProgress(TrainerCallback):
+    """Sets `progress`, the fraction of the training that is done, on modules that have this attribute."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """From 0 at the first step to 1 at the last."""
+        """Sets 0 at the first step and 1 at the last."""
         for module in model.modules():
             if hasattr(module, "progress"):
                 module.progress = state.global_step / max(1, state.max_steps - 1)
 
 
 class MetricsFile(TrainerCallback):
-    """Writes what the Trainer logs as JSON lines; after a resume, lines of steps to be repeated are cut off."""
+    """Writes what the Trainer logs as JSON lines. On resume, lines of steps that will be repeated are removed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keeps the lines of the steps that are not repeated."""
+        """Removes the lines of steps after the current one: they will be repeated."""
         if state.is_world_process_zero:
-            kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            lines = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Adds a line."""

@@ -1,9 +1,9 @@
-"""The questions of a recipe: rendered, read from ActivityNet-RTL's layout, or drawn from LITA's five tasks.
+"""Training data of a recipe: rendered questions, ActivityNet-RTL's layout, or a mixture of LITA's five tasks.
 
 OUTPUT/data/           rendered clips, unless the recipe names its own data
-OUTPUT/left_out.txt    rows of the annotations that cannot be used, with the reason
-OUTPUT/set_aside.txt   videos that cannot be read, with the reason
-OUTPUT/tables/         dialogues as Arrow files, which all processes share
+OUTPUT/left_out.txt    annotation rows that cannot be used, each with the reason
+OUTPUT/set_aside.txt   videos that cannot be read, each with the reason
+OUTPUT/tables/         dialogues as Arrow files, shared by all processes
 OUTPUT/features/       features of the frozen encoder
 """
 
@@ -36,7 +36,7 @@ from mmllm.train.stage import Rows, TrainingRun
 log = logging.getLogger(__name__)
 
 WORD_DRAWS = 5000
-"""Draws of a mixture from which a small LLM that is trained from scratch learns its words."""
+"""Draws of a mixture whose words form the vocabulary of a small LLM trained from scratch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +44,15 @@ class DataConfig:
     """Where the questions come from."""
 
     root: str | None = None
-    """Folder with ActivityNet-RTL's `train.json`, `val.json` and `videos/`, or, with a `mixture`, with the data sets
-    of LITA's five tasks; rendered if it is not given."""
+    """Folder with ActivityNet-RTL's `train.json`, `val.json` and `videos/`; with a `mixture`, folder with the data
+    sets of LITA's five tasks. If None, clips are rendered."""
     mixture: MixtureConfig | None = None
-    """LITA's tasks and their rates. The number of draws follows from the steps, the seed is the recipe's."""
+    """LITA's tasks and their sampling rates. Its `draws` follow from the steps, its `seed` from the recipe."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    """What is rendered where there is no `root`."""
+    """The clips that are rendered if `root` is None."""
 
     def digests(self) -> dict[str, str] | None:
-        """Name and digest of each file of annotations; None where they are rendered."""
+        """Returns path -> digest of each annotation file, or None if clips are rendered."""
         if self.root is None:
             return None
         files = ["train.json"] if self.mixture is None else annotation_files(self.mixture)
@@ -60,22 +60,22 @@ class DataConfig:
 
 
 class RunData:
-    """What a recipe trains on, as rows for any of its stages.
+    """The data of a run, from which each stage gets its rows.
 
     Args:
-        items: a mixture, from which rows are drawn, or questions, of which those about a video share a row.
-        seed: of the draw of questions.
+        items: a mixture from which rows are drawn, or questions; questions about the same video share a row.
+        seed: random seed for drawing questions.
     """
 
     def __init__(self, items: Mixture | list[Question], seed: int) -> None:
         self.items = items
         self.seed = seed
         self.set_aside: dict[Path, str] = {}
-        """Videos that cannot be read, and why; filled when rows are first asked for."""
-        self._looked_at = False
+        """Videos that cannot be read -> the reason; filled when a stage first asks for rows."""
+        self._videos_checked = False
 
     def words(self) -> list[str]:
-        """The words and marks in lower case that a mixture's dialogues are made of; none of plain questions."""
+        """Returns the lower-case words and punctuation of a mixture's dialogues; an empty list for plain questions."""
         if not isinstance(self.items, Mixture):
             return []
         turns = (turn for number in range(WORD_DRAWS) for turn in self.items.dialogue(number).turns)
@@ -83,15 +83,15 @@ class RunData:
         return list(dict.fromkeys(words))
 
     def rows(self, run: TrainingRun, training: RowTraining, *, keep_features: bool) -> Rows:
-        """As many rows as a training takes; see `RowSource`."""
+        """Returns as many rows as the training needs; see `RowSource`."""
         writer = writer_of(run.processor, training)
         media = self._media(run, keep_features)
         workers = 0 if media.cache else run.workers
         if isinstance(self.items, Mixture):
-            drawn = DialogueRows(
+            dataset = DialogueRows(
                 self.items, writer, media, rows=training.rows, max_text_tokens=training.max_text_tokens
             )
-            return Rows(dataset=drawn, workers=workers)
+            return Rows(dataset=dataset, workers=workers)
         packed = PackedQuestions(
             [question for question in self.items if question.video not in self.set_aside],
             writer,
@@ -103,21 +103,24 @@ class RunData:
         return Rows(dataset=packed, workers=workers)
 
     def _media(self, run: TrainingRun, keep_features: bool) -> MediaLoader:
-        """How videos get to the model. Every one is read once, but for a mixture without kept features, which draws
-        another dialogue in place of one whose video cannot be read."""
+        """Returns the loader of videos, after checking that each video can be read.
+
+        A mixture without kept features skips this check: it replaces a dialogue whose video cannot be read when the
+        row is drawn.
+        """
         mixed = isinstance(self.items, Mixture)
-        videos: Sequence[Path] = self.items.videos if mixed else [q.video for q in self.items if q.video]  # type: ignore
+        videos: Sequence[Path] = self.items.videos if mixed else [item.video for item in self.items if item.video]  # type: ignore[union-attr]
         if keep_features:
             cache = FeatureCache(run.folder / "features", run.model, run.processor)
             self.set_aside |= cache.fill_together(videos, run.workers)
             return MediaLoader(run.processor, cache)
-        if not mixed and not self._looked_at:
+        if not mixed and not self._videos_checked:
             self.set_aside |= unreadable(videos, run.processor.clip_reader(), run.workers)
-            self._looked_at = True
+            self._videos_checked = True
         return MediaLoader(run.processor)
 
-    def tell(self, file: Path) -> None:
-        """Lists the videos that were not trained on, on the screen and in a file."""
+    def report_unreadable(self, file: Path) -> None:
+        """Lists the videos that were set aside, in the log and in a file; does nothing if there are none."""
         if self.set_aside:
             lines = [f"{video}: {problem}" for video, problem in self.set_aside.items()]
             file.write_text("".join(f"{line}\n" for line in lines))
@@ -125,7 +128,7 @@ class RunData:
 
 
 def writer_of(processor: Any, training: RowTraining) -> Any:
-    """The processor, with what the system says in training."""
+    """Returns a copy of the processor with the system prompt for training."""
     writer = copy.copy(processor)
     if training.system_prompt is not None:
         writer.system_prompt = named_system_prompt(training.system_prompt)
@@ -133,41 +136,45 @@ def writer_of(processor: Any, training: RowTraining) -> Any:
 
 
 def read_data(config: DataConfig, output: Path, *, rows: int, seed: int, workers: int) -> RunData:
-    """What a recipe trains on, before any model is loaded; annotations that cannot be used are listed in a file.
+    """Reads the data of a recipe, before any model is loaded; lists annotation rows that cannot be used in a file.
 
     Args:
-        config: where it comes from.
+        config: where the data comes from.
         output: the run's folder.
         rows: how many rows are drawn from a mixture.
-        seed: of the draw.
-        workers: processes that render.
+        seed: random seed of the draw.
+        workers: number of processes that render.
 
     Raises:
         InputError: if there is nothing to train on.
     """
     if config.mixture is None:
         root = data_root(config, output, workers)
-        read = read_rtl(root / "train.json", root / "videos", policy="skip")
-        left_out = [f"train.json, {problem}" for problem in read.bad]
-        items: Mixture | list[Question] = read.items
+        annotations = read_rtl(root / "train.json", root / "videos", policy="skip")
+        left_out = [f"train.json, {problem}" for problem in annotations.bad]
+        items: Mixture | list[Question] = annotations.items
     else:
         if config.root is None:
-            raise InputError("LITA's tasks need real data: name its folder with --data-root")
+            raise InputError("LITA's tasks cannot be rendered: give the folder of their data with --data-root")
         mixture = replace(config.mixture, draws=max(rows, 1), seed=seed)
         items = lita_mixture(Path(config.root), mixture, output / "tables")
         left_out = items.left_out
     if left_out and processes.is_main():
         (output / "left_out.txt").write_text("".join(f"{line}\n" for line in left_out))
-        log.warning("%d rows of the annotations are left out; %s says why", len(left_out), output / "left_out.txt")
+        log.warning("%d annotation rows are left out; see %s for the reasons", len(left_out), output / "left_out.txt")
     return RunData(items, seed)
 
 
 def data_root(config: DataConfig, output: Path, workers: int) -> Path:
-    """Where data in ActivityNet-RTL's layout lies; rendered there if the recipe has none of its own."""
+    """Returns the folder of the data in ActivityNet-RTL's layout; renders the data if the recipe has no `root`.
+
+    Raises:
+        InputError: if the recipe's folder has no `train.json`.
+    """
     if config.root is not None:
         root = Path(config.root)
         if not (root / "train.json").exists():
-            raise InputError(f"{root}: no train.json there (ActivityNet-RTL's layout: train.json, val.json, videos/)")
+            raise InputError(f"{root}: it has no train.json (expected layout: train.json, val.json, videos/)")
         return root
     with processes.main_first():
         render(output / "data", config.synthetic, workers=workers)

@@ -1,4 +1,4 @@
-"""A timm classifier with DiffRate in all its blocks, as it was published: DeiT and MAE towers, and learning a schedule.
+"""A timm classifier with DiffRate in all its blocks, as published, for DeiT and MAE towers; learns its schedule.
 
 F images, N tokens with the class token first, P patches, C width, K classes
 """
@@ -21,17 +21,17 @@ from mmllm.runtime.progress import Progress
 
 
 class DiffRateClassifier(nn.Module):
-    """A vision transformer with its head. In training mode rates are learned, otherwise the schedule is followed.
+    """A vision transformer with its head. It learns rates in training mode, and otherwise follows a schedule.
 
     Args:
         vit: a timm `VisionTransformer` with one class token.
-        granularity: steps between the numbers of tokens that are tried.
-        fixed: blocks that keep everything: the first; for MAE's also the last.
-        clamp_size: no size below 1 where tokens are removed, as while learning; published accuracies were measured
-            without.
+        granularity: step between the numbers of tokens that are tried.
+        fixed: blocks that keep all tokens: the first; for MAE also the last.
+        clamp_size: when tokens are removed, sizes below 1 become 1, as during learning. Published accuracies were
+            measured with False.
 
     Raises:
-        ConfigError: for a transformer without a class token, or with further ones.
+        ConfigError: if the transformer has no class token, or other prefix tokens.
     """
 
     def __init__(
@@ -39,25 +39,25 @@ class DiffRateClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if vit.cls_token is None or vit.num_prefix_tokens != 1:
-            raise ConfigError(f"DiffRate needs one class token, not {vit.num_prefix_tokens} tokens before the patches")
+            raise ConfigError(f"DiffRate needs exactly one class token, not {vit.num_prefix_tokens} prefix tokens")
         self.vit = vit
         self.rates = LearnedDiffRate(
             patches=vit.patch_embed.num_patches, blocks=len(vit.blocks), granularity=granularity, fixed=fixed
         )
         self.fixed_schedule: CompressionSchedule | None = None
-        """Followed in place of the learned one."""
+        """A schedule to follow instead of the learned one."""
         self.clamp_size = clamp_size
 
     @property
     def schedule(self) -> CompressionSchedule:
-        """What is followed outside training."""
+        """The schedule that is followed outside training."""
         return self.fixed_schedule or self.rates.schedule()
 
     def follow(self, schedule: CompressionSchedule | None) -> None:
-        """Follows a schedule outside training; None follows what was learned.
+        """Sets the schedule to follow outside training; None selects the learned schedule.
 
         Raises:
-            ConfigError: if it was made for another number of blocks, or cannot be followed.
+            ConfigError: if the schedule has another number of blocks than the model, or cannot be followed.
         """
         if schedule is not None:
             self._reducer(schedule).schedule(self.rates.patches + 1, len(self.vit.blocks))
@@ -67,12 +67,15 @@ class DiffRateClassifier(nn.Module):
         return DiffRateReducer(DiffRateConfig(prune=schedule.prune, merge=schedule.merge, clamp_size=self.clamp_size))
 
     def run(self, images: Tensor) -> tuple[Tensor, Any]:
-        """Hidden states F N C behind the last block, and its state: `MaskedTokens`, or schedule and `LiveTokens`."""
+        """Returns hidden states F N C after the last block and a state.
+
+        The state is `MaskedTokens` in training mode, otherwise a pair of schedule and `LiveTokens`.
+        """
         hidden = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
         return run_inside(self.vit.blocks, hidden, self.rates if self.training else self._reducer(self.schedule))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits F K: of the class token, or, for MAE's, of the mean over patches that counts each by its size."""
+        """Returns logits F K from the class token or, for MAE, from the mean over patches weighted by their sizes."""
         hidden, state = self.run(images)
         if self.vit.global_pool == "token":
             pooled = self.vit.norm(hidden)[:, 0]
@@ -85,7 +88,7 @@ class DiffRateClassifier(nn.Module):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Width, patch size and classes, by which cost is counted."""
+        """Width, patch size and number of classes, as arguments of the cost functions."""
         return {
             "width": self.vit.embed_dim,
             "patch": self.vit.patch_embed.patch_size[0],
@@ -93,27 +96,28 @@ class DiffRateClassifier(nn.Module):
         }
 
     def cost(self) -> Tensor:
-        """Scalar: multiply-adds of the schedule that is learned, with gradients to the rates."""
+        """Returns a scalar: multiply-adds of the learned schedule, with gradients to the rates."""
         return self.rates.cost(**self.sizes)
 
     def flops(self) -> float:
-        """Multiply-adds of the schedule that is followed outside training."""
+        """Returns the multiply-adds of the schedule that is followed outside training."""
         tokens = self.rates.patches + 1
         return flops(self.schedule.live(tokens), tokens=tokens, **self.sizes)
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
-        """Loads a published checkpoint's `model`: timm's names, and rates if it has some.
+        """Loads the `model` of a published checkpoint: weights with timm's names and, if present, rates.
 
         Raises:
-            CheckpointError: if a tensor is missing, unknown or of another shape.
+            CheckpointError: if a tensor is missing, is unknown or has another shape.
         """
-        own = {name: value for name, value in state.items() if "_ddp." not in name}
-        load_strictly(self.vit, own, what="the vision transformer")
-        if len(own) < len(state):
+        # published rates have "_ddp." in their names
+        weights = {name: value for name, value in state.items() if "_ddp." not in name}
+        load_strictly(self.vit, weights, what="the vision transformer")
+        if len(weights) < len(state):
             self.rates = LearnedDiffRate.from_published(state)
 
     def published(self) -> dict[str, Tensor]:
-        """The tensors under the names of published checkpoints."""
+        """Returns all tensors with the names of published checkpoints."""
         return {**self.vit.state_dict(), **self.rates.published()}
 
 
@@ -126,27 +130,27 @@ def learn_schedule(
     learning_rate: float = 0.01,
     weight: float = 5.0,
 ) -> CompressionSchedule:
-    """Learns the rates of a classifier, whose own weights stay as they are (section 3 of the paper).
+    """Learns the rates of a classifier; its other weights are frozen (section 3 of the paper).
 
     Args:
-        model: the classifier; left in evaluation mode.
+        model: the classifier; it is in evaluation mode afterwards.
         batches: images and their classes (int64 F) or targets (float F K); at least `steps` of them.
-        target: what the schedule may cost, in 10^9 multiply-adds.
-        steps: how many batches are learned from.
-        learning_rate: of AdamW at the start; falls to a tenth by a cosine.
-        weight: of the squared distance from the target.
+        target: intended cost of the schedule, in 10^9 multiply-adds.
+        steps: number of batches to learn from.
+        learning_rate: initial learning rate of AdamW; it falls to a tenth on a cosine.
+        weight: loss weight of the squared distance from the target.
 
     Returns:
-        The schedule that was learned.
+        The learned schedule.
 
     Raises:
-        InputError: if no schedule costs that little, or even the whole tower costs less.
+        InputError: if every schedule costs more than the target, or the tower without DiffRate costs less.
     """
-    trained = [rate for rate in model.rates.parameters() if rate.requires_grad]
-    frozen = {name: one.requires_grad for name, one in model.vit.named_parameters()}
+    rates = [rate for rate in model.rates.parameters() if rate.requires_grad]
+    trainable = {name: parameter.requires_grad for name, parameter in model.vit.named_parameters()}
     model.vit.requires_grad_(False)
-    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=learning_rate / 10)
+    optimiser = torch.optim.AdamW(rates, lr=learning_rate, weight_decay=0.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=learning_rate / 10)
     model.train()
     try:
         with Progress("learn a schedule", steps, "steps") as bar:
@@ -156,10 +160,10 @@ def learn_schedule(
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-                falling.step()
+                scheduler.step()
                 bar.advance(note=f"loss {loss.item():.3f}")
     finally:
-        for name, one in model.vit.named_parameters():
-            one.requires_grad_(frozen[name])
+        for name, parameter in model.vit.named_parameters():
+            parameter.requires_grad_(trainable[name])
         model.eval()
     return model.schedule

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, kept on disk: every video goes through the encoder once, not once an epoch.
+"""A cache on disk for features of a frozen encoder: each video is encoded once, not once per epoch.
 
 T frames, N patches, C encoder width
 """
@@ -27,11 +27,11 @@ from mmllm.video.quarantine import Failure, Quarantine
 
 
 class FeatureCache:
-    """A folder of features, one file a video, named after all that they depend on.
+    """A folder with one file of features for each video. The folder's name is a hash of all that features depend on.
 
     Args:
-        root: folder under which caches of different encoders, sizes and frame counts lie side by side.
-        model: its encoder computes what is missing, and its reducers say which scores are needed.
+        root: parent folder of the caches of different encoders, image sizes and frame counts.
+        model: its encoder computes missing features; its reducers define which scores are stored, too.
         processor: samples and prepares the frames.
     """
 
@@ -41,7 +41,7 @@ class FeatureCache:
         self.folder = root / self._key()
 
     def _key(self) -> str:
-        told = {
+        settings = {
             "encoder": self.model.config.encoder,
             "frames": self.processor.frames,
             "num_frames": self.processor.num_frames,
@@ -49,19 +49,23 @@ class FeatureCache:
             "scores": self.model.scores_needed,
         }
         weights = fingerprint(self.model.encoder)
-        return hashlib.sha256(json.dumps({**told, "weights": weights}, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps({**settings, "weights": weights}, sort_keys=True).encode()).hexdigest()[:16]
 
     def path(self, video: Path) -> Path:
-        """Where a video's features lie; a changed file of the same name gets another place."""
+        """Returns the file for a video's features. It changes when the video's path, size or modification time changes.
+
+        Raises:
+            InputError: if the video cannot be accessed.
+        """
         try:
             stat = video.stat()
         except OSError as problem:
             raise InputError(f"{video}: {problem.strerror}") from None
-        told = f"{video.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        return self.folder / f"{video.stem}-{hashlib.sha256(told.encode()).hexdigest()[:8]}.safetensors"
+        identity = f"{video.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        return self.folder / f"{video.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.safetensors"
 
     def fill(self, videos: Iterable[Path], workers: int = 2, batch: int = 4) -> dict[Path, str]:
-        """Computes what is missing, decoding in worker processes; returns the videos that failed, with the reason."""
+        """Computes missing features, decoding in worker processes; returns each video that failed -> the reason."""
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = []
         failed: dict[Path, str] = {}
@@ -73,7 +77,7 @@ class FeatureCache:
                 failed[video] = str(problem)
         reading = Quarantine(self.processor.clip_reader(), in_workers(workers))
         with Progress("encode videos", len(missing), "videos") as progress:
-            clips = []
+            clips: list[tuple[Path, Any]] = []
             for number, clip in reading.outcomes(missing):
                 if isinstance(clip, Failure):
                     failed[missing[number]] = clip.told
@@ -89,44 +93,45 @@ class FeatureCache:
 
     @torch.no_grad()
     def _encode(self, clips: Sequence[tuple[Path, Any]]) -> None:
+        """Encodes some clips as one batch and writes one file for each video."""
         inputs = VideoInputs.stack([clip_inputs(self.processor, clip) for _, clip in clips])
         tokens = video_tokens(self.model, inputs.to(self.model.device))
         for i, (video, clip) in enumerate(clips):
             frames = len(clip)
-            kept = {f"score:{name}": score[i, :frames].float().cpu() for name, score in tokens.scores.items()}
-            kept["features"] = tokens.features[i, :frames].half().cpu()
-            kept["times_s"] = torch.from_numpy(clip.times_s).float()
-            kept["duration_s"] = torch.tensor(clip.duration_s, dtype=torch.float64)
+            tensors = {f"score:{name}": score[i, :frames].float().cpu() for name, score in tokens.scores.items()}
+            tensors["features"] = tokens.features[i, :frames].half().cpu()
+            tensors["times_s"] = torch.from_numpy(clip.times_s).float()
+            tensors["duration_s"] = torch.tensor(clip.duration_s, dtype=torch.float64)
             target = self.path(video)
             partial = target.with_suffix(f".{os.getpid()}.part")
-            # memory of its own for each: a score that goes by two names is one tensor
-            own = {name: value.clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
-            save_file(own, partial)
+            # two scores may be the same tensor, but safetensors refuses shared memory: copy each one
+            copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+            save_file(copies, partial)
             os.replace(partial, target)
 
     def fill_together(self, videos: Sequence[Path], workers: int = 2) -> dict[Path, str]:
-        """Like `fill`, where every process of the run does its share; all of them return the same."""
+        """Does the work of `fill` with all processes of the run, each for a part of the videos; all return the same."""
         failed = self.fill(processes.share(list(dict.fromkeys(videos))), workers)
         if processes.count() == 1:
             return failed
         processes.wait()
-        return self.fill(videos, workers)  # only what failed is left
+        return self.fill(videos, workers)  # tries only the failed videos again; the others are in the cache
 
     def load(self, video: Path) -> VideoInputs:
-        """Inputs of one video, with its features (float16) and scores (float32), that `fill` was called for.
+        """Returns the inputs of one video with cached features (float16) and scores (float32); call `fill` first.
 
         Raises:
-            InputError: if it could not be encoded.
+            InputError: if the video has no features in the cache, because it could not be read.
         """
         path = self.path(video)
         if not path.exists():
-            raise InputError(f"{video}: it could not be read, so there are no features of it")
-        kept = load_file(path)
-        scores = {name.removeprefix("score:"): kept[name] for name in kept if name.startswith("score:")}
+            raise InputError(f"{video}: it could not be read, so it has no cached features")
+        tensors = load_file(path)
+        scores = {name.removeprefix("score:"): tensors[name] for name in tensors if name.startswith("score:")}
         return VideoInputs(
-            features=kept["features"].unsqueeze(0),
+            features=tensors["features"].unsqueeze(0),
             scores={name: score.unsqueeze(0) for name, score in scores.items()},
-            times_s=kept["times_s"].unsqueeze(0),
-            durations_s=kept["duration_s"].float().unsqueeze(0),
-            frame_text=self.processor.frame_text([kept["times_s"].tolist()]),
+            times_s=tensors["times_s"].unsqueeze(0),
+            durations_s=tensors["duration_s"].float().unsqueeze(0),
+            frame_text=self.processor.frame_text([tensors["times_s"].tolist()]),
         )

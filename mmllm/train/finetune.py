@@ -1,9 +1,9 @@
-"""Fine-tuning a trained model on one's own videos: low-rank adapters on the LLM, all else beside the encoder as it is.
+"""Fine-tunes a trained model on own videos: low-rank adapters in the LLM, and all weights outside LLM and encoder.
 
-OUTPUT/run.json        the settings, and a digest of every row and medium; a run is only continued by the same
+OUTPUT/run.json        settings and a digest of each row with its media; a run continues only if they are the same
 OUTPUT/features/       features of the frozen encoder
 OUTPUT/language/       checkpoints and metrics.jsonl
-OUTPUT/model/          the fine-tuned model, or OUTPUT/adapter/ with the adapters alone
+OUTPUT/model/          the fine-tuned model; or OUTPUT/adapter/: only the adapters
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmllm.runtime import processes
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.train.own_dialogues import OwnDialogues, checked_dialogues
 from mmllm.train.record import claim, digest
-from mmllm.train.run import only_one, save_whole
+from mmllm.train.run import locked, save_whole
 from mmllm.train.runner import check_stages, run_stages
 from mmllm.train.stage import TrainingRun
 from mmllm.train.stages.language import LanguageStage, LanguageTraining
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneTraining(LanguageTraining):
-    """How the model is trained on; a dialogue is a row."""
+    """Settings of the training; each dialogue is one row."""
 
     max_steps: int = 300
     batch_size: int = 8
@@ -41,19 +41,19 @@ class FinetuneTraining(LanguageTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.questions_per_video == 1, self, "questions_per_video", "1: a dialogue is a row")
-        require("encoder" in self.frozen, self, "frozen", "with the encoder among them")
+        require(self.questions_per_video == 1, self, "questions_per_video", "1, because each dialogue is one row")
+        require("encoder" in self.frozen, self, "frozen", "a list that includes 'encoder'")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """What a fine-tuning depends on, beside its data."""
+    """All settings of a fine-tuning, without its data."""
 
     model: str
-    """Folder or hub id of the model that is trained on."""
+    """Folder or hub id of the model to fine-tune."""
     seed: int = 0
     adapter_only: bool = False
-    """Save the adapters alone, not a whole model with them folded in."""
+    """Save only the adapters; otherwise they are merged and the whole model is saved."""
     training: FinetuneTraining = field(default_factory=FinetuneTraining)
 
     def __post_init__(self) -> None:
@@ -72,31 +72,32 @@ def finetune(
     report_to: Sequence[str] = (),
     workers: int = 2,
 ) -> Path:
-    """Fine-tunes a model, going on where an earlier run with the same settings and data stopped.
+    """Fine-tunes a model. A stopped run with the same settings and data is resumed.
 
     Args:
-        config: what is trained and how.
-        annotations: a file of any form that `read_annotations` knows; see `mmllm.datasets.dialogues` for own data.
+        config: the model and the settings.
+        annotations: a file in any format of `read_annotations`; for own data see `mmllm.datasets.dialogues`.
         output: the run's folder.
-        media: folder of the videos and images; by default, for own data, the file's own.
+        media: folder of the videos and images; by default, for own data, the folder of `annotations`.
         skip_bad: leave bad rows out instead of refusing the file.
-        force: go on although settings or data have changed.
+        force: continue although settings or data have changed.
         report_to: trackers of transformers.
-        workers: processes that decode.
+        workers: number of processes that decode.
 
     Returns:
         The folder of the model, or of the adapters.
 
     Raises:
-        InputError: if a row or a medium cannot be used; the message has the first ones.
-        ConfigError: if the folder holds a run with other settings or other data; the message has the differences.
+        InputError: if rows or media cannot be used; the message lists the first ones.
+        ConfigError: if the folder has a run with other settings or other data; the message lists the differences.
     """
     output.mkdir(parents=True, exist_ok=True)
     processes.wait()
-    with only_one(output):
+    with locked(output):
+        # step 1: check data and settings, and compare them with an earlier run in this folder
         dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad)
         base = Path(config.model)
-        source = str(base.resolve()) if base.is_dir() else config.model  # adapters remember where their model is
+        source = str(base.resolve()) if base.is_dir() else config.model  # adapters store the path of their base model
         qa = VideoQA.from_pretrained(source)
         record = {
             **to_mapping(config),
@@ -109,8 +110,9 @@ def finetune(
         claim(output / "run.json", record, force=force)
         finished = output / ("adapter" if config.adapter_only else "model")
         if finished.exists():
-            log.info("%s is trained already", finished)
+            log.info("%s is already trained", finished)
             return finished
+        # step 2: train and save
         run = TrainingRun(
             folder=output,
             model=qa.model,
@@ -129,11 +131,12 @@ def finetune(
 
 
 def _digest(dialogue: Dialogue) -> str:
-    """Changes with anything said, any time, and the name or size of a medium."""
+    """Returns a digest of all text and times of a dialogue, and of the kinds, names and sizes of its media."""
     media = [f"{item.kind} {item.path.name} {_size(item.path)}" for item in dialogue.media]
-    said = [f"{turn.role} {turn.stamped}" for turn in dialogue.turns]
-    return digest("\n".join([*media, *said, str(dialogue.duration_s)]))
+    turns = [f"{turn.role} {turn.stamped}" for turn in dialogue.turns]
+    return digest("\n".join([*media, *turns, str(dialogue.duration_s)]))
 
 
 def _size(path: Path) -> int:
+    """Returns the number of frames of a folder, or the bytes of a file."""
     return sum(1 for _ in path.iterdir()) if path.is_dir() else path.stat().st_size

@@ -1,4 +1,4 @@
-"""Training with transformers' Trainer, whatever the model: rows in their order, repeatable, resumable."""
+"""Trains any model with transformers' Trainer: rows in the order of the dataset, repeatable, resumable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from mmllm.errors import ConfigError, MmllmError, is_out_of_memory
 from mmllm.runtime import processes
-from mmllm.train.callbacks import MetricsFile, ShowProgress, SkipBadSteps, TellProgress
+from mmllm.train.callbacks import MetricsFile, ShowProgress, SkipBadSteps, UpdateModuleProgress
 from mmllm.train.optimizers import muon
 from mmllm.train.packing import NAMES
 from mmllm.train.schedule import TrainingSchedule
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 
 class InOrder(Trainer):
-    """A Trainer that takes rows in the order in which the dataset draws them, and steps over what is not a number."""
+    """A Trainer that takes rows in the order of the dataset and names the rows of a batch whose loss is not finite."""
 
     names: Sequence[str] = ()
-    """The rows of the batch at hand."""
+    """Names of the rows of the current batch."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any) -> Tensor:
-        """One batch forward and backward."""
+        """Runs one batch forward and backward and returns its loss."""
         self.names = inputs.pop(NAMES, ())
         loss = super().training_step(model, inputs, *arguments)
         if not torch.isfinite(loss):
@@ -44,7 +44,7 @@ class InOrder(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        processes.wait()  # the trainer's state is written last, and tells that the checkpoint is complete
+        processes.wait()  # the main process writes the trainer's state next; that file marks the checkpoint as complete
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:
@@ -52,28 +52,29 @@ class InOrder(Trainer):
         except (OSError, RuntimeError, SafetensorError) as problem:
             partial = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             shutil.rmtree(partial, ignore_errors=True)
-            kept = latest_checkpoint(partial.parent)
+            last_good = latest_checkpoint(partial.parent)
             raise MmllmError(
-                f"cannot save {partial} ({problem}); the last good checkpoint is {kept or 'none'}: make room and give "
-                "the same command again"
+                f"cannot save {partial} ({problem}); the last good checkpoint is {last_good or 'none'}: free some disk "
+                "space and run the same command again"
             ) from None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; newer ones that a kill left incomplete are deleted."""
+    """Returns the newest complete checkpoint, or None. Deletes newer ones that are incomplete after a crash."""
     newest_first = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
     for path in newest_first:
         if _complete(path):
             return path
-        log.warning("%s is incomplete and is deleted; training goes on from the one before", path)
+        log.warning("%s is incomplete: it is deleted, and training resumes from an earlier one", path)
         shutil.rmtree(path)
     return None
 
 
 def _complete(checkpoint: Path) -> bool:
-    """True if everything is there; the Trainer writes its state last.
+    """Returns True if a checkpoint has all its files; the Trainer writes `trainer_state.json` last.
 
-    One process leaves `optimizer.pt` and `rng_state.pth`, several leave numbered ones, FSDP and DeepSpeed folders.
+    One process writes `optimizer.pt` and `rng_state.pth`, several processes write numbered files, and FSDP and
+    DeepSpeed write folders.
     """
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
@@ -96,38 +97,39 @@ def fit(
     workers: int = 0,
     heads: Sequence[str] = (),
 ) -> Any:
-    """Trains `model` on the rows of `dataset`, going on from the newest complete checkpoint under `output`.
+    """Trains `model` on the rows of `dataset`, resuming from the newest complete checkpoint under `output`.
 
     Args:
-        model: anything whose forward takes what `collate` makes and returns a loss.
-        dataset: rows, in the order in which they are to be seen.
-        collate: rows to model inputs.
-        training: how.
+        model: a module whose forward takes the output of `collate` and returns a loss.
+        dataset: rows in training order.
+        collate: makes model inputs from rows.
+        training: number of steps, learning rates and so on.
         output: gets `checkpoints/` and `metrics.jsonl`.
-        what: the work in a word or two, to be shown.
-        seed: of everything that is random in training.
+        what: a short name of the work, for progress and messages.
+        seed: seed of all randomness in training.
         report_to: trackers of transformers, such as `tensorboard` or `wandb`; none by default.
-        workers: processes that prepare rows.
-        heads: submodules that Muon leaves to AdamW, where the weight matrices are trained by Muon.
+        workers: number of processes that prepare rows.
+        heads: submodules, by the beginning of their names, that AdamW trains even if Muon trains other matrices.
 
     Returns:
-        The Trainer; `trained_model` takes the model out of it.
+        The Trainer; `trained_model` gets the model from it.
 
     Raises:
-        ConfigError: if Muon is asked for where weights are spread over processes.
-        MmllmError: if memory runs out, a checkpoint cannot be saved, or nothing finite is left to learn.
+        ConfigError: if Muon is requested and weights are spread over processes.
+        MmllmError: if memory runs out, a checkpoint cannot be saved, or too many gradients are not finite.
     """
     output.mkdir(parents=True, exist_ok=True)
-    # step 1: a Trainer with our order of rows, callbacks and, where asked for, Muon
+    # step 1: make a Trainer with our order of rows, our callbacks and, if requested, Muon
     if training.gradient_checkpointing:
-        newer = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        newer({"use_reentrant": False})
+        # newer versions of transformers have the first name
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     optimizer = muon(model, training, heads) if training.matrix_learning_rate else None
     callbacks = [
         SkipBadSteps(training.max_bad_steps),
         MetricsFile(output / "metrics.jsonl"),
         ShowProgress(what),
-        TellProgress(),
+        UpdateModuleProgress(),
     ]
     trainer = InOrder(
         optimizers=(optimizer, None),
@@ -140,10 +142,10 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     if optimizer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         raise ConfigError("Muon needs whole weight matrices: set matrix_learning_rate = 0 with FSDP and DeepSpeed")
-    # step 2: all steps that are left, from the newest checkpoint that is complete
+    # step 2: train all remaining steps, from the newest complete checkpoint
     start = latest_checkpoint(output / "checkpoints")
     if start is not None:
-        log.info("going on from %s", start)
+        log.info("resuming from %s", start)
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     except (MemoryError, RuntimeError) as problem:
@@ -159,7 +161,7 @@ def fit(
 def _arguments(
     training: TrainingSchedule, output: Path, *, seed: int, report_to: Sequence[str], workers: int
 ) -> TrainingArguments:
-    """A schedule in transformers' words."""
+    """Returns a schedule as transformers' TrainingArguments."""
     return TrainingArguments(
         output_dir=str(output / "checkpoints"),
         max_steps=training.max_steps,
@@ -189,11 +191,11 @@ def _arguments(
 
 
 def trained_model(trainer: Trainer, rebuild: Callable[[], nn.Module]) -> Any:
-    """The trained model in one piece, in the main process; anything in the others.
+    """Returns the whole trained model in the main process; an unspecified value in the other processes.
 
     Args:
-        trainer: what `fit` gave.
-        rebuild: makes the same model again, for where the weights of this one are spread over processes.
+        trainer: the result of `fit`.
+        rebuild: makes the same model again; used if the weights of this one are spread over processes.
     """
     accelerator = trainer.accelerator
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:

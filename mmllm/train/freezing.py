@@ -1,4 +1,4 @@
-"""Which parts of a model are trained: named parts are frozen, and what was trained before can be again."""
+"""Freezes named parts of a model, and restores which weights are trained."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mmllm.fields import closest
 
 
 def check_parts(model: nn.Module, names: Iterable[str], what: str) -> None:
-    """Refuses names that no part of the model has.
+    """Checks that the model has all named parts.
 
     Args:
         model: its children are the parts: `encoder`, `reducers`, `visual_tokenizer`, `path`, `language_model`, ...
         names: the parts.
-        what: the field that names them, for the message.
+        what: the config field that has the names, for the message.
 
     Raises:
-        ConfigError: naming the first one that is unknown, and those there are.
+        ConfigError: if the model lacks a part; the message has the name and the allowed names.
     """
     parts = dict(model.named_children())
     for name in names:
@@ -29,7 +29,7 @@ def check_parts(model: nn.Module, names: Iterable[str], what: str) -> None:
 
 
 def freeze(model: nn.Module, names: Iterable[str]) -> None:
-    """Stops training of the named parts; `encoder` also means the one for still images, if there are two."""
+    """Freezes the named parts; `encoder` also freezes the encoder for still images, if the model has one."""
     for name in names:
         model.get_submodule(name).requires_grad_(False)
         if name == "encoder" and getattr(model, "image_encoder", None) is not None:
@@ -38,7 +38,7 @@ def freeze(model: nn.Module, names: Iterable[str]) -> None:
 
 @contextmanager
 def thawed_afterwards(model: nn.Module) -> Iterator[None]:
-    """Lets a stage freeze what it likes: afterwards the same weights are trained as before."""
+    """Restores `requires_grad` of all weights afterwards, whatever the code inside freezes."""
     before = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""The file of metrics that training writes, a line of JSON each time something is logged."""
+"""Reads the metrics file of a training: one line of JSON for each log entry."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ log = logging.getLogger(__name__)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that was cut short is left out."""
+    """Returns the entries of a metrics file. An incomplete line, as after a crash, is ignored with a warning."""
     lines = path.read_text().splitlines() if path.exists() else []
-    read = []
+    entries = []
     for line in lines:
         try:
-            read.append(json.loads(line))
+            entries.append(json.loads(line))
         except json.JSONDecodeError:
-            log.warning("%s: left out a line that is cut short", path)
-    return read
+            log.warning("%s: ignored an incomplete line", path)
+    return entries

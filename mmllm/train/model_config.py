@@ -13,17 +13,17 @@ from mmllm.stages import StageNames
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A small Llama that is trained from scratch on the words of the synthetic questions."""
+    """A small Llama, trained from scratch on the words of the data."""
 
     width: int = 96
     layers: int = 3
     heads: int = 4
     mlp_width: int = 256
     initial_std: float = 0.1
-    """Standard deviation of embeddings and weights at the start."""
+    """Standard deviation of the initial embeddings and weights."""
     copying: bool = True
-    """Let every attention layer start out passing on what it attends to, unchanged: value and output projections
-    begin as an orthogonal matrix and its transpose. A model this small otherwise spends half its training on that."""
+    """Initialise value and output projections of each attention layer as an orthogonal matrix and its transpose. Each
+    layer then starts by copying what it attends to. Otherwise such a small model spends half its training on that."""
 
     def __post_init__(self) -> None:
         require(self.width % self.heads == 0, self, "width", f"divisible by the {self.heads} heads")
@@ -32,25 +32,26 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(StageNames):
-    """The parts of the model, and what else it is made of."""
+    """The parts of the model, its LLM, and how weights are initialised."""
 
     encoder_weights: str | None = None
-    """Folder or hub id of published weights of the encoder; random, or trained by this recipe, if None."""
+    """Folder or hub id of published encoder weights; if None, weights start random."""
     projector_weights: str | None = None
-    """File of a projector's pre-training, with LLaVA's names (`mm_projector.bin` or safetensors); random if None."""
+    """File of pre-trained projector weights with LLaVA's names (`mm_projector.bin` or safetensors); random if None."""
     language_model: str | None = None
-    """Folder or hub id of a pretrained decoder LLM; a small one from scratch if None."""
+    """Folder or hub id of a pretrained decoder LLM; if None, a small LLM is trained from scratch."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    """The small one."""
+    """The small LLM that is used if `language_model` is None."""
     num_frames: int = 100
     num_time_tokens: int = 100
-    """Of `time: tokens`; the others have none."""
+    """Number of time tokens with `time: tokens`; other ways to write times have none."""
     time_token_init: Literal["normal", "sinusoid"] = "normal"
-    """How new time tokens start: independently (as LITA's), or with neighbours alike (not in LITA)."""
+    """Initial embeddings of new time tokens: `normal` draws each independently (as LITA), `sinusoid` makes neighbours
+    similar (not in LITA)."""
     template: str = "plain"
     system_prompt: str = ""
-    """What the system says when the model is asked: a text, or the name of one of `mmllm.preprocessing.templates`."""
+    """System prompt when the model answers: a text, or the name of a prompt in `mmllm.preprocessing.templates`."""
     strip_time_tokens: bool = True
-    """Swallow white space beside time tokens, as the published model's tokenizer did."""
+    """Remove white space beside time tokens, as the published model's tokenizer did."""
     blend: BlendConfig = field(default_factory=BlendConfig)
     loss: LossConfig = field(default_factory=LossConfig)

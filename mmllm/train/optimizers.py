@@ -1,10 +1,11 @@
-"""Which optimizer trains what: AdamW for all, or Muon for weight matrices and AdamW for the rest.
+"""Optimizers: AdamW for all weights, or Muon for weight matrices and AdamW for the rest.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest
-matrix whose singular values are all about 1, so that rare directions are learned as fast as frequent ones. A step is
-scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982). Small models from scratch need fewer steps with it.
+matrix whose singular values are all about 1. Rare directions are then learned as fast as frequent ones. A step is
+scaled to the size of an AdamW step (Liu et al. 2025, arXiv 2502.16982). Small models from scratch need fewer steps
+with Muon.
 
-R C rows and columns of a weight, kernels of convolutions flattened
+R rows, C columns of a weight; kernels of convolutions are flattened to a matrix
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from torch import Tensor, nn
 from mmllm.train.schedule import TrainingSchedule
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the odd polynomial x -> a x + b x^3 + c x^5 that pulls singular values from (0, 1] to near 1."""
+"""a, b, c of the polynomial x -> a x + b x^3 + c x^5, which moves singular values in (0, 1] close to 1."""
 _ITERATIONS = 5
 _ADAM_SIZE = 0.2
-"""Root mean square of an AdamW step of learning rate 1, which an orthogonal step is scaled to."""
+"""Typical root mean square of an AdamW step at learning rate 1; orthogonal steps are scaled to it."""
 
 
 def nearly_orthogonal(matrix: Tensor) -> Tensor:
-    """R C: the matrix with its singular values moved to between about 0.7 and 1.2, by Newton-Schulz iterations."""
+    """Returns the matrix (R C) with singular values moved to about 0.7 to 1.2, by Newton-Schulz iterations."""
     a, b, c = _COEFFICIENTS
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.T
@@ -37,13 +38,13 @@ def nearly_orthogonal(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the groups that are marked `orthogonal`, AdamW for the others.
+    """Applies Muon to parameter groups with `orthogonal` true, and AdamW to the others.
 
     Args:
         groups: parameter groups with `lr`, `weight_decay` and `orthogonal`.
-        beta1: decay of the momentum of AdamW.
-        beta2: decay of its second moment.
-        momentum: decay of the momentum of Muon.
+        beta1: decay of AdamW's first moment.
+        beta2: decay of AdamW's second moment.
+        momentum: decay of Muon's momentum.
     """
 
     def __init__(
@@ -53,29 +54,31 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step on the gradients that are there."""
+        """Updates all weights that have a gradient; returns the loss of `closure`, if it is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            change = self._orthogonal if group["orthogonal"] else self._adam
+            direction = self._orthogonal if group["orthogonal"] else self._adam
             for weight in group["params"]:
                 if weight.grad is not None:
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.sub_(change(weight, group), alpha=group["lr"])
+                    weight.sub_(direction(weight, group), alpha=group["lr"])
         return loss
 
     def _orthogonal(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+        """Returns Muon's step at learning rate 1, and updates the momentum."""
         state, gradient = self.state[weight], weight.grad
         assert gradient is not None
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(state["momentum"], group["momentum"]).flatten(1)  # R C
-        return (nearly_orthogonal(ahead) * (_ADAM_SIZE * max(ahead.shape) ** 0.5)).view_as(weight)
+        nesterov = gradient.lerp(state["momentum"], group["momentum"]).flatten(1)  # R C
+        return (nearly_orthogonal(nesterov) * (_ADAM_SIZE * max(nesterov.shape) ** 0.5)).view_as(weight)
 
     def _adam(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+        """Returns Adam's step at learning rate 1, and updates both moments."""
         state, gradient = self.state[weight], weight.grad
         assert gradient is not None
         if not state:
@@ -89,14 +92,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def muon(model: nn.Module, training: TrainingSchedule, heads: Collection[str] = ()) -> Muon:
-    """Muon for the kernels of a model's linear layers and convolutions; AdamW for all else that is trained.
+    """Returns an optimizer: Muon for weights of linear layers and convolutions, AdamW for all other trained weights.
 
-    Embeddings, what is tied to them, norms, biases and output heads have no rows that should be equally long.
+    AdamW trains embeddings, weights tied to them, norms, biases and output heads: their rows should not have equal
+    length.
 
     Args:
-        model: what is trained.
-        training: its learning rates, weight decay and second moment's decay.
-        heads: submodules, by the beginning of their names, that are left to AdamW too.
+        model: its weights that require gradients are trained.
+        training: learning rates, weight decay and decay of the second moment.
+        heads: submodules, by the beginning of their names, that AdamW trains, too.
     """
     embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = {

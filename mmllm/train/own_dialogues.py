@@ -1,4 +1,4 @@
-"""Dialogues about one's own videos: checked before anything is trained, then rows of a training."""
+"""Dialogues about own videos: they are checked before training starts, and then become training rows."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from mmllm.train.stage import Rows, TrainingRun
 
 log = logging.getLogger(__name__)
 
-SHOWN = 5
-"""Problems of the data that a message lists."""
+MAX_LISTED = 5
+"""At most so many problems are listed in a message; the others are counted."""
 
 
 class OwnDialogues:
-    """Dialogues of one's own, as rows; what cannot be used is refused, or left out.
+    """Makes rows from own dialogues; bad dialogues are errors, or are left out.
 
     Args:
-        dialogues: all of them.
+        dialogues: all dialogues.
         annotations: their file, for messages.
-        seed: of their order.
-        skip_bad: leave bad ones out instead of refusing the file.
+        seed: random seed of their order.
+        skip_bad: leave out bad dialogues; otherwise they are errors.
     """
 
     def __init__(self, dialogues: Sequence[Dialogue], annotations: Path, *, seed: int, skip_bad: bool) -> None:
@@ -41,13 +41,13 @@ class OwnDialogues:
         self.skip_bad = skip_bad
 
     def rows(self, run: TrainingRun, training: RowTraining, *, keep_features: bool) -> Rows:
-        """As many rows as a training takes; see `RowSource`."""
+        """Returns as many rows as the training needs; see `RowSource`."""
         writer, dialogues, cache = writer_of(run.processor, training), self.dialogues, None
         if keep_features:
             cache = FeatureCache(run.folder / "features", run.model, run.processor)
-            videos = [media.path for row in dialogues for media in row.media if media.kind == "video"]
+            videos = [medium.path for dialogue in dialogues for medium in dialogue.media if medium.kind == "video"]
             failed = cache.fill_together(videos, run.workers)
-            _refuse([f"{video}: {problem}" for video, problem in failed.items()], self.annotations, self.skip_bad)
+            _report([f"{video}: {problem}" for video, problem in failed.items()], self.annotations, self.skip_bad)
             dialogues = self._usable(failed, cache, writer, training.max_text_tokens)
         dataset = DialogueRows(
             Shuffled(dialogues, self.seed),
@@ -61,49 +61,53 @@ class OwnDialogues:
     def _usable(
         self, failed: dict[Path, str], cache: FeatureCache, writer: Any, max_text_tokens: int
     ) -> list[Dialogue]:
-        """The dialogues that become rows; warns of words that the model's tokenizer does not know."""
+        """Returns the dialogues that can be rows. Warns if the tokenizer has no token for some of their words."""
         usable, problems = [], []
-        unknown, total = Counter[str](), 0
+        unknown = Counter[str]()  # number of unknown tokens in each dialogue
+        total = 0
         for dialogue in self.dialogues:
-            videos = [media.path for media in dialogue.media if media.kind == "video"]
+            videos = [medium.path for medium in dialogue.media if medium.kind == "video"]
             if any(video in failed for video in videos):
                 continue
             try:
-                text = text_row(dialogue, writer, [cache.load(video).lengths_s[0] for video in videos], max_text_tokens)
+                durations_s = [cache.load(video).lengths_s[0] for video in videos]
+                text = text_row(dialogue, writer, durations_s, max_text_tokens)
             except InputError as problem:
                 problems.append(f"{dialogue.record_id}: {problem}")
                 continue
             usable.append(dialogue)
             total += len(text["input_ids"])
             unknown[dialogue.record_id] += int((text["input_ids"] == writer.tokenizer.unk_token_id).sum())
-        _refuse(problems, self.annotations, self.skip_bad)
+        _report(problems, self.annotations, self.skip_bad)
         if not usable:
-            raise InputError(f"{self.annotations}: no dialogue is left to train on")
-        if lost := unknown.total():
+            raise InputError(f"{self.annotations}: no dialogue can be used for training")
+        if num_unknown := unknown.total():
             worst = unknown.most_common(1)[0][0]
-            log.warning("%d of %d tokens are words the model does not know, most of them in %s", lost, total, worst)
+            log.warning("%d of %d tokens are unknown to the model, most of them in %s", num_unknown, total, worst)
         return usable
 
 
 def checked_dialogues(annotations: Path, media: Path | None, *, skip_bad: bool) -> list[Dialogue]:
-    """The dialogues of a file in which everything has been looked at: rows, media, times.
+    """Returns the dialogues of a file after checking all rows, media and times.
 
     Raises:
-        InputError: if something is wrong with a row or a medium and bad ones are not to be skipped, or none is left.
+        InputError: if a row or a medium is bad and `skip_bad` is False, or if no dialogue remains.
     """
     report = check_annotations(annotations, media, policy="skip")
-    _refuse(report["problems"], annotations, skip_bad)
-    read = read_annotations(annotations, media, policy="skip")
-    dialogues = dialogues_of(read).items
+    _report(report["problems"], annotations, skip_bad)
+    rows = read_annotations(annotations, media, policy="skip")
+    dialogues = dialogues_of(rows).items
     if not dialogues:
-        raise InputError(f"{annotations}: there is no dialogue to train on")
+        raise InputError(f"{annotations}: it has no dialogue for training")
     return dialogues
 
 
-def _refuse(problems: Sequence[str], annotations: Path, skip_bad: bool) -> None:
+def _report(problems: Sequence[str], annotations: Path, skip_bad: bool) -> None:
+    """Raises an InputError with the first problems, or warns of them if bad dialogues are skipped."""
     if not problems:
         return
-    first = "; ".join(problems[:SHOWN]) + (f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
+    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+    listed = "; ".join(problems[:MAX_LISTED]) + more
     if not skip_bad:
-        raise InputError(f"{annotations}: {first}. Mend them (mmllm check lists all), or leave them out: --skip-bad")
-    log.warning("%s: left out are %s", annotations, first)
+        raise InputError(f"{annotations}: {listed}. Correct them (mmllm check lists all), or skip them with --skip-bad")
+    log.warning("%s: these are left out: %s", annotations, listed)

@@ -1,10 +1,10 @@
-"""Training rows: several questions of one video behind one visual prefix, drawn repeatably.
+"""Training rows that pack several questions about one video after one visual prefix.
 
     one row    <s> <video> | question 1 answer 1 </s> | question 2 answer 2 </s> | ...
     segments    0     0    |          1               |          2               |
 
-Each question sees the prefix and itself; positions go on after the prefix. A row therefore gives the same loss as
-its questions one by one, but the video is read once.
+Each question attends to the prefix and to itself; its positions continue after the prefix. So a row gives the same
+loss as its questions in separate rows, but the video is processed once.
 
 B rows, L text positions
 """
@@ -31,38 +31,42 @@ from mmllm.processor import MmllmProcessor
 from mmllm.tokens import IGNORED
 
 NAMES = "row_names"
-"""Key of a batch under which its rows' names go along; the model does not get it."""
+"""Batch key of the rows' names; it is removed before the batch goes to the model."""
 
 
 def pack(conversations: Sequence[Encoded], placeholder: int) -> dict[str, Tensor]:
-    """One row of `input_ids`, `labels` and `segment_ids` (L) from conversations that begin alike up to the video.
+    """Returns one row of `input_ids`, `labels` and `segment_ids` (L each) from conversations about the same video.
+
+    Args:
+        conversations: they must be equal up to the last placeholder of the video.
+        placeholder: id of the placeholder.
 
     Raises:
-        InputError: if the conversations differ before or at their video, or have none.
+        InputError: if the conversations differ before the end of the video, or have no video.
     """
     first = conversations[0].input_ids
-    spots = (first == placeholder).nonzero()
-    if not len(spots):
-        raise InputError("questions can only be packed behind a video, and there is none")
-    shared = int(spots[-1]) + 1
+    positions = (first == placeholder).nonzero()
+    if not len(positions):
+        raise InputError("questions can only be packed after a video, and they have none")
+    shared = int(positions[-1]) + 1  # length of the common prefix
     ids, labels = [first[:shared]], [torch.full((shared,), IGNORED)]
     segments = [torch.zeros(shared, dtype=torch.long)]
-    for number, one in enumerate(conversations, start=1):
-        if not torch.equal(one.input_ids[:shared], first[:shared]):
-            raise InputError("conversations that share a video must begin alike up to it")
-        ids.append(one.input_ids[shared:])
-        labels.append(one.labels[shared:])
+    for number, encoded in enumerate(conversations, start=1):
+        if not torch.equal(encoded.input_ids[:shared], first[:shared]):
+            raise InputError("conversations that share a video must be equal up to the end of the video")
+        ids.append(encoded.input_ids[shared:])
+        labels.append(encoded.labels[shared:])
         segments.append(torch.full_like(ids[-1], number))
     return {"input_ids": torch.cat(ids), "labels": torch.cat(labels), "segment_ids": torch.cat(segments)}
 
 
 def conversation(dialogue: Dialogue, processor: MmllmProcessor, duration_s: float | None) -> Encoded:
-    """A dialogue as ids, the answers labelled, its seconds written as the processor writes times.
+    """Returns a dialogue as token ids with labels on the answers, and with its times in the processor's format.
 
     Args:
-        dialogue: what is said.
-        processor: writes ids.
-        duration_s: length of the video, of which time tokens are shares; None if there is none.
+        dialogue: all turns, with times in seconds.
+        processor: encodes text and times.
+        duration_s: length of the video, to which time tokens are relative; None if there is no video.
     """
 
     def write(text: str) -> str:
@@ -76,23 +80,23 @@ class Row:
     """One training row: text, and the media it is about."""
 
     name: str
-    """What messages call it."""
+    """Name for messages."""
     text: dict[str, Tensor]
     """`input_ids`, `labels` and, if questions are packed, `segment_ids`, L each."""
     media: tuple[ModalityInputs, ...] = ()
-    """Model inputs of each medium, for a batch of one; those of one modality in their order."""
+    """Model inputs of each medium, as a batch of one; media of the same modality are in the order of the text."""
 
 
 class PackedQuestions(torch.utils.data.Dataset[Any]):
-    """An endless shuffle of videos, each with some of its questions, as a pure function of seed and row number.
+    """An endless shuffle of videos, each with some of its questions. Row n depends only on the seed and on n.
 
     Args:
-        questions: all questions, of any order.
-        processor: writes them as ids.
-        load: video file -> inputs of it, for a batch of one (cached features or pixels).
-        rows: how many rows there are.
-        questions_per_row: at most so many questions of a video are packed.
-        seed: of the draw.
+        questions: all questions, in any order.
+        processor: encodes questions and answers as token ids.
+        load: returns the inputs of a video file as a batch of one (cached features or pixels).
+        rows: number of rows.
+        questions_per_row: at most so many questions of a video are packed in a row.
+        seed: random seed of the draw.
     """
 
     def __init__(
@@ -106,7 +110,7 @@ class PackedQuestions(torch.utils.data.Dataset[Any]):
         seed: int,
     ) -> None:
         if not questions:
-            raise InputError("there is no question to train on")
+            raise InputError("there is no question for training")
         self.processor = processor
         self.load = load
         self.rows = rows
@@ -136,19 +140,19 @@ class PackedQuestions(torch.utils.data.Dataset[Any]):
 
     def _conversation(self, question: Question) -> Encoded:
         if question.question_id not in self.encoded:
-            said = question.dialogue()
-            self.encoded[question.question_id] = conversation(said, self.processor, question.duration_s)
+            dialogue = question.dialogue()
+            self.encoded[question.question_id] = conversation(dialogue, self.processor, question.duration_s)
         return self.encoded[question.question_id]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowCollator:
-    """Rows to model inputs under transformers' names: text padded on the right, media stacked in the rows' order."""
+    """Makes model inputs from rows, with transformers' names: text padded on the right, media in the rows' order."""
 
     pad_token_id: int
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """A batch of the rows."""
+        """Returns the batch of the rows."""
         fill = {"input_ids": self.pad_token_id, "labels": IGNORED, "segment_ids": -1}
         batch: dict[str, Any] = {
             name: pad_sequence([row.text[name] for row in rows], batch_first=True, padding_value=value)

@@ -1,4 +1,4 @@
-"""The losses of a run's stages as a picture."""
+"""Plots the losses of a run's stages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ LOSS, RATE = "#1f5fa8", "#999999"
 
 
 def plot_losses(metrics: Path | Mapping[str, Path], picture: Path) -> Path:
-    """Draws the logged loss, its running mean and the learning rate over the steps, a panel a stage.
+    """Plots the logged loss, its running mean and the learning rate over the steps, one panel per stage.
 
     Args:
-        metrics: a file of metrics, or those of several stages by name.
-        picture: the file to write.
+        metrics: a metrics file, or stage name -> metrics file.
+        picture: the image file to write.
+
+    Returns:
+        The image file.
 
     Raises:
-        InputError: if nothing has been logged.
+        InputError: if no loss is logged in any file.
     """
     from matplotlib.figure import Figure
 
@@ -41,6 +44,7 @@ def plot_losses(metrics: Path | Mapping[str, Path], picture: Path) -> Path:
 
 
 def _draw(axes: Any, lines: list[dict[str, Any]]) -> None:
+    """Draws the panel of one stage."""
     steps = np.array([line["step"] for line in lines])
     losses = np.array([float(line["loss"]) for line in lines])
     finite = np.isfinite(losses)
@@ -62,5 +66,5 @@ def _draw(axes: Any, lines: list[dict[str, Any]]) -> None:
     axes.grid(alpha=0.25)
     axes.set_zorder(rate.get_zorder() + 1)  # the loss is drawn over the learning rate
     axes.patch.set_visible(False)
-    for one in (axes, rate):
-        one.spines["top"].set_visible(False)
+    for panel in (axes, rate):
+        panel.spines["top"].set_visible(False)

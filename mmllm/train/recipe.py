@@ -1,7 +1,7 @@
-"""Recipe: what to train, on what, and the stages of the training in their order.
+"""Recipe: the model, the data and the training stages of a run.
 
-A file (`--config file.yaml`) changes fields of a recipe, flags change them once more; unknown fields are refused. A
-stage is changed by its name, as if it were a field: `language: {max_steps: 500}`; null leaves it out.
+A file (`--config file.yaml`) changes fields of a recipe; flags override the file. Unknown fields are errors. The name
+of a stage works like a field: `language: {max_steps: 500}` changes the stage, `language: null` removes it.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from mmllm.train.data import DataConfig
 from mmllm.train.model_config import ModelConfig
 
 KIND = "training"
-"""Of the stages, in the registry."""
+"""The registry's kind for training stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that a training run depends on; saved with the run."""
+    """All settings of a training run; saved with the run."""
 
     name: str
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     stages: tuple[Any, ...]
-    """Configurations of the stages, such as `(FrameEncoderTraining(), LanguageTraining())`, in order."""
+    """Configurations of the stages, in order, such as `(FrameEncoderTraining(), LanguageTraining())`."""
 
     def __post_init__(self) -> None:
-        require(bool(self.stages), self, "stages", f"one at least; known: {', '.join(registry.parts(KIND))}")
-        require(len(set(self.names)) == len(self.stages), self, "stages", "each at most once")
+        require(bool(self.stages), self, "stages", f"at least one of: {', '.join(registry.parts(KIND))}")
+        require(len(set(self.names)) == len(self.stages), self, "stages", "a list with each stage at most once")
         for reducer in self.model.reducers:
             config = registry.config_of("reducer", reducer)
             part = registry.find("reducer", registry.name_of("reducer", config)).cls
             for name, stage in zip(self.names, self.stages, strict=True):
-                alone = issubclass(part, LlmStage) and part.depends_on_question
-                if alone and getattr(stage, "questions_per_video", 1) > 1:
+                needs_own_row = issubclass(part, LlmStage) and part.depends_on_question
+                if needs_own_row and getattr(stage, "questions_per_video", 1) > 1:
                     raise ConfigError(
-                        f"{reducer} decides for each question which tokens it needs, so questions cannot share a row: "
+                        f"{reducer} selects tokens for each question separately, so questions cannot share a row: "
                         f"set {name}.questions_per_video = 1 (it is {stage.questions_per_video}) in a --config file"
                     )
 
@@ -52,46 +52,47 @@ class Recipe:
         return tuple(registry.name_of(KIND, stage) for stage in self.stages)
 
     def stage(self, name: str) -> Any:
-        """The configuration of the stage of that name.
+        """Returns the configuration of the stage with this name.
 
         Raises:
-            ConfigError: if the recipe has none.
+            ConfigError: if the recipe has no such stage.
         """
         if name not in self.names:
             raise ConfigError(f"the recipe {self.name!r} has no stage {name!r}; {closest(name, self.names)}")
         return self.stages[self.names.index(name)]
 
     def with_stage(self, name: str, **changes: Any) -> Recipe:
-        """The recipe with some fields of a stage changed.
+        """Returns the recipe with some fields of a stage changed.
 
         Raises:
-            ConfigError: if the recipe has no such stage, or the stage no such field.
+            ConfigError: if the recipe has no such stage, or if the stage has no such field.
         """
         self.stage(name)
         return self.changed({name: changes})
 
     def without(self, name: str) -> Recipe:
-        """The recipe without the stage of that name, if it has one."""
+        """Returns the recipe without the stage of this name, if it has this stage."""
         return self.changed({name: None})
 
     def changed(self, changes: Mapping[str, Any], where: str = "") -> Recipe:
-        """The recipe with some fields changed, as a file does it.
+        """Returns the recipe with some fields changed, in the form of a config file.
 
         Args:
-            changes: fields, nested ones as mappings. A key that names a stage changes that stage: a mapping of its
-                fields, a whole configuration, or None to leave it out. One that the recipe does not have is added in
-                front or at the end, as suits the stage. `stages` is a list of names: which stages there are, in order.
-            where: where the changes come from, for messages.
+            changes: field -> new value; nested fields are mappings. A key may also be the name of a stage. Its value is
+                a mapping of fields, a whole configuration, or None to remove the stage. A stage that the recipe does
+                not have is added at the front if its class has `goes_first`, otherwise at the end. `stages` is a list
+                of stage names: the recipe then has exactly these stages, in this order.
+            where: the source of the changes, for messages.
 
         Raises:
-            ConfigError: on a field or stage that does not exist, or a value that is not allowed.
+            ConfigError: if a field or stage does not exist, or if a value is not allowed.
         """
         where = where or type(self).__name__
         allowed = {item.name for item in fields(self)} | set(registry.parts(KIND))
         for key in changes:
             if key not in allowed:
                 raise ConfigError(f"{where} has no field {key!r}; {closest(str(key), allowed)}")
-        # step 1: which stages there are, in which order
+        # step 1: take the stages and their order from `stages`; a new one has its default configuration
         before = dict(zip(self.names, self.stages, strict=True))
         stages = before
         if "stages" in changes:
@@ -99,10 +100,11 @@ class Recipe:
             stages = {name: before.get(name) or registry.find(KIND, name).config() for name in names}
             if len(stages) < len(names):
                 raise ConfigError(f"{where}.stages = {names}: must have each stage at most once")
-        # step 2: the fields of each stage, and all other fields
+        # step 2: change the fields of each stage
         for name in registry.parts(KIND):
             if name in changes:
                 stages = _with(stages, name, changes[name], f"{where}.{name}")
+        # step 3: change all other fields
         hints = get_type_hints(type(self))
         values: dict[str, Any] = {"stages": tuple(stages.values())}
         for name in [key for key in ("name", "seed", "data", "model") if key in changes]:
@@ -113,14 +115,14 @@ class Recipe:
         return replace(self, **values)
 
     def to_mapping(self) -> dict[str, Any]:
-        """The recipe as JSON values, which `changed` reads: the names of the stages, and the fields of each."""
+        """Returns the recipe as JSON values that `changed` accepts: names of stages, and a mapping for each."""
         plain = {key: value for key, value in to_mapping(self).items() if key != "stages"}
         by_name = {name: to_mapping(stage) for name, stage in zip(self.names, self.stages, strict=True)}
         return {**plain, "stages": list(self.names), **by_name}
 
 
 def _with(stages: Mapping[str, Any], name: str, change: Any, where: str) -> dict[str, Any]:
-    """The stages with one of them changed, left out or added."""
+    """Returns the stages with one stage changed, removed or added."""
     part: Any = registry.find(KIND, name)
     before = stages.get(name)
     if isinstance(change, Mapping):
@@ -135,9 +137,9 @@ def _with(stages: Mapping[str, Any], name: str, change: Any, where: str) -> dict
 
 
 def normalised(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """What `Recipe.to_mapping` has saved, in today's form.
+    """Returns the saved output of `Recipe.to_mapping` in the current form.
 
-    Older runs have the two fields `frame_encoder` and `language`, null for one left out, and no `stages`.
+    Older runs have no `stages`. They have the fields `frame_encoder` and `language`, with null for a removed stage.
     """
     if "stages" in saved:
         return dict(saved)

@@ -1,4 +1,4 @@
-"""The recipes that come with the package. A recipe is a function that returns a `Recipe`."""
+"""The recipes of the package. Each one is a function that returns a `Recipe`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def quickstart() -> Recipe:
 
 
 def smoke() -> Recipe:
-    """Goes through every stage within a minute; promises no accuracy."""
+    """Runs every stage within a minute, as a check; its accuracy means nothing."""
     start = quickstart()
     return replace(
         start,
@@ -69,7 +69,7 @@ def smoke() -> Recipe:
 
 
 def full() -> Recipe:
-    """More kinds of questions and more training than `quickstart`; the default model is made by it."""
+    """More kinds of questions and more training than `quickstart`; the default model was trained with it."""
     start = quickstart()
     return replace(
         start,
@@ -92,8 +92,8 @@ def full() -> Recipe:
 def lita_7b() -> Recipe:
     """LITA-7B as published: frozen CLIP ViT-L/14, one linear projector, Vicuna v1.3, 100 frames, five tasks.
 
-    The system says one sentence in training and another one when the model is asked, and events are told in the
-    order of the file, as the released code does.
+    As in the released code, the system prompt differs between training and answering, and events have the order of
+    the file.
     """
     return Recipe(
         name="lita-7b",
@@ -124,13 +124,13 @@ def lita_7b() -> Recipe:
 
 
 def lita_13b() -> Recipe:
-    """LITA-13B as published; `lita-7b` with the larger LLM."""
+    """LITA-13B as published: `lita-7b` with the larger LLM."""
     start = lita_7b()
     return replace(start, name="lita-13b", model=replace(start.model, language_model="lmsys/vicuna-13b-v1.3"))
 
 
 def lita_tiny() -> Recipe:
-    """LITA's five tasks with the small parts of `quickstart`: shows that the data is right; promises no accuracy."""
+    """LITA's five tasks with the small parts of `quickstart`: checks the data; its accuracy means nothing."""
     start, small = lita_7b(), quickstart()
     return replace(
         start,
@@ -154,10 +154,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name.
+    """Returns the recipe with this name.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if no recipe has this name.
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe {name!r}; {closest(name, RECIPES)}")

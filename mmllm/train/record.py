@@ -1,4 +1,4 @@
-"""What a run was started with: a stopped run only goes on with the same, or the differences are shown."""
+"""The record of a run's settings and data. A stopped run continues only if both are the same as before."""
 
 from __future__ import annotations
 
@@ -13,46 +13,49 @@ from mmllm.errors import ConfigError, MmllmError
 from mmllm.runtime import processes
 from mmllm.train.schedule import TrainingSchedule
 
-SHOWN = 8
-"""Differences that a message lists before it only counts."""
+MAX_LISTED = 8
+"""At most so many differences are listed in a message; the others are counted."""
 
 
 def claim(
     path: Path,
-    now: Mapping[str, Any],
+    current: Mapping[str, Any],
     *,
     read: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     force: bool = False,
 ) -> None:
-    """Writes down what a run is started with, or compares it with what it was started with before.
+    """Writes the record of a run, after comparing it with the record of an earlier run in the same folder.
 
     Args:
         path: the JSON file.
-        now: everything that the run depends on, as nested mappings of JSON values.
-        read: brings what an older version has written into today's form.
-        force: go on although something has changed.
+        current: everything that the run depends on, as nested mappings of JSON values.
+        read: converts the record of an older version to the current form.
+        force: continue although something has changed.
 
     Raises:
-        ConfigError: naming what has changed, before and after.
+        ConfigError: if something has changed; the message has the values before and now.
     """
     if path.exists() and not force:
-        changed = differences(read(json.loads(path.read_text())), now)
+        changed = differences(read(json.loads(path.read_text())), current)
         if changed:
-            more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+            more = f"; and {len(changed) - MAX_LISTED} more" if len(changed) > MAX_LISTED else ""
             raise ConfigError(
                 f"{path.parent} holds a run of another recipe or other data "
-                f"({'; '.join(changed[:SHOWN])}{more}): choose another --output, or --force"
+                f"({'; '.join(changed[:MAX_LISTED])}{more}): choose another --output, or --force"
             )
-    processes.wait()  # everybody has compared
+    processes.wait()  # until all processes have compared
     if processes.is_main():
         part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(now, indent=2) + "\n")
+        part.write_text(json.dumps(current, indent=2) + "\n")
         part.replace(path)
 
 
 @contextmanager
 def withdrawn_if_refused(path: Path) -> Iterator[None]:
-    """Takes a new record back if what follows is refused: nothing was trained, so the mended command may follow."""
+    """Deletes a new record if the code inside raises an MmllmError.
+
+    Nothing was trained then, so the corrected command may use the same folder.
+    """
     new = not path.exists()
     try:
         yield
@@ -63,16 +66,16 @@ def withdrawn_if_refused(path: Path) -> Iterator[None]:
 
 
 def with_renamed_keys(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """What an older version has written, with today's names of a training's fields at any depth."""
-    new = TrainingSchedule.renamed_fields
+    """Returns a record of an older version with the current names of renamed training fields, at any depth."""
+    new_names = TrainingSchedule.renamed_fields
     return {
-        new.get(key, key): with_renamed_keys(value) if isinstance(value, Mapping) else value
+        new_names.get(key, key): with_renamed_keys(value) if isinstance(value, Mapping) else value
         for key, value in saved.items()
     }
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two nested mappings differ in, as `key: before -> now`."""
+    """Returns the differences of two nested mappings, each as `key: before -> now`."""
     old, new = _flat(with_renamed_keys(before)), _flat(json.loads(json.dumps(now)))
     missing = "(nothing)"
     return [
@@ -83,20 +86,22 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def digest(text: str | bytes) -> str:
-    """12 hexadecimal digits that change with any character."""
+    """Returns the first 12 hexadecimal digits of the SHA-256 hash."""
     return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:12]
 
 
 def file_digests(files: Iterable[Path]) -> dict[str, str]:
-    """Name and digest of each file that is there."""
+    """Returns path -> digest of each file that exists."""
     return {str(path): digest(path.read_bytes()) for path in files if path.is_file()}
 
 
 def _written(value: Any) -> str:
+    """Returns a value as the message shows it."""
     return value if value == "(nothing)" else repr(value)
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a nested mapping as one level, with keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping):

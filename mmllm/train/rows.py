@@ -1,7 +1,9 @@
-"""Training rows from dialogues about any videos and images, one dialogue a row.
+"""Training rows from dialogues about videos and images, one dialogue per row.
 
-What row n is depends on the seed and n alone. A dialogue that cannot be used (a video that does not decode, an answer
-that is not there, more text than fits) is set aside with its reason, and another one is drawn in its place.
+Row n depends only on the seed and on n. Some dialogues cannot be used: the video does not decode, there is no answer,
+or the text is too long. Such a dialogue is set aside with the reason, and another one is drawn instead.
+
+L text positions
 """
 
 from __future__ import annotations
@@ -27,27 +29,27 @@ from mmllm.train.packing import Row, conversation
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 20
-"""Dialogues that may be set aside one after the other before training stops."""
+"""Dialogues that are tried for one row before training stops."""
 
 
 class Draws(Protocol):
-    """Where rows come from: an endless supply of dialogues, the same ones each time."""
+    """An endless, repeatable sequence of dialogues."""
 
     def dialogue(self, number: int, attempt: int = 0) -> Dialogue:
-        """What row `number` is about; with `attempt`, what is taken in its place."""
+        """Returns the dialogue of row `number`; with `attempt` above 0, a replacement for it."""
 
 
 class Shuffled:
-    """An endless shuffle of dialogues: each epoch has every one of them, in another order."""
+    """An endless shuffle of dialogues: each epoch has all of them, in a new order."""
 
     def __init__(self, dialogues: Sequence[Dialogue], seed: int) -> None:
         if not dialogues:
-            raise InputError("there is no dialogue to train on")
+            raise InputError("there is no dialogue for training")
         self.dialogues = dialogues
         self.seed = seed
 
     def dialogue(self, number: int, attempt: int = 0) -> Dialogue:
-        """The one whose turn it is, or another one at random."""
+        """Returns the next dialogue of the epoch's order; with `attempt` above 0, a random one."""
         epoch, place = divmod(number, len(self.dialogues))
         if attempt:
             draw = np.random.default_rng((self.seed, epoch, place, attempt))
@@ -56,11 +58,11 @@ class Shuffled:
 
 
 class MediaLoader:
-    """Model inputs of media; videos from a cache of features if there is one.
+    """Loads model inputs of media; takes videos from a cache of features if one is given.
 
     Args:
-        processor: decodes and prepares what is not cached.
-        cache: features of a frozen encoder, filled before.
+        processor: decodes and prepares media that are not cached.
+        cache: features of a frozen encoder; it must be filled.
     """
 
     def __init__(self, processor: MmllmProcessor, cache: FeatureCache | None = None) -> None:
@@ -68,24 +70,24 @@ class MediaLoader:
         self.cache = cache
 
     def load(self, kind: str, path: Path) -> ModalityInputs:
-        """Inputs of one medium of some modality, for a batch of one."""
+        """Returns the inputs of one medium, as a batch of one; `kind` is the name of its modality."""
         if self.cache is not None and kind == VideoInputs.modality:
             return self.cache.load(path)
         return self.processor.media_inputs(kind, [path])
 
     def video(self, path: Path) -> VideoInputs:
-        """Inputs of one video, for a batch of one."""
+        """Returns the inputs of one video, as a batch of one."""
         return cast(VideoInputs, self.load(VideoInputs.modality, path))
 
 
 class DialogueRows(torch.utils.data.Dataset[Any]):
-    """Rows 0 to `rows` - 1, each a dialogue with its media.
+    """Training rows 0 to `rows` - 1, each a dialogue with its media.
 
     Args:
-        draws: which dialogue row n is.
-        processor: writes it as ids.
-        media: loads what it shows.
-        rows: how many rows there are.
+        draws: gives the dialogue of row n.
+        processor: encodes the dialogue as token ids.
+        media: loads the dialogue's media.
+        rows: number of rows.
         max_text_tokens: a dialogue with more text is set aside; visual tokens are not counted.
     """
 
@@ -98,7 +100,7 @@ class DialogueRows(torch.utils.data.Dataset[Any]):
         self.rows = rows
         self.max_text_tokens = max_text_tokens
         self.set_aside: dict[str, str] = {}
-        """Name of each dialogue that this process could not use, and why."""
+        """Name of each dialogue that this process could not use -> the reason."""
 
     def __len__(self) -> int:
         return self.rows
@@ -114,42 +116,42 @@ class DialogueRows(torch.utils.data.Dataset[Any]):
                 if dialogue.record_id not in self.set_aside:
                     self.set_aside[dialogue.record_id] = str(problem)
                     log.warning("set aside %s (%d so far): %s", dialogue.record_id, len(self.set_aside), problem)
-        raise MmllmError(f"{ATTEMPTS} dialogues in a row cannot be trained on, the last one {problems[-1]}")
+        raise MmllmError(f"{ATTEMPTS} dialogues in a row cannot be trained on; the last one is {problems[-1]}")
 
     def row(self, dialogue: Dialogue) -> Row:
-        """The row that a dialogue becomes.
+        """Returns the row of a dialogue.
 
         Raises:
-            InputError: if a medium cannot be read, nothing is answered, or the text is too long.
+            InputError: if a medium cannot be read, if there is no answer, or if the text is too long.
         """
-        media = tuple(self.media.load(one.kind, one.path) for one in dialogue.media)
-        seconds = [length_s for inputs in media for length_s in inputs.lengths_s]
-        text = text_row(dialogue, self.processor, seconds, self.max_text_tokens)
+        media = tuple(self.media.load(medium.kind, medium.path) for medium in dialogue.media)
+        durations_s = [length_s for inputs in media for length_s in inputs.lengths_s]
+        text = text_row(dialogue, self.processor, durations_s, self.max_text_tokens)
         return Row(name=dialogue.record_id, text=text, media=media)
 
 
 def text_row(
     dialogue: Dialogue, processor: MmllmProcessor, durations_s: Sequence[float], max_text_tokens: int
 ) -> dict[str, Tensor]:
-    """`input_ids` and `labels` (L) of a dialogue.
+    """Returns `input_ids` and `labels` (L) of a dialogue.
 
     Args:
-        dialogue: what is said.
-        processor: writes it as ids.
-        durations_s: decoded length of each of its videos; counts where none is annotated.
-        max_text_tokens: most ids.
+        dialogue: all turns.
+        processor: encodes it as token ids.
+        durations_s: decoded length of each of its videos; used if the annotation has no duration.
+        max_text_tokens: maximum length L.
 
     Raises:
-        InputError: if its times belong to no video, nothing is answered, or the text is too long.
+        InputError: if it has times but not exactly one video or a duration, has no answer, or its text is too long.
     """
     duration_s = dialogue.duration_s
     if duration_s is None and len(durations_s) == 1:
         duration_s = durations_s[0]
     if duration_s is None and any(turn.spans for turn in dialogue.turns):
-        raise InputError(f"its spans need one video, or a 'duration'; it shows {len(durations_s)} videos")
+        raise InputError(f"its spans need exactly one video, or a 'duration'; it has {len(durations_s)} videos")
     encoded = conversation(dialogue, processor, duration_s)
     if len(encoded.input_ids) > max_text_tokens:
         raise InputError(f"its text has {len(encoded.input_ids)} tokens, more than {max_text_tokens}")
     if not (encoded.labels != IGNORED).any():
-        raise InputError("nothing in it is answered, so there is nothing to learn")
+        raise InputError("it has no answer, so there is nothing to learn")
     return {"input_ids": encoded.input_ids, "labels": encoded.labels}

@@ -1,9 +1,9 @@
-"""A training run, stage by stage: data, model, the recipe's stages, the trained model. Each stage resumes.
+"""Runs a recipe: reads the data, builds the model, trains all stages, saves the model. Each stage can be resumed.
 
-OUTPUT/recipe.json     what is trained, on which annotations; a run is only continued by the same
+OUTPUT/recipe.json     recipe and digests of the annotations; a run continues only if they are the same
 OUTPUT/data/ ...       see `mmllm.train.data`
-OUTPUT/encoder/        the frame encoder's pre-training
-OUTPUT/language/       checkpoints and metrics.jsonl of projector and LLM; likewise a folder for each other stage
+OUTPUT/encoder/        pre-training of the frame encoder
+OUTPUT/language/       checkpoints and metrics.jsonl of projector and LLM; each other stage has a folder like it
 OUTPUT/model/          the trained model with its processor
 """
 
@@ -35,32 +35,32 @@ SYNTHETIC_NOTE = "this model has only seen synthetic clips of coloured shapes; a
 def train(
     recipe: Recipe, output: Path, *, force: bool = False, report_to: Sequence[str] = (), workers: int = 2
 ) -> Path:
-    """Runs a recipe, going on where an earlier run of it stopped.
+    """Runs a recipe. A stopped run of the same recipe is resumed.
 
     Args:
         recipe: what to train.
         output: the run's folder.
-        force: go on although the recipe or the annotations have changed.
+        force: continue although the recipe or the annotations have changed.
         report_to: trackers of transformers.
-        workers: processes that render and decode.
+        workers: number of processes that render and decode.
 
     Returns:
         The folder of the trained model.
 
     Raises:
-        ConfigError: if the folder holds a run of another recipe or of other data; the message has the differences.
+        ConfigError: if the folder has a run of another recipe or of other data; the message lists the differences.
         InputError: if there is nothing to train on.
     """
     output.mkdir(parents=True, exist_ok=True)
     processes.wait()
     record = output / "recipe.json"
-    with only_one(output):
-        # step 1: the folder, the data, the model; what cannot be trained is refused here
+    with locked(output):
+        # step 1: compare the recipe with an earlier run, read the data, build the model, check that it can be trained
         with withdrawn_if_refused(record):
             claim(record, record_of(recipe), read=normalised, force=force)
             finished = output / "model"
             if (finished / "config.json").exists():
-                log.info("%s is trained already", finished)
+                log.info("%s is already trained", finished)
                 return finished
             stages = stages_of(recipe)
             rows = max(stage.rows_needed for stage in stages)
@@ -68,7 +68,7 @@ def train(
             words = data.words() if recipe.model.language_model is None else []
             model, processor = build_model(recipe.model, recipe.seed, words)
             check_stages(stages, model)
-        # step 2: the stages, and the trained model
+        # step 2: train all stages, save the model
         run = TrainingRun(
             folder=output,
             model=model,
@@ -85,32 +85,32 @@ def train(
             if recipe.data.root is None:
                 trained.config.training_note = SYNTHETIC_NOTE
             save_whole(trained, processor, finished)
-            data.tell(output / "set_aside.txt")
+            data.report_unreadable(output / "set_aside.txt")
         processes.wait()
         return finished
 
 
 def record_of(recipe: Recipe) -> dict[str, Any]:
-    """What a run depends on: its recipe, its annotations, and how many processes share the rows."""
+    """Returns what a run depends on: recipe, digests of the annotations, and the number of processes."""
     record = {**recipe.to_mapping(), "processes": processes.count()}
     digests = recipe.data.digests()
     return record if digests is None else {**record, "annotations": digests}
 
 
 def stages_of(recipe: Recipe) -> list[TrainingStage]:
-    """The stages of a recipe, in order."""
+    """Builds the stages of a recipe, in order."""
     return [registry.build(KIND, config) for config in recipe.stages]
 
 
 def metrics_files(recipe: Recipe, output: Path) -> dict[str, Path]:
-    """Name -> metrics of each stage that learns from the run's data; of all, if none does."""
-    named = list(zip(recipe.names, stages_of(recipe), strict=True))
-    chosen = [(name, stage) for name, stage in named if stage.rows_needed] or named
+    """Returns name -> metrics file of each stage that learns from the run's data; of all stages if none does."""
+    stages = list(zip(recipe.names, stages_of(recipe), strict=True))
+    chosen = [(name, stage) for name, stage in stages if stage.rows_needed] or stages
     return {name: output / stage.folder / "metrics.jsonl" for name, stage in chosen}
 
 
 def save_whole(model: Any, processor: Any, folder: Path) -> None:
-    """Saves the model under another name and renames it, so that a folder of this name is always complete."""
+    """Saves model and processor. The folder gets its final name at the end, so `folder` is never incomplete."""
     partial = folder.with_name(folder.name + ".part")
     model.save_pretrained(partial)
     processor.save_pretrained(partial)
@@ -118,10 +118,14 @@ def save_whole(model: Any, processor: Any, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_one(output: Path) -> Iterator[None]:
-    """Refuses a second run in the same folder; the lock goes with the process, however it ends."""
+def locked(output: Path) -> Iterator[None]:
+    """Locks the folder against a second run. The system releases the lock when the process ends, even if it crashes.
+
+    Raises:
+        MmllmError: if another process has the lock.
+    """
     if not processes.is_main():
-        yield  # one lock for all processes of a distributed run
+        yield  # the main process locks for all processes of a distributed run
         return
     lock = FileLock(output / ".lock")
     try:

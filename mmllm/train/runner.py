@@ -1,6 +1,6 @@
-"""The stages of a run one after the other: finished ones are skipped, a stopped one goes on.
+"""Trains the stages of a run in order: skips finished stages and resumes a stopped one.
 
-A stage hands on the weights of its part of the model, in a file of its folder.
+Each stage saves the weights of its part of the model in a file. The next stage starts from them.
 """
 
 from __future__ import annotations
@@ -21,58 +21,57 @@ log = logging.getLogger(__name__)
 
 
 def check_stages(stages: Sequence[TrainingStage], model: Any) -> None:
-    """Looks whether all stages can train a model, before the first one begins.
+    """Checks, before the first stage begins, that all stages can train the model.
 
     Raises:
-        ConfigError: if one of them cannot.
+        ConfigError: if a stage cannot train it.
     """
     for stage in stages:
         stage.check(model)
 
 
 def run_stages(stages: Sequence[TrainingStage], run: TrainingRun) -> Any:
-    """Trains the run's model by all stages.
+    """Trains the run's model with all stages.
 
-    The last stage writes no file where its part is the whole model, which the run saves anyway.
+    The last stage writes no file if its part is the whole model, because the run saves the whole model itself.
 
     Args:
         stages: in order; at least one.
-        run: its `model` is trained in place.
+        run: its `model` is trained; it is rebuilt between stages if its weights are spread over processes.
 
     Returns:
-        In the main process the trained model in one piece; anything in the others.
-
+        In the main process the whole trained model; in the other processes an unspecified value.
     """
-    handed_on: list[tuple[TrainingStage, Path]] = []
+    finished: list[tuple[TrainingStage, Path]] = []
     for stage in stages:
         folder = run.folder / stage.folder
         weights = folder / stage.weights
         if stage is stages[-1] and stage.part(run.model) is run.model:
             return stage.train(run, folder)
         if weights.exists():
-            log.info("%s is trained already", weights)
+            log.info("%s is already trained", weights)
         else:
             with thawed_afterwards(run.model):
                 trained = stage.train(run, folder)
             if processes.is_main():
                 _save(stage.part(trained), weights)
             processes.wait()
-        handed_on.append((stage, weights))
-        if is_spread(run.model):
+        finished.append((stage, weights))
+        if is_spread(run.model):  # no process has whole weights to load into
             run.model = run.build()
-            for earlier, file in handed_on[:-1]:
+            for earlier, file in finished[:-1]:
                 load_model(earlier.part(run.model), file)
         load_model(stage.part(run.model), weights)
     return run.model
 
 
 def _save(part: nn.Module, file: Path) -> None:
-    """Writes under another name and renames, so that a file of this name is always complete."""
+    """Saves the weights. The file gets its final name at the end, so `file` is never incomplete."""
     partial = file.with_suffix(".part")
     save_model(part, str(partial))
     partial.rename(file)
 
 
 def is_spread(model: nn.Module) -> bool:
-    """True where training has left the weights spread over processes (FSDP, DeepSpeed), so that none is whole here."""
+    """Returns True if FSDP or DeepSpeed has spread the weights over processes, so that no process has all of them."""
     return any(hasattr(weight, "to_local") or hasattr(weight, "ds_id") for weight in model.parameters())

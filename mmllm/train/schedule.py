@@ -1,4 +1,4 @@
-"""How long and how fast to train: what every training stage has in common."""
+"""Settings that all training stages have in common: number of steps, batch size, learning rates."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from mmllm.runtime import processes
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSchedule:
-    """Fields are named as in transformers' TrainingArguments where they exist there."""
+    """Settings of one training. Fields have the names of transformers' TrainingArguments where these exist."""
 
     renamed_fields: ClassVar[dict[str, str]] = {"warmup_share": "warmup_fraction"}
+    """Old name -> current name; files with old names can still be read."""
 
     max_steps: int = 1000
     batch_size: int = 4
-    """Rows of a step on each device: videos with their questions, or scenes."""
+    """Rows per step on each device; a row is a video with questions, a dialogue or a scene."""
     gradient_accumulation_steps: int = 1
     learning_rate: float = 3e-3
     """Peak of a cosine schedule that ends at zero."""
     matrix_learning_rate: float = 0.0
-    """The same for the weight matrices where these are trained by Muon; 0 trains everything by AdamW."""
+    """Peak learning rate of the weight matrices, which are then trained with Muon; 0 trains all weights with AdamW."""
     warmup_fraction: float = 0.05
-    """Fraction of the steps over which the learning rate rises."""
+    """The learning rate rises during this fraction of the steps."""
     weight_decay: float = 0.05
     adam_beta2: float = 0.98
     max_grad_norm: float = 1.0
@@ -32,7 +33,7 @@ class TrainingSchedule:
     logging_steps: int = 20
     save_steps: int = 200
     max_bad_steps: int = 10
-    """Steps without a finite gradient are skipped; so many in a row end the training."""
+    """A step without a finite gradient is skipped; so many skipped steps in a row end the training."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -51,14 +52,14 @@ class TrainingSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class RowTraining(TrainingSchedule):
-    """A training on the rows of the run's data. A row is a video with several of its questions, or a dialogue."""
+    """Settings of a training on the run's data. A row is a video with several of its questions, or a dialogue."""
 
     questions_per_video: int = 8
-    """At most so many questions of a video share its visual tokens in a row; 1 trains one question at a time."""
+    """At most so many questions share the visual tokens of their video in one row."""
     system_prompt: str | None = None
-    """What the system says in training, if it is not what it says when the model is asked."""
+    """System prompt in training; None takes the model's own prompt, with which it answers."""
     max_text_tokens: int = 2048
-    """A dialogue with more text is left out."""
+    """A dialogue with more text tokens is left out; visual tokens are not counted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,5 +68,5 @@ class RowTraining(TrainingSchedule):
 
     @property
     def rows(self) -> int:
-        """How many rows it takes, in all processes together."""
+        """Number of rows that the training uses, in all processes together."""
         return self.max_steps * self.batch_size * self.gradient_accumulation_steps * processes.count()

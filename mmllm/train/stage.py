@@ -1,7 +1,7 @@
-"""TrainingStage: one training of a run, with a configuration, a folder, and something that it hands on.
+"""TrainingStage: one step of a training run, such as pre-training the encoder or training the LLM.
 
-A recipe is a tuple of configurations. `mmllm.train.run` builds the stage of each by `mmllm.registry` (kind "training")
-and runs them one after the other. A stage is one file in `mmllm/train/stages`; no other file knows it by name.
+A recipe has a configuration for each stage. `mmllm.train.run` builds each stage with `mmllm.registry` (kind
+"training") and runs the stages in order. A stage is one file in `mmllm/train/stages`.
 """
 
 from __future__ import annotations
@@ -21,81 +21,81 @@ from mmllm.train.schedule import RowTraining
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What a stage learns from."""
+    """The training rows of a stage."""
 
     dataset: Dataset[Any]
-    """In the order in which the rows are to be seen."""
+    """Rows in training order."""
     workers: int
-    """Processes that prepare them."""
+    """Number of processes that prepare rows."""
 
 
 class RowSource(Protocol):
-    """Where the rows of a run come from: the questions of a recipe, or dialogues of one's own."""
+    """The source of a run's rows: the questions of a recipe, or own dialogues."""
 
     def rows(self, run: TrainingRun, training: RowTraining, *, keep_features: bool) -> Rows:
-        """As many rows as a training takes.
+        """Returns as many rows as the training needs.
 
         Args:
-            run: its model and processor prepare them.
-            training: how many, and what they are made of.
-            keep_features: encode each video once and keep its features; the encoder is not trained then.
+            run: its model and processor prepare the rows.
+            training: the number of rows and their settings.
+            keep_features: encode each video once and cache its features; only for a frozen encoder.
 
         Raises:
-            InputError: if nothing is left to train on.
+            InputError: if no row can be used.
         """
 
 
 @dataclass(kw_only=True, eq=False)
 class TrainingRun:
-    """What the stages of a run work on."""
+    """The model, data and settings that the stages of a run share."""
 
     folder: Path
-    """Of the run."""
+    """The run's folder."""
     model: Any
-    """As the stages before have left it."""
+    """The model, with what earlier stages have trained."""
     processor: Any
-    """Belongs to the model."""
+    """The model's processor."""
     build: Callable[[], Any]
-    """Makes the model once more, as it was before the first stage."""
+    """Builds the model again, as it was before the first stage."""
     source: RowSource
-    """Where rows come from."""
+    """Gives the training rows."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    """The world of a stage that draws scenes of its own."""
+    """Settings of rendered scenes, for a stage that renders its own data."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of all randomness."""
     report_to: Sequence[str] = ()
-    """Trackers of transformers."""
+    """Trackers of transformers, such as `tensorboard`."""
     workers: int = 2
-    """Processes that render and decode."""
+    """Number of processes that render and decode."""
 
 
 class TrainingStage(Part):
-    """One training; the constructor takes its configuration, a frozen dataclass with the fields of `Schedule`."""
+    """One training stage. Its constructor takes its configuration, a subclass of `TrainingSchedule`."""
 
     folder: ClassVar[str]
-    """Below the run's: gets `checkpoints/`, `metrics.jsonl` and what is handed on."""
+    """Folder in the run's folder, for `checkpoints/`, `metrics.jsonl` and the trained weights."""
     weights: ClassVar[str]
-    """File in that folder with the weights that are handed on (safetensors); where it is, the stage is finished."""
+    """File in that folder with the trained weights (safetensors); if it exists, the stage is finished."""
     goes_first: ClassVar[bool] = False
-    """Where the stage goes if a file adds it to a recipe by its name: before the others, or behind them."""
+    """If a config file adds the stage to a recipe by its name: True puts it first, False last."""
     rows_needed: int = 0
-    """How many rows of the run's data it learns from; 0 for one that makes its own."""
+    """Number of rows of the run's data that the stage uses; 0 if it makes its own data."""
 
     def check(self, model: Any) -> None:
-        """Looks whether the model can be trained by this stage; called before the first stage begins.
+        """Checks that this stage can train the model; called before the first stage begins.
 
         Raises:
-            ConfigError: naming what it lacks.
+            ConfigError: if the model lacks something; the message names it.
         """
 
     def part(self, model: Any) -> nn.Module:
-        """What is handed on: the module that is trained, or the whole model."""
+        """Returns the module whose weights are saved for the next stage, or the whole model."""
         raise NotImplementedError
 
     def train(self, run: TrainingRun, folder: Path) -> Any:
-        """Trains the run's model, going on from the newest checkpoint in `folder`.
+        """Trains the run's model, resuming from the newest checkpoint in `folder`.
 
         Returns:
-            In the main process the model in one piece, with what was learned; anything in the others.
+            In the main process the whole trained model; in the other processes an unspecified value.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""An engine over the untrained model, videos that a demo may be given, and a browser that shows the page."""
+"""An engine with the untrained model, good and bad videos, a running demo, and a browser that shows its page."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def engine(untrained_qa, demo_limits):
 
 @pytest.fixture(scope="session")
 def bad_videos(tmp_path_factory, short_clip):
-    """Name -> path of a file that is no usable video though it is called one, and of two that are."""
+    """Name -> path of files that are no usable videos in spite of their names, and of two good ones."""
     import shutil
     import struct
 
@@ -35,13 +35,13 @@ def bad_videos(tmp_path_factory, short_clip):
 
     folder = tmp_path_factory.mktemp("bad")
     whole = short_clip.read_bytes()
-    made = {
+    contents = {
         "text.mp4": b"this is not a video\n" * 50,
         "empty.mp4": b"",
         "cut.mp4": whole[: len(whole) // 3],
         "list.mp4": b"ffconcat version 1.0\nfile '/etc/passwd'\n",
     }
-    for name, content in made.items():
+    for name, content in contents.items():
         (folder / name).write_bytes(content)
     with av.open(str(folder / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=16000)
@@ -73,7 +73,7 @@ def example(demo):
 
 
 class Script:
-    """What the model of the running demo says: words, then the end."""
+    """The words that the model of the running demo generates, then the end of the answer."""
 
     words = ("<t20>", "<t60>", "the", "red", "circle", "spins", ".")
     pause_s = 0.0
@@ -82,26 +82,26 @@ class Script:
         self.tokenizer = tokenizer
 
     def __call__(self, ids, scores):
-        """Logits that leave only the next word, of ids B L that `generate` has so far."""
+        """Logits that allow only the next word after ids B L."""
         time.sleep(self.pause_s)
         words = [*self.words, self.tokenizer.eos_token]
-        said = ids.shape[1] - self.prompt
+        position = ids.shape[1] - self.prompt
         scores[:] = -float("inf")
-        scores[:, self.tokenizer.convert_tokens_to_ids(words[min(said, len(words) - 1)])] = 0.0
+        scores[:, self.tokenizer.convert_tokens_to_ids(words[min(position, len(words) - 1)])] = 0.0
         return scores
 
 
 @pytest.fixture(scope="module")
 def script(untrained_qa):
-    """Makes the model say what is written, through all of generation; it reads the video nevertheless."""
+    """Makes the model generate the words of a script; the model still reads the video."""
     from mmllm.inference.answering import VideoQA
 
     script, generate = Script(untrained_qa.processor.tokenizer), VideoQA.generate
 
-    def scripted(self, encoded, input_ids, *given, **options):
+    def scripted(self, encoded, input_ids, *arguments, **options):
         visual = sum(sequence.embeddings.shape[1] for sequence in encoded.sequences.values())
         script.prompt = input_ids.shape[1] - 1 + visual
-        return generate(self, encoded, input_ids, *given, **options, logits_processor=[script])
+        return generate(self, encoded, input_ids, *arguments, **options, logits_processor=[script])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VideoQA, "generate", scripted)
@@ -111,7 +111,7 @@ def script(untrained_qa):
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """Where the example clips are drawn."""
+    """The folder of the example clips."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -122,19 +122,19 @@ def demo(untrained_qa, script, demo_limits, cache):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
-        with running(untrained_qa, "untrained", demo_limits) as up:
-            yield up
-    assert not up.folder.exists()
+        with running(untrained_qa, "untrained", demo_limits) as server:
+            yield server
+    assert not server.folder.exists()
 
 
 @pytest.fixture(scope="module")
 def chromium():
     """A browser without a window."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: pip install -e '.[dev]'")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[dev]'")
     binary = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if binary is None or driver is None:
-        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
+        pytest.skip("chromium or chromedriver is not installed: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,1400"):
@@ -146,11 +146,11 @@ def chromium():
 
 
 _WATCH_CHAT = """
-window.said = [];
+window.texts = [];
 window.watching?.disconnect();
 window.watching = new MutationObserver(() => {
   const text = Array.from(document.querySelectorAll("#mm-chat .bot .message-content, #mm-chat .bot.message")).at(-1);
-  if (text?.innerText && text.innerText !== window.said.at(-1)) window.said.push(text.innerText);
+  if (text?.innerText && text.innerText !== window.texts.at(-1)) window.texts.push(text.innerText);
 });
 window.watching.observe(document.body, {childList: true, subtree: true, characterData: true});
 """
@@ -172,39 +172,40 @@ class Page:
     def all(self, selector):
         return self.browser.find_elements("css selector", selector)
 
-    def one(self, selector):
+    def first(self, selector):
         return self.wait(lambda: self.all(selector))[0]
 
     def text(self, selector):
-        return " ".join(found.text for found in self.all(selector)).strip()
+        return " ".join(element.text for element in self.all(selector)).strip()
 
-    def js(self, code, *given):
-        return self.browser.execute_script(code, *given)
+    def js(self, code, *arguments):
+        return self.browser.execute_script(code, *arguments)
 
-    def wait(self, what, seconds=_WAIT_S):
+    def wait(self, condition, seconds=_WAIT_S):
+        """The value of a condition once it is true."""
         from selenium.common.exceptions import WebDriverException
 
-        deadline, told = time.monotonic() + seconds, None
+        deadline, error = time.monotonic() + seconds, None
         while time.monotonic() < deadline:
             try:
-                if found := what():
-                    return found
+                if value := condition():
+                    return value
             except WebDriverException as problem:  # an element that was just replaced
-                told = problem
+                error = problem
             time.sleep(0.1)
-        raise AssertionError(f"waited {seconds} s in vain; the page says {self.text('#mm-status')!r} {told or ''}")
+        raise AssertionError(f"waited {seconds} s; the page says {self.text('#mm-status')!r} {error or ''}")
 
     def press(self, selector):
-        self.wait(lambda: self.one(selector).is_enabled())
-        self.js("arguments[0].scrollIntoView({block: 'center'})", self.one(selector))
-        self.one(selector).click()
+        self.wait(lambda: self.first(selector).is_enabled())
+        self.js("arguments[0].scrollIntoView({block: 'center'})", self.first(selector))
+        self.first(selector).click()
 
     def choose(self, selector, value):
-        """An entry of a list that can be typed into."""
+        """Types an entry into a list and takes it."""
         from selenium.webdriver.common.keys import Keys
 
-        def chosen():  # what was entered before the list had followed the text is lost
-            box = self.one(f"{selector} input")
+        def chosen():  # tried again, because the list loses an entry that comes too early
+            box = self.first(f"{selector} input")
             self.js("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", box)
             box.send_keys(Keys.CONTROL, "a")
             box.send_keys(value)
@@ -212,7 +213,7 @@ class Page:
             box.send_keys(Keys.ENTER)
             self.js("arguments[0].blur()", box)
             time.sleep(0.2)
-            return self.one(f"{selector} input").get_property("value") == value
+            return self.first(f"{selector} input").get_property("value") == value
 
         self.wait(chosen)
 
@@ -224,19 +225,19 @@ class Page:
         raise AssertionError(f"no tab {name}")
 
     def type(self, question):
-        box = self.one("#mm-question textarea")
+        box = self.first("#mm-question textarea")
         box.clear()
         box.send_keys(question)
 
     def ask(self, question=None):
-        """Asks, and gives every state of the last message until the answer was complete."""
+        """Asks a question; returns every state of the last message until the answer is complete."""
         before = len(self.all("#mm-timeline .mm-answer"))
         if question is not None:
             self.type(question)
         self.js(_WATCH_CHAT)
         self.press("#mm-ask")
         self.wait(lambda: len(self.all("#mm-timeline .mm-answer")) > before)
-        return self.js("return window.said")
+        return self.js("return window.texts")
 
     @property
     def position_s(self):
@@ -246,8 +247,8 @@ class Page:
         self.wait(lambda: abs(self.position_s - time_s) <= 0.3)
 
     def problems(self):
-        """What the browser complained of."""
-        return [one for one in self.browser.get_log("browser") if one["level"] == "SEVERE"]
+        """Errors in the browser's log."""
+        return [entry for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 @pytest.fixture
@@ -259,7 +260,7 @@ def page(chromium, demo, script):
 
 
 def pytest_collection_modifyitems(items):
-    """Everything that the page can do takes minutes in a browser, so most of it is run on request."""
+    """Skips the long tests in a browser unless they were asked for."""
     if os.environ.get("MMLLM_BROWSER_TESTS"):
         return
     skip = pytest.mark.skip(reason="minutes in a browser, or whole demo processes: run `make test-browser`")

@@ -1,4 +1,4 @@
-"""Watching once for many questions, and refusing what cannot be watched."""
+"""One encoding serves many questions, and unusable videos are refused."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def test_the_last_reply_has_the_turn_and_the_others_what_was_said(engine, short_
     *before, last = list(engine.ask(short_clip, QUESTION, engine.own_settings, truth=Span(1.0, 2.0)))
     assert [reply.turn for reply in before] == [None] * len(before)
     assert last.turn.truth == Span(1.0, 2.0)
-    assert last.turn.answer == last.said.answer
+    assert last.turn.answer == last.partial.answer
     assert last.turn.visual_tokens == 12 + 16
     assert len(before) >= last.turn.tokens
 
@@ -42,8 +42,8 @@ def test_other_settings_start_from_what_is_there(engine, short_clip):
 
 
 def test_two_settings_are_compared_on_one_question(engine, short_clip):
-    both = [engine.own_settings, replace(engine.own_settings, path="slowfast:mode=temporal")]
-    a, b = engine.compare(short_clip, QUESTION, both)
+    choices = [engine.own_settings, replace(engine.own_settings, path="slowfast:mode=temporal")]
+    a, b = engine.compare(short_clip, QUESTION, choices)
     assert (a.visual_tokens, b.visual_tokens) == (28, 12)
     with pytest.raises(InputError, match=r"settings B: .*did you mean"):
         engine.compare(short_clip, QUESTION, [engine.own_settings, replace(engine.own_settings, reducer="unifrm")])
@@ -69,7 +69,7 @@ def test_what_a_file_is_called_does_not_matter(engine, bad_videos):
     assert engine.encode_video(bad_videos["good.jpg"], engine.own_settings)[0].duration_s == pytest.approx(8.0)
 
 
-def test_a_file_that_has_gone_is_told(engine, tmp_path):
+def test_a_removed_file_is_reported(engine, tmp_path):
     with pytest.raises(InputError, match="upload it again"):
         engine.encode_video(tmp_path / "gone.mp4", engine.own_settings)
 
@@ -95,7 +95,9 @@ def test_the_model_may_read_earlier_turns(engine, short_clip, monkeypatch):
     monkeypatch.setattr(
         VideoQA,
         "generate",
-        lambda self, *given, **options: lengths.append(given[1].shape[1]) or generate(self, *given, **options),
+        lambda self, *arguments, **options: (
+            lengths.append(arguments[1].shape[1]) or generate(self, *arguments, **options)
+        ),
     )
     turn = engine.answer(short_clip, QUESTION, engine.own_settings)
     engine.answer(short_clip, QUESTION, engine.own_settings, earlier=[turn])

@@ -1,4 +1,4 @@
-"""The page as people use it, in a browser: Debian's chromium through selenium."""
+"""The page in a browser: chromium, controlled by selenium."""
 
 import json
 import os
@@ -17,17 +17,17 @@ def test_from_a_question_to_its_instant_and_to_the_exports(page, demo, script, t
     page.choose("#mm-clip", name)
     page.wait(lambda: name in page.text("#mm-status"))
 
-    # a suggestion is asked; the answer comes word by word, and then has a bar
+    # ask a suggestion: the answer comes word by word, then it has a bar
     question = next(iter(example.truths))
     page.wait(lambda: page.text("#mm-suggestions button").startswith(question))
     page.press("#mm-suggestions button")
-    page.wait(lambda: page.one("#mm-question textarea").get_property("value") == question)
+    page.wait(lambda: page.first("#mm-question textarea").get_property("value") == question)
     script.words, script.pause_s = ("<t20>", "<t60>", *["the", "red", "circle", "spins", "."] * 30), 0.03
-    seen = [said for said in page.ask() if "the red" in said]
-    assert len(seen) > 2
-    assert all(after.startswith(before.rstrip("… \n")) for before, after in pairwise(seen[:-1]))
+    states = [text for text in page.ask() if "the red" in text]
+    assert len(states) > 2
+    assert all(after.startswith(before.rstrip("… \n")) for before, after in pairwise(states[:-1]))
     assert "<t" not in page.text("#mm-chat")
-    bar, truth = page.one("#mm-timeline .mm-answer"), page.one("#mm-timeline .mm-truth")
+    bar, truth = page.first("#mm-timeline .mm-answer"), page.first("#mm-timeline .mm-truth")
     start_s = float(bar.get_attribute("data-time"))
     assert start_s > 3
     assert float(truth.get_attribute("data-time")) == pytest.approx(example.truths[question].start_s, abs=0.01)
@@ -35,16 +35,16 @@ def test_from_a_question_to_its_instant_and_to_the_exports(page, demo, script, t
     # the bar, a frame and a row of the list move the player
     page.press("#mm-timeline .mm-answer")
     page.arrives(start_s)
-    page.press("#mm-here")  # the position as the server is told it
-    told = page.wait(lambda: page.one("#mm-question textarea").get_property("value"))
-    assert float(told.split(" at ")[1].split(" s")[0]) == pytest.approx(start_s, abs=0.3)
+    page.press("#mm-here")  # sends the position to the server
+    question_here = page.wait(lambda: page.first("#mm-question textarea").get_property("value"))
+    assert float(question_here.split(" at ")[1].split(" s")[0]) == pytest.approx(start_s, abs=0.3)
     frame = page.all("#mm-timeline .mm-frame")[6]
     frame.click()
     page.arrives(float(frame.get_attribute("data-time")))
     page.press("#mm-timeline .mm-span")
     page.arrives(start_s)
 
-    # another reducer has another cost and shows the model less
+    # with another reducer the cost changes and the model sees fewer patches
     script.words, script.pause_s = type(script).words, 0.0
     page.choose("#mm-reducer-a", "uniform:keep=4")
     page.wait(lambda: "reducer uniform" in page.text("#mm-cost-a"))
@@ -62,16 +62,16 @@ def test_from_a_question_to_its_instant_and_to_the_exports(page, demo, script, t
     rows = dict(row.text.split(" tokens ") for row in page.all("#mm-comparison tbody tr") if " tokens " in row.text)
     assert rows["visual"].split()[1] == "12"
     page.press("#mm-comparison .mm-other")
-    page.arrives(float(page.one("#mm-comparison .mm-other").get_attribute("data-time")))
+    page.arrives(float(page.first("#mm-comparison .mm-other").get_attribute("data-time")))
 
-    # everything can be taken away
+    # export all files
     page.browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     page.tab("Export")
     for ending in ("json", "vtt", "png"):
         page.press(f"#mm-{ending}")
         page.wait(lambda ending=ending: list(tmp_path.glob(f"*.{ending}")))
     (answers,), (subtitles,), (plot,) = (list(tmp_path.glob(f"*.{ending}")) for ending in ("json", "vtt", "png"))
-    assert [one["question"] for one in json.loads(answers.read_text())["answers"]] == [question] * 2
+    assert [turn["question"] for turn in json.loads(answers.read_text())["answers"]] == [question] * 2
     assert subtitles.read_text().startswith("WEBVTT\n\n00:00:")
     assert plot.read_bytes().startswith(b"\x89PNG")
     screenshot(page, tmp_path, "whole")
@@ -98,9 +98,9 @@ def test_everything_is_reached_by_keyboard(page):
 
     page.open()
     page.type("When does the red circle spin?")
-    page.one("#mm-question textarea").send_keys(Keys.ENTER)
+    page.first("#mm-question textarea").send_keys(Keys.ENTER)
     page.wait(lambda: page.all("#mm-timeline .mm-answer"))
-    bar = page.one("#mm-timeline .mm-answer")
+    bar = page.first("#mm-timeline .mm-answer")
     active = ""
     page.js("document.querySelector('#mm-clip input').focus()")
     for _ in range(60):
@@ -134,8 +134,8 @@ const least = {};
 for (const element of document.querySelectorAll(arguments[0])) {
   const own = Array.from(element.childNodes).some((node) => node.nodeType == Node.TEXT_NODE && node.data.trim());
   if (!own || !element.offsetParent || element.closest("[disabled]")) continue;
-  const ground = behind(element), raw = rgb(getComputedStyle(element).color), share = raw[3] / 255;
-  const color = raw.map((value, i) => value * share + ground[i] * (1 - share));
+  const ground = behind(element), raw = rgb(getComputedStyle(element).color), alpha = raw[3] / 255;
+  const color = raw.map((value, i) => value * alpha + ground[i] * (1 - alpha));
   const [a, b] = [light(color), light(ground)].sort((p, q) => q - p);
   const ratio = (a + 0.05) / (b + 0.05);
   const name = element.className || element.tagName;
@@ -150,21 +150,21 @@ def test_it_is_legible_in_both_themes_and_on_narrow_screens(page, theme, width, 
     page.open(theme, width)
     page.ask("When does the red circle spin?")
     assert page.js("return document.documentElement.scrollWidth") <= width
-    contrasts = page.js(CONTRAST, ".gradio-container *")  # all text there is
+    contrasts = page.js(CONTRAST, ".gradio-container *")  # all text of the page
     assert {"mm-name", "mm-tick", "mm-note", "mm-span", "TD"} <= set(contrasts)
     assert len(contrasts) > 20
     assert all(ratio >= 4.5 for ratio in contrasts.values()), contrasts
-    assert len(page.all("#mm-tabs button[role=tab]")) >= 4  # none is hidden in a menu
-    bar = page.one("#mm-timeline .mm-answer").rect
+    assert len(page.all("#mm-tabs button[role=tab]")) >= 4  # no tab is hidden in a menu
+    bar = page.first("#mm-timeline .mm-answer").rect
     assert bar["height"] >= 15
     screenshot(page, tmp_path, f"{theme}-{width}")
 
 
 def screenshot(page, folder, name):
-    """Saves what is seen; a copy goes to the folder that MMLLM_SCREENSHOTS names."""
+    """Saves a picture of the page; a copy goes to the folder that MMLLM_SCREENSHOTS names."""
     path = folder / f"{name}.png"
     assert page.browser.save_screenshot(str(path))
     assert path.stat().st_size > 10_000
-    if wanted := os.environ.get("MMLLM_SCREENSHOTS"):
-        Path(wanted).mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, wanted)
+    if target := os.environ.get("MMLLM_SCREENSHOTS"):
+        Path(target).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)

@@ -1,4 +1,4 @@
-"""All that the page can do, in a browser; minutes, so on request: `make test-browser`."""
+"""Everything that the page can do, in a browser. It takes minutes; run it with `make test-browser`."""
 
 import threading
 
@@ -10,9 +10,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def test_answers_come_word_by_word_and_turns_follow_each_other(page, script):
     page.open()
     script.words = ("<t10>", "<t20>", *["the", "red", "circle", "spins", "."] * 30)
-    seen = page.ask("When does the red circle spin?")
-    assert len(seen) > 2
-    assert len(seen[0]) < len(seen[-1])
+    states = page.ask("When does the red circle spin?")
+    assert len(states) > 2
+    assert len(states[0]) < len(states[-1])
     script.words = type(script).words
     page.ask("When does the red circle spin?")
     assert "nothing decoded or encoded again" in page.wait(lambda: page.text("#mm-status"))
@@ -28,8 +28,8 @@ def test_an_answer_can_be_stopped(page, script, monkeypatch):
     page.wait(lambda: "red" in page.text("#mm-chat .bot"))
     page.press("#mm-stop")
     page.wait(lambda: "was stopped" in page.text("#mm-status"))
-    assert page.one("#mm-timeline .mm-answer")
-    page.wait(lambda: page.one("#mm-ask").is_enabled())
+    assert page.first("#mm-timeline .mm-answer")
+    page.wait(lambda: page.first("#mm-ask").is_enabled())
 
 
 def test_several_videos_keep_their_answers(page, demo):
@@ -57,10 +57,10 @@ def test_settings_tell_their_cost_and_change_what_the_model_sees(page):
     page.tab("What the model sees")
     page.wait(lambda: "25% of the patches are kept" in page.text("#mm-sight"))
     assert "kept from before" in page.text("#mm-sight")
-    seen = page.all("#mm-sight .mm-seen")
-    assert len(seen) == 12
-    seen[5].click()
-    page.arrives(float(seen[5].get_attribute("data-time")))
+    frames = page.all("#mm-sight .mm-seen")
+    assert len(frames) == 12
+    frames[5].click()
+    page.arrives(float(frames[5].get_attribute("data-time")))
     page.tab("Settings")
     page.choose("#mm-reducer-a", "diffrate:keep=4")
     page.wait(lambda: "inside the blocks" in page.text("#mm-cost-a .mm-refusal"))
@@ -77,7 +77,7 @@ def test_an_own_video_can_be_asked_about(page, demo, bad_videos):
     page.wait(lambda: "mine.mp4" in page.text("#mm-status"))
     page.ask("When does the red circle spin?")
     page.press("#mm-timeline .mm-answer")
-    page.arrives(float(page.one("#mm-timeline .mm-answer").get_attribute("data-time")))
+    page.arrives(float(page.first("#mm-timeline .mm-answer").get_attribute("data-time")))
     page.choose("#mm-clip", next(iter(demo.handlers.examples)))
     page.wait(lambda: "Example 1" in page.text("#mm-status"))
     page.choose("#mm-clip", "mine.mp4")
@@ -99,6 +99,6 @@ def test_who_leaves_stops_the_answer(page, script, monkeypatch):
 def test_nothing_is_fetched_from_elsewhere(page, demo):
     page.open()
     page.ask("When does the red circle spin?")
-    fetched = page.js("return performance.getEntriesByType('resource').map((entry) => entry.name)")
-    elsewhere = [name for name in fetched if not name.startswith((demo.url, "data:", "blob:"))]
-    assert not elsewhere
+    resources = page.js("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    foreign = [name for name in resources if not name.startswith((demo.url, "data:", "blob:"))]
+    assert not foreign

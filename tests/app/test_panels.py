@@ -1,4 +1,4 @@
-"""The timeline, the panel of what the model sees, the exports: what they say, and that no text becomes markup."""
+"""The timeline, the panel of what the model sees, and the exports: their contents, and that no text becomes markup."""
 
 import json
 import re
@@ -47,11 +47,11 @@ def clip():
 class Tags(HTMLParser):
     def __init__(self, page):
         super().__init__()
-        self.found, self.open = [], []
+        self.tags, self.open = [], []
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
         if tag != "img":
             self.open.append(tag)
 
@@ -59,15 +59,15 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
     def of(self, kind):
-        return [attrs for _, attrs in self.found if kind in attrs.get("class", "").split()]
+        return [attrs for _, attrs in self.tags if kind in attrs.get("class", "").split()]
 
 
 def test_frames_bars_and_rows_lead_to_their_instants(clip):
     page = Tags(timeline(visit(turn(truth=Span(3.0, 6.0)), turn("<10.0> <12.0> it blinks; <15.0> to <16.0>")), clip))
     assert not page.open
-    assert [float(one["data-time"]) for one in page.of("mm-frame")] == [0.0, 6.0, 12.0, 18.0]
-    assert [float(one["data-time"]) for one in page.of("mm-bar")] == [2.0, 3.0, 10.0, 15.0]
-    assert [float(one["data-time"]) for one in page.of("mm-span")] == [2.0, 10.0, 15.0]
+    assert [float(button["data-time"]) for button in page.of("mm-frame")] == [0.0, 6.0, 12.0, 18.0]
+    assert [float(button["data-time"]) for button in page.of("mm-bar")] == [2.0, 3.0, 10.0, 15.0]
+    assert [float(button["data-time"]) for button in page.of("mm-span")] == [2.0, 10.0, 15.0]
     first, truth = page.of("mm-bar")[:2]
     assert first["style"] == "left:10.000%;width:15.000%"
     assert "mm-truth" in truth["class"]
@@ -76,7 +76,7 @@ def test_frames_bars_and_rows_lead_to_their_instants(clip):
 
 def test_only_the_latest_answers_have_bars_and_all_have_rows(clip):
     page = Tags(timeline(visit(*[turn()] * 9), clip))
-    assert [one["title"].split(":")[0] for one in page.of("mm-bar")] == [f"answer {n}" for n in range(4, 10)]
+    assert [bar["title"].split(":")[0] for bar in page.of("mm-bar")] == [f"answer {n}" for n in range(4, 10)]
     assert len(page.of("mm-span")) == 9
 
 
@@ -115,7 +115,7 @@ def test_no_text_becomes_markup(clip, tmp_path):
         bars(9.0, [(NASTY, (), "answer")]),
     ]
     for page in pages:
-        assert not [tag for tag, attrs in Tags(page).found if "onerror" in attrs]
+        assert not [tag for tag, attrs in Tags(page).tags if "onerror" in attrs]
         assert "${" not in page
         assert "{{" not in page
         assert "`" not in page
@@ -130,13 +130,13 @@ def test_dropped_patches_are_dark(clip):
     kept = np.zeros((4, 2, 2), bool)
     kept[:, 0, 1] = True
     encoded = EncodedVideo(clip=clip, sequences={}, kept=kept)
-    shown = dimmed(encoded, 1)
-    side = shown.shape[0]
+    picture = dimmed(encoded, 1)
+    side = picture.shape[0]
     assert side >= 128
     whole = clip.frames[1].repeat(side // 8, 0).repeat(side // 8, 1)
     half = side // 2
-    np.testing.assert_array_equal(shown[:half, half:], whole[:half, half:])
-    assert shown[half:].mean() < 0.3 * whole[half:].mean()
+    np.testing.assert_array_equal(picture[:half, half:], whole[:half, half:])
+    assert picture[half:].mean() < 0.3 * whole[half:].mean()
     np.testing.assert_array_equal(dimmed(EncodedVideo(clip=clip, sequences={}), 1), whole)
 
 
@@ -170,13 +170,13 @@ def test_subtitles_are_in_order_and_readable():
 
 
 def test_exported_files_hold_what_was_answered(clip, tmp_path):
-    shown = visit(turn(truth=Span(2.0, 6.0)), turn("it spins"), name="my clip (1).mp4")
-    paths = export(shown, clip, tmp_path, "tiny", "synthetic only")
+    asked = visit(turn(truth=Span(2.0, 6.0)), turn("it spins"), name="my clip (1).mp4")
+    paths = export(asked, clip, tmp_path, "tiny", "synthetic only")
     assert [path.name for path in paths] == ["my-clip-1.json", "my-clip-1.vtt", "my-clip-1.png"]
-    told = json.loads(paths[0].read_text())
-    assert told == answers(shown, "tiny", "synthetic only")
-    assert [one["spans"] for one in told["answers"]] == [[[2.0, 5.0]], []]
-    assert told["answers"][0]["truth"] == [2.0, 6.0]
+    exported = json.loads(paths[0].read_text())
+    assert exported == answers(asked, "tiny", "synthetic only")
+    assert [answer["spans"] for answer in exported["answers"]] == [[[2.0, 5.0]], []]
+    assert exported["answers"][0]["truth"] == [2.0, 6.0]
     assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
@@ -192,9 +192,9 @@ def test_seconds_as_people_read_them(time_s, words):
 def test_a_session_keeps_its_videos_and_their_turns():
     session = Session().with_visit(visit(name="a"), 2).with_visit(visit(turn(), name="b"), 2)
     assert session.visit.name == "b"
-    again = session.with_visit(session.visits["a"].asked(turn(), 5), 2)
-    assert [len(again.visits[name].turns) for name in "ab"] == [1, 1]
-    full = again.with_visit(visit(name="c"), 2)
+    returned = session.with_visit(session.visits["a"].asked(turn(), 5), 2)
+    assert [len(returned.visits[name].turns) for name in "ab"] == [1, 1]
+    full = returned.with_visit(visit(name="c"), 2)
     assert list(full.visits) == ["a", "c"]
     many = visit()
     for _ in range(7):

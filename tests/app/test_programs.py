@@ -1,4 +1,4 @@
-"""The running demo as programs use it: through gradio_client and plain HTTP."""
+"""The running demo as programs use it: with gradio_client and with plain HTTP."""
 
 import json
 import re
@@ -36,31 +36,31 @@ def fresh_copy(video, folder, number):
 
 
 def test_only_the_documented_endpoints_are_offered(client):
-    told = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(told) == {"/ask", "/cost"}
-    assert [one["parameter_name"] for one in told["/ask"]["parameters"]] == [
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(endpoints) == {"/ask", "/cost"}
+    assert [parameter["parameter_name"] for parameter in endpoints["/ask"]["parameters"]] == [
         *("video", "question", "reducer", "share", "path", "frames")
     ]
 
 
 def test_an_answer_comes_with_spans_tokens_and_seconds(client, short_clip):
-    told = ask(client, short_clip)
-    assert told["done"] is True
-    assert told["duration_s"] == pytest.approx(8.0)
-    assert told["text"] == "the red circle spins."
-    assert told["spans"] == [[pytest.approx(20 / 99 * 8.0, abs=0.01), pytest.approx(60 / 99 * 8.0, abs=0.01)]]
-    assert told["tokens"]["visual"] == 28
-    assert told["seconds"]["total"] > 0
+    answer = ask(client, short_clip)
+    assert answer["done"] is True
+    assert answer["duration_s"] == pytest.approx(8.0)
+    assert answer["text"] == "the red circle spins."
+    assert answer["spans"] == [[pytest.approx(20 / 99 * 8.0, abs=0.01), pytest.approx(60 / 99 * 8.0, abs=0.01)]]
+    assert answer["tokens"]["visual"] == 28
+    assert answer["seconds"]["total"] > 0
 
 
 def test_answers_stream(client, short_clip):
     job = client.submit(video=handle_file(short_clip), question=QUESTION, api_name="/ask")
-    told = list(job)
-    assert len(told) > 1
-    assert [one["done"] for one in told] == [False] * (len(told) - 1) + [True]
+    replies = list(job)
+    assert len(replies) > 1
+    assert [reply["done"] for reply in replies] == [False] * (len(replies) - 1) + [True]
 
 
-def test_a_second_question_is_answered_from_what_was_seen(client, example, tmp_path):
+def test_a_second_question_is_answered_from_the_stored_video(client, example, tmp_path):
     path = fresh_copy(example.path, tmp_path, 0)
     first, second = (ask(client, path, question)["seconds"] for question in list(example.truths)[:2])
     assert {"decode", "encode"} <= set(first)
@@ -75,12 +75,12 @@ def test_the_documentations_program_runs(demo, short_clip, tmp_path, monkeypatch
     (program,) = re.findall(r"```python\n(.+?)```", text, flags=re.DOTALL)
     assert "http://127.0.0.1:7860" in program
     exec(compile(program.replace("http://127.0.0.1:7860", demo.url), "docs/demo.md", "exec"), {})
-    told = capsys.readouterr().out
-    assert "the red circle spins. [[" in told
-    assert "'cache_bytes': " in told
+    printed = capsys.readouterr().out
+    assert "the red circle spins. [[" in printed
+    assert "'cache_bytes': " in printed
 
 
-def test_it_listens_at_this_machine_only_unless_told_otherwise(demo):
+def test_it_listens_at_this_machine_only_by_default(demo):
     assert demo.url.startswith("http://127.0.0.1:")
     assert demo.share_url is None
     others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)} - {"127.0.0.1", "::1"}
@@ -101,7 +101,7 @@ def test_settings_have_their_cost_and_their_effect(client, short_clip):
 
 
 @pytest.mark.parametrize("name", ["text.mp4", "empty.mp4", "cut.mp4", "list.mp4", "sound.mp4", "long.mp4", "huge.mp4"])
-def test_bad_uploads_are_told_in_words_and_leave_nothing(client, demo, bad_videos, short_clip, name):
+def test_bad_uploads_are_refused_with_a_reason_and_leave_nothing(client, demo, bad_videos, short_clip, name):
     with pytest.raises(AppError) as refused:
         ask(client, bad_videos[name])
     assert "Traceback" not in str(refused.value)
@@ -112,7 +112,7 @@ def test_bad_uploads_are_told_in_words_and_leave_nothing(client, demo, bad_video
 
 
 def test_uploads_that_are_too_large_are_refused(demo):
-    for size in (2_500_000, 8_000_000):  # more than one file may have, more than one request may have
+    for size in (2_500_000, 8_000_000):  # above the limit of one file, and above that of a request
         answer = httpx.post(demo.url + "gradio_api/upload", files={"files": ("large.mp4", bytes(size))}, timeout=60)
         assert answer.status_code == 413
     assert not [path for path in demo.folder.rglob("*") if path.is_file() and path.stat().st_size > 1_900_000]
@@ -151,41 +151,41 @@ def test_no_file_but_uploads_and_examples_can_be_read(demo, tmp_path):
             assert http.post("gradio_api/queue/join", json={"data": data, "fn_index": 0}).status_code == 403
 
 
-def test_fifty_at_once_are_answered_or_told_to_wait(demo, client, short_clip):
+def test_fifty_at_once_are_answered_or_refused_with_a_full_queue(demo, client, short_clip):
     def outcome(job):
         try:
             return "answered" if job.result(timeout=120)["done"] else "half answered"
         except QueueError as problem:
-            return "told to wait" if "full" in str(problem) else str(problem)
+            return "queue full" if "full" in str(problem) else str(problem)
 
     jobs = [client.submit(video=handle_file(short_clip), question=QUESTION, api_name="/ask") for _ in range(50)]
-    assert {outcome(job) for job in jobs} <= {"answered", "told to wait"}
+    assert {outcome(job) for job in jobs} <= {"answered", "queue full"}
     before = resident_bytes()
     outcomes = all_at_once(demo.url, short_clip, 50)
-    assert set(outcomes) <= {"answered", "told to wait"}
+    assert set(outcomes) <= {"answered", "queue full"}
     assert outcomes.count("answered") >= demo.handlers.engine.limits.waiting
     assert resident_bytes() - before < 60 << 20
     assert ask(client, short_clip)["done"] is True
 
 
 def all_at_once(url, video, number):
-    """What becomes of so many questions that really are asked at the same time, over plain HTTP."""
+    """The outcome of each of `number` questions that are asked at the same time over plain HTTP."""
     with httpx.Client(base_url=url, timeout=60) as http:
         with video.open("rb") as file:
             (uploaded,) = http.post("gradio_api/upload", files={"files": ("clip.mp4", file)}).json()
         data = [{"path": uploaded, "meta": {"_type": "gradio.FileData"}}, QUESTION, "none", 0.5, "as trained", 12]
 
-        def one(_):
+        def outcome(_):
             joined = http.post("gradio_api/call/ask", json={"data": data})
             if joined.status_code == 503:
-                return "told to wait" if "full" in joined.text.lower() else joined.text
+                return "queue full" if "full" in joined.text.lower() else joined.text
             with http.stream("GET", f"gradio_api/call/ask/{joined.json()['event_id']}", timeout=120) as stream:
                 events = [line for line in stream.iter_lines() if line]
             done = json.loads(events[-1].removeprefix("data: "))[0]
             return "answered" if done["done"] else str(events[-2:])
 
         with ThreadPoolExecutor(number) as pool:
-            return list(pool.map(one, range(number)))
+            return list(pool.map(outcome, range(number)))
 
 
 def resident_bytes():
@@ -195,7 +195,7 @@ def resident_bytes():
     return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmRSS"))
 
 
-def test_nothing_generates_once_everybody_has_gone(client):
+def test_nothing_generates_after_all_visitors_have_left(client):
     deadline = time.monotonic() + 10
     while any(thread.name == "mmllm-generate" for thread in threading.enumerate()):
         assert time.monotonic() < deadline

@@ -24,30 +24,30 @@ def uploads(tmp_path):
 
 
 def request(guard, path, body=b"", method="GET", pieces=1):
-    """Status and text that come back, and what the app behind was given."""
+    """Status and text of the answer, and the body that the app behind the guard received."""
     cut = -(-len(body) // pieces) or 1
     parts = [body[i : i + cut] for i in range(0, len(body), cut)] or [b""]
-    told, given = [], []
+    answer, received = [], []
     waiting = [{"type": "http.request", "body": part, "more_body": i + 1 < len(parts)} for i, part in enumerate(parts)]
 
     async def receive():
         return waiting.pop(0) if waiting else {"type": "http.disconnect"}
 
     async def send(message):
-        told.append(message)
+        answer.append(message)
 
     async def app(scope, receive, send):
         more = True
         while more:
             message = await receive()
-            given.append(message.get("body", b""))
+            received.append(message.get("body", b""))
             more = message.get("more_body", False)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ok"})
 
     guard.app = app
     asyncio.run(guard({"type": "http", "path": path, "method": method}, receive, send))
-    return told[0]["status"], told[1]["body"].decode(), b"".join(given)
+    return answer[0]["status"], answer[1]["body"].decode(), b"".join(received)
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def test_no_other_file_is_served_or_read(guard, uploads, name):
     name = name.format(uploads=uploads)
     assert request(guard, f"/gradio_api/file={name}")[0] == 403
     named = {"data": [[{"deep": {"path": name, "meta": {"_type": "gradio.FileData"}}}], "When?"]}
-    status, _, given = request(guard, "/gradio_api/queue/join", json.dumps(named).encode(), "POST")
-    assert (status, given) == (403, b"")
+    status, _, received = request(guard, "/gradio_api/queue/join", json.dumps(named).encode(), "POST")
+    assert (status, received) == (403, b"")
 
 
 def test_messages_about_uploaded_files_pass_unchanged(guard, uploads):
@@ -112,9 +112,9 @@ def test_endpoints_that_the_demo_does_not_use_are_closed(guard, path, method):
 
 
 def test_long_requests_are_refused_without_reading_them_all(guard):
-    status, told, given = request(guard, "/gradio_api/queue/join", b" " * (2 << 20), "POST", pieces=64)
-    assert (status, given) == (413, b"")
-    assert "maximum allowed size" in told
+    status, text, received = request(guard, "/gradio_api/queue/join", b" " * (2 << 20), "POST", pieces=64)
+    assert (status, received) == (413, b"")
+    assert "maximum allowed size" in text
     assert request(guard, "/gradio_api/upload", b" " * 3_000_000, "POST", pieces=64)[0] == 413
     assert request(guard, "/gradio_api/upload", b" " * 900_000, "POST", pieces=64)[0] == 200
 

@@ -1,4 +1,4 @@
-"""Choices, their cost before running, and the reason where they are impossible."""
+"""Choices, their cost before the model runs, and the reason why some are impossible."""
 
 from dataclasses import replace
 

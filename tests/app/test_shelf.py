@@ -24,14 +24,14 @@ def test_the_least_recently_used_goes_first():
 
 
 def test_bytes_are_bounded_and_shared_ones_count_once():
-    one = encoded(4)
+    video = encoded(4)
     shelf = Shelf(10, 6000)
-    shelf.put("a", one)
-    shelf.put("b", one)
+    shelf.put("a", video)
+    shelf.put("b", video)
     assert 4000 <= shelf.bytes < 4200
     shelf.put("c", encoded(3))
     assert shelf.bytes <= 6000
-    shelf.put("d", encoded(8))  # larger than all there is room for
+    shelf.put("d", encoded(8))  # larger than the whole shelf
     assert shelf.get("d") is None
 
 

@@ -1,4 +1,4 @@
-"""`mmllm demo` as a process: it opens without a model, and leaves nothing behind however it ends."""
+"""`mmllm demo` as a process: it starts without a model's name, and removes its folder when it ends."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import sys
 import httpx
 import pytest
 
-from mmllm.commands.demo import _end, load
+from mmllm.commands.demo import _exit, load
 from mmllm.errors import CheckpointError
 
 
@@ -27,7 +27,7 @@ def test_a_model_that_is_not_there_is_an_error(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_it_ends_cleanly_and_a_taken_port_is_told(tmp_path):
+def test_it_ends_cleanly_and_a_taken_port_is_reported(tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "mmllm", "demo", "--port", str(_free_port())]
     process = subprocess.Popen(
@@ -57,11 +57,11 @@ def test_it_ends_cleanly_and_a_taken_port_is_told(tmp_path):
 
 def test_a_termination_ends_as_ctrl_c_does_with_its_own_code():
     with pytest.raises(SystemExit) as ended:
-        _end(signal.SIGTERM, None)
+        _exit(signal.SIGTERM, None)
     assert ended.value.code == 143
 
 
 def _free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""`mmllm doctor`: nothing is wrong with a model as it was saved, and each thing that can be wrong is told."""
+"""`mmllm doctor`: a saved model has no faults, and each kind of fault is reported."""
 
 import json
 
@@ -26,34 +26,34 @@ def qa():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    where = tmp_path_factory.mktemp("doctor") / "model"
+    path = tmp_path_factory.mktemp("doctor") / "model"
     for part in build_model(RECIPE, seed=0):
-        part.save_pretrained(where)
-    return where
+        part.save_pretrained(path)
+    return path
 
 
 def run(capsys, *arguments):
     with pytest.raises(SystemExit) as ended:
         cli.main(["doctor", *map(str, arguments)])
-    said = capsys.readouterr()
-    return ended.value.code, said.out, said.err
+    printed = capsys.readouterr()
+    return ended.value.code, printed.out, printed.err
 
 
 def test_a_sound_model(capsys, folder):
     code, out, _ = run(capsys, folder, "--json")
-    told = json.loads(out)
-    assert (code, told["wrong"]) == (0, [])
-    assert (told["dtype"], told["device"], told["template"]) == ("float32", "cpu", "plain")
-    assert told["attention"]["language_model"] == "sdpa"
-    assert told["stop_tokens"] == {"2": "</s>"}
-    assert told["time_tokens"][1] - told["time_tokens"][0] == 99
-    assert set(told["fingerprint"]) == {"encoder", "what the LLM reads", "logits"}
+    record = json.loads(out)
+    assert (code, record["wrong"]) == (0, [])
+    assert (record["dtype"], record["device"], record["template"]) == ("float32", "cpu", "plain")
+    assert record["attention"]["language_model"] == "sdpa"
+    assert record["stop_tokens"] == {"2": "</s>"}
+    assert record["time_tokens"][1] - record["time_tokens"][0] == 99
+    assert set(record["fingerprint"]) == {"encoder", "what the LLM reads", "logits"}
     code, out, _ = run(capsys, folder)
     assert code == 0
     assert "nothing is wrong" in out
 
 
-def test_the_fingerprint_knows_the_weights_again(capsys, folder, tmp_path):
+def test_the_fingerprint_recognises_the_weights(capsys, folder, tmp_path):
     _, out, _ = run(capsys, folder, "--json")
     before = tmp_path / "before.json"
     before.write_text(out)
@@ -109,7 +109,7 @@ def other_placeholder(qa):
 
 
 def other_time_tokens(qa):
-    qa.model.config.time_token_ids = [one - 1 for one in qa.model.config.time_token_ids]
+    qa.model.config.time_token_ids = [token - 1 for token in qa.model.config.time_token_ids]
 
 
 @torch.no_grad()
@@ -140,7 +140,7 @@ def without_newline(qa):
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "message"),
     [
         (no_stop, "not among the stop tokens"),
         (no_template, "no chat template"),
@@ -158,7 +158,7 @@ def without_newline(qa):
         (without_newline, "learned newline"),
     ],
 )
-def test_what_is_wrong_is_told(qa, harm, told):
+def test_each_fault_is_reported(qa, harm, message):
     assert diagnose(qa).wrong == []
     harm(qa)
-    assert any(told in one for one in diagnose(qa).wrong), diagnose(qa).wrong
+    assert any(message in fault for fault in diagnose(qa).wrong), diagnose(qa).wrong

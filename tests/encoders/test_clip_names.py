@@ -64,10 +64,10 @@ def test_open_clip_features(pixels, select_layer):
     load_clip_tower(encoder, {f"visual.{name}": value for name, value in theirs.state_dict().items()})
     index = encoder.config.blocks_run - 1
     with torch.no_grad():
-        wanted = theirs.forward_intermediates(
+        expected = theirs.forward_intermediates(
             pixels[:, 0], indices=[index], stop_early=True, intermediates_only=True, output_fmt="NLC"
         )["image_intermediates"][0]
-    torch.testing.assert_close(encoder(pixels).features[:, 0], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder(pixels).features[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("select_layer", [-2, -1])
@@ -76,14 +76,14 @@ def test_timm_features(pixels, select_layer):
     encoder = ClipEncoder(ClipConfig(**{**vars(TINY), "select_layer": select_layer})).eval()
     load_clip_tower(encoder, theirs.state_dict())
     with torch.no_grad():
-        wanted = theirs.forward_intermediates(
+        expected = theirs.forward_intermediates(
             pixels[:, 0], indices=[select_layer], norm=False, output_fmt="NLC", intermediates_only=True
         )[0]
-    torch.testing.assert_close(encoder(pixels).features[:, 0], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder(pixels).features[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
-def relative(got, wanted):
-    return ((got - wanted).abs().max() / wanted.abs().max()).item()
+def relative(got, expected):
+    return ((got - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize(("make", "layout"), [(open_clip_tower, "open_clip"), (timm_tower, "timm")])
@@ -94,12 +94,12 @@ def test_the_three_libraries_agree_to_rounding(pixels, make, layout):
     options = {"indices": [-2], "intermediates_only": True, "output_fmt": "NLC"}
     with torch.no_grad():
         if layout == "timm":
-            wanted = theirs.forward_intermediates(pixels[:, 0], norm=False, **options)[0]
+            expected = theirs.forward_intermediates(pixels[:, 0], norm=False, **options)[0]
         else:
-            wanted = theirs.forward_intermediates(pixels[:, 0], stop_early=True, **options)["image_intermediates"][0]
+            expected = theirs.forward_intermediates(pixels[:, 0], stop_early=True, **options)["image_intermediates"][0]
         original = encoder.tower(pixels[:, 0], output_hidden_states=True).hidden_states[-2][:, 1:]
     features = encoder(pixels).features[:, 0]
-    assert relative(features, wanted) <= 1e-5
+    assert relative(features, expected) <= 1e-5
     assert relative(features, original) <= 1e-5
 
 
@@ -125,7 +125,7 @@ def test_configs_of_open_clip():
     ("model", "tag", "message"),
     [
         ("ViT-X", None, "no model"),
-        ("ViT-L-14", "nonsense", "known: .*openai"),
+        ("ViT-L-14", "nonsense", "it has .*openai"),
         ("RN50", None, "plain transformer"),
         ("convnext_xxlarge", None, "plain transformer"),
         ("ViT-L-14-quickgelu", "laion2b_s32b_b82k", "declare GELU"),

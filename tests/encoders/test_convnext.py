@@ -33,8 +33,8 @@ def test_features(pixels, form):
     tokens = encoder(pixels)
     assert (tokens.grid, encoder.width) == ((2, 2), 32)
     with torch.no_grad():
-        wanted = theirs.forward_features(pixels[0]).flatten(2).mT
-    torch.testing.assert_close(tokens.features[0], wanted, rtol=1e-5, atol=1e-6)
+        expected = theirs.forward_features(pixels[0]).flatten(2).mT
+    torch.testing.assert_close(tokens.features[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_sizes_of_the_published_trunk():

@@ -47,23 +47,23 @@ def test_features_and_scores(pixels, gated):
     tokens = encoder(pixels, scores=names)
     torch.testing.assert_close(tokens.features[0], out.last_hidden_state[:, 1:], rtol=1e-4, atol=1e-4)
     weights = [out.attentions[2].mean(1), out.attentions[2].mean(1), out.attentions[0].mean(1)]
-    wanted = [weights[0][:, 0, 1:], weights[1].mean(1)[:, 1:], weights[2][:, 0, 1:]]
-    for name, score in zip(names, wanted, strict=True):
+    expected = [weights[0][:, 0, 1:], weights[1].mean(1)[:, 1:], weights[2][:, 0, 1:]]
+    for name, score in zip(names, expected, strict=True):
         torch.testing.assert_close(tokens.scores[name][0], score, rtol=0, atol=1e-5)
 
 
 def test_an_earlier_layer_without_norm(pixels):
     model, encoder = theirs(True), ours(True, select_layer=-2, final_norm=False)
     load_dinov2_tower(encoder, model.state_dict())
-    wanted = run(model, pixels).hidden_states[-2][:, 1:]
-    torch.testing.assert_close(encoder(pixels).features[0], wanted, rtol=1e-4, atol=1e-4)
+    expected = run(model, pixels).hidden_states[-2][:, 1:]
+    torch.testing.assert_close(encoder(pixels).features[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_positions_of_another_size(pixels):
     model, encoder = theirs(True, image_size=40), ours(True)
     load_dinov2_tower(encoder, model.state_dict())
-    wanted = run(model, pixels).last_hidden_state[:, 1:]
-    torch.testing.assert_close(encoder(pixels).features[0], wanted, rtol=1e-4, atol=1e-4)
+    expected = run(model, pixels).last_hidden_state[:, 1:]
+    torch.testing.assert_close(encoder(pixels).features[0], expected, rtol=1e-4, atol=1e-4)
     assert resampled_positions(torch.zeros(1, 1370, 8), 27).shape == (1, 730, 8)
 
 

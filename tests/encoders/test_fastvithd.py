@@ -58,8 +58,8 @@ def test_tokens_of_frames(encoder, pixels):
     tokens = encoder(pixels, scores=["mean_attention", "mean_attention@0"])
     assert (tokens.grid, tokens.shape) == ((2, 2), (1, 3, 4, 128))
     with torch.no_grad():
-        wanted = encoder.tower.forward_features(pixels[0]).flatten(2).mT
-    torch.testing.assert_close(tokens.features[0], wanted, rtol=1e-5, atol=1e-5)
+        expected = encoder.tower.forward_features(pixels[0]).flatten(2).mT
+    torch.testing.assert_close(tokens.features[0], expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(tokens.scores["mean_attention"].sum(-1), torch.ones(1, 3))
     assert torch.equal(tokens.scores["mean_attention"], tokens.scores["mean_attention@0"])  # the stage has one block
 
@@ -173,15 +173,15 @@ def test_training_form_is_fused(pixels, release):
     encoder = FastVitHdEncoder(TINY).eval()
     load_fastvithd_tower(encoder, state)
     with torch.no_grad():
-        wanted = branched.forward_features(pixels[0]).flatten(2).mT
+        expected = branched.forward_features(pixels[0]).flatten(2).mT
     features = encoder(pixels).features[0]
-    assert (features - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert (features - expected).abs().max() <= 1e-5 * expected.abs().max()
     kept = FastVitHdEncoder(replace(TINY, branches=True)).eval()
     load_fastvithd_tower(kept, state)
-    assert (kept(pixels).features[0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert (kept(pixels).features[0] - expected).abs().max() <= 1e-5 * expected.abs().max()
     kept.fuse()
     assert set(kept.tower.state_dict()) == set(encoder.tower.state_dict())
-    assert (kept(pixels).features[0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert (kept(pixels).features[0] - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_the_training_form_trains(pixels):
@@ -193,8 +193,8 @@ def test_the_training_form_trains(pixels):
     assert any(not torch.equal(value, before[name]) for name, value in encoder.tower.named_buffers())
     assert all(weight.grad is not None for weight in encoder.tower.parameters())
     with torch.no_grad():
-        wanted = encoder.tower.forward_features(pixels[0, :2]).flatten(2).mT
-    torch.testing.assert_close(features[0], wanted, rtol=1e-4, atol=1e-5)
+        expected = encoder.tower.forward_features(pixels[0, :2]).flatten(2).mT
+    torch.testing.assert_close(features[0], expected, rtol=1e-4, atol=1e-5)
     encoder.requires_grad_(False).train()
     frozen = {name: value.clone() for name, value in encoder.tower.named_buffers()}
     encoder(pixels)

@@ -41,25 +41,25 @@ def eager(encoder, pixels):
 @pytest.mark.parametrize("select_layer", [-1, -2, 1])
 def test_features_are_the_hidden_state(pixels, select_layer):
     encoder = randomised(SiglipEncoder(SiglipConfig(**{**vars(TINY), "select_layer": select_layer})))
-    wanted = eager(encoder, pixels).hidden_states[select_layer]
-    torch.testing.assert_close(encoder(pixels).features.flatten(0, 1), wanted, rtol=1e-4, atol=1e-5)
+    expected = eager(encoder, pixels).hidden_states[select_layer]
+    torch.testing.assert_close(encoder(pixels).features.flatten(0, 1), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_mean_attention(encoder, pixels):
     attentions = eager(encoder, pixels).attentions
     scores = encoder(pixels, scores=["mean_attention", "mean_attention@0", "mean_attention@-2"]).scores
     for name, layer in (("mean_attention", 2), ("mean_attention@0", 0), ("mean_attention@-2", 1)):
-        wanted = attentions[layer].mean((1, 2))
-        torch.testing.assert_close(scores[name].flatten(0, 1), wanted, rtol=0, atol=1e-6)
+        expected = attentions[layer].mean((1, 2))
+        torch.testing.assert_close(scores[name].flatten(0, 1), expected, rtol=0, atol=1e-6)
         torch.testing.assert_close(scores[name].sum(-1), torch.ones(2, 2), rtol=1e-5, atol=1e-5)
 
 
 def test_probe_attention(encoder, pixels):
     head, normed = encoder.tower.head, eager(encoder, pixels).last_hidden_state
     with torch.no_grad():
-        _, wanted = head.attention(head.probe.expand(4, 1, 32), normed, normed, need_weights=True)
+        _, expected = head.attention(head.probe.expand(4, 1, 32), normed, normed, need_weights=True)
     score = encoder(pixels, scores=["probe_attention"]).scores["probe_attention"]
-    torch.testing.assert_close(score.flatten(0, 1), wanted[:, 0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(score.flatten(0, 1), expected[:, 0], rtol=0, atol=1e-6)
 
 
 def test_early_layer_with_probe(pixels):
@@ -81,8 +81,8 @@ def test_resampled_grid(pixels):
     tokens = encoder(pixels, scores=["mean_attention"])
     assert tokens.grid == (4, 4)
     image = plain.features.unflatten(2, (6, 6)).flatten(0, 1).permute(0, 3, 1, 2)
-    wanted = torch.nn.functional.interpolate(image, size=(4, 4), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(tokens.features.flatten(0, 1), wanted.flatten(2).mT, rtol=1e-5, atol=1e-6)
+    expected = torch.nn.functional.interpolate(image, size=(4, 4), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(tokens.features.flatten(0, 1), expected.flatten(2).mT, rtol=1e-5, atol=1e-6)
     assert tokens.scores["mean_attention"].shape == (2, 2, 16)
 
 
@@ -117,10 +117,10 @@ def test_timm_features(encoder, pixels, prefix):
     theirs = timm_tower()
     load_siglip_tower(encoder, {f"{prefix}{name}": value for name, value in theirs.state_dict().items()})
     with torch.no_grad():
-        wanted = theirs.forward_intermediates(
+        expected = theirs.forward_intermediates(
             pixels.flatten(0, 1), indices=[-1], norm=False, output_fmt="NLC", intermediates_only=True
         )[0]
-    torch.testing.assert_close(encoder(pixels).features.flatten(0, 1), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoder(pixels).features.flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prefix", ["", "vision_model.", "model.vision_tower_aux_list.0.vision_tower.vision_model."])

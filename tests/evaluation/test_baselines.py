@@ -1,4 +1,4 @@
-"""Blind baselines: the whole video, the best constant, the usual text."""
+"""Blind baselines: the whole video, the best constant, the most frequent text."""
 
 import numpy as np
 import pytest
@@ -48,8 +48,8 @@ def miou(constant, samples):
 
 def test_the_same_relative_interval_is_found():
     samples = [question(str(d), str(d), "f", [[0.2 * d, 0.6 * d]], duration_s=d) for d in (10.0, 33.0, 700.0)]
-    found = best_constant(samples)
-    assert (found.start, found.end) == (pytest.approx(0.2), pytest.approx(0.6))
+    interval = best_constant(samples)
+    assert (interval.start, interval.end) == (pytest.approx(0.2), pytest.approx(0.6))
 
 
 @pytest.mark.parametrize("spans", [1, 3])

@@ -15,7 +15,7 @@ from mmllm.evaluation.trials import Trials, averaged
 
 @pytest.fixture
 def data(tmp_path, short_clip):
-    """A folder of two videos with three questions, and one question about a video that is not there."""
+    """A folder of two videos with three questions, and one question about a missing video."""
     (tmp_path / "videos").mkdir()
     rows = []
     for vid, count in (("one", 2), ("two", 1), ("gone", 1)):
@@ -41,7 +41,7 @@ def test_a_question_whose_video_is_missing_counts_as_zero(data, untrained_qa):
     scores = evaluate_into(data / "eval", untrained_qa, benchmark)
     assert (scores["questions"], scores["scored"], scores["failed"], scores["bad_rows"]) == (4, 3, 1, 0)
     failed = [sample for sample in read_samples(data / "eval" / "samples.jsonl") if sample.error]
-    assert [(sample.question_id, sample.error) for sample in failed] == [("gone_0", "video gone is not there")]
+    assert [(sample.question_id, sample.error) for sample in failed] == [("gone_0", "video gone is missing")]
     assert json.loads((data / "eval" / "metrics.json").read_text()) == scores
 
 
@@ -73,11 +73,11 @@ def test_a_folder_with_none_of_the_videos_is_refused(data, tmp_path):
 def test_trials_are_repeatable_and_go_on_where_they_were_stopped(data, untrained_qa):
     benchmark, three = read_benchmark(data), Trials(count=3, temperature=2.0, seed=5)
     scores = evaluate_into(data / "eval", untrained_qa, benchmark, trials=three)
-    told = scores["trials"]
-    assert (told["count"], told["temperature"], told["seed"]) == (3, 2.0, 5)
-    each = [trial["explanation_f1"] for trial in told["each"]]
+    trials = scores["trials"]
+    assert (trials["count"], trials["temperature"], trials["seed"]) == (3, 2.0, 5)
+    each = [trial["explanation_f1"] for trial in trials["each"]]
     assert scores["explanation_f1"] == pytest.approx(np.mean(each))
-    assert told["spread"]["explanation_f1"] == pytest.approx(np.std(each, ddof=1))
+    assert trials["spread"]["explanation_f1"] == pytest.approx(np.std(each, ddof=1))
     answers = [[sample.prediction_raw for sample in read_samples(data / "eval" / f"trial-{i}" / "samples.jsonl")]
                for i in (1, 2, 3)]  # fmt: skip
     assert answers[0] != answers[1] != answers[2]

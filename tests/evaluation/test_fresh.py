@@ -13,10 +13,10 @@ from mmllm.train.recipes import full
 def test_a_seed_gives_the_same_clips_again_without_rendering_them_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = fresh_benchmark(3, world="basic", videos=2, workers=1)
-    files = {one.video: one.video.stat().st_mtime_ns for one in first.questions}
+    files = {question.video: question.video.stat().st_mtime_ns for question in first.questions}
     again = fresh_benchmark(3, world="basic", videos=2, workers=1)
     assert again == first
-    assert {one.video: one.video.stat().st_mtime_ns for one in again.questions} == files
+    assert {question.video: question.video.stat().st_mtime_ns for question in again.questions} == files
     assert len(files) == 2
 
 
@@ -26,14 +26,14 @@ def test_clips_of_other_settings_lie_elsewhere(tmp_path, monkeypatch):
     settings = full()
     fewer = replace(settings.data, synthetic=replace(settings.data.synthetic, families=("visible",)))
     monkeypatch.setattr("mmllm.evaluation.fresh.full", lambda: replace(settings, data=fewer))
-    assert {one.family for one in fresh_benchmark(5, videos=1, workers=1).questions} == {"visible"}
+    assert {question.family for question in fresh_benchmark(5, videos=1, workers=1).questions} == {"visible"}
 
 
 def test_the_baselines_are_fitted_to_other_clips(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     benchmark = fresh_benchmark(4, world="basic", videos=1, workers=1)
-    assert len({one.vid for one in benchmark.fit}) > 100
-    assert not {one.vid for one in benchmark.fit} & {one.vid for one in benchmark.questions}
+    assert len({question.vid for question in benchmark.fit}) > 100
+    assert not {question.vid for question in benchmark.fit} & {question.vid for question in benchmark.questions}
 
 
 def test_the_seed_that_models_are_trained_on_is_refused():

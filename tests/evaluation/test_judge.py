@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         replies = self.server.replies
         reply = replies.pop(0) if len(replies) > 1 else replies[0]
         if reply == "slow":
-            threading.Event().wait(1.0)
+            threading.Event().wait(6.0)
             reply = "9 9"
         status = reply if isinstance(reply, int) else 200
         message = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
@@ -76,13 +76,13 @@ def stub():
         return running[-1]
 
     yield start
-    for one in running:
-        one.shutdown()
-        one.server_close()
+    for server in running:
+        server.shutdown()
+        server.server_close()
 
 
 def judge_at(server, folder, **fields):
-    config = EndpointConfig(**{"url": server.url, "model": "m", "pause_s": 0, "timeout_s": 0.3, **fields})
+    config = EndpointConfig(**{"url": server.url, "model": "m", "pause_s": 0, "timeout_s": 30, **fields})
     return Judge(config, folder, {"v0": "<0> <9> He enters."})
 
 
@@ -152,7 +152,7 @@ def test_a_reply_is_asked_for_once(tmp_path, stub):
 
 def test_a_busy_or_slow_endpoint_is_asked_again(tmp_path, stub):
     server = stub(429, 503, "!<html>", '!{"choices": []}', "slow", "6 3")
-    assert judge_at(server, tmp_path, attempts=6).verdict(answered(0)).ratings == (6, 3)
+    assert judge_at(server, tmp_path, attempts=6, timeout_s=2).verdict(answered(0)).ratings == (6, 3)
     assert len(server.requests) == 6
 
 
@@ -204,8 +204,8 @@ def test_the_score_command_asks_a_judge_and_says_so_where_there_is_none(tmp_path
     def run(*more):
         with pytest.raises(SystemExit) as ended:
             cli.main(["score", str(tmp_path / "samples.jsonl"), *more])
-        said = capsys.readouterr()
-        return ended.value.code, " ".join(said.out.split()), said.err
+        printed = capsys.readouterr()
+        return ended.value.code, " ".join(printed.out.split()), printed.err
 
     assert "not judged (--judge-url and --judge-model)" in run()[1]
     server = stub("8 4")

@@ -45,18 +45,18 @@ def test_known_values():
 
 
 @given(SPANS, SPANS)
-def test_iou_is_a_symmetric_share(one, other):
-    score = iou(one, other)
+def test_iou_is_a_symmetric_fraction(first, second):
+    score = iou(first, second)
     assert 0 <= score <= 1 + 1e-9
-    assert score == iou(other, one)
-    assert iou(one, one) == (1 if one.length_s else 0)
+    assert score == iou(second, first)
+    assert iou(first, first) == (1 if first.length_s else 0)
 
 
 @given(st.lists(SPANS, max_size=5), st.lists(SPANS, max_size=5))
-def test_set_iou_does_not_depend_on_how_a_set_is_cut(some, others):
-    assert 0 <= set_iou(some, others) <= 1 + 1e-9
-    assert set_iou(some[::-1] + some, others) == set_iou(some, others)
-    assert merged(merged(some)) == merged(some)
+def test_set_iou_does_not_depend_on_how_a_set_is_cut(first, second):
+    assert 0 <= set_iou(first, second) <= 1 + 1e-9
+    assert set_iou(first[::-1] + first, second) == set_iou(first, second)
+    assert merged(merged(first)) == merged(first)
 
 
 def test_averages_per_video_then_over_videos():
@@ -120,8 +120,8 @@ def test_one_true_span_is_compared_with_the_first_answered():
 def test_text_accuracy_ignores_case_only():
     texts = [("Circle", "circle "), ("circle", "a circle"), ("3", "3")]
     samples = [
-        sample(str(i), truth=(), predicted=(), truth_text=truth, prediction_text=said)
-        for i, (truth, said) in enumerate(texts)
+        sample(str(i), truth=(), predicted=(), truth_text=truth, prediction_text=answer)
+        for i, (truth, answer) in enumerate(texts)
     ]
     assert text_scores(samples)["text_accuracy"] == pytest.approx(2 / 3)
     assert temporal_scores(samples)["miou"] is None

@@ -78,7 +78,7 @@ for row in map(json.loads, open(sys.argv[1], encoding="utf-8")):
         c, d = (row["prediction"]["spans"] or [[0, 0]])[0]
         both = max(0, min(b, d) - max(a, c))
         videos.setdefault(row["vid"], []).append(0 if row["error"] else both / (b - a + d - c - both))
-print(s.mean(map(s.mean, videos.values())), s.mean(s.mean(v >= 0.5 for v in one) for one in videos.values()))
+print(s.mean(map(s.mean, videos.values())), s.mean(s.mean(v >= 0.5 for v in ious) for ious in videos.values()))
 """
 
 

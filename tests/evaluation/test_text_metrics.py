@@ -1,4 +1,4 @@
-"""Likeness of texts: known values, bounds, an independent longest common subsequence."""
+"""Similarity of texts: known values, bounds, an independent longest common subsequence."""
 
 import pytest
 from hypothesis import given
@@ -29,21 +29,21 @@ def test_known_values(answer, truth, f1, rouge):
 
 
 @given(TEXTS, TEXTS)
-def test_both_are_symmetric_shares_and_order_only_lowers(one, other):
+def test_both_are_symmetric_fractions_and_order_only_lowers(first, second):
     for metric in (token_f1, rouge_l):
-        assert 0 <= metric(one, other) <= 1
-        assert metric(one, other) == metric(other, one)
-        assert metric(one, one) == 1
-    assert rouge_l(one, other) <= token_f1(one, other) + 1e-12
+        assert 0 <= metric(first, second) <= 1
+        assert metric(first, second) == metric(second, first)
+        assert metric(first, first) == 1
+    assert rouge_l(first, second) <= token_f1(first, second) + 1e-12
 
 
 @given(TEXTS, TEXTS)
-def test_the_longest_common_subsequence_is_found(one, other):
+def test_the_longest_common_subsequence_is_found(first, second):
     def longest(a, b):
         if not a or not b:
             return 0
         return longest(a[1:], b[1:]) + 1 if a[0] == b[0] else max(longest(a[1:], b), longest(a, b[1:]))
 
-    a, b = one.split()[:5], other.split()[:5]
+    a, b = first.split()[:5], second.split()[:5]
     expected = 2 * longest(a, b) / (len(a) + len(b)) if a or b else 1
     assert rouge_l(" ".join(a), " ".join(b)) == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""Watching once, asking often, and other stages behind the same weights."""
+"""One encoding for many questions, and other stages with the same weights."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_a_question_asked_alone_or_with_others_gets_the_same_answer(untrained_qa
     assert untrained_qa.ask_all(encoded, []) == []
 
 
-def test_watching_tells_what_each_stage_took_and_left(encoded):
+def test_encoding_reports_seconds_and_tokens_of_each_stage(encoded):
     assert set(encoded.seconds) == {"decode", "encode", "reduce"}
     assert encoded.token_counts == {"encoder": 12 * 16, "reducers": 12 * 16, "fast": 12, "slow": 16}
     assert encoded.kept.shape == (12, 4, 4)
@@ -78,8 +78,10 @@ def test_stages_that_do_not_fit_are_refused_with_the_reason(untrained_qa, stages
 
 def test_history_comes_before_the_question(untrained_qa):
     alone = untrained_qa.prompt("When does the red circle spin?", 10.0).input_ids.tolist()
-    told = untrained_qa.prompt("When does the red circle spin?", 10.0, [("When is it on screen?", "<t3> <t9> it is")])
-    ids = told.input_ids.tolist()
+    with_history = untrained_qa.prompt(
+        "When does the red circle spin?", 10.0, [("When is it on screen?", "<t3> <t9> it is")]
+    )
+    ids = with_history.input_ids.tolist()
     assert ids[0] == alone[0]
     assert ids[-len(alone) + 2 :] == alone[2:]  # after the beginning of the text and the video
     assert ids.count(untrained_qa.processor.video_token_id) == 1

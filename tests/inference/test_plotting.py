@@ -47,7 +47,7 @@ def test_strips_of_kept_patches_and_their_ranking(clip, tmp_path):
     assert size(plain)[1] < size(dark)[1] < size(hot)[1]
     light = [np.isclose(np.asarray(Image.open(path).convert("L")), 180, atol=2).sum() for path in (plain, dark)]
     assert light[1] - light[0] == pytest.approx(0.22 * light[0], rel=0.3)  # a quarter of the second strip, less blurs
-    with pytest.raises(InputError, match="cannot draw"):
+    with pytest.raises(InputError, match="cannot write the picture"):
         plot_answer(clip, "When?", (), tmp_path / "x.nonsense", kept=kept)
 
 
@@ -95,12 +95,12 @@ def test_what_the_llm_drops_depends_on_the_question(short_clip):
     for stage in qa.model.reducers[0].stages:  # about half of the scores lie below these
         stage.head_r.bias.data.fill_(0.0)
         stage.head_s.bias.data.fill_(9.0)
-    seen = [encoded_for(qa, encoded, f"When is the {name} on screen?") for name in ("red circle", "blue square")]
-    for one in seen:
-        assert 0 < one.kept.sum() < one.kept.size
-        name, ranking = one.ranking
+    videos = [encoded_for(qa, encoded, f"When is the {name} on screen?") for name in ("red circle", "blue square")]
+    for video in videos:
+        assert 0 < video.kept.sum() < video.kept.size
+        name, ranking = video.ranking
         assert name == "ATP's redundancy score"
         assert np.isfinite(ranking).all()
-        assert ranking[one.kept].min() > 0.5  # what is left was above the threshold from the first stage on
-    assert not np.array_equal(seen[0].ranking[1], seen[1].ranking[1])
+        assert ranking[video.kept].min() > 0.5  # kept tokens were above the threshold from the first stage on
+    assert not np.array_equal(videos[0].ranking[1], videos[1].ranking[1])
     assert encoded_for(qa, encoded, "When?").sequences is encoded.sequences

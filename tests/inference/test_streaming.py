@@ -16,13 +16,13 @@ def encoded(untrained_qa, short_clip):
 
 
 def test_a_streamed_answer_is_the_one_that_is_given_at_once(untrained_qa, encoded):
-    said = list(stream(untrained_qa, encoded, QUESTION))
-    assert said[-1].answer == untrained_qa.ask(encoded, QUESTION)
-    assert [one.tokens for one in said[:-1]] == list(range(1, len(said)))
-    assert all(one.answer is None for one in said[:-1])
-    assert 0 < said[0].first_token_s <= said[-1].seconds
-    assert said[-1].tokens_per_s > 0
-    assert "<t" not in said[-1].text
+    parts = list(stream(untrained_qa, encoded, QUESTION))
+    assert parts[-1].answer == untrained_qa.ask(encoded, QUESTION)
+    assert [part.tokens for part in parts[:-1]] == list(range(1, len(parts)))
+    assert all(part.answer is None for part in parts[:-1])
+    assert 0 < parts[0].first_token_s <= parts[-1].seconds
+    assert parts[-1].tokens_per_s > 0
+    assert "<t" not in parts[-1].text
 
 
 def test_an_answer_that_never_ends_is_cut(untrained_qa, encoded):
@@ -36,21 +36,21 @@ def test_an_answer_that_takes_too_long_is_cut(untrained_qa, encoded):
     assert last.tokens < 400
 
 
-def test_stopping_leaves_what_was_said(untrained_qa, encoded):
-    said = []
+def test_stopping_keeps_the_text_so_far(untrained_qa, encoded):
+    parts = []
 
     def stopped():
-        time.sleep(0.01)  # between two tokens, so that a busy machine hears the third one before the last
-        return len(said) >= 3
+        time.sleep(0.01)  # slows generation, so that a busy machine stops it before the last token
+        return len(parts) >= 3
 
-    for one in stream(untrained_qa, encoded, QUESTION, max_new_tokens=400, eos_token_id=-1, stopped=stopped):
-        said.append(one)
-    assert said[-1].cut == "stopped"
-    assert said[-1].answer is not None
-    assert 3 <= said[-1].tokens < 400
+    for part in stream(untrained_qa, encoded, QUESTION, max_new_tokens=400, eos_token_id=-1, stopped=stopped):
+        parts.append(part)
+    assert parts[-1].cut == "stopped"
+    assert parts[-1].answer is not None
+    assert 3 <= parts[-1].tokens < 400
 
 
-def test_who_leaves_in_the_middle_leaves_no_thread_behind(untrained_qa, encoded):
+def test_closing_the_stream_early_ends_its_thread(untrained_qa, encoded):
     answer = stream(untrained_qa, encoded, QUESTION, max_new_tokens=400, eos_token_id=-1)
     next(answer)
     answer.close()
@@ -58,6 +58,6 @@ def test_who_leaves_in_the_middle_leaves_no_thread_behind(untrained_qa, encoded)
     assert not [thread for thread in threading.enumerate() if thread.name == "mmllm-generate"]
 
 
-def test_what_goes_wrong_while_generating_is_told(untrained_qa, encoded):
+def test_errors_of_generate_reach_the_caller(untrained_qa, encoded):
     with pytest.raises(ValueError, match="max_new_tokens"):
         list(stream(untrained_qa, encoded, QUESTION, max_new_tokens=-1))

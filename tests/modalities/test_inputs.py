@@ -105,8 +105,8 @@ def test_media_of_a_batch_are_stacked_by_modality_in_their_order():
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        (VideoInputs, {"times_s": torch.zeros(1, 3)}, "pixel_values_videos or video_features, and there are neither"),
-        (VideoInputs, {"pixels": PIXELS, "features": torch.zeros(2, 3, 5, 8)}, "and there are both"),
+        (VideoInputs, {"times_s": torch.zeros(1, 3)}, "pixel_values_videos or video_features; given: neither"),
+        (VideoInputs, {"pixels": PIXELS, "features": torch.zeros(2, 3, 5, 8)}, "given: both"),
         (VideoInputs, {"pixels": PIXELS[0]}, r"pixel_values_videos must be \(any any 3 any any\), not \(3, 3, 4, 4\)"),
         (VideoInputs, {"pixels": PIXELS, "times_s": torch.zeros(2, 4)}, r"video_times_s must be \(2 3\), not \(2, 4\)"),
         (VideoInputs, {"pixels": PIXELS, "durations_s": torch.zeros(3)}, r"video_durations_s must be \(2\)"),
@@ -118,7 +118,7 @@ def test_media_of_a_batch_are_stacked_by_modality_in_their_order():
             {"features": torch.zeros(2, 3, 5, 8), "scores": {"a": torch.zeros(2, 3, 4)}},
             r"video_scores must be \(2 3 5\), not \(2, 3, 4\)",
         ),
-        (ImageInputs, {"tiling": torch.zeros(1, 4)}, "there are no pixel_values"),
+        (ImageInputs, {"tiling": torch.zeros(1, 4)}, "image_tiling needs pixel_values"),
         (ImageInputs, {"pixels": PIXELS}, "need image_tiling"),
         (ImageInputs, {"pixels": PIXELS[0], "tiling": torch.zeros(3, 4)}, "pixel_values must be"),
         (ImageInputs, {"pixels": PIXELS, "tiling": torch.zeros(3, 4)}, r"image_tiling must be \(2 4\)"),

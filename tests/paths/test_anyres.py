@@ -31,8 +31,8 @@ def test_images_are_packed_with_the_learned_newline_and_know_where_each_token_is
     for image in range(2):
         for position in mask[image].nonzero().flatten().tolist():
             partition, place = int(sequence.frame[image, position]), int(sequence.place[image, position])
-            wanted = path.newline if partition < 0 else images.features[image, partition, place]
-            assert torch.equal(sequence.embeddings[image, position], wanted)
+            expected = path.newline if partition < 0 else images.features[image, partition, place]
+            assert torch.equal(sequence.embeddings[image, position], expected)
     ends = ((sequence.frame < 0) & mask).sum(1).tolist()
     assert ends == [3 - 2 * ((3 - 30 * 6 // 90) // 2), 6]
 

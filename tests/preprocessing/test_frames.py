@@ -25,8 +25,8 @@ def test_cropping_equals_the_processor_of_transformers():
 
     theirs = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
     given = frames(50, 71)
-    wanted = theirs([Image.fromarray(frame) for frame in given], return_tensors="np")["pixel_values"]
-    np.testing.assert_allclose(FrameTransform(size=24)(given), wanted, rtol=0, atol=1e-5)
+    expected = theirs([Image.fromarray(frame) for frame in given], return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(FrameTransform(size=24)(given), expected, rtol=0, atol=1e-5)
 
 
 def test_padding_adds_the_mean_colour_around_the_whole_frame():
@@ -82,11 +82,11 @@ def defaults():
 def test_video_frames_equal_the_default_processor_of_transformers(model, shape):
     theirs, ours = defaults()[model]
     frames = clip(*shape)
-    wanted = theirs(list(frames), return_tensors="np")["pixel_values"]
+    expected = theirs(list(frames), return_tensors="np")["pixel_values"]
     got = ours.video(frames)
-    assert got.shape == wanted.shape
+    assert got.shape == expected.shape
     assert got.dtype == np.float32
-    far = np.abs(got - wanted) * 255 * np.array(ours.std, dtype=np.float32)[:, None, None]
+    far = np.abs(got - expected) * 255 * np.array(ours.std, dtype=np.float32)[:, None, None]
     assert far.max() <= 2.01
     assert far.mean() <= 0.25
 
@@ -114,8 +114,8 @@ def test_what_is_cut_off_need_not_be_resized(shape):
     pixels = torch.from_numpy(frame).permute(2, 0, 1).unsqueeze(0)
     whole = torch.nn.functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
     top, left = (height - 24) // 2, (width - 24) // 2
-    wanted = whole[0, :, top : top + 24, left : left + 24].permute(1, 2, 0).numpy()
-    assert np.abs(quick.astype(int) - wanted).max() <= 1
+    expected = whole[0, :, top : top + 24, left : left + 24].permute(1, 2, 0).numpy()
+    assert np.abs(quick.astype(int) - expected).max() <= 1
 
 
 def test_video_frames_can_be_resized_by_pil():

@@ -82,8 +82,8 @@ def test_labels_cover_the_answer_and_the_newline_is_trained(make, processor):
         logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
     labels = inputs["labels"][0]
     said = labels[labels != -100]
-    wanted = torch.nn.functional.cross_entropy(logits[0, -len(said) - 1 : -1], said)
-    torch.testing.assert_close(out.loss, wanted)
+    expected = torch.nn.functional.cross_entropy(logits[0, -len(said) - 1 : -1], said)
+    torch.testing.assert_close(out.loss, expected)
 
 
 def test_tiles_without_their_tiling_are_refused(make, processor):
@@ -119,7 +119,7 @@ def test_training_batches_hold_differently_cut_images(make, processor):
         text = {"input_ids": encoded.input_ids, "labels": encoded.labels}
         rows.append(Row(name="row", text=text, media=(media.load("image", image),)))
     batch = RowCollator(pad_token_id=0)(rows)
-    wanted = processor.media_inputs("image", IMAGES).flat()
-    assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
-    taken = ("input_ids", "labels", "attention_mask", *wanted)
+    expected = processor.media_inputs("image", IMAGES).flat()
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    taken = ("input_ids", "labels", "attention_mask", *expected)
     assert make()(**{name: batch[name] for name in taken}).loss.isfinite()

@@ -87,9 +87,9 @@ def test_packing_whole_tokens(unpad, with_newline):
     newline = torch.full((5,), 9.0) if with_newline else None
     packed, mask = pack(tokens, unpad=unpad, newline=newline)
     for image, tiling in enumerate(tilings):
-        wanted = by_hand(tokens.features[image], tiling, 3, unpad, newline)
-        assert torch.equal(packed[image][mask[image]], wanted)
-        assert mask[image, : len(wanted)].all()
+        expected = by_hand(tokens.features[image], tiling, 3, unpad, newline)
+        assert torch.equal(packed[image][mask[image]], expected)
+        assert mask[image, : len(expected)].all()
 
 
 def test_packing_reduced_tokens():

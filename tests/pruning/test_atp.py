@@ -167,9 +167,9 @@ def masked_reference(model, embeds, current):
 def test_positions_and_masks_are_those_of_the_whole_row(pruned, embeds):
     current = the_pass(pruned.stage)
     out = run(pruned, embeds, current).logits
-    wanted = masked_reference(pruned, embeds, current)
+    expected = masked_reference(pruned, embeds, current)
     text = ~current.visual
-    torch.testing.assert_close(out[text], wanted[text], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out[text], expected[text], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pad", [0, 4])

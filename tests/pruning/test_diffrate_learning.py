@@ -65,9 +65,9 @@ def test_masked_attention_without_mask_is_attention():
     q, k, v = torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0))
     size = torch.rand(2, 9, generator=torch.Generator().manual_seed(1)) + 0.5
     mixed, row = attend_masked(q, k, v, size, torch.ones(2, 9))
-    wanted, wanted_row = attend(q, k, v, size)
-    torch.testing.assert_close(mixed, wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(row, wanted_row, rtol=1e-4, atol=1e-5)
+    expected_mixed, expected_row = attend(q, k, v, size)
+    torch.testing.assert_close(mixed, expected_mixed, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(row, expected_row, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture

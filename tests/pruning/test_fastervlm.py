@@ -32,11 +32,11 @@ def test_recorded(keep):
     present = tokens.on_grid()[1].flatten(2)[:, 0]
     assert torch.equal(present, GOLDEN[f"out.mask.k{keep}"].bool())
     image = projected(tokens.features[:, 0])
-    for ids, visual, wanted in zip(GOLDEN["in.input_ids"], image, GOLDEN[f"out.embeds.k{keep}"], strict=True):
+    for ids, visual, expected in zip(GOLDEN["in.input_ids"], image, GOLDEN[f"out.embeds.k{keep}"], strict=True):
         at = ids.tolist().index(-200)
         words = STATE["model.embed_tokens.weight"]
         sequence = torch.cat([words[ids[:at]], visual, words[ids[at + 1 :]]])
-        torch.testing.assert_close(sequence, wanted, rtol=1e-5, atol=5e-4)  # the values have a spread of 64
+        torch.testing.assert_close(sequence, expected, rtol=1e-5, atol=5e-4)  # the values have a spread of 64
 
 
 def scored(scores):

@@ -58,13 +58,13 @@ def test_the_tokens_that_the_last_position_attends_to_are_kept(llm, embeds, laye
     llm.set_attn_implementation("eager")
     row = llm(inputs_embeds=embeds, output_attentions=True).attentions[layer - 1].mean(1)[:, -1]
     count = round(VISUAL * ratio)
-    wanted = row[:, BEFORE : BEFORE + VISUAL].topk(count).indices.sort(-1).values + BEFORE
+    expected = row[:, BEFORE : BEFORE + VISUAL].topk(count).indices.sort(-1).values + BEFORE
     install(llm.model)
     current, cache = the_pass(FastvReducer(FastvConfig(layer=layer, ratio=ratio))), DynamicCache(config=llm.config)
     run(llm, embeds, current, past_key_values=cache)
     kept = current.kept[layer]
     assert kept.position.shape == (2, BEFORE + count + AFTER)
-    assert torch.equal(kept.position[:, BEFORE : BEFORE + count], wanted)
+    assert torch.equal(kept.position[:, BEFORE : BEFORE + count], expected)
     assert torch.equal(kept.position, kept.position.sort(-1).values)
     lengths = [cached.keys.shape[2] for cached in cache.layers]
     assert lengths == [LENGTH] * layer + [LENGTH - VISUAL + count] * (5 - layer)
@@ -84,8 +84,8 @@ def test_kept_tokens_keep_their_positions_and_the_others_have_no_influence(llm, 
                 whole = position
             rotary = decoder.rotary_emb(hidden, position_ids=whole)
             hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, position_ids=whole)
-        wanted = llm.lm_head(decoder.norm(hidden))
-    torch.testing.assert_close(out[:, -AFTER:], wanted[:, -AFTER:], rtol=1e-4, atol=1e-5)
+        expected = llm.lm_head(decoder.norm(hidden))
+    torch.testing.assert_close(out[:, -AFTER:], expected[:, -AFTER:], rtol=1e-4, atol=1e-5)
 
 
 def test_the_whole_budget_changes_nothing(llm, embeds):

@@ -58,10 +58,10 @@ def test_recorded_single_partition(rate, mode):
     tokens = VisualTokens(
         features=torch.zeros(1, 1, 36, 2), grid=(6, 6), scores={"cls_attention": scores, "cls_attention@0": scores}
     )
-    wanted = GOLDEN[f"out.single_mask.r{rate}"].bool()
+    expected = GOLDEN[f"out.single_mask.r{rate}"].bool()
     for given in (tokens, tokens.replace(tiling=(Tiling(rows=0, cols=0, height=9, width=9),))):
         out = registry.build("reducer", {"name": "hired", "ratio": rate, "mode": mode})(given)
-        assert torch.equal(out.on_grid()[1].flatten(), wanted)
+        assert torch.equal(out.on_grid()[1].flatten(), expected)
 
 
 def test_worked_example():
@@ -152,9 +152,9 @@ def test_many_partitions_in_release_mode(rate, alpha):
             values[image, : one.partitions].numpy()
             for values in (tokens.scores["cls_attention"], tokens.scores["cls_attention@0"], tokens.features)
         )
-        wanted = released(late, first, one, 6, rate, alpha)
-        assert np.array_equal(present[image, : one.partitions], wanted)
-        assert np.array_equal(packed[image][mask[image]].numpy(), released_packing(features, wanted, one, 6))
+        expected = released(late, first, one, 6, rate, alpha)
+        assert np.array_equal(present[image, : one.partitions], expected)
+        assert np.array_equal(packed[image][mask[image]].numpy(), released_packing(features, expected, one, 6))
 
 
 @pytest.mark.parametrize(("rate", "alpha"), [(0.2, 0.5), (0.4, 0.3), (0.8, 0.7)])
@@ -195,10 +195,10 @@ def test_spatial_budget_keeps_spaced_patches_beside_the_attended():
         registry.build("reducer", f"hired:ratio=0.2,spatial_budget={share}")(tokens).on_grid()[1].flatten(2)
         for share in (0, 0.25)
     )
-    wanted = plain.clone()
-    wanted[..., ::4] = True
-    wanted[..., 35] = plain[..., 35]
-    assert torch.equal(beside, wanted)
+    expected = plain.clone()
+    expected[..., ::4] = True
+    expected[..., 35] = plain[..., 35]
+    assert torch.equal(beside, expected)
     reducer = registry.build("reducer", "hired:ratio=0.2,spatial_budget=0.25")
     assert reducer.kept_tokens(36, 5) == 36 + 5 * 9 >= beside.sum()
 

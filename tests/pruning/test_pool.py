@@ -15,8 +15,8 @@ def test_whole_grids_as_torch_pools_them(mode, pool, side):
     tokens = VisualTokens(features=torch.randn(2, 3, side * side, 6), grid=(side, side))
     pooled = registry.build("reducer", f"pool:mode={mode}")(tokens)
     image = rearrange(tokens.features, "b t (h w) d -> (b t) d h w", h=side)
-    wanted = rearrange(pool(2)(image), "(b t) d h w -> b t (h w) d", b=2)
-    torch.testing.assert_close(pooled.features, wanted)
+    expected = rearrange(pool(2)(image), "(b t) d h w -> b t (h w) d", b=2)
+    torch.testing.assert_close(pooled.features, expected)
     assert pooled.grid == (2, 2)
     assert pooled.shape[2] <= registry.build("reducer", "pool").kept_tokens(side * side, 1)
 
@@ -28,8 +28,8 @@ def test_patches_that_are_gone_do_not_count(mode):
     pooled = registry.build("reducer", f"pool:mode={mode}")(tokens.take(kept))
     assert pooled.mask[0, 0].tolist() == [True, False, False, True]
     first = tokens.features[0, 0, [0, 1, 5]]
-    wanted = first.mean(0) if mode == "average" else first.amax(0)
-    torch.testing.assert_close(pooled.features[0, 0, 0], wanted)
+    expected = first.mean(0) if mode == "average" else first.amax(0)
+    torch.testing.assert_close(pooled.features[0, 0, 0], expected)
     torch.testing.assert_close(pooled.features[0, 0, 3], tokens.features[0, 0, 10])
 
 

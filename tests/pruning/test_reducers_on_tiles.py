@@ -72,11 +72,11 @@ def test_fastervlm_on_tiles_as_published(build, inputs, keep):
         mosaic, present = (
             rearrange(one[1:], "(r c) (h w) ... -> (r h c w) ...", r=tiling.rows, h=GRID) for one in (features, mask)
         )
-        wanted = model.visual_tokenizer.weight @ torch.cat([features[0][mask[0]], mosaic[present]]).T
+        expected = model.visual_tokenizer.weight @ torch.cat([features[0][mask[0]], mosaic[present]]).T
         ours = read.embeddings[image][read.mask[image]]
         assert len(ours) == keep * tiling.partitions
         bias = 0 if model.visual_tokenizer.bias is None else model.visual_tokenizer.bias
-        torch.testing.assert_close(ours, wanted.T + bias, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, expected.T + bias, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["paper", "release"])

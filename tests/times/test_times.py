@@ -61,7 +61,7 @@ def test_each_way_writes_and_reads_times():
     [
         ("interleaved:frame=at", 0, "one {}"),
         ("text:decimals=9", 0, "from 0 to 3"),
-        ("tokens", 0, "need num_time_tokens"),
+        ("tokens", 0, "num_time_tokens = 0"),
         ("interleavd", 0, "did you mean 'interleaved'"),
     ],
 )

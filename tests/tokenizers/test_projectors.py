@@ -21,7 +21,7 @@ def test_the_mlp_has_llavas_parameter_names_and_the_exact_gelu():
     project = registry.build("tokenizer", "mlp", in_width=6, out_width=10, grid=(2, 2))
     assert sorted(project.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
     x = torch.randn(1, 1, 4, 6)
-    wanted = project[2](torch.nn.functional.gelu(project[0](x)))
-    torch.testing.assert_close(project(VisualTokens(features=x, grid=(2, 2))).features, wanted)
+    expected = project[2](torch.nn.functional.gelu(project[0](x)))
+    torch.testing.assert_close(project(VisualTokens(features=x, grid=(2, 2))).features, expected)
     with pytest.raises(ConfigError, match=r"MlpConfig\.depth = 0"):
         registry.config_of("tokenizer", "mlp:depth=0")

@@ -91,10 +91,10 @@ def test_removal_in_a_whole_transformer(images, prune, merge, clamp, mae):
         logits = model(images)
         _, (_, live) = model.run(images)
         for i, image in enumerate(images):
-            wanted, size, held = plain_removal(model.vit, image, schedule, clamp=clamp)
-            torch.testing.assert_close(logits[i], wanted, rtol=1e-5, atol=1e-5)
+            expected, size, held = plain_removal(model.vit, image, schedule, clamp=clamp)
+            torch.testing.assert_close(logits[i], expected, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(live.size[i], size, rtol=1e-5, atol=1e-5)
-            owner = [next((t for t, one in enumerate(held) if patch in one), -1) for patch in range(1, 17)]
+            owner = [next((t for t, patches in enumerate(held) if patch in patches), -1) for patch in range(1, 17)]
             assert live.owner[i].tolist() == owner
     assert model.flops() == flops(schedule.live(17), tokens=17, width=16, patch=4, classes=CLASSES)
 
@@ -121,8 +121,8 @@ def plain_learning(model, images):
         parts = block.attn.qkv(block.norm1(x)).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in parts)
         logits = q @ k.transpose(-1, -2) * 8**-0.5 + size.log()[:, None, None]
-        seen = mask[:, None, None] + (1 - mask)[:, None, None] * torch.eye(17)
-        weights = (logits - logits.max(-1, keepdim=True).values.detach()).exp() * seen
+        visible = mask[:, None, None] + (1 - mask)[:, None, None] * torch.eye(17)
+        weights = (logits - logits.max(-1, keepdim=True).values.detach()).exp() * visible
         weights = (weights + eps / 17) / (weights.sum(-1, keepdim=True) + eps)
         x = x + block.attn.proj((weights @ v).transpose(1, 2).flatten(2))
         order = weights[:, :, 0, 1:].mean(1).argsort(dim=-1, descending=True, stable=True) + 1
@@ -140,8 +140,8 @@ def plain_learning(model, images):
                 likeness, target = (unit[kept:live] @ unit[1:kept].T).max(-1)
                 s = torch.cat([s[:kept], s[kept:live] * likeness, s[live:]]).clamp(min=1.0)
                 members = [[i, *(kept + (target + 1 == i).nonzero().flatten()).tolist()] for i in range(kept)]
-                merged.append(torch.cat([torch.stack([a[one].mean(0) for one in members]), a[kept:]]))
-                sizes.append(torch.cat([torch.stack([s[one].sum() for one in members]), s[kept:]]))
+                merged.append(torch.cat([torch.stack([a[group].mean(0) for group in members]), a[kept:]]))
+                sizes.append(torch.cat([torch.stack([s[group].sum() for group in members]), s[kept:]]))
             x, size, mask, live = torch.stack(merged), torch.stack(sizes), mask * merge_mask, kept
         least = min(tokens.item(), kept_prune.item(), kept_merge.item())
         tokens = least + kept_prune - kept_prune.detach() + kept_merge - kept_merge.detach()
@@ -155,8 +155,8 @@ def test_learning_in_a_whole_transformer(learned, images):
     rates = [rate.selected_probability for rate in [*learned.rates.prune_rates, *learned.rates.merge_rates]]
     learned.train()
     logits, (_, state) = learned(images), learned.run(images)
-    wanted, mask, size, cost = plain_learning(learned, images)
-    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-5)
+    expected, mask, size, cost = plain_learning(learned, images)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(state.mask.round(), mask.round())
     torch.testing.assert_close(state.size, size, rtol=1e-4, atol=1e-5)
     assert learned.cost().item() == pytest.approx(cost.item(), rel=1e-6)
@@ -164,13 +164,15 @@ def test_learning_in_a_whole_transformer(learned, images):
     assert int(mask[0].detach().round().sum()) == state.live
     ours, theirs = (
         torch.autograd.grad(
-            torch.nn.functional.cross_entropy(told, classes) + 5 * (told_cost / 1e5 - 1) ** 2, rates, allow_unused=True
+            torch.nn.functional.cross_entropy(output, classes) + 5 * (output_cost / 1e5 - 1) ** 2,
+            rates,
+            allow_unused=True,
         )
-        for told, told_cost in ((logits, learned.cost()), (wanted, cost))
+        for output, output_cost in ((logits, learned.cost()), (expected, cost))
     )
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
-    assert sum(one.abs().sum() > 0 for one in ours) >= 6
+    for gradient, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-6)
+    assert sum(gradient.abs().sum() > 0 for gradient in ours) >= 6
 
 
 def test_what_is_learned_is_what_is_followed(learned, images):
@@ -200,7 +202,7 @@ def test_published_names_there_and_back(learned, images):
     plain.load_published({name: value for name, value in state.items() if "ddp" not in name})
     wrong = {
         "lack 'blocks.2.prune_ddp.selected_probability'": lambda s: s.pop("blocks.2.prune_ddp.selected_probability"),
-        "left over": lambda s: s.update({"blocks.1.mix_ddp.weight": torch.ones(1)}),
+        "unknown tensors": lambda s: s.update({"blocks.1.mix_ddp.weight": torch.ones(1)}),
         "equal steps": lambda s: s["blocks.2.prune_ddp.kept_token_candidate"].add_(torch.arange(16) % 2),
         "missing: head.bias": lambda s: s.pop("head.bias"),
     }
@@ -285,7 +287,7 @@ def test_a_learned_schedule_hits_its_target_and_beats_a_constant_ratio(seed):
     batches = (spots(50_000 + step, 32) for step in range(600))
     learned = learn_schedule(model, batches, target=whole / 2, steps=600, learning_rate=0.1, weight=50 / whole**2)
     assert all(torch.equal(before[name], value) for name, value in vit.state_dict().items())
-    constant = min(filter(lambda one: cost(one) >= cost(learned), constant_ratios()), key=cost)
+    constant = min(filter(lambda schedule: cost(schedule) >= cost(learned), constant_ratios()), key=cost)
     assert cost(constant) == pytest.approx(cost(learned), rel=0.005)
     images, classes = spots(99, 4096)
 
@@ -306,7 +308,7 @@ def test_a_learned_schedule_hits_its_target_and_beats_a_constant_ratio(seed):
 
 
 def constant_ratios():
-    """Schedules that keep the same share in each block but the first, of costs that lie close together."""
+    """Schedules that keep the same fraction in each block but the first, with costs close to each other."""
     for even in (even_schedule(65, 6, keep) for keep in range(2, 65)):
         for percent in range(90, 111):
             merge = tuple(min(65, max(2, round(count * percent / 100))) for count in even.merge[1:])

@@ -7,7 +7,7 @@ from mmllm.train.features import FeatureCache
 from mmllm.train.model_config import ModelConfig
 
 
-def test_features_are_what_the_encoder_says_and_are_computed_once(tmp_path):
+def test_features_equal_the_encoders_output_and_are_computed_once(tmp_path):
     render(tmp_path, SyntheticConfig(train_videos=2, val_videos=0, min_duration_s=8), workers=1)
     videos = sorted((tmp_path / "videos").glob("*.mp4"))
     model, processor = build_model(ModelConfig(num_frames=6, reducers=("fastervlm:keep=4",)))
@@ -16,13 +16,13 @@ def test_features_are_what_the_encoder_says_and_are_computed_once(tmp_path):
     (tmp_path / "broken.mp4").write_text("not a video")
     failed = cache.fill([*videos, tmp_path / "broken.mp4", tmp_path / "missing.mp4"], workers=0)
     assert sorted(path.name for path in failed) == ["broken.mp4", "missing.mp4"]
-    kept = cache.load(videos[0])
+    cached = cache.load(videos[0])
     inputs = processor.media_inputs("video", [videos[0]])
-    wanted = model.encode(inputs.pixels)
-    torch.testing.assert_close(kept.features.float(), wanted.features, rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(kept.scores["cls_attention"], wanted.scores["cls_attention"])
-    assert torch.equal(kept.times_s, inputs.times_s)
-    assert kept.lengths_s == inputs.lengths_s
+    expected = model.encode(inputs.pixels)
+    torch.testing.assert_close(cached.features.float(), expected.features, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(cached.scores["cls_attention"], expected.scores["cls_attention"])
+    assert torch.equal(cached.times_s, inputs.times_s)
+    assert cached.lengths_s == inputs.lengths_s
     written = cache.path(videos[0]).stat().st_mtime_ns
     cache.fill(videos, workers=0)
     assert cache.path(videos[0]).stat().st_mtime_ns == written

@@ -20,8 +20,8 @@ from mmllm.train.metrics import read_metrics
 
 def config(base, *, seed=0, adapter_only=False, **training):
     short = {"max_steps": 6, "batch_size": 3, "save_steps": 2, "logging_steps": 1, "lora_rank": 4}
-    made = FinetuneTraining(**{**short, **training})
-    return FinetuneConfig(model=str(base), seed=seed, adapter_only=adapter_only, training=made)
+    settings = FinetuneTraining(**{**short, **training})
+    return FinetuneConfig(model=str(base), seed=seed, adapter_only=adapter_only, training=settings)
 
 
 def losses(run):
@@ -29,8 +29,8 @@ def losses(run):
 
 
 def span_iou(a, b):
-    both = max(0.0, min(a.end_s, b.end_s) - max(a.start_s, b.start_s))
-    return both / (a.length_s + b.length_s - both)
+    intersection = max(0.0, min(a.end_s, b.end_s) - max(a.start_s, b.start_s))
+    return intersection / (a.length_s + b.length_s - intersection)
 
 
 @pytest.mark.slow
@@ -39,9 +39,9 @@ def test_own_clips_are_learned(own_clips, tiny_base, tmp_path):
     model = finetune(learning, own_clips / "clips.jsonl", tmp_path / "run", workers=0)
     qa = VideoQA.from_pretrained(model)
     questions = read_questions(own_clips / "clips.jsonl").items
-    found = [span_iou(qa.ask(one.video, one.question).spans[0], one.spans[0]) for one in questions]
-    assert len(found) == 6
-    assert np.mean(found) > 0.9
+    ious = [span_iou(qa.ask(item.video, item.question).spans[0], item.spans[0]) for item in questions]
+    assert len(ious) == 6
+    assert np.mean(ious) > 0.9
 
 
 def killed(fork, settings, file, output, moments):
@@ -53,7 +53,7 @@ def killed(fork, settings, file, output, moments):
         moments: for each kill the steps that are waited for, and the seconds after that.
 
     Returns:
-        Whether a kill came after a checkpoint and before the model was there.
+        Whether a kill came after a checkpoint and before the model was saved.
     """
     midway = False
     for steps, seconds in moments:
@@ -127,16 +127,16 @@ def test_changed_data_or_settings_are_refused_with_the_difference(copied_clips, 
 def test_adapters_alone_answer_as_the_merged_model_would(own_clips, tiny_base, tmp_path):
     file = own_clips / "clips.jsonl"
     whole = finetune(config(tiny_base, learning_rate=1e-2), file, tmp_path / "a", workers=0)
-    alone = finetune(config(tiny_base, learning_rate=1e-2, adapter_only=True), file, tmp_path / "b", workers=0)
-    assert alone.name == "adapter"
-    assert not (alone / "config.json").exists()
-    merged, loaded = (VideoQA.from_pretrained(folder).model.state_dict() for folder in (whole, alone))
+    adapter = finetune(config(tiny_base, learning_rate=1e-2, adapter_only=True), file, tmp_path / "b", workers=0)
+    assert adapter.name == "adapter"
+    assert not (adapter / "config.json").exists()
+    merged, loaded = (VideoQA.from_pretrained(folder).model.state_dict() for folder in (whole, adapter))
     assert set(merged) == set(loaded)
     for name, weight in merged.items():
         torch.testing.assert_close(loaded[name], weight, rtol=1e-5, atol=1e-6)
-    (alone / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="which model these adapters belong to"):
-        VideoQA.from_pretrained(alone)
+        VideoQA.from_pretrained(adapter)
 
 
 def test_everything_that_is_wrong_is_told_before_training(copied_clips, tiny_base, tmp_path):
@@ -149,10 +149,10 @@ def test_everything_that_is_wrong_is_told_before_training(copied_clips, tiny_bas
     rows[3]["spans"] = [[1, 2, 3]]
     file = copied_clips / "bad.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refused:
         finetune(config(tiny_base), file, tmp_path / "run", workers=0)
     for part in ("line 1: a span must have 0 <= start <= end", "line 2: videos/gone.mp4", "broken.mp4", "--skip-bad"):
-        assert part in str(told.value)
+        assert part in str(refused.value)
     assert not (tmp_path / "run" / "run.json").exists()
     file.write_text("\n".join([*file.read_text().splitlines(), *good[4:]]))
     finetune(config(tiny_base, max_steps=1), file, tmp_path / "run", workers=0, skip_bad=True)

@@ -67,9 +67,9 @@ def test_a_step_that_is_not_a_number_is_skipped_counted_and_its_row_named(tmp_pa
 def test_too_many_of_them_in_a_row_end_the_training_and_keep_the_checkpoint(tmp_path):
     with pytest.raises(MmllmError, match="3 steps in a row had no finite gradient"):
         trained(tmp_path, poisoned=range(2, 8), max_bad_steps=3)
-    kept = latest_checkpoint(tmp_path / "checkpoints")
-    assert kept is not None
-    assert kept.name in ("checkpoint-2", "checkpoint-4")
+    newest = latest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None
+    assert newest.name in ("checkpoint-2", "checkpoint-4")
 
 
 def test_a_full_disk_is_told_and_the_last_good_checkpoint_kept(tmp_path, monkeypatch):
@@ -129,10 +129,10 @@ def test_the_model_is_whole_where_it_was_never_spread(tmp_path):
     from mmllm.train.fitting import trained_model
 
     model = Line()
-    told = SimpleNamespace(
+    trainer = SimpleNamespace(
         accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped),
         model=model,
         is_deepspeed_enabled=False,
         is_fsdp_enabled=False,
     )
-    assert trained_model(told, Line) is model
+    assert trained_model(trainer, Line) is model

@@ -27,7 +27,7 @@ def test_accelerate_reads_it(name):
 
 def test_the_layer_that_is_spread_is_the_llms(make_model):
     fields = yaml.safe_load((FOLDER / "fsdp.yaml").read_text())["fsdp_config"]
-    wanted = fields["fsdp_transformer_layer_cls_to_wrap"]
+    layer_class = fields["fsdp_transformer_layer_cls_to_wrap"]
     model = make_model()
-    layers = [name for name, module in model.named_modules() if type(module).__name__ == wanted]
+    layers = [name for name, module in model.named_modules() if type(module).__name__ == layer_class]
     assert layers == [f"language_model.model.layers.{i}" for i in range(2)]

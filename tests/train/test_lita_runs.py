@@ -51,13 +51,13 @@ def lita_root(own_clips, tmp_path_factory):
     (root / "nextqa" / "NExTVideo" / "7").mkdir(parents=True)
     for vid in vids[4:]:
         shutil.copy(own_clips / "videos" / f"{vid}.mp4", root / "nextqa" / "NExTVideo" / "7" / f"{vid}.mp4")
-    asked = [{"video": f"7/{vid}.mp4", "QA": [{"q": "what spins", "a": "the circle"}]} for vid in vids[4:]]
-    write("nextqa/train_processed.json", asked)
+    entries = [{"video": f"7/{vid}.mp4", "QA": [{"q": "what spins", "a": "the circle"}]} for vid in vids[4:]]
+    write("nextqa/train_processed.json", entries)
     (root / "coco" / "train2017").mkdir(parents=True)
     Image.new("RGB", (70, 50), (200, 30, 30)).save(root / "coco" / "train2017" / "one.jpg")
-    said = [{"from": "human", "value": "What colour is it?\n<image>"}, {"from": "gpt", "value": "It is red."}]
-    said += [{"from": "human", "value": "Really?"}, {"from": "gpt", "value": "Yes, red."}]
-    rows = [{"id": "1", "image": "one.jpg", "conversations": said}]
+    turns = [{"from": "human", "value": "What colour is it?\n<image>"}, {"from": "gpt", "value": "It is red."}]
+    turns += [{"from": "human", "value": "Really?"}, {"from": "gpt", "value": "Yes, red."}]
+    rows = [{"id": "1", "image": "one.jpg", "conversations": turns}]
     write("LLaVA-Instruct-150K/llava_instruct_150k.json", rows)
     return root
 

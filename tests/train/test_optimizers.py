@@ -1,4 +1,4 @@
-"""Muon: what it does to a matrix, which weights it takes, and that training with it goes on where it stopped."""
+"""Muon: its effect on a matrix, the weights that it trains, and that its training can be resumed."""
 
 import copy
 
@@ -13,12 +13,12 @@ def test_singular_values_come_near_one_and_directions_stay():
     torch.manual_seed(0)
     for shape in ((8, 24), (24, 8), (16, 16)):
         matrix = torch.randn(shape)
-        made = nearly_orthogonal(matrix)
-        values = torch.linalg.svdvals(made)
+        orthogonal = nearly_orthogonal(matrix)
+        values = torch.linalg.svdvals(orthogonal)
         assert values.min() > 0.3
         assert values.max() < 1.3
         u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-        assert (u.T @ made @ v.T).diagonal().min() > 0.3
+        assert (u.T @ orthogonal @ v.T).diagonal().min() > 0.3
 
 
 class Small(nn.Module):

@@ -42,37 +42,37 @@ def video(path):
 
 
 def test_seconds_are_written_as_time_tokens_and_only_the_answer_is_labelled(processor):
-    one = conversation(question("a", 0).dialogue(), processor, 9.0)
-    words = processor.tokenizer.convert_ids_to_tokens(one.input_ids)
+    encoded = conversation(question("a", 0).dialogue(), processor, 9.0)
+    words = processor.tokenizer.convert_ids_to_tokens(encoded.input_ids)
     assert words == "<s> <video> when does it spin ? answer : <t1> <t4> the red circle . </s>".split()
-    assert (one.labels != -100).sum() == 7
+    assert (encoded.labels != -100).sum() == 7
 
 
 def test_a_packed_row_has_the_shared_beginning_once(processor):
-    asked = [question("a", i, text) for i, text in enumerate(["When spin?", "When blink?"])]
-    both = [conversation(one.dialogue(), processor, 9.0) for one in asked]
-    row = pack(both, processor.video_token_id)
+    questions = [question("a", i, text) for i, text in enumerate(["When spin?", "When blink?"])]
+    first, second = (conversation(item.dialogue(), processor, 9.0) for item in questions)
+    row = pack([first, second], processor.video_token_id)
     assert row["segment_ids"].tolist() == [0, 0] + [1] * 12 + [2] * 12
-    assert row["input_ids"].tolist() == both[0].input_ids.tolist() + both[1].input_ids[2:].tolist()
+    assert row["input_ids"].tolist() == first.input_ids.tolist() + second.input_ids[2:].tolist()
     assert row["labels"][:2].tolist() == [-100, -100]
-    with pytest.raises(InputError, match="there is none"):
+    with pytest.raises(InputError, match="they have none"):
         pack([processor.encode_conversation([{"role": "user", "content": "when?"}])], processor.video_token_id)
 
 
 def test_rows_are_a_function_of_seed_and_number_and_cover_all_videos_each_epoch(processor):
     questions = [question(vid, i) for vid in "abcde" for i in range(4)]
-    seen = []
+    loaded = []
 
     def rows(seed):
-        dataset = PackedQuestions(questions, processor, seen.append, rows=10, questions_per_row=2, seed=seed)
+        dataset = PackedQuestions(questions, processor, loaded.append, rows=10, questions_per_row=2, seed=seed)
         return [dataset[i].text["input_ids"].tolist() for i in range(10)]
 
     assert rows(1) == rows(1)
-    first_epochs = [path.stem for path in seen[:10]]
+    first_epochs = [path.stem for path in loaded[:10]]
     assert sorted(first_epochs[:5]) == sorted(first_epochs[5:]) == list("abcde")
-    seen.clear()
+    loaded.clear()
     rows(2)
-    assert [path.stem for path in seen] != first_epochs
+    assert [path.stem for path in loaded] != first_epochs
 
 
 def test_a_batch_pads_text_and_videos_with_masks(processor):

@@ -64,9 +64,9 @@ def test_stages_are_put_in_order_and_keep_their_fields():
         start.changed({"stages": ["language", "language"]})
     with pytest.raises(ConfigError, match="unknown training 'langage'; did you mean 'language'"):
         start.changed({"stages": ["langage"]})
-    with pytest.raises(ConfigError, match=r"Recipe\.stages = \(\): must be one at least"):
+    with pytest.raises(ConfigError, match=r"Recipe\.stages = \(\): must be at least one of"):
         start.changed({"stages": []})
-    with pytest.raises(ConfigError, match="each at most once"):
+    with pytest.raises(ConfigError, match="each stage at most once"):
         Recipe(name="twice", stages=(LanguageTraining(), LanguageTraining(max_steps=2)))
 
 
@@ -74,8 +74,8 @@ def test_questions_that_cannot_share_a_row_are_refused_in_each_stage():
     start = recipe("quickstart")
     with pytest.raises(ConfigError, match=r"set language\.questions_per_video = 1 \(it is 8\)"):
         start.changed({"model": {"reducers": [INSIDE_LLM]}})
-    alone = start.changed({"model": {"reducers": [INSIDE_LLM]}, "language": {"questions_per_video": 1}})
-    back = alone.changed({"model": {"reducers": []}, "language": {"questions_per_video": 8}})
+    one_question = start.changed({"model": {"reducers": [INSIDE_LLM]}, "language": {"questions_per_video": 1}})
+    back = one_question.changed({"model": {"reducers": []}, "language": {"questions_per_video": 8}})
     assert back == start
 
 

@@ -1,4 +1,4 @@
-"""The record of a run: a new one is taken back if the run is refused, one of an earlier start never is."""
+"""The record of a run: a new one is deleted if the run is refused; one of an earlier start never is."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Rows from dialogues: what is unusable is set aside, and one dialogue gives the same ids however it was written."""
+"""Rows from dialogues: unusable ones are set aside, and a dialogue gives the same ids from each annotation format."""
 
 import copy
 import json
@@ -91,17 +91,17 @@ def test_training_stops_where_nothing_can_be_used(processor):
 
 
 def test_seconds_become_time_tokens_of_the_annotated_or_the_decoded_length(processor):
-    def words(one, lengths):
-        ids = text_row(one, processor, lengths, 50)["labels"]
+    def words(item, lengths):
+        ids = text_row(item, processor, lengths, 50)["labels"]
         return processor.tokenizer.convert_ids_to_tokens(ids[ids != -100])
 
     assert words(dialogue("a"), [9.0])[:2] == ["<t1>", "<t4>"]
     annotated = Dialogue(**{**vars(dialogue("a")), "duration_s": 4.5})
     assert words(annotated, [9.0])[:2] == ["<t2>", "<t8>"]
-    with pytest.raises(InputError, match="one video, or a 'duration'; it shows 2 videos"):
+    with pytest.raises(InputError, match="one video, or a 'duration'; it has 2 videos"):
         words(dialogue("a"), [9.0, 3.0])
-    asked = text_row(dialogue("a", question="What is <4> ?"), processor, [9.0], 50)["input_ids"]
-    assert "<t4>" in processor.tokenizer.convert_ids_to_tokens(asked)
+    ids = text_row(dialogue("a", question="What is <4> ?"), processor, [9.0], 50)["input_ids"]
+    assert "<t4>" in processor.tokenizer.convert_ids_to_tokens(ids)
 
 
 def test_llava_and_chat_messages_give_equal_ids_and_labels(processor, tmp_path):
@@ -109,45 +109,47 @@ def test_llava_and_chat_messages_give_equal_ids_and_labels(processor, tmp_path):
     (tmp_path / "b.jpg").touch()
     answers = [("When does it spin?", "It spin.", [[1, 2.5]]), ("And then?", "the red circle", None)]
     for medium, kind in (("a.mp4", "video"), ("b.jpg", "image")):
-        said = answers if kind == "video" else [(q, a, None) for q, a, _ in answers]
+        turns = answers if kind == "video" else [(question, answer, None) for question, answer, _ in answers]
         conversations, messages = [], []
-        for number, (question, answer, spans) in enumerate(said):
+        for number, (question, answer, spans) in enumerate(turns):
             tag = f"<{kind}>\n" if number == 0 else ""
             extra = {} if spans is None else {"spans": spans}
             conversations += [{"from": "human", "value": tag + question}, {"from": "gpt", "value": answer, **extra}]
-            shown = [{"type": kind, kind: medium}] if number == 0 else []
-            content = [*shown, {"type": "text", "text": question}]
+            media = [{"type": kind, kind: medium}] if number == 0 else []
+            content = [*media, {"type": "text", "text": question}]
             messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer, **extra}]
         (tmp_path / "llava.json").write_text(json.dumps([{"id": "1", kind: medium, "conversations": conversations}]))
         (tmp_path / "chat.jsonl").write_text(json.dumps({"id": "1", "messages": messages}) + "\n")
-        ours, theirs = (read_dialogues(tmp_path / name).items[0] for name in ("llava.json", "chat.jsonl"))
+        llava, chat = (read_dialogues(tmp_path / name).items[0] for name in ("llava.json", "chat.jsonl"))
         lengths = [9.0] if kind == "video" else []
-        one, other = (text_row(item, processor, lengths, 99) for item in (ours, theirs))
-        assert torch.equal(one["input_ids"], other["input_ids"])
-        assert torch.equal(one["labels"], other["labels"])
-        said_ids = one["labels"][one["labels"] != -100]
+        llava_row, chat_row = (text_row(item, processor, lengths, 99) for item in (llava, chat))
+        assert torch.equal(llava_row["input_ids"], chat_row["input_ids"])
+        assert torch.equal(llava_row["labels"], chat_row["labels"])
+        answer_ids = llava_row["labels"][llava_row["labels"] != -100]
         times = ["<t1>", "<t2>"] if kind == "video" else []
         words = [*times, "it", "spin", ".", "</s>", "the", "red", "circle", "</s>"]
-        assert processor.tokenizer.convert_ids_to_tokens(said_ids) == words
+        assert processor.tokenizer.convert_ids_to_tokens(answer_ids) == words
 
 
 def test_the_system_speaks_first_unless_it_has_spoken(processor):
-    spoken = copy.copy(processor)
-    spoken.system_prompt = "it is a circle ."
-    plain, told = (text_row(dialogue("a"), one, [9.0], 50)["input_ids"].tolist() for one in (processor, spoken))
-    assert told[1:6] == spoken.tokenizer.convert_tokens_to_ids(["it", "is", "a", "circle", "."])
-    assert told[:1] + told[6:] == plain
+    prompted = copy.copy(processor)
+    prompted.system_prompt = "it is a circle ."
+    plain, with_prompt = (
+        text_row(dialogue("a"), writer, [9.0], 50)["input_ids"].tolist() for writer in (processor, prompted)
+    )
+    assert with_prompt[1:6] == prompted.tokenizer.convert_tokens_to_ids(["it", "is", "a", "circle", "."])
+    assert with_prompt[:1] + with_prompt[6:] == plain
     own = Dialogue(record_id="a", family="", turns=(Turn(role="system", text="what ?"), *dialogue("a").turns))
-    ids = text_row(own, spoken, [9.0], 50)["input_ids"]
-    assert spoken.tokenizer.convert_ids_to_tokens(ids[1:3]) == ["what", "?"]
+    ids = text_row(own, prompted, [9.0], 50)["input_ids"]
+    assert prompted.tokenizer.convert_ids_to_tokens(ids[1:3]) == ["what", "?"]
 
 
 def test_videos_and_images_share_a_batch(processor, make_model):
-    some = [dialogue("a"), dialogue("i", kind="image", spans=()), dialogue("b")]
-    dataset = rows(processor, some)
-    made = [dataset.row(one) for one in some]
+    dialogues = [dialogue("a"), dialogue("i", kind="image", spans=()), dialogue("b")]
+    dataset = rows(processor, dialogues)
+    encoded = [dataset.row(item) for item in dialogues]
     collate = RowCollator(pad_token_id=processor.tokenizer.pad_token_id)
-    batch = collate(made)
+    batch = collate(encoded)
     assert batch.pop(NAMES) == ["a", "i", "b"]
     assert batch["pixel_values"].shape == (1, 3, 64, 64)
     assert batch["pixel_values_videos"].shape == (2, 3, 3, 64, 64)
@@ -159,7 +161,7 @@ def test_videos_and_images_share_a_batch(processor, make_model):
         video_token_id=processor.video_token_id,
         image_token_id=processor.image_token_id,
     )
-    counts = [int((row.text["labels"] != -100).sum()) for row in made]
-    alone = [{k: v for k, v in collate([row]).items() if k != NAMES} for row in made]
-    expected = sum(model(**one).loss.item() * n for one, n in zip(alone, counts, strict=True)) / sum(counts)
+    counts = [int((row.text["labels"] != -100).sum()) for row in encoded]
+    batches = [{key: value for key, value in collate([row]).items() if key != NAMES} for row in encoded]
+    expected = sum(model(**single).loss.item() * n for single, n in zip(batches, counts, strict=True)) / sum(counts)
     assert model(**batch).loss.item() == pytest.approx(expected, rel=1e-5)

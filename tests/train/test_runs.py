@@ -114,15 +114,15 @@ def test_evaluating_goes_on_and_scores_the_same_again(whole_run, tmp_path):
 @pytest.mark.slow
 def test_asking_a_trained_model(whole_run, tmp_path):
     video = next((whole_run / "data" / "videos").glob("*.mp4"))
-    asked = [sys.executable, "-m", "mmllm", "ask", video, "When is the red circle visible?"]
+    ask = [sys.executable, "-m", "mmllm", "ask", video, "When is the red circle visible?"]
     model = ["--model", whole_run / "model"]
-    done = subprocess.run([*asked, *model, "--json"], check=True, capture_output=True, text=True)
+    done = subprocess.run([*ask, *model, "--json"], check=True, capture_output=True, text=True)
     answer = json.loads(done.stdout)
     assert 0 <= answer["spans"][0][0] <= answer["spans"][0][1] <= answer["duration_s"]
     assert "synthetic" in answer["note"]
     picture = tmp_path / "answer.png"
     done = subprocess.run(
-        [*asked, *model, "--plot", picture, "--reducer", "fastervlm:keep=4"], check=True, capture_output=True, text=True
+        [*ask, *model, "--plot", picture, "--reducer", "fastervlm:keep=4"], check=True, capture_output=True, text=True
     )
     assert picture.stat().st_size > 10_000
     assert "only seen synthetic" in done.stderr
@@ -133,8 +133,8 @@ def test_asking_about_a_real_clip_says_what_the_model_has_seen(whole_run):
     clip = Path(__file__).resolve().parents[3] / "shared" / "data" / "videos" / "intel__bottle-detection.mp4"
     if not clip.exists():
         pytest.skip("the shared clips are not beside this repository")
-    asked = [sys.executable, "-m", "mmllm", "ask", clip, "When is a bottle taken away?", "--model", whole_run / "model"]
-    done = subprocess.run([*asked, "--json"], check=True, capture_output=True, text=True)
+    ask = [sys.executable, "-m", "mmllm", "ask", clip, "When is a bottle taken away?", "--model", whole_run / "model"]
+    done = subprocess.run([*ask, "--json"], check=True, capture_output=True, text=True)
     answer = json.loads(done.stdout)
     assert answer["duration_s"] == pytest.approx(39.86, abs=0.1)
     assert "only seen synthetic clips" in answer["note"]
@@ -236,7 +236,7 @@ def test_the_papers_recipe_runs_around_pretrained_parts(tmp_path, whole_run):
     ],
 )
 def test_a_run_with_each_reducer(reducer, path, whole_run, tmp_path):
-    """In the pipeline: encoder features and scores kept in files, steps of training, a model that answers."""
+    """In the pipeline: cached encoder features and scores, training steps, a model that answers."""
     (tmp_path / "encoder").mkdir()
     shutil.copy(whole_run / "encoder" / "encoder.safetensors", tmp_path / "encoder")
     base = recipe("smoke").changed(TINY)

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 
 def settings(base, accumulation, **training):
     fields = {"max_steps": 6, "batch_size": 2, "save_steps": 3, "logging_steps": 1, "lora_rank": 4, **training}
-    made = FinetuneTraining(gradient_accumulation_steps=accumulation, **fields)
-    return FinetuneConfig(model=str(base), training=made)
+    training = FinetuneTraining(gradient_accumulation_steps=accumulation, **fields)
+    return FinetuneConfig(model=str(base), training=training)
 
 
 def losses(run, stage="language"):
@@ -45,8 +45,8 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(together, own_cl
     ours, theirs = weights(tmp_path / "one" / "model"), weights(tmp_path / "two" / "model")
     for name, weight in ours.items():
         torch.testing.assert_close(theirs[name], weight, rtol=1e-3, atol=1e-4)
-    told = json.loads((tmp_path / "two" / "run.json").read_text())
-    assert told["processes"] == 2
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert record["processes"] == 2
 
 
 def recipe_with(parts, accumulation):
@@ -81,7 +81,7 @@ def evaluated(model, data, output):
 
 @pytest.fixture(scope="module")
 def by_one(own_clips, tiny_base, tmp_path_factory):
-    """What one process leaves of an evaluation."""
+    """The folder of an evaluation by one process."""
     folder = tmp_path_factory.mktemp("by") / "one"
     evaluated(tiny_base, own_clips / "clips.jsonl", folder)
     return folder
@@ -116,6 +116,6 @@ def pieces_of_work(folder):
 
 def test_work_is_shared_and_done_by_the_main_process_first(together, tmp_path):
     together(2, pieces_of_work, tmp_path)
-    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert told == [[True, [0, 2, 4]], [False, [1, 3]]]
+    outputs = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert outputs == [[True, [0, 2, 4]], [False, [1, 3]]]
     assert (processes.rank(), processes.count(), processes.is_main()) == (0, 1, True)

@@ -1,8 +1,8 @@
-"""Learning DiffRate's schedule on the video model: how many tokens each block of the encoder keeps.
+"""Learns DiffRate's schedule on the video model: how many tokens each block of the encoder keeps.
 
-The paper (arXiv 2305.17997, section 3) learns the schedule of a classifier whose own weights stay as they are. Here the
-task is to answer the run's questions: encoder, projector and LLM are frozen, the loss of the answers and that of the
-distance from `diffrate:target=...` reach the rates alone. The schedule is saved with the model.
+The paper (arXiv 2305.17997, section 3) learns the schedule of a frozen classifier. Here the task is to answer the run's
+questions. Encoder, projector and LLM are frozen. Only the rates are trained, by the loss of the answers and the loss of
+the distance from `diffrate:target=...`. The schedule is saved with the model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DiffRateTraining(RowTraining):
-    """How the schedule is learned, at the published learning rate. The encoder is run in every step."""
+    """Settings of the schedule's training, with the published learning rate. Every step runs the encoder."""
 
     learning_rate: float = 0.01
     weight_decay: float = 0.0
@@ -35,26 +35,26 @@ class DiffRateTraining(RowTraining):
 
 @register("training", "diffrate", config=DiffRateTraining)
 class DiffRateStage(TrainingStage):
-    """Learns DiffRate's schedule for `diffrate:target=...` while all other weights are frozen."""
+    """Learns DiffRate's schedule for `diffrate:target=...`; all other weights are frozen."""
 
     folder: ClassVar[str] = "diffrate"
     weights: ClassVar[str] = "rates.safetensors"
-    goes_first: ClassVar[bool] = False  # answers of an LLM that has learned nothing say nothing about a schedule
+    goes_first: ClassVar[bool] = False  # the loss of an untrained LLM is no guide for a schedule
 
     def __init__(self, config: DiffRateTraining) -> None:
         self.config = config
         self.rows_needed = config.rows
 
     def check(self, model: Any) -> None:
-        """Refuses a model without a schedule to learn."""
+        """Checks that the model has a schedule to learn."""
         if getattr(model.encoder_stage, "rates", None) is None:
             raise ConfigError(
-                "the stage 'diffrate' learns a schedule, so the model needs the reducer diffrate:target=SHARE, and an "
-                f"encoder that takes it; its reducers are {model.config.reducers or 'none'}"
+                "the stage 'diffrate' needs a model with the reducer diffrate:target=FRACTION and with an encoder that "
+                f"supports it; the model's reducers are {model.config.reducers or 'none'}"
             )
 
     def part(self, model: Any) -> nn.Module:
-        """The rates of all blocks."""
+        """Returns the rates of all blocks."""
         return model.encoder_stage.rates
 
     def train(self, run: TrainingRun, folder: Path) -> Any:
@@ -77,7 +77,7 @@ class DiffRateStage(TrainingStage):
         return trained
 
     def _prepared(self, model: Any) -> Any:
-        """The model with all weights frozen but those that the rates learn."""
+        """Freezes all weights except those of the rates; returns the model."""
         learned = [weight for weight in self.part(model).parameters() if weight.requires_grad]
         model.requires_grad_(False)
         for weight in learned:

@@ -1,7 +1,9 @@
-"""Pre-training of the tiny encoder on rendered scenes: what is where, and what it is doing.
+"""Pre-trains the tiny encoder on rendered scenes: it predicts which objects are visible, where, and what they do.
 
-LITA's encoder was trained on images with captions before LITA froze it. The tiny encoder gets its eyes here, from
-fresh random scenes whose state is known; then it is frozen as well.
+LITA uses a frozen encoder that was trained on images with captions. The tiny encoder is trained here instead, on new
+random scenes whose state is known, and is frozen afterwards.
+
+F scenes, T = 3 frames of a scene, Y X pixels, C colour channels
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ from mmllm.train.stage import TrainingRun, TrainingStage
 
 @dataclass(frozen=True, kw_only=True)
 class FrameEncoderTraining(TrainingSchedule):
-    """Every step learns from `batch_size` scenes that were never seen before."""
+    """Settings of the pre-training; each step uses `batch_size` new scenes."""
 
     max_steps: int = 600
     batch_size: int = 64
     learning_rate: float = 4e-3
     workers: int = 1
-    """Processes that draw scenes while others are learned from; 0 draws them in between."""
+    """Number of processes that render scenes during training; 0 renders them in the training process."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +49,7 @@ class FrameEncoderTraining(TrainingSchedule):
 
 @register("training", "frame_encoder", config=FrameEncoderTraining)
 class FrameEncoderStage(TrainingStage):
-    """Trains the tiny encoder to tell the state of fresh random scenes."""
+    """Trains the tiny encoder to predict the state of new random scenes."""
 
     folder: ClassVar[str] = "encoder"
     weights: ClassVar[str] = "encoder.safetensors"
@@ -57,24 +59,27 @@ class FrameEncoderStage(TrainingStage):
         self.config = config
 
     def check(self, model: Any) -> None:
-        """Refuses another encoder than the tiny one."""
+        """Checks that the model has the tiny encoder."""
         if not isinstance(model.encoder, TinyEncoder):
-            raise ConfigError("only the tiny encoder is trained on scenes: leave frame_encoder out for another")
+            given = type(model.encoder).__name__
+            raise ConfigError(
+                f"only the tiny encoder is trained on scenes, not {given}: remove the stage frame_encoder"
+            )
 
     def part(self, model: Any) -> nn.Module:
-        """The encoder."""
+        """Returns the encoder."""
         return model.encoder
 
     def train(self, run: TrainingRun, folder: Path) -> Any:
         """Trains the encoder; see `TrainingStage`."""
         state = FrameState(run.model.encoder)
-        a_batch_a_row = replace(self.config, batch_size=1)
-        with _threads_beside(self.config.workers):
+        batch_per_row = replace(self.config, batch_size=1)  # a row of `Scenes` is a whole batch
+        with _threads_for_workers(self.config.workers):
             trainer = fit(
                 state,
                 self._scenes(run),
-                _only,
-                a_batch_a_row,
+                _single,
+                batch_per_row,
                 folder,
                 what="train the frame encoder",
                 seed=run.seed,
@@ -88,7 +93,7 @@ class FrameEncoderStage(TrainingStage):
         return run.model
 
     def _scenes(self, run: TrainingRun) -> Scenes:
-        """Batches for all steps, of frames about as far apart as those that are sampled of a clip."""
+        """Returns the batches of all steps. The time between frames is similar to that in sampled clips."""
         step, num_frames = run.model.encoder.config.step, run.processor.num_frames
         sampled = (max(1, int(0.8 * num_frames / step)), max(1, int(1.25 * num_frames / step)))
         steps = self.config.max_steps * self.config.gradient_accumulation_steps * processes.count()
@@ -103,7 +108,7 @@ class FrameEncoderStage(TrainingStage):
 
 
 class Scenes(torch.utils.data.Dataset[Any]):
-    """Batches of fresh scenes as model inputs; batch i is a pure function of the seed and i."""
+    """Batches of new scenes as model inputs; batch i depends only on the seed and on i."""
 
     def __init__(
         self,
@@ -133,14 +138,14 @@ class Scenes(torch.utils.data.Dataset[Any]):
         return batch
 
 
-def _only(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A row is a batch already."""
+def _single(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Collates one row, which is a whole batch already."""
     return rows[0]
 
 
 @contextlib.contextmanager
-def _threads_beside(workers: int) -> Iterator[None]:
-    """Leaves a core to each process that draws scenes: threads that wait for each other lose more than they gain."""
+def _threads_for_workers(workers: int) -> Iterator[None]:
+    """Leaves a core for each process that renders scenes: with more threads than cores, training is slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before - workers))
     try:

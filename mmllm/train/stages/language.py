@@ -1,4 +1,4 @@
-"""Training of projector and LLM on the run's questions: all weights, or low-rank adapters in the LLM."""
+"""Trains projector and LLM on the run's data: all weights, or low-rank adapters in the LLM."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from mmllm.train.stage import TrainingRun, TrainingStage
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageTraining(RowTraining):
-    """How projector and LLM are trained. A row is a video with several of its questions."""
+    """Settings of the training of projector and LLM. A row is a video with several of its questions."""
 
     frozen: tuple[str, ...] = ("encoder",)
-    """Parts of the model that are not trained: encoder, reducers, visual_tokenizer, path, grounding, language_model."""
+    """Parts of the model to freeze: encoder, reducers, visual_tokenizer, path, grounding, language_model."""
     keep_features: bool = True
-    """Keep features of a frozen encoder on disk; False to encode each video whenever it is drawn."""
+    """Cache the features of a frozen encoder on disk; False encodes a video each time it is drawn."""
     lora_rank: int = 0
-    """Rank of low-rank adapters in the LLM (peft), which is then frozen itself; 0 trains all of it."""
+    """Rank of low-rank adapters (peft) in the LLM, whose own weights are then frozen; 0 trains all weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,31 +37,32 @@ class LanguageTraining(RowTraining):
 
 @register("training", "language", config=LanguageTraining)
 class LanguageStage(TrainingStage):
-    """Trains projector and LLM, and whatever else is not frozen, to answer the run's questions."""
+    """Trains projector, LLM and all other parts that are not frozen to answer the run's questions."""
 
     folder: ClassVar[str] = "language"
     weights: ClassVar[str] = "model.safetensors"
 
     def __init__(self, config: LanguageTraining, *, merge: bool = True) -> None:
-        """`merge` folds adapters into the weights; otherwise the model is returned with them."""
+        """If `merge` is True, adapters are merged into the weights; otherwise the returned model has adapters."""
         self.config = config
         self.merge = merge
         self.rows_needed = config.rows
 
     def check(self, model: Any) -> None:
-        """Refuses `frozen` parts that the model does not have."""
+        """Checks that the model has all parts in `frozen`."""
         check_parts(model, self.config.frozen, "LanguageTraining.frozen")
 
     def part(self, model: Any) -> nn.Module:
-        """The whole model."""
+        """Returns the whole model."""
         return model
 
     def train(self, run: TrainingRun, folder: Path) -> Any:
         """Trains what is not frozen; see `TrainingStage`."""
         config = self.config
+        # features are not cached if a stage runs inside the encoder, because training may change that stage
         keep = config.keep_features and "encoder" in config.frozen and run.model.encoder_stage is None
         rows = run.source.rows(run, config, keep_features=keep)
-        torch.manual_seed(run.seed)  # of the adapters' first weights
+        torch.manual_seed(run.seed)  # for the initial weights of the adapters
         trainer = fit(
             self._prepared(run.model),
             rows.dataset,
@@ -77,6 +78,6 @@ class LanguageStage(TrainingStage):
         return trained.merge_and_unload() if trained is not None and config.lora_rank and self.merge else trained
 
     def _prepared(self, model: Any) -> Any:
-        """The model with its parts frozen and, if it gets some, adapters in its LLM."""
+        """Freezes the named parts and, if `lora_rank` is above 0, adds adapters to the LLM; returns the model."""
         freeze(model, self.config.frozen)
         return with_adapters(model, self.config.lora_rank) if self.config.lora_rank else model

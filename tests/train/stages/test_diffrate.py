@@ -1,4 +1,4 @@
-"""Learning DiffRate's schedule as a stage: only the rates move, the next stage gets them, a stopped one goes on."""
+"""DiffRate's schedule as a stage: only the rates change, the next stage gets them, a stopped stage is resumed."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def test_only_the_schedule_is_learned_and_it_is_followed(make_recipe, own_clips,
     for name, weight in before.state_dict().items():
         same = torch.equal(weight, model.state_dict()[name])
         assert same != name.endswith("selected_probability") or ".0.selected" in name, name
-    first, last = (one.encoder_stage.losses()["diffrate_cost"].item() for one in (before, model))
+    first, last = (item.encoder_stage.losses()["diffrate_cost"].item() for item in (before, model))
     assert last < first
     assert model.encoder_stage.schedule(17, BLOCKS).live(17)[-1] < 17
     video = next((own_clips / "videos").glob("*.mp4"))
@@ -98,7 +98,7 @@ def test_a_stopped_stage_goes_on_from_its_checkpoint(make_recipe, tmp_path):
 
 def test_a_model_without_a_schedule_to_learn_is_refused(make_recipe, tmp_path):
     for reducers in ((), ("diffrate:keep=5",)):
-        with pytest.raises(ConfigError, match="needs the reducer diffrate:target=SHARE"):
+        with pytest.raises(ConfigError, match="needs a model with the reducer diffrate:target=FRACTION"):
             train(make_recipe(ANSWERS, RATES, reducers=reducers), tmp_path / str(len(reducers)), workers=0)
         assert not (tmp_path / str(len(reducers)) / "language").exists()
 

@@ -1,4 +1,4 @@
-"""Pre-training of the frame encoder as a stage: it hands on the encoder alone, and trains none but the tiny one."""
+"""Pre-training of the frame encoder as a stage: it saves only the encoder, and trains only the tiny encoder."""
 
 from dataclasses import replace
 

@@ -18,7 +18,7 @@ ATP = ("atp:depths=0.3+0.6,ratio=0.5",)
 
 @pytest.fixture
 def make_recipe(own_clips, tiny_parts):
-    """Makes a recipe with the language stage alone."""
+    """Makes a recipe with only the language stage."""
     from dataclasses import replace
 
     deep = replace(tiny_parts.decoder, layers=4)
@@ -66,8 +66,8 @@ def test_a_model_built_again_has_the_same_weights_to_load(make_recipe):
     for rank in (0, 2):
         recipe = make_recipe(ATP, lora_rank=rank)
         stage = LanguageStage(recipe.stage("language"))
-        one, other = (stage._prepared(build_model(recipe.model, recipe.seed)[0]) for _ in range(2))
-        other.load_state_dict(one.state_dict())
-        assert [n for n, w in one.named_parameters() if w.requires_grad] == [
-            n for n, w in other.named_parameters() if w.requires_grad
+        first, second = (stage._prepared(build_model(recipe.model, recipe.seed)[0]) for _ in range(2))
+        second.load_state_dict(first.state_dict())
+        assert [name for name, weight in first.named_parameters() if weight.requires_grad] == [
+            name for name, weight in second.named_parameters() if weight.requires_grad
         ]
