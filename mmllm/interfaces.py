@@ -1,4 +1,4 @@
-"""What each kind of part is asked for, with a default for all that it may leave out.
+"""The base class of each kind of part: the methods it has to write, and defaults for the others.
 
 | kind | base class | constructor |
 |---|---|---|
@@ -10,7 +10,7 @@
 | path | `VideoPath` | `(config, *, width)` |
 | time | `TimeFormat` | `(config, *, count)` |
 
-A constructor leaves out what it does not need besides its config. B videos, T frames, N tokens of a frame, C encoder
+A constructor may leave out any argument besides its config. B videos, T frames, N tokens of a frame, C encoder
 width, D LLM width, P positions of the LLM's row, K positions kept, F frames run at once, H heads
 """
 
@@ -33,16 +33,16 @@ Grid = tuple[int, int] | None
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """What a reducer went by, to be shown as a heat map."""
+    """The values by which a reducer decided, to be shown as a heat map."""
 
     name: str
     values: Tensor
-    """float32. B T N of the tokens that a reducer was given; B P of the positions of a prompt for one inside the LLM,
-    not a number where it judged nothing."""
+    """float32. B T N, for the input tokens of a reducer; for one inside the LLM B P, for the positions of a prompt. NaN
+    where the reducer had nothing to decide."""
 
 
 class Part:
-    """What every registered part has."""
+    """The fields of every registered part."""
 
     registered_name: ClassVar[str] = ""
     """The name under which it is registered; set by `mmllm.registry.register`."""
@@ -50,7 +50,7 @@ class Part:
 
     @property
     def has_weights(self) -> bool:
-        """Whether it brings weights, which then must have been trained with the model."""
+        """Whether it has weights. They must then have been trained with the model."""
         return isinstance(self, nn.Module) and next(self.parameters(), None) is not None
 
 
@@ -61,15 +61,15 @@ class Encoder(Part, nn.Module):
     """C, of the features."""
     grid: tuple[int, int]
     score_names: Collection[str] = frozenset()
-    """Kinds of scores that it gives cheaply: `cls_attention`, `mean_attention`, `probe_attention`."""
+    """Kinds of scores that it can compute cheaply: `cls_attention`, `mean_attention`, `probe_attention`."""
     runs_encoder_stage: ClassVar[bool] = False
     """Whether `forward` takes an `EncoderStage` as `inside`."""
     load_pretrained: Any = None
-    """Method `(source)` that loads published weights, for encoders of other packages that know how."""
+    """Method `(source)` that loads published weights, for encoders of other packages; None for our own."""
 
     @property
     def index(self) -> Tensor | None:
-        """int64, N. Raster positions of a frame's tokens, where they are not the whole grid in order."""
+        """int64, N. Raster positions of a frame's tokens; None if they are the whole grid in order."""
         return None
 
     @property
@@ -79,10 +79,10 @@ class Encoder(Part, nn.Module):
 
 
 class TokenReducer(Part, nn.Module):
-    """Fewer tokens of each frame. The base class itself is for reducers between encoder and projector."""
+    """Reduces the tokens of each frame. The class itself is for reducers between encoder and projector."""
 
     score_choices: ClassVar[tuple[str, ...]] = ()
-    """Kinds of encoder scores that it could rank by, any one of which is enough; none if it needs no score."""
+    """Kinds of encoder scores by which it can rank; one of them is enough. Empty if it needs no score."""
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
@@ -94,19 +94,19 @@ class TokenReducer(Part, nn.Module):
         raise NotImplementedError
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
-        """The most tokens that remain of a whole video."""
+        """The largest number of tokens that remain of a whole video."""
         return tokens_per_frame * frames
 
     def grid_after(self, grid: Grid) -> Grid:
-        """The patch grid behind it."""
+        """The patch grid of its output."""
         return grid
 
     def ranking(self, tokens: VisualTokens) -> Tensor | None:
-        """float32, B T N: what the tokens are ranked by, the best highest; None if it does not rank."""
+        """float32, B T N: the values by which it ranks tokens, the highest is the best; None if it does not rank."""
         return None
 
     def explain(self, tokens: VisualTokens) -> Explanation | None:
-        """What it went by, to be shown; None if there is nothing to show."""
+        """The values by which it decided, to be shown; None if there is nothing to show."""
         values = self.ranking(tokens)
         if values is None:
             return None
@@ -114,51 +114,51 @@ class TokenReducer(Part, nn.Module):
 
 
 class InsideBlocks(Protocol):
-    """What an encoder calls between attention and MLP of its blocks. `state` belongs to what is called."""
+    """Methods that an encoder calls inside its blocks, between attention and MLP. `state` is for the methods only."""
 
     def start(self, hidden: Tensor, blocks: int) -> Any:
-        """State before the first of `blocks` blocks, of hidden states F N C with the class token first."""
+        """State before the first of `blocks` blocks, for hidden states F N C with the class token first."""
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, state: Any) -> tuple[Tensor, Tensor]:
-        """Mixed values (F H N D) of F H N D each, and the class token's mean attention (F N)."""
+        """The attention's output F H N D, from arguments F H N D, and the class token's mean attention F N."""
 
     def reduce(self, block: int, hidden: Tensor, row: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Hidden states after the attention's residual, with fewer tokens."""
+        """Fewer hidden states, of those after the attention's residual connection, and the new state."""
 
     def finish(self, hidden: Tensor, state: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Patch features F N C in raster order, where each came from (F N) and how many it stands for (F N).
+        """Patch features F N C in raster order, the raster position of each (F N), and how many patches each has (F N).
 
-        A token of size 0 is gone and will be masked.
+        A token of size 0 was removed and will be masked.
         """
 
 
 class EncoderStage(TokenReducer, InsideBlocks):
-    """A reducer inside the blocks of a vision transformer; it writes the four methods of `InsideBlocks`."""
+    """A reducer inside the blocks of a vision transformer. It has to write the four methods of `InsideBlocks`."""
 
     def prepare(self, encoder: Encoder) -> None:
-        """Gets ready for an encoder; once, when a model is put together."""
+        """Prepares for an encoder; called once, when a model is built."""
 
     def losses(self) -> dict[str, Tensor]:
-        """What is added to the loss of a training step, by name."""
+        """Losses that are added to a training step's loss, by name."""
         return {}
 
 
 class LlmStage(Part):
-    """Something that acts on visual tokens inside the LLM. What it knows of a sequence is in the pass and in the cache.
+    """A part that acts on visual tokens inside the LLM. Its state of a sequence is in the pass and in the cache.
 
-    The seams, in the order of a pass: `prune` before a layer (prompts only), `select` and `reweigh` before an
+    Its methods, in the order of a pass: `prune` before a layer (in prompts only), `select` and `reweigh` before an
     attention, `evict` after it.
     """
 
     heads_apart: ClassVar[bool] = False
-    """Whether the attention that keys receive is told for each head."""
+    """Whether it gets the attention that keys receive for each head, not the mean over heads."""
     evicts: ClassVar[bool] = False
-    """Whether it removes keys from the cache, without which it then cannot work."""
+    """Whether it removes keys from the cache. It then cannot work without a cache."""
     depends_on_question: ClassVar[bool] = True
-    """Whether another question about the same video may lead to another choice."""
+    """Whether its decision about a video may depend on the question."""
 
     def check(self, layers: int) -> None:
-        """Refuses an LLM of that many layers, when a model is put together.
+        """Refuses an LLM with this number of layers; called when a model is built.
 
         Raises:
             ConfigError: naming the setting and what is allowed.
@@ -169,15 +169,15 @@ class LlmStage(Part):
         return None
 
     def prune(self, view: PruneView) -> PruneDecision | None:
-        """Which positions go on into the next layer; None for all."""
+        """The positions that go on into the next layer; None for all."""
         return None
 
     def select(self, view: AttentionView) -> Tensor | None:
-        """bool, B (G or H) N K: the keys that each query is to see; None for all."""
+        """bool, B (G or H) N K: the keys that each query sees; None for all."""
         return None
 
     def reweigh(self, view: AttentionView) -> Reweighed | None:
-        """Keys, values and logits as this attention is to see them; None for as they are."""
+        """Keys, values and logits for this attention; None changes nothing."""
         return None
 
     def evict(self, view: AttentionView) -> KeptKeys | None:
@@ -185,11 +185,11 @@ class LlmStage(Part):
         return None
 
     def llm_losses(self, current: LlmPass, layers: int) -> dict[str, Tensor]:
-        """What a finished pass through so many layers adds to the loss of a training step, by name."""
+        """Losses that a finished pass through all `layers` adds to a training step's loss, by name."""
         return {}
 
     def explain_pass(self, current: LlmPass) -> Explanation | None:
-        """What it went by in a finished pass, B P; None if there is nothing to show."""
+        """The values by which it decided in a finished pass, B P; None if there is nothing to show."""
         return None
 
 
@@ -197,41 +197,41 @@ class LlmReducer(TokenReducer, LlmStage):
     """A reducer between the LLM's layers."""
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
-        """The tokens as they are: they are removed later, inside the LLM."""
+        """The tokens unchanged: they are removed later, inside the LLM."""
         return tokens
 
 
 class VisualTokenizer(Part, nn.Module):
-    """Encoder features to tokens of the LLM's width: a projector token by token, or a resampler to 1D tokens."""
+    """Projects encoder features to the LLM's width: token by token, or as a resampler to 1D tokens."""
 
     affine: ClassVar[bool] = False
-    """Whether each token is mapped by one affine map, so that averages of tokens can be taken before it."""
+    """Whether it is one affine map of each token. Averages of tokens can then be taken before it."""
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """Features B T N C to B T M D."""
         raise NotImplementedError
 
     def token_count(self, tokens_per_frame: int) -> int:
-        """M: tokens of a frame behind it."""
+        """M: tokens of a frame in its output."""
         return tokens_per_frame
 
     def grid_after(self, grid: Grid) -> Grid:
-        """The patch grid behind it; None for 1D tokens."""
+        """The patch grid of its output; None for 1D tokens."""
         return grid
 
 
 class VideoPath(Part, nn.Module):
-    """The tokens of all frames to what the LLM reads."""
+    """Arranges the tokens of all frames into the sequence that the LLM reads."""
 
     averages: ClassVar[bool] = False
-    """Whether each token of the sequence is an average of tokens, so that an affine projector may come after it."""
+    """Whether each token of the sequence is an average of tokens. An affine projector can then come after it."""
 
     def forward(self, tokens: VisualTokens) -> VisualSequence:
         """Features B T N D in reading order."""
         raise NotImplementedError
 
     def token_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
-        """Tokens of each block, by name, of a video of so many frames.
+        """Tokens of each block, by name, for a video of `frames` frames.
 
         Raises:
             InputError: if it needs a patch grid and there is none.
@@ -240,26 +240,26 @@ class VideoPath(Part, nn.Module):
 
 
 class TimeFormat(Part):
-    """How times are written for the LLM, and read from what it writes."""
+    """Writes times for the LLM, and reads them from its answers."""
 
     time_tokens: TimeTokens | None = None
-    """The words of one id each that mean instants, if there are any."""
+    """Words with one id each that stand for instants; None without them."""
 
     def write(self, text: str, duration_s: float) -> str:
-        """`text` with each stamp of seconds (`<12.3>`) as the LLM reads it."""
+        """`text` with each stamp of seconds (`<12.3>`) in the form that the LLM reads."""
         raise NotImplementedError
 
     def read(self, text: str, duration_s: float, template: str = "<{}>") -> str:
-        """`text` with each time as seconds, put into the template."""
+        """`text` with each time as seconds, written by the template."""
         raise NotImplementedError
 
     def before_frames(self, times_s: Sequence[float]) -> list[str]:
-        """What is written before the tokens of each frame; an empty list for nothing."""
+        """Text before the tokens of each frame; an empty list for none."""
         return []
 
 
 def llm_stages(parts: Sequence[Any]) -> list[LlmStage]:
-    """Those of the parts that work inside the LLM, in order.
+    """The parts that work inside the LLM, in order.
 
     Raises:
         ConfigError: if more than one removes keys from the cache.

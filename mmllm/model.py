@@ -36,12 +36,12 @@ from mmllm.tokens import IGNORED, NOWHERE, VisualSequence
 
 @dataclass
 class MmllmOutput(ModelOutput):
-    """What one forward pass gives."""
+    """The result of one forward pass."""
 
     loss: Tensor | None = None
-    """Scalar, where labels were given."""
+    """Scalar; None without labels."""
     logits: Tensor | None = None
-    """B P V. None in training, where the LM head only sees the labelled positions."""
+    """B P V. None in training: there the LM head reads the labelled positions only."""
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -65,7 +65,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
     accepts_loss_kwargs = False  # the loss is a mean over the batch, so that accumulated batches are averaged
 
     def __init__(self, config: MmllmConfig, shared: MmllmForConditionalGeneration | None = None) -> None:
-        """A model of new weights; with `shared`, one of that model's weights under other stages (see `with_stages`)."""
+        """A model with new weights, or with those of `shared` and other stages (see `with_stages`)."""
         super().__init__(config)
         self.shares_weights = shared is not None
         width = config.text_config.hidden_size
@@ -87,7 +87,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         self.post_init()
 
     def _refuse_untrained(self, shared: MmllmForConditionalGeneration) -> None:
-        """Refuses parts with weights that another model does not have.
+        """Refuses parts whose weights the shared model does not have.
 
         Raises:
             ConfigError: naming the part.
@@ -96,18 +96,20 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             trained = {id(part) for part in _listed(getattr(shared, name))}
             for part in _listed(getattr(self, name)):
                 if id(part) not in trained and part.has_weights:
-                    what = f"{name}: {part.registered_name!r}"
-                    raise ConfigError(f"{what} has weights of its own, which this model was not trained with")
+                    place = f"{name}: {part.registered_name!r}"
+                    raise ConfigError(f"{place} has weights of its own, which this model was not trained with")
 
     def _check_fit(self) -> None:
-        """Refuses parts that cannot work together; prepares those that must know each other.
+        """Refuses parts that cannot work together, and prepares those that depend on each other.
 
         Raises:
-            ConfigError: with what would work.
+            ConfigError: naming what does not fit and, if there is something, what would.
         """
         if self.image_encoder is not None and self.image_encoder.width != self.encoder.width:
             widths = f"{self.image_encoder.width} and {self.encoder.width}"
-            raise ConfigError(f"image_encoder and encoder share a tokenizer, but are {widths} wide")
+            raise ConfigError(
+                f"image_encoder and encoder share a projector, so they must be equally wide, not {widths}"
+            )
         for reducer in self.reducers:
             for encoder in filter(None, (self.encoder, self.image_encoder)):
                 require_fit(reducer, encoder)
@@ -120,16 +122,16 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
                 stage.check(len(decoder_layers(decoder)))
 
     def init_weights(self) -> None:
-        """Draws new weights; those that are shared with another model stay as they are."""
+        """Draws new weights. Weights that are shared with another model stay as they are."""
         if not self.shares_weights:
             super().init_weights()
 
     def with_stages(self, **changes: Any) -> MmllmForConditionalGeneration:
-        """The same weights behind other stages: a second model, which can be used at the same time as this one.
+        """A second model with the same weights and other stages. Both models can be used at the same time.
 
         Args:
-            changes: by slot, such as `reducers=["fastervlm:keep=8"]` or `path="slowfast:mode=temporal"`; None leaves
-                what is there.
+            changes: by slot, such as `reducers=["fastervlm:keep=8"]` or `path="slowfast:mode=temporal"`; None changes
+                nothing.
 
         Raises:
             ConfigError: if a part is unknown, does not fit, or has weights that this model was not trained with.
@@ -145,12 +147,12 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         return model.train(self.training)
 
     def parts_for(self, config: MmllmConfig) -> dict[str, Any]:
-        """The parts of this model, by slot, that a configuration describes alike."""
+        """The parts of this model, by slot, that another configuration describes in the same way."""
         own, theirs = stages_of(self.config), stages_of(config)
         return {name: getattr(self, name) for name in own if own[name] == theirs[name]}
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Parts of ours are initialised where they are built; the LLM knows its own rule."""
+        """Does nothing: our parts draw their weights when they are built, and the LLM has its own rule."""
 
     def embed(self, input_ids: Tensor, visual: Tensor) -> Tensor:
         """B P D: text embeddings, with the visual tokens (B M D) at the placeholders' positions."""
@@ -188,22 +190,22 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             input_ids: int64, B L, with one placeholder for each video and image.
             attention_mask: B L.
             position_ids: B P, for generation with a cache only.
-            labels: int64, B L; -100 where nothing is to be learned.
+            labels: int64, B L; -100 at positions without a loss.
             segment_ids: int64, B L; numbers the questions that share the row's video, 0 for the shared part.
             media: name of each modality -> its inputs.
-            visual_embeddings: B M D. Visual tokens that `generate` has already put in reading order; `input_ids`
-                then has one placeholder for each token.
-            visual_place, visual_frame: int64, B P. Of which patch and frame those tokens are, for stages
+            visual_embeddings: B M D. Visual tokens in reading order, from `generate`; `input_ids` then has one
+                placeholder for each token.
+            visual_place, visual_frame: int64, B P. The patch and the frame of each of these tokens, for stages
                 inside the LLM.
-            visual_grid: the patch grid that `visual_place` counts on.
-            kwargs: in place of `media` the fields of its inputs, under the names by which transformers knows them
-                (`flat_names` of `VideoInputs` and `ImageInputs`); the rest goes to the LLM.
+            visual_grid: the patch grid of `visual_place`.
+            kwargs: instead of `media`, the fields of its inputs under their names in transformers (`flat_names` of
+                `VideoInputs` and `ImageInputs`); all others go to the LLM.
 
         Returns:
             Logits B P V; with labels, the loss and no logits, since only labelled positions reach the LM head.
 
         Raises:
-            InputError: if media do not fit together or the text, or nobody takes a keyword that holds data.
+            InputError: if media do not fit each other or the text, or no part takes a keyword that holds data.
         """
         named, kwargs = media_apart(kwargs)
         refuse_unknown(kwargs, self.language_model)
@@ -246,6 +248,8 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         logits_to_keep: int | Tensor,
         **kwargs: Any,
     ) -> MmllmOutput:
+        """Logits of a batch with its visual tokens in place, or its losses where it has labels."""
+        # step 1: embeddings, mask and positions
         embeddings = self.embed(placed.input_ids, placed.visual)
         mask = placed.attention_mask
         if placed.segments is not None:
@@ -255,6 +259,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             "attention_mask": mask,
             "position_ids": positions(placed.attention_mask, placed.segments),
         }
+        # step 2: the pass of the stages inside the LLM
         if self.llm_stages:
             shared_row = placed.segments is not None and int(placed.segments.max()) > 1
             if shared_row and any(stage.depends_on_question for stage in self.llm_stages):
@@ -264,6 +269,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
                 )
             valid = placed.attention_mask.bool()
             kwargs["llm_pass"] = self.llm_pass(placed.place, placed.frame, valid, placed.grid, placed.labels)
+        # step 3: logits, or in training the losses
         if placed.labels is None:
             outputs = self.language_model(**arguments, past_key_values=cache, logits_to_keep=logits_to_keep, **kwargs)
             return MmllmOutput(
@@ -276,7 +282,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         outputs = self.language_model.base_model(**arguments, use_cache=False, **kwargs)
         losses = self.losses(outputs.last_hidden_state, outputs.hidden_states, placed, frame_fraction)
         losses |= self.stage_losses(kwargs.get("llm_pass"))
-        if "llm_pass" in kwargs and kwargs["llm_pass"].unusable:  # nothing else is to be learned from this row
+        if "llm_pass" in kwargs and kwargs["llm_pass"].unusable:  # nothing is learned from this row
             losses = {name: loss for name, loss in losses.items() if name.endswith("_skipped")}
         return MmllmOutput(loss=torch.stack(list(losses.values())).sum(), losses=losses)
 
@@ -287,7 +293,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         placed: Placed,
         frame_fraction: Tensor | None,
     ) -> dict[str, Tensor]:
-        """The parts of the loss, of last hidden states B P D and those of every layer; each carries its weight."""
+        """The parts of the loss, already weighted, from the last hidden states B P D and those of every layer."""
         config, time_ids = self.config.losses, self.time_ids
         assert placed.labels is not None
         targets = placed.labels[:, 1:]
@@ -296,12 +302,12 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         parts = {"token": token_loss(logits, targets[labelled], time_ids, config.time_sigma)}
         if self.grounding is not None and hidden_states and time_ids is not None and frame_fraction is not None:
             intervals = intervals_of(placed.labels, time_ids, placed.segments)
-            pointed = self.grounding(hidden_states[config.grounding_layer], placed, intervals, frame_fraction)
-            parts["grounding"] = config.grounding_weight * pointed
+            grounding_loss = self.grounding(hidden_states[config.grounding_layer], placed, intervals, frame_fraction)
+            parts["grounding"] = config.grounding_weight * grounding_loss
         return parts
 
     def stage_losses(self, current: LlmPass | None) -> dict[str, Tensor]:
-        """What the stages inside encoder and LLM add to the loss of a finished pass, by name."""
+        """Losses that the stages inside encoder and LLM add after a finished pass, by name."""
         losses = {} if self.encoder_stage is None else self.encoder_stage.losses()
         if current is not None:
             for stage in self.llm_stages:
@@ -316,15 +322,15 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         grid: tuple[int, int] | None,
         labels: Tensor | None = None,
     ) -> LlmPass:
-        """What stages inside the LLM have to know of a prompt; what is answered, or will be, decides about nothing.
+        """The pass of a prompt, for stages inside the LLM. No decision depends on answers: they are not part of it.
 
         Args:
-            place, frame: int64, B P or shorter, where positions were answered already; see `Placed`.
+            place, frame: int64, B P; see `Placed`. Shorter if a part of the answer is there already.
             valid: bool, B P. False at padding.
-            grid: the patch grid that `place` counts on.
+            grid: the patch grid of `place`.
             labels: int64, B P, in training.
         """
-        answered = valid.shape[1] - place.shape[1]  # where there is no cache
+        answered = valid.shape[1] - place.shape[1]  # above 0 without a cache only
         place, frame = (torch.nn.functional.pad(part, (0, answered), value=NOWHERE) for part in (place, frame))
         behind = (place != NOWHERE).long().flip(1).cumsum(1).flip(1) == 0
         asked = torch.arange(valid.shape[1], device=valid.device) < valid.shape[1] - answered
@@ -377,9 +383,9 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
     ) -> Any:
         """transformers' `generate` over text with videos and images: greedy, sampling, beams, streaming.
 
-        Takes what the processor gives, or `media`, or in place of both their `sequences`, which `visual_sequences`
-        made of them. Returns the given ids followed by the new ones, as other vision-language models do; with
-        `return_dict_in_generate`, an object that has them as `sequences`.
+        Takes the output of the processor, or `media`, or the `sequences` that `visual_sequences` made of them. Returns
+        the given ids followed by the new ones, as other vision-language models do. With `return_dict_in_generate`,
+        returns an object that has them as `sequences`.
         """
         named, kwargs = media_apart(kwargs)
         if sequences is None:
@@ -412,7 +418,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         return out
 
     def _refuse_for_stages(self, options: dict[str, Any]) -> None:
-        """Refuses ways of generating that stages inside the LLM cannot follow.
+        """Refuses options of `generate` with which stages inside the LLM cannot work.
 
         Raises:
             ConfigError: naming the option.
@@ -424,9 +430,11 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             return
         for name in ("assistant_model", "prompt_lookup_num_tokens"):
             if options.get(name) is not None:
-                raise ConfigError(f"{name}: a stage that removes keys from the cache cannot take back guessed tokens")
+                raise ConfigError(
+                    f"{name}: after a stage has removed keys, guessed tokens cannot be removed from the cache"
+                )
         if options.get("use_cache") is False:
-            raise ConfigError("use_cache = False: a stage that removes keys needs the cache that it removes them from")
+            raise ConfigError("use_cache = False: a stage that removes keys from the cache needs a cache")
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
@@ -456,7 +464,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
 
 
 def _listed(parts: Any) -> list[Any]:
-    """What fills a slot, as a list."""
+    """The parts of a slot, as a list."""
     return [] if parts is None else list(parts) if isinstance(parts, (list, nn.ModuleList)) else [parts]
 
 

@@ -35,33 +35,33 @@ from mmllm.preprocessing.text_encoding import Encoded, TextEncoding
 from mmllm.times.answers import Answer, parse_answer
 from mmllm.times.vocabulary import TimeTokens
 
-ALWAYS_THERE = (VIDEO, IMAGE)
-"""Placeholders that every tokenizer has, in the order of their ids: published models and saved ones count on it."""
+REQUIRED_PLACEHOLDERS = (VIDEO, IMAGE)
+"""Placeholders that every tokenizer has, in the order of their ids. Published and saved models depend on the order."""
 
 
 class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
     """Prepares text, images and videos for `MmllmForConditionalGeneration`, and reads its answers.
 
     Args:
-        tokenizer: a tokenizer that knows the placeholders and, if there are any, the time tokens
+        tokenizer: a tokenizer with the placeholders and, if there are any, the time tokens
             (`add_special_words` adds them).
-        frames: fields of `FrameTransform`, the preprocessing that belongs to the encoder's weights.
+        frames: fields of `FrameTransform`; the preprocessing has to fit the encoder's weights.
         num_frames: frames sampled of each video.
-        num_time_tokens: how many time tokens there are; 0 if times are written as text.
+        num_time_tokens: number of time tokens; 0 if times are written as text.
         time: how times are written, one of `mmllm list times`, such as `interleaved:decimals=1`.
-        strip_time_tokens: drop white space around time tokens before text is split into pieces, as the tokenizer
-            did that LITA was trained with. Newer tokenizers would keep it as pieces of its own.
-        chat_template: Jinja text, or the name of a template of `mmllm.preprocessing.templates`. Where it knows
-            images only, videos are written as images are.
-        whole_text: give the tokenizer a text as a whole, and let it split off the placeholders and set what it sets
-            in front, as transformers' processors do; otherwise piece by piece, as LLaVA's authors did.
-        system_prompt: what the system says where it has said nothing; a text, or a name of
+        strip_time_tokens: drop white space around time tokens before text is split into pieces, as the tokenizer of
+            LITA's training did. Newer tokenizers would make pieces of the white space.
+        chat_template: Jinja text, or the name of a template of `mmllm.preprocessing.templates`. If it can
+            write images only, videos are written as images.
+        whole_text: give the tokenizer the whole text; it splits off the placeholders and adds its own first tokens,
+            as in transformers' processors. Otherwise the text is given piece by piece, as LLaVA's authors did.
+        system_prompt: the system's message for conversations without one; a text, or a name of
             `mmllm.preprocessing.templates`.
-        folder_fps: images a second in a folder of frames that is given in place of a video; LITA's have 5.
-        last_is_end: take the last generated id for the end of an answer whatever it is, as LITA's released code does:
-            a time token there, where an answer was cut, is then not read as a time.
-        pinpoints: canvases (height, width) in pixels, made of whole tiles of the encoder's size, on the best of which
-            an image is shown in tiles (LLaVA-NeXT); None for images seen whole. Videos are never cut.
+        folder_fps: images a second of a folder of frames that stands for a video; LITA's folders have 5.
+        last_is_end: treat the last generated id as the end of an answer, whatever it is, as LITA's released code does.
+            If the answer was cut at a time token, that token is then not read as a time.
+        pinpoints: canvases (height, width) in pixels, of whole tiles of the encoder's size (LLaVA-NeXT). An image is
+            cut into tiles on the canvas that fits best; None for images that are only seen whole. Videos are never cut.
     """
 
     video_token_id: int
@@ -98,9 +98,9 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         self.writing = registry.build("time", chosen, count=num_time_tokens)
         self.time_tokens: TimeTokens | None = self.writing.time_tokens
         ids = {modality.word: tokenizer.convert_tokens_to_ids(modality.word) for modality in modalities().values()}
-        unknown = (None, tokenizer.unk_token_id)
-        self.placeholder_ids = {word: token for word, token in ids.items() if token not in unknown}
-        for word in ALWAYS_THERE:
+        unknown_ids = (None, tokenizer.unk_token_id)
+        self.placeholder_ids = {word: token for word, token in ids.items() if token not in unknown_ids}
+        for word in REQUIRED_PLACEHOLDERS:
             self._require_word(word)
         for modality in self.modalities.values():
             setattr(self, modality.id_field, self.placeholder_ids[modality.word])
@@ -130,14 +130,14 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         """Messages to text, or with `tokenize` to model inputs.
 
         Args:
-            conversation: messages, or a batch of conversations. An item `{"type": "video", "video": source}` takes
-                whatever `mmllm.open_video` takes, or a `VideoClip`; `url` and `path` are read as local paths.
-                Optional in an item: `num_frames`, `start_s`, `end_s`.
-            chat_template: Jinja text in place of the processor's own.
+            conversation: messages, or a batch of conversations. The source of an item
+                `{"type": "video", "video": source}` is anything that `mmllm.open_video` takes, or a `VideoClip`. `url`
+                and `path` are read as local paths. Optional in an item: `num_frames`, `start_s`, `end_s`.
+            chat_template: Jinja text that replaces the processor's own.
             tokenize: give model inputs instead of text.
             add_generation_prompt: end where the assistant's answer begins.
-            return_dict: with `tokenize`, give everything the model takes; otherwise only the ids.
-            return_labels: give `labels` too, which cover exactly what the assistant says.
+            return_dict: with `tokenize`, give all model inputs; otherwise only the ids.
+            return_labels: also give `labels`, for exactly the words of the assistant.
             kwargs: variables of the template.
 
         Raises:
@@ -172,7 +172,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         return BatchFeature(inputs) if return_dict else inputs["input_ids"]
 
     def encode_conversation(self, messages: Sequence[Message]) -> Encoded:
-        """Ids and labels of a conversation with a placeholder for each medium; no medium is loaded."""
+        """Ids and labels of a conversation, with a placeholder for each medium. No medium is loaded."""
 
         def render(part: Sequence[Message], prompt: bool) -> str:
             return self.apply_chat_template(part, add_generation_prompt=prompt)
@@ -187,14 +187,14 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         videos: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Model inputs of text with placeholders and the media they stand for, in the order of appearance.
+        """Model inputs of text with placeholders, and of the media for these, in the order of the placeholders.
 
         Args:
             images: an image (path, PIL image or uint8 array H W 3) or a list of them.
             text: one text or a batch, with a `<video>` or `<image>` for each medium.
             videos: a video (anything `mmllm.open_video` takes, or a `VideoClip`) or a list of them.
-            kwargs: media of other modalities, each under its own keyword; and the modalities' options, such as
-                `num_frames` to sample another number than the processor's own.
+            kwargs: media of other modalities, each under its own keyword; and options of the modalities, such as
+                `num_frames`, which replaces the processor's own.
 
         Returns:
             `input_ids`, `attention_mask` (B L); with videos `pixel_values_videos` (V T 3 S S), `video_frame_mask`,
@@ -204,7 +204,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         inputs: dict[str, Any] = {}
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
-            inputs.update(self.collate([self.encode(each) for each in texts]))
+            inputs.update(self.collate([self.encode(prompt) for prompt in texts]))
         given = {"images": images, "videos": videos, **kwargs}
         for name, modality in modalities().items():
             sources = given.get(modality.argument)
@@ -219,7 +219,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         Args:
             kind: name of the modality.
             sources: files, or whatever else the modality takes; at least one.
-            options: the modality's own, such as `num_frames`.
+            options: of the modality, such as `num_frames`.
 
         Raises:
             InputError: if there is no such modality or a source cannot be read.
@@ -242,10 +242,10 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
     # --- generated ids to answers ---------------------------------------------------------------------------
 
     def decode(self, token_ids: Any, duration_s: float, **kwargs: Any) -> Answer:
-        """The answer that generated ids hold: its sentence and its spans in seconds.
+        """The answer in generated ids: its sentence and its spans in seconds.
 
         Args:
-            token_ids: int64, L; the new ids only, as `generate` returns them after the prompt.
+            token_ids: int64, L; only the ids that `generate` returns after the prompt.
             duration_s: length of the video, `inputs["video_durations_s"]`.
         """
         if self.last_is_end and len(token_ids) and self.time_tokens is not None:
@@ -259,21 +259,21 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of what `__call__` gives."""
+        """Names of the inputs that `__call__` can return."""
         kinds = [modality.inputs for modality in self.modalities.values()]
         prepared = [name for kind in kinds for field, name in kind.flat_names.items() if field not in kind.cached]
         return ["input_ids", "attention_mask", *prepared]
 
 
 def _chosen(modality: Modality[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that the modality takes and that are given."""
+    """The options that the modality takes, without those that are None."""
     return {name: options[name] for name in modality.options if options.get(name) is not None}
 
 
 def add_special_words(tokenizer: PreTrainedTokenizerBase, num_time_tokens: int) -> list[int]:
-    """Adds time tokens after all existing ids, then the placeholders; returns the ids of the time tokens.
+    """Adds time tokens after all existing ids, then the placeholders. Returns the ids of the time tokens.
 
-    A tokenizer that has them already is left as it is.
+    A tokenizer that has them already is not changed.
 
     Raises:
         InputError: if the tokenizer has some but not all time tokens, or they are not contiguous.
@@ -285,13 +285,13 @@ def add_special_words(tokenizer: PreTrainedTokenizerBase, num_time_tokens: int) 
         raise InputError(f"the tokenizer has {len(words) - len(missing)} of {len(words)} time tokens")
     if missing and tokenizer.add_tokens(words) != len(words):
         raise InputError(f"the tokenizer did not take all of {len(words)} time tokens")
-    placeholders = dict.fromkeys([*ALWAYS_THERE, *(modality.word for modality in modalities().values())])
+    placeholders = dict.fromkeys([*REQUIRED_PLACEHOLDERS, *(modality.word for modality in modalities().values())])
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [word for word in placeholders if word not in vocabulary]}
     )
     ids = tokenizer.convert_tokens_to_ids(words) if words else []
     if ids != list(range(ids[0], ids[0] + len(ids)) if ids else []):
-        raise InputError(f"the time tokens have no contiguous ids: {ids[:5]}...")
+        raise InputError(f"the ids of the time tokens must be contiguous, not {ids[:5]}...")
     return ids
 
 

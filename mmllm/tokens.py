@@ -1,4 +1,4 @@
-"""The values that flow between the stages: decoded frames, visual tokens, and what the LLM reads.
+"""The values that flow between the stages: decoded frames, visual tokens, and the sequence that the LLM reads.
 
 B videos or images, T frames, N tokens of a frame, D width, L tokens of a sequence, H W C height width colours
 """
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = -100
-"""Label of a position that is not trained on."""
+"""Label of a position without a loss."""
 NOWHERE = -1
-"""Frame and place of text. What belongs to an image but to no patch, such as a row's end, has the place -2."""
+"""Frame and place of text. A token of an image that shows no patch, such as the end of a row, has the place -2."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoClip:
-    """Decoded frames with the instant each one is shown.
+    """Decoded frames and the time at which each is shown.
 
     Raises:
         ValueError: if shapes or types do not fit together, or a time is not finite or goes backwards.
@@ -35,15 +35,15 @@ class VideoClip:
     frames: np.ndarray
     """uint8, T H W C, RGB, upright."""
     times_s: np.ndarray
-    """float64, T. Presentation time of each frame in seconds; the first shown frame of the file is at 0."""
+    """float64, T. Presentation time of each frame in seconds; the file's first visible frame is at 0."""
     duration_s: float
-    """Length of the whole video in seconds, which may be longer than what the frames cover."""
+    """Length of the whole video in seconds. The frames may cover less."""
     valid: np.ndarray = None  # type: ignore[assignment]
-    """bool, T. False where a frame only repeats another because the video has fewer than were asked for."""
+    """bool, T. False for a repeated frame: the video has fewer frames than were requested."""
     source: str = ""
-    """Where the frames came from, for messages."""
+    """The source of the frames, for messages."""
     in_order: bool = True
-    """False for frames that were asked for in an order of their own; only then may times go backwards."""
+    """False if the frames were requested in another order than that of time. Only then may times go backwards."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Tiling:
     """How one image was cut."""
 
     rows: int
-    """Rows of tiles; 0 for an image that is only seen whole."""
+    """Rows of tiles; 0 for an image that is not cut."""
     cols: int
     height: int
     """Height of the original image in pixels."""
@@ -83,13 +83,13 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if self.rows < 0 or self.cols < 0 or (self.rows == 0) != (self.cols == 0):
-            raise InputError(f"{self.rows}x{self.cols} tiles: both must be positive, or both zero")
+            raise InputError(f"{self.rows}x{self.cols} tiles: both numbers must be positive, or both zero")
         if self.height < 1 or self.width < 1:
-            raise InputError(f"an image of {self.height}x{self.width} pixels cannot be tiled")
+            raise InputError(f"an image of {self.height}x{self.width} pixels cannot be tiled: both must be at least 1")
 
     @property
     def partitions(self) -> int:
-        """The whole image and its tiles."""
+        """Number of partitions: the whole image and its tiles."""
         return 1 + self.rows * self.cols
 
     @property
@@ -99,34 +99,34 @@ class Tiling:
 
     @property
     def transposed(self) -> Tiling:
-        """Rows and columns exchanged, the image as it is: how HiRED's release lays its mosaic out."""
+        """Rows and columns exchanged, height and width not: the layout of the mosaic in HiRED's release."""
         return Tiling(rows=self.cols, cols=self.rows, height=self.height, width=self.width)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VisualTokens:
-    """Tokens of a batch of videos or images, with where and when each token comes from.
+    """Tokens of a batch of videos or images, with the place and the time of each.
 
-    Every stage takes one and returns one. Kept tokens stay in raster order, frames in time order; budgets that
-    differ between frames or videos are expressed by `mask`, never by reordering.
+    Every stage takes one and returns one. Kept tokens stay in raster order, frames in time order. Frames or videos with
+    different budgets are padded: `mask` marks the padding, and tokens are never reordered.
     """
 
     features: Tensor
     """B T N D."""
     grid: tuple[int, int] | None
-    """Rows and columns of the patch grid before any reduction; None for 1D tokens, which have no place."""
+    """Rows and columns of the patch grid before any reduction; None for 1D tokens, which have no place on a grid."""
     index: Tensor = field(default=None)  # type: ignore[assignment]
-    """int64, B T N. Raster position in `grid` that each token came from."""
+    """int64, B T N. Raster position of each token in `grid`."""
     mask: Tensor = field(default=None)  # type: ignore[assignment]
     """bool, B T N. False where a token is padding."""
     times_s: Tensor | None = None
     """float, B T. Presentation time of each frame in seconds."""
     scores: Mapping[str, Tensor] = field(default_factory=dict)
-    """Name -> B T N. What the encoder can say cheaply of each token's importance, such as `cls_attention`."""
+    """Name -> B T N. Scores of each token's importance from the encoder, such as `cls_attention`."""
     size: Tensor | None = None
-    """float, B T N. How many patches a token stands for, once tokens have been merged."""
+    """float, B T N. Number of patches that a token stands for; None if no tokens were merged."""
     tiling: tuple[Tiling, ...] | None = None
-    """For images cut into tiles, how each of the B was cut: T counts the whole image first, then its tiles."""
+    """For images in tiles, how each of the B was cut. The first of the T is the whole image, then its tiles follow."""
 
     def __post_init__(self) -> None:
         if self.features.ndim != 4:
@@ -156,7 +156,7 @@ class VisualTokens:
 
     @property
     def frame_mask(self) -> Tensor:
-        """bool, B T. True for frames of which at least one token is left."""
+        """bool, B T. True for frames with at least one token that is not padding."""
         return self.mask.any(dim=-1)
 
     @property
@@ -172,23 +172,23 @@ class VisualTokens:
         return dataclasses.replace(self, **changes)
 
     def take(self, kept: Tensor, mask: Tensor | None = None) -> VisualTokens:
-        """The tokens at positions `kept` (B T K, int64) of the token axis; index, scores and sizes follow.
+        """The tokens at positions `kept` (B T K, int64) of the token axis, with their index, scores and sizes.
 
         Args:
             kept: positions to keep in each frame, ascending.
-            mask: bool, B T K. False where an entry of `kept` only fills up a ragged budget.
+            mask: bool, B T K. False where an entry of `kept` is only padding.
         """
-        still = self.mask.gather(-1, kept)
+        valid = self.mask.gather(-1, kept)
         return self.replace(
             features=self.features.gather(-2, kept.unsqueeze(-1).expand(*kept.shape, self.features.shape[-1])),
             index=self.index.gather(-1, kept),
-            mask=still if mask is None else still & mask,
+            mask=valid if mask is None else valid & mask,
             scores={name: value.gather(-1, kept) for name, value in self.scores.items()},
             size=None if self.size is None else self.size.gather(-1, kept),
         )
 
     def on_grid(self) -> tuple[Tensor, Tensor]:
-        """Features laid back on the patch grid (B T H W D, zero where a patch was dropped) and which are there.
+        """Features on the patch grid (B T H W D, zero where a patch was dropped), and a mask of patches (B T H W).
 
         Raises:
             ValueError: for 1D tokens, which have no place on a grid.
@@ -199,7 +199,7 @@ class VisualTokens:
         b, t, n, d = self.shape
         if self.complete:
             return rearrange(self.features, "b t (h w) d -> b t h w d", h=h), self.mask.view(b, t, h, w)
-        slots = self.index.where(self.mask, h * w)  # padding goes to one slot more, which is cut off
+        slots = self.index.where(self.mask, h * w)  # padding goes to an extra slot, which is cut off
         features = self.features.new_zeros(b, t, h * w + 1, d)
         features = features.scatter(2, slots.unsqueeze(-1).expand(b, t, n, d), self.features)[:, :, :-1]
         present = self.mask.new_zeros(b, t, h * w + 1).scatter(2, slots, self.mask)[:, :, :-1]
@@ -208,23 +208,23 @@ class VisualTokens:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VisualSequence:
-    """What the LLM reads of each video: tokens in reading order."""
+    """The sequence that the LLM reads for each video: tokens in reading order."""
 
     embeddings: Tensor
     """B L D, of the LLM's width."""
     mask: Tensor
     """bool, B L. False where a position is padding."""
     frame: Tensor
-    """int64, B L. Which frame a token shows; -1 where it shows several."""
+    """int64, B L. The frame that a token shows; -1 for a token of several frames."""
     blocks: tuple[tuple[str, int], ...]
     """Name and length of each run of positions, in order; the lengths add up to L."""
     place: Tensor | None = None
-    """int64, B L. Raster position of each token on its frame's `grid`, negative for one of no patch; None where tokens
-    were pooled."""
+    """int64, B L. Raster position of each token on its frame's `grid`; negative for a token without a patch. None if
+    tokens were pooled."""
     grid: tuple[int, int] | None = None
-    """Rows and columns that `place` counts on."""
+    """Rows and columns of the grid of `place`."""
     frame_text: Tensor | None = None
-    """int64, B F K. Ids of the text that the LLM reads before the tokens of each frame; -1 fills up."""
+    """int64, B F K. Ids of the text that the LLM reads before the tokens of each frame, padded with -1."""
 
     def __post_init__(self) -> None:
         b, length, _ = self.embeddings.shape
@@ -249,9 +249,9 @@ class VisualSequence:
         raise KeyError(f"no block {name!r}; this path makes {[block for block, _ in self.blocks]}")
 
     def check_places(self) -> None:
-        """Refuses tokens whose place is off the grid, or of which two show the same place of one frame.
+        """Refuses a place outside the grid, and two tokens of one frame at the same place.
 
-        A negative place is that of a token which belongs to no patch.
+        A token without a patch has a negative place.
 
         Raises:
             ValueError: naming the video and the place.
@@ -261,14 +261,19 @@ class VisualSequence:
         count = self.grid[0] * self.grid[1]
         for video, (places, frames, valid) in enumerate(zip(self.place, self.frame, self.mask, strict=True)):
             placed = valid & (places >= 0)
-            taken = (frames * count + places)[placed].sort().values
-            twice, off = taken[1:][taken.diff() == 0] % count, places[placed & (places >= count)]
-            if len(twice) or len(off):
-                wrong = f"two tokens of place {int(twice[0])}" if len(twice) else f"a token of place {int(off[0])}"
-                raise ValueError(f"video {video} has {wrong} in one frame of a {self.grid[0]}x{self.grid[1]} grid")
+            sorted_places = (frames * count + places)[placed].sort().values
+            repeated = sorted_places[1:][sorted_places.diff() == 0] % count
+            outside = places[placed & (places >= count)]
+            if len(repeated) or len(outside):
+                error = (
+                    f"two tokens of place {int(repeated[0])}"
+                    if len(repeated)
+                    else f"a token of place {int(outside[0])}"
+                )
+                raise ValueError(f"video {video} has {error} in one frame of a {self.grid[0]}x{self.grid[1]} grid")
 
     def select(self, rows: Tensor) -> VisualSequence:
-        """The videos numbered `rows` (int64), for asking several questions about one without encoding it again."""
+        """The videos with the indices `rows` (int64). An index may repeat, for several questions about a video."""
         return dataclasses.replace(
             self,
             embeddings=self.embeddings[rows],

@@ -1,7 +1,7 @@
-"""How visual tokens meet the LLM's word embeddings. Nothing is done by default, as in LITA.
+"""Adapts visual tokens to the LLM's word embeddings. By default they stay as they are, as in LITA.
 
-A small LLM that is trained from scratch learns much faster if visual tokens are of the size of word embeddings, and if
-a token of one frame carries the time token of that frame's instant, which it then only has to copy.
+Two changes help a small LLM that is trained from scratch to learn much faster. Visual tokens get the size of word
+embeddings. And the token of a frame gets the embedding of the frame's time token, which the LLM only has to copy.
 
 B videos, L tokens of the sequence, D LLM width, K time tokens
 """
@@ -19,12 +19,12 @@ from mmllm.tokens import VisualSequence
 
 @dataclass(frozen=True, kw_only=True)
 class BlendConfig:
-    """Departures from LITA, off unless a recipe turns them on."""
+    """Two changes to visual tokens that LITA does not have. Both are off unless a recipe turns them on."""
 
     rms: float = 0.0
-    """Every visual token is scaled to this root mean square; 0 leaves it as the projector made it."""
+    """Every visual token is scaled to this root mean square; 0 changes nothing."""
     time_anchor: float = 0.0
-    """How much of the embedding of its instant's time token is added to a token that shows one frame."""
+    """Factor of the embedding that is added to a token of one frame: that of the time token of the frame's instant."""
 
     def __post_init__(self) -> None:
         require(self.rms >= 0, self, "rms", "zero or more")
@@ -32,13 +32,13 @@ class BlendConfig:
 
 
 def blend(sequence: VisualSequence, config: BlendConfig, words: Tensor, time_ids: Tensor | None) -> VisualSequence:
-    """The sequence with its embeddings scaled and anchored in time as `config` says.
+    """The sequence with its embeddings scaled, and anchored in time, as `config` says.
 
     Args:
-        sequence: what the path made, B L D. Frame i and time token i name the same instant where there are as many.
-        config: what to do.
+        sequence: output of the path, B L D. With as many frames as time tokens, frame i belongs to time token i.
+        config: the changes.
         words: the LLM's table of embeddings.
-        time_ids: int64, K. Ids of the time tokens; without any there is no anchor.
+        time_ids: int64, K. Ids of the time tokens; without them nothing is anchored.
     """
     embeddings = sequence.embeddings
     if config.rms:

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy over the labelled positions, with optional help for time tokens.
+"""The loss of training: cross-entropy over the labelled positions, and optional losses for time tokens.
 
 R labelled rows, V vocabulary, B rows of the batch, P positions, D width, K time tokens, A answers with an interval
 """
@@ -50,14 +50,14 @@ class Intervals:
     """float, A."""
 
     def where(self, chosen: Tensor) -> Intervals:
-        """Those that are chosen (bool, A)."""
+        """The intervals with True in `chosen` (bool, A)."""
         return Intervals(
             row=self.row[chosen], position=self.position[chosen], start=self.start[chosen], end=self.end[chosen]
         )
 
 
 def intervals_of(labels: Tensor, time_ids: Tensor, segments: Tensor | None) -> Intervals:
-    """Reads each answer's first two time tokens from its labels (B P). Answers without two are left out."""
+    """The first two time tokens of each answer, from labels B P. Answers with fewer are left out."""
     first, count = int(time_ids[0]), len(time_ids)
     is_time = (labels >= first) & (labels < first + count)
     intervals: list[tuple[int, int, float, float]] = []
@@ -77,10 +77,11 @@ def intervals_of(labels: Tensor, time_ids: Tensor, segments: Tensor | None) -> I
 
 
 class GroundingHead(nn.Module):
-    """Points from where an answer begins at the frames it is about; used in training only.
+    """An auxiliary loss of training: the start of an answer points at the frames of its interval.
 
-    The hidden state that predicts the first time token is compared with those of the video's one-frame tokens, for
-    lying inside the interval and for being its first frame; the one that predicts the second, for being its last.
+    Hidden states of two positions are compared with those of the video's one-frame tokens. The position that predicts
+    the first time token points at all frames inside the interval, and at its first frame. The position that predicts
+    the second time token points at the last frame.
     """
 
     def __init__(self, width: int, pointer_weight: float) -> None:
@@ -97,8 +98,8 @@ class GroundingHead(nn.Module):
 
         Args:
             hidden: B P D, hidden states of one layer of the LLM.
-            placed: the batch; the one-frame tokens of each row's first video are pointed at.
-            intervals: of the answers.
+            placed: the batch. The one-frame tokens of each row's first video are the targets.
+            intervals: the intervals of the answers.
             frame_fraction: float, B T. When each frame of a row's first video is shown, as a fraction of its duration.
         """
         intervals = intervals.where((placed.which == 0).any(dim=1)[intervals.row])  # rows with a video

@@ -1,11 +1,12 @@
-"""Where visual tokens stand in the text: one placeholder becomes as many positions as its video has tokens.
+"""Places visual tokens in the text: one placeholder becomes as many positions as its video has tokens.
 
     text      When does it spin ? <video> answer        one placeholder for each video or image
     expanded  When does it spin ? v v v v v answer      one position for each visual token
     or        When ... ? 0.0 s: v v 1.5 s: v v answer   with the time of each frame before its tokens
 
-Several questions about one video can share its visual prefix in one row: `segments` numbers them (0 is the shared
-part). A position then sees the shared part and its own segment, and every segment's positions start after the prefix.
+Several questions about one video can share its visual tokens in one row. `segments` numbers the questions; 0 is the
+shared part. A position sees the shared part and its own segment. The positions of each segment start after the shared
+part.
 
 B rows, L text positions, P positions after expansion, M visual tokens of a row, D width
 """
@@ -28,13 +29,13 @@ class Placed:
     """A batch of rows in which every visual token has a position of its own."""
 
     input_ids: Tensor
-    """int64, B P; visual positions hold the placeholder's id, text between frames its own."""
+    """int64, B P. The placeholder's id at visual positions; text between frames has its own ids."""
     attention_mask: Tensor
     """int64, B P."""
     visual: Tensor
-    """B M D. The visual tokens of each row in reading order, zero behind its last one."""
+    """B M D. The visual tokens of each row in reading order, zero after the last one."""
     labels: Tensor | None
-    """int64, B P, ignored at visual positions."""
+    """int64, B P; `IGNORED` at visual positions."""
     segments: Tensor | None
     """int64, B P; -1 at padding."""
     frame: Tensor
@@ -42,10 +43,9 @@ class Placed:
     which: Tensor
     """int64, B P. Number of the video or image within its row; -1 at text."""
     place: Tensor
-    """int64, B P. Raster position of a visual token on its frame's grid, or its number where tokens were pooled; -1 at
-    text."""
+    """int64, B P. Raster position of a visual token on its frame's grid; for pooled tokens, its number. -1 at text."""
     grid: tuple[int, int] | None = None
-    """Rows and columns that `place` counts on; None where tokens were pooled, or grids differ."""
+    """Rows and columns of the grid of `place`; None if tokens were pooled, or grids differ."""
 
 
 def place(
@@ -62,14 +62,14 @@ def place(
     Args:
         input_ids: int64, B L.
         attention_mask: B L, 0 at padding on either side.
-        sequences: placeholder id -> the videos (or images) it stands for, in the order of their appearance
-            from the first row to the last.
+        sequences: placeholder id -> its videos (or images), in the order in which they appear, from the first row
+            to the last.
         labels: int64, B L.
         segments: int64, B L.
-        pad_side: where shorter rows are filled up.
+        pad_side: the side on which shorter rows are padded.
 
     Raises:
-        InputError: if there are more or fewer placeholders than videos or images.
+        InputError: if the number of placeholders is not the number of videos or images.
     """
     _as_many_placeholders(input_ids, attention_mask, sequences)
     used = dict.fromkeys(sequences, 0)
@@ -180,7 +180,7 @@ def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], used
 
 
 def _run(placeholder: int, frames: Tensor, text: Tensor | None) -> Tensor:
-    """Ids in place of one placeholder: itself for each visual token, the frame's text where another frame begins.
+    """Ids in place of one placeholder: its own id for each visual token, and each frame's text before the frame.
 
     Args:
         placeholder: the id.
@@ -205,7 +205,7 @@ def _padded(row: Tensor, width: int, fill: int, side: str) -> Tensor:
 
 
 def fill_in(embeddings: Tensor, is_visual: Tensor, visual: Tensor) -> Tensor:
-    """Embeddings B P D with the i-th visual position of each row replaced by row i-th visual token (B M D)."""
+    """Embeddings B P D in which visual position i of each row has the row's visual token i (of B M D)."""
     if not visual.shape[1]:
         return embeddings
     rank = (is_visual.long().cumsum(dim=1) - 1).clamp(min=0)  # B P
@@ -214,21 +214,21 @@ def fill_in(embeddings: Tensor, is_visual: Tensor, visual: Tensor) -> Tensor:
 
 
 def positions(attention_mask: Tensor, segments: Tensor | None) -> Tensor:
-    """Position ids B P: counted over what is not padding; every segment goes on from the end of the shared part."""
-    counted = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    """Position ids B P. Padding is not counted; every segment continues from the end of the shared part."""
+    in_row = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
     if segments is None:
-        return counted
+        return in_row
     shared = (segments == 0).sum(dim=1, keepdim=True)
-    out = counted
+    out = in_row
     for segment in range(1, int(segments.max()) + 1):
-        expanded = segments == segment
-        start = torch.where(expanded, counted, counted.max() + 1).min(dim=1, keepdim=True).values
-        out = torch.where(expanded, counted - start + shared, out)
+        inside = segments == segment
+        start = torch.where(inside, in_row, in_row.max() + 1).min(dim=1, keepdim=True).values
+        out = torch.where(inside, in_row - start + shared, out)
     return out
 
 
 def block_mask(attention_mask: Tensor, segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask B 1 P P: causal, each segment sees the shared part and itself."""
+    """Additive attention mask B 1 P P. It is causal; each segment sees the shared part and itself."""
     p = segments.shape[1]
     causal = torch.ones(p, p, dtype=torch.bool, device=segments.device).tril()
     query, key = segments.unsqueeze(2), segments.unsqueeze(1)

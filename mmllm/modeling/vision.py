@@ -1,4 +1,4 @@
-"""From pixels to what the LLM reads: encode, reduce, project, path.
+"""From pixels to the visual tokens that the LLM reads: encode, reduce, project, path.
 
 V videos, I images, T frames, K tiles of an image or ids of the text before a frame, S side in pixels,
 N tokens of a frame, C encoder width, D LLM width
@@ -34,7 +34,7 @@ from mmllm.tokens import VisualSequence, VisualTokens
 
 
 class VisualStages(PreTrainedModel):
-    """The part of the model that looks: it has the stages in the order in which they are run."""
+    """The visual half of the model: its stages, in the order in which they run."""
 
     config: MmllmConfig
     encoder: Encoder
@@ -45,7 +45,7 @@ class VisualStages(PreTrainedModel):
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
-        """The encoder scores that the configured reducers rank tokens by."""
+        """The encoder scores by which the configured reducers rank tokens."""
         return tuple(dict.fromkeys(name for reducer in self.reducers for name in reducer.scores_needed))
 
     def encode(
@@ -55,32 +55,33 @@ class VisualStages(PreTrainedModel):
         times_s: Tensor | None = None,
         encoder: Encoder | None = None,
     ) -> VisualTokens:
-        """Patch features of pixels (V T 3 S S), with the scores the reducers need; of `encoder`, or the model's own."""
+        """Patch features of pixels (V T 3 S S) from `encoder`, or else the model's own, with the reducers' scores."""
         options = {} if self.encoder_stage is None else {"inside": self.encoder_stage}
         encoder = self.encoder if encoder is None else encoder
         tokens = encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
         return tokens.replace(times_s=times_s)
 
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
-        """What the reducers leave of encoder features."""
+        """Encoder features after all reducers."""
         for reducer in self.reducers:
             tokens = reducer(tokens)
         return tokens
 
     def arrange(self, tokens: VisualTokens) -> VisualSequence:
-        """Encoder features to what the LLM reads: reduce, project, path, blend."""
+        """Encoder features to the sequence that the LLM reads: reduce, project, path, blend."""
         return self.lay_out(self.reduce(tokens))
 
     def lay_out(self, tokens: VisualTokens) -> VisualSequence:
-        """Reduced tokens to what the LLM reads: project, path.
+        """Reduced tokens to the sequence that the LLM reads: project, path, blend.
 
-        Averages of projected tokens are projected averages where the projector is affine; there are fewer of them.
+        If the projector is affine and the path takes averages, the path comes first. The result is the same, and fewer
+        tokens are projected.
         """
         tokens = tokens.replace(features=tokens.features.to(self.dtype))
         if self.visual_tokenizer.affine and self.path.averages:
             sequence = self.path(tokens)
-            few = VisualTokens(features=sequence.embeddings.unsqueeze(1), grid=None)  # B 1 L C
-            sequence = dataclasses.replace(sequence, embeddings=self.visual_tokenizer(few).features.squeeze(1))
+            averages = VisualTokens(features=sequence.embeddings.unsqueeze(1), grid=None)  # B 1 L C
+            sequence = dataclasses.replace(sequence, embeddings=self.visual_tokenizer(averages).features.squeeze(1))
         else:
             sequence = self.path(self.visual_tokenizer(tokens))
         if self.llm_stages:
@@ -94,11 +95,11 @@ class VisualStages(PreTrainedModel):
         return torch.tensor(ids, device=self.device) if ids else None
 
     def visual_sequences(self, media: Media) -> dict[int, VisualSequence]:
-        """Placeholder id -> what the LLM reads of a batch's media.
+        """Placeholder id -> the sequence that the LLM reads, for the media of a batch.
 
         Args:
-            media: name of each modality -> its inputs, as `mmllm.modalities.border.from_flat` makes them of what the
-                processor gives.
+            media: name of each modality -> its inputs. `mmllm.modalities.border.from_flat` makes them from the output
+                of the processor.
 
         Raises:
             InputError: if the configuration has no placeholder for one of the modalities.
@@ -111,15 +112,17 @@ class VisualStages(PreTrainedModel):
     def _placeholder(self, modality: Modality[Any]) -> int:
         placeholder = getattr(self.config, modality.id_field, None)
         if placeholder is None:
-            raise InputError(f"the configuration has no {modality.id_field}, so nothing can stand for {modality.name}s")
+            raise InputError(
+                f"the configuration has no {modality.id_field}, so no placeholder can stand for {modality.name}s"
+            )
         return placeholder
 
     @property
     def encoder_stage(self) -> EncoderStage | None:
-        """The reducer that drops or merges tokens inside the encoder's blocks, if there is one.
+        """The reducer that works inside the encoder's blocks; None without one.
 
         Raises:
-            ConfigError: if there are two.
+            ConfigError: if there is more than one.
         """
         stages = [reducer for reducer in self.reducers if isinstance(reducer, EncoderStage)]
         if len(stages) > 1:
@@ -129,6 +132,6 @@ class VisualStages(PreTrainedModel):
 
     @property
     def llm_stages(self) -> list[LlmStage]:
-        """What works inside the LLM, of all slots, in order."""
+        """The stages that work inside the LLM, from all slots, in order."""
         parts = (getattr(self, name) for name in model_slots())
         return llm_stages([part for filled in parts if isinstance(filled, (list, nn.ModuleList)) for part in filled])
