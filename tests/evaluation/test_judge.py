@@ -120,7 +120,8 @@ def test_the_judge_reads_the_captions_the_question_and_both_explanations_without
 def test_the_score_is_a_ratio_of_means_and_leaves_out_what_cannot_be_read(tmp_path, stub):
     server = stub("8 4", "Both are fine.", "10 5")
     judge = judge_at(server, tmp_path)
-    samples = [answered(i) for i in range(3)] + [answered(3, error="no frames")]
+    # different texts: a reply to the same text may be kept before it is asked for again
+    samples = [answered(i, text=f"He chops {i} onions.") for i in range(3)] + [answered(3, error="no frames")]
     scores = judge.judge(samples, tmp_path / "judged.jsonl")
     assert scores["score"] == pytest.approx((4 + 5) / (8 + 10))
     assert (scores["rated"], scores["unparseable"], scores["unanswered"]) == (2, 1, 1)

@@ -207,7 +207,7 @@ def test_what_needs_time_tokens_is_left_out_aloud(caplog):
     model, processor = build_model(
         replace(tiny("interleaved"), blend=start.blend, loss=start.loss, time_token_init="sinusoid")
     )
-    assert "no blend.time_anchor, loss.time_sigma, loss.grounding_weight" in caplog.text
+    assert "ignored blend.time_anchor, loss.time_sigma, loss.grounding_weight" in caplog.text
     assert model.grounding is None
     assert (model.config.num_time_tokens, model.config.time_token_ids, processor.time_tokens) == (0, None, None)
 

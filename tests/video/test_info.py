@@ -57,7 +57,7 @@ def test_cut_files_are_told(make_clip, tmp_path, capsys):
 
 
 def test_nothing_named():
-    with pytest.raises(InputError, match="at least one is needed"):
+    with pytest.raises(InputError, match="name at least one video"):
         info(())
 
 
