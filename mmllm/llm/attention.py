@@ -161,14 +161,17 @@ def own_attention(module: nn.Module) -> Attention:
     return AttentionInterface().get_interface(name, sdpa_attention_forward)
 
 
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask in additive form: 0 where it is True, the lowest number elsewhere."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
 def _dense(mask: Tensor | None, view: AttentionView) -> Tensor:
     """The mask in additive form, B (1 or H) N K; a causal one for None."""
     dtype, new, count = view.query.dtype, view.query.shape[2], view.keys.shape[2]
     if mask is None:
         mask = torch.ones(new, count, dtype=torch.bool, device=view.query.device).tril(count - new)[None, None]
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    return additive(mask, dtype) if mask.dtype == torch.bool else mask
 
 
 def _narrowed(mask: Tensor | None, selected: Tensor, view: AttentionView) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from mmllm.errors import ConfigError, InputError
-from mmllm.llm.attention import STAGED, staged_attention
+from mmllm.llm.attention import STAGED, additive, staged_attention
 from mmllm.llm.cache import RecordLayer, adopt, pass_of
 from mmllm.llm.values import Kept, LlmPass, PruneView
 
@@ -175,9 +175,9 @@ def _mask_of_prompt(kept: Kept, given: Tensor | None, dtype: torch.dtype) -> Ten
     count, lowest = kept.position.shape[1], torch.finfo(dtype).min
     itself = torch.eye(count, dtype=torch.bool, device=kept.position.device)
     if given is None:
-        mask = _additive(torch.ones_like(itself).tril().expand(len(kept.position), 1, count, count), dtype)
+        mask = additive(torch.ones_like(itself).tril().expand(len(kept.position), 1, count, count), dtype)
     else:
-        whole = given if given.dtype != torch.bool else _additive(given, dtype)
+        whole = given if given.dtype != torch.bool else additive(given, dtype)
         whole = whole.expand(len(kept.position), -1, -1, -1)
         lines = kept.position[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[-1])
         columns = kept.position[:, None, None, :].expand(-1, whole.shape[1], count, -1)
@@ -206,12 +206,7 @@ def _later(first: RecordLayer, record: RecordLayer, hidden: Tensor, kwargs: dict
     visible = visible | nn.functional.pad(
         itself, (keys.shape[-1] - new, 0)
     )  # padding sees itself: no empty softmax row
-    return {"attention_mask": _additive(visible, hidden.dtype)}
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask in additive form: 0 where it is True, the lowest number elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+    return {"attention_mask": additive(visible, hidden.dtype)}
 
 
 def _fill_up(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:

@@ -115,6 +115,11 @@ class LlmPass:
         rows, count = self.visual.shape
         return Kept(position=torch.arange(count, device=self.visual.device).expand(rows, count), valid=self.valid)
 
+    def on_visual(self, position: Tensor, values: Tensor) -> Tensor:
+        """float32, B P: values (B K) at positions (int64, B K) of the row; not a number where nothing visual is."""
+        whole = torch.full(self.visual.shape, torch.nan, device=values.device)
+        return whole.scatter(1, position, values).masked_fill(~self.visual, torch.nan)
+
     def notes_of(self, stage: Any) -> dict[int, Any]:
         """The notes of a stage, by layer."""
         return next(notes for own, notes in zip(self.stages, self.notes, strict=True) if own is stage)

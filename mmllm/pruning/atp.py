@@ -296,8 +296,7 @@ class AtpReducer(LlmReducer):
         if not notes:
             return None
         first = notes[min(notes)]
-        values = torch.full(current.visual.shape, torch.nan, device=first.redundancy.device)
-        values = values.scatter(1, first.position, first.redundancy).masked_fill(~current.visual, torch.nan)
+        values = current.on_visual(first.position, first.redundancy)
         return Explanation(name="ATP's redundancy score", values=values)
 
     def llm_losses(self, current: LlmPass, layers: int) -> dict[str, Tensor]:

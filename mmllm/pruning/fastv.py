@@ -93,6 +93,5 @@ class FastvReducer(LlmReducer):
         if self.config.layer not in notes:
             return None
         position, score = notes[self.config.layer]
-        values = torch.full(current.visual.shape, torch.nan, device=score.device)
-        values = values.scatter(1, position, score).masked_fill(~current.visual, torch.nan)
+        values = current.on_visual(position, score)
         return Explanation(name="FastV: attention of the prompt's last position", values=values)
