@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmllm.video import _pyav_open
+from mmllm.video._display_shape import PixelAspects
 from mmllm.video._open_options import OpenOptions
 from mmllm.video._sources import MediaFile
 from mmllm.video.errors import VideoDecodeError
@@ -17,14 +18,22 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """An open container and its decoder. At first the container is at its start. Decoding uses one thread."""
+    """An open container and its decoder. At first the container is at its start. Decoding uses one thread.
 
-    def __init__(self, media: MediaFile, options: OpenOptions) -> None:
+    Args:
+        media: the file.
+        options: limits, the number of the stream, and whether damage is an error.
+        aspects: what is known of the pixels' aspects from an earlier decoder of the same stream.
+    """
+
+    def __init__(self, media: MediaFile, options: OpenOptions, aspects: PixelAspects | None = None) -> None:
         self._media, self._options = media, options
         self._patience = _pyav_open.Patience(media.name, options.limits.stall_s)
         self.container: Any = None
         self.stream: Any = None
         self.codec: Any = None
+        self.aspects: Any = aspects
+        """Of the stream's pixels, from the first opening on."""
         self.errors = 0
         """Packets that could not be decoded."""
         self.corrupt = 0
@@ -39,8 +48,10 @@ class Decoder:
         self.container = _pyav_open.open_container(self._media, limits, self._patience)
         try:
             self.stream = _pyav_open.choose_stream(self.container, name, self._options.stream)
-            self.codec = self.stream.codec_context
-            limits.check_size(name, self.codec.width, self.codec.height)
+            coded = self.stream.codec_context
+            limits.check_size(name, coded.width, coded.height)
+            self.codec = _pyav_open.alpha_decoder(self.stream) or coded
+            self.aspects = self.aspects or PixelAspects(self.container, self.stream)
         except BaseException:
             self.close()
             raise
@@ -68,7 +79,7 @@ class Decoder:
         import av
 
         try:
-            frames = self.codec.decode(packet)
+            frames = self.decode_exactly(packet)
         except av.error.EOFError:
             return []
         except av.error.FFmpegError as problem:
@@ -80,6 +91,16 @@ class Decoder:
         if corrupt and self._options.strict:
             raise VideoDecodeError(f"{self._media.name}: a damaged frame near packet {number}")
         self.corrupt += corrupt
+        return frames
+
+    def decode_exactly(self, packet: Packet | None) -> list[VideoFrame]:
+        """The frames that come out after a packet, or at the end.
+
+        Raises:
+            FFmpegError: for damage.
+        """
+        frames: list[VideoFrame] = self.codec.decode(packet)
+        self.aspects.note(packet, self.codec)
         return frames
 
     def drop_unreferenced(self, drop: bool) -> None:

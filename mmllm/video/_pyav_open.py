@@ -165,6 +165,27 @@ def packets_of(container: InputContainer, stream: VideoStream, patience: Patienc
         raise patience.error()
 
 
+def alpha_decoder(stream: VideoStream) -> Any:
+    """libvpx's decoder for VP8 and VP9 with transparency, which FFmpeg's own decoders leave out; None for all others.
+
+    Matroska and WebM say so by `alpha_mode`, and keep the transparency of each frame beside its packet.
+
+    Raises:
+        VideoOpenError: if this FFmpeg was built without libvpx.
+    """
+    import av
+
+    decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.codec.canonical_name)
+    if decoder is None or stream.metadata.get("alpha_mode") != "1":
+        return None
+    try:
+        return av.CodecContext.create(decoder, "r")
+    except av.codec.codec.UnknownCodecError:
+        raise VideoOpenError(
+            f"its transparency needs the decoder {decoder}, which this FFmpeg lacks; pip install --force-reinstall av"
+        ) from None
+
+
 def can_drop_unreferenced(codec: Any) -> bool:
     """True if the decoder can skip frames to which no other frame refers, and all others stay the same bit for bit.
 

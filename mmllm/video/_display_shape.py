@@ -1,0 +1,86 @@
+"""The shape in which frames are shown. Stored pixels need not be square, and a stream may change its shape.
+
+H W height and width in pixels; an aspect is the width of a stored pixel divided by its height
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+
+SQUARE = Fraction(1)
+_WIDEST = 10
+_CONTAINERS_WITH_ASPECT = ("mov", "matroska", "avi", "asf", "mxf", "nut", "ogg", "yuv4mpegpipe")
+"""Containers whose header states the aspect. In the others only the coded stream does, and it may change."""
+
+
+class PixelAspects:
+    """The aspect of the pixels of each frame: the container's first, else that of the coded stream."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        """Reads what is known before any packet is read; afterwards some containers only know their last aspect."""
+        self._header = usable(stream.sample_aspect_ratio)
+        self._fixed = container.format.name.split(",")[0] in _CONTAINERS_WITH_ASPECT and self._header is not None
+        self._first: Fraction | None = self._header
+        self._latest: Fraction | None = self._header
+        self._differing: dict[int, Fraction | None] = {}
+        """Presentation time -> aspect, where it is not that of the first packets."""
+
+    def note(self, packet: Packet | None, codec: Any) -> None:
+        """Remembers the aspect of a packet that the decoder has just got."""
+        if self._fixed or packet is None:
+            return
+        self._latest = usable(codec.sample_aspect_ratio) or self._header
+        if packet.pts is None:
+            return
+        if self._latest != self._first:
+            self._differing[packet.pts] = self._latest
+        else:
+            self._differing.pop(packet.pts, None)
+
+    def of(self, frame: VideoFrame) -> Fraction:
+        """The aspect of a decoded frame's pixels; 1 if none is stated, or an impossible one."""
+        aspect = self._latest if frame.pts is None else self._differing.get(frame.pts, self._first)
+        return aspect or SQUARE
+
+
+def usable(aspect: Fraction | None) -> Fraction | None:
+    """The aspect if it can be meant: from 1:10 to 10:1. Else None, as for 0:1 and 1000:1."""
+    return aspect if aspect and Fraction(1, _WIDEST) <= aspect <= _WIDEST else None
+
+
+def shown_size(height: int, width: int, aspect: Fraction) -> tuple[int, int]:
+    """Height and width with square pixels: the width times the aspect, as the nearest even number.
+
+    A width that would change by less than one pixel stays.
+    """
+    exact = width * aspect
+    return (height, width) if abs(exact - width) < 1 else (height, max(2, 2 * round(exact / 2)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A rectangle in a picture."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def fitted(size: tuple[int, int], box: tuple[int, int], target: tuple[int, int]) -> Place:
+    """Where a picture lies that is fitted into the middle of a box, after the box is resized.
+
+    Args:
+        size: height and width of the picture; their ratio is kept within the box.
+        box: height and width of the box.
+        target: height and width to which the box is resized.
+    """
+    scale = min(Fraction(box[0], size[0]), Fraction(box[1], size[1]))
+    height, width = (max(1, min(target[axis], round(size[axis] * scale * target[axis] / box[axis]))) for axis in (0, 1))
+    return Place(top=(target[0] - height) // 2, left=(target[1] - width) // 2, height=height, width=width)
