@@ -26,27 +26,28 @@ class PixelAspects:
         """Reads what is known before any packet is read; afterwards some containers only know their last aspect."""
         self._header = usable(stream.sample_aspect_ratio)
         self._fixed = container.format.name.split(",")[0] in _CONTAINERS_WITH_ASPECT and self._header is not None
-        self._first: Fraction | None = self._header
-        self._latest: Fraction | None = self._header
-        self._differing: dict[int, Fraction | None] = {}
-        """Presentation time -> aspect, where it is not that of the first packets."""
 
-    def note(self, packet: Packet | None, codec: Any) -> None:
-        """Remembers the aspect of a packet that the decoder has just got."""
+    def decode(self, codec: Any, packet: Packet | None) -> list[VideoFrame]:
+        """The frames that the decoder gives after a packet. Frames are marked with the aspect that holds for them."""
         if self._fixed or packet is None:
-            return
-        self._latest = usable(codec.sample_aspect_ratio) or self._header
-        if packet.pts is None:
-            return
-        if self._latest != self._first:
-            self._differing[packet.pts] = self._latest
-        else:
-            self._differing.pop(packet.pts, None)
+            frames: list[VideoFrame] = codec.decode(packet)
+            return frames
+        # A frame comes out some packets later than it went in. The decoder hands the mark of its packet on to it.
+        packet.opaque = mark = _Mark()
+        frames = codec.decode(packet)
+        mark.aspect = usable(codec.sample_aspect_ratio)
+        return frames
 
     def of(self, frame: VideoFrame) -> Fraction:
         """The aspect of a decoded frame's pixels; 1 if none is stated, or an impossible one."""
-        aspect = self._latest if frame.pts is None else self._differing.get(frame.pts, self._first)
-        return aspect or SQUARE
+        mark = None if self._fixed else frame.opaque
+        return (mark.aspect if isinstance(mark, _Mark) else None) or self._header or SQUARE
+
+
+class _Mark:
+    """What is known about the frame of a packet after the packet went into the decoder."""
+
+    aspect: Fraction | None = None
 
 
 def usable(aspect: Fraction | None) -> Fraction | None:

@@ -40,6 +40,7 @@ class ChildReader(VideoReader):
         self._backend, self._command, self.limits = backend, command, options.limits
         self._child: Child | None = None
         self._temporary: str | None = None
+        self._shapes_checked = False
         self._reference = PyAVReader(media, options)
         try:
             self._reference_info = self._reference.info
@@ -86,6 +87,7 @@ class ChildReader(VideoReader):
     def decode(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
         if len(indices) == 0:
             return
+        self._check_shapes()
         until = time.monotonic() + self.limits.child_s
         child = self._running()
         complete = False
@@ -104,6 +106,15 @@ class ChildReader(VideoReader):
             if not complete:
                 self._end()
 
+    def _check_shapes(self) -> None:
+        """Refuses a stream whose key frames change their shape, which neither library fits into one. Looks once."""
+        if not self._shapes_checked and self._reference.shape_changes():
+            raise VideoDecodeError(
+                f"{self.info.source}: its frames change their shape, and {self._backend} would stretch them; "
+                "use backend='pyav'"
+            )
+        self._shapes_checked = True
+
     def _request(self, size: tuple[int, int] | None) -> dict[str, Any]:
         """What the child process must know apart from the indices."""
         info = self._reference_info
@@ -114,7 +125,7 @@ class ChildReader(VideoReader):
             "path": self._path,
             "stream": info.stream,
             "size": size,
-            "bt709": info.matrix == "BT.709" and info.matrix_assumed,
+            "untagged_hd": info.matrix == "BT.709" and info.matrix_assumed,
         }
 
     def _picture(self, child: Child, until: float, size: tuple[int, int] | None) -> np.ndarray:

@@ -46,7 +46,7 @@ class PictureMaker:
         self._coding: tuple[str, int, int] | None = None
         self.colours = self._colours_of(first)
         self.orientation = _orientation.from_display_matrix(_display_matrix(first))
-        self.coded_shape = first.height, first.width, aspects.of(first)
+        self.coded_shape = self._shape(first)
         self._box = _display_shape.shown_size(*self.coded_shape)  # before it is turned
         self.height, self.width = self.orientation.coded_size(*self._box)
         options.limits.check_size(name, self.width, self.height)
@@ -56,6 +56,13 @@ class PictureMaker:
     def hdr(self) -> bool:
         """True for the transfer functions PQ and HLG."""
         return self._transfer in (_tone_map.PQ, _tone_map.HLG)
+
+    def changed(self, frame: VideoFrame) -> bool:
+        """True if the frame is stored in another shape than the first."""
+        return self._shape(frame) != self.coded_shape
+
+    def _shape(self, frame: VideoFrame) -> tuple[int, int, Fraction]:
+        return frame.height, frame.width, self._aspects.of(frame)
 
     def picture(self, frame: VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
         """The frame as uint8 (H W 3), turned upright. Transparent pixels are laid on black.
@@ -67,9 +74,9 @@ class PictureMaker:
             size: height and width of the result; by default those of the stream's first frame.
         """
         height, width = self.orientation.coded_size(*size) if size else self._box
-        shape = frame.height, frame.width, self._aspects.of(frame)
-        if shape == self.coded_shape:
+        if not self.changed(frame):
             return self.orientation.upright(self._rgb(frame, height, width))
+        shape = self._shape(frame)
         self._report_change(shape)
         place = _display_shape.fitted(_display_shape.shown_size(*shape), self._box, (height, width))
         pixels = np.zeros((height, width, 3), dtype=np.uint8)

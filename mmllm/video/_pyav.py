@@ -164,6 +164,15 @@ class PyAVReader(VideoReader):
     def damage(self) -> Mapping[str, Any]:
         return dict(self._damage)
 
+    def shape_changes(self) -> bool:
+        """True if some key frame differs in size or in its pixels' aspect from the first frame. A closed reader, too.
+
+        Only key frames are decoded.
+        """
+        with closing(Decoder(self._media, self._options, self._aspects)) as decoder:
+            decoder.codec.skip_frame = "NONKEY"
+            return any(self._pictures.changed(frame) for frame in decoder.frames(self._deadline()))
+
     # Reading
 
     def decode(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:

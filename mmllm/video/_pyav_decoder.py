@@ -51,6 +51,7 @@ class Decoder:
             coded = self.stream.codec_context
             limits.check_size(name, coded.width, coded.height)
             self.codec = _pyav_open.alpha_decoder(self.stream) or coded
+            self.codec.copy_opaque = True  # for the marks of `PixelAspects`
             self.aspects = self.aspects or PixelAspects(self.container, self.stream)
         except BaseException:
             self.close()
@@ -99,8 +100,7 @@ class Decoder:
         Raises:
             FFmpegError: for damage.
         """
-        frames: list[VideoFrame] = self.codec.decode(packet)
-        self.aspects.note(packet, self.codec)
+        frames: list[VideoFrame] = self.aspects.decode(self.codec, packet)
         return frames
 
     def drop_unreferenced(self, drop: bool) -> None:
