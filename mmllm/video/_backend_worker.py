@@ -79,9 +79,9 @@ def _luma_and_differences(red: float, blue: float) -> np.ndarray:
     return np.stack([luma, (np.array([0, 0, 1]) - luma) / (1 - blue), (np.array([1, 0, 0]) - luma) / (1 - red)])
 
 
-_BT709_OF_BT601 = (
-    np.linalg.inv(_luma_and_differences(0.2126, 0.0722)) @ _luma_and_differences(0.299, 0.114)
-).astype(np.float32)
+_BT709_OF_BT601 = (np.linalg.inv(_luma_and_differences(0.2126, 0.0722)) @ _luma_and_differences(0.299, 0.114)).astype(
+    np.float32
+)
 """3 3: RGB that was computed with the wrong matrix -> RGB."""
 
 

@@ -61,7 +61,7 @@ class Deinterlacer:
             requested: numbers of the wanted frames; None for all.
             complete: whether the neighbours of all requested frames are decoded. If not, and if they are not expected,
                 interlaced frames without neighbours are added to `postponed`. Else a neighbour that is missing does
-                not exist, and the frame takes its place.
+                not exist, and the other one takes its place, too.
         """
         held: dict[int, VideoFrame] = {}
         waiting: list[int] = []
@@ -91,18 +91,17 @@ class Deinterlacer:
 
     def _deinterlaced(self, number: int, held: dict[int, VideoFrame]) -> VideoFrame:
         frame = held[number]
+        neighbours = (held.get(number - 1), held.get(number + 1))
+        before, after = (near if near is not None and _shape(near) == _shape(frame) else None for near in neighbours)
+        if before is None and after is None:
+            return _Filter(frame).alone
         if self._filter is None or not self._filter.takes(frame):
             self._filter = _Filter(frame)
-        # A neighbour that is missing, or of another size, is replaced by the frame itself.
-        before, after = (
-            near if (near := held.get(number + step, frame)) is frame or self._filter.takes(near) else frame
-            for step in (-1, 1)
-        )
-        return self._filter.result(before, frame, after)
+        return self._filter.result(before or after, frame, after or before)
 
 
 class _Filter:
-    """FFmpeg's bwdif for frames of one size and pixel format."""
+    """FFmpeg's bwdif for frames of one size and pixel format, made with an interlaced frame."""
 
     def __init__(self, frame: VideoFrame) -> None:
         from av.filter import Graph
@@ -123,20 +122,24 @@ class _Filter:
         filters = self._graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
         self._graph.link_nodes(source, filters, self._graph.add("buffersink"))
         self._graph.configure()
+        # A new filter makes its first picture from the rows of one frame, and all later ones from three frames.
+        self._push(frame)
+        self.alone = self._push(frame)
+        """The frame de-interlaced from its own rows."""
+        self.alone.pts = frame.pts
 
     def takes(self, frame: VideoFrame) -> bool:
         """True if the filter was made for frames like this."""
         return _shape(frame) == self._shape
 
-    def result(self, before: VideoFrame, frame: VideoFrame, after: VideoFrame) -> VideoFrame:
+    def result(self, before: Any, frame: VideoFrame, after: Any) -> VideoFrame:
         """The frame de-interlaced, with its own `pts`."""
         # The filter looks at the last three frames that it got, so what came before them does not matter.
         if len(self._pushed) != 2 or self._pushed[0] is not before or self._pushed[1] is not frame:
             self._push(before)
             self._push(frame)
-        result = self._push(after)
+        result: VideoFrame = self._push(after)
         self._pushed = [frame, after]
-        assert result is not None
         result.pts = frame.pts
         return result
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
 
+_SEQUENCE_HEADER = b"\x00\x00\x01\xb3"
+"""Begins the header of MPEG-1 and MPEG-2 that states the size, in three bytes."""
+
 
 class Decoder:
     """An open container and its decoder. At first the container is at its start. Decoding uses one thread.
@@ -32,6 +35,8 @@ class Decoder:
         self.container: Any = None
         self.stream: Any = None
         self.codec: Any = None
+        self._sequence_size: bytes | None = None
+        """The last stated size; None for other codings than MPEG-1 and MPEG-2."""
         self.aspects: Any = aspects
         """Of the stream's pixels, from the first opening on."""
         self.errors = 0
@@ -58,6 +63,7 @@ class Decoder:
             raise
         self.codec.options = {"max_pixels": str(limits.pixels)}
         self.codec.thread_type, self.codec.thread_count = "NONE", 1
+        self._sequence_size = b"" if self.codec.name in ("mpeg1video", "mpeg2video") else None
         self._can_drop, self._dropping = _pyav_open.can_drop_unreferenced(self.codec), False
 
     def packets(self) -> Iterator[Packet]:
@@ -100,7 +106,29 @@ class Decoder:
         Raises:
             FFmpegError: for damage.
         """
-        frames: list[VideoFrame] = self.aspects.decode(self.codec, packet)
+        held = self._before_new_size() if packet is not None and self._has_new_size(packet) else []
+        return [*held, *self.aspects.decode(self.codec, packet)]
+
+    def _has_new_size(self, packet: Packet) -> bool:
+        """True for a packet of MPEG-1 or MPEG-2 whose sequence header states another size than the one before."""
+        if self._sequence_size is None or not packet.is_keyframe:
+            return False
+        start = bytes(memoryview(packet)[:256])
+        header = start.find(_SEQUENCE_HEADER) + len(_SEQUENCE_HEADER)
+        if header < len(_SEQUENCE_HEADER):
+            return False
+        previous, self._sequence_size = self._sequence_size, start[header : header + 3]
+        return previous not in (b"", self._sequence_size)
+
+    def _before_new_size(self) -> list[VideoFrame]:
+        """The frames that the decoder still holds, which FFmpeg's decoder of MPEG-2 would drop at a new size."""
+        import av
+
+        try:
+            frames: list[VideoFrame] = self.codec.decode(None)
+        except av.error.EOFError:
+            frames = []
+        self.codec.flush_buffers()
         return frames
 
     def drop_unreferenced(self, drop: bool) -> None:
