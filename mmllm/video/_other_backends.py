@@ -53,16 +53,16 @@ class ChildReader(VideoReader):
 
     def _check(self) -> None:
         info, backend = self._reference_info, self._backend
-        if self._backend == "decord" and info.codec in _CODECS_WITHOUT_DECORD:
+        if backend == "decord" and info.codec in _CODECS_WITHOUT_DECORD:
             raise VideoOpenError(f"{info.source}: decord has no decoder for {info.codec}; use backend='pyav'")
         if info.mirrored:
             raise VideoOpenError(
-                f"{info.source}: its frames must be mirrored, which {self._backend} does not do; use backend='pyav'"
+                f"{info.source}: its frames must be mirrored, which {backend} does not do; use backend='pyav'"
             )
         if info.deinterlaced:
             raise VideoOpenError(
-                f"{info.source}: its frames are interlaced, and {backend} does not de-interlace; use backend='pyav', or "
-                "deinterlace=False"
+                f"{info.source}: its frames are interlaced, and {backend} does not de-interlace; use backend='pyav', "
+                "or deinterlace=False"
             )
         if info.transparent:
             raise VideoOpenError(f"{info.source}: {backend} drops its transparency; use backend='pyav'")

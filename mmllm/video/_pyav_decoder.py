@@ -55,7 +55,7 @@ class Decoder:
             self.stream = _pyav_open.choose_stream(self.container, name, self._options.stream)
             coded = self.stream.codec_context
             limits.check_size(name, coded.width, coded.height)
-            self.codec = _pyav_open.alpha_decoder(self.stream) or coded
+            self.codec = _pyav_open.alpha_decoder(self.stream, name) or coded
             self.codec.copy_opaque = True  # for the marks of `PixelAspects`
             self.aspects = self.aspects or PixelAspects(self.container, self.stream)
         except BaseException:

@@ -289,8 +289,9 @@ def test_a_change_of_size_makes_a_new_filter(tmp_path):
         data += part.read_bytes()
     path = tmp_path / "both.h264"
     path.write_bytes(data)
-    with open_video(path) as video, pytest.warns(match="black bars"):
-        everything = np.concatenate([clip.frames for clip in video.iterate(5)])
+    with open_video(path) as video:
+        with pytest.warns(match="black bars"):
+            everything = np.concatenate([clip.frames for clip in video.iterate(5)])
         assert everything.shape == (16, 96, 128, 3)
         np.testing.assert_array_equal(video.frames_by_index([7, 8]).frames, everything[[7, 8]])
     middle = everything[:, 48, 64].mean(axis=-1)

@@ -158,8 +158,15 @@ def test_usable_aspects():
 
 @pytest.mark.parametrize(
     ("width", "aspect", "shown"),
-    [(720, "64/45", 1024), (720, "16/15", 768), (720, "32/27", 854), (720, "10/11", 654), (33, "1", 33), (33, "50/49", 33)],
-)  # fmt: skip
+    [
+        (720, "64/45", 1024),
+        (720, "16/15", 768),
+        (720, "32/27", 854),
+        (720, "10/11", 654),
+        (33, "1", 33),
+        (33, "50/49", 33),
+    ],
+)
 def test_widths_are_rounded_to_even(width, aspect, shown):
     assert _display_shape.shown_size(480, width, Fraction(aspect)) == (480, shown)
 
