@@ -67,11 +67,14 @@ class Deinterlacer:
         waiting: list[int] = []
         complete = complete or self._expected
         for number, frame in decoded:
-            wanted = requested is None or number in requested
-            if wanted and not _interlaced(frame):
-                yield number, frame
-            elif wanted:
-                waiting.append(number)
+            if requested is None or number in requested:
+                if _interlaced(frame):
+                    waiting.append(number)
+                else:
+                    yield number, frame
+            if not (waiting or self._expected):
+                held = {number: frame}  # the next frame may need it
+                continue
             held[number] = frame
             for ready in [n for n in waiting if n <= number + 1 and _has_neighbours(n, held)]:
                 waiting.remove(ready)

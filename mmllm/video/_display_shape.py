@@ -24,23 +24,21 @@ class PixelAspects:
 
     def __init__(self, container: Any, stream: Any) -> None:
         """Reads what is known before any packet is read; afterwards some containers only know their last aspect."""
-        self._header = usable(stream.sample_aspect_ratio)
-        self._fixed = container.format.name.split(",")[0] in _CONTAINERS_WITH_ASPECT and self._header is not None
+        self._header = usable(stream.sample_aspect_ratio) or usable(stream.codec_context.sample_aspect_ratio)
+        self.fixed = container.format.name.split(",")[0] in _CONTAINERS_WITH_ASPECT
+        """True if all frames have the aspect that was found at first."""
 
-    def decode(self, codec: Any, packet: Packet | None) -> list[VideoFrame]:
+    def decode(self, codec: Any, packet: Packet) -> list[VideoFrame]:
         """The frames that the decoder gives after a packet. Frames are marked with the aspect that holds for them."""
-        if self._fixed or packet is None:
-            frames: list[VideoFrame] = codec.decode(packet)
-            return frames
         # A frame comes out some packets later than it went in. The decoder hands the mark of its packet on to it.
         packet.opaque = mark = _Mark()
-        frames = codec.decode(packet)
+        frames: list[VideoFrame] = codec.decode(packet)
         mark.aspect = usable(codec.sample_aspect_ratio)
         return frames
 
     def of(self, frame: VideoFrame) -> Fraction:
         """The aspect of a decoded frame's pixels; 1 if none is stated, or an impossible one."""
-        mark = None if self._fixed else frame.opaque
+        mark = None if self.fixed else frame.opaque
         return (mark.aspect if isinstance(mark, _Mark) else None) or self._header or SQUARE
 
 

@@ -86,21 +86,20 @@ class PictureMaker:
 
     def _rgb(self, frame: VideoFrame, height: int, width: int) -> np.ndarray:
         """uint8 (H W 3), not turned."""
+        colours = self._colours_of(frame)
         if self._tone_map and self.hdr:
-            return _tone_map.tone_mapped(self._converted(frame, height, width, "rgb48le"), self._transfer)
-        if self._colours_of(frame).transparent:
-            rgba = self._converted(frame, height, width, "rgba").astype(np.uint16)
+            codes = self._converted(frame, height, width, "rgb48le", colours.assumed)
+            return _tone_map.tone_mapped(codes, self._transfer)
+        if colours.transparent:
+            rgba = self._converted(frame, height, width, "rgba", colours.assumed).astype(np.uint16)
             return ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
-        return self._converted(frame, height, width, "rgb24")
+        return self._converted(frame, height, width, "rgb24", colours.assumed)
 
-    def _converted(self, frame: VideoFrame, height: int, width: int, pixel_format: str) -> np.ndarray:
+    def _converted(
+        self, frame: VideoFrame, height: int, width: int, pixel_format: str, matrix: int | None
+    ) -> np.ndarray:
         converted = self._converter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format=pixel_format,
-            src_colorspace=self._colours_of(frame).assumed,
-            threads=1,
+            frame, width=width, height=height, format=pixel_format, src_colorspace=matrix, threads=1
         )
         plane, channels = converted.planes[0], 4 if pixel_format == "rgba" else 3
         dtype = np.dtype("<u2" if pixel_format == "rgb48le" else np.uint8)

@@ -56,8 +56,8 @@ class Decoder:
             coded = self.stream.codec_context
             limits.check_size(name, coded.width, coded.height)
             self.codec = _pyav_open.alpha_decoder(self.stream, name) or coded
-            self.codec.copy_opaque = True  # for the marks of `PixelAspects`
             self.aspects = self.aspects or PixelAspects(self.container, self.stream)
+            self.codec.copy_opaque = not self.aspects.fixed  # for the marks on packets
         except BaseException:
             self.close()
             raise
@@ -106,7 +106,10 @@ class Decoder:
         Raises:
             FFmpegError: for damage.
         """
-        held = self._before_new_size() if packet is not None and self._has_new_size(packet) else []
+        if self.aspects.fixed or packet is None:
+            frames: list[VideoFrame] = self.codec.decode(packet)
+            return frames
+        held = self._before_new_size() if self._has_new_size(packet) else []
         return [*held, *self.aspects.decode(self.codec, packet)]
 
     def _has_new_size(self, packet: Packet) -> bool:

@@ -183,7 +183,8 @@ def alpha_decoder(stream: VideoStream, name: str) -> Any:
         return av.CodecContext.create(decoder, "r")
     except av.codec.codec.UnknownCodecError:
         raise VideoOpenError(
-            f"{name}: its transparency needs the decoder {decoder}, which this FFmpeg lacks; pip install --force-reinstall av"
+            f"{name}: its transparency needs the decoder {decoder}, which this FFmpeg lacks; "
+            "pip install --force-reinstall av"
         ) from None
 
 
