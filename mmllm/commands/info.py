@@ -81,7 +81,8 @@ def _picture_lines(row: dict[str, Any]) -> list[str]:
     if row["rotation"] or row["mirrored"]:
         lines.append(f"frames are turned by {row['rotation']} degrees{' and mirrored' if row['mirrored'] else ''}")
     if row["interlaced"]:
-        lines.append(f"interlaced, {row['field_order']}{'; de-interlaced' if row['deinterlaced'] else ''}")
+        order = row["field_order"] if row["field_order"].endswith("first") else "field order not stated"
+        lines.append(f"interlaced, {order}{'; de-interlaced' if row['deinterlaced'] else ''}")
     elif row["field_order"].endswith("first"):
         lines.append(f"the header says interlaced, {row['field_order']}, but the first frame is progressive")
     if row["matrix"] not in ("RGB", "grey"):

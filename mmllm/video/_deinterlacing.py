@@ -20,10 +20,10 @@ FIELD_ORDERS = {
     1: "progressive",
     2: "top field first",
     3: "bottom field first",
-    4: "top field first",
-    5: "bottom field first",
+    4: "bottom field first",
+    5: "top field first",
 }
-"""FFmpeg's number of a stream's field order -> words."""
+"""FFmpeg's number of a stream's field order -> the field that is shown first. 4 and 5 store the other one first."""
 
 
 class Deinterlacer:

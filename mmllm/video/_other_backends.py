@@ -40,7 +40,7 @@ class ChildReader(VideoReader):
         self._backend, self._command, self.limits = backend, command, options.limits
         self._child: Child | None = None
         self._temporary: str | None = None
-        self._shapes_checked = False
+        self._changes_checked = False
         self._reference = PyAVReader(media, options)
         try:
             self._reference_info = self._reference.info
@@ -87,7 +87,7 @@ class ChildReader(VideoReader):
     def decode(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
         if len(indices) == 0:
             return
-        self._check_shapes()
+        self._check_changes()
         until = time.monotonic() + self.limits.child_s
         child = self._running()
         complete = False
@@ -106,14 +106,11 @@ class ChildReader(VideoReader):
             if not complete:
                 self._end()
 
-    def _check_shapes(self) -> None:
-        """Refuses a stream whose key frames change their shape, which neither library fits into one. Looks once."""
-        if not self._shapes_checked and self._reference.shape_changes():
-            raise VideoDecodeError(
-                f"{self.info.source}: its frames change their shape, and {self._backend} would stretch them; "
-                "use backend='pyav'"
-            )
-        self._shapes_checked = True
+    def _check_changes(self) -> None:
+        """Refuses a stream whose key frames change in shape or fields, which neither library heeds. Looks once."""
+        if not self._changes_checked and (change := self._reference.change()):
+            raise VideoDecodeError(f"{self.info.source}: {change}, which {self._backend} ignores; use backend='pyav'")
+        self._changes_checked = True
 
     def _request(self, size: tuple[int, int] | None) -> dict[str, Any]:
         """What the child process must know apart from the indices."""

@@ -164,14 +164,20 @@ class PyAVReader(VideoReader):
     def damage(self) -> Mapping[str, Any]:
         return dict(self._damage)
 
-    def shape_changes(self) -> bool:
-        """True if some key frame differs in size or in its pixels' aspect from the first frame. A closed reader, too.
+    def change(self) -> str:
+        """In what a later key frame differs from the first frame: its shape or its fields; else empty.
 
-        Only key frames are decoded.
+        Only key frames are decoded. This works on a closed reader, too.
         """
+        first_interlaced = self._header["interlaced"] or self._fields is None
         with closing(Decoder(self._media, self._options, self._aspects)) as decoder:
             decoder.codec.skip_frame = "NONKEY"
-            return any(self._pictures.changed(frame) for frame in decoder.frames(self._deadline()))
+            for frame in decoder.frames(self._deadline()):
+                if self._pictures.changed(frame):
+                    return "its frames change their shape"
+                if frame.interlaced_frame and not first_interlaced:
+                    return "some of its frames are interlaced"
+        return ""
 
     # Reading
 

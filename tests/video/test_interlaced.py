@@ -12,7 +12,7 @@ import pytest
 
 from mmllm.commands.info import info as info_command
 from mmllm.video import _pyav_packets
-from mmllm.video.opening import VideoOpenError, open_video
+from mmllm.video.opening import VideoDecodeError, VideoOpenError, open_video
 
 SIZE = (144, 240)
 _INTERLACED_DCT, _INTERLACED_MOTION = 0x40000, 0x20000000
@@ -221,6 +221,9 @@ def test_a_late_mark_is_found_in_single_frames(tmp_path):
     for chosen in ([20], [3, 16, 22], [29], [15]):
         with open_video(path) as video:
             np.testing.assert_array_equal(video.frames_by_index(chosen).frames, everything[chosen])
+    pytest.importorskip("decord")
+    with open_video(path, "decord") as video, pytest.raises(VideoDecodeError, match=r"some.*interlaced.*pyav"):
+        video.frames_by_index([0])
 
 
 def test_progressive_video_is_not_touched(b_frames):
