@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmllm.video import _tone_map
 from mmllm.video.errors import VideoDecodeError
@@ -24,6 +24,7 @@ _NOT_CONVERTED = {
     13: "derived from the primaries, with constant luminance",
     14: "ICtCp",
 }
+_ONLY_BT601 = ("vp8", "libvpx")
 _FULL_RANGE = 2
 _BT2020_PRIMARIES = 9
 
@@ -42,7 +43,22 @@ class Colours:
     """True if pixels can be transparent. A palette's colours can be, too."""
 
 
-def colours_of(frame: VideoFrame, codec: str, name: str) -> Colours:
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What a stream's decoder says of its colours as a whole."""
+
+    codec: str
+    """The decoder's name."""
+    primaries: int
+    transfer: int
+
+
+def declared(codec: Any) -> Declared:
+    """What an open decoder says."""
+    return Declared(codec=codec.name, primaries=int(codec.color_primaries), transfer=int(codec.color_trc))
+
+
+def colours_of(frame: VideoFrame, stream: Declared, name: str) -> Colours:
     """How a frame's numbers are read.
 
     Without a tag, frames of 720 rows or more are BT.709 and smaller ones BT.601, as players do it; frames with the
@@ -50,7 +66,7 @@ def colours_of(frame: VideoFrame, codec: str, name: str) -> Colours:
 
     Args:
         frame: as decoded, before it is turned.
-        codec: name of the coding.
+        stream: what holds for all frames.
         name: of the video, for the error.
 
     Raises:
@@ -71,7 +87,7 @@ def colours_of(frame: VideoFrame, codec: str, name: str) -> Colours:
             f"{name}: its colour matrix ({matrix}) cannot be converted; convert the file first: "
             "ffmpeg -i IN -vf scale=out_color_matrix=bt709 OUT"
         )
-    assumed = _BT709 if frame.height >= _HD_ROWS and codec != "vp8" else _BT601
-    if int(frame.color_primaries) == _BT2020_PRIMARIES or int(frame.color_trc) in (_tone_map.PQ, _tone_map.HLG):
+    assumed = _BT709 if frame.height >= _HD_ROWS and stream.codec not in _ONLY_BT601 else _BT601
+    if stream.primaries == _BT2020_PRIMARIES or stream.transfer in (_tone_map.PQ, _tone_map.HLG):
         assumed = _BT2020
     return Colours(matrix=_NAMES[assumed], assumed=assumed, full_range=full_range, transparent=transparent)

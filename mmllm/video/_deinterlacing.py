@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-_SMALLEST_EDGE = 8
+_SMALLEST_EDGE = 16
 """Smaller frames are left as they are: the filter needs four columns and rows of each plane."""
 FIELD_ORDERS = {
     1: "progressive",
@@ -112,7 +112,8 @@ class _Filter:
         self._shape = _shape(frame)
         self._pushed: list[VideoFrame] = []
         self._graph = Graph()
-        self._graph.threads = 1
+        if hasattr(self._graph, "threads"):  # older versions of PyAV do not have it
+            self._graph.threads = 1
         source = self._graph.add(
             "buffer",
             video_size=f"{frame.width}x{frame.height}",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmllm.video import _display_shape, _orientation, _tone_map
-from mmllm.video._colours import Colours, colours_of
+from mmllm.video._colours import Colours, colours_of, declared
 from mmllm.video._display_shape import PixelAspects
 from mmllm.video._open_options import OpenOptions
 from mmllm.video.errors import VideoShapeChanged
@@ -42,7 +42,7 @@ class PictureMaker:
         self._name, self._aspects = name, aspects
         self._converter = VideoReformatter()
         self._tone_map = options.tone_map
-        self._transfer, self._codec = int(codec.color_trc), codec.codec.canonical_name
+        self._declared = declared(codec)
         self._coding: tuple[str, int, int] | None = None
         self.colours = self._colours_of(first)
         self.orientation = _orientation.from_display_matrix(_display_matrix(first))
@@ -55,7 +55,7 @@ class PictureMaker:
     @property
     def hdr(self) -> bool:
         """True for the transfer functions PQ and HLG."""
-        return self._transfer in (_tone_map.PQ, _tone_map.HLG)
+        return self._declared.transfer in (_tone_map.PQ, _tone_map.HLG)
 
     def changed(self, frame: VideoFrame) -> bool:
         """True if the frame is stored in another shape than the first."""
@@ -89,7 +89,7 @@ class PictureMaker:
         colours = self._colours_of(frame)
         if self._tone_map and self.hdr:
             codes = self._converted(frame, height, width, "rgb48le", colours.assumed)
-            return _tone_map.tone_mapped(codes, self._transfer)
+            return _tone_map.tone_mapped(codes, self._declared.transfer)
         if colours.transparent:
             rgba = self._converted(frame, height, width, "rgba", colours.assumed).astype(np.uint16)
             return ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
@@ -98,9 +98,11 @@ class PictureMaker:
     def _converted(
         self, frame: VideoFrame, height: int, width: int, pixel_format: str, matrix: int | None
     ) -> np.ndarray:
-        converted = self._converter.reformat(
-            frame, width=width, height=height, format=pixel_format, src_colorspace=matrix, threads=1
-        )
+        stated = frame.colorspace
+        if matrix is not None:
+            frame.colorspace = matrix
+        converted = self._converter.reformat(frame, width=width, height=height, format=pixel_format, threads=1)
+        frame.colorspace = stated
         plane, channels = converted.planes[0], 4 if pixel_format == "rgba" else 3
         dtype = np.dtype("<u2" if pixel_format == "rgb48le" else np.uint8)
         # FFmpeg pads each row of pixels, so the padding is cut off.
@@ -111,7 +113,7 @@ class PictureMaker:
         """How the frame's numbers are read, found again only if its coding differs from that of the frame before."""
         coding = frame.format.name, int(frame.colorspace), frame.height
         if coding != self._coding:
-            self._coding, self._frame_colours = coding, colours_of(frame, self._codec, self._name)
+            self._coding, self._frame_colours = coding, colours_of(frame, self._declared, self._name)
         return self._frame_colours
 
     def _report_change(self, shape: tuple[int, int, Fraction]) -> None:

@@ -131,7 +131,7 @@ class PyAVReader(VideoReader):
             "coded_height": coded_height,
             "pixel_aspect": (aspect.numerator, aspect.denominator),
             "interlaced": first.interlaced_frame,
-            "field_order": FIELD_ORDERS.get(int(decoder.stream.codec_context.field_order), "unknown"),
+            "field_order": FIELD_ORDERS.get(int(getattr(decoder.stream.codec_context, "field_order", 0)), "unknown"),
             "deinterlaced": first.interlaced_frame and self._fields is not None,
             "matrix": colours.matrix,
             "matrix_assumed": colours.assumed is not None,

@@ -45,7 +45,8 @@ class VideoInfo:
     interlaced: bool = False
     """True if the first frame is marked as two fields, which were recorded one after the other."""
     field_order: str = "progressive"
-    """`progressive`, `top field first` or `bottom field first`, as the stream declares it, or `unknown`."""
+    """`progressive`, `top field first` or `bottom field first`, as the stream declares it. `unknown` if it does not,
+    and with PyAV before 18."""
     deinterlaced: bool = False
     """True if frames that are marked as interlaced are de-interlaced."""
     matrix: str = "RGB"

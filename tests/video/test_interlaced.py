@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from av.video.codeccontext import VideoCodecContext
 
 from mmllm.commands.info import info as info_command
 from mmllm.video import _pyav_packets
 from mmllm.video.opening import VideoDecodeError, VideoOpenError, open_video
 
 SIZE = (144, 240)
+ORDERS_ARE_KNOWN = hasattr(VideoCodecContext, "field_order")
 _INTERLACED_DCT, _INTERLACED_MOTION = 0x40000, 0x20000000
 
 
@@ -229,7 +231,7 @@ def test_a_late_mark_is_found_in_single_frames(tmp_path):
 def test_progressive_video_is_not_touched(b_frames):
     with open_video(b_frames) as video:
         assert not video.info.interlaced
-        assert video.info.field_order == "progressive"
+        assert video.info.field_order == ("progressive" if ORDERS_ARE_KNOWN else "unknown")
         frames = video.frames_by_index(range(0, 120, 7)).frames
     with open_video(b_frames, deinterlace=False) as video:
         np.testing.assert_array_equal(video.frames_by_index(range(0, 120, 7)).frames, frames)
@@ -248,14 +250,15 @@ def test_progressive_frames_in_a_stream_whose_header_says_interlaced(tmp_path):
     path.write_bytes(data)
     with open_video(path) as video:
         assert not video.info.interlaced
-        assert video.info.field_order == "top field first"
+        assert video.info.field_order == ("top field first" if ORDERS_ARE_KNOWN else "unknown")
         np.testing.assert_array_equal(video.frames_by_index(range(6)).frames, frames)
 
 
 def test_info_tells_the_order_of_fields(tmp_path, capsys):
     path = write(tmp_path / "a.ts", "libx264", frames=5, options={"x264-params": "tff=1"})
     assert info_command((path,)) == 0
-    assert "interlaced, top field first; de-interlaced" in capsys.readouterr().out
+    order = "top field first" if ORDERS_ARE_KNOWN else "field order not stated"
+    assert f"interlaced, {order}; de-interlaced" in capsys.readouterr().out
 
 
 def test_tiny_frames_are_left_as_they_are(tmp_path):
