@@ -167,8 +167,11 @@ class PyAVReader(VideoReader):
     def change(self) -> str:
         """In what a later key frame differs from the first frame: its shape or its fields; else empty.
 
-        Only key frames are decoded. This works on a closed reader, too.
+        Only key frames are decoded. This works on a closed reader, too. A stream of key frames alone is not searched if
+        its container states the shape, since that would be a decode of the whole file.
         """
+        if self._aspects.fixed and self._packets.key.all():
+            return ""
         first_interlaced = self._header["interlaced"] or self._fields is None
         with closing(Decoder(self._media, self._options, self._aspects)) as decoder:
             decoder.codec.skip_frame = "NONKEY"
