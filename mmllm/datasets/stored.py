@@ -18,6 +18,9 @@ from mmllm.datasets.records import Dialogue, Media, Turn
 from mmllm.runtime import processes
 from mmllm.times.answers import Span
 
+LAYOUT = b"2"
+"""Changes with what is stored of a dialogue, so that no file of an older layout is read."""
+
 
 class StoredDialogues(Sequence[Dialogue]):
     """The dialogues of an Arrow file; each is built when it is accessed."""
@@ -48,7 +51,8 @@ def store_dialogues(file: Path, media: Path, folder: Path) -> tuple[StoredDialog
     Raises:
         InputError: if the file cannot be read.
     """
-    key = hashlib.sha256(file.read_bytes() + str(media.resolve()).encode()).hexdigest()[:12]
+    content = file.read_bytes() + str(media.resolve()).encode() + LAYOUT
+    key = hashlib.sha256(content).hexdigest()[:12]
     arrow_file = folder / f"{file.stem}-{key}.arrow"
     summary_file = arrow_file.with_suffix(".json")
     with processes.main_first():
@@ -86,6 +90,7 @@ def _to_json(dialogue: Dialogue) -> dict[str, Any]:
                 "role": turn.role,
                 "text": turn.text,
                 "media": [[media.kind, str(media.path)] for media in turn.media],
+                "places": list(turn.places),
                 "spans": [span.to_json() for span in turn.spans],
             }
             for turn in dialogue.turns
@@ -99,6 +104,7 @@ def _from_json(record: dict[str, Any]) -> Dialogue:
             role=turn["role"],
             text=turn["text"],
             media=tuple(Media(kind=kind, path=Path(path)) for kind, path in turn["media"]),
+            places=tuple(turn["places"]),
             spans=tuple(Span(*ends) for ends in turn["spans"]),
         )
         for turn in record["turns"]

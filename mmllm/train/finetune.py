@@ -134,7 +134,8 @@ def _digest(dialogue: Dialogue) -> str:
     """Returns a digest of all text and times of a dialogue, and of the kinds, names and sizes of its media."""
     media = [f"{item.kind} {item.path.name} {_size(item.path)}" for item in dialogue.media]
     turns = [f"{turn.role} {turn.stamped}" for turn in dialogue.turns]
-    return digest("\n".join([*media, *turns, str(dialogue.duration_s)]))
+    places = [str(turn.places) for turn in dialogue.turns if turn.places]
+    return digest("\n".join([*media, *turns, *places, str(dialogue.duration_s)]))
 
 
 def _size(path: Path) -> int:
