@@ -38,6 +38,8 @@ VERBS = {
     "list": Verb("mmllm.commands.listing:list_parts", "list all parts, recipes and published models"),
 }
 
+LONGEST_MESSAGE = 2000
+"""Characters of a message; a longer one is cut in the middle."""
 LESS_MEMORY = (
     "what helps: fewer frames, a token reducer (--reducer fastervlm:keep=8), a smaller model, or a smaller batch"
 )
@@ -86,16 +88,25 @@ def _run(verb: Verb, name: str, arguments: list[str]) -> int:
     except Exception as problem:
         if os.environ.get("MMLLM_DEBUG"):
             raise
-        if is_out_of_memory(problem):
-            print(f"mmllm: out of memory: {_one_line(problem)}; {LESS_MEMORY}", file=sys.stderr)
-            return 1
-        summary = f"{type(problem).__name__}: {_one_line(problem)}"
-        print(f"mmllm: internal error: {summary} (MMLLM_DEBUG=1 shows where)", file=sys.stderr)
-        return 1
+        line, code = _unexpected(problem)
+        print(f"mmllm: {line}", file=sys.stderr)
+        return code
+
+
+def _unexpected(problem: Exception) -> tuple[str, int]:
+    """The line and the exit code for an error that is not one of ours."""
+    if is_out_of_memory(problem):
+        return f"out of memory: {_one_line(problem)}; {LESS_MEMORY}", 1
+    if isinstance(problem, OverflowError):
+        return f"a number is too large: {_one_line(problem)}", 2
+    return f"internal error: {type(problem).__name__}: {_one_line(problem)} (MMLLM_DEBUG=1 shows where)", 1
 
 
 def _one_line(problem: BaseException) -> str:
-    return " ".join(str(problem).split())
+    text = " ".join(str(problem)[: 10 * LONGEST_MESSAGE].split())
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    return f"{text[: LONGEST_MESSAGE - 400]} … {text[-400:]}"  # what to do often stands at the end
 
 
 def _help() -> str:

@@ -48,6 +48,10 @@ def format_of(path: Path) -> Format:
         return "charades"
     row: Any = None
     for row in _first_rows(text):
+        if isinstance(row, dict) and {"truth", "prediction"} <= set(row):
+            raise InputError(
+                f"{path}: these are answers that mmllm eval wrote, not annotations; mmllm score reads them"
+            )
         form = _format_by_keys(row)
         if form == "nextqa":
             return "timeit" if names_times(load_json(path)[0]) else "nextqa"

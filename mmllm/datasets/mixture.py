@@ -23,7 +23,7 @@ from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.rtl import read_rtl
 from mmllm.datasets.stored import store_dialogues
 from mmllm.errors import InputError
-from mmllm.fields import closest, require
+from mmllm.fields import closest, require, require_seed
 
 IMAGE_QA, VIDEO_QA, REASONING = "image_qa", "video_qa", "temporal_reasoning"
 TASKS = (DENSE, LOCALIZE, IMAGE_QA, VIDEO_QA, REASONING)
@@ -47,6 +47,7 @@ class MixtureConfig:
     order."""
 
     def __post_init__(self) -> None:
+        require_seed(self.seed, "MixtureConfig.seed")
         require(self.draws > 0, self, "draws", "a positive number")
         require(all(rate >= 0 for rate in self.task_rates.values()), self, "task_rates", "from 0")
         require(sum(self.task_rates.values()) > 0, self, "task_rates", "above 0 for one task at least")

@@ -76,6 +76,8 @@ def read_nextqa(
                 items.append(question(video, text_of(row, "question"), text_of(row, "answer"), text_of(row, "type")))
         return reader.result
     data, _ = load_json(path)
+    if isinstance(data, dict) and {"video", "QA"} <= set(data):
+        data = [data]  # a file of one line
     if not isinstance(data, list):
         raise InputError(f"{path}: not a list of videos")
     for number, row in enumerate(data, start=1):

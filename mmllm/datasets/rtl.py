@@ -37,6 +37,8 @@ def read_rtl(path: Path, videos: Path | None = None, policy: Policy = "repair") 
     reader: RowReader[Question] = RowReader(path, policy)
     reader.result.duplicates += repeated_keys
     folder = folder_of(videos)
+    if isinstance(data, dict) and {"vid", "question_id"} <= set(data):
+        data = [data]  # a file of one line
     if isinstance(data, dict):
         for number, (vid, row) in enumerate(data.items(), start=1):
             pairs = row.get("QA") if isinstance(row, dict) else None

@@ -103,6 +103,8 @@ _AS_UTF8 = "save the file as UTF-8, for example with `iconv -f WINDOWS-1252 -t U
 def load_json(path: Path) -> tuple[Any, list[str]]:
     """The value of a JSON file, and all keys that occur twice in one of its objects (the last value counts).
 
+    Objects in lines are read as a list of them.
+
     Raises:
         InputError: naming line and column, if the file is not JSON or not UTF-8.
     """
@@ -125,7 +127,19 @@ def load_json(path: Path) -> tuple[Any, list[str]]:
     try:
         return json.loads(text, object_pairs_hook=object_of), repeated_keys
     except (ValueError, RecursionError) as problem:
-        raise InputError(f"{path}: not JSON: {problem}") from None
+        lines = _json_lines(text)
+        if lines is None:
+            raise InputError(f"{path}: not JSON: {problem}") from None
+        return lines, []
+
+
+def _json_lines(text: str) -> list[Any] | None:
+    """The objects of a text with one in each line; None if a line is something else."""
+    try:
+        rows = [json.loads(line) for _, line in lines_of(text)]
+    except (ValueError, RecursionError):
+        return None
+    return rows if len(rows) > 1 and all(isinstance(row, dict) for row in rows) else None
 
 
 def _bytes(path: Path) -> bytes:

@@ -30,7 +30,7 @@ _MOMENT = re.compile(rf"\b{_NUMBER}\s*{_SECONDS}", re.ASCII | re.IGNORECASE)
 
 def names_times(rows: Any) -> bool:
     """Whether an answer of `{"video", "QA"}` rows names an interval or a moment in seconds."""
-    for row in rows if isinstance(rows, list) else []:
+    for row in rows if isinstance(rows, list) else [rows]:
         pairs = row.get("QA") if isinstance(row, dict) else None
         for pair in pairs if isinstance(pairs, list) else []:
             answer = pair.get("a") if isinstance(pair, dict) else None
@@ -51,6 +51,8 @@ def read_timeit(path: Path, media: Path | None = None, policy: Policy = "repair"
         InputError: if the file is of another kind, or a row is bad and the policy is to raise.
     """
     data, _ = load_json(path)
+    if isinstance(data, dict) and {"video", "QA"} <= set(data):
+        data = [data]  # a file of one line
     if not isinstance(data, list):
         raise InputError(f"{path}: not a list of videos")
     root = Path(path).parent if media is None else media

@@ -42,6 +42,8 @@ class Sample:
     """The answer has fewer than two times. Then its span is the whole video."""
     error: str = ""
     """Why there is no answer, for example a video that cannot be read. Empty if the question was answered."""
+    of: int | None = None
+    """Number of questions of the evaluation that this is one of, so that a part of its file is known as a part."""
 
     def __post_init__(self) -> None:
         if self.truth_spans:
@@ -103,6 +105,7 @@ class Sample:
             },
             "fallback": self.fallback,
             "error": self.error,
+            **({} if self.of is None else {"of": self.of}),
         }
 
     @classmethod
@@ -126,6 +129,7 @@ class Sample:
             prediction_text=_get(prediction, "text", str),
             fallback=_get(row, "fallback", bool),
             error=_get(row, "error", str),
+            of=_get(row, "of", int) if "of" in row else None,
         )
 
 

@@ -216,7 +216,14 @@ class VideoQA:
 
     @torch.no_grad()
     def ask_all(
-        self, encoded: EncodedVideo, questions: Sequence[str], duration_s: float | None = None, **generate: Any
+        self,
+        encoded: EncodedVideo,
+        questions: Sequence[str],
+        duration_s: float | None = None,
+        *,
+        histories: Sequence[Sequence[tuple[str, str]]] | None = None,
+        systems: Sequence[str] | None = None,
+        **generate: Any,
     ) -> list[Answer]:
         """The answers to several independent questions about one video, in one batch.
 
@@ -225,12 +232,17 @@ class VideoQA:
             questions: in words.
             duration_s: length of the video, which converts time tokens to seconds. The decoded length if None;
                 benchmarks annotate one of their own.
+            histories: for each question the earlier questions with their answers; see `prompt`.
+            systems: for each question its own system prompt, or an empty text for the processor's.
             generate: as in `ask`.
         """
         if not questions:
             return []
         duration_s = encoded.duration_s if duration_s is None else duration_s
-        inputs = self.processor.collate([self.prompt(question, duration_s) for question in questions])
+        before = zip(questions, histories or [()] * len(questions), systems or [""] * len(questions), strict=True)
+        inputs = self.processor.collate(
+            [self.prompt(question, duration_s, history, system) for question, history, system in before]
+        )
         new = self.generate(encoded, inputs["input_ids"], inputs["attention_mask"], **generate)
         return self.processor.batch_decode(new, [duration_s] * len(questions))
 
@@ -263,13 +275,16 @@ class VideoQA:
         )
         return ids[:, input_ids.shape[1] :]
 
-    def prompt(self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = ()) -> Encoded:
+    def prompt(
+        self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = (), system: str = ""
+    ) -> Encoded:
         """The encoded text of a question about a video of that length, with the video's placeholder in front.
 
         Args:
             question: in words. Text that spells a special token of the LLM is broken up with a space.
             duration_s: length of the video.
             history: earlier questions with their raw answers; the model reads them before this question.
+            system: a system prompt in place of the processor's.
         """
         turns = [text for pair in history for text in pair] + [question]
         turns = [self.processor.writing.write(text, duration_s) for text in turns]
@@ -278,6 +293,8 @@ class VideoQA:
             for i, text in enumerate(turns)
         ]
         messages[0]["content"].insert(0, {"type": "video"})
+        if system:
+            messages.insert(0, {"role": "system", "content": self._plain(system)})
         return self.processor.encode(self.processor.apply_chat_template(messages, add_generation_prompt=True))
 
     def _plain(self, text: str) -> str:

@@ -38,7 +38,8 @@ def test_known_values():
     assert iou(Span(0, 10), Span(5, 15)) == pytest.approx(1 / 3)
     assert iou(Span(0, 1), Span(2, 3)) == 0
     assert iou(Span(0, 1), Span(1, 2)) == 0
-    assert iou(Span(4, 4), Span(4, 4)) == 0
+    assert iou(Span(4, 4), Span(4, 4)) == 1
+    assert iou(Span(4, 4), Span(5, 5)) == iou(Span(4, 4), Span(3, 5)) == 0
     assert set_iou([Span(0, 2), Span(4, 6)], [Span(1, 5)]) == pytest.approx(2 / 6)
     assert set_iou([Span(0, 2), Span(1, 3)], [Span(0, 3)]) == 1
     assert set_iou([], [Span(0, 3)]) == 0
@@ -49,7 +50,7 @@ def test_iou_is_a_symmetric_fraction(first, second):
     score = iou(first, second)
     assert 0 <= score <= 1 + 1e-9
     assert score == iou(second, first)
-    assert iou(first, first) == (1 if first.length_s else 0)
+    assert iou(first, first) == 1
 
 
 @given(st.lists(SPANS, max_size=5), st.lists(SPANS, max_size=5))
