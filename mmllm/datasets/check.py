@@ -110,7 +110,7 @@ def inspect(
     missing = list(dict.fromkeys(with_videos.missing))
     refused = [
         *(f"bad row: {problem}" for problem in result.bad),
-        *(f"missing: {video}" for video in missing),
+        *(f"missing: {video}" for video in missing if not beside),  # beside their file, these are bad rows
         *(reason for reasons in by_kind.values() for reason in reasons),
     ]
     notes = [

@@ -78,6 +78,7 @@ def _dialogue(reader: RowReader[Dialogue], row: Any, pair: Any, name: str, root:
     if len(spans) == 1:
         text = re.sub(r"\s+", " ", STAMP.sub("", text)).replace(" .", ".").strip(" ,:;-")
     else:  # each stays before its sentence
+        text = re.sub(rf"({STAMP.pattern} {STAMP.pattern}),", r"\1", text)
         spans = ()
     answer = Turn(role="assistant", text=text, spans=spans)
     question = Turn(role="user", text=text_of(pair, "q").strip(), media=(Media(kind="video", path=root / video),))

@@ -1,11 +1,13 @@
 """Own data: the three forms of a row give one dialogue, spans are first-class, every fault of a row is named."""
 
 import json
+import shutil
 
 import pytest
 
 from mmllm.datasets.dialogues import read_dialogues
 from mmllm.datasets.records import Media
+from mmllm.datasets.stored import _from_json, _to_json
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 from mmllm.times.vocabulary import TimeTokens
@@ -137,6 +139,62 @@ def test_several_media_in_one_turn(folder):
     assert dialogue.turns[0].places == (0, 0, 4)
     kinds = [item["type"] for item in dialogue.messages()[0]["content"]]
     assert kinds == ["video", "image", "text", "video", "text"]
+
+
+TAGGED = "<0.0 seconds> <image> <1.5 seconds> <image> What changes?"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TAGGED,
+        [{"type": "text", "text": TAGGED}],
+        [
+            {"type": "text", "text": "<0.0 seconds> "},
+            {"type": "image"},
+            {"type": "text", "text": " <1.5 seconds> "},
+            {"type": "image"},
+            {"type": "text", "text": " What changes?"},
+        ],
+    ],
+)
+def test_texts_and_media_keep_their_order(folder, content):
+    shutil.copy(folder / "clips/c.jpg", folder / "clips/d.jpg")
+    answer = {"role": "assistant", "content": "It moves."}
+    row = {"messages": [{"role": "user", "content": content}, answer], "images": ["clips/c.jpg", "clips/d.jpg"]}
+    llava = {
+        "conversations": [{"from": "human", "value": TAGGED}, {"from": "gpt", "value": "It moves."}],
+        "images": row["images"],
+    }
+    plain = {"question": TAGGED, "answer": "It moves.", "images": row["images"]}
+    for form in (row, llava, plain):
+        (dialogue,) = read(folder, form).items
+        assert dialogue.messages()[0]["content"] == [
+            {"type": "text", "text": "<0.0 seconds> "},
+            {"type": "image", "image": str(folder / "clips/c.jpg")},
+            {"type": "text", "text": " <1.5 seconds> "},
+            {"type": "image", "image": str(folder / "clips/d.jpg")},
+            {"type": "text", "text": " What changes?"},
+        ]
+        assert _from_json(json.loads(json.dumps(_to_json(dialogue)))) == dialogue
+
+
+def test_media_stand_in_several_turns_and_after_a_text(folder):
+    row = {
+        "messages": [
+            {"role": "user", "content": "<image>\n<image>\nSame?"},
+            {"role": "assistant", "content": "Yes."},
+            {"role": "user", "content": "And in this video? <video>"},
+            {"role": "assistant", "content": "No.", "spans": [[1, 2]]},
+        ],
+        "images": ["clips/c.jpg", "clips/c.jpg"],
+        "video": "clips/a.mp4",
+    }
+    (dialogue,) = read(folder, row).items
+    kinds = [[item["type"] for item in message["content"]] for message in dialogue.messages()]
+    assert kinds == [["image", "image", "text"], ["text"], ["text", "video"], ["text"]]
+    assert dialogue.messages()[2]["content"][0]["text"] == "And in this video?"
+    assert dialogue.messages()[3]["content"][0]["text"] == "<1.0> <2.0> No."
 
 
 def test_an_image_placeholder_may_stand_for_a_video(folder):
