@@ -135,8 +135,12 @@ def inspect(
         "refused": refused,
         "problems": [*refused, *notes],
     }
-    useless = {path for problems in media.values() for path in problems}
-    usable = with_videos.derive(lambda item: [] if useless & set(_paths(item)) else [item])
+    useless = {medium for problems in media.values() for medium in problems}
+    usable = with_videos.derive(
+        lambda item: (
+            [] if useless & {(path, length) for path in _paths(item) for length in (None, item.duration_s)} else [item]
+        )
+    )
     return Inspection(summary=summary, usable=usable)
 
 
@@ -214,41 +218,51 @@ def _out_of_vocabulary(result: Annotations[Any]) -> int:
     return count.clamped
 
 
+_Medium = tuple[Path, float | None]
+"""A video or image, with the length that is wrong; without a length, all its rows are concerned."""
 MEDIA_PROBLEMS = ("unreadable_videos", "short_videos", "other_durations", "unreadable_images")
 
 
-def _media_problems(result: Annotations[Any], lengths: Lengths | None) -> dict[str, dict[Path, str]]:
+def _media_problems(result: Annotations[Any], lengths: Lengths | None) -> dict[str, dict[_Medium, str]]:
     """Problems of the existing videos and images in words, by the names of `MEDIA_PROBLEMS`."""
-    problems: dict[str, dict[Path, str]] = {name: {} for name in MEDIA_PROBLEMS}
+    problems: dict[str, dict[_Medium, str]] = {name: {} for name in MEDIA_PROBLEMS}
     if lengths is None:
         return problems
-    annotated: dict[Path, float | None] = {}
+    annotated: dict[Path, dict[float | None, None]] = {}  # the lengths that rows give to a video
     images: dict[Path, None] = {}
     for item in result.items:
         if isinstance(item, Dialogue):
             images |= dict.fromkeys(media.path for media in item.media if media.kind == "image")
-            annotated |= {media.path: item.duration_s for media in item.media if media.kind == "video"}
-        elif item.video is not None:
-            annotated[item.video] = item.duration_s
+        for path in _paths(item):
+            if path not in images:
+                annotated.setdefault(path, {})[item.duration_s] = None
     with Progress("look at videos", len(annotated) + len(images), "files") as bar:
-        for path, duration_s in annotated.items():
+        for path, durations_s in annotated.items():
             bar.advance()
             try:
                 info = lengths.info(path)
             except InputError as problem:
-                problems["unreadable_videos"][path] = f"unreadable: {problem}"
+                problems["unreadable_videos"][path, None] = f"unreadable: {problem}"
                 continue
             if info.num_frames is not None and info.num_frames < 2:
-                problems["short_videos"][path] = f"short: {path} has {info.num_frames} frames"
-            if duration_s is not None and not path.is_dir():  # a folder of frames has no length of its own
-                allowed = max(DURATION_TOLERANCE_S, DURATION_TOLERANCE * duration_s)
-                if abs(info.duration_s - duration_s) > allowed:
-                    difference = f"{path} is annotated with {duration_s:.2f} s but lasts {info.duration_s:.2f} s"
-                    problems["other_durations"][path] = f"duration: {difference}"
+                problems["short_videos"][path, None] = f"short: {path} has {info.num_frames} frames"
+            if not path.is_dir():  # a folder of frames has no length of its own
+                problems["other_durations"] |= _other_durations(path, info.duration_s, durations_s)
         for path in images:
             bar.advance()
             if reason := _image_problem(path):
-                problems["unreadable_images"][path] = f"unreadable: {reason}"
+                problems["unreadable_images"][path, None] = f"unreadable: {reason}"
+    return problems
+
+
+def _other_durations(path: Path, decoded_s: float, durations_s: Iterable[float | None]) -> dict[_Medium, str]:
+    """The annotated lengths of a video that differ from its own."""
+    problems: dict[_Medium, str] = {}
+    for duration_s in durations_s:
+        slack_s = max(DURATION_TOLERANCE_S, DURATION_TOLERANCE * (duration_s or 0))
+        if duration_s is not None and abs(decoded_s - duration_s) > slack_s:
+            difference = f"{path} is annotated with {duration_s:.2f} s but lasts {decoded_s:.2f} s"
+            problems[path, duration_s] = f"duration: {difference}"
     return problems
 
 

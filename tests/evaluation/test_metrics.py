@@ -9,6 +9,7 @@ from mmllm.evaluation.metrics import (
     coverage_scores,
     iou,
     merged,
+    reaches,
     sample_iou,
     set_iou,
     temporal_scores,
@@ -75,6 +76,14 @@ def test_averages_per_video_then_over_videos():
     assert scores["p_at_0.3_per_question"] == 0.5
     low, high = scores["miou_interval"]
     assert low <= scores["miou"] <= high
+
+
+def test_an_iou_at_a_level_counts_whatever_the_rounding():
+    at_half = sample(truth=((0.2, 0.8),), predicted=((0.2, 0.5),))
+    assert sample_iou(at_half) < 0.5  # 0.4999999999999999
+    assert temporal_scores([at_half])["p_at_0.5"] == 1
+    assert reaches(0.5 - 1e-10, 0.5)
+    assert not reaches(0.5 - 1e-8, 0.5)
 
 
 def test_failed_questions_count_as_zero_and_are_reported():
