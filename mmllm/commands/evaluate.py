@@ -91,8 +91,7 @@ def evaluate(
         benchmark = fresh_benchmark(render_seed, world=render_world, videos=render_videos)
     else:
         raise InputError("give either DATA or --render-seed")
-    if limit is not None:
-        benchmark = benchmark.first(limit)
+    benchmark = benchmark if limit is None else benchmark.first(limit)
     if not benchmark.questions:
         raise InputError(f"{data}: the benchmark has no question")
     _tell(data, benchmark.notes)
