@@ -35,6 +35,7 @@ from mmllm.datasets.annotations import (
     list_of,
     text_of,
 )
+from mmllm.datasets.folders import is_there
 from mmllm.datasets.llava import KEYS as LLAVA_KEYS
 from mmllm.datasets.llava import llava_turns
 from mmllm.datasets.messages import ITEM_KEYS, message_turns
@@ -215,7 +216,7 @@ def _with_media(raw_turns: list[RawTurn], paths_by_kind: dict[Kind, list[str]], 
                 path = Path(remaining[kind].pop(0))
             if re.match(r"[A-Za-z]{2,}:/", str(path)):
                 raise InputError(f"{path}: only local files are read")
-            if not (root / path).exists():
+            if not is_there(root / path):
                 raise MissingVideo(str(path), root)
             media.append(Media(kind=kind, path=root / path))
         places = tuple(turn.places) if any(turn.places) else ()

@@ -17,6 +17,7 @@ from typing import Any
 from mmllm.datasets.annotations import Annotations
 from mmllm.datasets.captions import DENSE, LOCALIZE, CaptionedVideo, read_captions
 from mmllm.datasets.dialogues import read_dialogues
+from mmllm.datasets.folders import is_there
 from mmllm.datasets.nextqa import read_nextqa
 from mmllm.datasets.prompts import dense_caption_prompt, event_prompt
 from mmllm.datasets.records import Dialogue, Question
@@ -242,7 +243,7 @@ def lita_mixture(root: Path, config: MixtureConfig, tables: Path | None = None) 
     video_folders: dict[str, Path] = {}
     missing: list[str] = []
     for name, (_, file, places, _) in layout.items():
-        missing += [file] if not (root / file).is_file() else []
+        missing += [file] if not is_there(root / file) else []
         existing = [root / place for place in places if (root / place).is_dir()]
         missing += [" or ".join(f"{place}/" for place in places)] if not existing else []
         video_folders[name] = existing[0] if existing else root

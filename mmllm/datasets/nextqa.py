@@ -20,6 +20,7 @@ from mmllm.datasets.annotations import (
     list_of,
     text_of,
 )
+from mmllm.datasets.folders import is_there
 from mmllm.datasets.prompts import short_answer_prompt
 from mmllm.datasets.records import Question
 from mmllm.datasets.text_files import checked_line, load_json, load_text
@@ -50,7 +51,7 @@ def read_nextqa(
 
     def question(video: str, raw_question: str, answer: str, family: str) -> Question:
         vid = PurePosixPath(video).stem
-        if videos is not None and not (videos / video).is_file():
+        if videos is not None and not is_there(videos / video):
             raise MissingVideo(video, videos)
         number = question_counts[vid]
         question_counts[vid] += 1

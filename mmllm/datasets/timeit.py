@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmllm.datasets.annotations import Annotations, MissingVideo, Policy, RowReader, duration_of, list_of, text_of
+from mmllm.datasets.folders import is_there
 from mmllm.datasets.records import Dialogue, Media, Turn
 from mmllm.datasets.text_files import load_json
 from mmllm.errors import InputError
@@ -70,7 +71,7 @@ def read_timeit(path: Path, media: Path | None = None, policy: Policy = "repair"
 def _dialogue(reader: RowReader[Dialogue], row: Any, pair: Any, name: str, root: Path) -> Dialogue:
     reader.look_at_keys(pair, ("q", "a"), "a QA")
     video = text_of(row, "video")
-    if not (root / video).exists():
+    if not is_there(root / video):
         raise MissingVideo(video, root)
     duration_s = None if row.get("duration") is None else duration_of(row)
     text, intervals = _with_stamps(text_of(pair, "a"))
