@@ -42,7 +42,7 @@ class MissingVideo(InputError):
     """The video or image of a row does not exist."""
 
     def __init__(self, video: str, folder: Path) -> None:
-        super().__init__(f"{video} is not in {folder}")
+        super().__init__(f"{shortened(video, 300)} is not in {folder}")
         self.video = video
 
 
