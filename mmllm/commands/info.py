@@ -62,13 +62,34 @@ def _lines(row: dict[str, Any]) -> str:
     lines = [
         f"{row['duration_s']:.3f} s, {row['num_frames']} frames, {row['average_fps']:.3f} a second ({times})",
         f"{row['width']} x {row['height']}, {row['codec']} in {row['container']}, {row['pixel_format']}",
+        *_picture_lines(row),
         f"stream {row['stream']} of: {'; '.join(row['streams'])}",
     ]
     if row["start_s"]:
         lines.append(f"first frame at {row['start_s']:.3f} s of the file, which is counted as 0")
-    if row["rotation"] or row["mirrored"]:
-        lines.append(f"frames are turned by {row['rotation']} degrees{' and mirrored' if row['mirrored'] else ''}")
-    if row["hdr"]:
-        lines.append("HDR")
     lines += [f"{name}: {value}" for name, value in row.items() if name not in {*info_fields, "path", "ok", "warnings"}]
     return "\n  ".join([row["path"], *lines, *row["warnings"]])
+
+
+def _picture_lines(row: dict[str, Any]) -> list[str]:
+    """How frames are stored, where this differs from how they are shown, and how their colours are computed."""
+    lines = []
+    if (row["coded_width"], row["coded_height"]) != (row["width"], row["height"]):
+        across, down = row["pixel_aspect"]
+        pixels = "square pixels" if across == down else f"pixels of {across}:{down}"
+        lines.append(f"coded as {row['coded_width']} x {row['coded_height']} with {pixels}")
+    if row["rotation"] or row["mirrored"]:
+        lines.append(f"frames are turned by {row['rotation']} degrees{' and mirrored' if row['mirrored'] else ''}")
+    if row["interlaced"]:
+        order = row["field_order"] if row["field_order"].endswith("first") else "field order not stated"
+        lines.append(f"interlaced, {order}{'; de-interlaced' if row['deinterlaced'] else ''}")
+    elif row["field_order"].endswith("first"):
+        lines.append(f"the header says interlaced, {row['field_order']}, but the first frame is progressive")
+    if row["matrix"] not in ("RGB", "grey"):
+        origin = f", assumed for {row['coded_height']} rows" if row["matrix_assumed"] else ""
+        lines.append(f"colours by {row['matrix']}{origin}, {'full' if row['full_range'] else 'limited'} range")
+    if row["transparent"]:
+        lines.append("transparent pixels are laid on black")
+    if row["hdr"]:
+        lines.append("HDR")
+    return lines

@@ -62,6 +62,8 @@ class PictureListReader(VideoReader):
             pixel_format="rgb24",
             width=self._width,
             height=self._height,
+            coded_width=self._width,
+            coded_height=self._height,
             duration_s=count / self._fps,
             start_s=0.0,
             num_frames=count,

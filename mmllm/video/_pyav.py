@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmllm.video import _damage, _frame_index, _pyav_open
+from mmllm.video._deinterlacing import FIELD_ORDERS, Deinterlacer
 from mmllm.video._frame_index import NONE, FrameIndex
 from mmllm.video._open_options import OpenOptions
 from mmllm.video._pictures import PictureMaker
@@ -75,7 +76,11 @@ class PyAVReader(VideoReader):
         self._packets, self._rate = packets, _pyav_open.rate_of(decoder.stream)
         trusted = _pyav_open.trusted_times(decoder.container, decoder.stream)
         self._index: FrameIndex = _frame_index.from_packets(packets, self._rate, trusted=trusted)
-        self._pictures = PictureMaker(first, transfer=int(decoder.codec.color_trc), tone_map=self._options.tone_map)
+        self._aspects = decoder.aspects
+        self._pictures = PictureMaker(name, first, self._aspects, decoder.codec, self._options)
+        self._fields: Deinterlacer | None = None
+        if self._options.deinterlace:
+            self._fields = Deinterlacer(expected=first.interlaced_frame)
         self._header = self._describe(decoder, first)
         as_declared = len(self._index) > 0 and (first.pts is None or first.pts == self._index.first_pts)
         if not (as_declared and table.intact):
@@ -107,6 +112,7 @@ class PyAVReader(VideoReader):
             "pixel_format": first.format.name,
             "width": self._pictures.width,
             "height": self._pictures.height,
+            **self._describe_picture(decoder, first),
             "hdr": self._pictures.hdr,
             "rotation": self._pictures.orientation.rotation,
             "mirrored": self._pictures.orientation.mirrored,
@@ -114,6 +120,23 @@ class PyAVReader(VideoReader):
             "streams": _pyav_open.describe_streams(decoder.container),
             "declared_frames": declared or None,
             "truncated": bool(missing),
+        }
+
+    def _describe_picture(self, decoder: Decoder, first: VideoFrame) -> dict[str, Any]:
+        """The entries of `VideoInfo` about the shape, the fields and the colours of a frame as it is stored."""
+        coded_height, coded_width, aspect = self._pictures.coded_shape
+        colours = self._pictures.colours
+        return {
+            "coded_width": coded_width,
+            "coded_height": coded_height,
+            "pixel_aspect": (aspect.numerator, aspect.denominator),
+            "interlaced": first.interlaced_frame,
+            "field_order": FIELD_ORDERS.get(int(getattr(decoder.stream.codec_context, "field_order", 0)), "unknown"),
+            "deinterlaced": first.interlaced_frame and self._fields is not None,
+            "matrix": colours.matrix,
+            "matrix_assumed": colours.assumed is not None,
+            "full_range": colours.full_range,
+            "transparent": colours.transparent,
         }
 
     @property
@@ -141,6 +164,21 @@ class PyAVReader(VideoReader):
     def damage(self) -> Mapping[str, Any]:
         return dict(self._damage)
 
+    def change(self) -> str:
+        """In what a later key frame differs from the first frame: its shape or its fields; else empty.
+
+        Only key frames are decoded. This works on a closed reader, too.
+        """
+        first_interlaced = self._header["interlaced"] or self._fields is None
+        with closing(Decoder(self._media, self._options, self._aspects)) as decoder:
+            decoder.codec.skip_frame = "NONKEY"
+            for frame in decoder.frames(self._deadline()):
+                if self._pictures.changed(frame):
+                    return "its frames change their shape"
+                if frame.interlaced_frame and not first_interlaced:
+                    return "some of its frames are interlaced"
+        return ""
+
     # Reading
 
     def decode(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
@@ -151,8 +189,11 @@ class PyAVReader(VideoReader):
             yield from self._decode_by_order(indices, size)
             return
         try:
-            for number, frame in self._sparse.frames(indices.tolist(), self._deadline()):
-                yield number, self._pictures.picture(frame, size)
+            while len(indices):
+                decoded = self._sparse.frames(self._needed(indices), self._deadline())
+                for number, frame in self._deinterlaced(decoded, set(indices.tolist())):
+                    yield number, self._pictures.picture(frame, size)
+                indices = indices[:0] if self._fields is None else self._fields.take_postponed()
         except NotAsDeclared:
             self._decode_for_index()
             raise IndexChanged from None
@@ -160,7 +201,7 @@ class PyAVReader(VideoReader):
     def decode_all(self, size: tuple[int, int] | None) -> Iterator[tuple[float, np.ndarray]]:
         self._require_open()
         latest_s, deadline = 0.0, self._deadline()
-        for number, frame in enumerate(self._decode_from_start(deadline)):
+        for number, frame in self._deinterlaced(enumerate(self._decode_from_start(deadline)), None, complete=True):
             latest_s = max(latest_s, self._time_of(frame, number))
             yield latest_s, self._pictures.picture(frame, size)
             deadline.restart()
@@ -168,6 +209,18 @@ class PyAVReader(VideoReader):
     def _require_open(self) -> None:
         if self._decoder is None:
             raise VideoDecodeError(f"{self._media.name}: the reader is closed")
+
+    def _needed(self, indices: np.ndarray) -> list[int]:
+        """The frames that must be decoded for the requested ones: neighbours, too, if fields are expected."""
+        return (indices if self._fields is None else self._fields.needed(indices, len(self._index))).tolist()
+
+    def _deinterlaced(
+        self, decoded: Iterable[tuple[int, VideoFrame]], requested: set[int] | None, *, complete: bool = False
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """Number and frame of each requested frame, or of each for None; `complete` as for `Deinterlacer.frames`."""
+        if self._fields is not None:
+            return self._fields.frames(decoded, requested, complete=complete)
+        return ((number, frame) for number, frame in decoded if requested is None or number in requested)
 
     def _deadline(self) -> Deadline:
         return Deadline(self._media.name, self.limits.cpu_s)
@@ -183,7 +236,7 @@ class PyAVReader(VideoReader):
 
     def _decode_from_start(self, deadline: Deadline) -> Generator[VideoFrame, None, None]:
         """All frames of the file, from a fresh decoder. Packets that cannot be decoded are skipped and counted."""
-        with closing(Decoder(self._media, self._options)) as decoder:
+        with closing(Decoder(self._media, self._options, self._aspects)) as decoder:
             try:
                 yield from decoder.frames(deadline)
             finally:
@@ -198,17 +251,21 @@ class PyAVReader(VideoReader):
         """
         requested, last = set(indices.tolist()), int(indices[-1])
         to_the_end = not self._complete and last == len(self._index) - 1
+        stop = last if self._fields is None else last + 1  # the last one's neighbour
         pts: list[int | None] = []
-        with closing(self._decode_from_start(self._deadline())) as frames:
+
+        def counted(frames: Iterator[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
             for number, frame in enumerate(frames):
                 pts.append(frame.pts)
-                if number in requested:
-                    yield number, self._pictures.picture(frame, size)
-                if number >= last and not to_the_end:
-                    break
-            else:
-                if not self._complete and self._replace_index(pts):
-                    raise IndexChanged
+                yield number, frame
+                if number >= stop and not to_the_end:
+                    return
+
+        with closing(self._decode_from_start(self._deadline())) as frames:
+            for number, frame in self._deinterlaced(counted(frames), requested, complete=True):
+                yield number, self._pictures.picture(frame, size)
+        if (to_the_end or len(pts) <= stop) and not self._complete and self._replace_index(pts):
+            raise IndexChanged
         if self._damage and not self._complete and self._decode_for_index():
             raise IndexChanged
 

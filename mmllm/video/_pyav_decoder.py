@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmllm.video import _pyav_open
+from mmllm.video._display_shape import PixelAspects
 from mmllm.video._open_options import OpenOptions
 from mmllm.video._sources import MediaFile
 from mmllm.video.errors import VideoDecodeError
@@ -15,16 +16,29 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
 
+_SEQUENCE_HEADER = b"\x00\x00\x01\xb3"
+"""Begins the header of MPEG-1 and MPEG-2 that states the size, in three bytes."""
+
 
 class Decoder:
-    """An open container and its decoder. At first the container is at its start. Decoding uses one thread."""
+    """An open container and its decoder. At first the container is at its start. Decoding uses one thread.
 
-    def __init__(self, media: MediaFile, options: OpenOptions) -> None:
+    Args:
+        media: the file.
+        options: limits, the number of the stream, and whether damage is an error.
+        aspects: what is known of the pixels' aspects from an earlier decoder of the same stream.
+    """
+
+    def __init__(self, media: MediaFile, options: OpenOptions, aspects: PixelAspects | None = None) -> None:
         self._media, self._options = media, options
         self._patience = _pyav_open.Patience(media.name, options.limits.stall_s)
         self.container: Any = None
         self.stream: Any = None
         self.codec: Any = None
+        self._sequence_size: bytes | None = None
+        """The last stated size; None for other codings than MPEG-1 and MPEG-2."""
+        self.aspects: Any = aspects
+        """Of the stream's pixels, from the first opening on."""
         self.errors = 0
         """Packets that could not be decoded."""
         self.corrupt = 0
@@ -39,13 +53,17 @@ class Decoder:
         self.container = _pyav_open.open_container(self._media, limits, self._patience)
         try:
             self.stream = _pyav_open.choose_stream(self.container, name, self._options.stream)
-            self.codec = self.stream.codec_context
-            limits.check_size(name, self.codec.width, self.codec.height)
+            coded = self.stream.codec_context
+            limits.check_size(name, coded.width, coded.height)
+            self.codec = _pyav_open.alpha_decoder(self.stream, name) or coded
+            self.aspects = self.aspects or PixelAspects(self.container, self.stream)
+            self.codec.copy_opaque = not self.aspects.fixed  # for the marks on packets
         except BaseException:
             self.close()
             raise
         self.codec.options = {"max_pixels": str(limits.pixels)}
         self.codec.thread_type, self.codec.thread_count = "NONE", 1
+        self._sequence_size = b"" if self.codec.name in ("mpeg1video", "mpeg2video") else None
         self._can_drop, self._dropping = _pyav_open.can_drop_unreferenced(self.codec), False
 
     def packets(self) -> Iterator[Packet]:
@@ -68,7 +86,7 @@ class Decoder:
         import av
 
         try:
-            frames = self.codec.decode(packet)
+            frames = self.decode_exactly(packet)
         except av.error.EOFError:
             return []
         except av.error.FFmpegError as problem:
@@ -80,6 +98,40 @@ class Decoder:
         if corrupt and self._options.strict:
             raise VideoDecodeError(f"{self._media.name}: a damaged frame near packet {number}")
         self.corrupt += corrupt
+        return frames
+
+    def decode_exactly(self, packet: Packet | None) -> list[VideoFrame]:
+        """The frames that come out after a packet, or at the end.
+
+        Raises:
+            FFmpegError: for damage.
+        """
+        if self.aspects.fixed or packet is None:
+            frames: list[VideoFrame] = self.codec.decode(packet)
+            return frames
+        held = self._before_new_size() if self._has_new_size(packet) else []
+        return [*held, *self.aspects.decode(self.codec, packet)]
+
+    def _has_new_size(self, packet: Packet) -> bool:
+        """True for a packet of MPEG-1 or MPEG-2 whose sequence header states another size than the one before."""
+        if self._sequence_size is None or not packet.is_keyframe:
+            return False
+        start = bytes(memoryview(packet)[:256])
+        header = start.find(_SEQUENCE_HEADER) + len(_SEQUENCE_HEADER)
+        if header < len(_SEQUENCE_HEADER):
+            return False
+        previous, self._sequence_size = self._sequence_size, start[header : header + 3]
+        return previous not in (b"", self._sequence_size)
+
+    def _before_new_size(self) -> list[VideoFrame]:
+        """The frames that the decoder still holds, which FFmpeg's decoder of MPEG-2 would drop at a new size."""
+        import av
+
+        try:
+            frames: list[VideoFrame] = self.codec.decode(None)
+        except av.error.EOFError:
+            frames = []
+        self.codec.flush_buffers()
         return frames
 
     def drop_unreferenced(self, drop: bool) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _ATTACHED_PICTURE = 0x400 | 0x800  # cover art and timed thumbnails, in FFmpeg's disposition flags
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _DEMUX_ERRORS = 64  # after so many errors in a row, the rest of the file is given up
 
 
@@ -163,6 +164,28 @@ def packets_of(container: InputContainer, stream: VideoStream, patience: Patienc
                 break
     if patience.lost:
         raise patience.error()
+
+
+def alpha_decoder(stream: VideoStream, name: str) -> Any:
+    """libvpx's decoder for VP8 and VP9 with transparency, which FFmpeg's own decoders leave out; None for all others.
+
+    Matroska and WebM say so by `alpha_mode`, and keep the transparency of each frame beside its packet.
+
+    Raises:
+        VideoOpenError: if this FFmpeg was built without libvpx.
+    """
+    import av
+
+    decoder = _ALPHA_DECODERS.get(stream.codec_context.codec.canonical_name)
+    if decoder is None or stream.metadata.get("alpha_mode") != "1":
+        return None
+    try:
+        return av.CodecContext.create(decoder, "r")
+    except av.codec.codec.UnknownCodecError:
+        raise VideoOpenError(
+            f"{name}: its transparency needs the decoder {decoder}, which this FFmpeg lacks; "
+            "pip install --force-reinstall av"
+        ) from None
 
 
 def can_drop_unreferenced(codec: Any) -> bool:

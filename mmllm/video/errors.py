@@ -35,3 +35,7 @@ class VideoDecodeError(VideoError):
 
 class VideoTruncated(UserWarning):
     """The file ends earlier than its header declares. The frames before the cut are used."""
+
+
+class VideoShapeChanged(UserWarning):
+    """Frames in the middle have another shape than the first. They are fitted into its shape, with black bars."""

@@ -16,9 +16,15 @@ class VideoInfo:
     codec: str
     pixel_format: str
     width: int
-    """Pixels, after rotation."""
+    """Pixels of a frame as it is shown: with square pixels, after rotation."""
     height: int
-    """Pixels, after rotation."""
+    """Pixels of a frame as it is shown: with square pixels, after rotation."""
+    coded_width: int
+    """Pixels of a frame as it is stored, before rotation."""
+    coded_height: int
+    """Pixels of a frame as it is stored, before rotation."""
+    pixel_aspect: tuple[int, int] = (1, 1)
+    """Width and height of a stored pixel, the container's first, else the coded stream's. From 1:10 to 10:1."""
     duration_s: float
     """Seconds from the first shown frame to the end of the last one."""
     start_s: float
@@ -36,6 +42,21 @@ class VideoInfo:
     """Degrees clockwise by which frames were turned to be upright."""
     mirrored: bool
     """True if frames were mirrored, as the file demands."""
+    interlaced: bool = False
+    """True if the first frame is marked as two fields, which were recorded one after the other."""
+    field_order: str = "progressive"
+    """`progressive`, `top field first` or `bottom field first`, as the stream declares it. `unknown` if it does not,
+    and with PyAV before 18."""
+    deinterlaced: bool = False
+    """True if frames that are marked as interlaced are de-interlaced."""
+    matrix: str = "RGB"
+    """The matrix from which RGB is computed: `BT.601`, `BT.709`, `BT.2020`, `SMPTE 240M`, `FCC`; else `RGB`, `grey`."""
+    matrix_assumed: bool = False
+    """True if the file names no matrix, so that it follows from the number of rows."""
+    full_range: bool = True
+    """True if black is 0 and white is the highest number; False for video's limited range."""
+    transparent: bool = False
+    """True if pixels can be transparent. They are laid on black."""
     stream: int
     """Number of the chosen stream in its container."""
     streams: tuple[str, ...]

@@ -6,8 +6,8 @@ with open_video("clip.mp4") as video:
     clip = video.frames_at([0.0, 1.5, 3.0], size=224)
 ```
 
-Times are in seconds from the first shown frame. Frames are uint8 RGB and upright. If a file's header differs from its
-content, the content counts: see `VideoInfo` and the errors below.
+Times are in seconds from the first shown frame. Frames are uint8 RGB and upright, with square pixels. If a file's
+header differs from its content, the content counts: see `VideoInfo` and the errors below.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from mmllm.video.errors import (
     VideoDecodeError,
     VideoError,
     VideoOpenError,
+    VideoShapeChanged,
     VideoTimeout,
     VideoTruncated,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "VideoLimits",
     "VideoOpenError",
     "VideoReader",
+    "VideoShapeChanged",
     "VideoTimeout",
     "VideoTruncated",
     "open_video",
@@ -71,6 +73,7 @@ def open_video(
     stream: int | None = None,
     strict: bool = False,
     tone_map: bool = False,
+    deinterlace: bool = True,
     inside: str | Path | None = None,
     allow_url: bool = False,
 ) -> VideoReader:
@@ -87,6 +90,8 @@ def open_video(
         strict: whether damage is an error. If not, damaged packets are skipped and counted.
         tone_map: whether HDR pictures are converted to the ordinary range; without it they look washed out. Only for
             PyAV.
+        deinterlace: whether frames that are marked as interlaced are de-interlaced. Other backends than PyAV refuse
+            interlaced videos, unless this is False.
         inside: the folder in which a path must lie after links are resolved.
         allow_url: whether an http or https URL is downloaded; only from public hosts.
 
@@ -99,6 +104,7 @@ def open_video(
 
     Warns:
         VideoTruncated: if the file ends earlier than its header declares.
+        VideoShapeChanged: when a frame of another shape than the first is read.
     """
     if backend not in get_args(Backend):
         raise InputError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
@@ -113,7 +119,7 @@ def open_video(
     name = None
     if allow_url and _urls.is_url(source):
         name, source = source, _urls.fetch(source, limits)
-    options = OpenOptions(limits=limits, stream=stream, strict=strict, tone_map=tone_map)
+    options = OpenOptions(limits=limits, stream=stream, strict=strict, tone_map=tone_map, deinterlace=deinterlace)
     media = media_file(source, inside=inside, name=name)
     if backend in ("auto", "pyav"):
         from mmllm.video._pyav import PyAVReader

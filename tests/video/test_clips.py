@@ -22,6 +22,7 @@ ERRORS = {
     "mp4parse__chunk_out_of_range.mp4": "VideoOpenError",
     "mp4parse__test_case_1185230.mp4": "NoFrames",
 }
+OBLONG = "androidx__bbb_800x640_768kbps_30fps_avc_2b_firstpts_10_sec.mp4"
 LONG = ("androidx__long_1080p_videoonly_lowbitrate.mp4", "androidx__long_180p_av1.mp4")
 
 
@@ -110,7 +111,7 @@ def test_frames_are_bit_equal_to_a_plain_decode(name, shared_videos):
     for number, frame in enumerate(reference.decoded(path)):
         if number in frames:
             expected = reference.upright(frame)
-            if expected.shape == frames[number].shape:  # all but a clip that changes its size
+            if expected.shape == frames[number].shape:  # all but clips that change their size, or have oblong pixels
                 np.testing.assert_array_equal(frames[number], expected)
             else:
-                assert name == "vpf__test_res_change.h264"
+                assert name in ("vpf__test_res_change.h264", OBLONG)
