@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput
 
 from mmllm.config import MmllmConfig
@@ -65,6 +67,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    _tied_weights_keys: ClassVar[dict[str, str]] = {}  # none besides the LLM's own; peft asks for a mapping
     _skip_keys_device_placement = ("past_key_values", "cache")
     accepts_loss_kwargs = True  # num_items_in_batch
 
@@ -462,6 +465,24 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         """Replaces the LM head."""
         self.language_model.set_output_embeddings(value)
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' method. Time tokens keep their rows, and placeholders need none.
+
+        Raises:
+            ConfigError: if a time token would lose its row.
+        """
+        last = max(self.config.time_token_ids or [-1])
+        if new_num_tokens is not None and new_num_tokens <= last:
+            raise ConfigError(f"{new_num_tokens} embeddings are too few: the time tokens have ids up to {last}")
+        table = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        for decoder in (self.language_model, self.language_model.base_model):
+            decoder.vocab_size = decoder.config.vocab_size = self.config.text_config.vocab_size
+        return table
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Does nothing, as in `MmllmConfig`."""
+
     def freeze(self, *stages: str) -> None:
         """Stops training of the named stages (`encoder`, `visual_tokenizer`, `language_model`)."""
         for stage in stages:
@@ -482,4 +503,8 @@ def _listed(parts: Any) -> list[Any]:
 
 
 AutoConfig.register("mmllm", MmllmConfig, exist_ok=True)
-AutoModelForImageTextToText.register(MmllmConfig, MmllmForConditionalGeneration, exist_ok=True)
+_AUTO = (AutoModel, AutoModelForImageTextToText, getattr(transformers, "AutoModelForMultimodalLM", None))
+for auto in filter(None, _AUTO):  # older versions lack the last
+    auto.register(MmllmConfig, MmllmForConditionalGeneration, exist_ok=True)
+# transformers' Trainer asks this table whether labels are shifted, for label smoothing
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["mmllm"] = MmllmForConditionalGeneration.__name__

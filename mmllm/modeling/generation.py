@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import DynamicCache, LogitsProcessor
 from transformers.generation import GenerationMixin
 from transformers.generation.logits_process import (
     EncoderRepetitionPenaltyLogitsProcessor,
@@ -19,6 +19,7 @@ from transformers.generation.logits_process import (
 )
 
 from mmllm.errors import ConfigError, InputError
+from mmllm.llm.cache import CACHE
 from mmllm.modalities.border import media_apart, one_media, placeholders
 from mmllm.modalities.inputs import Media
 from mmllm.modeling.placeholders import Placed, place, require_room
@@ -55,6 +56,9 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         named, kwargs = media_apart(kwargs)
         if sequences is None:
             sequences = self.visual_sequences(one_media(media, named))
+        for name in ("past_key_values", "cache"):  # transformers 5.24 has the second name
+            if name != CACHE and kwargs.get(name) is not None:
+                kwargs[CACHE] = kwargs.pop(name)
         if input_ids is None and isinstance(kwargs.get("inputs"), Tensor):
             input_ids = kwargs.pop("inputs")
         mask = None if input_ids is None else self._mask_of(input_ids, attention_mask, kwargs)
@@ -140,6 +144,9 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         implementation = self._option(options, "cache_implementation")
         if implementation not in (None, "dynamic", "dynamic_full"):
             raise ConfigError(f"cache_implementation = {implementation!r}: stages inside the LLM need a dynamic cache")
+        cache = options.get(CACHE)
+        if cache is not None and type(cache) is not DynamicCache:
+            raise ConfigError(f"{CACHE}: stages inside the LLM need a DynamicCache, not {type(cache).__name__}")
         if not any(stage.evicts for stage in self.llm_stages):
             return
         for name in ("assistant_model", "prompt_lookup_num_tokens"):
@@ -173,7 +180,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """transformers' processors of logits. Penalties leave out placeholders, which may have no logit."""
-        processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        processors = super()._get_logits_processor(*args, **kwargs)
         for number, processor in enumerate(processors):
             if isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
                 ids = processor.encoder_input_ids
@@ -189,9 +196,9 @@ class _PenaltyOfWords(LogitsProcessor):
     def __init__(self, penalty: LogitsProcessor, model: GenerationWithMedia) -> None:
         self.penalty, self.model = penalty, model
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores B V, changed for the ids (B P) that are words."""
-        return self.penalty(_words_only(input_ids, self.model.is_placeholder(input_ids)), scores)  # type: ignore[arg-type]
+        return self.penalty(_words_only(input_ids, self.model.is_placeholder(input_ids)), scores)
 
 
 def _words_only(input_ids: Tensor, is_placeholder: Tensor) -> Tensor:
