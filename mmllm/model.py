@@ -68,7 +68,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _tied_weights_keys: ClassVar[dict[str, str]] = {}  # none besides the LLM's own; peft asks for a mapping
-    _skip_keys_device_placement = ("past_key_values", "cache")
+    _skip_keys_device_placement = ("past_key_values", "cache", "inside")
     accepts_loss_kwargs = True  # num_items_in_batch
 
     def __init__(self, config: MmllmConfig, shared: MmllmForConditionalGeneration | None = None) -> None:
