@@ -100,9 +100,7 @@ def test_stages_refuse_a_static_cache_by_name(make_model):
 
 def test_a_cache_goes_on_with_a_second_video(model):
     cache = DynamicCache(config=model.config.text_config)
-    first = model.generate(
-        IDS[:1, :4], pixel_values_videos=pixels(1), max_new_tokens=4, **GREEDY, **{CACHE: cache}
-    )
+    first = model.generate(IDS[:1, :4], pixel_values_videos=pixels(1), max_new_tokens=4, **GREEDY, **{CACHE: cache})
     ids = torch.cat([first, torch.tensor([[3, VIDEO, 8]])], dim=1)
     options = {"pixel_values_videos": pixels(2), "max_new_tokens": 6, **GREEDY}
     assert torch.equal(model.generate(ids, **options, **{CACHE: cache}), model.generate(ids, **options))
