@@ -250,6 +250,7 @@ class VideoQA:
         rows = torch.zeros(len(input_ids), dtype=torch.long, device=device)
         options = {
             "max_new_tokens": self.max_new_tokens,
+            "max_length": None,
             "do_sample": False,
             "pad_token_id": self.processor.tokenizer.pad_token_id,
             "eos_token_id": self.stop_tokens or None,

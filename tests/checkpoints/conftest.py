@@ -200,7 +200,19 @@ def _fastvlm():
         image_std=[1.0, 1.0, 1.0],
     )
     fields = {"patch_size": 64, "vision_feature_select_strategy": "full"}
-    return FastVlmForConditionalGeneration(config), _processor(LlavaProcessor, images, **fields)
+    model = FastVlmForConditionalGeneration(config)
+    _see(model.model.vision_tower)
+    return model, _processor(LlavaProcessor, images, **fields)
+
+
+@torch.no_grad()
+def _see(tower):
+    """Weights through which a picture reaches the features. timm's own are so small that every picture gives the same."""
+    for name, weight in tower.named_parameters():
+        if name.endswith("gamma"):
+            weight.fill_(0.5)
+        elif weight.ndim > 1:
+            torch.nn.init.kaiming_normal_(weight)
 
 
 _MAKERS = {

@@ -1,5 +1,6 @@
 """Published models from a folder: transformers' own numbers from the same files, and every tensor back."""
 
+import json
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 
 from mmllm.checkpoints import loading
 from mmllm.checkpoints.weights import Weights
+from mmllm.errors import CheckpointError
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.decisions import finished_pass
 
@@ -31,10 +33,20 @@ def loaded(published):
     return load
 
 
+def sight(model, inputs):
+    """The largest change of the answer's first logits when all pixels are mirrored."""
+    pixels = {name: value.flip(-1) for name, value in inputs.items() if name.startswith("pixel_values")}
+    assert pixels
+    with torch.no_grad():
+        changed = model(**{**inputs, **pixels}).logits - model(**inputs).logits
+    return float(changed[:, -1].abs().max())
+
+
 def compare(theirs, their_inputs, qa, our_inputs):
     with torch.no_grad():
         wanted, logits = theirs(**their_inputs).logits, qa.model(**our_inputs).logits
     torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-4)
+    assert sight(qa.model, our_inputs) > 0.5, "another picture changes nothing, so that this test is blind"
     told = theirs.generate(**their_inputs, **GREEDY)[:, their_inputs["input_ids"].shape[1] :]
     said = qa.model.generate(**our_inputs, **GREEDY)[:, our_inputs["input_ids"].shape[1] :]
     assert torch.equal(said, told)
@@ -79,6 +91,15 @@ def test_no_bit_changes_there_and_back(family, published, loaded):
     assert family == loading.family_of(config).NAME
     whole = module.from_upstream(Weights(folder).meta, config)
     assert all(parameter.is_meta for parameter in whole.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_picture_and_another_video_change_the_answer(family, loaded, picture_file, short_clip):
+    qa = loaded(family)
+    for kind, source in (("image", picture_file), ("video", short_clip)):
+        asks = asked(kind, str(source))
+        inputs = qa.processor.apply_chat_template(asks, tokenize=True, add_generation_prompt=True)
+        assert sight(qa.model, inputs) > 0.1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -128,3 +149,23 @@ def test_a_pickle_is_read_with_permission(published, tmp_path):
     qa = VideoQA.from_pretrained(folder, allow_pickle=True)
     back = loading.families()["llava"].to_upstream(qa.model)
     assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_generation_settings_are_read_whole(published, tmp_path, short_clip):
+    folder = tmp_path / "model"
+    shutil.copytree(published("llava")[0], folder)
+    settings = {
+        "eos_token_id": [2, 9],
+        "repetition_penalty": 1.3,
+        "max_length": 99,
+        "temperature": 0.9,
+        "do_sample": True,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    qa = VideoQA.from_pretrained(folder)
+    assert {name: getattr(qa.model.generation_config, name) for name in settings} == settings
+    assert qa.model.generation_config.pad_token_id == 0  # not in the file: as the LLM's configuration says
+    assert qa.ask(short_clip, "What?", max_new_tokens=4) == qa.ask(short_clip, "What?", max_new_tokens=4)  # greedy
+    (folder / "generation_config.json").write_text('{"max_new_tokens": -5}')
+    with pytest.raises(CheckpointError, match="generation_config.json"):
+        VideoQA.from_pretrained(folder)
