@@ -221,7 +221,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
 
     # --- transformers' interface ----------------------------------------------------------------------------
 
-    @lists_flat_names
+    @lists_flat_names  # long: each argument of transformers' interface is described
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -85,6 +85,23 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def sight():
+    """A function of a model and its inputs: the largest change of the last logits when all pixels are mirrored.
+
+    Where it is 0, a comparison with another model proves nothing about what it sees.
+    """
+
+    def change(model, inputs):
+        pixels = {name: value.flip(-1) for name, value in inputs.items() if name.startswith("pixel_values")}
+        assert pixels
+        with torch.no_grad():
+            changed = model(**{**inputs, **pixels}).logits - model(**inputs).logits
+        return float(changed[:, -1].abs().max())
+
+    return change
+
+
+@pytest.fixture(scope="session")
 def picture_file(tmp_path_factory):
     """Path of a picture that is neither square nor of the encoder's size."""
     from PIL import Image
@@ -207,7 +224,7 @@ def _fastvlm():
 
 @torch.no_grad()
 def _see(tower):
-    """Weights through which a picture reaches the features. timm's own are so small that every picture gives the same."""
+    """Draws weights through which a picture reaches the features. With timm's own, every picture gives the same."""
     for name, weight in tower.named_parameters():
         if name.endswith("gamma"):
             weight.fill_(0.5)

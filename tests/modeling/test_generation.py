@@ -90,8 +90,8 @@ def test_stages_refuse_a_static_cache_by_name(make_model):
     model = make_model(reducers=["fastv:layer=1,ratio=0.5"])
     with pytest.raises(ConfigError, match="cache_implementation = 'static'"):
         answered(model, max_new_tokens=2, cache_implementation="static")
+    static = StaticCache(config=model.config.text_config, max_cache_len=100)
     with pytest.raises(ConfigError, match="not StaticCache"):
-        static = StaticCache(config=model.config.text_config, max_cache_len=100)
         answered(model, max_new_tokens=2, **{CACHE: static})
     model.generation_config.cache_implementation = "static"
     with pytest.raises(ConfigError, match="cache_implementation = 'static'"):
