@@ -29,6 +29,7 @@ from mmllm.llm.harness import decoder_layers, install
 from mmllm.llm.values import LlmPass
 from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, refuse_unknown
 from mmllm.modalities.inputs import Media
+from mmllm.modeling.exporting import place_traced
 from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions
@@ -278,10 +279,15 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         cache = past_key_values if cache is None else cache
         as_dict = self.config.return_dict if return_dict is None else return_dict
         if inputs_embeds is None and input_ids is not None and visual_embeddings is None:
+            if torch.compiler.is_exporting():
+                self._refuse_for_export(labels, media)
             sequences = self.visual_sequences(media)
             if sequences or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-                placed = place(input_ids, mask, sequences, labels=labels, segments=segment_ids)
+                if torch.compiler.is_exporting():
+                    placed = place_traced(input_ids, mask, sequences)
+                else:
+                    placed = place(input_ids, mask, sequences, labels=labels, segments=segment_ids)
                 if labels is not None:
                     fraction = self._frame_fraction(placed, media)
                     out = self._with_loss(placed, fraction, num_items_in_batch, **kwargs)
@@ -307,6 +313,20 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         )
         out = MmllmOutput.of(outputs)
         return out if as_dict else out.to_tuple()
+
+    def _refuse_for_export(self, labels: Tensor | None, media: Media) -> None:
+        """Refuses what no traced program can do: its shapes do not depend on values.
+
+        Raises:
+            InputError, ConfigError: naming it.
+        """
+        if labels is not None:
+            raise InputError("torch.export: a loss depends on which positions have labels; export without labels")
+        if any("tiling" in inputs.given() for inputs in media.values()):
+            raise InputError("torch.export: how an image is cut into tiles depends on its size; export whole images")
+        if self.reducers:
+            names = ", ".join(reducer.registered_name for reducer in self.reducers)
+            raise ConfigError(f"torch.export: {names} removes tokens by their values; export with_stages(reducers=[])")
 
     def _decoder_inputs(self, placed: Placed) -> dict[str, Any]:
         """The LLM's arguments for a batch with its visual tokens in place."""

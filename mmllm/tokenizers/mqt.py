@@ -85,7 +85,7 @@ class MqtResampler(VisualTokenizer):
             repeat(queries, "m c -> f m c", f=b * t).to(features.dtype),
             self.ln_k(keys + features if self.config.content_keys else keys),
             self.ln_v(features),
-            key_padding_mask=ignored if bool(ignored.any()) else None,
+            key_padding_mask=ignored if torch.compiler.is_exporting() or bool(ignored.any()) else None,
             need_weights=False,
         )
         out = (mixed @ self.proj).unflatten(0, (b, t))  # B T M D
