@@ -289,4 +289,4 @@ class VideoQA:
 
 def _moved(model: MmllmForConditionalGeneration, device: str) -> MmllmForConditionalGeneration:
     """The model on a device; one whose parts accelerate has placed already (`device_map`) stays where it is."""
-    return model if getattr(model, "hf_device_map", None) else model.to(device)  # type: ignore[arg-type]
+    return model if getattr(model, "hf_device_map", None) else model.to(device)
