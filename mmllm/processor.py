@@ -15,6 +15,7 @@ from mmllm import registry
 from mmllm.config import MmllmConfig
 from mmllm.errors import InputError
 from mmllm.fields import closest, from_mapping, to_mapping
+from mmllm.hub.remote_code import AUTO_MAP, write_stub
 from mmllm.modalities.border import flat, modalities, together
 from mmllm.modalities.inputs import Media, ModalityInputs
 from mmllm.modalities.modality import Modality
@@ -256,6 +257,20 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
     def batch_decode(self, sequences: Any, durations_s: Any, **kwargs: Any) -> list[Answer]:
         """One answer for each row of ids (B L), see `decode`."""
         return [self.decode(ids, float(seconds)) for ids, seconds in zip(sequences, durations_s, strict=True)]
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The fields that are saved; among them, where transformers finds this class."""
+        return {**super().to_dict(*args, **kwargs), "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Writes the processor's files, and beside them the file by which transformers finds our classes."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        write_stub(save_directory)
+        return saved
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
+        """Does nothing, as in `MmllmConfig`."""
 
     @property
     def model_input_names(self) -> list[str]:

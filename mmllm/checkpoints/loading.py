@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from torch import Tensor
+from transformers import GenerationConfig
 
 from mmllm import registry
 from mmllm.checkpoints.weights import Weights
@@ -142,14 +143,22 @@ def load(
     options["allow_pickle"] = allow_pickle
     family.from_upstream(weights.meta, config, **options)
     model = family.from_upstream(weights.read(), config, **options)
-    _stop_tokens(model, folder)
+    _generation_settings(model, folder)
     return model, processor
 
 
-def _stop_tokens(model: MmllmForConditionalGeneration, folder: Path) -> None:
-    """Reads the ids that end an answer from the folder's generation settings."""
+def _generation_settings(model: MmllmForConditionalGeneration, folder: Path) -> None:
+    """Reads the folder's generation settings; what they leave out stays as the LLM's configuration says.
+
+    Raises:
+        CheckpointError: if the file is damaged or has settings that are not allowed.
+    """
     file = folder / "generation_config.json"
-    if file.is_file():
-        stops = read_json(file).get("eos_token_id")
-        if stops is not None:
-            model.generation_config.eos_token_id = stops
+    if not file.is_file():
+        return
+    try:
+        settings = GenerationConfig.from_dict(read_json(file))
+        settings.update(**model.generation_config.to_dict(), defaults_only=True)
+    except (TypeError, ValueError) as problem:
+        raise CheckpointError(f"{file}: these settings are not allowed: {problem}") from None
+    model.generation_config = settings

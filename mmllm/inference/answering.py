@@ -98,7 +98,7 @@ class VideoQA:
         if not is_ours(source):
             stages = {name: kwargs.pop(name) for name, slot in SLOTS.items() if slot.changeable and name in kwargs}
             published_model, published_processor = load(source, **kwargs)
-            qa = cls(published_model.to(device), published_processor)
+            qa = cls(_moved(published_model, device), published_processor)
             return qa.with_stages(**stages) if stages else qa
         Weights(source)  # refuses missing and truncated files before anything is built
         try:
@@ -111,7 +111,7 @@ class VideoQA:
         problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys") if info[name]}
         if problems:
             raise CheckpointError(f"the weights in {model} do not fit its configuration: {problems}")
-        return cls(loaded.to(device), processor)
+        return cls(_moved(loaded, device), processor)
 
     @property
     def note(self) -> str | None:
@@ -157,7 +157,7 @@ class VideoQA:
 
     def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> EncodedVideo:
         started = time.perf_counter()
-        tokens = video_tokens(self.model, clip_inputs(self.processor, clip).to(self.model.device))
+        tokens = video_tokens(self.model, clip_inputs(self.processor, clip).to(self.model.input_device))
         self._wait()
         return self._arrange(clip, tokens, {**seconds, "encode": time.perf_counter() - started})
 
@@ -167,7 +167,7 @@ class VideoQA:
         text = self.processor.frame_text([clip.times_s])
         sequence = self.model.lay_out(reduced)
         if text is not None:
-            sequence = dataclasses.replace(sequence, frame_text=text.to(self.model.device))
+            sequence = dataclasses.replace(sequence, frame_text=text.to(self.model.input_device))
         self._wait()
         return EncodedVideo(
             clip=clip,
@@ -185,8 +185,8 @@ class VideoQA:
 
     def _wait(self) -> None:
         """Waits for the accelerator: its work is asynchronous, and a stage is timed with all its work."""
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
+        if self.model.input_device.type == "cuda":
+            torch.cuda.synchronize(self.model.input_device)
 
     def with_stages(self, reducers: Sequence[Any] | None = None, path: Any = None, **others: Any) -> VideoQA:
         """The same weights with other stages. Nothing is loaded or copied; both can be asked at the same time.
@@ -258,10 +258,11 @@ class VideoQA:
             attention_mask: Q L.
             generate: options of transformers' `generate`; greedy by default.
         """
-        device = self.model.device
+        device = self.model.input_device
         rows = torch.zeros(len(input_ids), dtype=torch.long, device=device)
         options = {
             "max_new_tokens": self.max_new_tokens,
+            "max_length": None,
             "do_sample": False,
             "pad_token_id": self.processor.tokenizer.pad_token_id,
             "eos_token_id": self.stop_tokens or None,
@@ -301,3 +302,8 @@ class VideoQA:
         """The text with a space inside everything that the tokenizer would read as a special token."""
         special = [re.escape(token) for token in self.processor.tokenizer.all_special_tokens]
         return re.sub("|".join(special), lambda match: f"{match[0][0]} {match[0][1:]}", text) if special else text
+
+
+def _moved(model: MmllmForConditionalGeneration, device: str) -> MmllmForConditionalGeneration:
+    """The model on a device; one whose parts accelerate has placed already (`device_map`) stays where it is."""
+    return model if getattr(model, "hf_device_map", None) else model.to(device)

@@ -95,7 +95,7 @@ class FeatureCache:
     def _encode(self, clips: Sequence[tuple[Path, Any]]) -> None:
         """Encodes some clips as one batch and writes one file for each video."""
         inputs = VideoInputs.stack([clip_inputs(self.processor, clip) for _, clip in clips])
-        tokens = video_tokens(self.model, inputs.to(self.model.device))
+        tokens = video_tokens(self.model, inputs.to(self.model.input_device))
         for i, (video, clip) in enumerate(clips):
             frames = len(clip)
             tensors = {f"score:{name}": score[i, :frames].float().cpu() for name, score in tokens.scores.items()}
