@@ -180,7 +180,9 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
             list(assistant_turns(messages, text, render)) if labelled else []
             for messages, text in zip(plain, texts, strict=True)
         ]
-        encoded = [self.encode(text, ranges) for text, ranges in zip(texts, spoken, strict=True)]
+        encoded = [
+            self.encode(text, ranges, options.add_special_tokens) for text, ranges in zip(texts, spoken, strict=True)
+        ]
         inputs = self.collate(encoded, with_labels=labelled, options=options)
         if return_assistant_tokens_mask:
             inputs["assistant_masks"] = inputs["labels"].ne(IGNORED).long()

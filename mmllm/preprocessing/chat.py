@@ -208,7 +208,7 @@ def _item(item: Any, kinds: Mapping[str, Collection[str]]) -> Mapping[str, Any]:
         raise InputError(f"a text item needs its text: {item!r:.200}")
     allowed = ("text",) if kind == "text" else kinds[kind]
     if unknown := [key for key in item if key not in ("type", *allowed)]:
-        raise InputError(f"a {kind} item has no key {unknown[0]!r}; {closest(str(unknown[0]), ('type', *allowed))}")
+        raise InputError(f"{kind} items have no key {unknown[0]!r}; {closest(str(unknown[0]), ('type', *allowed))}")
     return item
 
 
@@ -237,5 +237,5 @@ def source_of(item: Mapping[str, Any], kind: str) -> Any:
     if not given:
         raise InputError(f"a {kind} item needs its {kind}, path or url (or base64): {dict(item)!r:.200}")
     if len(given) > 1:
-        raise InputError(f"a {kind} item has {' and '.join(given)}: give one of them")
+        raise InputError(f"{kind} item with {' and '.join(given)}: give one of them")
     return from_base64(item["base64"]) if given == ["base64"] else item[given[0]]

@@ -61,6 +61,8 @@ def _array(picture: Any) -> np.ndarray:
         picture = (cpu.float() if cpu.is_floating_point() else cpu).numpy()
     if not isinstance(picture, np.ndarray):
         raise InputError(f"a picture is a PIL image, an array or a tensor, not {type(picture).__name__}")
+    if picture.dtype.kind not in "biuf":
+        raise InputError(f"pixels must be whole numbers or floats, not {picture.dtype}")
     if picture.ndim == 2 and picture.size:
         return picture[..., None]
     if picture.ndim == 3 and picture.size and picture.shape[2] in COLOURS:
@@ -91,8 +93,7 @@ def _bytes(array: np.ndarray, bounds: tuple[float, float] | None) -> np.ndarray:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind not in "iuf" or bounds is None:
-        raise InputError(f"pixels must be whole numbers or floats, not {array.dtype}")
+    assert bounds is not None
     low, high = bounds
     if array.dtype.kind == "f":
         if low >= -_ROUNDING and high <= 1 + _ROUNDING:

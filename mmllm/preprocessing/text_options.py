@@ -51,9 +51,11 @@ class TextOptions:
     padding: Literal["longest", "max_length", "none"] = "longest"
     padding_side: Literal["left", "right"] = "right"
     truncate: bool = False
-    """Cut ids off behind `max_length`."""
+    """Cut ids off, so that `max_length` of them remain."""
     max_length: int | None = None
     """Ids of a text; a placeholder counts as one."""
+    truncation_side: Literal["left", "right"] = "right"
+    """The end at which ids are cut off."""
     pad_to_multiple_of: int = 1
     return_tensors: Literal["pt", "np"] = "pt"
     return_attention_mask: bool = True
@@ -91,6 +93,7 @@ class TextOptions:
             padding=padding,
             padding_side=_one_of("padding_side", given.get("padding_side", tokenizer.padding_side), sides),
             truncate=truncate,
+            truncation_side=_one_of("truncation_side", tokenizer.truncation_side, sides),
             max_length=max_length,
             pad_to_multiple_of=_whole(given, "pad_to_multiple_of") or 1,
             return_tensors=_one_of("return_tensors", given.get("return_tensors", "pt"), tensors),
@@ -99,8 +102,10 @@ class TextOptions:
         )
 
     def shortened(self, row: Tensor) -> Tensor:
-        """The first `max_length` ids of a row (int64, L), if they are to be cut."""
-        return row[: self.max_length] if self.truncate else row
+        """At most `max_length` ids of a row (int64, L), if it is to be cut."""
+        if not self.truncate or self.max_length is None:
+            return row
+        return row[-self.max_length :] if self.truncation_side == "left" else row[: self.max_length]
 
     def padded(self, rows: list[Tensor], fill: int) -> Tensor:
         """int64, B L: the rows at one length.

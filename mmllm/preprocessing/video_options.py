@@ -12,7 +12,7 @@ import numpy as np
 from mmllm.errors import InputError
 from mmllm.preprocessing.memory_video import instants
 from mmllm.tokens import VideoClip
-from mmllm.video.opening import VideoReader, open_video
+from mmllm.video.opening import VideoLimits, VideoReader, open_video
 
 VIDEO_OPTIONS = ("num_frames", "fps", "start_s", "end_s", "video_metadata", "do_sample_frames")
 
@@ -35,8 +35,8 @@ def checked(name: str, value: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         whole = number = math.nan
     if name == "num_frames":
-        if not number >= 1:
-            raise InputError(f"num_frames must be a whole number, at least 1, not {value!r}")
+        if not 1 <= number <= VideoLimits().frames:
+            raise InputError(f"num_frames must be a whole number from 1 to {VideoLimits().frames}, not {value!r}")
     elif not (math.isfinite(number) and (number >= 0 if name == "start_s" else number > 0)):
         allowed = "zero or more" if name == "start_s" else "positive"
         raise InputError(f"{name} must be a number, {allowed}, not {value!r}")
