@@ -134,6 +134,21 @@ def in_order(messages: Sequence[Message], words: Mapping[str, str], join: Callab
     return out
 
 
+def lost_texts(messages: Sequence[Message], text: str) -> bool:
+    """Whether a message's plain text does not stand in the rendered text."""
+    return any(isinstance(message["content"], str) and message["content"].strip() not in text for message in messages)
+
+
+def text_items(messages: Sequence[Message]) -> list[Message]:
+    """The messages with every plain text as a list of one item."""
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message["content"], str)
+        else message
+        for message in messages
+    ]
+
+
 def without_sources(messages: Sequence[Message]) -> list[Message]:
     """The messages as a template needs them: an item of a medium only says its type."""
     return [

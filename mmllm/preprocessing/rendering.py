@@ -10,7 +10,15 @@ from jinja2 import TemplateError
 from transformers.processing_utils import ProcessorMixin
 
 from mmllm.errors import InputError
-from mmllm.preprocessing.chat import Message, as_images, in_order, with_own_words, without_sources
+from mmllm.preprocessing.chat import (
+    Message,
+    as_images,
+    in_order,
+    lost_texts,
+    text_items,
+    with_own_words,
+    without_sources,
+)
 from mmllm.preprocessing.templates import IMAGE, template
 
 
@@ -83,4 +91,7 @@ class ChatRendering:
         foreign = {kind: word for kind, word in words.items() if kind not in chosen}
         plain = in_order(as_images(without_sources(messages), foreign), words, join)
         text = write(plain, add_generation_prompt=prompt, continue_final_message=continued)
+        if lost_texts(plain, text):  # templates of some published models read lists of items only
+            in_items = write(text_items(plain), add_generation_prompt=prompt, continue_final_message=continued)
+            text = text if lost_texts(plain, in_items) else in_items
         return with_own_words(text, messages, foreign) if foreign else text

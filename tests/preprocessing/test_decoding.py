@@ -56,7 +56,9 @@ def test_each_row_has_its_own_length_and_a_row_without_video_no_span(processor, 
     with_text = processor.batch_decode(rows, [9.0, None])
     assert spans(with_text) == [[[3, 9]], []]
     assert with_text[1].text == "<t3> <t9> the circle."
-    assert spans([processor.decode(ids, seconds) for seconds in (9, np.float32(9), torch.tensor([9.0]))]) == [[[3, 9]]] * 3
+    assert (
+        spans([processor.decode(ids, seconds) for seconds in (9, np.float32(9), torch.tensor([9.0]))]) == [[[3, 9]]] * 3
+    )
 
 
 def test_inputs_say_which_row_has_a_video_and_where_the_prompt_ends(processor, ids):
@@ -66,7 +68,7 @@ def test_inputs_say_which_row_has_a_video_and_where_the_prompt_ends(processor, i
     new = torch.stack([ids] * 3)
     assert spans(processor.batch_decode(new, inputs=inputs)) == expected
     whole = torch.cat([inputs["input_ids"], new], dim=1)
-    assert [answer.text for answer in processor.batch_decode(whole, inputs=inputs)][0] == "the circle."
+    assert processor.batch_decode(whole, inputs=inputs)[0].text == "the circle."
     assert spans(processor.batch_decode(whole, inputs=inputs)) == expected
     several = whole.repeat_interleave(2, dim=0)  # num_return_sequences=2
     assert spans(processor.batch_decode(several, inputs=inputs)) == [one for one in expected for _ in range(2)]
@@ -78,7 +80,7 @@ def test_inputs_say_which_row_has_a_video_and_where_the_prompt_ends(processor, i
 def test_times_of_two_videos_in_a_row_are_refused_until_one_is_named(processor, ids):
     inputs = processor.apply_chat_template([asked(9.0, 18.0), asked(4.5)], tokenize=True)
     rows = torch.stack([ids, ids])
-    with pytest.raises(InputError, match="row 0 has 2 videos, .* give durations_s"):
+    with pytest.raises(InputError, match=r"row 0 has 2 videos, .* give durations_s"):
         processor.batch_decode(rows, inputs=inputs)
     with pytest.raises(InputError, match="2 rows and 3 durations"):
         processor.batch_decode(rows, inputs["video_durations_s"])

@@ -1,4 +1,4 @@
-"""Frames in memory are shown when their rate or their metadata says; options that a source cannot honour are refused."""
+"""Frames in memory have the times of their rate or metadata; options that a source cannot honour are refused."""
 
 import base64
 
