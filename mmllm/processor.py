@@ -72,6 +72,8 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
 
     video_token_id: int
     image_token_id: int
+    video_token: str
+    image_token: str
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
             self._require_word(word)
         for modality in self.modalities.values():
             setattr(self, modality.id_field, self.placeholder_ids[modality.word])
+            setattr(self, f"{modality.name}_token", modality.word)
 
     @property
     def modalities(self) -> dict[str, Modality[Any]]:

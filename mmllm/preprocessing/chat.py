@@ -178,7 +178,8 @@ def escaped(messages: Sequence[Message], kinds: Mapping[str, Collection[str]]) -
 
     out: list[Message] = []
     for message in messages:
-        if not isinstance(message, Mapping) or message.get("role") not in ("system", "user", "assistant"):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if not isinstance(role, str) or role not in ("system", "user", "assistant"):
             raise InputError(f"a message needs a role (system, user or assistant) and content: {message!r:.200}")
         content = message.get("content")
         if isinstance(content, str):
@@ -216,7 +217,7 @@ def _item(item: Any, kinds: Mapping[str, Collection[str]]) -> Mapping[str, Any]:
     kind = item.get("type") if isinstance(item, Mapping) else None
     if isinstance(kind, str) and kind.removesuffix("_url") in kinds and kind not in kinds:
         item, kind = _of_address(item, kind), kind.removesuffix("_url")
-    if kind not in ("text", *kinds):
+    if not isinstance(kind, str) or kind not in ("text", *kinds):
         raise InputError(f"an item needs a type ({', '.join(kinds)} or text): {item!r:.200}")
     item = {key: value for key, value in item.items() if value is not None}
     if kind == "text" and not isinstance(item.get("text"), str):

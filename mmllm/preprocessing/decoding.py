@@ -5,7 +5,8 @@ B prompts, R generated rows (several for each prompt with `num_return_sequences`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmllm.fields import closest
 from mmllm.preprocessing.text_encoding import TextEncoding
 from mmllm.times.answers import Answer, parse_answer
 
+_MOST_IDS = 1 << 31
 _TEXT_KEYWORDS = ("skip_special_tokens", "clean_up_tokenization_spaces", "spaces_between_special_tokens")
 
 
@@ -101,8 +103,8 @@ class AnswerDecoding(TextEncoding):
 
     def _prompts(self, inputs: Any) -> tuple[list[list[int]], list[float | None]]:
         """The ids of each prompt as they were given to the model, and the length of its video, None without one."""
-        if not isinstance(inputs, Mapping) and not hasattr(inputs, "data"):
-            raise InputError(f"inputs must be what the processor returned, not {type(inputs).__name__}")
+        if not hasattr(inputs, "keys") or "input_ids" not in inputs:
+            raise InputError(f"inputs must be what the processor returned, with input_ids; not {type(inputs).__name__}")
         prompts = [_listed(row) for row in inputs["input_ids"]]
         counts = [row.count(self.video_token_id) for row in prompts]
         given = inputs.get("video_durations_s", [])
@@ -126,11 +128,13 @@ def _is_batch(ids: Any) -> bool:
 def _listed(ids: Any) -> list[int]:
     """Ids as numbers of Python."""
     numbers = ids.tolist() if isinstance(ids, (Tensor, np.ndarray)) else ids
-    if isinstance(numbers, int):
-        return [numbers]
-    if not isinstance(numbers, Sequence) or isinstance(numbers, str):
-        raise InputError(f"ids must be a tensor, an array or a list of whole numbers, not {type(ids).__name__}")
-    return [int(number) for number in numbers]
+    try:
+        whole = [operator.index(number) for number in ([numbers] if isinstance(numbers, int) else numbers)]
+    except TypeError:
+        raise InputError(f"ids must be a tensor, an array or a list of whole numbers, not {ids!r:.80}") from None
+    if wrong := [number for number in whole if not 0 <= number < _MOST_IDS]:
+        raise InputError(f"ids are numbers of the vocabulary, zero or more, not {wrong[0]!r:.20}")
+    return whole
 
 
 def _seconds(durations_s: Any, rows: int) -> list[Any]:
@@ -147,7 +151,9 @@ def _seconds(durations_s: Any, rows: int) -> list[Any]:
     if isinstance(durations_s, (Tensor, np.ndarray)):
         durations_s = durations_s.tolist()
     if isinstance(durations_s, (bool, str)):
-        raise InputError(f"a duration is a number of seconds, not {durations_s!r}; give other options by their names")
+        raise InputError(
+            f"a duration is a number of seconds, not {durations_s!r:.80}; give other options by their names"
+        )
     listed = list(durations_s) if isinstance(durations_s, (list, tuple)) else [durations_s] * rows
     if len(listed) != rows:
         raise InputError(
@@ -163,4 +169,6 @@ def _require_known(keywords: Mapping[str, Any], *, has_duration: bool) -> None:
         if name not in _TEXT_KEYWORDS:
             raise InputError(f"decoding takes no {name!r}; {closest(name, (*_TEXT_KEYWORDS, 'durations_s', 'inputs'))}")
         if has_duration and not (name == "skip_special_tokens" and value):
-            raise InputError(f"{name}={value!r} is for plain text; with a duration the answer has no special tokens")
+            raise InputError(
+                f"{name}={value!r:.80} is for plain text; with a duration the answer has no special tokens"
+            )

@@ -236,5 +236,7 @@ def read_image(image: Any) -> np.ndarray:
         raise InputError(f"an image is a path, bytes, a PIL image, an array or a tensor, not {type(source).__name__}")
     try:
         return rgb(Image.open(readable(source)))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as problem:
-        raise InputError(f"cannot read image {name}: {problem}") from None
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+        raise InputError(f"cannot read image {name!s:.200}: {problem}") from None

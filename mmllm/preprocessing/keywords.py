@@ -68,7 +68,7 @@ def sorted_keywords(
             elif re.search(rf"\b{re.escape(name)}\b", template):
                 out.variables[name] = value
             elif name in ASKS_NOTHING:
-                raise InputError(f"{name}={value!r} cannot be honoured by this processor; leave it out")
+                raise InputError(f"{name}={value!r:.80} cannot be honoured by this processor; leave it out")
             else:
                 raise InputError(f"the processor takes no {name!r}; {closest(name, known)}")
 

@@ -72,6 +72,11 @@ class MediaReading:
             refuse(given, allowed=(), source="a VideoClip, whose frames are chosen")
             return replace(video, frames=np.stack([self.frame_transform.video_frame(frame) for frame in video.frames]))
         video = resolved(video)
+        if isinstance(video, str) and video.lower().startswith(("http://", "https://")):
+            raise InputError(
+                f"{video}: addresses are not fetched here; download the video, or give "
+                "open_video(address, allow_url=True)"
+            )
         if isinstance(video, (np.ndarray, Tensor)) and video.ndim != 4:
             raise InputError(f"a video in memory must be (T H W K) or (T K H W), not {tuple(video.shape)}")
         if is_in_memory(video):
@@ -134,7 +139,7 @@ class MediaReading:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not value > 0:
-                raise InputError(f"{name} must be a positive number of pixels, not {value!r}")
+                raise InputError(f"{name} must be a positive number of pixels, not {value!r:.80}")
             if (seen > value) if name == "max_pixels" else (seen < value):
                 raise InputError(
                     f"{name}={value} cannot be honoured: this encoder sees every picture at {side} x {side} pixels"

@@ -166,11 +166,7 @@ def _times_by_metadata(count: int, metadata: Any) -> tuple[np.ndarray, float]:
     if fps is None:
         raise InputError("video_metadata must give fps, or duration and total_num_frames")
     if "frames_indices" in given:
-        indices = np.asarray(given["frames_indices"], dtype=np.float64).reshape(-1)
-        if len(indices) != count or (np.diff(indices) < 0).any() or (indices < 0).any():
-            raise InputError(
-                f"frames_indices must be {count} ascending numbers, one for each frame; there are {len(indices)}"
-            )
+        indices = _ascending(given["frames_indices"], count)
     elif total is not None and total != count:
         raise InputError(
             f"{count} frames are given, and video_metadata has total_num_frames={total:g}: give frames_indices, the "
@@ -184,7 +180,22 @@ def _times_by_metadata(count: int, metadata: Any) -> tuple[np.ndarray, float]:
     return indices / fps, length_s
 
 
+def _ascending(numbers: Any, count: int) -> np.ndarray:
+    """float64, n. The number of each frame in its video."""
+    try:
+        indices = np.asarray(numbers, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        indices = np.empty(0)
+    if len(indices) != count or not (
+        np.isfinite(indices).all() and (indices >= 0).all() and (np.diff(indices) >= 0).all()
+    ):
+        raise InputError(
+            f"frames_indices must be {count} ascending numbers, one for each frame; there are {len(indices)}"
+        )
+    return indices
+
+
 def _positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-        raise InputError(f"video_metadata: {name} must be a positive number, not {value!r}")
+        raise InputError(f"video_metadata: {name} must be a positive number, not {value!r:.80}")
     return float(value)

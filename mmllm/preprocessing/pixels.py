@@ -57,6 +57,8 @@ def _array(picture: Any) -> np.ndarray:
     if isinstance(picture, Image.Image):
         picture = _of_pil(picture)
     elif isinstance(picture, torch.Tensor):
+        if picture.layout != torch.strided or picture.is_meta:
+            raise InputError("a tensor of pixels must be dense and hold data, not sparse or on the device 'meta'")
         cpu = picture.detach().cpu()
         picture = (cpu.float() if cpu.is_floating_point() else cpu).numpy()
     if not isinstance(picture, np.ndarray):

@@ -34,6 +34,8 @@ class ChatRendering:
             InputError: if there is none.
         """
         own = self.chat_template
+        if name is not None and not isinstance(name, str):
+            raise InputError(f"chat_template must be Jinja text or a name, not {name!r:.80}")
         if isinstance(own, Mapping):
             if (name or "default") in own:
                 return own[name or "default"]

@@ -97,8 +97,8 @@ class TextOptions:
             max_length=max_length,
             pad_to_multiple_of=_whole(given, "pad_to_multiple_of") or 1,
             return_tensors=_one_of("return_tensors", given.get("return_tensors", "pt"), tensors),
-            return_attention_mask=bool(given.get("return_attention_mask", True)),
-            add_special_tokens=given.get("add_special_tokens"),
+            return_attention_mask=_switch(given, "return_attention_mask") is not False,
+            add_special_tokens=_switch(given, "add_special_tokens"),
         )
 
     def shortened(self, row: Tensor) -> Tensor:
@@ -139,6 +139,13 @@ class TextOptions:
         return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
+def _switch(given: Mapping[str, Any], name: str) -> bool | None:
+    value = given.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"{name} must be True or False, not {value!r:.80}")
+    return value
+
+
 def _plain(value: Any) -> Any:
     """The value of an enum of transformers, such as `PaddingStrategy.LONGEST`."""
     return getattr(value, "value", value)
@@ -147,7 +154,7 @@ def _plain(value: Any) -> Any:
 def _one_of(name: str, value: Any, choices: Mapping[Any, str]) -> Any:
     plain = _plain(value)
     if not isinstance(plain, (bool, str)) or plain not in choices:
-        raise InputError(f"{name}={value!r} cannot be honoured; allowed are {', '.join(map(repr, choices))}")
+        raise InputError(f"{name}={value!r:.80} cannot be honoured; allowed are {', '.join(map(repr, choices))}")
     return choices[plain]
 
 
@@ -159,6 +166,6 @@ def _whole(given: Mapping[str, Any], name: str) -> int | None:
         number = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = 0
-    if number < 1:
-        raise InputError(f"{name} must be a whole number, at least 1, not {value!r}")
+    if not 1 <= number < _UNLIMITED:
+        raise InputError(f"{name} must be a whole number, at least 1, not {value!r:.80}")
     return number

@@ -27,7 +27,7 @@ def checked(name: str, value: Any) -> Any:
         return value
     if name == "do_sample_frames":
         if not isinstance(value, (bool, np.bool_)):
-            raise InputError(f"do_sample_frames must be True or False, not {value!r}")
+            raise InputError(f"do_sample_frames must be True or False, not {value!r:.80}")
         return bool(value)
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)
@@ -36,10 +36,10 @@ def checked(name: str, value: Any) -> Any:
         whole = number = math.nan
     if name == "num_frames":
         if not 1 <= number <= VideoLimits().frames:
-            raise InputError(f"num_frames must be a whole number from 1 to {VideoLimits().frames}, not {value!r}")
+            raise InputError(f"num_frames must be a whole number from 1 to {VideoLimits().frames}, not {value!r:.80}")
     elif not (math.isfinite(number) and (number >= 0 if name == "start_s" else number > 0)):
         allowed = "zero or more" if name == "start_s" else "positive"
-        raise InputError(f"{name} must be a number, {allowed}, not {value!r}")
+        raise InputError(f"{name} must be a number, {allowed}, not {value!r:.80}")
     return whole
 
 

@@ -12,7 +12,7 @@ from mmllm.errors import InputError
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.tokens import VideoClip
-from mmllm.video.opening import FrameFolder
+from mmllm.video.opening import FrameFolder, open_video
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
 
@@ -125,6 +125,9 @@ def test_a_rate_samples_a_video_file(processor, short_clip):
     assert len(processor.load(short_clip)) == 6
     part = processor.load(short_clip, fps=4, start_s=2, end_s=3.5)
     assert part.times_s.tolist() == pytest.approx(np.arange(2, 3.5, 0.25), abs=0.11)
+    with open_video(short_clip) as reader:
+        np.testing.assert_array_equal(processor.load(reader, fps=2).frames, whole.frames)
+        assert len(processor.load(reader)) == 6
     address = "data:video/mp4;base64," + base64.b64encode(short_clip.read_bytes()).decode()
     np.testing.assert_array_equal(processor.load(address, fps=2).frames, whole.frames)
     item = {"type": "video", "url": f"file://{short_clip}", "fps": 2.0, "max_pixels": 360 * 420}
@@ -168,6 +171,7 @@ CLIP = VideoClip(frames=FRAMES[:2], times_s=np.arange(2.0), duration_s=2.0)
         ("nowhere.mp4", {"do_sample_frames": False}, "do_sample_frames cannot be honoured for a video file"),
         ("nowhere.mp4", {"fps": 5, "num_frames": 3}, "num_frames=3 and fps=5.0 both say"),
         ("nowhere.mp4", {"fps": 5}, "nowhere.mp4"),
+        ("https://example.com/clip.mp4", {}, "addresses are not fetched here; download the video, or give open_video"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(processor, video, options, message):
