@@ -19,7 +19,7 @@ from mmllm.fields import closest, from_mapping, to_mapping
 from mmllm.modalities.border import flat, modalities, together
 from mmllm.modalities.inputs import Media, ModalityInputs
 from mmllm.modalities.media_preparing import MediaPreparing
-from mmllm.modalities.modality import Modality
+from mmllm.modalities.modality import Modality, require_as_many
 from mmllm.modalities.model_inputs import ModelInputs
 from mmllm.preprocessing.chat import (
     Message,
@@ -171,6 +171,8 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
         chosen = self.chosen_template(chat_template)
         keywords = self._sorted(kwargs, chosen)
         options = TextOptions.of(keywords.text, self.tokenizer)
+        if not tokenize:
+            keywords.require_nothing_but_variables()
         plain = [escaped(messages, {name: kind.item_keys for name, kind in kinds.items()}) for messages in batch]
 
         def render(messages: Sequence[Message], prompt: bool, continued: bool = False) -> str:
@@ -196,7 +198,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
         media = [
             item for messages in plain for message in messages for item in items_of(message) if item["type"] in kinds
         ]
-        self._require_placeholders(encoded, options, Counter(item["type"] for item in media))
+        self._require_media(encoded, options, Counter(item["type"] for item in media))
         inputs.update(flat(self._media(media, keywords)))
         return ModelInputs(options.tensors(inputs))
 
@@ -252,8 +254,8 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
         if text is not None:
             encoded = [self.encode(one, (), options.add_special_tokens) for one in _texts(text)]
             inputs.update(self.collate(encoded, options=options))
-            given = {name: len(sources) for name, (sources, _) in listed.items()}
-            self._require_placeholders(encoded, options, given, {name: counts for name, (_, counts) in listed.items()})
+            given = {name: len(sources) if counts is None else counts for name, (sources, counts) in listed.items()}
+            self._require_media(encoded, options, given)
         for name, (sources, _) in listed.items():
             if sources:
                 inputs.update(self.media_inputs(name, sources, **keywords.options[name]).flat())
@@ -304,42 +306,19 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
             raise InputError(f"{next(iter(keywords.media))} stand in the messages, as items with their type and source")
         return keywords
 
-    def _require_placeholders(
-        self,
-        encoded: Sequence[Encoded],
-        options: TextOptions,
-        given: Mapping[str, int],
-        per_text: Mapping[str, list[int] | None] | None = None,
+    def _require_media(
+        self, encoded: Sequence[Encoded], options: TextOptions, given: Mapping[str, int | list[int]]
     ) -> None:
-        """Refuses texts with another number of placeholders than there are media.
-
-        Args:
-            encoded: the texts.
-            options: may cut the texts.
-            given: name of a modality -> number of its media.
-            per_text: name of a modality -> number of its media for each text, where that is given.
-
-        Raises:
-            InputError: naming the placeholder and both numbers.
-        """
+        """Refuses texts with another number of placeholders than there are media; see `require_as_many`."""
         for name, modality in self.modalities.items():
             token = self.placeholder_ids[modality.word]
-            whole = [int((text.input_ids == token).sum()) for text in encoded]
+            before = [int((text.input_ids == token).sum()) for text in encoded]
             placed = [int((options.shortened(text.input_ids) == token).sum()) for text in encoded]
-            counts, number = (per_text or {}).get(name), given.get(name, 0)
-            if placed != whole:
+            if placed != before:
                 raise InputError(
                     f"max_length={options.max_length} cuts off {modality.word}: raise it, or shorten the text"
                 )
-            if counts is not None and len(counts) != len(encoded):
-                raise InputError(f"{modality.argument} has lists for {len(counts)} texts, and there are {len(encoded)}")
-            if counts is not None and counts != placed:
-                row = next(i for i in range(len(counts)) if counts[i] != placed[i])
-                raise InputError(f"text {row} has {placed[row]} {modality.word} for {counts[row]} {name}s in its list")
-            if sum(placed) != number:
-                raise InputError(
-                    f"the text has {sum(placed)} {modality.word}, and {number} {name}s are given: each needs the other"
-                )
+            require_as_many(modality, placed, given.get(name, 0))
 
     # --- what transformers' pipelines look for ---------------------------------------------------------------
 

@@ -10,11 +10,12 @@ one file in this room. Its name, for example `audio`, gives the placeholder `<au
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from mmllm.errors import InputError
 from mmllm.modalities.inputs import ModalityInputs
 from mmllm.preprocessing.media import MediaReading
 from mmllm.tokens import VisualSequence, VisualTokens
@@ -121,3 +122,28 @@ class Modality(ABC, Generic[Inputs]):
     def part(self, config: MmllmConfig) -> nn.Module | None:
         """Weights that only this modality needs, kept as `model.modality_parts[name]`; None if there are none."""
         return None
+
+
+def require_as_many(modality: Modality[Any], placed: Sequence[int], given: int | Sequence[int]) -> None:
+    """Refuses texts with another number of placeholders than there are media of a modality.
+
+    Args:
+        modality: of the placeholder.
+        placed: placeholders in each text.
+        given: media of all texts together, or of each text.
+
+    Raises:
+        InputError: naming the placeholder and both numbers.
+    """
+    if isinstance(given, int):
+        if sum(placed) != given:
+            raise InputError(
+                f"the text has {sum(placed)} {modality.word}, and {given} {modality.name}s are given: each needs the "
+                "other"
+            )
+        return
+    if len(given) != len(placed):
+        raise InputError(f"{modality.argument} has lists for {len(given)} texts, and there are {len(placed)}")
+    for row, (expected, media) in enumerate(zip(placed, given, strict=True)):
+        if expected != media:
+            raise InputError(f"text {row} has {expected} {modality.word} for {media} {modality.name}s in its list")

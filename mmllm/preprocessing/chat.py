@@ -119,11 +119,11 @@ def in_order(messages: Sequence[Message], words: Mapping[str, str], join: Callab
     """
     out: list[Message] = []
     for message in messages:
-        content = [] if isinstance(message["content"], str) else message["content"]
+        content = [item for item in items_of(message) if item["type"] != "text" or item["text"]]
         kinds = [item["type"] for item in content]
         media = [kind for kind in kinds if kind != "text"]
         if kinds[: len(media)] == media and len(set(media)) <= 1:
-            out.append(message)
+            out.append({**message, "content": content} if content else message)
             continue
         text = ""
         for before, item in zip([None, *kinds], content, strict=False):
@@ -181,6 +181,7 @@ def escaped(messages: Sequence[Message], kinds: Mapping[str, Collection[str]]) -
         role = message.get("role") if isinstance(message, Mapping) else None
         if not isinstance(role, str) or role not in ("system", "user", "assistant"):
             raise InputError(f"a message needs a role (system, user or assistant) and content: {message!r:.200}")
+        message = {key: value for key, value in message.items() if value is not None}  # as transformers does
         content = message.get("content")
         if isinstance(content, str):
             out.append({**message, "content": plain(content)})

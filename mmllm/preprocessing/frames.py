@@ -238,5 +238,5 @@ def read_image(image: Any) -> np.ndarray:
         return rgb(Image.open(readable(source)))
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+    except Exception as problem:  # Pillow's decoders raise many types of errors on damaged data
         raise InputError(f"cannot read image {name!s:.200}: {problem}") from None

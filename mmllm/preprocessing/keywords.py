@@ -27,6 +27,18 @@ class Keywords:
     variables: dict[str, Any] = field(default_factory=dict)
     """Variables of the chat template."""
 
+    def require_nothing_but_variables(self) -> None:
+        """Refuses keywords that have no effect where messages become text only.
+
+        Raises:
+            InputError: naming the first one.
+        """
+        others = [*self.text, *(name for options in self.options.values() for name in options)]
+        if others:
+            raise InputError(
+                f"{others[0]} has no effect on text: give tokenize=True, or give it to the processor's call"
+            )
+
 
 def sorted_keywords(
     keywords: Mapping[str, Any],

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers.processing_utils import ProcessorMixin
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from mmllm.errors import InputError
 from mmllm.preprocessing.chat import (
@@ -25,6 +26,7 @@ from mmllm.preprocessing.templates import IMAGE, template
 class ChatRendering:
     """What the processor does with a chat template; its options are those of `MmllmProcessor`."""
 
+    tokenizer: PreTrainedTokenizerBase
     chat_template: Any
 
     def chosen_template(self, name: str | None) -> str:
@@ -72,16 +74,10 @@ class ChatRendering:
             InputError: if the template refuses the conversation, or does not write one placeholder for each medium.
         """
 
-        def write(messages: Sequence[Message], **flags: Any) -> str:
+        def write(messages: Sequence[Message], **flags: bool) -> str:
+            known = {**self.tokenizer.special_tokens_map, **variables, **flags}
             try:
-                return ProcessorMixin.apply_chat_template(
-                    self,
-                    messages,
-                    chosen,
-                    tokenize=False,
-                    **flags,
-                    **variables,
-                )
+                return render_jinja_template(conversations=[messages], chat_template=chosen, **known)[0][0]
             except (TemplateError, ValueError) as problem:
                 raise InputError(f"the chat template refuses the conversation: {problem}") from None
 

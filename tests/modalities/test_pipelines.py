@@ -1,5 +1,7 @@
 """transformers' pipelines with the processor: chats, prefilled answers, and batches that give what rows give alone."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,10 +12,10 @@ FRAMES = np.random.default_rng(0).integers(0, 255, (12, 40, 60, 3), dtype=np.uin
 OPTIONS = {"max_new_tokens": 6, "return_full_text": False}
 
 
-@pytest.fixture(scope="module")
-def pipe(untrained_qa):
+@pytest.fixture(scope="module", params=["image-text-to-text", "any-to-any"])
+def pipe(request, untrained_qa):
     return pipeline(
-        "image-text-to-text", model=untrained_qa.model, processor=untrained_qa.processor, device="cpu", do_sample=False
+        request.param, model=untrained_qa.model, processor=untrained_qa.processor, device="cpu", do_sample=False
     )
 
 
@@ -50,15 +52,10 @@ def test_texts_with_images_and_texts_alone(pipe):
 def test_an_answer_is_continued_and_options_reach_the_processor(pipe):
     begun = [*chat(MEDIA["videos"][0]), {"role": "assistant", "content": [{"type": "text", "text": "The red"}]}]
     assert isinstance(pipe(text=begun, **OPTIONS)[0]["generated_text"], str)
-    inputs = pipe.preprocess(pipe_chat(MEDIA["videos"][0]), num_frames=3)
+    own_chat = sys.modules[type(pipe).__module__].Chat
+    inputs = pipe.preprocess(own_chat(chat(MEDIA["videos"][0])), num_frames=3)
     assert inputs["pixel_values_videos"].shape[:2] == (1, 3)
     several = pipe(
         text=chat(MEDIA["videos"][0]), generate_kwargs={"num_beams": 2, "num_return_sequences": 2}, **OPTIONS
     )
     assert len(several) == 2
-
-
-def pipe_chat(item):
-    from transformers.utils.chat_template_utils import Chat
-
-    return Chat(chat(item))

@@ -45,6 +45,8 @@ def test_text_and_media_in_turns_keep_their_order(processor):
 
 
 def test_media_in_front_of_text_are_written_as_the_template_writes_them(processor):
+    empty = words("")
+    assert rendered(processor, empty, VIDEO, empty, words("what")) == rendered(processor, VIDEO, words("what"))
     for medium, word in ((IMAGE, "<image>"), (VIDEO, "<video>")):
         join = rendered(processor, medium, words("@@")).split(word)[1].split("@@")[0]
         assert join in (" ", "\n")

@@ -135,6 +135,12 @@ def test_nothing_is_swallowed(processor, keywords, message):
         processor.apply_chat_template([{"role": "user", "content": "a"}], tokenize=True, **keywords)
 
 
+@pytest.mark.parametrize("option", [{"num_frames": 8}, {"fps": 2}, {"padding": True}, {"return_tensors": "pt"}])
+def test_options_of_inputs_have_no_effect_on_text_and_are_refused(processor, option):
+    with pytest.raises(InputError, match=f"{next(iter(option))} has no effect on text: give tokenize=True"):
+        processor.apply_chat_template([{"role": "user", "content": "a"}], **option)
+
+
 def test_keywords_that_ask_for_nothing_are_taken(processor):
     nothing = {"audio": None, "return_mm_token_type_ids": False, "add_special_tokens": False, "text_kwargs": {}}
     assert torch.equal(processor(text="a", **nothing)["input_ids"], processor(text="a")["input_ids"])
