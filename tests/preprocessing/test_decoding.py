@@ -110,7 +110,7 @@ def test_rows_that_are_no_multiple_of_the_prompts_are_refused(processor, ids):
         processor.batch_decode(torch.stack([ids] * 3), inputs=inputs)
     with pytest.raises(InputError, match="for the ids of one answer call decode"):
         processor.batch_decode(ids, [9.0])
-    with pytest.raises(InputError, match="a list of whole numbers, not str"):
+    with pytest.raises(InputError, match="a list of whole numbers, not 'the circle'"):
         processor.decode("the circle", 9.0)
 
 
