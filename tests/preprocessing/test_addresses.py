@@ -52,7 +52,7 @@ def test_every_address_of_an_image_is_read(data, tmp_path):
         ("data:image/png;base64", "there is no comma"),
         ("data:image/png;base64,???", "not base64"),
         ("data:image/png;base64,", "no bytes"),
-        ("data:image/png,hello", "cannot read image <5 bytes>"),
+        ("data:image/png,hello", "cannot read image <5 bytes>|not a readable image"),
         ("file://elsewhere/clip.png", "a file of this machine"),
         ("https://example.com/a.png", "addresses are not fetched"),
         ("A" * 301, "not base64|cannot read"),

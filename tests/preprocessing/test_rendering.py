@@ -124,5 +124,5 @@ def test_variables_go_to_templates_that_read_them(processor):
     with pytest.raises(InputError, match="the processor takes no 'tools'"):
         processor.apply_chat_template(messages, tools=[{"name": "search"}])
     refusing = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(InputError, match="refuses the conversation: roles must alternate"):
+    with pytest.raises(InputError, match="roles must alternate"):
         processor.apply_chat_template(messages, refusing)
