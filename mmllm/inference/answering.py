@@ -131,8 +131,8 @@ class VideoQA:
         """Decodes and encodes a video once.
 
         Args:
-            video: anything that `mmllm.open_video` takes, or a `VideoClip`.
-            limits: `num_frames`, `start_s`, `end_s`.
+            video: whatever `MediaReading.load` takes: files, frames in memory, a `VideoClip`.
+            limits: `num_frames`, `start_s`, `end_s`, `fps` and other options of `MediaReading.load`.
         """
         started = time.perf_counter()
         clip = self.processor.load(video, **limits)
