@@ -14,6 +14,7 @@ from mmllm.commands.flags import StageFlags
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
+from mmllm.runtime.files import make_folder, read_json, write_json
 from mmllm.stages import NO_CHANGES
 
 
@@ -132,7 +133,7 @@ def evaluate_into(
     from mmllm.evaluation.trials import Trials, averaged
 
     rounds = Trials() if trials is None else trials
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if processes.is_main():
         write_places(folder, {question.vid: question.video for question in benchmark.questions})
     _same_model(folder, qa, rounds)
@@ -148,14 +149,14 @@ def evaluate_into(
         all_scores.append({**scores, "ceiling_miou": ceiling(samples, qa.processor.writing)})
     if processes.is_main():
         timing = {"seconds": round(time.perf_counter() - start, 1), "processes": processes.count()}
-        (folder / "timing.json").write_text(json_text.dumps(timing) + "\n")
+        write_json(folder / "timing.json", timing, indent=None)
     set_aside = {sample.vid: sample.error for _, samples in samples_by_trial for sample in samples if sample.error}
 
     def write() -> dict[str, Any]:
         scores = {**averaged(all_scores, rounds), "bad_rows": len(benchmark.bad_rows), "set_aside": set_aside}
         if not processes.is_main():
             return scores
-        (folder / "metrics.json").write_text(json_text.dumps(scores, indent=2) + "\n")
+        write_json(folder / "metrics.json", scores)
         return scores
 
     scores = write()
@@ -178,11 +179,13 @@ def _same_model(folder: Path, qa: Any, trials: Any) -> None:
         "trials": to_mapping(trials),
     }
     file = folder / "answered_by.json"
-    if file.exists() and json_text.loads(file.read_text()) != identity:
+    if not any(folder.rglob("*.jsonl")):
+        file.unlink(missing_ok=True)  # it speaks of no answers; an older version left it empty on a full disk
+    if file.exists() and read_json(file, "choose another --output") != identity:
         raise InputError(f"{folder} holds answers of another model or other settings: choose another --output")
     processes.wait()
     if processes.is_main():
-        file.write_text(json_text.dumps(identity) + "\n")
+        write_json(file, identity, indent=None)
 
 
 def _show(scores: dict[str, Any], json: bool) -> None:

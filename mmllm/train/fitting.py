@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from mmllm.errors import ConfigError, MmllmError, is_out_of_memory
 from mmllm.runtime import processes
+from mmllm.runtime.files import make_folder
 from mmllm.train.callbacks import MetricsFile, ShowProgress, SkipBadSteps, UpdateModuleProgress
 from mmllm.train.optimizers import muon
 from mmllm.train.packing import NAMES
@@ -118,7 +119,7 @@ def fit(
         ConfigError: if Muon is requested and weights are spread over processes.
         MmllmError: if memory runs out, a checkpoint cannot be saved, or too many gradients are not finite.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     # step 1: make a Trainer with our order of rows, our callbacks and, if requested, Muon
     if training.gradient_checkpointing:
         # newer versions of transformers have the first name
