@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +25,7 @@ import numpy as np
 
 from mmllm.errors import InputError, MmllmError
 from mmllm.fields import to_mapping
+from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder, replacing, write_json
 from mmllm.runtime.progress import Progress
 from mmllm.synthetic.clips import Split, SyntheticConfig, clip, video_id
@@ -147,7 +147,7 @@ def _rendered(
             yield _render_clips(root, config, task)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=processes.end_with_parent)
     try:
         for future in as_completed([pool.submit(_render_clips, root, config, task) for task in tasks]):
             yield future.result()
@@ -158,18 +158,6 @@ def _rendered(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Called in a worker process: it then ends when its parent is killed."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _render_clips(root: Path, config: SyntheticConfig, jobs: Sequence[_Job]) -> dict[_Job, dict[str, Any]]:

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,18 @@ from mmllm.train.schedule import TrainingSchedule
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _WorkerStart:
+    """What a process that prepares rows does first: it ties its life to its parent's, then what the Trainer wants."""
+
+    before: Callable[[int], None] | None
+
+    def __call__(self, number: int) -> None:
+        processes.end_with_parent()
+        if self.before is not None:
+            self.before(number)
+
+
 class InOrder(Trainer):
     """A Trainer that takes rows in the order of the dataset and names the rows of a batch whose loss is not finite."""
 
@@ -34,6 +47,13 @@ class InOrder(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def get_train_dataloader(self) -> Any:
+        """The batches; the processes that prepare them end with this one."""
+        loader = super().get_train_dataloader()
+        if loader.num_workers:
+            loader.worker_init_fn = _WorkerStart(loader.worker_init_fn)
+        return loader
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any) -> Tensor:
         """Runs one batch forward and backward and returns its loss."""
