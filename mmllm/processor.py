@@ -28,6 +28,7 @@ from mmllm.preprocessing.chat import (
     with_own_words,
     with_system,
 )
+from mmllm.preprocessing.foreign_code import render_template
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.preprocessing.media import MediaReading
 from mmllm.preprocessing.templates import IMAGE, VIDEO, named_system_prompt, template
@@ -155,9 +156,8 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         foreign = {name: modality.word for name, modality in kinds.items() if name not in chosen}
 
         def render(messages: Sequence[Message], prompt: bool) -> str:
-            text = super(MmllmProcessor, self).apply_chat_template(
-                as_images(messages, foreign), chosen, tokenize=False, add_generation_prompt=prompt, **kwargs
-            )
+            variables = {**self.tokenizer.special_tokens_map, **kwargs, "add_generation_prompt": prompt}
+            text = render_template(chosen, as_images(messages, foreign), variables)
             return with_own_words(text, messages, foreign) if foreign else text
 
         if not tokenize:

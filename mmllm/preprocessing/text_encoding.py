@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mmllm.preprocessing.foreign_code import within_deadline
 from mmllm.times.vocabulary import TimeTokens
 from mmllm.tokens import IGNORED
 
@@ -46,7 +47,7 @@ class TextEncoding:
         """
         if self.whole_text:
             begun = text.startswith(self.tokenizer.bos_token or "\0")
-            out = self.tokenizer(text, add_special_tokens=not begun, return_offsets_mapping=True)
+            out = self._tokenized(text, add_special_tokens=not begun, return_offsets_mapping=True)
             return _labelled(
                 out["input_ids"], [max(end - 1, begin) for begin, end in out["offset_mapping"]], spoken_ranges
             )
@@ -58,11 +59,19 @@ class TextEncoding:
                 ids.append(token)
                 starts.append(start)
                 continue
-            out = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+            out = self._tokenized(piece, add_special_tokens=False, return_offsets_mapping=True)
             ids += out["input_ids"]
             # an offset may begin at the space before a word, so the place of its last character is taken
             starts += [start + max(end - 1, begin) for begin, end in out["offset_mapping"]]
         return _labelled(ids, starts, spoken_ranges)
+
+    def _tokenized(self, text: str, **options: Any) -> Any:
+        """What the tokenizer makes of a text.
+
+        Raises:
+            InputError: if it takes too long, or fails inside.
+        """
+        return within_deadline(lambda: self.tokenizer(text, **options))
 
     @property
     def _single(self) -> dict[str, int]:

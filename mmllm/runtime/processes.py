@@ -84,3 +84,17 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="mmllm-parent").start()
+
+
+def limit_memory(more_bytes: int) -> None:
+    """Called in a child process: from now on it gets at most `more_bytes` of memory. Linux only; others have no limit.
+
+    A request for more then fails with a MemoryError, or ends this process.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import resource
+
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + more_bytes, mapped + more_bytes))
