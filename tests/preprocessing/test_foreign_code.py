@@ -28,7 +28,7 @@ def test_a_child_process_renders_what_this_process_renders(name):
     [
         ("{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3, "takes longer than"),
         ("{{ 'a' * 10**10 }}", "MiB of memory"),
-        ("{% set n = namespace(t='ab') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}", "memory|ended"),
+        ("{% set n = namespace(t='a') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}", "memory|end"),
         ("{% for i in range(90000) %}{{ 'a' * 1000 }}{% endfor %}", "writes more than"),
         ("{{ raise_exception('only text is allowed') }}", "only text is allowed"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "cannot be used"),
@@ -48,7 +48,7 @@ def test_a_hostile_template_ends_in_one_line(monkeypatch, template, said):
 
 
 def test_a_tokenizer_has_a_deadline():
-    with pytest.raises(InputError, match="takes longer than 0.2 s"):
+    with pytest.raises(InputError, match=r"takes longer than 0.2 s"):
         within_deadline(lambda: time.sleep(5), 0.2)
     assert within_deadline(lambda: 7) == 7
     with pytest.raises(KeyError):

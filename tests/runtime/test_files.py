@@ -48,6 +48,7 @@ def test_a_full_disk_leaves_a_log_as_long_as_before(tmp_path, full_disk):
 
 def test_an_error_of_the_writer_leaves_the_old_file(tmp_path):
     (tmp_path / "a.txt").write_text("old")
+
     def write():
         with replacing(tmp_path / "a.txt") as partial:
             partial.write_text("ne")
