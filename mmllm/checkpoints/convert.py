@@ -71,7 +71,9 @@ def _to_upstream(source: str, folder: Path, to: str) -> str:
     import torch
     from huggingface_hub import save_torch_state_dict
 
-    from mmllm.checkpoints.loading import families, is_ours
+    from mmllm.checkpoints.loading import families, is_ours, own_config
+    from mmllm.checkpoints.plausible import check_shapes
+    from mmllm.checkpoints.weights import Weights
     from mmllm.fields import closest
     from mmllm.hub.sources import local_folder
     from mmllm.model import MmllmForConditionalGeneration
@@ -82,8 +84,9 @@ def _to_upstream(source: str, folder: Path, to: str) -> str:
     ours = local_folder(source)
     if not is_ours(ours):
         raise InputError(f"{source} is not in mmllm's layout; convert it without --to first")
+    check_shapes(own_config(ours)[0], Weights(ours).meta, ours)
     try:
-        model = MmllmForConditionalGeneration.from_pretrained(ours, dtype="auto")
+        model = MmllmForConditionalGeneration.from_pretrained(ours, dtype="auto", trust_remote_code=False)
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"cannot load a model from {source}: {problem}") from None
     origin: dict[str, Any] = model.config.origin or {}

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 WORKER = (sys.executable, "-m", "mmllm.preprocessing._template_worker")
 START_S = 120.0
 """Seconds by the clock for the start of the child process, which imports transformers."""
-TEMPLATE_S = 10.0
+TEMPLATE_S = 5.0
 """Seconds by the clock for one conversation."""
 TEXT_BYTES = 16 << 20
 """Most bytes of a rendered conversation."""
