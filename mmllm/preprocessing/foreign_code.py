@@ -133,4 +133,4 @@ def within_deadline(call: Callable[[], Result], seconds: float = TOKENIZER_S) ->
         raise problem
     if problem is not None:
         raise InputError(f"the tokenizer of this model cannot read this text: {problem!s:.200}")
-    return outcome["result"]  # type: ignore[no-any-return]
+    return outcome["result"]
