@@ -87,7 +87,7 @@ _renderer = _Renderer()
 
 
 def render_template(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-    """A conversation written by a chat template. One that is not ours is rendered in a child process.
+    """A conversation written by a chat template. One that is not ours is rendered in a child process, but on Windows.
 
     Args:
         template: Jinja text.
@@ -98,7 +98,7 @@ def render_template(template: str, messages: Sequence[Mapping[str, Any]], variab
         InputError: if the template fails, takes too long or writes too much.
     """
     request = {"template": template, "messages": list(messages), "variables": dict(variables), "most_bytes": TEXT_BYTES}
-    if template in TEMPLATES.values():
+    if template in TEMPLATES.values() or sys.platform == "win32":  # pipes cannot be waited for there
         from transformers.utils.chat_template_utils import render_jinja_template
 
         return str(render_jinja_template(conversations=[messages], chat_template=template, **variables)[0][0])
