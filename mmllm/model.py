@@ -83,7 +83,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             setattr(self, name, nn.ModuleList(parts) if modules else parts)
         if shared is None:
             self.modality_parts = nn.ModuleDict(parts_of(config))
-            self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+            self.language_model = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
             grounded = config.losses.grounding_weight > 0
             self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
         else:

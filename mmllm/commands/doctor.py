@@ -250,11 +250,14 @@ def _preparation(qa: VideoQA) -> list[str]:
 
 
 def _numbers(qa: VideoQA) -> list[str]:
-    """Number types that do not suit the device."""
+    """Weights that are not finite, and number types that do not suit the device."""
+    from mmllm.checkpoints.weights import bad_numbers
+
+    wrong = [f"the weight {name} is not finite: answers mean nothing" for name in bad_numbers(qa.model)[:3]]
     dtype, device = str(qa.model.dtype).removeprefix("torch."), qa.model.input_device.type
     if device == "cpu" and dtype == "float16":
-        return ["float16 on a CPU is slow and overflows; use float32 (the default here)"]
-    return []
+        wrong.append("float16 on a CPU is slow and overflows; use float32 (the default here)")
+    return wrong
 
 
 def _parts(qa: VideoQA) -> list[str]:

@@ -16,6 +16,7 @@ from mmllm.commands.flags import StageFlags
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
+from mmllm.runtime.files import make_folder, read_json, write_json
 from mmllm.stages import NO_CHANGES
 
 log = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def evaluate_into(
     from mmllm.evaluation.trials import Trials, averaged
 
     rounds = Trials() if trials is None else trials
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if processes.is_main():
         write_places(folder, {question.vid: question.video for question in benchmark.questions})
     _same_model(folder, qa, rounds)
@@ -162,7 +163,7 @@ def evaluate_into(
         all_scores.append({**scores, "ceiling_miou": ceiling(samples, qa.processor.writing)})
     if processes.is_main():
         timing = {"seconds": round(time.perf_counter() - start, 1), "processes": processes.count()}
-        (folder / "timing.json").write_text(json_text.dumps(timing) + "\n")
+        write_json(folder / "timing.json", timing, indent=None)
     set_aside = {sample.vid: sample.error for _, samples in samples_by_trial for sample in samples if sample.error}
 
     def write() -> dict[str, Any]:
@@ -174,7 +175,7 @@ def evaluate_into(
         }
         if not processes.is_main():
             return scores
-        (folder / "metrics.json").write_text(json_text.dumps(scores, indent=2) + "\n")
+        write_json(folder / "metrics.json", scores)
         return scores
 
     scores = write()
@@ -197,11 +198,13 @@ def _same_model(folder: Path, qa: Any, trials: Any) -> None:
         "trials": to_mapping(trials),
     }
     file = folder / "answered_by.json"
-    if file.exists() and _without_paths(json_text.loads(file.read_text())) != _without_paths(identity):
+    if not any(folder.rglob("*.jsonl")):
+        file.unlink(missing_ok=True)  # it speaks of no answers; an older version left it empty on a full disk
+    if file.exists() and _without_paths(read_json(file, "choose another --output")) != _without_paths(identity):
         raise InputError(f"{folder} holds answers of another model or other settings: choose another --output")
     processes.wait()
     if processes.is_main():
-        file.write_text(json_text.dumps(identity) + "\n")
+        write_json(file, identity, indent=None)
 
 
 def _without_paths(value: Any) -> Any:

@@ -22,6 +22,7 @@ from mmllm.evaluation.score import score_samples
 from mmllm.inference.answering import EncodedVideo, VideoQA
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.runtime import processes
+from mmllm.runtime.files import append_text, make_folder, write_text
 from mmllm.runtime.progress import Progress
 from mmllm.times.stamps import STAMP
 from mmllm.tokens import VideoClip
@@ -137,7 +138,7 @@ def answer_all(
     Returns:
         The samples, and those with shuffled videos.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     log, shuffled_log = (_Log(output / f"{name}.jsonl", len(questions)) for name in ("samples", "shuffled"))
     by_video: dict[str, list[Question]] = {}
     for question in questions:
@@ -234,7 +235,7 @@ class _Log:
                 # a process that is killed while it writes leaves an incomplete last line
                 if processes.is_main() and not file.read_bytes().endswith(b"\n"):
                     complete = file.read_text().rpartition("\n")[0]
-                    file.write_text(complete + "\n" if complete else "")
+                    write_text(file, complete + "\n" if complete else "")
             self._read()
         processes.wait()  # no process may write before all have read
 
@@ -256,9 +257,7 @@ class _Log:
             if processes.is_main():
                 asked = [question.question_id for question in questions if question.question_id in self.answered]
                 ordered_ids = dict.fromkeys([*asked, *self.answered])
-                merged = self.path.with_name(f".{self.path.name}.merged")
-                merged.write_text("".join(_line(self.answered[question_id]) for question_id in ordered_ids))
-                merged.replace(self.path)
+                write_text(self.path, "".join(_line(self.answered[question_id]) for question_id in ordered_ids))
                 for part in parts:
                     part.unlink()
         processes.wait()
@@ -280,10 +279,9 @@ class _Log:
 
     def write(self, samples: Iterable[Sample]) -> None:
         """Appends samples to this process's file."""
-        with self.own_path.open("a") as file:
-            for sample in samples:
-                self.answered[sample.question_id] = replace(sample, of=self.count)
-                file.write(_line(self.answered[sample.question_id]))
+        new = {sample.question_id: replace(sample, of=self.count) for sample in samples}
+        append_text(self.own_path, "".join(map(_line, new.values())))
+        self.answered |= new
 
     def samples(self, questions: Sequence[Question]) -> list[Sample]:
         """The answered ones of these questions, in their order."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
+from mmllm.runtime.files import write_text
 from mmllm.times.answers import Answer, Span
 from mmllm.times.stamps import checked_duration, shortened
 
@@ -155,9 +156,7 @@ def _spans(row: dict[str, Any]) -> tuple[Span, ...]:
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     """Writes samples as JSON lines."""
-    with path.open("w", encoding="utf-8") as file:
-        for sample in samples:
-            file.write(json.dumps(sample.to_json(), ensure_ascii=False) + "\n")
+    write_text(path, "".join(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in samples))
 
 
 def read_samples(path: Path) -> list[Sample]:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from mmllm.checkpoints.adapters import base_of, merged_with
-from mmllm.checkpoints.loading import is_ours, load
-from mmllm.checkpoints.weights import Weights
+from mmllm.checkpoints.loading import is_ours, load, own_config, own_processor
+from mmllm.checkpoints.plausible import check_shapes
+from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.errors import CheckpointError, MmllmError
 from mmllm.hub.sources import local_folder
 from mmllm.inference.overlay import kept_patches, ranking_map
@@ -98,16 +99,22 @@ class VideoQA:
         if not is_ours(source):
             stages = {name: kwargs.pop(name) for name, slot in SLOTS.items() if slot.changeable and name in kwargs}
             published_model, published_processor = load(source, **kwargs)
+            tell_bad_numbers(published_model, source)
             qa = cls(_moved(published_model, device), published_processor)
             return qa.with_stages(**stages) if stages else qa
-        Weights(source)  # refuses missing and truncated files before anything is built
+        weights = Weights(source)  # refuses missing and truncated files before anything is built
+        config, _ = own_config(source, **kwargs)
+        check_shapes(config, weights.meta, source)
+        processor = own_processor(source)
         try:
-            loaded, info = MmllmForConditionalGeneration.from_pretrained(source, output_loading_info=True, **kwargs)
-            processor = MmllmProcessor.from_pretrained(source)
+            loaded, info = MmllmForConditionalGeneration.from_pretrained(
+                source, output_loading_info=True, trust_remote_code=False, **kwargs
+            )
         except MmllmError:
             raise
         except (OSError, ValueError) as problem:
-            raise CheckpointError(f"cannot load a model from {model}: {problem}") from None
+            raise CheckpointError(f"cannot load a model from {model}: {problem!s:.400}") from None
+        tell_bad_numbers(loaded, source)
         problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys") if info[name]}
         if problems:
             raise CheckpointError(f"the weights in {model} do not fit its configuration: {problems}")

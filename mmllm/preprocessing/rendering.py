@@ -8,7 +8,6 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from mmllm.errors import InputError
 from mmllm.preprocessing.chat import (
@@ -20,6 +19,7 @@ from mmllm.preprocessing.chat import (
     with_own_words,
     without_sources,
 )
+from mmllm.preprocessing.foreign_code import render_template
 from mmllm.preprocessing.templates import IMAGE, template
 
 
@@ -77,7 +77,7 @@ class ChatRendering:
         def write(messages: Sequence[Message], **flags: bool) -> str:
             known = {**self.tokenizer.special_tokens_map, **variables, **flags}
             try:
-                return render_jinja_template(conversations=[messages], chat_template=chosen, **known)[0][0]
+                return render_template(chosen, messages, known)
             except (TemplateError, ValueError) as problem:
                 raise InputError(f"the chat template refuses the conversation: {problem}") from None
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mmllm.errors import InputError
+from mmllm.preprocessing.foreign_code import within_deadline
 from mmllm.preprocessing.text_options import TextOptions
 from mmllm.times.vocabulary import TimeTokens
 from mmllm.tokens import IGNORED
@@ -60,7 +61,7 @@ class TextEncoding:
         if self.whole_text:
             begun = text.startswith(self.tokenizer.bos_token or "\0")
             adds = not begun if add_special_tokens is None else add_special_tokens
-            out = self.tokenizer(text, add_special_tokens=adds, return_offsets_mapping=True)
+            out = self._tokenized(text, add_special_tokens=adds, return_offsets_mapping=True)
             return _labelled(
                 out["input_ids"], [max(end - 1, begin) for begin, end in out["offset_mapping"]], spoken_ranges
             )
@@ -77,11 +78,19 @@ class TextEncoding:
                 ids.append(token)
                 starts.append(start)
                 continue
-            out = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+            out = self._tokenized(piece, add_special_tokens=False, return_offsets_mapping=True)
             ids += out["input_ids"]
             # an offset may begin at the space before a word, so the place of its last character is taken
             starts += [start + max(end - 1, begin) for begin, end in out["offset_mapping"]]
         return _labelled(ids, starts, spoken_ranges)
+
+    def _tokenized(self, text: str, **options: Any) -> Any:
+        """What the tokenizer makes of a text.
+
+        Raises:
+            InputError: if it takes too long, or fails inside.
+        """
+        return within_deadline(lambda: self.tokenizer(text, **options))
 
     @property
     def _single(self) -> dict[str, int]:

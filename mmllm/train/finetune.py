@@ -17,6 +17,7 @@ from mmllm.datasets.records import Dialogue
 from mmllm.fields import require, require_seed, to_mapping
 from mmllm.inference.answering import VideoQA
 from mmllm.runtime import processes
+from mmllm.runtime.files import make_folder
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.train.own_dialogues import OwnDialogues, checked_dialogues
 from mmllm.train.record import claim, digest
@@ -92,7 +93,7 @@ def finetune(
         InputError: if rows or media cannot be used; the message lists the first ones.
         ConfigError: if the folder has a run with other settings or other data; the message lists the differences.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     processes.wait()
     with locked(output):
         # step 1: check data and settings, and compare them with an earlier run in this folder
