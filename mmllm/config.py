@@ -10,14 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from mmllm import registry
 from mmllm.errors import ConfigError
 from mmllm.fields import from_mapping, require, to_mapping
+from mmllm.hub.remote_code import AUTO_MAP, write_stub
 from mmllm.modeling.blending import BlendConfig
 from mmllm.stages import SLOTS, model_slots
+
+try:
+    from transformers.configuration_utils import SubConfigSpec
+except ImportError:  # before transformers 5.20
+    SubConfigSpec = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +72,11 @@ class MmllmConfig(PreTrainedConfig):
     """
 
     model_type = "mmllm"
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "losses"]  # noqa: RUF012
+    if SubConfigSpec is None:
+        sub_configs = {"text_config": AutoConfig}
+    else:
+        sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
 
     text_config: Any = None
     encoder: Any = field(default_factory=lambda: {"name": "tiny"})
@@ -86,6 +95,9 @@ class MmllmConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if SubConfigSpec is None and not isinstance(self.text_config, PreTrainedConfig):
+            text = {"model_type": "llama", **(self.text_config or {})}
+            self.text_config = CONFIG_MAPPING[text["model_type"]](**text)
         super().__post_init__(**kwargs)
         for name, slot in model_slots().items():
             setattr(self, name, slot.described(getattr(self, name, slot.default)))
@@ -96,6 +108,17 @@ class MmllmConfig(PreTrainedConfig):
             raise ConfigError(f"time_token_ids must be {self.num_time_tokens} contiguous ids, not {ids[:3]}...")
         # transformers reads from the outermost configuration whether input and output embeddings are shared
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Writes `config.json`, and beside it the file by which transformers finds our classes."""
+        self.auto_map = dict(AUTO_MAP)
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        write_stub(save_directory)
+        return saved
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Does nothing: `save_pretrained` says where our classes are, and copies none of our files."""
 
     @property
     def blending(self) -> BlendConfig:

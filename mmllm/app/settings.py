@@ -119,6 +119,6 @@ def _try_path(model: MmllmForConditionalGeneration, frames: int) -> None:
     """Runs the path on zeros, because only the path itself knows whether it takes this patch grid."""
     height, width = model.encoder.grid
     zeros = torch.zeros(
-        1, frames, height * width, model.config.text_config.hidden_size, dtype=model.dtype, device=model.device
+        1, frames, height * width, model.config.text_config.hidden_size, dtype=model.dtype, device=model.input_device
     )
     model.path(VisualTokens(features=zeros, grid=(height, width), times_s=torch.arange(frames).float()[None]))

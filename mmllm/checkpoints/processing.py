@@ -80,9 +80,9 @@ def _tokenizer(folder: Path) -> Any:
     if not any((folder / name).exists() for name in files):
         raise CheckpointError(f"{folder}: there is no tokenizer in this folder ({', '.join(files)})")
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, ImportError) as problem:
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {problem}") from None
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as problem:  # the libraries behind it raise errors of their own types
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {problem!s:.400}") from None
 
 
 def _settings(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

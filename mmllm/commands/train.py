@@ -85,18 +85,39 @@ def fields_of_file(file: Path | None) -> dict[str, Any]:
 
     Raises:
         InputError: if the file cannot be read.
-        ConfigError: if the file is no YAML mapping.
+        ConfigError: if the file is no YAML mapping, or its values are more than a configuration can have.
     """
     if file is None:
         return {}
     try:
-        changes: Any = yaml.safe_load(file.read_text())
+        changes: Any = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise InputError(f"{file}: {problem.strerror}") from None
-    except yaml.YAMLError as problem:
-        raise ConfigError(f"{file}: this is not YAML: {problem}") from None
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{file}: this is not UTF-8: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: this is not a configuration: its brackets are nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as problem:
+        raise ConfigError(f"{file}: this is not YAML: {problem!s:.500}") from None
     if changes is None:
         return {}
     if not isinstance(changes, dict):
         raise ConfigError(f"{file}: the file must be a mapping of fields, not a {type(changes).__name__}")
+    if _size(changes, {}) > MOST_VALUES:
+        raise ConfigError(f"{file}: the file must have at most {MOST_VALUES} values, with those that aliases repeat")
     return changes
+
+
+MOST_VALUES = 100_000
+"""No configuration has more. A few lines of YAML with aliases of aliases can stand for billions."""
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """How many values a value holds, each alias counted as often as it stands; unlimited if it holds itself."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MOST_VALUES  # what a value that holds itself finds here
+        children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(value)]

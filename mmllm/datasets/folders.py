@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -40,6 +41,11 @@ class VideoFolder:
             if name in self._path_by_name:
                 return self._path_by_name[name]
         raise MissingVideo(f"v_{bare}", self.root)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder; False, too, for a name that no system allows, which `Path.exists` refuses."""
+    return os.path.exists(path)
 
 
 def bare_id(vid: str) -> str:

@@ -104,7 +104,7 @@ def check_pixels(pixels: Tensor, *, encoder: str, size: int | None = None, multi
         raise InputError(f"{encoder} needs frames of {side} pixels a side, not {height}x{width}")
     if not pixels.is_floating_point():
         raise InputError(f"{encoder} needs normalised floating point pixels, not {pixels.dtype}")
-    if not bool(pixels.isfinite().all()):
+    if not torch.compiler.is_exporting() and not bool(pixels.isfinite().all()):
         raise InputError(f"{encoder} needs finite pixels, and some of these are infinite or NaN")
 
 
@@ -134,7 +134,8 @@ def encode_frames(
     frames = rearrange(pixels, "b t c h w -> (b t) c h w")
     if frame_mask is not None and frame_mask.shape != (batch, times):
         raise InputError(f"frame_mask must be {(batch, times)} like the frames, not {tuple(frame_mask.shape)}")
-    valid = None if frame_mask is None or bool(frame_mask.all()) else rearrange(frame_mask, "b t -> (b t)")
+    whole = frame_mask is None or torch.compiler.is_exporting() or bool(frame_mask.all())
+    valid = None if frame_mask is None or whole else rearrange(frame_mask, "b t -> (b t)")
     if valid is not None:
         frames = frames[valid]
     with torch.set_grad_enabled(torch.is_grad_enabled() and (trainable or pixels.requires_grad)):

@@ -156,8 +156,8 @@ def _pretrained(name: str) -> tuple[Any, Any]:
 
     name = checked_source(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"cannot load the LLM {name}: {problem}") from None
     if tokenizer.pad_token_id is None:

@@ -24,6 +24,7 @@ from mmllm.errors import InputError
 from mmllm.preprocessing.clip_reader import unreadable
 from mmllm.preprocessing.templates import named_system_prompt
 from mmllm.runtime import processes
+from mmllm.runtime.files import write_text
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.rendering import render
 from mmllm.train.features import FeatureCache
@@ -123,7 +124,7 @@ class RunData:
         """Lists the videos that were set aside, in the log and in a file; does nothing if there are none."""
         if self.set_aside:
             lines = [f"{video}: {problem}" for video, problem in self.set_aside.items()]
-            file.write_text("".join(f"{line}\n" for line in lines))
+            write_text(file, "".join(f"{line}\n" for line in lines))
             log.warning("%d videos could not be read and were set aside:\n  %s", len(lines), "\n  ".join(lines))
 
 
@@ -160,7 +161,7 @@ def read_data(config: DataConfig, output: Path, *, rows: int, seed: int, workers
         items = lita_mixture(Path(config.root), mixture, output / "tables")
         left_out = items.left_out
     if left_out and processes.is_main():
-        (output / "left_out.txt").write_text("".join(f"{line}\n" for line in left_out))
+        write_text(output / "left_out.txt", "".join(f"{line}\n" for line in left_out))
         log.warning("%d annotation rows are left out; see %s for the reasons", len(left_out), output / "left_out.txt")
     return RunData(items, seed)
 

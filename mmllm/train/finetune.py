@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmllm.datasets.records import Dialogue
-from mmllm.fields import require, to_mapping
+from mmllm.fields import require, require_seed, to_mapping
 from mmllm.inference.answering import VideoQA
 from mmllm.runtime import processes
+from mmllm.runtime.files import make_folder
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.train.own_dialogues import OwnDialogues, checked_dialogues
 from mmllm.train.record import claim, digest
@@ -57,6 +58,7 @@ class FinetuneConfig:
     training: FinetuneTraining = field(default_factory=FinetuneTraining)
 
     def __post_init__(self) -> None:
+        require_seed(self.seed, "FinetuneConfig.seed")
         rank = self.training.lora_rank
         require(rank > 0 or not self.adapter_only, self, "adapter_only", f"False with lora_rank = {rank}")
 
@@ -91,7 +93,7 @@ def finetune(
         InputError: if rows or media cannot be used; the message lists the first ones.
         ConfigError: if the folder has a run with other settings or other data; the message lists the differences.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     processes.wait()
     with locked(output):
         # step 1: check data and settings, and compare them with an earlier run in this folder
@@ -134,7 +136,8 @@ def _digest(dialogue: Dialogue) -> str:
     """Returns a digest of all text and times of a dialogue, and of the kinds, names and sizes of its media."""
     media = [f"{item.kind} {item.path.name} {_size(item.path)}" for item in dialogue.media]
     turns = [f"{turn.role} {turn.stamped}" for turn in dialogue.turns]
-    return digest("\n".join([*media, *turns, str(dialogue.duration_s)]))
+    places = [str(turn.places) for turn in dialogue.turns if turn.places]
+    return digest("\n".join([*media, *turns, *places, str(dialogue.duration_s)]))
 
 
 def _size(path: Path) -> int:

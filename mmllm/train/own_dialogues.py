@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmllm.datasets.check import check_annotations
-from mmllm.datasets.formats import dialogues_of, read_annotations
+from mmllm.datasets.check import inspect
+from mmllm.datasets.formats import dialogues_of
 from mmllm.datasets.records import Dialogue
 from mmllm.errors import InputError
 from mmllm.train.data import writer_of
@@ -93,21 +93,30 @@ def checked_dialogues(annotations: Path, media: Path | None, *, skip_bad: bool) 
     Raises:
         InputError: if a row or a medium is bad and `skip_bad` is False, or if no dialogue remains.
     """
-    report = check_annotations(annotations, media, policy="skip")
-    _report(report["problems"], annotations, skip_bad)
-    rows = read_annotations(annotations, media, policy="skip")
-    dialogues = dialogues_of(rows).items
-    if not dialogues:
-        raise InputError(f"{annotations}: it has no dialogue for training")
-    return dialogues
+    inspection = inspect(annotations, media)
+    refused = inspection.summary["refused"]
+    _report(refused, annotations, skip_bad)
+    notes = [problem for problem in inspection.summary["problems"] if problem not in refused]
+    if notes:
+        log.warning("%s: %s", annotations, _listed(notes))
+    rows = dialogues_of(inspection.usable)
+    if not rows.items:
+        reason = f": {rows.bad[0]}" if rows.bad else ""
+        raise InputError(f"{annotations}: it has no dialogue for training{reason}")
+    return rows.items
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """The first problems, and how many more there are."""
+    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+    return "; ".join(problems[:MAX_LISTED]) + more
 
 
 def _report(problems: Sequence[str], annotations: Path, skip_bad: bool) -> None:
     """Raises an InputError with the first problems, or warns of them if bad dialogues are skipped."""
     if not problems:
         return
-    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-    listed = "; ".join(problems[:MAX_LISTED]) + more
+    listed = _listed(problems)
     if not skip_bad:
         raise InputError(f"{annotations}: {listed}. Correct them (mmllm check lists all), or skip them with --skip-bad")
     log.warning("%s: these are left out: %s", annotations, listed)

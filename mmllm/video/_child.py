@@ -17,7 +17,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, cast
 
+from mmllm.runtime.processes import end_with_parent
 from mmllm.video.errors import VideoDecodeError, VideoTimeout
+
+__all__ = ["Child", "end_with_parent"]
 
 _MAX_LINE_BYTES = 1 << 20
 
@@ -110,21 +113,6 @@ class Child:
 
     def _not_an_answer(self) -> VideoDecodeError:
         return VideoDecodeError(f"{self._name}: the decoder's process sent data that is not an answer")
-
-
-def end_with_parent() -> None:
-    """Called in a child process: the system then kills this process when its parent dies. Linux only.
-
-    On other systems the child ends when it next waits for a request.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # the parent died before the call
-        os._exit(1)
 
 
 def _environment() -> dict[str, str]:

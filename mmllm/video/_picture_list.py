@@ -112,7 +112,11 @@ def open_folder(folder: FrameFolder, limits: VideoLimits, *, inside: str | Path 
     if not path.is_dir():
         raise VideoOpenError(f"{path}: not a folder of images")
     images = sorted(
-        (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()),
+        (
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not file.name.startswith(".")
+        ),
         key=lambda file: [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", file.name)],
     )
     if not images:

@@ -50,7 +50,7 @@ def state(parts):
     return named | llm.state_dict()
 
 
-def test_the_whole_model_equals_its_parts_put_together_by_hand(parts, state):
+def test_the_whole_model_equals_its_parts_put_together_by_hand(parts, state, sight):
     tower, projector, llm = parts
     model = from_upstream(state, lita_config(UPSTREAM, ENCODER)).eval()
     pixels = torch.randn(1, 6, 3, 16, 16)
@@ -66,6 +66,7 @@ def test_the_whole_model_equals_its_parts_put_together_by_hand(parts, state):
         ours = model(ids, pixel_values_videos=pixels)
     assert fast.shape[0] + slow.shape[0] == 6 + 16
     torch.testing.assert_close(ours.logits, wanted.logits, rtol=0, atol=1e-4)
+    assert sight(model, {"input_ids": ids, "pixel_values_videos": pixels}) > 1e-3
     greedy = llm.generate(inputs_embeds=embeddings, max_new_tokens=12, do_sample=False)
     assert torch.equal(
         model.generate(ids, pixel_values_videos=pixels, max_new_tokens=12, do_sample=False)[:, 6:], greedy
