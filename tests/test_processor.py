@@ -343,3 +343,15 @@ def test_parts_of_the_processor_prepare_media_alone(processor):
     assert "video_times_s" in processor.video_processor.model_input_names
     with pytest.raises(InputError, match="no option 'num_frames'; known: max_pixels, min_pixels"):
         processor.media_inputs("image", PICTURES, num_frames=3)
+
+
+def test_a_cast_of_the_inputs_shifts_no_time(processor):
+    late = VideoClip(frames=np.zeros((2, 32, 32, 3), np.uint8), times_s=np.array([0.0, 1795.3]), duration_s=1799.3)
+    ids = processor.tokenizer.convert_tokens_to_ids(["<t3>", "<t9>"])
+    called = processor(text="<video> the", videos=[late])
+    for inputs in (called, processor.apply_chat_template([asked("When?", late)], tokenize=True)):
+        cast = inputs.to("cpu", torch.bfloat16)
+        assert cast["pixel_values_videos"].dtype == torch.bfloat16
+        assert cast["video_times_s"].tolist() == [[0, pytest.approx(1795.3, abs=1e-3)]]
+        span = processor.decode(ids, cast["video_durations_s"][0]).spans[0]
+        assert span.to_json() == pytest.approx([599.77, 1799.3], abs=0.01)
