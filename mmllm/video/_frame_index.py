@@ -10,6 +10,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from mmllm.video._broken_clock import IsJump, repaired
+
 
 @dataclass(frozen=True, kw_only=True)
 class Packets:
@@ -32,6 +34,8 @@ class Packets:
 
 
 NONE = -(2**63)
+_AT_THE_START = 128
+"""Among so many packets are those that cannot be decoded because their key packet is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +43,11 @@ class FrameIndex:
     """The frames of a stream in the order they are shown."""
 
     times_s: np.ndarray
-    """float64, n, ascending; the first is 0."""
-    first_pts: int
-    """Presentation time of the first shown frame, in the stream's units."""
+    """float64, n, ascending; counted from the first frame."""
+    first_pts: int | None
+    """Presentation time of the first shown frame, in the stream's units; None if it has none."""
     duration_s: float
+    """Seconds from the start of the first frame to the end of the last."""
     estimated: bool = False
     """True if the times are computed from the order and the rate, because the file has no times to be trusted."""
     pts: np.ndarray | None = None
@@ -51,6 +56,10 @@ class FrameIndex:
     """int64, n: the packet that holds each frame."""
     start: np.ndarray | None = None
     """int64, n: the key packet from which each frame must be decoded."""
+    retimed: np.ndarray | None = None
+    """int64, a time for each packet, to be given to the decoder with it; None if the file's own times are used."""
+    breaks: tuple[int, ...] = ()
+    """The frames at which the file's clock falls back or jumps."""
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -64,65 +73,130 @@ class FrameIndex:
         return bool(np.abs(self.times_s - gap * np.arange(len(self))).max() > gap)
 
 
-def from_packets(packets: Packets, rate: float, *, trusted: bool) -> FrameIndex:
-    """The index as the packets declare it.
+def from_packets(
+    packets: Packets,
+    rate: float,
+    *,
+    trusted: bool,
+    first_pts: int | None = None,
+    end: float | None = None,
+    held_back: int = 0,
+    is_jump: IsJump = lambda before, after: False,
+) -> FrameIndex:
+    """The index as the packets declare it. A clock that falls back, jumps or repeats itself is repaired.
 
     Args:
         packets: all packets of the video stream; at least one is shown.
         rate: average frames a second, used only if timestamps are missing.
         trusted: False for containers whose presentation times are guesses.
+        first_pts: time of the frame that came out first; packets stored near it with earlier times are never shown.
+        end: where the stream ends by its header, in the stream's units.
+        held_back: see `frames_held_back`.
+        is_jump: whether the clock jumps between two packets, given by their numbers.
     """
-    visible_packets = np.flatnonzero(~packets.hidden)
-    pts = packets.pts[visible_packets]
-    if (pts == NONE).any() or len(np.unique(pts)) != len(pts):
-        return by_order(len(visible_packets), rate)
-    order = np.argsort(pts, kind="stable")
-    pts, packet = pts[order], visible_packets[order]
-    first_pts = int(pts[0])
-    times_s = seconds(pts - first_pts, packets.time_base)
-    duration_s = times_s[-1] + _last_gap(packets.duration[packet[-1]] * packets.time_base, times_s, rate)
-    index = FrameIndex(times_s=times_s, first_pts=first_pts, duration_s=duration_s, estimated=not trusted)
-    start = _key_packets(packets, pts, packet) if trusted else None
+    shown = np.flatnonzero(~packets.hidden)
+    if (packets.pts[shown] == NONE).any():
+        return by_order(_count(packets.pts[shown], first_pts), rate)
+    second = float(1 / packets.time_base)
+    clock = repaired(
+        packets.pts[shown],
+        packets.key[shown],
+        second=second,
+        gap=second / rate,
+        held_back=held_back,
+        is_jump=lambda before, after: is_jump(int(shown[before]), int(shown[after])),
+    )
+    if clock is None or (clock.moved and not trusted):
+        return by_order(_count(packets.pts[shown], first_pts), rate)
+    order = clock.order
+    if first_pts is not None:  # only with the first clock: another one may start anywhere
+        until = clock.breaks[0] if clock.breaks else len(shown)
+        order = order[(order >= until) | (packets.pts[shown[order]] >= first_pts)]
+    if len(order) == 0:
+        return by_order(0, rate)
+    pts, packet = clock.ticks[order], shown[order]
+    times_s = seconds(pts - pts[0], packets.time_base)
+    retimed = None
+    if clock.moved:
+        retimed = np.full(len(packets), NONE)
+        retimed[packet] = pts
+    last_s = _shown_last(
+        int(packets.duration[packet[-1]]), int(pts[-1]), None if clock.breaks else end, packets, times_s, rate
+    )
+    index = FrameIndex(
+        times_s=times_s,
+        first_pts=int(packets.pts[packet[0]]),
+        duration_s=times_s[-1] + last_s,
+        estimated=not trusted or bool(clock.breaks) or clock.stands_still,
+        retimed=retimed,
+        breaks=tuple(np.flatnonzero(np.isin(order, clock.breaks)).tolist()),
+    )
+    start = _key_packets(packets, pts, packet, retimed) if trusted else None
     return index if start is None else replace(index, pts=pts, packet=packet, start=start)
 
 
-def _key_packets(packets: Packets, pts: np.ndarray, packet: np.ndarray) -> np.ndarray | None:
+def _key_packets(
+    packets: Packets, pts: np.ndarray, packet: np.ndarray, retimed: np.ndarray | None
+) -> np.ndarray | None:
     """The packet at which decoding must start for each frame (int64, n), or None if some frame has none.
 
     This is the last key packet stored before the frame. But if that key frame is shown after the frame, the frame
     depends on an earlier key frame.
     """
     keys = np.flatnonzero(packets.key)
+    pts_of_packet = packets.pts if retimed is None else retimed
     if len(keys) == 0 or (packets.pts[keys] == NONE).any():
         return None
     position = np.searchsorted(keys, packet, side="right") - 1  # in `keys`
-    while (shown_later := (position >= 0) & (packets.pts[keys[position]] > pts)).any():
+    while (shown_later := (position >= 0) & (pts_of_packet[keys[position]] > pts)).any():
         position = position - shown_later
     return None if (position < 0).any() else keys[position]
 
 
-def from_decoding(pts: list[int | None], time_base: Fraction, rate: float, last_duration: int) -> FrameIndex:
+def from_decoding(
+    pts: list[int | None], packets: Packets, rate: float, previous: FrameIndex, end: float | None
+) -> FrameIndex:
     """The index of the frames that came out of a full decode, for files whose packets cannot be trusted.
 
     Frames can then only be counted. Times that go backwards are sorted.
+
+    Args:
+        pts: times of the frames in the order in which they came out.
+        packets: all packets of the stream.
+        rate: average frames a second, used only if timestamps are missing.
+        previous: the index as the packets declare it.
+        end: as for `from_packets`.
     """
     timestamps = [value for value in pts if value is not None]
     if len(timestamps) != len(pts):
         return by_order(len(pts), rate)
     ordered = np.sort(np.array(timestamps, dtype=np.int64))
-    times_s = seconds(ordered - ordered[0], time_base)
-    duration_s = times_s[-1] + _last_gap(last_duration * time_base, times_s, rate)
+    times_s = seconds(ordered - ordered[0], packets.time_base)
+    pts_of_packet = packets.pts if previous.retimed is None else previous.retimed
+    last = np.flatnonzero(pts_of_packet == ordered[-1])
+    duration = packets.duration[last[0]] if len(last) else np.median(packets.duration)
+    last_s = _shown_last(int(duration), int(ordered[-1]), None if previous.breaks else end, packets, times_s, rate)
     return FrameIndex(
         times_s=times_s,
         first_pts=int(ordered[0]),
-        duration_s=duration_s,
-        estimated=bool((np.diff(timestamps) < 0).any()),
+        duration_s=times_s[-1] + last_s,
+        estimated=(previous.retimed is not None and previous.estimated) or bool((np.diff(timestamps) < 0).any()),
+        retimed=previous.retimed,
+        breaks=previous.breaks,
     )
+
+
+def _count(pts: np.ndarray, first_pts: int | None) -> int:
+    """How many of the packets are shown: all but those at the start with times before the first frame."""
+    if first_pts is None:
+        return len(pts)
+    start = pts[:_AT_THE_START]
+    return len(pts) - int(((start != NONE) & (start < first_pts)).sum())
 
 
 def by_order(count: int, rate: float) -> FrameIndex:
     """The index of `count` frames without timestamps, shown at a steady rate."""
-    return FrameIndex(times_s=np.arange(count) / rate, first_pts=0, duration_s=count / rate, estimated=True)
+    return FrameIndex(times_s=np.arange(count) / rate, first_pts=None, duration_s=count / rate, estimated=True)
 
 
 def seconds(ticks: np.ndarray, time_base: Fraction) -> np.ndarray:
@@ -130,9 +204,25 @@ def seconds(ticks: np.ndarray, time_base: Fraction) -> np.ndarray:
     return ticks.astype(np.float64) * time_base.numerator / time_base.denominator
 
 
-def _last_gap(duration: Fraction, times_s: np.ndarray, rate: float) -> float:
-    """Seconds for which the last frame is shown: as its packet says, if that is plausible, else the median gap."""
-    median_gap = float(np.median(np.diff(times_s))) if len(times_s) > 1 else 0.0
-    if duration > 0 and (median_gap == 0 or median_gap / 2 <= duration <= 10 * median_gap):
-        return float(duration)
-    return median_gap or 1 / rate
+def _shown_last(
+    duration: int, pts: int, end: float | None, packets: Packets, times_s: np.ndarray, rate: float
+) -> float:
+    """Seconds for which the last frame is shown: as its packet says, but not beyond the end of the stream.
+
+    Args:
+        duration: of its packet, in the stream's units; 0 if unknown.
+        pts: its time.
+        end: of the stream by the header; None if unknown.
+        packets: all packets of the stream.
+        times_s: of all frames.
+        rate: frames a second, used only if there is no other frame.
+    """
+    usual_s = float(np.median(np.diff(times_s))) if len(times_s) > 1 else 1 / rate
+    duration_s = float(duration * packets.time_base)
+    guessed = float(np.median(packets.duration)) * float(packets.time_base) < usual_s / 2  # FFmpeg's, from a wrong rate
+    if duration_s <= 0 or (guessed and duration_s < usual_s / 2):
+        return usual_s
+    if end is None or pts + duration <= end + 1:
+        return duration_s
+    declared_s = float((end - pts) * packets.time_base)
+    return declared_s if declared_s >= usual_s / 2 else min(duration_s, usual_s)

@@ -35,3 +35,7 @@ class VideoDecodeError(VideoError):
 
 class VideoTruncated(UserWarning):
     """The file ends earlier than its header declares. The frames before the cut are used."""
+
+
+class ClockBroken(UserWarning):
+    """The file's clock falls back or jumps, as in joined recordings. From there on, times are estimated."""
