@@ -11,29 +11,10 @@ from fractions import Fraction
 import numpy as np
 
 from mmllm.video._broken_clock import IsJump, repaired
+from mmllm.video._last_frame import shown_last
+from mmllm.video._missing_times import filled
+from mmllm.video._packet_headers import NONE, Packets
 
-
-@dataclass(frozen=True, kw_only=True)
-class Packets:
-    """The headers of the packets of one stream: one entry for each packet, in stored order."""
-
-    pts: np.ndarray
-    """int64, presentation times in units of `time_base`; NONE if the packet has none."""
-    dts: np.ndarray
-    """int64, decoding times in the same units; NONE if the packet has none."""
-    duration: np.ndarray
-    """int64, in the same units; 0 if unknown."""
-    key: np.ndarray
-    """bool, whether decoding can start at this packet."""
-    hidden: np.ndarray
-    """bool, whether the frame is decoded but never shown, because an edit list cuts it off."""
-    time_base: Fraction
-
-    def __len__(self) -> int:
-        return len(self.pts)
-
-
-NONE = -(2**63)
 _AT_THE_START = 128
 """Among so many packets are those that cannot be decoded because their key packet is missing."""
 
@@ -60,6 +41,8 @@ class FrameIndex:
     """int64, a time for each packet, to be given to the decoder with it; None if the file's own times are used."""
     breaks: tuple[int, ...] = ()
     """The frames at which the file's clock falls back or jumps."""
+    problem: str = ""
+    """What is wrong with the file's clock, for a warning; empty if nothing is."""
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -78,10 +61,10 @@ def from_packets(
     rate: float,
     *,
     trusted: bool,
-    first_pts: int | None = None,
-    end: float | None = None,
-    held_back: int = 0,
-    is_jump: IsJump = lambda before, after: False,
+    first_pts: int | None,
+    end: float | None,
+    held_back: int,
+    is_jump: IsJump,
 ) -> FrameIndex:
     """The index as the packets declare it. A clock that falls back, jumps or repeats itself is repaired.
 
@@ -95,11 +78,16 @@ def from_packets(
         is_jump: whether the clock jumps between two packets, given by their numbers.
     """
     shown = np.flatnonzero(~packets.hidden)
-    if (packets.pts[shown] == NONE).any():
-        return by_order(_count(packets.pts[shown], first_pts), rate)
     second = float(1 / packets.time_base)
+    declared = packets.pts[shown]
+    completed = filled(declared, second) if trusted else None
+    pts = declared if completed is None else completed
+    if (pts == NONE).any():
+        missing = int((declared == NONE).sum())
+        problem = f"{missing} of its {len(shown)} frames have no time" if missing < len(shown) else ""
+        return replace(by_order(_count(declared, first_pts), rate), problem=problem)
     clock = repaired(
-        packets.pts[shown],
+        pts,
         packets.key[shown],
         second=second,
         gap=second / rate,
@@ -107,29 +95,30 @@ def from_packets(
         is_jump=lambda before, after: is_jump(int(shown[before]), int(shown[after])),
     )
     if clock is None or (clock.moved and not trusted):
-        return by_order(_count(packets.pts[shown], first_pts), rate)
+        return by_order(_count(declared, first_pts), rate)
     order = clock.order
     if first_pts is not None:  # only with the first clock: another one may start anywhere
         until = clock.breaks[0] if clock.breaks else len(shown)
-        order = order[(order >= until) | (packets.pts[shown[order]] >= first_pts)]
+        order = order[(order >= until) | (pts[order] >= first_pts)]
     if len(order) == 0:
         return by_order(0, rate)
+    first_pts = int(pts[order[0]])
     pts, packet = clock.ticks[order], shown[order]
     times_s = seconds(pts - pts[0], packets.time_base)
     retimed = None
-    if clock.moved:
+    if clock.moved or completed is not None:
         retimed = np.full(len(packets), NONE)
         retimed[packet] = pts
-    last_s = _shown_last(
-        int(packets.duration[packet[-1]]), int(pts[-1]), None if clock.breaks else end, packets, times_s, rate
-    )
+    breaks = tuple(np.flatnonzero(np.isin(order, clock.breaks)).tolist())
+    last_s = shown_last(int(packet[-1]), int(pts[-1]), None if clock.breaks else end, packets, times_s, rate)
     index = FrameIndex(
         times_s=times_s,
-        first_pts=int(packets.pts[packet[0]]),
+        first_pts=first_pts,
         duration_s=times_s[-1] + last_s,
         estimated=not trusted or bool(clock.breaks) or clock.stands_still,
         retimed=retimed,
-        breaks=tuple(np.flatnonzero(np.isin(order, clock.breaks)).tolist()),
+        breaks=breaks,
+        problem=f"its clock falls back or jumps {_places(breaks)}" if breaks else "",
     )
     start = _key_packets(packets, pts, packet, retimed) if trusted else None
     return index if start is None else replace(index, pts=pts, packet=packet, start=start)
@@ -174,8 +163,9 @@ def from_decoding(
     times_s = seconds(ordered - ordered[0], packets.time_base)
     pts_of_packet = packets.pts if previous.retimed is None else previous.retimed
     last = np.flatnonzero(pts_of_packet == ordered[-1])
-    duration = packets.duration[last[0]] if len(last) else np.median(packets.duration)
-    last_s = _shown_last(int(duration), int(ordered[-1]), None if previous.breaks else end, packets, times_s, rate)
+    last_s = shown_last(
+        int(last[0]) if len(last) else None, int(ordered[-1]), None if previous.breaks else end, packets, times_s, rate
+    )
     return FrameIndex(
         times_s=times_s,
         first_pts=int(ordered[0]),
@@ -184,6 +174,10 @@ def from_decoding(
         retimed=previous.retimed,
         breaks=previous.breaks,
     )
+
+
+def _places(frames: tuple[int, ...]) -> str:
+    return f"at frame {frames[0]}" + (f" and {len(frames) - 1} times more" if len(frames) > 1 else "")
 
 
 def _count(pts: np.ndarray, first_pts: int | None) -> int:
@@ -202,27 +196,3 @@ def by_order(count: int, rate: float) -> FrameIndex:
 def seconds(ticks: np.ndarray, time_base: Fraction) -> np.ndarray:
     """float64 seconds of int64 ticks."""
     return ticks.astype(np.float64) * time_base.numerator / time_base.denominator
-
-
-def _shown_last(
-    duration: int, pts: int, end: float | None, packets: Packets, times_s: np.ndarray, rate: float
-) -> float:
-    """Seconds for which the last frame is shown: as its packet says, but not beyond the end of the stream.
-
-    Args:
-        duration: of its packet, in the stream's units; 0 if unknown.
-        pts: its time.
-        end: of the stream by the header; None if unknown.
-        packets: all packets of the stream.
-        times_s: of all frames.
-        rate: frames a second, used only if there is no other frame.
-    """
-    usual_s = float(np.median(np.diff(times_s))) if len(times_s) > 1 else 1 / rate
-    duration_s = float(duration * packets.time_base)
-    guessed = float(np.median(packets.duration)) * float(packets.time_base) < usual_s / 2  # FFmpeg's, from a wrong rate
-    if duration_s <= 0 or (guessed and duration_s < usual_s / 2):
-        return usual_s
-    if end is None or pts + duration <= end + 1:
-        return duration_s
-    declared_s = float((end - pts) * packets.time_base)
-    return declared_s if declared_s >= usual_s / 2 else min(duration_s, usual_s)

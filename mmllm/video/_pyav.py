@@ -18,6 +18,7 @@ import numpy as np
 
 from mmllm.video import _broken_clock, _damage, _frame_index, _player_clock, _pyav_open
 from mmllm.video._frame_index import FrameIndex
+from mmllm.video._jump_judge import JumpJudge
 from mmllm.video._open_options import OpenOptions
 from mmllm.video._pictures import PictureMaker
 from mmllm.video._pyav_decoder import Decoder
@@ -79,13 +80,12 @@ class PyAVReader(VideoReader):
             first_pts=first.pts,
             end=self._end,
             held_back=_broken_clock.frames_held_back(decoder.codec.codec.canonical_name),
-            is_jump=_player_clock.JumpJudge(decoder, packets, lambda: Decoder(self._media, self._options)),
+            is_jump=JumpJudge(decoder, packets, lambda: Decoder(self._media, self._options)),
         )
         self._pictures = PictureMaker(first, transfer=int(decoder.codec.color_trc), tone_map=self._options.tone_map)
         self._header = self._describe(decoder, first)
-        if self._index.breaks:
-            place = f"at frame {self._index.breaks[0]}" + ("" if len(self._index.breaks) == 1 else " and later")
-            message = f"{name}: its clock falls back or jumps {place}; from there on times are estimated"
+        if self._index.problem:
+            message = f"{name}: {self._index.problem}; times are estimated from the order of the frames"
             warnings.warn(message, ClockBroken, stacklevel=4)
         as_declared = len(self._index) > 0 and (first.pts is None or first.pts == self._index.first_pts)
         if not (as_declared and table.intact):
@@ -96,7 +96,8 @@ class PyAVReader(VideoReader):
         if self._index.pts is not None:
             retimed = self._index.retimed
             source = PacketSource(decoder, packets, table.held, retimed)
-            if table.held is not None and decoded_packets < len(packets) and retimed is None:
+            unchanged = retimed is None and not self._clock.sought
+            if unchanged and table.held is not None and decoded_packets < len(packets):
                 source.position = decoded_packets
                 self._sparse = SparseDecoder(decoder, source, self._index, frames)
             else:

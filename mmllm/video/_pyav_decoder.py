@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmllm.video import _pyav_open
-from mmllm.video._frame_index import NONE
 from mmllm.video._open_options import OpenOptions
+from mmllm.video._packet_headers import NONE
 from mmllm.video._sources import MediaFile
 from mmllm.video.errors import VideoDecodeError
 from mmllm.video.limits import Deadline

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmllm.video._damage import UnitCheck
-from mmllm.video._frame_index import NONE, Packets
+from mmllm.video._packet_headers import NONE, Packets
 from mmllm.video._pyav_decoder import Decoder, retimed
 from mmllm.video.limits import Deadline, VideoLimits
 
