@@ -52,7 +52,7 @@ class FrameIndex:
         """True if index / average rate differs from some frame's time by more than one average gap."""
         if len(self) < 3:
             return False
-        gap = self.times_s[-1] / (len(self) - 1)
+        gap = self.duration_s / len(self)
         return bool(np.abs(self.times_s - gap * np.arange(len(self))).max() > gap)
 
 

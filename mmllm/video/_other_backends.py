@@ -54,6 +54,11 @@ class ChildReader(VideoReader):
         info = self._reference_info
         if self._backend == "decord" and info.codec in _CODECS_WITHOUT_DECORD:
             raise VideoOpenError(f"{info.source}: decord has no decoder for {info.codec}; use backend='pyav'")
+        if self._reference.clock_repaired:
+            raise VideoOpenError(
+                f"{info.source}: its clock falls back, jumps or repeats itself, and {self._backend} sorts frames "
+                "by it; use backend='pyav'"
+            )
         if info.mirrored:
             raise VideoOpenError(
                 f"{info.source}: its frames must be mirrored, which {self._backend} does not do; use backend='pyav'"

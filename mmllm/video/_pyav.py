@@ -147,6 +147,11 @@ class PyAVReader(VideoReader):
     def times_s(self) -> np.ndarray:
         return self._index.times_s + self._clock.first_frame_s(self._index)
 
+    @property
+    def clock_repaired(self) -> bool:
+        """Whether some frames are shown at other times than the file says, because those cannot be right."""
+        return self._index.retimed is not None
+
     def close(self) -> None:
         if self._decoder is not None:
             self._decoder.close()
