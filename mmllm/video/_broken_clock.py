@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmllm.video._lone_times import among_neighbours, lone_packets
+
 JUMP_S = 10.0
 """A gap above this may be a jump of the clock."""
 _REORDERED = 16
@@ -35,6 +37,8 @@ class RepairedClock:
     """Whether any time differs from the file's."""
     breaks: tuple[int, ...] = ()
     """The packets at which the clock falls back or jumps."""
+    lone: tuple[int, ...] = ()
+    """The packets whose time is far from those of all packets around them."""
     stands_still: bool = False
     """Whether three frames or more share a time."""
 
@@ -64,8 +68,14 @@ def repaired(
     """
     by_time = np.argsort(pts, kind="stable")
     breaks: list[int] = []
+    lone: list[int] = []
     if _suspicious(pts, key, np.diff(pts[by_time]), second, held_back):
-        breaks = _breaks(pts, key, _unusual(pts, second), held_back, is_jump)
+        unusual = _unusual(pts, second)
+        lone = lone_packets(pts, unusual)
+        if lone:
+            pts = among_neighbours(pts, lone)
+            by_time = np.argsort(pts, kind="stable")
+        breaks = _breaks(pts, key, unusual, held_back, is_jump)
     segment = np.zeros(len(pts), dtype=np.int64)
     segment[breaks] = 1
     segment = np.cumsum(segment)
@@ -89,8 +99,9 @@ def repaired(
     return RepairedClock(
         ticks=in_stored_order,
         order=order,
-        moved=bool(breaks) or still,
+        moved=bool(breaks) or bool(lone) or still,
         breaks=tuple(breaks),
+        lone=tuple(lone),
         stands_still=stands_still,
     )
 

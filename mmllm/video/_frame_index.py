@@ -109,16 +109,16 @@ def from_packets(
     if clock.moved or completed is not None:
         retimed = np.full(len(packets), NONE)
         retimed[packet] = pts
-    breaks = tuple(np.flatnonzero(np.isin(order, clock.breaks)).tolist())
+    breaks, lone = (tuple(np.flatnonzero(np.isin(order, places)).tolist()) for places in (clock.breaks, clock.lone))
     last_s = shown_last(int(packet[-1]), int(pts[-1]), None if clock.breaks else end, packets, times_s, rate)
     index = FrameIndex(
         times_s=times_s,
         first_pts=first_pts,
         duration_s=times_s[-1] + last_s,
-        estimated=not trusted or bool(clock.breaks) or clock.stands_still,
+        estimated=not trusted or bool(clock.breaks) or bool(clock.lone) or clock.stands_still,
         retimed=retimed,
         breaks=breaks,
-        problem=f"its clock falls back or jumps {_places(breaks)}" if breaks else "",
+        problem=f"its clock falls back or jumps {_places(breaks or lone)}" if breaks or lone else "",
     )
     start = _key_packets(packets, pts, packet, retimed) if trusted else None
     return index if start is None else replace(index, pts=pts, packet=packet, start=start)

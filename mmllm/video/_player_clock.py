@@ -85,11 +85,13 @@ def clock(decoder: Decoder, packets: Packets, index: FrameIndex, *, cut_short: b
     key_time = next((time for time in times if time != NONE), None)
     container = decoder.container
     declared = container.duration and Fraction((container.start_time or 0) + container.duration, 1_000_000)
-    picture_end = first + Fraction(index.duration_s)
-    seek = bool(unmeasured) and key_time is not None and (not declared or declared > picture_end)
-    if seek:
+    later = not declared or declared > first + Fraction(index.duration_s)
+    if unmeasured and later and key_time is not None:
         ends += _last_packets(decoder, unmeasured, key_time)
-    return PlayerClock(start=start, sound_end=max(ends, default=None), time_base=packets.time_base, sought=seek)
+        sought = True
+    else:
+        sought = False
+    return PlayerClock(start=start, sound_end=max(ends, default=None), time_base=packets.time_base, sought=sought)
 
 
 def _clock_start(container: InputContainer, picture: VideoStream) -> Fraction | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
@@ -13,11 +12,6 @@ import numpy as np
 TICK = Fraction(1, 90_000)
 SECOND = 90_000
 SOUND_RATE = 48_000
-
-
-def steady(count: int, start_s: float = 0.0, fps: int = 25) -> list[float]:
-    """When each frame is shown, in seconds."""
-    return [start_s + number / fps for number in range(count)]
 
 
 def film(
@@ -110,9 +104,3 @@ def _sound(container, stretches: Sequence[tuple[float, float]]) -> list[tuple[Fr
             packet.duration = 1024
             queue.append((packet.dts * packet.time_base, packet))
     return queue
-
-
-def written(path: Path, *parts: bytes) -> Path:
-    """A file of these parts, joined byte by byte."""
-    path.write_bytes(b"".join(parts))
-    return path
