@@ -26,6 +26,8 @@ RUNNING_CLOCKS = ("mpegts", "mpeg", "flv")
 """Containers of broadcasts. Their clock runs on while nothing is recorded, and may be set to any other time."""
 _MEASURED_ENDS = ("mov", "mpegts", "mpeg", "ogg")
 """Containers for which FFmpeg finds a stream's end in the file's tables or last packets, not in its header."""
+_PLAUSIBLE_S = 10
+"""Sound that ends more seconds after the picture is looked for in the file, whatever its tables say."""
 _SAME_CLOCK_S = 10.0
 """In a broadcast, streams that start further apart belong to different programmes."""
 
@@ -79,13 +81,14 @@ def clock(decoder: Decoder, packets: Packets, index: FrameIndex, *, cut_short: b
         start = first
     if cut_short or index.breaks:
         return PlayerClock(start=start, sound_end=None, time_base=packets.time_base)
-    ends, unmeasured = _known_ends(decoder)
+    picture_end = first + Fraction(index.duration_s)
+    ends, unmeasured = _known_ends(decoder, picture_end)
     keys = np.flatnonzero(packets.key)
     times = [] if len(keys) == 0 else [int(packets.dts[keys[-1]]), int(packets.pts[keys[-1]])]
     key_time = next((time for time in times if time != NONE), None)
     container = decoder.container
     declared = container.duration and Fraction((container.start_time or 0) + container.duration, 1_000_000)
-    later = not declared or declared > first + Fraction(index.duration_s)
+    later = not declared or declared > picture_end
     if unmeasured and later and key_time is not None:
         ends += _last_packets(decoder, unmeasured, key_time)
         sought = True
@@ -119,15 +122,17 @@ def declared_end(container: InputContainer, picture: VideoStream) -> float | Non
     return None
 
 
-def _known_ends(decoder: Decoder) -> tuple[list[Fraction], list[Any]]:
+def _known_ends(decoder: Decoder, picture_end: Fraction) -> tuple[list[Fraction], list[Any]]:
     """The ends of the other streams in seconds of the file's own time, and the streams whose end must be measured."""
     ends, unmeasured = [], []
     for stream in played(decoder.container, decoder.stream):
-        start = _start(stream)
-        if start is not None and stream.duration and container_name(decoder.container) in _MEASURED_ENDS:
-            ends.append(start + stream.duration * stream.time_base)
-        else:
+        start, duration = _start(stream), stream.duration
+        known = start is not None and duration and container_name(decoder.container) in _MEASURED_ENDS
+        end = start + duration * stream.time_base if known else None
+        if end is None or end > picture_end + _PLAUSIBLE_S:
             unmeasured.append(stream)
+        else:
+            ends.append(end)
     return ends, unmeasured
 
 
