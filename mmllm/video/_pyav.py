@@ -135,7 +135,8 @@ class PyAVReader(VideoReader):
         return VideoInfo(
             duration_s=self._clock.duration_s(index),
             start_s=float((index.first_pts or 0) * self._packets.time_base),
-            first_frame_s=self._clock.first_frame_s(index),
+            first_frame_s=float(self.times_s[0]),
+            last_frame_s=float(self.times_s[-1]),
             num_frames=len(index),
             average_fps=len(index) / index.duration_s,
             variable_rate=index.variable_rate,

@@ -46,3 +46,5 @@ class VideoInfo:
     """True if the file ends earlier than its header declares."""
     first_frame_s: float = 0.0
     """When the first frame is shown. It is above 0 if sound starts before the picture."""
+    last_frame_s: float = 0.0
+    """When the last frame is shown."""

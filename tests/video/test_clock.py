@@ -141,6 +141,16 @@ def test_sound_that_starts_and_ends_with_the_picture_changes_nothing(kind, read,
     assert reading.info.duration_s == pytest.approx(2.0, abs=2e-3)
 
 
+@pytest.mark.parametrize("kind", list(SUFFIX))
+def test_sound_that_goes_on_for_long(kind, read, film, read_number):
+    data = film(kind, steady(50), sound_s=[(0, 40)])
+    reading = read(SUFFIX[kind], data)
+    assert reading.info.duration_s == pytest.approx(40.0, abs=0.03)
+    assert reading.info.last_frame_s == pytest.approx(1.96, abs=2e-3)
+    with open_video(data) as video:
+        assert read_number(video.frames_at([30.0]).frames[0]) == 49
+
+
 def test_a_picture_alone_starts_its_own_clock(read, film):
     for kind, suffix in SUFFIX.items():
         reading = read(suffix, film(kind, steady(30, 5.0)))
