@@ -28,6 +28,8 @@ _MEASURED_ENDS = ("mov", "mpegts", "mpeg", "ogg")
 """Containers for which FFmpeg finds a stream's end in the file's tables or last packets, not in its header."""
 _PLAUSIBLE_S = 10
 """Sound that ends more seconds after the picture is looked for in the file, whatever its tables say."""
+_NEAR_S = Fraction(1, 10)
+"""A header whose end is so near to the picture's is believed, because a search would take longer than it is worth."""
 _SAME_CLOCK_S = 10.0
 """In a broadcast, streams that start further apart belong to different programmes."""
 
@@ -88,12 +90,12 @@ def clock(decoder: Decoder, packets: Packets, index: FrameIndex, *, cut_short: b
     key_time = next((time for time in times if time != NONE), None)
     container = decoder.container
     declared = container.duration and Fraction((container.start_time or 0) + container.duration, 1_000_000)
-    later = not declared or declared > picture_end
-    if unmeasured and later and key_time is not None:
+    sought = False
+    if unmeasured and declared and declared <= picture_end + _NEAR_S:
+        ends.append(declared)
+    elif unmeasured and key_time is not None:
         ends += _last_packets(decoder, unmeasured, key_time)
         sought = True
-    else:
-        sought = False
     return PlayerClock(start=start, sound_end=max(ends, default=None), time_base=packets.time_base, sought=sought)
 
 
