@@ -5,7 +5,7 @@ n packets in stored order; times are in ticks, whole numbers of a stream's time 
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +18,10 @@ JUMP_S = 10.0
 _REORDERED = 16
 """Frames that a decoder may hold back at most, in all codecs with B-frames."""
 _CODECS_WITH_B_FRAMES = ("h264", "hevc", "vvc", "evc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "cavs")
+_FEW = 4
+"""So many frames are usually held back at most."""
+_MOST_KEYS = 0.5
+"""If more packets are marked as key packets, the marks say nothing: an mp4 without a list of them marks all."""
 _LONGEST_PYRAMID = 64
 """No codec stores so many packets between a frame and another one that is shown before it."""
 
@@ -66,6 +70,8 @@ def repaired(
     Returns:
         The clock; None if more than half of the times are repetitions, so that there is no clock to speak of.
     """
+    if held_back and key.mean() > _MOST_KEYS:
+        key = np.zeros_like(key)
     by_time = np.argsort(pts, kind="stable")
     breaks: list[int] = []
     lone: list[int] = []
@@ -138,7 +144,7 @@ def _breaks(pts: np.ndarray, key: np.ndarray, unusual: float, held_back: int, is
             or (time < latest[-1] and packet - latest_at > _LONGEST_PYRAMID)
         )
         if back:  # packets after the latest one may belong to the new clock, too
-            first = next(p for p in range(latest_at + 1, packet + 1) if 2 * times[p] < latest[-1] + time)
+            first = _first_of_the_new(times, latest, range(latest_at + 1, packet + 1), unusual)
             falls.append(first)
             latest = sorted(times[first:packet])[-held_back - 1 :]
             latest_at = max(range(first, packet + 1), key=times.__getitem__)
@@ -151,6 +157,19 @@ def _breaks(pts: np.ndarray, key: np.ndarray, unusual: float, held_back: int, is
         del latest[: -held_back - 1]
     jumps = [after for before, after in leaps if falls or is_jump(before, after)]
     return sorted({*falls, *jumps})
+
+
+def _first_of_the_new(times: list[int], latest: list[int], packets: range, unusual: float) -> int:
+    """The first of the packets after the latest one that has the clock of the last of them, not the one before it.
+
+    Frames that are stored behind the latest one and shown before it have few others between it and them.
+    """
+    before, after = latest[-1], times[packets[-1]]
+    for packet in packets[:-1]:
+        far = before - after > unusual or len(latest) - bisect_right(latest, times[packet]) > _FEW
+        if far and 2 * times[packet] < before + after:
+            return packet
+    return packets[-1]
 
 
 def _spread(ticks: np.ndarray, gap: int) -> bool:

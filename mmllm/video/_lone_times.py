@@ -28,7 +28,7 @@ def lone_packets(pts: np.ndarray, unusual: float) -> list[int]:
 
 
 def among_neighbours(pts: np.ndarray, lone: list[int]) -> np.ndarray:
-    """The times, with those of `lone` packets in the largest gap of the packets around them, where they are missing."""
+    """The times, with those of `lone` packets in the nearest gap of the packets around them, where they are missing."""
     pts = pts.copy()
     others = np.ones(len(pts), dtype=bool)
     others[lone] = False
@@ -36,6 +36,10 @@ def among_neighbours(pts: np.ndarray, lone: list[int]) -> np.ndarray:
         first, last = max(0, packet - _NEIGHBOURS), packet + 1 + _NEIGHBOURS
         around = np.sort(pts[first:last][others[first:last]])
         gaps = np.diff(around)
-        widest = int(gaps.argmax())
-        pts[packet] = around[widest] + gaps[widest] // 2 if gaps[widest] > 1.5 * np.median(gaps) else pts[packet - 1]
+        holes = np.flatnonzero(gaps > 1.5 * np.median(gaps))
+        middles = around[holes] + gaps[holes] // 2
+        if len(holes):
+            pts[packet] = middles[np.abs(middles - pts[packet - 1]).argmin()]
+        else:
+            pts[packet] = pts[packet - 1]
     return pts
