@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from mmllm.errors import InputError
-from mmllm.video.opening import UPLOAD_LIMITS, VideoInfo, VideoTruncated, open_video
+from mmllm.video.opening import UPLOAD_LIMITS, ClockBroken, VideoInfo, VideoTruncated, open_video
 
 
 def info(
@@ -41,7 +41,8 @@ def info(
 def _row(path: Path, fps: float | None) -> dict[str, Any]:
     """The JSON object of one file."""
     with warnings.catch_warnings(record=True) as records:
-        warnings.simplefilter("always", VideoTruncated)
+        for kind in (VideoTruncated, ClockBroken):
+            warnings.simplefilter("always", kind)
         try:
             with open_video(path, fps=fps, limits=UPLOAD_LIMITS) as video:
                 facts = {**dataclasses.asdict(video.info), **video.damage()}
@@ -58,15 +59,17 @@ def _lines(row: dict[str, Any]) -> str:
     info_fields = {field.name for field in dataclasses.fields(VideoInfo)}
     times = "variable" if row["variable_rate"] else "steady"
     if row["time_estimated"]:
-        times = "no usable timestamps; times follow from the order"
+        times = "not all times of the file can be used; they are estimated from the order"
     lines = [
         f"{row['duration_s']:.3f} s, {row['num_frames']} frames, {row['average_fps']:.3f} a second ({times})",
         f"{row['width']} x {row['height']}, {row['codec']} in {row['container']}, {row['pixel_format']}",
         *_picture_lines(row),
         f"stream {row['stream']} of: {'; '.join(row['streams'])}",
     ]
-    if row["start_s"]:
-        lines.append(f"first frame at {row['start_s']:.3f} s of the file, which is counted as 0")
+    if row["first_frame_s"]:
+        lines.append(f"first frame at {row['first_frame_s']:.3f} s, after sound that starts at 0")
+    if clock_start_s := round(row["start_s"] - row["first_frame_s"], 6):
+        lines.append(f"the file's own times start at {clock_start_s:.3f} s, which players and mmllm count as 0")
     lines += [f"{name}: {value}" for name, value in row.items() if name not in {*info_fields, "path", "ok", "warnings"}]
     return "\n  ".join([row["path"], *lines, *row["warnings"]])
 

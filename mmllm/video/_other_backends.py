@@ -55,6 +55,11 @@ class ChildReader(VideoReader):
         info, backend = self._reference_info, self._backend
         if backend == "decord" and info.codec in _CODECS_WITHOUT_DECORD:
             raise VideoOpenError(f"{info.source}: decord has no decoder for {info.codec}; use backend='pyav'")
+        if self._reference.clock_repaired:
+            raise VideoOpenError(
+                f"{info.source}: its clock falls back, jumps or repeats itself, and {self._backend} sorts frames "
+                "by it; use backend='pyav'"
+            )
         if info.mirrored:
             raise VideoOpenError(
                 f"{info.source}: its frames must be mirrored, which {backend} does not do; use backend='pyav'"

@@ -76,6 +76,8 @@ class PictureListReader(VideoReader):
             stream=0,
             streams=(f"0 video pictures {self._width}x{self._height}",),
             declared_frames=count,
+            first_frame_s=float(self._times_s[0]),
+            last_frame_s=float(self._times_s[-1]),
         )
 
     @property

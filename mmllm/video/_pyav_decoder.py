@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mmllm.video import _pyav_open
 from mmllm.video._display_shape import PixelAspects
 from mmllm.video._open_options import OpenOptions
+from mmllm.video._packet_headers import NONE
 from mmllm.video._sources import MediaFile
 from mmllm.video.errors import VideoDecodeError
 from mmllm.video.limits import Deadline
@@ -66,15 +69,20 @@ class Decoder:
         self._sequence_size = b"" if self.codec.name in ("mpeg1video", "mpeg2video") else None
         self._can_drop, self._dropping = _pyav_open.can_drop_unreferenced(self.codec), False
 
-    def packets(self) -> Iterator[Packet]:
-        """The packets from the container's position on."""
-        return _pyav_open.packets_of(self.container, self.stream, self._patience)
+    def packets(self, streams: Sequence[Any] = ()) -> Iterator[Packet]:
+        """The packets of `streams`, or of the video stream, from the container's position on."""
+        return _pyav_open.packets_of(self.container, streams or (self.stream,), self._patience)
 
-    def frames(self, deadline: Deadline) -> Iterator[VideoFrame]:
-        """All frames from the container's position on. Packets that cannot be decoded are skipped and counted."""
+    def frames(self, deadline: Deadline, pts: np.ndarray | None = None) -> Iterator[VideoFrame]:
+        """All frames from the container's start on. Packets that cannot be decoded are skipped and counted.
+
+        Args:
+            deadline: for the whole reading.
+            pts: int64, times that replace those of the packets.
+        """
         for number, packet in enumerate(self.packets()):
             deadline.check("decoding")
-            yield from self.decode(packet, number)
+            yield from self.decode(packet if pts is None else retimed(packet, number, pts), number)
         yield from self.decode(None)
 
     def decode(self, packet: Packet | None, number: int = -1) -> list[VideoFrame]:
@@ -145,3 +153,10 @@ class Decoder:
         if self.container is not None:
             self.container.close()
         self.container = self.stream = self.codec = None
+
+
+def retimed(packet: Packet, number: int, pts: np.ndarray) -> Packet:
+    """The packet with another presentation time, by which its frame is recognised; it has no decoding time then."""
+    if number < len(pts):
+        packet.pts, packet.dts = None if pts[number] == NONE else int(pts[number]), None
+    return packet

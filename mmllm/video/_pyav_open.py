@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmllm.video import _containers
@@ -90,7 +91,7 @@ def describe_streams(container: InputContainer) -> tuple[str, ...]:
         words = [str(stream.index), stream.type or "unknown", codec.name if codec else "(no decoder)"]
         if stream.type == "video" and codec:
             words.append(f"{codec.width}x{codec.height}")
-        if _attached(stream):
+        if attached(stream):
             words.append("cover art")
         lines.append(" ".join(words))
     return tuple(lines)
@@ -110,7 +111,7 @@ def choose_stream(container: InputContainer, name: str, number: int | None) -> V
         if not candidates:
             raise NoVideoStream(f"{name}: stream {number} is not a video stream; streams: {listed}")
     else:
-        candidates = [stream for stream in container.streams.video if not _attached(stream)]
+        candidates = [stream for stream in container.streams.video if not attached(stream)]
         if not candidates:
             raise NoVideoStream(f"{name}: no video stream; streams: {listed}")
     decodable = [stream for stream in candidates if stream.codec_context is not None]
@@ -122,9 +123,7 @@ def choose_stream(container: InputContainer, name: str, number: int | None) -> V
         best = None
     if best not in decodable:
         best = max(decodable, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
-    for stream in container.streams:
-        if stream is not best:
-            _discard(stream)
+    _read_only(container, [best])
     return best
 
 
@@ -136,8 +135,8 @@ def rate_of(stream: VideoStream) -> float:
     return 25.0
 
 
-def packets_of(container: InputContainer, stream: VideoStream, patience: Patience) -> Iterator[Packet]:
-    """The packets that hold pictures, in stored order. Damaged places of the container are skipped.
+def packets_of(container: InputContainer, streams: Sequence[Any], patience: Patience) -> Iterator[Packet]:
+    """The packets of some streams that hold data, in stored order. Damaged places of the container are skipped.
 
     Raises:
         VideoTimeout: if the search for a packet took too long.
@@ -148,7 +147,7 @@ def packets_of(container: InputContainer, stream: VideoStream, patience: Patienc
     patience.restart()
     while True:
         try:
-            for packet in container.demux(stream):
+            for packet in container.demux(*streams):
                 errors = 0
                 if packet.size:
                     yield packet
@@ -204,14 +203,29 @@ def trusted_times(container: InputContainer, stream: VideoStream) -> bool:
     return not (container.format.name == "avi" and stream.codec_context.has_b_frames)
 
 
-def _attached(stream: Any) -> bool:
+def attached(stream: Any) -> bool:
+    """Whether the stream is cover art or a list of thumbnails, which no player shows as the film."""
     flags = getattr(stream, "disposition", 0)  # older versions of PyAV do not have it
     return bool(getattr(flags, "value", flags) & _ATTACHED_PICTURE)
 
 
-def _discard(stream: Any) -> None:
-    """Makes the container skip a stream's packets, if this version of PyAV can."""
+@contextmanager
+def only(container: InputContainer, streams: Sequence[Any]) -> Iterator[None]:
+    """Reads packets of `streams` alone while the block runs; afterwards those that were read before."""
+    before = [(stream, getattr(stream, "discard", None)) for stream in container.streams]
+    _read_only(container, streams)
+    try:
+        yield
+    finally:
+        for stream, discard in before:
+            if discard is not None:
+                stream.discard = discard
+
+
+def _read_only(container: InputContainer, streams: Sequence[Any]) -> None:
+    """Makes the container skip the packets of all other streams, if this version of PyAV can."""
     from av import stream as module
 
     if hasattr(module, "Discard"):
-        stream.discard = module.Discard.all
+        for stream in container.streams:
+            stream.discard = module.Discard.default if stream in streams else module.Discard.all

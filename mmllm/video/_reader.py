@@ -44,7 +44,7 @@ class VideoReader(abc.ABC):
     @property
     @abc.abstractmethod
     def times_s(self) -> np.ndarray:
-        """float64, n: when each frame is shown, in seconds from the first."""
+        """float64, n: when each frame is shown, in seconds on a player's clock. The first may be above 0."""
 
     @abc.abstractmethod
     def decode(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
@@ -106,7 +106,7 @@ class VideoReader(abc.ABC):
         """The frames nearest to these times, in the requested order.
 
         Args:
-            times_s: seconds from the first shown frame, from 0 to the video's duration.
+            times_s: seconds on a player's clock, from 0 to the video's duration.
             size, transform: as for `frames_by_index`.
 
         Raises:

@@ -39,3 +39,7 @@ class VideoTruncated(UserWarning):
 
 class VideoShapeChanged(UserWarning):
     """Frames in the middle have another shape than the first. They are fitted into its shape, with black bars."""
+
+
+class ClockBroken(UserWarning):
+    """The file's clock falls back or jumps, as in joined recordings. From there on, times are estimated."""

@@ -26,16 +26,16 @@ class VideoInfo:
     pixel_aspect: tuple[int, int] = (1, 1)
     """Width and height of a stored pixel, the container's first, else the coded stream's. From 1:10 to 10:1."""
     duration_s: float
-    """Seconds from the first shown frame to the end of the last one."""
+    """A player's length: seconds from the start of its clock to the end of the last frame or sound."""
     start_s: float
-    """Presentation time of the first shown frame in the file. All times of mmllm are counted from this frame."""
+    """The first shown frame's time as it stands in the file; `start_s - first_frame_s` is where the clock starts."""
     num_frames: int | None
     """Frames that can be shown, counted from the packets, not from the header; None if only decoding can tell."""
     average_fps: float
     variable_rate: bool
     """True if index / average_fps is wrong by more than one frame somewhere. Then use the frames' times."""
     time_estimated: bool
-    """True if the file has no usable timestamps. The times are then computed from the order and the average rate."""
+    """True if times are computed from the order and the rate, because the file has none or its clock is broken."""
     hdr: bool
     """True for PQ and HLG pictures, which look washed out as plain RGB."""
     rotation: int
@@ -65,3 +65,7 @@ class VideoInfo:
     """Number of frames by the header, for comparison; None if it has none."""
     truncated: bool = False
     """True if the file ends earlier than its header declares."""
+    first_frame_s: float = 0.0
+    """When the first frame is shown. It is above 0 if sound starts before the picture."""
+    last_frame_s: float = 0.0
+    """When the last frame is shown."""

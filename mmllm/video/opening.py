@@ -6,8 +6,9 @@ with open_video("clip.mp4") as video:
     clip = video.frames_at([0.0, 1.5, 3.0], size=224)
 ```
 
-Times are in seconds from the first shown frame. Frames are uint8 RGB and upright, with square pixels. If a file's
-header differs from its content, the content counts: see `VideoInfo` and the errors below.
+Times are in seconds on the clock of a player, which starts with the first picture or sound. Frames are uint8 RGB and
+upright, with square pixels. If a file's header differs from its content, the content counts: see `VideoInfo` and the
+errors below.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mmllm.video._picture_list import FrameFolder, PictureListReader, open_folde
 from mmllm.video._reader import Size, Transform, VideoReader
 from mmllm.video._sources import media_file
 from mmllm.video.errors import (
+    ClockBroken,
     LimitExceeded,
     NoFrames,
     NoVideoStream,
@@ -41,6 +43,7 @@ from mmllm.video.limits import UPLOAD_LIMITS, VideoLimits
 __all__ = [
     "UPLOAD_LIMITS",
     "Backend",
+    "ClockBroken",
     "FrameFolder",
     "LimitExceeded",
     "NoFrames",
@@ -105,6 +108,7 @@ def open_video(
     Warns:
         VideoTruncated: if the file ends earlier than its header declares.
         VideoShapeChanged: when a frame of another shape than the first is read.
+        ClockBroken: if its clock falls back or jumps.
     """
     if backend not in get_args(Backend):
         raise InputError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
