@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,14 +30,6 @@ VIDEOS = {
 FOLDERS = {"frames_applefiles": (1.0, 5, 0.0, 0.8), "frames_webp": (1.0, 5, 0.0, 0.8)}
 NO_VIDEOS = ("no_index.mp4", "fault_65535x65535.gif")
 FOLDER_FPS = 5.0
-OTHER_LIMITS = pytest.mark.xfail(reason="info and check have narrower limits than ask and eval")
-HIDDEN_FILES = pytest.mark.xfail(reason="names that begin with a dot are taken for pictures")
-
-
-def marked(names: Iterable[str]) -> list[Any]:
-    """The names as parameters; some are marked."""
-    marks = {"lecture_4h.mp4": OTHER_LIMITS, "frames_applefiles": HIDDEN_FILES}
-    return [pytest.param(name, marks=marks[name]) if name in marks else name for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +58,7 @@ def of_finetune(path: Path, qa) -> tuple[float, float, float]:
 
 
 @pytest.mark.filterwarnings("ignore::mmllm.video.errors.ClockBroken")
-@pytest.mark.parametrize("name", marked([*VIDEOS, *FOLDERS]))
+@pytest.mark.parametrize("name", [*VIDEOS, *FOLDERS])
 def test_all_agree(name, cases, untrained_qa, capsys):
     path, expected = cases / name, (VIDEOS | FOLDERS)[name]
     length_s, _, first_s, last_s = expected
@@ -85,7 +75,7 @@ def test_all_agree(name, cases, untrained_qa, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::mmllm.video.errors.ClockBroken")
-@pytest.mark.parametrize("name", marked(VIDEOS))
+@pytest.mark.parametrize("name", VIDEOS)
 def test_check_compares_annotations_with_the_same_length(name, cases, tmp_path):
     length_s = VIDEOS[name][0]
 
