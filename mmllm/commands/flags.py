@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from mmllm.errors import InputError
 from mmllm.stages import StageChanges
 
 StageFlags = Annotated[StageChanges, tyro.conf.arg(name="")]
 """The flags `--reducer` and `--path`; `name=""` leaves out the prefix `--stages.`."""
+
+
+def folder_rate(videos: Sequence[str | Path], fps: float | None) -> None:
+    """Refuses a value of `--fps` that is no rate, or that no folder of images is there for.
+
+    Raises:
+        InputError: naming the option.
+    """
+    require_rate(fps)
+    if fps is not None and not any(Path(video).is_dir() for video in videos):
+        raise InputError("--fps is the rate of folders of images, and no folder is given; a video has its own times")
+
+
+def require_rate(fps: float | None) -> None:
+    """Refuses a value of `--fps` that is no rate.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise InputError(f"--fps {fps:g}: must be a positive number of images a second")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.video.still_images import opened_image
 
 _MOST_THREADS = 8
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -224,7 +225,7 @@ def read_image(image: Any) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return image
     try:
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        opened = image if isinstance(image, Image.Image) else opened_image(image)
         return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
     except (OSError, Image.DecompressionBombError) as problem:
         raise InputError(f"cannot read image {image}: {problem}") from None

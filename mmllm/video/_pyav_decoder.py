@@ -40,7 +40,7 @@ class Decoder:
         try:
             self.stream = _pyav_open.choose_stream(self.container, name, self._options.stream)
             self.codec = self.stream.codec_context
-            limits.check_size(name, self.codec.width, self.codec.height)
+            _pyav_open.check_decoder(self.stream, name, limits)
         except BaseException:
             self.close()
             raise
@@ -50,7 +50,9 @@ class Decoder:
 
     def packets(self) -> Iterator[Packet]:
         """The packets from the container's position on."""
-        return _pyav_open.packets_of(self.container, self.stream, self._patience)
+        return _pyav_open.packets_of(
+            self.container, self.stream, self._media.name, self._options.limits, self._patience
+        )
 
     def frames(self, deadline: Deadline) -> Iterator[VideoFrame]:
         """All frames from the container's position on. Packets that cannot be decoded are skipped and counted."""

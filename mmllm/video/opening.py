@@ -20,11 +20,13 @@ import numpy as np
 from mmllm.errors import InputError
 from mmllm.tokens import VideoClip
 from mmllm.video import _urls
+from mmllm.video._animation import AnimationReader, animation_of
 from mmllm.video._open_options import OpenOptions
 from mmllm.video._picture_list import FrameFolder, PictureListReader, open_folder
 from mmllm.video._reader import Size, Transform, VideoReader
 from mmllm.video._sources import media_file
 from mmllm.video.errors import (
+    FramesMissing,
     LimitExceeded,
     NoFrames,
     NoVideoStream,
@@ -41,6 +43,7 @@ __all__ = [
     "UPLOAD_LIMITS",
     "Backend",
     "FrameFolder",
+    "FramesMissing",
     "LimitExceeded",
     "NoFrames",
     "NoVideoStream",
@@ -99,6 +102,7 @@ def open_video(
 
     Warns:
         VideoTruncated: if the file ends earlier than its header declares.
+        FramesMissing: if numbers are missing among the names of a folder's images.
     """
     if backend not in get_args(Backend):
         raise InputError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
@@ -115,6 +119,8 @@ def open_video(
         name, source = source, _urls.fetch(source, limits)
     options = OpenOptions(limits=limits, stream=stream, strict=strict, tone_map=tone_map)
     media = media_file(source, inside=inside, name=name)
+    if animation := animation_of(media):
+        return AnimationReader(media, animation, options)
     if backend in ("auto", "pyav"):
         from mmllm.video._pyav import PyAVReader
 
@@ -168,7 +174,7 @@ def sample_uniform(
         return video.sample_uniform(frames, start_s=start_s, end_s=end_s, size=size, transform=transform)
 
 
-def probe(source: Any, *, limits: VideoLimits = UPLOAD_LIMITS) -> VideoInfo:
+def probe(source: Any, *, limits: VideoLimits | None = None) -> VideoInfo:
     """A video's length, rate, size and coding, found by reading its packets and decoding one frame.
 
     Raises:
