@@ -11,6 +11,7 @@ import tyro
 
 from mmllm.errors import InputError
 from mmllm.stages import StageChanges
+from mmllm.video.names import existing
 
 StageFlags = Annotated[StageChanges, tyro.conf.arg(name="")]
 """The flags `--reducer` and `--path`; `name=""` leaves out the prefix `--stages.`."""
@@ -23,7 +24,7 @@ def folder_rate(videos: Sequence[str | Path], fps: float | None) -> None:
         InputError: naming the option.
     """
     require_rate(fps)
-    if fps is not None and not any(Path(video).is_dir() for video in videos):
+    if fps is not None and not any((existing(video) or Path(video)).is_dir() for video in videos):
         raise InputError("--fps is the rate of folders of images, and no folder is given; a video has its own times")
 
 

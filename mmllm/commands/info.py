@@ -13,6 +13,7 @@ import tyro
 from mmllm.commands.flags import folder_rate
 from mmllm.errors import InputError
 from mmllm.video.frame_files import FOLDER_FPS, frame_files
+from mmllm.video.names import existing
 from mmllm.video.opening import FramesMissing, VideoDecodeError, VideoInfo, VideoLimits, VideoTruncated, open_video
 from mmllm.video.still_images import broken_images
 
@@ -42,7 +43,7 @@ def info(videos: Annotated[tuple[str, ...], tyro.conf.Positional], json: bool = 
 
 def _row(path: str, fps: float | None) -> dict[str, Any]:
     """The JSON object of one file or folder."""
-    is_folder = Path(path).is_dir()
+    is_folder = (existing(path) or Path(path)).is_dir()
     notes = (
         [f"{FOLDER_FPS:g} images a second are assumed; --fps says how many there are"] if is_folder and not fps else []
     )
@@ -53,10 +54,7 @@ def _row(path: str, fps: float | None) -> dict[str, Any]:
             with open_video(path, fps=(fps or FOLDER_FPS) if is_folder else None) as video:
                 facts = {**dataclasses.asdict(video.info), **video.damage()}
             if is_folder:
-                _check_images(Path(path))
-                rate_note = (
-                    [] if fps else [f"{FOLDER_FPS:g} images a second are assumed; --fps says how many there are"]
-                )
+                _check_images(existing(path) or Path(path))
         except InputError as problem:
             return {"path": path, "ok": False, "error": {"type": type(problem).__name__, "message": str(problem)}}
     facts.pop("source")

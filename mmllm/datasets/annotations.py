@@ -19,6 +19,7 @@ from typing import Any, Generic, Literal, TypeVar
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 from mmllm.times.stamps import shortened
+from mmllm.video.names import nearest
 
 Policy = Literal["repair", "skip", "raise"]
 """What to do with a bad row. repair: clip times to the video, swap reversed ends, and skip rows beyond repair.
@@ -44,7 +45,7 @@ class MissingVideo(InputError):
     """The video or image of a row does not exist."""
 
     def __init__(self, video: str, folder: Path) -> None:
-        super().__init__(f"{video} is not in {folder}")
+        super().__init__(f"{video} is not in {folder}{nearest(Path(folder) / video)}")
         self.video = video
 
 
@@ -241,12 +242,13 @@ def duration_of(row: Any, key: str = "duration") -> float:
     return seconds
 
 
-def number(value: Any, what: str) -> float:
-    """The value as a finite number of seconds.
+def number(value: Any, what: str, allowed: str = "a number of seconds") -> float:
+    """The value as a finite number.
 
     Args:
         value: the value in the file.
         what: names the value in the message.
+        allowed: what the message calls an allowed value.
 
     Raises:
         InputError: if it is not a finite number.
@@ -258,7 +260,7 @@ def number(value: Any, what: str) -> float:
             seconds = math.inf
         if math.isfinite(seconds):
             return seconds
-    raise InputError(f"{what} must be a number of seconds, not {shortened(repr(value))}")
+    raise InputError(f"{what} must be {allowed}, not {shortened(repr(value))}")
 
 
 def _value(row: Any, key: str) -> Any:

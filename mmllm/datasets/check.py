@@ -40,6 +40,7 @@ def check_annotations(
     durations: Path | None = None,
     policy: Policy = "repair",
     probe: bool = True,
+    fps: float | None = None,
 ) -> dict[str, Any]:
     """What an annotation file holds, as plain JSON values.
 
@@ -53,6 +54,7 @@ def check_annotations(
     | `rows`, `kept`, `bad_rows`, `repaired_rows`, `duplicates` | counts of rows and items, see `Annotations` |
     | `missing_videos`, `unreadable_videos`, `short_videos`, `other_durations` | counts; None if not checked |
     | `problems` | all problems in words |
+    | `notes` | what is no problem, but good to know, in words |
 
     Scores are from 0 to 1 (the command's table shows them in per cent). They are None if there is no event.
 
@@ -63,6 +65,7 @@ def check_annotations(
         durations: see `read_annotations`.
         policy: see `read_annotations`.
         probe: open every existing video.
+        fps: images a second of folders of frames, for rows that have no `fps`; 5 if it is not given.
 
     Raises:
         InputError: if the file cannot be read or its format is unknown.
@@ -74,7 +77,8 @@ def check_annotations(
     with_videos = result if videos is None else read_annotations(annotations, videos, file_format, policy, durations)
     timed = [video for item in result.items for video in _timed(item)]
     checks_videos = videos is not None or file_format == "dialogues"
-    media = _media_problems(with_videos, probe) if checks_videos else {}
+    notes: list[str] = []
+    media = _media_problems(with_videos, probe, fps, notes) if checks_videos else {}
     return {
         "annotations": str(annotations),
         "format": file_format,
@@ -95,6 +99,7 @@ def check_annotations(
             *(f"missing: {video}" for video in dict.fromkeys(with_videos.missing)),
             *(reason for reasons in media.values() for reason in reasons),
         ],
+        "notes": notes,
     }
 
 
@@ -161,47 +166,71 @@ def _out_of_vocabulary(result: Annotations[Any]) -> int:
 MEDIA_PROBLEMS = ("unreadable_videos", "short_videos", "other_durations")
 
 
-def _media_problems(result: Annotations[Any], probe: bool) -> dict[str, list[str]]:
-    """Problems of the existing videos in words, by the names of `MEDIA_PROBLEMS`."""
+def _media_problems(result: Annotations[Any], probe: bool, fps: float | None, notes: list[str]) -> dict[str, list[str]]:
+    """Problems of the existing videos in words, by the names of `MEDIA_PROBLEMS`; `notes` gets what is no problem."""
     problems: dict[str, list[str]] = {name: [] for name in MEDIA_PROBLEMS}
     if not probe:
         return problems
-    annotated: dict[Path, float | None] = {}
+    annotated: dict[Path, tuple[float | None, float | None]] = {}  # duration and images a second
     for item in result.items:
+        rate = fps if isinstance(item, CaptionedVideo) else item.fps or fps
         if isinstance(item, Dialogue):
-            annotated |= {media.path: item.duration_s for media in item.media if media.kind == "video"}
+            annotated |= {media.path: (item.duration_s, rate) for media in item.media if media.kind == "video"}
         elif item.video is not None:
-            annotated[item.video] = item.duration_s
+            annotated[item.video] = (item.duration_s, rate)
     with Progress("look at videos", len(annotated), "videos") as bar:
-        for path, duration_s in annotated.items():
+        for path, (duration_s, rate) in annotated.items():
             bar.advance()
             try:
-                frames, decoded_s = _frames_and_duration(path)
+                frames, decoded_s, note = _folder_facts(path, rate) if path.is_dir() else _file_facts(path)
             except InputError as problem:
                 problems["unreadable_videos"].append(f"unreadable: {problem}")
                 continue
+            notes += [f"{path}: {note}"] if note else []
             if frames is not None and frames < 2:
                 problems["short_videos"].append(f"short: {path} has {frames} frames")
-            if duration_s is not None and decoded_s is not None:
+            if duration_s is not None:
                 allowed = max(DURATION_TOLERANCE_S, DURATION_TOLERANCE * duration_s)
                 if abs(decoded_s - duration_s) > allowed:
                     difference = f"{path} is annotated with {duration_s:.2f} s but lasts {decoded_s:.2f} s"
-                    problems["other_durations"].append(f"duration: {difference}")
+                    guess = _rate_guess(frames, decoded_s, duration_s) if path.is_dir() else ""
+                    problems["other_durations"].append(f"duration: {difference}{guess}")
     return problems
 
 
-def _frames_and_duration(path: Path) -> tuple[int | None, float | None]:
-    """Number of frames and seconds of a video; a folder of frames has no duration.
+def _rate_guess(frames: int | None, decoded_s: float, duration_s: float) -> str:
+    """The end of a message about a folder of frames whose rate seems to be another."""
+    assert frames is not None
+    rate, likely = frames / decoded_s, frames / duration_s
+    nearest = round(likely) if likely >= 0.75 else round(likely, 3)
+    return f": {frames} frames; {nearest:g} a second, not {rate:g}? Say it by 'fps' in the row, or by --fps"
+
+
+def _folder_facts(path: Path, fps: float | None) -> tuple[int | None, float, str]:
+    """Number of frames of a folder, its length in seconds, and what is odd about it.
+
+    Raises:
+        InputError: if it has no frames, or some cannot be decoded.
+    """
+    from mmllm.video.frame_files import FOLDER_FPS, frame_files
+    from mmllm.video.limits import VideoLimits
+    from mmllm.video.still_images import broken_images
+
+    frames = frame_files(path)
+    if frames.problem:
+        raise InputError(f"{path}: {frames.problem}")
+    if broken := broken_images(frames.files, VideoLimits()):
+        raise InputError(f"{path}: {len(broken)} images cannot be read: {'; '.join(broken[:5])}")
+    return len(frames.files), frames.length / (fps or FOLDER_FPS), frames.gaps
+
+
+def _file_facts(path: Path) -> tuple[int | None, float, str]:
+    """Number of frames of a video, its length in seconds, and nothing odd.
 
     Raises:
         InputError: if it cannot be read.
     """
-    if path.is_dir():
-        frames = sum(1 for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        if not frames:
-            raise InputError(f"{path}: the folder holds no frames (.jpg, .jpeg, .png)")
-        return frames, None
     from mmllm.video.opening import probe
 
     info = probe(path)
-    return info.num_frames, info.duration_s
+    return info.num_frames, info.duration_s, ""

@@ -8,6 +8,7 @@ forms. Beside its turns, a row may have:
 | `video`, `videos`, `image`, `images` | a path or a list of paths, relative to the folder of media |
 | `spans` | `[[start_s, end_s], ...]`, the intervals of the answer; a turn may have them, too. Times are never tokens |
 | `duration` | annotated length of the video in seconds; if it is missing, the decoded length is used |
+| `fps` | images a second of a folder of frames; if it is missing, `--fps`, or else 5 |
 | `id`, `family` | names of the row and of its kind of question |
 
 A plain row has `question` and `answer` instead of turns. It needs no placeholder: `{"video": "cook.mp4", "question":
@@ -34,6 +35,7 @@ from mmllm.datasets.annotations import (
     number,
     text_of,
 )
+from mmllm.datasets.folder_rates import check_rate, rate_of
 from mmllm.datasets.llava import llava_turns
 from mmllm.datasets.messages import message_turns
 from mmllm.datasets.placeholders import Kind, RawMedia, RawTurn
@@ -41,6 +43,7 @@ from mmllm.datasets.records import Dialogue, Media, Turn
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 from mmllm.times.stamps import shortened
+from mmllm.video.names import existing
 
 KINDS: tuple[Kind, ...] = ("video", "image")
 FORMS = {"conversations": llava_turns, "messages": message_turns}
@@ -92,6 +95,8 @@ def _dialogue(reader: RowReader[Dialogue], where: str, row: Any, root: Path) -> 
     raw_turns = _raw_turns(row, {kind: len(paths) for kind, paths in paths_by_kind.items()})
     _check_order(raw_turns)
     turns = _with_spans(reader, row, raw_turns, _with_media(raw_turns, paths_by_kind, root), duration_s)
+    fps = rate_of(row)
+    check_rate(fps, (medium for turn in turns for medium in turn.media))
     for turn in turns:
         if not (turn.text or turn.media or turn.spans):
             raise InputError(f"a turn of the {turn.role} is empty")
@@ -101,6 +106,7 @@ def _dialogue(reader: RowReader[Dialogue], where: str, row: Any, root: Path) -> 
         family=text_of(row, "family") if "family" in row else "",
         turns=tuple(turns),
         duration_s=duration_s,
+        fps=fps,
     )
 
 
@@ -147,9 +153,9 @@ def _with_media(raw_turns: list[RawTurn], paths_by_kind: dict[Kind, list[str]], 
                 path = Path(remaining[kind].pop(0))
             if re.match(r"[A-Za-z]{2,}:/", str(path)):
                 raise InputError(f"{path}: only local files are read")
-            if not (root / path).exists():
+            if (place := existing(root / path)) is None:
                 raise MissingVideo(str(path), root)
-            media.append(Media(kind=kind, path=root / path))
+            media.append(Media(kind=kind, path=place))
         turns.append(Turn(role=turn.role, text=turn.text.strip(), media=tuple(media)))
     if unused := [path for paths in remaining.values() for path in paths]:
         raise InputError(f"no placeholder stands for {', '.join(unused)}")

@@ -49,6 +49,8 @@ class Dialogue:
     turns: tuple[Turn, ...]
     duration_s: float | None = None
     """The annotated length of the video, by which times are converted; None if it is not annotated."""
+    fps: float | None = None
+    """Images a second of its folders of frames; None if it is not given."""
 
     @property
     def media(self) -> list[Media]:
@@ -94,6 +96,7 @@ class Dialogue:
             duration_s=self.duration_s,
             family=self.family,
             video=path,
+            fps=self.fps,
         )
         return [question]
 
@@ -113,6 +116,8 @@ class Question:
     """The kind of question. Scores are also given for each kind."""
     video: Path | None = None
     """A file or a folder of frames."""
+    fps: float | None = None
+    """Images a second of the folder of frames; None if it is not given."""
     spans: tuple[Span, ...] = ()
     """The true intervals, if they are not given by the first two stamps of the answer."""
 
@@ -148,4 +153,5 @@ class Question:
                 Turn(role="assistant", text=self.answer.strip(), spans=self.spans),
             ),
             duration_s=self.duration_s,
+            fps=self.fps,
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mmllm.datasets.folder_rates import folder_rates, with_rate
 from mmllm.datasets.formats import format_of, read_questions
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
@@ -43,7 +44,11 @@ class Benchmark:
 
 
 def read_benchmark(
-    data: Path, videos: Path | None = None, format: str = "auto", durations: Path | None = None
+    data: Path,
+    videos: Path | None = None,
+    format: str = "auto",
+    durations: Path | None = None,
+    fps: float | None = None,
 ) -> Benchmark:
     """Reads a folder with `val.json` (and `train.json`), or a file of annotations in any format of `formats`.
 
@@ -55,6 +60,7 @@ def read_benchmark(
             that their paths are relative to, by default the file's own.
         format: `auto`, or a name of `mmllm.datasets.formats`.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
+        fps: images a second of folders of frames, for rows that have no `fps`.
 
     Raises:
         InputError: if there are no annotations, or if all videos are missing.
@@ -76,6 +82,7 @@ def read_benchmark(
         raise InputError(f"{folder}: has none of the videos of {path}")
     train = path.parent / "train.json"
     fit = read_questions(train).items if train.exists() and train != path else []
+    questions = with_rate(questions, fps)
     return Benchmark(questions=questions, fit=fit, bad_rows=[str(problem) for problem in bad])
 
 
@@ -119,6 +126,7 @@ def answer_all(
         if own or shuffled:
             open_questions[vids[i]] = own, shuffled
     # answers, a video at a time
+    qa.processor.folder_rates = folder_rates(questions)
     clips = _clips(qa, {vid: by_video[vid][0].video for vid in open_questions}, workers)
     bar = Progress("answer questions", len(open_questions), "videos", shown=progress and processes.is_main())
     with closing(clips), bar, torch.random.fork_rng():

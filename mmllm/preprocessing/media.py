@@ -5,8 +5,9 @@ V videos, K ids of the text before a frame, T frames
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ class MediaReading:
     frame_transform: FrameTransform
     num_frames: int
     folder_fps: float
+    folder_rates: Mapping[str, float] = MappingProxyType({})
+    """Path of a folder of frames -> images a second, where it is another rate. Whoever reads annotations sets it."""
     pinpoints: list[list[int]] | None
     writing: Any
 
@@ -40,11 +43,16 @@ class MediaReading:
         if isinstance(video, VideoClip):
             return replace(video, frames=np.stack([self.frame_transform.video_frame(frame) for frame in video.frames]))
         reader = self.clip_reader()
-        return replace(reader, num_frames=num_frames or self.num_frames)(video, **limits)
+        return replace(reader, num_frames=self.num_frames if num_frames is None else num_frames)(video, **limits)
 
     def clip_reader(self) -> ClipReader:
         """What `load` does with a file, to be sent to other processes."""
-        return ClipReader(num_frames=self.num_frames, transform=self.frame_transform, folder_fps=self.folder_fps)
+        return ClipReader(
+            num_frames=self.num_frames,
+            transform=self.frame_transform,
+            folder_fps=self.folder_fps,
+            folder_rates=dict(self.folder_rates),
+        )
 
     def frame_text(self, times_s: Sequence[Sequence[float] | np.ndarray]) -> Tensor | None:
         """int64, V T K: ids of the text before each frame of videos of T frames, filled up with -1.

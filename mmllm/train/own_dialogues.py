@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmllm.datasets.check import check_annotations
+from mmllm.datasets.folder_rates import with_rate
 from mmllm.datasets.formats import dialogues_of, read_annotations
 from mmllm.datasets.records import Dialogue
 from mmllm.errors import InputError
@@ -87,16 +88,26 @@ class OwnDialogues:
         return usable
 
 
-def checked_dialogues(annotations: Path, media: Path | None, *, skip_bad: bool) -> list[Dialogue]:
+def checked_dialogues(
+    annotations: Path, media: Path | None, *, skip_bad: bool, fps: float | None = None
+) -> list[Dialogue]:
     """Returns the dialogues of a file after checking all rows, media and times.
+
+    Args:
+        annotations: the file.
+        media: the folder that paths are relative to.
+        skip_bad: leave out bad dialogues; otherwise they are errors.
+        fps: images a second of folders of frames, for rows that have no `fps`.
 
     Raises:
         InputError: if a row or a medium is bad and `skip_bad` is False, or if no dialogue remains.
     """
-    report = check_annotations(annotations, media, policy="skip")
+    report = check_annotations(annotations, media, policy="skip", fps=fps)
+    for note in report["notes"]:
+        log.warning("%s", note)
     _report(report["problems"], annotations, skip_bad)
     rows = read_annotations(annotations, media, policy="skip")
-    dialogues = dialogues_of(rows).items
+    dialogues = with_rate(dialogues_of(rows).items, fps)
     if not dialogues:
         raise InputError(f"{annotations}: it has no dialogue for training")
     return dialogues

@@ -7,11 +7,14 @@ import itertools
 import os
 import re
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
 _MOST_NAMES = 20_000
 """A folder with more names is not searched to the end."""
+_MOST_COMPARED = 2_000
+"""Among more names, only those that differ in case, blanks, suffix and the like are looked for."""
 
 
 def is_address(name: str) -> bool:
@@ -62,15 +65,30 @@ def nearest(path: str | os.PathLike[str]) -> str:
 
 
 def _suggestion(folder: Path, name: str) -> str:
+    try:
+        changed = folder.stat().st_mtime_ns
+    except OSError:
+        return ""
+    by_key = _names_by_key(folder, changed)
+    stem = _key(os.path.splitext(name)[0])
+    near = by_key.get(_key(name)) or by_key.get(stem)
+    if near is None and len(by_key) <= _MOST_COMPARED:
+        close = difflib.get_close_matches(_key(name), by_key, n=1, cutoff=0.7)
+        near = by_key[close[0]] if close else None
+    return f"; did you mean {folder / near}?" if near else ""
+
+
+@lru_cache(maxsize=16)
+def _names_by_key(folder: Path, changed: int) -> dict[str, str]:
+    """Key of each name in a folder, with and without its suffix -> the name.
+
+    Args:
+        folder: the folder.
+        changed: its modification time; another one makes the cache forget.
+    """
+    del changed
     names = _names(folder)
-    key = _key(name)
-    same = [other for other in names if _key(other) == key] or [
-        other for other in names if _key(os.path.splitext(other)[0]) == _key(os.path.splitext(name)[0])
-    ]
-    if not same:
-        close = difflib.get_close_matches(key, [_key(other) for other in names], n=1, cutoff=0.7)
-        same = [other for other in names if close and _key(other) == close[0]]
-    return f"; did you mean {folder / same[0]}?" if same else ""
+    return {_key(os.path.splitext(name)[0]): name for name in names} | {_key(name): name for name in names}
 
 
 def _key(name: str) -> str:

@@ -38,6 +38,7 @@ from mmllm.video.errors import (
 )
 from mmllm.video.info import VideoInfo
 from mmllm.video.limits import UPLOAD_LIMITS, VideoLimits
+from mmllm.video.names import existing
 
 __all__ = [
     "UPLOAD_LIMITS",
@@ -134,7 +135,7 @@ def open_video(
 
 def _pictures(source: Any, fps: float | None, limits: VideoLimits, inside: str | Path | None) -> VideoReader | None:
     """A reader of a folder of images or of arrays; None if the source is neither."""
-    if fps is not None and isinstance(source, (str, Path)) and Path(source).is_dir():
+    if fps is not None and isinstance(source, (str, Path)) and (existing(source) or Path(source)).is_dir():
         source = FrameFolder(path=source, fps=fps)
     if isinstance(source, FrameFolder):
         return open_folder(source, limits, inside=inside)
