@@ -10,7 +10,7 @@ import struct
 from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO
 
-from mmllm.video import _matroska_claims, _mp4_claims, _transport_claims
+from mmllm.video import _matroska_claims, _mp4_claims, _mxf_claims, _transport_claims
 from mmllm.video._parameter_sets import SequenceParameters, sequence_parameters
 from mmllm.video._sources import MediaFile
 from mmllm.video.errors import LimitExceeded, VideoOpenError
@@ -23,11 +23,12 @@ _UNIT_BYTES = 32 << 20
 """More bytes than any unit of a video without container has: an 8K frame with hardly any compression."""
 
 
-def check_claims(media: MediaFile, container: str, limits: VideoLimits) -> int:
+def check_claims(media: MediaFile, container: str, limits: VideoLimits) -> tuple[int, str]:
     """Refuses a file whose header claims more than the limits allow.
 
     Returns:
-        How many video tracks the header has; 0 if that is not known before opening.
+        The number of video tracks by the header, 0 if that is not known before opening; and what is wrong with the
+        file, in words, if FFmpeg cannot open it.
 
     Raises:
         LimitExceeded: naming the claim.
@@ -38,28 +39,30 @@ def check_claims(media: MediaFile, container: str, limits: VideoLimits) -> int:
             return _check_mp4(media, _mp4_claims.claims_of(stream, media.length), limits)
         if container == "matroska":
             claims = _matroska_claims.claims_of(stream, media.length)
-            return _check_tracks(media.name, claims.tracks, claims.pictures, limits)
+            return _check_tracks(media.name, claims.tracks, claims.pictures, limits), ""
         if container in ("h264", "hevc", "mpegvideo"):
             _check_start_codes(media, stream, container, limits)
         elif container == "mpegts":
             stream.seek(0)
             streams, video_streams = _transport_claims.streams_of(stream.read(_HEADER_BYTES))
             limits.check_streams(media.name, streams)
-            return video_streams
+            return video_streams, ""
+        elif container == "mxf":
+            limits.check_frames(media.name, _mxf_claims.frames_of(stream, media.length))
         elif container == "avi":
             stream.seek(0)
             header = stream.read(min(_HEADER_BYTES, 20 + int.from_bytes(media.head[16:20], "little")))
             limits.check_streams(media.name, len(re.findall(rb"LIST.{4}strl", header, re.DOTALL)))
     if (size := _size_by_head(container, media.head)) is not None:
         limits.check_size(media.name, *size)
-    return 0
+    return 0, ""
 
 
 def _opened(media: MediaFile) -> AbstractContextManager[BinaryIO]:
     return nullcontext(media.stream()) if media.path is None else open(media.path, "rb")
 
 
-def _check_mp4(media: MediaFile, claims: _mp4_claims.Claims, limits: VideoLimits) -> int:
+def _check_mp4(media: MediaFile, claims: _mp4_claims.Claims, limits: VideoLimits) -> tuple[int, str]:
     name = media.name
     most = 4 * limits.frames
     if claims.boxes > _mp4_claims.MOST_BOXES:
@@ -73,13 +76,10 @@ def _check_mp4(media: MediaFile, claims: _mp4_claims.Claims, limits: VideoLimits
         )
     if b"moov" not in claims.kinds:
         _explain_missing_index(name, claims)
-    if claims.cut == b"moov":
-        raise VideoOpenError(
-            f"{name}: the index (moov) is cut short, the download or copy was not finished: get the whole file"
-        )
     if claims.encrypted:
         raise VideoOpenError(f"{name}: its pictures are encrypted (DRM), which mmllm cannot decode")
-    return _check_tracks(name, claims.tracks, claims.pictures, limits)
+    problem = "its index (moov) is cut short, the download or copy was not finished" if claims.cut == b"moov" else ""
+    return _check_tracks(name, claims.tracks, claims.pictures, limits), problem
 
 
 def _explain_missing_index(name: str, claims: _mp4_claims.Claims) -> None:
@@ -138,7 +138,7 @@ def _size_by_head(container: str, head: bytes) -> tuple[int, int] | None:
     elif container == "ivf" and len(head) >= 16:
         width, height = struct.unpack("<HH", head[12:16])
     elif container == "avi" and len(head) >= 72:
-        width, height = struct.unpack("<II", head[64:72])
+        width, height = map(abs, struct.unpack("<ii", head[64:72]))  # a negative height means rows from below
     elif container == "yuv4mpegpipe":
         sizes = dict(re.findall(rb" ([WH])(\d{1,9})", head.split(b"\n")[0]))
         width, height = int(sizes.get(b"W", 0)), int(sizes.get(b"H", 0))

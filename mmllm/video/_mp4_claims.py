@@ -105,7 +105,8 @@ def _look(
         _look_inside_compressed(stream, start, end, claims, depth)
     elif kind in _PARENTS or kind == b"meta" or (kind in (b"free", b"hoov") and _hides_index(stream, start)):
         children: dict[bytes, int] = {} if kind == b"trak" else track
-        start += 4 if kind == b"meta" and _read(stream, start, 8)[4:] != b"hdlr" else 0
+        if kind == b"meta":  # FFmpeg goes on at the first `hdlr`, wherever it is
+            start += max(0, _read(stream, start, min(end - start, 1 << 16)).find(b"hdlr") - 4)
         if depth < _DEPTH:
             for child, child_start, child_end in _boxes(stream, start, end):
                 claims.boxes += 1

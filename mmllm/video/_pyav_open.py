@@ -73,7 +73,7 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
         if kind := kind_of(media.head):
             raise VideoOpenError(f"{media.name}: not a video: {kind}")
         raise VideoOpenError(f"{media.name}: not a video of a known container: it begins with {media.head[:12]!r}")
-    video_tracks = check_claims(media, container, limits)
+    video_tracks, hint = check_claims(media, container, limits)
     options = {
         "protocol_whitelist": "file",
         "format_whitelist": _containers.DEMUXERS,
@@ -86,7 +86,7 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
     except (av.error.FFmpegError, ValueError) as problem:
         if isinstance(problem, av.error.ExitError) or patience.lost:
             raise patience.error() from None
-        reason = getattr(problem, "strerror", None) or problem
+        reason = hint or getattr(problem, "strerror", None) or problem
         raise VideoOpenError(f"{media.name}: not a readable video ({container}): {reason}") from None
     try:
         limits.check_streams(media.name, len(opened.streams))
