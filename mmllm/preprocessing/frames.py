@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.video.names import nearest
 from mmllm.video.still_images import opened_image
 
 _MOST_THREADS = 8
@@ -227,5 +228,8 @@ def read_image(image: Any) -> np.ndarray:
     try:
         opened = image if isinstance(image, Image.Image) else opened_image(image)
         return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as problem:
-        raise InputError(f"cannot read image {image}: {problem}") from None
+    except InputError:
+        raise
+    except Exception as problem:  # Pillow's decoders raise many types of errors on damaged data
+        hint = nearest(image) if isinstance(problem, FileNotFoundError) else ""
+        raise InputError(f"cannot read image {image}: {getattr(problem, 'strerror', None) or problem}{hint}") from None

@@ -69,7 +69,7 @@ def kind_of(head: bytes) -> str:
         return "a WebP image; give it as an image"
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it by tar -xf, and give the files in it"
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
+    if head[:1] == b"\xff" and head[1:2] in (b"\xf1", b"\xf2", b"\xf3", b"\xf9", b"\xfa", b"\xfb", b"\xe2", b"\xe3"):
         return "a sound file (MP3 or AAC), which has no pictures"
     if not head.strip(b"\0"):
         return "nothing but zero bytes: the download or copy was not finished; get the file again"

@@ -16,6 +16,7 @@ import numpy as np
 from mmllm.video._not_video import kind_of
 from mmllm.video.errors import LimitExceeded, VideoDecodeError
 from mmllm.video.limits import VideoLimits
+from mmllm.video.names import existing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -36,12 +37,13 @@ def opened_image(source: Any) -> PilImage:
     """The image of a path or of a binary file object; its pixels are not decoded yet.
 
     Raises:
-        VideoDecodeError: if it is of no allowed format; the message says what it is.
+        VideoDecodeError: if it is of no allowed format; the message says what it is. Or if its header is damaged.
         OSError: if it cannot be read.
     """
     from PIL import Image
 
     if isinstance(source, (str, os.PathLike)):
+        source = existing(source) or source
         with open(source, "rb") as file:
             head = file.read(_HEAD_BYTES)
     else:
@@ -54,7 +56,12 @@ def opened_image(source: Any) -> PilImage:
     if not image_format or (image_format == "AVIF" and image_format not in Image.OPEN):
         what = kind_of(head) if head else "the file is empty"
         raise VideoDecodeError(f"{source}: not a readable image: {what or f'it begins with {head[:12]!r}'}")
-    return Image.open(source, formats=[image_format])
+    try:
+        return Image.open(source, formats=[image_format])
+    except (OSError, Image.DecompressionBombError):
+        raise
+    except Exception as problem:  # Pillow raises many types of errors on damaged headers
+        raise VideoDecodeError(f"{source}: not a readable image: {problem}") from None
 
 
 def _format_of(head: bytes) -> str:
