@@ -16,7 +16,7 @@ from mmllm.video._sources import MediaFile
 from mmllm.video.errors import LimitExceeded, VideoOpenError
 from mmllm.video.limits import VideoLimits
 
-_HEADER_BYTES = 1 << 20
+_HEADER_BYTES = 1 << 18
 _START_CODE = b"\x00\x00\x01"
 _BLOCK_BYTES = 4 << 20
 _UNIT_BYTES = 32 << 20

@@ -58,6 +58,8 @@ def _elements(stream: BinaryIO, position: int, end: int) -> Iterator[tuple[int, 
         if name_bytes > 4 or len(head) <= name_bytes or not head[name_bytes]:
             return
         size_bytes = 9 - head[name_bytes].bit_length()
+        if len(head) < name_bytes + size_bytes:
+            return
         size = int.from_bytes(head[name_bytes : name_bytes + size_bytes], "big") - (1 << 7 * size_bytes)
         start = position + name_bytes + size_bytes
         position = end if size == (1 << 7 * size_bytes) - 1 else min(end, start + size)  # all ones: to the end

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
 
 _PACKET_SIZES = (188, 192, 204)
 _VIDEO_TYPES = {0x01, 0x02, 0x10, 0x1B, 0x20, 0x21, 0x24, 0x33, 0x42, 0xD1, 0xEA}
@@ -13,25 +15,32 @@ def streams_of(data: bytes) -> tuple[int, int]:
     size, start = _layout(data)
     if not size:
         return 0, 0
-    sections: dict[int, bytes] = defaultdict(bytes)  # packet number (PID) -> bytes of its tables so far
-    tables, streams = {0}, dict[int, int]()
-    for position in range(start, len(data) - 187, size):
-        pid = int.from_bytes(data[position + 1 : position + 3], "big") & 0x1FFF
-        if pid not in tables:
-            continue
-        payload = _payload(data[position : position + 188])
-        begins = data[position + 1] & 0x40
-        sections[pid] = payload[1 + payload[0] :] if begins and payload else sections[pid] + payload
-        section = sections[pid]
-        length = 3 + (int.from_bytes(section[1:3], "big") & 0xFFF) if len(section) >= 3 else 0
-        if not 12 <= length <= len(section):
-            continue
-        if pid == 0:
-            for entry in range(8, length - 4, 4):
-                tables.add(int.from_bytes(section[entry + 2 : entry + 4], "big") & 0x1FFF)
-        else:
-            streams |= _listed(section[:length])
+    headers = np.frombuffer(data, dtype=np.uint8)[start : start + (len(data) - start) // size * size]
+    pids = headers[1::size].astype(np.int64) % 32 * 256 + headers[2::size]
+    programs: set[int] = set()
+    for section in _sections(data, start, size, pids, 0):
+        programs |= {int.from_bytes(section[i + 2 : i + 4], "big") & 0x1FFF for i in range(8, len(section) - 4, 4)}
+    streams: dict[int, int] = {}
+    for program in programs:
+        for section in _sections(data, start, size, pids, program):
+            streams |= _listed(section)
     return len(streams), sum(kind in _VIDEO_TYPES for kind in streams.values())
+
+
+def _sections(data: bytes, start: int, size: int, pids: np.ndarray, pid: int) -> Iterator[bytes]:
+    """The whole tables in the packets of one number (PID)."""
+    section, length = b"", 0
+    earlier: set[bytes] = set()  # tables are repeated all the time
+    for place in np.flatnonzero(pids == pid).tolist():
+        packet = data[start + place * size : start + place * size + 188]
+        if packet[4:] in earlier:
+            continue
+        earlier.add(packet[4:])
+        payload = _payload(packet)
+        section = payload[1 + payload[0] :] if packet[1] & 0x40 and payload else section + payload
+        length = 3 + (int.from_bytes(section[1:3], "big") & 0xFFF) if len(section) >= 3 else 0
+        if 12 <= length <= len(section):
+            yield section[:length]
 
 
 def _layout(data: bytes) -> tuple[int, int]:
