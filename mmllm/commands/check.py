@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmllm.commands.flags import require_rate
+from mmllm.commands.flags import given_file, require_rate
 from mmllm.datasets.check import MEDIA_PROBLEMS, check_annotations
 from mmllm.errors import PartialFailure
 
@@ -39,6 +39,7 @@ def check(
         json: print everything as one JSON object.
     """
     require_rate(fps)
+    annotations = given_file(annotations)
     summary = check_annotations(annotations, videos, format, durations, "skip" if strict else "repair", probe, fps)
     if json:
         print(json_text.dumps(summary, indent=2, ensure_ascii=False))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from mmllm.commands.flags import require_rate
+from mmllm.commands.flags import given_file, require_rate
 from mmllm.fields import merged
 
 
@@ -59,6 +59,7 @@ def finetune_command(
     from mmllm.train.plots import plot_losses
 
     require_rate(fps)
+    annotations = given_file(annotations)
     settings = merged(FinetuneConfig(model=model), fields_of_file(config), str(config))
     top_fields = {"seed": seed, "adapter_only": adapter_only}
     training_fields = {

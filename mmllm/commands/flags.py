@@ -11,10 +11,22 @@ import tyro
 
 from mmllm.errors import InputError
 from mmllm.stages import StageChanges
-from mmllm.video.names import existing
+from mmllm.video.names import existing, nearest
 
 StageFlags = Annotated[StageChanges, tyro.conf.arg(name="")]
 """The flags `--reducer` and `--path`; `name=""` leaves out the prefix `--stages.`."""
+
+
+def given_file(path: Path) -> Path:
+    """The file of a command's argument, whatever the Unicode form of its name.
+
+    Raises:
+        InputError: if it is missing; the message shows the nearest name.
+    """
+    place = existing(path)
+    if place is None:
+        raise InputError(f"{path}: cannot be read: No such file or directory{nearest(path)}")
+    return place
 
 
 def folder_rate(videos: Sequence[str | Path], fps: float | None) -> None:

@@ -17,6 +17,9 @@ from mmllm.errors import InputError
 from mmllm.runtime.progress import Progress
 from mmllm.times.answers import Span
 from mmllm.times.vocabulary import ClampCount, TimeTokens
+from mmllm.video.frame_files import FOLDER_FPS, frame_files
+from mmllm.video.limits import VideoLimits
+from mmllm.video.still_images import broken_images
 
 COUNTS = (10, 25, 50, 100, 200)
 """Numbers of time tokens for which the rounding error is measured."""
@@ -178,6 +181,16 @@ def _media_problems(result: Annotations[Any], probe: bool, fps: float | None, no
             annotated |= {media.path: (item.duration_s, rate) for media in item.media if media.kind == "video"}
         elif item.video is not None:
             annotated[item.video] = (item.duration_s, rate)
+    images = {
+        medium.path: None
+        for item in result.items
+        if isinstance(item, Dialogue)
+        for medium in item.media
+        if medium.kind == "image"
+    }
+    problems["unreadable_videos"] += [
+        f"unreadable: {problem}" for problem in broken_images(list(images), VideoLimits())
+    ]
     with Progress("look at videos", len(annotated), "videos") as bar:
         for path, (duration_s, rate) in annotated.items():
             bar.advance()
@@ -212,10 +225,6 @@ def _folder_facts(path: Path, fps: float | None) -> tuple[int | None, float, str
     Raises:
         InputError: if it has no frames, or some cannot be decoded.
     """
-    from mmllm.video.frame_files import FOLDER_FPS, frame_files
-    from mmllm.video.limits import VideoLimits
-    from mmllm.video.still_images import broken_images
-
     frames = frame_files(path)
     if frames.problem:
         raise InputError(f"{path}: {frames.problem}")

@@ -43,7 +43,7 @@ from mmllm.datasets.records import Dialogue, Media, Turn
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 from mmllm.times.stamps import shortened
-from mmllm.video.names import existing
+from mmllm.video.names import existing, is_address
 
 KINDS: tuple[Kind, ...] = ("video", "image")
 FORMS = {"conversations": llava_turns, "messages": message_turns}
@@ -133,6 +133,8 @@ def _paths(row: dict[str, Any], kind: Kind) -> list[str]:
     for path in paths:
         if not isinstance(path, str) or not path:
             raise InputError(f"a {kind} must be the path of a file, not {shortened(repr(path))}")
+        if is_address(path):
+            raise InputError(f"{path}: an address; only local files are read, so download it first")
     return paths
 
 

@@ -121,6 +121,8 @@ def open_video(
     options = OpenOptions(limits=limits, stream=stream, strict=strict, tone_map=tone_map)
     media = media_file(source, inside=inside, name=name)
     if animation := animation_of(media):
+        if backend not in ("auto", "pyav"):
+            raise InputError(f"{media.name}: backend {backend!r} does not read animated images; leave it out")
         return AnimationReader(media, animation, options)
     if backend in ("auto", "pyav"):
         from mmllm.video._pyav import PyAVReader

@@ -109,6 +109,8 @@ def test_limits_and_options(tmp_path, picture):
             open_video(path, limits=limits)
     with pytest.raises(InputError, match="stream 0 only"):
         open_video(path, stream=1)
+    with pytest.raises(InputError, match="'decord' does not read animated images"):
+        open_video(path, "decord")
     video = open_video(path)
     video.close()
     with pytest.raises(VideoDecodeError, match="closed"):

@@ -168,7 +168,8 @@ def many_streams(path: Path, count: int, size: int, codec: str) -> Path:
     import av
 
     with av.open(str(path), "w") as container:
-        streams = [container.add_stream(codec, rate=25) for _ in range(count)]
+        options = {"preset": "ultrafast"} if codec == "libx264" else {}
+        streams = [container.add_stream(codec, rate=25, options=options) for _ in range(count)]
         for stream in streams:
             stream.width = stream.height = size
             stream.pix_fmt = "yuv420p"
