@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmllm.commands.flags import given_file, require_rate
 from mmllm.datasets.check import check_annotations
 from mmllm.errors import PartialFailure
 
@@ -19,6 +20,7 @@ def check(
     durations: Path | None = None,
     strict: bool = False,
     probe: bool = True,
+    fps: float | None = None,
     show: int = 10,
     json: bool = False,
 ) -> None:
@@ -35,10 +37,13 @@ def check(
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
         strict: count rows as bad whose times would otherwise be clipped to the video.
         probe: open every video and image.
+        fps: images a second of folders of frames, for rows that have no `fps`; 5 if it is not given.
         show: how many problems to print.
         json: print everything as one JSON object.
     """
-    summary = check_annotations(annotations, videos, format, durations, "skip" if strict else "repair", probe)
+    require_rate(fps)
+    annotations = given_file(annotations)
+    summary = check_annotations(annotations, videos, format, durations, "skip" if strict else "repair", probe, fps)
     if json:
         print(json_text.dumps(summary, indent=2, ensure_ascii=False))
     else:
@@ -55,7 +60,7 @@ def _print(summary: dict[str, Any], show: int) -> None:
     console = Console()
     table = Table(title=summary["annotations"], title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
     for key, value in summary.items():
-        if key in ("annotations", "refused", "problems") or value is None:
+        if key in ("annotations", "refused", "problems", "notes") or value is None:
             continue
         if key == "self_iou":
             scores = [f"{100 * score:.1f} % ({count})" for count, score in value.items() if score is not None]
@@ -68,3 +73,5 @@ def _print(summary: dict[str, Any], show: int) -> None:
         console.print(problem, markup=False, highlight=False)
     if len(summary["problems"]) > show:
         console.print(f"... and {len(summary['problems']) - show} more")
+    for note in summary["notes"][:show]:
+        console.print(f"note: {note}", markup=False, highlight=False)

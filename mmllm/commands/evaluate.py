@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mmllm.commands.flags import StageFlags
+from mmllm.commands.flags import StageFlags, given_file, require_rate
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
@@ -32,6 +32,7 @@ def evaluate(
     output: Path | None = None,
     format: str = "auto",
     durations: Path | None = None,
+    fps: float | None = None,
     render_seed: int | None = None,
     render_world: Literal["basic", "easy", "full", "hard"] | None = None,
     render_videos: int = 100,
@@ -58,6 +59,7 @@ def evaluate(
         output: folder for samples.jsonl and metrics.json; MODEL/eval if MODEL is a folder. Its answers are reused.
         format: rtl, captions, nextqa, charades, timeit or dialogues; auto detects it from the content.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
+        fps: images a second of folders of frames, for rows that have no `fps`; by default the model's own, 5.
         render_seed: without DATA: render synthetic clips from this seed and ask about them. The clips stay in the cache
             folder (`~/.cache/mmllm`). Use another seed than in training (0).
         render_world: kind of these clips, as in `mmllm render`; by default the kind that the packaged model knows.
@@ -81,17 +83,15 @@ def evaluate(
     from mmllm.evaluation.trials import Trials
     from mmllm.inference.answering import VideoQA
 
+    if (data is None) == (render_seed is None):
+        raise InputError("give either DATA or --render-seed")
     processes.wait()  # starts the group of processes, which gives each process its own device
     rounds = Trials.of(trials, temperature, seed)
-    if data is not None and render_seed is None:
-        name, benchmark = "eval", read_benchmark(data, videos, format, durations)
-    elif data is None and render_seed is not None:
-        from mmllm.evaluation.fresh import fresh_benchmark
-
-        name = f"eval-seed{render_seed}-{render_world or 'default'}-{render_videos}"
-        benchmark = fresh_benchmark(render_seed, world=render_world, videos=render_videos)
+    require_rate(fps)
+    if data is not None:
+        name, benchmark = "eval", read_benchmark(given_file(data), videos, format, durations, fps)
     else:
-        raise InputError("give either DATA or --render-seed")
+        name, benchmark = _rendered(render_seed, render_world, render_videos, fps)
     benchmark = benchmark if limit is None else benchmark.first(limit)
     if not benchmark.questions:
         raise InputError(f"{data}: the benchmark has no question")
@@ -112,6 +112,16 @@ def _tell(data: Path | None, notes: Sequence[str]) -> None:
     if notes and processes.is_main():
         more = f"; and {len(notes) - MOST_LISTED} more" if len(notes) > MOST_LISTED else ""
         log.warning("%s: %s%s", data, "; ".join(notes[:MOST_LISTED]), more)
+
+
+def _rendered(seed: int | None, world: Any, videos: int, fps: float | None) -> tuple[str, Any]:
+    """Name and questions of synthetic clips; those of the cache folder are used again."""
+    from mmllm.evaluation.fresh import fresh_benchmark
+
+    assert seed is not None
+    if fps is not None:
+        raise InputError("--fps is the rate of folders of images in DATA; rendered clips have their own times")
+    return f"eval-seed{seed}-{world or 'default'}-{videos}", fresh_benchmark(seed, world=world, videos=videos)
 
 
 def evaluate_into(
@@ -150,7 +160,7 @@ def evaluate_into(
     make_folder(folder)
     if processes.is_main():
         write_places(folder, {question.vid: question.video for question in benchmark.questions})
-    _same_model(folder, qa, rounds)
+    _same_model(folder, qa, rounds, benchmark)
     start = time.perf_counter()
     samples_by_trial, all_scores = [], []
     for trial in range(rounds.count):
@@ -186,8 +196,9 @@ def evaluate_into(
     return scores
 
 
-def _same_model(folder: Path, qa: Any, trials: Any) -> None:
+def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any) -> None:
     """Writes into the folder which model and settings its answers are from; refuses a folder of other answers."""
+    from mmllm.datasets.folder_rates import folder_rates
     from mmllm.runtime.fingerprint import fingerprint
 
     identity = {
@@ -197,6 +208,8 @@ def _same_model(folder: Path, qa: Any, trials: Any) -> None:
         "max_new_tokens": qa.max_new_tokens,
         "trials": to_mapping(trials),
     }
+    if rates := folder_rates(benchmark.questions):
+        identity["folder_rates"] = rates
     file = folder / "answered_by.json"
     if not any(folder.rglob("*.jsonl")):
         file.unlink(missing_ok=True)  # it speaks of no answers; an older version left it empty on a full disk

@@ -17,6 +17,7 @@ from mmllm.datasets.spans import Length, fitted, fitted_stamps, number
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 from mmllm.times.stamps import shortened
+from mmllm.video.names import nearest
 
 Policy = Literal["repair", "skip", "raise"]
 """What to do with a bad row. repair: clip times that lie a little over the video's end, and skip rows beyond repair.
@@ -42,7 +43,7 @@ class MissingVideo(InputError):
     """The video or image of a row does not exist."""
 
     def __init__(self, video: str, folder: Path) -> None:
-        super().__init__(f"{shortened(video, 300)} is not in {folder}")
+        super().__init__(f"{shortened(video, 300)} is not in {folder}{nearest(Path(folder) / video)}")
         self.video = video
 
 

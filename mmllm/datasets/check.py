@@ -12,12 +12,14 @@ import numpy as np
 from mmllm.datasets.annotations import Annotations, Policy
 from mmllm.datasets.captions import CaptionedVideo
 from mmllm.datasets.formats import BESIDE, format_of, read_annotations
-from mmllm.datasets.lengths import Lengths, fit_to_videos
+from mmllm.datasets.lengths import Lengths, VideoFacts, fit_to_videos
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import InputError
 from mmllm.runtime.progress import Progress
 from mmllm.times.answers import Span
 from mmllm.times.vocabulary import ClampCount, TimeTokens
+from mmllm.video.limits import VideoLimits
+from mmllm.video.still_images import broken_images
 
 COUNTS = (10, 25, 50, 100, 200)
 """Numbers of time tokens for which the rounding error is measured."""
@@ -51,6 +53,7 @@ def check_annotations(
     durations: Path | None = None,
     policy: Policy = "repair",
     probe: bool = True,
+    fps: float | None = None,
 ) -> dict[str, Any]:
     """What an annotation file holds, as plain JSON values.
 
@@ -67,6 +70,7 @@ def check_annotations(
       not checked |
     | `refused` | the problems for which fine-tuning refuses the file |
     | `problems` | all problems in words |
+    | `notes` | what is no problem, but good to know, in words |
 
     Scores are from 0 to 1 (the command's table shows them in per cent). They are None if there is no event with a
     known length of its video.
@@ -78,11 +82,12 @@ def check_annotations(
         durations: see `read_annotations`.
         policy: see `read_annotations`.
         probe: open every existing video and image.
+        fps: images a second of folders of frames, for rows that have no `fps`; 5 if it is not given.
 
     Raises:
         InputError: if the file cannot be read or its format is unknown.
     """
-    return inspect(annotations, videos, format, durations, policy, probe).summary
+    return inspect(annotations, videos, format, durations, policy, probe, fps).summary
 
 
 def inspect(
@@ -92,11 +97,12 @@ def inspect(
     durations: Path | None = None,
     policy: Policy = "repair",
     probe: bool = True,
+    fps: float | None = None,
 ) -> Inspection:
     """The summary of `check_annotations`, and the rows that can be used."""
     file_format = format_of(annotations) if format == "auto" else format
     beside = file_format in BESIDE
-    lengths = Lengths() if probe else None
+    lengths = Lengths(fps) if probe else None
     # Scores count all rows, also those whose video is missing; only dialogues cannot be read without their media.
     result = read_annotations(annotations, videos if beside else None, file_format, policy, durations)
     result = fit_to_videos(result, lengths if beside else None, policy)
@@ -113,7 +119,7 @@ def inspect(
         *(f"missing: {video}" for video in missing if not beside),  # beside their file, these are bad rows
         *(reason for reasons in by_kind.values() for reason in reasons),
     ]
-    notes = [
+    remarks = [
         *(f"repaired: {problem}" for problem in result.repaired),
         *(f"duplicate: {name}" for name in result.duplicates),
         *result.unused,
@@ -133,7 +139,8 @@ def inspect(
         "missing_videos": len(missing) if checks_videos else None,
         **{name: len(by_kind[name]) if checks_videos and probe else None for name in MEDIA_PROBLEMS},
         "refused": refused,
-        "problems": [*refused, *notes],
+        "problems": [*refused, *remarks],
+        "notes": _folder_notes(with_videos, lengths) if checks_videos else [],
     }
     useless = {medium for problems in media.values() for medium in problems}
     usable = with_videos.derive(
@@ -186,7 +193,7 @@ def _timed(item: CaptionedVideo | Question | Dialogue, lengths: Lengths | None) 
     """An item's intervals; empty if its duration is not known or it has no video."""
     duration_s = item.duration_s
     if duration_s is None and lengths is not None and isinstance(item, Dialogue) and _spans(item):
-        length = lengths.length(next(media.path for media in item.media if media.kind == "video"))
+        length = lengths.length(next(media.path for media in item.media if media.kind == "video"), item.fps)
         duration_s = None if length is None else length.seconds
     if duration_s is None:
         return []
@@ -228,51 +235,65 @@ def _media_problems(result: Annotations[Any], lengths: Lengths | None) -> dict[s
     problems: dict[str, dict[_Medium, str]] = {name: {} for name in MEDIA_PROBLEMS}
     if lengths is None:
         return problems
-    annotated: dict[Path, dict[float | None, None]] = {}  # the lengths that rows give to a video
+    # the lengths that rows give to a video, and its images a second if it is a folder
+    annotated: dict[tuple[Path, float | None], dict[float | None, None]] = {}
     images: dict[Path, None] = {}
     for item in result.items:
         if isinstance(item, Dialogue):
             images |= dict.fromkeys(media.path for media in item.media if media.kind == "image")
         for path in _paths(item):
             if path not in images:
-                annotated.setdefault(path, {})[item.duration_s] = None
+                annotated.setdefault((path, _rate(item)), {})[item.duration_s] = None
     with Progress("look at videos", len(annotated) + len(images), "files") as bar:
-        for path, durations_s in annotated.items():
+        for (path, rate), durations_s in annotated.items():
             bar.advance()
             try:
-                info = lengths.info(path)
+                facts = lengths.facts(path, rate)
             except InputError as problem:
                 problems["unreadable_videos"][path, None] = f"unreadable: {problem}"
                 continue
-            if info.num_frames is not None and info.num_frames < 2:
-                problems["short_videos"][path, None] = f"short: {path} has {info.num_frames} frames"
-            if not path.is_dir():  # a folder of frames has no length of its own
-                problems["other_durations"] |= _other_durations(path, info.duration_s, durations_s)
+            if facts.frames is not None and facts.frames < 2:
+                problems["short_videos"][path, None] = f"short: {path} has {facts.frames} frames"
+            problems["other_durations"] |= _other_durations(path, facts, durations_s)
         for path in images:
             bar.advance()
-            if reason := _image_problem(path):
-                problems["unreadable_images"][path, None] = f"unreadable: {reason}"
+            if reasons := broken_images([path], VideoLimits()):
+                problems["unreadable_images"][path, None] = f"unreadable: {reasons[0]}"
     return problems
 
 
-def _other_durations(path: Path, decoded_s: float, durations_s: Iterable[float | None]) -> dict[_Medium, str]:
+def _rate(item: CaptionedVideo | Question | Dialogue) -> float | None:
+    """Images a second of a folder of frames, as the row says."""
+    return None if isinstance(item, CaptionedVideo) else item.fps
+
+
+def _folder_notes(result: Annotations[Any], lengths: Lengths | None) -> list[str]:
+    """What is odd about the folders of frames that can be read."""
+    notes: dict[str, None] = {}
+    if lengths is None:
+        return []
+    for item in result.items:
+        for path in _paths(item):
+            if path.is_dir() and (facts := lengths.known(path, _rate(item))) and facts.note:
+                notes[f"{path}: {facts.note}"] = None
+    return list(notes)
+
+
+def _other_durations(path: Path, facts: VideoFacts, durations_s: Iterable[float | None]) -> dict[_Medium, str]:
     """The annotated lengths of a video that differ from its own."""
     problems: dict[_Medium, str] = {}
     for duration_s in durations_s:
         slack_s = max(DURATION_TOLERANCE_S, DURATION_TOLERANCE * (duration_s or 0))
-        if duration_s is not None and abs(decoded_s - duration_s) > slack_s:
-            difference = f"{path} is annotated with {duration_s:.2f} s but lasts {decoded_s:.2f} s"
-            problems[path, duration_s] = f"duration: {difference}"
+        if duration_s is not None and abs(facts.seconds - duration_s) > slack_s:
+            difference = f"{path} is annotated with {duration_s:.2f} s but lasts {facts.seconds:.2f} s"
+            guess = _rate_guess(facts, duration_s) if path.is_dir() else ""
+            problems[path, duration_s] = f"duration: {difference}{guess}"
     return problems
 
 
-def _image_problem(path: Path) -> str:
-    """Why an image cannot be read; empty if it can."""
-    from mmllm.video._picture_list import load_image
-    from mmllm.video.limits import VideoLimits
-
-    try:
-        load_image(path, VideoLimits())
-    except InputError as problem:
-        return str(problem)
-    return ""
+def _rate_guess(facts: VideoFacts, duration_s: float) -> str:
+    """The end of a message about a folder of frames whose rate seems to be another."""
+    assert facts.frames is not None
+    rate, likely = facts.frames / facts.seconds, facts.frames / duration_s
+    nearest = round(likely) if likely >= 0.75 else round(likely, 3)
+    return f": {facts.frames} frames; {nearest:g} a second, not {rate:g}? Say it by 'fps' in the row, or by --fps"

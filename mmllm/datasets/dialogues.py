@@ -8,6 +8,7 @@ forms. Beside its turns, a row may have:
 | `video`, `videos`, `image`, `images` | a path or a list of paths, relative to the folder of media |
 | `spans` | `[[start_s, end_s], ...]`, the intervals of the answer; a turn may have them, too. Times are never tokens |
 | `duration` | annotated length of the video in seconds; if it is missing, the decoded length is used |
+| `fps` | images a second of a folder of frames; if it is missing, `--fps`, or else 5 |
 | `id`, `family` | names of the row and of its kind of question |
 | `system` | the system prompt, if the first turn is not one |
 
@@ -35,7 +36,7 @@ from mmllm.datasets.annotations import (
     list_of,
     text_of,
 )
-from mmllm.datasets.folders import is_there
+from mmllm.datasets.folder_rates import check_rate, rate_of
 from mmllm.datasets.llava import KEYS as LLAVA_KEYS
 from mmllm.datasets.llava import llava_turns
 from mmllm.datasets.messages import ITEM_KEYS, message_turns
@@ -47,6 +48,7 @@ from mmllm.datasets.text_files import checked_line, lines_of, load_json, load_te
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 from mmllm.times.stamps import shortened
+from mmllm.video.names import existing, is_address
 
 KINDS: tuple[Kind, ...] = ("video", "image")
 FORMS = {"conversations": llava_turns, "messages": message_turns}
@@ -129,6 +131,8 @@ def _dialogue(reader: RowReader[Dialogue], where: str, row: Any, root: Path) -> 
     _check_order(raw_turns)
     turns = _with_spans(reader, row, raw_turns, _with_media(raw_turns, paths_by_kind, root), duration_s)
     shows_one_video = [media.kind for turn in turns for media in turn.media].count("video") == 1
+    fps = rate_of(row)
+    check_rate(fps, (medium for turn in turns for medium in turn.media))
     for turn in turns:
         if not (turn.text or turn.media or turn.spans):
             raise InputError(f"a turn of the {turn.role} is empty")
@@ -141,6 +145,7 @@ def _dialogue(reader: RowReader[Dialogue], where: str, row: Any, root: Path) -> 
         family=text_of(row, "family") if "family" in row else "",
         turns=tuple(turns),
         duration_s=duration_s,
+        fps=fps,
     )
 
 
@@ -196,6 +201,8 @@ def _paths(row: dict[str, Any], kind: Kind) -> list[str]:
     for path in paths:
         if not isinstance(path, str) or not path:
             raise InputError(f"a {kind} must be the path of a file, not {shortened(repr(path))}")
+        if is_address(path):
+            raise InputError(f"{path}: an address; only local files are read, so download it first")
     return paths
 
 
@@ -216,9 +223,9 @@ def _with_media(raw_turns: list[RawTurn], paths_by_kind: dict[Kind, list[str]], 
                 path = Path(remaining[kind].pop(0))
             if re.match(r"[A-Za-z]{2,}:/", str(path)):
                 raise InputError(f"{path}: only local files are read")
-            if not is_there(root / path):
+            if (place := existing(root / path)) is None:
                 raise MissingVideo(str(path), root)
-            media.append(Media(kind=kind, path=root / path))
+            media.append(Media(kind=kind, path=place))
         places = tuple(turn.places) if any(turn.places) else ()
         turns.append(Turn(role=turn.role, text=turn.text, media=tuple(media), places=places))
     if unused := [path for paths in remaining.values() for path in paths]:

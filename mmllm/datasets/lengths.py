@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,46 +14,80 @@ from mmllm.datasets.records import Dialogue, Question, Turn
 from mmllm.datasets.spans import Length, fitted, fitted_stamps
 from mmllm.errors import InputError
 from mmllm.times.stamps import STAMP
-from mmllm.video.info import VideoInfo
+from mmllm.video.frame_files import FOLDER_FPS, frame_files
+from mmllm.video.limits import VideoLimits
+from mmllm.video.still_images import broken_images
 
 Item = TypeVar("Item")
 
-FOLDER_FPS = 5.0
-"""Pictures a second in a folder of frames, as in LITA's data."""
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFacts:
+    """What an existing video holds."""
+
+    frames: int | None
+    """None if only decoding can tell."""
+    seconds: float
+    note: str = ""
+    """What is odd about a folder of frames, in words."""
 
 
 class Lengths:
-    """What videos hold. Each is opened once; at most one picture is decoded."""
+    """What videos hold. Each is opened once; at most one picture of a file is decoded."""
 
-    def __init__(self) -> None:
-        self._infos: dict[Path, VideoInfo | InputError] = {}
+    def __init__(self, fps: float | None = None) -> None:
+        """`fps` is the rate of folders of frames whose rows do not say it; by default 5 images a second."""
+        self.fps = fps or FOLDER_FPS
+        self._facts: dict[tuple[Path, float], VideoFacts | InputError] = {}
 
-    def info(self, video: Path) -> VideoInfo:
-        """Frames, length and rate of a video.
+    def facts(self, video: Path, fps: float | None = None) -> VideoFacts:
+        """Frames and length of a video.
+
+        Args:
+            video: a file or a folder of frames.
+            fps: images a second of the folder by its row.
 
         Raises:
-            InputError: if it cannot be opened.
+            InputError: if it cannot be read.
         """
-        if video not in self._infos:
-            from mmllm.video.limits import VideoLimits
-            from mmllm.video.opening import FrameFolder, probe
-
-            source = FrameFolder(path=video, fps=FOLDER_FPS) if video.is_dir() else video
+        key = (video, fps or self.fps)
+        if key not in self._facts:
             try:
-                self._infos[video] = probe(source, limits=VideoLimits())
+                self._facts[key] = _folder_facts(*key) if video.is_dir() else _file_facts(video)
             except InputError as problem:
-                self._infos[video] = problem
-        info = self._infos[video]
-        if isinstance(info, InputError):
-            raise info
-        return info
+                self._facts[key] = problem
+        facts = self._facts[key]
+        if isinstance(facts, InputError):
+            raise facts
+        return facts
 
-    def length(self, video: Path) -> Length | None:
-        """The length of a video; None if it cannot be opened."""
+    def known(self, video: Path, fps: float | None = None) -> VideoFacts | None:
+        """Frames and length of a video; None if it cannot be read."""
         try:
-            return Length(seconds=self.info(video).duration_s, annotated=False)
+            return self.facts(video, fps)
         except InputError:
             return None
+
+    def length(self, video: Path, fps: float | None = None) -> Length | None:
+        """The length of a video; None if it cannot be opened."""
+        facts = self.known(video, fps)
+        return None if facts is None else Length(seconds=facts.seconds, annotated=False)
+
+
+def _folder_facts(path: Path, fps: float) -> VideoFacts:
+    frames = frame_files(path)
+    if frames.problem:
+        raise InputError(f"{path}: {frames.problem}")
+    if broken := broken_images(frames.files, VideoLimits()):
+        raise InputError(f"{path}: {len(broken)} images cannot be read: {'; '.join(broken[:5])}")
+    return VideoFacts(frames=len(frames.files), seconds=frames.length / fps, note=frames.gaps)
+
+
+def _file_facts(path: Path) -> VideoFacts:
+    from mmllm.video.opening import probe
+
+    info = probe(path, limits=VideoLimits())
+    return VideoFacts(frames=info.num_frames, seconds=info.duration_s)
 
 
 def fit_to_videos(annotations: Annotations[Item], lengths: Lengths | None, policy: Policy) -> Annotations[Item]:
@@ -88,7 +122,7 @@ def fit_to_videos(annotations: Annotations[Item], lengths: Lengths | None, polic
 def _fitting(item: Any, lengths: Lengths | None) -> tuple[Any, list[str]]:
     """An item with its times inside its video, and what was clipped."""
     if isinstance(item, Question) and item.duration_s is None and item.spans and item.video is not None and lengths:
-        length = lengths.length(item.video)
+        length = lengths.length(item.video, item.fps)
         pairs = [fitted(span.start_s, span.end_s, length) for span in item.spans]
         return replace(item, spans=tuple(span for span, _ in pairs)), [problem for _, problem in pairs if problem]
     if not isinstance(item, Dialogue) or item.duration_s is not None:
@@ -100,7 +134,7 @@ def _fitting(item: Any, lengths: Lengths | None) -> tuple[Any, list[str]]:
     has_stamps = any(STAMP.search(turn.text) for turn in item.turns if turn.role != "system")
     if lengths is None or len(videos) != 1 or not (has_spans or has_stamps):
         return item, []
-    length = lengths.length(videos[0])
+    length = lengths.length(videos[0], item.fps)
     if length is None:
         return item, []
     turns, problems = [], []

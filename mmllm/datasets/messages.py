@@ -14,6 +14,7 @@ from mmllm.datasets.annotations import text_of
 from mmllm.datasets.placeholders import Kind, Piece, RawMedium, RawTurn, Role, pieces_of, raw_turn
 from mmllm.errors import InputError
 from mmllm.times.stamps import shortened
+from mmllm.video.names import is_address
 
 ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system"}
 KINDS: dict[str, Kind] = {"video": "video", "video_url": "video", "image": "image", "image_url": "image"}
@@ -48,6 +49,8 @@ def _path(item: dict[str, Any], kind: str) -> Path | None:
         value = item.get(key)
         if isinstance(value, dict):
             value = value.get("url")
+        if isinstance(value, str) and is_address(value):
+            raise InputError(f"{value}: an address; only local files are read, so download it first")
         if isinstance(value, str) and value:
             return Path(value)
         if value is not None:

@@ -17,6 +17,7 @@ from typing import Any
 from mmllm.datasets.annotations import Annotations
 from mmllm.datasets.captions import DENSE, LOCALIZE, CaptionedVideo, read_captions
 from mmllm.datasets.dialogues import read_dialogues
+from mmllm.datasets.folder_rates import folder_rates
 from mmllm.datasets.folders import is_there
 from mmllm.datasets.nextqa import read_nextqa
 from mmllm.datasets.prompts import dense_caption_prompt, event_prompt
@@ -135,6 +136,18 @@ class Mixture(Sequence[Dialogue]):
                     elif record.video is not None:
                         paths[record.video] = None
         return list(paths)
+
+    @property
+    def folder_rates(self) -> dict[str, float]:
+        """Path of each folder of frames whose rate is given -> images a second.
+
+        Raises:
+            InputError: if records give one folder different rates.
+        """
+        groups = (source.records for group in self.sources.values() for source in group.values())
+        return folder_rates(
+            record for records in groups for record in records if not isinstance(record, CaptionedVideo)
+        )
 
     def describe(self) -> dict[str, Any]:
         """Rates and numbers of records, as plain JSON values, to be saved with a run."""

@@ -63,6 +63,8 @@ class Dialogue:
     turns: tuple[Turn, ...]
     duration_s: float | None = None
     """The annotated length of the video, by which times are converted; None if it is not annotated."""
+    fps: float | None = None
+    """Images a second of its folders of frames; None if it is not given."""
 
     @property
     def media(self) -> list[Media]:
@@ -114,6 +116,7 @@ class Dialogue:
                 duration_s=self.duration_s,
                 family=self.family,
                 video=path,
+                fps=self.fps,
                 history=tuple((asked.text, answered.stamped) for asked, answered in pairs[:number]),
                 system=system,
             )
@@ -136,6 +139,8 @@ class Question:
     """The kind of question. Scores are also given for each kind."""
     video: Path | None = None
     """A file or a folder of frames."""
+    fps: float | None = None
+    """Images a second of the folder of frames; None if it is not given."""
     spans: tuple[Span, ...] = ()
     """The true intervals, if they are not given by the first two stamps of the answer."""
     history: tuple[tuple[str, str], ...] = ()
@@ -175,4 +180,10 @@ class Question:
             Turn(role="user", text=self.question.strip(), media=media),
             Turn(role="assistant", text=self.answer.strip(), spans=self.spans),
         ]
-        return Dialogue(record_id=self.question_id, family=self.family, turns=tuple(turns), duration_s=self.duration_s)
+        return Dialogue(
+            record_id=self.question_id,
+            family=self.family,
+            turns=tuple(turns),
+            duration_s=self.duration_s,
+            fps=self.fps,
+        )

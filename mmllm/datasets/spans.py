@@ -37,12 +37,13 @@ class Length:
         return max(TOLERANCE_S, TOLERANCE * self.seconds)
 
 
-def number(value: Any, what: str) -> float:
-    """The value as a finite number of seconds.
+def number(value: Any, what: str, allowed: str = "a number of seconds") -> float:
+    """The value as a finite number.
 
     Args:
         value: the value in the file.
         what: names the value in the message.
+        allowed: what the message calls an allowed value.
 
     Raises:
         InputError: if it is not a finite number.
@@ -54,7 +55,7 @@ def number(value: Any, what: str) -> float:
             seconds = math.inf
         if math.isfinite(seconds):
             return seconds
-    raise InputError(f"{what} must be a number of seconds, not {shortened(repr(value))}")
+    raise InputError(f"{what} must be {allowed}, not {shortened(repr(value))}")
 
 
 def fitted(start_s: Any, end_s: Any, length: Length | None) -> tuple[Span, str]:

@@ -84,6 +84,7 @@ def _to_json(dialogue: Dialogue) -> dict[str, Any]:
         "record_id": dialogue.record_id,
         "family": dialogue.family,
         "duration_s": dialogue.duration_s,
+        "fps": dialogue.fps,
         "turns": [
             {
                 "role": turn.role,

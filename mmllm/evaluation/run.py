@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mmllm.datasets.folder_rates import folder_rates, with_rate
 from mmllm.datasets.formats import BESIDE, format_of, questions_of, read_annotations, read_questions
 from mmllm.datasets.lengths import Lengths, fit_to_videos
 from mmllm.datasets.records import Question
@@ -51,7 +52,11 @@ class Benchmark:
 
 
 def read_benchmark(
-    data: Path, videos: Path | None = None, format: str = "auto", durations: Path | None = None
+    data: Path,
+    videos: Path | None = None,
+    format: str = "auto",
+    durations: Path | None = None,
+    fps: float | None = None,
 ) -> Benchmark:
     """Reads a folder with `val.json` (and `train.json`), or a file of annotations in any format of `formats`.
 
@@ -63,6 +68,7 @@ def read_benchmark(
             that their paths are relative to, by default the file's own.
         format: `auto`, or a name of `mmllm.datasets.formats`.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
+        fps: images a second of folders of frames, for rows that have no `fps`.
 
     Raises:
         InputError: if there are no annotations, if no row is a question, or if all videos are missing.
@@ -72,7 +78,7 @@ def read_benchmark(
         raise InputError(f"{data}: has no annotations (expected a JSON file, or a folder with val.json)")
     form = format_of(path) if format == "auto" else format
     folder = videos if videos is not None or form in BESIDE else path.parent / "videos"
-    rows = fit_to_videos(read_annotations(path, folder, form, durations=durations), Lengths(), "repair")
+    rows = fit_to_videos(read_annotations(path, folder, form, durations=durations), Lengths(fps), "repair")
     with_video = questions_of(rows)
     if form in BESIDE:
         every, questions = with_video, with_video.items
@@ -88,7 +94,7 @@ def read_benchmark(
     train = path.parent / "train.json"
     fit = read_questions(train).items if train.exists() and train != path else []
     return Benchmark(
-        questions=_with_own_ids(questions),
+        questions=with_rate(_with_own_ids(questions), fps),
         fit=fit,
         bad_rows=[str(problem) for problem in every.bad],
         notes=[*(f"repaired: {problem}" for problem in every.repaired), *every.unused],
@@ -152,6 +158,7 @@ def answer_all(
         if own or shuffled:
             open_questions[vids[i]] = own, shuffled
     # answers, a video at a time
+    qa.processor.folder_rates = folder_rates(questions)
     clips = _clips(qa, {vid: by_video[vid][0].video for vid in open_questions}, workers)
     bar = Progress("answer questions", len(open_questions), "videos", shown=progress and processes.is_main())
     with closing(clips), bar, torch.random.fork_rng():

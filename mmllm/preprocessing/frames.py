@@ -24,6 +24,8 @@ from mmllm.errors import InputError
 from mmllm.fields import require
 from mmllm.preprocessing.addresses import readable, resolved
 from mmllm.preprocessing.pixels import rgb
+from mmllm.video.names import nearest
+from mmllm.video.still_images import opened_image
 
 _MOST_THREADS = 8
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -235,8 +237,10 @@ def read_image(image: Any) -> np.ndarray:
     if not isinstance(source, (str, bytes, PathLike)) and not hasattr(source, "read"):
         raise InputError(f"an image is a path, bytes, a PIL image, an array or a tensor, not {type(source).__name__}")
     try:
-        return rgb(Image.open(readable(source)))
+        return rgb(opened_image(readable(source)))
     except InputError:
         raise
     except Exception as problem:  # Pillow's decoders raise many types of errors on damaged data
-        raise InputError(f"cannot read image {name!s:.200}: {problem}") from None
+        hint = nearest(source) if isinstance(problem, FileNotFoundError) and not isinstance(source, bytes) else ""
+        reason = getattr(problem, "strerror", None) or problem
+        raise InputError(f"cannot read image {name!s:.200}: {reason}{hint}") from None

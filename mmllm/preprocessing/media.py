@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ class MediaReading:
     frame_transform: FrameTransform
     num_frames: int
     folder_fps: float
+    folder_rates: Mapping[str, float] = MappingProxyType({})
+    """Path of a folder of frames -> images a second, where it is another rate. Whoever reads annotations sets it."""
     pinpoints: list[list[int]] | None
     writing: Any
 
@@ -92,7 +95,7 @@ class MediaReading:
         if "fps" not in given:
             return reader(video, **limits)
         if isinstance(video, (str, Path)) and Path(video).is_dir():
-            return replace(reader, folder_fps=given["fps"])(video, **limits)
+            return replace(reader, folder_fps=given["fps"], folder_rates={})(video, **limits)
         if isinstance(video, FrameFolder):
             refuse(given, allowed=("num_frames", "start_s", "end_s"), source="a FrameFolder, which has its own rate")
         refuse_both(given, "num_frames", "fps")
@@ -148,7 +151,12 @@ class MediaReading:
 
     def clip_reader(self) -> ClipReader:
         """What `load` does with a file, to be sent to other processes."""
-        return ClipReader(num_frames=self.num_frames, transform=self.frame_transform, folder_fps=self.folder_fps)
+        return ClipReader(
+            num_frames=self.num_frames,
+            transform=self.frame_transform,
+            folder_fps=self.folder_fps,
+            folder_rates=dict(self.folder_rates),
+        )
 
     def frame_text(self, times_s: Sequence[Sequence[float] | np.ndarray]) -> Tensor | None:
         """int64, V T K: ids of the text before each frame of videos of T frames, filled up with -1.

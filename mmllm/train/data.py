@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmllm.datasets.folder_rates import folder_rates
 from mmllm.datasets.mixture import Mixture, MixtureConfig, annotation_files, lita_mixture
 from mmllm.datasets.records import Question
 from mmllm.datasets.rtl import read_rtl
@@ -111,6 +112,8 @@ class RunData:
         """
         mixed = isinstance(self.items, Mixture)
         videos: Sequence[Path] = self.items.videos if mixed else [item.video for item in self.items if item.video]  # type: ignore[union-attr]
+        rates = self.items.folder_rates if isinstance(self.items, Mixture) else folder_rates(self.items)
+        run.processor.folder_rates = rates
         if keep_features:
             cache = FeatureCache(run.folder / "features", run.model, run.processor)
             self.set_aside |= cache.fill_together(videos, run.workers)

@@ -52,7 +52,7 @@ class FeatureCache:
         return hashlib.sha256(json.dumps({**settings, "weights": weights}, sort_keys=True).encode()).hexdigest()[:16]
 
     def path(self, video: Path) -> Path:
-        """Returns the file for a video's features. It changes when the video's path, size or modification time changes.
+        """Returns the file for a video's features. It changes with the video's path, size, modification time and rate.
 
         Raises:
             InputError: if the video cannot be accessed.
@@ -62,6 +62,8 @@ class FeatureCache:
         except OSError as problem:
             raise InputError(f"{video}: {problem.strerror}") from None
         identity = f"{video.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if (rate := self.processor.folder_rates.get(str(video))) is not None:
+            identity += f"|{rate}"
         return self.folder / f"{video.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.safetensors"
 
     def fill(self, videos: Iterable[Path], workers: int = 2, batch: int = 4) -> dict[Path, str]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmllm.datasets.folder_rates import folder_rates
 from mmllm.datasets.records import Dialogue
 from mmllm.fields import require, require_seed, to_mapping
 from mmllm.inference.answering import VideoQA
@@ -73,6 +74,7 @@ def finetune(
     force: bool = False,
     report_to: Sequence[str] = (),
     workers: int = 2,
+    fps: float | None = None,
 ) -> Path:
     """Fine-tunes a model. A stopped run with the same settings and data is resumed.
 
@@ -85,6 +87,7 @@ def finetune(
         force: continue although settings or data have changed.
         report_to: trackers of transformers.
         workers: number of processes that decode.
+        fps: images a second of folders of frames, for rows that have no `fps`; by default the model's own, 5.
 
     Returns:
         The folder of the model, or of the adapters.
@@ -97,10 +100,11 @@ def finetune(
     processes.wait()
     with locked(output):
         # step 1: check data and settings, and compare them with an earlier run in this folder
-        dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad)
+        dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad, fps=fps)
         base = Path(config.model)
         source = str(base.resolve()) if base.is_dir() else config.model  # adapters store the path of their base model
         qa = VideoQA.from_pretrained(source)
+        qa.processor.folder_rates = folder_rates(dialogues)
         record = {
             **to_mapping(config),
             "processes": processes.count(),
@@ -137,7 +141,8 @@ def _digest(dialogue: Dialogue) -> str:
     media = [f"{item.kind} {item.path.name} {_size(item.path)}" for item in dialogue.media]
     turns = [f"{turn.role} {turn.stamped}" for turn in dialogue.turns]
     places = [str(turn.places) for turn in dialogue.turns if turn.places]
-    return digest("\n".join([*media, *turns, *places, str(dialogue.duration_s)]))
+    rate = [] if dialogue.fps is None else [f"fps {dialogue.fps:g}"]
+    return digest("\n".join([*media, *turns, *places, str(dialogue.duration_s), *rate]))
 
 
 def _size(path: Path) -> int:

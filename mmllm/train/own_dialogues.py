@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmllm.datasets.check import inspect
+from mmllm.datasets.folder_rates import with_rate
 from mmllm.datasets.formats import dialogues_of
 from mmllm.datasets.records import Dialogue
 from mmllm.errors import InputError
@@ -87,23 +88,31 @@ class OwnDialogues:
         return usable
 
 
-def checked_dialogues(annotations: Path, media: Path | None, *, skip_bad: bool) -> list[Dialogue]:
+def checked_dialogues(
+    annotations: Path, media: Path | None, *, skip_bad: bool, fps: float | None = None
+) -> list[Dialogue]:
     """Returns the dialogues of a file after checking all rows, media and times.
+
+    Args:
+        annotations: the file.
+        media: the folder that paths are relative to.
+        skip_bad: leave out bad dialogues; otherwise they are errors.
+        fps: images a second of folders of frames, for rows that have no `fps`.
 
     Raises:
         InputError: if a row or a medium is bad and `skip_bad` is False, or if no dialogue remains.
     """
-    inspection = inspect(annotations, media)
+    inspection = inspect(annotations, media, fps=fps)
     refused = inspection.summary["refused"]
     _report(refused, annotations, skip_bad)
     notes = [problem for problem in inspection.summary["problems"] if problem not in refused]
-    if notes:
-        log.warning("%s: %s", annotations, _listed(notes))
+    if notes or inspection.summary["notes"]:
+        log.warning("%s: %s", annotations, _listed([*notes, *inspection.summary["notes"]]))
     rows = dialogues_of(inspection.usable)
     if not rows.items:
         reason = f": {rows.bad[0]}" if rows.bad else ""
         raise InputError(f"{annotations}: it has no dialogue for training{reason}")
-    return rows.items
+    return with_rate(rows.items, fps)
 
 
 def _listed(problems: Sequence[str]) -> str:

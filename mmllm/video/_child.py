@@ -100,7 +100,7 @@ class Child:
         remaining_s = until - time.monotonic()
         if remaining_s <= 0 or not self._selector.select(remaining_s):
             self.kill()
-            raise VideoTimeout(f"{self._name}: killed, because it took too long (raise VideoLimits.child_s)")
+            raise VideoTimeout(f"{self._name}: killed, because it took too long", in_python="raise VideoLimits.child_s")
         block = self._output.read(1 << 20)
         if not block:
             raise self._ended()

@@ -57,7 +57,7 @@ class Decoder:
         try:
             self.stream = _pyav_open.choose_stream(self.container, name, self._options.stream)
             coded = self.stream.codec_context
-            limits.check_size(name, coded.width, coded.height)
+            _pyav_open.check_decoder(self.stream, name, limits)
             self.codec = _pyav_open.alpha_decoder(self.stream, name) or coded
             self.aspects = self.aspects or PixelAspects(self.container, self.stream)
             self.codec.copy_opaque = not self.aspects.fixed  # for the marks on packets
@@ -71,7 +71,9 @@ class Decoder:
 
     def packets(self, streams: Sequence[Any] = ()) -> Iterator[Packet]:
         """The packets of `streams`, or of the video stream, from the container's position on."""
-        return _pyav_open.packets_of(self.container, streams or (self.stream,), self._patience)
+        return _pyav_open.packets_of(
+            self.container, streams or (self.stream,), self._media.name, self._options.limits, self._patience
+        )
 
     def frames(self, deadline: Deadline, pts: np.ndarray | None = None) -> Iterator[VideoFrame]:
         """All frames from the container's start on. Packets that cannot be decoded are skipped and counted.

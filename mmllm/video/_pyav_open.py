@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmllm.video import _containers
+from mmllm.video._claims import check_claims, check_parameters
+from mmllm.video._not_video import kind_of
+from mmllm.video._parameter_sets import sequence_parameters
 from mmllm.video._sources import MediaFile
-from mmllm.video.errors import NoVideoStream, VideoOpenError, VideoTimeout
+from mmllm.video.errors import LimitExceeded, NoVideoStream, VideoOpenError, VideoTimeout
 from mmllm.video.limits import VideoLimits
 
 if TYPE_CHECKING:
@@ -41,7 +44,8 @@ class Patience:
     def error(self) -> VideoTimeout:
         """The error to raise in that case."""
         return VideoTimeout(
-            f"{self._name}: no packet found within {self.stall_s:g} s (raise VideoLimits.stall_s to search longer)"
+            f"{self._name}: no packet found within {self.stall_s:g} s",
+            in_python="raise VideoLimits.stall_s to search longer",
         )
 
 
@@ -61,26 +65,37 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
 
     Raises:
         VideoOpenError: if the container is not an allowed one, or is damaged.
+        LimitExceeded: if its header claims more than the limits allow.
         VideoTimeout: if opening takes too long.
     """
     import av
 
     container = _containers.container_of(media.head)
     if container is None:
+        if kind := kind_of(media.head):
+            raise VideoOpenError(f"{media.name}: not a video: {kind}")
         raise VideoOpenError(f"{media.name}: not a video of a known container: it begins with {media.head[:12]!r}")
+    video_tracks, hint = check_claims(media, container, limits)
     options = {
         "protocol_whitelist": "file",
         "format_whitelist": _containers.DEMUXERS,
-        "max_pixels": str(limits.pixels),
+        # FFmpeg decodes the first frames of all tracks, so several tracks share the allowed pixels.
+        "max_pixels": str(limits.pixels if video_tracks < 3 else 2 * limits.pixels // video_tracks),
     }
     try:
         target: Any = media.path if media.path is not None else _PatientStream(media.stream(), patience)
-        return av.open(target, format=container, options=options, metadata_errors="ignore", timeout=patience.stall_s)
+        opened = av.open(target, format=container, options=options, metadata_errors="ignore", timeout=patience.stall_s)
     except (av.error.FFmpegError, ValueError) as problem:
         if isinstance(problem, av.error.ExitError) or patience.lost:
             raise patience.error() from None
-        reason = getattr(problem, "strerror", None) or problem
+        reason = hint or getattr(problem, "strerror", None) or problem
         raise VideoOpenError(f"{media.name}: not a readable video ({container}): {reason}") from None
+    try:
+        limits.check_streams(media.name, len(opened.streams))
+    except LimitExceeded:
+        opened.close()
+        raise
+    return opened
 
 
 def describe_streams(container: InputContainer) -> tuple[str, ...]:
@@ -106,6 +121,8 @@ def choose_stream(container: InputContainer, name: str, number: int | None) -> V
     """
     streams = describe_streams(container)
     listed = "; ".join(streams) or "none"
+    if streams and not container.streams.video:
+        raise NoVideoStream(f"{name}: no video stream, so there is nothing to see in it; streams: {listed}")
     if number is not None:
         candidates = [stream for stream in container.streams.video if stream.index == number]
         if not candidates:
@@ -127,6 +144,19 @@ def choose_stream(container: InputContainer, name: str, number: int | None) -> V
     return best
 
 
+def check_decoder(stream: VideoStream, name: str, limits: VideoLimits) -> None:
+    """Refuses a stream whose pictures are too large, or whose decoder would have to keep too many of them.
+
+    Raises:
+        LimitExceeded: naming size and reference frames.
+    """
+    codec = stream.codec_context
+    limits.check_size(name, codec.width, codec.height)
+    parameters = sequence_parameters(codec.name, codec.extradata or b"")
+    if parameters is not None:
+        check_parameters(name, parameters, limits)
+
+
 def rate_of(stream: VideoStream) -> float:
     """Frames a second by the header or by FFmpeg's guess; 25 if both have none."""
     for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
@@ -135,10 +165,13 @@ def rate_of(stream: VideoStream) -> float:
     return 25.0
 
 
-def packets_of(container: InputContainer, streams: Sequence[Any], patience: Patience) -> Iterator[Packet]:
+def packets_of(
+    container: InputContainer, streams: Sequence[Any], name: str, limits: VideoLimits, patience: Patience
+) -> Iterator[Packet]:
     """The packets of some streams that hold data, in stored order. Damaged places of the container are skipped.
 
     Raises:
+        LimitExceeded: if a packet has too many bytes.
         VideoTimeout: if the search for a packet took too long.
     """
     import av
@@ -150,6 +183,7 @@ def packets_of(container: InputContainer, streams: Sequence[Any], patience: Pati
             for packet in container.demux(*streams):
                 errors = 0
                 if packet.size:
+                    limits.check_packet(name, packet.size)
                     yield packet
                     patience.restart()
             break

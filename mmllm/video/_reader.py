@@ -240,9 +240,8 @@ class VideoReader(abc.ABC):
         """First and last index of the frames in a part of the video. If it has none, the frame shown at its start."""
         begin, end = 0.0 if start_s is None else start_s, np.inf if end_s is None else end_s
         if not (0 <= begin < end) or begin > self.info.duration_s:
-            raise InputError(
-                f"{self.info.source}: no part from {start_s} to {end_s} s; the video lasts {self.info.duration_s:.3f} s"
-            )
+            part = f"from {begin:g} s" + ("" if end_s is None else f" to {end_s:g} s")
+            raise InputError(f"{self.info.source}: no part {part}; the video lasts {self.info.duration_s:.3f} s")
         times_s = self.times_s
         first = int(np.searchsorted(times_s, begin - 1e-9))
         last = int(np.searchsorted(times_s, end + 1e-9)) - 1

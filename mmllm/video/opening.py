@@ -21,12 +21,14 @@ import numpy as np
 from mmllm.errors import InputError
 from mmllm.tokens import VideoClip
 from mmllm.video import _urls
+from mmllm.video._animation import AnimationReader, animation_of
 from mmllm.video._open_options import OpenOptions
 from mmllm.video._picture_list import FrameFolder, PictureListReader, open_folder
 from mmllm.video._reader import Size, Transform, VideoReader
 from mmllm.video._sources import media_file
 from mmllm.video.errors import (
     ClockBroken,
+    FramesMissing,
     LimitExceeded,
     NoFrames,
     NoVideoStream,
@@ -39,12 +41,14 @@ from mmllm.video.errors import (
 )
 from mmllm.video.info import VideoInfo
 from mmllm.video.limits import UPLOAD_LIMITS, VideoLimits
+from mmllm.video.names import existing
 
 __all__ = [
     "UPLOAD_LIMITS",
     "Backend",
     "ClockBroken",
     "FrameFolder",
+    "FramesMissing",
     "LimitExceeded",
     "NoFrames",
     "NoVideoStream",
@@ -109,6 +113,7 @@ def open_video(
         VideoTruncated: if the file ends earlier than its header declares.
         VideoShapeChanged: when a frame of another shape than the first is read.
         ClockBroken: if its clock falls back or jumps.
+        FramesMissing: if numbers are missing among the names of a folder's images.
     """
     if backend not in get_args(Backend):
         raise InputError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
@@ -125,6 +130,10 @@ def open_video(
         name, source = source, _urls.fetch(source, limits)
     options = OpenOptions(limits=limits, stream=stream, strict=strict, tone_map=tone_map, deinterlace=deinterlace)
     media = media_file(source, inside=inside, name=name)
+    if animation := animation_of(media):
+        if backend not in ("auto", "pyav"):
+            raise InputError(f"{media.name}: backend {backend!r} does not read animated images; leave it out")
+        return AnimationReader(media, animation, options)
     if backend in ("auto", "pyav"):
         from mmllm.video._pyav import PyAVReader
 
@@ -138,7 +147,7 @@ def open_video(
 
 def _pictures(source: Any, fps: float | None, limits: VideoLimits, inside: str | Path | None) -> VideoReader | None:
     """A reader of a folder of images or of arrays; None if the source is neither."""
-    if fps is not None and isinstance(source, (str, Path)) and Path(source).is_dir():
+    if fps is not None and isinstance(source, (str, Path)) and (existing(source) or Path(source)).is_dir():
         source = FrameFolder(path=source, fps=fps)
     if isinstance(source, FrameFolder):
         return open_folder(source, limits, inside=inside)
@@ -178,7 +187,7 @@ def sample_uniform(
         return video.sample_uniform(frames, start_s=start_s, end_s=end_s, size=size, transform=transform)
 
 
-def probe(source: Any, *, limits: VideoLimits = UPLOAD_LIMITS) -> VideoInfo:
+def probe(source: Any, *, limits: VideoLimits | None = None) -> VideoInfo:
     """A video's length, rate, size and coding, found by reading its packets and decoding one frame.
 
     Raises:

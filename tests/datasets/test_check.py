@@ -129,8 +129,8 @@ def test_videos_are_looked_for_and_opened(file, tmp_path):
     videos = tmp_path / "videos"
     (videos / "v_folder").mkdir(parents=True)
     (videos / "v_empty").mkdir()
-    for number in (1, 2):
-        Image.new("RGB", (32, 32)).save(videos / "v_folder" / f"00000{number}.jpg")
+    for number in range(25):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(videos / "v_folder" / f"{number:06d}.jpg")
     (videos / "v_text.mp4").write_text("not a video")
     encode(videos / "v_good.mp4", 50)
     encode(videos / "v_long.mp4", 50)
