@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmllm.video import _containers
+from mmllm.video._joined_flv import joined_flv
 from mmllm.video._sources import MediaFile
 from mmllm.video.errors import NoVideoStream, VideoOpenError, VideoTimeout
 from mmllm.video.limits import VideoLimits
@@ -74,7 +75,10 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
         "max_pixels": str(limits.pixels),
     }
     try:
-        target: Any = media.path if media.path is not None else _PatientStream(media.stream(), patience)
+        joined = joined_flv(media) if container == "flv" else None
+        target: Any = media.path
+        if joined is not None or target is None:
+            target = _PatientStream(joined or media.stream(), patience)
         return av.open(target, format=container, options=options, metadata_errors="ignore", timeout=patience.stall_s)
     except (av.error.FFmpegError, ValueError) as problem:
         if isinstance(problem, av.error.ExitError) or patience.lost:
