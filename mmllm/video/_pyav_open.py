@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmllm.video import _containers
 from mmllm.video._claims import check_claims, check_parameters
+from mmllm.video._joined_flv import joined_flv
 from mmllm.video._not_video import kind_of
 from mmllm.video._parameter_sets import sequence_parameters
 from mmllm.video._sources import MediaFile
@@ -83,7 +84,10 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
         "max_pixels": str(limits.pixels if video_tracks < 3 else 2 * limits.pixels // video_tracks),
     }
     try:
-        target: Any = media.path if media.path is not None else _PatientStream(media.stream(), patience)
+        joined = joined_flv(media) if container == "flv" else None
+        target: Any = media.path
+        if joined is not None or target is None:
+            target = _PatientStream(joined or media.stream(), patience)
         opened = av.open(target, format=container, options=options, metadata_errors="ignore", timeout=patience.stall_s)
     except (av.error.FFmpegError, ValueError) as problem:
         if isinstance(problem, av.error.ExitError) or patience.lost:

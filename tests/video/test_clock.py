@@ -176,9 +176,10 @@ def test_info_says_when_the_first_frame_is_shown(tmp_path, film, capsys):
 @pytest.mark.parametrize(
     "starts_s", [(0.0, 0.02), (0.0, 500.0), (500.0, 0.0), (0.0, 0.02, 700.0), (3.0, 3.0), (1.0, 2.8)]
 )
-def test_joined_files_go_on(starts_s, b_frames, read, film, access):
-    parts = [film("mpegts", steady(50, start_s), b_frames=b_frames, first=50 * i) for i, start_s in enumerate(starts_s)]
-    reading, count = read("ts", *parts), 50 * len(parts)
+@pytest.mark.parametrize("kind", ["mpegts", "flv"])
+def test_joined_files_go_on(kind, starts_s, b_frames, read, film, access):
+    parts = [film(kind, steady(50, start_s), b_frames=b_frames, first=50 * i) for i, start_s in enumerate(starts_s)]
+    reading, count = read(SUFFIX[kind], *parts), 50 * len(parts)
     assert reading.numbers == list(range(count))
     np.testing.assert_allclose(reading.times_s, np.arange(count) / 25, atol=1e-3)
     assert reading.info.duration_s == pytest.approx(count / 25, abs=1e-3)
