@@ -61,6 +61,7 @@ def write(
     *,
     top_first: bool = True,
     frames: int = 30,
+    first: int = 0,
     flags: int = 0,
     options: dict[str, str] | None = None,
     interlaced: bool = True,
@@ -76,7 +77,7 @@ def write(
             marker = Marker(SIZE, ("tff" if top_first else "bff") if interlaced else "prog")
             for number in range(frames):
                 picture = woven(number, top_first=top_first, interlaced=interlaced)
-                container.mux(stream.encode(marker.marked(picture, number)))
+                container.mux(stream.encode(marker.marked(picture, first + number)))
             container.mux(stream.encode(None))
     return path
 
@@ -214,7 +215,7 @@ def test_a_late_mark_is_found_in_single_frames(tmp_path):
         write(
             tmp_path / "0.ts", "libx264", frames=15, interlaced=False, options={"x264-params": "keyint=15:bframes=0"}
         ),
-        write(tmp_path / "1.ts", "libx264", frames=15, options={"x264-params": "keyint=15:bframes=0:tff=1"}),
+        write(tmp_path / "1.ts", "libx264", frames=15, first=15, options={"x264-params": "keyint=15:bframes=0:tff=1"}),
     ]
     path = tmp_path / "both.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
