@@ -61,6 +61,7 @@ def write(
     *,
     top_first: bool = True,
     frames: int = 30,
+    first: int = 0,
     flags: int = 0,
     options: dict[str, str] | None = None,
     interlaced: bool = True,
