@@ -57,6 +57,9 @@ class AnimationReader(VideoReader):
             raise InputError(f"{media.name}: an animated image has stream 0 only, not {options.stream}")
         self._media, self._kind, self.limits = media, kind, options.limits
         self._closed = False
+        if kind == "webp":  # Pillow allocates a canvas of this size when it opens the file
+            width, height = (1 + int.from_bytes(media.head[at : at + 3], "little") for at in (24, 27))
+            self.limits.check_size(media.name, width, height)
         delays_s, self._declared = [], 0
         for _, image in self._pictures():
             self._width, self._height = image.size

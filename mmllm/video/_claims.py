@@ -76,6 +76,11 @@ def _check_mp4(media: MediaFile, claims: _mp4_claims.Claims, limits: VideoLimits
         )
     if b"moov" not in claims.kinds:
         _explain_missing_index(name, claims)
+    if claims.fragmented and not claims.frames and b"moof" not in claims.kinds:
+        raise VideoOpenError(
+            f"{name}: not a video by itself: the init part of a stream without its segments: "
+            "join them, by cat INIT.mp4 SEGMENT.m4s ... > OUT.mp4"
+        )
     if claims.encrypted:
         raise VideoOpenError(f"{name}: its pictures are encrypted (DRM), which mmllm cannot decode")
     problem = "its index (moov) is cut short, the download or copy was not finished" if claims.cut == b"moov" else ""

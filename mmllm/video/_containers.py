@@ -28,6 +28,8 @@ _STARTS = (
     (b"\x1f\x07\x00\x3f", "dv"),
     (b"\x1f\x07\x00\xbf", "dv"),
 )
+SOUND = ("mp3", "flac", "wav")
+"""Containers of sound alone. They are opened only to list their streams."""
 DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,ogg,asf,mpeg,mpegts,mpegvideo,ivf,yuv4mpegpipe,"
     "h264,hevc,mp3,flac,wav,mxf,nut,dv"

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 _SEGMENT, _TRACKS, _TRACK, _VIDEO, _CLUSTER = 0x18538067, 0x1654AE6B, 0xAE, 0xE0, 0x1F43B675
 _WIDTH, _HEIGHT = 0xB0, 0xBA
+_ATTACHMENTS, _ATTACHED_FILE = 0x1941A469, 0x61A7
 _MOST_ELEMENTS = 100_000
 
 
@@ -28,6 +29,10 @@ def claims_of(stream: BinaryIO, length: int) -> MatroskaClaims:
             for child, child_start, child_end in _elements(stream, start, end):
                 if child == _CLUSTER:
                     return claims
+                if child == _ATTACHMENTS:  # pictures among them become video tracks
+                    files = sum(name == _ATTACHED_FILE for name, _, _ in _elements(stream, child_start, child_end))
+                    claims.tracks += files
+                    claims.pictures += [(0, 0)] * files
                 if child == _TRACKS:
                     _add_tracks(stream, child_start, child_end, claims)
     return claims

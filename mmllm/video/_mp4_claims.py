@@ -44,6 +44,8 @@ class Claims:
     entries: int = 0
     """Entries that FFmpeg would allocate for all tables together."""
     encrypted: bool = False
+    fragmented: bool = False
+    """Whether the index says that samples follow in fragments."""
     boxes: int = 0
 
 
@@ -103,7 +105,12 @@ def _look(
         _look_at_formats(_read(stream, start + 8, max(0, min(end - start - 8, 4096))), claims, track)
     elif kind == b"cmov":
         _look_inside_compressed(stream, start, end, claims, depth)
+    elif kind == b"covr":  # each cover becomes a video track
+        covers = sum(child == b"data" for child, _, _ in _boxes(stream, start, end))
+        claims.tracks += covers
+        claims.pictures += [(0, 0)] * min(covers, 10_000)
     elif kind in _PARENTS or kind == b"meta" or (kind in (b"free", b"hoov") and _hides_index(stream, start)):
+        claims.fragmented |= kind == b"mvex"
         children: dict[bytes, int] = {} if kind == b"trak" else track
         if kind == b"meta":  # FFmpeg goes on at the first `hdlr`, wherever it is
             start += max(0, _read(stream, start, min(end - start, 1 << 16)).find(b"hdlr") - 4)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+_SOUND = "a sound file (MP3 or AAC), which has no pictures"
+_PICKLE = "a pickle, which is not opened, because it can run code; write its frames to images or to a video"
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "a JPEG image; give it as an image"),
     (b"\x89PNG", "a PNG image; give it as an image"),
@@ -14,8 +16,10 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\0\x0cjP  ", "a JPEG 2000 image; convert it to PNG"),
     (b"\xff\x0a", "a JPEG XL image; convert it to PNG"),
     (b"\0\0\0\x0cJXL ", "a JPEG XL image; convert it to PNG"),
+    (b"\0\0\x01\0", "an icon; convert it to PNG"),
     (b"v/1\x01", "an OpenEXR image; convert it to PNG"),
     (b"%!PS", "a PostScript file; convert it to PNG"),
+    (b"{\\rtf", "a text (RTF); give the video itself"),
     (b"%PDF", "a PDF document; convert its pages to images"),
     (b"PK\x03\x04", "a zip archive (or an Office file, or NumPy's npz); unpack it and give the files in it"),
     (b"PK\x05\x06", "an empty zip archive"),
@@ -37,6 +41,10 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"[InternetShortcut]", "a link to a web page; download the video that it shows"),
     (b"v=0\r\n", "a description of a live stream (SDP); record the stream, and give the recording"),
     (b"v=0\n", "a description of a live stream (SDP); record the stream, and give the recording"),
+    (b"d8:announce", "a torrent; download the video with it, and give that"),
+    (b"DVDVIDEO", "an index of a DVD (IFO); give the VOB files beside it"),
+    (b"MPLS", "a playlist of a Blu-ray disc; give the m2ts files that it lists"),
+    (b"\x1f\x43\xb6\x75", "a segment of a WebM stream without its beginning; join it behind the first segment, by cat"),
     (b"WEBVTT", "subtitles; give the video that they belong to"),
     (b".RMF", "a RealMedia video; convert it by ffmpeg -i IN OUT.mp4"),
     (b"FWS", "a Flash program (SWF); record it, and give the recording"),
@@ -48,7 +56,15 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"FORM", "a sound file (AIFF), which has no pictures"),
     (b"\x7fELF", "a program"),
     (b"MZ", "a program for Windows"),
+    *((b"\xff%c" % second, _SOUND) for second in (0xE2, 0xE3, 0xF1, 0xF2, 0xF3, 0xF9, 0xFA, 0xFB)),
+    *((b"\x80%c" % version, _PICKLE) for version in (2, 3, 4, 5)),
 )
+_MARKS: tuple[tuple[int, bytes, str], ...] = (
+    (8, b"WEBP", "a WebP image; give it as an image"),
+    (128, b"DICM", "a medical image (DICOM); convert its frames to images or to a video"),
+    (257, b"ustar", "a tar archive; unpack it by tar -xf, and give the files in it"),
+)
+"""Bytes that stand at a place behind the beginning."""
 _TEXTS: tuple[tuple[str, str], ...] = (
     (r"<mpd|<\?xml[^>]*>\s*(<!--.*?-->\s*)*<mpd", "a DASH list; save its video by ffmpeg -i LIST -c copy OUT.mp4"),
     (r"<!doctype html|<html|<head|<body|<script", "a web page (HTML): the download failed; download the video itself"),
@@ -65,12 +81,9 @@ def kind_of(head: bytes) -> str:
     for start, kind in _STARTS:
         if head.startswith(start):
             return kind
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "a WebP image; give it as an image"
-    if head[257:262] == b"ustar":
-        return "a tar archive; unpack it by tar -xf, and give the files in it"
-    if head[:1] == b"\xff" and head[1:2] in (b"\xf1", b"\xf2", b"\xf3", b"\xf9", b"\xfa", b"\xfb", b"\xe2", b"\xe3"):
-        return "a sound file (MP3 or AAC), which has no pictures"
+    for place, mark, kind in _MARKS:
+        if head[place : place + len(mark)] == mark:
+            return kind
     if not head.strip(b"\0"):
         return "nothing but zero bytes: the download or copy was not finished; get the file again"
     return _kind_of_text(head)

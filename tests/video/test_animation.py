@@ -102,6 +102,13 @@ def test_a_cut_is_told(tmp_path, picture):
         open_video(whole[: len(whole) // 2], strict=True)
 
 
+def test_a_large_canvas_is_refused(tmp_path, picture):
+    data = bytearray(animated(tmp_path / "a.webp", picture, DELAYS_MS).read_bytes())
+    data[24:30] = b"\xff\xff\x00" * 2
+    with pytest.raises(LimitExceeded, match="65536 x 65536"):
+        open_video(bytes(data))
+
+
 def test_limits_and_options(tmp_path, picture):
     path = animated(tmp_path / "a.png", picture, DELAYS_MS)
     for limits in (VideoLimits(frames=3), VideoLimits(pixels=999), VideoLimits(seconds=3)):

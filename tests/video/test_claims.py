@@ -300,6 +300,26 @@ def test_an_index_that_is_cut_short_is_named(make_clip):
         open_video(whole[: whole.index(b"stbl") + 60])
 
 
+def test_a_beginning_without_its_segments_is_named():
+    data = movie(box(b"mvex", full(b"trex", 1, 1, 0, 0, 0)), track(full(b"stsz", 0, 0)))
+    with pytest.raises(VideoOpenError, match="the init part of a stream without its segments"):
+        open_video(data)
+
+
+def test_covers_are_streams():
+    covers = [box(b"data", struct.pack(">II", 13, 0), b"\xff\xd8\xff" + bytes(99))] * 100
+    data = movie(box(b"udta", box(b"meta", bytes(4), full(b"hdlr", *[0] * 6), box(b"ilst", box(b"covr", *covers)))))
+    with pytest.raises(LimitExceeded, match="100 streams"):
+        open_video(data)
+
+
+def test_attached_pictures_are_streams():
+    files = b"\x61\xa7\x80" * 100
+    head = b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\xff\x19\x41\xa4\x69" + (0x4000 | len(files)).to_bytes(2, "big")
+    with pytest.raises(LimitExceeded, match="100 streams"):
+        open_video(head + files)
+
+
 def test_encrypted_pictures_are_named():
     with pytest.raises(VideoOpenError, match="encrypted"):
         open_video(movie(track(full(b"stsz", 1, 1), codec=b"encv")))

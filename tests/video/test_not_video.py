@@ -78,6 +78,12 @@ KINDS = {
     "hdf5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     "mp3": (b"\xff\xfb\x90\x64" + bytes(99), "a sound file"),
     "realmedia": (b".RMF\0\0\0\x12", "RealMedia"),
+    "webm segment": (b"\x1f\x43\xb6\x75\x01\xff\xff", "a segment of a WebM stream without its beginning"),
+    "rtf": (b"{\\rtf1\\ansi", "RTF"),
+    "icon": (b"\0\0\x01\0\x01\0", "an icon"),
+    "pickle": (b"\x80\x04\x95" + bytes(99), "a pickle, which is not opened"),
+    "dicom": (bytes(128) + b"DICM" + bytes(99), "DICOM"),
+    "torrent": (b"d8:announce35:http://example.org", "a torrent"),
     "empty": (b"", "empty"),
 }
 
