@@ -19,6 +19,7 @@ from mmllm.video.quarantine import Quarantine
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "data" / "cases"
 VIDEOS = {
+    "animated.webp": (4.4, 6, 0.0, 1.4),
     "anamorphic_64_45.mp4": (2.0, 50, 0.0, 1.96),
     "cook.mp4": (3.0, 75, 0.0, 2.96),
     "joined_clock_restarts.ts": (6.0, 150, 0.0, 5.96),
@@ -28,7 +29,7 @@ VIDEOS = {
 }
 """Length in seconds, number of frames, and when the first and the last are shown."""
 FOLDERS = {"frames_applefiles": (1.0, 5, 0.0, 0.8), "frames_webp": (1.0, 5, 0.0, 0.8)}
-NO_VIDEOS = ("no_index.mp4", "fault_65535x65535.gif")
+NO_VIDEOS = ("no_index.mp4", "fault_65535x65535.gif", "fault_samples_30m_in_740_bytes.mp4")
 FOLDER_FPS = 5.0
 
 
