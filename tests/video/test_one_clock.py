@@ -76,9 +76,9 @@ def test_all_agree(name, cases, untrained_qa, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::mmllm.video.errors.ClockBroken")
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("name", [*VIDEOS, *FOLDERS])
 def test_check_compares_annotations_with_the_same_length(name, cases, tmp_path):
-    length_s = VIDEOS[name][0]
+    length_s = (VIDEOS | FOLDERS)[name][0]
 
     def problems(duration_s: float) -> list[str]:
         row = {
