@@ -9,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import math
+import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -16,15 +19,21 @@ from typing import Any, Literal, TypeVar
 
 from mmllm.errors import ConfigError
 
+MOST_SEEDS = 2**32
+"""Seeds are whole numbers from 0 below this; numpy takes no others."""
+
 Config = TypeVar("Config")
 log = logging.getLogger(__name__)
 
+_KINDS = {int: "int, a whole number of at most 64 bits", float: "float, a finite number"}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
 def closest(name: str, choices: typing.Iterable[str]) -> str:
     """The end of a message about an unknown name: the close matches and the full list."""
-    choices = sorted(choices)
+    choices, name = sorted(choices), name[:100]
     matches = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, matches))}? " if matches else ""
     return f"{hint}known: {', '.join(choices) or 'none'}"
@@ -37,7 +46,7 @@ def require(condition: bool, config: object, field: str, allowed: str) -> None:
         ConfigError: if the condition is false; names the field, its value and what is allowed.
     """
     if not condition:
-        raise ConfigError(f"{type(config).__name__}.{field} = {getattr(config, field)!r}: must be {allowed}")
+        raise ConfigError(f"{type(config).__name__}.{field} = {shown(getattr(config, field))}: must be {allowed}")
 
 
 def decode(annotation: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PLR0912 - a branch for each kind of type
@@ -64,32 +73,32 @@ def decode(annotation: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PL
         for choice in arguments:
             if value == choice or (isinstance(value, str) and not isinstance(choice, str) and value == str(choice)):
                 return choice
-        raise ConfigError(f"{where} = {value!r}: must be one of {', '.join(map(repr, arguments))}")
+        raise ConfigError(f"{where} = {shown(value)}: must be one of {', '.join(map(repr, arguments))}")
     if dataclasses.is_dataclass(annotation):
         if isinstance(value, annotation):  # type: ignore[arg-type]
             return value
         if isinstance(value, Mapping):
             return from_mapping(annotation, value, where)  # type: ignore[arg-type]
-        raise ConfigError(f"{where} = {value!r}: must be a mapping of {annotation}'s fields")
+        raise ConfigError(f"{where} = {shown(value)}: must be a mapping of {annotation}'s fields")
     if origin in (tuple, list):
         items = value.split("+") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
-            raise ConfigError(f"{where} = {value!r}: must be a list")
+            raise ConfigError(f"{where} = {shown(value)}: must be a list")
         if origin is tuple and arguments and arguments[-1] is not Ellipsis:
             if len(items) != len(arguments):
-                raise ConfigError(f"{where} = {value!r}: must have {len(arguments)} items")
+                raise ConfigError(f"{where} = {shown(value)}: must have {len(arguments)} items")
             return tuple(decode(kind, item, where) for kind, item in zip(arguments, items, strict=True))
         kind = arguments[0] if arguments else Any
         return origin(decode(kind, item, f"{where}[{i}]") for i, item in enumerate(items))
     if origin is dict or annotation is dict or origin is Mapping or annotation is Mapping:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} = {value!r}: must be a mapping")
+            raise ConfigError(f"{where} = {shown(value)}: must be a mapping")
         return dict(value)
     return _decode_plain(annotation, value, where)
 
 
 def _decode_plain(kind: Any, value: Any, where: str) -> Any:
-    wrong = ConfigError(f"{where} = {value!r}: must be {getattr(kind, '__name__', kind)}")
+    wrong = ConfigError(f"{where} = {shown(value)}: must be {_KINDS.get(kind, getattr(kind, '__name__', kind))}")
     if kind is bool:
         if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
             return value.lower() in _TRUE
@@ -103,19 +112,34 @@ def _decode_plain(kind: Any, value: Any, where: str) -> Any:
             return value
         raise wrong
     if kind in (int, float):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise wrong from None
-        if kind is float:
-            return number
-        if number != int(number):
-            raise wrong
-        return int(value) if isinstance(value, str) and value.lstrip("+-").isdigit() else int(number)
+        return _decode_number(kind, value, wrong)
     try:
         return kind(value)
     except (TypeError, ValueError):
         raise wrong from None
+
+
+def _decode_number(kind: Any, value: Any, wrong: ConfigError) -> Any:
+    """A finite number; whole ones must fit into 64 bits."""
+    try:
+        number = float(value)
+        if not math.isfinite(number):
+            raise wrong
+        if kind is float:
+            return number
+        if number != int(number):
+            raise wrong
+        whole = int(value) if isinstance(value, int) or re.fullmatch(r"[+-]?\d+", str(value)) else int(number)
+    except (TypeError, ValueError, OverflowError):
+        raise wrong from None
+    if not -(2**63) <= whole < 2**63:
+        raise wrong
+    return whole
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut short. Deep and long ones are never written whole."""
+    return _SHORT.repr(value)
 
 
 def with_current_names(cls: type, mapping: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -148,7 +172,7 @@ def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str = "")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in mapping:
         if key not in fields:
-            raise ConfigError(f"{where} has no field {key!r}; {closest(str(key), fields)}")
+            raise ConfigError(f"{where} has no field {shown(key)}; {closest(str(key), fields)}")
     values = {key: decode(hints[key], value, f"{where}.{key}") for key, value in mapping.items()}
     try:
         return cls(**values)
@@ -169,7 +193,7 @@ def merged(config: Config, changes: Mapping[str, Any], where: str = "") -> Confi
     values = {}
     for key, value in changes.items():
         if key not in names:
-            raise ConfigError(f"{where} has no field {key!r}; {closest(str(key), names)}")
+            raise ConfigError(f"{where} has no field {shown(key)}; {closest(str(key), names)}")
         current = getattr(config, key)
         if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
             values[key] = merged(current, value, f"{where}.{key}")

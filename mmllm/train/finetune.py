@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmllm.datasets.records import Dialogue
-from mmllm.fields import require, to_mapping
+from mmllm.fields import MOST_SEEDS, require, to_mapping
 from mmllm.inference.answering import VideoQA
 from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder
@@ -58,6 +58,7 @@ class FinetuneConfig:
     training: FinetuneTraining = field(default_factory=FinetuneTraining)
 
     def __post_init__(self) -> None:
+        require(0 <= self.seed < MOST_SEEDS, self, "seed", f"from 0 to {MOST_SEEDS - 1}")
         rank = self.training.lora_rank
         require(rank > 0 or not self.adapter_only, self, "adapter_only", f"False with lora_rank = {rank}")
 
