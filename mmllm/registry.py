@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmllm.errors import ConfigError
-from mmllm.fields import closest, from_mapping, to_mapping
+from mmllm.fields import closest, from_mapping, shown, to_mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def find(kind: str, name: str) -> RegisteredPart:
     """
     registered = _search(kind)
     if name not in registered:
-        raise ConfigError(f"unknown {kind} {name!r}; {closest(name, registered)}")
+        raise ConfigError(f"unknown {kind} {shown(name)}; {closest(name, registered)}")
     return registered[name]
 
 
@@ -147,13 +147,13 @@ def config_of(kind: str, description: Any) -> Any:
         for item in filter(None, rest.split(",")):
             key, equals, value = item.partition("=")
             if not equals:
-                raise ConfigError(f"{description!r}: {item!r} should be field=value")
+                raise ConfigError(f"{shown(description)}: {shown(item)} should be field=value")
             fields[key.strip()] = value.strip()
         return from_mapping(find(kind, name.strip()).config, fields, name.strip())
     if isinstance(description, Mapping):
         fields = dict(description)
         if "name" not in fields:
-            raise ConfigError(f"a {kind} needs a name: {dict(description)}")
+            raise ConfigError(f"a {kind} needs a name: {shown(dict(description))}")
         name = fields.pop("name")
         return from_mapping(find(kind, name).config, fields, name)
     name_of(kind, description)

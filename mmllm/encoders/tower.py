@@ -5,6 +5,7 @@ B videos, T frames of a video, F frames run at once, N patches, C width, S side 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ def read_scores(
         if not separator:
             requested[name] = (kind, default)
             continue
-        if not number.lstrip("-").isdigit() or not -layers <= int(number) < layers:
+        if not re.fullmatch(r"-?[0-9]{1,9}", number) or not -layers <= int(number) < layers:
             raise InputError(f"score {name!r}: encoder {encoder!r} has layers {-layers} to {layers - 1}")
         requested[name] = (kind, int(number) % layers)
     return requested
