@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from mmllm import registry
 from mmllm.errors import ConfigError
 from mmllm.fields import from_mapping, require, to_mapping
 from mmllm.modeling.blending import BlendConfig
 from mmllm.stages import SLOTS, model_slots
+
+try:
+    from transformers.configuration_utils import SubConfigSpec
+except ImportError:  # before transformers 5.20
+    SubConfigSpec = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,10 @@ class MmllmConfig(PreTrainedConfig):
     """
 
     model_type = "mmllm"
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
+    if SubConfigSpec is None:
+        sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+    else:
+        sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
 
     text_config: Any = None
     encoder: Any = field(default_factory=lambda: {"name": "tiny"})
@@ -86,6 +93,9 @@ class MmllmConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if SubConfigSpec is None and not isinstance(self.text_config, PreTrainedConfig):
+            text = {"model_type": "llama", **(self.text_config or {})}
+            self.text_config = CONFIG_MAPPING[text["model_type"]](**text)
         super().__post_init__(**kwargs)
         for name, slot in model_slots().items():
             setattr(self, name, slot.described(getattr(self, name, slot.default)))

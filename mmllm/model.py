@@ -9,7 +9,7 @@ L text positions, P positions with the visual tokens in place
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
 
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
+from mmllm.llm.cache import CACHE
 from mmllm.llm.harness import decoder_layers, install
 from mmllm.llm.values import LlmPass
 from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, placeholders, refuse_unknown
@@ -35,18 +37,20 @@ from mmllm.tokens import IGNORED, NOWHERE, VisualSequence
 
 
 @dataclass
-class MmllmOutput(ModelOutput):
-    """The result of one forward pass."""
+class MmllmOutput(CausalLMOutputWithPast):
+    """The result of one forward pass, with transformers' fields.
 
-    loss: Tensor | None = None
-    """Scalar; None without labels."""
-    logits: Tensor | None = None
-    """B P V. None in training: there the LM head reads the labelled positions only."""
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+    `loss` is a scalar, None without labels. `logits` are B P V, None in training: there the LM head reads the labelled
+    positions only.
+    """
+
     losses: dict[str, Tensor] | None = None
     """The parts of the loss by name."""
+
+    @classmethod
+    def of(cls, outputs: ModelOutput) -> MmllmOutput:
+        """The output of the LLM; fields that only some LLMs have are left out."""
+        return cls(**{field.name: outputs.get(field.name) for field in fields(cls)})
 
 
 class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
@@ -61,7 +65,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ("past_key_values", "cache")
     accepts_loss_kwargs = False  # the loss is a mean over the batch, so that accumulated batches are averaged
 
     def __init__(self, config: MmllmConfig, shared: MmllmForConditionalGeneration | None = None) -> None:
@@ -182,6 +186,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         visual_frame: Tensor | None = None,
         visual_grid: tuple[int, int] | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MmllmOutput:
         """Next-token logits, or the loss where `labels` are given.
@@ -190,6 +195,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             input_ids: int64, B L, with one placeholder for each video and image.
             attention_mask: B L.
             position_ids: B P, for generation with a cache only.
+            past_key_values, cache: the cache, under its name before transformers 5.24 and since.
             labels: int64, B L; -100 at positions without a loss.
             segment_ids: int64, B L; numbers the questions that share the row's video, 0 for the shared part.
             media: name of each modality -> its inputs.
@@ -210,13 +216,14 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         named, kwargs = media_apart(kwargs)
         refuse_unknown(kwargs, self.language_model)
         media = one_media(media, named)
+        cache = past_key_values if cache is None else cache
         if inputs_embeds is None and input_ids is not None and visual_embeddings is None:
             sequences = self.visual_sequences(media)
             if sequences or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
                 placed = place(input_ids, mask, sequences, labels=labels, segments=segment_ids)
                 fraction = self._frame_fraction(placed, media)
-                return self._decode_placed(placed, fraction, past_key_values, logits_to_keep, **kwargs)
+                return self._decode_placed(placed, fraction, cache, logits_to_keep, **kwargs)
         if inputs_embeds is None:
             if input_ids is None:
                 raise InputError("the model needs input_ids or inputs_embeds")
@@ -229,16 +236,11 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             logits_to_keep=logits_to_keep,
+            **{CACHE: cache},
             **kwargs,
         )
-        return MmllmOutput(
-            logits=outputs.logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return MmllmOutput.of(outputs)
 
     def _decode_placed(
         self,
@@ -271,13 +273,8 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             kwargs["llm_pass"] = self.llm_pass(placed.place, placed.frame, valid, placed.grid, placed.labels)
         # step 3: logits, or in training the losses
         if placed.labels is None:
-            outputs = self.language_model(**arguments, past_key_values=cache, logits_to_keep=logits_to_keep, **kwargs)
-            return MmllmOutput(
-                logits=outputs.logits,
-                past_key_values=outputs.past_key_values,
-                hidden_states=outputs.hidden_states,
-                attentions=outputs.attentions,
-            )
+            arguments |= {CACHE: cache, "logits_to_keep": logits_to_keep}
+            return MmllmOutput.of(self.language_model(**arguments, **kwargs))
         kwargs["output_hidden_states"] = self.grounding is not None
         outputs = self.language_model.base_model(**arguments, use_cache=False, **kwargs)
         losses = self.losses(outputs.last_hidden_state, outputs.hidden_states, placed, frame_fraction)

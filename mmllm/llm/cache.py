@@ -7,15 +7,20 @@ B rows, G key heads, K keys, N new keys, D head width
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from einops import repeat
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.llm.values import KeptKeys, LlmPass
+
+CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
+"""transformers' name of the cache, in arguments and in outputs: `cache` from version 5.24 on."""
 
 
 class RecordLayer(DynamicLayer):

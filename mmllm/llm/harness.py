@@ -25,7 +25,7 @@ from transformers import AttentionInterface
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.llm.attention import STAGED, additive, staged_attention
-from mmllm.llm.cache import RecordLayer, adopt, pass_of
+from mmllm.llm.cache import CACHE, RecordLayer, adopt, pass_of
 from mmllm.llm.values import Kept, LlmPass, PruneView
 
 _INSTALLING = threading.Lock()
@@ -77,7 +77,7 @@ def _before_layer(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a layer: in a pass with stages, removes positions and gives the layer inputs for those that remain."""
     # step 1: the pass, given with a prompt, or kept by the cache in later steps
-    cache: Any = kwargs.get("past_key_values")
+    cache: Any = kwargs.get(CACHE)
     current: LlmPass | None = kwargs.get("llm_pass")
     if current is not None and cache is not None and layer == 0 and pass_of(cache) is not current:
         adopt(cache, current, layers)
