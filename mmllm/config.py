@@ -72,9 +72,9 @@ class MmllmConfig(PreTrainedConfig):
 
     model_type = "mmllm"
     if SubConfigSpec is None:
-        sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+        sub_configs = {"text_config": AutoConfig}
     else:
-        sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
+        sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
 
     text_config: Any = None
     encoder: Any = field(default_factory=lambda: {"name": "tiny"})

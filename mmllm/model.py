@@ -273,7 +273,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             kwargs["llm_pass"] = self.llm_pass(placed.place, placed.frame, valid, placed.grid, placed.labels)
         # step 3: logits, or in training the losses
         if placed.labels is None:
-            arguments |= {CACHE: cache, "logits_to_keep": logits_to_keep}
+            kwargs |= {CACHE: cache, "logits_to_keep": logits_to_keep}
             return MmllmOutput.of(self.language_model(**arguments, **kwargs))
         kwargs["output_hidden_states"] = self.grounding is not None
         outputs = self.language_model.base_model(**arguments, use_cache=False, **kwargs)

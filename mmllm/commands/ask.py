@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from mmllm.commands.flags import StageFlags
-from mmllm.errors import InputError
+from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
 
@@ -45,6 +45,8 @@ def ask(
     """
     if not question.strip():
         raise InputError('the question is empty: write one, such as "When does the red circle spin?"')
+    if plot is not None:
+        require_extra("eval", "--plot")
     from mmllm.inference.answering import VideoQA
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot)

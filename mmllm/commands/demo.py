@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmllm.app.limits import DemoLimits
-from mmllm.errors import InputError
+from mmllm.errors import InputError, require_extra
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -57,6 +57,7 @@ def demo(
         video_minutes: most minutes of a video.
         browser: open the page in the default browser.
     """
+    require_extra("demo", "the demo")
     limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60)
     qa, name = load(model)
     if frames is not None:
@@ -109,6 +110,7 @@ def running(
     Raises:
         InputError: if the server cannot listen at this address.
     """
+    require_extra("demo", "the demo")
     from mmllm.app.safety import Guard, private_folder
 
     with private_folder(limits) as folder:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmllm.datasets.records import Dialogue
+from mmllm.errors import require_extra
 from mmllm.fields import require, to_mapping
 from mmllm.inference.answering import VideoQA
 from mmllm.runtime import processes
@@ -91,6 +92,7 @@ def finetune(
         InputError: if rows or media cannot be used; the message lists the first ones.
         ConfigError: if the folder has a run with other settings or other data; the message lists the differences.
     """
+    require_extra("train", "fine-tuning")
     output.mkdir(parents=True, exist_ok=True)
     processes.wait()
     with locked(output):

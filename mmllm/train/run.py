@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mmllm import registry
-from mmllm.errors import MmllmError
+from mmllm.errors import MmllmError, require_extra
 from mmllm.runtime import processes
 from mmllm.train.building import build_model
 from mmllm.train.data import read_data
@@ -51,6 +51,7 @@ def train(
         ConfigError: if the folder has a run of another recipe or of other data; the message lists the differences.
         InputError: if there is nothing to train on.
     """
+    require_extra("train", "training")
     output.mkdir(parents=True, exist_ok=True)
     processes.wait()
     record = output / "recipe.json"
