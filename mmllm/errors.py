@@ -44,19 +44,20 @@ class PartialFailure(MmllmError):
     exit_code = 3
 
 
-def require_extra(extra: str, use: str) -> None:
+def require_extra(extra: str, use: str, *libraries: str) -> None:
     """Refuses what cannot work without an extra of the package, before any work is done.
 
     Args:
         extra: a name of `EXTRAS`.
         use: what needs it, as the beginning of a sentence: "the demo".
+        libraries: those of its libraries that are needed; all if none is named.
 
     Raises:
         MissingExtra: if one of its libraries is not installed.
     """
-    missing = [library for library in EXTRAS[extra] if not is_installed(library)]
+    missing = [library for library in libraries or EXTRAS[extra] if not is_installed(library)]
     if missing:
-        raise MissingExtra(f"{use} needs {' and '.join(missing)}: pip install 'mmllm[{extra}]'")
+        raise MissingExtra(f"{use} needs {', '.join(missing)}: pip install 'mmllm[{extra}]'")
 
 
 def is_installed(library: str) -> bool:

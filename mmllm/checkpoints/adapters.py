@@ -31,7 +31,7 @@ def with_adapters(model: MmllmForConditionalGeneration, rank: int) -> Any:
     Raises:
         ConfigError: if a reducer has trained weights that peft cannot save.
     """
-    require_extra("train", "training adapters")
+    require_extra("train", "training adapters", "peft")
     from peft import LoraConfig
 
     config = LoraConfig(
@@ -118,7 +118,7 @@ def merged_with(model: MmllmForConditionalGeneration, folder: str | Path) -> Mml
     Raises:
         CheckpointError: if the adapters do not fit the model.
     """
-    require_extra("train", f"{folder}: a model with adapters")
+    require_extra("train", f"{folder}: a model with adapters", "peft")
     from peft import PeftConfig
 
     try:

@@ -46,7 +46,7 @@ def ask(
     if not question.strip():
         raise InputError('the question is empty: write one, such as "When does the red circle spin?"')
     if plot is not None:
-        require_extra("eval", "--plot")
+        require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot)

@@ -69,7 +69,7 @@ def tokens(
 
 def _draw(model: str, changes: dict[str, Any], video: Path | None, frames: int, picture: Path) -> Path:
     """Draws the patches of a clip that a model's reducers keep, and returns the picture's path."""
-    require_extra("eval", "--plot")
+    require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA
     from mmllm.inference.plotting import plot_answer
 

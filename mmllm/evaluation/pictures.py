@@ -41,7 +41,7 @@ def plot_run(run: Path, output: Path, videos: Path | None = None, count: int = 4
     Raises:
         InputError: if there is nothing to draw.
     """
-    require_extra("eval", "plotting")
+    require_extra("eval", "plotting", "matplotlib")
     from mmllm.evaluation.contact_sheet import plot_contact_sheet
     from mmllm.evaluation.plots import plot_iou_by_length, plot_iou_histogram
     from mmllm.train.plots import plot_losses

@@ -34,7 +34,7 @@ def is_main() -> bool:
 def wait() -> None:
     """Waits until every process has called this."""
     if count() > 1:
-        require_extra("eval", "a run of several processes")
+        require_extra("eval", "a run of several processes", "accelerate")
         from accelerate import PartialState
 
         PartialState(cpu=only_cpus(), timeout=PATIENCE).wait_for_everyone()
