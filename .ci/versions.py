@@ -95,7 +95,7 @@ def run(*command: str | Path, quiet: bool = False) -> str:
     """Runs a command in the repository; returns what it prints if `quiet`, and else shows it. Ends at a failure."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     pipe = subprocess.PIPE if quiet else None
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=pipe, text=True, env=environment)
+    done = subprocess.run(list(map(str, command)), check=False, cwd=ROOT, stdout=pipe, text=True, env=environment)
     if done.returncode:
         sys.exit(f"failed with exit code {done.returncode}: {' '.join(map(str, command))}")
     return done.stdout or ""

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
+from mmllm.llm.cache import CACHE
 from mmllm.modeling.losses import token_loss
 
 FAMILIES = ("llama", "qwen2", "gemma", "gemma2")
@@ -225,3 +226,16 @@ def test_soft_time_targets():
     assert token_loss(near, targets[:1], ids, 1.0) < token_loss(far, targets[:1], ids, 1.0)
     assert token_loss(near, targets[:1]) == token_loss(far, targets[:1])
     assert token_loss(logits[:0], targets[:0]) == 0
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_the_cache_has_its_name_of_before_and_since_transformers_5_24(make_model, name):
+    model = make_model()
+    first = model(IDS[:1, :4], pixel_values_videos=pixels()[:1], use_cache=True)
+    cache, later = first[CACHE], torch.tensor([[7, 8]])
+    length = cache.get_seq_length()
+    seen = torch.ones(1, length + 2, dtype=torch.long)
+    logits = model(later, attention_mask=seen, **{name: cache}).logits
+    assert cache.get_seq_length() == length + 2
+    whole = model(torch.cat([IDS[:1, :4], later], dim=1), pixel_values_videos=pixels()[:1]).logits
+    assert_near(logits, whole[:, -2:])

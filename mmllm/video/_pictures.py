@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmllm.video import _orientation, _tone_map
+from mmllm.video._converter import keywords
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -24,7 +25,6 @@ class PictureMaker:
         from av.video.reformatter import VideoReformatter
 
         self._converter = VideoReformatter()
-        self._one_thread = _one_thread()
         self._tone_map = tone_map
         self._transfer = transfer
         self.orientation = _orientation.from_display_matrix(_display_matrix(first))
@@ -53,19 +53,12 @@ class PictureMaker:
         return self.orientation.upright(pixels)
 
     def _converted(self, frame: VideoFrame, height: int, width: int, pixel_format: str) -> np.ndarray:
-        converted = self._converter.reformat(frame, width=width, height=height, format=pixel_format, **self._one_thread)
+        converted = self._converter.reformat(frame, width=width, height=height, format=pixel_format, **keywords(frame))
         plane, channels = converted.planes[0], 4 if pixel_format == "rgba" else 3
         dtype = np.dtype("<u2" if pixel_format == "rgb48le" else np.uint8)
         # FFmpeg pads each row of pixels, so the padding is cut off.
         rows = np.frombuffer(plane, dtype=dtype).reshape(height, plane.line_size // dtype.itemsize)
         return rows[:, : width * channels].reshape(height, width, channels)
-
-
-def _one_thread() -> dict[str, int]:
-    """The keyword by which a converter works in the calling thread. Before version 17, PyAV's always do."""
-    import av
-
-    return {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 def _display_matrix(frame: VideoFrame) -> bytes:
