@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from extras import NEEDED, TESTS
 
 from mmllm import cli
 from mmllm.errors import EXTRAS, MissingExtra, is_installed, require_extra
@@ -98,3 +99,11 @@ def test_only_the_libraries_that_are_named_are_needed(without):
     require_extra("eval", "a picture", "torch")
     with pytest.raises(MissingExtra, match="a run needs accelerate"):
         require_extra("eval", "a run", "accelerate")
+
+
+def test_every_test_that_is_skipped_without_an_extra_exists():
+    for beginnings in NEEDED.values():
+        for beginning in beginnings:
+            file, _, name = beginning.partition("::")
+            assert (TESTS / file).exists(), file
+            assert not name or f"def {name.partition('[')[0]}" in (TESTS / file).read_text(), beginning
