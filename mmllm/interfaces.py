@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -59,7 +59,8 @@ class Encoder(Part, nn.Module):
 
     width: int
     """C, of the features."""
-    grid: tuple[int, int]
+    grid: Grid
+    """Rows and columns of the patches; None for 1D tokens."""
     score_names: Collection[str] = frozenset()
     """Kinds of scores that it can compute cheaply: `cls_attention`, `mean_attention`, `probe_attention`."""
     runs_encoder_stage: ClassVar[bool] = False
@@ -69,13 +70,17 @@ class Encoder(Part, nn.Module):
 
     @property
     def index(self) -> Tensor | None:
-        """int64, N. Raster positions of a frame's tokens; None if they are the whole grid in order."""
+        """int64, N. Raster positions of a frame's tokens; None if they are the whole grid in order, or 1D tokens."""
         return None
 
     @property
     def tokens_per_frame(self) -> int:
-        """N."""
-        return self.grid[0] * self.grid[1] if self.index is None else len(self.index)
+        """N. An encoder of 1D tokens has to say it."""
+        if self.index is not None:
+            return len(self.index)
+        if self.grid is None:
+            raise NotImplementedError(f"{type(self).__name__}.tokens_per_frame: 1D tokens have no grid to count")
+        return self.grid[0] * self.grid[1]
 
 
 class TokenReducer(Part, nn.Module):
@@ -83,6 +88,8 @@ class TokenReducer(Part, nn.Module):
 
     score_choices: ClassVar[tuple[str, ...]] = ()
     """Kinds of encoder scores by which it can rank; one of them is enough. Empty if it needs no score."""
+    layout: ClassVar[Literal["grid", "line"] | None] = None
+    """What it needs of the encoder: patches on a grid, ordered 1D tokens on a line, or None for either."""
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
