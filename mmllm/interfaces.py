@@ -3,6 +3,7 @@
 | kind | base class | constructor |
 |---|---|---|
 | encoder | `Encoder` | `(config)` |
+| image tokenizer | `Autoencoder` | `(config)` |
 | reducer behind the encoder | `TokenReducer`; `mmllm.pruning.ranked.BudgetReducer`, which only ranks | `(config)` |
 | reducer inside the encoder | `EncoderStage` | `(config)` |
 | reducer inside the LLM | `LlmReducer`; anything else inside the LLM is an `LlmStage` | `(config)` |
@@ -20,6 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
@@ -81,6 +83,41 @@ class Encoder(Part, nn.Module):
         if self.grid is None:
             raise NotImplementedError(f"{type(self).__name__}.tokens_per_frame: 1D tokens have no grid to count")
         return self.grid[0] * self.grid[1]
+
+
+class Autoencoder(Part, nn.Module):
+    """An image tokenizer: a picture as a short row of 1D tokens, and back. Sets its two numbers when it is built.
+
+    It is trained apart from any LLM. Its encoder half then stands in the place of a model's encoder.
+    """
+
+    image_size: int
+    """S: side of the square picture in pixels."""
+    most_tokens: int
+    """Tokens of a picture."""
+    ordered: ClassVar[bool] = False
+    """Whether any number of the first tokens gives a picture; otherwise all are needed."""
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The loss of a training step: a scalar.
+
+        Args:
+            images: float, B 3 S S, from -1 to 1.
+            generator: of all random numbers, on the CPU; None for PyTorch's own.
+        """
+        raise NotImplementedError
+
+    def reconstruct(
+        self, images: Tensor, *, tokens: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Images B 3 S S, about -1 to 1 and not clamped, of the tokens of images.
+
+        Args:
+            images: float, B 3 S S, from -1 to 1.
+            tokens: how many of the first tokens are used; None for all.
+            generator: of random numbers, on the CPU.
+        """
+        raise NotImplementedError
 
 
 class TokenReducer(Part, nn.Module):

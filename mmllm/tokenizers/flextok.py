@@ -45,8 +45,6 @@ class FlexTokFramesConfig:
     """Channels of the latents of the `vae`."""
     latent_width: int = 64
     """Channels inside the `vae`."""
-    latent_scale: float = 1.0
-    """Latents are multiplied by this."""
     patch_size: int = 2
     """Side of a patch, in pixels of the latents."""
     registers: int = 256
@@ -77,7 +75,6 @@ class FlexTokFramesConfig:
             stride=self.stride,
             channels=self.channels,
             width=self.latent_width,
-            scale=self.latent_scale,
         )
 
     def encoder_config(self) -> FlexTokEncoderConfig:

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.interfaces import Autoencoder
+from mmllm.registry import register
 from mmllm.tokenizers.autoencoders import rectified_flow
 from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig, FlexTokEncoderConfig
 from mmllm.tokenizers.autoencoders.flextok_decoder import FlexTokDecoder
 from mmllm.tokenizers.autoencoders.flextok_encoder import FlexTokEncoder
 from mmllm.tokenizers.autoencoders.fsq import FiniteScalarQuantizer
-from mmllm.tokenizers.autoencoders.latents import LatentDecoder, LatentEncoder, LatentsConfig
+from mmllm.tokenizers.autoencoders.latents import Latents, LatentsConfig
 from mmllm.tokenizers.autoencoders.rectified_flow import TrainingTimes
 
 
@@ -58,13 +60,17 @@ class FlexTokConfig:
         require(0 <= self.unconditional < 1, self, "unconditional", "0 to below 1")
 
 
-class FlexTok(nn.Module):
-    """Pictures to ordered ids and back."""
+@register("autoencoder", "flextok", config=FlexTokConfig)
+class FlexTok(Autoencoder):
+    """Ordered discrete tokens, the coarse ones first; any number of them gives a picture (FlexTok)."""
+
+    ordered: ClassVar[bool] = True
 
     def __init__(self, config: FlexTokConfig) -> None:
         super().__init__()
         self.config = config
-        self.latent_encoder, self.latent_decoder = LatentEncoder(config.latents), LatentDecoder(config.latents)
+        self.image_size, self.most_tokens = config.image_size, config.encoder.registers
+        self.latents = Latents(config.latents)
         self.encoder, self.decoder = FlexTokEncoder(config.encoder), FlexTokDecoder(config.decoder)
         self.quantizer = FiniteScalarQuantizer(config.levels)
 
@@ -75,7 +81,7 @@ class FlexTok(nn.Module):
             InputError: for images of another shape, type or range.
         """
         check_images(images, self.config.image_size)
-        return self.quantizer.ids(self.quantizer.quantize(self.encoder(self.latent_encoder(images), tokens)))
+        return self.quantizer.ids(self.quantizer.quantize(self.encoder(self.latents.encode(images), tokens)))
 
     def detokenize(
         self,
@@ -113,7 +119,14 @@ class FlexTok(nn.Module):
             return self.decoder(noised, time, codes, kept=kept, unconditional=nothing)
 
         with torch.no_grad():
-            return self.latent_decoder(rectified_flow.sample(velocity, noise, steps=steps, guidance=guidance))
+            return self.latents.decode(rectified_flow.sample(velocity, noise, steps=steps, guidance=guidance))
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: Tensor, *, tokens: int | None = None, generator: torch.Generator | None = None, steps: int = 25
+    ) -> Tensor:
+        """Images of the first `tokens` ids of each image; see `Autoencoder` and `detokenize`."""
+        return self.detokenize(list(self.tokenize(images, tokens)), steps=steps, generator=generator)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The loss of a training step: the squared error of the velocity at a drawn time, from a drawn prefix of codes.
@@ -126,7 +139,7 @@ class FlexTok(nn.Module):
         """
         check_images(images, self.config.image_size)
         with torch.no_grad():
-            latents = self.latent_encoder(images)
+            latents = self.latents.encode(images)
         codes = self.quantizer.quantize(self.encoder(latents))
         count, device, registers = len(images), images.device, self.config.decoder.registers
         times = self.config.times.draw(count, generator).to(device)

@@ -29,15 +29,15 @@ class LatentsConfig:
     """Channels of a latent of the `vae`; `pixels` has 3 for each pixel of a square."""
     width: int = 64
     """Channels inside the `vae`, at full size; they double with each halving, up to four times as many."""
-    scale: float = 1.0
-    """Latents are multiplied by this, so that their standard deviation is about 1."""
+    kl_weight: float = 1e-6
+    """Weight of the divergence from a normal distribution, in the training of the `vae`."""
 
     def __post_init__(self) -> None:
         require(self.kind in ("pixels", "vae"), self, "kind", "pixels or vae")
         require(self.stride >= 1 and self.stride & (self.stride - 1) == 0, self, "stride", "a power of two")
         require(self.channels > 0, self, "channels", "positive")
         require(self.width > 0 and self.width % 8 == 0, self, "width", "a positive multiple of 8")
-        require(0 < self.scale < math.inf, self, "scale", "positive")
+        require(0 <= self.kl_weight < math.inf, self, "kl_weight", "zero or more")
 
     @property
     def latent_channels(self) -> int:
@@ -48,10 +48,14 @@ class LatentsConfig:
 class LatentEncoder(nn.Module):
     """Pictures to latents."""
 
+    scale: Tensor
+    """Scalar. Latents are multiplied by it, so that their standard deviation is about 1."""
+
     def __init__(self, config: LatentsConfig) -> None:
         super().__init__()
         self.config = config
         self.net = None if config.kind == "pixels" else _downwards(config)
+        self.register_buffer("scale", torch.ones(()))
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of the latents (B K y x each), not yet scaled."""
@@ -63,23 +67,41 @@ class LatentEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The scaled means of the latents, B K y x, of images B 3 Y X from -1 to 1."""
-        return self.moments(images)[0] * self.config.scale
+        return self.moments(images)[0] * self.scale
 
 
-class LatentDecoder(nn.Module):
-    """Latents to pictures."""
+class Latents(nn.Module):
+    """Pictures to latents and back: an autoencoder that is trained before the tokenizer and frozen then."""
 
     def __init__(self, config: LatentsConfig) -> None:
         super().__init__()
         self.config = config
-        self.net = None if config.kind == "pixels" else _upwards(config)
+        self.encoder = LatentEncoder(config)
+        self.decoder = None if config.kind == "pixels" else _upwards(config)
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
+        """Scaled latents B K y x of images B 3 Y X from -1 to 1."""
+        return self.encoder(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
         """Images B 3 Y X, about -1 to 1 and not clamped, of scaled latents B K y x."""
-        latents = latents / self.config.scale
-        if self.net is None:
+        latents = latents / self.encoder.scale
+        if self.decoder is None:
             return rearrange(latents, "b (c p q) y x -> b c (y p) (x q)", p=self.config.stride, q=self.config.stride)
-        return self.net(latents)
+        return self.decoder(latents)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The loss of a training step: squared error of pixels, and a weak pull towards a normal distribution."""
+        mean, log_variance = self.encoder.moments(images)
+        drawn = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+        error = nn.functional.mse_loss(self.decode(drawn * self.encoder.scale), images)
+        divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+        return error + self.config.kl_weight * divergence
+
+    @torch.no_grad()
+    def measure_scale(self, images: Tensor) -> None:
+        """Sets the scale from the spread of the latents of these images (B 3 Y X)."""
+        self.encoder.scale.fill_(1 / self.encoder.moments(images)[0].std().clamp(min=1e-6))
 
 
 def _widths(config: LatentsConfig) -> list[int]:

@@ -6,7 +6,7 @@ import torch
 from mmllm.errors import ConfigError, InputError
 from mmllm.tokenizers.autoencoders.flextok import FlexTok, FlexTokConfig
 from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig, FlexTokEncoderConfig
-from mmllm.tokenizers.autoencoders.latents import LatentDecoder, LatentEncoder, LatentsConfig
+from mmllm.tokenizers.autoencoders.latents import Latents, LatentsConfig
 
 HALF = {"channels": 12, "patch_size": 2, "grid": (4, 4), "registers": 8, "layers": 1, "width": 32, "head_width": 16}
 TINY = FlexTokConfig(
@@ -33,10 +33,13 @@ def images(count=3):
 @pytest.mark.parametrize("kind", ["pixels", "vae"])
 @pytest.mark.parametrize("stride", [1, 4])
 def test_latents_have_their_shape(kind, stride):
-    config = LatentsConfig(kind=kind, stride=stride, channels=5, width=8, scale=0.5)
-    latents = LatentEncoder(config)(images())
+    config = LatentsConfig(kind=kind, stride=stride, channels=5, width=8)
+    made = Latents(config)
+    made.measure_scale(images())
+    latents = made.encode(images())
     assert latents.shape == (3, config.latent_channels, 16 // stride, 16 // stride)
-    back = LatentDecoder(config)(latents)
+    torch.testing.assert_close(latents.std(), torch.tensor(1.0), rtol=1e-4, atol=0)
+    back = made.decode(latents)
     assert back.shape == (3, 3, 16, 16)
     if kind == "pixels":
         torch.testing.assert_close(back, images())
@@ -70,7 +73,7 @@ def test_a_step_trains_both_halves_and_not_the_latents():
     made(images()).backward()
     assert made.encoder.registers.grad.any()
     assert all(block.attention.query.weight.grad.any() for block in (*made.encoder.blocks, *made.decoder.blocks))
-    assert all(weight.grad is None for weight in made.latent_encoder.parameters())
+    assert all(weight.grad is None for weight in made.latents.parameters())
 
 
 def test_the_loss_is_drawn_from_the_generator():
