@@ -7,7 +7,7 @@ B videos, T frames, F frames run at once, N tokens of a frame, C width of a toke
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from mmllm.fields import require
 from mmllm.interfaces import Encoder
-from mmllm.modeling.tower import FrameOutput, check_pixels, encode_frames, needs_gradient, read_scores
+from mmllm.modeling.tower import (
+    FrameOutput,
+    check_pixels,
+    encode_frames,
+    load_strictly,
+    needs_gradient,
+    read_scores,
+)
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokenizers.autoencoders.flextok_config import FlexTokEncoderConfig
@@ -155,3 +162,18 @@ class FlexTokFrames(Encoder):
             return codes.to(frames.dtype)
         levels = self.quantizer.levels_of(codes)
         return torch.stack([table(levels[..., channel]) for channel, table in enumerate(self.id_embeddings)]).sum(0)
+
+
+def load_flextok_encoder(encoder: FlexTokFrames, state: Mapping[str, Tensor]) -> None:
+    """Loads the encoder half of a FlexTok that `mmllm train-tokenizer` has trained; the decoder's half is left out.
+
+    The embeddings of `ids` are no part of it: they are trained with the LLM.
+
+    Raises:
+        CheckpointError: if a tensor of the half is missing, unknown or of another shape.
+    """
+    half = {name: value for name, value in state.items() if name.startswith("encoder.")}
+    latents = {name: value for name, value in state.items() if name.startswith("latents.encoder.")}
+    half |= {name.replace("latents.encoder.", "latent_encoder.", 1): value for name, value in latents.items()}
+    own = {name: value for name, value in encoder.state_dict().items() if name.startswith("id_embeddings.")}
+    load_strictly(encoder, {**own, **half}, what="FlexTok's encoder half")
