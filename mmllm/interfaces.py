@@ -97,6 +97,8 @@ class Autoencoder(Part, nn.Module):
     """Tokens of a picture."""
     ordered: ClassVar[bool] = False
     """Whether any number of the first tokens gives a picture; otherwise all are needed."""
+    reads_text: bool = False
+    """Whether `forward` and `reconstruct` take captions."""
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The loss of a training step: a scalar.
@@ -104,6 +106,8 @@ class Autoencoder(Part, nn.Module):
         Args:
             images: float, B 3 S S, from -1 to 1.
             generator: of all random numbers, on the CPU; None for PyTorch's own.
+
+        A tokenizer that reads text also takes `captions`, a text for each image.
         """
         raise NotImplementedError
 

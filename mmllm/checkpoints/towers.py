@@ -22,6 +22,7 @@ from mmllm.encoders.siglip import load_siglip_tower
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.hub.sources import local_folder, read_json
 from mmllm.tokenizers.flextok import load_flextok_encoder
+from mmllm.tokenizers.textok import load_textok_encoder
 
 LOADERS: dict[str, Callable[[Any, dict[str, Tensor]], None]] = {
     "clip": load_clip_tower,
@@ -30,6 +31,7 @@ LOADERS: dict[str, Callable[[Any, dict[str, Tensor]], None]] = {
     "fastvithd": load_fastvithd_tower,
     "flextok": load_flextok_encoder,
     "siglip": load_siglip_tower,
+    "textok": load_textok_encoder,
 }
 """Encoder -> function that loads weights, under any of their published names, into it."""
 _LLM = ("lm_head.", "language_model.", "model.language_model.", "model.layers.", "model.embed_tokens.", "text_model.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +20,9 @@ def reconstruct(
     tokens: str | None = None,
     output: Path | None = None,
     frames: int = 32,
-    steps: int = 25,
+    steps: int | None = None,
     seed: int = 0,
+    caption: str | None = None,
 ) -> None:
     """Write the original beside its reconstructions, a picture or an mp4, and print how near they are.
 
@@ -32,11 +32,13 @@ def reconstruct(
         tokens: numbers of tokens, such as 1,4,16; by default 1, 4, 16 and so on up to all.
         output: the file to write; by default reconstruction.png or reconstruction.mp4.
         frames: for a video, how many frames are taken, spread evenly.
-        steps: steps of a decoder that works in steps.
+        steps: steps of FlexTok's decoder; 25 by default.
         seed: seed of the decoder's noise.
+        caption: what the picture shows, for a tokenizer that reads text.
     """
     import torch
 
+    from mmllm.tokenizers.autoencoders.flextok import FlexTok
     from mmllm.tokenizers.autoencoders.quality import psnr, ssim
     from mmllm.tokenizers.autoencoders.saving import load_autoencoder
 
@@ -44,16 +46,20 @@ def reconstruct(
     counts = _counts(tokens, autoencoder)
     pictures, fps = _pictures(file, autoencoder.image_size, frames)
     originals = torch.from_numpy(pictures)
+    if caption is not None and not autoencoder.reads_text:
+        raise InputError(f"--caption: {tokenizer} reads no text")
+    if steps is not None and not isinstance(autoencoder, FlexTok):
+        raise InputError(f"--steps: the decoder of {tokenizer} does not work in steps")
     columns, lines = [originals], []
     for count in counts:
         generator = torch.Generator().manual_seed(seed)
-        options: dict[str, Any] = {"steps": steps} if "steps" in _arguments(autoencoder.reconstruct) else {}
-        made = torch.cat(
-            [
-                autoencoder.reconstruct(part, tokens=count, generator=generator, **options)
-                for part in originals.split(_AT_ONCE)
-            ]
-        )
+        parts = []
+        for part in originals.split(_AT_ONCE):
+            options: dict[str, Any] = {} if steps is None else {"steps": steps}
+            if caption is not None:
+                options["captions"] = [caption] * len(part)
+            parts.append(autoencoder.reconstruct(part, tokens=count, generator=generator, **options))
+        made = torch.cat(parts)
         columns.append(made)
         lines.append(
             f"{count} tokens: PSNR {psnr(made, originals).mean():.1f} dB, SSIM {ssim(made, originals).mean():.3f}"
@@ -66,12 +72,6 @@ def reconstruct(
     else:
         _draw(target, [row[0] for row in rows], ["original", *(line.replace(": ", "\n") for line in lines)])
     print(target)
-
-
-def _arguments(function: Any) -> Sequence[str]:
-    import inspect
-
-    return list(inspect.signature(function).parameters)
 
 
 def _counts(tokens: str | None, autoencoder: Any) -> list[int]:

@@ -88,8 +88,8 @@ class Pictures(torch.utils.data.Dataset[Any]):
 
 
 def batched(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of pictures: `images` B 3 S S."""
-    return {"images": torch.stack([row["images"] for row in rows])}
+    """A batch of pictures: `images` B 3 S S, and `captions`."""
+    return {"images": torch.stack([row["images"] for row in rows]), "captions": [row["captions"] for row in rows]}
 
 
 @lru_cache(maxsize=4)
@@ -102,6 +102,10 @@ def _scenes(config: SyntheticConfig, seed: int) -> tuple[np.ndarray, list[str]]:
     """Frames (uint8, N S S 3) of new scenes, and their captions."""
     frames, targets = scene_batch(config, seed, _SCENES_AT_ONCE)
     return frames[:, 1], [caption_of(targets, scene) for scene in range(_SCENES_AT_ONCE)]
+
+
+CAPTION_WORDS = ("a", "at", "the", ",", *COLORS, *SHAPES, *_ROWS, *_COLUMNS)
+"""All words of the captions of scenes."""
 
 
 def caption_of(targets: dict[str, np.ndarray], scene: int) -> str:

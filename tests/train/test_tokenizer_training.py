@@ -198,3 +198,33 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no image tokenizer"):
         load_autoencoder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["textok-tiny", "titok-tiny"])
+def test_a_fixed_number_of_tokens_with_and_without_captions(name, tmp_path, capsys):
+    made = tokenizer_recipe(name).changed(
+        {
+            "autoencoder": {"layers": 1, "width": 32, "heads": 2, "codes": 32, "patch_size": 8},
+            "training": {"max_steps": 2, "batch_size": 4},
+        }
+    )
+    folder = train_tokenizer(made, tmp_path / "run", workers=0)
+    half = registry.build(
+        "encoder",
+        {"name": "textok", "image_size": 32, "patch_size": 8, "tokens": made.autoencoder.tokens, "width": 32,
+         "layers": 1, "heads": 2, "token_width": made.autoencoder.token_width, "text_width": 64, "most_words": 32,
+         "reads_text": name == "textok-tiny", "source": "latents"},
+    ).eval()  # fmt: skip
+    load_tower(half, folder)
+    whole, images = load_autoencoder(folder), torch.rand(2, 3, 32, 32) * 2 - 1
+    torch.testing.assert_close(half(images.unsqueeze(0)).features[0], whole.encoder(images))
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(picture)
+    caption = "a red circle at the top left" if name == "textok-tiny" else None
+    reconstruct(picture, folder, output=tmp_path / "out.png", caption=caption)
+    assert f"{made.autoencoder.tokens} tokens: PSNR" in capsys.readouterr().out
+    with pytest.raises(InputError, match="does not work in steps"):
+        reconstruct(picture, folder, steps=3)
+    if name == "titok-tiny":
+        with pytest.raises(InputError, match="reads no text"):
+            reconstruct(picture, folder, caption="a red circle")

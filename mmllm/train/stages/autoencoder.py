@@ -56,9 +56,10 @@ class LossOf(nn.Module):
         super().__init__()
         self.part = part
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch of images, B 3 S S."""
-        return {"loss": self.part(images)}
+    def forward(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        """The loss of a batch of images, B 3 S S, and their captions, which not every part reads."""
+        text = {"captions": captions} if getattr(self.part, "reads_text", False) else {}
+        return {"loss": self.part(images, **text)}
 
 
 class PicturesStage(TrainingStage):
