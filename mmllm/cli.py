@@ -30,6 +30,10 @@ VERBS = {
     "info": Verb("mmllm.commands.info:info", "what a video file holds"),
     "check": Verb("mmllm.commands.check:check", "what is wrong or missing in annotations and videos, before training"),
     "train": Verb("mmllm.commands.train:train_command", "train a recipe"),
+    "train-tokenizer": Verb(
+        "mmllm.commands.train_tokenizer:train_tokenizer_command", "train an image tokenizer on pictures"
+    ),
+    "reconstruct": Verb("mmllm.commands.reconstruct:reconstruct", "show what an image tokenizer keeps of a picture"),
     "finetune": Verb("mmllm.commands.finetune:finetune_command", "train a model further, on your own videos"),
     "eval": Verb("mmllm.commands.evaluate:evaluate", "answer a benchmark's questions and score the answers"),
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers again, without a model"),

@@ -4,9 +4,9 @@ import pytest
 
 from mmllm import registry
 from mmllm.commands.train import fields_of_file
-from mmllm.encoders.tower import read_scores
 from mmllm.errors import InputError, is_out_of_memory
 from mmllm.fields import decode, shown
+from mmllm.modeling.tower import read_scores
 from mmllm.train.recipes import recipe
 
 LONG = "9" * 60

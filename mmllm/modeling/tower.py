@@ -113,7 +113,7 @@ def encode_frames(
     run: RunFrames,
     pixels: Tensor,
     *,
-    grid: tuple[int, int],
+    grid: tuple[int, int] | None,
     chunk: int,
     frame_mask: Tensor | None,
     trainable: bool,
@@ -123,7 +123,7 @@ def encode_frames(
     Args:
         run: F 3 S S -> what the tower computes.
         pixels: B T 3 S S.
-        grid: rows and columns of the N patches.
+        grid: rows and columns of the N patches; None for 1D tokens.
         chunk: how many frames are run at once, at most; bounds the memory.
         frame_mask: bool, B T. False at frames that are not run; their tokens are zero and masked.
         trainable: whether any weight needs a gradient. A frozen tower records no graph.
