@@ -38,9 +38,9 @@ def reconstruct(
     """
     import torch
 
+    from mmllm.checkpoints.autoencoders import load_autoencoder
     from mmllm.tokenizers.autoencoders.flextok import FlexTok
     from mmllm.tokenizers.autoencoders.quality import psnr, ssim
-    from mmllm.tokenizers.autoencoders.saving import load_autoencoder
 
     autoencoder = load_autoencoder(tokenizer)
     counts = _counts(tokens, autoencoder)

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from mmllm import registry
+from mmllm.checkpoints.autoencoders import save_autoencoder
 from mmllm.errors import require_extra
 from mmllm.interfaces import Autoencoder
 from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder
-from mmllm.tokenizers.autoencoders.saving import save_autoencoder
 from mmllm.train.pictures import Pictures
 from mmllm.train.recipe import KIND
 from mmllm.train.record import claim, withdrawn_if_refused

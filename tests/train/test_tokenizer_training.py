@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmllm import registry
+from mmllm.checkpoints.autoencoders import load_autoencoder
 from mmllm.checkpoints.towers import load_tower
 from mmllm.commands.reconstruct import reconstruct
 from mmllm.errors import CheckpointError, ConfigError, InputError
-from mmllm.tokenizers.autoencoders.saving import load_autoencoder
 from mmllm.train.pictures import Pictures, PicturesConfig, caption_of
 from mmllm.train.recipes import recipe
 from mmllm.train.run import train
@@ -193,7 +193,7 @@ def test_bad_settings_are_named():
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"config.json.*cannot be read"):
         load_autoencoder(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no image tokenizer"):
