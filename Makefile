@@ -3,8 +3,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# what depends on the processor: floating-point numbers
+NUMERIC := tests/encoders tests/pruning tests/tokenizers tests/paths tests/times tests/llm tests/modeling tests/modalities tests/checkpoints tests/preprocessing tests/inference tests/test_model.py tests/test_processor.py tests/test_tokens.py tests/test_stages.py tests/test_default_model.py tests/test_nearness.py tests/train/test_diffrate_classifier.py
 
-.PHONY: tables quickstart test test-browser test-docs docs wheel lint format hooks lock clean
+.PHONY: tables quickstart test test-browser test-docs test-lowest test-locked test-newest test-core smoke-versions processors matrix docs wheel lint format hooks lock clean
 
 quickstart: $(VENV)/ready  ## render, train, evaluate and ask, in minutes
 	$(BIN)/mmllm quickstart
@@ -17,6 +19,47 @@ test-browser: $(VENV)/ready $(VENV)/browser  ## all of the demo's page in a brow
 
 test-docs: $(VENV)/ready  ## every command of the docs as it stands, nothing made smaller: an hour
 	MMLLM_LONG_TESTS=1 $(BIN)/python -m pytest --timeout=0 tests/docs
+
+test-lowest test-locked test-newest: test-%: $(VENV)/ready  ## the numeric tests with the lowest, locked or newest libraries
+	$(BIN)/python .ci/versions.py $*
+
+test-core: $(VENV)/ready  ## all tests without the extras; those that need one are skipped
+	$(BIN)/python .ci/versions.py locked --extras none --all
+
+smoke-versions: $(VENV)/ready  ## lowest libraries, and newest without the extras: an answer and the model's own tests
+	$(BIN)/python .ci/versions.py lowest --smoke
+	$(BIN)/python .ci/versions.py newest --extras none --smoke
+
+processors: $(VENV)/ready  ## the numeric tests as older processors compute, with one thread and with two
+	@for threads in 1 2; do for kind in "default COMPATIBLE SSE41" "avx2 AVX2 AVX2"; do set -- $$kind; \
+		echo "as $$1 computes, threads: $$threads"; \
+		ATEN_CPU_CAPABILITY=$$1 MKL_CBWR=$$2 ONEDNN_MAX_CPU_ISA=$$3 OMP_NUM_THREADS=$$threads \
+			$(BIN)/python -m pytest -q $(NUMERIC) || exit 1; \
+	done; done
+
+matrix: processors test-lowest test-newest  ## everything that a machine or its libraries may do differently
+
+docs: $(VENV)/ready  ## every command of the docs as it stands, nothing made smaller: an hour
+	MMLLM_LONG_TESTS=1 $(BIN)/python -m pytest --timeout=0 tests/docs
+
+test-lowest test-locked test-newest: test-%: $(VENV)/ready  ## the numeric tests with the lowest, locked or newest libraries
+	$(BIN)/python .ci/versions.py $*
+
+test-core: $(VENV)/ready  ## all tests without the extras; those that need one are skipped
+	$(BIN)/python .ci/versions.py locked --extras none --all
+
+smoke-versions: $(VENV)/ready  ## lowest libraries, and newest without the extras: an answer and the model's own tests
+	$(BIN)/python .ci/versions.py lowest --smoke
+	$(BIN)/python .ci/versions.py newest --extras none --smoke
+
+matrix: $(VENV)/ready  ## the numeric tests as older processors compute, with one thread and two; then other libraries
+	@for threads in 1 2; do for kind in "default COMPATIBLE SSE41" "avx2 AVX2 AVX2"; do set -- $$kind; \
+		echo "=== ATEN_CPU_CAPABILITY=$$1, $$threads threads"; \
+		ATEN_CPU_CAPABILITY=$$1 MKL_CBWR=$$2 ONEDNN_MAX_CPU_ISA=$$3 OMP_NUM_THREADS=$$threads \
+			$(BIN)/python -m pytest -q --numprocesses=0 $(NUMERIC) || exit 1; \
+	done; done
+	$(MAKE) test-lowest
+	$(MAKE) test-newest
 
 docs: $(VENV)/ready  ## the docs and the API reference as a site in build/site, without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
@@ -41,7 +84,7 @@ hooks: $(VENV)/ready  ## looks at files before every commit
 	$(BIN)/pre-commit install
 
 lock: $(VENV)/ready  ## newest versions of everything that CI installs
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra docs --no-annotate --no-header --upgrade \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra all --extra dev --extra docs --no-annotate --no-header --upgrade \
 		-q pyproject.toml -o requirements.lock
 
 $(VENV)/ready: pyproject.toml requirements.lock

@@ -1,6 +1,6 @@
 """Builds a wheel, looks at what is in it, installs it in an environment of its own and tries it out there.
 
-`python .ci/wheel.py` installs the newest libraries from the registry, as a user would.
+`python .ci/wheel.py` installs the newest libraries from the registry, as a user would: first without the extras.
 `--libraries-of-this-environment` takes those of the Python that runs this: quick, and without downloading them.
 `--constraint FILE` holds libraries to the versions of a file.
 """
@@ -39,7 +39,10 @@ def main() -> None:
         folder = Path(temporary)
         wheel = build()
         check(wheel)
-        python = install(wheel, folder / "venv", options.libraries_of_this_environment, options.constraint)
+        borrow, constraint = options.libraries_of_this_environment, options.constraint
+        if not borrow:
+            try_without_extras(install(wheel, folder / "core", False, constraint), folder)
+        python = install(f"mmllm[all] @ {wheel.as_uri()}", folder / "venv", borrow, constraint)
         try_out(python, folder)
     print(f"{wheel.relative_to(ROOT)} works")
 
@@ -76,7 +79,7 @@ def check(wheel: Path) -> None:
     assert inside == tracked, f"missing {sorted(tracked - inside)}, too much {sorted(inside - tracked)}"
 
 
-def install(wheel: Path, venv: Path, borrow: bool, constraint: Path | None) -> Path:
+def install(wheel: str | Path, venv: Path, borrow: bool, constraint: Path | None) -> Path:
     """The interpreter of a new environment that has the wheel."""
     run(uv(), "venv", "--quiet", "--python", sys.executable, venv)
     python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -91,10 +94,40 @@ def install(wheel: Path, venv: Path, borrow: bool, constraint: Path | None) -> P
     return python
 
 
+def quiet_environment() -> dict[str, str]:
+    """The environment without the sources."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def command_of(python: Path) -> Path:
+    """The program `mmllm` beside an interpreter."""
+    return python.with_name("mmllm.exe" if os.name == "nt" else "mmllm")
+
+
+def try_without_extras(python: Path, folder: Path) -> None:
+    """What has to work with the core alone, and what a command says whose extra is missing."""
+    options = {"cwd": folder, "env": {**quiet_environment(), "HF_HUB_OFFLINE": "1"}}
+    mmllm = command_of(python)
+    run(python, "-c", "import mmllm", **options)
+    run(mmllm, "--help", **options)
+    run(mmllm, "render", "clips", "--videos", "1", "--val-videos", "1", "--workers", "1", **options)
+    clip = next((folder / "clips" / "videos").glob("*.mp4"))
+    run(mmllm, "info", clip, **options)
+    assert '"spans"' in run(mmllm, "ask", clip, "When does the red circle grow?", "--json", **options)
+    for words, extra in (
+        (["demo"], "demo"),
+        (["train", "smoke"], "train"),
+        (["ask", clip, "When?", "--plot", "a.png"], "eval"),
+    ):
+        done = subprocess.run(list(map(str, [mmllm, *words])), check=False, capture_output=True, text=True, **options)
+        assert done.returncode == 2, done
+        assert done.stderr.strip().endswith(f"pip install 'mmllm[{extra}]'"), done.stderr
+
+
 def try_out(python: Path, folder: Path) -> None:
     """Asks the packaged model about a fresh clip, from a folder that knows nothing of the sources."""
-    quiet = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    mmllm = python.with_name("mmllm.exe" if os.name == "nt" else "mmllm")
+    quiet = quiet_environment()
+    mmllm = command_of(python)
 
     def call(*words: str | Path) -> str:
         return run(mmllm, *words, cwd=folder, env={**quiet, "HF_HUB_OFFLINE": "1"})

@@ -30,6 +30,10 @@ VERBS = {
     "info": Verb("mmllm.commands.info:info", "what a video file holds"),
     "check": Verb("mmllm.commands.check:check", "what is wrong or missing in annotations and videos, before training"),
     "train": Verb("mmllm.commands.train:train_command", "train a recipe"),
+    "train-tokenizer": Verb(
+        "mmllm.commands.train_tokenizer:train_tokenizer_command", "train an image tokenizer on pictures"
+    ),
+    "reconstruct": Verb("mmllm.commands.reconstruct:reconstruct", "show what an image tokenizer keeps of a picture"),
     "finetune": Verb("mmllm.commands.finetune:finetune_command", "train a model further, on your own videos"),
     "eval": Verb("mmllm.commands.evaluate:evaluate", "answer a benchmark's questions and score the answers"),
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers again, without a model"),
@@ -42,7 +46,7 @@ VERBS = {
     "list": Verb("mmllm.commands.listing:list_parts", "list all parts, recipes and published models"),
 }
 
-LONGEST_MESSAGE = 2000
+LONGEST_MESSAGE = 1200
 """Most characters of an error's line."""
 LESS_MEMORY = (
     "what helps: fewer frames, a token reducer (--reducer fastervlm:keep=8), a smaller model, or a smaller batch"
@@ -106,6 +110,9 @@ def _ended_by(problem: BaseException) -> int:
         raise problem
     elif is_out_of_memory(problem):
         message = f"out of memory: {message}; {LESS_MEMORY}"
+    elif isinstance(problem, tuple(_TYPED)):
+        code = InputError.exit_code
+        message = next(text for kind, text in _TYPED.items() if isinstance(problem, kind)) + f": {message}"
     elif isinstance(problem, OSError) and problem.strerror:
         message = f"{problem.filename or 'the output'}: {problem.strerror}"
         if problem.errno == errno.ENOSPC:
@@ -117,6 +124,14 @@ def _ended_by(problem: BaseException) -> int:
     with contextlib.suppress(OSError, ValueError):  # the error output may be closed, or on a full disk
         print(f"mmllm: {message}", file=sys.stderr, flush=True)
     return code
+
+
+_TYPED = {
+    OverflowError: "a number is too large",
+    RecursionError: "the input is nested too deeply",
+    UnicodeDecodeError: "a file is not UTF-8",
+}
+"""What can only come from an input, and what to say about it."""
 
 
 class Terminated(KeyboardInterrupt):

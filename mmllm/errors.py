@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+EXTRAS = {
+    "demo": ("gradio", "matplotlib"),
+    "decord": ("decord",),
+    "openclip": ("open_clip",),
+    "train": ("accelerate", "datasets", "peft", "matplotlib"),
+    "eval": ("accelerate", "matplotlib"),
+}
+"""Extra of the package -> the libraries that it installs, by the names under which they are imported."""
+
 
 class MmllmError(Exception):
     """Base of all errors that are reported in one line, without a traceback."""
@@ -23,10 +34,36 @@ class CheckpointError(InputError):
     """Saved weights do not fit the model. The message lists the tensors."""
 
 
+class MissingExtra(InputError):
+    """A library is needed that only an extra of the package installs. The message says what to install."""
+
+
 class PartialFailure(MmllmError):
     """Some items of a batch failed and were listed. The others are done."""
 
     exit_code = 3
+
+
+def require_extra(extra: str, use: str, *libraries: str) -> None:
+    """Refuses what cannot work without an extra of the package, before any work is done.
+
+    Args:
+        extra: a name of `EXTRAS`.
+        use: what needs it, as the beginning of a sentence: "the demo".
+        libraries: those of its libraries that are needed; all if none is named.
+
+    Raises:
+        MissingExtra: if one of its libraries is not installed.
+    """
+    missing = [library for library in libraries or EXTRAS[extra] if not is_installed(library)]
+    if missing:
+        raise MissingExtra(f"{use} needs {', '.join(missing)}: pip install 'mmllm[{extra}]'")
+
+
+def is_installed(library: str) -> bool:
+    """Whether a library can be imported. A mere folder of its name, such as our room `datasets`, is none."""
+    spec = importlib.util.find_spec(library)
+    return spec is not None and spec.origin is not None
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "failed to map segment")

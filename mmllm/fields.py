@@ -11,6 +11,7 @@ import difflib
 import logging
 import math
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ LARGEST = 2**63
 LARGEST_SEED = 2**32 - 1
 """The largest seed that numpy takes."""
 _DIGITS = re.compile(r"\s*[+-]?[0-9]+\s*")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
@@ -44,7 +47,7 @@ def require(condition: bool, config: object, field: str, allowed: str) -> None:
         ConfigError: if the condition is false; names the field, its value and what is allowed.
     """
     if not condition:
-        raise ConfigError(f"{type(config).__name__}.{field} = {_shown(getattr(config, field))}: must be {allowed}")
+        raise ConfigError(f"{type(config).__name__}.{field} = {shown(getattr(config, field))}: must be {allowed}")
 
 
 def require_seed(seed: int, where: str) -> None:
@@ -54,7 +57,7 @@ def require_seed(seed: int, where: str) -> None:
         ConfigError: if it is negative or above `LARGEST_SEED`.
     """
     if not 0 <= seed <= LARGEST_SEED:
-        raise ConfigError(f"{where} = {_shown(seed)}: must be a whole number from 0 to {LARGEST_SEED}")
+        raise ConfigError(f"{where} = {shown(seed)}: must be a whole number from 0 to {LARGEST_SEED}")
 
 
 def decode(annotation: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PLR0912 - a branch for each kind of type
@@ -81,33 +84,33 @@ def decode(annotation: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PL
         for choice in arguments:
             if value == choice or (isinstance(value, str) and not isinstance(choice, str) and value == str(choice)):
                 return choice
-        raise ConfigError(f"{where} = {_shown(value)}: must be one of {', '.join(map(repr, arguments))}")
+        raise ConfigError(f"{where} = {shown(value)}: must be one of {', '.join(map(repr, arguments))}")
     if dataclasses.is_dataclass(annotation):
         if isinstance(value, annotation):  # type: ignore[arg-type]
             return value
         if isinstance(value, Mapping):
             return from_mapping(annotation, value, where)  # type: ignore[arg-type]
-        raise ConfigError(f"{where} = {_shown(value)}: must be a mapping of {annotation}'s fields")
+        raise ConfigError(f"{where} = {shown(value)}: must be a mapping of {annotation}'s fields")
     if origin in (tuple, list):
         items = value.split("+") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
-            raise ConfigError(f"{where} = {_shown(value)}: must be a list")
+            raise ConfigError(f"{where} = {shown(value)}: must be a list")
         if origin is tuple and arguments and arguments[-1] is not Ellipsis:
             if len(items) != len(arguments):
-                raise ConfigError(f"{where} = {_shown(value)}: must have {len(arguments)} items")
+                raise ConfigError(f"{where} = {shown(value)}: must have {len(arguments)} items")
             return tuple(decode(kind, item, where) for kind, item in zip(arguments, items, strict=True))
         kind = arguments[0] if arguments else Any
         return origin(decode(kind, item, f"{where}[{i}]") for i, item in enumerate(items))
     if origin is dict or annotation is dict or origin is Mapping or annotation is Mapping:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} = {_shown(value)}: must be a mapping")
+            raise ConfigError(f"{where} = {shown(value)}: must be a mapping")
         kind = arguments[1] if arguments else Any
         return {key: decode(kind, item, f"{where}.{key!s:.60}") for key, item in value.items()}
     return _decode_plain(annotation, value, where)
 
 
 def _decode_plain(kind: Any, value: Any, where: str) -> Any:
-    wrong = ConfigError(f"{where} = {_shown(value)}: must be {getattr(kind, '__name__', kind)}")
+    wrong = ConfigError(f"{where} = {shown(value)}: must be {getattr(kind, '__name__', kind)}")
     if kind is bool:
         if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
             return value.lower() in _TRUE
@@ -137,7 +140,7 @@ def _decode_number(kind: type, value: Any, where: str, wrong: ConfigError) -> in
     except (TypeError, ValueError):
         raise wrong from None
     if not math.isfinite(number):
-        raise ConfigError(f"{where} = {_shown(value)}: must be a finite number")
+        raise ConfigError(f"{where} = {shown(value)}: must be a finite number")
     if kind is float:
         return number
     if whole is None:
@@ -145,14 +148,13 @@ def _decode_number(kind: type, value: Any, where: str, wrong: ConfigError) -> in
             raise wrong
         whole = int(number)
     if abs(whole) >= LARGEST:
-        raise ConfigError(f"{where} = {_shown(value)}: must be a number below 2 ** 63")
+        raise ConfigError(f"{where} = {shown(value)}: must be a number below 2 ** 63")
     return whole
 
 
-def _shown(value: Any) -> str:
-    """A value as it appears in messages: not longer than a line."""
-    text = f"{value!r:.400}" if isinstance(value, (str, int, float)) else repr(value)
-    return text if len(text) <= 200 else f"{text[:199]}…"
+def shown(value: Any) -> str:
+    """A value in a message, cut short. Deep and long ones are never written whole."""
+    return _SHORT.repr(value)
 
 
 def with_current_names(cls: type, mapping: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -185,7 +187,7 @@ def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str = "")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in mapping:
         if key not in fields:
-            raise ConfigError(f"{where} has no field {_shown(key)}; {closest(str(key), fields)}")
+            raise ConfigError(f"{where} has no field {shown(key)}; {closest(str(key), fields)}")
     values = {key: decode(hints[key], value, f"{where}.{key}") for key, value in mapping.items()}
     try:
         return cls(**values)
@@ -206,7 +208,7 @@ def merged(config: Config, changes: Mapping[str, Any], where: str = "") -> Confi
     values = {}
     for key, value in changes.items():
         if key not in names:
-            raise ConfigError(f"{where} has no field {_shown(key)}; {closest(str(key), names)}")
+            raise ConfigError(f"{where} has no field {shown(key)}; {closest(str(key), names)}")
         current = getattr(config, key)
         if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
             values[key] = merged(current, value, f"{where}.{key}")

@@ -287,6 +287,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
                 if torch.compiler.is_exporting():
                     placed = place_traced(input_ids, mask, sequences)
                 else:
+                    self.require_media(input_ids, mask, sequences)
                     placed = place(input_ids, mask, sequences, labels=labels, segments=segment_ids)
                 if labels is not None:
                     fraction = self._frame_fraction(placed, media)
@@ -299,6 +300,9 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         if inputs_embeds is None:
             if input_ids is None:
                 raise InputError("the model needs input_ids or inputs_embeds")
+            alone = visual_embeddings is None and cache is None and position_ids is None  # not a step of `generate`
+            if alone and not torch.compiler.is_exporting():
+                self.require_media(input_ids, attention_mask, {})
             inputs_embeds = self.embed(input_ids, visual_embeddings)
             if visual_place is not None and visual_frame is not None and self.llm_stages:
                 valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask

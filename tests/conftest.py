@@ -5,6 +5,9 @@ from __future__ import annotations
 import hypothesis
 import pytest
 import torch
+from extras import pytest_collection_modifyitems, pytest_pycollect_makemodule
+
+__all__ = ["pytest_collection_modifyitems", "pytest_pycollect_makemodule"]  # hooks of pytest
 
 # a machine that is busy with something else must not fail a property
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from nearness import assert_near
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
+from mmllm.llm.cache import CACHE
 from mmllm.modeling.losses import token_loss
 
 FAMILIES = ("llama", "qwen2", "gemma", "gemma2")
@@ -23,7 +25,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(make_model, family):
     model = make_model(family)
     both = model(IDS, MASK, pixel_values_videos=pixels()).logits
     alone = model(IDS[:1, :4], pixel_values_videos=pixels()[:1]).logits
-    torch.testing.assert_close(both[0, : alone.shape[1]], alone[0], rtol=0, atol=1e-5)
+    assert_near(both[0, : alone.shape[1]], alone[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -75,11 +77,9 @@ def test_videos_of_different_length_are_padded_without_effect(make_model):
     padded = torch.cat([short, short[:, -1:].expand(1, 3, 3, 64, 64)], dim=1)
     ids = torch.tensor([[5, VIDEO, 6]])
     mask = torch.arange(7).unsqueeze(0) < 4
-    torch.testing.assert_close(
+    assert_near(
         model(ids, pixel_values_videos=padded, video_frame_mask=mask).logits,
         model(ids, pixel_values_videos=short).logits,
-        rtol=0,
-        atol=1e-5,
     )
 
 
@@ -88,7 +88,7 @@ def test_an_image_is_a_still_video(make_model):
     image = torch.randn(1, 3, 64, 64)
     as_image = model(torch.tensor([[5, IMAGE, 6]]), pixel_values=image).logits
     as_video = model(torch.tensor([[5, VIDEO, 6]]), pixel_values_videos=image.unsqueeze(1).expand(1, 4, 3, 64, 64))
-    torch.testing.assert_close(as_image, as_video.logits, rtol=0, atol=1e-5)
+    assert_near(as_image, as_video.logits)
 
 
 def test_text_alone_needs_no_video(make_model):
@@ -111,7 +111,7 @@ def test_the_loss_is_the_cross_entropy_of_the_labelled_positions(make_model, fam
     rows = [logits[0, visual + 1], logits[1, 2 * visual + 1], logits[1, 2 * visual + 2]]
     wanted = torch.nn.functional.cross_entropy(torch.stack(rows), torch.tensor([7, 8, 9]))
     assert len(at) == 2
-    torch.testing.assert_close(out.loss, wanted, rtol=1e-5, atol=1e-5)
+    assert_near(out.loss, wanted)
 
 
 @pytest.mark.parametrize("grounding", [0.0, 1.0])
@@ -133,17 +133,17 @@ def test_packed_questions_give_the_same_loss_as_one_by_one(make_model, grounding
         alone.append((model(row, labels=wanted, pixel_values_videos=video, **times), len(question) - unlabelled))
     total = sum(count for _, count in alone)
     token = sum(out.losses["token"] * count for out, count in alone) / total
-    torch.testing.assert_close(packed.losses["token"], token, rtol=1e-5, atol=1e-5)
+    assert_near(packed.losses["token"], token)
     if grounding:
         pointed = sum(out.losses["grounding"] for out, _ in alone) / 2
-        torch.testing.assert_close(packed.losses["grounding"], pointed, rtol=1e-5, atol=1e-5)
+        assert_near(packed.losses["grounding"], pointed)
 
 
 def test_features_kept_from_before_give_the_same_as_pixels(make_model):
     model = make_model(reducers=["fastervlm:keep=5"])
     tokens = model.encode(pixels())
     kept = model(IDS, MASK, video_features=tokens.features, video_scores=dict(tokens.scores)).logits
-    torch.testing.assert_close(kept, model(IDS, MASK, pixel_values_videos=pixels()).logits, rtol=0, atol=1e-6)
+    assert_near(kept, model(IDS, MASK, pixel_values_videos=pixels()).logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -156,7 +156,7 @@ def test_saving_and_loading_changes_no_bit(make_model, family, tmp_path):
         model(IDS, MASK, pixel_values_videos=pixels()).logits, loaded(IDS, MASK, pixel_values_videos=pixels()).logits
     )
     assert AutoConfig.from_pretrained(tmp_path).reducers[0]["name"] == "uniform"
-    assert [path.suffix for path in tmp_path.iterdir() if "model" in path.name] == [".safetensors"]
+    assert [path.suffix for path in tmp_path.iterdir() if path.stem == "model"] == [".safetensors"]
 
 
 def test_tied_embeddings_stay_tied(make_model, tmp_path):
@@ -206,6 +206,13 @@ def test_bad_input_is_named(make_model):
         model(IDS[1:], pixel_values_videos=pixels())
     with pytest.raises(InputError, match="no image_token_id"):
         make_model(image_token_id=None)(IDS, pixel_values=torch.zeros(1, 3, 64, 64))
+    for more in ({}, {"labels": IDS}):
+        with pytest.raises(InputError, match="3 placeholders of id 200 for 0 videos"):
+            model(IDS, MASK, **more)
+    with pytest.raises(InputError, match="3 placeholders of id 200 for 0 videos"):
+        model.generate(IDS, attention_mask=MASK, max_new_tokens=1)
+    with pytest.raises(InputError, match="1 placeholders of id 201 for 0 videos or images"):
+        model(torch.tensor([[5, VIDEO, IMAGE]]), pixel_values_videos=pixels(1))
     with pytest.raises(ConfigError, match="unknown encoder 'tinny'; did you mean 'tiny'"):
         MmllmConfig(encoder="tinny")
     with pytest.raises(ConfigError, match="10 contiguous ids"):
@@ -225,3 +232,16 @@ def test_soft_time_targets():
     assert token_loss(near, targets[:1], ids, 1.0) < token_loss(far, targets[:1], ids, 1.0)
     assert token_loss(near, targets[:1]) == token_loss(far, targets[:1])
     assert token_loss(logits[:0], targets[:0]) == 0
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_the_cache_has_its_name_of_before_and_since_transformers_5_24(make_model, name):
+    model = make_model()
+    first = model(IDS[:1, :4], pixel_values_videos=pixels()[:1], use_cache=True)
+    cache, later = first[CACHE], torch.tensor([[7, 8]])
+    length = cache.get_seq_length()
+    seen = torch.ones(1, length + 2, dtype=torch.long)
+    logits = model(later, attention_mask=seen, **{name: cache}).logits
+    assert cache.get_seq_length() == length + 2
+    whole = model(torch.cat([IDS[:1, :4], later], dim=1), pixel_values_videos=pixels()[:1]).logits
+    assert_near(logits, whole[:, -2:])

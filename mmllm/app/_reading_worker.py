@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mmllm.errors import is_out_of_memory
 from mmllm.fields import from_mapping
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.runtime.processes import end_with_parent, limit_memory
@@ -37,11 +38,9 @@ def main() -> None:
     for line in sys.stdin:
         try:
             clip = read_clip(**json.loads(line))
-        except MemoryError:
-            _answer(answers, {"error": "MemoryError", "message": "it needs too much memory"})
         except Exception as problem:  # libraries raise errors of their own types
-            message = " ".join(str(problem).split())[:1000]
-            _answer(answers, {"error": type(problem).__name__, "message": message})
+            name = "MemoryError" if is_out_of_memory(problem) else type(problem).__name__
+            _answer(answers, {"error": name, "message": " ".join(str(problem).split())[:1000]})
         else:
             _answer(answers, _header(clip), np.ascontiguousarray(clip.frames).data)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from mmllm.errors import CheckpointError, ConfigError
+from mmllm.errors import CheckpointError, ConfigError, require_extra
 from mmllm.hub.sources import read_json
 from mmllm.interfaces import TokenReducer
 from mmllm.model import MmllmForConditionalGeneration
@@ -31,6 +31,7 @@ def with_adapters(model: MmllmForConditionalGeneration, rank: int) -> Any:
     Raises:
         ConfigError: if a reducer has trained weights that peft cannot save.
     """
+    require_extra("train", "training adapters", "peft")
     from peft import LoraConfig
 
     config = LoraConfig(
@@ -116,6 +117,7 @@ def merged_with(model: MmllmForConditionalGeneration, folder: str | Path) -> Mml
     Raises:
         CheckpointError: if the adapters do not fit the model.
     """
+    require_extra("train", f"{folder}: a model with adapters", "peft")
     from peft import PeftConfig
 
     try:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mmllm.checkpoints.names import COMPUTED
 from mmllm.checkpoints.patterns import may_explode
-from mmllm.encoders.tower import check_fit
 from mmllm.errors import CheckpointError, MmllmError
 from mmllm.hub.sources import read_json
+from mmllm.modeling.tower import check_fit
 
 _SIZE = re.compile(
     r"(hidden|intermediate|vocab|image|patch|embed|head|mlp|projection)_(size|dim|width)|width|channels|heads|"

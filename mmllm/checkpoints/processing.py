@@ -163,7 +163,6 @@ def frames_that_fit(config: MmllmConfig, *, tokens_per_frame: int | None = None,
     """
     if tokens_per_frame is None:
         with torch.device("meta"):
-            grid = registry.build("encoder", config.encoder).grid
-        tokens_per_frame = grid[0] * grid[1]
+            tokens_per_frame = registry.build("encoder", config.encoder).tokens_per_frame
     room = getattr(config.text_config, "max_position_embeddings", None) or 2048
     return max(1, min(most, (room - text) // tokens_per_frame))

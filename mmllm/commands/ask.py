@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from mmllm.commands.flags import StageFlags, folder_rate
-from mmllm.errors import InputError
+from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
 from mmllm.video.opening import FrameFolder
@@ -51,6 +51,8 @@ def ask(
     folder_rate([video], fps)
     if frames is not None and frames < 1:
         raise InputError(f"--frames {frames}: must be at least 1")
+    if plot is not None:
+        require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mmllm.app.limits import DemoLimits
-from mmllm.errors import InputError
+from mmllm.errors import InputError, require_extra
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -60,6 +60,7 @@ def demo(
         browser: open the page in the default browser.
         allowed_host: names under which the demo is served beside those of this machine, such as a proxy's.
     """
+    require_extra("demo", "the demo")
     limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60)
     qa, name = load(model)
     if frames is not None:
@@ -115,6 +116,7 @@ def running(
     Raises:
         InputError: if the server cannot listen at this address.
     """
+    require_extra("demo", "the demo")
     from mmllm.app.private_folder import private_folder
 
     with private_folder(limits) as folder:

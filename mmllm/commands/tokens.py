@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from mmllm.commands.flags import StageFlags
-from mmllm.errors import InputError
+from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
 from mmllm.inference.costs import cache_bytes, prefill_flops, stage_costs, time_costs
 from mmllm.stages import NO_CHANGES, changed, stages_of
@@ -70,6 +70,7 @@ def tokens(
 
 def _draw(model: str, changes: dict[str, Any], video: Path | None, frames: int, picture: Path) -> Path:
     """Draws the patches of a clip that a model's reducers keep, and returns the picture's path."""
+    require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA
     from mmllm.inference.plotting import plot_answer
 

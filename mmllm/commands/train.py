@@ -14,6 +14,9 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.fields import merged
 from mmllm.train.recipes import recipe
 
+LARGEST_FILE, MOST_VALUES = 1 << 20, 10_000
+"""Most bytes and values of a file of settings."""
+
 
 def train_command(
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(name="recipe")],
@@ -80,6 +83,19 @@ def train_command(
         print(f"model: {model_folder}\nlosses: {', '.join(map(str, metrics.values()))}, drawn in {plot}")
 
 
+def _values(value: Any, most: int) -> int:
+    """Number of values in nested lists and mappings, or a number above `most`; aliases may repeat or contain them."""
+    pending, count = [value], 0
+    while pending and count <= most:
+        item = pending.pop()
+        count += 1
+        if isinstance(item, dict):
+            pending += item.values()
+        elif isinstance(item, (list, tuple, set)):
+            pending += item
+    return count
+
+
 def fields_of_file(file: Path | None) -> dict[str, Any]:
     """Field -> new value, as a YAML file gives them; empty without a file.
 
@@ -90,6 +106,10 @@ def fields_of_file(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file}: this is no file")
+        if file.stat().st_size > LARGEST_FILE:
+            raise InputError(f"{file}: has {file.stat().st_size} bytes; at most {LARGEST_FILE} are allowed")
         changes: Any = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise InputError(f"{file}: {problem.strerror}") from None
@@ -98,7 +118,11 @@ def fields_of_file(file: Path | None) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{file}: this is not a configuration: its brackets are nested too deeply") from None
     except (yaml.YAMLError, ValueError) as problem:
-        raise ConfigError(f"{file}: this is not YAML: {problem!s:.500}") from None
+        if isinstance(problem, InputError):
+            raise
+        raise ConfigError(f"{file}: this is not YAML: {problem!s:.300}") from None
+    if _values(changes, MOST_VALUES) > MOST_VALUES:
+        raise ConfigError(f"{file}: has more than {MOST_VALUES} values; aliases count as what they stand for")
     if changes is None:
         return {}
     if not isinstance(changes, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmllm.encoders.clip import ClipConfig
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, require_extra
 
 
 def open_clip_config(model: str, tag: str | None = None, **changes: Any) -> ClipConfig:
@@ -23,6 +23,7 @@ def open_clip_config(model: str, tag: str | None = None, **changes: Any) -> Clip
         ConfigError: if open_clip does not know the model or the tag, the vision tower is not a plain transformer, or a
             `-quickgelu` architecture is asked for with weights that declare GELU.
     """
+    require_extra("openclip", f"open_clip's model {model!r}")
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 

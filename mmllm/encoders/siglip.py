@@ -18,7 +18,11 @@ from torch import Tensor, nn
 
 from mmllm.encoders.attention import attention_row, received_attention
 from mmllm.encoders.siglip_names import LANDMARKS, layout_of, to_transformers
-from mmllm.encoders.tower import (
+from mmllm.errors import ConfigError
+from mmllm.fields import require
+from mmllm.interfaces import Encoder
+from mmllm.modeling.offloaded import in_memory
+from mmllm.modeling.tower import (
     FrameOutput,
     below,
     check_pixels,
@@ -28,10 +32,6 @@ from mmllm.encoders.tower import (
     read_scores,
     regridded,
 )
-from mmllm.errors import ConfigError
-from mmllm.fields import require
-from mmllm.interfaces import Encoder
-from mmllm.modeling.offloaded import in_memory
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
@@ -81,6 +81,8 @@ class SiglipConfig:
 @register("encoder", "siglip", config=SiglipConfig)
 class SiglipEncoder(Encoder):
     """SigLIP's vision transformer; it runs no further than the layer that gives the patch features."""
+
+    grid: tuple[int, int]
 
     def __init__(self, config: SiglipConfig) -> None:
         from transformers import SiglipVisionConfig, SiglipVisionModel

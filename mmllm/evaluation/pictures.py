@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from mmllm.errors import InputError
+from mmllm.errors import InputError, require_extra
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.runtime.files import make_folder, read_json, write_json
 
@@ -41,6 +41,7 @@ def plot_run(run: Path, output: Path, videos: Path | None = None, count: int = 4
     Raises:
         InputError: if there is nothing to draw.
     """
+    require_extra("eval", "plotting", "matplotlib")
     from mmllm.evaluation.contact_sheet import plot_contact_sheet
     from mmllm.evaluation.plots import plot_iou_by_length, plot_iou_histogram
     from mmllm.train.plots import plot_losses

@@ -66,6 +66,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             if sequences:
                 raise InputError("videos and images need input_ids with their placeholders, and an attention_mask B L")
             return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
+        self.require_media(input_ids, mask, sequences)
         placed = place(input_ids, mask, sequences, pad_side="left")
         if sequences:
             require_room(placed, getattr(self.config.text_config, "max_position_embeddings", None))
@@ -79,6 +80,17 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             return torch.cat([prompts, new], dim=1)
         out.sequences = torch.cat([prompts, new], dim=1)
         return out
+
+    def require_media(self, input_ids: Tensor, mask: Tensor | None, sequences: dict[int, VisualSequence]) -> None:
+        """Refuses a placeholder for which there is no medium.
+
+        Raises:
+            InputError: naming the placeholder's id.
+        """
+        for placeholder in set(placeholders(self.config).values()) - set(sequences):
+            here = input_ids == placeholder
+            if count := int((here & mask.bool() if mask is not None and mask.shape == here.shape else here).sum()):
+                raise InputError(f"the text has {count} placeholders of id {placeholder} for 0 videos or images")
 
     def _mask_of(self, input_ids: Tensor, given: Tensor | None, options: dict[str, Any]) -> Tensor | None:
         """B L: the attention mask; None if the given one also covers a text that is in a cache already.

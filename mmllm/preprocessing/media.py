@@ -23,6 +23,7 @@ from mmllm.preprocessing.frames import FrameTransform, read_image
 from mmllm.preprocessing.memory_video import is_in_memory, memory_video
 from mmllm.preprocessing.video_options import at_rate, checked, refuse, refuse_both
 from mmllm.tokens import VideoClip
+from mmllm.video.names import existing
 from mmllm.video.opening import FrameFolder
 from mmllm.video.sampling import uniform_by_index
 
@@ -94,7 +95,7 @@ class MediaReading:
         reader = replace(self.clip_reader(), num_frames=given.get("num_frames", self.num_frames))
         if "fps" not in given:
             return reader(video, **limits)
-        if isinstance(video, (str, Path)) and Path(video).is_dir():
+        if isinstance(video, (str, Path)) and (folder := existing(video)) is not None and folder.is_dir():
             return replace(reader, folder_fps=given["fps"], folder_rates={})(video, **limits)
         if isinstance(video, FrameFolder):
             refuse(given, allowed=("num_frames", "start_s", "end_s"), source="a FrameFolder, which has its own rate")

@@ -78,6 +78,8 @@ class ChatRendering:
             known = {**self.tokenizer.special_tokens_map, **variables, **flags}
             try:
                 return render_template(chosen, messages, known)
+            except InputError:
+                raise
             except (TemplateError, ValueError) as problem:
                 raise InputError(f"the chat template refuses the conversation: {problem}") from None
 

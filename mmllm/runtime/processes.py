@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+from mmllm.errors import require_extra
+
 Item = TypeVar("Item")
 
 PATIENCE = timedelta(hours=6)
@@ -36,6 +38,7 @@ def is_main() -> bool:
 def wait() -> None:
     """Waits until every process has called this."""
     if count() > 1:
+        require_extra("eval", "a run of several processes", "accelerate")
         from accelerate import PartialState
 
         PartialState(cpu=only_cpus(), timeout=PATIENCE).wait_for_everyone()

@@ -21,12 +21,12 @@ from torch import Tensor
 from mmllm import registry
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
-from mmllm.encoders.tower import load_strictly
 from mmllm.errors import CheckpointError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import checked_source
 from mmllm.modalities.border import placeholders
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.modeling.tower import load_strictly
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.stages import stages_of

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mmllm.datasets.folder_rates import folder_rates
 from mmllm.datasets.records import Dialogue
+from mmllm.errors import require_extra
 from mmllm.fields import require, require_seed, to_mapping
 from mmllm.inference.answering import VideoQA
 from mmllm.runtime import processes
@@ -96,6 +97,7 @@ def finetune(
         InputError: if rows or media cannot be used; the message lists the first ones.
         ConfigError: if the folder has a run with other settings or other data; the message lists the differences.
     """
+    require_extra("train", "fine-tuning")
     make_folder(output)
     processes.wait()
     with locked(output):

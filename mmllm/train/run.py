@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from mmllm import registry
-from mmllm.errors import MmllmError
+from mmllm.errors import MmllmError, require_extra
 from mmllm.runtime import processes
 from mmllm.runtime.files import cannot_write, flush_files, make_folder
 from mmllm.train.building import build_model
@@ -54,6 +54,7 @@ def train(
         ConfigError: if the folder has a run of another recipe or of other data; the message lists the differences.
         InputError: if there is nothing to train on.
     """
+    require_extra("train", "training")
     make_folder(output)
     processes.wait()
     record = output / "recipe.json"

@@ -7,7 +7,6 @@ frames are matched with PyAV's by number. If both do not count the same number o
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mmllm.errors import InputError
+from mmllm.errors import EXTRAS, MissingExtra, is_installed
 from mmllm.video._child import Child
 from mmllm.video._open_options import OpenOptions
 from mmllm.video._pyav import PyAVReader
@@ -35,8 +34,9 @@ class ChildReader(VideoReader):
     """Reads a file with decord or torchcodec."""
 
     def __init__(self, media: MediaFile, options: OpenOptions, backend: str, command: Sequence[str] = WORKER) -> None:
-        if command == WORKER and importlib.util.find_spec(backend) is None:
-            raise InputError(f"backend {backend!r} is not installed: pip install {backend}, or use backend='pyav'")
+        if command == WORKER and not is_installed(backend):
+            library = f"'mmllm[{backend}]'" if backend in EXTRAS else backend
+            raise MissingExtra(f"backend {backend!r} is not installed: pip install {library}, or use backend='pyav'")
         self._backend, self._command, self.limits = backend, command, options.limits
         self._child: Child | None = None
         self._temporary: str | None = None

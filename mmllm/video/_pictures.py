@@ -13,6 +13,7 @@ import numpy as np
 
 from mmllm.video import _display_shape, _orientation, _tone_map
 from mmllm.video._colours import Colours, colours_of, declared
+from mmllm.video._converter import keywords
 from mmllm.video._display_shape import PixelAspects
 from mmllm.video._open_options import OpenOptions
 from mmllm.video.errors import VideoShapeChanged
@@ -101,7 +102,7 @@ class PictureMaker:
         stated = frame.colorspace
         if matrix is not None:
             frame.colorspace = matrix
-        converted = self._converter.reformat(frame, width=width, height=height, format=pixel_format, threads=1)
+        converted = self._converter.reformat(frame, width=width, height=height, format=pixel_format, **keywords(frame))
         frame.colorspace = stated
         plane, channels = converted.planes[0], 4 if pixel_format == "rgba" else 3
         dtype = np.dtype("<u2" if pixel_format == "rgb48le" else np.uint8)

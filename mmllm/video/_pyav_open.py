@@ -77,7 +77,7 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
             raise VideoOpenError(f"{media.name}: not a video: {kind}")
         raise VideoOpenError(f"{media.name}: not a video of a known container: it begins with {media.head[:12]!r}")
     video_tracks, hint = check_claims(media, container, limits)
-    # FFmpeg decodes the first frames of all tracks, so several tracks share the allowed pixels. Sound's covers get none.
+    # FFmpeg decodes the first frames of all tracks, so tracks share the allowed pixels. Covers of sound get none.
     pixels = limits.pixels if video_tracks < 3 else 2 * limits.pixels // video_tracks
     options = {
         "protocol_whitelist": "file",
@@ -89,7 +89,8 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
         target: Any = media.path
         if joined is not None or target is None:
             target = _PatientStream(joined or media.stream(), patience)
-        opened = av.open(target, format=container, options=options, metadata_errors="ignore", timeout=patience.stall_s)
+        settings: dict[str, Any] = {_options_keyword(): options, "metadata_errors": "ignore"}
+        opened = av.open(target, format=container, timeout=patience.stall_s, **settings)
     except (av.error.FFmpegError, ValueError) as problem:
         if isinstance(problem, av.error.ExitError) or patience.lost:
             raise patience.error() from None
@@ -101,6 +102,18 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
         opened.close()
         raise
     return opened
+
+
+def _options_keyword() -> str:
+    """The keyword of `av.open` for the options of the container and of all its streams.
+
+    Before version 17.1, PyAV crashes on options of streams that are not in the header, as in MPEG-PS. There only the
+    container gets options, and `max_pixels` acts in our decoder, but not yet when FFmpeg decodes the first frames.
+    """
+    import av
+
+    version = tuple(map(int, av.__version__.split(".")[:2]))
+    return "options" if version >= (17, 1) else "container_options"
 
 
 def describe_streams(container: InputContainer) -> tuple[str, ...]:

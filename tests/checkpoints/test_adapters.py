@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from nearness import assert_near
 
 from mmllm.checkpoints.adapters import merged_with, trained_whole, with_adapters
 from mmllm.errors import CheckpointError, ConfigError
@@ -82,8 +83,8 @@ def test_thresholds_of_atp_are_learned_beside_adapters_saved_and_merged(build, t
     assert set(loaded.state_dict()) == set(before)
     for whole in (merged, loaded):
         for name, weight in merged.state_dict().items():
-            torch.testing.assert_close(whole.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(whole.eval()(IDS, **videos).logits, learned, rtol=1e-4, atol=1e-4)
+            assert_near(whole.state_dict()[name], weight)
+        assert_near(whole.eval()(IDS, **videos).logits, learned)
 
 
 def test_weights_that_a_part_keeps_frozen_stay_frozen(build):

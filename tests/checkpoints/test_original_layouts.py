@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nearness import assert_near
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -81,7 +82,7 @@ def test_llava_of_the_authors_is_transformers_port(
     with torch.no_grad():
         wanted = theirs(torch.tensor([[1, 9, *[4] * 16, 11]]), pixel_values=pixels).logits
         logits = qa.model(torch.tensor([[1, 9, placeholder, 11]]), pixel_values=pixels).logits
-    torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-5)
+    assert_near(logits, wanted)
     assert sight(qa.model, {"input_ids": torch.tensor([[1, 9, placeholder, 11]]), "pixel_values": pixels}) > 0.1
     same(llava.to_upstream(qa.model), state)
     prompt = qa.processor.decode_text(qa.prompt("What is this?", 8.0).input_ids)
@@ -118,7 +119,7 @@ def test_llava_next_of_the_authors(tiny, published, tower_folder, tmp_path, pict
     ids = torch.tensor([[1, qa.model.config.image_token_id, int(their_inputs["input_ids"][0, -1])]])
     with torch.no_grad():
         wanted, logits = theirs(**their_inputs).logits, qa.model(ids, **images).logits
-    torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-4)
+    assert_near(logits, wanted)
     assert sight(qa.model, {"input_ids": ids, **images}) > 0.1
     same(llava_next.to_upstream(qa.model), state)
 
@@ -230,7 +231,7 @@ def test_apples_release_gives_the_recorded_tokens_and_comes_back_whole(tiny):
         tokens = model.visual_tokenizer(VisualTokens(features=features, grid=(2, 3)))
         other = model.encoder._run(GOLDEN["in.image"].flip(-1), {}).features.unsqueeze(1)
         changed = model.visual_tokenizer(VisualTokens(features=other, grid=(2, 3))).features - tokens.features
-    torch.testing.assert_close(tokens.features[:, 0], GOLDEN["out.projected"], rtol=1e-5, atol=1e-4)
+    assert_near(tokens.features[:, 0], GOLDEN["out.projected"])
     assert changed.abs().max() > 0.01  # the picture is seen
     same(fastvlm.to_upstream(model), state)
     without = {name: value for name, value in state.items() if not name.endswith("head.proj")}
@@ -252,7 +253,7 @@ def test_a_tower_in_training_form_is_fused(tiny):
     with torch.no_grad():
         wanted = branched.forward_features(pixels).flatten(2).mT
         features = model.encoder(pixels.unsqueeze(1)).features[:, 0]
-    torch.testing.assert_close(features, wanted, rtol=1e-4, atol=1e-5)
+    assert_near(features, wanted)
     on_meta = fastvlm.from_upstream({name: value.to("meta") for name, value in (names | rest).items()}, config)
     assert on_meta.encoder.tower.stem[0].reparam_conv.weight.is_meta
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nearness import assert_near
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -40,8 +41,8 @@ def test_recorded_tower():
     encoder = ClipEncoder(TINY).eval()
     load_clip_tower(encoder, {k.removeprefix("state."): v for k, v in golden.items() if k.startswith("state.")})
     tokens = encoder(golden["in.pixels"].unsqueeze(1), scores=["cls_attention"])
-    torch.testing.assert_close(tokens.features[:, 0], golden["out.features"], rtol=1e-5, atol=5e-5)  # spread of 10
-    torch.testing.assert_close(tokens.scores["cls_attention"][:, 0], golden["out.score"], rtol=0, atol=1e-6)
+    assert_near(tokens.features[:, 0], golden["out.features"])  # spread of 10
+    assert_near(tokens.scores["cls_attention"][:, 0], golden["out.score"])
 
 
 @pytest.mark.parametrize("select_layer", [-2, -1, -4, 1, 4])
@@ -50,7 +51,7 @@ def test_features_are_the_hidden_state(pixels, select_layer):
     encoder = ClipEncoder(ClipConfig(**{**vars(TINY), "select_layer": select_layer})).eval()
     hidden_states, _ = eager(encoder, pixels)
     features = encoder(pixels).features.flatten(0, 1)
-    torch.testing.assert_close(features, hidden_states[select_layer][:, 1:], rtol=1e-5, atol=1e-5)
+    assert_near(features, hidden_states[select_layer][:, 1:])
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, 3, -1, -2])
@@ -59,8 +60,8 @@ def test_scores_are_rows_of_eager_attention(encoder, pixels, layer):
     cls, mean = f"cls_attention@{layer}", f"mean_attention@{layer}"
     scores = encoder(pixels, scores=[cls, mean]).scores
     weights = attentions[layer].mean(1)
-    torch.testing.assert_close(scores[cls].flatten(0, 1), weights[:, 0, 1:], rtol=0, atol=1e-6)
-    torch.testing.assert_close(scores[mean].flatten(0, 1), weights.mean(1)[:, 1:], rtol=0, atol=1e-6)
+    assert_near(scores[cls].flatten(0, 1), weights[:, 0, 1:])
+    assert_near(scores[mean].flatten(0, 1), weights.mean(1)[:, 1:])
     assert (scores[cls].sum(-1) < 1).all()
     assert (scores[cls] > 0).all()
 
@@ -99,7 +100,7 @@ def test_padding_frames_are_skipped(encoder, pixels):
         encoder(pixels)
     pixels[~mask] = 7.0
     tokens = encoder(pixels, frame_mask=mask, scores=["cls_attention"])
-    torch.testing.assert_close(tokens.features[mask], whole.features[mask], rtol=1e-5, atol=1e-5)
+    assert_near(tokens.features[mask], whole.features[mask])
     assert (tokens.features[~mask] == 0).all()
     assert (tokens.scores["cls_attention"][~mask] == 0).all()
     assert torch.equal(tokens.frame_mask, mask)

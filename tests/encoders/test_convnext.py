@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from nearness import assert_near
 
 from mmllm.encoders.convnext import ConvNextConfig, ConvNextEncoder, load_convnext_tower
 from mmllm.errors import CheckpointError, ConfigError, InputError
@@ -34,7 +35,7 @@ def test_features(pixels, form):
     assert (tokens.grid, encoder.width) == ((2, 2), 32)
     with torch.no_grad():
         expected = theirs.forward_features(pixels[0]).flatten(2).mT
-    torch.testing.assert_close(tokens.features[0], expected, rtol=1e-5, atol=1e-6)
+    assert_near(tokens.features[0], expected)
 
 
 def test_sizes_of_the_published_trunk():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nearness import assert_near
 from transformers import Dinov2Config, Dinov2Model
 
 from mmllm.encoders.dinov2 import DinoV2Config, DinoV2Encoder, load_dinov2_tower, resampled_positions, to_timm
@@ -45,25 +46,25 @@ def test_features_and_scores(pixels, gated):
     out = run(model, pixels)
     names = ["cls_attention", "mean_attention", "cls_attention@0"]
     tokens = encoder(pixels, scores=names)
-    torch.testing.assert_close(tokens.features[0], out.last_hidden_state[:, 1:], rtol=1e-4, atol=1e-4)
+    assert_near(tokens.features[0], out.last_hidden_state[:, 1:])
     weights = [out.attentions[2].mean(1), out.attentions[2].mean(1), out.attentions[0].mean(1)]
     expected = [weights[0][:, 0, 1:], weights[1].mean(1)[:, 1:], weights[2][:, 0, 1:]]
     for name, score in zip(names, expected, strict=True):
-        torch.testing.assert_close(tokens.scores[name][0], score, rtol=0, atol=1e-5)
+        assert_near(tokens.scores[name][0], score)
 
 
 def test_an_earlier_layer_without_norm(pixels):
     model, encoder = theirs(True), ours(True, select_layer=-2, final_norm=False)
     load_dinov2_tower(encoder, model.state_dict())
     expected = run(model, pixels).hidden_states[-2][:, 1:]
-    torch.testing.assert_close(encoder(pixels).features[0], expected, rtol=1e-4, atol=1e-4)
+    assert_near(encoder(pixels).features[0], expected)
 
 
 def test_positions_of_another_size(pixels):
     model, encoder = theirs(True, image_size=40), ours(True)
     load_dinov2_tower(encoder, model.state_dict())
     expected = run(model, pixels).last_hidden_state[:, 1:]
-    torch.testing.assert_close(encoder(pixels).features[0], expected, rtol=1e-4, atol=1e-4)
+    assert_near(encoder(pixels).features[0], expected)
     assert resampled_positions(torch.zeros(1, 1370, 8), 27).shape == (1, 730, 8)
 
 

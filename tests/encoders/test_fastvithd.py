@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nearness import assert_near
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -34,14 +35,14 @@ def test_recorded_stages(encoder):
     tower = encoder.tower
     with torch.no_grad():
         x = tower.stem(GOLDEN["in.image"])
-        torch.testing.assert_close(x, GOLDEN["out.stem"], rtol=1e-5, atol=1e-4)
+        assert_near(x, GOLDEN["out.stem"])
         for number, stage in enumerate(tower.stages, start=1):
             x = stage(x)
-            torch.testing.assert_close(x, GOLDEN[f"out.stage{number}"], rtol=1e-5, atol=1e-4)
+            assert_near(x, GOLDEN[f"out.stage{number}"])
         x = tower.final_conv(x)
-    torch.testing.assert_close(x, GOLDEN["out.image_embeddings"], rtol=1e-5, atol=1e-4)
+    assert_near(x, GOLDEN["out.image_embeddings"])
     logits = x.mean((2, 3)) @ STATE[f"{PREFIX}head.proj"]
-    torch.testing.assert_close(logits, GOLDEN["out.logits"], rtol=1e-5, atol=1e-4)
+    assert_near(logits, GOLDEN["out.logits"])
 
 
 @pytest.mark.parametrize(("image", "out"), [("in.image", "out."), ("in.image_odd", "out.odd.")])
@@ -50,8 +51,8 @@ def test_recorded_tokens(encoder, image, out):
         tokens = encoder._run(GOLDEN[image], {}).features
         hidden = F.linear(tokens, STATE["model.mm_projector.0.weight"], STATE["model.mm_projector.0.bias"])
         projected = F.linear(F.gelu(hidden), STATE["model.mm_projector.2.weight"], STATE["model.mm_projector.2.bias"])
-    torch.testing.assert_close(tokens, GOLDEN[f"{out}tokens"], rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(projected, GOLDEN[f"{out}projected"], rtol=1e-5, atol=1e-4)
+    assert_near(tokens, GOLDEN[f"{out}tokens"])
+    assert_near(projected, GOLDEN[f"{out}projected"])
 
 
 def test_tokens_of_frames(encoder, pixels):
@@ -59,7 +60,7 @@ def test_tokens_of_frames(encoder, pixels):
     assert (tokens.grid, tokens.shape) == ((2, 2), (1, 3, 4, 128))
     with torch.no_grad():
         expected = encoder.tower.forward_features(pixels[0]).flatten(2).mT
-    torch.testing.assert_close(tokens.features[0], expected, rtol=1e-5, atol=1e-5)
+    assert_near(tokens.features[0], expected)
     torch.testing.assert_close(tokens.scores["mean_attention"].sum(-1), torch.ones(1, 3))
     assert torch.equal(tokens.scores["mean_attention"], tokens.scores["mean_attention@0"])  # the stage has one block
 
@@ -75,7 +76,7 @@ def test_mean_attention_is_that_of_the_block(encoder, pixels):
     finally:
         handle.remove()
         mixer.fused_attn = fused
-    torch.testing.assert_close(score[0], seen[0].mean((1, 2)), rtol=0, atol=1e-6)
+    assert_near(score[0], seen[0].mean((1, 2)))
 
 
 SIDES = {256: 16, 512: 64, 768: 144, 1024: 256, 1152: 324, 1280: 400, 1536: 576}
@@ -194,7 +195,7 @@ def test_the_training_form_trains(pixels):
     assert all(weight.grad is not None for weight in encoder.tower.parameters())
     with torch.no_grad():
         expected = encoder.tower.forward_features(pixels[0, :2]).flatten(2).mT
-    torch.testing.assert_close(features[0], expected, rtol=1e-4, atol=1e-5)
+    assert_near(features[0], expected)
     encoder.requires_grad_(False).train()
     frozen = {name: value.clone() for name, value in encoder.tower.named_buffers()}
     encoder(pixels)
@@ -209,7 +210,7 @@ def test_batch_norms_stay_as_they_are(encoder, pixels):
     encoder.train()
     try:
         torch.testing.assert_close(encoder(pixels).features, quiet, rtol=0, atol=0)
-        torch.testing.assert_close(encoder(pixels[:, :1]).features, quiet[:, :1], rtol=1e-4, atol=1e-5)
+        assert_near(encoder(pixels[:, :1]).features, quiet[:, :1])
         assert all(torch.equal(value, before[name]) for name, value in encoder.tower.named_buffers())
     finally:
         encoder.eval()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nearness import assert_near
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmllm import registry
@@ -55,9 +56,9 @@ def test_a_frame_is_the_same_alone_and_among_eight(name):
     with torch.no_grad():
         together = encoder(pixels, scores=score_of(encoder))
         alone = encoder(pixels[:, :1], scores=score_of(encoder))
-    torch.testing.assert_close(alone.features, together.features[:, :1], rtol=1e-5, atol=1e-5)
+    assert_near(alone.features, together.features[:, :1])
     for key, value in alone.scores.items():
-        torch.testing.assert_close(value, together.scores[key][:, :1], rtol=0, atol=1e-6)
+        assert_near(value, together.scores[key][:, :1])
 
 
 class Largest(TorchDispatchMode):

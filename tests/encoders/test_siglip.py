@@ -3,13 +3,14 @@
 import pytest
 import timm
 import torch
+from nearness import assert_near
 from transformers import SiglipVisionModel
 
 from mmllm import registry
 from mmllm.encoders.siglip import SiglipConfig, SiglipEncoder, load_siglip_tower, siglip_config
 from mmllm.encoders.siglip_names import from_transformers, layout_of, to_transformers
-from mmllm.encoders.tower import regridded
 from mmllm.errors import CheckpointError, ConfigError, InputError
+from mmllm.modeling.tower import regridded
 
 TINY = SiglipConfig(image_size=26, patch_size=4, width=32, layers=3, heads=4, mlp_width=48)
 
@@ -42,7 +43,7 @@ def eager(encoder, pixels):
 def test_features_are_the_hidden_state(pixels, select_layer):
     encoder = randomised(SiglipEncoder(SiglipConfig(**{**vars(TINY), "select_layer": select_layer})))
     expected = eager(encoder, pixels).hidden_states[select_layer]
-    torch.testing.assert_close(encoder(pixels).features.flatten(0, 1), expected, rtol=1e-4, atol=1e-5)
+    assert_near(encoder(pixels).features.flatten(0, 1), expected)
 
 
 def test_mean_attention(encoder, pixels):
@@ -50,8 +51,8 @@ def test_mean_attention(encoder, pixels):
     scores = encoder(pixels, scores=["mean_attention", "mean_attention@0", "mean_attention@-2"]).scores
     for name, layer in (("mean_attention", 2), ("mean_attention@0", 0), ("mean_attention@-2", 1)):
         expected = attentions[layer].mean((1, 2))
-        torch.testing.assert_close(scores[name].flatten(0, 1), expected, rtol=0, atol=1e-6)
-        torch.testing.assert_close(scores[name].sum(-1), torch.ones(2, 2), rtol=1e-5, atol=1e-5)
+        assert_near(scores[name].flatten(0, 1), expected)
+        assert_near(scores[name].sum(-1), torch.ones(2, 2))
 
 
 def test_probe_attention(encoder, pixels):
@@ -59,7 +60,7 @@ def test_probe_attention(encoder, pixels):
     with torch.no_grad():
         _, expected = head.attention(head.probe.expand(4, 1, 32), normed, normed, need_weights=True)
     score = encoder(pixels, scores=["probe_attention"]).scores["probe_attention"]
-    torch.testing.assert_close(score.flatten(0, 1), expected[:, 0], rtol=0, atol=1e-6)
+    assert_near(score.flatten(0, 1), expected[:, 0])
 
 
 def test_early_layer_with_probe(pixels):
@@ -82,7 +83,7 @@ def test_resampled_grid(pixels):
     assert tokens.grid == (4, 4)
     image = plain.features.unflatten(2, (6, 6)).flatten(0, 1).permute(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(image, size=(4, 4), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(tokens.features.flatten(0, 1), expected.flatten(2).mT, rtol=1e-5, atol=1e-6)
+    assert_near(tokens.features.flatten(0, 1), expected.flatten(2).mT)
     assert tokens.scores["mean_attention"].shape == (2, 2, 16)
 
 
@@ -91,7 +92,7 @@ def test_regridding_keeps_a_plane():
     plane = (2 * y + 3 * x).reshape(1, 729, 1)
     out = regridded(plane, (27, 27), (24, 24)).view(24, 24)
     at = (torch.arange(24) + 0.5) * 27 / 24 - 0.5
-    torch.testing.assert_close(out, 2 * at[:, None] + 3 * at[None, :], rtol=1e-5, atol=1e-4)
+    assert_near(out, 2 * at[:, None] + 3 * at[None, :])
     assert regridded(plane, (27, 27), (27, 27)) is plane
 
 
@@ -120,7 +121,7 @@ def test_timm_features(encoder, pixels, prefix):
         expected = theirs.forward_intermediates(
             pixels.flatten(0, 1), indices=[-1], norm=False, output_fmt="NLC", intermediates_only=True
         )[0]
-    torch.testing.assert_close(encoder(pixels).features.flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
+    assert_near(encoder(pixels).features.flatten(0, 1), expected)
 
 
 @pytest.mark.parametrize("prefix", ["", "vision_model.", "model.vision_tower_aux_list.0.vision_tower.vision_model."])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nearness import assert_near
 from safetensors.torch import load_file
 from transformers import DynamicCache, StaticCache
 
@@ -78,7 +79,7 @@ def test_stages_that_change_nothing_change_nothing(make_llm, make_pass, family, 
     install(model.model)
     ids, ours, cache = greedy(model, make_pass(*stages, pad=pad))
     assert torch.equal(ids, wanted)
-    torch.testing.assert_close(ours, logits, rtol=1e-4, atol=2e-4)
+    assert_near(ours, logits)
     assert cache.get_seq_length() == make_pass(pad=pad).visual.shape[1] + 5
 
 
@@ -133,7 +134,7 @@ def test_evicting_is_masking(make_llm, make_pass, family, pad):
     ids, logits, cache = greedy(model, make_pass(EvictingWindow(2, 6), pad=pad))
     hidden_ids, hidden, whole = greedy(model, make_pass(SelectingWindow(2, 6), pad=pad))
     assert torch.equal(ids, hidden_ids)
-    torch.testing.assert_close(logits, hidden, rtol=1e-4, atol=2e-4)
+    assert_near(logits, hidden)
     assert {layer.keys.shape[2] for layer in cache.layers} == {8}
     assert whole.layers[0].keys.shape[2] == cache.get_seq_length()
 
@@ -202,7 +203,7 @@ def test_removing_positions_and_evicting_keys_compose(make_llm, make_pass):
     ids, logits, cache = greedy(model, make_pass(stage))
     same, same_logits, _ = greedy(model, make_pass(stage, H2O(1000, 1000)))  # a budget that is never reached
     assert torch.equal(ids, same)
-    torch.testing.assert_close(logits, same_logits, rtol=1e-4, atol=2e-4)
+    assert_near(logits, same_logits)
     _, _, small = greedy(model, make_pass(stage, H2O(3, 4)))
     assert [layer.keys.shape[2] for layer in cache.layers] != [layer.keys.shape[2] for layer in small.layers]
     assert {layer.keys.shape[2] for layer in small.layers} == {7}
@@ -210,7 +211,7 @@ def test_removing_positions_and_evicting_keys_compose(make_llm, make_pass):
     masked, masked_logits, _ = greedy(model, make_pass(stage, SelectingWindow(2, 6)))
     gone, gone_logits, _ = greedy(model, make_pass(stage, EvictingWindow(2, 6)))
     assert torch.equal(masked, gone)
-    torch.testing.assert_close(masked_logits, gone_logits, rtol=1e-4, atol=2e-4)
+    assert_near(masked_logits, gone_logits)
 
 
 def test_heavy_hitters_are_the_originals():
@@ -227,7 +228,7 @@ def test_heavy_hitters_are_the_originals():
         seen = record.position.unsqueeze(2) <= new[:, None, :, None]
         out = torch.nn.functional.scaled_dot_product_attention(query[:, :, start:stop], keys, values, attn_mask=seen)
         expected = GOLDEN["out"].view(1, 22, heads, -1).transpose(1, 2) if GOLDEN["out"].ndim == 3 else GOLDEN["out"]
-        torch.testing.assert_close(out, expected[:, :, start:stop], rtol=1e-4, atol=1e-5)
+        assert_near(out, expected[:, :, start:stop])
         view = AttentionView(
             layer=0, layers=1, phase="prompt" if not step else "token", current=current, query=query[:, :, start:stop],
             keys=keys, values=values, query_position=new, position=record.position, valid=record.valid,
@@ -237,7 +238,7 @@ def test_heavy_hitters_are_the_originals():
         view.received = receive(view.query, keys, mask, policy.attention_rows(view), view.scaling, per_head=True)
         assert view.received["all"].shape == (1, heads, count)
         record.keep(policy.evict(view))
-        torch.testing.assert_close(record.keys, GOLDEN[f"kept_keys_{step}"].float(), rtol=1e-5, atol=1e-6)
+        assert_near(record.keys, GOLDEN[f"kept_keys_{step}"].float())
 
 
 def _positions(length):
@@ -262,7 +263,7 @@ def test_several_new_positions_see_what_is_kept_and_each_other_in_order(make_llm
             step = model(
                 more[:, i : i + 1], past_key_values=single, attention_mask=torch.ones(2, length + i + 1)
             ).logits
-            torch.testing.assert_close(step[:, 0], at_once[:, i], rtol=1e-4, atol=2e-4)
+            assert_near(step[:, 0], at_once[:, i])
     assert cache.layers[0].keys.shape[2] == length + 4 > cache.layers[3].keys.shape[2]
 
 

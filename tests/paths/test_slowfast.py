@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nearness import assert_near
 from safetensors.torch import load_file
 
 from mmllm import registry
@@ -33,10 +34,10 @@ def test_matches_the_original(golden, mode):
     project.load_state_dict({k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)})
     tokens = VisualTokens(features=golden["in.features"], grid=(16, 16))
     sequence = path(mode)(project(tokens))
-    torch.testing.assert_close(sequence.embeddings, golden[f"out.{mode}"], rtol=0, atol=1e-6)
+    assert_near(sequence.embeddings, golden[f"out.{mode}"])
     assert sequence.mask.all()
     pooled_first = project(VisualTokens(features=path(mode)(tokens).embeddings.unsqueeze(1), grid=None))
-    torch.testing.assert_close(pooled_first.features[:, 0], sequence.embeddings, rtol=0, atol=1e-5)
+    assert_near(pooled_first.features[:, 0], sequence.embeddings)
 
 
 def test_slow_frames_match_the_original_and_repeat_when_there_are_few(golden):
@@ -95,7 +96,7 @@ def test_marking_all_tokens_as_merged_ones_changes_nothing():
     tokens = random_tokens()
     for mode in MODES:
         general = path(mode)(tokens.replace(size=torch.ones(2, 7, 24)))
-        torch.testing.assert_close(general.embeddings, path(mode)(tokens).embeddings, rtol=0, atol=1e-6)
+        assert_near(general.embeddings, path(mode)(tokens).embeddings)
 
 
 def test_frames_that_pad_a_shorter_video_are_masked_and_never_slow():
@@ -105,7 +106,7 @@ def test_frames_that_pad_a_shorter_video_are_masked_and_never_slow():
     ragged = path()(tokens.replace(mask=mask))
     alone = path()(VisualTokens(features=tokens.features[1:, :4], grid=(4, 6)))
     assert ragged.mask[1].sum() == 4 + 24
-    torch.testing.assert_close(ragged.embeddings[1][ragged.mask[1]], alone.embeddings[0], rtol=0, atol=1e-6)
+    assert_near(ragged.embeddings[1][ragged.mask[1]], alone.embeddings[0])
 
 
 def test_counts_are_known_beforehand():

@@ -63,6 +63,13 @@ def test_files_of_frames_are_read_from_a_list_and_from_a_folder(processor, folde
         assert clip.duration_s == 6
 
 
+def test_a_folder_is_found_under_the_other_spelling_of_its_name(processor, folder):
+    named = folder.parent / "\u00e9t\u00e9"
+    folder.rename(named)
+    other = str(named).replace("\u00e9", "e\u0301")
+    assert processor.load(other, fps=4).duration_s == processor.load(named, fps=4).duration_s == 6
+
+
 @pytest.mark.parametrize(
     ("metadata", "times_s", "duration_s"),
     [

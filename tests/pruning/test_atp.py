@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from nearness import assert_near
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from mmllm import registry
@@ -87,7 +88,7 @@ def test_thresholds_of_zero_change_nothing(kind, attention, embeds):
     plain = run(model, embeds, None).logits
     atp = reducer(0.0, 0.0)
     attach(atp, model.model)
-    torch.testing.assert_close(run(model, embeds, the_pass(atp)).logits, plain, rtol=0, atol=1e-5)
+    assert_near(run(model, embeds, the_pass(atp)).logits, plain)
     assert torch.equal(run(model, embeds, None).logits, plain) or attention == "eager"
     atp.train()
     atp.config = AtpConfig(temperature=(1e4, 1e4))
@@ -144,7 +145,7 @@ def test_dropped_tokens_have_no_influence(pruned, embeds):
     again = run(pruned, embeds, the_pass(pruned.stage)).logits
     handle.remove()
     assert disturbed
-    torch.testing.assert_close(again[~dropped], out[~dropped], rtol=1e-5, atol=1e-6)
+    assert_near(again[~dropped], out[~dropped])
 
 
 def masked_reference(model, embeds, current):
@@ -169,7 +170,7 @@ def test_positions_and_masks_are_those_of_the_whole_row(pruned, embeds):
     out = run(pruned, embeds, current).logits
     expected = masked_reference(pruned, embeds, current)
     text = ~current.visual
-    torch.testing.assert_close(out[text], expected[text], rtol=1e-4, atol=1e-5)
+    assert_near(out[text], expected[text])
 
 
 @pytest.mark.parametrize("pad", [0, 4])
@@ -201,7 +202,7 @@ def test_cached_decoding_is_recomputation(pruned, embeds, pad):
         whole = run(
             pruned, embeds, the_pass(pruned.stage, extra=step + 1, pad=pad), attention_mask=mask, position_ids=positions
         )
-        torch.testing.assert_close(out.logits[:, -1], whole.logits[:, -1], rtol=1e-4, atol=1e-5)
+        assert_near(out.logits[:, -1], whole.logits[:, -1])
 
 
 def test_padding_changes_nothing(pruned, embeds):
@@ -211,13 +212,13 @@ def test_padding_changes_nothing(pruned, embeds):
     mask[:, :4] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     out = run(pruned, padded, the_pass(pruned.stage, rows=1, pad=4), attention_mask=mask, position_ids=positions).logits
-    torch.testing.assert_close(out[:, -AFTER:], alone[:, -AFTER:], rtol=1e-4, atol=1e-5)
+    assert_near(out[:, -AFTER:], alone[:, -AFTER:])
 
 
 def test_no_visual_tokens(pruned, embeds):
     plain = llm()
     out = run(pruned, embeds, the_pass(pruned.stage, visual=False)).logits
-    torch.testing.assert_close(out, run(plain, embeds, None).logits, rtol=1e-4, atol=1e-5)
+    assert_near(out, run(plain, embeds, None).logits)
 
 
 def test_no_question_warns(pruned, embeds):
@@ -315,7 +316,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(embeds):
         logits = model(inputs_embeds=embeds, llm_pass=current, use_cache=False).logits
         (logits[:, -1].logsumexp(-1).sum() + sum(atp.llm_losses(current, 8).values())).backward()
         gradients.append([atp.stages[1].head_r.bias.grad, model.model.layers[2].self_attn.q_proj.weight.grad])
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+    for once, again in zip(*gradients, strict=True):
+        assert_near(once, again)
 
 
 def test_keeping_falls_with_both_thresholds(embeds):
@@ -355,14 +357,14 @@ def test_received_attention_and_its_causal_correction():
     rows = torch.ones(1, 40)
     total = received(None, rows)
     weights = (torch.ones(40, 40).tril() / torch.arange(1, 41).unsqueeze(1)).sum(0)
-    torch.testing.assert_close(total[0], weights, rtol=1e-5, atol=1e-6)
+    assert_near(total[0], weights)
     mask = torch.ones(40, 40, dtype=torch.bool).tril()[None, None]
     torch.testing.assert_close(received(mask, rows), total)
     plain, corrected = (mean_received(total, rows, causal=causal)[0] for causal in (False, True))
     assert corrected.max() / corrected.min() < plain.max() / plain.min()
     part = torch.zeros(1, 40)
     part[0, 10:] = 1
-    torch.testing.assert_close(received(None, part) + received(None, 1 - part), total, rtol=1e-5, atol=1e-6)
+    assert_near(received(None, part) + received(None, 1 - part), total)
 
 
 def test_squashed_average_is_a_half():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from einops import rearrange
+from nearness import assert_near
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -55,8 +56,8 @@ def attended():
 
 def test_recorded_attention():
     hidden, row = attended()
-    torch.testing.assert_close(hidden, GOLDEN["out.x_after_attn"], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(row[:, 1:], GOLDEN["out.cls_attn"], rtol=1e-5, atol=1e-6)
+    assert_near(hidden, GOLDEN["out.x_after_attn"])
+    assert_near(row[:, 1:], GOLDEN["out.cls_attn"])
     assert torch.equal(order_by(row), GOLDEN["out.order"].long())
 
 
@@ -66,20 +67,20 @@ def test_recorded_block(prune, merge):
     live = LiveTokens(size=GOLDEN["in.size"].squeeze(-1), owner=torch.arange(1, 17).expand(2, 16))
     hidden, live = compress(hidden, live, row, prune=prune, merge=merge)
     name = f"p{prune}_m{merge}"
-    torch.testing.assert_close(hidden, GOLDEN[f"out.tokens.{name}"], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(live.size.unsqueeze(-1), GOLDEN[f"out.size.{name}"], rtol=1e-5, atol=1e-5)
+    assert_near(hidden, GOLDEN[f"out.tokens.{name}"])
+    assert_near(live.size.unsqueeze(-1), GOLDEN[f"out.size.{name}"])
     y = hidden + linear(F.gelu(linear(norm(hidden, "norm2"), "mlp.fc1")), "mlp.fc2")
-    torch.testing.assert_close(y, GOLDEN[f"out.y.{name}"], rtol=1e-5, atol=1e-5)
+    assert_near(y, GOLDEN[f"out.y.{name}"])
 
 
 def test_recorded_merge():
     x = GOLDEN["in.merge_x"]
     target, cosine = merge_targets(x, 6)
-    torch.testing.assert_close(cosine, GOLDEN["out.merge_node_max"], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(merged_mean(x, target), GOLDEN["out.merge_mean"], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(merged_sum(x.abs(), target), GOLDEN["out.merge_sum"], rtol=1e-5, atol=1e-6)
+    assert_near(cosine, GOLDEN["out.merge_node_max"])
+    assert_near(merged_mean(x, target), GOLDEN["out.merge_mean"])
+    assert_near(merged_sum(x.abs(), target), GOLDEN["out.merge_sum"])
     anyone, _ = merge_targets(x, 6, first=0)
-    torch.testing.assert_close(merged_mean(x, anyone), GOLDEN["out.merge_mean_nocls"], rtol=1e-5, atol=1e-6)
+    assert_near(merged_mean(x, anyone), GOLDEN["out.merge_mean_nocls"])
 
 
 S_23 = ("[197, 192, 168, 143, 121, 105, 92, 74, 62, 45, 33, 3]", "[197, 180, 156, 127, 109, 98, 80, 66, 52, 37, 31, 3]")
@@ -160,7 +161,7 @@ def test_schedule_that_does_nothing_is_the_plain_tower(encoder, pixels):
     plain = encoder(pixels)
     reducer = inside(prune=[37] * 3, merge=[37] * 3)
     tokens = reducer(encoder(pixels, inside=reducer))
-    torch.testing.assert_close(tokens.features, plain.features, rtol=0, atol=1e-6)
+    assert_near(tokens.features, plain.features)
     assert torch.equal(tokens.index, plain.index)
     assert (tokens.size == 1).all()
 
@@ -169,7 +170,7 @@ def test_dinov2_takes_it_inside_too(pixels):
     sizes = {"image_size": 24, "patch_size": 4, "width": 32, "layers": 3, "heads": 4, "mlp_width": 48, "gated": False}
     tower = registry.build("encoder", {"name": "dinov2", **sizes}).eval()
     nothing = inside(prune=[37] * 3, merge=[37] * 3)
-    torch.testing.assert_close(tower(pixels, inside=nothing).features, tower(pixels).features, rtol=0, atol=1e-6)
+    assert_near(tower(pixels, inside=nothing).features, tower(pixels).features)
     tokens = tower(pixels, inside=inside(keep=7))
     assert tokens.shape == (2, 2, 7, 32)
     assert (tokens.index.diff(dim=-1) > 0).all()
@@ -186,7 +187,7 @@ def test_dropping_and_merging(encoder, pixels):
     assert ((tokens.size >= 1) & (tokens.size.sum(-1, keepdim=True) <= 36)).all()
     assert reducer.kept_tokens(36, 2) == 24
     alone = encoder(pixels[1:, 1:], inside=reducer)
-    torch.testing.assert_close(tokens.features[1, 1], alone.features[0, 0], rtol=1e-5, atol=1e-5)
+    assert_near(tokens.features[1, 1], alone.features[0, 0])
     assert torch.equal(tokens.index[1, 1], alone.index[0, 0])
 
 

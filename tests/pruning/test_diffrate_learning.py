@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nearness import assert_near
 from safetensors.torch import load_file
 
 from mmllm.encoders.clip import ClipConfig, ClipEncoder
@@ -38,7 +39,7 @@ def test_gradient_of_the_count(granularity):
     rate.kept().backward()
     probability, candidates = rate.selected_probability.softmax(-1).detach(), rate.kept_token_candidate
     expected = probability * (candidates - (probability * candidates).sum())
-    torch.testing.assert_close(rate.selected_probability.grad, expected, rtol=1e-4, atol=1e-6)
+    assert_near(rate.selected_probability.grad, expected)
 
 
 def test_token_probability_and_mask():
@@ -58,7 +59,7 @@ def test_token_probability_and_mask():
 def test_recorded_merge_in_place():
     golden = load_file(DATA / "diffrate-step.safetensors")
     merged, _, _ = merge_in_place(golden["in.merge_x"], torch.ones(2, 11), live=11, kept=6)
-    torch.testing.assert_close(merged, golden["out.merge_mean_training"], rtol=1e-5, atol=1e-6)
+    assert_near(merged, golden["out.merge_mean_training"])
 
 
 def test_masked_attention_without_mask_is_attention():
@@ -66,8 +67,8 @@ def test_masked_attention_without_mask_is_attention():
     size = torch.rand(2, 9, generator=torch.Generator().manual_seed(1)) + 0.5
     mixed, row = attend_masked(q, k, v, size, torch.ones(2, 9))
     expected_mixed, expected_row = attend(q, k, v, size)
-    torch.testing.assert_close(mixed, expected_mixed, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(row, expected_row, rtol=1e-4, atol=1e-5)
+    assert_near(mixed, expected_mixed)
+    assert_near(row, expected_row)
 
 
 @pytest.fixture

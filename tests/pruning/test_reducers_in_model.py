@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nearness import assert_near
 
 from mmllm.errors import ConfigError, InputError
 
@@ -41,8 +42,8 @@ def test_a_full_budget_is_the_model_without_a_reducer(build, reducer, path):
     given = {"attention_mask": MASK, "pixel_values_videos": pixels()}
     if reducer.startswith("diffrate"):
         left, all_ = ours.encode(pixels()).features, whole.encode(pixels()).features
-        torch.testing.assert_close(left, all_, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(ours(IDS, **given).logits, whole(IDS, **given).logits, rtol=0, atol=5e-5)
+        assert_near(left, all_)
+        assert_near(ours(IDS, **given).logits, whole(IDS, **given).logits)
     else:
         assert torch.equal(ours(IDS, **given).logits, whole(IDS, **given).logits)
 
@@ -115,7 +116,7 @@ def test_atp_learns_from_rows_of_one_question_as_from_the_question_alone(build):
     alone, packed = (
         model(IDS[1:], labels=labels, segment_ids=segments, pixel_values_videos=pixels(1)) for segments in (None, row)
     )
-    torch.testing.assert_close(packed.loss, alone.loss, rtol=1e-5, atol=1e-6)
+    assert_near(packed.loss, alone.loss)
     assert set(packed.losses) == {"token", "atp_depth", "atp_target", "atp_rest"}
 
 
@@ -125,9 +126,7 @@ def test_atp_drops_tokens_between_layers_and_nothing_at_thresholds_of_zero(build
     given = {"attention_mask": MASK, "pixel_values_videos": pixels()}
     for stage in model.reducers[0].stages:
         torch.nn.init.constant_(stage.head_r.bias, -30.0)
-    torch.testing.assert_close(
-        model(IDS, **given).logits[MASK.sum(1) > 5], whole(IDS, **given).logits[1:], rtol=0, atol=1e-5
-    )
+    assert_near(model(IDS, **given).logits[MASK.sum(1) > 5], whole(IDS, **given).logits[1:])
     for stage in model.reducers[0].stages:
         torch.nn.init.constant_(stage.head_r.bias, 30.0)
         torch.nn.init.constant_(stage.head_s.bias, 30.0)

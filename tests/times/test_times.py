@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from nearness import assert_near
 from transformers import AutoProcessor
 
 from mmllm import registry
@@ -131,7 +132,7 @@ def test_the_model_reads_the_text_between_the_frames(interleaved):
         parts.append(frames.embeddings[0, i : i + 1])
     spot = int((ids == processor.video_token_id).nonzero())
     by_hand = torch.cat([word(ids[:spot]), *parts, word(ids[spot + 1 :])]).unsqueeze(0)
-    torch.testing.assert_close(logits, model.language_model(inputs_embeds=by_hand).logits, rtol=1e-4, atol=1e-5)
+    assert_near(logits, model.language_model(inputs_embeds=by_hand).logits)
 
 
 def test_answers_do_not_depend_on_caching_batching_or_the_way_in(interleaved, tmp_path):
@@ -174,7 +175,7 @@ def test_questions_packed_behind_one_video_have_the_loss_they_have_alone(interle
     packed = {name: value.unsqueeze(0) for name, value in pack(alone, processor.video_token_id).items()}
     loss = model(**packed, **inputs).loss
     expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    assert_near(loss, expected)
 
 
 def test_a_batch_of_videos_with_texts_of_different_length(interleaved):
@@ -192,7 +193,7 @@ def test_a_batch_of_videos_with_texts_of_different_length(interleaved):
     logits = model(ids, **together).logits
     for row, inputs in enumerate(each):
         alone = model(ids[:1], **inputs).logits[0]
-        torch.testing.assert_close(logits[row, : len(alone)], alone, rtol=1e-4, atol=1e-5)
+        assert_near(logits[row, : len(alone)], alone)
 
 
 def test_a_processor_of_before_keeps_its_time_tokens():

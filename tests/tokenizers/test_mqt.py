@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nearness import assert_near
 from safetensors.torch import load_file
 
 from mmllm import registry
@@ -29,16 +30,16 @@ def whole(features, grid=(24, 24)):
 def test_recorded_tokens(tokens):
     with torch.no_grad():
         out = resampler(tokens)(whole(GOLDEN["in.features"]))
-    torch.testing.assert_close(out.features[:, 0], GOLDEN[f"out.tokens_m{tokens}"], rtol=0, atol=1e-5)
+    assert_near(out.features[:, 0], GOLDEN[f"out.tokens_m{tokens}"])
     assert out.grid is None
 
 
 def test_recorded_positions_and_a_grid_that_is_not_square():
     made = resampler(16)
-    torch.testing.assert_close(made.key_positions((24, 24)), GOLDEN["out.key_pos"], rtol=0, atol=1e-5)
+    assert_near(made.key_positions((24, 24)), GOLDEN["out.key_pos"])
     with torch.no_grad():
         out = made(whole(GOLDEN["in.features_tgt2"], (12, 20)))
-    torch.testing.assert_close(out.features[:, 0], GOLDEN["out.tokens_tgt2_m16"], rtol=0, atol=1e-5)
+    assert_near(out.features[:, 0], GOLDEN["out.tokens_tgt2_m16"])
     assert torch.equal(sincos_positions(16, 64).half(), STATE["pos_embed"].half())
 
 
@@ -47,7 +48,7 @@ def test_recorded_attention_does_not_see_the_picture():
     queries = made.ln_q(made.query + made.pos_embed)[:4].unsqueeze(0)
     keys = made.ln_k(made.key_positions((24, 24))).unsqueeze(0)
     _, weights = made.attn(queries, keys, keys, average_attn_weights=False)
-    torch.testing.assert_close(weights[0], GOLDEN["out.attn_m4"], rtol=0, atol=1e-6)
+    assert_near(weights[0], GOLDEN["out.attn_m4"])
 
 
 def test_any_first_tokens_are_the_first_of_all():
@@ -65,7 +66,7 @@ def test_what_was_dropped_does_not_count_and_padded_frames_stay_masked():
     with torch.no_grad():
         reduced = made(features.take(kept)).features
         masked = made(changed.replace(mask=(torch.arange(576) % 3 == 0).expand(2, 1, -1))).features
-        torch.testing.assert_close(reduced, masked, rtol=0, atol=1e-5)
+        assert_near(reduced, masked)
         out = made(features.replace(mask=features.mask & torch.tensor([True, False]).view(2, 1, 1)))
     assert out.mask.any(-1).flatten().tolist() == [True, False]
     assert out.features.isfinite().all()
@@ -75,7 +76,7 @@ def test_published_keys_ignore_the_picture_and_content_keys_do_not():
     features = whole(GOLDEN["in.features"])
     shifted = features.replace(features=features.features + 3.0)
     with torch.no_grad():
-        torch.testing.assert_close(resampler(4)(shifted).features, resampler(4)(features).features, rtol=0, atol=1e-4)
+        assert_near(resampler(4)(shifted).features, resampler(4)(features).features)
         order = torch.randperm(576)
         shuffled = features.replace(features=features.features[:, :, order])
         assert not torch.allclose(resampler(4)(shuffled).features, resampler(4)(features).features, atol=1e-3)

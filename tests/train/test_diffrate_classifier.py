@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from nearness import assert_near
 from timm.models.vision_transformer import VisionTransformer
 
 from mmllm.errors import CheckpointError, ConfigError, InputError
@@ -92,8 +93,8 @@ def test_removal_in_a_whole_transformer(images, prune, merge, clamp, mae):
         _, (_, live) = model.run(images)
         for i, image in enumerate(images):
             expected, size, held = plain_removal(model.vit, image, schedule, clamp=clamp)
-            torch.testing.assert_close(logits[i], expected, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(live.size[i], size, rtol=1e-5, atol=1e-5)
+            assert_near(logits[i], expected)
+            assert_near(live.size[i], size)
             owner = [next((t for t, patches in enumerate(held) if patch in patches), -1) for patch in range(1, 17)]
             assert live.owner[i].tolist() == owner
     assert model.flops() == flops(schedule.live(17), tokens=17, width=16, patch=4, classes=CLASSES)
@@ -156,9 +157,9 @@ def test_learning_in_a_whole_transformer(learned, images):
     learned.train()
     logits, (_, state) = learned(images), learned.run(images)
     expected, mask, size, cost = plain_learning(learned, images)
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    assert_near(logits, expected)
     assert torch.equal(state.mask.round(), mask.round())
-    torch.testing.assert_close(state.size, size, rtol=1e-4, atol=1e-5)
+    assert_near(state.size, size)
     assert learned.cost().item() == pytest.approx(cost.item(), rel=1e-6)
     assert 2 < state.live < 17
     assert int(mask[0].detach().round().sum()) == state.live
@@ -188,7 +189,7 @@ def test_a_schedule_that_does_nothing_is_timms_transformer(images):
     for mae in (False, True):
         model = classifier(mae=mae)
         model.follow(CompressionSchedule(prune=(17,) * 4, merge=(17,) * 4))
-        torch.testing.assert_close(model(images), model.vit(images), rtol=0, atol=1e-6)
+        assert_near(model(images), model.vit(images))
 
 
 def test_published_names_there_and_back(learned, images):

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.stream import Discard
 
 TARGET = Path(__file__).resolve().parents[1] / "data" / "video_reference.json"
 
@@ -28,8 +27,8 @@ def decoded(path: Path):
             return
         stream.codec_context.thread_type = "NONE"  # with several slices at once, H.264 does not conceal damage
         for other in container.streams:
-            if other is not stream:
-                other.discard = Discard.all
+            if other is not stream and hasattr(av.stream, "Discard"):  # PyAV 15 has none
+                other.discard = av.stream.Discard.all
         for packet in container.demux(stream):
             try:
                 frames = stream.codec_context.decode(packet)

@@ -114,7 +114,7 @@ def test_hostile_files_never_reach_the_other_decoder(backend, tmp_path):
 
 def test_a_backend_that_is_not_installed(b_frames, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install decord"):
+    with pytest.raises(InputError, match=r"pip install 'mmllm\[decord\]'"):
         open_video(b_frames, "decord")
 
 

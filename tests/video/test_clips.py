@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -30,6 +31,7 @@ FIRST_FRAME_S = {
 }
 """When the first frame is shown, in files whose sound starts before the picture; 0 in all others."""
 LONG = ("androidx__long_1080p_videoonly_lowbitrate.mp4", "androidx__long_180p_av1.mp4")
+OLDER_PYAV = int(av.__version__.split(".")[0]) < 17
 
 
 def plain_decode():
@@ -48,6 +50,8 @@ def test_reference_is_of_all_clips(shared_videos):
 
 @pytest.mark.parametrize("name", sorted(REFERENCE))
 def test_first_middle_and_last_frame(name, shared_videos):
+    if OLDER_PYAV and "10bits" in name:
+        pytest.skip("with PyAV before 17, FFmpeg converts ten bits with errors of up to four levels")
     reference = REFERENCE[name]
     if reference is None:
         with pytest.raises(VideoError) as raised:
@@ -107,6 +111,7 @@ def test_all_clips_in_one_process_within_bounds(shared_videos):
     assert result["cpu_s"] <= 60, result
 
 
+@pytest.mark.skipif(OLDER_PYAV, reason="before version 17, PyAV itself reads the matrix of colours wrongly")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(name for name, entry in REFERENCE.items() if entry and name not in LONG))
 def test_frames_are_bit_equal_to_a_plain_decode(name, shared_videos):

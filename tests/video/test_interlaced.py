@@ -65,7 +65,6 @@ def write(
     flags: int = 0,
     options: dict[str, str] | None = None,
     interlaced: bool = True,
-    first: int = 0,
 ) -> Path:
     """Writes frames whose times begin with that of frame `first`."""
     import av

@@ -5,6 +5,7 @@ B videos, T frames of a video, F frames run at once, N patches, C width, S side 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ def read_scores(
         if not separator:
             requested[name] = (kind, default)
             continue
-        if not number.lstrip("-").isdigit() or not -layers <= int(number) < layers:
+        if not re.fullmatch(r"-?[0-9]{1,9}", number) or not -layers <= int(number) < layers:
             raise InputError(f"score {name!r}: encoder {encoder!r} has layers {-layers} to {layers - 1}")
         requested[name] = (kind, int(number) % layers)
     return requested
@@ -112,7 +113,7 @@ def encode_frames(
     run: RunFrames,
     pixels: Tensor,
     *,
-    grid: tuple[int, int],
+    grid: tuple[int, int] | None,
     chunk: int,
     frame_mask: Tensor | None,
     trainable: bool,
@@ -122,7 +123,7 @@ def encode_frames(
     Args:
         run: F 3 S S -> what the tower computes.
         pixels: B T 3 S S.
-        grid: rows and columns of the N patches.
+        grid: rows and columns of the N patches; None for 1D tokens.
         chunk: how many frames are run at once, at most; bounds the memory.
         frame_mask: bool, B T. False at frames that are not run; their tokens are zero and masked.
         trainable: whether any weight needs a gradient. A frozen tower records no graph.
