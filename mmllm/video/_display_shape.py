@@ -27,13 +27,19 @@ class PixelAspects:
         self._header = usable(stream.sample_aspect_ratio) or usable(stream.codec_context.sample_aspect_ratio)
         self.fixed = container.format.name.split(",")[0] in _CONTAINERS_WITH_ASPECT
         """True if all frames have the aspect that was found at first."""
+        self._differs = False
+        """True if the last key frame that was decoded has another aspect than the header."""
 
     def decode(self, codec: Any, packet: Packet) -> list[VideoFrame]:
-        """The frames that the decoder gives after a packet. Frames are marked with the aspect that holds for them."""
+        """The frames that the decoder gives after a packet. Frames whose aspect may differ are marked with it."""
+        if not (packet.is_keyframe or self._differs):  # it changes at key frames only
+            unmarked: list[VideoFrame] = codec.decode(packet)
+            return unmarked
         # A frame comes out some packets later than it went in. The decoder hands the mark of its packet on to it.
         packet.opaque = mark = _Mark()
         frames: list[VideoFrame] = codec.decode(packet)
         mark.aspect = usable(codec.sample_aspect_ratio)
+        self._differs = mark.aspect not in (None, self._header)
         return frames
 
     def of(self, frame: VideoFrame) -> Fraction:

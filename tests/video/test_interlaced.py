@@ -61,10 +61,10 @@ def write(
     *,
     top_first: bool = True,
     frames: int = 30,
-    first: int = 0,
     flags: int = 0,
     options: dict[str, str] | None = None,
     interlaced: bool = True,
+    first: int = 0,
 ) -> Path:
     """Writes frames whose times begin with that of frame `first`."""
     import av
