@@ -24,6 +24,7 @@ from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.runtime import processes
 from mmllm.runtime.progress import Progress
 from mmllm.tokens import VideoClip
+from mmllm.video.names import existing, nearest
 from mmllm.video.quarantine import Failure, Quarantine
 
 
@@ -65,9 +66,10 @@ def read_benchmark(
     Raises:
         InputError: if there are no annotations, or if all videos are missing.
     """
+    data = existing(data) or data
     path = data / "val.json" if data.is_dir() else data
     if not path.exists():
-        raise InputError(f"{data}: has no annotations (expected a JSON file, or a folder with val.json)")
+        raise InputError(f"{data}: has no annotations (expected a JSON file, or a folder with val.json){nearest(path)}")
     form = format_of(path) if format == "auto" else format
     folder = videos if videos is not None or form == "dialogues" else path.parent / "videos"
     with_video = read_questions(path, folder, form, durations=durations)
