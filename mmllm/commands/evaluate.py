@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mmllm.commands.flags import StageFlags, given_file, require_rate
+from mmllm.commands.flags import StageFlags, require_rate
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
@@ -89,7 +89,7 @@ def evaluate(
     rounds = Trials.of(trials, temperature, seed)
     require_rate(fps)
     if data is not None:
-        name, benchmark = "eval", read_benchmark(given_file(data), videos, format, durations, fps)
+        name, benchmark = "eval", read_benchmark(data, videos, format, durations, fps)
     else:
         name, benchmark = _rendered(render_seed, render_world, render_videos, fps)
     benchmark = benchmark if limit is None else benchmark.first(limit)

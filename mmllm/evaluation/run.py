@@ -27,6 +27,7 @@ from mmllm.runtime.files import append_text, make_folder, write_text
 from mmllm.runtime.progress import Progress
 from mmllm.times.stamps import STAMP
 from mmllm.tokens import VideoClip
+from mmllm.video.names import existing, nearest
 from mmllm.video.quarantine import Failure, Quarantine
 
 MOST_REASONS = 5
@@ -73,9 +74,10 @@ def read_benchmark(
     Raises:
         InputError: if there are no annotations, if no row is a question, or if all videos are missing.
     """
+    data = existing(data) or data
     path = data / "val.json" if data.is_dir() else data
     if not path.exists():
-        raise InputError(f"{data}: has no annotations (expected a JSON file, or a folder with val.json)")
+        raise InputError(f"{data}: has no annotations (expected a JSON file, or a folder with val.json){nearest(path)}")
     form = format_of(path) if format == "auto" else format
     folder = videos if videos is not None or form in BESIDE else path.parent / "videos"
     rows = fit_to_videos(read_annotations(path, folder, form, durations=durations), Lengths(fps), "repair")

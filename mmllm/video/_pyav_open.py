@@ -77,7 +77,7 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
             raise VideoOpenError(f"{media.name}: not a video: {kind}")
         raise VideoOpenError(f"{media.name}: not a video of a known container: it begins with {media.head[:12]!r}")
     video_tracks, hint = check_claims(media, container, limits)
-    # FFmpeg decodes the first frames of all tracks, so tracks share the allowed pixels. Covers of sound get none.
+    # FFmpeg decodes the first frames of all tracks, so several tracks share the allowed pixels.
     pixels = limits.pixels if video_tracks < 3 else 2 * limits.pixels // video_tracks
     options = {
         "protocol_whitelist": "file",

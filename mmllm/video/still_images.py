@@ -93,8 +93,11 @@ def load_image(path: str | Path, limits: VideoLimits) -> np.ndarray:
                 return rgb_of(ImageOps.exif_transpose(image))
     except (LimitExceeded, VideoDecodeError):
         raise
-    except Image.DecompressionBombError as problem:
-        raise LimitExceeded(f"{path}: {problem}") from None
+    except Image.DecompressionBombError:
+        raise LimitExceeded(
+            f"{path}: more pixels than allowed, which are {limits.pixels}: make a smaller copy",
+            in_python="or raise VideoLimits.pixels",
+        ) from None
     except Exception as problem:  # Pillow's decoders raise many types of errors on damaged data
         raise VideoDecodeError(f"{path}: not a readable image: {problem}") from None
 

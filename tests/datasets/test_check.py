@@ -169,3 +169,33 @@ def test_files_that_are_none(tmp_path):
         check(tmp_path / "missing.json")
     with pytest.raises(InputError, match="cannot be read"):
         check(Path(os.devnull).parent)
+
+
+def test_images_are_opened_too(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    rows = [{"image": f"{name}.png", "question": "What?", "answer": "It."} for name in ("good", "empty", "script")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    summary = check_annotations(tmp_path / "rows.jsonl")
+    assert summary["unreadable_videos"] == 2
+    assert "empty.png: not a readable image: the file is empty" in summary["problems"][0]
+    assert "script.png: not a readable image: a PostScript file" in summary["problems"][1]
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a//b.mp4?x=1", "s3://bucket/a.mp4"])
+def test_addresses_in_rows_are_printed_as_written(address, tmp_path):
+    plain = {"video": address, "question": "?", "answer": "a"}
+    content = [{"type": "video_url", "video_url": {"url": address}}, {"type": "text", "text": "?"}]
+    chat = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "a"}]}
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [plain, chat])))
+    summary = check_annotations(tmp_path / "rows.jsonl")
+    assert summary["bad_rows"] == 2
+    assert all(f"{address}: an address; only local files are read" in problem for problem in summary["problems"])
+
+
+def test_the_nearest_name_of_a_missing_video_is_shown(tmp_path):
+    encode(tmp_path / "Cook 1.mp4", 5)
+    rows = [{"video": "cook_1.MP4", "question": "?", "answer": "a"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "did you mean" in check_annotations(tmp_path / "rows.jsonl")["problems"][0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import unicodedata
+import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image, features
 
 from mmllm.errors import InputError
 from mmllm.preprocessing.frames import read_image
+from mmllm.video.errors import LimitExceeded
 from mmllm.video.limits import VideoLimits
 from mmllm.video.still_images import load_image, opened_image
 
@@ -64,3 +67,15 @@ def test_images_in_memory_are_not_files():
     pixels = np.zeros((4, 4, 3), np.uint8)
     assert read_image(pixels) is pixels
     assert read_image(Image.fromarray(pixels)).shape == (4, 4, 3)
+
+
+def test_pictures_that_claim_much_are_refused(tmp_path):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    for name, data in {"a.png": png, "a.ppm": b"P6 60000 60000 255\n", "b.ppm": b"P6 9000 9000 255\n"}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(LimitExceeded, match=r"pixels.*allowed.*make a smaller copy"):
+            load_image(tmp_path / name, VideoLimits())
