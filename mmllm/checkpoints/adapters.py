@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from mmllm.errors import CheckpointError, ConfigError, require_extra
+from mmllm.errors import CheckpointError, ConfigError, is_out_of_memory, require_extra
 from mmllm.hub.sources import read_json
 from mmllm.interfaces import TokenReducer
 from mmllm.model import MmllmForConditionalGeneration
@@ -126,5 +126,7 @@ def merged_with(model: MmllmForConditionalGeneration, folder: str | Path) -> Mml
         adapted = _adapted(model, config)
         adapted.load_adapter(str(folder), ADAPTER, torch_device=str(model.device))
         return adapted.merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as problem:
-        raise CheckpointError(f"{folder}: these adapters do not fit their model: {problem}") from None
+    except Exception as problem:  # peft raises errors of many types
+        if is_out_of_memory(problem):
+            raise
+        raise CheckpointError(f"{folder}: these adapters do not fit their model: {problem!s:.600}") from None

@@ -9,13 +9,14 @@ import contextlib
 import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, Protocol, cast
 
 from torch import Tensor
 from transformers import GenerationConfig
 
 from mmllm import registry
-from mmllm.checkpoints.plausible import check_config, check_layers, check_tokenizer
+from mmllm.checkpoints.plausible import check_config, check_layers, check_small_files, check_tokenizer
 from mmllm.checkpoints.weights import Weights
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError, MmllmError, is_out_of_memory
@@ -89,6 +90,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: this folder holds no model (no config.json)")
     config = read_json(folder / "config.json")
     check_config(config, folder / "config.json")
+    check_small_files(folder)
+    if not isinstance(config.get("model_type"), (str, NoneType)):
+        raise CheckpointError(f"{folder}: model_type in config.json must be a text")
     return config
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmllm.checkpoints.adapters import base_of, merged_with
 from mmllm.checkpoints.loading import is_ours, load, own_config, own_processor
-from mmllm.checkpoints.plausible import check_shapes
+from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.errors import CheckpointError, MmllmError
 from mmllm.hub.sources import local_folder
@@ -106,6 +106,7 @@ class VideoQA:
         config, _ = own_config(source, **kwargs)
         check_shapes(config, weights.meta, source)
         processor = own_processor(source)
+        check_words(processor, config, source)
         try:
             loaded, info = MmllmForConditionalGeneration.from_pretrained(
                 source, output_loading_info=True, trust_remote_code=False, **kwargs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -81,8 +82,12 @@ def end_with_parent() -> None:
             os._exit(1)
         return
 
+    started_by = multiprocessing.parent_process()  # Windows keeps the number of a parent that has died
+
     def watch() -> None:
-        while os.getppid() == parent:
+        if started_by is not None:
+            started_by.join()
+        while os.getppid() == parent and started_by is None:
             time.sleep(0.5)
         os._exit(1)
 

@@ -90,6 +90,37 @@ def test_an_index_that_names_no_files(folder, content):
     assert "index" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("generation_config.json", "eos_token_id", "2"),
+        ("generation_config.json", "eos_token_id", [[2]]),
+        ("generation_config.json", "pad_token_id", [0]),
+        ("generation_config.json", "bos_token_id", 10**30),
+        ("generation_config.json", "output_hidden_states", {"a": 1}),
+        ("generation_config.json", "num_beams", 10**9),
+        ("processor_config.json", "num_frames", None),
+        ("processor_config.json", "num_frames", 10**9),
+        ("processor_config.json", "num_time_tokens", 10**9),
+        ("processor_config.json", "frames", {"size": 10**9}),
+        ("tokenizer_config.json", "model_max_length", "64"),
+        ("tokenizer_config.json", "bos_token", "nothing"),
+        ("config.json", "num_time_tokens", 10**9),
+        ("config.json", "video_token_id", True),
+        ("config.json", "model_type", ["mmllm"]),
+        ("config.json", "step", 2**60),
+    ],
+)
+def test_values_that_no_model_has(folder, name, field, value):
+    changed(folder, name, lambda content: content.update({field: value}))
+    refusal(folder)
+
+
+def test_several_tokens_may_end_an_answer(folder):
+    changed(folder, "generation_config.json", lambda content: content.update(eos_token_id=[2, 3]))
+    assert VideoQA.from_pretrained(folder).stop_tokens == [2, 3]
+
+
 def safetensors(path, entries, size):
     text = json.dumps(entries).encode() if isinstance(entries, dict) else entries
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
