@@ -71,7 +71,8 @@ def _check_mp4(media: MediaFile, claims: _mp4_claims.Claims, limits: VideoLimits
         claimed = f"{claims.frames} frames" if claims.frames > limits.frames else f"{claims.entries} samples"
         raise LimitExceeded(
             f"{name}: its index claims {claimed}, in a file of {media.length} bytes; "
-            f"allowed are {limits.frames} frames and {most} samples of all tracks",
+            f"allowed are {limits.frames} frames and {most} samples of all tracks: "
+            "cut it into parts, or get another copy",
             in_python="raise VideoLimits.frames to read it anyway",
         )
     if b"moov" not in claims.kinds:

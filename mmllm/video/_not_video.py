@@ -60,6 +60,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     *((b"\x80%c" % version, _PICKLE) for version in (2, 3, 4, 5)),
 )
 _MARKS: tuple[tuple[int, bytes, str], ...] = (
+    (8, b'{"', "a file of weights (safetensors); give it as a model, and a video as the video"),
     (8, b"WEBP", "a WebP image; give it as an image"),
     (128, b"DICM", "a medical image (DICOM); convert its frames to images or to a video"),
     (257, b"ustar", "a tar archive; unpack it by tar -xf, and give the files in it"),
@@ -71,7 +72,7 @@ _TEXTS: tuple[tuple[str, str], ...] = (
     (r"(<\?xml[^>]*>\s*)?(<!doctype svg[^>]*>\s*)?<svg", "an SVG drawing; convert it to PNG"),
     (r"(<\?xml[^>]*>\s*)?<(smil|playlist|asx)", "a playlist; give the files that it lists"),
     (r"<\?xml|<", "an XML text, perhaps a server's error message; download the video itself"),
-    (r"[\[{]", "a JSON text, perhaps a server's error message or annotations; give the video itself"),
+    (r"[\[{]\s*[\"\[{}\]\d-]", "a JSON text, perhaps a server's error message or annotations; give the video itself"),
     (r"\d+\s+\d\d:\d\d:\d\d,\d+ --> ", "subtitles; give the video that they belong to"),
 )
 

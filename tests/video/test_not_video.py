@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import tarfile
 import zipfile
 
@@ -78,6 +79,8 @@ KINDS = {
     "hdf5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     "mp3": (b"\xff\xfb\x90\x64" + bytes(99), "a sound file"),
     "realmedia": (b".RMF\0\0\0\x12", "RealMedia"),
+    "weights": (struct.pack("<Q", 84) + b'{"a": {"dtype": "F32"}}', "safetensors"),
+    "template": (b"{% for turn in messages %}{% endfor %}", "a text that begins with"),
     "webm segment": (b"\x1f\x43\xb6\x75\x01\xff\xff", "a segment of a WebM stream without its beginning"),
     "rtf": (b"{\\rtf1\\ansi", "RTF"),
     "icon": (b"\0\0\x01\0\x01\0", "an icon"),
