@@ -172,29 +172,13 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         return {name: part for name, part in self.named_children() if name != "language_model"}
 
     def initialize_weights(self) -> None:
-        """Draws the weights that a checkpoint lacks."""
-        self._drawn: dict[str, nn.Module] = {}
-        super().initialize_weights()
-        del self._drawn
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Draws those weights of a module that a checkpoint lacks: its part is built once more, and they are copied."""
-        weights = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        missing = [(name, weight) for name, weight in weights if not getattr(weight, "_is_hf_initialized", False)]
-        if not missing:
-            return
-        place = next((name for name, own in self.named_modules() if own is module), None)
-        slot, _, below = (place or "").partition(".")
-        if slot not in self._own_parts():  # a module of the LLM, or a new table of embeddings that belongs to it
-            super()._init_weights(module)
-            return
-        parts: dict[str, nn.Module] = getattr(self, "_drawn", {})
-        if slot not in parts:
-            parts[slot] = self._built_again(slot)
-        drawn = parts[slot].get_submodule(below)
-        for name, weight in missing:
-            weight.copy_(getattr(drawn, name))
+        """Draws the weights that a checkpoint lacks: ours as in a new model, those of the LLM by its own rule."""
+        for name, part in self._own_parts().items():
+            waiting = [(below, module) for below, module in part.named_modules() if _missing(module)]
+            drawn = self._built_again(name) if waiting else part
+            for below, module in waiting:
+                _copy_missing(drawn.get_submodule(below), module)
+        self.language_model.initialize_weights()
 
     def _built_again(self, name: str) -> nn.Module:
         """A part of the model with new weights."""
@@ -511,6 +495,22 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         """Stops training of the named stages (`encoder`, `visual_tokenizer`, `language_model`)."""
         for stage in stages:
             getattr(self, stage).requires_grad_(False)
+
+
+def _missing(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The weights and buffers of a module itself that neither a constructor nor a checkpoint has written, by name."""
+    if getattr(module, "_is_hf_initialized", False):
+        return []
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return [(name, weight) for name, weight in own if not getattr(weight, "_is_hf_initialized", False)]
+
+
+@torch.no_grad()
+def _copy_missing(drawn: nn.Module, module: nn.Module) -> None:
+    """Copies into a module what it lacks, from the same module of a new model."""
+    for name, weight in _missing(module):
+        weight.copy_(getattr(drawn, name))
+    module._is_hf_initialized = True  # type: ignore[assignment]
 
 
 def _scaled(losses: dict[str, Tensor], placed: Placed, items: Tensor | int | None) -> dict[str, Tensor]:
