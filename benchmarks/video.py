@@ -58,7 +58,7 @@ def ours(path: Path, count: int, indices: np.ndarray) -> np.ndarray:
 
 
 def plain_pyav(path: Path, count: int, indices: np.ndarray) -> np.ndarray:
-    """One frame after another, converting those that are wanted."""
+    """One frame after another, converting those that are wanted; without a matrix, HD is BT.709."""
     wanted, frames = set(indices.tolist()), []
     converter = av.video.reformatter.VideoReformatter()
     with av.open(str(path)) as container:
@@ -66,7 +66,10 @@ def plain_pyav(path: Path, count: int, indices: np.ndarray) -> np.ndarray:
         stream.thread_type = "NONE"
         for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
-                small = converter.reformat(frame, width=SIDE, height=SIDE, format="rgb24", threads=1)
+                matrix = 1 if int(frame.colorspace) == 2 and frame.height >= 720 else None
+                small = converter.reformat(
+                    frame, width=SIDE, height=SIDE, format="rgb24", src_colorspace=matrix, threads=1
+                )
                 frames.append(small.to_ndarray())
             if number == indices[-1]:
                 break

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mmllm.errors import MmllmError, is_out_of_memory
+from mmllm.errors import InputError, MmllmError, is_out_of_memory
 from mmllm.fields import closest
 
 
@@ -26,6 +30,10 @@ VERBS = {
     "info": Verb("mmllm.commands.info:info", "what a video file holds"),
     "check": Verb("mmllm.commands.check:check", "what is wrong or missing in annotations and videos, before training"),
     "train": Verb("mmllm.commands.train:train_command", "train a recipe"),
+    "train-tokenizer": Verb(
+        "mmllm.commands.train_tokenizer:train_tokenizer_command", "train an image tokenizer on pictures"
+    ),
+    "reconstruct": Verb("mmllm.commands.reconstruct:reconstruct", "show what an image tokenizer keeps of a picture"),
     "finetune": Verb("mmllm.commands.finetune:finetune_command", "train a model further, on your own videos"),
     "eval": Verb("mmllm.commands.evaluate:evaluate", "answer a benchmark's questions and score the answers"),
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers again, without a model"),
@@ -38,64 +46,115 @@ VERBS = {
     "list": Verb("mmllm.commands.listing:list_parts", "list all parts, recipes and published models"),
 }
 
+LONGEST_MESSAGE = 1200
+"""Most characters of an error's line."""
 LESS_MEMORY = (
     "what helps: fewer frames, a token reducer (--reducer fastervlm:keep=8), a smaller model, or a smaller batch"
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs `mmllm VERB ...` and exits: 0 done, 1 error inside mmllm, 2 bad input, 3 partly failed, 130 interrupted."""
+    """Runs `mmllm VERB ...` and exits: 0 done, 1 error inside mmllm, 2 bad input, 3 partly failed, 130 interrupted.
+
+    SIGTERM ends a command like Ctrl-C, with exit code 143.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = _run(words)
+        sys.stdout.flush()  # a full disk behind a redirected output is told here
+    except (Exception, KeyboardInterrupt) as problem:
+        code = _ended_by(problem)
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    """Runs a command line and returns its exit code."""
     if not words or words[0] in ("-h", "--help"):
         print(_help())
-        sys.exit(0 if words else 2)
+        return 0 if words else 2
     if words[0] == "--version":
         from mmllm import __version__
 
         print(f"mmllm {__version__}")
-        sys.exit(0)
+        return 0
     name = words[0]
     if name not in VERBS:
-        print(f"mmllm: unknown command {name!r}; {closest(name, VERBS)}", file=sys.stderr)
-        sys.exit(2)
+        raise InputError(f"unknown command {name!r}; {closest(name, VERBS)}")
     logging.basicConfig(level=logging.WARNING, format="mmllm: %(message)s")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our commands show their own progress
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for library in ("huggingface_hub", "httpx"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    sys.exit(_run(VERBS[name], name, words[1:]))
+    import tyro
+
+    module, function = VERBS[name].home.split(":")
+    command = getattr(importlib.import_module(module), function)
+    return tyro.cli(command, args=words[1:], prog=f"mmllm {name}") or 0
 
 
-def _run(verb: Verb, name: str, arguments: list[str]) -> int:
-    """Runs a verb. An error becomes one line of text and the exit code that is returned."""
-    module, function = verb.home.split(":")
-    try:
-        import tyro
-
-        command = getattr(importlib.import_module(module), function)
-        return tyro.cli(command, args=arguments, prog=f"mmllm {name}") or 0
-    except MmllmError as problem:
-        print(f"mmllm: {_one_line(problem)}", file=sys.stderr)
-        return problem.exit_code
-    except KeyboardInterrupt:
-        print("mmllm: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the output any more
+def _ended_by(problem: BaseException) -> int:
+    """Tells in one line why a command ended, and returns its exit code."""
+    if isinstance(problem, BrokenPipeError):
+        _forget_output()  # nobody reads the output any more
         return 0
-    except Exception as problem:
-        if os.environ.get("MMLLM_DEBUG"):
-            raise
-        if is_out_of_memory(problem):
-            print(f"mmllm: out of memory: {_one_line(problem)}; {LESS_MEMORY}", file=sys.stderr)
-            return 1
-        summary = f"{type(problem).__name__}: {_one_line(problem)}"
-        print(f"mmllm: internal error: {summary} (MMLLM_DEBUG=1 shows where)", file=sys.stderr)
-        return 1
+    code, message = 1, _one_line(problem)
+    if isinstance(problem, MmllmError):
+        code = problem.exit_code
+    elif isinstance(problem, Terminated):
+        code, message = 128 + signal.SIGTERM, "terminated"
+    elif isinstance(problem, KeyboardInterrupt):
+        code, message = 130, "interrupted"
+    elif os.environ.get("MMLLM_DEBUG"):
+        raise problem
+    elif is_out_of_memory(problem):
+        message = f"out of memory: {message}; {LESS_MEMORY}"
+    elif isinstance(problem, tuple(_TYPED)):
+        code = InputError.exit_code
+        message = next(text for kind, text in _TYPED.items() if isinstance(problem, kind)) + f": {message}"
+    elif isinstance(problem, OSError) and problem.strerror:
+        message = f"{problem.filename or 'the output'}: {problem.strerror}"
+        if problem.errno == errno.ENOSPC:
+            _forget_output()
+    elif isinstance(problem, OverflowError):
+        code, message = 2, f"a number is too large: {message}"
+    else:
+        message = f"internal error: {type(problem).__name__}: {message} (MMLLM_DEBUG=1 shows where)"
+    with contextlib.suppress(OSError, ValueError):  # the error output may be closed, or on a full disk
+        print(f"mmllm: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+_TYPED = {
+    OverflowError: "a number is too large",
+    RecursionError: "the input is nested too deeply",
+    UnicodeDecodeError: "a file is not UTF-8",
+}
+"""What can only come from an input, and what to say about it."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM): everything is left as after Ctrl-C."""
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end may take a moment, and once is enough
+    raise Terminated
 
 
 def _one_line(problem: BaseException) -> str:
-    return " ".join(str(problem).split())
+    """The message of an error on one line; a long one is cut before its end, which often says what helps."""
+    text = " ".join(str(problem).split())
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    return f"{text[: LONGEST_MESSAGE - 320]} [...] {text[-300:]}"
+
+
+def _forget_output() -> None:
+    """Throws away what the standard output could not take, or Python would tell of it once more at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help() -> str:

@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from mmllm import registry
 from mmllm.errors import ConfigError
 from mmllm.fields import from_mapping, require, to_mapping
+from mmllm.hub.remote_code import AUTO_MAP, write_stub
 from mmllm.modeling.blending import BlendConfig
 from mmllm.stages import SLOTS, model_slots
 
@@ -71,6 +72,7 @@ class MmllmConfig(PreTrainedConfig):
     """
 
     model_type = "mmllm"
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "losses"]  # noqa: RUF012
     if SubConfigSpec is None:
         sub_configs = {"text_config": AutoConfig}
     else:
@@ -106,6 +108,17 @@ class MmllmConfig(PreTrainedConfig):
             raise ConfigError(f"time_token_ids must be {self.num_time_tokens} contiguous ids, not {ids[:3]}...")
         # transformers reads from the outermost configuration whether input and output embeddings are shared
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Writes `config.json`, and beside it the file by which transformers finds our classes."""
+        self.auto_map = dict(AUTO_MAP)
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        write_stub(save_directory)
+        return saved
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Does nothing: `save_pretrained` says where our classes are, and copies none of our files."""
 
     @property
     def blending(self) -> BlendConfig:

@@ -66,8 +66,12 @@ def is_installed(library: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "failed to map segment")
+"""Words of torch, of the system, and of the linker when a library does not fit into memory."""
+
+
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether an exception of Python, or of torch on any device, means that memory has run out."""
-    message = str(problem)
+    message = str(problem).lower()
     memory_error = isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError"
-    return memory_error or "can't allocate memory" in message or "out of memory" in message.lower()
+    return memory_error or any(words in message for words in _OUT_OF_MEMORY)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import math
+import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -19,12 +22,19 @@ from mmllm.errors import ConfigError
 Config = TypeVar("Config")
 log = logging.getLogger(__name__)
 
+LARGEST = 2**63
+"""Whole numbers are below it, so that every library can store them."""
+LARGEST_SEED = 2**32 - 1
+"""The largest seed that numpy takes."""
+_DIGITS = re.compile(r"\s*[+-]?[0-9]+\s*")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
 def closest(name: str, choices: typing.Iterable[str]) -> str:
     """The end of a message about an unknown name: the close matches and the full list."""
-    choices = sorted(choices)
+    name, choices = name[:100], sorted(choices)
     matches = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, matches))}? " if matches else ""
     return f"{hint}known: {', '.join(choices) or 'none'}"
@@ -37,7 +47,17 @@ def require(condition: bool, config: object, field: str, allowed: str) -> None:
         ConfigError: if the condition is false; names the field, its value and what is allowed.
     """
     if not condition:
-        raise ConfigError(f"{type(config).__name__}.{field} = {getattr(config, field)!r}: must be {allowed}")
+        raise ConfigError(f"{type(config).__name__}.{field} = {shown(getattr(config, field))}: must be {allowed}")
+
+
+def require_seed(seed: int, where: str) -> None:
+    """Refuses a seed that not every random generator takes.
+
+    Raises:
+        ConfigError: if it is negative or above `LARGEST_SEED`.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ConfigError(f"{where} = {shown(seed)}: must be a whole number from 0 to {LARGEST_SEED}")
 
 
 def decode(annotation: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PLR0912 - a branch for each kind of type
@@ -64,32 +84,33 @@ def decode(annotation: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PL
         for choice in arguments:
             if value == choice or (isinstance(value, str) and not isinstance(choice, str) and value == str(choice)):
                 return choice
-        raise ConfigError(f"{where} = {value!r}: must be one of {', '.join(map(repr, arguments))}")
+        raise ConfigError(f"{where} = {shown(value)}: must be one of {', '.join(map(repr, arguments))}")
     if dataclasses.is_dataclass(annotation):
         if isinstance(value, annotation):  # type: ignore[arg-type]
             return value
         if isinstance(value, Mapping):
             return from_mapping(annotation, value, where)  # type: ignore[arg-type]
-        raise ConfigError(f"{where} = {value!r}: must be a mapping of {annotation}'s fields")
+        raise ConfigError(f"{where} = {shown(value)}: must be a mapping of {annotation}'s fields")
     if origin in (tuple, list):
         items = value.split("+") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
-            raise ConfigError(f"{where} = {value!r}: must be a list")
+            raise ConfigError(f"{where} = {shown(value)}: must be a list")
         if origin is tuple and arguments and arguments[-1] is not Ellipsis:
             if len(items) != len(arguments):
-                raise ConfigError(f"{where} = {value!r}: must have {len(arguments)} items")
+                raise ConfigError(f"{where} = {shown(value)}: must have {len(arguments)} items")
             return tuple(decode(kind, item, where) for kind, item in zip(arguments, items, strict=True))
         kind = arguments[0] if arguments else Any
         return origin(decode(kind, item, f"{where}[{i}]") for i, item in enumerate(items))
     if origin is dict or annotation is dict or origin is Mapping or annotation is Mapping:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} = {value!r}: must be a mapping")
-        return dict(value)
+            raise ConfigError(f"{where} = {shown(value)}: must be a mapping")
+        kind = arguments[1] if arguments else Any
+        return {key: decode(kind, item, f"{where}.{key!s:.60}") for key, item in value.items()}
     return _decode_plain(annotation, value, where)
 
 
 def _decode_plain(kind: Any, value: Any, where: str) -> Any:
-    wrong = ConfigError(f"{where} = {value!r}: must be {getattr(kind, '__name__', kind)}")
+    wrong = ConfigError(f"{where} = {shown(value)}: must be {getattr(kind, '__name__', kind)}")
     if kind is bool:
         if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
             return value.lower() in _TRUE
@@ -103,19 +124,37 @@ def _decode_plain(kind: Any, value: Any, where: str) -> Any:
             return value
         raise wrong
     if kind in (int, float):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise wrong from None
-        if kind is float:
-            return number
-        if number != int(number):
-            raise wrong
-        return int(value) if isinstance(value, str) and value.lstrip("+-").isdigit() else int(number)
+        return _decode_number(kind, value, where, wrong)
     try:
         return kind(value)
     except (TypeError, ValueError):
         raise wrong from None
+
+
+def _decode_number(kind: type, value: Any, where: str, wrong: ConfigError) -> int | float:
+    try:
+        number = float(value)
+        whole = int(value) if isinstance(value, int) or (isinstance(value, str) and _DIGITS.fullmatch(value)) else None
+    except OverflowError:
+        number, whole = math.inf, None
+    except (TypeError, ValueError):
+        raise wrong from None
+    if not math.isfinite(number):
+        raise ConfigError(f"{where} = {shown(value)}: must be a finite number")
+    if kind is float:
+        return number
+    if whole is None:
+        if number != int(number):
+            raise wrong
+        whole = int(number)
+    if abs(whole) >= LARGEST:
+        raise ConfigError(f"{where} = {shown(value)}: must be a number below 2 ** 63")
+    return whole
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut short. Deep and long ones are never written whole."""
+    return _SHORT.repr(value)
 
 
 def with_current_names(cls: type, mapping: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -148,7 +187,7 @@ def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str = "")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in mapping:
         if key not in fields:
-            raise ConfigError(f"{where} has no field {key!r}; {closest(str(key), fields)}")
+            raise ConfigError(f"{where} has no field {shown(key)}; {closest(str(key), fields)}")
     values = {key: decode(hints[key], value, f"{where}.{key}") for key, value in mapping.items()}
     try:
         return cls(**values)
@@ -169,7 +208,7 @@ def merged(config: Config, changes: Mapping[str, Any], where: str = "") -> Confi
     values = {}
     for key, value in changes.items():
         if key not in names:
-            raise ConfigError(f"{where} has no field {key!r}; {closest(str(key), names)}")
+            raise ConfigError(f"{where} has no field {shown(key)}; {closest(str(key), names)}")
         current = getattr(config, key)
         if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
             values[key] = merged(current, value, f"{where}.{key}")

@@ -3,6 +3,7 @@
 | kind | base class | constructor |
 |---|---|---|
 | encoder | `Encoder` | `(config)` |
+| image tokenizer | `Autoencoder` | `(config)` |
 | reducer behind the encoder | `TokenReducer`; `mmllm.pruning.ranked.BudgetReducer`, which only ranks | `(config)` |
 | reducer inside the encoder | `EncoderStage` | `(config)` |
 | reducer inside the LLM | `LlmReducer`; anything else inside the LLM is an `LlmStage` | `(config)` |
@@ -18,8 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
@@ -59,7 +61,8 @@ class Encoder(Part, nn.Module):
 
     width: int
     """C, of the features."""
-    grid: tuple[int, int]
+    grid: Grid
+    """Rows and columns of the patches; None for 1D tokens."""
     score_names: Collection[str] = frozenset()
     """Kinds of scores that it can compute cheaply: `cls_attention`, `mean_attention`, `probe_attention`."""
     runs_encoder_stage: ClassVar[bool] = False
@@ -69,13 +72,56 @@ class Encoder(Part, nn.Module):
 
     @property
     def index(self) -> Tensor | None:
-        """int64, N. Raster positions of a frame's tokens; None if they are the whole grid in order."""
+        """int64, N. Raster positions of a frame's tokens; None if they are the whole grid in order, or 1D tokens."""
         return None
 
     @property
     def tokens_per_frame(self) -> int:
-        """N."""
-        return self.grid[0] * self.grid[1] if self.index is None else len(self.index)
+        """N. An encoder of 1D tokens has to say it."""
+        if self.index is not None:
+            return len(self.index)
+        if self.grid is None:
+            raise NotImplementedError(f"{type(self).__name__}.tokens_per_frame: 1D tokens have no grid to count")
+        return self.grid[0] * self.grid[1]
+
+
+class Autoencoder(Part, nn.Module):
+    """An image tokenizer: a picture as a short row of 1D tokens, and back. Sets its two numbers when it is built.
+
+    It is trained apart from any LLM. Its encoder half then stands in the place of a model's encoder.
+    """
+
+    image_size: int
+    """S: side of the square picture in pixels."""
+    most_tokens: int
+    """Tokens of a picture."""
+    ordered: ClassVar[bool] = False
+    """Whether any number of the first tokens gives a picture; otherwise all are needed."""
+    reads_text: bool = False
+    """Whether `forward` and `reconstruct` take captions."""
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The loss of a training step: a scalar.
+
+        Args:
+            images: float, B 3 S S, from -1 to 1.
+            generator: of all random numbers, on the CPU; None for PyTorch's own.
+
+        A tokenizer that reads text also takes `captions`, a text for each image.
+        """
+        raise NotImplementedError
+
+    def reconstruct(
+        self, images: Tensor, *, tokens: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Images B 3 S S, about -1 to 1 and not clamped, of the tokens of images.
+
+        Args:
+            images: float, B 3 S S, from -1 to 1.
+            tokens: how many of the first tokens are used; None for all.
+            generator: of random numbers, on the CPU.
+        """
+        raise NotImplementedError
 
 
 class TokenReducer(Part, nn.Module):
@@ -83,6 +129,8 @@ class TokenReducer(Part, nn.Module):
 
     score_choices: ClassVar[tuple[str, ...]] = ()
     """Kinds of encoder scores by which it can rank; one of them is enough. Empty if it needs no score."""
+    layout: ClassVar[Literal["grid", "line"] | None] = None
+    """What it needs of the encoder: patches on a grid, ordered 1D tokens on a line, or None for either."""
 
     @property
     def scores_needed(self) -> tuple[str, ...]:

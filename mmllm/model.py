@@ -10,30 +10,33 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput
 
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
+from mmllm.interfaces import EncoderStage
 from mmllm.llm.cache import CACHE
 from mmllm.llm.harness import decoder_layers, install
 from mmllm.llm.values import LlmPass
-from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, placeholders, refuse_unknown
+from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, refuse_unknown
 from mmllm.modalities.inputs import Media
+from mmllm.modeling.exporting import place_traced
+from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
-from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions, require_room
-from mmllm.modeling.vision import VisualStages
+from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions
 from mmllm.pruning.needs import require_fit
 from mmllm.stages import build as build_stages
 from mmllm.stages import changed, model_slots, stages_of
-from mmllm.tokens import IGNORED, NOWHERE, VisualSequence
+from mmllm.tokens import IGNORED, NOWHERE
 
 
 @dataclass
@@ -53,7 +56,7 @@ class MmllmOutput(CausalLMOutputWithPast):
         return cls(**{field.name: outputs.get(field.name) for field in fields(cls)})
 
 
-class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
+class MmllmForConditionalGeneration(GenerationWithMedia):
     """A video and image LLM assembled from the parts that its configuration names."""
 
     config: MmllmConfig
@@ -65,8 +68,9 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ("past_key_values", "cache")
-    accepts_loss_kwargs = False  # the loss is a mean over the batch, so that accumulated batches are averaged
+    _tied_weights_keys: ClassVar[dict[str, str]] = {}  # none besides the LLM's own; peft asks for a mapping
+    _skip_keys_device_placement = ("past_key_values", "cache", "inside")
+    accepts_loss_kwargs = True  # num_items_in_batch
 
     def __init__(self, config: MmllmConfig, shared: MmllmForConditionalGeneration | None = None) -> None:
         """A model with new weights, or with those of `shared` and other stages (see `with_stages`)."""
@@ -79,7 +83,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             setattr(self, name, nn.ModuleList(parts) if modules else parts)
         if shared is None:
             self.modality_parts = nn.ModuleDict(parts_of(config))
-            self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+            self.language_model = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
             grounded = config.losses.grounding_weight > 0
             self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
         else:
@@ -88,6 +92,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             self.language_model, self.grounding = shared.language_model, shared.grounding
             self.generation_config: Any = copy.deepcopy(shared.generation_config)
         self._check_fit()
+        self._mark_as_drawn()
         self.post_init()
 
     def _refuse_untrained(self, shared: MmllmForConditionalGeneration) -> None:
@@ -147,7 +152,7 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         for name in model_slots():
             parts, own = getattr(model, name), getattr(self, name)
             if isinstance(parts, nn.Module) and parts is not own:  # only these can be on another device
-                parts.to(self.device)
+                parts.to(self.input_device)
         return model.train(self.training)
 
     def parts_for(self, config: MmllmConfig) -> dict[str, Any]:
@@ -155,22 +160,69 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         own, theirs = stages_of(self.config), stages_of(config)
         return {name: getattr(self, name) for name in own if own[name] == theirs[name]}
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Does nothing: our parts draw their weights when they are built, and the LLM has its own rule."""
+    def _mark_as_drawn(self) -> None:
+        """Tells transformers that our parts have drawn their weights. Without storage ("meta") they have not."""
+        for part in self._own_parts().values():
+            if not any(weight.is_meta for weight in (*part.parameters(), *part.buffers())):
+                for module in part.modules():
+                    module._is_hf_initialized = True  # type: ignore[assignment]
 
-    def embed(self, input_ids: Tensor, visual: Tensor) -> Tensor:
+    def _own_parts(self) -> dict[str, nn.Module]:
+        """The modules besides the LLM, by name."""
+        return {name: part for name, part in self.named_children() if name != "language_model"}
+
+    def initialize_weights(self) -> None:
+        """Draws the weights that a checkpoint lacks."""
+        self._drawn: dict[str, nn.Module] = {}
+        super().initialize_weights()
+        del self._drawn
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draws those weights of a module that a checkpoint lacks: its part is built once more, and they are copied."""
+        weights = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        missing = [(name, weight) for name, weight in weights if not getattr(weight, "_is_hf_initialized", False)]
+        if not missing:
+            return
+        place = next((name for name, own in self.named_modules() if own is module), None)
+        slot, _, below = (place or "").partition(".")
+        if slot not in self._own_parts():  # a module of the LLM, or a new table of embeddings that belongs to it
+            super()._init_weights(module)
+            return
+        parts: dict[str, nn.Module] = getattr(self, "_drawn", {})
+        if slot not in parts:
+            parts[slot] = self._built_again(slot)
+        drawn = parts[slot].get_submodule(below)
+        for name, weight in missing:
+            weight.copy_(getattr(drawn, name))
+
+    def _built_again(self, name: str) -> nn.Module:
+        """A part of the model with new weights."""
+        with torch.device("cpu"):
+            if name == "modality_parts":
+                return nn.ModuleDict(parts_of(self.config))
+            if name == "grounding":
+                return GroundingHead(self.config.text_config.hidden_size, self.config.losses.pointer_weight)
+            others = {other: getattr(self, other) for other in model_slots() if other != name}
+            built = build_stages(stages_of(self.config), self.config.text_config.hidden_size, others)[name]
+            for part in _listed(built):
+                if isinstance(part, EncoderStage):
+                    part.prepare(self.encoder)
+        return nn.ModuleList(built) if isinstance(built, list) else built
+
+    def embed(self, input_ids: Tensor, visual: Tensor | None) -> Tensor:
         """B P D: text embeddings, with the visual tokens (B M D) at the placeholders' positions."""
-        is_visual = torch.zeros_like(input_ids, dtype=torch.bool)
-        for placeholder in placeholders(self.config).values():
-            is_visual |= input_ids == placeholder
-        table = self.get_input_embeddings()
-        embeddings = table(input_ids.masked_fill(is_visual & (input_ids >= len(table.weight)), 0))
+        is_visual = self.is_placeholder(input_ids)
+        rows = self.config.text_config.vocab_size
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_visual & (input_ids >= rows), 0))
+        if visual is None:
+            return embeddings
         is_visual &= is_visual.cumsum(dim=1) <= visual.shape[1]  # a generated one is a word
-        return fill_in(embeddings, is_visual, visual)
+        return fill_in(embeddings, is_visual, visual.to(embeddings.device))
 
     # --- transformers' interface ----------------------------------------------------------------------------
 
-    @lists_flat_names
+    @lists_flat_names  # long: each argument of transformers' interface is described
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -187,9 +239,11 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         visual_grid: tuple[int, int] | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> MmllmOutput:
-        """Next-token logits, or the loss where `labels` are given.
+    ) -> MmllmOutput | tuple[Any, ...]:
+        """Next-token logits, and the loss where `labels` are given.
 
         Args:
             input_ids: int64, B L, with one placeholder for each video and image.
@@ -204,11 +258,17 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             visual_place, visual_frame: int64, B P. The patch and the frame of each of these tokens, for stages
                 inside the LLM.
             visual_grid: the patch grid of `visual_place`.
+            logits_to_keep: how many of the last positions get logits, or which; 0 for all.
+            num_items_in_batch: what the loss of the labels is divided by, as transformers' Trainer gives it: the number
+                of labels in all batches of a step. Without it, the loss is the mean over this batch's labels.
+            return_dict: False gives a tuple of the fields that are not None.
             kwargs: instead of `media`, the fields of its inputs under their names in transformers (`flat_names` of
                 `VideoInputs` and `ImageInputs`); all others go to the LLM.
 
         Returns:
-            Logits B P V; with labels, the loss and no logits, since only labelled positions reach the LM head.
+            Logits B P V. With labels, the loss; in training nothing else, since only labelled positions reach the LM
+            head, and in evaluation logits B L V, at the given positions. These are also given for
+            `num_items_in_batch` without labels: then a Trainer computes the loss itself.
 
         Raises:
             InputError: if media do not fit each other or the text, or no part takes a keyword that holds data.
@@ -217,18 +277,33 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         refuse_unknown(kwargs, self.language_model)
         media = one_media(media, named)
         cache = past_key_values if cache is None else cache
+        as_dict = self.config.return_dict if return_dict is None else return_dict
         if inputs_embeds is None and input_ids is not None and visual_embeddings is None:
+            if torch.compiler.is_exporting():
+                self._refuse_for_export(labels, media)
             sequences = self.visual_sequences(media)
             if sequences or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-                placed = place(input_ids, mask, sequences, labels=labels, segments=segment_ids)
-                fraction = self._frame_fraction(placed, media)
-                return self._decode_placed(placed, fraction, cache, logits_to_keep, **kwargs)
+                if torch.compiler.is_exporting():
+                    placed = place_traced(input_ids, mask, sequences)
+                else:
+                    self.require_media(input_ids, mask, sequences)
+                    placed = place(input_ids, mask, sequences, labels=labels, segments=segment_ids)
+                if labels is not None:
+                    fraction = self._frame_fraction(placed, media)
+                    out = self._with_loss(placed, fraction, num_items_in_batch, **kwargs)
+                else:
+                    out = self._decode_placed(placed, cache, logits_to_keep, **kwargs)
+                    if num_items_in_batch is not None and out.logits is not None:
+                        out.logits = placed.as_given(out.logits)
+                return out if as_dict else out.to_tuple()
         if inputs_embeds is None:
             if input_ids is None:
                 raise InputError("the model needs input_ids or inputs_embeds")
-            no_visual = self.get_input_embeddings().weight.new_zeros(len(input_ids), 0, 0)
-            inputs_embeds = self.embed(input_ids, no_visual if visual_embeddings is None else visual_embeddings)
+            alone = visual_embeddings is None and cache is None and position_ids is None  # not a step of `generate`
+            if alone and not torch.compiler.is_exporting():
+                self.require_media(input_ids, attention_mask, {})
+            inputs_embeds = self.embed(input_ids, visual_embeddings)
             if visual_place is not None and visual_frame is not None and self.llm_stages:
                 valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
                 kwargs["llm_pass"] = self.llm_pass(visual_place, visual_frame, valid.bool(), visual_grid)
@@ -240,23 +315,31 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             **{CACHE: cache},
             **kwargs,
         )
-        return MmllmOutput.of(outputs)
+        out = MmllmOutput.of(outputs)
+        return out if as_dict else out.to_tuple()
 
-    def _decode_placed(
-        self,
-        placed: Placed,
-        frame_fraction: Tensor | None,
-        cache: Cache | None,
-        logits_to_keep: int | Tensor,
-        **kwargs: Any,
-    ) -> MmllmOutput:
-        """Logits of a batch with its visual tokens in place, or its losses where it has labels."""
+    def _refuse_for_export(self, labels: Tensor | None, media: Media) -> None:
+        """Refuses what no traced program can do: its shapes do not depend on values.
+
+        Raises:
+            InputError, ConfigError: naming it.
+        """
+        if labels is not None:
+            raise InputError("torch.export: a loss depends on which positions have labels; export without labels")
+        if any("tiling" in inputs.given() for inputs in media.values()):
+            raise InputError("torch.export: how an image is cut into tiles depends on its size; export whole images")
+        if self.reducers:
+            names = ", ".join(reducer.registered_name for reducer in self.reducers)
+            raise ConfigError(f"torch.export: {names} removes tokens by their values; export with_stages(reducers=[])")
+
+    def _decoder_inputs(self, placed: Placed) -> dict[str, Any]:
+        """The LLM's arguments for a batch with its visual tokens in place."""
         # step 1: embeddings, mask and positions
         embeddings = self.embed(placed.input_ids, placed.visual)
         mask = placed.attention_mask
         if placed.segments is not None:
             mask = block_mask(mask, placed.segments, embeddings.dtype)
-        arguments = {
+        arguments: dict[str, Any] = {
             "inputs_embeds": embeddings,
             "attention_mask": mask,
             "position_ids": positions(placed.attention_mask, placed.segments),
@@ -270,18 +353,32 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
                     "questions_per_video = 1"
                 )
             valid = placed.attention_mask.bool()
-            kwargs["llm_pass"] = self.llm_pass(placed.place, placed.frame, valid, placed.grid, placed.labels)
-        # step 3: logits, or in training the losses
-        if placed.labels is None:
-            kwargs |= {CACHE: cache, "logits_to_keep": logits_to_keep}
-            return MmllmOutput.of(self.language_model(**arguments, **kwargs))
+            arguments["llm_pass"] = self.llm_pass(placed.place, placed.frame, valid, placed.grid, placed.labels)
+        return arguments
+
+    def _decode_placed(
+        self, placed: Placed, cache: Cache | None, logits_to_keep: int | Tensor, **kwargs: Any
+    ) -> MmllmOutput:
+        """Logits of a batch with its visual tokens in place."""
+        arguments = {**self._decoder_inputs(placed), CACHE: cache, "logits_to_keep": logits_to_keep, **kwargs}
+        return MmllmOutput.of(self.language_model(**arguments))
+
+    def _with_loss(
+        self, placed: Placed, frame_fraction: Tensor | None, items: Tensor | int | None, **kwargs: Any
+    ) -> MmllmOutput:
+        """The losses of a batch with its visual tokens in place; outside of training also logits, B L V."""
+        arguments = self._decoder_inputs(placed)
         kwargs["output_hidden_states"] = self.grounding is not None
-        outputs = self.language_model.base_model(**arguments, use_cache=False, **kwargs)
-        losses = self.losses(outputs.last_hidden_state, outputs.hidden_states, placed, frame_fraction)
-        losses |= self.stage_losses(kwargs.get("llm_pass"))
-        if "llm_pass" in kwargs and kwargs["llm_pass"].unusable:  # nothing is learned from this row
+        outputs = self.language_model.base_model(**arguments, **{**kwargs, "use_cache": False})
+        hidden = outputs.last_hidden_state
+        losses = self.losses(hidden, outputs.hidden_states, placed, frame_fraction, items)
+        current = arguments.get("llm_pass")
+        losses |= _scaled(self.stage_losses(current), placed, items)
+        if current is not None and current.unusable:  # nothing is learned from this row
             losses = {name: loss for name, loss in losses.items() if name.endswith("_skipped")}
-        return MmllmOutput(loss=torch.stack(list(losses.values())).sum(), losses=losses)
+        total = torch.stack([loss.to(hidden.device) for loss in losses.values()]).sum()
+        logits = None if self.training else self.lm_logits(placed.as_given(hidden))
+        return MmllmOutput(loss=total, logits=logits, losses=losses)
 
     def losses(
         self,
@@ -289,18 +386,25 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         hidden_states: tuple[Tensor, ...] | None,
         placed: Placed,
         frame_fraction: Tensor | None,
+        items: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """The parts of the loss, already weighted, from the last hidden states B P D and those of every layer."""
-        config, time_ids = self.config.losses, self.time_ids
+        """The parts of the loss, already weighted, from the last hidden states B P D and those of every layer.
+
+        With `items`, the number of labels in all batches of a step, each part is this batch's share of the step's mean.
+        """
+        config = self.config.losses
         assert placed.labels is not None
+        time_ids = self.time_ids_on(placed.labels.device)
         targets = placed.labels[:, 1:]
         labelled = targets != IGNORED
-        logits = self.lm_logits(hidden[:, :-1][labelled])  # R V
-        parts = {"token": token_loss(logits, targets[labelled], time_ids, config.time_sigma)}
+        logits = self.lm_logits(hidden[:, :-1][labelled.to(hidden.device)])  # R V
+        items_here = None if items is None else torch.as_tensor(items, device=logits.device)
+        token = token_loss(logits, targets[labelled].to(logits.device), time_ids, config.time_sigma, items_here)
+        parts = {"token": token}
         if self.grounding is not None and hidden_states and time_ids is not None and frame_fraction is not None:
             intervals = intervals_of(placed.labels, time_ids, placed.segments)
             grounding_loss = self.grounding(hidden_states[config.grounding_layer], placed, intervals, frame_fraction)
-            parts["grounding"] = config.grounding_weight * grounding_loss
+            parts |= _scaled({"grounding": config.grounding_weight * grounding_loss}, placed, items)
         return parts
 
     def stage_losses(self, current: LlmPass | None) -> dict[str, Tensor]:
@@ -369,79 +473,6 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
             return None
         return fraction[first.clamp(max=len(fraction) - 1)]
 
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        sequences: dict[int, VisualSequence] | None = None,
-        media: Media | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """transformers' `generate` over text with videos and images: greedy, sampling, beams, streaming.
-
-        Takes the output of the processor, or `media`, or the `sequences` that `visual_sequences` made of them. Returns
-        the given ids followed by the new ones, as other vision-language models do. With `return_dict_in_generate`,
-        returns an object that has them as `sequences`.
-        """
-        named, kwargs = media_apart(kwargs)
-        if sequences is None:
-            sequences = self.visual_sequences(one_media(media, named))
-        if input_ids is None or not sequences:
-            return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        placed = place(input_ids, attention_mask, sequences, pad_side="left")
-        require_room(placed, getattr(self.config.text_config, "max_position_embeddings", None))
-        visual_positions: dict[str, Any] = {}
-        if self.llm_stages:
-            self._refuse_for_stages(kwargs)
-            visual_positions = {
-                "visual_place": placed.place, "visual_frame": placed.frame, "visual_grid": placed.grid
-            }  # fmt: skip
-        out = super().generate(
-            placed.input_ids,
-            attention_mask=placed.attention_mask,
-            visual_embeddings=placed.visual,
-            **visual_positions,
-            **kwargs,
-        )
-        ids = out if isinstance(out, Tensor) else out.sequences
-        new = ids[:, placed.input_ids.shape[1] :]
-        prompts = input_ids.repeat_interleave(len(ids) // len(input_ids), dim=0)
-        if isinstance(out, Tensor):
-            return torch.cat([prompts, new], dim=1)
-        out.sequences = torch.cat([prompts, new], dim=1)
-        return out
-
-    def _refuse_for_stages(self, options: dict[str, Any]) -> None:
-        """Refuses options of `generate` with which stages inside the LLM cannot work.
-
-        Raises:
-            ConfigError: naming the option.
-        """
-        if options.get("cache_implementation") not in (None, "dynamic", "dynamic_full"):
-            given = options["cache_implementation"]
-            raise ConfigError(f"cache_implementation = {given!r}: stages inside the LLM need a dynamic cache")
-        if not any(stage.evicts for stage in self.llm_stages):
-            return
-        for name in ("assistant_model", "prompt_lookup_num_tokens"):
-            if options.get(name) is not None:
-                raise ConfigError(
-                    f"{name}: after a stage has removed keys, guessed tokens cannot be removed from the cache"
-                )
-        if options.get("use_cache") is False:
-            raise ConfigError("use_cache = False: a stage that removes keys from the cache needs a cache")
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """With a cache, visual tokens are given to the first step only; without one, to every step."""
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("visual_embeddings", "visual_place", "visual_frame", "visual_grid"):
-                kwargs.pop(name, None)
-        return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-
     def get_input_embeddings(self) -> Any:
         """The LLM's table of token embeddings."""
         return self.language_model.get_input_embeddings()
@@ -454,10 +485,40 @@ class MmllmForConditionalGeneration(VisualStages, GenerationMixin):
         """The LM head."""
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replaces the LM head."""
+        self.language_model.set_output_embeddings(value)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' method. Time tokens keep their rows, and placeholders need none.
+
+        Raises:
+            ConfigError: if a time token would lose its row.
+        """
+        last = max(self.config.time_token_ids or [-1])
+        if new_num_tokens is not None and new_num_tokens <= last:
+            raise ConfigError(f"{new_num_tokens} embeddings are too few: the time tokens have ids up to {last}")
+        table = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        for decoder in (self.language_model, self.language_model.base_model):
+            decoder.vocab_size = decoder.config.vocab_size = self.config.text_config.vocab_size
+        return table
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Does nothing, as in `MmllmConfig`."""
+
     def freeze(self, *stages: str) -> None:
         """Stops training of the named stages (`encoder`, `visual_tokenizer`, `language_model`)."""
         for stage in stages:
             getattr(self, stage).requires_grad_(False)
+
+
+def _scaled(losses: dict[str, Tensor], placed: Placed, items: Tensor | int | None) -> dict[str, Tensor]:
+    """Means over a batch as its share of a step: as large as the batch's share of the step's labels (`items`)."""
+    if items is None or placed.labels is None:
+        return losses
+    share = (placed.labels[:, 1:] != IGNORED).sum() / torch.as_tensor(items, device=placed.labels.device)
+    return {name: loss * share.to(loss.device) for name, loss in losses.items()}
 
 
 def _listed(parts: Any) -> list[Any]:
@@ -466,4 +527,8 @@ def _listed(parts: Any) -> list[Any]:
 
 
 AutoConfig.register("mmllm", MmllmConfig, exist_ok=True)
-AutoModelForImageTextToText.register(MmllmConfig, MmllmForConditionalGeneration, exist_ok=True)
+_AUTO = (AutoModel, AutoModelForImageTextToText, getattr(transformers, "AutoModelForMultimodalLM", None))
+for auto in filter(None, _AUTO):  # older versions lack the last
+    auto.register(MmllmConfig, MmllmForConditionalGeneration, exist_ok=True)
+# transformers' Trainer asks this table whether labels are shifted, for label smoothing
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["mmllm"] = MmllmForConditionalGeneration.__name__

@@ -5,41 +5,48 @@ B conversations, L text positions, V videos, I images, T frames, S side of the e
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
+from transformers import AutoProcessor, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from mmllm import registry
 from mmllm.config import MmllmConfig
 from mmllm.errors import InputError
 from mmllm.fields import closest, from_mapping, to_mapping
+from mmllm.hub.remote_code import AUTO_MAP, write_stub
 from mmllm.modalities.border import flat, modalities, together
 from mmllm.modalities.inputs import Media, ModalityInputs
-from mmllm.modalities.modality import Modality
+from mmllm.modalities.media_preparing import MediaPreparing
+from mmllm.modalities.modality import Modality, require_as_many
+from mmllm.modalities.model_inputs import ModelInputs
 from mmllm.preprocessing.chat import (
     Message,
-    as_images,
     assistant_turns,
+    conversations,
     escaped,
-    items,
+    items_of,
     source_of,
-    with_own_words,
     with_system,
 )
+from mmllm.preprocessing.decoding import AnswerDecoding
 from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.keywords import Keywords, for_each, sorted_keywords
 from mmllm.preprocessing.media import MediaReading
+from mmllm.preprocessing.rendering import ChatRendering
 from mmllm.preprocessing.templates import IMAGE, VIDEO, named_system_prompt, template
-from mmllm.preprocessing.text_encoding import Encoded, TextEncoding
-from mmllm.times.answers import Answer, parse_answer
+from mmllm.preprocessing.text_encoding import Encoded
+from mmllm.preprocessing.text_options import TextOptions
 from mmllm.times.vocabulary import TimeTokens
+from mmllm.tokens import IGNORED
 
 REQUIRED_PLACEHOLDERS = (VIDEO, IMAGE)
 """Placeholders that every tokenizer has, in the order of their ids. Published and saved models depend on the order."""
 
 
-class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
+class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin):
     """Prepares text, images and videos for `MmllmForConditionalGeneration`, and reads its answers.
 
     Args:
@@ -66,6 +73,8 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
 
     video_token_id: int
     image_token_id: int
+    video_token: str
+    image_token: str
 
     def __init__(
         self,
@@ -104,6 +113,7 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
             self._require_word(word)
         for modality in self.modalities.values():
             setattr(self, modality.id_field, self.placeholder_ids[modality.word])
+            setattr(self, f"{modality.name}_token", modality.word)
 
     @property
     def modalities(self) -> dict[str, Modality[Any]]:
@@ -123,53 +133,75 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         *,
         tokenize: bool = False,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         return_dict: bool = True,
         return_labels: bool = False,
+        return_assistant_tokens_mask: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Messages to text, or with `tokenize` to model inputs.
 
         Args:
-            conversation: messages, or a batch of conversations. The source of an item
-                `{"type": "video", "video": source}` is anything that `mmllm.open_video` takes, or a `VideoClip`. `url`
-                and `path` are read as local paths. Optional in an item: `num_frames`, `start_s`, `end_s`.
-            chat_template: Jinja text that replaces the processor's own.
+            conversation: messages, or a batch of conversations. Text and media of a message keep their order. The
+                source of an item `{"type": "video", "video": source}` is anything that `MediaReading.load` takes. `url`
+                and `path` are read as local paths or `data:` addresses, `base64` as bytes. An item may also have
+                options of its modality, such as `num_frames`, `start_s`, `end_s` and `fps`; a key that nobody reads is
+                refused.
+            chat_template: Jinja text, or the name of a template, that replaces the processor's own.
             tokenize: give model inputs instead of text.
             add_generation_prompt: end where the assistant's answer begins.
+            continue_final_message: end inside the last message, so that the model goes on with it.
             return_dict: with `tokenize`, give all model inputs; otherwise only the ids.
             return_labels: also give `labels`, for exactly the words of the assistant.
-            kwargs: variables of the template.
+            return_assistant_tokens_mask: also give `assistant_masks`, 1 at the words of the assistant.
+            kwargs: options of text and media as `__call__` takes them, for all items that have none of their own; and
+                variables of the template.
 
         Raises:
-            InputError: if a message has a role, an item or a medium that cannot be used.
+            InputError: if a message has a role, an item or a medium that cannot be used, or nobody reads a keyword.
         """
-        if isinstance(conversation[0], Mapping):
-            batch: list[Sequence[Message]] = [conversation]  # type: ignore[list-item]
-        else:
-            batch = list(conversation)  # type: ignore[arg-type]
+        batch, is_single = conversations(conversation)
         batch = [with_system(messages, self.system_prompt) for messages in batch]
+        labelled = return_labels or return_assistant_tokens_mask
+        if continue_final_message and (add_generation_prompt or labelled):
+            other = "add_generation_prompt" if add_generation_prompt else "labels of whole messages"
+            raise InputError(f"continue_final_message ends inside the last message: it excludes {other}")
 
         kinds = self.modalities
-        plain = [escaped(messages, kinds) for messages in batch]
-        chosen = chat_template or self.chat_template
-        foreign = {name: modality.word for name, modality in kinds.items() if name not in chosen}
-
-        def render(messages: Sequence[Message], prompt: bool) -> str:
-            text = super(MmllmProcessor, self).apply_chat_template(
-                as_images(messages, foreign), chosen, tokenize=False, add_generation_prompt=prompt, **kwargs
-            )
-            return with_own_words(text, messages, foreign) if foreign else text
-
+        words = {name: modality.word for name, modality in kinds.items()}
+        chosen = self.chosen_template(chat_template)
+        keywords = self._sorted(kwargs, chosen)
+        options = TextOptions.of(keywords.text, self.tokenizer)
         if not tokenize:
-            texts = [render(messages, add_generation_prompt) for messages in plain]
-            return texts[0] if isinstance(conversation[0], Mapping) else texts
-        encoded = []
-        for messages in plain:
-            text = render(messages, add_generation_prompt)
-            encoded.append(self.encode(text, list(assistant_turns(messages, text, render)) if return_labels else ()))
-        inputs = self.collate(encoded, with_labels=return_labels)
-        inputs.update(flat(self._media(batch)))
-        return BatchFeature(inputs) if return_dict else inputs["input_ids"]
+            keywords.require_nothing_but_variables()
+        plain = [escaped(messages, {name: kind.item_keys for name, kind in kinds.items()}) for messages in batch]
+
+        def render(messages: Sequence[Message], prompt: bool, continued: bool = False) -> str:
+            return self.rendered(messages, chosen, words, prompt=prompt, continued=continued, **keywords.variables)
+
+        texts = [render(messages, add_generation_prompt, continue_final_message) for messages in plain]
+        if not tokenize:
+            return texts[0] if is_single else texts
+        spoken = [
+            list(assistant_turns(messages, text, render)) if labelled else []
+            for messages, text in zip(plain, texts, strict=True)
+        ]
+        encoded = [
+            self.encode(text, ranges, options.add_special_tokens) for text, ranges in zip(texts, spoken, strict=True)
+        ]
+        inputs = self.collate(encoded, with_labels=labelled, options=options)
+        if return_assistant_tokens_mask:
+            inputs["assistant_masks"] = inputs["labels"].ne(IGNORED).long()
+        if not return_labels:
+            inputs.pop("labels", None)
+        if not return_dict:
+            return options.tensors(inputs)["input_ids"]
+        media = [
+            item for messages in plain for message in messages for item in items_of(message) if item["type"] in kinds
+        ]
+        self._require_media(encoded, options, Counter(item["type"] for item in media))
+        inputs.update(flat(self._media(media, keywords)))
+        return ModelInputs(options.tensors(inputs))
 
     def encode_conversation(self, messages: Sequence[Message]) -> Encoded:
         """Ids and labels of a conversation, with a placeholder for each medium. No medium is loaded."""
@@ -186,32 +218,49 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         text: str | Sequence[str] | None = None,
         videos: Any = None,
         **kwargs: Any,
-    ) -> BatchFeature:
+    ) -> ModelInputs:
         """Model inputs of text with placeholders, and of the media for these, in the order of the placeholders.
 
         Args:
-            images: an image (path, PIL image or uint8 array H W 3) or a list of them.
+            images: an image (whatever `read_image` takes), a list of them, or a list of them for each text.
             text: one text or a batch, with a `<video>` or `<image>` for each medium.
-            videos: a video (anything `mmllm.open_video` takes, or a `VideoClip`) or a list of them.
-            kwargs: media of other modalities, each under its own keyword; and options of the modalities, such as
-                `num_frames`, which replaces the processor's own.
+            videos: a video (whatever `MediaReading.load` takes), a list of them, or a list of them for each text. A
+                list of pictures is one video.
+            kwargs: media of other modalities, each under its own keyword; options of the modalities, such as
+                `num_frames`, which replaces the processor's own (a list has a value for each medium); and those of
+                transformers' processors for text: `padding`, `padding_side`, `truncation`, `max_length`,
+                `pad_to_multiple_of`, `return_tensors` ("pt" or "np"), `return_attention_mask`, `add_special_tokens`.
+                Media are read as they are without a text.
 
         Returns:
             `input_ids`, `attention_mask` (B L); with videos `pixel_values_videos` (V T 3 S S), `video_frame_mask`,
             `video_times_s` (V T) and `video_durations_s` (V), and `video_frame_text` (V T K) where times are written
             before frames; with images `pixel_values` (I 3 S S, or I K 3 S S with `image_tiling` where they are cut).
+
+        Raises:
+            InputError: if a medium cannot be read, the text has another number of placeholders than there are media, or
+                nobody reads a keyword.
         """
+        keywords = self._sorted({"images": images, "videos": videos, **kwargs})
+        options = TextOptions.of(keywords.text, self.tokenizer)
+        listed = {
+            name: modality.listed(keywords.media[modality.argument])
+            for name, modality in modalities().items()
+            if modality.argument in keywords.media
+        }
+        for name, (sources, _) in listed.items():
+            if sources:
+                self._require_word(modalities()[name].word)
         inputs: dict[str, Any] = {}
         if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
-            inputs.update(self.collate([self.encode(prompt) for prompt in texts]))
-        given = {"images": images, "videos": videos, **kwargs}
-        for name, modality in modalities().items():
-            sources = given.get(modality.argument)
-            listed = sources if isinstance(sources, (list, tuple)) else [sources]
-            if sources is not None and listed:
-                inputs.update(self.media_inputs(name, listed, **_chosen(modality, kwargs)).flat())
-        return BatchFeature(inputs)
+            encoded = [self.encode(one, (), options.add_special_tokens) for one in _texts(text)]
+            inputs.update(self.collate(encoded, options=options))
+            given = {name: len(sources) if counts is None else counts for name, (sources, counts) in listed.items()}
+            self._require_media(encoded, options, given)
+        for name, (sources, _) in listed.items():
+            if sources:
+                inputs.update(self.media_inputs(name, sources, **keywords.options[name]).flat())
+        return ModelInputs(options.tensors(inputs))
 
     def media_inputs(self, kind: str, sources: Sequence[Any], **options: Any) -> ModalityInputs:
         """Model inputs of some media of one modality, such as "video".
@@ -219,43 +268,84 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         Args:
             kind: name of the modality.
             sources: files, or whatever else the modality takes; at least one.
-            options: of the modality, such as `num_frames`.
+            options: of the modality, such as `num_frames`; a list has a value for each source.
 
         Raises:
-            InputError: if there is no such modality or a source cannot be read.
+            InputError: if there is no such modality or option, or a source cannot be read.
         """
         if kind not in modalities():
             raise InputError(f"no modality {kind!r}; {closest(kind, modalities())}")
         modality = modalities()[kind]
         self._require_word(modality.word)
-        return modality.inputs.stack([modality.load(self, source, **options) for source in sources])
+        if unknown := [name for name in options if name not in modality.options]:
+            raise InputError(f"a {kind} has no option {unknown[0]!r}; {closest(unknown[0], modality.options)}")
+        chosen = for_each(options, len(sources), kind)
+        return modality.inputs.stack(
+            [modality.load(self, source, **own) for source, own in zip(sources, chosen, strict=True)]
+        )
 
-    def _media(self, batch: Sequence[Sequence[Message]]) -> Media:
-        kinds = self.modalities
-        media = []
-        for item in (item for messages in batch for message in messages for item in items(message, kinds)):
-            if (modality := kinds.get(item["type"])) is not None:
-                source = source_of(item, modality.name)
-                media.append(modality.load(self, source, **_chosen(modality, item)))
-        return together(media)
+    def _media(self, media: Sequence[Mapping[str, Any]], keywords: Keywords) -> Media:
+        """Model inputs of the media items of a batch; an item's own options come before the keywords."""
+        loaded = []
+        for name, modality in self.modalities.items():
+            own = [item for item in media if item["type"] == name]
+            for item, shared in zip(own, for_each(keywords.options[name], len(own), name), strict=True):
+                options = shared | {option: item[option] for option in modality.options if option in item}
+                loaded.append(modality.load(self, source_of(item, name), **options))
+        return together(loaded)
 
-    # --- generated ids to answers ---------------------------------------------------------------------------
+    def _sorted(self, kwargs: Mapping[str, Any], template: str = "") -> Keywords:
+        """Keywords by their readers; those of media are refused in messages, which hold their media themselves."""
+        kinds = modalities()
+        keywords = sorted_keywords(
+            kwargs,
+            {name: modality.argument for name, modality in kinds.items()},
+            {name: modality.options for name, modality in kinds.items()},
+            template,
+        )
+        if template and keywords.media:
+            raise InputError(f"{next(iter(keywords.media))} stand in the messages, as items with their type and source")
+        return keywords
 
-    def decode(self, token_ids: Any, duration_s: float, **kwargs: Any) -> Answer:
-        """The answer in generated ids: its sentence and its spans in seconds.
+    def _require_media(
+        self, encoded: Sequence[Encoded], options: TextOptions, given: Mapping[str, int | list[int]]
+    ) -> None:
+        """Refuses texts with another number of placeholders than there are media; see `require_as_many`."""
+        for name, modality in self.modalities.items():
+            token = self.placeholder_ids[modality.word]
+            before = [int((text.input_ids == token).sum()) for text in encoded]
+            placed = [int((options.shortened(text.input_ids) == token).sum()) for text in encoded]
+            if placed != before:
+                raise InputError(
+                    f"max_length={options.max_length} cuts off {modality.word}: raise it, or shorten the text"
+                )
+            require_as_many(modality, placed, given.get(name, 0))
 
-        Args:
-            token_ids: int64, L; only the ids that `generate` returns after the prompt.
-            duration_s: length of the video, `inputs["video_durations_s"]`.
-        """
-        if self.last_is_end and len(token_ids) and self.time_tokens is not None:
-            last = self.tokenizer.convert_ids_to_tokens(int(token_ids[-1]))
-            token_ids = token_ids[:-1] if last in self.time_tokens.strings else token_ids
-        return parse_answer(self.decode_text(token_ids), duration_s, self.time_tokens)
+    # --- what transformers' pipelines look for ---------------------------------------------------------------
 
-    def batch_decode(self, sequences: Any, durations_s: Any, **kwargs: Any) -> list[Answer]:
-        """One answer for each row of ids (B L), see `decode`."""
-        return [self.decode(ids, float(seconds)) for ids, seconds in zip(sequences, durations_s, strict=True)]
+    @property
+    def image_processor(self) -> MediaPreparing:
+        """Prepares images alone."""
+        return MediaPreparing(self, "image")
+
+    @property
+    def video_processor(self) -> MediaPreparing:
+        """Prepares videos alone."""
+        return MediaPreparing(self, "video")
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The fields that are saved; among them, where transformers finds this class."""
+        return {**super().to_dict(*args, **kwargs), "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Writes the processor's files, and beside them the file by which transformers finds our classes."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        write_stub(save_directory)
+        return saved
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
+        """Does nothing, as in `MmllmConfig`."""
 
     @property
     def model_input_names(self) -> list[str]:
@@ -265,9 +355,11 @@ class MmllmProcessor(TextEncoding, MediaReading, ProcessorMixin):
         return ["input_ids", "attention_mask", *prepared]
 
 
-def _chosen(modality: Modality[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the modality takes, without those that are None."""
-    return {name: options[name] for name in modality.options if options.get(name) is not None}
+def _texts(text: Any) -> list[str]:
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(one, str) for one in texts):
+        raise InputError(f"text must be a text or a list of texts, not {text!r:.200}")
+    return list(texts)
 
 
 def add_special_words(tokenizer: PreTrainedTokenizerBase, num_time_tokens: int) -> list[int]:

@@ -1,9 +1,9 @@
 """Names of parts: `@register("reducer", "hired", config=HiredConfig)` on a class makes it usable everywhere.
 
-A part is one file in its room. A room is searched when its kind is first asked for, so a new part is a new file and
-nothing else. Other packages add parts through the entry point groups `mmllm.encoder`, `mmllm.reducer`,
-`mmllm.tokenizer`, `mmllm.path`, `mmllm.time`, `mmllm.modality` and `mmllm.training`, each entry names a module that
-registers its parts when it is imported. `mmllm.interfaces` has the base class of each kind.
+A part is one file in its room. The rooms of a kind are searched when the kind is first asked for, so a new part is a
+new file and nothing else. Other packages add parts through the entry point groups `mmllm.encoder`, `mmllm.autoencoder`,
+`mmllm.reducer`, `mmllm.tokenizer`, `mmllm.path`, `mmllm.time`, `mmllm.modality` and `mmllm.training`; each entry names
+a module that registers its parts when it is imported. `mmllm.interfaces` has the base class of each kind.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmllm.errors import ConfigError
-from mmllm.fields import closest, from_mapping, to_mapping
+from mmllm.fields import closest, from_mapping, shown, to_mapping
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """A kind of part."""
 
-    room: str
-    """The folder of `mmllm` that is searched."""
+    rooms: tuple[str, ...]
+    """The folders of `mmllm` that are searched."""
     interface: str
     """The base class of the parts, as `module:Class`. It declares their methods and defaults."""
 
 
 KINDS: dict[str, Kind] = {
-    "encoder": Kind(room="encoders", interface="mmllm.interfaces:Encoder"),
-    "reducer": Kind(room="pruning", interface="mmllm.interfaces:TokenReducer"),
-    "tokenizer": Kind(room="tokenizers", interface="mmllm.interfaces:VisualTokenizer"),
-    "path": Kind(room="paths", interface="mmllm.interfaces:VideoPath"),
-    "time": Kind(room="times", interface="mmllm.interfaces:TimeFormat"),
-    "modality": Kind(room="modalities", interface="mmllm.modalities.modality:Modality"),
-    "training": Kind(room="train/stages", interface="mmllm.train.stage:TrainingStage"),
+    "encoder": Kind(rooms=("encoders", "tokenizers"), interface="mmllm.interfaces:Encoder"),
+    "autoencoder": Kind(rooms=("tokenizers/autoencoders",), interface="mmllm.interfaces:Autoencoder"),
+    "reducer": Kind(rooms=("pruning",), interface="mmllm.interfaces:TokenReducer"),
+    "tokenizer": Kind(rooms=("tokenizers",), interface="mmllm.interfaces:VisualTokenizer"),
+    "path": Kind(rooms=("paths",), interface="mmllm.interfaces:VideoPath"),
+    "time": Kind(rooms=("times",), interface="mmllm.interfaces:TimeFormat"),
+    "modality": Kind(rooms=("modalities",), interface="mmllm.modalities.modality:Modality"),
+    "training": Kind(rooms=("train/stages",), interface="mmllm.train.stage:TrainingStage"),
 }
 
 Registered = TypeVar("Registered", bound=type)
@@ -104,9 +105,9 @@ def _search(kind: str) -> dict[str, RegisteredPart]:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of part {kind!r}; {closest(kind, KINDS)}")
     if kind not in _searched:
-        room = KINDS[kind].room
-        for file in sorted((Path(__file__).parent / room).glob("[!_]*.py")):
-            importlib.import_module(f"mmllm.{room.replace('/', '.')}.{file.stem}")
+        for room in KINDS[kind].rooms:
+            for file in sorted((Path(__file__).parent / room).glob("[!_]*.py")):
+                importlib.import_module(f"mmllm.{room.replace('/', '.')}.{file.stem}")
         for entry in importlib.metadata.entry_points(group=f"mmllm.{kind}"):
             entry.load()
         _searched.add(kind)
@@ -126,7 +127,7 @@ def find(kind: str, name: str) -> RegisteredPart:
     """
     registered = _search(kind)
     if name not in registered:
-        raise ConfigError(f"unknown {kind} {name!r}; {closest(name, registered)}")
+        raise ConfigError(f"unknown {kind} {shown(name)}; {closest(name, registered)}")
     return registered[name]
 
 
@@ -147,13 +148,13 @@ def config_of(kind: str, description: Any) -> Any:
         for item in filter(None, rest.split(",")):
             key, equals, value = item.partition("=")
             if not equals:
-                raise ConfigError(f"{description!r}: {item!r} should be field=value")
+                raise ConfigError(f"{shown(description)}: {shown(item)} should be field=value")
             fields[key.strip()] = value.strip()
         return from_mapping(find(kind, name.strip()).config, fields, name.strip())
     if isinstance(description, Mapping):
         fields = dict(description)
         if "name" not in fields:
-            raise ConfigError(f"a {kind} needs a name: {dict(description)}")
+            raise ConfigError(f"a {kind} needs a name: {shown(dict(description))}")
         name = fields.pop("name")
         return from_mapping(find(kind, name).config, fields, name)
     name_of(kind, description)

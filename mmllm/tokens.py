@@ -161,9 +161,13 @@ class VisualTokens:
 
     @property
     def complete(self) -> bool:
-        """True while no stage has dropped, merged or padded a token of the grid."""
+        """True while no stage has dropped, merged or padded a token of the grid. A traced program never knows."""
         n = self.features.shape[2]
         if self.grid is None or n != self.grid[0] * self.grid[1] or self.size is not None:
+            return False
+        from torch import compiler
+
+        if compiler.is_exporting():
             return False
         return bool((self.index.diff(dim=-1) == 1).all() and self.mask.all())
 

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
 from mmllm import cli
+from mmllm.errors import InputError
 
 
 def run(*arguments, **options):
@@ -60,6 +62,61 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
     assert len(lines) == 1
     assert said in lines[0]
     assert "Traceback" not in err
+
+
+YAML = {
+    "brackets": "[" * 5000,
+    "braces": "model: " + "{a: " * 5000,
+    "long": f"seed: {'9' * 5000}",
+    "sixty": f"seed: {'9' * 60}",
+    "infinite": "language: {learning_rate: 1.0e+309}",
+    "text": "language: {learning_rate: 1e309}",
+    "list": "- a\n- b",
+    "bytes": b"name: caf\xe9",
+    "billions": "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)),
+    "itself": "name: &a [*a]",
+    "words": f"language: {{learning_rate: {'long ' * 3000}}}",
+    "key": f"{'k' * 20_000}: 1",
+}
+
+
+@pytest.mark.parametrize("command", ["train", "finetune"])
+@pytest.mark.parametrize("name", YAML)
+def test_files_of_settings_that_are_none_are_one_short_line(capsys, tmp_path, command, name):
+    text = YAML[name]
+    (tmp_path / "a.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (tmp_path / "rows.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    what = ["smoke"] if command == "train" else [str(tmp_path / "rows.jsonl"), "--model", "nowhere"]
+    config = ["--config", str(tmp_path / "a.yaml"), "--output", str(tmp_path / "run")]
+    code, _, err = outcome(capsys, command, *what, *config)
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("mmllm: ")]
+    assert len(line) < 1500
+    assert "internal error" not in line
+
+
+def test_a_number_that_no_library_takes_is_one_line(capsys, tmp_path):
+    for flags in (["train", "smoke", "--seed", "9" * 60], ["train", "smoke", "--steps", "9" * 60],
+                  ["render", str(tmp_path / "a"), "--seed", "9" * 60],
+                  ["render", str(tmp_path / "a"), "--videos", "9" * 60]):  # fmt: skip
+        code, _, err = outcome(capsys, *flags)
+        assert code == 2
+        assert "internal error" not in err
+
+
+def test_a_long_message_is_cut_in_the_middle(capsys, monkeypatch):
+    def fail() -> None:
+        raise InputError("begin " + "word " * 3000 + "the end")
+
+    module = types.ModuleType("mmllm_long_message")
+    module.fail = fail
+    monkeypatch.setitem(sys.modules, "mmllm_long_message", module)
+    monkeypatch.setitem(cli.VERBS, "list", cli.Verb("mmllm_long_message:fail", "fails"))
+    code, _, err = outcome(capsys, "list")
+    assert code == 2
+    assert err.startswith("mmllm: begin")
+    assert err.endswith("the end\n")
+    assert len(err) < 2100
 
 
 def test_several_reducers_in_a_row(capsys):

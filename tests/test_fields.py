@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +22,7 @@ class Outer:
     sizes: tuple[int, ...] = ()
     pair: tuple[int, int] = (1, 2)
     maybe: int | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
     inner: Inner = field(default_factory=Inner)
 
 
@@ -45,12 +47,24 @@ def test_values_are_decoded_by_the_fields_type_and_not_by_how_they_are_written()
         ({"sizes": 3}, "must be a list"),
         ({"pair": [1]}, "must have 2 items"),
         ({"cuont": 1}, "has no field 'cuont'; did you mean 'count'"),
+        ({"count": 10**60}, "must be a number below 2 ** 63"),
+        ({"count": "9" * 60}, "must be a number below 2 ** 63"),
+        ({"count": "9" * 5000}, "must be"),
+        ({"count": 10**400}, "must be a finite number"),
+        ({"count": float("inf")}, "must be a finite number"),
+        ({"count": "²"}, "must be int"),
+        ({"inner": {"rate": "1e309"}}, "must be a finite number"),
+        ({"inner": {"rate": float("nan")}}, "must be a finite number"),
+        ({"rates": {"a": "x"}}, "Outer.rates.a = 'x': must be float"),
+        ({"mode": "z" * 99_999}, "must be one of"),
+        ({"k" * 99_999: 1}, "has no field"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_place(mapping, message):
     with pytest.raises(ConfigError) as caught:
         from_mapping(Outer, mapping)
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_merging_changes_nested_fields_one_by_one():

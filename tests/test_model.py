@@ -105,7 +105,6 @@ def test_the_loss_is_the_cross_entropy_of_the_labelled_positions(make_model, fam
     labels[:, :3] = -100
     labels[MASK == 0] = -100
     out = model(IDS, MASK, labels=labels, pixel_values_videos=pixels())
-    assert out.logits is None
     logits = model(IDS, MASK, pixel_values_videos=pixels()).logits
     visual = 6 + 16  # six fast and sixteen slow tokens a video
     at = [(0, 1 + visual, 7), (1, 1 + visual + 1 + visual, 9)]  # the position before the last label of each row
@@ -157,7 +156,7 @@ def test_saving_and_loading_changes_no_bit(make_model, family, tmp_path):
         model(IDS, MASK, pixel_values_videos=pixels()).logits, loaded(IDS, MASK, pixel_values_videos=pixels()).logits
     )
     assert AutoConfig.from_pretrained(tmp_path).reducers[0]["name"] == "uniform"
-    assert [path.suffix for path in tmp_path.iterdir() if "model" in path.name] == [".safetensors"]
+    assert [path.suffix for path in tmp_path.iterdir() if path.stem == "model"] == [".safetensors"]
 
 
 def test_tied_embeddings_stay_tied(make_model, tmp_path):
@@ -207,6 +206,13 @@ def test_bad_input_is_named(make_model):
         model(IDS[1:], pixel_values_videos=pixels())
     with pytest.raises(InputError, match="no image_token_id"):
         make_model(image_token_id=None)(IDS, pixel_values=torch.zeros(1, 3, 64, 64))
+    for more in ({}, {"labels": IDS}):
+        with pytest.raises(InputError, match="3 placeholders of id 200 for 0 videos"):
+            model(IDS, MASK, **more)
+    with pytest.raises(InputError, match="3 placeholders of id 200 for 0 videos"):
+        model.generate(IDS, attention_mask=MASK, max_new_tokens=1)
+    with pytest.raises(InputError, match="1 placeholders of id 201 for 0 videos or images"):
+        model(torch.tensor([[5, VIDEO, IMAGE]]), pixel_values_videos=pixels(1))
     with pytest.raises(ConfigError, match="unknown encoder 'tinny'; did you mean 'tiny'"):
         MmllmConfig(encoder="tinny")
     with pytest.raises(ConfigError, match="10 contiguous ids"):

@@ -193,3 +193,165 @@ def test_the_last_id_can_be_taken_for_the_end_as_released(processor):
         assert [span.to_json() for span in released.decode(cut, 9.0).spans] == spans
     assert [span.to_json() for span in processor.decode(torch.tensor(ids[:2]), 9.0).spans] == [[2, 4]]
     assert [span.to_json() for span in released.decode(torch.tensor(ids), 9.0).spans] == [[2, 4]]
+
+
+PICTURES = [np.full((40, 60, 3), value, np.uint8) for value in (0, 128, 255)]
+
+
+def brightness(inputs):
+    return [round(float(image[0, 16, 16]), 3) for image in inputs["pixel_values"]]
+
+
+def test_media_come_in_one_list_or_in_a_list_for_each_text(processor):
+    dark, grey, light = PICTURES
+    texts = ["<image> the", "then <image> <image>"]
+    expected = processor(text=texts, images=PICTURES)
+    assert len(set(brightness(expected))) == 3
+    for images in ([[dark], [grey, light]], [dark, [grey, light]], [(dark,), (grey, light)], np.stack(PICTURES)):
+        assert torch.equal(processor(text=texts, images=images)["pixel_values"], expected["pixel_values"])
+    assert brightness(processor(text=["the", texts[0]], images=[None, [grey]])) == brightness(expected)[1:2]
+    assert brightness(processor(text=["the", texts[0]], images=[[], grey])) == brightness(expected)[1:2]
+    assert "pixel_values" not in processor(text="the", images=[])
+    frames = [np.zeros((4, 32, 32, 3), np.uint8), np.zeros((2, 32, 32, 3), np.uint8)]
+    for videos in (frames, [[frames[0]], [frames[1]]], [[list(frames[0])], list(frames[1])]):
+        inputs = processor(text=["<video> the", "<video> then"], videos=videos, fps=[2.0, 1.0])
+        assert inputs["video_durations_s"].tolist() == [2, 2]
+    inputs = processor(text=["<video> the", "<video> then"], videos=np.zeros((2, 4, 32, 32, 3), np.uint8), fps=2)
+    assert inputs["video_durations_s"].tolist() == [2, 2]
+    inputs = processor(
+        text=["<video> <image> the"],
+        images=[[dark]],
+        videos=[[clip()]],
+        images_kwargs={"max_pixels": 10**6},
+        videos_kwargs={"min_pixels": 1},
+        common_kwargs={"return_tensors": "np"},
+    )
+    assert inputs["pixel_values_videos"].shape == (1, 5, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "media", "message"),
+    [
+        ("<video> the", {}, "the text has 1 <video>, and 0 videos are given"),
+        ("<image> the", {"images": []}, "the text has 1 <image>, and 0 images are given"),
+        ("the", {"images": PICTURES[0]}, "the text has 0 <image>, and 1 images are given"),
+        ("<image> the", {"images": PICTURES}, "the text has 1 <image>, and 3 images are given"),
+        ("<image> <image>", {"images": PICTURES[:1]}, "the text has 2 <image>, and 1 images are given"),
+        ("<image> the", {"videos": [clip()]}, "the text has 1 <image>, and 0 images are given"),
+        (
+            ["<image> a", "<image> <image>"],
+            {"images": [PICTURES[:2], PICTURES[2:]]},
+            "text 0 has 1 <image> for 2 images",
+        ),
+        (["<image> a", "<image>"], {"images": [PICTURES[:2]]}, "images has lists for 1 texts, and there are 2"),
+        (
+            ["<video> a", "<video>"],
+            {"videos": [clip(), clip()], "num_frames": [1]},
+            "num_frames has 1 values for 2 vid",
+        ),
+        (
+            ["<video>"] * 2,
+            {"videos": [np.zeros((2, 8, 8, 3), np.uint8)] * 2, "video_metadata": {"fps": 1}},
+            "must be a list",
+        ),
+    ],
+)
+def test_placeholders_and_media_need_each_other(processor, text, media, message):
+    with pytest.raises(InputError, match=message):
+        processor(text=text, **media)
+
+
+def test_templates_that_drop_a_medium_are_found_out(processor):
+    messages = [{"role": "user", "content": [{"type": "image", "image": PICTURES[0]}]}]
+    with pytest.raises(InputError, match="the text has 0 <image>, and 1 images are given"):
+        processor.apply_chat_template(messages, "{{ messages[0]['role'] }} image video", tokenize=True)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (
+            {"type": "video", "video": "a.mp4", "nframes": 8},
+            "video items have no key 'nframes'; did you mean 'num_frames'",
+        ),
+        ({"type": "image", "image": "a.png", "fps": 8}, "image items have no key 'fps'; known:"),
+        (
+            {"type": "text", "text": "the", "cache_control": {}},
+            "text items have no key 'cache_control'; known: text, type",
+        ),
+        ({"type": "image", "image": "a.png", "url": "b.png"}, "image item with image and url: give one of them"),
+        ({"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}}, "image items have no key 'detail'"),
+        ({"type": "image_url"}, "an item of type image_url needs image_url"),
+        ({"type": "audio", "audio": "a.wav"}, "an item needs a type"),
+        ({"type": "image", "base64": 3}, "base64 must be a text, not int"),
+        ("the", "an item needs a type"),
+    ],
+)
+def test_items_are_read_whole_or_refused_by_name(processor, item, message):
+    with pytest.raises(InputError, match=message):
+        processor.apply_chat_template([{"role": "user", "content": [item]}], tokenize=True)
+
+
+def test_items_of_openai_and_keys_without_a_value_are_read(processor, tmp_path):
+    from PIL import Image
+
+    path = str(tmp_path / "grey.png")
+    Image.fromarray(PICTURES[1]).save(path)
+    expected = processor(text="<image> the", images=path)
+    for item in (
+        {"type": "image_url", "image_url": {"url": path, "detail": "auto"}},
+        {"type": "image_url", "image_url": path},
+        {"type": "image", "image": path, "text": None, "video": None},
+    ):
+        content = [item, {"type": "text", "text": "the", "image": None}]
+        inputs = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True)
+        assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
+
+
+def test_keywords_are_for_all_items_and_an_items_own_options_come_first(processor):
+    frames = np.zeros((8, 32, 32, 3), np.uint8)
+    items = [{"type": "video", "video": frames}, {"type": "video", "video": frames, "fps": 4, "num_frames": 2}]
+    messages = [{"role": "user", "content": items}]
+    inputs = processor.apply_chat_template(messages, tokenize=True, fps=2.0, num_frames=3)
+    assert inputs["video_durations_s"].tolist() == [4, 2]
+    assert inputs["video_frame_mask"].sum(1).tolist() == [3, 2]
+    grouped = {"videos_kwargs": {"fps": [2.0, 1.0], "num_frames": 3}}
+    assert torch.equal(
+        processor.apply_chat_template(messages, tokenize=True, processor_kwargs=grouped)["video_times_s"],
+        inputs["video_times_s"],
+    )
+    with pytest.raises(InputError, match="videos stand in the messages"):
+        processor.apply_chat_template(messages, tokenize=True, videos=[frames])
+
+
+@pytest.mark.parametrize("conversation", [[], [[]], "when", {"role": "user", "content": "when"}, [[], []]])
+def test_a_conversation_needs_a_message(processor, conversation):
+    with pytest.raises(InputError, match="a conversation"):
+        processor.apply_chat_template(conversation)
+
+
+def test_parts_of_the_processor_prepare_media_alone(processor):
+    expected = processor(text="<image> the", images=PICTURES[1])
+    alone = processor.image_processor(PICTURES[1], return_tensors="pt")
+    assert alone.keys() == {"pixel_values"}
+    assert torch.equal(alone["pixel_values"], expected["pixel_values"])
+    assert processor.image_processor.preprocess([PICTURES[0]] * 2)["pixel_values"].shape == (2, 3, 32, 32)
+    assert processor.video_processor([clip()])["pixel_values_videos"].shape == (1, 5, 3, 32, 32)
+    assert processor.image_processor.size == {"height": 32, "width": 32}
+    assert len(processor.image_processor.image_mean) == len(processor.image_processor.image_std) == 3
+    assert processor.image_processor.model_input_names == ["pixel_values", "image_tiling"]
+    assert "video_times_s" in processor.video_processor.model_input_names
+    with pytest.raises(InputError, match="no option 'num_frames'; known: max_pixels, min_pixels"):
+        processor.media_inputs("image", PICTURES, num_frames=3)
+
+
+def test_a_cast_of_the_inputs_shifts_no_time(processor):
+    late = VideoClip(frames=np.zeros((2, 32, 32, 3), np.uint8), times_s=np.array([0.0, 1795.3]), duration_s=1799.3)
+    ids = processor.tokenizer.convert_tokens_to_ids(["<t3>", "<t9>"])
+    called = processor(text="<video> the", videos=[late])
+    for inputs in (called, processor.apply_chat_template([asked("When?", late)], tokenize=True)):
+        cast = inputs.to("cpu", torch.bfloat16)
+        assert cast["pixel_values_videos"].dtype == torch.bfloat16
+        assert cast["video_times_s"].tolist() == [[0, pytest.approx(1795.3, abs=1e-3)]]
+        span = processor.decode(ids, cast["video_durations_s"][0]).spans[0]
+        assert span.to_json() == pytest.approx([599.77, 1799.3], abs=0.01)

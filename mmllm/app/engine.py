@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmllm.app.confined_reading import SHARED, ConfinedReading
 from mmllm.app.limits import DemoLimits
 from mmllm.app.session import ChatTurn
 from mmllm.app.settings import OWN, Settings
@@ -24,7 +25,6 @@ from mmllm.errors import InputError
 from mmllm.inference.answering import EncodedVideo, VideoQA
 from mmllm.inference.streaming import PartialAnswer, stream
 from mmllm.times.answers import Span
-from mmllm.video.opening import open_video
 
 _SECONDS = re.compile(r"(?<![\w.<])(\d+(?:\.\d+)?) ?(?:s|sec|secs|seconds?)\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+")
@@ -53,10 +53,11 @@ class Engine:
     Args:
         qa: the model.
         limits: upper bounds for what visitors may ask.
+        reading: the process that opens their files.
     """
 
-    def __init__(self, qa: VideoQA, limits: DemoLimits) -> None:
-        self.qa, self.limits = qa, limits
+    def __init__(self, qa: VideoQA, limits: DemoLimits, reading: ConfinedReading = SHARED) -> None:
+        self.qa, self.limits, self.reading = qa, limits, reading
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
         self._variants: OrderedDict[str, VideoQA] = OrderedDict()
         self._digests: OrderedDict[tuple[str, int, int], str] = OrderedDict()
@@ -124,10 +125,11 @@ class Engine:
         if same_frames is not None:
             encoded = qa.encode_again(same_frames)
         else:
-            with open_video(path, limits=self.limits.video) as video:
-                encoded = qa.encode_video(video, num_frames=settings.frames)
-                metadata = {**encoded.clip.metadata, "codec": video.info.codec}
-            encoded = replace(encoded, clip=replace(encoded.clip, metadata=metadata))
+            started = time.perf_counter()
+            clip = self.reading.read(path, settings.frames, qa.processor.frame_transform, self.limits.video)
+            decoding_s = time.perf_counter() - started
+            encoded = qa.encode_video(clip)
+            encoded = replace(encoded, seconds={**encoded.seconds, "decode": decoding_s})
         self.shelf.put(key, encoded)
         return encoded, encoded.seconds
 

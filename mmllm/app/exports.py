@@ -10,6 +10,7 @@ from typing import Any
 from mmllm.app.markup import readable
 from mmllm.app.session import Visit
 from mmllm.inference.plotting import plot_answer
+from mmllm.runtime.files import write_text
 from mmllm.tokens import VideoClip
 
 
@@ -46,8 +47,8 @@ def export(visit: Visit, clip: VideoClip | None, folder: Path, model: str, note:
     stem = re.sub(r"[^\w-]+", "-", Path(visit.name).stem).strip("-")[:60] or "video"
     text = json.dumps(answers(visit, model, note), indent=2, ensure_ascii=False) + "\n"
     paths = [folder / f"{stem}.json", folder / f"{stem}.vtt"]
-    paths[0].write_text(text, encoding="utf-8")
-    paths[1].write_text(subtitles(visit), encoding="utf-8")
+    write_text(paths[0], text)
+    write_text(paths[1], subtitles(visit))
     if clip is not None:
         last = visit.turns[-1]
         truth = () if last.truth is None else (last.truth,)

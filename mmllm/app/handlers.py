@@ -17,7 +17,7 @@ from mmllm.app.engine import Engine, Reply
 from mmllm.app.examples import Example
 from mmllm.app.exports import export
 from mmllm.app.markup import interval, readable, safe, seconds
-from mmllm.app.safety import remove_upload
+from mmllm.app.private_folder import remove_upload
 from mmllm.app.session import ChatTurn, Session, Visit
 from mmllm.app.settings import Settings, cost_of
 from mmllm.app.sight import comparison, cost_table, refusal, sight

@@ -1,25 +1,26 @@
 """Protection of the server: the demo gives away no other files, fetches no addresses and does not fill the disk.
 
-All uploads and exported files are in one private folder. Old files are removed while the demo runs, the whole folder
-when it ends. A guard in front of Gradio refuses all other files, and the endpoints that the demo does not use.
+A guard in front of Gradio refuses what the demo does not need: other files, unused endpoints, pages of other sites,
+uploads for which there is no room, and messages that fit no endpoint.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import json
-import os
-import shutil
-import tempfile
-import threading
-import time
+import logging
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from starlette.formparsers import MultiPartException
 
+from mmllm.app.browser_rules import ANSWER_HEADERS, BrowserRules
+from mmllm.app.calls import Calls
 from mmllm.app.limits import DemoLimits
+from mmllm.app.uploads import STALL_S, Room, Upload, announced_length
+
+log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -45,56 +46,7 @@ _UNUSED = (
 _MESSAGE_BYTES = 1 << 20
 """Most bytes of a request that is no upload, and of an upload beside its file."""
 _FORBIDDEN_FILE = (403, "only uploaded files are read and served")
-_SWEEP_S = 60.0
-"""Seconds between two removals of old files."""
-
-
-@contextlib.contextmanager
-def private_folder(limits: DemoLimits) -> Iterator[Path]:
-    """A new folder for uploads and exported files; it is removed with all its files at the end.
-
-    Environment variables name it to Gradio, so enter this block before Gradio's components are made.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="mmllm-demo-"))
-    environment = {
-        "GRADIO_TEMP_DIR": str(folder),
-        "GRADIO_EXAMPLES_CACHE": str(folder),
-        "GRADIO_ANALYTICS_ENABLED": "False",
-    }
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    ended = threading.Event()
-
-    def keep_sweeping() -> None:
-        while not ended.wait(_SWEEP_S):
-            sweep(folder, limits.upload_age_s)
-
-    sweeper = threading.Thread(target=keep_sweeping, daemon=True, name="mmllm-demo-sweeper")
-    sweeper.start()
-    try:
-        yield folder
-    finally:
-        ended.set()
-        sweeper.join()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def sweep(folder: Path, age_s: float) -> None:
-    """Removes files that came into a folder more than `age_s` seconds ago, then old folders that are empty."""
-    latest = time.time() - age_s
-    for path in sorted(folder.rglob("*"), reverse=True):  # files before their folder
-        with contextlib.suppress(OSError):
-            if path.lstat().st_ctime <= latest:
-                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def remove_upload(path: Path, folder: Path) -> None:
-    """Removes a file if it is in the folder of uploads."""
-    with contextlib.suppress(OSError):
-        if path.resolve().is_relative_to(folder.resolve()):
-            path.unlink()
+_NO_ROOM = (503, "the server has no room for more uploads; old ones are removed after a while, try again later")
 
 
 class Guard:
@@ -104,35 +56,77 @@ class Guard:
         app: the ASGI app behind the guard.
         folders: files in these folders may be served and read, no others; uploads go to the first folder.
         limits: limits of uploads.
+        rules: which hosts and origins are served.
+        calls: the endpoints and their inputs; None to leave the check of messages to the app.
     """
 
-    def __init__(self, app: Any, folders: Sequence[Path], limits: DemoLimits) -> None:
+    def __init__(
+        self,
+        app: Any,
+        folders: Sequence[Path],
+        limits: DemoLimits,
+        rules: BrowserRules | None = None,
+        calls: Calls | None = None,
+    ) -> None:
         self.app, self.limits = app, limits
         self.folders = [folder.resolve() for folder in folders]
+        self.rules, self.calls = rules or BrowserRules(), calls
+        self.room = Room(self.folders[0], limits.all_uploads_mb * 1_000_000)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on to the app, or refuses it with the reason."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # the demo has none
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         before, _, after = scope["path"].partition(_API)
         path = after or before
-        is_upload = path.rstrip("/") == "/upload"
-        limit = self.limits.upload_mb * 1_000_000 + _MESSAGE_BYTES if is_upload else _MESSAGE_BYTES
-        limited = _LimitedBody(receive, limit)
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
+        answer = _Answer(send, f"{scope['method']} {path[:80]!r}")
         try:
-            refused = self.refused(path)
-            if refused is None and scope["method"] == "POST" and not is_upload:
-                # read the whole message, check the files that it names, then give the app the same message again
-                body = await limited.whole()
-                refused = self.refused_files(body)
-                limited = _LimitedBody(_replayed(body, receive), _MESSAGE_BYTES)
-            if refused is None:
-                await self.app(scope, limited, send)
+            refused = self.rules.refused(scope["method"], headers) or self.refused(path)
+            if refused is not None:
+                await answer.refuse(*refused)
+            elif path.rstrip("/") == "/upload":
+                await self._take_upload(scope, receive, answer, headers)
             else:
-                await _answer(send, *refused)
+                await self._pass_on(scope, receive, answer, path)
         except _TooLarge as problem:
-            await _answer(send, 413, problem.message)
+            await answer.refuse(413, problem.message)
+        except Exception as problem:  # Gradio's own errors have traces of many lines
+            text = " ".join(str(problem).split())
+            log.warning("%s failed: %s: %.200s", answer.request, type(problem).__name__, text)
+            await answer.end(400 if scope["method"] == "POST" else 500)
+
+    async def _take_upload(self, scope: Scope, receive: Receive, answer: _Answer, headers: dict[str, str]) -> None:
+        """Reserves the announced bytes and passes the upload on; all its traces go if the visitor leaves."""
+        most = self.limits.upload_mb * 1_000_000 + _MESSAGE_BYTES
+        announced = announced_length(headers, self.limits.upload_mb * 1_000_000)
+        if announced > most:
+            await answer.refuse(413, f"the request exceeds the maximum allowed size of {most} bytes")
+            return
+        upload = await self.room.reserved(announced)
+        if upload is None:
+            await answer.refuse(*_NO_ROOM)
+            return
+        try:
+            await self.app(scope, _UploadBody(receive, most, upload), answer)
+        finally:
+            self.room.release(upload)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, answer: _Answer, path: str) -> None:
+        """Passes on a request that is no upload. A message is read whole and checked first."""
+        limited = _LimitedBody(receive, _MESSAGE_BYTES)
+        if scope["method"] == "POST":
+            body = await limited.whole()
+            if (refused := self.refused_message(path, body)) is not None:
+                log.warning("refused %s: %s", answer.request, refused[1])
+                await answer.refuse(*refused)
+                return
+            limited = _LimitedBody(_replayed(body, receive), _MESSAGE_BYTES)
+        await self.app(scope, limited, answer)
 
     def refused(self, path: str) -> tuple[int, str] | None:
         """Status and reason if a path is refused; None if it is not."""
@@ -140,17 +134,20 @@ class Guard:
             return 404, "the demo has no such endpoint"
         if path.startswith("/file=") and not self._is_allowed(path.removeprefix("/file=")):
             return _FORBIDDEN_FILE
-        if path.rstrip("/") == "/upload" and _bytes_in(self.folders[0]) > self.limits.all_uploads_mb * 1_000_000:
-            return 503, "the server has no room for more uploads; old ones are removed after a while, try again later"
         return None
 
-    def refused_files(self, body: bytes) -> tuple[int, str] | None:
-        """Status and reason if a message names an address or a file outside the folders; None if it does not."""
+    def refused_message(self, path: str, body: bytes) -> tuple[int, str] | None:
+        """Status and reason if a message fits no endpoint, or names an address or a file outside the folders."""
+        if not body:
+            return None
         try:
             message = json.loads(body)
         except (ValueError, RecursionError):
-            return None  # Gradio answers a message that is not JSON
-        return None if all(map(self._is_allowed, _named_files(message))) else _FORBIDDEN_FILE
+            return 400, "a message must be JSON"
+        if not all(map(self._is_allowed, _named_files(message))):
+            return _FORBIDDEN_FILE
+        problem = None if self.calls is None else self.calls.malformed(path, message)
+        return None if problem is None else (400, problem)
 
     def _is_allowed(self, name: Any) -> bool:
         """Whether a name is the path of an existing file in one of the folders."""
@@ -188,6 +185,75 @@ class _LimitedBody:
         return b"".join(parts)
 
 
+class _Gone(MultiPartException):
+    """The visitor has left, or has to give way. Gradio's reader then removes the partial file."""
+
+
+class _UploadBody(_LimitedBody):
+    """The body of an upload; reading it raises `_Gone` once the visitor leaves or sends nothing."""
+
+    def __init__(self, receive: Receive, limit: int, upload: Upload) -> None:
+        super().__init__(receive, limit)
+        self.upload = upload
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        arriving = asyncio.ensure_future(super().__call__())
+        leaving = asyncio.ensure_future(self.upload.given_up.wait())
+        try:
+            done, _ = await asyncio.wait({arriving, leaving}, timeout=STALL_S, return_when=asyncio.FIRST_COMPLETED)
+            if arriving not in done:
+                raise _Gone("the upload was ended, because it did not go on")
+            message = arriving.result()
+        finally:
+            for waiting in (arriving, leaving):
+                waiting.cancel()
+        if message["type"] == "http.disconnect":
+            raise _Gone("the visitor has left")
+        self.upload.received = self.read
+        return message
+
+
+class _Answer:
+    """Sends an answer with the headers of every answer. Status 422, of a message that fits no endpoint, becomes 400."""
+
+    def __init__(self, send: Send, request: str) -> None:
+        self.send, self.request = send, request
+        self.begun = self.ended = False
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            own = {name for name, _ in message.get("headers", ())}
+            more = [
+                (name.encode(), value.encode()) for name, value in ANSWER_HEADERS.items() if name.encode() not in own
+            ]
+            status = message["status"]
+            if status == 422:
+                status = 400
+                log.warning("refused %s: it does not fit this endpoint", self.request)
+            message = {**message, "status": status, "headers": [*message.get("headers", ()), *more]}
+        elif message["type"] == "http.response.body":
+            self.ended = not message.get("more_body", False)
+        await self.send(message)
+
+    async def refuse(self, status: int, reason: str) -> None:
+        """Sends a plain text as the whole answer, unless an answer has begun."""
+        if self.begun:
+            await self.end(status)
+            return
+        body = reason.encode()
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+        await self({"type": "http.response.start", "status": status, "headers": headers})
+        await self({"type": "http.response.body", "body": body})
+
+    async def end(self, status: int) -> None:
+        """Ends an answer that has begun, or sends the status alone."""
+        if not self.begun:
+            await self.refuse(status, "this request cannot be answered")
+        elif not self.ended:
+            await self({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 def _replayed(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives a body that was read already, and after it the messages of the given `receive`."""
     sent = False
@@ -213,20 +279,3 @@ def _named_files(message: Any) -> Iterator[Any]:
             pending += value.values()
         elif isinstance(value, list):
             pending += value
-
-
-async def _answer(send: Send, status: int, reason: str) -> None:
-    """Sends a plain text as the whole answer."""
-    body = reason.encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _bytes_in(folder: Path) -> int:
-    """Bytes of all files in a folder; files that disappear meanwhile count as 0."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.lstat().st_size
-    return total

@@ -117,8 +117,7 @@ def cost_of(qa: VideoQA, settings: Settings) -> Cost:
 @torch.no_grad()
 def _try_path(model: MmllmForConditionalGeneration, frames: int) -> None:
     """Runs the path on zeros, because only the path itself knows whether it takes this patch grid."""
-    height, width = model.encoder.grid
-    zeros = torch.zeros(
-        1, frames, height * width, model.config.text_config.hidden_size, dtype=model.dtype, device=model.device
-    )
-    model.path(VisualTokens(features=zeros, grid=(height, width), times_s=torch.arange(frames).float()[None]))
+    grid, width = model.encoder.grid, model.config.text_config.hidden_size
+    count = model.encoder.tokens_per_frame if grid is None else grid[0] * grid[1]
+    zeros = torch.zeros(1, frames, count, width, dtype=model.dtype, device=model.input_device)
+    model.path(VisualTokens(features=zeros, grid=grid, times_s=torch.arange(frames).float()[None]))

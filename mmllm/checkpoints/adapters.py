@@ -5,14 +5,14 @@ Other parts (reducers, visual tokenizer, path, ...) are small. They get no adapt
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from mmllm.errors import CheckpointError, ConfigError, require_extra
+from mmllm.errors import CheckpointError, ConfigError, is_out_of_memory, require_extra
+from mmllm.hub.sources import read_json
 from mmllm.interfaces import TokenReducer
 from mmllm.model import MmllmForConditionalGeneration
 
@@ -103,12 +103,11 @@ def base_of(folder: str | Path) -> str | None:
     record = Path(folder) / CONFIG
     if not record.is_file():
         return None
-    try:
-        base = json.loads(record.read_text()).get("base_model_name_or_path")
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{record}: cannot be read: {problem}") from None
+    base = read_json(record).get("base_model_name_or_path")
     if not base:
         raise CheckpointError(f"{record}: base_model_name_or_path must say which model these adapters belong to")
+    if (Path(str(base)) / CONFIG).is_file():
+        raise CheckpointError(f"{record}: these adapters belong to {base}, which is itself a folder of adapters")
     return str(base)
 
 
@@ -127,5 +126,7 @@ def merged_with(model: MmllmForConditionalGeneration, folder: str | Path) -> Mml
         adapted = _adapted(model, config)
         adapted.load_adapter(str(folder), ADAPTER, torch_device=str(model.device))
         return adapted.merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as problem:
-        raise CheckpointError(f"{folder}: these adapters do not fit their model: {problem}") from None
+    except Exception as problem:  # peft raises errors of many types
+        if is_out_of_memory(problem):
+            raise
+        raise CheckpointError(f"{folder}: these adapters do not fit their model: {problem!s:.600}") from None

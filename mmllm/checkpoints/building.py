@@ -16,10 +16,10 @@ from mmllm.checkpoints.weights import Weights
 from mmllm.config import MmllmConfig
 from mmllm.encoders.clip import load_clip_tower
 from mmllm.encoders.siglip import load_siglip_tower
-from mmllm.encoders.tower import check_fit
 from mmllm.errors import CheckpointError
 from mmllm.hub.sources import local_folder, read_json
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.modeling.tower import check_fit
 
 HEAD, TOWER_PLACE = "language_model.lm_head.", "encoder.tower."
 

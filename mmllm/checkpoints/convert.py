@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from safetensors import SafetensorError
 
 from mmllm.errors import CheckpointError, InputError
+from mmllm.runtime.files import cannot_write, flush_files, make_folder
 
 PUBLISHED_FILES = "upstream"
 """Folder inside ours. It has the small files of the published model, which `--to` copies back."""
@@ -32,14 +34,18 @@ def convert(
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists already; name a folder that is empty or does not exist")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as unfinished:
-        folder = Path(unfinished) / "model"
-        folder.mkdir()
-        family = _to_upstream(source, folder, to) if to else _to_ours(source, folder, allow_pickle)
-        if target.exists():
-            target.rmdir()
-        folder.rename(target)
+    make_folder(target.parent)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as unfinished:
+            folder = Path(unfinished) / "model"
+            folder.mkdir()
+            family = _to_upstream(source, folder, to) if to else _to_ours(source, folder, allow_pickle)
+            flush_files(folder)
+            if target.exists():
+                target.rmdir()
+            folder.rename(target)
+    except (OSError, SafetensorError) as problem:
+        raise cannot_write(target, problem) from None
     print(f"{target}: {f'the layout of {family}' if to else f'mmllm, from {family}'}")
 
 
@@ -65,7 +71,9 @@ def _to_upstream(source: str, folder: Path, to: str) -> str:
     import torch
     from huggingface_hub import save_torch_state_dict
 
-    from mmllm.checkpoints.loading import families, is_ours
+    from mmllm.checkpoints.loading import families, is_ours, own_config
+    from mmllm.checkpoints.plausible import check_shapes
+    from mmllm.checkpoints.weights import Weights
     from mmllm.fields import closest
     from mmllm.hub.sources import local_folder
     from mmllm.model import MmllmForConditionalGeneration
@@ -76,8 +84,9 @@ def _to_upstream(source: str, folder: Path, to: str) -> str:
     ours = local_folder(source)
     if not is_ours(ours):
         raise InputError(f"{source} is not in mmllm's layout; convert it without --to first")
+    check_shapes(own_config(ours)[0], Weights(ours).meta, ours)
     try:
-        model = MmllmForConditionalGeneration.from_pretrained(ours, dtype="auto")
+        model = MmllmForConditionalGeneration.from_pretrained(ours, dtype="auto", trust_remote_code=False)
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"cannot load a model from {source}: {problem}") from None
     origin: dict[str, Any] = model.config.origin or {}

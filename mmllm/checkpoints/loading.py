@@ -5,20 +5,28 @@ A family is a file of this room with the five functions of `Family`. A new famil
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, Protocol, cast
 
 from torch import Tensor
+from transformers import GenerationConfig
 
 from mmllm import registry
+from mmllm.checkpoints.plausible import check_config, check_layers, check_small_files, check_tokenizer
 from mmllm.checkpoints.weights import Weights
 from mmllm.config import MmllmConfig
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, MmllmError, is_out_of_memory
 from mmllm.hub.sources import local_folder, read_json
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.preprocessing.foreign_code import within_deadline
 from mmllm.processor import MmllmProcessor
+
+LOADING_S = 120.0
+"""Seconds by the clock for a tokenizer's files."""
 
 
 class Family(Protocol):
@@ -80,7 +88,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: this folder holds no model (no config.json)")
-    return read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    check_config(config, folder / "config.json")
+    check_small_files(folder)
+    if not isinstance(config.get("model_type"), (str, NoneType)):
+        raise CheckpointError(f"{folder}: model_type in config.json must be a text")
+    return config
 
 
 def described(folder: Path, visual_tokenizer: Any = None) -> tuple[Family, MmllmConfig, MmllmProcessor]:
@@ -95,10 +108,12 @@ def described(folder: Path, visual_tokenizer: Any = None) -> tuple[Family, Mmllm
     """
     upstream = read_config(folder)
     family = family_of(upstream)
-    config = family.describe(upstream, folder)
+    check_tokenizer(folder)
+    config = _described(family, upstream, folder)
     if visual_tokenizer is not None:
         config.visual_tokenizer = registry.describe("tokenizer", registry.config_of("tokenizer", visual_tokenizer))
-    processor = family.processor(folder, config)
+    with _as_checkpoint_errors(f"{folder}: its processor cannot be read"):
+        processor = family.processor(folder, config)
     config.image_token_id, config.video_token_id = processor.image_token_id, processor.video_token_id
     return family, config, processor
 
@@ -112,10 +127,49 @@ def describe(folder: Path) -> tuple[MmllmConfig, MmllmProcessor]:
     if not is_ours(folder):
         _, config, processor = described(folder)
         return config, processor
+    return own_config(folder)[0], own_processor(folder)
+
+
+def own_config(folder: Path, **changes: Any) -> tuple[MmllmConfig, dict[str, Any]]:
+    """The configuration of a model that mmllm has saved, and the options of loading that are no field of it.
+
+    Raises:
+        CheckpointError: if it describes no model.
+    """
+    with _as_checkpoint_errors(f"cannot read a model's configuration from {folder}"):
+        return MmllmConfig.from_pretrained(folder, return_unused_kwargs=True, **changes)
+
+
+def own_processor(folder: Path) -> MmllmProcessor:
+    """The processor of a model that mmllm has saved; no code of the folder is run.
+
+    Raises:
+        CheckpointError: if its files are damaged.
+    """
+    check_tokenizer(folder)
+    with _as_checkpoint_errors(f"cannot read a model's processor from {folder}"):
+        return within_deadline(lambda: MmllmProcessor.from_pretrained(folder, trust_remote_code=False), LOADING_S)
+
+
+def _described(family: Family, upstream: Mapping[str, Any], folder: Path) -> MmllmConfig:
+    with _as_checkpoint_errors(f"{folder}: config.json describes no model of the family {family.NAME}"):
+        return family.describe(upstream, folder)
+
+
+@contextlib.contextmanager
+def _as_checkpoint_errors(what: str) -> Iterator[None]:
+    """Errors of other libraries about a folder's files become a CheckpointError of one line."""
     try:
-        return MmllmConfig.from_pretrained(folder), MmllmProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"cannot read a model's configuration from {folder}: {problem}") from None
+        yield
+    except MmllmError as problem:
+        if isinstance(problem, CheckpointError) or type(problem).__name__ == "ConfigError":
+            raise
+        raise CheckpointError(f"{what}: {problem}") from None
+    except Exception as problem:
+        if is_out_of_memory(problem):
+            raise
+        name = "" if isinstance(problem, (OSError, ValueError)) else f"{type(problem).__name__}: "
+        raise CheckpointError(f"{what}: {name}{' '.join(str(problem).split())[:400]}") from None
 
 
 def load(
@@ -137,19 +191,28 @@ def load(
     folder = local_folder(source, allow_pickle=allow_pickle)
     family, config, processor = described(folder, options.pop("visual_tokenizer", None))
     weights = Weights(folder, allow_pickle=allow_pickle)
+    check_layers(config, weights.meta, folder)
     if options.get("dtype") == "auto":
         options.pop("dtype")  # the default is the type of the weights
     options["allow_pickle"] = allow_pickle
     family.from_upstream(weights.meta, config, **options)
     model = family.from_upstream(weights.read(), config, **options)
-    _stop_tokens(model, folder)
+    _generation_settings(model, folder)
     return model, processor
 
 
-def _stop_tokens(model: MmllmForConditionalGeneration, folder: Path) -> None:
-    """Reads the ids that end an answer from the folder's generation settings."""
+def _generation_settings(model: MmllmForConditionalGeneration, folder: Path) -> None:
+    """Reads the folder's generation settings; what they leave out stays as the LLM's configuration says.
+
+    Raises:
+        CheckpointError: if the file is damaged or has settings that are not allowed.
+    """
     file = folder / "generation_config.json"
-    if file.is_file():
-        stops = read_json(file).get("eos_token_id")
-        if stops is not None:
-            model.generation_config.eos_token_id = stops
+    if not file.is_file():
+        return
+    try:
+        settings = GenerationConfig.from_dict(read_json(file))
+        settings.update(**model.generation_config.to_dict(), defaults_only=True)
+    except (TypeError, ValueError) as problem:
+        raise CheckpointError(f"{file}: these settings are not allowed: {problem}") from None
+    model.generation_config = settings

@@ -80,9 +80,9 @@ def _tokenizer(folder: Path) -> Any:
     if not any((folder / name).exists() for name in files):
         raise CheckpointError(f"{folder}: there is no tokenizer in this folder ({', '.join(files)})")
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, ImportError) as problem:
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {problem}") from None
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as problem:  # the libraries behind it raise errors of their own types
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {problem!s:.400}") from None
 
 
 def _settings(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -163,7 +163,6 @@ def frames_that_fit(config: MmllmConfig, *, tokens_per_frame: int | None = None,
     """
     if tokens_per_frame is None:
         with torch.device("meta"):
-            grid = registry.build("encoder", config.encoder).grid
-        tokens_per_frame = grid[0] * grid[1]
+            tokens_per_frame = registry.build("encoder", config.encoder).tokens_per_frame
     room = getattr(config.text_config, "max_position_embeddings", None) or 2048
     return max(1, min(most, (room - text) // tokens_per_frame))

@@ -1,7 +1,8 @@
 """Loads published weights of a vision tower into the encoder of a model.
 
 The source is a folder or hub id of transformers, timm or open_clip, a whole vision-language model, or one safetensors
-file. The names of the tensors show from which library it is.
+file. The names of the tensors show from which library it is. For an image tokenizer the source is the folder that
+`mmllm train-tokenizer` made.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from mmllm.encoders.fastvithd import load_fastvithd_tower
 from mmllm.encoders.siglip import load_siglip_tower
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.hub.sources import local_folder, read_json
+from mmllm.tokenizers.flextok import load_flextok_encoder
+from mmllm.tokenizers.textok import load_textok_encoder
 
 LOADERS: dict[str, Callable[[Any, dict[str, Tensor]], None]] = {
     "clip": load_clip_tower,
     "convnext": load_convnext_tower,
     "dinov2": load_dinov2_tower,
     "fastvithd": load_fastvithd_tower,
+    "flextok": load_flextok_encoder,
     "siglip": load_siglip_tower,
+    "textok": load_textok_encoder,
 }
 """Encoder -> function that loads weights, under any of their published names, into it."""
 _LLM = ("lm_head.", "language_model.", "model.language_model.", "model.layers.", "model.embed_tokens.", "text_model.")
@@ -44,7 +49,8 @@ def load_tower(encoder: Any, source: str | Path, *, allow_pickle: bool = False) 
         CheckpointError: if there are no such weights, or the tower has other sizes or another activation.
         ConfigError: if the encoder has no published weights.
     """
-    kind = next((name for name in LOADERS if type(encoder).__module__ == f"mmllm.encoders.{name}"), None)
+    homes = {f"mmllm.{room}.{name}": name for name in LOADERS for room in ("encoders", "tokenizers")}
+    kind = homes.get(type(encoder).__module__)
     if kind is None:
         names = ", ".join(LOADERS)
         raise ConfigError(f"{type(encoder).__name__} has no published weights to load from {source}; {names} have some")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmllm.errors import CheckpointError
+from mmllm.hub.sources import read_json
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+_LARGEST = 1 << 62
 _LONGEST_HEADER = 100_000_000
 _PICKLES = ("*.bin", "*.pth", "*.pt")
 
@@ -37,17 +44,51 @@ def header(file: Path) -> dict[str, Tensor]:
         try:
             entries: dict[str, Any] = json.loads(stream.read(length))
             entries.pop("__metadata__", None)
-            end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+            end = 8 + length + _check_offsets(entries)
             tensors = {
                 name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
                 for name, entry in entries.items()
             }
-        except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as problem:
-            raise CheckpointError(f"{file}: the header of this safetensors file cannot be read: {problem}") from None
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as problem:
+            reason = "it is nested too deeply" if isinstance(problem, RecursionError) else f"{problem!s:.200}"
+            raise CheckpointError(f"{file}: the header of this safetensors file cannot be read: {reason}") from None
     if size != end:
         reason = "half-copied: " if size < end else ""
         raise CheckpointError(f"{file}: {reason}its header asks for {end} bytes, the file has {size}")
     return tensors
+
+
+def _check_offsets(entries: Mapping[str, Any]) -> int:
+    """Checks that each tensor has the bytes that its shape needs, and that no two tensors share some.
+
+    Returns:
+        The number of bytes of all tensors.
+
+    Raises:
+        ValueError: naming the first tensor that is wrong.
+    """
+    places = []
+    for name, entry in entries.items():
+        shape, (start, end) = entry["shape"], entry["data_offsets"]
+        numbers = [*shape, start, end]
+        if not all(isinstance(number, int) and 0 <= number < _LARGEST for number in numbers):
+            raise ValueError(f"{name[:100]!r} has a shape or offsets that are no sizes: {numbers!s:.80}")
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{name[:100]!r} has the unknown type {entry['dtype']!r:.40}")
+        size = math.prod(shape) * _DTYPES[entry["dtype"]].itemsize
+        if end - start != size:
+            raise ValueError(f"{name[:100]!r} has {end - start} bytes, but its shape needs {_in_digits(size)}")
+        places.append((start, end, name))
+    reached = 0
+    for start, end, name in sorted(places):
+        if start != reached:
+            raise ValueError(f"{name[:100]!r} {'overlaps' if start < reached else 'leaves a gap after'} another tensor")
+        reached = end
+    return reached
+
+
+def _in_digits(number: int) -> str:
+    return str(number) if number < _LARGEST else "more than 2^62"
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -59,9 +100,11 @@ def files_of(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            listed = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as problem:
-            raise CheckpointError(f"{index}: this index cannot be read: {problem}") from None
+            listed = sorted(set(read_json(index)["weight_map"].values()))
+        except (LookupError, TypeError, AttributeError) as problem:
+            raise CheckpointError(f"{index}: this index cannot be read: {problem!s:.200}") from None
+        if wrong := [name for name in listed if not isinstance(name, str)]:
+            raise CheckpointError(f"{index}: weight_map must name files, not {wrong[0]!r:.80}")
         if outside := [name for name in listed if os.path.basename(name) != name]:
             raise CheckpointError(f"{index}: lists a file outside of its folder: {outside[0]}")
         if missing := [name for name in listed if not (folder / name).is_file()]:
@@ -119,7 +162,7 @@ class Weights:
             try:
                 state |= load_file(file)
             except (SafetensorError, OSError) as problem:
-                raise CheckpointError(f"{file}: cannot be read: {problem}") from None
+                raise CheckpointError(f"{file}: cannot be read: {problem!s:.200}") from None
         return state
 
 
@@ -136,3 +179,21 @@ def _pickled(files: list[Path]) -> dict[str, Tensor]:
             raise CheckpointError(f"{file}: this is no state dict (names and tensors)")
         state |= content
     return state
+
+
+def bad_numbers(model: nn.Module) -> list[str]:
+    """Names of the weights that are not finite everywhere."""
+    weights = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
+    # a sum in float64 is not finite if one of the numbers is not, and does not overflow otherwise
+    return [
+        name
+        for name, weight in weights.items()
+        if not weight.is_meta and not torch.isfinite(weight.detach().sum(dtype=torch.float64))
+    ]
+
+
+def tell_bad_numbers(model: nn.Module, source: str | Path) -> None:
+    """Warns of weights that are not finite: the answers of such a model mean nothing."""
+    if names := bad_numbers(model):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        log.warning("%s: weights are not finite: %s%s; answers mean nothing", source, ", ".join(names[:3]), more)

@@ -9,20 +9,22 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmllm.commands.flags import StageFlags
+from mmllm.commands.flags import StageFlags, folder_rate
 from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
+from mmllm.video.opening import FrameFolder
 
 
 def ask(
-    video: Annotated[Path, tyro.conf.Positional],
+    video: Annotated[str, tyro.conf.Positional],
     question: Annotated[str, tyro.conf.Positional],
     model: str = DEFAULT,
     stages: StageFlags = NO_CHANGES,
     frames: int | None = None,
     start: float | None = None,
     end: float | None = None,
+    fps: float | None = None,
     max_new_tokens: int = 64,
     json: bool = False,
     plot: Path | None = None,
@@ -38,6 +40,7 @@ def ask(
         frames: number of sampled frames; by default the model's own number.
         start: use only the part of the video from this second on.
         end: use only the part of the video up to this second.
+        fps: images a second, if the video is a folder of frames; by default the model's own, 5.
         max_new_tokens: most tokens of the answer.
         json: print one JSON object.
         plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
@@ -45,6 +48,9 @@ def ask(
     """
     if not question.strip():
         raise InputError('the question is empty: write one, such as "When does the red circle spin?"')
+    folder_rate([video], fps)
+    if frames is not None and frames < 1:
+        raise InputError(f"--frames {frames}: must be at least 1")
     if plot is not None:
         require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA
@@ -52,9 +58,13 @@ def ask(
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = max_new_tokens
     sampling = {"num_frames": frames, "start_s": start, "end_s": end}
-    encoded = qa.encode_video(video, **{key: value for key, value in sampling.items() if value is not None})
+    source = video if fps is None else FrameFolder(path=video, fps=fps)
+    encoded = qa.encode_video(source, **{key: value for key, value in sampling.items() if value is not None})
     answer = qa.ask(encoded, question)
-    note = qa.note
+    notes = [qa.note] if qa.note else []
+    if end is not None and end > encoded.duration_s + 1e-3:
+        notes.append(f"--end {end:g} is behind the end of the video, which lasts {encoded.duration_s:.3f} s")
+    note = "; ".join(notes) or None
     if plot is not None:
         from mmllm.inference.decisions import encoded_for
         from mmllm.inference.plotting import plot_answer
@@ -63,7 +73,7 @@ def ask(
         patches: dict[str, Any] = {"kept": plotted.kept, "ranking": plotted.ranking} if qa.model.reducers else {}
         plot_answer(encoded.clip, question, answer.spans, plot, **patches)
     if json:
-        record = {"video": str(video), "question": question, **answer.to_json(), "duration_s": encoded.duration_s}
+        record = {"video": video, "question": question, **answer.to_json(), "duration_s": encoded.duration_s}
         print(json_text.dumps({**record, "model": model, "note": note}, ensure_ascii=False))
         return
     spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)

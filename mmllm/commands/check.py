@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmllm.datasets.check import MEDIA_PROBLEMS, check_annotations
+from mmllm.commands.flags import given_file, require_rate
+from mmllm.datasets.check import check_annotations
 from mmllm.errors import PartialFailure
 
 
@@ -19,30 +20,36 @@ def check(
     durations: Path | None = None,
     strict: bool = False,
     probe: bool = True,
+    fps: float | None = None,
     show: int = 10,
     json: bool = False,
 ) -> None:
     """Show what an annotation file holds and list its problems; exit code 3 if rows or videos cannot be used.
 
+    Fine-tuning refuses a file for the same problems. Only the number of a row's tokens is not looked at, because it
+    depends on the model.
+
     Args:
-        annotations: ActivityNet-RTL, ActivityNet Captions or YouCook2, NExT-QA, Charades-STA, LLaVA conversations,
-            chat messages or plain questions; JSON, JSON lines, a table or text, possibly gzipped.
+        annotations: ActivityNet-RTL, ActivityNet Captions or YouCook2, NExT-QA, Charades-STA, TimeIT, LLaVA
+            conversations, chat messages or plain questions; JSON, JSON lines, a table or text, possibly gzipped.
         videos: folder of its videos, files or folders of frames; for dialogues the folder that paths are relative to.
-        format: rtl, captions, nextqa, charades or dialogues; auto recognises it from the content.
+        format: rtl, captions, nextqa, charades, timeit or dialogues; auto recognises it from the content.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
-        strict: count rows as bad that would otherwise be repaired, by clipping times to the video or swapping ends.
-        probe: open every video.
+        strict: count rows as bad whose times would otherwise be clipped to the video.
+        probe: open every video and image.
+        fps: images a second of folders of frames, for rows that have no `fps`; 5 if it is not given.
         show: how many problems to print.
         json: print everything as one JSON object.
     """
-    summary = check_annotations(annotations, videos, format, durations, "skip" if strict else "repair", probe)
+    require_rate(fps)
+    annotations = given_file(annotations)
+    summary = check_annotations(annotations, videos, format, durations, "skip" if strict else "repair", probe, fps)
     if json:
         print(json_text.dumps(summary, indent=2, ensure_ascii=False))
     else:
         _print(summary, show)
-    unusable = summary["bad_rows"] + sum(summary[name] or 0 for name in ("missing_videos", *MEDIA_PROBLEMS[:2]))
-    if unusable:
-        raise PartialFailure(f"{annotations}: {unusable} rows or videos cannot be used")
+    if refused := len(summary["refused"]):
+        raise PartialFailure(f"{annotations}: {refused} rows or videos cannot be used")
 
 
 def _print(summary: dict[str, Any], show: int) -> None:
@@ -53,7 +60,7 @@ def _print(summary: dict[str, Any], show: int) -> None:
     console = Console()
     table = Table(title=summary["annotations"], title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
     for key, value in summary.items():
-        if key in ("annotations", "problems") or value is None:
+        if key in ("annotations", "refused", "problems", "notes") or value is None:
             continue
         if key == "self_iou":
             scores = [f"{100 * score:.1f} % ({count})" for count, score in value.items() if score is not None]
@@ -66,3 +73,5 @@ def _print(summary: dict[str, Any], show: int) -> None:
         console.print(problem, markup=False, highlight=False)
     if len(summary["problems"]) > show:
         console.print(f"... and {len(summary['problems']) - show} more")
+    for note in summary["notes"][:show]:
+        console.print(f"note: {note}", markup=False, highlight=False)

@@ -6,10 +6,11 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from mmllm.app.limits import DemoLimits
 from mmllm.errors import InputError, require_extra
@@ -44,6 +45,7 @@ def demo(
     upload_mb: int = 200,
     video_minutes: float = 30.0,
     browser: bool = False,
+    allowed_host: tuple[str, ...] = (),
 ) -> None:
     """Ask questions about videos in the browser, and see the answers on a timeline.
 
@@ -56,6 +58,7 @@ def demo(
         upload_mb: most megabytes of an upload.
         video_minutes: most minutes of a video.
         browser: open the page in the default browser.
+        allowed_host: names under which the demo is served beside those of this machine, such as a proxy's.
     """
     require_extra("demo", "the demo")
     limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60)
@@ -65,7 +68,9 @@ def demo(
     if qa.note:
         print(f"note: {qa.note}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _exit)
-    with running(qa, name, limits, host=host, port=port, share=share, browser=browser) as server:
+    with running(
+        qa, name, limits, host=host, port=port, share=share, browser=browser, allowed_hosts=allowed_host
+    ) as server:
         public = f" and {server.share_url}" if server.share_url else ""
         print(f"{name} answers at {server.url}{public}", flush=True)
         if host not in ("127.0.0.1", "localhost", "::1") or share:
@@ -98,6 +103,7 @@ def running(
     port: int | None = None,
     share: bool = False,
     browser: bool = False,
+    allowed_hosts: Sequence[str] = (),
 ) -> Iterator[Running]:
     """A demo that runs in the background until the block ends; then its folder is removed.
 
@@ -105,27 +111,34 @@ def running(
         qa: the model.
         name: the model's name on the page.
         limits: upper bounds for what visitors may ask.
-        host, port, share, browser: as for `demo`.
+        host, port, share, browser, allowed_hosts: as for `demo`.
 
     Raises:
         InputError: if the server cannot listen at this address.
     """
     require_extra("demo", "the demo")
-    from mmllm.app.safety import Guard, private_folder
+    from mmllm.app.private_folder import private_folder
 
     with private_folder(limits) as folder:
         from starlette.middleware import Middleware
 
+        from mmllm.app.browser_rules import BrowserRules
+        from mmllm.app.calls import Calls
         from mmllm.app.engine import Engine
         from mmllm.app.examples import example_clips
         from mmllm.app.handlers import Handlers
         from mmllm.app.page import STYLE, page, theme
+        from mmllm.app.safety import Guard
 
         examples = example_clips()
         example_folders = list(dict.fromkeys(example.path.parent for example in examples))
         handlers = Handlers(Engine(qa, limits), examples, folder, name)
         handlers.open_first()  # encodes the first example, so that the first visitor does not wait for it
         blocks = page(handlers)
+        rules = BrowserRules(host=host, allowed_hosts=allowed_hosts)
+        guard = Middleware(
+            Guard, folders=[folder, *example_folders], limits=limits, rules=rules, calls=Calls.of(blocks)
+        )
         try:
             _, url, share_url = blocks.launch(
                 server_name=host,
@@ -137,7 +150,7 @@ def running(
                 show_error=False,
                 max_file_size=limits.upload_mb * 1_000_000,
                 allowed_paths=[str(example_folder) for example_folder in example_folders],
-                app_kwargs={"middleware": [Middleware(Guard, folders=[folder, *example_folders], limits=limits)]},
+                app_kwargs={"middleware": [guard]},
                 theme=theme(),
                 css_paths=STYLE,
                 footer_links=["api", "settings"],
@@ -150,6 +163,8 @@ def running(
             )
         except OSError as problem:
             raise InputError(f"cannot listen at {host}:{port or '7860 and above'}: {problem}") from None
+        if share_url:
+            rules.allow(urlsplit(share_url).hostname or "")
         try:
             yield Running(url=url, share_url=share_url, blocks=blocks, handlers=handlers, folder=folder)
         finally:

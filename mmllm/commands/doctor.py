@@ -112,7 +112,7 @@ def reference_forward(qa: VideoQA) -> dict[str, Tensor]:
     inputs = qa.processor.collate([qa.prompt(QUESTION, encoded.duration_s)])
     inputs |= clip_inputs(qa.processor, encoded.clip).flat()
     with torch.no_grad():
-        logits = qa.model(**{name: value.to(qa.model.device) for name, value in inputs.items()}).logits
+        logits = qa.model(**{name: value.to(qa.model.input_device) for name, value in inputs.items()}).logits
     assert encoded.tokens is not None
     sequence = next(iter(encoded.sequences.values()))
     return {
@@ -250,11 +250,14 @@ def _preparation(qa: VideoQA) -> list[str]:
 
 
 def _numbers(qa: VideoQA) -> list[str]:
-    """Number types that do not suit the device."""
-    dtype, device = str(qa.model.dtype).removeprefix("torch."), qa.model.device.type
+    """Weights that are not finite, and number types that do not suit the device."""
+    from mmllm.checkpoints.weights import bad_numbers
+
+    wrong = [f"the weight {name} is not finite: answers mean nothing" for name in bad_numbers(qa.model)[:3]]
+    dtype, device = str(qa.model.dtype).removeprefix("torch."), qa.model.input_device.type
     if device == "cpu" and dtype == "float16":
-        return ["float16 on a CPU is slow and overflows; use float32 (the default here)"]
-    return []
+        wrong.append("float16 on a CPU is slow and overflows; use float32 (the default here)")
+    return wrong
 
 
 def _parts(qa: VideoQA) -> list[str]:
@@ -286,7 +289,7 @@ def _facts(qa: VideoQA) -> dict[str, Any]:
         "language_model": config.text_config.model_type,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
+        "device": str(model.input_device),
         "attention": {
             "language_model": model.language_model.config._attn_implementation,
             "encoder": getattr(getattr(tower, "config", None), "_attn_implementation", None) or "of its library",

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json as json_text
+import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from mmllm.commands.flags import StageFlags
+from mmllm.commands.flags import StageFlags, require_rate
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
+from mmllm.runtime.files import make_folder, read_json, write_json
 from mmllm.stages import NO_CHANGES
+
+log = logging.getLogger(__name__)
+
+MOST_LISTED = 5
+"""At most so many remarks on the annotations are printed."""
 
 
 def evaluate(
@@ -24,6 +32,7 @@ def evaluate(
     output: Path | None = None,
     format: str = "auto",
     durations: Path | None = None,
+    fps: float | None = None,
     render_seed: int | None = None,
     render_world: Literal["basic", "easy", "full", "hard"] | None = None,
     render_videos: int = 100,
@@ -48,8 +57,9 @@ def evaluate(
             reads; in captioned videos, each caption becomes a question.
         videos: folder of the videos; by default `videos` beside the annotations.
         output: folder for samples.jsonl and metrics.json; MODEL/eval if MODEL is a folder. Its answers are reused.
-        format: rtl, captions, nextqa, charades or dialogues; auto detects it from the content.
+        format: rtl, captions, nextqa, charades, timeit or dialogues; auto detects it from the content.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
+        fps: images a second of folders of frames, for rows that have no `fps`; by default the model's own, 5.
         render_seed: without DATA: render synthetic clips from this seed and ask about them. The clips stay in the cache
             folder (`~/.cache/mmllm`). Use another seed than in training (0).
         render_world: kind of these clips, as in `mmllm render`; by default the kind that the packaged model knows.
@@ -73,21 +83,19 @@ def evaluate(
     from mmllm.evaluation.trials import Trials
     from mmllm.inference.answering import VideoQA
 
+    if (data is None) == (render_seed is None):
+        raise InputError("give either DATA or --render-seed")
     processes.wait()  # starts the group of processes, which gives each process its own device
     rounds = Trials.of(trials, temperature, seed)
-    if data is not None and render_seed is None:
-        name, benchmark = "eval", read_benchmark(data, videos, format, durations)
-    elif data is None and render_seed is not None:
-        from mmllm.evaluation.fresh import fresh_benchmark
-
-        name = f"eval-seed{render_seed}-{render_world or 'default'}-{render_videos}"
-        benchmark = fresh_benchmark(render_seed, world=render_world, videos=render_videos)
+    require_rate(fps)
+    if data is not None:
+        name, benchmark = "eval", read_benchmark(data, videos, format, durations, fps)
     else:
-        raise InputError("give either DATA or --render-seed")
-    if limit is not None:
-        benchmark = benchmark.first(limit)
+        name, benchmark = _rendered(render_seed, render_world, render_videos, fps)
+    benchmark = benchmark if limit is None else benchmark.first(limit)
     if not benchmark.questions:
         raise InputError(f"{data}: the benchmark has no question")
+    _tell(data, benchmark.notes)
     folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
@@ -97,6 +105,23 @@ def evaluate(
         return 0
     _show(scores, json)
     return 3 if scores["failed"] or scores["bad_rows"] else 0
+
+
+def _tell(data: Path | None, notes: Sequence[str]) -> None:
+    """Warns of the first remarks on the annotations."""
+    if notes and processes.is_main():
+        more = f"; and {len(notes) - MOST_LISTED} more" if len(notes) > MOST_LISTED else ""
+        log.warning("%s: %s%s", data, "; ".join(notes[:MOST_LISTED]), more)
+
+
+def _rendered(seed: int | None, world: Any, videos: int, fps: float | None) -> tuple[str, Any]:
+    """Name and questions of synthetic clips; those of the cache folder are used again."""
+    from mmllm.evaluation.fresh import fresh_benchmark
+
+    assert seed is not None
+    if fps is not None:
+        raise InputError("--fps is the rate of folders of images in DATA; rendered clips have their own times")
+    return f"eval-seed{seed}-{world or 'default'}-{videos}", fresh_benchmark(seed, world=world, videos=videos)
 
 
 def evaluate_into(
@@ -132,10 +157,10 @@ def evaluate_into(
     from mmllm.evaluation.trials import Trials, averaged
 
     rounds = Trials() if trials is None else trials
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if processes.is_main():
         write_places(folder, {question.vid: question.video for question in benchmark.questions})
-    _same_model(folder, qa, rounds)
+    _same_model(folder, qa, rounds, benchmark)
     start = time.perf_counter()
     samples_by_trial, all_scores = [], []
     for trial in range(rounds.count):
@@ -148,14 +173,19 @@ def evaluate_into(
         all_scores.append({**scores, "ceiling_miou": ceiling(samples, qa.processor.writing)})
     if processes.is_main():
         timing = {"seconds": round(time.perf_counter() - start, 1), "processes": processes.count()}
-        (folder / "timing.json").write_text(json_text.dumps(timing) + "\n")
+        write_json(folder / "timing.json", timing, indent=None)
     set_aside = {sample.vid: sample.error for _, samples in samples_by_trial for sample in samples if sample.error}
 
     def write() -> dict[str, Any]:
-        scores = {**averaged(all_scores, rounds), "bad_rows": len(benchmark.bad_rows), "set_aside": set_aside}
+        scores = {
+            **averaged(all_scores, rounds),
+            "bad_rows": len(benchmark.bad_rows),
+            "left_out": benchmark.bad_rows,
+            "set_aside": set_aside,
+        }
         if not processes.is_main():
             return scores
-        (folder / "metrics.json").write_text(json_text.dumps(scores, indent=2) + "\n")
+        write_json(folder / "metrics.json", scores)
         return scores
 
     scores = write()
@@ -166,8 +196,9 @@ def evaluate_into(
     return scores
 
 
-def _same_model(folder: Path, qa: Any, trials: Any) -> None:
+def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any) -> None:
     """Writes into the folder which model and settings its answers are from; refuses a folder of other answers."""
+    from mmllm.datasets.folder_rates import folder_rates
     from mmllm.runtime.fingerprint import fingerprint
 
     identity = {
@@ -177,12 +208,25 @@ def _same_model(folder: Path, qa: Any, trials: Any) -> None:
         "max_new_tokens": qa.max_new_tokens,
         "trials": to_mapping(trials),
     }
+    if rates := folder_rates(benchmark.questions):
+        identity["folder_rates"] = rates
     file = folder / "answered_by.json"
-    if file.exists() and json_text.loads(file.read_text()) != identity:
+    if not any(folder.rglob("*.jsonl")):
+        file.unlink(missing_ok=True)  # it speaks of no answers; an older version left it empty on a full disk
+    if file.exists() and _without_paths(read_json(file, "choose another --output")) != _without_paths(identity):
         raise InputError(f"{folder} holds answers of another model or other settings: choose another --output")
     processes.wait()
     if processes.is_main():
-        file.write_text(json_text.dumps(identity) + "\n")
+        write_json(file, identity, indent=None)
+
+
+def _without_paths(value: Any) -> Any:
+    """JSON values without the paths that a configuration was loaded from: they say nothing about the model."""
+    if isinstance(value, dict):
+        return {
+            key: _without_paths(item) for key, item in value.items() if key not in ("_name_or_path", "name_or_path")
+        }
+    return [_without_paths(item) for item in value] if isinstance(value, list) else value
 
 
 def _show(scores: dict[str, Any], json: bool) -> None:
@@ -196,4 +240,4 @@ def _show(scores: dict[str, Any], json: bool) -> None:
 
     console = Console()
     console.print(score_table(scores))
-    console.print(score_summary(scores), highlight=False)
+    console.print(score_summary(scores), highlight=False, markup=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from mmllm.commands.flags import given_file, require_rate
 from mmllm.fields import merged
 
 
@@ -26,6 +27,7 @@ def finetune_command(
     skip_bad: bool = False,
     report_to: tuple[str, ...] = (),
     workers: int = 2,
+    fps: float | None = None,
     force: bool = False,
 ) -> None:
     """Fine-tune a model on your own videos; the same command continues a stopped run.
@@ -48,6 +50,7 @@ def finetune_command(
         skip_bad: leave bad rows out instead of refusing the file.
         report_to: trackers, such as tensorboard or wandb.
         workers: processes that decode videos.
+        fps: images a second of folders of frames, for rows that have no `fps`; by default the model's own, 5.
         force: continue a run whose settings or data have changed.
     """
     from mmllm.commands.train import fields_of_file
@@ -55,6 +58,8 @@ def finetune_command(
     from mmllm.train.finetune import FinetuneConfig, finetune
     from mmllm.train.plots import plot_losses
 
+    require_rate(fps)
+    annotations = given_file(annotations)
     settings = merged(FinetuneConfig(model=model), fields_of_file(config), str(config))
     top_fields = {"seed": seed, "adapter_only": adapter_only}
     training_fields = {
@@ -70,7 +75,7 @@ def finetune_command(
     folder = output or Path("runs") / f"finetune-{annotations.name.split('.')[0]}"
     model_folder = finetune(
         settings, annotations, folder,
-        media=media, skip_bad=skip_bad, force=force, report_to=report_to, workers=workers,
+        media=media, skip_bad=skip_bad, force=force, report_to=report_to, workers=workers, fps=fps,
     )  # fmt: skip
     if processes.is_main():
         metrics = folder / "language" / "metrics.jsonl"

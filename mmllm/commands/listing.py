@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = {kind.removesuffix("y") + ("ies" if kind.endswith("y") else "s"): kind for kind in registry.KINDS}
 """Name of a list on the command line -> kind of part in the registry."""
-LISTS = (*KINDS, "recipes", "presets")
+LISTS = (*KINDS, "recipes", "tokenizer-recipes", "presets")
 
 
 def list_parts(kind: Annotated[str, tyro.conf.Positional] = "all", json: bool = False) -> None:
@@ -78,6 +78,13 @@ def _rows(kind: str) -> list[dict[str, str]]:
         return [
             {"name": name, "summary": (make.__doc__ or "").split("\n")[0], "settings": f"seed={make().seed}"}
             for name, make in RECIPES.items()
+        ]
+    if kind == "tokenizer-recipes":
+        from mmllm.train.tokenizer_recipe import TOKENIZER_RECIPES
+
+        return [
+            {"name": name, "summary": (make.__doc__ or "").split("\n")[0], "settings": f"seed={make().seed}"}
+            for name, make in TOKENIZER_RECIPES.items()
         ]
     return [
         {

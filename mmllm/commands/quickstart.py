@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmllm.errors import InputError
+from mmllm.runtime.files import write_json
 from mmllm.times.answers import Span
 
 PICTURE = "answer.png"
@@ -37,7 +37,7 @@ def quickstart(output: Path = Path("runs/quickstart"), smoke: bool = False, seed
     scores = _evaluate(output, model)
     picture, answers = _ask(output, model)
     scores["seconds"] = round(time.perf_counter() - start, 1)
-    (output / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n")
+    write_json(output / "metrics.json", scores)
     _show(scores, output, picture, answers)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mmllm.errors import InputError
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.questions import FAMILIES
 from mmllm.synthetic.rendering import render
@@ -33,8 +34,8 @@ def render_command(
 
     Args:
         out: folder to write to.
-        videos: number of training clips.
-        val_videos: number of validation clips.
+        videos: number of training clips; with 0, no train.json is written.
+        val_videos: number of validation clips; with 0, no val.json is written.
         seed: seed of all random numbers; data sets with different seeds share no clip.
         world: basic has 2-3 objects, 4 colours, 3 shapes and 4 actions; easy has 6 actions instead; full has 2-4
             objects, 6 colours, 4 shapes and 10 actions; hard is full with an unsteady camera.
@@ -55,6 +56,8 @@ def render_command(
         questions_per_video=questions,
         size=size,
     )
+    if not videos and not val_videos:
+        raise InputError("--videos 0 and --val-videos 0: at least one of them must be above 0")
     start = time.monotonic()
     render(out, config, workers=workers)
     duration_s = time.monotonic() - start

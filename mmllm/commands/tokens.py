@@ -31,7 +31,7 @@ def tokens(
         recipe: name of a recipe instead of a model, such as quickstart or lita-13b.
         frames: number of sampled frames; by default the model's own number.
         stages: stages that replace the model's own.
-        video: a clip; shows the seconds between its sampled frames.
+        video: a clip, or a folder of 5 frames a second; shows the seconds between its sampled frames.
         json: print JSON instead of a table.
         plot: picture file to write: runs encoder and reducers on the clip and shows the patches that they keep.
     """
@@ -48,9 +48,10 @@ def tokens(
     cost: dict[str, Any] = {"stages": stage_costs(**chosen_stages, frames=count, width=width)}
     seconds = 60.0  # a minute of video, if no clip is given
     if video is not None:
-        from mmllm.video.opening import probe
+        from mmllm.video.frame_files import FOLDER_FPS
+        from mmllm.video.opening import FrameFolder, probe
 
-        seconds = probe(video).duration_s
+        seconds = probe(FrameFolder(path=video, fps=FOLDER_FPS) if video.is_dir() else video).duration_s
     if processor is not None:
         cost["stages"] += time_costs(processor, cost["stages"][-1]["tokens"], count, seconds)
     if text_config is not None:

@@ -14,6 +14,9 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.fields import merged
 from mmllm.train.recipes import recipe
 
+LARGEST_FILE, MOST_VALUES = 1 << 20, 10_000
+"""Most bytes and values of a file of settings."""
+
 
 def train_command(
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(name="recipe")],
@@ -80,23 +83,65 @@ def train_command(
         print(f"model: {model_folder}\nlosses: {', '.join(map(str, metrics.values()))}, drawn in {plot}")
 
 
+def _values(value: Any, most: int) -> int:
+    """Number of values in nested lists and mappings, or a number above `most`; aliases may repeat or contain them."""
+    pending, count = [value], 0
+    while pending and count <= most:
+        item = pending.pop()
+        count += 1
+        if isinstance(item, dict):
+            pending += item.values()
+        elif isinstance(item, (list, tuple, set)):
+            pending += item
+    return count
+
+
 def fields_of_file(file: Path | None) -> dict[str, Any]:
     """Field -> new value, as a YAML file gives them; empty without a file.
 
     Raises:
         InputError: if the file cannot be read.
-        ConfigError: if the file is no YAML mapping.
+        ConfigError: if the file is no YAML mapping, or its values are more than a configuration can have.
     """
     if file is None:
         return {}
     try:
-        changes: Any = yaml.safe_load(file.read_text())
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file}: this is no file")
+        if file.stat().st_size > LARGEST_FILE:
+            raise InputError(f"{file}: has {file.stat().st_size} bytes; at most {LARGEST_FILE} are allowed")
+        changes: Any = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise InputError(f"{file}: {problem.strerror}") from None
-    except yaml.YAMLError as problem:
-        raise ConfigError(f"{file}: this is not YAML: {problem}") from None
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{file}: this is not UTF-8: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: this is not a configuration: its brackets are nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as problem:
+        if isinstance(problem, InputError):
+            raise
+        raise ConfigError(f"{file}: this is not YAML: {problem!s:.300}") from None
+    if _values(changes, MOST_VALUES) > MOST_VALUES:
+        raise ConfigError(f"{file}: has more than {MOST_VALUES} values; aliases count as what they stand for")
     if changes is None:
         return {}
     if not isinstance(changes, dict):
         raise ConfigError(f"{file}: the file must be a mapping of fields, not a {type(changes).__name__}")
+    if _size(changes, {}) > MOST_VALUES:
+        raise ConfigError(f"{file}: the file must have at most {MOST_VALUES} values, with those that aliases repeat")
     return changes
+
+
+MOST_VALUES = 100_000
+"""No configuration has more. A few lines of YAML with aliases of aliases can stand for billions."""
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """How many values a value holds, each alias counted as often as it stands; unlimited if it holds itself."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MOST_VALUES  # what a value that holds itself finds here
+        children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(value)]

@@ -5,23 +5,22 @@ Every reader of this room returns `Annotations`, which give place and reason for
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
-import math
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from mmllm.datasets.row_keys import KeyUses
+from mmllm.datasets.spans import Length, fitted, fitted_stamps, number
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 from mmllm.times.stamps import shortened
+from mmllm.video.names import nearest
 
 Policy = Literal["repair", "skip", "raise"]
-"""What to do with a bad row. repair: clip times to the video, swap reversed ends, and skip rows beyond repair.
+"""What to do with a bad row. repair: clip times that lie a little over the video's end, and skip rows beyond repair.
 skip: skip all bad rows, also those that could be repaired. raise: raise an error at the first bad row."""
 
 Item = TypeVar("Item")
@@ -44,7 +43,7 @@ class MissingVideo(InputError):
     """The video or image of a row does not exist."""
 
     def __init__(self, video: str, folder: Path) -> None:
-        super().__init__(f"{video} is not in {folder}")
+        super().__init__(f"{shortened(video, 300)} is not in {folder}{nearest(Path(folder) / video)}")
         self.video = video
 
 
@@ -54,6 +53,8 @@ class Annotations(Generic[Item]):
 
     source: str
     items: list[Item] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    """Where each item stands in the file, as in `RowProblem.where`."""
     rows: int = 0
     """Number of rows, good or bad."""
     bad: list[RowProblem] = field(default_factory=list)
@@ -64,6 +65,8 @@ class Annotations(Generic[Item]):
     """Videos and images that do not exist; their rows are bad."""
     outside: list[tuple[float, float]] = field(default_factory=list)
     """Each time that was outside of its video and was clipped, with the video's duration, both in seconds."""
+    unused: KeyUses = field(default_factory=KeyUses)
+    """Keys that no reader uses, and placeholders of no medium."""
 
     def totals(self) -> dict[str, int]:
         """Counts of all rows, of kept items, of bad and repaired rows, and of duplicates."""
@@ -75,18 +78,34 @@ class Annotations(Generic[Item]):
             "duplicates": len(self.duplicates),
         }
 
+    def refuse(self, where: str, reason: str) -> None:
+        """Lists a row as bad."""
+        self.bad.append(RowProblem(where=where, reason=reason))
+
     def derive(self, turn: Callable[[Item], list[Derived]]) -> Annotations[Derived]:
-        """The same counts and problems, with each item replaced by the items that `turn` makes of it."""
-        return Annotations(
+        """The same counts and problems, with each item replaced by the items that `turn` makes of it.
+
+        An item for which `turn` raises an `InputError` becomes a bad row with that reason.
+        """
+        result: Annotations[Derived] = Annotations(
             source=self.source,
-            items=[derived for item in self.items for derived in turn(item)],
             rows=self.rows,
-            bad=self.bad,
-            repaired=self.repaired,
+            bad=list(self.bad),
+            repaired=list(self.repaired),
             duplicates=self.duplicates,
             missing=self.missing,
             outside=self.outside,
+            unused=self.unused,
         )
+        for where, item in zip(self.places, self.items, strict=True):
+            try:
+                derived = turn(item)
+            except InputError as problem:
+                result.refuse(where, str(problem))
+                continue
+            result.items += derived
+            result.places += [where] * len(derived)
+        return result
 
 
 class RowReader(Generic[Item]):
@@ -116,9 +135,21 @@ class RowReader(Generic[Item]):
                 self.result.missing.append(problem.video)
             if self.policy == "raise":
                 raise InputError(f"{self.result.source}, {where}: {problem}") from None
-            self.result.bad.append(RowProblem(where=where, reason=str(problem)))
+            self.result.refuse(where, str(problem))
         else:
             self.result.items += items
+            self.result.places += [where] * len(items)
+
+    def look_at_keys(self, value: Any, known: Collection[str], what: str = "") -> None:
+        """Counts the keys of an object of this row that no reader uses; other values than objects have none.
+
+        Args:
+            value: the row, or an object in it.
+            known: the keys that are used.
+            what: names an object inside the row, such as `a turn`.
+        """
+        if isinstance(value, dict):
+            self.result.unused.add(value, known, self._where, what)
 
     def require_new_name(self, name: str) -> None:
         """Takes the name of a row, which must differ from those of earlier rows.
@@ -141,8 +172,12 @@ class RowReader(Generic[Item]):
         self._names.add(numbered)
         return numbered
 
+    def look_at_placeholders(self, text: str) -> None:
+        """Counts what looks like a placeholder in a text of this row but stands for no medium."""
+        self.result.unused.add_placeholders(text, self._where)
+
     def span(self, start_s: Any, end_s: Any, duration_s: float | None) -> Span:
-        """The interval, repaired if the policy allows it.
+        """The interval, clipped if it ends a little after the video and the policy allows it.
 
         Args:
             start_s: the value in the file.
@@ -150,59 +185,31 @@ class RowReader(Generic[Item]):
             duration_s: the video's length; None if it is unknown.
 
         Raises:
-            InputError: if an end is not a number of seconds, or if the policy forbids a repair that is necessary.
+            InputError: if an end is no number of seconds, the interval has no length or is outside of the video, or
+                the policy forbids to clip it.
         """
-        start_s, end_s = number(start_s, "a start"), number(end_s, "an end")
-        if start_s > end_s:
-            self._repair(f"the interval [{start_s:.10g}, {end_s:.10g}] ends before it starts")
-            start_s, end_s = end_s, start_s
-        if start_s < 0 or (duration_s is not None and end_s > duration_s):
-            length = "" if duration_s is None else f" of {duration_s:.10g} s"
-            self._repair(f"the interval [{start_s:.10g}, {end_s:.10g}] is not inside the video{length}")
-            limit = math.inf if duration_s is None else duration_s
+        length = None if duration_s is None else Length(seconds=duration_s)
+        span, problem = fitted(start_s, end_s, length)
+        if problem:
+            self._repair(problem)
+            limit = span.end_s if duration_s is None else duration_s
             self.result.outside += [(end, limit) for end in (start_s, end_s) if not 0 <= end <= limit]
-            start_s, end_s = (min(max(end, 0.0), limit) for end in (start_s, end_s))
-        return Span(start_s, end_s)
+        return span
+
+    def look_at_stamps(self, text: str, duration_s: float | None, *, interval: bool = False) -> None:
+        """Checks the times inside a text; with `interval` the first two must be a start and an end.
+
+        Raises:
+            InputError: if a time is outside of the video.
+        """
+        if duration_s is not None and (problem := fitted_stamps(text, Length(seconds=duration_s), interval=interval)):
+            self._repair(problem)
 
     def _repair(self, reason: str) -> None:
         """Records a repair, or raises the reason if the policy forbids repairs."""
         if self.policy != "repair":
             raise InputError(reason)
         self.result.repaired.append(RowProblem(where=self._where, reason=reason))
-
-
-def load_text(path: Path) -> str:
-    """The text of a file, unpacked if it is gzipped.
-
-    Raises:
-        InputError: if it cannot be read or is not UTF-8.
-    """
-    try:
-        data = Path(path).read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as problem:
-        raise InputError(f"{path}: cannot be read: {problem}") from None
-
-
-def load_json(path: Path) -> tuple[Any, list[str]]:
-    """The value of a JSON file, and all keys that occur twice in one of its objects (the last value counts).
-
-    Raises:
-        InputError: naming line and column, if the file is not JSON.
-    """
-    repeated_keys: list[str] = []
-
-    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value_by_key = dict(pairs)
-        if len(value_by_key) != len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated_keys.extend(sorted({key for key in keys if keys.count(key) > 1}))
-        return value_by_key
-
-    try:
-        return json.loads(load_text(path), object_pairs_hook=object_of), repeated_keys
-    except (json.JSONDecodeError, RecursionError) as problem:
-        raise InputError(f"{path}: not JSON: {problem}") from None
 
 
 def text_of(row: Any, key: str) -> str:
@@ -214,7 +221,20 @@ def text_of(row: Any, key: str) -> str:
     value = _value(row, key)
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{key!r} must be a text, not {shortened(repr(value))}")
-    return value
+    return whole_text(value, key)
+
+
+def whole_text(text: str, key: str) -> str:
+    """The text, which must be writable as UTF-8.
+
+    Raises:
+        InputError: if it holds half of a surrogate pair, such as `\\ud83d` without its other half.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise InputError(f"{key!r} holds half a character, {problem.object[problem.start]!r}") from None
+    return text
 
 
 def list_of(row: Any, key: str) -> list[Any]:
@@ -239,26 +259,6 @@ def duration_of(row: Any, key: str = "duration") -> float:
     if seconds <= 0:
         raise InputError(f"{key!r} must be a positive number of seconds, not {seconds:g}")
     return seconds
-
-
-def number(value: Any, what: str) -> float:
-    """The value as a finite number of seconds.
-
-    Args:
-        value: the value in the file.
-        what: names the value in the message.
-
-    Raises:
-        InputError: if it is not a finite number.
-    """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            seconds = float(value)
-        except OverflowError:
-            seconds = math.inf
-        if math.isfinite(seconds):
-            return seconds
-    raise InputError(f"{what} must be a number of seconds, not {shortened(repr(value))}")
 
 
 def _value(row: Any, key: str) -> Any:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmllm.datasets.annotations import Annotations, Policy, RowReader, duration_of, list_of, load_json
+from mmllm.datasets.annotations import Annotations, Policy, RowReader, duration_of, list_of
 from mmllm.datasets.folders import VideoFolder, bare_id, find_video, folder_of
 from mmllm.datasets.prompts import dense_caption_prompt, event_prompt
 from mmllm.datasets.records import Question
+from mmllm.datasets.text_files import load_json
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 from mmllm.times.stamps import shortened, stamp
@@ -76,7 +77,7 @@ def read_captions(path: Path, videos: Path | None = None, policy: Policy = "repa
     Args:
         path: JSON, possibly gzipped.
         videos: folder of videos or of folders of frames. A row is bad if its video is missing.
-        policy: what to do with bad rows. Repairs: reversed ends are swapped, times are clipped to the video.
+        policy: what to do with bad rows. Repairs: ends a little after the video's end are clipped.
 
     Raises:
         InputError: if the file is of another kind, or a row is bad and the policy is to raise.
@@ -94,6 +95,7 @@ def read_captions(path: Path, videos: Path | None = None, policy: Policy = "repa
 
 
 def _video(reader: RowReader[CaptionedVideo], vid: str, row: Any, folder: VideoFolder | None) -> CaptionedVideo:
+    reader.look_at_keys(row, ("duration", "timestamps", "sentences"))
     duration_s = duration_of(row)
     timestamps, sentences = list_of(row, "timestamps"), list_of(row, "sentences")
     if len(timestamps) != len(sentences):

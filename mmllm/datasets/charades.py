@@ -9,11 +9,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mmllm.datasets.annotations import Annotations, Policy, RowReader, load_text, number
+from mmllm.datasets.annotations import Annotations, Policy, RowReader
 from mmllm.datasets.folders import find_video, folder_of
 from mmllm.datasets.nextqa import table
 from mmllm.datasets.prompts import event_prompt
 from mmllm.datasets.records import Question
+from mmllm.datasets.spans import number
+from mmllm.datasets.text_files import checked_line, lines_of, load_text
 from mmllm.errors import InputError
 from mmllm.times.stamps import shortened, stamp
 
@@ -30,7 +32,7 @@ def read_charades(
         path: text, possibly gzipped.
         durations: comma-separated values with the columns `id` and `length` in seconds.
         videos: folder of `<vid>.mp4` (any suffix) or of folders of frames.
-        policy: what to do with bad rows. Repairs: times are clipped to the video; many ends lie a little after its end.
+        policy: what to do with bad rows. Repairs: ends a little after the video's end are clipped; there are many.
 
     Raises:
         InputError: if a file cannot be read, or a row is bad and the policy is to raise.
@@ -39,11 +41,9 @@ def read_charades(
     reader: RowReader[Question] = RowReader(path, policy)
     folder = folder_of(videos)
     question_counts: Counter[str] = Counter()
-    for line_number, line in enumerate(load_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for line_number, line in lines_of(load_text(path)):
         with reader.row(f"line {line_number}") as items:
-            match = LINE.fullmatch(line.strip())
+            match = LINE.fullmatch(checked_line(line))
             if match is None:
                 raise InputError(f"a line must be '<vid> <start> <end>##<sentence>', not {shortened(line)!r}")
             vid, start, end, sentence = match.groups()

@@ -8,7 +8,11 @@ forms. Beside its turns, a row may have:
 | `video`, `videos`, `image`, `images` | a path or a list of paths, relative to the folder of media |
 | `spans` | `[[start_s, end_s], ...]`, the intervals of the answer; a turn may have them, too. Times are never tokens |
 | `duration` | annotated length of the video in seconds; if it is missing, the decoded length is used |
+| `fps` | images a second of a folder of frames; if it is missing, `--fps`, or else 5 |
 | `id`, `family` | names of the row and of its kind of question |
+| `system` | the system prompt, if the first turn is not one |
+
+Other keys are counted in `Annotations.unused`. A row without `spans` whose keys look like them is bad.
 
 A plain row has `question` and `answer` instead of turns. It needs no placeholder: `{"video": "cook.mp4", "question":
 "When does he chop onions?", "answer": "He chops onions.", "spans": [[12.4, 30]]}`.
@@ -19,6 +23,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +34,28 @@ from mmllm.datasets.annotations import (
     RowReader,
     duration_of,
     list_of,
-    load_json,
-    load_text,
-    number,
     text_of,
 )
+from mmllm.datasets.folder_rates import check_rate, rate_of
+from mmllm.datasets.llava import KEYS as LLAVA_KEYS
 from mmllm.datasets.llava import llava_turns
-from mmllm.datasets.messages import message_turns
-from mmllm.datasets.placeholders import Kind, RawMedia, RawTurn
+from mmllm.datasets.messages import ITEM_KEYS, message_turns
+from mmllm.datasets.messages import KEYS as MESSAGE_KEYS
+from mmllm.datasets.placeholders import Kind, RawMedium, RawTurn, Role, pieces_of, raw_turn
 from mmllm.datasets.records import Dialogue, Media, Turn
+from mmllm.datasets.row_keys import refuse_labels
+from mmllm.datasets.text_files import checked_line, lines_of, load_json, load_text
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 from mmllm.times.stamps import shortened
+from mmllm.video.names import existing, is_address
 
 KINDS: tuple[Kind, ...] = ("video", "image")
 FORMS = {"conversations": llava_turns, "messages": message_turns}
+TURN_KEYS = {"conversations": LLAVA_KEYS, "messages": MESSAGE_KEYS}
+KEYS = frozenset(
+    "video videos image images spans duration id question_id family system question answer".split() + list(FORMS)
+)
 
 
 def read_dialogues(path: Path, media: Path | None = None, policy: Policy = "repair") -> Annotations[Dialogue]:
@@ -60,7 +72,7 @@ def read_dialogues(path: Path, media: Path | None = None, policy: Policy = "repa
     """
     reader: RowReader[Dialogue] = RowReader(path, policy)
     root = Path(path).parent if media is None else media
-    for where, row, problem in _rows(path):
+    for where, row, problem in rows_of(path):
         with reader.row(where) as items:
             if problem:
                 raise InputError(problem)
@@ -68,55 +80,117 @@ def read_dialogues(path: Path, media: Path | None = None, policy: Policy = "repa
     return reader.result
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any, str]]:
-    """Place and value of each row, and a reason if the line is not JSON (else an empty text)."""
+def rows_of(path: Path) -> Iterator[tuple[str, Any, str]]:
+    """Place and value of each row of JSON lines, of a list, or of objects over several lines.
+
+    The third item is the reason if a row is not JSON, else empty.
+    """
     text = load_text(path)
     if text.lstrip()[:1] == "[":
         rows, _ = load_json(path)
         yield from ((f"record {position}", row, "") for position, row in enumerate(rows, start=1))
-        return
-    for position, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
+    elif objects := _spread_objects(text):
+        yield from ((f"record {position}", row, "") for position, row in enumerate(objects, start=1))
+    else:
+        for position, line in lines_of(text):
             try:
-                row, reason = json.loads(line), ""
+                row, reason = json.loads(checked_line(line)), ""
+            except InputError as problem:
+                row, reason = None, str(problem)
             except (ValueError, RecursionError) as problem:
                 row, reason = None, f"not JSON: {problem}"
             yield f"line {position}", row, reason
 
 
+def _spread_objects(text: str) -> list[Any]:
+    """The objects of a text that writes each over several lines; empty if its first line is a whole object."""
+    first = next((line for _, line in lines_of(text)), "")
+    if first[:1] != "{" or first[-1:] == "}":
+        return []
+    objects: list[Any] = []
+    position = 0
+    try:
+        while (begin := _NEXT.match(text, position)) and begin.end() < len(text):
+            value, position = json.JSONDecoder().raw_decode(text, begin.end())
+            objects.append(value)
+    except (ValueError, RecursionError):
+        return []
+    return objects
+
+
+_NEXT = re.compile(r"[\s,\ufeff]*")
+
+
 def _dialogue(reader: RowReader[Dialogue], where: str, row: Any, root: Path) -> Dialogue:
     if not isinstance(row, dict):
         raise InputError(f"expected an object, not {shortened(repr(row))}")
+    _look_at_keys(reader, row)
     duration_s = duration_of(row) if row.get("duration") is not None else None
     paths_by_kind = {kind: _paths(row, kind) for kind in KINDS}
     raw_turns = _raw_turns(row, {kind: len(paths) for kind, paths in paths_by_kind.items()})
     _check_order(raw_turns)
     turns = _with_spans(reader, row, raw_turns, _with_media(raw_turns, paths_by_kind, root), duration_s)
+    shows_one_video = [media.kind for turn in turns for media in turn.media].count("video") == 1
+    fps = rate_of(row)
+    check_rate(fps, (medium for turn in turns for medium in turn.media))
     for turn in turns:
         if not (turn.text or turn.media or turn.spans):
             raise InputError(f"a turn of the {turn.role} is empty")
+        reader.look_at_placeholders(turn.text)
+        if shows_one_video and turn.role != "system":
+            reader.look_at_stamps(turn.text, duration_s, interval=turn.role == "assistant" and not turn.spans)
     name = row.get("id", row.get("question_id"))
     return Dialogue(
         record_id=reader.unique(where.replace(" ", "_") if name is None else str(name)),
         family=text_of(row, "family") if "family" in row else "",
         turns=tuple(turns),
         duration_s=duration_s,
+        fps=fps,
     )
+
+
+def _look_at_keys(reader: RowReader[Dialogue], row: dict[str, Any]) -> None:
+    """Counts unused keys of a row, its turns and their items; refuses labels under another name."""
+    form = next((key for key in FORMS if key in row), "")
+    turns = row[form] if form and isinstance(row[form], list) else []
+    has_spans = any(isinstance(turn, dict) and turn.get("spans") is not None for turn in turns)
+    if not has_spans:
+        refuse_labels(row, KEYS)
+    reader.look_at_keys(row, KEYS)
+    for turn in turns:
+        if isinstance(turn, dict):
+            if row.get("spans") is None:
+                refuse_labels(turn, TURN_KEYS[form])
+            reader.look_at_keys(turn, TURN_KEYS[form], "a turn")
+            content = turn.get("content")
+            for item in content if isinstance(content, list) else []:
+                reader.look_at_keys(item, ITEM_KEYS, "an item")
 
 
 def _raw_turns(row: dict[str, Any], media_counts: dict[Kind, int]) -> list[RawTurn]:
     """A row's turns; a plain question shows all media of the row."""
     for key, read in FORMS.items():
         if key in row:
-            return [read(turn) for turn in list_of(row, key)]
+            return _after_system(row, [read(turn) for turn in list_of(row, key)])
     if "question" in row and "answer" in row:
-        media: RawMedia = []
-        for kind in KINDS:
-            media += [(kind, None)] * media_counts[kind]
-        question = RawTurn(role="user", text=text_of(row, "question"), media=media, spans=[])
+        media = [RawMedium(kind=kind) for kind in KINDS for _ in range(media_counts[kind])]
+        shown = pieces_of(text_of(row, "question"))
+        if any(isinstance(piece, RawMedium) for piece in shown):
+            media = []  # its placeholders say where they stand
         answer = "" if row["answer"] == "" else text_of(row, "answer")
-        return [question, RawTurn(role="assistant", text=answer, media=[], spans=[])]
+        speakers: dict[str, Role] = {"user": "user", "assistant": "assistant"}
+        question = raw_turn({"role": "user"}, "role", speakers, [*media, *shown])
+        return _after_system(row, [question, raw_turn({"role": "assistant"}, "role", speakers, [answer])])
     raise InputError("a row needs 'messages', 'conversations', or 'question' and 'answer'")
+
+
+def _after_system(row: dict[str, Any], turns: list[RawTurn]) -> list[RawTurn]:
+    """The turns, with the row's own system prompt in front."""
+    if row.get("system") in (None, ""):
+        return turns
+    if turns and turns[0].role == "system":
+        raise InputError("a row must not have both 'system' and a first turn of the system")
+    return [raw_turn({"role": "system"}, "role", {"system": "system"}, [text_of(row, "system")]), *turns]
 
 
 def _paths(row: dict[str, Any], kind: Kind) -> list[str]:
@@ -127,6 +201,8 @@ def _paths(row: dict[str, Any], kind: Kind) -> list[str]:
     for path in paths:
         if not isinstance(path, str) or not path:
             raise InputError(f"a {kind} must be the path of a file, not {shortened(repr(path))}")
+        if is_address(path):
+            raise InputError(f"{path}: an address; only local files are read, so download it first")
     return paths
 
 
@@ -137,8 +213,8 @@ def _with_media(raw_turns: list[RawTurn], paths_by_kind: dict[Kind, list[str]], 
     turns = []
     for turn in raw_turns:
         media = []
-        for placeholder_kind, own_path in turn.media:
-            kind, path = placeholder_kind, own_path
+        for medium in turn.media:
+            kind, path = medium.kind, medium.path
             if path is None:
                 kind = kind if paths_by_kind[kind] else other_kind[kind]
                 if not remaining[kind]:
@@ -147,10 +223,11 @@ def _with_media(raw_turns: list[RawTurn], paths_by_kind: dict[Kind, list[str]], 
                 path = Path(remaining[kind].pop(0))
             if re.match(r"[A-Za-z]{2,}:/", str(path)):
                 raise InputError(f"{path}: only local files are read")
-            if not (root / path).exists():
+            if (place := existing(root / path)) is None:
                 raise MissingVideo(str(path), root)
-            media.append(Media(kind=kind, path=root / path))
-        turns.append(Turn(role=turn.role, text=turn.text.strip(), media=tuple(media)))
+            media.append(Media(kind=kind, path=place))
+        places = tuple(turn.places) if any(turn.places) else ()
+        turns.append(Turn(role=turn.role, text=turn.text, media=tuple(media), places=places))
     if unused := [path for paths in remaining.values() for path in paths]:
         raise InputError(f"no placeholder stands for {', '.join(unused)}")
     return turns
@@ -178,17 +255,14 @@ def _with_spans(
         if pairs and turn.role != "assistant":
             raise InputError(f"only answers may have 'spans', not a turn of the {turn.role}")
         spans = tuple(_span(reader, pair, duration_s) for pair in pairs)
-        result.append(Turn(role=turn.role, text=turn.text, media=turn.media, spans=spans))
+        result.append(replace(turn, spans=spans))
     return result
 
 
 def _span(reader: RowReader[Dialogue], pair: Any, duration_s: float | None) -> Span:
     if not (isinstance(pair, list) and len(pair) == 2):
         raise InputError(f"a span must be a start and an end in seconds, not {shortened(repr(pair))}")
-    start_s, end_s = number(pair[0], "a start"), number(pair[1], "an end")
-    if not 0 <= start_s <= end_s:
-        raise InputError(f"a span must have 0 <= start <= end, not [{start_s:g}, {end_s:g}]")
-    return reader.span(start_s, end_s, duration_s)
+    return reader.span(pair[0], pair[1], duration_s)
 
 
 def _check_order(turns: list[RawTurn]) -> None:

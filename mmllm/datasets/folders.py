@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +28,8 @@ class VideoFolder:
     def _path_by_name(self) -> dict[str, Path]:
         path_by_name: dict[str, Path] = {}
         for path in sorted(self.root.iterdir()):
-            path_by_name.setdefault(path.name if path.is_dir() else path.stem, path)
+            if not path.name.startswith("."):  # macOS writes such files beside others
+                path_by_name.setdefault(path.name if path.is_dir() else path.stem, path)
         return path_by_name
 
     def find(self, vid: str) -> Path:
@@ -37,9 +40,15 @@ class VideoFolder:
         """
         bare = bare_id(vid)
         for name in (f"v_{bare}", bare):
-            if name in self._path_by_name:
-                return self._path_by_name[name]
+            for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+                if form in self._path_by_name:
+                    return self._path_by_name[form]
         raise MissingVideo(f"v_{bare}", self.root)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder; False, too, for a name that no system allows, which `Path.exists` refuses."""
+    return os.path.exists(path)
 
 
 def bare_id(vid: str) -> str:

@@ -4,59 +4,90 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mmllm.datasets.annotations import Annotations, Policy, load_text
+from mmllm.datasets.annotations import Annotations, Policy
 from mmllm.datasets.captions import CaptionedVideo, localization_questions, read_captions
 from mmllm.datasets.charades import read_charades
 from mmllm.datasets.dialogues import FORMS, read_dialogues
 from mmllm.datasets.nextqa import is_table, read_nextqa
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.rtl import read_rtl
+from mmllm.datasets.text_files import load_json, load_text
+from mmllm.datasets.timeit import names_times, read_timeit
 from mmllm.errors import InputError
 from mmllm.fields import closest
 from mmllm.times.stamps import shortened
 
-Format = Literal["rtl", "captions", "nextqa", "charades", "dialogues"]
+Format = Literal["rtl", "captions", "nextqa", "charades", "dialogues", "timeit"]
 FORMATS: tuple[str, ...] = get_args(Format)
+BESIDE = ("dialogues", "timeit")
+"""Formats whose rows have paths of media; without a folder they are relative to the file's own."""
+NEEDED_KEYS = {
+    "dialogues": "question and answer, or messages, or conversations; in a list, or one row a line",
+    "captions": 'an object of videos with duration, timestamps, sentences: {"v_1": {"duration": ...}}',
+    "rtl": "vid, question_id, question, answer, duration; or an object of videos with duration and QA",
+    "nextqa": "video and QA, or a table (.csv) with video, question, answer, type",
+    "timeit": "video and QA, with times in the answers",
+    "charades": "lines such as AO8RW 0.0 6.9##a person sits.",
+}
 
 
 def format_of(path: Path) -> Format:
-    """The format of an annotation file, recognised from its content.
+    """The format of an annotation file, recognised by the keys of its first row.
 
     Raises:
-        InputError: if the file cannot be read, or its format is unknown; the message lists the formats.
+        InputError: if the file cannot be read, or its format is unknown; the message lists what each format needs.
     """
     if is_table(path):
         return "nextqa"
-    text = load_text(path).lstrip()
+    text = load_text(path).strip().lstrip("\ufeff")
     if re.match(r"\S+[ \t]+\S+[ \t]+\S+[ \t]*##", text):
         return "charades"
-    row = _first_row(text)
-    keys = set(row) if isinstance(row, dict) else set()
-    if "timestamps" in keys:
-        return "captions"
-    if {"vid", "question_id"} <= keys or {"duration", "QA"} <= keys:
-        return "rtl"
-    if {"video", "QA"} <= keys:
-        return "nextqa"
-    if keys & set(FORMS) or {"question", "answer"} <= keys:
-        return "dialogues"
+    row: Any = None
+    for row in _first_rows(text):
+        if isinstance(row, dict) and {"truth", "prediction"} <= set(row):
+            raise InputError(
+                f"{path}: these are answers that mmllm eval wrote, not annotations; mmllm score reads them"
+            )
+        form = _format_by_keys(row)
+        if form == "nextqa":
+            return "timeit" if names_times(load_json(path)[0]) else "nextqa"
+        if form is not None:
+            return form
+    keys = f"its first row has the keys {', '.join(map(str, row))}" if isinstance(row, dict) else "it has no row"
+    needed = "; ".join(f"{name}: {keys}" for name, keys in NEEDED_KEYS.items())
     raise InputError(
-        f"{path}: unknown format; its first row is {shortened(repr(row))}. Known formats are {', '.join(FORMATS)}. "
+        f"{path}: unknown format; {shortened(keys, 400)}. Known formats need these keys: {needed}. "
         "If only the first row is damaged, name the format."
     )
 
 
-def _first_row(text: str) -> Any:
-    """The first value of a list or of an object of objects, or the value of the first line; None if it is not JSON."""
-    start = re.match(r"\[\s*", text) or re.match(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*(?=\{)', text)
-    try:
-        return json.JSONDecoder().raw_decode(text, start.end() if start else 0)[0]
-    except (ValueError, RecursionError):
-        return None
+def _format_by_keys(row: Any) -> Format | None:
+    """The format of a row, or of a video in an object of videos; None if no format has its keys."""
+    keys = set(row) if isinstance(row, dict) else set()
+    needed: tuple[tuple[set[str], Format], ...] = (
+        *(({form}, "dialogues") for form in FORMS),
+        ({"vid", "question_id"}, "rtl"),
+        ({"question", "answer"}, "dialogues"),
+        ({"video", "QA"}, "nextqa"),
+        ({"duration", "QA"}, "rtl"),
+        ({"timestamps"}, "captions"),
+    )
+    return next((form for needed_keys, form in needed if needed_keys <= keys), None)
+
+
+def _first_rows(text: str) -> Iterator[Any]:
+    """What may be the first row: the first value of a list, the first line, the first value of an object of objects."""
+    in_list = re.match(r"\[\s*", text)
+    in_object = re.match(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*(?=\{)', text)
+    for begin in [in_list.end()] if in_list else [0, in_object.end()] if in_object else [0]:
+        try:
+            yield json.JSONDecoder().raw_decode(text, begin)[0]
+        except (ValueError, RecursionError):
+            continue
 
 
 def read_annotations(
@@ -88,6 +119,7 @@ def read_annotations(
         "nextqa": lambda: read_nextqa(path, videos, policy, durations),
         "charades": lambda: read_charades(path, durations or path, videos, policy),
         "dialogues": lambda: read_dialogues(path, videos, policy),
+        "timeit": lambda: read_timeit(path, videos, policy),
     }
     if format not in readers:
         raise InputError(f"unknown format of annotations {format!r}; {closest(format, readers)}")
@@ -97,8 +129,7 @@ def read_annotations(
 def questions_of(annotations: Annotations[Any]) -> Annotations[Question]:
     """The questions of annotations, to be scored; of a captioned video, the questions when each event happens.
 
-    Raises:
-        InputError: if a dialogue is not one question and one answer about one video.
+    A dialogue gives a question for each of its answers. One that cannot be scored becomes a bad row.
     """
 
     def questions(item: CaptionedVideo | Dialogue | Question) -> list[Question]:
@@ -112,8 +143,7 @@ def questions_of(annotations: Annotations[Any]) -> Annotations[Question]:
 def dialogues_of(annotations: Annotations[Any]) -> Annotations[Dialogue]:
     """The dialogues of annotations, to be trained on; of a captioned video, the questions when each event happens.
 
-    Raises:
-        InputError: if a question has no path of its video.
+    A question that has no path of its video becomes a bad row.
     """
 
     def dialogues(item: CaptionedVideo | Dialogue | Question) -> list[Dialogue]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmllm.datasets.annotations import text_of
-from mmllm.datasets.placeholders import RawTurn, Role, raw_turn, split_placeholders
+from mmllm.datasets.placeholders import RawTurn, Role, pieces_of, raw_turn
 
 ROLES: dict[str, Role] = {
     "human": "user",
@@ -14,6 +14,7 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
+KEYS = ("from", "value", "spans")
 
 
 def llava_turns(turn: Any) -> RawTurn:
@@ -22,5 +23,4 @@ def llava_turns(turn: Any) -> RawTurn:
     Raises:
         InputError: if it is not a turn.
     """
-    text, media = split_placeholders(text_of(turn, "value"))
-    return raw_turn(turn, "from", ROLES, text, media)
+    return raw_turn(turn, "from", ROLES, pieces_of(text_of(turn, "value")))

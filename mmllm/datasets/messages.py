@@ -2,7 +2,7 @@
 
 Items are those of transformers and of OpenAI: `{"type": "text", "text": ...}`, `{"type": "video", "video": path}` (also
 with `path` or `url` in place of `video`), `{"type": "video_url", "video_url": {"url": path}}`, and the same for images.
-An item without a path stands for the next medium in the row's list.
+An item without a path stands for the next medium in the row's list. Texts and media keep their order.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from mmllm.datasets.annotations import text_of
-from mmllm.datasets.placeholders import Kind, RawTurn, Role, raw_turn, split_placeholders
+from mmllm.datasets.placeholders import Kind, Piece, RawMedium, RawTurn, Role, pieces_of, raw_turn
 from mmllm.errors import InputError
 from mmllm.times.stamps import shortened
+from mmllm.video.names import is_address
 
 ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system"}
 KINDS: dict[str, Kind] = {"video": "video", "video_url": "video", "image": "image", "image_url": "image"}
+KEYS = ("role", "content", "spans")
+ITEM_KEYS = ("type", "text", "path", "url", *KINDS)
 
 
 def message_turns(turn: Any) -> RawTurn:
@@ -27,21 +30,18 @@ def message_turns(turn: Any) -> RawTurn:
     """
     if not isinstance(turn, dict) or "content" not in turn:
         raise InputError(f"a message must have 'role' and 'content', not {shortened(repr(turn))}")
-    content, texts, media = turn["content"], [], []
+    content = turn["content"]
+    pieces: list[Piece] = []
     for item in content if isinstance(content, list) else [{"type": "text", "text": content}]:
         kind = item.get("type") if isinstance(item, dict) else None
         if kind == "text":
             raw_text = item.get("text")
-            if not isinstance(raw_text, str):
-                raw_text = text_of(item, "text")  # raises the error that names the key
-            text, text_media = split_placeholders(raw_text)
-            texts.append(text)
-            media += text_media
+            pieces += pieces_of(raw_text if isinstance(raw_text, str) else text_of(item, "text"))
         elif isinstance(kind, str) and kind in KINDS:
-            media.append((KINDS[kind], _path(item, kind)))
+            pieces.append(RawMedium(kind=KINDS[kind], path=_path(item, kind)))
         else:
             raise InputError(f"an item's type must be one of text, {', '.join(KINDS)}: {shortened(repr(item))}")
-    return raw_turn(turn, "role", ROLES, "".join(texts), media)
+    return raw_turn(turn, "role", ROLES, pieces)
 
 
 def _path(item: dict[str, Any], kind: str) -> Path | None:
@@ -49,6 +49,8 @@ def _path(item: dict[str, Any], kind: str) -> Path | None:
         value = item.get(key)
         if isinstance(value, dict):
             value = value.get("url")
+        if isinstance(value, str) and is_address(value):
+            raise InputError(f"{value}: an address; only local files are read, so download it first")
         if isinstance(value, str) and value:
             return Path(value)
         if value is not None:

@@ -17,13 +17,15 @@ from typing import Any
 from mmllm.datasets.annotations import Annotations
 from mmllm.datasets.captions import DENSE, LOCALIZE, CaptionedVideo, read_captions
 from mmllm.datasets.dialogues import read_dialogues
+from mmllm.datasets.folder_rates import folder_rates
+from mmllm.datasets.folders import is_there
 from mmllm.datasets.nextqa import read_nextqa
 from mmllm.datasets.prompts import dense_caption_prompt, event_prompt
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.rtl import read_rtl
 from mmllm.datasets.stored import store_dialogues
 from mmllm.errors import InputError
-from mmllm.fields import closest, require
+from mmllm.fields import closest, require, require_seed
 
 IMAGE_QA, VIDEO_QA, REASONING = "image_qa", "video_qa", "temporal_reasoning"
 TASKS = (DENSE, LOCALIZE, IMAGE_QA, VIDEO_QA, REASONING)
@@ -47,6 +49,7 @@ class MixtureConfig:
     order."""
 
     def __post_init__(self) -> None:
+        require_seed(self.seed, "MixtureConfig.seed")
         require(self.draws > 0, self, "draws", "a positive number")
         require(all(rate >= 0 for rate in self.task_rates.values()), self, "task_rates", "from 0")
         require(sum(self.task_rates.values()) > 0, self, "task_rates", "above 0 for one task at least")
@@ -133,6 +136,18 @@ class Mixture(Sequence[Dialogue]):
                     elif record.video is not None:
                         paths[record.video] = None
         return list(paths)
+
+    @property
+    def folder_rates(self) -> dict[str, float]:
+        """Path of each folder of frames whose rate is given -> images a second.
+
+        Raises:
+            InputError: if records give one folder different rates.
+        """
+        groups = (source.records for group in self.sources.values() for source in group.values())
+        return folder_rates(
+            record for records in groups for record in records if not isinstance(record, CaptionedVideo)
+        )
 
     def describe(self) -> dict[str, Any]:
         """Rates and numbers of records, as plain JSON values, to be saved with a run."""
@@ -241,7 +256,7 @@ def lita_mixture(root: Path, config: MixtureConfig, tables: Path | None = None) 
     video_folders: dict[str, Path] = {}
     missing: list[str] = []
     for name, (_, file, places, _) in layout.items():
-        missing += [file] if not (root / file).is_file() else []
+        missing += [file] if not is_there(root / file) else []
         existing = [root / place for place in places if (root / place).is_dir()]
         missing += [" or ".join(f"{place}/" for place in places)] if not existing else []
         video_folders[name] = existing[0] if existing else root

@@ -18,12 +18,12 @@ from mmllm.datasets.annotations import (
     Policy,
     RowReader,
     list_of,
-    load_json,
-    load_text,
     text_of,
 )
+from mmllm.datasets.folders import is_there
 from mmllm.datasets.prompts import short_answer_prompt
 from mmllm.datasets.records import Question
+from mmllm.datasets.text_files import checked_line, load_json, load_text
 from mmllm.errors import InputError
 
 FAMILY = "video_qa"
@@ -51,7 +51,7 @@ def read_nextqa(
 
     def question(video: str, raw_question: str, answer: str, family: str) -> Question:
         vid = PurePosixPath(video).stem
-        if videos is not None and not (videos / video).is_file():
+        if videos is not None and not is_there(videos / video):
             raise MissingVideo(video, videos)
         number = question_counts[vid]
         question_counts[vid] += 1
@@ -69,11 +69,16 @@ def read_nextqa(
     if is_table(path):
         for line, row in table(path, COLUMNS):
             with reader.row(f"line {line}") as items:
+                for cell in row.values():
+                    checked_line(str(cell))
+                reader.look_at_keys(row, COLUMNS)
                 vid = text_of(row, "video").strip()
                 video = f"{path_by_id.get(vid, vid)}.mp4"
                 items.append(question(video, text_of(row, "question"), text_of(row, "answer"), text_of(row, "type")))
         return reader.result
     data, _ = load_json(path)
+    if isinstance(data, dict) and {"video", "QA"} <= set(data):
+        data = [data]  # a file of one line
     if not isinstance(data, list):
         raise InputError(f"{path}: not a list of videos")
     for number, row in enumerate(data, start=1):
@@ -81,6 +86,9 @@ def read_nextqa(
         for qa in range(len(pairs) if isinstance(pairs, list) else 1):
             with reader.row(f"record {number}, QA {qa + 1}") as items:
                 pair = list_of(row, "QA")[qa]
+                if qa == 0:
+                    reader.look_at_keys(row, ("video", "QA"))
+                reader.look_at_keys(pair, ("q", "a"), "a QA")
                 items.append(question(text_of(row, "video"), text_of(pair, "q"), text_of(pair, "a"), FAMILY))
     return reader.result
 

@@ -30,7 +30,8 @@ class Turn:
     role: Literal["system", "user", "assistant"]
     text: str
     media: tuple[Media, ...] = ()
-    """Shown before the text, in this order."""
+    places: tuple[int, ...] = ()
+    """Number of characters of the text that stand before each medium; if empty, all media stand before the text."""
     spans: tuple[Span, ...] = ()
     """The intervals of the text; they are written in front of it."""
 
@@ -38,6 +39,19 @@ class Turn:
     def stamped(self) -> str:
         """The text with its spans in front, in seconds."""
         return " ".join([*(f"{stamp(span.start_s)} {stamp(span.end_s)}" for span in self.spans), self.text]).strip()
+
+    @property
+    def pieces(self) -> list[str | Media]:
+        """Texts and media in their order, the spans in front of the first text. There is always a text."""
+        if not any(self.places):
+            return [*self.media, self.stamped]
+        pieces: list[str | Media] = []
+        begin = 0
+        for place, medium in zip(self.places, self.media, strict=True):
+            pieces += [self.text[begin:place], medium]
+            begin = place
+        pieces.append(self.text[begin:])
+        return [piece for piece in pieces if piece != ""]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +63,8 @@ class Dialogue:
     turns: tuple[Turn, ...]
     duration_s: float | None = None
     """The annotated length of the video, by which times are converted; None if it is not annotated."""
+    fps: float | None = None
+    """Images a second of its folders of frames; None if it is not given."""
 
     @property
     def media(self) -> list[Media]:
@@ -62,40 +78,50 @@ class Dialogue:
             write: converts stamps in seconds to the model's form of times, for example
                 `lambda text: time_tokens.write(text, duration_s)`.
         """
+
+        def item(piece: str | Media, role: str) -> dict[str, Any]:
+            if isinstance(piece, Media):
+                return {"type": piece.kind, piece.kind: str(piece.path)}
+            return {"type": "text", "text": piece if role == "system" else write(piece)}
+
         return [
-            {
-                "role": turn.role,
-                "content": [
-                    *({"type": media.kind, media.kind: str(media.path)} for media in turn.media),
-                    {"type": "text", "text": turn.text if turn.role == "system" else write(turn.stamped)},
-                ],
-            }
-            for turn in self.turns
+            {"role": turn.role, "content": [item(piece, turn.role) for piece in turn.pieces]} for turn in self.turns
         ]
 
     def questions(self) -> list[Question]:
-        """The question of the dialogue, which must have one question and one answer about one video.
+        """A question for each answer of the dialogue, which must show one video, in its first question.
+
+        The turns before a question are its `history`.
 
         Raises:
-            InputError: if it has other turns or media, and so cannot be scored.
+            InputError: if it has other media, or its last question has no answer, and so it cannot be scored.
         """
         turns = [turn for turn in self.turns if turn.role != "system"]
+        system = " ".join(turn.text for turn in self.turns if turn.role == "system")
         kinds = [media.kind for media in self.media]
-        if [turn.role for turn in turns] != ["user", "assistant"] or kinds != ["video"]:
-            raise InputError("only dialogues of one question and one answer about one video can be scored")
-        question_turn, answer_turn = turns
+        if kinds != ["video"] or not turns[0].media:
+            raise InputError(
+                "only dialogues about one video, which the first question shows, can be scored; this one shows "
+                f"{', '.join(kinds) or 'nothing'}"
+            )
         path = self.media[0].path
-        question = Question(
-            question_id=self.record_id,
-            vid=path.stem if path.suffix else path.name,
-            question=question_turn.text,
-            answer=answer_turn.text,
-            spans=answer_turn.spans,
-            duration_s=self.duration_s,
-            family=self.family,
-            video=path,
-        )
-        return [question]
+        pairs = list(zip(turns[::2], turns[1::2], strict=True))
+        return [
+            Question(
+                question_id=self.record_id if len(pairs) == 1 else f"{self.record_id}_turn{number + 1}",
+                vid=path.stem if path.suffix else path.name,
+                question=question.text,
+                answer=answer.text,
+                spans=answer.spans,
+                duration_s=self.duration_s,
+                family=self.family,
+                video=path,
+                fps=self.fps,
+                history=tuple((asked.text, answered.stamped) for asked, answered in pairs[:number]),
+                system=system,
+            )
+            for number, (question, answer) in enumerate(pairs)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +139,14 @@ class Question:
     """The kind of question. Scores are also given for each kind."""
     video: Path | None = None
     """A file or a folder of frames."""
+    fps: float | None = None
+    """Images a second of the folder of frames; None if it is not given."""
     spans: tuple[Span, ...] = ()
     """The true intervals, if they are not given by the first two stamps of the answer."""
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier questions about the video with their annotated answers, times in seconds."""
+    system: str = ""
+    """The row's own system prompt; the model's own counts if it is empty."""
 
     def truth(self) -> Answer:
         """The true sentence and intervals; without spans if the answer has fewer than two times.
@@ -139,13 +171,19 @@ class Question:
             raise InputError(
                 f"question {self.question_id!r} has no path of its video {self.vid!r}: give the folder of videos"
             )
-        media = (Media(kind="video", path=self.video),)
+        media: tuple[Media, ...] = (Media(kind="video", path=self.video),)
+        turns = [Turn(role="system", text=self.system)] if self.system else []
+        for question, answer in self.history:
+            turns += [Turn(role="user", text=question, media=media), Turn(role="assistant", text=answer)]
+            media = ()  # shown once
+        turns += [
+            Turn(role="user", text=self.question.strip(), media=media),
+            Turn(role="assistant", text=self.answer.strip(), spans=self.spans),
+        ]
         return Dialogue(
             record_id=self.question_id,
             family=self.family,
-            turns=(
-                Turn(role="user", text=self.question.strip(), media=media),
-                Turn(role="assistant", text=self.answer.strip(), spans=self.spans),
-            ),
+            turns=tuple(turns),
             duration_s=self.duration_s,
+            fps=self.fps,
         )

@@ -10,13 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmllm.datasets.annotations import Annotations, Policy, RowReader, duration_of, list_of, load_json, text_of
+from mmllm.datasets.annotations import Annotations, Policy, RowReader, duration_of, list_of, text_of
 from mmllm.datasets.folders import VideoFolder, bare_id, find_video, folder_of
 from mmllm.datasets.records import Question
+from mmllm.datasets.text_files import load_json
 from mmllm.errors import InputError
 from mmllm.times.answers import parse_answer
 
 FAMILY = "temporal_reasoning"
+TEST_KEYS = ("vid", "question_id", "question", "answer", "duration", "family")
 
 
 def read_rtl(path: Path, videos: Path | None = None, policy: Policy = "repair") -> Annotations[Question]:
@@ -35,6 +37,8 @@ def read_rtl(path: Path, videos: Path | None = None, policy: Policy = "repair") 
     reader: RowReader[Question] = RowReader(path, policy)
     reader.result.duplicates += repeated_keys
     folder = folder_of(videos)
+    if isinstance(data, dict) and {"vid", "question_id"} <= set(data):
+        data = [data]  # a file of one line
     if isinstance(data, dict):
         for number, (vid, row) in enumerate(data.items(), start=1):
             pairs = row.get("QA") if isinstance(row, dict) else None
@@ -54,6 +58,9 @@ def _train_question(
     reader: RowReader[Question], vid: str, row: Any, number: int, folder: VideoFolder | None
 ) -> Question:
     qa, bare = list_of(row, "QA")[number], bare_id(vid)
+    if number == 0:
+        reader.look_at_keys(row, ("duration", "QA"))
+    reader.look_at_keys(qa, ("q", "a", "family"), "a QA")
     question = Question(
         question_id=f"{bare}_{number}",
         vid=bare,
@@ -63,15 +70,18 @@ def _train_question(
         family=_family(qa),
         video=find_video(folder, bare),
     )
+    reader.look_at_stamps(question.answer, question.duration_s, interval=True)
     reader.require_new_name(question.question_id)
     return question
 
 
 def _test_question(reader: RowReader[Question], row: Any, folder: VideoFolder | None) -> Question:
+    reader.look_at_keys(row, TEST_KEYS)
     question_id, vid = text_of(row, "question_id"), bare_id(text_of(row, "vid"))
     duration_s, answer = duration_of(row), text_of(row, "answer").strip()
     if "family" not in row:
         parse_answer(answer, duration_s, strict=True)
+    reader.look_at_stamps(answer, duration_s, interval=True)
     question = Question(
         question_id=question_id,
         vid=vid,

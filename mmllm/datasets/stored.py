@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,11 @@ from typing import Any
 from mmllm.datasets.dialogues import read_dialogues
 from mmllm.datasets.records import Dialogue, Media, Turn
 from mmllm.runtime import processes
+from mmllm.runtime.files import make_folder, read_json, replacing, write_json
 from mmllm.times.answers import Span
+
+LAYOUT = b"2"
+"""Changes with what is stored of a dialogue, so that no file of an older layout is read."""
 
 
 class StoredDialogues(Sequence[Dialogue]):
@@ -48,32 +51,32 @@ def store_dialogues(file: Path, media: Path, folder: Path) -> tuple[StoredDialog
     Raises:
         InputError: if the file cannot be read.
     """
-    key = hashlib.sha256(file.read_bytes() + str(media.resolve()).encode()).hexdigest()[:12]
+    content = file.read_bytes() + str(media.resolve()).encode() + LAYOUT
+    key = hashlib.sha256(content).hexdigest()[:12]
     arrow_file = folder / f"{file.stem}-{key}.arrow"
     summary_file = arrow_file.with_suffix(".json")
     with processes.main_first():
         if not arrow_file.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             annotations = read_dialogues(file, media)
             bad = [str(problem) for problem in annotations.bad]
-            summary_file.write_text(json.dumps({"rows": annotations.rows, "bad": bad}))
+            write_json(summary_file, {"rows": annotations.rows, "bad": bad}, indent=None)
             _write(annotations.items, arrow_file)
-    summary = json.loads(summary_file.read_text())
+    summary = read_json(summary_file, f"remove {arrow_file} and run the command again")
     return StoredDialogues(arrow_file), summary["bad"], summary["rows"]
 
 
 def _write(dialogues: Sequence[Dialogue], arrow_file: Path) -> None:
-    """Writes to another name first and then renames, so that a file of this name is always complete."""
+    """Writes all dialogues; a file of this name is always complete."""
     from datasets.arrow_writer import ArrowWriter
 
     from datasets import Features, Value
 
-    part = arrow_file.with_name(f".{arrow_file.name}.{os.getpid()}.part")
-    with ArrowWriter(features=Features({"dialogue": Value("string")}), path=str(part)) as writer:
+    features = Features({"dialogue": Value("string")})
+    with replacing(arrow_file) as part, ArrowWriter(features=features, path=str(part)) as writer:
         for dialogue in dialogues:
             writer.write({"dialogue": json.dumps(_to_json(dialogue), ensure_ascii=False)})
         writer.finalize()
-    part.replace(arrow_file)
 
 
 def _to_json(dialogue: Dialogue) -> dict[str, Any]:
@@ -81,11 +84,13 @@ def _to_json(dialogue: Dialogue) -> dict[str, Any]:
         "record_id": dialogue.record_id,
         "family": dialogue.family,
         "duration_s": dialogue.duration_s,
+        "fps": dialogue.fps,
         "turns": [
             {
                 "role": turn.role,
                 "text": turn.text,
                 "media": [[media.kind, str(media.path)] for media in turn.media],
+                "places": list(turn.places),
                 "spans": [span.to_json() for span in turn.spans],
             }
             for turn in dialogue.turns
@@ -99,6 +104,7 @@ def _from_json(record: dict[str, Any]) -> Dialogue:
             role=turn["role"],
             text=turn["text"],
             media=tuple(Media(kind=kind, path=Path(path)) for kind, path in turn["media"]),
+            places=tuple(turn["places"]),
             spans=tuple(Span(*ends) for ends in turn["spans"]),
         )
         for turn in record["turns"]

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from mmllm.encoders.attention import attention_row, received_attention
 from mmllm.encoders.clip_names import LANDMARKS, layout_of, to_transformers
-from mmllm.encoders.tower import (
+from mmllm.errors import ConfigError
+from mmllm.fields import require
+from mmllm.interfaces import Encoder, InsideBlocks
+from mmllm.modeling.tower import (
     FrameOutput,
     below,
     check_pixels,
@@ -27,9 +30,6 @@ from mmllm.encoders.tower import (
     needs_gradient,
     read_scores,
 )
-from mmllm.errors import ConfigError
-from mmllm.fields import require
-from mmllm.interfaces import Encoder, InsideBlocks
 from mmllm.preprocessing.frames import CLIP_MEAN, CLIP_STD, FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
@@ -83,6 +83,7 @@ class ClipConfig:
 class ClipEncoder(Encoder):
     """CLIP's vision transformer; it runs no further than the layer that gives the patch features."""
 
+    grid: tuple[int, int]
     score_names = frozenset({"cls_attention", "mean_attention"})
     runs_encoder_stage: ClassVar[bool] = True
 

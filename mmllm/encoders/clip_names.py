@@ -61,7 +61,7 @@ def _renamed(name: str, column: int | None, target_column: int | None) -> str | 
     Columns are those of `_MODULES`; None is transformers.
     """
     module, _, kind = name.rpartition(".")
-    number = next((part for part in module.split(".") if part.isdigit()), None)
+    number = next((part for part in module.split(".") if part.isdecimal()), None)
     pattern = re.sub(r"\.\d+\.", ".{}.", module)
     for ours, theirs in _MODULES.items():
         if pattern == (ours if column is None else theirs[column]):

@@ -13,7 +13,9 @@ from typing import Any, Literal
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmllm.encoders.tower import (
+from mmllm.fields import require
+from mmllm.interfaces import Encoder
+from mmllm.modeling.tower import (
     FrameOutput,
     below,
     check_pixels,
@@ -22,8 +24,6 @@ from mmllm.encoders.tower import (
     needs_gradient,
     read_scores,
 )
-from mmllm.fields import require
-from mmllm.interfaces import Encoder
 from mmllm.preprocessing.frames import CLIP_MEAN, CLIP_STD, FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from mmllm.encoders.attention import attention_row, received_attention
 from mmllm.encoders.timm_blocks import run_inside
-from mmllm.encoders.tower import (
+from mmllm.errors import CheckpointError, ConfigError
+from mmllm.fields import require
+from mmllm.interfaces import Encoder, InsideBlocks
+from mmllm.modeling.tower import (
     FrameOutput,
     below,
     check_pixels,
@@ -26,9 +29,6 @@ from mmllm.encoders.tower import (
     read_scores,
     regridded,
 )
-from mmllm.errors import CheckpointError, ConfigError
-from mmllm.fields import require
-from mmllm.interfaces import Encoder, InsideBlocks
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
@@ -85,6 +85,7 @@ class DinoV2Config:
 class DinoV2Encoder(Encoder):
     """DINOv2's vision transformer, built by timm."""
 
+    grid: tuple[int, int]
     score_names = frozenset({"cls_attention", "mean_attention"})
     runs_encoder_stage: ClassVar[bool] = True
 

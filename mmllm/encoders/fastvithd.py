@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from mmllm.encoders.attention import received_attention
 from mmllm.encoders.fastvithd_names import tower_of
-from mmllm.encoders.tower import (
+from mmllm.errors import CheckpointError
+from mmllm.fields import require
+from mmllm.interfaces import Encoder
+from mmllm.modeling.tower import (
     FrameOutput,
     check_pixels,
     encode_frames,
@@ -27,9 +30,6 @@ from mmllm.encoders.tower import (
     needs_gradient,
     read_scores,
 )
-from mmllm.errors import CheckpointError
-from mmllm.fields import require
-from mmllm.interfaces import Encoder
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens

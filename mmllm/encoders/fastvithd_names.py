@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from mmllm.encoders.tower import below
 from mmllm.errors import CheckpointError
+from mmllm.modeling.tower import below
 
 _PLACES = {
     **{f"network.{number}": f"stages.{stage}.blocks" for stage, number in enumerate((0, 2, 4, 7, 10))},

@@ -18,7 +18,11 @@ from torch import Tensor, nn
 
 from mmllm.encoders.attention import attention_row, received_attention
 from mmllm.encoders.siglip_names import LANDMARKS, layout_of, to_transformers
-from mmllm.encoders.tower import (
+from mmllm.errors import ConfigError
+from mmllm.fields import require
+from mmllm.interfaces import Encoder
+from mmllm.modeling.offloaded import in_memory
+from mmllm.modeling.tower import (
     FrameOutput,
     below,
     check_pixels,
@@ -28,9 +32,6 @@ from mmllm.encoders.tower import (
     read_scores,
     regridded,
 )
-from mmllm.errors import ConfigError
-from mmllm.fields import require
-from mmllm.interfaces import Encoder
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
@@ -80,6 +81,8 @@ class SiglipConfig:
 @register("encoder", "siglip", config=SiglipConfig)
 class SiglipEncoder(Encoder):
     """SigLIP's vision transformer; it runs no further than the layer that gives the patch features."""
+
+    grid: tuple[int, int]
 
     def __init__(self, config: SiglipConfig) -> None:
         from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -164,9 +167,10 @@ class SiglipEncoder(Encoder):
         """F N: attention of the pooling head's learned query over the patches F N C."""
         tower: Any = self.tower
         head, normed = tower.head, tower.post_layernorm(hidden)
-        weight, bias = head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3)
-        query = nn.functional.linear(head.probe[:, 0], weight[0], bias[0]).expand(len(hidden), -1)
-        return attention_row(query, nn.functional.linear(normed, weight[1], bias[1]), heads=self.config.heads)
+        with in_memory(head):
+            weight, bias = head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3)
+            query = nn.functional.linear(head.probe[:, 0], weight[0], bias[0]).expand(len(hidden), -1)
+            return attention_row(query, nn.functional.linear(normed, weight[1], bias[1]), heads=self.config.heads)
 
 
 def load_siglip_tower(encoder: SiglipEncoder, state: Mapping[str, Tensor]) -> None:

@@ -58,7 +58,7 @@ def layout_of(state: Mapping[str, Tensor]) -> Layout:
 def _renamed(name: str, modules: Mapping[str, str]) -> str | None:
     """The name of a tensor in the other layout; None if the tensor is more than renamed."""
     module, _, kind = name.rpartition(".")
-    number = next((part for part in module.split(".") if part.isdigit()), None)
+    number = next((part for part in module.split(".") if part.isdecimal()), None)
     target = modules.get(re.sub(r"\.\d+\.", ".{}.", module))
     return None if target is None else f"{target.format(number)}.{kind}"
 

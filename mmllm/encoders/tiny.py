@@ -19,9 +19,9 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from mmllm.encoders.tower import check_pixels, read_scores
 from mmllm.fields import require
 from mmllm.interfaces import Encoder
+from mmllm.modeling.tower import check_pixels, read_scores
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens

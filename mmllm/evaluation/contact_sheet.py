@@ -17,8 +17,6 @@ from mmllm.tokens import VideoClip
 
 FRAMES, FRAME_HEIGHT = 14, 96
 """The most frames of one answer's video, and their size in pixels."""
-FOLDER_FPS = 5.0
-"""Images a second in a folder of frames, as in LITA's."""
 WIDTH_IN, STRIP_IN, BARS_IN, WRITTEN_IN = 7.1, 0.66, 0.7, 0.75
 """Sizes of one answer in inches: its width, then heights of the strip of frames, of the bars, and of the texts."""
 
@@ -76,7 +74,7 @@ def _draw(cell: Any, sample: Sample, video: Path | None) -> None:
     strip, axis = cell.subplots(2, 1, height_ratios=[1.15 * STRIP_IN, BARS_IN], sharex=True)
     question = "\n".join(textwrap.wrap(sample.question, 78)[:2])
     strip.set_title(f"IoU {sample_iou(sample):.2f}   {question}", fontsize=9, loc="left")
-    clip, problem = _frames(video)
+    clip, problem = _frames(video, sample.length_s)
     strip.set_xlim(0, sample.length_s)
     if clip is None:
         strip.axis("off")
@@ -87,14 +85,19 @@ def _draw(cell: Any, sample: Sample, video: Path | None) -> None:
     draw_spans(axis, [(answer, sample.prediction_spans, ANSWER), ("truth", sample.truth_spans, TRUTH)], sample.length_s)
 
 
-def _frames(video: Path | None) -> tuple[VideoClip | None, str]:
-    """As many frames as fit beside each other, and no problem; or None and the problem."""
+def _frames(video: Path | None, length_s: float) -> tuple[VideoClip | None, str]:
+    """As many frames as fit beside each other, and no problem; or None and the problem.
+
+    The images of a folder are as many a second as the video's length says.
+    """
+    from mmllm.video.frame_files import FOLDER_FPS, frame_files
     from mmllm.video.opening import FrameFolder, open_video
 
     if video is None:
         return None, "the path of this video is unknown: give its folder by --videos"
     try:
-        with open_video(FrameFolder(path=video, fps=FOLDER_FPS) if video.is_dir() else video) as reader:
+        fps = (frame_files(video).length / length_s if length_s else 0) or FOLDER_FPS if video.is_dir() else None
+        with open_video(video if fps is None else FrameFolder(path=video, fps=fps)) as reader:
             fitting_frames = round(WIDTH_IN / (STRIP_IN * reader.info.width / reader.info.height))
             return reader.sample_uniform(min(max(fitting_frames, 2), FRAMES), size=FRAME_HEIGHT), ""
     except InputError as problem:

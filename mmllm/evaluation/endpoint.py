@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ from typing import Any
 
 from mmllm.errors import InputError, MmllmError
 from mmllm.fields import require
+from mmllm.runtime.files import make_folder, write_json
 from mmllm.times.stamps import shortened
 
 KEYS = ("MMLLM_JUDGE_KEY", "OPENAI_API_KEY")
@@ -97,10 +97,8 @@ class Endpoint:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not asked before, or the file is damaged
         reply = self._ask(body)
-        self.cache.mkdir(parents=True, exist_ok=True)
-        partial = cached.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
-        partial.write_text(json.dumps({"request": body, "reply": reply}, ensure_ascii=False, indent=1) + "\n")
-        os.replace(partial, cached)
+        make_folder(self.cache)
+        write_json(cached, {"request": body, "reply": reply}, indent=1)
         return reply
 
     def _ask(self, body: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from mmllm.datasets.captions import read_captions
 from mmllm.errors import InputError
 from mmllm.evaluation.endpoint import Endpoint, EndpointConfig
 from mmllm.evaluation.samples import Sample
+from mmllm.runtime.files import write_text
 from mmllm.runtime.progress import Progress
 
 LOWEST, HIGHEST = 1.0, 10.0
@@ -168,7 +169,7 @@ class Judge:
                 pool.shutdown(wait=False, cancel_futures=True)
         if record is not None:
             lines = (json.dumps(verdict.to_json(), ensure_ascii=False) + "\n" for verdict in verdicts)
-            record.write_text("".join(lines), encoding="utf-8")
+            write_text(record, "".join(lines))
         unanswered = sum(bool(sample.truth_text and sample.error) for sample in samples)
         return {"model": self.endpoint.config.model, **judge_scores(verdicts), "unanswered": unanswered}
 

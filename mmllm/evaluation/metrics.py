@@ -18,24 +18,41 @@ from mmllm.times.answers import Span
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 CONFIDENCE = 0.95
+ROUNDING = 1e-9
+"""An IoU that is less than a level by so much is at the level."""
 
 SampleScore = Callable[[Sample], float]
 
 
 def iou(first: Span, second: Span) -> float:
-    """Length of the intersection over length of the union; 0 if the union has no length."""
+    """Length of the intersection over length of the union. An instant has 1 with itself and 0 with all else."""
     return set_iou([first], [second])
 
 
 def set_iou(first: Sequence[Span], second: Sequence[Span]) -> float:
-    """IoU of two sets of spans: the time that both cover over the time that at least one covers."""
+    """IoU of two sets of spans: the time that both cover over the time that at least one covers.
+
+    If no span has a length, it is 1 for the same instants, else 0.
+    """
     first, second = merged(first), merged(second)
     intersection_s = 0.0
     for a in first:
         for b in second:
             intersection_s += max(min(a.end_s, b.end_s) - max(a.start_s, b.start_s), 0.0)
     union_s = sum(span.length_s for span in first) + sum(span.length_s for span in second) - intersection_s
-    return intersection_s / union_s if union_s > 0 else 0.0
+    if union_s > 0:
+        return intersection_s / union_s
+    return float(bool(first) and first == second)
+
+
+def clipped(spans: Iterable[Span], duration_s: float) -> list[Span]:
+    """The spans with their ends inside the video: there is nothing after it."""
+    return [Span(*(min(max(end_s, 0.0), duration_s) for end_s in span.to_json())) for span in spans]
+
+
+def reaches(score: float, level: float) -> bool:
+    """Whether an IoU is at least a level, but for the rounding of its computation: 0.5 s of 1 s is 0.5."""
+    return score >= level - ROUNDING
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
@@ -50,16 +67,17 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def sample_iou(sample: Sample) -> float:
-    """IoU of one answer; 0 if the question failed.
+    """IoU of one answer, clipped to the video; 0 if the question failed.
 
     If the truth is one span, only the answer's first span counts, as published. If the truth is several spans, all
     spans of the answer count, as a set.
     """
     if sample.error or not sample.prediction_spans:
         return 0.0
+    predicted = clipped(sample.prediction_spans, sample.length_s)
     if len(sample.truth_spans) == 1:
-        return iou(sample.prediction_spans[0], sample.truth_spans[0])
-    return set_iou(sample.prediction_spans, sample.truth_spans)
+        return iou(predicted[0], sample.truth_spans[0])
+    return set_iou(predicted, sample.truth_spans)
 
 
 def text_match(sample: Sample) -> float:
@@ -115,12 +133,12 @@ def temporal_scores(samples: Sequence[Sample], *, resamples: int = 1000, seed: i
     scores: dict[str, Any] = {"temporal_questions": len(timed)}
     ious = {id(sample): sample_iou(sample) for sample in timed}
 
-    def reaches(level: float) -> SampleScore:
-        return lambda sample: float(ious[id(sample)] >= level)
+    def precision(level: float) -> SampleScore:
+        return lambda sample: float(reaches(ious[id(sample)], level))
 
     sample_scores: Mapping[str, SampleScore] = {
         "miou": lambda sample: ious[id(sample)],
-        **{f"p_at_{level}": reaches(level) for level in THRESHOLDS},
+        **{f"p_at_{level}": precision(level) for level in THRESHOLDS},
     }
     for name, score in sample_scores.items():
         videos = by_video(timed, score)

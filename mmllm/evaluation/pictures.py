@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import tyro
 
 from mmllm.errors import InputError, require_extra
 from mmllm.evaluation.samples import Sample, read_samples
+from mmllm.runtime.files import make_folder, read_json, write_json
 
 EVALUATIONS = ("", "eval", "model/eval")
 """Places in a run's folder where answers are looked for, the first one that has any."""
@@ -54,7 +54,7 @@ def plot_run(run: Path, output: Path, videos: Path | None = None, count: int = 4
     folder = next((run / name for name in EVALUATIONS if _answer_files(run / name)), None)
     if not losses and folder is None:
         raise InputError(f"{run}: neither a training run (metrics.jsonl) nor an evaluation (samples.jsonl)")
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     pictures = [plot_losses(losses, output / "losses.png")] if losses else []
     if folder is not None:
         samples = [sample for file in _answer_files(folder) for sample in read_samples(file)]
@@ -75,14 +75,15 @@ def _answer_files(folder: Path) -> list[Path]:
 def write_places(folder: Path, videos: Mapping[str, Path | None]) -> None:
     """Writes the paths of an evaluation's videos into its folder, for pictures of its answers."""
     paths_by_id = {vid: str(path.absolute()) for vid, path in videos.items() if path is not None}
-    (folder / VIDEOS).write_text(json.dumps(paths_by_id, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / VIDEOS, paths_by_id, indent=0)
 
 
 def _video_paths(folder: Path, samples: Sequence[Sample], videos: Path | None) -> dict[str, Path]:
     """Id -> path, of videos in the folder `videos`, or as `write_places` wrote them."""
     if videos is None:
         file = folder / VIDEOS
-        return {vid: Path(path) for vid, path in json.loads(file.read_text()).items()} if file.exists() else {}
+        paths = read_json(file, "name the folder of the videos with --videos") if file.exists() else {}
+        return {vid: Path(path) for vid, path in paths.items()}
     from mmllm.datasets.annotations import MissingVideo
     from mmllm.datasets.folders import VideoFolder
 

@@ -11,19 +11,27 @@ from typing import Any
 
 import torch
 
-from mmllm.datasets.formats import format_of, read_questions
+from mmllm.datasets.folder_rates import folder_rates, with_rate
+from mmllm.datasets.formats import BESIDE, format_of, questions_of, read_annotations, read_questions
+from mmllm.datasets.lengths import Lengths, fit_to_videos
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
 from mmllm.evaluation.baselines import BlindBaseline
-from mmllm.evaluation.metrics import over_videos, sample_iou
+from mmllm.evaluation.metrics import over_videos, reaches, sample_iou
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.evaluation.score import score_samples
 from mmllm.inference.answering import EncodedVideo, VideoQA
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.runtime import processes
+from mmllm.runtime.files import append_text, make_folder, write_text
 from mmllm.runtime.progress import Progress
+from mmllm.times.stamps import STAMP
 from mmllm.tokens import VideoClip
+from mmllm.video.names import existing, nearest
 from mmllm.video.quarantine import Failure, Quarantine
+
+MOST_REASONS = 5
+"""At most so many bad rows are told in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +43,8 @@ class Benchmark:
     """If empty, the baselines are fitted to the scored questions, which favours the baselines."""
     bad_rows: list[str] = field(default_factory=list)
     """Rows of the annotations that are no question, with the reason."""
+    notes: list[str] = field(default_factory=list)
+    """Times that were clipped, and keys of the annotations that nobody reads."""
 
     def first(self, videos: int) -> Benchmark:
         """The benchmark with the questions of at most so many videos."""
@@ -43,7 +53,11 @@ class Benchmark:
 
 
 def read_benchmark(
-    data: Path, videos: Path | None = None, format: str = "auto", durations: Path | None = None
+    data: Path,
+    videos: Path | None = None,
+    format: str = "auto",
+    durations: Path | None = None,
+    fps: float | None = None,
 ) -> Benchmark:
     """Reads a folder with `val.json` (and `train.json`), or a file of annotations in any format of `formats`.
 
@@ -55,28 +69,55 @@ def read_benchmark(
             that their paths are relative to, by default the file's own.
         format: `auto`, or a name of `mmllm.datasets.formats`.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
+        fps: images a second of folders of frames, for rows that have no `fps`.
 
     Raises:
-        InputError: if there are no annotations, or if all videos are missing.
+        InputError: if there are no annotations, if no row is a question, or if all videos are missing.
     """
+    data = existing(data) or data
     path = data / "val.json" if data.is_dir() else data
     if not path.exists():
-        raise InputError(f"{data}: has no annotations (expected a JSON file, or a folder with val.json)")
+        raise InputError(f"{data}: has no annotations (expected a JSON file, or a folder with val.json){nearest(path)}")
     form = format_of(path) if format == "auto" else format
-    folder = videos if videos is not None or form == "dialogues" else path.parent / "videos"
-    with_video = read_questions(path, folder, form, durations=durations)
-    if form == "dialogues":
-        questions, bad = with_video.items, with_video.bad
+    folder = videos if videos is not None or form in BESIDE else path.parent / "videos"
+    rows = fit_to_videos(read_annotations(path, folder, form, durations=durations), Lengths(fps), "repair")
+    with_video = questions_of(rows)
+    if form in BESIDE:
+        every, questions = with_video, with_video.items
     else:  # read without a folder, a question stays although its video is missing
         paths_by_id = {question.question_id: question.video for question in with_video.items}
         every = read_questions(path, None, form, durations=durations)
         questions = [replace(question, video=paths_by_id.get(question.question_id)) for question in every.items]
-        bad = every.bad
-    if questions and not any(question.video for question in questions):
+    if not questions:
+        reasons = "; ".join(str(problem) for problem in every.bad[:MOST_REASONS])
+        raise InputError(f"{path}: the benchmark has no question{': ' + reasons if reasons else ''}")
+    if not any(question.video for question in questions):
         raise InputError(f"{folder}: has none of the videos of {path}")
     train = path.parent / "train.json"
     fit = read_questions(train).items if train.exists() and train != path else []
-    return Benchmark(questions=questions, fit=fit, bad_rows=[str(problem) for problem in bad])
+    return Benchmark(
+        questions=with_rate(_with_own_ids(questions), fps),
+        fit=fit,
+        bad_rows=[str(problem) for problem in every.bad],
+        notes=[*(f"repaired: {problem}" for problem in every.repaired), *every.unused],
+    )
+
+
+def _with_own_ids(questions: Sequence[Question]) -> list[Question]:
+    """The questions; videos of the same name in different folders get their folder's name as well."""
+    files: dict[str, set[Path]] = {}
+    for question in questions:
+        if question.video is not None:
+            files.setdefault(question.vid, set()).add(question.video)
+    names: dict[Path, str] = {}
+    for paths in files.values():
+        for depth in range(2, max(len(path.parts) for path in paths) + 1 if len(paths) > 1 else 0):
+            names |= {path: "/".join(path.with_suffix("").parts[-depth:]) for path in paths}
+            if len({names[path] for path in paths}) == len(paths):
+                break
+    return [
+        replace(question, vid=names[question.video]) if question.video in names else question for question in questions
+    ]
 
 
 def answer_all(
@@ -105,8 +146,8 @@ def answer_all(
     Returns:
         The samples, and those with shuffled videos.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    log, shuffled_log = _Log(output / "samples.jsonl"), _Log(output / "shuffled.jsonl")
+    make_folder(output)
+    log, shuffled_log = (_Log(output / f"{name}.jsonl", len(questions)) for name in ("samples", "shuffled"))
     by_video: dict[str, list[Question]] = {}
     for question in questions:
         by_video.setdefault(question.vid, []).append(question)
@@ -119,6 +160,7 @@ def answer_all(
         if own or shuffled:
             open_questions[vids[i]] = own, shuffled
     # answers, a video at a time
+    qa.processor.folder_rates = folder_rates(questions)
     clips = _clips(qa, {vid: by_video[vid][0].video for vid in open_questions}, workers)
     bar = Progress("answer questions", len(open_questions), "videos", shown=progress and processes.is_main())
     with closing(clips), bar, torch.random.fork_rng():
@@ -166,7 +208,14 @@ def _answered(
         with_length = _with_length(question, encoded.duration_s)
         by_duration.setdefault(with_length.duration_s or encoded.duration_s, []).append(with_length)
     for duration_s, group in by_duration.items():
-        answers = qa.ask_all(encoded, [question.question for question in group], duration_s, **generate)
+        answers = qa.ask_all(
+            encoded,
+            [question.question for question in group],
+            duration_s,
+            histories=[question.history for question in group],
+            systems=[question.system for question in group],
+            **generate,
+        )
         samples += [Sample.asked(question).answered(answer) for question, answer in zip(group, answers, strict=True)]
     return samples
 
@@ -176,16 +225,18 @@ def _with_length(question: Question, decoded_s: float | None) -> Question:
 
     If the video cannot be decoded, the end of the question's last annotated interval counts as its length.
     """
-    if question.duration_s is not None or not question.spans:
+    times_s = [span.end_s for span in question.spans] or [float(time[1]) for time in STAMP.finditer(question.answer)]
+    if question.duration_s is not None or not times_s:
         return question
-    return replace(question, duration_s=decoded_s or max(span.end_s for span in question.spans))
+    return replace(question, duration_s=decoded_s or max(times_s) or None)
 
 
 class _Log:
     """A file of samples that grows as answers come. Each of several processes writes its own; `gather` merges them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, count: int) -> None:
         self.path = path
+        self.count = count  # of all questions
         self.own_path = path if processes.count() == 1 else path.with_name(f"{path.stem}.part{processes.rank()}.jsonl")
         self.answered: dict[str, Sample] = {}
         with processes.main_first():
@@ -193,7 +244,7 @@ class _Log:
                 # a process that is killed while it writes leaves an incomplete last line
                 if processes.is_main() and not file.read_bytes().endswith(b"\n"):
                     complete = file.read_text().rpartition("\n")[0]
-                    file.write_text(complete + "\n" if complete else "")
+                    write_text(file, complete + "\n" if complete else "")
             self._read()
         processes.wait()  # no process may write before all have read
 
@@ -215,23 +266,31 @@ class _Log:
             if processes.is_main():
                 asked = [question.question_id for question in questions if question.question_id in self.answered]
                 ordered_ids = dict.fromkeys([*asked, *self.answered])
-                merged = self.path.with_name(f".{self.path.name}.merged")
-                merged.write_text("".join(_line(self.answered[question_id]) for question_id in ordered_ids))
-                merged.replace(self.path)
+                write_text(self.path, "".join(_line(self.answered[question_id]) for question_id in ordered_ids))
                 for part in parts:
                     part.unlink()
         processes.wait()
 
     def missing(self, questions: Sequence[Question]) -> list[Question]:
-        """The questions that have no answer in the file."""
+        """The questions that have no answer in the file.
+
+        Raises:
+            InputError: if the file has the answer to another question of the same name.
+        """
+        for question in questions:
+            sample, spans = self.answered.get(question.question_id), question.truth().spans
+            if sample and (sample.question != question.question or (spans and sample.truth_spans != spans)):
+                raise InputError(
+                    f"{self.path} has an answer to another question named {question.question_id!r}: the annotations "
+                    "have changed, so choose another --output"
+                )
         return [question for question in questions if question.question_id not in self.answered]
 
     def write(self, samples: Iterable[Sample]) -> None:
         """Appends samples to this process's file."""
-        with self.own_path.open("a") as file:
-            for sample in samples:
-                self.answered[sample.question_id] = sample
-                file.write(_line(sample))
+        new = {sample.question_id: replace(sample, of=self.count) for sample in samples}
+        append_text(self.own_path, "".join(map(_line, new.values())))
+        self.answered |= new
 
     def samples(self, questions: Sequence[Question]) -> list[Sample]:
         """The answered ones of these questions, in their order."""
@@ -256,7 +315,7 @@ def scores_of(
     if shuffled:
         timed = [sample for sample in shuffled if sample.truth_spans]
         scores["shuffled_miou"] = over_videos(timed, sample_iou)
-        scores["shuffled_p_at_0.5"] = over_videos(timed, lambda sample: float(sample_iou(sample) >= 0.5))
+        scores["shuffled_p_at_0.5"] = over_videos(timed, lambda sample: float(reaches(sample_iou(sample), 0.5)))
         for family, row in scores["families"].items():
             row["shuffled_miou"] = over_videos([sample for sample in timed if sample.family == family], sample_iou)
     return scores

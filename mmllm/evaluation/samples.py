@@ -11,6 +11,7 @@ from typing import Any
 
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
+from mmllm.runtime.files import write_text
 from mmllm.times.answers import Answer, Span
 from mmllm.times.stamps import checked_duration, shortened
 
@@ -42,6 +43,8 @@ class Sample:
     """The answer has fewer than two times. Then its span is the whole video."""
     error: str = ""
     """Why there is no answer, for example a video that cannot be read. Empty if the question was answered."""
+    of: int | None = None
+    """Number of questions of the evaluation that this is one of, so that a part of its file is known as a part."""
 
     def __post_init__(self) -> None:
         if self.truth_spans:
@@ -103,6 +106,7 @@ class Sample:
             },
             "fallback": self.fallback,
             "error": self.error,
+            **({} if self.of is None else {"of": self.of}),
         }
 
     @classmethod
@@ -126,6 +130,7 @@ class Sample:
             prediction_text=_get(prediction, "text", str),
             fallback=_get(row, "fallback", bool),
             error=_get(row, "error", str),
+            of=_get(row, "of", int) if "of" in row else None,
         )
 
 
@@ -151,9 +156,7 @@ def _spans(row: dict[str, Any]) -> tuple[Span, ...]:
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     """Writes samples as JSON lines."""
-    with path.open("w", encoding="utf-8") as file:
-        for sample in samples:
-            file.write(json.dumps(sample.to_json(), ensure_ascii=False) + "\n")
+    write_text(path, "".join(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in samples))
 
 
 def read_samples(path: Path) -> list[Sample]:

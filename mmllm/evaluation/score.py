@@ -15,11 +15,13 @@ from mmllm.evaluation.metrics import (
     coverage_scores,
     families,
     over_videos,
+    reaches,
     sample_iou,
     temporal_scores,
     text_scores,
 )
 from mmllm.evaluation.samples import Sample, read_samples
+from mmllm.fields import require_seed
 
 COLUMNS = {
     "mIoU": "miou",
@@ -32,6 +34,8 @@ COLUMNS = {
     "text": "text_accuracy",
     "usual": "most_frequent_text_accuracy",
 }
+MOST_LISTED = 10
+"""At most so many rows that cannot be scored are printed."""
 CAPTION = (
     "fallback: answers without two times. Without looking at the video: mIoU of the best constant interval of each "
     "family (const) and of the whole video (whole), accuracy of each family's most frequent text (usual)."
@@ -69,13 +73,14 @@ def _scores(samples: Sequence[Sample], baseline: BlindBaseline, seed: int) -> di
     for name, answer in blind_answers.items():
         answered = [answer(sample) for sample in timed]
         scores[f"{name}_miou"] = over_videos(answered, sample_iou)
-        scores[f"{name}_p_at_0.5"] = over_videos(answered, lambda sample: float(sample_iou(sample) >= 0.5))
+        scores[f"{name}_p_at_0.5"] = over_videos(answered, lambda sample: float(reaches(sample_iou(sample), 0.5)))
     blind_text_scores = text_scores([baseline.answer(sample) for sample in texts])
     return {**scores, **text_scores(samples), "most_frequent_text_accuracy": blind_text_scores["text_accuracy"]}
 
 
-def score_file(path: Path, fit: Path | None = None, *, seed: int = 0) -> dict[str, Any]:
-    """Scores of a file of samples.
+def score_file(path: Path, fit: Path | None = None, *, seed: int = 0, expected: int | None = None) -> dict[str, Any]:
+    """Scores of a file of samples. `expected` is the number of questions that were asked, `missing` how many of them
+    the file lacks; both are None if nobody says how many there should be.
 
     Args:
         path: JSON lines as the evaluation writes them. If a question occurs twice, its last answer counts;
@@ -83,6 +88,7 @@ def score_file(path: Path, fit: Path | None = None, *, seed: int = 0) -> dict[st
         fit: samples to fit the blind baselines to. If None, they are fitted to the scored questions, which favours
             the baselines.
         seed: of the bootstrap intervals.
+        expected: number of questions that were asked; by default the number that `mmllm eval` wrote into the file.
 
     Raises:
         InputError: if a file cannot be read or has no samples.
@@ -93,7 +99,15 @@ def score_file(path: Path, fit: Path | None = None, *, seed: int = 0) -> dict[st
         raise InputError(f"{path}: has no answered questions")
     scores = score_samples(samples, BlindBaseline.fit(samples if fit is None else read_samples(fit)), seed=seed)
     fitted_on = "the scored questions" if fit is None else str(fit)
-    return {**scores, "baselines_fitted_on": fitted_on, "duplicates": len(lines) - len(samples)}
+    if expected is None:
+        expected = max((sample.of for sample in lines if sample.of is not None), default=None)
+    return {
+        **scores,
+        "baselines_fitted_on": fitted_on,
+        "duplicates": len(lines) - len(samples),
+        "expected": expected,
+        "missing": None if expected is None else expected - len(samples),
+    }
 
 
 def score(
@@ -104,8 +118,9 @@ def score(
     judge_captions: Path | None = None,
     json: bool = False,
     seed: int = 0,
-) -> None:
-    """Score a file of answered questions again, without a model.
+    expected: int | None = None,
+) -> int:
+    """Score a file of answered questions again, without a model; exit code 3 if questions are missing in it.
 
     Args:
         file: JSON lines that `mmllm eval` wrote, one answered question a line.
@@ -117,22 +132,26 @@ def score(
         judge_captions: captions of the videos in ActivityNet Captions' schema. The judge reads them.
         json: print all scores as one JSON object instead of a table.
         seed: of the bootstrap intervals.
+        expected: number of questions that were asked; default: the number that `mmllm eval` wrote into the file.
     """
-    scores = score_file(file, fit, seed=seed)
+    require_seed(seed, "--seed")
+    scores = score_file(file, fit, seed=seed, expected=expected)
     if judge_url is not None or judge_model is not None or judge_captions is not None:
         from mmllm.evaluation.judge import Judge
 
         judge = Judge.of(judge_url, judge_model, judge_captions, file.parent)
         samples = list({sample.question_id: sample for sample in read_samples(file)}.values())
         scores["judge"] = None if judge is None else judge.judge(samples, file.with_name("judged.jsonl"))
+    code = 3 if scores["missing"] else 0
     if json:
         print(json_text.dumps(scores, indent=2, ensure_ascii=False))
-        return
+        return code
     from rich.console import Console
 
     console = Console()
     console.print(score_table(scores))
-    console.print(score_summary(scores), highlight=False)
+    console.print(score_summary(scores), highlight=False, markup=False)
+    return code
 
 
 def score_table(scores: dict[str, Any]) -> Any:
@@ -173,8 +192,15 @@ def score_summary(scores: dict[str, Any]) -> str:
         )
     parts.append(f"{scores['scored']:g} of {scores['questions']} questions were answered")
     summary = " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")
+    if missing := scores.get("missing"):
+        difference = f"{missing} of the {scores['expected']} questions that were asked are not in the file"
+        more = f"The file has {-missing} questions more than the {scores['expected']} that were expected"
+        summary += f"\n{difference if missing > 0 else more}; the scores are those of the questions in it."
     if scores.get("bad_rows"):
-        summary += f" {scores['bad_rows']} rows of the annotations are no questions (mmllm check says why)."
+        summary += f" {scores['bad_rows']} rows of the annotations cannot be scored."
+        summary += "".join(f"\nLeft out: {reason}" for reason in scores.get("left_out", [])[:MOST_LISTED])
+        more_rows = scores["bad_rows"] - MOST_LISTED
+        summary += f"\nand {more_rows} more, in metrics.json" if more_rows > 0 else ""
     for vid, reason in (scores.get("set_aside") or {}).items():
         summary += f"\nSet aside: {vid}: {reason}"
     return summary

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmllm.fields import require
+from mmllm.fields import require, require_seed
 
 SAMPLED = 0.2
 """Temperature of several trials if none is given."""
@@ -35,7 +35,7 @@ class Trials:
         require(self.temperature >= 0, self, "temperature", "zero or more")
         different = self.count == 1 or self.temperature > 0
         require(different, self, "temperature", "above 0 for several trials: greedy answers are the same each time")
-        require(self.seed >= 0, self, "seed", "zero or more")
+        require_seed(self.seed, "Trials.seed")
 
     @classmethod
     def of(cls, count: int, temperature: float | None, seed: int) -> Trials:

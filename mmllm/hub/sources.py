@@ -14,6 +14,8 @@ from mmllm.hub.presets import PRESETS
 DEFAULT = "default"
 """Name of the model that comes with the package. It is also used where no model is named."""
 PACKAGED = Path(__file__).resolve().parents[1] / "default_model"
+_LARGEST_JSON = 256 << 20
+"""Most bytes of a JSON file of a model; tokenizers have up to some 30 MB."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -74,9 +76,17 @@ def read_json(file: Path) -> dict[str, Any]:
         CheckpointError: if the file is missing, damaged or no JSON object.
     """
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{file}: cannot be read: {problem}") from None
+        if file.stat().st_size > _LARGEST_JSON:
+            raise CheckpointError(f"{file}: has {file.stat().st_size} bytes; at most {_LARGEST_JSON} are allowed")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise CheckpointError(f"{file}: cannot be read: it is nested too deeply") from None
+    except OSError as problem:
+        raise CheckpointError(f"{file}: cannot be read: {problem.strerror}") from None
+    except ValueError as problem:
+        if isinstance(problem, CheckpointError):
+            raise
+        raise CheckpointError(f"{file}: cannot be read: {problem!s:.200}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: this is no JSON object")
     return content

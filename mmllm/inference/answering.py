@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from mmllm.checkpoints.adapters import base_of, merged_with
-from mmllm.checkpoints.loading import is_ours, load
-from mmllm.checkpoints.weights import Weights
+from mmllm.checkpoints.loading import is_ours, load, own_config, own_processor
+from mmllm.checkpoints.plausible import check_shapes, check_words
+from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.errors import CheckpointError, MmllmError
 from mmllm.hub.sources import local_folder
 from mmllm.inference.overlay import kept_patches, ranking_map
@@ -98,20 +99,27 @@ class VideoQA:
         if not is_ours(source):
             stages = {name: kwargs.pop(name) for name, slot in SLOTS.items() if slot.changeable and name in kwargs}
             published_model, published_processor = load(source, **kwargs)
-            qa = cls(published_model.to(device), published_processor)
+            tell_bad_numbers(published_model, source)
+            qa = cls(_moved(published_model, device), published_processor)
             return qa.with_stages(**stages) if stages else qa
-        Weights(source)  # refuses missing and truncated files before anything is built
+        weights = Weights(source)  # refuses missing and truncated files before anything is built
+        config, _ = own_config(source, **kwargs)
+        check_shapes(config, weights.meta, source)
+        processor = own_processor(source)
+        check_words(processor, config, source)
         try:
-            loaded, info = MmllmForConditionalGeneration.from_pretrained(source, output_loading_info=True, **kwargs)
-            processor = MmllmProcessor.from_pretrained(source)
+            loaded, info = MmllmForConditionalGeneration.from_pretrained(
+                source, output_loading_info=True, trust_remote_code=False, **kwargs
+            )
         except MmllmError:
             raise
         except (OSError, ValueError) as problem:
-            raise CheckpointError(f"cannot load a model from {model}: {problem}") from None
+            raise CheckpointError(f"cannot load a model from {model}: {problem!s:.400}") from None
+        tell_bad_numbers(loaded, source)
         problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys") if info[name]}
         if problems:
             raise CheckpointError(f"the weights in {model} do not fit its configuration: {problems}")
-        return cls(loaded.to(device), processor)
+        return cls(_moved(loaded, device), processor)
 
     @property
     def note(self) -> str | None:
@@ -131,8 +139,8 @@ class VideoQA:
         """Decodes and encodes a video once.
 
         Args:
-            video: anything that `mmllm.open_video` takes, or a `VideoClip`.
-            limits: `num_frames`, `start_s`, `end_s`.
+            video: whatever `MediaReading.load` takes: files, frames in memory, a `VideoClip`.
+            limits: `num_frames`, `start_s`, `end_s`, `fps` and other options of `MediaReading.load`.
         """
         started = time.perf_counter()
         clip = self.processor.load(video, **limits)
@@ -157,7 +165,7 @@ class VideoQA:
 
     def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> EncodedVideo:
         started = time.perf_counter()
-        tokens = video_tokens(self.model, clip_inputs(self.processor, clip).to(self.model.device))
+        tokens = video_tokens(self.model, clip_inputs(self.processor, clip).to(self.model.input_device))
         self._wait()
         return self._arrange(clip, tokens, {**seconds, "encode": time.perf_counter() - started})
 
@@ -167,7 +175,7 @@ class VideoQA:
         text = self.processor.frame_text([clip.times_s])
         sequence = self.model.lay_out(reduced)
         if text is not None:
-            sequence = dataclasses.replace(sequence, frame_text=text.to(self.model.device))
+            sequence = dataclasses.replace(sequence, frame_text=text.to(self.model.input_device))
         self._wait()
         return EncodedVideo(
             clip=clip,
@@ -185,8 +193,8 @@ class VideoQA:
 
     def _wait(self) -> None:
         """Waits for the accelerator: its work is asynchronous, and a stage is timed with all its work."""
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
+        if self.model.input_device.type == "cuda":
+            torch.cuda.synchronize(self.model.input_device)
 
     def with_stages(self, reducers: Sequence[Any] | None = None, path: Any = None, **others: Any) -> VideoQA:
         """The same weights with other stages. Nothing is loaded or copied; both can be asked at the same time.
@@ -216,7 +224,14 @@ class VideoQA:
 
     @torch.no_grad()
     def ask_all(
-        self, encoded: EncodedVideo, questions: Sequence[str], duration_s: float | None = None, **generate: Any
+        self,
+        encoded: EncodedVideo,
+        questions: Sequence[str],
+        duration_s: float | None = None,
+        *,
+        histories: Sequence[Sequence[tuple[str, str]]] | None = None,
+        systems: Sequence[str] | None = None,
+        **generate: Any,
     ) -> list[Answer]:
         """The answers to several independent questions about one video, in one batch.
 
@@ -225,12 +240,17 @@ class VideoQA:
             questions: in words.
             duration_s: length of the video, which converts time tokens to seconds. The decoded length if None;
                 benchmarks annotate one of their own.
+            histories: for each question the earlier questions with their answers; see `prompt`.
+            systems: for each question its own system prompt, or an empty text for the processor's.
             generate: as in `ask`.
         """
         if not questions:
             return []
         duration_s = encoded.duration_s if duration_s is None else duration_s
-        inputs = self.processor.collate([self.prompt(question, duration_s) for question in questions])
+        before = zip(questions, histories or [()] * len(questions), systems or [""] * len(questions), strict=True)
+        inputs = self.processor.collate(
+            [self.prompt(question, duration_s, history, system) for question, history, system in before]
+        )
         new = self.generate(encoded, inputs["input_ids"], inputs["attention_mask"], **generate)
         return self.processor.batch_decode(new, [duration_s] * len(questions))
 
@@ -246,10 +266,11 @@ class VideoQA:
             attention_mask: Q L.
             generate: options of transformers' `generate`; greedy by default.
         """
-        device = self.model.device
+        device = self.model.input_device
         rows = torch.zeros(len(input_ids), dtype=torch.long, device=device)
         options = {
             "max_new_tokens": self.max_new_tokens,
+            "max_length": None,
             "do_sample": False,
             "pad_token_id": self.processor.tokenizer.pad_token_id,
             "eos_token_id": self.stop_tokens or None,
@@ -263,13 +284,16 @@ class VideoQA:
         )
         return ids[:, input_ids.shape[1] :]
 
-    def prompt(self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = ()) -> Encoded:
+    def prompt(
+        self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = (), system: str = ""
+    ) -> Encoded:
         """The encoded text of a question about a video of that length, with the video's placeholder in front.
 
         Args:
             question: in words. Text that spells a special token of the LLM is broken up with a space.
             duration_s: length of the video.
             history: earlier questions with their raw answers; the model reads them before this question.
+            system: a system prompt in place of the processor's.
         """
         turns = [text for pair in history for text in pair] + [question]
         turns = [self.processor.writing.write(text, duration_s) for text in turns]
@@ -278,9 +302,16 @@ class VideoQA:
             for i, text in enumerate(turns)
         ]
         messages[0]["content"].insert(0, {"type": "video"})
+        if system:
+            messages.insert(0, {"role": "system", "content": self._plain(system)})
         return self.processor.encode(self.processor.apply_chat_template(messages, add_generation_prompt=True))
 
     def _plain(self, text: str) -> str:
         """The text with a space inside everything that the tokenizer would read as a special token."""
         special = [re.escape(token) for token in self.processor.tokenizer.all_special_tokens]
         return re.sub("|".join(special), lambda match: f"{match[0][0]} {match[0][1:]}", text) if special else text
+
+
+def _moved(model: MmllmForConditionalGeneration, device: str) -> MmllmForConditionalGeneration:
+    """The model on a device; one whose parts accelerate has placed already (`device_map`) stays where it is."""
+    return model if getattr(model, "hf_device_map", None) else model.to(device)

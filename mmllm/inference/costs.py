@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mmllm.interfaces import LlmStage
+from mmllm.interfaces import Encoder, LlmStage
 from mmllm.stages import Description, build
 
 
@@ -42,7 +42,7 @@ def stage_costs(
         {
             "stage": f"encoder {built_encoder.registered_name}",
             "tokens": frames * built_encoder.tokens_per_frame,
-            "detail": f"{frames} frames x {grid[0]}x{grid[1]} patches of width {built_encoder.width}",
+            "detail": f"{frames} frames x {_layout(built_encoder)} of width {built_encoder.width}",
         }
     ]
     kept = built_encoder.tokens_per_frame  # tokens of one frame, on average and rounded up
@@ -61,6 +61,13 @@ def stage_costs(
     detail = " + ".join(f"{count} {block}" for block, count in blocks.items())
     rows.append({"stage": f"path {parts['path'].registered_name}", "tokens": sum(blocks.values()), "detail": detail})
     return rows
+
+
+def _layout(encoder: Encoder) -> str:
+    """The tokens of a frame, such as `24x24 patches`."""
+    if encoder.grid is None:
+        return f"{encoder.tokens_per_frame} 1D tokens"
+    return f"{encoder.grid[0]}x{encoder.grid[1]} patches"
 
 
 def time_costs(processor: Any, visual_tokens: int, frames: int, duration_s: float) -> list[dict[str, Any]]:

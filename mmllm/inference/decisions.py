@@ -19,7 +19,9 @@ def finished_pass(qa: VideoQA, encoded: EncodedVideo, question: str) -> LlmPass:
     """What the stages inside the LLM decided while it read a question's prompt. No answer is generated."""
     model = qa.model
     inputs = qa.processor.collate([qa.prompt(question, encoded.duration_s)])
-    placed = place(inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device), encoded.sequences)
+    placed = place(
+        inputs["input_ids"].to(model.input_device), inputs["attention_mask"].to(model.input_device), encoded.sequences
+    )
     current = model.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), placed.grid)
     model.language_model.base_model(
         inputs_embeds=model.embed(placed.input_ids, placed.visual),

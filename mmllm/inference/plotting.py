@@ -13,6 +13,7 @@ import numpy as np
 
 from mmllm.errors import InputError
 from mmllm.inference.overlay import dimmed, heated
+from mmllm.runtime.files import replacing
 from mmllm.times.answers import Span
 from mmllm.tokens import VideoClip
 
@@ -73,8 +74,11 @@ def saved(figure: Any, picture: Path) -> Path:
         InputError: if matplotlib cannot write that format, or the file cannot be written.
     """
     try:
-        figure.savefig(picture, dpi=130)
-    except (OSError, ValueError) as problem:
+        with replacing(picture) as partial:
+            figure.savefig(partial, dpi=130)
+    except ValueError as problem:
+        if isinstance(problem, InputError):
+            raise
         raise InputError(f"cannot write the picture {picture}: {problem}") from None
     return picture
 

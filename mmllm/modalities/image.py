@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.modalities.inputs import ModalityInputs
-from mmllm.modalities.modality import Modality, Stages
+from mmllm.modalities.modality import Modality, Stages, in_lists
 from mmllm.preprocessing.frames import read_image
-from mmllm.preprocessing.media import MediaReading
+from mmllm.preprocessing.media import PIXEL_OPTIONS, MediaReading
 from mmllm.preprocessing.tiles import cut, tilings_of
 from mmllm.registry import register
 from mmllm.tokens import VisualSequence, VisualTokens
@@ -77,16 +77,24 @@ class Image(Modality[ImageInputs]):
 
     inputs = ImageInputs
     argument: ClassVar[str] = "images"
+    options: ClassVar[tuple[str, ...]] = PIXEL_OPTIONS
 
     def __init__(self, config: ImageConfig) -> None:
         self.config = config
 
+    def listed(self, given: Any) -> tuple[list[Any], list[int] | None]:
+        """All images, in order; an array or tensor of four axes is several images."""
+        if getattr(given, "ndim", 0) == 4:
+            given = list(given)
+        return in_lists(given, lambda entry: entry is not None and not isinstance(entry, (list, tuple)))
+
     def load(self, processor: MediaReading, source: Any, **options: Any) -> ImageInputs:
-        """Inputs of one image: a path, a PIL image or a uint8 array (H W 3)."""
+        """Inputs of one image: whatever `read_image` takes."""
+        canvases = [(height, width) for height, width in processor.pinpoints or ()]
+        processor.require_pixels(options, max((height * width for height, width in canvases), default=None))
         picture = read_image(source)
         if processor.pinpoints is None:
             return ImageInputs(pixels=torch.from_numpy(processor.frame_transform(picture[None])))
-        canvases = [(height, width) for height, width in processor.pinpoints]
         tiles, tiling = cut(picture, canvases, tile=processor.frame_transform.size)
         return ImageInputs(
             pixels=torch.from_numpy(processor.frame_transform(tiles)).unsqueeze(0),

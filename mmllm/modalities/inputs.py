@@ -31,6 +31,8 @@ class ModalityInputs:
     """Field -> keyword under which transformers knows it."""
     cached: ClassVar[tuple[str, ...]] = ()
     """Fields that were computed earlier and replace what the processor prepares; the processor never gives them."""
+    exact: ClassVar[tuple[str, ...]] = ()
+    """Fields that keep their type when a batch is cast, such as times: half precision would shift them by seconds."""
 
     def given(self) -> dict[str, Any]:
         """Field -> value, of the fields that have one."""

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.modalities.inputs import ModalityInputs
-from mmllm.modalities.modality import Modality, Stages
-from mmllm.preprocessing.media import MediaReading
+from mmllm.modalities.modality import Modality, Stages, in_lists
+from mmllm.preprocessing.media import PIXEL_OPTIONS, MediaReading
+from mmllm.preprocessing.memory_video import is_in_memory
+from mmllm.preprocessing.video_options import VIDEO_OPTIONS
 from mmllm.registry import register
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
@@ -56,6 +58,7 @@ class VideoInputs(ModalityInputs):
         "scores": "video_scores",
     }
     cached: ClassVar[tuple[str, ...]] = ("features", "scores")
+    exact: ClassVar[tuple[str, ...]] = ("times_s", "durations_s")
 
     def __post_init__(self) -> None:
         if (self.pixels is None) == (self.features is None):
@@ -134,18 +137,30 @@ class Video(Modality[VideoInputs]):
 
     inputs = VideoInputs
     argument: ClassVar[str] = "videos"
-    options: ClassVar[tuple[str, ...]] = ("num_frames", "start_s", "end_s")
+    options: ClassVar[tuple[str, ...]] = (*VIDEO_OPTIONS, *PIXEL_OPTIONS)
 
     def __init__(self, config: VideoConfig) -> None:
         self.config = config
 
+    def listed(self, given: Any) -> tuple[list[Any], list[int] | None]:
+        """All videos, in order; a list of pictures is one video, an array or tensor of five axes is several."""
+        if getattr(given, "ndim", 0) == 5:
+            given = list(given)
+        return in_lists(given, _is_video)
+
     def load(self, processor: MediaReading, source: Any, **options: Any) -> VideoInputs:
-        """Inputs of one video: anything `mmllm.open_video` takes, a folder of frames, or a `VideoClip`."""
-        return clip_inputs(processor, processor.load(source, **options))
+        """Inputs of one video: whatever `MediaReading.load` takes."""
+        processor.require_pixels(options)
+        chosen = {name: value for name, value in options.items() if name not in PIXEL_OPTIONS}
+        return clip_inputs(processor, processor.load(source, **chosen))
 
     def encode(self, model: Stages, inputs: VideoInputs) -> VisualSequence:
         """The visual tokens of V videos, as the LLM reads them."""
         return dataclasses.replace(model.arrange(video_tokens(model, inputs)), frame_text=inputs.frame_text)
+
+
+def _is_video(value: Any) -> bool:
+    return value is not None and (not isinstance(value, (list, tuple)) or is_in_memory(value))
 
 
 def clip_inputs(processor: MediaReading, clip: VideoClip) -> VideoInputs:

@@ -31,23 +31,22 @@ class BlendConfig:
         require(self.time_anchor >= 0, self, "time_anchor", "zero or more")
 
 
-def blend(sequence: VisualSequence, config: BlendConfig, words: Tensor, time_ids: Tensor | None) -> VisualSequence:
+def blend(sequence: VisualSequence, config: BlendConfig, anchors: Tensor | None = None) -> VisualSequence:
     """The sequence with its embeddings scaled, and anchored in time, as `config` says.
 
     Args:
         sequence: output of the path, B L D. With as many frames as time tokens, frame i belongs to time token i.
         config: the changes.
-        words: the LLM's table of embeddings.
-        time_ids: int64, K. Ids of the time tokens; without them nothing is anchored.
+        anchors: K D. Embeddings of the time tokens; without them nothing is anchored.
     """
     embeddings = sequence.embeddings
     if config.rms:
         size = embeddings.square().mean(dim=-1, keepdim=True).sqrt()
         embeddings = embeddings * (config.rms / size.clamp(min=1e-6))
-    if config.time_anchor and time_ids is not None:
+    if config.time_anchor and anchors is not None:
         frame = sequence.frame.where(sequence.mask, sequence.frame.new_tensor(-1))
         last = frame.amax(dim=1, keepdim=True).clamp(min=1)
-        nearest = (frame.clamp(min=0) / last * (len(time_ids) - 1)).round().long()  # B L
-        anchor = words[time_ids[nearest]] * (frame >= 0).unsqueeze(-1)
+        nearest = (frame.clamp(min=0) / last * (len(anchors) - 1)).round().long()  # B L
+        anchor = anchors.to(nearest.device)[nearest] * (frame >= 0).unsqueeze(-1)
         embeddings = embeddings + config.time_anchor * anchor
     return dataclasses.replace(sequence, embeddings=embeddings)

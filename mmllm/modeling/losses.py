@@ -15,8 +15,14 @@ from mmllm.errors import ConfigError
 from mmllm.modeling.placeholders import Placed
 
 
-def token_loss(logits: Tensor, targets: Tensor, time_ids: Tensor | None = None, sigma: float = 0.0) -> Tensor:
-    """Mean cross-entropy of logits (R V) against target ids (R).
+def token_loss(
+    logits: Tensor,
+    targets: Tensor,
+    time_ids: Tensor | None = None,
+    sigma: float = 0.0,
+    items: Tensor | int | None = None,
+) -> Tensor:
+    """Mean cross-entropy of logits (R V) against target ids (R); with `items`, the sum divided by that number.
 
     With `sigma` > 0 the target of a time token is soft over its neighbours: weight exp(-(i-j)^2 / (2 sigma^2)) on
     time token i where j is right, normalised over the time tokens; other targets stay one-hot.
@@ -33,7 +39,7 @@ def token_loss(logits: Tensor, targets: Tensor, time_ids: Tensor | None = None, 
             soft = functional.softmax(-((i - j) ** 2) / (2 * sigma**2), dim=-1)  # rows x K
             log_p = functional.log_softmax(logits[is_time].float(), dim=-1)[:, time_ids]
             losses = losses.masked_scatter(is_time, -(soft * log_p).sum(dim=-1))
-    return losses.mean()
+    return losses.mean() if items is None else losses.sum() / items
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -44,8 +44,15 @@ class Placed:
     """int64, B P. Number of the video or image within its row; -1 at text."""
     place: Tensor
     """int64, B P. Raster position of a visual token on its frame's grid; for pooled tokens, its number. -1 at text."""
+    ends: Tensor
+    """int64, B L. Where each given position is now; for a placeholder, the last token in its place. 0 at padding."""
     grid: tuple[int, int] | None = None
     """Rows and columns of the grid of `place`; None if tokens were pooled, or grids differ."""
+
+    def as_given(self, values: Tensor) -> Tensor:
+        """Values B P ... at the given positions: B L ..."""
+        rows = torch.arange(len(self.ends), device=values.device).unsqueeze(1)
+        return values[rows, self.ends.to(values.device)]
 
 
 def place(
@@ -91,7 +98,12 @@ def place(
     }
     mask = torch.stack([_padded(torch.ones_like(row["input_ids"]), width, 0, pad_side) for row in rows])
     visual = torch.nn.utils.rnn.pad_sequence([row["visual"] for row in rows], batch_first=True)
+    ends = torch.zeros_like(input_ids)
+    for b, row in enumerate(rows):
+        skipped = width - len(row["input_ids"]) if pad_side == "left" else 0
+        ends[b, attention_mask[b].bool()] = row["ends"] + skipped
     return Placed(
+        ends=ends,
         attention_mask=mask,
         visual=visual,
         labels=merged.pop("labels", None),
@@ -156,6 +168,7 @@ def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], used
         places.append((numbers if sequence.place is None else sequence.place[number])[keep])
     # text is repeated once, a placeholder as often as its video has positions
     out = {name: values.repeat_interleave(counts) for name, values in row.items()}
+    out["ends"] = (counts.cumsum(0) - 1).clamp(min=0)
     is_visual = torch.zeros_like(ids, dtype=torch.bool)
     is_visual[_positions(ids, sequences)] = True
     expanded = is_visual.repeat_interleave(counts)

@@ -86,13 +86,26 @@ class VisualStages(PreTrainedModel):
             sequence = self.path(self.visual_tokenizer(tokens))
         if self.llm_stages:
             sequence.check_places()
-        return blend(sequence, self.config.blending, self.get_input_embeddings().weight, self.time_ids)
+        blending = self.config.blending
+        return blend(sequence, blending, self._time_anchors(sequence) if blending.time_anchor else None)
+
+    def time_ids_on(self, device: torch.device) -> Tensor | None:
+        """Ids of the time tokens, int64; None without time tokens."""
+        ids = self.config.time_token_ids
+        return torch.tensor(ids, device=device) if ids else None
+
+    def _time_anchors(self, sequence: VisualSequence) -> Tensor | None:
+        """K D: the time tokens' embeddings. The table is called, because its weights may be on disk, or adapted."""
+        ids = self.time_ids_on(sequence.embeddings.device)
+        return None if ids is None else self.get_input_embeddings()(ids)
 
     @property
-    def time_ids(self) -> Tensor | None:
-        """Ids of the time tokens, int64."""
-        ids = self.config.time_token_ids
-        return torch.tensor(ids, device=self.device) if ids else None
+    def input_device(self) -> torch.device:
+        """The device that inputs belong on. `device` can be "meta", if accelerate keeps parts of the model on disk."""
+        placed = [place for place in getattr(self, "hf_device_map", {}).values() if place != "disk"]
+        if self.device.type != "meta" and not placed:
+            return self.device
+        return torch.device(next((place for place in placed if place != "cpu"), "cpu"))
 
     def visual_sequences(self, media: Media) -> dict[int, VisualSequence]:
         """Placeholder id -> the sequence that the LLM reads, for the media of a batch.

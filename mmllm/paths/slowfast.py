@@ -167,6 +167,8 @@ def _slow(tokens: VisualTokens, pool: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _slow_frames_of_each(frame_mask: Tensor, count: int) -> Tensor:
     """B S: slow frames of each video, spread evenly over the frames that have a token (bool, B T)."""
+    if torch.compiler.is_exporting():
+        return _slow_frames_traced(frame_mask, count)
     chosen = []
     for row in frame_mask:
         present = row.nonzero().squeeze(1)
@@ -174,6 +176,15 @@ def _slow_frames_of_each(frame_mask: Tensor, count: int) -> Tensor:
             raise InputError("a video of the batch has no visual token left")
         chosen.append(present[slow_frames(len(present), count)])
     return torch.stack(chosen)
+
+
+def _slow_frames_traced(frame_mask: Tensor, count: int) -> Tensor:
+    """The same as `_slow_frames_of_each`, without looking at values."""
+    last = frame_mask.sum(1, keepdim=True) - 1
+    numbers = torch.arange(count, device=frame_mask.device).double() * (last.double() / max(count - 1, 1))
+    rank = numbers.round().long().clamp(min=0).minimum(last.clamp(min=0))
+    with_tokens_first = (~frame_mask).to(torch.uint8).argsort(dim=1, stable=True)
+    return with_tokens_first.gather(1, rank)
 
 
 def _frames(tokens: VisualTokens, chosen: Tensor) -> VisualTokens:

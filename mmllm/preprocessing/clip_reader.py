@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.tokens import VideoClip
+from mmllm.video.names import existing
 from mmllm.video.opening import FrameFolder, sample_uniform
 from mmllm.video.quarantine import Quarantine, QuarantineConfig
 
@@ -24,6 +25,8 @@ class ClipReader:
     transform: FrameTransform
     folder_fps: float
     """Images a second in a folder of frames; LITA's have 5."""
+    folder_rates: Mapping[str, float] = field(default_factory=dict)
+    """Path -> images a second, for folders with another rate."""
 
     def __call__(self, video: Any, **limits: Any) -> VideoClip:
         """The clip.
@@ -35,8 +38,8 @@ class ClipReader:
         Raises:
             VideoError: if it cannot be read.
         """
-        if isinstance(video, (str, Path)) and Path(video).is_dir():
-            video = FrameFolder(path=video, fps=self.folder_fps)
+        if isinstance(video, (str, Path)) and (folder := existing(video)) is not None and folder.is_dir():
+            video = FrameFolder(path=folder, fps=self.folder_rates.get(str(video), self.folder_fps))
         return sample_uniform(video, self.num_frames, transform=self.transform.video_frame, **limits)
 
     def check(self, video: Path) -> None:

@@ -12,15 +12,20 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.preprocessing.addresses import readable, resolved
+from mmllm.preprocessing.pixels import rgb
+from mmllm.video.names import nearest
+from mmllm.video.still_images import opened_image
 
 _MOST_THREADS = 8
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -216,15 +221,26 @@ def _tensor(frame: np.ndarray) -> Tensor:
 
 
 def read_image(image: Any) -> np.ndarray:
-    """uint8 H W 3, upright, of a path, a PIL image or an array.
+    """uint8 H W 3, upright, of a path, bytes, a `data:` address, an open file, a PIL image, an array or a tensor.
+
+    Arrays and PIL images are read as `mmllm.preprocessing.pixels.rgb_pictures` says.
 
     Raises:
         InputError: if it cannot be read.
     """
-    if isinstance(image, np.ndarray):
-        return image
+    if isinstance(image, (np.ndarray, Tensor, Image.Image)):
+        return rgb(image)
+    source = resolved(image)
+    name = f"<{len(source)} bytes>" if isinstance(source, bytes) else source
+    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
+        raise InputError(f"cannot read image {name}: addresses are not fetched; download it and give the file")
+    if not isinstance(source, (str, bytes, PathLike)) and not hasattr(source, "read"):
+        raise InputError(f"an image is a path, bytes, a PIL image, an array or a tensor, not {type(source).__name__}")
     try:
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as problem:
-        raise InputError(f"cannot read image {image}: {problem}") from None
+        return rgb(opened_image(readable(source)))
+    except InputError:
+        raise
+    except Exception as problem:  # Pillow's decoders raise many types of errors on damaged data
+        hint = nearest(source) if isinstance(problem, FileNotFoundError) and not isinstance(source, bytes) else ""
+        reason = getattr(problem, "strerror", None) or problem
+        raise InputError(f"cannot read image {name!s:.200}: {reason}{hint}") from None

@@ -5,8 +5,10 @@ V videos, K ids of the text before a frame, T frames
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mmllm.errors import InputError
+from mmllm.preprocessing.addresses import resolved
 from mmllm.preprocessing.clip_reader import ClipReader
-from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.frames import FrameTransform, read_image
+from mmllm.preprocessing.memory_video import is_in_memory, memory_video
+from mmllm.preprocessing.video_options import at_rate, checked, refuse, refuse_both
 from mmllm.tokens import VideoClip
+from mmllm.video.names import existing
+from mmllm.video.opening import FrameFolder
+from mmllm.video.sampling import uniform_by_index
+
+PIXEL_OPTIONS = ("max_pixels", "min_pixels")
+"""Bounds of the pixels of a picture, as Qwen's processors take them."""
 
 
 class MediaReading:
@@ -26,25 +38,126 @@ class MediaReading:
     frame_transform: FrameTransform
     num_frames: int
     folder_fps: float
+    folder_rates: Mapping[str, float] = MappingProxyType({})
+    """Path of a folder of frames -> images a second, where it is another rate. Whoever reads annotations sets it."""
     pinpoints: list[list[int]] | None
     writing: Any
 
-    def load(self, video: Any, num_frames: int | None = None, **limits: Any) -> VideoClip:
+    def load(
+        self,
+        video: Any,
+        num_frames: int | None = None,
+        *,
+        fps: float | None = None,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        video_metadata: Any = None,
+        do_sample_frames: bool | None = None,
+    ) -> VideoClip:
         """Frames of a video, sampled evenly over it and brought to the encoder's size while decoding.
 
         Args:
-            video: anything `mmllm.open_video` takes, or a folder of frames; a `VideoClip` is only resized.
+            video: anything `mmllm.open_video` takes, a `data:` address, a folder of frames, or frames in memory (arrays
+                or tensors T H W K or T K H W, lists of pictures). A `VideoClip` is only resized.
             num_frames: how many; the processor's own number if None.
-            limits: `start_s` and `end_s`, to look at a part only.
+            fps: of frames in memory and folders of images their own rate; of a video file, and of frames with
+                `video_metadata`, how many frames a second are sampled.
+            start_s, end_s: the part of the video that is looked at, in seconds.
+            video_metadata: fields of transformers' `VideoMetadata`, for frames in memory.
+            do_sample_frames: False takes all frames in memory.
+
+        Raises:
+            InputError: if the source cannot be read, or an option does not fit it.
         """
+        wanted = {"num_frames": num_frames, "fps": fps, "start_s": start_s, "end_s": end_s}
+        wanted |= {"video_metadata": video_metadata, "do_sample_frames": do_sample_frames}
+        given = {name: checked(name, value) for name, value in wanted.items() if value is not None}
         if isinstance(video, VideoClip):
+            refuse(given, allowed=(), source="a VideoClip, whose frames are chosen")
             return replace(video, frames=np.stack([self.frame_transform.video_frame(frame) for frame in video.frames]))
-        reader = self.clip_reader()
-        return replace(reader, num_frames=num_frames or self.num_frames)(video, **limits)
+        video = resolved(video)
+        if isinstance(video, str) and video.lower().startswith(("http://", "https://")):
+            raise InputError(
+                f"{video}: addresses are not fetched here; download the video, or give "
+                "open_video(address, allow_url=True)"
+            )
+        if isinstance(video, (np.ndarray, Tensor)) and video.ndim != 4:
+            raise InputError(f"a video in memory must be (T H W K) or (T K H W), not {tuple(video.shape)}")
+        if is_in_memory(video):
+            return self._frames_in_memory(video, **given)
+        refuse(
+            given,
+            allowed=("num_frames", "fps", "start_s", "end_s"),
+            source="a video file",
+            but={"do_sample_frames": True},
+        )
+        limits = {name: given[name] for name in ("start_s", "end_s") if name in given}
+        reader = replace(self.clip_reader(), num_frames=given.get("num_frames", self.num_frames))
+        if "fps" not in given:
+            return reader(video, **limits)
+        if isinstance(video, (str, Path)) and (folder := existing(video)) is not None and folder.is_dir():
+            return replace(reader, folder_fps=given["fps"], folder_rates={})(video, **limits)
+        if isinstance(video, FrameFolder):
+            refuse(given, allowed=("num_frames", "start_s", "end_s"), source="a FrameFolder, which has its own rate")
+        refuse_both(given, "num_frames", "fps")
+        return at_rate(video, given["fps"], start_s, end_s, self.frame_transform.video_frame)
+
+    def _frames_in_memory(
+        self,
+        video: Any,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        video_metadata: Any = None,
+        do_sample_frames: bool = True,
+    ) -> VideoClip:
+        """The clip of frames in memory; see `load`."""
+        frames = memory_video(video, fps=fps, metadata=video_metadata)
+        inside = frames.part(start_s, end_s)
+        if not do_sample_frames:
+            if num_frames is not None:
+                raise InputError(f"do_sample_frames=False takes all frames, and num_frames={num_frames} beside it")
+            indices = inside
+        elif frames.has_metadata and fps is not None:
+            refuse_both({"num_frames": num_frames, "fps": fps}, "num_frames", "fps")
+            indices = frames.at_rate(fps, start_s, end_s)
+        else:
+            indices = inside[uniform_by_index(len(inside), num_frames or self.num_frames)[0]]
+        return frames.clip(indices, self.frame_transform.video_frame, read_image)
+
+    def require_pixels(self, options: Mapping[str, Any], pixels: int | None = None) -> None:
+        """Refuses bounds of a picture's pixels that are not met: the encoder's size follows from its weights.
+
+        Args:
+            options: `max_pixels` and `min_pixels`, if they are given.
+            pixels: how many the encoder sees of a picture; those of its square if None.
+
+        Raises:
+            InputError: naming the bound and the size.
+        """
+        side = self.frame_transform.size
+        seen = pixels or side * side
+        for name in PIXEL_OPTIONS:
+            value = options.get(name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not value > 0:
+                raise InputError(f"{name} must be a positive number of pixels, not {value!r:.80}")
+            if (seen > value) if name == "max_pixels" else (seen < value):
+                raise InputError(
+                    f"{name}={value} cannot be honoured: this encoder sees every picture at {side} x {side} pixels"
+                    + ("" if pixels is None else f", in up to {seen // (side * side)} tiles")
+                )
 
     def clip_reader(self) -> ClipReader:
         """What `load` does with a file, to be sent to other processes."""
-        return ClipReader(num_frames=self.num_frames, transform=self.frame_transform, folder_fps=self.folder_fps)
+        return ClipReader(
+            num_frames=self.num_frames,
+            transform=self.frame_transform,
+            folder_fps=self.folder_fps,
+            folder_rates=dict(self.folder_rates),
+        )
 
     def frame_text(self, times_s: Sequence[Sequence[float] | np.ndarray]) -> Tensor | None:
         """int64, V T K: ids of the text before each frame of videos of T frames, filled up with -1.

@@ -1,7 +1,8 @@
 """Chat templates by name: how messages become the text around the visual placeholders.
 
 Messages are transformers': `{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When ...?"}]}`.
-Every video and image of a turn comes first, then its text, as LITA and LLaVA were trained.
+A template writes every video and image of a turn first, then its text, as LITA and LLaVA were trained. Where a turn has
+text and media in another order, `mmllm.preprocessing.chat.in_order` makes one text of them, which any template keeps.
 """
 
 from __future__ import annotations

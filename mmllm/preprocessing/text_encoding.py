@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mmllm.errors import InputError
+from mmllm.preprocessing.foreign_code import within_deadline
+from mmllm.preprocessing.text_options import TextOptions
 from mmllm.times.vocabulary import TimeTokens
 from mmllm.tokens import IGNORED
 
@@ -38,17 +41,34 @@ class TextEncoding:
     placeholder_ids: Mapping[str, int]
     """Word -> id of each placeholder."""
 
-    def encode(self, text: str, spoken_ranges: Sequence[tuple[int, int]] = ()) -> Encoded:
+    def encode(
+        self, text: str, spoken_ranges: Sequence[tuple[int, int]] = (), add_special_tokens: bool | None = None
+    ) -> Encoded:
         """Ids of a text; labels where it lies in one of the character ranges `spoken_ranges`.
 
         Placeholders and time tokens are split off first, and the text between them is encoded piece by piece, unless
         the tokenizer is given the whole text.
+
+        Args:
+            text: with placeholders.
+            spoken_ranges: what the assistant says.
+            add_special_tokens: whether the tokenizer adds its first tokens. None: to a whole text that does not begin
+                with them. A text that is encoded piece by piece holds them itself.
+
+        Raises:
+            InputError: if special tokens are to be added piece by piece.
         """
         if self.whole_text:
             begun = text.startswith(self.tokenizer.bos_token or "\0")
-            out = self.tokenizer(text, add_special_tokens=not begun, return_offsets_mapping=True)
+            adds = not begun if add_special_tokens is None else add_special_tokens
+            out = self._tokenized(text, add_special_tokens=adds, return_offsets_mapping=True)
             return _labelled(
                 out["input_ids"], [max(end - 1, begin) for begin, end in out["offset_mapping"]], spoken_ranges
+            )
+        if add_special_tokens:
+            raise InputError(
+                "add_special_tokens=True cannot be honoured: this processor encodes text piece by piece, and the chat "
+                "template writes the special tokens"
             )
         ids: list[int] = []
         starts: list[int] = []
@@ -58,11 +78,19 @@ class TextEncoding:
                 ids.append(token)
                 starts.append(start)
                 continue
-            out = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+            out = self._tokenized(piece, add_special_tokens=False, return_offsets_mapping=True)
             ids += out["input_ids"]
             # an offset may begin at the space before a word, so the place of its last character is taken
             starts += [start + max(end - 1, begin) for begin, end in out["offset_mapping"]]
         return _labelled(ids, starts, spoken_ranges)
+
+    def _tokenized(self, text: str, **options: Any) -> Any:
+        """What the tokenizer makes of a text.
+
+        Raises:
+            InputError: if it takes too long, or fails inside.
+        """
+        return within_deadline(lambda: self.tokenizer(text, **options))
 
     @property
     def _single(self) -> dict[str, int]:
@@ -87,16 +115,17 @@ class TextEncoding:
             if piece:
                 yield start, piece
 
-    def collate(self, encoded: Sequence[Encoded], with_labels: bool = False) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and, if asked for, `labels`, padded on the right to B L."""
-        pad = torch.nn.utils.rnn.pad_sequence
-        fill = self.tokenizer.pad_token_id or 0
-        batch = {
-            "input_ids": pad([text.input_ids for text in encoded], batch_first=True, padding_value=fill),
-            "attention_mask": pad([torch.ones_like(text.input_ids) for text in encoded], batch_first=True),
-        }
+    def collate(
+        self, encoded: Sequence[Encoded], with_labels: bool = False, options: TextOptions | None = None
+    ) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and, if asked for, `labels`, padded to B L; on the right without options."""
+        options = options or TextOptions()
+        ids = [options.shortened(text.input_ids) for text in encoded]
+        batch = {"input_ids": options.padded(ids, self.tokenizer.pad_token_id or 0)}
+        if options.return_attention_mask:
+            batch["attention_mask"] = options.padded([torch.ones_like(row) for row in ids], 0)
         if with_labels:
-            batch["labels"] = pad([text.labels for text in encoded], batch_first=True, padding_value=IGNORED)
+            batch["labels"] = options.padded([options.shortened(text.labels) for text in encoded], IGNORED)
         return batch
 
     def decode_text(self, token_ids: Any) -> str:

@@ -146,7 +146,7 @@ class Thresholds(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Thresholds of the redundancy score and of the spatial score, B 1 each, from pooled scores B 2 S."""
-        hidden = self.proj(pooled.flatten(1).to(self.head_r.weight.dtype))
+        hidden = self.proj(pooled.flatten(1).to(self.head_r.bias.dtype))
         # The output is scaled, not the gradient: Adam's steps do not depend on the scale of a gradient.
         logits = (self.head_r(hidden) * self.pace, self.head_s(hidden) * self.pace)
         return logits[0].sigmoid().float(), logits[1].sigmoid().float()

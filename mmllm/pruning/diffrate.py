@@ -18,6 +18,7 @@ from torch import Tensor
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
 from mmllm.interfaces import EncoderStage
+from mmllm.modeling.offloaded import in_memory
 from mmllm.pruning.diffrate_learning import LearnedDiffRate
 from mmllm.pruning.diffrate_schedule import CompressionSchedule, even_schedule, flops
 from mmllm.pruning.token_merging import LiveTokens, attend, compress, in_raster_order
@@ -103,11 +104,11 @@ class DiffRateReducer(EncoderStage):
             return even_schedule(tokens, blocks, self.config.keep + 1)
         if self.config.target is not None and self.rates is None:
             raise ConfigError("diffrate:target=... learns its schedule in training, and this model has not learned one")
-        schedule = (
-            self.rates.schedule()
-            if self.rates
-            else CompressionSchedule(prune=self.config.prune, merge=self.config.merge)
-        )
+        if self.rates is None:
+            schedule = CompressionSchedule(prune=self.config.prune, merge=self.config.merge)
+        else:
+            with in_memory(self.rates):
+                schedule = self.rates.schedule()
         if len(schedule) != blocks:
             raise ConfigError(f"the schedule is for {len(schedule)} blocks, the encoder runs {blocks}")
         schedule.live(tokens)

@@ -16,14 +16,16 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import Encoder, EncoderStage, TokenReducer
 from mmllm.tokens import VisualTokens
 
+_LAYOUTS = {"grid": "patches on a grid", "line": "ordered 1D tokens"}
 
-def reducers_for(offers: Collection[str]) -> list[str]:
-    """The reducers, with their setting, that work on an encoder that gives these kinds of scores."""
+
+def reducers_for(offers: Collection[str], layout: str) -> list[str]:
+    """The reducers, with their setting, that work on an encoder that gives these kinds of scores on this layout."""
     names = []
     for name, part in registry.parts("reducer").items():
         reducer: type[TokenReducer] = part.cls
         choices = reducer.score_choices
-        if issubclass(reducer, EncoderStage):
+        if issubclass(reducer, EncoderStage) or reducer.layout not in (None, layout):
             continue
         if not choices:
             names.append(name)
@@ -37,19 +39,24 @@ def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
     Raises:
         ConfigError: naming what is missing, and the reducers that work on this encoder.
     """
+    layout = "line" if encoder.grid is None else "grid"
+    advice = f"with this encoder use {', '.join(reducers_for(encoder.score_names, layout))}"
     if isinstance(reducer, EncoderStage) and not encoder.runs_encoder_stage:
         raise ConfigError(
             f"reducer {reducer.registered_name!r} works inside the blocks of a transformer with a class token, and "
-            f"encoder {encoder.registered_name!r} is none; "
-            f"with this encoder use {', '.join(reducers_for(encoder.score_names))}"
+            f"encoder {encoder.registered_name!r} is none; {advice}"
+        )
+    if reducer.layout not in (None, layout):
+        raise ConfigError(
+            f"reducer {reducer.registered_name!r} needs {_LAYOUTS[str(reducer.layout)]}, and encoder "
+            f"{encoder.registered_name!r} gives {_LAYOUTS[layout]}; {advice}"
         )
     missing = [name for name in reducer.scores_needed if name.partition("@")[0] not in encoder.score_names]
     if missing:
         offers = ", ".join(sorted(encoder.score_names)) or "no scores"
         raise ConfigError(
             f"reducer {reducer.registered_name!r} ranks tokens by {missing[0]!r}, which encoder "
-            f"{encoder.registered_name!r} cannot give (it has {offers}); "
-            f"with this encoder use {', '.join(reducers_for(encoder.score_names))}"
+            f"{encoder.registered_name!r} cannot give (it has {offers}); {advice}"
         )
 
 
@@ -62,8 +69,9 @@ def score_of(tokens: VisualTokens, name: str, reducer: str) -> Tensor:
     if name not in tokens.scores:
         carried = ", ".join(sorted(tokens.scores)) or "none"
         kinds = {carried_name.partition("@")[0] for carried_name in tokens.scores}
+        usable = reducers_for(kinds, "line" if tokens.grid is None else "grid")
         raise InputError(
             f"{reducer} ranks tokens by the score {name!r}; these tokens carry {carried}. "
-            f"Ask the encoder for it, or use {', '.join(reducers_for(kinds))}"
+            f"Ask the encoder for it, or use {', '.join(usable)}"
         )
     return tokens.scores[name]

@@ -35,6 +35,8 @@ class PoolConfig:
 class PoolReducer(TokenReducer):
     """Squares of patches become one token of a smaller grid, in videos; images in tiles stay whole."""
 
+    layout = "grid"
+
     def __init__(self, config: PoolConfig) -> None:
         super().__init__()
         self.config = config

@@ -46,6 +46,8 @@ class VideoBudgetConfig(Budget):
 class VideoBudgetReducer(TokenReducer):
     """Ours: one budget for the whole video; frames that show more that is new get more of it."""
 
+    layout = "grid"
+
     def __init__(self, config: VideoBudgetConfig) -> None:
         super().__init__()
         self.config = config

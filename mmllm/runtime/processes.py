@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -60,3 +65,44 @@ def main_first() -> Iterator[None]:
 def share(items: Sequence[Item]) -> list[Item]:
     """The items on which this process works. Every item belongs to exactly one process."""
     return list(items[rank() :: count()])
+
+
+def end_with_parent() -> None:
+    """Called in a child process: it is killed when its parent dies, whatever it is doing.
+
+    Linux does that itself. It counts the thread that started the child as the parent. Elsewhere a thread looks for the
+    parent twice a second.
+    """
+    parent = os.getppid()
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # the parent died before the call
+            os._exit(1)
+        return
+
+    started_by = multiprocessing.parent_process()  # Windows keeps the number of a parent that has died
+
+    def watch() -> None:
+        if started_by is not None:
+            started_by.join()
+        while os.getppid() == parent and started_by is None:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="mmllm-parent").start()
+
+
+def limit_memory(more_bytes: int) -> None:
+    """Called in a child process: from now on it gets at most `more_bytes` of memory. Linux only; others have no limit.
+
+    A request for more then fails with a MemoryError, or ends this process.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import resource
+
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + more_bytes, mapped + more_bytes))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmllm.errors import ConfigError
-from mmllm.fields import closest, require
+from mmllm.fields import LARGEST, closest, require
 from mmllm.synthetic.questions import ACTION_FAMILIES, FAMILIES, SPATIAL_FAMILIES, ClipQuestion, ask
 from mmllm.synthetic.world import World
 from mmllm.synthetic.world_sampling import WORLDS, sample_world
@@ -40,6 +40,7 @@ class SyntheticConfig:
     """Quality of the H.264 encoding: 0 is lossless, 51 the worst."""
 
     def __post_init__(self) -> None:
+        require(abs(self.seed) < LARGEST, self, "seed", "between -2 ** 63 and 2 ** 63")
         for field in ("train_videos", "val_videos"):
             require(0 <= getattr(self, field) <= 10_000_000, self, field, "between 0 and 10 million clips")
         require(self.world in WORLDS, self, "world", f"one of {', '.join(WORLDS)}")

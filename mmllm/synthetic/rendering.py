@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +25,8 @@ import numpy as np
 
 from mmllm.errors import InputError, MmllmError
 from mmllm.fields import to_mapping
+from mmllm.runtime import processes
+from mmllm.runtime.files import make_folder, replacing, write_json
 from mmllm.runtime.progress import Progress
 from mmllm.synthetic.clips import Split, SyntheticConfig, clip, video_id
 from mmllm.synthetic.drawing import draw_pieces
@@ -63,7 +64,7 @@ def render(root: Path, config: SyntheticConfig, *, workers: int | None = None, p
         raise InputError(f"workers = {workers}: must be at least 1")
     root = Path(root)
     _claim(root, config)
-    (root / "videos").mkdir(exist_ok=True)
+    make_folder(root / "videos")
     if finished(root, config):
         return
     jobs: list[_Job] = [("train", i) for i in range(config.train_videos)]
@@ -74,7 +75,7 @@ def render(root: Path, config: SyntheticConfig, *, workers: int | None = None, p
             entries.update(new_entries)
             bar.advance(len(new_entries))
     _annotate(root, [(split, index, entries[split, index]) for split, index in jobs], config)
-    for unfinished_file in (root / "videos").glob(".*.part"):
+    for unfinished_file in (root / "videos").glob(".*.part*"):
         unfinished_file.unlink(missing_ok=True)
 
 
@@ -131,8 +132,8 @@ def _claim(root: Path, config: SyntheticConfig) -> None:
     existing_names = [name for name in ("train.json", "val.json", "videos") if (root / name).exists()]
     if existing_names:
         raise InputError(f"{root} has {', '.join(existing_names)} but no synthetic.json: choose another folder")
-    root.mkdir(parents=True, exist_ok=True)
-    _write(config_file, requested)
+    make_folder(root)
+    write_json(config_file, requested, indent=1)
 
 
 def _rendered(
@@ -146,7 +147,7 @@ def _rendered(
             yield _render_clips(root, config, task)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=processes.end_with_parent)
     try:
         for future in as_completed([pool.submit(_render_clips, root, config, task) for task in tasks]):
             yield future.result()
@@ -159,18 +160,6 @@ def _rendered(
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Called in a worker process: it then ends when its parent is killed."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _render_clips(root: Path, config: SyntheticConfig, jobs: Sequence[_Job]) -> dict[_Job, dict[str, Any]]:
     """Renders some clips, unless their files exist, and returns the annotations of each."""
     entries = {}
@@ -179,9 +168,8 @@ def _render_clips(root: Path, config: SyntheticConfig, jobs: Sequence[_Job]) -> 
         name = f"v_{video_id(config, split, index)}.mp4"
         path = root / "videos" / name
         if not path.exists():
-            part = path.with_name(f".{name}.{os.getpid()}.part")
-            encode(draw_pieces(world, config.size), config.size, config.fps, part, crf=config.crf)
-            part.replace(path)
+            with replacing(path) as part:
+                encode(draw_pieces(world, config.size), config.size, config.fps, part, crf=config.crf)
         pairs = [{"q": question.question, "a": question.answer, "family": question.family} for question in questions]
         entries[split, index] = {"duration": world.duration_s, "QA": pairs}
     return entries
@@ -205,13 +193,6 @@ def _annotate(root: Path, entries: Sequence[tuple[Split, int, dict[str, Any]]], 
                 "family": pair["family"],
             })  # fmt: skip
     if config.train_videos:
-        _write(root / "train.json", train)
+        write_json(root / "train.json", train, indent=1)
     if config.val_videos:
-        _write(root / "val.json", val)
-
-
-def _write(path: Path, content: Any) -> None:
-    """Writes JSON to another name first and then renames."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+        write_json(root / "val.json", val, indent=1)

@@ -46,7 +46,8 @@ class Answer:
     text: str
     """The sentence, without the two stamps of the first span."""
     spans: tuple[Span, ...]
-    """First the span that the published protocol scores, then further ones; see `parse_answer`."""
+    """First the span that the published protocol scores, then further ones; see `parse_answer`. Empty without
+    a video."""
     raw: str
     """The whole answer, unchanged."""
     fallback: bool

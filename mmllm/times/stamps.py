@@ -42,7 +42,7 @@ def checked_duration(duration_s: float | None) -> float:
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
-        raise InputError(f"a duration must be a positive number of seconds, not {duration_s!r}")
+        raise InputError(f"a duration must be a positive number of seconds, not {duration_s!r:.80}")
     return seconds
 
 

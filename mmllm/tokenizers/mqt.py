@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -58,7 +59,7 @@ class MqtResampler(VisualTokenizer):
         positions = sincos_positions(math.isqrt(config.queries), in_width)
         self.pos_embed = nn.Parameter(positions.half().float(), requires_grad=False)  # published rounded
         self.query = nn.Parameter(nn.init.trunc_normal_(torch.empty(config.queries, in_width), std=0.02))
-        self.attn = nn.MultiheadAttention(in_width, config.heads, batch_first=True)
+        self.attn = QueryAttention(in_width, config.heads, batch_first=True)
         self.ln_q, self.ln_k, self.ln_v = (nn.LayerNorm(in_width, eps=1e-6) for _ in range(3))
         self.proj = nn.Parameter(torch.randn(in_width, out_width) * out_width**-0.5)
 
@@ -84,7 +85,7 @@ class MqtResampler(VisualTokenizer):
             repeat(queries, "m c -> f m c", f=b * t).to(features.dtype),
             self.ln_k(keys + features if self.config.content_keys else keys),
             self.ln_v(features),
-            key_padding_mask=ignored if bool(ignored.any()) else None,
+            key_padding_mask=ignored if torch.compiler.is_exporting() or bool(ignored.any()) else None,
             need_weights=False,
         )
         out = (mixed @ self.proj).unflatten(0, (b, t))  # B T M D
@@ -111,6 +112,35 @@ class MqtResampler(VisualTokenizer):
         square = rearrange(self.pos_embed.float(), "(h w) c -> 1 c h w", h=side)
         resized = nn.functional.interpolate(square, size=grid, mode="bicubic", align_corners=False)
         return rearrange(resized, "1 c h w -> (h w) c").to(self.pos_embed.dtype)
+
+
+class QueryAttention(nn.MultiheadAttention):
+    """torch's attention, which calls its output projection. torch reads only the projection's weight, so that an
+    adapter or a quantised layer in its place would be passed over."""
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """F M C of queries F M C, keys and values F N C; with `need_weights` as in torch, with the weights.
+
+        `key_padding_mask` is bool, F N, True at keys that are not seen.
+        """
+        if need_weights:
+            return super().forward(query, key, value, key_padding_mask, need_weights, **options)
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        queries, keys, values = (
+            rearrange(nn.functional.linear(part, weight, bias), "f n (h d) -> f h n d", h=self.num_heads)
+            for part, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        mask = None if key_padding_mask is None else ~rearrange(key_padding_mask, "f n -> f 1 1 n")
+        mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, mask)
+        return self.out_proj(rearrange(mixed, "f h n d -> f n (h d)")), None
 
 
 def sincos_positions(side: int, width: int) -> Tensor:

@@ -21,12 +21,12 @@ from torch import Tensor
 from mmllm import registry
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
-from mmllm.encoders.tower import load_strictly
 from mmllm.errors import CheckpointError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import checked_source
 from mmllm.modalities.border import placeholders
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.modeling.tower import load_strictly
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.stages import stages_of
@@ -156,8 +156,8 @@ def _pretrained(name: str) -> tuple[Any, Any]:
 
     name = checked_source(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"cannot load the LLM {name}: {problem}") from None
     if tokenizer.pad_token_id is None:

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from mmllm.errors import MmllmError
+from mmllm.runtime.files import append_text, write_text
 from mmllm.runtime.progress import Progress
 from mmllm.train.metrics import read_metrics
 
@@ -107,10 +108,9 @@ class MetricsFile(TrainerCallback):
         """Removes the lines of steps after the current one: they will be repeated."""
         if state.is_world_process_zero:
             lines = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Adds a line."""
         if state.is_world_process_zero and logs:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            append_text(self.path, json.dumps({"step": state.global_step, **logs}) + "\n")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmllm.datasets.folder_rates import folder_rates
 from mmllm.datasets.mixture import Mixture, MixtureConfig, annotation_files, lita_mixture
 from mmllm.datasets.records import Question
 from mmllm.datasets.rtl import read_rtl
@@ -24,6 +25,7 @@ from mmllm.errors import InputError
 from mmllm.preprocessing.clip_reader import unreadable
 from mmllm.preprocessing.templates import named_system_prompt
 from mmllm.runtime import processes
+from mmllm.runtime.files import write_text
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.rendering import render
 from mmllm.train.features import FeatureCache
@@ -110,6 +112,8 @@ class RunData:
         """
         mixed = isinstance(self.items, Mixture)
         videos: Sequence[Path] = self.items.videos if mixed else [item.video for item in self.items if item.video]  # type: ignore[union-attr]
+        rates = self.items.folder_rates if isinstance(self.items, Mixture) else folder_rates(self.items)
+        run.processor.folder_rates = rates
         if keep_features:
             cache = FeatureCache(run.folder / "features", run.model, run.processor)
             self.set_aside |= cache.fill_together(videos, run.workers)
@@ -123,7 +127,7 @@ class RunData:
         """Lists the videos that were set aside, in the log and in a file; does nothing if there are none."""
         if self.set_aside:
             lines = [f"{video}: {problem}" for video, problem in self.set_aside.items()]
-            file.write_text("".join(f"{line}\n" for line in lines))
+            write_text(file, "".join(f"{line}\n" for line in lines))
             log.warning("%d videos could not be read and were set aside:\n  %s", len(lines), "\n  ".join(lines))
 
 
@@ -160,7 +164,7 @@ def read_data(config: DataConfig, output: Path, *, rows: int, seed: int, workers
         items = lita_mixture(Path(config.root), mixture, output / "tables")
         left_out = items.left_out
     if left_out and processes.is_main():
-        (output / "left_out.txt").write_text("".join(f"{line}\n" for line in left_out))
+        write_text(output / "left_out.txt", "".join(f"{line}\n" for line in left_out))
         log.warning("%d annotation rows are left out; see %s for the reasons", len(left_out), output / "left_out.txt")
     return RunData(items, seed)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.encoders.timm_blocks import run_inside
-from mmllm.encoders.tower import load_strictly
 from mmllm.errors import ConfigError
+from mmllm.modeling.tower import load_strictly
 from mmllm.pruning.diffrate import DiffRateConfig, DiffRateReducer
 from mmllm.pruning.diffrate_learning import LearnedDiffRate, MaskedTokens
 from mmllm.pruning.diffrate_schedule import CompressionSchedule, flops

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.processor import MmllmProcessor
 from mmllm.runtime import processes
+from mmllm.runtime.files import make_folder, replacing
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.runtime.progress import Progress
 from mmllm.video.quarantine import Failure, Quarantine
@@ -52,7 +52,7 @@ class FeatureCache:
         return hashlib.sha256(json.dumps({**settings, "weights": weights}, sort_keys=True).encode()).hexdigest()[:16]
 
     def path(self, video: Path) -> Path:
-        """Returns the file for a video's features. It changes when the video's path, size or modification time changes.
+        """Returns the file for a video's features. It changes with the video's path, size, modification time and rate.
 
         Raises:
             InputError: if the video cannot be accessed.
@@ -62,11 +62,13 @@ class FeatureCache:
         except OSError as problem:
             raise InputError(f"{video}: {problem.strerror}") from None
         identity = f"{video.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if (rate := self.processor.folder_rates.get(str(video))) is not None:
+            identity += f"|{rate}"
         return self.folder / f"{video.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.safetensors"
 
     def fill(self, videos: Iterable[Path], workers: int = 2, batch: int = 4) -> dict[Path, str]:
         """Computes missing features, decoding in worker processes; returns each video that failed -> the reason."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         missing = []
         failed: dict[Path, str] = {}
         for video in dict.fromkeys(videos):
@@ -95,7 +97,7 @@ class FeatureCache:
     def _encode(self, clips: Sequence[tuple[Path, Any]]) -> None:
         """Encodes some clips as one batch and writes one file for each video."""
         inputs = VideoInputs.stack([clip_inputs(self.processor, clip) for _, clip in clips])
-        tokens = video_tokens(self.model, inputs.to(self.model.device))
+        tokens = video_tokens(self.model, inputs.to(self.model.input_device))
         for i, (video, clip) in enumerate(clips):
             frames = len(clip)
             tensors = {f"score:{name}": score[i, :frames].float().cpu() for name, score in tokens.scores.items()}
@@ -103,11 +105,10 @@ class FeatureCache:
             tensors["times_s"] = torch.from_numpy(clip.times_s).float()
             tensors["duration_s"] = torch.tensor(clip.duration_s, dtype=torch.float64)
             target = self.path(video)
-            partial = target.with_suffix(f".{os.getpid()}.part")
             # two scores may be the same tensor, but safetensors refuses shared memory: copy each one
             copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-            save_file(copies, partial)
-            os.replace(partial, target)
+            with replacing(target) as partial:
+                save_file(copies, partial)
 
     def fill_together(self, videos: Sequence[Path], workers: int = 2) -> dict[Path, str]:
         """Does the work of `fill` with all processes of the run, each for a part of the videos; all return the same."""

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmllm.datasets.folder_rates import folder_rates
 from mmllm.datasets.records import Dialogue
 from mmllm.errors import require_extra
-from mmllm.fields import require, to_mapping
+from mmllm.fields import require, require_seed, to_mapping
 from mmllm.inference.answering import VideoQA
 from mmllm.runtime import processes
+from mmllm.runtime.files import make_folder
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.train.own_dialogues import OwnDialogues, checked_dialogues
 from mmllm.train.record import claim, digest
@@ -58,6 +60,7 @@ class FinetuneConfig:
     training: FinetuneTraining = field(default_factory=FinetuneTraining)
 
     def __post_init__(self) -> None:
+        require_seed(self.seed, "FinetuneConfig.seed")
         rank = self.training.lora_rank
         require(rank > 0 or not self.adapter_only, self, "adapter_only", f"False with lora_rank = {rank}")
 
@@ -72,6 +75,7 @@ def finetune(
     force: bool = False,
     report_to: Sequence[str] = (),
     workers: int = 2,
+    fps: float | None = None,
 ) -> Path:
     """Fine-tunes a model. A stopped run with the same settings and data is resumed.
 
@@ -84,6 +88,7 @@ def finetune(
         force: continue although settings or data have changed.
         report_to: trackers of transformers.
         workers: number of processes that decode.
+        fps: images a second of folders of frames, for rows that have no `fps`; by default the model's own, 5.
 
     Returns:
         The folder of the model, or of the adapters.
@@ -93,14 +98,15 @@ def finetune(
         ConfigError: if the folder has a run with other settings or other data; the message lists the differences.
     """
     require_extra("train", "fine-tuning")
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     processes.wait()
     with locked(output):
         # step 1: check data and settings, and compare them with an earlier run in this folder
-        dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad)
+        dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad, fps=fps)
         base = Path(config.model)
         source = str(base.resolve()) if base.is_dir() else config.model  # adapters store the path of their base model
         qa = VideoQA.from_pretrained(source)
+        qa.processor.folder_rates = folder_rates(dialogues)
         record = {
             **to_mapping(config),
             "processes": processes.count(),
@@ -136,7 +142,9 @@ def _digest(dialogue: Dialogue) -> str:
     """Returns a digest of all text and times of a dialogue, and of the kinds, names and sizes of its media."""
     media = [f"{item.kind} {item.path.name} {_size(item.path)}" for item in dialogue.media]
     turns = [f"{turn.role} {turn.stamped}" for turn in dialogue.turns]
-    return digest("\n".join([*media, *turns, str(dialogue.duration_s)]))
+    places = [str(turn.places) for turn in dialogue.turns if turn.places]
+    rate = [] if dialogue.fps is None else [f"fps {dialogue.fps:g}"]
+    return digest("\n".join([*media, *turns, *places, str(dialogue.duration_s), *rate]))
 
 
 def _size(path: Path) -> int:

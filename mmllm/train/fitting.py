@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,25 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from mmllm.errors import ConfigError, MmllmError, is_out_of_memory
 from mmllm.runtime import processes
+from mmllm.runtime.files import make_folder
 from mmllm.train.callbacks import MetricsFile, ShowProgress, SkipBadSteps, UpdateModuleProgress
 from mmllm.train.optimizers import muon
 from mmllm.train.packing import NAMES
 from mmllm.train.schedule import TrainingSchedule
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _WorkerStart:
+    """What a process that prepares rows does first: it ties its life to its parent's, then what the Trainer wants."""
+
+    before: Callable[[int], None] | None
+
+    def __call__(self, number: int) -> None:
+        processes.end_with_parent()
+        if self.before is not None:
+            self.before(number)
 
 
 class InOrder(Trainer):
@@ -33,6 +47,13 @@ class InOrder(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def get_train_dataloader(self) -> Any:
+        """The batches; the processes that prepare them end with this one."""
+        loader = super().get_train_dataloader()
+        if loader.num_workers:
+            loader.worker_init_fn = _WorkerStart(loader.worker_init_fn)
+        return loader
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any) -> Tensor:
         """Runs one batch forward and backward and returns its loss."""
@@ -118,7 +139,7 @@ def fit(
         ConfigError: if Muon is requested and weights are spread over processes.
         MmllmError: if memory runs out, a checkpoint cannot be saved, or too many gradients are not finite.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     # step 1: make a Trainer with our order of rows, our callbacks and, if requested, Muon
     if training.gradient_checkpointing:
         # newer versions of transformers have the first name

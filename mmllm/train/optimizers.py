@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmllm.tokenizers.projectors import LinearProjector
 from mmllm.train.schedule import TrainingSchedule
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -106,7 +107,7 @@ def muon(model: nn.Module, training: TrainingSchedule, heads: Collection[str] = 
     matrices = {
         id(module.weight)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith(tuple(heads))
+        if isinstance(module, nn.Linear | nn.Conv2d | LinearProjector) and not name.startswith(tuple(heads))
     } - embedded
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [

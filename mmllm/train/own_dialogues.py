@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmllm.datasets.check import check_annotations
-from mmllm.datasets.formats import dialogues_of, read_annotations
+from mmllm.datasets.check import inspect
+from mmllm.datasets.folder_rates import with_rate
+from mmllm.datasets.formats import dialogues_of
 from mmllm.datasets.records import Dialogue
 from mmllm.errors import InputError
 from mmllm.train.data import writer_of
@@ -87,27 +88,44 @@ class OwnDialogues:
         return usable
 
 
-def checked_dialogues(annotations: Path, media: Path | None, *, skip_bad: bool) -> list[Dialogue]:
+def checked_dialogues(
+    annotations: Path, media: Path | None, *, skip_bad: bool, fps: float | None = None
+) -> list[Dialogue]:
     """Returns the dialogues of a file after checking all rows, media and times.
+
+    Args:
+        annotations: the file.
+        media: the folder that paths are relative to.
+        skip_bad: leave out bad dialogues; otherwise they are errors.
+        fps: images a second of folders of frames, for rows that have no `fps`.
 
     Raises:
         InputError: if a row or a medium is bad and `skip_bad` is False, or if no dialogue remains.
     """
-    report = check_annotations(annotations, media, policy="skip")
-    _report(report["problems"], annotations, skip_bad)
-    rows = read_annotations(annotations, media, policy="skip")
-    dialogues = dialogues_of(rows).items
-    if not dialogues:
-        raise InputError(f"{annotations}: it has no dialogue for training")
-    return dialogues
+    inspection = inspect(annotations, media, fps=fps)
+    refused = inspection.summary["refused"]
+    _report(refused, annotations, skip_bad)
+    notes = [problem for problem in inspection.summary["problems"] if problem not in refused]
+    if notes or inspection.summary["notes"]:
+        log.warning("%s: %s", annotations, _listed([*notes, *inspection.summary["notes"]]))
+    rows = dialogues_of(inspection.usable)
+    if not rows.items:
+        reason = f": {rows.bad[0]}" if rows.bad else ""
+        raise InputError(f"{annotations}: it has no dialogue for training{reason}")
+    return with_rate(rows.items, fps)
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """The first problems, and how many more there are."""
+    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+    return "; ".join(problems[:MAX_LISTED]) + more
 
 
 def _report(problems: Sequence[str], annotations: Path, skip_bad: bool) -> None:
     """Raises an InputError with the first problems, or warns of them if bad dialogues are skipped."""
     if not problems:
         return
-    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-    listed = "; ".join(problems[:MAX_LISTED]) + more
+    listed = _listed(problems)
     if not skip_bad:
         raise InputError(f"{annotations}: {listed}. Correct them (mmllm check lists all), or skip them with --skip-bad")
     log.warning("%s: these are left out: %s", annotations, listed)

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from mmllm import registry
 from mmllm.errors import ConfigError
-from mmllm.fields import closest, decode, merged, require, to_mapping
+from mmllm.fields import closest, decode, merged, require, require_seed, to_mapping
 from mmllm.interfaces import LlmStage
 from mmllm.train.data import DataConfig
 from mmllm.train.model_config import ModelConfig
@@ -33,6 +33,7 @@ class Recipe:
     """Configurations of the stages, in order, such as `(FrameEncoderTraining(), LanguageTraining())`."""
 
     def __post_init__(self) -> None:
+        require_seed(self.seed, "Recipe.seed")
         require(bool(self.stages), self, "stages", f"at least one of: {', '.join(registry.parts(KIND))}")
         require(len(set(self.names)) == len(self.stages), self, "stages", "a list with each stage at most once")
         for reducer in self.model.reducers:

@@ -11,10 +11,13 @@ from typing import Any
 
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.runtime import processes
+from mmllm.runtime.files import read_json, write_json
 from mmllm.train.schedule import TrainingSchedule
 
 MAX_LISTED = 8
 """At most so many differences are listed in a message; the others are counted."""
+
+REMEDY = "choose another --output, or --force if it is the same run"
 
 
 def claim(
@@ -36,7 +39,7 @@ def claim(
         ConfigError: if something has changed; the message has the values before and now.
     """
     if path.exists() and not force:
-        changed = differences(read(json.loads(path.read_text())), current)
+        changed = differences(read(read_json(path, REMEDY)), current)
         if changed:
             more = f"; and {len(changed) - MAX_LISTED} more" if len(changed) > MAX_LISTED else ""
             raise ConfigError(
@@ -45,9 +48,7 @@ def claim(
             )
     processes.wait()  # until all processes have compared
     if processes.is_main():
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(current, indent=2) + "\n")
-        part.replace(path)
+        write_json(path, current)
 
 
 @contextmanager

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from mmllm import registry
 from mmllm.errors import MmllmError, require_extra
 from mmllm.runtime import processes
+from mmllm.runtime.files import cannot_write, flush_files, make_folder
 from mmllm.train.building import build_model
 from mmllm.train.data import read_data
 from mmllm.train.recipe import KIND, Recipe, normalised
@@ -52,7 +55,7 @@ def train(
         InputError: if there is nothing to train on.
     """
     require_extra("train", "training")
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     processes.wait()
     record = output / "recipe.json"
     with locked(output):
@@ -113,9 +116,14 @@ def metrics_files(recipe: Recipe, output: Path) -> dict[str, Path]:
 def save_whole(model: Any, processor: Any, folder: Path) -> None:
     """Saves model and processor. The folder gets its final name at the end, so `folder` is never incomplete."""
     partial = folder.with_name(folder.name + ".part")
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    partial.rename(folder)
+    try:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        flush_files(partial)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as problem:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise cannot_write(folder, problem) from None
 
 
 @contextlib.contextmanager
@@ -131,6 +139,8 @@ def locked(output: Path) -> Iterator[None]:
     lock = FileLock(output / ".lock")
     try:
         lock.acquire(timeout=0)
+    except OSError as problem:
+        raise cannot_write(output / ".lock", problem) from None
     except Timeout:
         raise MmllmError(f"another process is training in {output}") from None
     try:

@@ -14,6 +14,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from mmllm.runtime import processes
+from mmllm.runtime.files import replacing
 from mmllm.train.freezing import thawed_afterwards
 from mmllm.train.stage import TrainingRun, TrainingStage
 
@@ -67,9 +68,8 @@ def run_stages(stages: Sequence[TrainingStage], run: TrainingRun) -> Any:
 
 def _save(part: nn.Module, file: Path) -> None:
     """Saves the weights. The file gets its final name at the end, so `file` is never incomplete."""
-    partial = file.with_suffix(".part")
-    save_model(part, str(partial))
-    partial.rename(file)
+    with replacing(file) as partial:
+        save_model(part, str(partial))
 
 
 def is_spread(model: nn.Module) -> bool:

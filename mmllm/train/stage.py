@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 from torch.utils.data import Dataset
 
+from mmllm.errors import ConfigError
 from mmllm.interfaces import Part
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.train.schedule import RowTraining
@@ -57,8 +58,10 @@ class TrainingRun:
     """The model's processor."""
     build: Callable[[], Any]
     """Builds the model again, as it was before the first stage."""
-    source: RowSource
-    """Gives the training rows."""
+    source: RowSource | None = None
+    """Gives the training rows; None in a run that trains on pictures alone."""
+    pictures: Callable[[int], Dataset[Any]] | None = None
+    """Gives so many pictures in training order; None in a run without."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """Settings of rendered scenes, for a stage that renders its own data."""
     seed: int = 0
@@ -67,6 +70,26 @@ class TrainingRun:
     """Trackers of transformers, such as `tensorboard`."""
     workers: int = 2
     """Number of processes that render and decode."""
+
+    def rows(self, training: RowTraining, *, keep_features: bool) -> Rows:
+        """The rows of a training; see `RowSource.rows`.
+
+        Raises:
+            ConfigError: if the run has no rows.
+        """
+        if self.source is None:
+            raise ConfigError("this run has pictures and no questions: train on questions with `mmllm train`")
+        return self.source.rows(self, training, keep_features=keep_features)
+
+    def numbered_pictures(self, count: int) -> Dataset[Any]:
+        """`count` pictures in training order.
+
+        Raises:
+            ConfigError: if the run has no pictures.
+        """
+        if self.pictures is None:
+            raise ConfigError("this run has no pictures: train on pictures with `mmllm train-tokenizer`")
+        return self.pictures(count)
 
 
 class TrainingStage(Part):

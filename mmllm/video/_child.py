@@ -17,7 +17,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, cast
 
+from mmllm.runtime.processes import end_with_parent
 from mmllm.video.errors import VideoDecodeError, VideoTimeout
+
+__all__ = ["Child", "end_with_parent"]
 
 _MAX_LINE_BYTES = 1 << 20
 
@@ -97,7 +100,7 @@ class Child:
         remaining_s = until - time.monotonic()
         if remaining_s <= 0 or not self._selector.select(remaining_s):
             self.kill()
-            raise VideoTimeout(f"{self._name}: killed, because it took too long (raise VideoLimits.child_s)")
+            raise VideoTimeout(f"{self._name}: killed, because it took too long", in_python="raise VideoLimits.child_s")
         block = self._output.read(1 << 20)
         if not block:
             raise self._ended()
@@ -110,21 +113,6 @@ class Child:
 
     def _not_an_answer(self) -> VideoDecodeError:
         return VideoDecodeError(f"{self._name}: the decoder's process sent data that is not an answer")
-
-
-def end_with_parent() -> None:
-    """Called in a child process: the system then kills this process when its parent dies. Linux only.
-
-    On other systems the child ends when it next waits for a request.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # the parent died before the call
-        os._exit(1)
 
 
 def _environment() -> dict[str, str]:

@@ -23,10 +23,16 @@ _STARTS = (
     (b"YUV4MPEG2", "yuv4mpegpipe"),
     (b"ID3", "mp3"),
     (b"fLaC", "flac"),
+    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", "mxf"),
+    (b"nut/multimedia container\0", "nut"),
+    (b"\x1f\x07\x00\x3f", "dv"),
+    (b"\x1f\x07\x00\xbf", "dv"),
 )
+SOUND = ("mp3", "flac", "wav")
+"""Containers of sound alone. They are opened only to list their streams."""
 DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,ogg,asf,mpeg,mpegts,mpegvideo,ivf,yuv4mpegpipe,"
-    "h264,hevc,mp3,flac,wav"
+    "h264,hevc,mp3,flac,wav,mxf,nut,dv"
 )
 """FFmpeg's names of the allowed containers, for its option `format_whitelist`."""
 

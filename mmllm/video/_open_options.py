@@ -19,6 +19,8 @@ class OpenOptions:
     """Whether damage is an error. If not, damaged packets are skipped and counted."""
     tone_map: bool = False
     """Whether HDR pictures are converted to the ordinary range. Without it they look washed out."""
+    deinterlace: bool = True
+    """Whether frames that are marked as interlaced are de-interlaced."""
 
     def __post_init__(self) -> None:
         require(self.stream is None or self.stream >= 0, self, "stream", "the number of a stream, from 0, or None")

@@ -40,6 +40,7 @@ class ChildReader(VideoReader):
         self._backend, self._command, self.limits = backend, command, options.limits
         self._child: Child | None = None
         self._temporary: str | None = None
+        self._changes_checked = False
         self._reference = PyAVReader(media, options)
         try:
             self._reference_info = self._reference.info
@@ -51,13 +52,25 @@ class ChildReader(VideoReader):
         self._reference.close()
 
     def _check(self) -> None:
-        info = self._reference_info
-        if self._backend == "decord" and info.codec in _CODECS_WITHOUT_DECORD:
+        info, backend = self._reference_info, self._backend
+        if backend == "decord" and info.codec in _CODECS_WITHOUT_DECORD:
             raise VideoOpenError(f"{info.source}: decord has no decoder for {info.codec}; use backend='pyav'")
+        if self._reference.clock_repaired:
+            raise VideoOpenError(
+                f"{info.source}: its clock falls back, jumps or repeats itself, and {self._backend} sorts frames "
+                "by it; use backend='pyav'"
+            )
         if info.mirrored:
             raise VideoOpenError(
-                f"{info.source}: its frames must be mirrored, which {self._backend} does not do; use backend='pyav'"
+                f"{info.source}: its frames must be mirrored, which {backend} does not do; use backend='pyav'"
             )
+        if info.deinterlaced:
+            raise VideoOpenError(
+                f"{info.source}: its frames are interlaced, and {backend} does not de-interlace; use backend='pyav', "
+                "or deinterlace=False"
+            )
+        if info.transparent:
+            raise VideoOpenError(f"{info.source}: {backend} drops its transparency; use backend='pyav'")
 
     def _temporary_copy(self, media: MediaFile) -> str:
         """The path of a temporary copy, for a source that is not a file."""
@@ -79,12 +92,12 @@ class ChildReader(VideoReader):
     def decode(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
         if len(indices) == 0:
             return
+        self._check_changes()
         until = time.monotonic() + self.limits.child_s
         child = self._running()
         complete = False
         try:
-            request = {"backend": self._backend, "path": self._path, "stream": self.info.stream, "size": size}
-            child.send({**request, "indices": indices.tolist()})
+            child.send({**self._request(size), "indices": indices.tolist()})
             frame_count = int(self._answer(child, until)[0]["count"])
             if frame_count != len(self.times_s):
                 raise VideoDecodeError(
@@ -97,6 +110,25 @@ class ChildReader(VideoReader):
         finally:
             if not complete:
                 self._end()
+
+    def _check_changes(self) -> None:
+        """Refuses a stream whose key frames change in shape or fields, which neither library heeds. Looks once."""
+        if not self._changes_checked and (change := self._reference.change()):
+            raise VideoDecodeError(f"{self.info.source}: {change}, which {self._backend} ignores; use backend='pyav'")
+        self._changes_checked = True
+
+    def _request(self, size: tuple[int, int] | None) -> dict[str, Any]:
+        """What the child process must know apart from the indices."""
+        info = self._reference_info
+        if size is None and info.pixel_aspect != (1, 1):
+            size = info.height, info.width  # both libraries take pixels for square
+        return {
+            "backend": self._backend,
+            "path": self._path,
+            "stream": info.stream,
+            "size": size,
+            "untagged_hd": info.matrix == "BT.709" and info.matrix_assumed,
+        }
 
     def _picture(self, child: Child, until: float, size: tuple[int, int] | None) -> np.ndarray:
         header, data = self._answer(child, until)

@@ -5,7 +5,6 @@ n frames, H W height width
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,15 @@ from mmllm.errors import InputError
 from mmllm.fields import require
 from mmllm.video._reader import VideoReader
 from mmllm.video._sources import regular_file
-from mmllm.video.errors import LimitExceeded, NoFrames, VideoDecodeError, VideoOpenError
+from mmllm.video.errors import FramesMissing, NoFrames, VideoOpenError
+from mmllm.video.frame_files import frame_files
 from mmllm.video.info import VideoInfo
 from mmllm.video.limits import VideoLimits
+from mmllm.video.names import existing
+from mmllm.video.names import nearest as nearest_name
+from mmllm.video.still_images import load_image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_MOST_SLOTS = 1 << 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,42 +41,48 @@ class FrameFolder:
 
 
 class PictureListReader(VideoReader):
-    """Reads frames at a constant rate from a list of image files or arrays."""
+    """Reads frames at a constant rate from a list of image files or arrays.
 
-    def __init__(self, source: str, pictures: Sequence[Any], fps: float, limits: VideoLimits, backend: str) -> None:
+    Args:
+        source: the name in messages.
+        pictures: paths of images, or arrays uint8 (H W 3).
+        fps: pictures a second.
+        limits: limits of memory and time.
+        backend: the name in `VideoInfo`.
+        slots: the place of each picture, if pictures are missing; by default they are counted.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        pictures: Sequence[Any],
+        fps: float,
+        limits: VideoLimits,
+        backend: str,
+        slots: Sequence[int] | None = None,
+    ) -> None:
         if not (np.isfinite(fps) and fps > 0):
             raise InputError(f"{source}: fps must be a positive number of frames a second, not {fps}")
         if len(pictures) == 0:
             raise NoFrames(f"{source}: it has no frames")
+        slots = range(len(pictures)) if slots is None else slots
         limits.check_frames(source, len(pictures))
-        limits.check_duration(source, len(pictures) / fps)
-        self._source, self._pictures, self._fps, self.limits, self._backend = source, pictures, fps, limits, backend
-        self._times_s = np.arange(len(pictures)) / fps
+        limits.check_duration(source, min(slots[-1] + 1, _MOST_SLOTS) / fps)
+        self._source, self._pictures, self.limits, self._backend = source, pictures, limits, backend
+        self._times_s, self._duration_s = np.array(slots, dtype=np.float64) / fps, (slots[-1] + 1) / fps
         self._height, self._width = self._load(pictures[0]).shape[:2]
 
     @property
     def info(self) -> VideoInfo:
-        count = len(self._times_s)
-        return VideoInfo(
+        return plain_info(
             source=self._source,
             backend=self._backend,
             container=self._backend,
             codec="pictures",
-            pixel_format="rgb24",
-            width=self._width,
-            height=self._height,
-            duration_s=count / self._fps,
-            start_s=0.0,
-            num_frames=count,
-            average_fps=self._fps,
-            variable_rate=False,
-            time_estimated=False,
-            hdr=False,
-            rotation=0,
-            mirrored=False,
-            stream=0,
-            streams=(f"0 video pictures {self._width}x{self._height}",),
-            declared_frames=count,
+            size=(self._height, self._width),
+            times_s=self._times_s,
+            duration_s=self._duration_s,
+            declared=len(self._times_s),
         )
 
     @property
@@ -104,51 +113,66 @@ def open_folder(folder: FrameFolder, limits: VideoLimits, *, inside: str | Path 
 
     Raises:
         VideoOpenError: if the folder does not exist.
-        NoFrames: if it holds no image.
+        NoFrames: if it holds no image, or an image without a byte.
+
+    Warns:
+        FramesMissing: if numbers are missing among the names. Times follow the numbers.
     """
-    path = Path(folder.path)
+    path = existing(folder.path) or Path(folder.path)
     if not path.is_dir():
-        raise VideoOpenError(f"{path}: not a folder of images")
-    images = sorted(
-        (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()),
-        key=lambda file: [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", file.name)],
-    )
-    if not images:
-        raise NoFrames(f"{path}: the folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    images = [regular_file(image, inside=inside) for image in images]
-    return PictureListReader(str(path), images, folder.fps, limits, "folder")
-
-
-def load_image(path: str | Path, limits: VideoLimits) -> np.ndarray:
-    """uint8 RGB (H W 3) of an image file.
-
-    The image is turned upright by its EXIF entry. Transparent pixels are laid on black. Of an animation, the first
-    picture is taken.
-
-    Raises:
-        LimitExceeded: if it has too many pixels; no memory of that size is allocated.
-        VideoDecodeError: if it cannot be decoded.
-    """
-    from PIL import Image, ImageOps
-
+        raise VideoOpenError(f"{path}: not a folder of images{nearest_name(path)}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                limits.check_size(str(path), *image.size)
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I;16") or upright.mode == "I":
-                    return np.repeat((np.asarray(upright, dtype=np.uint32) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-                if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
-                    rgba = upright.convert("RGBA")
-                    upright = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-                return np.asarray(upright.convert("RGB"))
-    except LimitExceeded:
-        raise
-    except Image.DecompressionBombError as problem:
-        raise LimitExceeded(f"{path}: {problem}") from None
-    except Exception as problem:  # Pillow's decoders raise many types of errors on damaged data
-        raise VideoDecodeError(f"{path}: not a readable image: {problem}") from None
+        frames = frame_files(path)
+    except OSError as problem:
+        raise VideoOpenError(f"{path}: {problem.strerror or problem}") from None
+    if frames.problem:
+        raise NoFrames(f"{path}: {frames.problem}")
+    if frames.gaps:
+        warnings.warn(f"{path}: {frames.gaps}", FramesMissing, stacklevel=4)
+    images = [regular_file(image, inside=inside) for image in frames.files]
+    return PictureListReader(str(path), images, folder.fps, limits, "folder", frames.slots)
+
+
+def plain_info(
+    *,
+    source: str,
+    backend: str,
+    container: str,
+    codec: str,
+    size: tuple[int, int],
+    times_s: np.ndarray,
+    duration_s: float,
+    declared: int,
+) -> VideoInfo:
+    """The facts about upright RGB pictures that are shown at these times; `size` is their height and width."""
+    count, (height, width) = len(times_s), size
+    gap_s = times_s[-1] / max(1, count - 1)
+    return VideoInfo(
+        source=source,
+        backend=backend,
+        container=container,
+        codec=codec,
+        pixel_format="rgb24",
+        width=width,
+        height=height,
+        coded_width=width,
+        coded_height=height,
+        duration_s=duration_s,
+        start_s=0.0,
+        num_frames=count,
+        average_fps=count / duration_s,
+        variable_rate=count > 2 and bool(np.abs(times_s - gap_s * np.arange(count)).max() > gap_s),
+        time_estimated=False,
+        hdr=False,
+        rotation=0,
+        mirrored=False,
+        stream=0,
+        streams=(f"0 video {codec} {width}x{height}",),
+        declared_frames=declared,
+        truncated=declared > count,
+        first_frame_s=float(times_s[0]),
+        last_frame_s=float(times_s[-1]),
+    )
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

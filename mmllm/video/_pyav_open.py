@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmllm.video import _containers
+from mmllm.video._claims import check_claims, check_parameters
+from mmllm.video._joined_flv import joined_flv
+from mmllm.video._not_video import kind_of
+from mmllm.video._parameter_sets import sequence_parameters
 from mmllm.video._sources import MediaFile
-from mmllm.video.errors import NoVideoStream, VideoOpenError, VideoTimeout
+from mmllm.video.errors import LimitExceeded, NoVideoStream, VideoOpenError, VideoTimeout
 from mmllm.video.limits import VideoLimits
 
 if TYPE_CHECKING:
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _ATTACHED_PICTURE = 0x400 | 0x800  # cover art and timed thumbnails, in FFmpeg's disposition flags
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _DEMUX_ERRORS = 64  # after so many errors in a row, the rest of the file is given up
 
 
@@ -39,7 +45,8 @@ class Patience:
     def error(self) -> VideoTimeout:
         """The error to raise in that case."""
         return VideoTimeout(
-            f"{self._name}: no packet found within {self.stall_s:g} s (raise VideoLimits.stall_s to search longer)"
+            f"{self._name}: no packet found within {self.stall_s:g} s",
+            in_python="raise VideoLimits.stall_s to search longer",
         )
 
 
@@ -59,27 +66,42 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
 
     Raises:
         VideoOpenError: if the container is not an allowed one, or is damaged.
+        LimitExceeded: if its header claims more than the limits allow.
         VideoTimeout: if opening takes too long.
     """
     import av
 
     container = _containers.container_of(media.head)
     if container is None:
+        if kind := kind_of(media.head):
+            raise VideoOpenError(f"{media.name}: not a video: {kind}")
         raise VideoOpenError(f"{media.name}: not a video of a known container: it begins with {media.head[:12]!r}")
+    video_tracks, hint = check_claims(media, container, limits)
+    # FFmpeg decodes the first frames of all tracks, so several tracks share the allowed pixels.
+    pixels = limits.pixels if video_tracks < 3 else 2 * limits.pixels // video_tracks
     options = {
         "protocol_whitelist": "file",
         "format_whitelist": _containers.DEMUXERS,
-        "max_pixels": str(limits.pixels),
+        "max_pixels": str(1 if container in _containers.SOUND else pixels),
     }
     try:
-        target: Any = media.path if media.path is not None else _PatientStream(media.stream(), patience)
+        joined = joined_flv(media) if container == "flv" else None
+        target: Any = media.path
+        if joined is not None or target is None:
+            target = _PatientStream(joined or media.stream(), patience)
         settings: dict[str, Any] = {_options_keyword(): options, "metadata_errors": "ignore"}
-        return av.open(target, format=container, timeout=patience.stall_s, **settings)
+        opened = av.open(target, format=container, timeout=patience.stall_s, **settings)
     except (av.error.FFmpegError, ValueError) as problem:
         if isinstance(problem, av.error.ExitError) or patience.lost:
             raise patience.error() from None
-        reason = getattr(problem, "strerror", None) or problem
+        reason = hint or getattr(problem, "strerror", None) or problem
         raise VideoOpenError(f"{media.name}: not a readable video ({container}): {reason}") from None
+    try:
+        limits.check_streams(media.name, len(opened.streams))
+    except LimitExceeded:
+        opened.close()
+        raise
+    return opened
 
 
 def _options_keyword() -> str:
@@ -102,7 +124,7 @@ def describe_streams(container: InputContainer) -> tuple[str, ...]:
         words = [str(stream.index), stream.type or "unknown", codec.name if codec else "(no decoder)"]
         if stream.type == "video" and codec:
             words.append(f"{codec.width}x{codec.height}")
-        if _attached(stream):
+        if attached(stream):
             words.append("cover art")
         lines.append(" ".join(words))
     return tuple(lines)
@@ -117,12 +139,14 @@ def choose_stream(container: InputContainer, name: str, number: int | None) -> V
     """
     streams = describe_streams(container)
     listed = "; ".join(streams) or "none"
+    if streams and not container.streams.video:
+        raise NoVideoStream(f"{name}: no video stream, so there is nothing to see in it; streams: {listed}")
     if number is not None:
         candidates = [stream for stream in container.streams.video if stream.index == number]
         if not candidates:
             raise NoVideoStream(f"{name}: stream {number} is not a video stream; streams: {listed}")
     else:
-        candidates = [stream for stream in container.streams.video if not _attached(stream)]
+        candidates = [stream for stream in container.streams.video if not attached(stream)]
         if not candidates:
             raise NoVideoStream(f"{name}: no video stream; streams: {listed}")
     decodable = [stream for stream in candidates if stream.codec_context is not None]
@@ -134,10 +158,21 @@ def choose_stream(container: InputContainer, name: str, number: int | None) -> V
         best = None
     if best not in decodable:
         best = max(decodable, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
-    for stream in container.streams:
-        if stream is not best:
-            _discard(stream)
+    _read_only(container, [best])
     return best
+
+
+def check_decoder(stream: VideoStream, name: str, limits: VideoLimits) -> None:
+    """Refuses a stream whose pictures are too large, or whose decoder would have to keep too many of them.
+
+    Raises:
+        LimitExceeded: naming size and reference frames.
+    """
+    codec = stream.codec_context
+    limits.check_size(name, codec.width, codec.height)
+    parameters = sequence_parameters(codec.name, codec.extradata or b"")
+    if parameters is not None:
+        check_parameters(name, parameters, limits)
 
 
 def rate_of(stream: VideoStream) -> float:
@@ -148,10 +183,13 @@ def rate_of(stream: VideoStream) -> float:
     return 25.0
 
 
-def packets_of(container: InputContainer, stream: VideoStream, patience: Patience) -> Iterator[Packet]:
-    """The packets that hold pictures, in stored order. Damaged places of the container are skipped.
+def packets_of(
+    container: InputContainer, streams: Sequence[Any], name: str, limits: VideoLimits, patience: Patience
+) -> Iterator[Packet]:
+    """The packets of some streams that hold data, in stored order. Damaged places of the container are skipped.
 
     Raises:
+        LimitExceeded: if a packet has too many bytes.
         VideoTimeout: if the search for a packet took too long.
     """
     import av
@@ -160,9 +198,10 @@ def packets_of(container: InputContainer, stream: VideoStream, patience: Patienc
     patience.restart()
     while True:
         try:
-            for packet in container.demux(stream):
+            for packet in container.demux(*streams):
                 errors = 0
                 if packet.size:
+                    limits.check_packet(name, packet.size)
                     yield packet
                     patience.restart()
             break
@@ -176,6 +215,28 @@ def packets_of(container: InputContainer, stream: VideoStream, patience: Patienc
                 break
     if patience.lost:
         raise patience.error()
+
+
+def alpha_decoder(stream: VideoStream, name: str) -> Any:
+    """libvpx's decoder for VP8 and VP9 with transparency, which FFmpeg's own decoders leave out; None for all others.
+
+    Matroska and WebM say so by `alpha_mode`, and keep the transparency of each frame beside its packet.
+
+    Raises:
+        VideoOpenError: if this FFmpeg was built without libvpx.
+    """
+    import av
+
+    decoder = _ALPHA_DECODERS.get(stream.codec_context.codec.canonical_name)
+    if decoder is None or stream.metadata.get("alpha_mode") != "1":
+        return None
+    try:
+        return av.CodecContext.create(decoder, "r")
+    except av.codec.codec.UnknownCodecError:
+        raise VideoOpenError(
+            f"{name}: its transparency needs the decoder {decoder}, which this FFmpeg lacks; "
+            "pip install --force-reinstall av"
+        ) from None
 
 
 def can_drop_unreferenced(codec: Any) -> bool:
@@ -194,14 +255,29 @@ def trusted_times(container: InputContainer, stream: VideoStream) -> bool:
     return not (container.format.name == "avi" and stream.codec_context.has_b_frames)
 
 
-def _attached(stream: Any) -> bool:
+def attached(stream: Any) -> bool:
+    """Whether the stream is cover art or a list of thumbnails, which no player shows as the film."""
     flags = getattr(stream, "disposition", 0)  # older versions of PyAV do not have it
     return bool(getattr(flags, "value", flags) & _ATTACHED_PICTURE)
 
 
-def _discard(stream: Any) -> None:
-    """Makes the container skip a stream's packets, if this version of PyAV can."""
+@contextmanager
+def only(container: InputContainer, streams: Sequence[Any]) -> Iterator[None]:
+    """Reads packets of `streams` alone while the block runs; afterwards those that were read before."""
+    before = [(stream, getattr(stream, "discard", None)) for stream in container.streams]
+    _read_only(container, streams)
+    try:
+        yield
+    finally:
+        for stream, discard in before:
+            if discard is not None:
+                stream.discard = discard
+
+
+def _read_only(container: InputContainer, streams: Sequence[Any]) -> None:
+    """Makes the container skip the packets of all other streams, if this version of PyAV can."""
     from av import stream as module
 
     if hasattr(module, "Discard"):
-        stream.discard = module.Discard.all
+        for stream in container.streams:
+            stream.discard = module.Discard.default if stream in streams else module.Discard.all

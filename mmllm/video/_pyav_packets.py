@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmllm.video._damage import UnitCheck
-from mmllm.video._frame_index import NONE, Packets
-from mmllm.video._pyav_decoder import Decoder
+from mmllm.video._packet_headers import NONE, Packets
+from mmllm.video._pyav_decoder import Decoder, retimed
 from mmllm.video.limits import Deadline, VideoLimits
 
 if TYPE_CHECKING:
@@ -78,10 +78,13 @@ class PacketSource:
         decoder: the container; it is at its end.
         packets: the headers of all packets.
         held: the packets, if they are in memory.
+        pts: int64, times that replace those of the packets, if the file's clock is broken.
     """
 
-    def __init__(self, decoder: Decoder, packets: Packets, held: list[Packet] | None) -> None:
-        self._decoder, self._packets, self._held = decoder, packets, held
+    def __init__(
+        self, decoder: Decoder, packets: Packets, held: list[Packet] | None, pts: np.ndarray | None = None
+    ) -> None:
+        self._decoder, self._packets, self._held, self._pts = decoder, packets, held, pts
         self.position = len(packets)
         """Number of the packet that comes next."""
         self._upcoming: Iterator[Packet] = iter(())
@@ -100,6 +103,8 @@ class PacketSource:
             if following is None:
                 raise EOFError
             packet = following
+        if self._pts is not None:
+            packet = retimed(packet, self.position, self._pts)
         self.position += 1
         return packet
 

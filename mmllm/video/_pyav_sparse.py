@@ -76,7 +76,7 @@ class SparseDecoder:
         for position in range(source.position, max(packets) + 1):
             deadline.check("decoding")
             decoder.drop_unreferenced(position not in packets)
-            yield from _take_pending(decoder.codec.decode(source.next()), pending)
+            yield from _take_pending(decoder.decode_exactly(source.next()), pending)
 
     def _drained(self) -> list[VideoFrame]:
         """The frames that the decoder still holds; it is empty afterwards."""

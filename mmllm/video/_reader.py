@@ -44,7 +44,7 @@ class VideoReader(abc.ABC):
     @property
     @abc.abstractmethod
     def times_s(self) -> np.ndarray:
-        """float64, n: when each frame is shown, in seconds from the first."""
+        """float64, n: when each frame is shown, in seconds on a player's clock. The first may be above 0."""
 
     @abc.abstractmethod
     def decode(self, indices: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:
@@ -106,7 +106,7 @@ class VideoReader(abc.ABC):
         """The frames nearest to these times, in the requested order.
 
         Args:
-            times_s: seconds from the first shown frame, from 0 to the video's duration.
+            times_s: seconds on a player's clock, from 0 to the video's duration.
             size, transform: as for `frames_by_index`.
 
         Raises:
@@ -240,9 +240,8 @@ class VideoReader(abc.ABC):
         """First and last index of the frames in a part of the video. If it has none, the frame shown at its start."""
         begin, end = 0.0 if start_s is None else start_s, np.inf if end_s is None else end_s
         if not (0 <= begin < end) or begin > self.info.duration_s:
-            raise InputError(
-                f"{self.info.source}: no part from {start_s} to {end_s} s; the video lasts {self.info.duration_s:.3f} s"
-            )
+            part = f"from {begin:g} s" + ("" if end_s is None else f" to {end_s:g} s")
+            raise InputError(f"{self.info.source}: no part {part}; the video lasts {self.info.duration_s:.3f} s")
         times_s = self.times_s
         first = int(np.searchsorted(times_s, begin - 1e-9))
         last = int(np.searchsorted(times_s, end + 1e-9)) - 1

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 
 from mmllm.video._containers import HEAD_BYTES
 from mmllm.video.errors import VideoOpenError
+from mmllm.video.names import existing, is_address, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +69,23 @@ def regular_file(path: str | os.PathLike[str], *, inside: str | os.PathLike[str]
     name = os.fspath(path)
     if "\0" in name:
         raise VideoOpenError(f"{name!r}: a file name cannot contain a zero byte")
-    absolute = Path(os.path.abspath(name))
+    absolute = Path(os.path.abspath(existing(name) or name))
     if inside is not None and not absolute.resolve().is_relative_to(Path(inside).resolve()):
         raise VideoOpenError(f"{name}: outside of the only folder from which files may be opened")
     try:
         mode = absolute.stat().st_mode
     except OSError as problem:
-        hint = "; a URL is opened only with allow_url=True" if "://" in name else ""
+        if is_address(name):
+            raise VideoOpenError(
+                f"{name}: an address, not a file; download it first",
+                in_python="open_video opens addresses of public hosts with allow_url=True",
+            ) from None
+        hint = nearest(name) if inside is None and isinstance(problem, (FileNotFoundError, NotADirectoryError)) else ""
         raise VideoOpenError(f"{name}: {problem.strerror or problem}{hint}") from None
     if stat.S_ISDIR(mode):
         raise VideoOpenError(
-            f"{name}: a directory, not a video; for a folder of numbered frames, give their rate: "
-            "FrameFolder(path=..., fps=...)"
+            f"{name}: a directory, not a video; for a folder of numbered frames, give their rate (fps)",
+            in_python="open_video(path, fps=5)",
         )
     if not stat.S_ISREG(mode):
         raise VideoOpenError(f"{name}: not a regular file (a pipe, socket or device)")

@@ -65,11 +65,13 @@ def _downloaded(response: http.client.HTTPResponse, url: str, limits: VideoLimit
             length += len(block)
             if length > limits.download_bytes:
                 raise LimitExceeded(
-                    f"{url}: larger than {limits.download_bytes >> 20} MiB (raise VideoLimits.download_bytes)"
+                    f"{url}: larger than {limits.download_bytes >> 20} MiB: download it yourself",
+                    in_python="or raise VideoLimits.download_bytes",
                 )
             if time.monotonic() > until:
                 raise VideoTimeout(
-                    f"{url}: not downloaded within {limits.download_s:g} s (raise VideoLimits.download_s)"
+                    f"{url}: not downloaded within {limits.download_s:g} s: download it yourself",
+                    in_python="or raise VideoLimits.download_s",
                 )
             file.write(block)
     except BaseException:

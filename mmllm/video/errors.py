@@ -6,7 +6,17 @@ from mmllm.errors import InputError
 
 
 class VideoError(InputError):
-    """A video cannot be read as requested."""
+    """A video cannot be read as requested.
+
+    Args:
+        message: what is wrong and what to do. It holds for the command line, too.
+        in_python: what a program can do in addition. It is a note of the error, which a traceback shows.
+    """
+
+    def __init__(self, message: str, *, in_python: str = "") -> None:
+        super().__init__(message)
+        if in_python:
+            self.add_note(in_python)
 
 
 class VideoOpenError(VideoError):
@@ -35,3 +45,15 @@ class VideoDecodeError(VideoError):
 
 class VideoTruncated(UserWarning):
     """The file ends earlier than its header declares. The frames before the cut are used."""
+
+
+class VideoShapeChanged(UserWarning):
+    """Frames in the middle have another shape than the first. They are fitted into its shape, with black bars."""
+
+
+class ClockBroken(UserWarning):
+    """The file's clock falls back or jumps, as in joined recordings. From there on, times are estimated."""
+
+
+class FramesMissing(UserWarning):
+    """Numbers are missing among the names of a folder's frames. Times follow the numbers."""

@@ -16,26 +16,47 @@ class VideoInfo:
     codec: str
     pixel_format: str
     width: int
-    """Pixels, after rotation."""
+    """Pixels of a frame as it is shown: with square pixels, after rotation."""
     height: int
-    """Pixels, after rotation."""
+    """Pixels of a frame as it is shown: with square pixels, after rotation."""
+    coded_width: int
+    """Pixels of a frame as it is stored, before rotation."""
+    coded_height: int
+    """Pixels of a frame as it is stored, before rotation."""
+    pixel_aspect: tuple[int, int] = (1, 1)
+    """Width and height of a stored pixel, the container's first, else the coded stream's. From 1:10 to 10:1."""
     duration_s: float
-    """Seconds from the first shown frame to the end of the last one."""
+    """A player's length: seconds from the start of its clock to the end of the last frame or sound."""
     start_s: float
-    """Presentation time of the first shown frame in the file. All times of mmllm are counted from this frame."""
+    """The first shown frame's time as it stands in the file; `start_s - first_frame_s` is where the clock starts."""
     num_frames: int | None
     """Frames that can be shown, counted from the packets, not from the header; None if only decoding can tell."""
     average_fps: float
     variable_rate: bool
     """True if index / average_fps is wrong by more than one frame somewhere. Then use the frames' times."""
     time_estimated: bool
-    """True if the file has no usable timestamps. The times are then computed from the order and the average rate."""
+    """True if times are computed from the order and the rate, because the file has none or its clock is broken."""
     hdr: bool
     """True for PQ and HLG pictures, which look washed out as plain RGB."""
     rotation: int
     """Degrees clockwise by which frames were turned to be upright."""
     mirrored: bool
     """True if frames were mirrored, as the file demands."""
+    interlaced: bool = False
+    """True if the first frame is marked as two fields, which were recorded one after the other."""
+    field_order: str = "progressive"
+    """`progressive`, `top field first` or `bottom field first`, as the stream declares it. `unknown` if it does not,
+    and with PyAV before 18."""
+    deinterlaced: bool = False
+    """True if frames that are marked as interlaced are de-interlaced."""
+    matrix: str = "RGB"
+    """The matrix from which RGB is computed: `BT.601`, `BT.709`, `BT.2020`, `SMPTE 240M`, `FCC`; else `RGB`, `grey`."""
+    matrix_assumed: bool = False
+    """True if the file names no matrix, so that it follows from the number of rows."""
+    full_range: bool = True
+    """True if black is 0 and white is the highest number; False for video's limited range."""
+    transparent: bool = False
+    """True if pixels can be transparent. They are laid on black."""
     stream: int
     """Number of the chosen stream in its container."""
     streams: tuple[str, ...]
@@ -44,3 +65,7 @@ class VideoInfo:
     """Number of frames by the header, for comparison; None if it has none."""
     truncated: bool = False
     """True if the file ends earlier than its header declares."""
+    first_frame_s: float = 0.0
+    """When the first frame is shown. It is above 0 if sound starts before the picture."""
+    last_frame_s: float = 0.0
+    """When the last frame is shown."""

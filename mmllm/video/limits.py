@@ -19,6 +19,12 @@ class VideoLimits:
     """Frames of the whole file: about nine hours at 60 a second."""
     seconds: float = 24 * 3600.0
     """Length of the whole file."""
+    streams: int = 64
+    """Streams of the file, of all kinds together."""
+    packet_bytes: int = 256 << 20
+    """Bytes of one packet: what the file stores for one frame."""
+    decoder_bytes: int = 640 << 20
+    """Bytes of the frames that a decoder must keep to predict others. 8K with twelve reference frames fits."""
     returned_bytes: int = 4 << 30
     """Bytes of pixels that one call may return."""
     cpu_s: float | None = 120.0
@@ -37,6 +43,9 @@ class VideoLimits:
             "pixels",
             "frames",
             "seconds",
+            "streams",
+            "packet_bytes",
+            "decoder_bytes",
             "returned_bytes",
             "stall_s",
             "child_s",
@@ -50,22 +59,61 @@ class VideoLimits:
         """Refuses pictures with too many pixels."""
         if width * height > self.pixels:
             raise LimitExceeded(
-                f"{source}: {width} x {height} = {width * height} pixels a frame; allowed are {self.pixels} "
-                "(raise VideoLimits.pixels to read it anyway)"
+                f"{source}: {width} x {height} = {width * height} pixels a frame; allowed are {self.pixels}: "
+                "make a smaller copy, for example by ffmpeg -i IN -vf scale=1920:-2 OUT",
+                in_python="or raise VideoLimits.pixels",
             )
 
     def check_frames(self, source: str, frames: int) -> None:
         """Refuses files with too many frames."""
         if frames > self.frames:
             raise LimitExceeded(
-                f"{source}: {frames} frames or more; allowed are {self.frames} (raise VideoLimits.frames)"
+                f"{source}: {frames} frames or more; allowed are {self.frames}: cut it into parts",
+                in_python="or raise VideoLimits.frames",
             )
 
     def check_duration(self, source: str, duration_s: float) -> None:
         """Refuses files that last too long."""
         if duration_s > self.seconds:
             raise LimitExceeded(
-                f"{source}: {duration_s:.0f} s long; allowed are {self.seconds:.0f} s (raise VideoLimits.seconds)"
+                f"{source}: {duration_s:.0f} s long; allowed are {self.seconds:.0f} s: cut it into parts",
+                in_python="or raise VideoLimits.seconds",
+            )
+
+    def check_streams(self, source: str, streams: int) -> None:
+        """Refuses files with too many streams."""
+        if streams > self.streams:
+            raise LimitExceeded(
+                f"{source}: {streams} streams; allowed are {self.streams}: copy the video alone, "
+                "by ffmpeg -i IN -map 0:v:0 -c copy OUT",
+                in_python="or raise VideoLimits.streams",
+            )
+
+    def check_packet(self, source: str, size: int) -> None:
+        """Refuses packets with too many bytes."""
+        if size > self.packet_bytes:
+            raise LimitExceeded(
+                f"{source}: {size >> 20} MiB are stored for one frame; allowed are {self.packet_bytes >> 20} MiB",
+                in_python="raise VideoLimits.packet_bytes to read it anyway",
+            )
+
+    def check_decoder(self, source: str, width: int, height: int, references: int, depth: int) -> None:
+        """Refuses videos whose decoder would have to keep too many frames.
+
+        Args:
+            source: the name in the message.
+            width: of a frame in pixels.
+            height: of a frame in pixels.
+            references: frames that the stream tells the decoder to keep.
+            depth: bits of a sample.
+        """
+        size = (references + 1) * width * height * 3 // 2 * (1 if depth <= 8 else 2)
+        if size > self.decoder_bytes:
+            raise LimitExceeded(
+                f"{source}: {references} reference frames of {width} x {height} are {size >> 20} MiB; allowed are "
+                f"{self.decoder_bytes >> 20} MiB: make a smaller copy, for example by "
+                "ffmpeg -i IN -vf scale=1920:-2 OUT",
+                in_python="or raise VideoLimits.decoder_bytes",
             )
 
     def check_returned(self, source: str, frames: int, height: int, width: int) -> None:
@@ -81,6 +129,9 @@ class VideoLimits:
 UPLOAD_LIMITS = VideoLimits(
     frames=300_000,
     seconds=3 * 3600.0,
+    streams=32,
+    packet_bytes=64 << 20,
+    decoder_bytes=320 << 20,
     returned_bytes=1 << 30,
     cpu_s=30.0,
     stall_s=20.0,
@@ -109,6 +160,7 @@ class Deadline:
             return
         if time.thread_time() - self._start_cpu_s > self._allowed_s:
             raise VideoTimeout(
-                f"{self._source}: stopped after {self._allowed_s:g} processor seconds while {doing} "
-                "(raise VideoLimits.cpu_s, or ask for fewer frames)"
+                f"{self._source}: stopped after {self._allowed_s:g} processor seconds while {doing}: "
+                "ask for fewer frames, or cut it into parts",
+                in_python="or raise VideoLimits.cpu_s",
             )

@@ -6,8 +6,9 @@ with open_video("clip.mp4") as video:
     clip = video.frames_at([0.0, 1.5, 3.0], size=224)
 ```
 
-Times are in seconds from the first shown frame. Frames are uint8 RGB and upright. If a file's header differs from its
-content, the content counts: see `VideoInfo` and the errors below.
+Times are in seconds on the clock of a player, which starts with the first picture or sound. Frames are uint8 RGB and
+upright, with square pixels. If a file's header differs from its content, the content counts: see `VideoInfo` and the
+errors below.
 """
 
 from __future__ import annotations
@@ -20,27 +21,34 @@ import numpy as np
 from mmllm.errors import InputError
 from mmllm.tokens import VideoClip
 from mmllm.video import _urls
+from mmllm.video._animation import AnimationReader, animation_of
 from mmllm.video._open_options import OpenOptions
 from mmllm.video._picture_list import FrameFolder, PictureListReader, open_folder
 from mmllm.video._reader import Size, Transform, VideoReader
 from mmllm.video._sources import media_file
 from mmllm.video.errors import (
+    ClockBroken,
+    FramesMissing,
     LimitExceeded,
     NoFrames,
     NoVideoStream,
     VideoDecodeError,
     VideoError,
     VideoOpenError,
+    VideoShapeChanged,
     VideoTimeout,
     VideoTruncated,
 )
 from mmllm.video.info import VideoInfo
 from mmllm.video.limits import UPLOAD_LIMITS, VideoLimits
+from mmllm.video.names import existing
 
 __all__ = [
     "UPLOAD_LIMITS",
     "Backend",
+    "ClockBroken",
     "FrameFolder",
+    "FramesMissing",
     "LimitExceeded",
     "NoFrames",
     "NoVideoStream",
@@ -52,6 +60,7 @@ __all__ = [
     "VideoLimits",
     "VideoOpenError",
     "VideoReader",
+    "VideoShapeChanged",
     "VideoTimeout",
     "VideoTruncated",
     "open_video",
@@ -71,6 +80,7 @@ def open_video(
     stream: int | None = None,
     strict: bool = False,
     tone_map: bool = False,
+    deinterlace: bool = True,
     inside: str | Path | None = None,
     allow_url: bool = False,
 ) -> VideoReader:
@@ -87,6 +97,8 @@ def open_video(
         strict: whether damage is an error. If not, damaged packets are skipped and counted.
         tone_map: whether HDR pictures are converted to the ordinary range; without it they look washed out. Only for
             PyAV.
+        deinterlace: whether frames that are marked as interlaced are de-interlaced. Other backends than PyAV refuse
+            interlaced videos, unless this is False.
         inside: the folder in which a path must lie after links are resolved.
         allow_url: whether an http or https URL is downloaded; only from public hosts.
 
@@ -99,6 +111,9 @@ def open_video(
 
     Warns:
         VideoTruncated: if the file ends earlier than its header declares.
+        VideoShapeChanged: when a frame of another shape than the first is read.
+        ClockBroken: if its clock falls back or jumps.
+        FramesMissing: if numbers are missing among the names of a folder's images.
     """
     if backend not in get_args(Backend):
         raise InputError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
@@ -113,8 +128,12 @@ def open_video(
     name = None
     if allow_url and _urls.is_url(source):
         name, source = source, _urls.fetch(source, limits)
-    options = OpenOptions(limits=limits, stream=stream, strict=strict, tone_map=tone_map)
+    options = OpenOptions(limits=limits, stream=stream, strict=strict, tone_map=tone_map, deinterlace=deinterlace)
     media = media_file(source, inside=inside, name=name)
+    if animation := animation_of(media):
+        if backend not in ("auto", "pyav"):
+            raise InputError(f"{media.name}: backend {backend!r} does not read animated images; leave it out")
+        return AnimationReader(media, animation, options)
     if backend in ("auto", "pyav"):
         from mmllm.video._pyav import PyAVReader
 
@@ -128,7 +147,7 @@ def open_video(
 
 def _pictures(source: Any, fps: float | None, limits: VideoLimits, inside: str | Path | None) -> VideoReader | None:
     """A reader of a folder of images or of arrays; None if the source is neither."""
-    if fps is not None and isinstance(source, (str, Path)) and Path(source).is_dir():
+    if fps is not None and isinstance(source, (str, Path)) and (existing(source) or Path(source)).is_dir():
         source = FrameFolder(path=source, fps=fps)
     if isinstance(source, FrameFolder):
         return open_folder(source, limits, inside=inside)
@@ -168,7 +187,7 @@ def sample_uniform(
         return video.sample_uniform(frames, start_s=start_s, end_s=end_s, size=size, transform=transform)
 
 
-def probe(source: Any, *, limits: VideoLimits = UPLOAD_LIMITS) -> VideoInfo:
+def probe(source: Any, *, limits: VideoLimits | None = None) -> VideoInfo:
     """A video's length, rate, size and coding, found by reading its packets and decoding one frame.
 
     Raises:

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from mmllm.app.limits import DemoLimits
-from mmllm.app.safety import Guard, private_folder, remove_upload, sweep
+from mmllm.app.private_folder import private_folder, remove_upload, sweep
+from mmllm.app.safety import Guard
 from mmllm.errors import ConfigError, InputError
 
 LIMITS = DemoLimits(upload_mb=1, all_uploads_mb=2)
@@ -88,8 +89,12 @@ def test_no_other_file_is_served_or_read(guard, uploads, name):
 def test_messages_about_uploaded_files_pass_unchanged(guard, uploads):
     body = json.dumps({"data": [{"path": f"{uploads}/clip.mp4", "meta": {"_type": "gradio.FileData"}}]}).encode()
     assert request(guard, "/gradio_api/queue/join", body, "POST", pieces=3) == (200, "ok", body)
-    assert request(guard, "/gradio_api/queue/join", b"not json", "POST") == (200, "ok", b"not json")
-    assert request(guard, "/gradio_api/queue/join", b"[" * 5000, "POST")[0] == 200
+
+
+@pytest.mark.parametrize("body", [b"not json", b"[" * 100_000, b"\xff\xfe", b"{"])
+def test_messages_that_are_no_json_are_refused_with_one_line_in_the_log(guard, caplog, body):
+    assert request(guard, "/gradio_api/queue/join", body, "POST") == (400, "a message must be JSON", b"")
+    assert [record.getMessage() for record in caplog.records] == ["refused POST '/queue/join': a message must be JSON"]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def state(parts):
     return named | llm.state_dict()
 
 
-def test_the_whole_model_equals_its_parts_put_together_by_hand(parts, state):
+def test_the_whole_model_equals_its_parts_put_together_by_hand(parts, state, sight):
     tower, projector, llm = parts
     model = from_upstream(state, lita_config(UPSTREAM, ENCODER)).eval()
     pixels = torch.randn(1, 6, 3, 16, 16)
@@ -67,6 +67,7 @@ def test_the_whole_model_equals_its_parts_put_together_by_hand(parts, state):
         ours = model(ids, pixel_values_videos=pixels)
     assert fast.shape[0] + slow.shape[0] == 6 + 16
     assert_near(ours.logits, wanted.logits)
+    assert sight(model, {"input_ids": ids, "pixel_values_videos": pixels}) > 1e-3
     greedy = llm.generate(inputs_embeds=embeddings, max_new_tokens=12, do_sample=False)
     assert torch.equal(
         model.generate(ids, pixel_values_videos=pixels, max_new_tokens=12, do_sample=False)[:, 6:], greedy

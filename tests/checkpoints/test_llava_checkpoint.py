@@ -21,7 +21,7 @@ def theirs():
     ).eval()
 
 
-def test_logits_are_transformers_own_and_no_bit_changes_there_and_back(theirs):
+def test_logits_are_transformers_own_and_no_bit_changes_there_and_back(theirs, sight):
     state = theirs.state_dict()
     model = llava.from_upstream(state, theirs.config.to_dict())
     pixels = torch.randn(2, 3, 28, 28)
@@ -29,6 +29,7 @@ def test_logits_are_transformers_own_and_no_bit_changes_there_and_back(theirs):
         wanted = theirs(torch.tensor([[1, 5, *[118] * 16, 6, *[118] * 16, 7]]), pixel_values=pixels).logits
         logits = model(torch.tensor([[1, 5, 118, 6, 118, 7]]), pixel_values=pixels).logits
     assert_near(logits, wanted)
+    assert sight(model, {"input_ids": torch.tensor([[1, 5, 118, 6, 118, 7]]), "pixel_values": pixels}) > 1e-3
     back = llava.to_upstream(model)
     assert set(back) == set(state)
     assert all(torch.equal(back[name], state[name]) for name in state)

@@ -69,7 +69,9 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("with_tower", [True, False])
-def test_llava_of_the_authors_is_transformers_port(with_tower, tiny, published, tower_folder, tmp_path, short_clip):
+def test_llava_of_the_authors_is_transformers_port(
+    with_tower, tiny, published, tower_folder, tmp_path, short_clip, sight
+):
     _, theirs, _ = published("llava")
     state = authors_names(theirs.state_dict(), tower=with_tower)
     save(tiny, tmp_path, config_file(tiny, tower_folder), state)
@@ -81,6 +83,7 @@ def test_llava_of_the_authors_is_transformers_port(with_tower, tiny, published, 
         wanted = theirs(torch.tensor([[1, 9, *[4] * 16, 11]]), pixel_values=pixels).logits
         logits = qa.model(torch.tensor([[1, 9, placeholder, 11]]), pixel_values=pixels).logits
     assert_near(logits, wanted)
+    assert sight(qa.model, {"input_ids": torch.tensor([[1, 9, placeholder, 11]]), "pixel_values": pixels}) > 0.1
     same(llava.to_upstream(qa.model), state)
     prompt = qa.processor.decode_text(qa.prompt("What is this?", 8.0).input_ids)
     assert prompt.startswith("A chat between a curious user")
@@ -101,7 +104,7 @@ def test_a_tower_beside_the_model_must_be_the_one_it_was_trained_with(tiny, publ
         llava.describe(config_file(tiny, tmp_path / "nowhere"))
 
 
-def test_llava_next_of_the_authors(tiny, published, tower_folder, tmp_path, picture_file):
+def test_llava_next_of_the_authors(tiny, published, tower_folder, tmp_path, picture_file, sight):
     _, theirs, processor = published("llava_next")
     state = authors_names(theirs.state_dict())
     fields = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
@@ -117,6 +120,7 @@ def test_llava_next_of_the_authors(tiny, published, tower_folder, tmp_path, pict
     with torch.no_grad():
         wanted, logits = theirs(**their_inputs).logits, qa.model(ids, **images).logits
     assert_near(logits, wanted)
+    assert sight(qa.model, {"input_ids": ids, **images}) > 0.1
     same(llava_next.to_upstream(qa.model), state)
 
 
@@ -147,12 +151,15 @@ def save_lita(tiny, published, tower_folder, folder):
     return state
 
 
-def test_mqt_llava(tiny, published, tower_folder, tmp_path, short_clip):
+def test_mqt_llava(tiny, published, tower_folder, tmp_path, short_clip, sight):
     state = save_mqt_llava(tiny, published, tower_folder, tmp_path)
     qa = VideoQA.from_pretrained(tmp_path)
     encoded = qa.encode_video(short_clip, num_frames=2)
     assert encoded.token_counts["frames"] == 2 * 256
     assert qa.model.visual_tokenizer.eval().count() == 256
+    pixels = torch.randn(1, 2, 3, tiny.side, tiny.side)
+    ids = torch.tensor([[1, 9, qa.model.config.video_token_id, 11]])
+    assert sight(qa.model, {"input_ids": ids, "pixel_values_videos": pixels}) > 0.1
     same(mqt_llava.to_upstream(qa.model), state)
     fewer = VideoQA.from_pretrained(tmp_path, visual_tokenizer="mqt:tokens=16")
     assert fewer.encode_video(short_clip, num_frames=2).token_counts["frames"] == 2 * 16
@@ -222,7 +229,10 @@ def test_apples_release_gives_the_recorded_tokens_and_comes_back_whole(tiny):
     with torch.no_grad():
         features = model.encoder._run(GOLDEN["in.image"], {}).features.unsqueeze(1)  # a picture that is not square
         tokens = model.visual_tokenizer(VisualTokens(features=features, grid=(2, 3)))
+        other = model.encoder._run(GOLDEN["in.image"].flip(-1), {}).features.unsqueeze(1)
+        changed = model.visual_tokenizer(VisualTokens(features=other, grid=(2, 3))).features - tokens.features
     assert_near(tokens.features[:, 0], GOLDEN["out.projected"])
+    assert changed.abs().max() > 0.01  # the picture is seen
     same(fastvlm.to_upstream(model), state)
     without = {name: value for name, value in state.items() if not name.endswith("head.proj")}
     same(fastvlm.to_upstream(fastvlm.from_upstream(without, apples_config(tiny))), without)

@@ -1,5 +1,6 @@
 """Published models from a folder: transformers' own numbers from the same files, and every tensor back."""
 
+import json
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from mmllm.checkpoints import loading
 from mmllm.checkpoints.weights import Weights
+from mmllm.errors import CheckpointError
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.decisions import finished_pass
 
@@ -32,17 +34,18 @@ def loaded(published):
     return load
 
 
-def compare(theirs, their_inputs, qa, our_inputs):
+def compare(theirs, their_inputs, qa, our_inputs, sight):
     with torch.no_grad():
         wanted, logits = theirs(**their_inputs).logits, qa.model(**our_inputs).logits
     assert_near(logits, wanted)
+    assert sight(qa.model, our_inputs) > 0.5, "another picture changes nothing, so that this test is blind"
     told = theirs.generate(**their_inputs, **GREEDY)[:, their_inputs["input_ids"].shape[1] :]
     said = qa.model.generate(**our_inputs, **GREEDY)[:, our_inputs["input_ids"].shape[1] :]
     assert torch.equal(said, told)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_image_file_gives_transformers_logits_and_ids(family, published, loaded, picture_file):
+def test_an_image_file_gives_transformers_logits_and_ids(family, published, loaded, picture_file, sight):
     _, theirs, processor = published(family)
     qa = loaded(family)
     text = processor.apply_chat_template(asked("image", str(picture_file)), add_generation_prompt=True)
@@ -52,11 +55,11 @@ def test_an_image_file_gives_transformers_logits_and_ids(family, published, load
     ours = qa.processor.apply_chat_template(
         asked("image", str(picture_file)), tokenize=True, add_generation_prompt=True
     )
-    compare(theirs, their_inputs, qa, ours)
+    compare(theirs, their_inputs, qa, ours, sight)
 
 
 @pytest.mark.parametrize("family", ["llava_next_video", "video_llava"])
-def test_a_video_file_gives_transformers_logits_and_ids(family, published, loaded, short_clip):
+def test_a_video_file_gives_transformers_logits_and_ids(family, published, loaded, short_clip, sight):
     _, theirs, processor = published(family)
     qa = loaded(family)
     clip = qa.processor.load(short_clip)
@@ -65,7 +68,7 @@ def test_a_video_file_gives_transformers_logits_and_ids(family, published, loade
     ours = qa.processor.apply_chat_template(asked("video", str(short_clip)), tokenize=True, add_generation_prompt=True)
     assert len(clip) == 8
     ours.pop("video_durations_s")
-    compare(theirs, their_inputs, qa, ours)
+    compare(theirs, their_inputs, qa, ours, sight)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,6 +83,15 @@ def test_no_bit_changes_there_and_back(family, published, loaded):
     assert family == loading.family_of(config).NAME
     whole = module.from_upstream(Weights(folder).meta, config)
     assert all(parameter.is_meta for parameter in whole.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_picture_and_another_video_change_the_answer(family, loaded, picture_file, short_clip, sight):
+    qa = loaded(family)
+    for kind, source in (("image", picture_file), ("video", short_clip)):
+        asks = asked(kind, str(source))
+        inputs = qa.processor.apply_chat_template(asks, tokenize=True, add_generation_prompt=True)
+        assert sight(qa.model, inputs) > 0.1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -129,3 +141,23 @@ def test_a_pickle_is_read_with_permission(published, tmp_path):
     qa = VideoQA.from_pretrained(folder, allow_pickle=True)
     back = loading.families()["llava"].to_upstream(qa.model)
     assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_generation_settings_are_read_whole(published, tmp_path, short_clip):
+    folder = tmp_path / "model"
+    shutil.copytree(published("llava")[0], folder)
+    settings = {
+        "eos_token_id": [2, 9],
+        "repetition_penalty": 1.3,
+        "max_length": 99,
+        "temperature": 0.9,
+        "do_sample": True,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    qa = VideoQA.from_pretrained(folder)
+    assert {name: getattr(qa.model.generation_config, name) for name in settings} == settings
+    assert qa.model.generation_config.pad_token_id == 0  # not in the file: as the LLM's configuration says
+    assert qa.ask(short_clip, "What?", max_new_tokens=4) == qa.ask(short_clip, "What?", max_new_tokens=4)  # greedy
+    (folder / "generation_config.json").write_text('{"max_new_tokens": -5}')
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        VideoQA.from_pretrained(folder)

@@ -1,11 +1,13 @@
 """Own data: the three forms of a row give one dialogue, spans are first-class, every fault of a row is named."""
 
 import json
+import shutil
 
 import pytest
 
 from mmllm.datasets.dialogues import read_dialogues
 from mmllm.datasets.records import Media
+from mmllm.datasets.stored import _from_json, _to_json
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 from mmllm.times.vocabulary import TimeTokens
@@ -27,7 +29,7 @@ ITEMS = {
     "messages": [
         {
             "role": "user",
-            "content": [{"type": "text", "text": "When does it start?"}, {"type": "video", "video": "clips/a.mp4"}],
+            "content": [{"type": "video", "video": "clips/a.mp4"}, {"type": "text", "text": "When does it start?"}],
         },
         {"role": "assistant", "content": "It starts early.", "spans": [[1, 2.5]]},
         {"role": "user", "content": "And then – é?"},
@@ -38,7 +40,7 @@ ITEMS = {
 }
 TAGS = {
     **ITEMS,
-    "messages": [{"role": "user", "content": "When does it start? <video>"}, *ITEMS["messages"][1:]],
+    "messages": [{"role": "user", "content": "<video> When does it start?"}, *ITEMS["messages"][1:]],
     "videos": ["clips/a.mp4"],
 }
 URLS = {
@@ -101,10 +103,25 @@ def test_a_plain_question_can_be_scored(folder):
     assert dialogue.messages()[1]["content"][0]["text"] == "<1.0> <2.0> <4.0> <5.0> Early."
 
 
-def test_longer_dialogues_cannot_be_scored(folder):
-    (dialogue,) = read(folder, LLAVA).items
-    with pytest.raises(InputError, match="one question and one answer"):
-        dialogue.questions()
+def test_each_turn_of_a_longer_dialogue_is_a_question(folder):
+    (dialogue,) = read(folder, {**LLAVA, "system": "Be brief."}).items
+    first, second = dialogue.questions()
+    assert (first.question_id, second.question_id) == ("7_turn1", "7_turn2")
+    assert (first.history, second.history) == (
+        (),
+        (("When does it start?", "<1.0> <2.5> It starts early."),),
+    )
+    assert first.system == second.system == "Be brief."
+    assert (second.question, second.truth().text) == ("And then – é?", "It ends.")
+    assert second.dialogue().messages() == dialogue.messages()
+
+
+def test_dialogues_about_other_media_cannot_be_scored(folder):
+    row = {"image": "clips/c.jpg", "question": "What?", "answer": "A plate."}
+    for own in (row, {"question": "Hello?", "answer": "Yes."}, {**PLAIN, "image": "clips/c.jpg"}):
+        (dialogue,) = read(folder, own).items
+        with pytest.raises(InputError, match="only dialogues about one video"):
+            dialogue.questions()
 
 
 def test_several_media_in_one_turn(folder):
@@ -119,6 +136,65 @@ def test_several_media_in_one_turn(folder):
     (dialogue,) = read(folder, row).items
     assert [media.path.name for media in dialogue.media] == ["a.mp4", "c.jpg", "b.mp4"]
     assert dialogue.turns[0].text == "and : same?"
+    assert dialogue.turns[0].places == (0, 0, 4)
+    kinds = [item["type"] for item in dialogue.messages()[0]["content"]]
+    assert kinds == ["video", "image", "text", "video", "text"]
+
+
+TAGGED = "<0.0 seconds> <image> <1.5 seconds> <image> What changes?"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TAGGED,
+        [{"type": "text", "text": TAGGED}],
+        [
+            {"type": "text", "text": "<0.0 seconds> "},
+            {"type": "image"},
+            {"type": "text", "text": " <1.5 seconds> "},
+            {"type": "image"},
+            {"type": "text", "text": " What changes?"},
+        ],
+    ],
+)
+def test_texts_and_media_keep_their_order(folder, content):
+    shutil.copy(folder / "clips/c.jpg", folder / "clips/d.jpg")
+    answer = {"role": "assistant", "content": "It moves."}
+    row = {"messages": [{"role": "user", "content": content}, answer], "images": ["clips/c.jpg", "clips/d.jpg"]}
+    llava = {
+        "conversations": [{"from": "human", "value": TAGGED}, {"from": "gpt", "value": "It moves."}],
+        "images": row["images"],
+    }
+    plain = {"question": TAGGED, "answer": "It moves.", "images": row["images"]}
+    for form in (row, llava, plain):
+        (dialogue,) = read(folder, form).items
+        assert dialogue.messages()[0]["content"] == [
+            {"type": "text", "text": "<0.0 seconds> "},
+            {"type": "image", "image": str(folder / "clips/c.jpg")},
+            {"type": "text", "text": " <1.5 seconds> "},
+            {"type": "image", "image": str(folder / "clips/d.jpg")},
+            {"type": "text", "text": " What changes?"},
+        ]
+        assert _from_json(json.loads(json.dumps(_to_json(dialogue)))) == dialogue
+
+
+def test_media_stand_in_several_turns_and_after_a_text(folder):
+    row = {
+        "messages": [
+            {"role": "user", "content": "<image>\n<image>\nSame?"},
+            {"role": "assistant", "content": "Yes."},
+            {"role": "user", "content": "And in this video? <video>"},
+            {"role": "assistant", "content": "No.", "spans": [[1, 2]]},
+        ],
+        "images": ["clips/c.jpg", "clips/c.jpg"],
+        "video": "clips/a.mp4",
+    }
+    (dialogue,) = read(folder, row).items
+    kinds = [[item["type"] for item in message["content"]] for message in dialogue.messages()]
+    assert kinds == [["image", "image", "text"], ["text"], ["text", "video"], ["text"]]
+    assert dialogue.messages()[2]["content"][0]["text"] == "And in this video?"
+    assert dialogue.messages()[3]["content"][0]["text"] == "<1.0> <2.0> No."
 
 
 def test_an_image_placeholder_may_stand_for_a_video(folder):
@@ -159,8 +235,9 @@ ASKED = ("human", "<video>\nWhen?")
         ({**PLAIN, "video": [["f1.jpg", "f2.jpg"]]}, "must be the path of a file"),
         ({**PLAIN, "answer": 7}, "'answer' must be a text"),
         ({**PLAIN, "answer": "", "spans": None}, "a turn of the assistant is empty"),
-        ({**PLAIN, "spans": [[2, 1]]}, "0 <= start <= end"),
-        ({**PLAIN, "spans": [[-1, 1]]}, "0 <= start <= end"),
+        ({**PLAIN, "spans": [[2, 1]]}, "ends before it starts"),
+        ({**PLAIN, "spans": [[2, 2]]}, "has no length"),
+        ({**PLAIN, "spans": [[-2, 1]]}, "is outside of the video"),
         ({**PLAIN, "spans": [[float("nan"), 1]]}, "a start must be a number"),
         ({**PLAIN, "spans": [[0, float("inf")]]}, "an end must be a number"),
         ({**PLAIN, "spans": [1, 2]}, "a start and an end in seconds"),
@@ -200,7 +277,7 @@ def test_spans_after_the_end_are_clipped(folder):
     row = {**PLAIN, "duration": 4.5}
     result = read(folder, row)
     assert result.items[0].turns[1].spans == (Span(1.0, 2.0), Span(4.0, 4.5))
-    assert "is not inside the video of 4.5 s" in str(result.repaired[0])
+    assert "[4, 5] is not inside the video, which lasts 4.5 s" in str(result.repaired[0])
     assert read(folder, row, policy="skip").items == []
 
 

@@ -221,7 +221,7 @@ def test_case_34_rows_that_are_no_rows(tmp_path, short_clip):
         {**good, "id": "twice"},
         {**good, "video": "gone.mp4"},
         {**good, "spans": [[5, 2]]},
-        {**good, "spans": [[1, 99]]},
+        {**good, "spans": [[1, 8.4]]},
         {**good, "spans": [[math.nan, 2]]},
         {**good, "duration": -8},
         '{"video": ',

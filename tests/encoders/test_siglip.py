@@ -9,8 +9,8 @@ from transformers import SiglipVisionModel
 from mmllm import registry
 from mmllm.encoders.siglip import SiglipConfig, SiglipEncoder, load_siglip_tower, siglip_config
 from mmllm.encoders.siglip_names import from_transformers, layout_of, to_transformers
-from mmllm.encoders.tower import regridded
 from mmllm.errors import CheckpointError, ConfigError, InputError
+from mmllm.modeling.tower import regridded
 
 TINY = SiglipConfig(image_size=26, patch_size=4, width=32, layers=3, heads=4, mlp_width=48)
 

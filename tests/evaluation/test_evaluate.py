@@ -122,3 +122,80 @@ def test_the_command(data, untrained_qa, capsys):
     assert "not judged" in out
     assert evaluate(str(data / "model"), data, output=data / "own", max_new_tokens=8, json=True) == 3
     assert json.loads(capsys.readouterr().out)["questions"] == 4
+
+
+def own_rows(data, *rows):
+    """A file of own rows about the videos of `data`."""
+    (data / "own.jsonl").write_text("".join(json.dumps({"video": "videos/v_one.mp4", **row}) + "\n" for row in rows))
+    return data / "own.jsonl"
+
+
+CHAT = [
+    {"role": "user", "content": "<video> What spins?"},
+    {"role": "assistant", "content": "The red circle."},
+    {"role": "user", "content": "When?"},
+    {"role": "assistant", "content": "Then.", "spans": [[1, 4]]},
+    {"role": "user", "content": "And the blue one?"},
+    {"role": "assistant", "content": "Never."},
+]
+
+
+def test_each_turn_of_a_dialogue_is_asked_after_the_annotated_ones(data, untrained_qa, monkeypatch):
+    benchmark = read_benchmark(own_rows(data, {"id": "chat", "messages": CHAT, "system": "it is a circle ."}))
+    prompts = []
+    prompt = type(untrained_qa).prompt
+    monkeypatch.setattr(
+        type(untrained_qa), "prompt", lambda self, *given: prompts.append(prompt(self, *given)) or prompts[-1]
+    )
+    scores = evaluate_into(data / "eval", untrained_qa, benchmark, shuffle=False)
+    assert (scores["questions"], scores["scored"], scores["temporal_questions"]) == (3, 3, 1)
+    samples = read_samples(data / "eval" / "samples.jsonl")
+    assert [sample.question_id for sample in samples] == ["chat_turn1", "chat_turn2", "chat_turn3"]
+    assert [sample.of for sample in samples] == [3, 3, 3]
+    texts = [untrained_qa.processor.tokenizer.convert_ids_to_tokens(one.input_ids) for one in prompts]
+    assert texts[2][: len(texts[0]) - 2] == texts[0][:-2]  # the same beginning, up to `answer :`
+    assert "<t12>" in texts[2]  # of 8 seconds: the first second, in the annotated second answer
+    assert "<t12>" not in texts[1]
+    assert texts[0][1:3] == ["it", "is"]  # the row's own system prompt
+
+
+def test_a_row_that_cannot_be_scored_is_listed_and_the_rest_is_scored(data, untrained_qa, capsys):
+    good = {"question": "When?", "answer": "Then.", "spans": [[1, 4]]}
+    rows = (good, {"video": None, "question": "Hello?", "answer": "Yes."}, {**good, "spans": [[90, 150]]})
+    for part in (untrained_qa.model, untrained_qa.processor):
+        part.save_pretrained(data / "model")
+    options = {"output": data / "eval", "max_new_tokens": 4, "shuffle": False}
+    assert evaluate(str(data / "model"), own_rows(data, *rows), **options) == 3
+    out = " ".join(capsys.readouterr().out.split())
+    assert "1 of 1 questions were answered. 2 rows of the annotations cannot be scored." in out
+    assert "Left out: line 2: only dialogues about one video" in out
+    assert "Left out: line 3: the interval [90, 150] is outside of the video, which lasts 8 s" in out
+    assert len(json.loads((data / "eval" / "metrics.json").read_text())["left_out"]) == 2
+
+
+def test_videos_of_one_name_in_two_folders_are_two_videos(data, short_clip):
+    rows = []
+    for folder in ("a", "b"):
+        (data / folder).mkdir()
+        (data / folder / "1.mp4").symlink_to(short_clip)
+        rows.append({"video": f"{folder}/1.mp4", "question": "When?", "answer": "Then.", "spans": [[1, 4]]})
+    questions = read_benchmark(own_rows(data, *rows)).questions
+    assert [question.vid for question in questions] == ["a/1", "b/1"]
+
+
+def test_the_same_model_and_data_by_another_path_go_on(data, untrained_qa, monkeypatch):
+    rows = [{"id": name, "question": f"When {name}?", "answer": "Then.", "spans": [[1, 4]]} for name in "ab"]
+    own_rows(data, *rows)
+    for part in (untrained_qa.model, untrained_qa.processor):
+        part.save_pretrained(data / "model")
+    (data / "elsewhere").symlink_to(data)
+    options = {"output": data / "eval", "max_new_tokens": 4, "shuffle": False}
+    assert evaluate(str(data / "model"), data / "own.jsonl", **options) == 0
+    answers = (data / "eval" / "samples.jsonl").read_text()
+    monkeypatch.setattr("mmllm.inference.answering.VideoQA.ask_all", None)  # nothing is asked again
+    monkeypatch.chdir(data)
+    assert evaluate("elsewhere/model", data / "elsewhere" / "own.jsonl", **options) == 0
+    assert (data / "eval" / "samples.jsonl").read_text() == answers
+    own_rows(data, {**rows[0], "question": "When else?"})
+    with pytest.raises(InputError, match="another question named 'a'"):
+        evaluate("elsewhere/model", data / "own.jsonl", **options)

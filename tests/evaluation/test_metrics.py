@@ -9,6 +9,7 @@ from mmllm.evaluation.metrics import (
     coverage_scores,
     iou,
     merged,
+    reaches,
     sample_iou,
     set_iou,
     temporal_scores,
@@ -38,7 +39,8 @@ def test_known_values():
     assert iou(Span(0, 10), Span(5, 15)) == pytest.approx(1 / 3)
     assert iou(Span(0, 1), Span(2, 3)) == 0
     assert iou(Span(0, 1), Span(1, 2)) == 0
-    assert iou(Span(4, 4), Span(4, 4)) == 0
+    assert iou(Span(4, 4), Span(4, 4)) == 1
+    assert iou(Span(4, 4), Span(5, 5)) == iou(Span(4, 4), Span(3, 5)) == 0
     assert set_iou([Span(0, 2), Span(4, 6)], [Span(1, 5)]) == pytest.approx(2 / 6)
     assert set_iou([Span(0, 2), Span(1, 3)], [Span(0, 3)]) == 1
     assert set_iou([], [Span(0, 3)]) == 0
@@ -49,7 +51,7 @@ def test_iou_is_a_symmetric_fraction(first, second):
     score = iou(first, second)
     assert 0 <= score <= 1 + 1e-9
     assert score == iou(second, first)
-    assert iou(first, first) == (1 if first.length_s else 0)
+    assert iou(first, first) == 1
 
 
 @given(st.lists(SPANS, max_size=5), st.lists(SPANS, max_size=5))
@@ -74,6 +76,14 @@ def test_averages_per_video_then_over_videos():
     assert scores["p_at_0.3_per_question"] == 0.5
     low, high = scores["miou_interval"]
     assert low <= scores["miou"] <= high
+
+
+def test_an_iou_at_a_level_counts_whatever_the_rounding():
+    at_half = sample(truth=((0.2, 0.8),), predicted=((0.2, 0.5),))
+    assert sample_iou(at_half) < 0.5  # 0.4999999999999999
+    assert temporal_scores([at_half])["p_at_0.5"] == 1
+    assert reaches(0.5 - 1e-10, 0.5)
+    assert not reaches(0.5 - 1e-8, 0.5)
 
 
 def test_failed_questions_count_as_zero_and_are_reported():

@@ -94,6 +94,36 @@ def test_ten_lines_of_somebody_else_agree_with_the_command(file, tmp_path, capsy
     assert [scores["miou"], scores["p_at_0.5"]] == pytest.approx([float(x) for x in done.stdout.split()], abs=1e-9)
 
 
+def test_a_part_of_a_file_is_told(file, tmp_path, capsys):
+    assert (score_file(file)["expected"], score_file(file)["missing"]) == (None, None)
+    samples = [replace(sample, of=60) for sample in answered()]
+    write_samples(file, samples[:30])
+    assert (score_file(file)["expected"], score_file(file)["missing"]) == (60, 30)
+    assert score(file) == 3
+    out = " ".join(capsys.readouterr().out.split())
+    assert "30 of the 60 questions that were asked are not in the file" in out
+    write_samples(file, samples)
+    assert score(file, json=True) == 0
+    assert score(file, expected=61) == 3
+    assert score(file, expected=59) == 3
+    assert "1 questions more than the 59" in " ".join(capsys.readouterr().out.split())
+    write_samples(file, [replace(sample, of=None) for sample in samples])
+    assert score(file, expected=60) == 0
+
+
+def test_answers_are_clipped_to_the_video(file):
+    sample = replace(answered()[1], duration_s=3.0, truth_spans=(Span(0.5, 1.5),), fallback=False)
+    for span, miou in ((Span(0.5, 99), 0.4), (Span(-5, 1.5), 2 / 3), (Span(50, 99), 0.0), (Span(0.5, 1.5), 1.0)):
+        write_samples(file, [replace(sample, prediction_spans=(span,))])
+        assert score_file(file)["miou"] == pytest.approx(miou)
+
+
+def test_seeds_that_no_generator_takes_are_refused(file):
+    for seed in (-1, 10**60):
+        with pytest.raises(InputError, match=r"--seed = .*: must be a whole number"):
+            score(file, seed=seed)
+
+
 def test_all_promised_keys_are_there(file):
     scores = score_file(file)
     promised = {

@@ -1,5 +1,10 @@
 """What a process knows of the others, from what torchrun and accelerate tell it."""
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
 from mmllm.runtime import processes
@@ -33,3 +38,42 @@ def test_only_the_main_process_shows_progress(monkeypatch, capsys, rank, told):
     printed = capsys.readouterr().err
     assert printed.startswith(told)
     assert bool(printed) is (rank == "0")
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do this in another way")
+
+
+@linux
+def test_memory_of_a_child_is_limited():
+    code = (
+        "from mmllm.runtime.processes import limit_memory\nlimit_memory(64 << 20)\nbytearray(16 << 20)\n"
+        "try: bytearray(256 << 20)\nexcept MemoryError: print('limited')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "limited\n", done.stderr
+
+
+@linux
+def test_a_child_ends_with_its_parent():
+    imports = "from mmllm.runtime.processes import end_with_parent; import time"
+    child = f"{imports}; end_with_parent(); print(1, flush=True); time.sleep(99)"
+    start = f"p = subprocess.Popen([sys.executable, '-c', {child!r}])"
+    parent = f"import subprocess, sys; {start}; print(p.pid, flush=True); p.wait()"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    pid = int(process.stdout.readline())
+    assert process.stdout.readline() == "1\n"
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while _runs(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().split()[2] != "Z"
+    except OSError:
+        return False

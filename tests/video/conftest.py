@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +110,12 @@ def shared_videos() -> Path:
     if not SHARED_VIDEOS.is_dir():
         pytest.skip("no ../shared/data/videos beside the repository")
     return SHARED_VIDEOS
+
+
+@pytest.fixture(scope="session")
+def film():
+    """Makes the bytes of a film whose packets get chosen times: see `film` in `clock_files.py`."""
+    specification = importlib.util.spec_from_file_location("clock_files", Path(__file__).with_name("clock_files.py"))
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return partial(module.film, picture=picture_of)

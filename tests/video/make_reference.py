@@ -40,8 +40,9 @@ def decoded(path: Path):
 
 
 def upright(frame) -> np.ndarray:
-    """RGB as `ffmpeg -autorotate` shows it."""
-    pixels = frame.to_ndarray(format="rgb24")
+    """RGB as `ffmpeg -autorotate` shows it; of 720 rows or more, frames without a matrix are BT.709."""
+    untagged_hd = int(frame.colorspace) == 2 and frame.height >= 720 and not frame.format.is_rgb
+    pixels = frame.to_ndarray(format="rgb24", src_colorspace=1 if untagged_hd else None)
     matrix = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
     if not matrix or abs(frame.rotation) > 180:
         return pixels

@@ -159,18 +159,18 @@ def test_case_08_late_start(make_clip, read_number):
 
 
 @pytest.mark.parametrize(
-    ("name", "start_s", "frames"),
+    ("name", "start_s", "first_frame_s", "frames"),
     [
-        ("androidx__bbb_800x640_768kbps_30fps_avc_2b_firstpts_10_sec.mp4", 10.0, 120),
-        ("androidx__edit_list_positive_shift.mp4", 1.0, 270),
-        ("androidx__sample_edit_list_only_preroll_sync_sample.mp4", 0.0, 16),
+        ("androidx__bbb_800x640_768kbps_30fps_avc_2b_firstpts_10_sec.mp4", 10.0, 0.0, 120),
+        ("androidx__edit_list_positive_shift.mp4", 1.0, 1.0, 270),  # its sound starts at 0
+        ("androidx__sample_edit_list_only_preroll_sync_sample.mp4", 0.0, 0.0, 16),
     ],
 )
-def test_case_08_edit_lists(name, start_s, frames, shared_videos):
+def test_case_08_edit_lists(name, start_s, first_frame_s, frames, shared_videos):
     with open_video(shared_videos / name) as video:
         assert video.info.start_s == pytest.approx(start_s)
         assert video.info.num_frames == frames
-        assert video.times_s[0] == 0
+        assert video.times_s[0] == video.info.first_frame_s == first_frame_s
 
 
 def test_case_09_variable_rate(make_clip):

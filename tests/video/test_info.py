@@ -36,15 +36,29 @@ def test_text_for_people(b_frames, tmp_path, capsys):
     assert "No such file" in capsys.readouterr().out
 
 
-def test_folders_need_their_rate(tmp_path, capsys, picture):
+def test_folders_have_five_images_a_second_unless_told(tmp_path, capsys, picture):
     from PIL import Image
 
     for number in range(3):
         Image.fromarray(picture(number, 64, 128)).save(tmp_path / f"{number}.png")
-    assert info((tmp_path,), json=True) == 2
-    assert "fps" in capsys.readouterr().out
-    assert info((tmp_path,), json=True, fps=5.0) == 0
-    assert json.loads(capsys.readouterr().out)["num_frames"] == 3
+    assert info((tmp_path,), json=True) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["num_frames"], row["duration_s"]) == (3, 0.6)
+    assert "--fps" in row["warnings"][0]
+    assert info((tmp_path,), json=True, fps=1.5) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["num_frames"], row["duration_s"], row["warnings"]) == (3, 2.0, [])
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(tmp_path, fps):
+    with pytest.raises(InputError, match="--fps"):
+        info((tmp_path,), fps=fps)
+
+
+def test_a_rate_without_a_folder_is_refused(b_frames):
+    with pytest.raises(InputError, match="--fps is the rate of folders"):
+        info((b_frames,), fps=5.0)
 
 
 def test_cut_files_are_told(make_clip, tmp_path, capsys):

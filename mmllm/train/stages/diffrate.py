@@ -59,7 +59,7 @@ class DiffRateStage(TrainingStage):
 
     def train(self, run: TrainingRun, folder: Path) -> Any:
         """Learns the rates; see `TrainingStage`."""
-        rows = run.source.rows(run, self.config, keep_features=False)
+        rows = run.rows(self.config, keep_features=False)
         trainer = fit(
             self._prepared(run.model),
             rows.dataset,

@@ -61,7 +61,7 @@ class LanguageStage(TrainingStage):
         config = self.config
         # features are not cached if a stage runs inside the encoder, because training may change that stage
         keep = config.keep_features and "encoder" in config.frozen and run.model.encoder_stage is None
-        rows = run.source.rows(run, config, keep_features=keep)
+        rows = run.rows(config, keep_features=keep)
         torch.manual_seed(run.seed)  # for the initial weights of the adapters
         trainer = fit(
             self._prepared(run.model),

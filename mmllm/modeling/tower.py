@@ -5,6 +5,7 @@ B videos, T frames of a video, F frames run at once, N patches, C width, S side 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ def read_scores(
         if not separator:
             requested[name] = (kind, default)
             continue
-        if not number.lstrip("-").isdigit() or not -layers <= int(number) < layers:
+        if not re.fullmatch(r"-?[0-9]{1,9}", number) or not -layers <= int(number) < layers:
             raise InputError(f"score {name!r}: encoder {encoder!r} has layers {-layers} to {layers - 1}")
         requested[name] = (kind, int(number) % layers)
     return requested
@@ -104,7 +105,7 @@ def check_pixels(pixels: Tensor, *, encoder: str, size: int | None = None, multi
         raise InputError(f"{encoder} needs frames of {side} pixels a side, not {height}x{width}")
     if not pixels.is_floating_point():
         raise InputError(f"{encoder} needs normalised floating point pixels, not {pixels.dtype}")
-    if not bool(pixels.isfinite().all()):
+    if not torch.compiler.is_exporting() and not bool(pixels.isfinite().all()):
         raise InputError(f"{encoder} needs finite pixels, and some of these are infinite or NaN")
 
 
@@ -112,7 +113,7 @@ def encode_frames(
     run: RunFrames,
     pixels: Tensor,
     *,
-    grid: tuple[int, int],
+    grid: tuple[int, int] | None,
     chunk: int,
     frame_mask: Tensor | None,
     trainable: bool,
@@ -122,7 +123,7 @@ def encode_frames(
     Args:
         run: F 3 S S -> what the tower computes.
         pixels: B T 3 S S.
-        grid: rows and columns of the N patches.
+        grid: rows and columns of the N patches; None for 1D tokens.
         chunk: how many frames are run at once, at most; bounds the memory.
         frame_mask: bool, B T. False at frames that are not run; their tokens are zero and masked.
         trainable: whether any weight needs a gradient. A frozen tower records no graph.
@@ -134,7 +135,8 @@ def encode_frames(
     frames = rearrange(pixels, "b t c h w -> (b t) c h w")
     if frame_mask is not None and frame_mask.shape != (batch, times):
         raise InputError(f"frame_mask must be {(batch, times)} like the frames, not {tuple(frame_mask.shape)}")
-    valid = None if frame_mask is None or bool(frame_mask.all()) else rearrange(frame_mask, "b t -> (b t)")
+    whole = frame_mask is None or torch.compiler.is_exporting() or bool(frame_mask.all())
+    valid = None if frame_mask is None or whole else rearrange(frame_mask, "b t -> (b t)")
     if valid is not None:
         frames = frames[valid]
     with torch.set_grad_enabled(torch.is_grad_enabled() and (trainable or pixels.requires_grad)):

@@ -1,0 +1,76 @@
+"""The program of the child process that opens uploads: `python -m mmllm.app._reading_worker`.
+
+A hostile file reaches this process only. It has a limit of memory, and is killed when it takes too long.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import IO, Any
+
+import numpy as np
+
+from mmllm.errors import is_out_of_memory
+from mmllm.fields import from_mapping
+from mmllm.preprocessing.frames import FrameTransform
+from mmllm.runtime.processes import end_with_parent, limit_memory
+from mmllm.tokens import VideoClip
+from mmllm.video.limits import VideoLimits
+from mmllm.video.opening import open_video
+
+MEMORY_BYTES = 3 << 30
+"""What decoding may use: enough for 8K with sixteen reference frames."""
+
+
+def main() -> None:
+    """Answers requests from standard input until it ends."""
+    end_with_parent()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints goes to the error output, so the pipe carries answers only
+    importlib.import_module("mmllm.video._pyav")  # libraries are loaded before memory is limited
+    limit_memory(int(sys.argv[1]) if len(sys.argv) > 1 else MEMORY_BYTES)
+    _answer(answers, {"ready": True})
+    for line in sys.stdin:
+        try:
+            clip = read_clip(**json.loads(line))
+        except Exception as problem:  # libraries raise errors of their own types
+            name = "MemoryError" if is_out_of_memory(problem) else type(problem).__name__
+            _answer(answers, {"error": name, "message": " ".join(str(problem).split())[:1000]})
+        else:
+            _answer(answers, _header(clip), np.ascontiguousarray(clip.frames).data)
+
+
+def read_clip(*, path: str, num_frames: int, transform: Mapping[str, Any], limits: Mapping[str, Any]) -> VideoClip:
+    """Frames of a video, sampled evenly and brought to the encoder's size; its codec is in the metadata."""
+    prepare = from_mapping(FrameTransform, transform).video_frame
+    with open_video(path, limits=from_mapping(VideoLimits, limits)) as video:
+        clip = video.sample_uniform(num_frames, transform=prepare)
+        return dataclasses.replace(clip, metadata={**clip.metadata, "codec": video.info.codec})
+
+
+def _header(clip: VideoClip) -> dict[str, Any]:
+    """Everything of a clip but its pixels, as JSON values."""
+    return {
+        "shape": clip.frames.shape,
+        "times_s": clip.times_s.tolist(),
+        "duration_s": clip.duration_s,
+        "valid": clip.valid.tolist(),
+        "source": clip.source,
+        "metadata": json.loads(json.dumps(dict(clip.metadata), default=str)),
+    }
+
+
+def _answer(answers: IO[bytes], header: dict[str, Any], data: memoryview | bytes = b"") -> None:
+    length = data.nbytes if isinstance(data, memoryview) else len(data)
+    answers.write(json.dumps({**header, "bytes": length}).encode() + b"\n")
+    answers.write(data)
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""transformers' `generate` over text with videos and images.
+
+B rows of text, L given positions, P positions with the visual tokens in place, V vocabulary
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor
+from transformers.generation import GenerationMixin
+from transformers.generation.logits_process import (
+    EncoderRepetitionPenaltyLogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+)
+
+from mmllm.errors import ConfigError, InputError
+from mmllm.llm.cache import CACHE
+from mmllm.modalities.border import media_apart, one_media, placeholders
+from mmllm.modalities.inputs import Media
+from mmllm.modeling.placeholders import Placed, place, require_room
+from mmllm.modeling.vision import VisualStages
+from mmllm.tokens import VisualSequence
+
+_VISUAL = ("visual_embeddings", "visual_place", "visual_frame", "visual_grid")
+_LENGTHS = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
+
+
+class GenerationWithMedia(VisualStages, GenerationMixin):
+    """`generate` with media: rows are padded on the left, and lengths count what was given."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        sequences: dict[int, VisualSequence] | None = None,
+        media: Media | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' `generate` over text with videos and images: greedy, sampling, beams, streaming.
+
+        Takes the output of the processor, or `media`, or the `sequences` that `visual_sequences` made of them. Returns
+        the given ids followed by the new ones, as other vision-language models do. With `return_dict_in_generate`,
+        returns an object that has them as `sequences`. Lengths such as `max_length` count the given ids, in which a
+        video is one placeholder.
+
+        Raises:
+            InputError: if media and text do not fit each other, or an option does not work with media.
+            ConfigError: if an option does not work with a stage inside the LLM.
+        """
+        named, kwargs = media_apart(kwargs)
+        if sequences is None:
+            sequences = self.visual_sequences(one_media(media, named))
+        for name in ("past_key_values", "cache"):  # transformers 5.24 has the second name
+            if name != CACHE and kwargs.get(name) is not None:
+                kwargs[CACHE] = kwargs.pop(name)
+        if input_ids is None and isinstance(kwargs.get("inputs"), Tensor):
+            input_ids = kwargs.pop("inputs")
+        mask = None if input_ids is None else self._mask_of(input_ids, attention_mask, kwargs)
+        if input_ids is None or mask is None or kwargs.get("inputs_embeds") is not None:
+            if sequences:
+                raise InputError("videos and images need input_ids with their placeholders, and an attention_mask B L")
+            return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
+        self.require_media(input_ids, mask, sequences)
+        placed = place(input_ids, mask, sequences, pad_side="left")
+        if sequences:
+            require_room(placed, getattr(self.config.text_config, "max_position_embeddings", None))
+            kwargs |= self._visual_inputs(placed, kwargs)
+        kwargs = self._with_lengths(kwargs, placed.input_ids.shape[1] - input_ids.shape[1])
+        out = super().generate(placed.input_ids, attention_mask=placed.attention_mask, **kwargs)
+        ids = out if isinstance(out, Tensor) else out.sequences
+        new = ids[:, placed.input_ids.shape[1] :]
+        prompts = input_ids.to(new.device).repeat_interleave(len(ids) // len(input_ids), dim=0)
+        if isinstance(out, Tensor):
+            return torch.cat([prompts, new], dim=1)
+        out.sequences = torch.cat([prompts, new], dim=1)
+        return out
+
+    def require_media(self, input_ids: Tensor, mask: Tensor | None, sequences: dict[int, VisualSequence]) -> None:
+        """Refuses a placeholder for which there is no medium.
+
+        Raises:
+            InputError: naming the placeholder's id.
+        """
+        for placeholder in set(placeholders(self.config).values()) - set(sequences):
+            here = input_ids == placeholder
+            if count := int((here & mask.bool() if mask is not None and mask.shape == here.shape else here).sum()):
+                raise InputError(f"the text has {count} placeholders of id {placeholder} for 0 videos or images")
+
+    def _mask_of(self, input_ids: Tensor, given: Tensor | None, options: dict[str, Any]) -> Tensor | None:
+        """B L: the attention mask; None if the given one also covers a text that is in a cache already.
+
+        Without a mask, the tokenizer's padding is hidden, as transformers does it.
+        """
+        if given is not None:
+            return given if given.shape == input_ids.shape else None
+        pad, stops = self._option(options, "pad_token_id"), self._option(options, "eos_token_id")
+        stops = stops if isinstance(stops, (list, tuple)) else [stops]
+        if pad is None or pad in stops:
+            return torch.ones_like(input_ids)
+        return (input_ids != pad).long()
+
+    def _visual_inputs(self, placed: Placed, options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of `forward` that carry the visual tokens.
+
+        Raises:
+            InputError, ConfigError: if an option does not work with media or with a stage inside the LLM.
+        """
+        if (chunk := self._option(options, "prefill_chunk_size")) is not None:
+            raise InputError(
+                f"prefill_chunk_size = {chunk}: a prompt with videos or images is read in one pass: leave it out"
+            )
+        visual: dict[str, Any] = {"visual_embeddings": placed.visual}
+        if self.llm_stages:
+            self._refuse_for_stages(options)
+            visual |= {"visual_place": placed.place, "visual_frame": placed.frame, "visual_grid": placed.grid}
+        return visual
+
+    def _with_lengths(self, options: dict[str, Any], more: int) -> dict[str, Any]:
+        """The options, with lengths that also count the `more` positions that visual tokens need."""
+        changed = {
+            name: value + more
+            for name, new in _LENGTHS.items()
+            if more and (value := self._option(options, name)) and self._option(options, new) is None
+        }
+        if (config := options.get("generation_config")) is None:
+            return {**options, **changed}
+        config = copy.deepcopy(config)
+        config.update(**{name: value for name, value in changed.items() if options.get(name) is None})
+        return {**options, **{name: changed[name] for name in changed if options.get(name) is not None}} | {
+            "generation_config": config
+        }
+
+    def _option(self, options: dict[str, Any], name: str) -> Any:
+        """An option of `generate`: as it is given, or in the given configuration, or in the model's own."""
+        for value in (
+            options.get(name),
+            getattr(options.get("generation_config"), name, None),
+            getattr(self.generation_config, name, None),
+        ):
+            if value is not None:
+                return value
+        return None
+
+    def _refuse_for_stages(self, options: dict[str, Any]) -> None:
+        """Refuses options of `generate` with which stages inside the LLM cannot work.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        implementation = self._option(options, "cache_implementation")
+        if implementation not in (None, "dynamic", "dynamic_full"):
+            raise ConfigError(f"cache_implementation = {implementation!r}: stages inside the LLM need a dynamic cache")
+        cache = options.get(CACHE)
+        if cache is not None and type(cache) is not DynamicCache:
+            raise ConfigError(f"{CACHE}: stages inside the LLM need a DynamicCache, not {type(cache).__name__}")
+        if not any(stage.evicts for stage in self.llm_stages):
+            return
+        for name in ("assistant_model", "prompt_lookup_num_tokens"):
+            if self._option(options, name) is not None:
+                raise ConfigError(
+                    f"{name}: after a stage has removed keys, guessed tokens cannot be removed from the cache"
+                )
+        if self._option(options, "use_cache") is False:
+            raise ConfigError("use_cache = False: a stage that removes keys from the cache needs a cache")
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """With a cache, visual tokens are given to the first step only; without one, to every step."""
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in _VISUAL:
+                kwargs.pop(name, None)
+        prepared = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        ids = prepared.get("input_ids")
+        if prepared.get("visual_embeddings") is not None and ids is not None and ids.shape[1] < input_ids.shape[1]:
+            cached = input_ids[:, : input_ids.shape[1] - ids.shape[1]]
+            prepared["visual_embeddings"] = _without_first(prepared["visual_embeddings"], self.is_placeholder(cached))
+        return prepared
+
+    def is_placeholder(self, input_ids: Tensor) -> Tensor:
+        """bool, like the ids: True at placeholders of videos and images."""
+        found = torch.zeros_like(input_ids, dtype=torch.bool)
+        for placeholder in placeholders(self.config).values():
+            found |= input_ids == placeholder
+        return found
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """transformers' processors of logits. Penalties leave out placeholders, which may have no logit."""
+        processors = super()._get_logits_processor(*args, **kwargs)
+        for number, processor in enumerate(processors):
+            if isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
+                ids = processor.encoder_input_ids
+                processor.encoder_input_ids = _words_only(ids, self.is_placeholder(ids))
+            elif isinstance(processor, RepetitionPenaltyLogitsProcessor):
+                processors[number] = _PenaltyOfWords(processor, self)
+        return processors
+
+
+class _PenaltyOfWords(LogitsProcessor):
+    """A penalty for repetitions that does not see placeholders."""
+
+    def __init__(self, penalty: LogitsProcessor, model: GenerationWithMedia) -> None:
+        self.penalty, self.model = penalty, model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores B V, changed for the ids (B P) that are words."""
+        return self.penalty(_words_only(input_ids, self.model.is_placeholder(input_ids)), scores)
+
+
+def _words_only(input_ids: Tensor, is_placeholder: Tensor) -> Tensor:
+    """The ids, with each placeholder replaced by a word of its row: the same set of words."""
+    first = (~is_placeholder).long().argmax(dim=1, keepdim=True)
+    return torch.where(is_placeholder, input_ids.gather(1, first), input_ids)
+
+
+def _without_first(visual: Tensor, is_cached: Tensor) -> Tensor:
+    """Visual tokens B M D without the first ones of each row, which are in the cache already (bool, B P)."""
+    rank = is_cached.sum(dim=1, keepdim=True) + torch.arange(visual.shape[1], device=visual.device)
+    rank = rank.clamp(max=visual.shape[1] - 1)
+    return visual.gather(1, rank.unsqueeze(-1).expand_as(visual))

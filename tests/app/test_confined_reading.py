@@ -1,0 +1,99 @@
+"""Uploads are read in a child process: the same clips as without it, and no harm from files that crash or fill it."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmllm.app.confined_reading import ConfinedReading
+from mmllm.preprocessing.frames import FrameTransform
+from mmllm.video.errors import LimitExceeded, NoVideoStream, VideoDecodeError, VideoError, VideoOpenError, VideoTimeout
+from mmllm.video.limits import UPLOAD_LIMITS
+from mmllm.video.opening import open_video
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="read in the same process there")
+CASES = Path(__file__).parents[1] / "data" / "cases"
+TRANSFORM = FrameTransform(size=64)
+
+
+@pytest.fixture(scope="module")
+def reading():
+    reading = ConfinedReading()
+    yield reading
+    reading.close()
+
+
+def test_the_clip_is_the_same_as_without_a_child(reading, short_clip):
+    clip = reading.read(short_clip, 7, TRANSFORM, UPLOAD_LIMITS)
+    with open_video(short_clip) as video:
+        expected = video.sample_uniform(7, transform=TRANSFORM.video_frame)
+    assert np.array_equal(clip.frames, expected.frames)
+    assert np.array_equal(clip.times_s, expected.times_s)
+    assert clip.duration_s == expected.duration_s
+    assert clip.metadata == {**expected.metadata, "codec": "h264"}
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("text.mp4", VideoOpenError), ("sound.mp4", NoVideoStream), ("huge.mp4", VideoError)]
+)
+def test_errors_keep_their_kind(reading, bad_videos, name, error):
+    with pytest.raises(error, match=name):
+        reading.read(bad_videos[name], 7, TRANSFORM, UPLOAD_LIMITS)
+
+
+def test_a_file_above_the_limits_is_refused(reading, bad_videos):
+    with pytest.raises(LimitExceeded, match="90 s long"):
+        reading.read(bad_videos["long.mp4"], 7, TRANSFORM, replace(UPLOAD_LIMITS, seconds=60.0))
+
+
+def stub(body):
+    """A command that says it is ready, reads a request and then does something else."""
+    start = 'import os, signal, sys, time\nsys.stdout.write(\'{"ready": true, "bytes": 0}\\n\'); sys.stdout.flush()\n'
+    return (sys.executable, "-c", f"{start}sys.stdin.readline()\n{body}")
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", VideoDecodeError),
+        ("time.sleep(60)", VideoTimeout),
+        ("os.write(1, b'no JSON\\n'); time.sleep(60)", VideoDecodeError),
+        ('os.write(1, b\'{"shape": [1, 2, 2, 3], "bytes": 5}\\n12345\'); time.sleep(60)', VideoDecodeError),
+        ('os.write(1, b\'{"error": "SystemExit", "message": "x"}\\n\'); time.sleep(60)', VideoDecodeError),
+        ('os.write(1, b\'{"error": "MemoryError"}\\n\'); time.sleep(60)', LimitExceeded),
+    ],
+)
+def test_a_child_that_fails_harms_nobody(tmp_path, body, error):
+    reading = ConfinedReading(stub(body))
+    with pytest.raises(error, match=r"a\.mp4"):
+        reading.read(tmp_path / "a.mp4", 7, TRANSFORM, replace(UPLOAD_LIMITS, child_s=1.0))
+    reading.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such limit")
+def test_memory_is_limited_and_the_next_file_is_read(short_clip):
+    reading = ConfinedReading((sys.executable, "-m", "mmllm.app._reading_worker", str(1 << 20)))
+    with pytest.raises(VideoError, match=short_clip.name):
+        reading.read(short_clip, 3, TRANSFORM, UPLOAD_LIMITS)
+    reading.command = ConfinedReading().command
+    assert len(reading.read(short_clip, 3, TRANSFORM, UPLOAD_LIMITS)) == 3
+    reading.close()
+
+
+def test_the_child_ends_when_the_reading_is_closed(short_clip):
+    reading = ConfinedReading()
+    reading.read(short_clip, 3, TRANSFORM, UPLOAD_LIMITS)
+    pid = reading._child.pid
+    os.kill(pid, 0)
+    reading.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_thirty_million_samples_in_740_bytes_do_not_reach_the_demo(reading):
+    """The table of samples asks for more than a gigabyte; whatever the child does, this process goes on."""
+    with pytest.raises(VideoError):
+        reading.read(CASES / "fault_samples_30m_in_740_bytes.mp4", 3, TRANSFORM, UPLOAD_LIMITS)

@@ -1,0 +1,71 @@
+"""What `mmllm ask` takes as a video, and what it says of options that do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmllm.cli import main
+
+CASES = Path(__file__).resolve().parents[1] / "data" / "cases"
+
+
+def asked(capsys, *words: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a question about a video."""
+    with pytest.raises(SystemExit) as exit_:
+        main(["ask", words[0], "When?", *words[1:]])
+    captured = capsys.readouterr()
+    return exit_.value.code or 0, captured.out, captured.err  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "duration_s"),
+    [
+        ("frames_applefiles", (), 1.0),
+        ("frames_webp", ("--fps", "2"), 2.5),
+        ("animated.webp", (), 4.4),
+        ("lecture_4h.mp4", (), 14400.0),
+    ],
+)
+def test_odd_sources_are_asked(name, options, duration_s, capsys):
+    code, output, _ = asked(capsys, str(CASES / name), "--json", "--frames", "4", *options)
+    assert code == 0
+    assert json.loads(output)["duration_s"] == pytest.approx(duration_s)
+
+
+def test_an_end_behind_the_end_is_told(capsys):
+    code, _, errors = asked(capsys, str(CASES / "animated.webp"), "--frames", "4", "--end", "99")
+    assert code == 0
+    assert "--end 99 is behind the end of the video, which lasts 4.400 s" in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--frames", "0"), "--frames 0: must be at least 1"),
+        (("--frames", "-3"), "--frames -3: must be at least 1"),
+        (("--fps", "5"), "--fps is the rate of folders"),
+        (("--start", "9"), "no part from 9 s; the video lasts 4.400 s"),
+        (("--start", "3", "--end", "2"), "no part from 3 s to 2 s"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message, capsys):
+    code, _, errors = asked(capsys, str(CASES / "animated.webp"), *options)
+    assert code == 2
+    assert message in errors
+    assert "None" not in errors
+
+
+def test_no_frames_are_refused_in_python():
+    from mmllm.inference.answering import VideoQA
+
+    with pytest.raises(ValueError, match="frames must be at least 1, not 0"):
+        VideoQA.from_pretrained("default").encode_video(CASES / "animated.webp", num_frames=0)
+
+
+def test_an_address_is_printed_as_written(capsys):
+    code, _, errors = asked(capsys, "https://example.org/a//b.mp4")
+    assert code == 2
+    assert "https://example.org/a//b.mp4: an address, not a file; download it first" in errors
