@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # what depends on the processor: floating-point numbers
 NUMERIC := tests/encoders tests/pruning tests/tokenizers tests/paths tests/times tests/llm tests/modeling tests/modalities tests/checkpoints tests/preprocessing tests/inference tests/test_model.py tests/test_processor.py tests/test_tokens.py tests/test_stages.py tests/test_default_model.py tests/test_nearness.py tests/train/test_diffrate_classifier.py
 
-.PHONY: tables quickstart test test-browser test-docs test-lowest test-locked test-newest test-core smoke-versions processors matrix docs wheel lint format hooks lock clean
+.PHONY: tables quickstart test test-browser test-docs test-lowest test-newest test-core smoke-versions processors matrix docs wheel lint format hooks lock clean
 
 quickstart: $(VENV)/ready  ## render, train, evaluate and ask, in minutes
 	$(BIN)/mmllm quickstart
@@ -20,8 +20,11 @@ test-browser: $(VENV)/ready $(VENV)/browser  ## all of the demo's page in a brow
 test-docs: $(VENV)/ready  ## every command of the docs as it stands, nothing made smaller: an hour
 	MMLLM_LONG_TESTS=1 $(BIN)/python -m pytest --timeout=0 tests/docs
 
-test-lowest test-locked test-newest: test-%: $(VENV)/ready  ## the numeric tests with the lowest, locked or newest libraries
-	$(BIN)/python .ci/versions.py $*
+test-lowest: $(VENV)/ready  ## the numeric tests with the lowest libraries that are allowed
+	$(BIN)/python .ci/versions.py lowest
+
+test-newest: $(VENV)/ready  ## the numeric tests with the newest libraries
+	$(BIN)/python .ci/versions.py newest
 
 test-core: $(VENV)/ready  ## all tests without the extras; those that need one are skipped
 	$(BIN)/python .ci/versions.py locked --extras none --all
