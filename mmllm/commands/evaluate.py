@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mmllm.commands.flags import StageFlags
+from mmllm.commands.flags import StageFlags, check_count
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
@@ -75,6 +75,7 @@ def evaluate(
     from mmllm.inference.answering import VideoQA
 
     processes.wait()  # starts the group of processes, which gives each process its own device
+    check_count("--max-new-tokens", max_new_tokens)
     rounds = Trials.of(trials, temperature, seed)
     if data is not None and render_seed is None:
         name, benchmark = "eval", read_benchmark(data, videos, format, durations)
