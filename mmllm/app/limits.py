@@ -42,7 +42,7 @@ class DemoLimits:
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
-            require(getattr(self, name) > 0, self, name, "positive")
+            require(0 < getattr(self, name) < 2**53, self, name, "a positive number below 2^53")
 
     @property
     def video(self) -> VideoLimits:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmllm.commands.flags import StageFlags, folder_rate
+from mmllm.commands.flags import StageFlags, check_count, folder_rate
 from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
@@ -49,8 +49,8 @@ def ask(
     if not question.strip():
         raise InputError('the question is empty: write one, such as "When does the red circle spin?"')
     folder_rate([video], fps)
-    if frames is not None and frames < 1:
-        raise InputError(f"--frames {frames}: must be at least 1")
+    check_count("--frames", frames)
+    check_count("--max-new-tokens", max_new_tokens)
     if plot is not None:
         require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA

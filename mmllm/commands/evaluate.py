@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mmllm.commands.flags import StageFlags, require_rate
+from mmllm.commands.flags import StageFlags, check_count, require_rate
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
@@ -86,6 +86,7 @@ def evaluate(
     if (data is None) == (render_seed is None):
         raise InputError("give either DATA or --render-seed")
     processes.wait()  # starts the group of processes, which gives each process its own device
+    check_count("--max-new-tokens", max_new_tokens)
     rounds = Trials.of(trials, temperature, seed)
     require_rate(fps)
     if data is not None:

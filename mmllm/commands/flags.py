@@ -16,6 +16,9 @@ from mmllm.video.names import existing, nearest
 StageFlags = Annotated[StageChanges, tyro.conf.arg(name="")]
 """The flags `--reducer` and `--path`; `name=""` leaves out the prefix `--stages.`."""
 
+MOST = 1_000_000
+"""Most frames and most tokens that a command takes; no model reads or writes as many."""
+
 
 def given_file(path: Path) -> Path:
     """The file of a command's argument, whatever the Unicode form of its name.
@@ -48,3 +51,13 @@ def require_rate(fps: float | None) -> None:
     """
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise InputError(f"--fps {fps:g}: must be a positive number of images a second")
+
+
+def check_count(flag: str, value: int | None) -> None:
+    """Refuses a count that is not positive, or that nothing can hold.
+
+    Raises:
+        InputError: naming the flag and what is allowed.
+    """
+    if value is not None and not 1 <= value <= MOST:
+        raise InputError(f"{flag} {value!s:.30}: must be from 1 to {MOST}")

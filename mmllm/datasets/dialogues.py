@@ -54,7 +54,7 @@ KINDS: tuple[Kind, ...] = ("video", "image")
 FORMS = {"conversations": llava_turns, "messages": message_turns}
 TURN_KEYS = {"conversations": LLAVA_KEYS, "messages": MESSAGE_KEYS}
 KEYS = frozenset(
-    "video videos image images spans duration id question_id family system question answer".split() + list(FORMS)
+    "video videos image images spans duration fps id question_id family system question answer".split() + list(FORMS)
 )
 
 
