@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmllm.commands.flags import StageFlags, check_count
+from mmllm.commands.flags import StageFlags, checked_count
 from mmllm.errors import InputError
 from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
@@ -45,8 +45,9 @@ def ask(
     """
     if not question.strip():
         raise InputError('the question is empty: write one, such as "When does the red circle spin?"')
-    check_count("--frames", frames)
-    check_count("--max-new-tokens", max_new_tokens)
+    if frames is not None:
+        checked_count("--frames", frames)
+    checked_count("--max-new-tokens", max_new_tokens)
     from mmllm.inference.answering import VideoQA
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mmllm.commands.flags import StageFlags, check_count
+from mmllm.commands.flags import StageFlags, checked_count
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
@@ -75,7 +75,6 @@ def evaluate(
     from mmllm.inference.answering import VideoQA
 
     processes.wait()  # starts the group of processes, which gives each process its own device
-    check_count("--max-new-tokens", max_new_tokens)
     rounds = Trials.of(trials, temperature, seed)
     if data is not None and render_seed is None:
         name, benchmark = "eval", read_benchmark(data, videos, format, durations)
@@ -93,7 +92,7 @@ def evaluate(
     folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
-    qa.max_new_tokens = max_new_tokens
+    qa.max_new_tokens = checked_count("--max-new-tokens", max_new_tokens)
     scores = evaluate_into(folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge, workers=workers)
     if not processes.is_main():
         return 0
