@@ -12,7 +12,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+<<<<<<< HEAD
 from mmllm.commands.flags import StageFlags, check_count, require_rate
+=======
+from mmllm.commands.flags import StageFlags, checked_count
+>>>>>>> faults
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
@@ -86,7 +90,6 @@ def evaluate(
     if (data is None) == (render_seed is None):
         raise InputError("give either DATA or --render-seed")
     processes.wait()  # starts the group of processes, which gives each process its own device
-    check_count("--max-new-tokens", max_new_tokens)
     rounds = Trials.of(trials, temperature, seed)
     require_rate(fps)
     if data is not None:
@@ -100,7 +103,7 @@ def evaluate(
     folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
-    qa.max_new_tokens = max_new_tokens
+    qa.max_new_tokens = checked_count("--max-new-tokens", max_new_tokens)
     scores = evaluate_into(folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge, workers=workers)
     if not processes.is_main():
         return 0

@@ -20,6 +20,7 @@ MOST = 1_000_000
 """Most frames and most tokens that a command takes; no model reads or writes as many."""
 
 
+<<<<<<< HEAD
 def given_file(path: Path) -> Path:
     """The file of a command's argument, whatever the Unicode form of its name.
 
@@ -55,9 +56,14 @@ def require_rate(fps: float | None) -> None:
 
 def check_count(flag: str, value: int | None) -> None:
     """Refuses a count that is not positive, or that nothing can hold.
+=======
+def checked_count(flag: str, value: int) -> int:
+    """The value of a flag that counts something.
+>>>>>>> faults
 
     Raises:
-        InputError: naming the flag and what is allowed.
+        InputError: if it is not positive, or more than anything can hold.
     """
-    if value is not None and not 1 <= value <= MOST:
+    if not 1 <= value <= MOST:
         raise InputError(f"{flag} {value!s:.30}: must be from 1 to {MOST}")
+    return value
