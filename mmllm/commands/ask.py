@@ -9,13 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-<<<<<<< HEAD
-from mmllm.commands.flags import StageFlags, check_count, folder_rate
+from mmllm.commands.flags import StageFlags, checked_count, folder_rate
 from mmllm.errors import InputError, require_extra
-=======
-from mmllm.commands.flags import StageFlags, checked_count
-from mmllm.errors import InputError
->>>>>>> faults
 from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
 from mmllm.video.opening import FrameFolder
@@ -53,17 +48,12 @@ def ask(
     """
     if not question.strip():
         raise InputError('the question is empty: write one, such as "When does the red circle spin?"')
-<<<<<<< HEAD
     folder_rate([video], fps)
-    check_count("--frames", frames)
-    check_count("--max-new-tokens", max_new_tokens)
-    if plot is not None:
-        require_extra("eval", "--plot", "matplotlib")
-=======
     if frames is not None:
         checked_count("--frames", frames)
     checked_count("--max-new-tokens", max_new_tokens)
->>>>>>> faults
+    if plot is not None:
+        require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot)

@@ -12,11 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-<<<<<<< HEAD
-from mmllm.commands.flags import StageFlags, check_count, require_rate
-=======
-from mmllm.commands.flags import StageFlags, checked_count
->>>>>>> faults
+from mmllm.commands.flags import StageFlags, checked_count, require_rate
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes

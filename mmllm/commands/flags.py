@@ -20,7 +20,6 @@ MOST = 1_000_000
 """Most frames and most tokens that a command takes; no model reads or writes as many."""
 
 
-<<<<<<< HEAD
 def given_file(path: Path) -> Path:
     """The file of a command's argument, whatever the Unicode form of its name.
 
@@ -54,12 +53,8 @@ def require_rate(fps: float | None) -> None:
         raise InputError(f"--fps {fps:g}: must be a positive number of images a second")
 
 
-def check_count(flag: str, value: int | None) -> None:
-    """Refuses a count that is not positive, or that nothing can hold.
-=======
 def checked_count(flag: str, value: int) -> int:
     """The value of a flag that counts something.
->>>>>>> faults
 
     Raises:
         InputError: if it is not positive, or more than anything can hold.
