@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from mmllm.commands.flags import given_file, require_rate
+from mmllm.errors import require_extra
 from mmllm.fields import merged
 
 
@@ -58,6 +59,7 @@ def finetune_command(
     from mmllm.train.finetune import FinetuneConfig, finetune
     from mmllm.train.plots import plot_losses
 
+    require_extra("train", "fine-tuning")
     require_rate(fps)
     annotations = given_file(annotations)
     settings = merged(FinetuneConfig(model=model), fields_of_file(config), str(config))
