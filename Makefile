@@ -42,28 +42,6 @@ processors: $(VENV)/ready  ## the numeric tests as older processors compute, wit
 
 matrix: processors test-lowest test-newest  ## everything that a machine or its libraries may do differently
 
-docs: $(VENV)/ready  ## every command of the docs as it stands, nothing made smaller: an hour
-	MMLLM_LONG_TESTS=1 $(BIN)/python -m pytest --timeout=0 tests/docs
-
-test-lowest test-locked test-newest: test-%: $(VENV)/ready  ## the numeric tests with the lowest, locked or newest libraries
-	$(BIN)/python .ci/versions.py $*
-
-test-core: $(VENV)/ready  ## all tests without the extras; those that need one are skipped
-	$(BIN)/python .ci/versions.py locked --extras none --all
-
-smoke-versions: $(VENV)/ready  ## lowest libraries, and newest without the extras: an answer and the model's own tests
-	$(BIN)/python .ci/versions.py lowest --smoke
-	$(BIN)/python .ci/versions.py newest --extras none --smoke
-
-matrix: $(VENV)/ready  ## the numeric tests as older processors compute, with one thread and two; then other libraries
-	@for threads in 1 2; do for kind in "default COMPATIBLE SSE41" "avx2 AVX2 AVX2"; do set -- $$kind; \
-		echo "=== ATEN_CPU_CAPABILITY=$$1, $$threads threads"; \
-		ATEN_CPU_CAPABILITY=$$1 MKL_CBWR=$$2 ONEDNN_MAX_CPU_ISA=$$3 OMP_NUM_THREADS=$$threads \
-			$(BIN)/python -m pytest -q --numprocesses=0 $(NUMERIC) || exit 1; \
-	done; done
-	$(MAKE) test-lowest
-	$(MAKE) test-newest
-
 docs: $(VENV)/ready  ## the docs and the API reference as a site in build/site, without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "built: build/site/index.html"

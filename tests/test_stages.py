@@ -293,7 +293,7 @@ def test_a_new_kind_of_part_takes_a_kind_a_slot_and_nothing_else(build, pixels, 
     class CachePolicy(LlmStage):
         evicts = True
 
-    monkeypatch.setitem(registry.KINDS, "memory", Kind(room="times", interface="mmllm.interfaces:LlmStage"))
+    monkeypatch.setitem(registry.KINDS, "memory", Kind(rooms=("times",), interface="mmllm.interfaces:LlmStage"))
     monkeypatch.setitem(registry._parts, "memory", {})
     monkeypatch.setitem(SLOTS, "memory", Slot(kind="memory", default=(), several=True, changeable=True))
 

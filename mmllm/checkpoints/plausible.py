@@ -26,6 +26,8 @@ _SIZE = re.compile(
     r"num_(attention_|key_value_)?heads|max_position_embeddings|embed_dim|d_model|ffn_dim"
 )
 _LAYERS = re.compile(r"(num_(hidden_)?|n_)?layers?|depths?|n_layer|num_blocks")
+_FRACTIONS = re.compile(r"reducers\[\d+\]\.depths\b")
+"""Where numbers of layers are fractions of the LLM's depth, as in ATP."""
 _COUNT = re.compile(r"num_(time_tokens|frames)|image_frames|size|step|pool|num_beams|num_return_sequences")
 _FLAG = re.compile(r"output_\w+|return_dict\w*|do_sample|use_cache|tie_word_embeddings")
 _LARGEST_COUNT = 1_000_000
@@ -54,7 +56,7 @@ def check_config(config: Mapping[str, Any], file: Path) -> None:
             _require_whole(file, place, value, _LARGEST_SIZE, least=-1)
         if _SIZE.fullmatch(name):
             _require_whole(file, place, value, _LARGEST_SIZE)
-        elif _LAYERS.fullmatch(name):
+        elif _LAYERS.fullmatch(name) and not _FRACTIONS.match(place):
             _require_whole(file, place, value, _MOST_LAYERS)
         elif _COUNT.fullmatch(name) and not isinstance(value, str):
             _require_whole(file, place, value, _LARGEST_COUNT, least=0)

@@ -24,7 +24,7 @@ from mmllm.preprocessing.memory_video import is_in_memory, memory_video
 from mmllm.preprocessing.video_options import at_rate, checked, refuse, refuse_both
 from mmllm.tokens import VideoClip
 from mmllm.video.names import existing
-from mmllm.video.opening import FrameFolder
+from mmllm.video.opening import FrameFolder, VideoOpenError
 from mmllm.video.sampling import uniform_by_index
 
 PIXEL_OPTIONS = ("max_pixels", "min_pixels")
@@ -77,9 +77,9 @@ class MediaReading:
             return replace(video, frames=np.stack([self.frame_transform.video_frame(frame) for frame in video.frames]))
         video = resolved(video)
         if isinstance(video, str) and video.lower().startswith(("http://", "https://")):
-            raise InputError(
-                f"{video}: addresses are not fetched here; download the video, or give "
-                "open_video(address, allow_url=True)"
+            raise VideoOpenError(
+                f"{video}: an address, not a file; download it first",
+                in_python="or give the frames of open_video(address, allow_url=True)",
             )
         if isinstance(video, (np.ndarray, Tensor)) and video.ndim != 4:
             raise InputError(f"a video in memory must be (T H W K) or (T K H W), not {tuple(video.shape)}")

@@ -139,10 +139,10 @@ def locked(output: Path) -> Iterator[None]:
     lock = FileLock(output / ".lock")
     try:
         lock.acquire(timeout=0)
+    except Timeout:  # in newer versions an OSError, too
+        raise MmllmError(f"another process is training in {output}") from None
     except OSError as problem:
         raise cannot_write(output / ".lock", problem) from None
-    except Timeout:
-        raise MmllmError(f"another process is training in {output}") from None
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ def loaded(published):
 def compare(theirs, their_inputs, qa, our_inputs, sight):
     with torch.no_grad():
         wanted, logits = theirs(**their_inputs).logits, qa.model(**our_inputs).logits
-    assert_near(logits, wanted)
+    assert_near(logits, wanted, terms=8192)  # a tower, a projector and an LLM in a row
     assert sight(qa.model, our_inputs) > 0.5, "another picture changes nothing, so that this test is blind"
     told = theirs.generate(**their_inputs, **GREEDY)[:, their_inputs["input_ids"].shape[1] :]
     said = qa.model.generate(**our_inputs, **GREEDY)[:, our_inputs["input_ids"].shape[1] :]

@@ -178,7 +178,7 @@ CLIP = VideoClip(frames=FRAMES[:2], times_s=np.arange(2.0), duration_s=2.0)
         ("nowhere.mp4", {"do_sample_frames": False}, "do_sample_frames cannot be honoured for a video file"),
         ("nowhere.mp4", {"fps": 5, "num_frames": 3}, "num_frames=3 and fps=5.0 both say"),
         ("nowhere.mp4", {"fps": 5}, "nowhere.mp4"),
-        ("https://example.com/clip.mp4", {}, "addresses are not fetched here; download the video, or give open_video"),
+        ("https://example.com/clip.mp4", {}, "an address, not a file; download it first"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(processor, video, options, message):
