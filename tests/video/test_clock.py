@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyav_version import needs_pyav_17_1
 
 from mmllm.video import _pyav_packets
 from mmllm.video.opening import ClockBroken, VideoOpenError, open_video, probe
@@ -71,6 +72,7 @@ def read(tmp_path, read_number):
 # --- the last frame ----------------------------------------------------------------------------------------
 
 
+@needs_pyav_17_1
 @pytest.mark.parametrize("b_frames", [False, True])
 @pytest.mark.parametrize("kind", ["mp4", "matroska"])
 def test_the_last_frame_lasts_as_its_packet_says(kind, b_frames, read, film):

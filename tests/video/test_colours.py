@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyav_version import needs_pyav_17_1
 
 from mmllm.commands.info import info as info_command
 from mmllm.video import _pyav_open, _pyav_packets
@@ -78,6 +79,7 @@ CASES = {
 }
 
 
+@needs_pyav_17_1
 @pytest.mark.parametrize("full_range", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_matrix_by_tag_or_by_rows(case, full_range, tmp_path):
@@ -94,6 +96,7 @@ def test_matrix_by_tag_or_by_rows(case, full_range, tmp_path):
             )
 
 
+@needs_pyav_17_1
 def test_hdr_without_a_matrix_is_tone_mapped_by_bt2020(tmp_path):
     options = {"preset": "ultrafast", "qp": "0"}
     untagged = plain(tmp_path / "a.mp4", SD, options=options, color_trc=16, color_primaries=9)
@@ -123,6 +126,7 @@ def test_a_matrix_that_cannot_be_converted_is_refused_by_name(tmp_path):
         open_video(path)
 
 
+@needs_pyav_17_1
 def test_info_prints_the_matrix(tmp_path, capsys):
     assert info_command((plain(tmp_path / "a.mp4", HD, options={"preset": "ultrafast"}),)) == 0
     assert "colours by BT.709, assumed for 720 rows, limited range" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyav_version import needs_pyav_17_1
 
 from mmllm.commands.info import info as info_command
 from mmllm.video import _display_shape
@@ -171,6 +172,7 @@ def test_widths_are_rounded_to_even(width, aspect, shown):
     assert _display_shape.shown_size(480, width, Fraction(aspect)) == (480, shown)
 
 
+@needs_pyav_17_1
 def test_the_aspect_is_applied_before_rotation(tmp_path):
     path = write(tmp_path / "turned.mp4", (288, 360), Fraction(64, 45), degrees=90)
     with open_video(path) as video:
@@ -213,6 +215,7 @@ def test_info_prints_both_sizes(capsys):
     assert [row[key] for key in ("width", "height", "coded_width", "coded_height")] == [512, 288, 360, 288]
 
 
+@needs_pyav_17_1
 def test_decord_gives_the_same_shape(tmp_path):
     pytest.importorskip("decord")
     turned = write(tmp_path / "turned.mp4", (288, 360), Fraction(64, 45), degrees=90)
@@ -257,6 +260,7 @@ CHANGES = {
 }
 
 
+@needs_pyav_17_1
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video", "libx265"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_of_shape_is_fitted_into_the_first(change, codec, tmp_path):
