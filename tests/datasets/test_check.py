@@ -178,7 +178,7 @@ def test_images_are_opened_too(tmp_path):
     rows = [{"image": f"{name}.png", "question": "What?", "answer": "It."} for name in ("good", "empty", "script")]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     summary = check_annotations(tmp_path / "rows.jsonl")
-    assert summary["unreadable_videos"] == 2
+    assert summary["unreadable_images"] == 2
     assert "empty.png: not a readable image: the file is empty" in summary["problems"][0]
     assert "script.png: not a readable image: a PostScript file" in summary["problems"][1]
 
