@@ -2,7 +2,7 @@
 
 `python .ci/versions.py lowest` installs the lowest versions that pyproject.toml allows and runs the numeric tests.
 `--extras none` leaves the extras out: tests that need one are skipped and say so.
-`--smoke` only imports, asks a question and runs the model's own tests.
+`--smoke` only imports, asks a question and runs the model's own tests, and removes what it has installed.
 `--all` runs all tests. `--install-only` runs none.
 """
 
@@ -36,6 +36,8 @@ def main() -> None:
     ask(python)
     tests = SMOKE if options.smoke else ("tests",) if options.all else numeric_tests()
     run(python, "-m", "pytest", "-q", "--numprocesses=auto", "--maxprocesses=8", "--dist=loadscope", *tests)
+    if options.smoke:
+        shutil.rmtree(python.parents[1])  # several gigabytes
 
 
 def numeric_tests() -> tuple[str, ...]:
