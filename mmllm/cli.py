@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from mmllm.errors import InputError, MmllmError, is_out_of_memory
 from mmllm.fields import closest
@@ -91,7 +92,25 @@ def _run(words: list[str]) -> int:
 
     module, function = VERBS[name].home.split(":")
     command = getattr(importlib.import_module(module), function)
-    return tyro.cli(command, args=words[1:], prog=f"mmllm {name}") or 0
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return tyro.cli(command, args=words[1:], prog=f"mmllm {name}") or 0
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Shows a warning of ours in one line; the place in the code helps nobody at a command line."""
+    if category.__module__.split(".")[0] == "mmllm":
+        print(f"mmllm: {_one_line(message)}", file=sys.stderr, flush=True)
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, file=file or sys.stderr, end="", flush=True)
 
 
 def _ended_by(problem: BaseException) -> int:
@@ -143,8 +162,8 @@ def _terminate(_number: int, _frame: object) -> None:
     raise Terminated
 
 
-def _one_line(problem: BaseException) -> str:
-    """The message of an error on one line; a long one is cut before its end, which often says what helps."""
+def _one_line(problem: BaseException | str) -> str:
+    """A message on one line; a long one is cut before its end, which often says what helps."""
     text = " ".join(str(problem).split())
     if len(text) <= LONGEST_MESSAGE:
         return text

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import types
 
+import av
+import numpy as np
 import pytest
 
 from mmllm import cli
@@ -165,3 +167,27 @@ def test_an_internal_error_is_one_line_too(capsys, monkeypatch):
     assert code == 1
     assert err.startswith("mmllm: internal error: ModuleNotFoundError")
     assert "Traceback" not in err
+
+
+def test_a_warning_about_a_video_is_one_line(capsys, tmp_path):
+    """Two transport streams joined byte by byte: the clock of the second begins again."""
+    parts = []
+    for number in range(2):
+        part = tmp_path / f"{number}.ts"
+        with av.open(str(part), "w") as container:
+            stream = container.add_stream("mpeg2video", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+            for index in range(30):
+                frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 8 * index, np.uint8), format="rgb24")
+                frame.pts = index
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        parts.append(part.read_bytes())
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(parts))
+    code, _, err = outcome(capsys, "ask", str(joined), "When does the red circle spin?")
+    assert code == 0
+    lines = [line for line in err.splitlines() if "clock" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"mmllm: {joined}: its clock falls back or jumps at frame 30")
+    assert "opening.py" not in err
