@@ -7,6 +7,7 @@ import pytest
 import torch
 from nearness import assert_near
 from safetensors.torch import load_file
+from versions import OLD_TRANSFORMERS
 
 from mmllm.checkpoints import loading
 from mmllm.checkpoints.weights import Weights
@@ -46,6 +47,8 @@ def compare(theirs, their_inputs, qa, our_inputs, sight):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_image_file_gives_transformers_logits_and_ids(family, published, loaded, picture_file, sight):
+    if family == "video_llava" and OLD_TRANSFORMERS:
+        pytest.skip("the processor of Video-LLaVA in this version of transformers fails on images")
     _, theirs, processor = published(family)
     qa = loaded(family)
     text = processor.apply_chat_template(asked("image", str(picture_file)), add_generation_prompt=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from transformers import pipeline
+from versions import OLD_TRANSFORMERS
 
 PICTURES = [Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 60, 3), np.uint8)) for seed in range(2)]
 FRAMES = np.random.default_rng(0).integers(0, 255, (12, 40, 60, 3), dtype=np.uint8)
@@ -55,6 +56,8 @@ def test_an_answer_is_continued_and_options_reach_the_processor(pipe):
     own_chat = sys.modules[type(pipe).__module__].Chat
     inputs = pipe.preprocess(own_chat(chat(MEDIA["videos"][0])), num_frames=3)
     assert inputs["pixel_values_videos"].shape[:2] == (1, 3)
+    if OLD_TRANSFORMERS:
+        return
     several = pipe(
         text=chat(MEDIA["videos"][0]), generate_kwargs={"num_beams": 2, "num_return_sequences": 2}, **OPTIONS
     )

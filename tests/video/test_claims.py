@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from pyav_version import needs_pyav_17_1
+from versions import needs_pyav_17_1
 
 from mmllm.video.opening import LimitExceeded, VideoError, VideoLimits, VideoOpenError, open_video
 

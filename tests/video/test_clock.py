@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyav_version import needs_pyav_17_1
+from versions import needs_pyav_17_1
 
 from mmllm.video import _pyav_packets
 from mmllm.video.opening import ClockBroken, VideoOpenError, open_video, probe

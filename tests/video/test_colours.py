@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyav_version import needs_pyav_17_1
+from versions import needs_pyav_17_1
 
 from mmllm.commands.info import info as info_command
 from mmllm.video import _pyav_open, _pyav_packets
