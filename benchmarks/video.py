@@ -46,6 +46,7 @@ LONGER = (
 """Camera content of ten seconds and more."""
 HD = "androidx__long_1080p_videoonly_lowbitrate.mp4"
 SIDE = 224
+ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}  # older versions have no choice
 Reader = Callable[[Path, int, np.ndarray], np.ndarray]
 
 
@@ -68,7 +69,7 @@ def plain_pyav(path: Path, count: int, indices: np.ndarray) -> np.ndarray:
             if number in wanted:
                 matrix = 1 if int(frame.colorspace) == 2 and frame.height >= 720 else None
                 small = converter.reformat(
-                    frame, width=SIDE, height=SIDE, format="rgb24", src_colorspace=matrix, threads=1
+                    frame, width=SIDE, height=SIDE, format="rgb24", src_colorspace=matrix, **ONE_THREAD
                 )
                 frames.append(small.to_ndarray())
             if number == indices[-1]:
@@ -182,7 +183,7 @@ def conversion_s(path: Path, indices: np.ndarray) -> float:
 
         def convert() -> None:
             for _ in indices:
-                converter.reformat(frame, width=SIDE, height=SIDE, format="rgb24", threads=1).to_ndarray()
+                converter.reformat(frame, width=SIDE, height=SIDE, format="rgb24", **ONE_THREAD).to_ndarray()
 
         return quickest_s(convert)
 

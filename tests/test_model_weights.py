@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoTokenizer
+from versions import puts_whole_models_on_disk
 
 from mmllm.errors import ConfigError
 from mmllm.inference.answering import VideoQA
@@ -36,7 +37,7 @@ MODELS = {
 
 @pytest.mark.parametrize(
     ("name", "on_disk"),
-    [(name, "all") for name in MODELS]
+    [pytest.param(name, "all", marks=puts_whole_models_on_disk) for name in MODELS]
     + [("time anchors", "encoder"), ("time anchors", "language_model"), ("stage inside CLIP", "reducers")],
 )
 def test_parts_on_disk_answer_as_in_memory(make_model, tmp_path, name, on_disk):
@@ -55,6 +56,7 @@ def test_parts_on_disk_answer_as_in_memory(make_model, tmp_path, name, on_disk):
     assert apart.input_device == torch.device("cpu")
 
 
+@puts_whole_models_on_disk
 def test_a_question_is_answered_from_disk(untrained_qa, short_clip, tmp_path):
     untrained_qa.model.save_pretrained(tmp_path / "model")
     untrained_qa.processor.save_pretrained(tmp_path / "model")

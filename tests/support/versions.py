@@ -1,5 +1,7 @@
 """Tests that need newer libraries than the oldest that are supported."""
 
+import importlib
+
 import av
 import pytest
 import transformers
@@ -12,6 +14,13 @@ def version(library):
 
 needs_pyav_17_1 = pytest.mark.skipif(
     version(av) < (17, 1), reason="PyAV before 17.1 cannot write such files, or does not survive them"
+)
+try:
+    accelerate = version(importlib.import_module("accelerate"))
+except ImportError:  # the core alone
+    accelerate = (99, 0)
+puts_whole_models_on_disk = pytest.mark.skipif(
+    accelerate < (1, 15), reason="accelerate before 1.15 refuses to put a whole model on the disk"
 )
 OLD_TRANSFORMERS = version(transformers) < (5, 21)
 """Its processor of Video-LLaVA fails on images, and its pipelines give one of several sequences."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from versions import needs_pyav_17_1
 
 from mmllm.video import errors as video_errors
 from mmllm.video.opening import VideoLimits, open_video
@@ -73,6 +74,7 @@ def read_mutated(item: tuple[str, int]) -> int:
         return sum(len(part) for part in video.iterate(64, size=(16, 16)))
 
 
+@needs_pyav_17_1
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_mutated_copies_neither_hang_nor_crash(make_clip, caplog):
