@@ -136,8 +136,6 @@ def _ended_by(problem: BaseException) -> int:
         message = f"{problem.filename or 'the output'}: {problem.strerror}"
         if problem.errno == errno.ENOSPC:
             _forget_output()
-    elif isinstance(problem, OverflowError):
-        code, message = 2, f"a number is too large: {message}"
     else:
         message = f"internal error: {type(problem).__name__}: {message} (MMLLM_DEBUG=1 shows where)"
     with contextlib.suppress(OSError, ValueError):  # the error output may be closed, or on a full disk

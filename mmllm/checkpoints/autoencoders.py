@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,7 +13,7 @@ from mmllm.checkpoints.weights import header
 from mmllm.errors import CheckpointError, ConfigError, InputError
 from mmllm.interfaces import Autoencoder
 from mmllm.modeling.tower import load_strictly
-from mmllm.runtime.files import cannot_write, flush_files, make_folder, read_json
+from mmllm.runtime.files import new_folder, read_json
 
 
 def save_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
@@ -23,17 +22,11 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
     Raises:
         InputError, MmllmError: if it cannot be written; see `mmllm.runtime.files`.
     """
-    partial = make_folder(folder.with_name(folder.name + ".part"))
     weights = {name: value.contiguous().cpu() for name, value in autoencoder.state_dict().items()}
     settings = registry.describe("autoencoder", autoencoder.config)
-    try:
+    with new_folder(folder) as partial:
         save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps({"autoencoder": settings}, indent=2) + "\n", encoding="utf-8")
-        flush_files(partial)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as problem:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise cannot_write(folder, problem) from None
 
 
 def load_autoencoder(folder: str | Path) -> Autoencoder:

@@ -17,13 +17,12 @@ from mmllm.video.names import existing
 from mmllm.video.opening import (
     ClockBroken,
     FramesMissing,
-    VideoDecodeError,
     VideoInfo,
     VideoLimits,
     VideoTruncated,
     open_video,
 )
-from mmllm.video.still_images import broken_images
+from mmllm.video.still_images import require_readable
 
 
 def info(videos: Annotated[tuple[str, ...], tyro.conf.Positional], json: bool = False, fps: float | None = None) -> int:
@@ -62,17 +61,12 @@ def _row(path: str, fps: float | None) -> dict[str, Any]:
             with open_video(path, fps=(fps or FOLDER_FPS) if is_folder else None) as video:
                 facts = {**dataclasses.asdict(video.info), **video.damage()}
             if is_folder:
-                _check_images(existing(path) or Path(path))
+                folder = existing(path) or Path(path)
+                require_readable(folder, frame_files(folder).files, VideoLimits())
         except InputError as problem:
             return {"path": path, "ok": False, "error": {"type": type(problem).__name__, "message": str(problem)}}
     facts.pop("source")
     return {"path": path, "ok": True, **facts, "warnings": [*(str(record.message) for record in records), *notes]}
-
-
-def _check_images(folder: Path) -> None:
-    """Raises an error that names the images of a folder that cannot be decoded."""
-    if broken := broken_images(frame_files(folder).files, VideoLimits()):
-        raise VideoDecodeError(f"{folder}: {len(broken)} images cannot be read: {'; '.join(broken[:5])}")
 
 
 def _lines(row: dict[str, Any]) -> str:

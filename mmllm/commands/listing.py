@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_text
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -72,19 +73,14 @@ def _rows(kind: str) -> list[dict[str, str]]:
             {"name": name, **{field: str(value) for field, value in vars(preset).items()}}
             for name, preset in PRESETS.items()
         ]
-    if kind == "recipes":
+    if kind in ("recipes", "tokenizer-recipes"):
         from mmllm.train.recipes import RECIPES
-
-        return [
-            {"name": name, "summary": (make.__doc__ or "").split("\n")[0], "settings": f"seed={make().seed}"}
-            for name, make in RECIPES.items()
-        ]
-    if kind == "tokenizer-recipes":
         from mmllm.train.tokenizer_recipe import TOKENIZER_RECIPES
 
+        recipes: Mapping[str, Callable[[], Any]] = RECIPES if kind == "recipes" else TOKENIZER_RECIPES
         return [
             {"name": name, "summary": (make.__doc__ or "").split("\n")[0], "settings": f"seed={make().seed}"}
-            for name, make in TOKENIZER_RECIPES.items()
+            for name, make in recipes.items()
         ]
     return [
         {

@@ -92,12 +92,13 @@ def _counts(tokens: str | None, autoencoder: Any) -> list[int]:
 
 def _pictures(file: Path, size: int, frames: int) -> tuple[np.ndarray, float]:
     """Pictures (float32, T 3 S S, from -1 to 1) of a file, and the rate of a video; 0 for an image."""
-    from mmllm.preprocessing.frames import FrameTransform, read_image
-    from mmllm.train.pictures import IMAGES
+    from mmllm.preprocessing.frames import read_image
+    from mmllm.tokenizers.frame_tokens import from_minus_one_to_one
+    from mmllm.video.frame_files import IMAGE_SUFFIXES
     from mmllm.video.opening import open_video
 
-    transform = FrameTransform(size=size, fit="crop", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    if file.suffix.lower() in IMAGES:
+    transform = from_minus_one_to_one(size)
+    if file.suffix.lower() in IMAGE_SUFFIXES:
         return transform(read_image(file)[None]), 0.0
     if frames < 1:
         raise InputError(f"--frames {frames}: at least 1")

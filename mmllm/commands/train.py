@@ -14,7 +14,7 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.fields import merged
 from mmllm.train.recipes import recipe
 
-LARGEST_FILE, MOST_VALUES = 1 << 20, 10_000
+LARGEST_FILE, MOST_VALUES = 1 << 20, 100_000
 """Most bytes and values of a file of settings."""
 
 
@@ -84,13 +84,13 @@ def train_command(
 
 
 def _values(value: Any, most: int) -> int:
-    """Number of values in nested lists and mappings, or a number above `most`; aliases may repeat or contain them."""
+    """Number of keys and values of nested lists and mappings, or one above `most`; aliases count each time."""
     pending, count = [value], 0
     while pending and count <= most:
         item = pending.pop()
         count += 1
         if isinstance(item, dict):
-            pending += item.values()
+            pending += [*item.keys(), *item.values()]
         elif isinstance(item, (list, tuple, set)):
             pending += item
     return count
@@ -127,21 +127,4 @@ def fields_of_file(file: Path | None) -> dict[str, Any]:
         return {}
     if not isinstance(changes, dict):
         raise ConfigError(f"{file}: the file must be a mapping of fields, not a {type(changes).__name__}")
-    if _size(changes, {}) > MOST_VALUES:
-        raise ConfigError(f"{file}: the file must have at most {MOST_VALUES} values, with those that aliases repeat")
     return changes
-
-
-MOST_VALUES = 100_000
-"""No configuration has more. A few lines of YAML with aliases of aliases can stand for billions."""
-
-
-def _size(value: Any, known: dict[int, int]) -> int:
-    """How many values a value holds, each alias counted as often as it stands; unlimited if it holds itself."""
-    if not isinstance(value, (dict, list)):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = MOST_VALUES  # what a value that holds itself finds here
-        children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_size(child, known) for child in children)
-    return known[id(value)]

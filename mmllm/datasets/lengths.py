@@ -16,7 +16,7 @@ from mmllm.errors import InputError
 from mmllm.times.stamps import STAMP
 from mmllm.video.frame_files import FOLDER_FPS, frame_files
 from mmllm.video.limits import VideoLimits
-from mmllm.video.still_images import broken_images
+from mmllm.video.still_images import require_readable
 
 Item = TypeVar("Item")
 
@@ -78,8 +78,7 @@ def _folder_facts(path: Path, fps: float) -> VideoFacts:
     frames = frame_files(path)
     if frames.problem:
         raise InputError(f"{path}: {frames.problem}")
-    if broken := broken_images(frames.files, VideoLimits()):
-        raise InputError(f"{path}: {len(broken)} images cannot be read: {'; '.join(broken[:5])}")
+    require_readable(path, frames.files, VideoLimits())
     return VideoFacts(frames=len(frames.files), seconds=frames.length / fps, note=frames.gaps)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,26 @@ def make_folder(folder: str | Path) -> Path:
         kind = InputError if problem.errno in _FOLDER_PROBLEMS else MmllmError
         raise kind(f"cannot make the folder {folder}: {problem.strerror}") from None
     return Path(folder)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write to. At the end its files are flushed, and it gets the name `folder`.
+
+    Raises:
+        InputError: if it cannot be written to.
+        MmllmError: if the disk is full or fails; there is no `folder` then.
+    """
+    partial = make_folder(folder.with_name(folder.name + ".part"))
+    try:
+        yield partial
+        flush_files(partial)
+        partial.rename(folder)
+    except Exception as problem:
+        if not isinstance(problem, OSError) and type(problem).__name__ != "SafetensorError":
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        raise cannot_write(folder, problem) from None
 
 
 def flush_files(folder: Path) -> None:

@@ -7,7 +7,7 @@ B videos, T frames, F frames run at once, N tokens of a frame, C width of a toke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,22 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.fields import require
-from mmllm.interfaces import Encoder
-from mmllm.modeling.tower import (
-    FrameOutput,
-    check_pixels,
-    encode_frames,
-    load_strictly,
-    needs_gradient,
-    read_scores,
-)
+from mmllm.modeling.tower import load_strictly
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokenizers.autoencoders.flextok_config import FlexTokEncoderConfig
 from mmllm.tokenizers.autoencoders.flextok_encoder import FlexTokEncoder
 from mmllm.tokenizers.autoencoders.fsq import FiniteScalarQuantizer
 from mmllm.tokenizers.autoencoders.latents import LatentEncoder, LatentsConfig
-from mmllm.tokens import VisualTokens
+from mmllm.tokenizers.frame_tokens import FrameTokens, from_minus_one_to_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +93,12 @@ class FlexTokFramesConfig:
     @property
     def frames(self) -> FrameTransform:
         """How frames are prepared for this encoder: from -1 to 1."""
-        return FrameTransform(size=self.image_size, fit="crop", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        return from_minus_one_to_one(self.image_size)
 
 
 @register("encoder", "flextok", config=FlexTokFramesConfig)
-class FlexTokFrames(Encoder):
+class FlexTokFrames(FrameTokens):
     """Ordered 1D tokens of each frame, the coarse ones first (FlexTok)."""
-
-    grid = None
 
     def __init__(self, config: FlexTokFramesConfig) -> None:
         super().__init__()
@@ -122,35 +112,6 @@ class FlexTokFrames(Encoder):
             else None
         )
         self.width = {"features": config.width, "codes": len(config.levels), "ids": config.id_width}[config.source]
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """N."""
-        return self.config.tokens
-
-    def forward(
-        self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
-    ) -> VisualTokens:
-        """Tokens B T N C of pixels.
-
-        Args:
-            pixels: float, B T 3 S S, from -1 to 1.
-            frame_mask: bool, B T. Frames where it is False are not run.
-            scores: must be empty: 1D tokens have no attention of a class token.
-
-        Raises:
-            InputError: for pixels of another size or type, or any score.
-        """
-        check_pixels(pixels, encoder="flextok", size=self.config.image_size)
-        read_scores(scores, encoder="flextok", offers=())
-        return encode_frames(
-            lambda frames: FrameOutput(features=self.tokens(frames)),
-            pixels,
-            grid=None,
-            chunk=self.config.chunk,
-            frame_mask=frame_mask,
-            trainable=needs_gradient(self),
-        )
 
     def tokens(self, frames: Tensor) -> Tensor:
         """Tokens F N C of frames F 3 S S."""

@@ -8,27 +8,19 @@ B videos, T frames, F frames run at once, N tokens of a frame, C width of a toke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from mmllm.fields import require
-from mmllm.interfaces import Encoder
-from mmllm.modeling.tower import (
-    FrameOutput,
-    check_pixels,
-    encode_frames,
-    load_strictly,
-    needs_gradient,
-    read_scores,
-)
+from mmllm.modeling.tower import load_strictly
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.registry import register
 from mmllm.tokenizers.autoencoders.text_features import TextFeaturesConfig
 from mmllm.tokenizers.autoencoders.textok import TexTokConfig, TexTokEncoder
-from mmllm.tokens import VisualTokens
+from mmllm.tokenizers.frame_tokens import FrameTokens, from_minus_one_to_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +70,12 @@ class TexTokFramesConfig:
     @property
     def frames(self) -> FrameTransform:
         """How frames are prepared for this encoder: from -1 to 1."""
-        return FrameTransform(size=self.image_size, fit="crop", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        return from_minus_one_to_one(self.image_size)
 
 
 @register("encoder", "textok", config=TexTokFramesConfig)
-class TexTokFrames(Encoder):
+class TexTokFrames(FrameTokens):
     """A fixed number of 1D tokens of each frame (TexTok, or a tokenizer in TiTok's manner)."""
-
-    grid = None
 
     def __init__(self, config: TexTokFramesConfig) -> None:
         super().__init__()
@@ -93,35 +83,9 @@ class TexTokFrames(Encoder):
         self.encoder = TexTokEncoder(config.half())
         self.width = config.width if config.source == "features" else config.token_width
 
-    @property
-    def tokens_per_frame(self) -> int:
-        """N."""
-        return self.config.tokens
-
-    def forward(
-        self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
-    ) -> VisualTokens:
-        """Tokens B T N C of pixels.
-
-        Args:
-            pixels: float, B T 3 S S, from -1 to 1.
-            frame_mask: bool, B T. Frames where it is False are not run.
-            scores: must be empty: 1D tokens have no attention of a class token.
-
-        Raises:
-            InputError: for pixels of another size or type, or any score.
-        """
-        check_pixels(pixels, encoder="textok", size=self.config.image_size)
-        read_scores(scores, encoder="textok", offers=())
-        run = self.encoder.features if self.config.source == "features" else self.encoder
-        return encode_frames(
-            lambda frames: FrameOutput(features=run(frames)),
-            pixels,
-            grid=None,
-            chunk=self.config.chunk,
-            frame_mask=frame_mask,
-            trainable=needs_gradient(self),
-        )
+    def tokens(self, frames: Tensor) -> Tensor:
+        """Tokens F N C of frames F 3 S S."""
+        return self.encoder.features(frames) if self.config.source == "features" else self.encoder(frames)
 
 
 def load_textok_encoder(encoder: TexTokFrames, state: Mapping[str, Tensor]) -> None:

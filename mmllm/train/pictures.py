@@ -17,15 +17,17 @@ import torch
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.preprocessing.frames import FrameTransform, read_image
+from mmllm.preprocessing.frames import read_image
+from mmllm.runtime.files import make_folder, replacing
 from mmllm.runtime.progress import Progress
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.scenes import scene_batch
 from mmllm.synthetic.world import COLORS, SHAPES
+from mmllm.tokenizers.frame_tokens import from_minus_one_to_one
 from mmllm.video.errors import VideoError
+from mmllm.video.frame_files import IMAGE_SUFFIXES
 from mmllm.video.opening import open_video
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".ts", ".m4v", ".mpg", ".flv", ".gif")
 _SCENES_AT_ONCE = 16
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
@@ -66,7 +68,7 @@ class Pictures(torch.utils.data.Dataset[Any]):
             InputError: if there are none.
         """
         self.config, self.count, self.seed = config, count, seed
-        self.transform = FrameTransform(size=size, fit="crop", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        self.transform = from_minus_one_to_one(size)
         self.stored = None if config.source == "scenes" else _stored(config, size, cache)
 
     def __len__(self) -> int:
@@ -171,18 +173,18 @@ def _stored(config: PicturesConfig, size: int, cache: Path) -> Any:
         if not folder.is_dir():
             raise InputError(f"{folder}: pictures come from scenes, a folder of images and videos, or hf:NAME")
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        images = [path for path in files if path.suffix.lower() in IMAGES]
+        images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
         videos = [path for path in files if path.suffix.lower() in VIDEOS]
         stored = _Files(images, _frames(videos, folder, config.frames_per_video, size, cache))
     if len(stored) == 0:
-        raise InputError(f"{config.source}: no picture is there; read are {', '.join((*IMAGES, *VIDEOS))}")
+        raise InputError(f"{config.source}: no picture is there; read are {', '.join((*IMAGE_SUFFIXES, *VIDEOS))}")
     return stored
 
 
 def _frames(videos: list[Path], folder: Path, count: int, size: int, cache: Path) -> list[np.ndarray]:
     """Frames of each video, uint8 (T H W 3) with the shorter edge of `size`, from the cache if they are there."""
     frames = []
-    cache.mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
     with Progress("decode frames of videos", len(videos), "videos", shown=bool(videos)) as bar:
         for path in videos:
             stored = cache / f"{'_'.join(path.relative_to(folder).parts)}.{count}x{size}.npy"
@@ -193,9 +195,8 @@ def _frames(videos: list[Path], folder: Path, count: int, size: int, cache: Path
                 except VideoError as problem:
                     warnings.warn(f"left out: {problem}", stacklevel=2)
                     continue
-                partial = stored.with_suffix(".part.npy")
-                np.save(partial, clip.frames[clip.valid])
-                partial.rename(stored)
+                with replacing(stored) as partial:
+                    np.save(partial, clip.frames[clip.valid])
             frames.append(np.load(stored, mmap_mode="r"))
             bar.advance()
     return frames

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from mmllm import registry
 from mmllm.errors import MmllmError, require_extra
 from mmllm.runtime import processes
-from mmllm.runtime.files import cannot_write, flush_files, make_folder
+from mmllm.runtime.files import cannot_write, make_folder, new_folder
 from mmllm.train.building import build_model
 from mmllm.train.data import read_data
 from mmllm.train.recipe import KIND, Recipe, normalised
@@ -115,15 +113,9 @@ def metrics_files(recipe: Recipe, output: Path) -> dict[str, Path]:
 
 def save_whole(model: Any, processor: Any, folder: Path) -> None:
     """Saves model and processor. The folder gets its final name at the end, so `folder` is never incomplete."""
-    partial = folder.with_name(folder.name + ".part")
-    try:
+    with new_folder(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        flush_files(partial)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as problem:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise cannot_write(folder, problem) from None
 
 
 @contextlib.contextmanager

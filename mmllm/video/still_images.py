@@ -132,6 +132,16 @@ def broken_images(files: Sequence[Path], limits: VideoLimits) -> list[str]:
     return problems
 
 
+def require_readable(folder: Path, files: Sequence[Path], limits: VideoLimits) -> None:
+    """Refuses a folder of frames some of whose images cannot be decoded.
+
+    Raises:
+        VideoDecodeError: naming the first of them.
+    """
+    if broken := broken_images(files, limits):
+        raise VideoDecodeError(f"{folder}: {len(broken)} images cannot be read: {'; '.join(broken[:5])}")
+
+
 def _looks_whole(path: Path, limits: VideoLimits) -> bool:
     """Whether an image's header can be read and the file ends as its format demands.
 
