@@ -107,9 +107,12 @@ class ReadsText(nn.Module):
             null = repeat(self.null_text, "c -> b 1 c", b=count)
             return null, torch.ones(count, 1, dtype=torch.bool, device=null.device)
         features, mask = captions
-        if features.shape[-1] != self.text_proj.in_features or features.shape[1] > len(self.pos_text):
+        most = len(self.pos_text)
+        if features.shape[1] > most and not bool(mask[:, most:].any()):
+            features, mask = features[:, :most], mask[:, :most]  # nothing but padding is cut off
+        if features.shape[-1] != self.text_proj.in_features or features.shape[1] > most:
             raise InputError(
-                f"text features must be (B, at most {len(self.pos_text)}, {self.text_proj.in_features}), not "
+                f"text features must be (B, at most {most} words, {self.text_proj.in_features}), not "
                 f"{tuple(features.shape)}"
             )
         words = self.text_proj(features) + self.pos_text[: features.shape[1]]
@@ -209,7 +212,7 @@ class TexTok(Autoencoder):
         """The reconstruction, and how far tokens and codes are apart; see `Autoencoder`."""
         check_images(images, self.image_size)
         if captions is not None:
-            dropped = (torch.rand(len(images), generator=generator) < self.config.text_drop).tolist()
+            dropped = (torch.rand(len(captions), generator=generator) < self.config.text_drop).tolist()
             captions = ["" if drop else caption for drop, caption in zip(dropped, captions, strict=True)]
         text = self.captions(captions, images)
         tokens, losses = self.encoder(images, text), {}

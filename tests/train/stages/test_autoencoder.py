@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import frozen_networks
 import numpy as np
@@ -159,3 +160,20 @@ def test_the_weight_of_pixels_is_used(networks, tmp_path):
         train_tokenizer(recipe, tmp_path / str(weight), workers=0)
         values.append(parts(tmp_path / str(weight), "autoencoder")[0][1]["pixels"])
     assert values[1] == pytest.approx(values[0] / 4, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_accumulation(networks, tmp_path, together):
+    """LeCAM is off: its running means see the batches of one process after another, or side by side."""
+    judged = {**ADVERSARIAL, "lecam_weight": 0.0, "start": 0.0}
+    for accumulation, run in ((2, partial(train_tokenizer, workers=0)), (1, partial(together, 2, _trained))):
+        recipe = textok(networks, adversarial=judged, gradient_accumulation_steps=accumulation)
+        run(recipe.changed({"autoencoder": {"text_drop": 0.0}}), tmp_path / str(accumulation))
+    one, two = (parts(tmp_path / name, "autoencoder") for name in ("2", "1"))
+    for (loss, values), (their_loss, their_values) in zip(one, two, strict=True):
+        assert their_loss == pytest.approx(loss, rel=1e-3)
+        assert their_values == pytest.approx(values, rel=1e-2, abs=1e-5)
+
+
+def _trained(recipe, output):
+    train_tokenizer(recipe, output, workers=0)
