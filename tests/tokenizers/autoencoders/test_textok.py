@@ -1,15 +1,18 @@
 """TexTok: shapes, text that matters, padding that does not, and codebooks in the manner of TiTok."""
 
 import json
+import math
 
 import pytest
 import torch
 
+from mmllm import registry
 from mmllm.checkpoints.autoencoders import load_autoencoder, save_autoencoder
 from mmllm.errors import CheckpointError, ConfigError, InputError
 from mmllm.tokenizers.autoencoders.text_features import Captions, TextFeatures, TextFeaturesConfig
 from mmllm.tokenizers.autoencoders.textok import TexTok, TexTokConfig
 from mmllm.tokenizers.autoencoders.vector_quantizer import VectorQuantizer
+from mmllm.tokenizers.textok import load_textok_encoder
 
 TEXT = TextFeaturesConfig(source=None, width=32, words=("red", "blue", "circle", "square", "a"), most_words=6)
 
@@ -108,7 +111,10 @@ def test_the_same_picture_and_text_give_the_same_tokens():
 def test_weights_that_do_not_fit_the_settings_are_listed(tmp_path):
     save_autoencoder(textok(), tmp_path / "made")
     settings = json.loads((tmp_path / "made" / "config.json").read_text())
-    for field, value, message in (("layers", 3, r"missing: decoder.blocks.2.attn.proj.bias"), ("width", 64, r"decoder.blocks.0.attn")):
+    for field, value, message in (
+        ("layers", 3, r"missing: decoder.blocks.2.attn.proj.bias"),
+        ("width", 64, r"decoder.blocks.0.attn"),
+    ):
         changed = {"autoencoder": {**settings["autoencoder"], field: value}}
         (tmp_path / "made" / "config.json").write_text(json.dumps(changed))
         with pytest.raises(CheckpointError, match=message):
@@ -138,6 +144,33 @@ def test_image_tokens_are_a_set():
         weight = getattr(made.encoder, name)
         weight.data = weight.data[order]
     torch.testing.assert_close(made.encode(images(), None), before[:, order], rtol=1e-5, atol=1e-5)
+
+
+def test_drawn_tokens_spread_around_their_means_and_are_the_means_outside_of_training():
+    made = textok(kl_weight=0.5)
+    torch.nn.init.zeros_(made.encoder.to_log_variance.weight)
+    torch.nn.init.constant_(made.encoder.to_log_variance.bias, -2.0)
+    many = images(1).expand(400, -1, -1, -1)
+    drawn, divergence = made.encoder.drawn(many, None, torch.Generator().manual_seed(0))
+    mean = made.encode(images(1))
+    torch.testing.assert_close(drawn.mean(0), mean[0], rtol=0, atol=5 * math.exp(-1) / 20)
+    torch.testing.assert_close(drawn.std(0), torch.full((4, 8), math.exp(-1)), rtol=0.2, atol=0)
+    expected = 0.5 * ((mean**2).mean() + math.exp(-2) - 1 + 2)
+    torch.testing.assert_close(divergence, expected, rtol=1e-4, atol=1e-5)
+    losses = made.training_pass(images(), torch.Generator().manual_seed(0)).losses
+    assert losses["divergence"] > 0
+    made.train()(images()).backward()
+    assert made.encoder.to_log_variance.weight.grad.any()
+    half = registry.build(
+        "encoder",
+        {"name": "textok", "image_size": 16, "patch_size": 4, "tokens": 4, "width": 32, "layers": 2, "heads": 4,
+         "text_width": 32, "most_words": 6, "source": "latents"},
+    ).eval()  # fmt: skip
+    load_textok_encoder(half, made.state_dict())
+    torch.testing.assert_close(half(images(1)[None]).features[0], mean)
+    for fields in ({"kl_weight": -1.0}, {"kl_weight": 1.0, "quantizer": "vq"}):
+        with pytest.raises(ConfigError, match="kl_weight"):
+            textok(**fields)
 
 
 def test_a_codebook_gives_the_nearest_code_and_goes_there_and_back():
