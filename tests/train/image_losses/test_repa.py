@@ -4,6 +4,8 @@ import frozen_networks
 import pytest
 import torch
 
+from mmllm import registry
+from mmllm.encoders.dinov2 import to_timm
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.fields import from_mapping, to_mapping
 from mmllm.tokenizers.autoencoders.flextok import FlexTok, FlexTokConfig
@@ -106,6 +108,19 @@ def test_a_mapping_describes_the_encoder_too(config):
     again = from_mapping(RepaConfig, {**to_mapping(config), "encoder": mapping})
     expected = Teacher(config)(images())
     torch.testing.assert_close(Teacher(again)(images()), expected)
+
+
+def test_by_default_the_encoder_is_dinov2_large():
+    from transformers import Dinov2Config, Dinov2Model
+
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_ratio": 4}
+    with torch.device("meta"):
+        published = Dinov2Model(Dinov2Config(**sizes, image_size=518, patch_size=14))
+        encoder = registry.build("encoder", RepaConfig().encoder)
+    assert encoder.grid == (RepaConfig().grid,) * 2
+    expected = {name: weight.shape for name, weight in encoder.state_dict().items()}
+    found = {f"tower.{name}": weight.shape for name, weight in to_timm(published.state_dict()).items()}
+    assert {name: found.get(name) for name in expected} == expected
 
 
 def test_what_cannot_be_aligned_is_refused(config, tmp_path):
