@@ -57,6 +57,7 @@ class Teacher:
     """
 
     def __init__(self, config: RepaConfig) -> None:
+        self.config = config
         encoder = registry.build("encoder", config.encoder)
         if encoder.grid is None:
             raise ConfigError(
@@ -84,12 +85,11 @@ class Teacher:
 class Repa(nn.Module):
     """The projector from the decoder's width to the encoder's, and the loss."""
 
-    def __init__(self, config: RepaConfig, model: FlexTok) -> None:
+    def __init__(self, teacher: Teacher, model: FlexTok) -> None:
         super().__init__()
-        self.config = config
-        self.teacher = Teacher(config)
+        self.config, self.teacher = teacher.config, teacher
         self.rows = model.config.image_size // (model.config.latents.stride * model.config.decoder.patch_size)
-        width, hidden = model.config.decoder.width, config.hidden_width
+        width, hidden = model.config.decoder.width, self.config.hidden_width
         self.projector = nn.Sequential(
             nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
             nn.Linear(hidden, self.teacher.encoder.width),

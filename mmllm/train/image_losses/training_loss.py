@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.train.image_losses.adversarial import Adversarial, AdversarialConfig
 from mmllm.train.image_losses.perceptual import PerceptualConfig, PerceptualDistance
-from mmllm.train.image_losses.repa import Repa, RepaConfig
+from mmllm.train.image_losses.repa import Repa, RepaConfig, Teacher
 from mmllm.train.schedule import TrainingSchedule
 
 
@@ -53,6 +53,26 @@ def check_losses(training: PictureTraining, model: Any) -> None:
         )
 
 
+class FrozenNetworks(NamedTuple):
+    """The networks that losses compare with. They are loaded once, before anything is trained."""
+
+    perceptual: PerceptualDistance | None
+    teacher: Teacher | None
+    """Of REPA."""
+
+
+def frozen_networks(training: PictureTraining, image_size: int) -> FrozenNetworks:
+    """Loads the networks of a training on pictures of this side.
+
+    Raises:
+        CheckpointError: if weights cannot be found or do not fit.
+        ConfigError: if a network cannot be used for its loss.
+    """
+    repa: RepaConfig | None = getattr(training, "repa", None)
+    perceptual = None if training.perceptual is None else PerceptualDistance(training.perceptual, image_size)
+    return FrozenNetworks(perceptual, None if repa is None else Teacher(repa))
+
+
 class TrainingLoss(nn.Module):
     """A part of an image tokenizer in the form that the Trainer takes: its forward is the sum of all losses.
 
@@ -60,18 +80,18 @@ class TrainingLoss(nn.Module):
         part: has a `training_pass`, as an `Autoencoder` has.
         training: the losses that are added.
         image_size: S.
-        repa: alignment with a vision encoder; None for none.
+        frozen: the networks that they need; None to load them.
     """
 
     def __init__(
-        self, part: Any, training: PictureTraining, *, image_size: int, repa: RepaConfig | None = None
+        self, part: Any, training: PictureTraining, *, image_size: int, frozen: FrozenNetworks | None = None
     ) -> None:
         super().__init__()
         self.part = part
         self.pixel_weight = training.pixel_weight
-        self.perceptual = None if training.perceptual is None else PerceptualDistance(training.perceptual, image_size)
+        self.perceptual, teacher = frozen or frozen_networks(training, image_size)
         self.adversarial = None if training.adversarial is None else Adversarial(training.adversarial, image_size)
-        self.repa = None if repa is None else Repa(repa, part)
+        self.repa = None if teacher is None else Repa(teacher, part)
         self.sums: dict[str, Tensor] = {}
         """Sum of each loss since the last call of `means`."""
         self.passes = 0

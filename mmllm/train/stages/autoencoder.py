@@ -20,7 +20,13 @@ from mmllm.runtime import processes
 from mmllm.train.callbacks import LossParts
 from mmllm.train.fitting import fit, trained_model
 from mmllm.train.image_losses.repa import RepaConfig, check_repa
-from mmllm.train.image_losses.training_loss import PictureTraining, TrainingLoss, check_losses
+from mmllm.train.image_losses.training_loss import (
+    FrozenNetworks,
+    PictureTraining,
+    TrainingLoss,
+    check_losses,
+    frozen_networks,
+)
 from mmllm.train.optimizers import beside_discriminator
 from mmllm.train.pictures import batched
 from mmllm.train.stage import TrainingRun, TrainingStage
@@ -59,6 +65,8 @@ class PicturesStage(TrainingStage):
 
     what: ClassVar[str]
     """The work in a few words, for progress and messages."""
+    frozen: FrozenNetworks | None = None
+    """The networks that the losses compare with, from `check` to the end of `train`."""
 
     def check(self, model: Any) -> None:
         """Checks that the model is an image tokenizer."""
@@ -90,14 +98,21 @@ class PicturesStage(TrainingStage):
         if whole is not None:
             self.part(run.model).load_state_dict(whole.part.state_dict())
             self.finish(run)
+        self.frozen = None
         return run.model
 
     def loss(self, run: TrainingRun, model: Any) -> TrainingLoss:
         """The part with its losses; new weights beside it are drawn from the run's seed."""
+        self.load_frozen(model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
-            repa = getattr(self.config, "repa", None)
-            return TrainingLoss(self.part(model), self.config, image_size=model.image_size, repa=repa)
+            return TrainingLoss(self.part(model), self.config, image_size=model.image_size, frozen=self.frozen)
+
+    def load_frozen(self, model: Any) -> None:
+        """Loads the networks that the losses compare with, once; it disturbs no random number."""
+        if self.frozen is None:
+            with torch.random.fork_rng(devices=[]):
+                self.frozen = frozen_networks(self.config, model.image_size)
 
     def finish(self, run: TrainingRun) -> None:
         """What is done once after the training."""
@@ -121,6 +136,7 @@ class LatentsStage(PicturesStage):
         latents = getattr(model, "latents", None)
         if latents is None or next(latents.parameters(), None) is None:
             raise ConfigError(f"{type(model).__name__} has no latents to train here: remove the stage 'latents'")
+        self.load_frozen(model)
 
     def part(self, model: Any) -> nn.Module:
         """Returns the autoencoder of the latents."""
@@ -152,6 +168,7 @@ class AutoencoderStage(PicturesStage):
         check_losses(self.config, model)
         if self.config.repa is not None:
             check_repa(self.config.repa, model)
+        self.load_frozen(model)
 
     def part(self, model: Any) -> nn.Module:
         """Returns the whole tokenizer."""

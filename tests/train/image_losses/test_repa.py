@@ -13,7 +13,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig, F
 from mmllm.tokenizers.autoencoders.latents import LatentsConfig
 from mmllm.tokenizers.autoencoders.textok import TexTok
 from mmllm.train.image_losses.repa import Repa, RepaConfig, Teacher, check_repa
-from mmllm.train.image_losses.training_loss import PictureTraining, TrainingLoss
+from mmllm.train.image_losses.training_loss import TrainingLoss
+from mmllm.train.stages.autoencoder import AutoencoderTraining
 
 HALF = {"channels": 12, "patch_size": 2, "grid": (4, 4), "registers": 8, "layers": 3, "width": 32, "head_width": 16}
 
@@ -46,7 +47,7 @@ def images(count=3):
 
 
 def training_loss(config, model):
-    return TrainingLoss(model, PictureTraining(), image_size=16, repa=config)
+    return TrainingLoss(model, AutoencoderTraining(repa=config), image_size=16)
 
 
 def test_the_gradient_reaches_the_first_blocks_and_the_projector_and_never_the_encoder(config):
@@ -93,7 +94,7 @@ def test_the_encoder_reads_the_picture_as_it_reads_frames(config):
 def test_both_sides_meet_on_the_grid(config):
     """Features that already are the encoder's have no loss, whatever the projector's grid; reversed ones have 2."""
     for grid in (None, 3, 6):
-        repa = Repa(RepaConfig(**{**to_mapping(config), "grid": grid}), flextok())
+        repa = Repa(Teacher(RepaConfig(**{**to_mapping(config), "grid": grid})), flextok())
         features = torch.randn(1, 32, 1, 1).expand(2, -1, 4, 4)
         repa.teacher = lambda images, features=features: features
         repa.projector = torch.nn.Identity()

@@ -15,6 +15,7 @@ from mmllm.train.image_losses.adversarial import AdversarialConfig
 from mmllm.train.image_losses.perceptual import PerceptualConfig
 from mmllm.train.image_losses.repa import RepaConfig
 from mmllm.train.image_losses.training_loss import PictureTraining, TrainingLoss
+from mmllm.train.stages.autoencoder import AutoencoderTraining
 
 HALF = {"channels": 12, "grid": (4, 4), "registers": 8, "layers": 2, "width": 32, "head_width": 16}
 CAPTIONS = ["a red circle", "a blue square", ""]
@@ -97,7 +98,7 @@ def test_all_losses_and_gradients_are_finite_in_bfloat16(tmp_path):
     both = PictureTraining(perceptual=perceptual, adversarial=adversarial)
     for whole in (
         TrainingLoss(textok("vq"), both, image_size=16),
-        TrainingLoss(flextok(), PictureTraining(), image_size=16, repa=repa),
+        TrainingLoss(flextok(), AutoencoderTraining(repa=repa), image_size=16),
     ):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = whole(images(), CAPTIONS)["loss"]

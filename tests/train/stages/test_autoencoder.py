@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmllm.checkpoints.autoencoders import load_autoencoder
-from mmllm.errors import ConfigError
+from mmllm.errors import CheckpointError, ConfigError
 from mmllm.train.metrics import read_metrics
 from mmllm.train.tokenizer_recipe import tokenizer_recipe
 from mmllm.train.tokenizer_run import train_tokenizer
@@ -135,6 +135,15 @@ def test_a_run_of_a_version_without_these_losses_goes_on(networks, tmp_path):
     (output / "recipe.json").write_text(json.dumps({"of": "another program"}))
     with pytest.raises(ConfigError, match="another recipe"):
         train_tokenizer(recipe, output, workers=0)
+
+
+def test_weights_that_are_missing_are_named_before_the_first_stage(networks, pictures, tmp_path):
+    recipe = flextok(networks, pictures)
+    missing = {"source": str(tmp_path / "missing")}
+    for changes in ({"training": {"repa": missing}}, {"latents": {"perceptual": missing}}):
+        with pytest.raises(CheckpointError, match="missing"):
+            train_tokenizer(recipe.changed(changes), tmp_path / "run", workers=0)
+        assert not (tmp_path / "run" / "latents").exists()
 
 
 def test_losses_that_do_not_fit_are_refused_before_anything_is_trained(networks, tmp_path):
