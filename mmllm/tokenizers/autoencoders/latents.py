@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmllm.fields import require
+from mmllm.interfaces import TrainingPass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +93,17 @@ class Latents(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The loss of a training step: squared error of pixels, and a weak pull towards a normal distribution."""
+        made = self.training_pass(images)
+        assert made.images is not None
+        return nn.functional.mse_loss(made.images, images) + made.losses["divergence"]
+
+    def training_pass(self, images: Tensor) -> TrainingPass:
+        """The reconstruction from drawn latents, and the pull; see `Autoencoder.training_pass`."""
         mean, log_variance = self.encoder.moments(images)
         drawn = mean + torch.randn_like(mean) * (log_variance / 2).exp()
-        error = nn.functional.mse_loss(self.decode(drawn * self.encoder.scale), images)
         divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-        return error + self.config.kl_weight * divergence
+        losses = {"divergence": self.config.kl_weight * divergence}
+        return TrainingPass(losses, self.decode(drawn * self.encoder.scale))
 
     @torch.no_grad()
     def measure_scale(self, images: Tensor) -> None:
