@@ -31,8 +31,8 @@ class TrainingTimes:
     stratified: bool = False
     """Draw each picture's time from its own equal share of the density, so that a batch covers all times."""
     shift: float = 1.0
-    """Above 1, times are moved towards noise: t becomes shift t / (1 + (shift - 1) t) (arXiv 2403.03206). Where noise has
-    hidden the picture, only the tokens tell what to draw, so that they are learned sooner."""
+    """Above 1, times are moved towards noise: t becomes shift t / (1 + (shift - 1) t) (arXiv 2403.03206). Where noise
+    hides the picture, only the tokens tell what to draw, so that they are learned sooner."""
 
     def __post_init__(self) -> None:
         require(self.density in ("logit_normal", "mode"), self, "density", "logit_normal or mode")
