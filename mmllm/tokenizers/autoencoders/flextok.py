@@ -74,14 +74,20 @@ class FlexTok(Autoencoder):
         self.encoder, self.decoder = FlexTokEncoder(config.encoder), FlexTokDecoder(config.decoder)
         self.quantizer = FiniteScalarQuantizer(config.levels)
 
-    def tokenize(self, images: Tensor, tokens: int | None = None) -> Tensor:
+    def tokenize(self, images: Tensor, tokens: int | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Ids (int64, B T) of images (float, B 3 S S, from -1 to 1): all, or the first `tokens`.
+
+        Args:
+            images: float, B 3 S S.
+            tokens: how many; None for all.
+            generator: of the latents, where the configuration has them drawn (`latents.sample_posterior`).
 
         Raises:
             InputError: for images of another shape, type or range.
         """
         check_images(images, self.config.image_size)
-        return self.quantizer.ids(self.quantizer.quantize(self.encoder(self.latents.encode(images), tokens)))
+        latents = self.latents.encode(images, generator)
+        return self.quantizer.ids(self.quantizer.quantize(self.encoder(latents, tokens)))
 
     def detokenize(
         self,
@@ -123,10 +129,17 @@ class FlexTok(Autoencoder):
 
     @torch.no_grad()
     def reconstruct(
-        self, images: Tensor, *, tokens: int | None = None, generator: torch.Generator | None = None, steps: int = 25
+        self,
+        images: Tensor,
+        *,
+        tokens: int | None = None,
+        generator: torch.Generator | None = None,
+        steps: int = 25,
+        guidance: rectified_flow.Guidance | None = None,
     ) -> Tensor:
         """Images of the first `tokens` ids of each image; see `Autoencoder` and `detokenize`."""
-        return self.detokenize(list(self.tokenize(images, tokens)), steps=steps, generator=generator)
+        ids = list(self.tokenize(images, tokens, generator))
+        return self.detokenize(ids, steps=steps, guidance=guidance, generator=generator)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The loss of a training step: the squared error of the velocity at a drawn time, from a drawn prefix of codes.
@@ -139,7 +152,7 @@ class FlexTok(Autoencoder):
         """
         check_images(images, self.config.image_size)
         with torch.no_grad():
-            latents = self.latents.encode(images)
+            latents = self.latents.encode(images, generator)
         codes = self.quantizer.quantize(self.encoder(latents))
         count, device, registers = len(images), images.device, self.config.decoder.registers
         times = self.config.times.draw(count, generator).to(device)
