@@ -4,8 +4,10 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -14,6 +16,7 @@ from mmllm.checkpoints.autoencoders import load_autoencoder, save_autoencoder
 from mmllm.checkpoints.flextok import load_flextok, load_halves
 from mmllm.checkpoints.flextok_layout import LONGEST, published_config
 from mmllm.checkpoints.towers import load_tower
+from mmllm.commands.reconstruct import reconstruct
 from mmllm.errors import CheckpointError
 from mmllm.tokenizers.autoencoders.rectified_flow import Guidance, TrainingTimes
 
@@ -304,3 +307,16 @@ def test_the_encoder_half_stands_in_front_of_an_llm(flextok, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=message):
             load_tower(registry.build("encoder", {**HALF, **fields}), folder)
+
+
+def test_it_is_shown_by_the_command(tmp_path, capsys):
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(picture)
+    folder = written(tmp_path / "model")
+    for options in ({}, {"guidance": 7.5}):
+        reconstruct(picture, str(folder), tokens="1,8", steps=2, output=tmp_path / "out.png", **options)
+    plain, guided = capsys.readouterr().out.split("1 tokens: PSNR")[1:]
+    assert plain.splitlines()[0] != guided.splitlines()[0]
+    assert Image.open(tmp_path / "out.png").width > 300
+    with pytest.raises(CheckpointError, match="no such preset"):
+        reconstruct(picture, "flextok-d12")

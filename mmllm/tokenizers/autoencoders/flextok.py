@@ -100,7 +100,7 @@ class FlexTok(Autoencoder):
         """Images (B 3 S S, about -1 to 1, not clamped) of the first ids of each.
 
         Args:
-            ids: integers, one row for each image; rows may have different lengths.
+            ids: integers, one row for each image (l, or 1 l as the original has it); rows may have different lengths.
             steps: Euler steps.
             guidance: None for none.
             generator: of the noise at which the decoder begins; without one, each call gives other details.
@@ -109,6 +109,7 @@ class FlexTok(Autoencoder):
             InputError: for an empty row, one with too many ids, or an id that does not exist.
         """
         registers = self.config.decoder.registers
+        ids = [row[0] if row.ndim == 2 and len(row) == 1 else row for row in ids]
         for row in ids:
             if row.ndim != 1 or not 1 <= len(row) <= registers:
                 raise InputError(f"a picture has 1 to {registers} ids in one row, not the shape {tuple(row.shape)}")
