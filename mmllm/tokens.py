@@ -127,6 +127,8 @@ class VisualTokens:
     """float, B T N. Number of patches that a token stands for; None if no tokens were merged."""
     tiling: tuple[Tiling, ...] | None = None
     """For images in tiles, how each of the B was cut. The first of the T is the whole image, then its tiles follow."""
+    question: Tensor | None = None
+    """int64, B Q. Ids of the question about each video, which some parts read; -1 fills up. None if no part does."""
 
     def __post_init__(self) -> None:
         if self.features.ndim != 4:
@@ -144,6 +146,8 @@ class VisualTokens:
                 raise ValueError(f"{name} must be {(b, t, n)} like the features, not {tuple(value.shape)}")
         if self.times_s is not None and self.times_s.shape != (b, t):
             raise ValueError(f"times_s must be {(b, t)}, not {tuple(self.times_s.shape)}")
+        if self.question is not None and (self.question.ndim != 2 or len(self.question) != b):
+            raise ValueError(f"question must be ({b} Q), not {tuple(self.question.shape)}")
         if self.tiling is not None and (len(self.tiling) != b or any(cut.partitions > t for cut in self.tiling)):
             partitions = [cut.partitions for cut in self.tiling]
             raise ValueError(f"tiling must describe {b} images of at most {t} partitions, not {partitions}")

@@ -19,6 +19,7 @@ from mmllm.modalities.inputs import ModalityInputs
 from mmllm.modalities.modality import Modality, Stages, in_lists
 from mmllm.preprocessing.media import PIXEL_OPTIONS, MediaReading
 from mmllm.preprocessing.memory_video import is_in_memory
+from mmllm.preprocessing.question_reader import filled_up
 from mmllm.preprocessing.video_options import VIDEO_OPTIONS
 from mmllm.registry import register
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
@@ -46,6 +47,8 @@ class VideoInputs(ModalityInputs):
     """float, V T N C. Features of the frozen encoder, in place of pixels."""
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     """Name -> V T N. The features' scores, where a reducer needs some."""
+    question: Tensor | None = None
+    """int64, V Q. The question about each video, as `QuestionReader` writes it, for parts that read it; -1 fills up."""
 
     modality: ClassVar[str] = "video"
     flat_names: ClassVar[Mapping[str, str]] = {
@@ -56,6 +59,7 @@ class VideoInputs(ModalityInputs):
         "frame_text": "video_frame_text",
         "features": "video_features",
         "scores": "video_scores",
+        "question": "video_question",
     }
     cached: ClassVar[tuple[str, ...]] = ("features", "scores")
     exact: ClassVar[tuple[str, ...]] = ("times_s", "durations_s")
@@ -74,6 +78,7 @@ class VideoInputs(ModalityInputs):
         if self.scores and self.features is None:
             raise InputError("video_scores belong to video_features, and there are none")
         self.require_shape("scores", v, t, self._frames_given.shape[2])
+        self.require_shape("question", v, None)
 
     @property
     def _frames_given(self) -> Tensor:
@@ -91,20 +96,25 @@ class VideoInputs(ModalityInputs):
         """The same videos, equally long and with texts of one width; each with its mask."""
         longest = max(video.frames for video in inputs)
         widest = max((video.frame_text.shape[2] for video in inputs if video.frame_text is not None), default=0)
-        return [video._filled_up(longest, widest) for video in inputs]
+        words = max((video.question.shape[1] for video in inputs if video.question is not None), default=0)
+        return [video._filled_up(longest, widest, words) for video in inputs]
 
-    def _filled_up(self, frames: int, text: int) -> Self:
-        """The videos with their last frame repeated, masked, up to `frames`, and room for `text` ids before each."""
+    def _filled_up(self, frames: int, text: int, words: int) -> Self:
+        """The videos with their last frame repeated, masked, up to `frames`.
+
+        There is room for `text` ids before each frame, and for questions of `words` ids.
+        """
         instants = torch.arange(frames, device=self._frames_given.device)
         valid, sources = instants < self.frames, instants.clamp(max=self.frames - 1)
         longer = self
         if frames > self.frames:
-            longer = self.mapped(lambda value: value[:, sources.to(value.device)], but=["durations_s"])
+            longer = self.mapped(lambda value: value[:, sources.to(value.device)], but=["durations_s", "question"])
         mask, ids = longer.frame_mask, longer.frame_text
         return dataclasses.replace(
             longer,
             frame_mask=valid.expand(len(self), frames) if mask is None else mask & valid.to(mask.device),
             frame_text=None if ids is None else torch.nn.functional.pad(ids, (0, text - ids.shape[2]), value=-1),
+            question=None if self.question is None else filled_up(self.question, words),
         )
 
     @property
@@ -178,13 +188,14 @@ def video_tokens(model: Stages, inputs: VideoInputs) -> VisualTokens:
     """Features V T N C: computed from pixels, or those that were computed earlier."""
     if inputs.features is None:
         assert inputs.pixels is not None
-        return model.encode(inputs.pixels, inputs.frame_mask, inputs.times_s)
+        return model.encode(inputs.pixels, inputs.frame_mask, inputs.times_s, question=inputs.question)
     shape = inputs.features.shape[:3]
     index = model.encoder.index
     places = {} if index is None else {"index": index.to(inputs.features.device).expand(shape)}
     tokens = VisualTokens(
-        features=inputs.features, grid=model.encoder.grid, times_s=inputs.times_s, scores=inputs.scores, **places
-    )
+        features=inputs.features, grid=model.encoder.grid, times_s=inputs.times_s, scores=inputs.scores,
+        question=inputs.question, **places
+    )  # fmt: skip
     if inputs.frame_mask is None:
         return tokens
     return tokens.replace(mask=inputs.frame_mask.unsqueeze(-1).expand(shape))
