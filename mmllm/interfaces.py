@@ -50,6 +50,9 @@ class Part:
     registered_name: ClassVar[str] = ""
     """The name under which it is registered; set by `mmllm.registry.register`."""
     config: Any
+    changeable_settings: ClassVar[tuple[str, ...]] = ()
+    """Fields of its configuration for which a trained part takes other values with the same weights, such as `tokens`.
+    Its constructor refuses values that do not fit."""
 
     @property
     def has_weights(self) -> bool:

@@ -33,6 +33,7 @@ from mmllm.modeling.exporting import place_traced
 from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions
+from mmllm.modeling.settings import resettled
 from mmllm.modeling.vision import listed
 from mmllm.pruning.needs import require_fit
 from mmllm.stages import build as build_stages
@@ -103,9 +104,9 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             ConfigError: naming the part.
         """
         for name in model_slots():
-            trained = {id(part) for part in listed(getattr(shared, name))}
+            trained = {id(weight) for part in listed(getattr(shared, name)) for weight in _weights(part)}
             for part in listed(getattr(self, name)):
-                if id(part) not in trained and part.has_weights:
+                if any(id(weight) not in trained for weight in _weights(part)):
                     place = f"{name}: {part.registered_name!r}"
                     raise ConfigError(f"{place} has weights of its own, which this model was not trained with")
 
@@ -145,7 +146,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
 
         Args:
             changes: by slot, such as `reducers=["fastervlm:keep=8"]` or `path="slowfast:mode=temporal"`; None changes
-                nothing.
+                nothing. Of encoder and visual tokenizer only settings that need no new weights can be changed, such as
+                `visual_tokenizer="mqt:tokens=16"`; see `changeable_settings`.
 
         Raises:
             ConfigError: if a part is unknown, does not fit, or has weights that this model was not trained with.
@@ -154,16 +156,28 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         for name, stage in changed(stages_of(config), changes).items():
             setattr(config, name, stage)
         model = type(self)(config, shared=self)
-        for name in model_slots():
+        for name, slot in model_slots().items():
             parts, own = getattr(model, name), getattr(self, name)
-            if isinstance(parts, nn.Module) and parts is not own:  # only these can be on another device
+            # only new parts can be on another device; a part with other settings has the weights of its own
+            if slot.changeable and isinstance(parts, nn.Module) and parts is not own:
                 parts.to(self.input_device)
         return model.train(self.training)
 
     def parts_for(self, config: MmllmConfig) -> dict[str, Any]:
-        """The parts of this model, by slot, that another configuration describes in the same way."""
+        """The parts of this model, by slot, for another configuration that shares its weights.
+
+        They are those that both describe in the same way, and those that differ in their `changeable_settings` only.
+        """
         own, theirs = stages_of(self.config), stages_of(config)
-        return {name: getattr(self, name) for name in own if own[name] == theirs[name]}
+        width = self.config.text_config.hidden_size
+        context = {"in_width": self.encoder.width, "grid": self.encoder.grid, "out_width": width, "width": width}
+        parts: dict[str, Any] = {}
+        for name, slot in model_slots().items():
+            if own[name] == theirs[name]:
+                parts[name] = getattr(self, name)
+            elif not slot.changeable:
+                parts[name] = resettled(getattr(self, name), slot.kind, theirs[name], **context)
+        return parts
 
     def _mark_as_drawn(self) -> None:
         """Tells transformers that our parts have drawn their weights. Without storage ("meta") they have not."""
@@ -317,6 +331,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise InputError("torch.export: a loss depends on which positions have labels; export without labels")
         if any("tiling" in inputs.given() for inputs in media.values()):
             raise InputError("torch.export: how an image is cut into tiles depends on its size; export whole images")
+        if self.reads_question:
+            raise ConfigError("torch.export: a visual part reads the text of the question; export a model without")
         if self.reducers:
             names = ", ".join(reducer.registered_name for reducer in self.reducers)
             raise ConfigError(f"torch.export: {names} removes tokens by their values; export with_stages(reducers=[])")
@@ -504,6 +520,11 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         """Stops training of the named stages (`encoder`, `visual_tokenizer`, `language_model`)."""
         for stage in stages:
             getattr(self, stage).requires_grad_(False)
+
+
+def _weights(part: Any) -> list[nn.Parameter]:
+    """The weights of a part; none if it is no module."""
+    return list(part.parameters()) if isinstance(part, nn.Module) else []
 
 
 def _missing(module: nn.Module) -> list[tuple[str, Tensor]]:

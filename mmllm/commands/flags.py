@@ -14,7 +14,7 @@ from mmllm.stages import StageChanges
 from mmllm.video.names import existing, nearest
 
 StageFlags = Annotated[StageChanges, tyro.conf.arg(name="")]
-"""The flags `--reducer` and `--path`; `name=""` leaves out the prefix `--stages.`."""
+"""The flags `--reducer`, `--path`, `--tokenizer` and `--encoder`; `name=""` leaves out the prefix `--stages.`."""
 
 MOST = 1_000_000
 """Most frames and most tokens that a command takes; no model reads or writes as many."""
