@@ -42,7 +42,8 @@ def stage_costs(
         {
             "stage": f"encoder {built_encoder.registered_name}",
             "tokens": frames * built_encoder.tokens_per_frame,
-            "detail": f"{frames} frames x {_layout(built_encoder)} of width {built_encoder.width}{_again(built_encoder)}",
+            "detail": f"{frames} frames x {_layout(built_encoder)} of width {built_encoder.width}"
+            + _again(built_encoder),
         }
     ]
     kept = built_encoder.tokens_per_frame  # tokens of one frame, on average and rounded up
