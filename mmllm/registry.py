@@ -2,8 +2,9 @@
 
 A part is one file in its room. The rooms of a kind are searched when the kind is first asked for, so a new part is a
 new file and nothing else. Other packages add parts through the entry point groups `mmllm.encoder`, `mmllm.autoencoder`,
-`mmllm.reducer`, `mmllm.tokenizer`, `mmllm.path`, `mmllm.time`, `mmllm.modality` and `mmllm.training`; each entry names
-a module that registers its parts when it is imported. `mmllm.interfaces` has the base class of each kind.
+`mmllm.reducer`, `mmllm.tokenizer`, `mmllm.path`, `mmllm.decoder_stage`, `mmllm.time`, `mmllm.modality` and
+`mmllm.training`; each entry names a module that registers its parts when it is imported. `mmllm.interfaces` has the
+base class of each kind.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "reducer": Kind(rooms=("pruning",), interface="mmllm.interfaces:TokenReducer"),
     "tokenizer": Kind(rooms=("tokenizers",), interface="mmllm.interfaces:VisualTokenizer"),
     "path": Kind(rooms=("paths",), interface="mmllm.interfaces:VideoPath"),
+    "decoder_stage": Kind(rooms=("llm/stages",), interface="mmllm.interfaces:LlmStage"),
     "time": Kind(rooms=("times",), interface="mmllm.interfaces:TimeFormat"),
     "modality": Kind(rooms=("modalities",), interface="mmllm.modalities.modality:Modality"),
     "training": Kind(rooms=("train/stages",), interface="mmllm.train.stage:TrainingStage"),

@@ -36,14 +36,16 @@ class Recipe:
         require_seed(self.seed, "Recipe.seed")
         require(bool(self.stages), self, "stages", f"at least one of: {', '.join(registry.parts(KIND))}")
         require(len(set(self.names)) == len(self.stages), self, "stages", "a list with each stage at most once")
-        for reducer in self.model.reducers:
-            config = registry.config_of("reducer", reducer)
-            part = registry.find("reducer", registry.name_of("reducer", config)).cls
+        inside = [("reducer", part) for part in self.model.reducers]
+        inside += [("decoder_stage", part) for part in self.model.decoder_stages]
+        for kind, described in inside:
+            config = registry.config_of(kind, described)
+            part = registry.find(kind, registry.name_of(kind, config)).cls
             for name, stage in zip(self.names, self.stages, strict=True):
                 needs_own_row = issubclass(part, LlmStage) and part.depends_on_question
                 if needs_own_row and getattr(stage, "questions_per_video", 1) > 1:
                     raise ConfigError(
-                        f"{reducer} selects tokens for each question separately, so questions cannot share a row: "
+                        f"{described} selects tokens for each question separately, so questions cannot share a row: "
                         f"set {name}.questions_per_video = 1 (it is {stage.questions_per_video}) in a --config file"
                     )
 
