@@ -41,7 +41,7 @@ def staged_attention(
     """
     current: LlmPass | None = kwargs.pop("llm_pass", None)
     record: RecordLayer | None = kwargs.pop("record", None)
-    input_norm: nn.Module | None = kwargs.pop("input_norm", None)
+    input_norm: Callable[[Tensor], Tensor] | None = kwargs.pop("input_norm", None)
     if current is None:
         return own_attention(module)(module, query, key, value, attention_mask, **kwargs)
     view = _view(module, query, key, value, current, record, kwargs)

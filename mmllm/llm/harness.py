@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -73,9 +74,13 @@ def install(decoder: nn.Module) -> None:
         layers[-1].register_forward_hook(_drop_states, with_kwargs=True)
 
 
-def input_norm(layer: nn.Module) -> nn.Module | None:
-    """The norm before a layer's attention; None if the layer has none under the name that Hugging Face gives it."""
-    return getattr(layer, "input_layernorm", None)
+def input_norm(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The norm before a layer's attention; None if the layer has none under the name that Hugging Face gives it.
+
+    It is a function, not a module: accelerate would move a module among the arguments to another device.
+    """
+    norm = getattr(layer, "input_layernorm", None)
+    return None if norm is None else norm.__call__
 
 
 def _before_layer(
