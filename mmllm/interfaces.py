@@ -3,16 +3,19 @@
 | kind | base class | constructor |
 |---|---|---|
 | encoder | `Encoder` | `(config)` |
+| audio encoder | `AudioEncoder` | `(config)` |
+| audio projector | `AudioProjector` | `(config, *, audio_width, out_width)` |
 | image tokenizer | `Autoencoder` | `(config)` |
 | reducer behind the encoder | `TokenReducer`; `mmllm.pruning.ranked.BudgetReducer`, which only ranks | `(config)` |
 | reducer inside the encoder | `EncoderStage` | `(config)` |
 | reducer inside the LLM | `LlmReducer`; anything else inside the LLM is an `LlmStage` | `(config)` |
 | tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid)` |
-| path | `VideoPath` | `(config, *, width)` |
+| path | `VideoPath` | `(config, *, width, audio_width)` |
 | time | `TimeFormat` | `(config, *, count)` |
 
 A constructor may leave out any argument besides its config. B videos, T frames, N tokens of a frame, C encoder
-width, D LLM width, P positions of the LLM's row, K positions kept, F frames run at once, H heads
+width, D LLM width, P positions of the LLM's row, K positions kept, F frames run at once, H heads, S samples of sound,
+A audio tokens of a second, E their width
 """
 
 from __future__ import annotations
@@ -83,6 +86,41 @@ class Encoder(Part, nn.Module):
         if self.grid is None:
             raise NotImplementedError(f"{type(self).__name__}.tokens_per_frame: 1D tokens have no grid to count")
         return self.grid[0] * self.grid[1]
+
+
+class AudioEncoder(Part, nn.Module):
+    """Sound to features. Sets `width` and `tokens_per_s` when it is built."""
+
+    width: int
+    """E, of the features."""
+    tokens_per_s: int
+    """A: about so many tokens are a second; a second that has fewer or more is pooled to this number."""
+    window_s: int = 10
+    """Whole seconds that are run at once."""
+    load_pretrained: Any = None
+    """Method `(source)` that loads published weights; None if there are none."""
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Features F n E, in order of time, of windows of sound.
+
+        Args:
+            waveform: float32, F S. Mono at `mmllm.tokens.SAMPLE_RATE`, from -1 to 1; at least a second, and at most
+                `window_s`.
+        """
+        raise NotImplementedError
+
+
+class AudioProjector(Part, nn.Module):
+    """Audio features to the tokens that the LLM reads after each frame, for paths that do not read sound."""
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """B T A E to B T K D."""
+        raise NotImplementedError
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """K."""
+        raise NotImplementedError
 
 
 class Autoencoder(Part, nn.Module):
@@ -273,6 +311,9 @@ class VideoPath(Part, nn.Module):
 
     averages: ClassVar[bool] = False
     """Whether each token of the sequence is an average of tokens. An affine projector can then come after it."""
+    reads_audio: ClassVar[bool] = False
+    """Whether it reads `VisualTokens.audio` itself. No audio projector then puts tokens between the frames. Its
+    constructor may take `audio_width`: E, or None without an audio encoder."""
 
     def forward(self, tokens: VisualTokens) -> VisualSequence:
         """Features B T N D in reading order."""

@@ -119,6 +119,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise ConfigError(
                 f"image_encoder and encoder share a projector, so they must be equally wide, not {widths}"
             )
+        self._check_hearing()
         for reducer in self.reducers:
             for encoder in filter(None, (self.encoder, self.image_encoder)):
                 require_fit(reducer, encoder)
@@ -129,6 +130,21 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             install(decoder)
             for stage in self.llm_stages:
                 stage.check(len(decoder_layers(decoder)))
+
+    def _check_hearing(self) -> None:
+        """Refuses sound that nobody reads, or that is read twice.
+
+        Raises:
+            ConfigError: naming the slots.
+        """
+        has_encoder, has_projector = self.audio_encoder is not None, self.audio_projector is not None
+        name = self.path.registered_name
+        if has_projector and not has_encoder:
+            raise ConfigError("audio_projector needs an audio_encoder, whose features it projects")
+        if has_encoder and not has_projector and not self.path.reads_audio:
+            raise ConfigError(f"path {name!r} reads no sound: audio_encoder needs an audio_projector beside it")
+        if has_projector and self.path.reads_audio:
+            raise ConfigError(f"path {name!r} reads the sound itself: leave audio_projector out")
 
     def init_weights(self) -> None:
         """Draws new weights. Weights that are shared with another model stay as they are."""
@@ -312,6 +328,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise InputError("torch.export: a loss depends on which positions have labels; export without labels")
         if any("tiling" in inputs.given() for inputs in media.values()):
             raise InputError("torch.export: how an image is cut into tiles depends on its size; export whole images")
+        if any("waveform" in inputs.given() for inputs in media.values()):
+            raise InputError("torch.export: which frame a sound belongs to depends on its times; export without sound")
         if self.reducers:
             names = ", ".join(reducer.registered_name for reducer in self.reducers)
             raise ConfigError(f"torch.export: {names} removes tokens by their values; export with_stages(reducers=[])")

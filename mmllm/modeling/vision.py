@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import (
+    AudioEncoder,
+    AudioProjector,
     Encoder,
     EncoderStage,
     LlmStage,
@@ -29,6 +31,7 @@ from mmllm.modalities.border import modalities
 from mmllm.modalities.inputs import Media
 from mmllm.modalities.modality import Modality
 from mmllm.modeling.blending import blend
+from mmllm.modeling.hearing import between_frames, heard
 from mmllm.stages import model_slots
 from mmllm.tokens import VisualSequence, VisualTokens
 
@@ -39,6 +42,8 @@ class VisualStages(PreTrainedModel):
     config: MmllmConfig
     encoder: Encoder
     image_encoder: Encoder | None
+    audio_encoder: AudioEncoder | None
+    audio_projector: AudioProjector | None
     reducers: Sequence[TokenReducer]
     visual_tokenizer: VisualTokenizer
     path: VideoPath
@@ -61,18 +66,43 @@ class VisualStages(PreTrainedModel):
         tokens = encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
         return tokens.replace(times_s=times_s)
 
+    def hear(
+        self,
+        waveform: Tensor,
+        times_s: Tensor,
+        frame_mask: Tensor | None = None,
+        length: Tensor | None = None,
+        start_s: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Audio features V T A E of each frame, and which frames have sound (bool, V T).
+
+        Args:
+            waveform: float32, V L, at 16 kHz.
+            times_s: V T.
+            frame_mask: bool, V T.
+            length: int64, V. Samples of each video's sound; None if all are as long.
+            start_s: float, V. The instant of sample 0; None for 0.
+
+        Raises:
+            InputError: if the model has no audio encoder.
+        """
+        if self.audio_encoder is None:
+            raise InputError("a video is given with its sound, and this model has no audio encoder: read it without")
+        return heard(self.audio_encoder, waveform, times_s, frame_mask=frame_mask, length=length, start_s=start_s)
+
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
-        """Encoder features after all reducers."""
+        """Encoder features after all reducers. The sound stays as it is."""
+        reduced = tokens
         for reducer in self.reducers:
-            tokens = reducer(tokens)
-        return tokens
+            reduced = reducer(reduced)
+        return reduced.with_sound_of(tokens)
 
     def arrange(self, tokens: VisualTokens) -> VisualSequence:
         """Encoder features to the sequence that the LLM reads: reduce, project, path, blend."""
         return self.lay_out(self.reduce(tokens))
 
     def lay_out(self, tokens: VisualTokens) -> VisualSequence:
-        """Reduced tokens to the sequence that the LLM reads: project, path, blend.
+        """Reduced tokens to the sequence that the LLM reads: project, path, sound between the frames, blend.
 
         If the projector is affine and the path takes averages, the path comes first. The result is the same, and fewer
         tokens are projected.
@@ -83,7 +113,10 @@ class VisualStages(PreTrainedModel):
             averages = VisualTokens(features=sequence.embeddings.unsqueeze(1), grid=None)  # B 1 L C
             sequence = dataclasses.replace(sequence, embeddings=self.visual_tokenizer(averages).features.squeeze(1))
         else:
-            sequence = self.path(self.visual_tokenizer(tokens))
+            sequence = self.path(self.visual_tokenizer(tokens).with_sound_of(tokens))
+        if self.audio_projector is not None and tokens.audio is not None and tokens.audio_mask is not None:
+            spoken = self.audio_projector(tokens.audio.to(self.dtype))
+            sequence = between_frames(sequence, spoken, tokens.audio_mask)
         if self.llm_stages:
             sequence.check_places()
         blending = self.config.blending
