@@ -11,6 +11,7 @@
 | reducer inside the LLM | `LlmReducer`; anything else inside the LLM is an `LlmStage` | `(config)` |
 | tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid)` |
 | path | `VideoPath` | `(config, *, width, audio_width)` |
+| inside the LLM, with or without weights | `LlmStage` | `(config, *, decoder)`: the LLM's configuration |
 | time | `TimeFormat` | `(config, *, count)` |
 
 A constructor may leave out any argument besides its config. B videos, T frames, N tokens of a frame, C encoder
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -233,7 +234,8 @@ class LlmStage(Part):
     """A part that acts on visual tokens inside the LLM. Its state of a sequence is in the pass and in the cache.
 
     Its methods, in the order of a pass: `prune` before a layer (in prompts only), `select` and `reweigh` before an
-    attention, `evict` after it.
+    attention, `evict` and `attended` after it. A stage with weights is also a `torch.nn.Module`: they are saved, frozen
+    and trained with the model.
     """
 
     heads_apart: ClassVar[bool] = False
@@ -242,6 +244,8 @@ class LlmStage(Part):
     """Whether it removes keys from the cache. It then cannot work without a cache."""
     depends_on_question: ClassVar[bool] = True
     """Whether its decision about a video may depend on the question."""
+    needs_states: ClassVar[bool] = False
+    """Whether it works on `cross_attention_states`. The path must then give some."""
 
     def check(self, layers: int) -> None:
         """Refuses an LLM with this number of layers; called when a model is built.
@@ -249,6 +253,20 @@ class LlmStage(Part):
         Raises:
             ConfigError: naming the setting and what is allowed.
         """
+
+    def check_layers(self, layers: Sequence[nn.Module]) -> None:
+        """Refuses an LLM whose layers lack what the stage needs; called after `check`, when a model is built.
+
+        Raises:
+            ConfigError: naming what is missing.
+        """
+
+    def start_from(self, layers: Sequence[nn.Module]) -> None:
+        """Sets new weights that follow from those of the LLM's layers; called once, before they are trained."""
+
+    def with_settings(self, config: Any) -> Self | None:
+        """A stage with the same weights and other settings; None if the weights do not fit these settings."""
+        return None
 
     def attention_rows(self, view: AttentionView) -> Mapping[str, Tensor] | None:
         """Query rows (name -> float, B N) whose attention is added up for each key in this layer; None for none."""
@@ -268,6 +286,13 @@ class LlmStage(Part):
 
     def evict(self, view: AttentionView) -> KeptKeys | None:
         """The keys that stay in this layer's cache; None for all."""
+        return None
+
+    def attended(self, view: AttentionView) -> Tensor | None:
+        """B N H D: `view.context`, the attention's output, with something added; None changes nothing.
+
+        The layer projects it next, and adds it to its input.
+        """
         return None
 
     def llm_losses(self, current: LlmPass, layers: int) -> dict[str, Tensor]:
@@ -314,6 +339,8 @@ class VideoPath(Part, nn.Module):
     reads_audio: ClassVar[bool] = False
     """Whether it reads `VisualTokens.audio` itself. No audio projector then puts tokens between the frames. Its
     constructor may take `audio_width`: E, or None without an audio encoder."""
+    gives_states: ClassVar[bool] = False
+    """Whether its sequences have `cross_attention_states`, for stages inside the LLM that read them."""
 
     def forward(self, tokens: VisualTokens) -> VisualSequence:
         """Features B T N D in reading order."""

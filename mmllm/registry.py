@@ -39,6 +39,7 @@ KINDS: dict[str, Kind] = {
     "reducer": Kind(rooms=("pruning",), interface="mmllm.interfaces:TokenReducer"),
     "tokenizer": Kind(rooms=("tokenizers",), interface="mmllm.interfaces:VisualTokenizer"),
     "path": Kind(rooms=("paths",), interface="mmllm.interfaces:VideoPath"),
+    "decoder_stage": Kind(rooms=("llm/stages",), interface="mmllm.interfaces:LlmStage"),
     "time": Kind(rooms=("times",), interface="mmllm.interfaces:TimeFormat"),
     "modality": Kind(rooms=("modalities",), interface="mmllm.modalities.modality:Modality"),
     "training": Kind(rooms=("train/stages",), interface="mmllm.train.stage:TrainingStage"),

@@ -1,6 +1,6 @@
 """The stages of a model, described once for configurations, recipes, commands, the demo and `with_stages`.
 
-    frames -> encoder -> reducers -> visual_tokenizer -> path -> LLM with its stages inside
+    frames -> encoder -> reducers -> visual_tokenizer -> path -> LLM with decoder_stages inside
     sound  -> audio_encoder -> audio_projector, between the frames; or a path that reads sound itself
     time: how times are written, in the processor
 
@@ -60,6 +60,7 @@ SLOTS: dict[str, Slot] = {
     "reducers": Slot(kind="reducer", default=(), several=True, changeable=True),
     "visual_tokenizer": Slot(kind="tokenizer", default="linear"),
     "path": Slot(kind="path", default="slowfast", changeable=True),
+    "decoder_stages": Slot(kind="decoder_stage", default=(), several=True, changeable=True),
     "time": Slot(kind="time", default=None, in_processor=True),
 }
 """Name of the field in configurations and recipes -> slot, in the order in which data flows."""
@@ -93,19 +94,22 @@ def changed(stages: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return {**stages, **new}
 
 
-def build(stages: Mapping[str, Any], width: int, existing: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def build(
+    stages: Mapping[str, Any], width: int, existing: Mapping[str, Any] | None = None, decoder: Any = None
+) -> dict[str, Any]:
     """The parts of a model, by slot: a list for a slot that takes several.
 
     Args:
         stages: by slot.
         width: of the LLM.
         existing: parts that are built already, by slot; only the other slots are built.
+        decoder: configuration of the LLM, for parts with weights inside it.
 
     Raises:
         ConfigError: if a part does not fit.
     """
     parts: dict[str, Any] = dict(existing or {})
-    context: dict[str, Any] = {"width": width, "out_width": width, "audio_width": None}
+    context: dict[str, Any] = {"width": width, "out_width": width, "audio_width": None, "decoder": decoder}
     for name, slot in model_slots().items():
         if name not in parts:
             stage = stages.get(name, slot.default)
@@ -132,6 +136,8 @@ class StageNames:
     reducers: tuple[str, ...] = ()
     visual_tokenizer: str = "linear"
     path: str = "slowfast"
+    decoder_stages: tuple[str, ...] = ()
+    """Parts with or without weights inside the LLM."""
     time: str = "tokens"
     """How times are written: LITA's time tokens, text, or text that also stands before each frame (interleaved)."""
 
@@ -144,11 +150,17 @@ class StageChanges:
     """token reducers in place of the model's own, such as fastervlm:keep=8."""
     path: str | None = None
     """path in place of the model's own, such as slowfast:mode=temporal."""
+    decoder_stage: tuple[str, ...] | None = None
+    """stages inside the LLM in place of the model's own; one with weights keeps those that it has been trained with."""
 
     @property
     def by_slot(self) -> dict[str, Any]:
         """The given changes, by slot: arguments of `VideoQA.with_stages` and `VideoQA.from_pretrained`."""
-        given = {"reducers": None if self.reducer is None else list(self.reducer), "path": self.path}
+        given = {
+            "reducers": None if self.reducer is None else list(self.reducer),
+            "path": self.path,
+            "decoder_stages": None if self.decoder_stage is None else list(self.decoder_stage),
+        }
         return {name: value for name, value in given.items() if value is not None}
 
 

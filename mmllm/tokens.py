@@ -1,7 +1,7 @@
 """The values that flow between the stages: decoded frames, visual tokens, and the sequence that the LLM reads.
 
-B videos or images, T frames, N tokens of a frame, D width, L tokens of a sequence, H W C height width colours,
-S samples of sound, A audio tokens of a frame, E width of audio tokens
+B videos or images, T frames, N tokens of a frame, D width, L tokens of a sequence, S tokens beside the sequence or
+samples of sound, A audio tokens of a frame, E width of audio tokens, H W C height width colours
 """
 
 from __future__ import annotations
@@ -262,15 +262,36 @@ class VisualSequence:
     """Rows and columns of the grid of `place`."""
     frame_text: Tensor | None = None
     """int64, B F K. Ids of the text that the LLM reads before the tokens of each frame, padded with -1."""
+    cross_attention_states: Tensor | None = None
+    """B S D. Tokens that are not in the sequence: stages inside the LLM attend to them. None without such tokens."""
+    cross_attention_mask: Tensor | None = None
+    """bool, B S. False where one of these is padding; given with them."""
+    cross_attention_frame: Tensor | None = None
+    """int64, B S. The frame that each of these shows, or -1; None if no frame is meant."""
 
     def __post_init__(self) -> None:
-        b, length, _ = self.embeddings.shape
+        b, length, width = self.embeddings.shape
         if self.mask.shape != (b, length) or self.frame.shape != (b, length):
             raise ValueError(f"mask and frame must be {(b, length)}: {self.mask.shape}, {self.frame.shape}")
         if self.grid is not None and self.place is None:
             raise ValueError(f"tokens on a {self.grid} grid need their place")
         if sum(count for _, count in self.blocks) != length:
             raise ValueError(f"blocks {self.blocks} do not add up to {length} positions")
+        self._check_beside(b, width)
+
+    def _check_beside(self, videos: int, width: int) -> None:
+        """Refuses tokens beside the sequence whose shapes do not fit it, or whose mask is missing."""
+        states, mask, frame = self.cross_attention_states, self.cross_attention_mask, self.cross_attention_frame
+        if states is None:
+            if mask is not None or frame is not None:
+                raise ValueError("a mask or frames of cross_attention_states are given without them")
+            return
+        if states.ndim != 3 or states.shape[0] != videos or states.shape[2] != width:
+            raise ValueError(f"cross_attention_states must be ({videos} S {width}), not {tuple(states.shape)}")
+        for name, value in (("cross_attention_mask", mask), ("cross_attention_frame", frame)):
+            given = None if value is None else tuple(value.shape)
+            if given != states.shape[:2] and not (name == "cross_attention_frame" and given is None):
+                raise ValueError(f"{name} must be {tuple(states.shape[:2])}, not {given}")
 
     def block(self, name: str) -> slice:
         """The positions of a named block.
@@ -309,6 +330,12 @@ class VisualSequence:
                 )
                 raise ValueError(f"video {video} has {error} in one frame of a {self.grid[0]}x{self.grid[1]} grid")
 
+    def beside(self, video: int) -> Tensor | None:
+        """S D: the `cross_attention_states` of one video, without padding; None if there are none."""
+        if self.cross_attention_states is None or self.cross_attention_mask is None:
+            return None
+        return self.cross_attention_states[video][self.cross_attention_mask[video]]
+
     def select(self, rows: Tensor) -> VisualSequence:
         """The videos with the indices `rows` (int64). An index may repeat, for several questions about a video."""
         return dataclasses.replace(
@@ -316,6 +343,9 @@ class VisualSequence:
             embeddings=self.embeddings[rows],
             mask=self.mask[rows],
             frame=self.frame[rows],
-            place=None if self.place is None else self.place[rows],
-            frame_text=None if self.frame_text is None else self.frame_text[rows],
+            **{name: value[rows] for name in _EACH_VIDEO if (value := getattr(self, name)) is not None},
         )
+
+
+_EACH_VIDEO = ("place", "frame_text", "cross_attention_states", "cross_attention_mask", "cross_attention_frame")
+"""Fields of `VisualSequence` that may be None and otherwise have an entry for each video."""

@@ -47,6 +47,7 @@ class VisualStages(PreTrainedModel):
     reducers: Sequence[TokenReducer]
     visual_tokenizer: VisualTokenizer
     path: VideoPath
+    decoder_stages: Sequence[LlmStage]
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
