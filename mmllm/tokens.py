@@ -150,6 +150,8 @@ class VisualTokens:
     sound. None without sound, or without an audio encoder."""
     audio_mask: Tensor | None = None
     """bool, B T. True for frames with sound; given with `audio`."""
+    question: Tensor | None = None
+    """int64, B Q. Ids of the question about each video, which some parts read; -1 fills up. None if no part does."""
 
     def __post_init__(self) -> None:
         if self.features.ndim != 4:
@@ -173,6 +175,8 @@ class VisualTokens:
             object.__setattr__(self, "audio_mask", self.mask.any(-1))
         if self.audio_mask is not None and self.audio_mask.shape != (b, t):
             raise ValueError(f"audio_mask must be {(b, t)}, not {tuple(self.audio_mask.shape)}")
+        if self.question is not None and (self.question.ndim != 2 or len(self.question) != b):
+            raise ValueError(f"question must be ({b} Q), not {tuple(self.question.shape)}")
         if self.tiling is not None and (len(self.tiling) != b or any(cut.partitions > t for cut in self.tiling)):
             partitions = [cut.partitions for cut in self.tiling]
             raise ValueError(f"tiling must describe {b} images of at most {t} partitions, not {partitions}")

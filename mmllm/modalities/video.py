@@ -19,6 +19,7 @@ from mmllm.modalities.inputs import ModalityInputs
 from mmllm.modalities.modality import Modality, Stages, in_lists
 from mmllm.preprocessing.media import PIXEL_OPTIONS, MediaReading
 from mmllm.preprocessing.memory_video import is_in_memory
+from mmllm.preprocessing.question_reader import filled_up
 from mmllm.preprocessing.video_options import VIDEO_OPTIONS
 from mmllm.registry import register
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
@@ -57,6 +58,8 @@ class VideoInputs(ModalityInputs):
     """float, V T A E. Features of a frozen audio encoder, in place of the sound."""
     audio_mask: Tensor | None = None
     """bool, V T. True for frames with sound; belongs to `audio`."""
+    question: Tensor | None = None
+    """int64, V Q. The question about each video, as `QuestionReader` writes it, for parts that read it; -1 fills up."""
 
     modality: ClassVar[str] = "video"
     flat_names: ClassVar[Mapping[str, str]] = {
@@ -72,10 +75,11 @@ class VideoInputs(ModalityInputs):
         "waveform_start_s": "video_waveform_start_s",
         "audio": "video_audio",
         "audio_mask": "video_audio_mask",
+        "question": "video_question",
     }
     cached: ClassVar[tuple[str, ...]] = ("features", "scores", "audio", "audio_mask")
     exact: ClassVar[tuple[str, ...]] = ("times_s", "durations_s", "waveform", "waveform_start_s")
-    whole: ClassVar[tuple[str, ...]] = ("durations_s", "waveform", "waveform_length", "waveform_start_s")
+    whole: ClassVar[tuple[str, ...]] = ("durations_s", "question", "waveform", "waveform_length", "waveform_start_s")
     """Fields without a frame axis."""
 
     def __post_init__(self) -> None:
@@ -92,6 +96,7 @@ class VideoInputs(ModalityInputs):
         if self.scores and self.features is None:
             raise InputError("video_scores belong to video_features, and there are none")
         self.require_shape("scores", v, t, self._frames_given.shape[2])
+        self.require_shape("question", v, None)
         self._check_sound(v, t)
 
     def _check_sound(self, videos: int, frames: int) -> None:
@@ -128,10 +133,14 @@ class VideoInputs(ModalityInputs):
         inputs = _with_equal_sound(inputs)
         longest = max(video.frames for video in inputs)
         widest = max((video.frame_text.shape[2] for video in inputs if video.frame_text is not None), default=0)
-        return [video._filled_up(longest, widest) for video in inputs]
+        words = max((video.question.shape[1] for video in inputs if video.question is not None), default=0)
+        return [video._filled_up(longest, widest, words) for video in inputs]
 
-    def _filled_up(self, frames: int, text: int) -> Self:
-        """The videos with their last frame repeated, masked, up to `frames`, and room for `text` ids before each."""
+    def _filled_up(self, frames: int, text: int, words: int) -> Self:
+        """The videos with their last frame repeated, masked, up to `frames`.
+
+        There is room for `text` ids before each frame, and for questions of `words` ids.
+        """
         instants = torch.arange(frames, device=self._frames_given.device)
         valid, sources = instants < self.frames, instants.clamp(max=self.frames - 1)
         longer = self
@@ -142,6 +151,7 @@ class VideoInputs(ModalityInputs):
             longer,
             frame_mask=valid.expand(len(self), frames) if mask is None else mask & valid.to(mask.device),
             frame_text=None if ids is None else torch.nn.functional.pad(ids, (0, text - ids.shape[2]), value=-1),
+            question=None if self.question is None else filled_up(self.question, words),
         )
 
     @property
@@ -262,13 +272,14 @@ def video_tokens(model: Stages, inputs: VideoInputs) -> VisualTokens:
 def _picture_tokens(model: Stages, inputs: VideoInputs) -> VisualTokens:
     if inputs.features is None:
         assert inputs.pixels is not None
-        return model.encode(inputs.pixels, inputs.frame_mask, inputs.times_s)
+        return model.encode(inputs.pixels, inputs.frame_mask, inputs.times_s, question=inputs.question)
     shape = inputs.features.shape[:3]
     index = model.encoder.index
     places = {} if index is None else {"index": index.to(inputs.features.device).expand(shape)}
     tokens = VisualTokens(
-        features=inputs.features, grid=model.encoder.grid, times_s=inputs.times_s, scores=inputs.scores, **places
-    )
+        features=inputs.features, grid=model.encoder.grid, times_s=inputs.times_s, scores=inputs.scores,
+        question=inputs.question, **places
+    )  # fmt: skip
     if inputs.frame_mask is None:
         return tokens
     return tokens.replace(mask=inputs.frame_mask.unsqueeze(-1).expand(shape))

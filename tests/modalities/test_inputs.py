@@ -14,6 +14,7 @@ TIMED = {
     "times_s": torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]]),
     "durations_s": torch.tensor([3.5, 1.0]),
     "frame_text": torch.tensor([[[5, 6], [5, 7], [8, -1]], [[5, -1], [5, -1], [5, -1]]]),
+    "question": torch.tensor([[4, 6], [7, -1]]),
 }
 SOUND = {
     "waveform": torch.rand(2, 48_000),
@@ -29,8 +30,10 @@ VALUES = {
         audio=torch.rand(2, 3, 10, 4),
         audio_mask=torch.tensor([[True, True, False], [True, False, False]]),
     ),
-    "images": ImageInputs(pixels=PIXELS[0]),
-    "images in tiles": ImageInputs(pixels=PIXELS, tiling=torch.tensor([[1, 2, 4, 8], [1, 1, 4, 4]])),
+    "images": ImageInputs(pixels=PIXELS[0], question=torch.tensor([[4, 6], [7, -1], [-1, -1]])),
+    "images in tiles": ImageInputs(
+        pixels=PIXELS, tiling=torch.tensor([[1, 2, 4, 8], [1, 1, 4, 4]]), question=torch.tensor([[4, 6], [7, -1]])
+    ),
 }
 
 
@@ -102,6 +105,14 @@ def test_images_in_fewer_tiles_have_zeros_behind_their_last():
     assert both.tiling.tolist() == [[1, 1, 2, 2], [1, 3, 2, 2]]
 
 
+@pytest.mark.parametrize("kind", ["pixels of videos", "images", "images in tiles"])
+def test_shorter_questions_are_filled_up(kind):
+    value = VALUES[kind].select(torch.tensor([0]))
+    short, long = value.asked(torch.tensor([[3]])), value.asked(torch.tensor([[3, 4, 5]]))
+    assert type(value).stack([short, long]).question.tolist() == [[3, -1, -1], [3, 4, 5]]
+    assert value.asked(None) is value
+
+
 def test_media_of_a_batch_are_stacked_by_modality_in_their_order():
     images = [ImageInputs(pixels=torch.full((1, 3, 2, 2), float(i))) for i in range(2)]
     videos = [VideoInputs(pixels=torch.full((1, 2, 3, 2, 2), float(i))) for i in range(3)]
@@ -127,6 +138,9 @@ def test_media_of_a_batch_are_stacked_by_modality_in_their_order():
             {"features": torch.zeros(2, 3, 5, 8), "scores": {"a": torch.zeros(2, 3, 4)}},
             r"video_scores must be \(2 3 5\), not \(2, 3, 4\)",
         ),
+        (VideoInputs, {"pixels": PIXELS, "question": torch.ones(3, 4)}, r"video_question must be \(2 any\), not"),
+        (ImageInputs, {"question": torch.zeros(1, 4)}, "image_question needs pixel_values"),
+        (ImageInputs, {"pixels": PIXELS[0], "question": torch.zeros(3)}, r"image_question must be \(3 any\), not"),
         (ImageInputs, {"tiling": torch.zeros(1, 4)}, "image_tiling needs pixel_values"),
         (ImageInputs, {"pixels": PIXELS}, "need image_tiling"),
         (ImageInputs, {"pixels": PIXELS[0], "tiling": torch.zeros(3, 4)}, "pixel_values must be"),
