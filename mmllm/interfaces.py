@@ -31,6 +31,8 @@ from mmllm.tokens import VisualSequence, VisualTokens
 
 Grid = tuple[int, int] | None
 """Rows and columns of patches; None for 1D tokens."""
+FRAMES_AT_ONCE = 32
+"""F of an encoder whose configuration does not choose it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +71,17 @@ class Encoder(Part, nn.Module):
     """Whether `forward` takes an `EncoderStage` as `inside`."""
     load_pretrained: Any = None
     """Method `(source)` that loads published weights, for encoders of other packages; None for our own."""
+    reach: int = 0
+    """How many frames before and after a frame its features depend on. If there are any, `forward` takes `margins`: the
+    numbers of frames at both ends that are only looked at and get no features."""
+
+    @property
+    def chunk(self) -> int:
+        """F: frames that it runs at once, the field `chunk` of its configuration if there is one.
+
+        A long video is encoded in multiples of it, and so exactly as in one call.
+        """
+        return getattr(self.config, "chunk", FRAMES_AT_ONCE)
 
     @property
     def index(self) -> Tensor | None:
@@ -136,6 +149,14 @@ class TokenReducer(Part, nn.Module):
     def scores_needed(self) -> tuple[str, ...]:
         """Names of the scores that it reads from `VisualTokens.scores`, such as `cls_attention@0`."""
         return ()
+
+    @property
+    def by_frame(self) -> bool:
+        """Whether what remains of a frame depends on that frame's tokens only, not on its number either.
+
+        A long video is then reduced while it is read, and its other tokens are never held together.
+        """
+        return False
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """The tokens that remain."""
@@ -243,6 +264,11 @@ class LlmStage(Part):
 
 class LlmReducer(TokenReducer, LlmStage):
     """A reducer between the LLM's layers."""
+
+    @property
+    def by_frame(self) -> bool:
+        """True: all tokens go on to the LLM."""
+        return True
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """The tokens unchanged: they are removed later, inside the LLM."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.errors import CheckpointError, MmllmError
 from mmllm.hub.sources import local_folder
 from mmllm.inference.overlay import kept_patches, ranking_map
+from mmllm.inference.piecewise import WHOLE_FRAMES, LongTokens, PiecewiseEncoding
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.text_encoding import Encoded
@@ -31,6 +32,10 @@ from mmllm.processor import MmllmProcessor
 from mmllm.stages import SLOTS
 from mmllm.times.answers import Answer
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
+from mmllm.video.opening import FrameSink
+
+Feed = Callable[[FrameSink], VideoClip]
+"""Reads a video: gives its prepared frames to a sink if that takes them, and returns the clip."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,7 +43,7 @@ class EncodedVideo:
     """A decoded and encoded video. Further questions about it cost neither decoding nor encoding."""
 
     clip: VideoClip
-    """The frames that the encoder was given."""
+    """The frames that the encoder was given; of a long video read in pieces only some, evenly spaced, to be shown."""
     sequences: dict[int, VisualSequence]
     """Placeholder id -> what the LLM reads."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -51,6 +56,23 @@ class EncodedVideo:
     """What the reducers ranked patches by: a name, and float32 T H W. None if no reducer ranks."""
     token_counts: dict[str, int] = field(default_factory=dict)
     """Tokens after each stage: `encoder`, `reducers`, then each block of the path by name."""
+    times_s: np.ndarray | None = None
+    """float64, T. When each frame of a long video is shown; None if the clip has all frames."""
+    pictured: np.ndarray | None = None
+    """int64. Which of the T frames of a long video the clip has; None if it has all."""
+    reduced: VisualTokens | None = None
+    """The tokens after the reducers, of a long video whose `tokens` were not kept."""
+    feed: Feed | None = None
+    """Reads a long video again, for an encoder or a reducer that needs its frames."""
+
+    @property
+    def frame_times_s(self) -> np.ndarray:
+        """float64, T. When each frame is shown, in seconds."""
+        return self.clip.times_s if self.times_s is None else self.times_s
+
+    def of_pictures(self, values: np.ndarray) -> np.ndarray:
+        """The rows of values (T ...) that belong to the clip's frames."""
+        return values if self.pictured is None else values[self.pictured]
 
     @property
     def duration_s(self) -> float:
@@ -135,33 +157,63 @@ class VideoQA:
         return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
     @torch.no_grad()
-    def encode_video(self, video: Any, **limits: Any) -> EncodedVideo:
-        """Decodes and encodes a video once.
+    def encode_video(self, video: Any, *, progress: bool = False, **limits: Any) -> EncodedVideo:
+        """Decodes and encodes a video once. A video of more than `WHOLE_FRAMES` frames is never held whole.
 
         Args:
             video: whatever `MediaReading.load` takes: files, frames in memory, a `VideoClip`.
+            progress: whether the progress of a long video is shown.
             limits: `num_frames`, `start_s`, `end_s`, `fps` and other options of `MediaReading.load`.
         """
+        return self.encode_fed(lambda sink: self.processor.load(video, sink=sink, **limits), progress=progress)
+
+    @torch.no_grad()
+    def encode_fed(self, feed: Feed, *, progress: bool = False, whole: int = WHOLE_FRAMES) -> EncodedVideo:
+        """Encodes the video that `feed` reads: its clip if it has at most `whole` frames, else piece by piece.
+
+        The results are the same.
+        """
         started = time.perf_counter()
-        clip = self.processor.load(video, **limits)
-        return self._encode(clip, {"decode": time.perf_counter() - started})
+        transform = self.processor.frame_transform
+        with PiecewiseEncoding(self.model, transform, whole=whole, progress=progress) as encoding:
+            clip = feed(encoding)
+            decoded_s = time.perf_counter() - started
+            in_memory = not encoding.taken
+            if in_memory and not encoding.takes(len(clip)):
+                return self._encode(clip, {"decode": decoded_s})
+            decoded_s -= 0.0 if in_memory else encoding.seconds
+            for frame in clip.frames if in_memory else ():
+                encoding.put(frame)
+            tokens = encoding.finish()
+            self._wait()
+        return self._arrange_long(clip, tokens, feed, {"decode": decoded_s, "encode": tokens.seconds})
 
     @torch.no_grad()
     def encode_again(self, encoded: EncodedVideo) -> EncodedVideo:
         """A video that went through other reducers or another path, now through those of this model.
 
-        It is not decoded again. It is encoded again only if its tokens were merged inside the encoder, if this model
-        merges them there, or if a reducer needs scores that the tokens do not carry.
+        It is encoded again only if `needs_frames` says so, and then a long video is also decoded again.
+        """
+        if not self.needs_frames(encoded):
+            assert encoded.tokens is not None
+            if encoded.feed is None:
+                return self._arrange(encoded.clip, encoded.tokens, {})
+            return self._arranged_again(encoded)
+        return self._encode(encoded.clip, {}) if encoded.feed is None else self.encode_fed(encoded.feed)
+
+    def needs_frames(self, encoded: EncodedVideo) -> bool:
+        """Whether a video has to be encoded again for the stages of this model.
+
+        So it is if its tokens were merged inside the encoder, if this model merges them there, if a reducer needs
+        scores that the tokens do not carry, or if the tokens of a long video were not kept.
         """
         tokens = encoded.tokens
         if tokens is None:
-            return self._encode(encoded.clip, {})
+            return True
         already_merged = tokens.size is not None
         merges = self.model.encoder_stage is not None
         has_scores = set(self.model.scores_needed) <= set(tokens.scores)
-        if already_merged or merges or not has_scores:
-            return self._encode(encoded.clip, {})
-        return self._arrange(encoded.clip, tokens, {})
+        return already_merged or merges or not has_scores
 
     def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> EncodedVideo:
         started = time.perf_counter()
@@ -169,9 +221,48 @@ class VideoQA:
         self._wait()
         return self._arrange(clip, tokens, {**seconds, "encode": time.perf_counter() - started})
 
-    def _arrange(self, clip: VideoClip, tokens: VisualTokens, seconds: dict[str, float]) -> EncodedVideo:
+    def _arrange_long(self, clip: VideoClip, long: LongTokens, feed: Feed, seconds: dict[str, float]) -> EncodedVideo:
+        """A video whose tokens came in pieces; of the clip's frames only some are kept."""
+        times_s = torch.from_numpy(clip.times_s).float().unsqueeze(0).to(self.model.input_device)
+        tokens, reduced = (part and part.replace(times_s=times_s) for part in (long.tokens, long.reduced))
+        shown = dataclasses.replace(
+            clip, frames=long.pictures, times_s=clip.times_s[long.pictured], valid=clip.valid[long.pictured]
+        )
+        whole = tokens or reduced
+        assert whole is not None
+        encoded = self._arrange(clip, whole, seconds, reduced=reduced)
+        return dataclasses.replace(
+            encoded,
+            clip=shown,
+            tokens=tokens,
+            ranking=encoded.ranking if tokens is not None else long.ranking,
+            token_counts={**encoded.token_counts, "encoder": long.encoder_count},
+            times_s=clip.times_s,
+            pictured=long.pictured,
+            reduced=None if tokens is not None else reduced,
+            feed=feed,
+        )
+
+    def _arranged_again(self, encoded: EncodedVideo) -> EncodedVideo:
+        """A long video with the encoder's tokens, now through the stages of this model."""
+        assert encoded.tokens is not None
+        times_s = encoded.frame_times_s
+        frames = np.empty((len(times_s), 0, 0, 3), dtype=np.uint8)
+        clip = dataclasses.replace(encoded.clip, frames=frames, times_s=times_s, valid=None)  # type: ignore[arg-type]
+        again = self._arrange(clip, encoded.tokens, {})
+        own = {name: getattr(encoded, name) for name in ("clip", "times_s", "pictured", "feed")}
+        return dataclasses.replace(again, **own)
+
+    def _arrange(
+        self,
+        clip: VideoClip,
+        tokens: VisualTokens,
+        seconds: dict[str, float],
+        *,
+        reduced: VisualTokens | None = None,
+    ) -> EncodedVideo:
         started = time.perf_counter()
-        reduced = self.model.reduce(tokens)
+        reduced = self.model.reduce(tokens) if reduced is None else reduced
         text = self.processor.frame_text([clip.times_s])
         sequence = self.model.lay_out(reduced)
         if text is not None:

@@ -54,10 +54,20 @@ class VisualStages(PreTrainedModel):
         frame_mask: Tensor | None = None,
         times_s: Tensor | None = None,
         encoder: Encoder | None = None,
+        margins: tuple[int, int] = (0, 0),
     ) -> VisualTokens:
-        """Patch features of pixels (V T 3 S S) from `encoder`, or else the model's own, with the reducers' scores."""
-        options = {} if self.encoder_stage is None else {"inside": self.encoder_stage}
+        """Patch features of pixels (V T 3 S S) from `encoder`, or else the model's own, with the reducers' scores.
+
+        Args:
+            pixels, frame_mask, times_s: of the frames.
+            encoder: another encoder than the model's.
+            margins: how many frames at both ends are only there for an encoder that looks at neighbours; they get no
+                features.
+        """
+        options: dict[str, Any] = {} if self.encoder_stage is None else {"inside": self.encoder_stage}
         encoder = self.encoder if encoder is None else encoder
+        if any(margins):
+            options["margins"] = margins
         tokens = encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
         return tokens.replace(times_s=times_s)
 
