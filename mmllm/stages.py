@@ -111,7 +111,8 @@ def build(stages: Mapping[str, Any], width: int, existing: Mapping[str, Any] | N
             else:
                 parts[name] = None if stage is None else registry.build(slot.kind, stage, **context)
         if name == "encoder":
-            context |= {"in_width": parts[name].width, "grid": parts[name].grid}
+            encoder = parts[name]
+            context |= {"in_width": encoder.width, "grid": encoder.grid, "tower_widths": encoder.tower_widths}
     return parts
 
 

@@ -36,13 +36,20 @@ class ImageInputs(ModalityInputs):
     """float, I 3 S S; or I K 3 S S for images in tiles, each image whole and then its tiles, zero behind its last."""
     tiling: Tensor | None = None
     """int64, I 4. Rows and columns of each image's tiles, its height and width in pixels."""
+    frame_size: Tensor | None = None
+    """int64, I 2. Height and width in pixels before the images were padded, for models that leave padding out."""
 
     modality: ClassVar[str] = "image"
-    flat_names: ClassVar[Mapping[str, str]] = {"pixels": "pixel_values", "tiling": "image_tiling"}
+    flat_names: ClassVar[Mapping[str, str]] = {
+        "pixels": "pixel_values",
+        "tiling": "image_tiling",
+        "frame_size": "image_frame_size",
+    }
 
     def __post_init__(self) -> None:
         if self.pixels is None:
-            raise InputError("image_tiling needs pixel_values beside it, and there are none")
+            name = "image_frame_size" if self.tiling is None else "image_tiling"
+            raise InputError(f"{name} needs pixel_values beside it, and there are none")
         if self.tiling is None and self.pixels.ndim == 5:
             raise InputError("images in tiles need image_tiling; the processor gives it beside pixel_values")
         if self.tiling is None:
@@ -50,6 +57,7 @@ class ImageInputs(ModalityInputs):
         else:
             self.require_shape("pixels", None, None, 3, None, None)
             self.require_shape("tiling", len(self.pixels), 4)
+        self.require_shape("frame_size", len(self.pixels), 2)
 
     @classmethod
     def padded(cls, inputs: Sequence[Self]) -> Sequence[Self]:
@@ -94,7 +102,10 @@ class Image(Modality[ImageInputs]):
         processor.require_pixels(options, max((height * width for height, width in canvases), default=None))
         picture = read_image(source)
         if processor.pinpoints is None:
-            return ImageInputs(pixels=torch.from_numpy(processor.frame_transform(picture[None])))
+            return ImageInputs(
+                pixels=torch.from_numpy(processor.frame_transform(picture[None])),
+                frame_size=torch.tensor([picture.shape[:2]]) if processor.frame_sizes else None,
+            )
         tiles, tiling = cut(picture, canvases, tile=processor.frame_transform.size)
         return ImageInputs(
             pixels=torch.from_numpy(processor.frame_transform(tiles)).unsqueeze(0),
@@ -111,8 +122,9 @@ def image_tokens(model: Stages, inputs: ImageInputs) -> VisualTokens:
     pixels, encoder = inputs.pixels, model.image_encoder
     assert pixels is not None
     if inputs.tiling is None:
-        return model.encode(rearrange(pixels, "i c y x -> i 1 c y x"), encoder=encoder)
+        tokens = model.encode(rearrange(pixels, "i c y x -> i 1 c y x"), encoder=encoder)
+        return tokens.replace(still=True, frame_size=inputs.frame_size)
     cuts = tilings_of(inputs.tiling)
     tiles = torch.tensor([cut.partitions for cut in cuts], device=pixels.device)
     present = torch.arange(pixels.shape[1], device=pixels.device) < tiles.unsqueeze(1)  # I K
-    return dataclasses.replace(model.encode(pixels, present, encoder=encoder), tiling=cuts)
+    return dataclasses.replace(model.encode(pixels, present, encoder=encoder), tiling=cuts, still=True)

@@ -29,6 +29,7 @@ from mmllm.modalities.border import modalities
 from mmllm.modalities.inputs import Media
 from mmllm.modalities.modality import Modality
 from mmllm.modeling.blending import blend
+from mmllm.modeling.scenes import frame_similarity
 from mmllm.stages import model_slots
 from mmllm.tokens import VisualSequence, VisualTokens
 
@@ -62,9 +63,20 @@ class VisualStages(PreTrainedModel):
         return tokens.replace(times_s=times_s)
 
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
-        """Encoder features after all reducers."""
+        """Encoder features after all reducers, with what the path needs of whole frames."""
+        tokens = self._for_path(tokens)
         for reducer in self.reducers:
             tokens = reducer(tokens)
+        return tokens
+
+    def _for_path(self, tokens: VisualTokens) -> VisualTokens:
+        """Encoder features of the frames that the path reads, with the similarity of neighbours if it asks for that."""
+        frames = tokens.frame_mask
+        read = self.path.frames_read(frames, tokens.text_tokens)
+        if read is not frames:
+            tokens = tokens.replace(mask=tokens.mask & read.unsqueeze(-1))
+        if self.path.needs_similarity and tokens.similarity is None:
+            return tokens.replace(similarity=frame_similarity(tokens, self.encoder.scene_channels))
         return tokens
 
     def arrange(self, tokens: VisualTokens) -> VisualSequence:
