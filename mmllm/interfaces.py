@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
 from mmllm.llm.values import AttentionView, KeptKeys, LlmPass, PruneDecision, PruneView, Reweighed
+from mmllm.preprocessing.question_reader import QuestionReaderConfig
 from mmllm.times.vocabulary import TimeTokens
 from mmllm.tokens import VisualSequence, VisualTokens
 
@@ -54,6 +55,18 @@ class Part:
     def has_weights(self) -> bool:
         """Whether it has weights. They must then have been trained with the model."""
         return isinstance(self, nn.Module) and next(self.parameters(), None) is not None
+
+    @property
+    def question_reader(self) -> QuestionReaderConfig | None:
+        """The vocabulary in which it reads questions, which its configuration has as `question_reader`; None if it
+        reads none."""
+        return getattr(self.config, "question_reader", None)
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether its output depends on the question. It finds the ids in `VisualTokens.question`; an encoder gets
+        them as the argument `question` (int64, B Q, filled up with -1)."""
+        return self.question_reader is not None
 
 
 class Encoder(Part, nn.Module):

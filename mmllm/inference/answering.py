@@ -21,14 +21,14 @@ from mmllm.checkpoints.adapters import base_of, merged_with
 from mmllm.checkpoints.loading import is_ours, load, own_config, own_processor
 from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
-from mmllm.errors import CheckpointError, MmllmError
+from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
 from mmllm.hub.sources import local_folder
 from mmllm.inference.overlay import kept_patches, ranking_map
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
-from mmllm.stages import SLOTS
+from mmllm.stages import SLOTS, question_reader, stages_of
 from mmllm.times.answers import Answer
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
@@ -44,13 +44,16 @@ class EncodedVideo:
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each stage that was run: `decode`, `encode`, `reduce` (which includes the path)."""
     tokens: VisualTokens | None = None
-    """The encoder's features. Other reducers and paths can start from them."""
+    """The encoder's features. Other reducers and paths can start from them. None if they depend on a question."""
     kept: np.ndarray | None = None
     """bool, T H W. The patches that still have a token after the reducers. None if tokens belong to no patch."""
     ranking: tuple[str, np.ndarray] | None = None
     """What the reducers ranked patches by: a name, and float32 T H W. None if no reducer ranks."""
     token_counts: dict[str, int] = field(default_factory=dict)
     """Tokens after each stage: `encoder`, `reducers`, then each block of the path by name."""
+    question: str | None = None
+    """The question for which a model that reads questions has looked at the video. None for all other models; and for
+    a video that was encoded without a question, which has only what does not depend on one."""
 
     @property
     def duration_s(self) -> float:
@@ -65,6 +68,9 @@ class VideoQA:
         model: the model. It is put into evaluation mode.
         processor: its processor.
         max_new_tokens: the longest answer, in tokens; a longer one is cut.
+
+    Raises:
+        ConfigError: if a visual part of the model reads questions, and the processor does not write them for it.
     """
 
     def __init__(
@@ -72,6 +78,10 @@ class VideoQA:
     ) -> None:
         self.model = model.eval()
         self.processor = processor
+        wanted, reader = question_reader(stages_of(model.config)), processor.question_reader
+        if wanted is not None and (reader is None or reader.config != wanted):
+            given = "writes none" if reader is None else f"writes them as {reader.config}"
+            raise ConfigError(f"the model reads questions as {wanted}, and its processor {given}")
         self.max_new_tokens = max_new_tokens
 
     @classmethod
@@ -138,6 +148,9 @@ class VideoQA:
     def encode_video(self, video: Any, **limits: Any) -> EncodedVideo:
         """Decodes and encodes a video once.
 
+        A model that reads questions looks at the video again for each of them; see `for_question`. Then this does only
+        what does not depend on the question: everything before the first part that reads it.
+
         Args:
             video: whatever `MediaReading.load` takes: files, frames in memory, a `VideoClip`.
             limits: `num_frames`, `start_s`, `end_s`, `fps` and other options of `MediaReading.load`.
@@ -154,7 +167,7 @@ class VideoQA:
         merges them there, or if a reducer needs scores that the tokens do not carry.
         """
         tokens = encoded.tokens
-        if tokens is None:
+        if tokens is None or self.model.encoder_reads_question:
             return self._encode(encoded.clip, {})
         already_merged = tokens.size is not None
         merges = self.model.encoder_stage is not None
@@ -163,14 +176,49 @@ class VideoQA:
             return self._encode(encoded.clip, {})
         return self._arrange(encoded.clip, tokens, {})
 
-    def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> EncodedVideo:
-        started = time.perf_counter()
-        tokens = video_tokens(self.model, clip_inputs(self.processor, clip).to(self.model.input_device))
-        self._wait()
-        return self._arrange(clip, tokens, {**seconds, "encode": time.perf_counter() - started})
+    @torch.no_grad()
+    def for_question(self, encoded: EncodedVideo, question: str) -> EncodedVideo:
+        """The video as this model sees it for a question; as it is if the model reads no questions.
 
-    def _arrange(self, clip: VideoClip, tokens: VisualTokens, seconds: dict[str, float]) -> EncodedVideo:
+        What does not depend on the question is not computed again.
+
+        Args:
+            encoded: what `encode_video` returned.
+            question: the words of the user's turn that holds the video; see `question_about_video`.
+        """
+        if not self.model.reads_question or encoded.question == question:
+            return encoded
+        if encoded.tokens is None:
+            return self._encode(encoded.clip, {}, question)
+        return self._arrange(encoded.clip, encoded.tokens, {}, question)
+
+    def question_about_video(self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = ()) -> str:
+        """The words of the turn that holds the video in `prompt`: the first question of a conversation."""
+        return self.processor.questions_about(self._messages(question, duration_s, history))[0]
+
+    def _encode(self, clip: VideoClip, seconds: dict[str, float], question: str | None = None) -> EncodedVideo:
+        if self.model.encoder_reads_question and question is None:
+            return EncodedVideo(clip=clip, sequences={}, seconds=seconds)
         started = time.perf_counter()
+        inputs = clip_inputs(self.processor, clip).asked(self._question_ids(question))
+        tokens = video_tokens(self.model, inputs.to(self.model.input_device))
+        self._wait()
+        seconds = {**seconds, "encode": time.perf_counter() - started}
+        encoded = self._arrange(clip, tokens, seconds, question)
+        return dataclasses.replace(encoded, tokens=None) if self.model.encoder_reads_question else encoded
+
+    def _question_ids(self, question: str | None) -> Tensor | None:
+        """int64, 1 Q; None without a question, or if the model reads none."""
+        return None if question is None else self.processor.question_ids([question])
+
+    def _arrange(
+        self, clip: VideoClip, tokens: VisualTokens, seconds: dict[str, float], question: str | None = None
+    ) -> EncodedVideo:
+        if self.model.reads_question and question is None:
+            return EncodedVideo(clip=clip, sequences={}, seconds=seconds, tokens=tokens)
+        started = time.perf_counter()
+        if (ids := self._question_ids(question)) is not None:
+            tokens = tokens.replace(question=ids.to(tokens.features.device))
         reduced = self.model.reduce(tokens)
         text = self.processor.frame_text([clip.times_s])
         sequence = self.model.lay_out(reduced)
@@ -189,6 +237,7 @@ class VideoQA:
                 "reducers": int(reduced.mask.sum()),
                 **{name: int(sequence.mask[:, sequence.block(name)].sum()) for name, _ in sequence.blocks},
             },
+            question=question if self.model.reads_question else None,
         )
 
     def _wait(self) -> None:
@@ -233,7 +282,9 @@ class VideoQA:
         systems: Sequence[str] | None = None,
         **generate: Any,
     ) -> list[Answer]:
-        """The answers to several independent questions about one video, in one batch.
+        """The answers to several independent questions about one video.
+
+        They are one batch, unless the model reads questions: then it looks at the video again for each of them.
 
         Args:
             encoded: the video.
@@ -248,11 +299,17 @@ class VideoQA:
             return []
         duration_s = encoded.duration_s if duration_s is None else duration_s
         before = zip(questions, histories or [()] * len(questions), systems or [""] * len(questions), strict=True)
-        inputs = self.processor.collate(
-            [self.prompt(question, duration_s, history, system) for question, history, system in before]
-        )
-        new = self.generate(encoded, inputs["input_ids"], inputs["attention_mask"], **generate)
-        return self.processor.batch_decode(new, [duration_s] * len(questions))
+        asked = list(before)
+        answers: list[Answer] = []
+        for batch in [[alone] for alone in asked] if self.model.reads_question else [asked]:
+            question, history, _ = batch[0]
+            view = self.for_question(encoded, self.question_about_video(question, duration_s, history))
+            inputs = self.processor.collate(
+                [self.prompt(question, duration_s, history, system) for question, history, system in batch]
+            )
+            new = self.generate(view, inputs["input_ids"], inputs["attention_mask"], **generate)
+            answers += self.processor.batch_decode(new, [duration_s] * len(batch))
+        return answers
 
     @torch.no_grad()
     def generate(
@@ -265,7 +322,12 @@ class VideoQA:
             input_ids: int64, Q L, each row with the video's placeholder.
             attention_mask: Q L.
             generate: options of transformers' `generate`; greedy by default.
+
+        Raises:
+            InputError: if the model reads questions, and the video was encoded without one.
         """
+        if self.model.reads_question and encoded.question is None:
+            raise InputError("this model looks at a video for one question: give for_question(encoded, question)")
         device = self.model.input_device
         rows = torch.zeros(len(input_ids), dtype=torch.long, device=device)
         options = {
@@ -295,6 +357,13 @@ class VideoQA:
             history: earlier questions with their raw answers; the model reads them before this question.
             system: a system prompt in place of the processor's.
         """
+        messages = self._messages(question, duration_s, history)
+        if system:
+            messages.insert(0, {"role": "system", "content": self._plain(system)})
+        return self.processor.encode(self.processor.apply_chat_template(messages, add_generation_prompt=True))
+
+    def _messages(self, question: str, duration_s: float, history: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """The turns of a conversation about a video, which the first of them holds."""
         turns = [text for pair in history for text in pair] + [question]
         turns = [self.processor.writing.write(text, duration_s) for text in turns]
         messages: list[dict[str, Any]] = [
@@ -302,9 +371,7 @@ class VideoQA:
             for i, text in enumerate(turns)
         ]
         messages[0]["content"].insert(0, {"type": "video"})
-        if system:
-            messages.insert(0, {"role": "system", "content": self._plain(system)})
-        return self.processor.encode(self.processor.apply_chat_template(messages, add_generation_prompt=True))
+        return messages
 
     def _plain(self, text: str) -> str:
         """The text with a space inside everything that the tokenizer would read as a special token."""

@@ -59,6 +59,7 @@ class Stages(Protocol):
         frame_mask: Tensor | None = None,
         times_s: Tensor | None = None,
         encoder: nn.Module | None = None,
+        question: Tensor | None = None,
     ) -> VisualTokens:
         """Encoder features of pixels."""
 

@@ -19,6 +19,7 @@ from mmllm.modalities.inputs import ModalityInputs
 from mmllm.modalities.modality import Modality, Stages, in_lists
 from mmllm.preprocessing.media import PIXEL_OPTIONS, MediaReading
 from mmllm.preprocessing.memory_video import is_in_memory
+from mmllm.preprocessing.question_reader import filled_up
 from mmllm.preprocessing.video_options import VIDEO_OPTIONS
 from mmllm.registry import register
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
@@ -50,6 +51,8 @@ class VideoInputs(ModalityInputs):
     """int64, V 2. Height and width in pixels before the frames were padded, for models that leave padding out."""
     text_tokens: Tensor | None = None
     """int64, V. Tokens of text beside each video, for paths that leave room for it; the model counts them itself."""
+    question: Tensor | None = None
+    """int64, V Q. The question about each video, as `QuestionReader` writes it, for parts that read it; -1 fills up."""
 
     modality: ClassVar[str] = "video"
     flat_names: ClassVar[Mapping[str, str]] = {
@@ -62,6 +65,7 @@ class VideoInputs(ModalityInputs):
         "scores": "video_scores",
         "frame_size": "video_frame_size",
         "text_tokens": "video_text_tokens",
+        "question": "video_question",
     }
     cached: ClassVar[tuple[str, ...]] = ("features", "scores")
     exact: ClassVar[tuple[str, ...]] = ("times_s", "durations_s")
@@ -82,6 +86,7 @@ class VideoInputs(ModalityInputs):
         if self.scores and self.features is None:
             raise InputError("video_scores belong to video_features, and there are none")
         self.require_shape("scores", v, t, self._frames_given.shape[2])
+        self.require_shape("question", v, None)
 
     @property
     def _frames_given(self) -> Tensor:
@@ -99,10 +104,14 @@ class VideoInputs(ModalityInputs):
         """The same videos, equally long and with texts of one width; each with its mask."""
         longest = max(video.frames for video in inputs)
         widest = max((video.frame_text.shape[2] for video in inputs if video.frame_text is not None), default=0)
-        return [video._filled_up(longest, widest) for video in inputs]
+        words = max((video.question.shape[1] for video in inputs if video.question is not None), default=0)
+        return [video._filled_up(longest, widest, words) for video in inputs]
 
-    def _filled_up(self, frames: int, text: int) -> Self:
-        """The videos with their last frame repeated, masked, up to `frames`, and room for `text` ids before each."""
+    def _filled_up(self, frames: int, text: int, words: int) -> Self:
+        """The videos with their last frame repeated, masked, up to `frames`.
+
+        There is room for `text` ids before each frame, and for questions of `words` ids.
+        """
         instants = torch.arange(frames, device=self._frames_given.device)
         valid, sources = instants < self.frames, instants.clamp(max=self.frames - 1)
         longer = self
@@ -113,6 +122,7 @@ class VideoInputs(ModalityInputs):
             longer,
             frame_mask=valid.expand(len(self), frames) if mask is None else mask & valid.to(mask.device),
             frame_text=None if ids is None else torch.nn.functional.pad(ids, (0, text - ids.shape[2]), value=-1),
+            question=None if self.question is None else filled_up(self.question, words),
         )
 
     @property
@@ -134,7 +144,7 @@ class VideoInputs(ModalityInputs):
         return self.times_s / self.durations_s.unsqueeze(1)
 
 
-_NO_FRAMES = ("durations_s", "frame_size", "text_tokens")
+_NO_FRAMES = ("durations_s", "frame_size", "text_tokens", "question")
 """Fields of `VideoInputs` without an entry for each frame."""
 
 
@@ -199,7 +209,7 @@ def video_tokens(model: Stages, inputs: VideoInputs, *, every_frame: bool = Fals
     if inputs.features is None:
         assert inputs.pixels is not None
         mask = inputs.frame_mask if every_frame else frames_read(model, inputs)
-        return model.encode(inputs.pixels, mask, inputs.times_s).replace(**beside)
+        return model.encode(inputs.pixels, mask, inputs.times_s, question=inputs.question).replace(**beside)
     shape = inputs.features.shape[:3]
     index = model.encoder.index
     places = {} if index is None else {"index": index.to(inputs.features.device).expand(shape)}
@@ -208,6 +218,7 @@ def video_tokens(model: Stages, inputs: VideoInputs, *, every_frame: bool = Fals
         grid=model.encoder.grid,
         times_s=inputs.times_s,
         scores=inputs.scores,
+        question=inputs.question,
         **places,
         **beside,
     )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
 from mmllm.modalities.video import VideoInputs, clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.clip_reader import in_workers
@@ -33,9 +33,14 @@ class FeatureCache:
         root: parent folder of the caches of different encoders, image sizes and frame counts.
         model: its encoder computes missing features; its reducers define which scores are stored, too.
         processor: samples and prepares the frames.
+
+    Raises:
+        ConfigError: if the encoder's features of a video depend on the question.
     """
 
     def __init__(self, root: Path, model: MmllmForConditionalGeneration, processor: MmllmProcessor) -> None:
+        if model.encoder_reads_question:
+            raise ConfigError("the encoder reads questions, so features cannot be kept: set keep_features = False")
         self.model = model
         self.processor = processor
         self.folder = root / self._key()
