@@ -7,7 +7,7 @@
 | reducer behind the encoder | `TokenReducer`; `mmllm.pruning.ranked.BudgetReducer`, which only ranks | `(config)` |
 | reducer inside the encoder | `EncoderStage` | `(config)` |
 | reducer inside the LLM | `LlmReducer`; anything else inside the LLM is an `LlmStage` | `(config)` |
-| tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid)` |
+| tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid, tower_widths)` |
 | path | `VideoPath` | `(config, *, width)` |
 | time | `TimeFormat` | `(config, *, count)` |
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
 from mmllm.llm.values import AttentionView, KeptKeys, LlmPass, PruneDecision, PruneView, Reweighed
+from mmllm.preprocessing.question_reader import QuestionReaderConfig
 from mmllm.times.vocabulary import TimeTokens
 from mmllm.tokens import VisualSequence, VisualTokens
 
@@ -57,6 +58,18 @@ class Part:
         """Whether it has weights. They must then have been trained with the model."""
         return isinstance(self, nn.Module) and next(self.parameters(), None) is not None
 
+    @property
+    def question_reader(self) -> QuestionReaderConfig | None:
+        """The vocabulary in which it reads questions, which its configuration has as `question_reader`; None if it
+        reads none."""
+        return getattr(self.config, "question_reader", None)
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether its output depends on the question. It finds the ids in `VisualTokens.question`; an encoder gets
+        them as the argument `question` (int64, B Q, filled up with -1)."""
+        return self.question_reader is not None
+
 
 class Encoder(Part, nn.Module):
     """Frames to patch features. Sets `width` and `grid` when it is built."""
@@ -87,6 +100,16 @@ class Encoder(Part, nn.Module):
     def index(self) -> Tensor | None:
         """int64, N. Raster positions of a frame's tokens; None if they are the whole grid in order, or 1D tokens."""
         return None
+
+    @property
+    def tower_widths(self) -> tuple[int, ...]:
+        """Widths of the towers whose features are side by side in the width C."""
+        return (self.width,)
+
+    @property
+    def scene_channels(self) -> slice:
+        """Which of the C channels show best where a scene ends; all by default."""
+        return slice(None)
 
     @property
     def tokens_per_frame(self) -> int:
@@ -278,6 +301,9 @@ class LlmReducer(TokenReducer, LlmStage):
 class VisualTokenizer(Part, nn.Module):
     """Projects encoder features to the LLM's width: token by token, or as a resampler to 1D tokens."""
 
+    needs_frame_size: ClassVar[bool] = False
+    """Whether it reads `VisualTokens.frame_size`."""
+
     affine: ClassVar[bool] = False
     """Whether it is one affine map of each token. Averages of tokens can then be taken before it."""
 
@@ -299,6 +325,19 @@ class VideoPath(Part, nn.Module):
 
     averages: ClassVar[bool] = False
     """Whether each token of the sequence is an average of tokens. An affine projector can then come after it."""
+    needs_similarity: ClassVar[bool] = False
+    """Whether it reads `VisualTokens.similarity`."""
+    counts_text: ClassVar[bool] = False
+    """Whether it reads `VisualTokens.text_tokens`, because its sequence leaves room for the text."""
+
+    def frames_read(self, frame_mask: Tensor, text_tokens: Tensor | None = None) -> Tensor:
+        """bool, B T. Which of the frames of `frame_mask` it reads, out of which the others need not be encoded.
+
+        Args:
+            frame_mask: bool, B T. False at padding.
+            text_tokens: int64, B; see `VisualTokens`.
+        """
+        return frame_mask
 
     def forward(self, tokens: VisualTokens) -> VisualSequence:
         """Features B T N D in reading order."""

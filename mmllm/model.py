@@ -33,9 +33,10 @@ from mmllm.modeling.exporting import place_traced
 from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions
+from mmllm.modeling.vision import listed
 from mmllm.pruning.needs import require_fit
 from mmllm.stages import build as build_stages
-from mmllm.stages import changed, model_slots, stages_of
+from mmllm.stages import changed, model_slots, question_reader, stages_of
 from mmllm.tokens import IGNORED, NOWHERE
 
 
@@ -102,8 +103,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             ConfigError: naming the part.
         """
         for name in model_slots():
-            trained = {id(part) for part in _listed(getattr(shared, name))}
-            for part in _listed(getattr(self, name)):
+            trained = {id(part) for part in listed(getattr(shared, name))}
+            for part in listed(getattr(self, name)):
                 if id(part) not in trained and part.has_weights:
                     place = f"{name}: {part.registered_name!r}"
                     raise ConfigError(f"{place} has weights of its own, which this model was not trained with")
@@ -122,6 +123,10 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         for reducer in self.reducers:
             for encoder in filter(None, (self.encoder, self.image_encoder)):
                 require_fit(reducer, encoder)
+        question_reader(stages_of(self.config))
+        for part in (part for name in model_slots() for part in listed(getattr(self, name))):
+            if part.reads_question and part.question_reader is None:
+                raise ConfigError(f"{part.registered_name!r} reads questions: its configuration needs question_reader")
         if self.encoder_stage is not None:
             self.encoder_stage.prepare(self.encoder)
         if self.llm_stages:
@@ -189,7 +194,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
                 return GroundingHead(self.config.text_config.hidden_size, self.config.losses.pointer_weight)
             others = {other: getattr(self, other) for other in model_slots() if other != name}
             built = build_stages(stages_of(self.config), self.config.text_config.hidden_size, others)[name]
-            for part in _listed(built):
+            for part in listed(built):
                 if isinstance(part, EncoderStage):
                     part.prepare(self.encoder)
         return nn.ModuleList(built) if isinstance(built, list) else built
@@ -328,9 +333,13 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             "attention_mask": mask,
             "position_ids": positions(placed.attention_mask, placed.segments),
         }
-        # step 2: the pass of the stages inside the LLM
+        # step 2: one question a row where it decides what is seen; the pass of the stages inside the LLM
+        shared_row = placed.segments is not None and int(placed.segments.max()) > 1
+        if shared_row and self.reads_question:
+            raise InputError(
+                "a visual part reads the question, so a row can have one question only: set questions_per_video = 1"
+            )
         if self.llm_stages:
-            shared_row = placed.segments is not None and int(placed.segments.max()) > 1
             if shared_row and any(stage.depends_on_question for stage in self.llm_stages):
                 raise InputError(
                     "a stage inside the LLM decides for each question, so a row can have one question only: set "
@@ -519,11 +528,6 @@ def _scaled(losses: dict[str, Tensor], placed: Placed, items: Tensor | int | Non
         return losses
     share = (placed.labels[:, 1:] != IGNORED).sum() / torch.as_tensor(items, device=placed.labels.device)
     return {name: loss * share.to(loss.device) for name, loss in losses.items()}
-
-
-def _listed(parts: Any) -> list[Any]:
-    """The parts of a slot, as a list."""
-    return [] if parts is None else list(parts) if isinstance(parts, (list, nn.ModuleList)) else [parts]
 
 
 AutoConfig.register("mmllm", MmllmConfig, exist_ok=True)

@@ -111,8 +111,32 @@ def build(stages: Mapping[str, Any], width: int, existing: Mapping[str, Any] | N
             else:
                 parts[name] = None if stage is None else registry.build(slot.kind, stage, **context)
         if name == "encoder":
-            context |= {"in_width": parts[name].width, "grid": parts[name].grid}
+            encoder = parts[name]
+            context |= {"in_width": encoder.width, "grid": encoder.grid, "tower_widths": encoder.tower_widths}
     return parts
+
+
+def question_reader(stages: Mapping[str, Any]) -> Any:
+    """The `QuestionReaderConfig` of the parts that read questions; None if no part does.
+
+    Args:
+        stages: by slot, as text, mappings or configurations.
+
+    Raises:
+        ConfigError: if two parts read questions in different ways; a processor writes one kind of ids.
+    """
+    readers: dict[str, Any] = {}
+    for name, slot in SLOTS.items():
+        stage = stages.get(name, slot.default)
+        for part in [] if stage is None else stage if slot.several else [stage]:
+            config = registry.config_of(slot.kind, part)
+            if (reader := getattr(config, "question_reader", None)) is not None:
+                readers[f"{name} {registry.name_of(slot.kind, config)!r}"] = reader
+    for name, reader in readers.items():
+        first = next(iter(readers))
+        if reader != readers[first]:
+            raise ConfigError(f"{first} and {name} read questions in different ways: {readers[first]} and {reader}")
+    return next(iter(readers.values()), None)
 
 
 @dataclass(frozen=True, kw_only=True)

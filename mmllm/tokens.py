@@ -45,8 +45,12 @@ class VideoClip:
     in_order: bool = True
     """False if the frames were requested in another order than that of time. Only then may times go backwards."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    original_size: tuple[int, int] = None  # type: ignore[assignment]
+    """Height and width in pixels before frames were resized, cropped or padded; by default those of `frames`."""
 
     def __post_init__(self) -> None:
+        if self.original_size is None:
+            object.__setattr__(self, "original_size", self.frames.shape[1:3])
         if self.frames.ndim != 4 or self.frames.dtype != np.uint8 or self.frames.shape[3] != 3:
             raise ValueError(f"frames must be uint8 (T H W 3), not {self.frames.dtype} {self.frames.shape}")
         times_s = np.asarray(self.times_s, dtype=np.float64)
@@ -127,6 +131,18 @@ class VisualTokens:
     """float, B T N. Number of patches that a token stands for; None if no tokens were merged."""
     tiling: tuple[Tiling, ...] | None = None
     """For images in tiles, how each of the B was cut. The first of the T is the whole image, then its tiles follow."""
+    still: bool = False
+    """Whether these are images, not videos."""
+    frame_size: Tensor | None = None
+    """int64, B 2. Height and width in pixels of frames before they were padded to a square; None if that is unknown or
+    frames were not padded."""
+    similarity: Tensor | None = None
+    """float32, B T. Cosine similarity of each frame's scene features to those of the next frame; 0 at the last frame
+    and at padding. None where no part asks for it."""
+    text_tokens: Tensor | None = None
+    """int64, B. Tokens of text that the LLM reads beside each video; None if that is unknown."""
+    question: Tensor | None = None
+    """int64, B Q. Ids of the question about each video, which some parts read; -1 fills up. None if no part does."""
 
     def __post_init__(self) -> None:
         if self.features.ndim != 4:
@@ -144,6 +160,13 @@ class VisualTokens:
                 raise ValueError(f"{name} must be {(b, t, n)} like the features, not {tuple(value.shape)}")
         if self.times_s is not None and self.times_s.shape != (b, t):
             raise ValueError(f"times_s must be {(b, t)}, not {tuple(self.times_s.shape)}")
+        beside = {"frame_size": (b, 2), "similarity": (b, t), "text_tokens": (b,)}
+        for name, shape in beside.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} must be {shape}, not {tuple(value.shape)}")
+        if self.question is not None and (self.question.ndim != 2 or len(self.question) != b):
+            raise ValueError(f"question must be ({b} Q), not {tuple(self.question.shape)}")
         if self.tiling is not None and (len(self.tiling) != b or any(cut.partitions > t for cut in self.tiling)):
             partitions = [cut.partitions for cut in self.tiling]
             raise ValueError(f"tiling must describe {b} images of at most {t} partitions, not {partitions}")

@@ -7,22 +7,28 @@ T frames, S side of the encoder's input, H W patch grid
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmllm.inference.overlay import ranking_map
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.token_store import TokenStore
-from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.media import MediaReading
 from mmllm.runtime.progress import Progress
-from mmllm.tokens import VisualTokens
+from mmllm.tokens import VideoClip, VisualTokens
+from mmllm.video.opening import FrameSink
 
+Feed = Callable[[FrameSink], VideoClip]
+"""Reads a video: gives its prepared frames to a sink if that takes them, and returns the clip."""
 WHOLE_FRAMES = 512
 """A video of more sampled frames is encoded in pieces."""
 PIECE_FRAMES = 64
@@ -32,23 +38,21 @@ PICTURES = 96
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LongTokens:
-    """What remains of a video that was encoded in pieces."""
+class LongVideo:
+    """What is known of a video that was encoded in pieces, beside its tokens."""
 
-    tokens: VisualTokens | None
-    """The encoder's tokens; None if they were reduced piece by piece."""
-    reduced: VisualTokens | None
-    """The tokens after all reducers; None if a reducer needs the whole video."""
+    times_s: np.ndarray
+    """float64, T. When each frame is shown, in seconds."""
+    pictured: np.ndarray
+    """int64, K. Which of the T frames were kept to be shown."""
+    feed: Feed
+    """Reads the video again, for an encoder or a reducer that needs its frames."""
     encoder_count: int
     """How many tokens the encoder gave."""
-    ranking: tuple[str, np.ndarray] | None
-    """As in `EncodedVideo`, if the tokens were reduced piece by piece."""
-    pictures: np.ndarray
-    """uint8, K S S 3. Evenly spaced frames."""
-    pictured: np.ndarray
-    """int64, K. Their numbers among the T."""
-    seconds: float
-    """Seconds that the encoder took."""
+    reduced: VisualTokens | None = None
+    """The tokens after all reducers, if they were reduced piece by piece; the encoder's tokens are then gone."""
+    ranking: tuple[str, np.ndarray] | None = None
+    """What those reducers ranked patches by; as in `EncodedVideo`."""
 
 
 class PiecewiseEncoding:
@@ -56,7 +60,8 @@ class PiecewiseEncoding:
 
     Args:
         model: the model.
-        transform: how its frames are prepared; the frames that come are of the encoder's size.
+        processor: its processor; the frames that come are prepared for the encoder but not normalised.
+        question: int64, 1 Q, ids of the question, for an encoder that reads it. Without, such an encoder does not run.
         whole: videos of at most so many frames are not taken.
         progress: whether progress is shown.
     """
@@ -64,17 +69,22 @@ class PiecewiseEncoding:
     def __init__(
         self,
         model: MmllmForConditionalGeneration,
-        transform: FrameTransform,
+        processor: MediaReading,
+        question: Tensor | None = None,
         *,
         whole: int = WHOLE_FRAMES,
         progress: bool = False,
     ) -> None:
-        self.model, self.transform, self.whole, self.progress = model, transform, whole, progress
-        chunk, self.reach = model.encoder.chunk, model.encoder.reach
+        self.model, self.processor, self.whole, self.progress = model, processor, whole, progress
+        self.question = None if question is None else question.to(model.input_device)
+        self.encodes = question is not None or not model.encoder_reads_question
+        self.reach = model.encoder.reach
+        chunk = model.encoder.chunk
         self.piece = -(-max(PIECE_FRAMES, self.reach) // chunk) * chunk
-        self.by_frame = all(reducer.by_frame for reducer in model.reducers)
         self.taken = 0
         """T of the video that is being encoded; 0 if none was taken."""
+        self.seconds = 0.0
+        """Wall time of encoding so far."""
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -93,66 +103,101 @@ class PiecewiseEncoding:
         self._bar = Progress("watch the video", count, "frames", shown=self.progress)
         self._store, self._rankings = TokenStore(count), list[np.ndarray]()
         self._ranked_by, self._encoder_count, self.seconds = "", 0, 0.0
-        self._waiting: deque[np.ndarray] = deque()  # frames without tokens, and up to `reach` before them
-        self._received = self._encoded = 0
         self._pictured = np.unique(np.linspace(0, count - 1, PICTURES).round().astype(np.int64))
-        self._pictures = np.empty((len(self._pictured), *(self.transform.size,) * 2, 3), dtype=np.uint8)
+        side = self.processor.frame_transform.size
+        self._pictures = np.empty((len(self._pictured), side, side, 3), dtype=np.uint8)
+        self._read = self._frames_read(count)
+        self._received = self._encoded = 0  # frames so far; those of `_rows` that have tokens
+        self._rows = np.flatnonzero(self._read) if self.reach == 0 else np.arange(count)
+        self._waiting: deque[np.ndarray] = deque()  # frames of `_rows` without tokens, and up to `reach` before them
         return True
 
     def put(self, frame: np.ndarray) -> bool:
         """Takes the next frame (uint8 S S 3); True if a piece was encoded."""
-        row = int(np.searchsorted(self._pictured, self._received))
-        if row < len(self._pictured) and self._pictured[row] == self._received:
-            self._pictures[row] = frame
+        number, self._received = self._received, self._received + 1
+        picture = int(np.searchsorted(self._pictured, number))
+        if picture < len(self._pictured) and self._pictured[picture] == number:
+            self._pictures[picture] = frame
+        assert self._bar is not None
+        self._bar.advance()
+        if not self.encodes or not (self.reach or self._read[number]):
+            return False
         self._waiting.append(frame)
-        self._received += 1
-        if self._received - self._encoded < self.piece + self.reach:
+        if len(self._waiting) < min(self.reach, self._encoded) + self.piece + self.reach:
             return False
         self._encode_piece()
         return True
 
-    def finish(self) -> LongTokens:
-        """Encodes the remaining frames."""
-        while self._encoded < self.taken:
+    def finish(self, clip: VideoClip, feed: Feed) -> tuple[VideoClip, VisualTokens | None, LongVideo]:
+        """Encodes the remaining frames.
+
+        Args:
+            clip: what `feed` has returned.
+            feed: where the frames came from.
+
+        Returns:
+            The clip with the frames to be shown; the encoder's tokens, or None if they are reduced already or depend on
+            a question that was not given; and the rest.
+        """
+        while self.encodes and self._encoded < len(self._rows):
             self._encode_piece()
-        stored = self._store.tokens
-        name = self._ranked_by
-        return LongTokens(
-            tokens=None if self._reduces else stored,
-            reduced=stored if self.by_frame else None,
-            encoder_count=self._encoder_count,
-            ranking=(name, np.concatenate(self._rankings)) if self._rankings else None,
-            pictures=self._pictures,
-            pictured=self._pictured,
-            seconds=self.seconds,
+        tokens = self._beside(self._store.tokens, clip) if self.encodes else None
+        reduced = tokens if self._reduces else None
+        shown = dataclasses.replace(
+            clip, frames=self._pictures, times_s=clip.times_s[self._pictured], valid=clip.valid[self._pictured]
         )
+        ranking = (self._ranked_by, np.concatenate(self._rankings)) if self._rankings else None
+        long = LongVideo(
+            times_s=clip.times_s,
+            pictured=self._pictured,
+            feed=feed,
+            encoder_count=self._encoder_count,
+            reduced=reduced,
+            ranking=ranking,
+        )
+        return shown, None if reduced is not None else tokens, long
+
+    def _beside(self, tokens: VisualTokens, clip: VideoClip) -> VisualTokens:
+        """The tokens with what `mmllm.modalities.video` gives beside those of a whole clip."""
+        device = self.model.input_device
+        return tokens.replace(
+            times_s=torch.from_numpy(clip.times_s).float().unsqueeze(0).to(device),
+            frame_size=torch.tensor([clip.original_size], device=device) if self.processor.frame_sizes else None,
+        )
+
+    def _frames_read(self, count: int) -> np.ndarray:
+        """bool, T. The frames that the path reads."""
+        every = torch.ones(1, count, dtype=torch.bool)
+        return self.model.path.frames_read(every, None)[0].numpy()
 
     @property
     def _reduces(self) -> bool:
-        return self.by_frame and len(self.model.reducers) > 0
+        """Whether pieces are reduced at once: no reducer, and no choice before them, needs the whole video."""
+        reducers, path = self.model.reducers, self.model.path
+        alone = all(reducer.by_frame and not reducer.reads_question for reducer in reducers)
+        return len(reducers) > 0 and alone and not path.needs_similarity and bool(self._read.all()) and self.encodes
 
     @torch.no_grad()
     def _encode_piece(self) -> None:
         """Encodes and reduces the next piece, and forgets its pixels."""
         started = time.perf_counter()
-        count = min(self.piece, self.taken - self._encoded)
         before = min(self.reach, self._encoded)
-        after = min(self.reach, self._received - self._encoded - count)
-        frames = np.stack([self._waiting[i] for i in range(before + count + after)])
+        rows = self._rows[self._encoded : self._encoded + self.piece]
+        after = min(self.reach, len(self._waiting) - before - len(rows))
+        numbers = self._rows[self._encoded - before : self._encoded + len(rows) + after]
+        frames = np.stack([self._waiting[i] for i in range(len(numbers))])
         device = self.model.input_device
-        pixels = torch.from_numpy(self.transform.video(frames)).unsqueeze(0).to(device)
-        mask = torch.ones(1, len(frames), dtype=torch.bool, device=device)
-        tokens = self.model.encode(pixels, mask, margins=(before, after))
+        pixels = torch.from_numpy(self.processor.frame_transform.video(frames)).unsqueeze(0).to(device)
+        mask = torch.from_numpy(self._read[numbers]).unsqueeze(0).to(device)
+        tokens = self.model.encode(pixels, mask, question=self.question, margins=(before, after))
         self._encoder_count += int(tokens.mask.sum())
         if self._reduces:
             if (ranking := ranking_map(self.model.reducers, tokens)) is not None:
                 self._ranked_by = ranking[0]
                 self._rankings.append(ranking[1])
             tokens = self.model.reduce(tokens)
-        self._store.add(tokens)
-        self._encoded += count
-        for _ in range(before + count - min(self.reach, self._encoded)):
+        self._store.add(tokens, rows)
+        self._encoded += len(rows)
+        for _ in range(before + len(rows) - min(self.reach, self._encoded)):
             self._waiting.popleft()
-        assert self._bar is not None
-        self._bar.advance(count)
         self.seconds += time.perf_counter() - started

@@ -49,6 +49,7 @@ class Stages(Protocol):
 
     encoder: Any
     image_encoder: Any
+    path: Any
     modality_parts: nn.ModuleDict
     """Name of the modality -> what its `part` built."""
 
@@ -58,6 +59,7 @@ class Stages(Protocol):
         frame_mask: Tensor | None = None,
         times_s: Tensor | None = None,
         encoder: nn.Module | None = None,
+        question: Tensor | None = None,
     ) -> VisualTokens:
         """Encoder features of pixels."""
 

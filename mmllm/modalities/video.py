@@ -19,6 +19,7 @@ from mmllm.modalities.inputs import ModalityInputs
 from mmllm.modalities.modality import Modality, Stages, in_lists
 from mmllm.preprocessing.media import PIXEL_OPTIONS, MediaReading
 from mmllm.preprocessing.memory_video import is_in_memory
+from mmllm.preprocessing.question_reader import filled_up
 from mmllm.preprocessing.video_options import VIDEO_OPTIONS
 from mmllm.registry import register
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
@@ -46,6 +47,12 @@ class VideoInputs(ModalityInputs):
     """float, V T N C. Features of the frozen encoder, in place of pixels."""
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     """Name -> V T N. The features' scores, where a reducer needs some."""
+    frame_size: Tensor | None = None
+    """int64, V 2. Height and width in pixels before the frames were padded, for models that leave padding out."""
+    text_tokens: Tensor | None = None
+    """int64, V. Tokens of text beside each video, for paths that leave room for it; the model counts them itself."""
+    question: Tensor | None = None
+    """int64, V Q. The question about each video, as `QuestionReader` writes it, for parts that read it; -1 fills up."""
 
     modality: ClassVar[str] = "video"
     flat_names: ClassVar[Mapping[str, str]] = {
@@ -56,6 +63,9 @@ class VideoInputs(ModalityInputs):
         "frame_text": "video_frame_text",
         "features": "video_features",
         "scores": "video_scores",
+        "frame_size": "video_frame_size",
+        "text_tokens": "video_text_tokens",
+        "question": "video_question",
     }
     cached: ClassVar[tuple[str, ...]] = ("features", "scores")
     exact: ClassVar[tuple[str, ...]] = ("times_s", "durations_s")
@@ -71,9 +81,12 @@ class VideoInputs(ModalityInputs):
         self.require_shape("times_s", v, t)
         self.require_shape("durations_s", v)
         self.require_shape("frame_text", v, t, None)
+        self.require_shape("frame_size", v, 2)
+        self.require_shape("text_tokens", v)
         if self.scores and self.features is None:
             raise InputError("video_scores belong to video_features, and there are none")
         self.require_shape("scores", v, t, self._frames_given.shape[2])
+        self.require_shape("question", v, None)
 
     @property
     def _frames_given(self) -> Tensor:
@@ -91,20 +104,25 @@ class VideoInputs(ModalityInputs):
         """The same videos, equally long and with texts of one width; each with its mask."""
         longest = max(video.frames for video in inputs)
         widest = max((video.frame_text.shape[2] for video in inputs if video.frame_text is not None), default=0)
-        return [video._filled_up(longest, widest) for video in inputs]
+        words = max((video.question.shape[1] for video in inputs if video.question is not None), default=0)
+        return [video._filled_up(longest, widest, words) for video in inputs]
 
-    def _filled_up(self, frames: int, text: int) -> Self:
-        """The videos with their last frame repeated, masked, up to `frames`, and room for `text` ids before each."""
+    def _filled_up(self, frames: int, text: int, words: int) -> Self:
+        """The videos with their last frame repeated, masked, up to `frames`.
+
+        There is room for `text` ids before each frame, and for questions of `words` ids.
+        """
         instants = torch.arange(frames, device=self._frames_given.device)
         valid, sources = instants < self.frames, instants.clamp(max=self.frames - 1)
         longer = self
         if frames > self.frames:
-            longer = self.mapped(lambda value: value[:, sources.to(value.device)], but=["durations_s"])
+            longer = self.mapped(lambda value: value[:, sources.to(value.device)], but=_NO_FRAMES)
         mask, ids = longer.frame_mask, longer.frame_text
         return dataclasses.replace(
             longer,
             frame_mask=valid.expand(len(self), frames) if mask is None else mask & valid.to(mask.device),
             frame_text=None if ids is None else torch.nn.functional.pad(ids, (0, text - ids.shape[2]), value=-1),
+            question=None if self.question is None else filled_up(self.question, words),
         )
 
     @property
@@ -124,6 +142,10 @@ class VideoInputs(ModalityInputs):
         if self.durations_s is None:
             raise InputError("the grounding loss needs video_durations_s beside video_times_s")
         return self.times_s / self.durations_s.unsqueeze(1)
+
+
+_NO_FRAMES = ("durations_s", "frame_size", "text_tokens", "question")
+"""Fields of `VideoInputs` without an entry for each frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,20 +193,43 @@ def clip_inputs(processor: MediaReading, clip: VideoClip) -> VideoInputs:
         times_s=torch.from_numpy(clip.times_s).float().unsqueeze(0),
         durations_s=torch.tensor([clip.duration_s], dtype=torch.float32),
         frame_text=processor.frame_text([clip.times_s]),
+        frame_size=torch.tensor([clip.original_size]) if processor.frame_sizes else None,
     )
 
 
-def video_tokens(model: Stages, inputs: VideoInputs) -> VisualTokens:
-    """Features V T N C: computed from pixels, or those that were computed earlier."""
+def video_tokens(model: Stages, inputs: VideoInputs, *, every_frame: bool = False) -> VisualTokens:
+    """Features V T N C: computed from pixels, or those that were computed earlier.
+
+    Args:
+        model: its stages.
+        inputs: the videos.
+        every_frame: also encode frames that the path will not read.
+    """
+    beside = {"frame_size": inputs.frame_size, "text_tokens": inputs.text_tokens}
     if inputs.features is None:
         assert inputs.pixels is not None
-        return model.encode(inputs.pixels, inputs.frame_mask, inputs.times_s)
+        mask = inputs.frame_mask if every_frame else frames_read(model, inputs)
+        return model.encode(inputs.pixels, mask, inputs.times_s, question=inputs.question).replace(**beside)
     shape = inputs.features.shape[:3]
     index = model.encoder.index
     places = {} if index is None else {"index": index.to(inputs.features.device).expand(shape)}
     tokens = VisualTokens(
-        features=inputs.features, grid=model.encoder.grid, times_s=inputs.times_s, scores=inputs.scores, **places
+        features=inputs.features,
+        grid=model.encoder.grid,
+        times_s=inputs.times_s,
+        scores=inputs.scores,
+        question=inputs.question,
+        **places,
+        **beside,
     )
     if inputs.frame_mask is None:
         return tokens
     return tokens.replace(mask=inputs.frame_mask.unsqueeze(-1).expand(shape))
+
+
+def frames_read(model: Stages, inputs: VideoInputs) -> Tensor | None:
+    """bool, V T. The frames that the model's path reads; None for all, without a mask."""
+    mask = inputs.frame_mask
+    every = inputs._frames_given.new_ones(len(inputs), inputs.frames, dtype=torch.bool) if mask is None else mask
+    read = model.path.frames_read(every, inputs.text_tokens)
+    return mask if read is every else read

@@ -5,6 +5,7 @@ T frames of the video, t frames of a piece, N tokens of a frame, C width
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,32 +13,28 @@ from mmllm.tokens import VisualTokens
 
 
 class TokenStore:
-    """Pieces of a video's tokens, one behind the other; they end up as they would have been in one call.
+    """Pieces of a video's tokens; they end up as they would have been in one call.
 
     Args:
-        frames: T.
+        frames: T. Frames that are never added have masked tokens of zeros.
     """
 
     def __init__(self, frames: int) -> None:
-        self.frames, self.filled = frames, 0
+        self.frames = frames
         self._tokens: VisualTokens | None = None
 
-    def add(self, piece: VisualTokens) -> None:
-        """Adds tokens 1 t N C of the next frames."""
-        count = piece.shape[1]
+    def add(self, piece: VisualTokens, rows: np.ndarray) -> None:
+        """Adds tokens 1 t N C of the frames numbered `rows` (int64, t)."""
         if self._tokens is None or piece.shape[2] > self._tokens.shape[2]:
             self._tokens = self._room_for(piece)
-        rows, kept = slice(self.filled, self.filled + count), self._tokens
-        values = _tensors(piece)
-        for name, room in _tensors(kept).items():
-            room[:, rows, : piece.shape[2]] = values[name]
-        self.filled += count
+        values, at = _tensors(piece), torch.from_numpy(rows)
+        for name, room in _tensors(self._tokens).items():
+            room[:, at.to(room.device), : piece.shape[2]] = values[name]
 
     @property
     def tokens(self) -> VisualTokens:
-        """1 T N C. A piece with fewer tokens a frame than another is filled up, masked."""
+        """1 T N C. Frames with fewer tokens than others are filled up, masked."""
         assert self._tokens is not None
-        assert self.filled == self.frames, f"{self.filled} of {self.frames} frames"
         return self._tokens
 
     def _room_for(self, piece: VisualTokens) -> VisualTokens:
@@ -58,7 +55,7 @@ class TokenStore:
         if self._tokens is not None:
             earlier = _tensors(self._tokens)
             for name, value in _tensors(wider).items():
-                value[:, : self.filled, : earlier[name].shape[2]] = earlier[name][:, : self.filled]
+                value[:, :, : earlier[name].shape[2]] = earlier[name]
         return wider
 
 

@@ -20,6 +20,7 @@ from mmllm.interfaces import (
     Encoder,
     EncoderStage,
     LlmStage,
+    Part,
     TokenReducer,
     VideoPath,
     VisualTokenizer,
@@ -29,6 +30,7 @@ from mmllm.modalities.border import modalities
 from mmllm.modalities.inputs import Media
 from mmllm.modalities.modality import Modality
 from mmllm.modeling.blending import blend
+from mmllm.modeling.scenes import frame_similarity
 from mmllm.stages import model_slots
 from mmllm.tokens import VisualSequence, VisualTokens
 
@@ -54,27 +56,43 @@ class VisualStages(PreTrainedModel):
         frame_mask: Tensor | None = None,
         times_s: Tensor | None = None,
         encoder: Encoder | None = None,
+        question: Tensor | None = None,
         margins: tuple[int, int] = (0, 0),
     ) -> VisualTokens:
         """Patch features of pixels (V T 3 S S) from `encoder`, or else the model's own, with the reducers' scores.
 
-        Args:
-            pixels, frame_mask, times_s: of the frames.
-            encoder: another encoder than the model's.
-            margins: how many frames at both ends are only there for an encoder that looks at neighbours; they get no
-                features.
+        An encoder that reads the question about each video gets its ids (int64, V Q). One that looks at neighbours gets
+        `margins`: how many frames at both ends are only there to be looked at, and get no features.
+
+        Raises:
+            InputError: if it reads questions and there is none.
         """
         options: dict[str, Any] = {} if self.encoder_stage is None else {"inside": self.encoder_stage}
         encoder = self.encoder if encoder is None else encoder
+        if encoder.reads_question:
+            options["question"] = _required(question, encoder)
         if any(margins):
             options["margins"] = margins
         tokens = encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
-        return tokens.replace(times_s=times_s)
+        return tokens.replace(times_s=times_s, question=question)
 
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
-        """Encoder features after all reducers."""
+        """Encoder features after all reducers, with what the path needs of whole frames."""
+        tokens = self._for_path(tokens)
         for reducer in self.reducers:
+            if reducer.reads_question:
+                _required(tokens.question, reducer)
             tokens = reducer(tokens)
+        return tokens
+
+    def _for_path(self, tokens: VisualTokens) -> VisualTokens:
+        """Encoder features of the frames that the path reads, with the similarity of neighbours if it asks for that."""
+        frames = tokens.frame_mask
+        read = self.path.frames_read(frames, tokens.text_tokens)
+        if read is not frames:
+            tokens = tokens.replace(mask=tokens.mask & read.unsqueeze(-1))
+        if self.path.needs_similarity and tokens.similarity is None:
+            return tokens.replace(similarity=frame_similarity(tokens, self.encoder.scene_channels))
         return tokens
 
     def arrange(self, tokens: VisualTokens) -> VisualSequence:
@@ -87,6 +105,9 @@ class VisualStages(PreTrainedModel):
         If the projector is affine and the path takes averages, the path comes first. The result is the same, and fewer
         tokens are projected.
         """
+        for part in (self.visual_tokenizer, self.path):
+            if part.reads_question:
+                _required(tokens.question, part)
         tokens = tokens.replace(features=tokens.features.to(self.dtype))
         if self.visual_tokenizer.affine and self.path.averages:
             sequence = self.path(tokens)
@@ -141,6 +162,16 @@ class VisualStages(PreTrainedModel):
         return placeholder
 
     @property
+    def encoder_reads_question(self) -> bool:
+        """Whether the encoder's features of a video depend on the question, so that each question needs its own."""
+        return any(encoder.reads_question for encoder in (self.encoder, self.image_encoder) if encoder is not None)
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether any visual part reads the question: what the LLM sees of a video then depends on it."""
+        return any(part.reads_question for name in model_slots() for part in listed(getattr(self, name)))
+
+    @property
     def encoder_stage(self) -> EncoderStage | None:
         """The reducer that works inside the encoder's blocks; None without one.
 
@@ -158,3 +189,17 @@ class VisualStages(PreTrainedModel):
         """The stages that work inside the LLM, from all slots, in order."""
         parts = (getattr(self, name) for name in model_slots())
         return llm_stages([part for filled in parts if isinstance(filled, (list, nn.ModuleList)) for part in filled])
+
+
+def listed(parts: Any) -> list[Any]:
+    """The parts of a slot, as a list."""
+    return [] if parts is None else list(parts) if isinstance(parts, (list, nn.ModuleList)) else [parts]
+
+
+def _required(question: Tensor | None, part: Part) -> Tensor:
+    if question is None:
+        raise InputError(
+            f"{part.registered_name!r} reads the question about each video or image: give video_question or "
+            "image_question, which the processor makes"
+        )
+    return question

@@ -42,6 +42,8 @@ class MediaReading:
     """Path of a folder of frames -> images a second, where it is another rate. Whoever reads annotations sets it."""
     pinpoints: list[list[int]] | None
     writing: Any
+    frame_sizes: bool = False
+    """Whether the size of frames before they were padded is given with their pixels."""
 
     def load(
         self,

@@ -274,6 +274,7 @@ class VideoReader(abc.ABC):
             in_order=in_order,
             source=self.info.source,
             metadata=metadata,
+            original_size=(self.info.height, self.info.width),
         )
 
     def _checked(self, indices: np.ndarray) -> np.ndarray:

@@ -1,9 +1,12 @@
 """A long video, encoded in pieces: the same numbers as in one call, and few frames in memory."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+from mmllm import registry
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.piecewise import PICTURES, PiecewiseEncoding
 from mmllm.tokens import VideoClip
@@ -59,8 +62,8 @@ def assert_same(pieces, whole):
 def test_pieces_give_the_numbers_of_one_call_to_the_last_bit(untrained_qa, long_clip, reducers):
     qa = untrained_qa.with_stages(reducers)
     whole, pieces = qa.encode_video(long_clip), in_pieces(qa, long_clip)
-    assert whole.pictured is None
-    assert len(pieces.clip) == len(pieces.pictured) == PICTURES
+    assert whole.long is None
+    assert len(pieces.clip) == PICTURES
     assert_same(pieces, whole)
     question = "When does the red circle spin?"
     assert qa.ask(pieces, question) == qa.ask(whole, question)
@@ -69,9 +72,9 @@ def test_pieces_give_the_numbers_of_one_call_to_the_last_bit(untrained_qa, long_
 def test_tokens_of_a_frame_reducer_are_never_held_together(untrained_qa, long_clip):
     kept = in_pieces(untrained_qa.with_stages(["fastervlm:keep=4"]), long_clip)
     assert kept.tokens is None
-    assert kept.reduced.shape[1:3] == (FRAMES, 4)
+    assert kept.long.reduced.shape[1:3] == (FRAMES, 4)
     held = in_pieces(untrained_qa.with_stages(["video_budget:ratio=0.2"]), long_clip)
-    assert held.reduced is None
+    assert held.long.reduced is None
     assert held.tokens.shape[1:3] == (FRAMES, 16)
 
 
@@ -79,7 +82,7 @@ def test_a_file_is_sampled_as_without_pieces(untrained_qa, short_clip):
     whole = untrained_qa.encode_video(short_clip, num_frames=60)  # more than the file has
     pieces = in_pieces(untrained_qa, short_clip, num_frames=60)
     assert_same(pieces, whole)
-    np.testing.assert_array_equal(pieces.frame_times_s, whole.frame_times_s)
+    np.testing.assert_array_equal(pieces.times_s, whole.times_s)
     np.testing.assert_array_equal(pieces.clip.frames, whole.clip.frames)
     assert pieces.clip.metadata == whole.clip.metadata
     by_rate = in_pieces(untrained_qa, short_clip, fps=3.0)
@@ -100,7 +103,7 @@ def test_other_stages_read_the_video_again_only_where_they_need_its_frames(untra
 
 
 def test_a_few_frames_are_in_memory_at_a_time(untrained_qa, short_clip):
-    encoding = PiecewiseEncoding(untrained_qa.model, untrained_qa.processor.frame_transform, whole=8)
+    encoding = PiecewiseEncoding(untrained_qa.model, untrained_qa.processor, whole=8)
     most = 0
     put = encoding.put
 
@@ -113,17 +116,33 @@ def test_a_few_frames_are_in_memory_at_a_time(untrained_qa, short_clip):
     encoding.put = counted
     with encoding:
         clip = untrained_qa.processor.load(short_clip, num_frames=400, sink=encoding)
-        tokens = encoding.finish()
+        shown, tokens, _ = encoding.finish(clip, lambda sink: clip)
     assert clip.frames.shape == (400, 0, 0, 3)
-    assert tokens.tokens.shape[1] == 400
+    assert len(shown) == PICTURES
+    assert tokens.shape[1] == 400
     assert most <= encoding.piece + 2 * encoding.reach
 
 
 def test_a_short_video_stays_whole(untrained_qa, short_clip):
     encoded = untrained_qa.encode_video(short_clip)
     assert encoded.clip.frames.shape == (12, 64, 64, 3)
-    assert encoded.feed is None
-    assert encoded.pictured is None
+    assert encoded.long is None
+
+
+@pytest.mark.parametrize("encoder", ["tiny", "clip"])
+def test_frames_that_the_path_does_not_read_are_left_out(make_model, long_clip, untrained_qa, monkeypatch, encoder):
+    model = make_model(encoder={"name": encoder, **ENCODERS[encoder]}, path="plain")
+
+    def every_third(path, frame_mask, text_tokens=None):
+        return frame_mask & (torch.arange(frame_mask.shape[1]) % 3 == 0) if frame_mask.all() else frame_mask
+
+    monkeypatch.setattr(type(model.path), "frames_read", every_third)
+    processor = copy.copy(untrained_qa.processor)
+    processor.frame_transform = model.encoder.config.frames
+    qa = VideoQA(model, processor)
+    pieces = in_pieces(qa, long_clip)
+    assert pieces.token_counts["encoder"] == FRAMES // 3 * model.encoder.tokens_per_frame
+    assert_same(pieces, qa.encode_video(long_clip))
 
 
 class Recorder:
@@ -193,18 +212,36 @@ def test_interrupting_leaves_nothing_open(untrained_qa, short_clip):
 def test_progress_is_told(untrained_qa, long_clip, capsys):
     untrained_qa.encode_fed(lambda sink: untrained_qa.processor.load(long_clip, sink=sink), whole=8, progress=True)
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[0].startswith("watch the video: 64/150 frames")
+    assert len(lines) == 10
+    assert lines[0].startswith("watch the video: 15/150 frames")
     assert lines[-1].startswith("watch the video: 150/150 frames")
 
 
-@pytest.mark.parametrize("encoder", ["clip", "siglip", "dinov2", "convnext", "fastvithd", "flextok", "textok"])
-def test_each_encoder_gives_the_same_in_pieces(make_model, long_clip, encoder):
-    pytest.importorskip("torch")
-    tiny = {
-        "clip": "clip:image_size=32,patch_size=16,width=16,layers=2,heads=2,mlp_width=32,chunk=5",
-    }
-    if encoder not in tiny:
-        pytest.skip("no tiny configuration")
-    model = make_model(encoder=tiny[encoder])
-    assert isinstance(VideoQA, type)
-    assert model.encoder.chunk == 5
+FLEXTOK = {"registers": 8, "tokens": 4, "latents": "pixels", "stride": 1, "patch_size": 8, "levels": [4, 4], "id_width": 8}
+SMALL = {"width": 16, "layers": 2, "heads": 2}
+ENCODERS = {
+    "clip": {"image_size": 32, "patch_size": 16, "mlp_width": 32, "chunk": 5, **SMALL},
+    "convnext": {"image_size": 64, "depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32], "chunk": 3},
+    "dinov2": {"image_size": 24, "patch_size": 4, "mlp_width": 128, "gated": False, "chunk": 7, **SMALL},
+    "fastvithd": {"image_size": 128, "layers": [1, 2, 1, 1, 1], "dims": [4, 8, 16, 32, 64], "chunk": 8},
+    "flextok": {"image_size": 32, "width": 16, "layers": 2, "head_width": 8, "chunk": 6, **FLEXTOK},
+    "siglip": {"image_size": 26, "patch_size": 4, "mlp_width": 48, "chunk": 9, **SMALL},
+    "textok": {"image_size": 32, "tokens": 4, "reads_text": False, "chunk": 4, **SMALL},
+    "tiny": {"image_size": 64, "width": 16, "heads": 2, "channels": [8, 8, 8], "step": 3},
+}
+
+
+def test_every_encoder_is_tested():
+    assert set(ENCODERS) == set(registry.parts("encoder"))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_gives_in_pieces_what_it_gives_in_one_call(make_model, long_clip, untrained_qa, name):
+    model = make_model(encoder={"name": name, **ENCODERS[name]}, path="plain")
+    processor = copy.copy(untrained_qa.processor)
+    processor.frame_transform = model.encoder.config.frames
+    qa = VideoQA(model, processor)
+    whole, pieces = qa.encode_video(long_clip), in_pieces(qa, long_clip)
+    assert torch.equal(pieces.tokens.features, whole.tokens.features)
+    assert torch.equal(pieces.tokens.index, whole.tokens.index)
+    assert_same(pieces, whole)

@@ -14,13 +14,15 @@ TIMED = {
     "times_s": torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]]),
     "durations_s": torch.tensor([3.5, 1.0]),
     "frame_text": torch.tensor([[[5, 6], [5, 7], [8, -1]], [[5, -1], [5, -1], [5, -1]]]),
+    "frame_size": torch.tensor([[4, 8], [8, 8]]),
+    "text_tokens": torch.tensor([7, 9]),
 }
 VALUES = {
     "pixels of videos": VideoInputs(pixels=PIXELS, **TIMED),
     "features of videos": VideoInputs(
         features=torch.rand(2, 3, 5, 8), scores={"a": torch.rand(2, 3, 5), "b": torch.rand(2, 3, 5)}, **TIMED
     ),
-    "images": ImageInputs(pixels=PIXELS[0]),
+    "images": ImageInputs(pixels=PIXELS[0], frame_size=torch.tensor([[4, 8], [8, 8], [8, 4]])),
     "images in tiles": ImageInputs(pixels=PIXELS, tiling=torch.tensor([[1, 2, 4, 8], [1, 1, 4, 4]])),
 }
 
@@ -136,7 +138,7 @@ def test_media_with_different_fields_are_not_stacked():
     other = VideoInputs(**{**video.given(), "scores": {"a": video.scores["a"]}})
     with pytest.raises(InputError, match=r"have video_scores\['b'\], and others do not"):
         VideoInputs.stack([video, other])
-    with pytest.raises(InputError, match="some images of a batch have image_tiling"):
+    with pytest.raises(InputError, match="some images of a batch have image_frame_size, image_tiling"):
         ImageInputs.stack([VALUES["images"], VALUES["images in tiles"]])
 
 
