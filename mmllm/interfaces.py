@@ -9,7 +9,7 @@
 | reducer behind the encoder | `TokenReducer`; `mmllm.pruning.ranked.BudgetReducer`, which only ranks | `(config)` |
 | reducer inside the encoder | `EncoderStage` | `(config)` |
 | reducer inside the LLM | `LlmReducer`; anything else inside the LLM is an `LlmStage` | `(config)` |
-| tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid)` |
+| tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid, tower_widths)` |
 | path | `VideoPath` | `(config, *, width, audio_width)` |
 | inside the LLM, with or without weights | `LlmStage` | `(config, *, decoder)`: the LLM's configuration |
 | time | `TimeFormat` | `(config, *, count)` |
@@ -36,6 +36,8 @@ from mmllm.tokens import VisualSequence, VisualTokens
 
 Grid = tuple[int, int] | None
 """Rows and columns of patches; None for 1D tokens."""
+FRAMES_AT_ONCE = 32
+"""F of an encoder whose configuration does not choose it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,11 +88,32 @@ class Encoder(Part, nn.Module):
     """Whether `forward` takes an `EncoderStage` as `inside`."""
     load_pretrained: Any = None
     """Method `(source)` that loads published weights, for encoders of other packages; None for our own."""
+    reach: int = 0
+    """How many frames before and after a frame its features depend on. If there are any, `forward` takes `margins`: the
+    numbers of frames at both ends that are only looked at and get no features."""
+
+    @property
+    def chunk(self) -> int:
+        """F: frames that it runs at once, the field `chunk` of its configuration if there is one.
+
+        A long video is encoded in multiples of it, and so exactly as in one call.
+        """
+        return getattr(self.config, "chunk", FRAMES_AT_ONCE)
 
     @property
     def index(self) -> Tensor | None:
         """int64, N. Raster positions of a frame's tokens; None if they are the whole grid in order, or 1D tokens."""
         return None
+
+    @property
+    def tower_widths(self) -> tuple[int, ...]:
+        """Widths of the towers whose features are side by side in the width C."""
+        return (self.width,)
+
+    @property
+    def scene_channels(self) -> slice:
+        """Which of the C channels show best where a scene ends; all by default."""
+        return slice(None)
 
     @property
     def tokens_per_frame(self) -> int:
@@ -188,6 +211,14 @@ class TokenReducer(Part, nn.Module):
     def scores_needed(self) -> tuple[str, ...]:
         """Names of the scores that it reads from `VisualTokens.scores`, such as `cls_attention@0`."""
         return ()
+
+    @property
+    def by_frame(self) -> bool:
+        """Whether what remains of a frame depends on that frame's tokens only, not on its number either.
+
+        A long video is then reduced while it is read, and its other tokens are never held together.
+        """
+        return False
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """The tokens that remain."""
@@ -320,6 +351,11 @@ class LlmStage(Part):
 class LlmReducer(TokenReducer, LlmStage):
     """A reducer between the LLM's layers."""
 
+    @property
+    def by_frame(self) -> bool:
+        """True: all tokens go on to the LLM."""
+        return True
+
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """The tokens unchanged: they are removed later, inside the LLM."""
         return tokens
@@ -327,6 +363,9 @@ class LlmReducer(TokenReducer, LlmStage):
 
 class VisualTokenizer(Part, nn.Module):
     """Projects encoder features to the LLM's width: token by token, or as a resampler to 1D tokens."""
+
+    needs_frame_size: ClassVar[bool] = False
+    """Whether it reads `VisualTokens.frame_size`."""
 
     affine: ClassVar[bool] = False
     """Whether it is one affine map of each token. Averages of tokens can then be taken before it."""
@@ -354,6 +393,19 @@ class VideoPath(Part, nn.Module):
     constructor may take `audio_width`: E, or None without an audio encoder."""
     gives_states: ClassVar[bool] = False
     """Whether its sequences have `cross_attention_states`, for stages inside the LLM that read them."""
+    needs_similarity: ClassVar[bool] = False
+    """Whether it reads `VisualTokens.similarity`."""
+    counts_text: ClassVar[bool] = False
+    """Whether it reads `VisualTokens.text_tokens`, because its sequence leaves room for the text."""
+
+    def frames_read(self, frame_mask: Tensor, text_tokens: Tensor | None = None) -> Tensor:
+        """bool, B T. Which of the frames of `frame_mask` it reads, out of which the others need not be encoded.
+
+        Args:
+            frame_mask: bool, B T. False at padding.
+            text_tokens: int64, B; see `VisualTokens`.
+        """
+        return frame_mask
 
     def forward(self, tokens: VisualTokens) -> VisualSequence:
         """Features B T N D in reading order."""

@@ -66,6 +66,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         system_prompt: the system's message for conversations without one; a text, or a name of
             `mmllm.preprocessing.templates`.
         folder_fps: images a second of a folder of frames that stands for a video; LITA's folders have 5.
+        frame_sizes: give the size of frames and images before they were padded, for models that leave padding out.
         last_is_end: treat the last generated id as the end of an answer, whatever it is, as LITA's released code does.
             If the answer was cut at a time token, that token is then not read as a time.
         pinpoints: canvases (height, width) in pixels, of whole tiles of the encoder's size (LLaVA-NeXT). An image is
@@ -93,6 +94,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         pinpoints: Sequence[Sequence[int]] | None = None,
         time: Any = None,
         last_is_end: bool = False,
+        frame_sizes: bool = False,
         question: Mapping[str, Any] | QuestionReaderConfig | QuestionReader | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))
@@ -104,6 +106,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         self.system_prompt = named_system_prompt(system_prompt)
         self.folder_fps = folder_fps
         self.last_is_end = last_is_end
+        self.frame_sizes = frame_sizes
         self.pinpoints = None if pinpoints is None else [list(canvas) for canvas in pinpoints]
         self.frame_transform = from_mapping(FrameTransform, self.frames)
         chosen = registry.config_of("time", time or ("tokens" if num_time_tokens else "text"))

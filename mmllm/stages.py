@@ -118,7 +118,8 @@ def build(
             else:
                 parts[name] = None if stage is None else registry.build(slot.kind, stage, **context)
         if name == "encoder":
-            context |= {"in_width": parts[name].width, "grid": parts[name].grid}
+            encoder = parts[name]
+            context |= {"in_width": encoder.width, "grid": encoder.grid, "tower_widths": encoder.tower_widths}
         if name == "audio_encoder" and parts[name] is not None:
             context |= {"audio_width": parts[name].width}
     return parts

@@ -52,8 +52,12 @@ class VideoClip:
     """float32, S. The sound, mono, at `SAMPLE_RATE`, about -1 to 1; None if there is none, or it was not read."""
     waveform_start_s: float = 0.0
     """The instant of the sound's first sample, on the clock of `times_s`. Above 0 if only a part was read."""
+    original_size: tuple[int, int] = None  # type: ignore[assignment]
+    """Height and width in pixels before frames were resized, cropped or padded; by default those of `frames`."""
 
     def __post_init__(self) -> None:
+        if self.original_size is None:
+            object.__setattr__(self, "original_size", self.frames.shape[1:3])
         if self.frames.ndim != 4 or self.frames.dtype != np.uint8 or self.frames.shape[3] != 3:
             raise ValueError(f"frames must be uint8 (T H W 3), not {self.frames.dtype} {self.frames.shape}")
         times_s = np.asarray(self.times_s, dtype=np.float64)
@@ -150,6 +154,16 @@ class VisualTokens:
     sound. None without sound, or without an audio encoder."""
     audio_mask: Tensor | None = None
     """bool, B T. True for frames with sound; given with `audio`."""
+    still: bool = False
+    """Whether these are images, not videos."""
+    frame_size: Tensor | None = None
+    """int64, B 2. Height and width in pixels of frames before they were padded to a square; None if that is unknown or
+    frames were not padded."""
+    similarity: Tensor | None = None
+    """float32, B T. Cosine similarity of each frame's scene features to those of the next frame; 0 at the last frame
+    and at padding. None where no part asks for it."""
+    text_tokens: Tensor | None = None
+    """int64, B. Tokens of text that the LLM reads beside each video; None if that is unknown."""
     question: Tensor | None = None
     """int64, B Q. Ids of the question about each video, which some parts read; -1 fills up. None if no part does."""
 
@@ -175,6 +189,11 @@ class VisualTokens:
             object.__setattr__(self, "audio_mask", self.mask.any(-1))
         if self.audio_mask is not None and self.audio_mask.shape != (b, t):
             raise ValueError(f"audio_mask must be {(b, t)}, not {tuple(self.audio_mask.shape)}")
+        beside = {"frame_size": (b, 2), "similarity": (b, t), "text_tokens": (b,)}
+        for name, shape in beside.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} must be {shape}, not {tuple(value.shape)}")
         if self.question is not None and (self.question.ndim != 2 or len(self.question) != b):
             raise ValueError(f"question must be ({b} Q), not {tuple(self.question.shape)}")
         if self.tiling is not None and (len(self.tiling) != b or any(cut.partitions > t for cut in self.tiling)):

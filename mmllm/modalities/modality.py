@@ -49,6 +49,7 @@ class Stages(Protocol):
 
     encoder: Any
     image_encoder: Any
+    path: Any
     modality_parts: nn.ModuleDict
     """Name of the modality -> what its `part` built."""
 

@@ -58,6 +58,10 @@ class VideoInputs(ModalityInputs):
     """float, V T A E. Features of a frozen audio encoder, in place of the sound."""
     audio_mask: Tensor | None = None
     """bool, V T. True for frames with sound; belongs to `audio`."""
+    frame_size: Tensor | None = None
+    """int64, V 2. Height and width in pixels before the frames were padded, for models that leave padding out."""
+    text_tokens: Tensor | None = None
+    """int64, V. Tokens of text beside each video, for paths that leave room for it; the model counts them itself."""
     question: Tensor | None = None
     """int64, V Q. The question about each video, as `QuestionReader` writes it, for parts that read it; -1 fills up."""
 
@@ -75,12 +79,12 @@ class VideoInputs(ModalityInputs):
         "waveform_start_s": "video_waveform_start_s",
         "audio": "video_audio",
         "audio_mask": "video_audio_mask",
+        "frame_size": "video_frame_size",
+        "text_tokens": "video_text_tokens",
         "question": "video_question",
     }
     cached: ClassVar[tuple[str, ...]] = ("features", "scores", "audio", "audio_mask")
     exact: ClassVar[tuple[str, ...]] = ("times_s", "durations_s", "waveform", "waveform_start_s")
-    whole: ClassVar[tuple[str, ...]] = ("durations_s", "question", "waveform", "waveform_length", "waveform_start_s")
-    """Fields without a frame axis."""
 
     def __post_init__(self) -> None:
         if (self.pixels is None) == (self.features is None):
@@ -93,6 +97,8 @@ class VideoInputs(ModalityInputs):
         self.require_shape("times_s", v, t)
         self.require_shape("durations_s", v)
         self.require_shape("frame_text", v, t, None)
+        self.require_shape("frame_size", v, 2)
+        self.require_shape("text_tokens", v)
         if self.scores and self.features is None:
             raise InputError("video_scores belong to video_features, and there are none")
         self.require_shape("scores", v, t, self._frames_given.shape[2])
@@ -145,7 +151,7 @@ class VideoInputs(ModalityInputs):
         valid, sources = instants < self.frames, instants.clamp(max=self.frames - 1)
         longer = self
         if frames > self.frames:
-            longer = self.mapped(lambda value: value[:, sources.to(value.device)], but=self.whole)
+            longer = self.mapped(lambda value: value[:, sources.to(value.device)], but=_NO_FRAMES)
         mask, ids = longer.frame_mask, longer.frame_text
         return dataclasses.replace(
             longer,
@@ -171,6 +177,11 @@ class VideoInputs(ModalityInputs):
         if self.durations_s is None:
             raise InputError("the grounding loss needs video_durations_s beside video_times_s")
         return self.times_s / self.durations_s.unsqueeze(1)
+
+
+_SOUND = ("waveform", "waveform_length", "waveform_start_s")
+_NO_FRAMES = ("durations_s", "frame_size", "text_tokens", "question", *_SOUND)
+"""Fields of `VideoInputs` without an entry for each frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,35 +262,66 @@ def clip_inputs(processor: MediaReading, clip: VideoClip) -> VideoInputs:
     )
 
 
-def video_tokens(model: Stages, inputs: VideoInputs) -> VisualTokens:
+def video_tokens(model: Stages, inputs: VideoInputs, *, every_frame: bool = False) -> VisualTokens:
     """Features V T N C and, with sound, V T A E: computed from pixels and sound, or those that were computed earlier.
+
+    Args:
+        model: its stages.
+        inputs: the videos.
+        every_frame: also encode frames that the path will not read.
 
     Raises:
         InputError: if there is sound and the model has no audio encoder.
     """
-    tokens = _picture_tokens(model, inputs)
+    frame_mask = inputs.frame_mask if every_frame else frames_read(model, inputs)
+    return with_sound(model, inputs, _picture_tokens(model, inputs, frame_mask), frame_mask)
+
+
+def with_sound(model: Stages, inputs: VideoInputs, tokens: VisualTokens, frame_mask: Tensor | None) -> VisualTokens:
+    """The tokens with audio features of the videos' sound, if there is some.
+
+    Args:
+        model: its audio encoder is used.
+        inputs: the videos.
+        tokens: of the pictures.
+        frame_mask: bool, V T. The sound of a frame that is not read belongs to the frame before it.
+    """
     if inputs.audio is not None:
         return tokens.replace(audio=inputs.audio, audio_mask=inputs.audio_mask)
     if inputs.waveform is None:
         return tokens
     assert inputs.times_s is not None
     audio, mask = model.hear(
-        inputs.waveform, inputs.times_s, inputs.frame_mask, inputs.waveform_length, inputs.waveform_start_s
+        inputs.waveform, inputs.times_s, frame_mask, inputs.waveform_length, inputs.waveform_start_s
     )
     return tokens.replace(audio=audio, audio_mask=mask)
 
 
-def _picture_tokens(model: Stages, inputs: VideoInputs) -> VisualTokens:
+def _picture_tokens(model: Stages, inputs: VideoInputs, frame_mask: Tensor | None) -> VisualTokens:
+    beside = {"frame_size": inputs.frame_size, "text_tokens": inputs.text_tokens}
     if inputs.features is None:
         assert inputs.pixels is not None
-        return model.encode(inputs.pixels, inputs.frame_mask, inputs.times_s, question=inputs.question)
+        return model.encode(inputs.pixels, frame_mask, inputs.times_s, question=inputs.question).replace(**beside)
     shape = inputs.features.shape[:3]
     index = model.encoder.index
     places = {} if index is None else {"index": index.to(inputs.features.device).expand(shape)}
     tokens = VisualTokens(
-        features=inputs.features, grid=model.encoder.grid, times_s=inputs.times_s, scores=inputs.scores,
-        question=inputs.question, **places
-    )  # fmt: skip
+        features=inputs.features,
+        grid=model.encoder.grid,
+        times_s=inputs.times_s,
+        scores=inputs.scores,
+        question=inputs.question,
+        **places,
+        **beside,
+    )
     if inputs.frame_mask is None:
         return tokens
     return tokens.replace(mask=inputs.frame_mask.unsqueeze(-1).expand(shape))
+
+
+def frames_read(model: Stages, inputs: VideoInputs) -> Tensor | None:
+    """bool, V T. The frames that the model's path reads; None for all, without a mask."""
+    mask = inputs.frame_mask
+    every = inputs._frames_given.new_ones(len(inputs), inputs.frames, dtype=torch.bool) if mask is None else mask
+    read = model.path.frames_read(every, inputs.text_tokens)
+    return mask if read is every else read

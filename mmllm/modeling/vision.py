@@ -33,6 +33,7 @@ from mmllm.modalities.inputs import Media
 from mmllm.modalities.modality import Modality
 from mmllm.modeling.blending import blend
 from mmllm.modeling.hearing import between_frames, heard
+from mmllm.modeling.scenes import frame_similarity
 from mmllm.stages import model_slots
 from mmllm.tokens import VisualSequence, VisualTokens
 
@@ -62,10 +63,12 @@ class VisualStages(PreTrainedModel):
         times_s: Tensor | None = None,
         encoder: Encoder | None = None,
         question: Tensor | None = None,
+        margins: tuple[int, int] = (0, 0),
     ) -> VisualTokens:
         """Patch features of pixels (V T 3 S S) from `encoder`, or else the model's own, with the reducers' scores.
 
-        An encoder that reads the question about each video gets its ids (int64, V Q).
+        An encoder that reads the question about each video gets its ids (int64, V Q). One that looks at neighbours gets
+        `margins`: how many frames at both ends are only there to be looked at, and get no features.
 
         Raises:
             InputError: if it reads questions and there is none.
@@ -74,6 +77,8 @@ class VisualStages(PreTrainedModel):
         encoder = self.encoder if encoder is None else encoder
         if encoder.reads_question:
             options["question"] = _required(question, encoder)
+        if any(margins):
+            options["margins"] = margins
         tokens = encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
         return tokens.replace(times_s=times_s, question=question)
 
@@ -102,13 +107,23 @@ class VisualStages(PreTrainedModel):
         return heard(self.audio_encoder, waveform, times_s, frame_mask=frame_mask, length=length, start_s=start_s)
 
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
-        """Encoder features after all reducers. The sound stays as it is."""
-        reduced = tokens
+        """Encoder features after all reducers, with the sound and what else the path needs of whole frames."""
+        reduced = tokens = self._for_path(tokens)
         for reducer in self.reducers:
             if reducer.reads_question:
                 _required(reduced.question, reducer)
             reduced = reducer(reduced)
         return reduced.with_sound_of(tokens)
+
+    def _for_path(self, tokens: VisualTokens) -> VisualTokens:
+        """Encoder features of the frames that the path reads, with the similarity of neighbours if it asks for that."""
+        frames = tokens.frame_mask
+        read = self.path.frames_read(frames, tokens.text_tokens)
+        if read is not frames:
+            tokens = tokens.replace(mask=tokens.mask & read.unsqueeze(-1))
+        if self.path.needs_similarity and tokens.similarity is None:
+            return tokens.replace(similarity=frame_similarity(tokens, self.encoder.scene_channels))
+        return tokens
 
     def arrange(self, tokens: VisualTokens) -> VisualSequence:
         """Encoder features to the sequence that the LLM reads: reduce, project, path, blend."""

@@ -15,6 +15,8 @@ TIMED = {
     "durations_s": torch.tensor([3.5, 1.0]),
     "frame_text": torch.tensor([[[5, 6], [5, 7], [8, -1]], [[5, -1], [5, -1], [5, -1]]]),
     "question": torch.tensor([[4, 6], [7, -1]]),
+    "frame_size": torch.tensor([[4, 8], [8, 8]]),
+    "text_tokens": torch.tensor([7, 9]),
 }
 SOUND = {
     "waveform": torch.rand(2, 48_000),
@@ -30,7 +32,11 @@ VALUES = {
         audio=torch.rand(2, 3, 10, 4),
         audio_mask=torch.tensor([[True, True, False], [True, False, False]]),
     ),
-    "images": ImageInputs(pixels=PIXELS[0], question=torch.tensor([[4, 6], [7, -1], [-1, -1]])),
+    "images": ImageInputs(
+        pixels=PIXELS[0],
+        question=torch.tensor([[4, 6], [7, -1], [-1, -1]]),
+        frame_size=torch.tensor([[4, 8], [8, 8], [8, 4]]),
+    ),
     "images in tiles": ImageInputs(
         pixels=PIXELS, tiling=torch.tensor([[1, 2, 4, 8], [1, 1, 4, 4]]), question=torch.tensor([[4, 6], [7, -1]])
     ),
@@ -159,7 +165,7 @@ def test_media_with_different_fields_are_not_stacked():
     other = VideoInputs(**{**video.given(), "scores": {"a": video.scores["a"]}})
     with pytest.raises(InputError, match=r"have video_scores\['b'\], and others do not"):
         VideoInputs.stack([video, other])
-    with pytest.raises(InputError, match="some images of a batch have image_tiling"):
+    with pytest.raises(InputError, match="some images of a batch have image_frame_size, image_tiling"):
         ImageInputs.stack([VALUES["images"], VALUES["images in tiles"]])
 
 
