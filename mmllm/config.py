@@ -53,6 +53,8 @@ class MmllmConfig(PreTrainedConfig):
         text_config: configuration of any Hugging Face decoder LLM.
         encoder: frames to patch features, such as `"tiny"` or `{"name": "clip", "image_size": 224, ...}`.
         image_encoder: a second encoder, for still images only; if None, `encoder` sees both.
+        audio_encoder: sound to features, such as `"beats"`; None for a model that does not hear.
+        audio_projector: audio features to tokens between the frames; None if the path reads sound itself.
         reducers: stages that drop or merge tokens, in order, such as `["fastervlm:keep=8"]`.
         visual_tokenizer: features to tokens of the LLM's width, such as `"linear"`.
         path: tokens of all frames to what the LLM reads, such as `"slowfast"`.
@@ -82,6 +84,8 @@ class MmllmConfig(PreTrainedConfig):
     text_config: Any = None
     encoder: Any = field(default_factory=lambda: {"name": "tiny"})
     image_encoder: Any = None
+    audio_encoder: Any = None
+    audio_projector: Any = None
     reducers: list[Any] = field(default_factory=list[Any])
     visual_tokenizer: Any = field(default_factory=lambda: {"name": "linear"})
     path: Any = field(default_factory=lambda: {"name": "slowfast"})

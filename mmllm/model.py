@@ -34,9 +34,10 @@ from mmllm.modeling.exporting import place_traced
 from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions
+from mmllm.modeling.vision import listed
 from mmllm.pruning.needs import require_fit
 from mmllm.stages import build as build_stages
-from mmllm.stages import changed, model_slots, stages_of
+from mmllm.stages import changed, model_slots, question_reader, stages_of
 from mmllm.tokens import IGNORED, NOWHERE
 
 
@@ -104,7 +105,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         """
         trained = {id(weight) for weight in shared.parameters()}
         for name in model_slots():
-            for part in _listed(getattr(self, name)):
+            for part in listed(getattr(self, name)):
                 if part.has_weights and any(id(weight) not in trained for weight in part.parameters()):
                     place = f"{name}: {part.registered_name!r}"
                     raise ConfigError(f"{place} has weights of its own, which this model was not trained with")
@@ -120,9 +121,14 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise ConfigError(
                 f"image_encoder and encoder share a projector, so they must be equally wide, not {widths}"
             )
+        self._check_hearing()
         for reducer in self.reducers:
             for encoder in filter(None, (self.encoder, self.image_encoder)):
                 require_fit(reducer, encoder)
+        question_reader(stages_of(self.config))
+        for part in (part for name in model_slots() for part in listed(getattr(self, name))):
+            if part.reads_question and part.question_reader is None:
+                raise ConfigError(f"{part.registered_name!r} reads questions: its configuration needs question_reader")
         if self.encoder_stage is not None:
             self.encoder_stage.prepare(self.encoder)
         if self.llm_stages:
@@ -147,6 +153,21 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
                     f"{stage.registered_name} attends to tokens beside the sequence, and path "
                     f"{self.path.registered_name!r} gives none: choose path {giving}, or decoder_stages=[]"
                 )
+
+    def _check_hearing(self) -> None:
+        """Refuses sound that nobody reads, or that is read twice.
+
+        Raises:
+            ConfigError: naming the slots.
+        """
+        has_encoder, has_projector = self.audio_encoder is not None, self.audio_projector is not None
+        name = self.path.registered_name
+        if has_projector and not has_encoder:
+            raise ConfigError("audio_projector needs an audio_encoder, whose features it projects")
+        if has_encoder and not has_projector and not self.path.reads_audio:
+            raise ConfigError(f"path {name!r} reads no sound: audio_encoder needs an audio_projector beside it")
+        if has_projector and self.path.reads_audio:
+            raise ConfigError(f"path {name!r} reads the sound itself: leave audio_projector out")
 
     def init_weights(self) -> None:
         """Draws new weights. Weights that are shared with another model stay as they are."""
@@ -218,7 +239,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             others = {other: getattr(self, other) for other in model_slots() if other != name}
             text = self.config.text_config
             built = build_stages(stages_of(self.config), text.hidden_size, others, text)[name]
-            for part in _listed(built):
+            for part in listed(built):
                 if isinstance(part, EncoderStage):
                     part.prepare(self.encoder)
         return nn.ModuleList(built) if isinstance(built, list) else built
@@ -350,6 +371,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise InputError("torch.export: a loss depends on which positions have labels; export without labels")
         if any("tiling" in inputs.given() for inputs in media.values()):
             raise InputError("torch.export: how an image is cut into tiles depends on its size; export whole images")
+        if any("waveform" in inputs.given() for inputs in media.values()):
+            raise InputError("torch.export: which frame a sound belongs to depends on its times; export without sound")
         if self.reducers:
             names = ", ".join(reducer.registered_name for reducer in self.reducers)
             raise ConfigError(f"torch.export: {names} removes tokens by their values; export with_stages(reducers=[])")
@@ -369,9 +392,13 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             "attention_mask": mask,
             "position_ids": positions(placed.attention_mask, placed.segments),
         }
-        # step 2: the pass of the stages inside the LLM
+        # step 2: one question a row where it decides what is seen; the pass of the stages inside the LLM
+        shared_row = placed.segments is not None and int(placed.segments.max()) > 1
+        if shared_row and self.reads_question:
+            raise InputError(
+                "a visual part reads the question, so a row can have one question only: set questions_per_video = 1"
+            )
         if self.llm_stages:
-            shared_row = placed.segments is not None and int(placed.segments.max()) > 1
             if shared_row and any(stage.depends_on_question for stage in self.llm_stages):
                 raise InputError(
                     "a stage inside the LLM decides for each question, so a row can have one question only: set "
@@ -583,11 +610,6 @@ def _scaled(losses: dict[str, Tensor], placed: Placed, items: Tensor | int | Non
         return losses
     share = (placed.labels[:, 1:] != IGNORED).sum() / torch.as_tensor(items, device=placed.labels.device)
     return {name: loss * share.to(loss.device) for name, loss in losses.items()}
-
-
-def _listed(parts: Any) -> list[Any]:
-    """The parts of a slot, as a list."""
-    return [] if parts is None else list(parts) if isinstance(parts, (list, nn.ModuleList)) else [parts]
 
 
 AutoConfig.register("mmllm", MmllmConfig, exist_ok=True)

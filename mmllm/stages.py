@@ -1,6 +1,7 @@
 """The stages of a model, described once for configurations, recipes, commands, the demo and `with_stages`.
 
     frames -> encoder -> reducers -> visual_tokenizer -> path -> LLM with decoder_stages inside
+    sound  -> audio_encoder -> audio_projector, between the frames; or a path that reads sound itself
     time: how times are written, in the processor
 
 A new kind of part needs an entry in `mmllm.registry.KINDS`, a base class in `mmllm.interfaces`, and a slot here, with a
@@ -54,6 +55,8 @@ class Slot:
 SLOTS: dict[str, Slot] = {
     "encoder": Slot(kind="encoder", default="tiny"),
     "image_encoder": Slot(kind="encoder", default=None),
+    "audio_encoder": Slot(kind="audio_encoder", default=None),
+    "audio_projector": Slot(kind="audio_projector", default=None),
     "reducers": Slot(kind="reducer", default=(), several=True, changeable=True),
     "visual_tokenizer": Slot(kind="tokenizer", default="linear"),
     "path": Slot(kind="path", default="slowfast", changeable=True),
@@ -106,7 +109,7 @@ def build(
         ConfigError: if a part does not fit.
     """
     parts: dict[str, Any] = dict(existing or {})
-    context: dict[str, Any] = {"width": width, "out_width": width, "decoder": decoder}
+    context: dict[str, Any] = {"width": width, "out_width": width, "audio_width": None, "decoder": decoder}
     for name, slot in model_slots().items():
         if name not in parts:
             stage = stages.get(name, slot.default)
@@ -115,8 +118,34 @@ def build(
             else:
                 parts[name] = None if stage is None else registry.build(slot.kind, stage, **context)
         if name == "encoder":
-            context |= {"in_width": parts[name].width, "grid": parts[name].grid}
+            encoder = parts[name]
+            context |= {"in_width": encoder.width, "grid": encoder.grid, "tower_widths": encoder.tower_widths}
+        if name == "audio_encoder" and parts[name] is not None:
+            context |= {"audio_width": parts[name].width}
     return parts
+
+
+def question_reader(stages: Mapping[str, Any]) -> Any:
+    """The `QuestionReaderConfig` of the parts that read questions; None if no part does.
+
+    Args:
+        stages: by slot, as text, mappings or configurations.
+
+    Raises:
+        ConfigError: if two parts read questions in different ways; a processor writes one kind of ids.
+    """
+    readers: dict[str, Any] = {}
+    for name, slot in SLOTS.items():
+        stage = stages.get(name, slot.default)
+        for part in [] if stage is None else stage if slot.several else [stage]:
+            config = registry.config_of(slot.kind, part)
+            if (reader := getattr(config, "question_reader", None)) is not None:
+                readers[f"{name} {registry.name_of(slot.kind, config)!r}"] = reader
+    for name, reader in readers.items():
+        first = next(iter(readers))
+        if reader != readers[first]:
+            raise ConfigError(f"{first} and {name} read questions in different ways: {readers[first]} and {reader}")
+    return next(iter(readers.values()), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +153,10 @@ class StageNames:
     """The stages of a recipe's model, by slot, as text."""
 
     encoder: str = "tiny"
+    audio_encoder: str | None = None
+    """Reads the sound of videos; None for a model that does not hear."""
+    audio_projector: str | None = None
+    """Puts audio tokens between the frames; None for a model that does not hear, or whose path reads sound itself."""
     reducers: tuple[str, ...] = ()
     visual_tokenizer: str = "linear"
     path: str = "slowfast"

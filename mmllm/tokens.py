@@ -1,7 +1,7 @@
 """The values that flow between the stages: decoded frames, visual tokens, and the sequence that the LLM reads.
 
-B videos or images, T frames, N tokens of a frame, D width, L tokens of a sequence, S tokens beside the sequence,
-H W C height width colours
+B videos or images, T frames, N tokens of a frame, D width, L tokens of a sequence, S tokens beside the sequence or
+samples of sound, A audio tokens of a frame, E width of audio tokens, H W C height width colours
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a position without a loss."""
+SAMPLE_RATE = 16_000
+"""Samples of sound a second, everywhere behind the decoder."""
 NOWHERE = -1
 """Frame and place of text. A token of an image that shows no patch, such as the end of a row, has the place -2."""
 
@@ -46,8 +48,16 @@ class VideoClip:
     in_order: bool = True
     """False if the frames were requested in another order than that of time. Only then may times go backwards."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    waveform: np.ndarray | None = None
+    """float32, S. The sound, mono, at `SAMPLE_RATE`, about -1 to 1; None if there is none, or it was not read."""
+    waveform_start_s: float = 0.0
+    """The instant of the sound's first sample, on the clock of `times_s`. Above 0 if only a part was read."""
+    original_size: tuple[int, int] = None  # type: ignore[assignment]
+    """Height and width in pixels before frames were resized, cropped or padded; by default those of `frames`."""
 
     def __post_init__(self) -> None:
+        if self.original_size is None:
+            object.__setattr__(self, "original_size", self.frames.shape[1:3])
         if self.frames.ndim != 4 or self.frames.dtype != np.uint8 or self.frames.shape[3] != 3:
             raise ValueError(f"frames must be uint8 (T H W 3), not {self.frames.dtype} {self.frames.shape}")
         times_s = np.asarray(self.times_s, dtype=np.float64)
@@ -62,13 +72,24 @@ class VideoClip:
             object.__setattr__(self, "valid", np.ones(len(self.frames), dtype=bool))
         elif self.valid.shape != (len(self.frames),):
             raise ValueError(f"valid must have one entry for each of {len(self.frames)} frames, not {self.valid.shape}")
+        if self.waveform is not None:
+            self._check_waveform(self.waveform)
+
+    def _check_waveform(self, waveform: np.ndarray) -> None:
+        if waveform.ndim != 1 or waveform.dtype != np.float32 or not len(waveform):
+            raise ValueError(f"waveform must be float32 (S) with samples, not {waveform.dtype} {waveform.shape}")
+        if not np.isfinite(waveform).all():
+            raise ValueError("waveform must be finite, and some samples are infinite or NaN")
+        if not (np.isfinite(self.waveform_start_s) and self.waveform_start_s >= 0):
+            raise ValueError(f"waveform_start_s must be zero or more seconds, not {self.waveform_start_s}")
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __repr__(self) -> str:
         t, h, w, _ = self.frames.shape
-        return f"VideoClip({t} frames {w}x{h}, {self.duration_s:.2f} s, {self.source!r})"
+        sound = "" if self.waveform is None else f"sound of {len(self.waveform) / SAMPLE_RATE:.2f} s, "
+        return f"VideoClip({t} frames {w}x{h}, {self.duration_s:.2f} s, {sound}{self.source!r})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +149,23 @@ class VisualTokens:
     """float, B T N. Number of patches that a token stands for; None if no tokens were merged."""
     tiling: tuple[Tiling, ...] | None = None
     """For images in tiles, how each of the B was cut. The first of the T is the whole image, then its tiles follow."""
+    audio: Tensor | None = None
+    """float, B T A E. Features of the sound from each frame to the next, before any projection; zero where there is no
+    sound. None without sound, or without an audio encoder."""
+    audio_mask: Tensor | None = None
+    """bool, B T. True for frames with sound; given with `audio`."""
+    still: bool = False
+    """Whether these are images, not videos."""
+    frame_size: Tensor | None = None
+    """int64, B 2. Height and width in pixels of frames before they were padded to a square; None if that is unknown or
+    frames were not padded."""
+    similarity: Tensor | None = None
+    """float32, B T. Cosine similarity of each frame's scene features to those of the next frame; 0 at the last frame
+    and at padding. None where no part asks for it."""
+    text_tokens: Tensor | None = None
+    """int64, B. Tokens of text that the LLM reads beside each video; None if that is unknown."""
+    question: Tensor | None = None
+    """int64, B Q. Ids of the question about each video, which some parts read; -1 fills up. None if no part does."""
 
     def __post_init__(self) -> None:
         if self.features.ndim != 4:
@@ -145,6 +183,19 @@ class VisualTokens:
                 raise ValueError(f"{name} must be {(b, t, n)} like the features, not {tuple(value.shape)}")
         if self.times_s is not None and self.times_s.shape != (b, t):
             raise ValueError(f"times_s must be {(b, t)}, not {tuple(self.times_s.shape)}")
+        if self.audio is not None and (self.audio.ndim != 4 or self.audio.shape[:2] != (b, t)):
+            raise ValueError(f"audio must be {(b, t)} by tokens by width, not {tuple(self.audio.shape)}")
+        if self.audio is not None and self.audio_mask is None:
+            object.__setattr__(self, "audio_mask", self.mask.any(-1))
+        if self.audio_mask is not None and self.audio_mask.shape != (b, t):
+            raise ValueError(f"audio_mask must be {(b, t)}, not {tuple(self.audio_mask.shape)}")
+        beside = {"frame_size": (b, 2), "similarity": (b, t), "text_tokens": (b,)}
+        for name, shape in beside.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} must be {shape}, not {tuple(value.shape)}")
+        if self.question is not None and (self.question.ndim != 2 or len(self.question) != b):
+            raise ValueError(f"question must be ({b} Q), not {tuple(self.question.shape)}")
         if self.tiling is not None and (len(self.tiling) != b or any(cut.partitions > t for cut in self.tiling)):
             partitions = [cut.partitions for cut in self.tiling]
             raise ValueError(f"tiling must describe {b} images of at most {t} partitions, not {partitions}")
@@ -175,6 +226,10 @@ class VisualTokens:
     def replace(self, **changes: Any) -> VisualTokens:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def with_sound_of(self, other: VisualTokens) -> VisualTokens:
+        """The same tokens with the audio features of `other`, which has the same videos and frames."""
+        return self if other.audio is None else self.replace(audio=other.audio, audio_mask=other.audio_mask)
 
     def take(self, kept: Tensor, mask: Tensor | None = None) -> VisualTokens:
         """The tokens at positions `kept` (B T K, int64) of the token axis, with their index, scores and sizes.

@@ -61,6 +61,7 @@ def _header(clip: VideoClip) -> dict[str, Any]:
         "duration_s": clip.duration_s,
         "valid": clip.valid.tolist(),
         "source": clip.source,
+        "original_size": clip.original_size,
         "metadata": json.loads(json.dumps(dict(clip.metadata), default=str)),
     }
 

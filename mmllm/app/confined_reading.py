@@ -112,9 +112,22 @@ def _clip(path: Path, header: dict[str, Any], data: bytearray) -> VideoClip:
             valid=np.array(header["valid"], dtype=bool),
             source=str(header["source"]),
             metadata=dict(header["metadata"]),
+            original_size=_size(header["original_size"]),
         )
     except (LookupError, TypeError, ValueError):
         raise VideoDecodeError(f"{path}: the process that reads it sent no clip") from None
+
+
+def _size(pair: Any) -> tuple[int, int]:
+    """Height and width, both at least 1.
+
+    Raises:
+        ValueError: if they are anything else.
+    """
+    height, width = (int(side) for side in pair)
+    if min(height, width) < 1:
+        raise ValueError(f"a size of {height}x{width} pixels")
+    return height, width
 
 
 SHARED = ConfinedReading()

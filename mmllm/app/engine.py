@@ -161,6 +161,10 @@ class Engine:
         yield Reply(partial=None)
         qa = self.variant(settings)
         encoded, stage_s = self.encode_video(video, settings)
+        history = [(stamped(turn.question), turn.answer.raw) for turn in earlier]
+        view = qa.for_question(encoded, qa.question_about_video(stamped(question), encoded.duration_s, history))
+        if view is not encoded:  # the model reads questions, and has looked at the video for this one
+            encoded, stage_s = view, {**stage_s, **view.seconds}
         if stage_s:
             yield Reply(partial=None, encoded=encoded)
         encoding_s = time.perf_counter() - start
@@ -169,7 +173,7 @@ class Engine:
             qa,
             encoded,
             stamped(question),
-            history=[(stamped(turn.question), turn.answer.raw) for turn in earlier],
+            history=history,
             stopped=stopped,
             limit_s=self.limits.answer_s,
             max_new_tokens=min(qa.max_new_tokens, self.limits.new_tokens),

@@ -74,6 +74,7 @@ def stream(
 
     ids: list[int] = []
     times_s: list[float] = []  # of each token, since the question
+    encoded = qa.for_question(encoded, qa.question_about_video(question, encoded.duration_s, history))
     tokens = _tokens(qa, encoded, qa.prompt(question, encoded.duration_s, history).input_ids, cut_reason, generate)
     try:
         for token, token_time in tokens:

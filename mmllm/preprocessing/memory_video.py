@@ -74,6 +74,7 @@ class MemoryVideo:
             duration_s=self.duration_s,
             valid=sampling.first_occurrences(indices),
             source=f"<{len(self.frames)} frames>",
+            original_size=pictures[0].shape[:2],
         )
 
     def part(self, start_s: float | None, end_s: float | None) -> np.ndarray:

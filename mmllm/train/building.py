@@ -29,7 +29,7 @@ from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.tower import load_strictly
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
-from mmllm.stages import stages_of
+from mmllm.stages import question_reader, stages_of
 from mmllm.synthetic.questions import vocabulary
 from mmllm.train.model_config import DecoderConfig, ModelConfig
 
@@ -70,6 +70,7 @@ def build_model(
         chat_template=config.template,
         system_prompt=config.system_prompt,
         strip_time_tokens=config.strip_time_tokens,
+        question=question_reader(stages_of(config)),
     )
     # step 2: the model with new random weights
     if language_model is not None:

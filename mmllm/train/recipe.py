@@ -14,6 +14,7 @@ from mmllm import registry
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, decode, merged, require, require_seed, to_mapping
 from mmllm.interfaces import LlmStage
+from mmllm.stages import question_reader, stages_of
 from mmllm.train.data import DataConfig
 from mmllm.train.model_config import ModelConfig
 from mmllm.train.record import with_renamed_keys
@@ -37,6 +38,13 @@ class Recipe:
         require_seed(self.seed, "Recipe.seed")
         require(bool(self.stages), self, "stages", f"at least one of: {', '.join(registry.parts(KIND))}")
         require(len(set(self.names)) == len(self.stages), self, "stages", "a list with each stage at most once")
+        reads = question_reader(stages_of(self.model)) is not None
+        for name, stage in zip(self.names, self.stages, strict=True):
+            if reads and getattr(stage, "questions_per_video", 1) > 1:
+                raise ConfigError(
+                    "a part of the model reads the question before the LLM does, so questions cannot share a row: "
+                    f"set {name}.questions_per_video = 1 (it is {stage.questions_per_video}) in a --config file"
+                )
         inside = [("reducer", part) for part in self.model.reducers]
         inside += [("decoder_stage", part) for part in self.model.decoder_stages]
         for kind, described in inside:

@@ -24,7 +24,7 @@ from mmllm.modalities.video import VideoInputs
 from mmllm.processor import MmllmProcessor
 from mmllm.tokens import IGNORED
 from mmllm.train.features import FeatureCache
-from mmllm.train.packing import Row, conversation
+from mmllm.train.packing import Row, asked_media, conversation
 
 log = logging.getLogger(__name__)
 
@@ -124,10 +124,23 @@ class DialogueRows(torch.utils.data.Dataset[Any]):
         Raises:
             InputError: if a medium cannot be read, if there is no answer, or if the text is too long.
         """
-        media = tuple(self.media.load(medium.kind, medium.path) for medium in dialogue.media)
+        media = [self.media.load(medium.kind, medium.path) for medium in dialogue.media]
         durations_s = [length_s for inputs in media for length_s in inputs.lengths_s]
         text = text_row(dialogue, self.processor, durations_s, self.max_text_tokens)
-        return Row(name=dialogue.record_id, text=text, media=media)
+        asked = asked_media(media, dialogue, self.processor, length_of(dialogue, durations_s))
+        return Row(name=dialogue.record_id, text=text, media=asked)
+
+
+def length_of(dialogue: Dialogue, durations_s: Sequence[float]) -> float | None:
+    """Returns the annotated length of a dialogue's video in seconds, or else the decoded one; None without a video.
+
+    Args:
+        dialogue: all turns.
+        durations_s: decoded length of each of its videos.
+    """
+    if dialogue.duration_s is None and len(durations_s) == 1:
+        return durations_s[0]
+    return dialogue.duration_s
 
 
 def text_row(
@@ -144,9 +157,7 @@ def text_row(
     Raises:
         InputError: if it has times but not exactly one video or a duration, has no answer, or its text is too long.
     """
-    duration_s = dialogue.duration_s
-    if duration_s is None and len(durations_s) == 1:
-        duration_s = durations_s[0]
+    duration_s = length_of(dialogue, durations_s)
     if duration_s is None and any(turn.spans for turn in dialogue.turns):
         raise InputError(f"its spans need exactly one video, or a 'duration'; it has {len(durations_s)} videos")
     encoded = conversation(dialogue, processor, duration_s)
