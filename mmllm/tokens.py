@@ -178,6 +178,11 @@ class VisualTokens:
         return b, t, n, d
 
     @property
+    def about_frames(self) -> dict[str, Any]:
+        """The fields that belong to frames and videos, for a stage that makes new tokens of each frame."""
+        return {name: getattr(self, name) for name in _ABOUT_FRAMES}
+
+    @property
     def frame_mask(self) -> Tensor:
         """bool, B T. True for frames with at least one token that is not padding."""
         return self.mask.any(dim=-1)
@@ -231,6 +236,9 @@ class VisualTokens:
         features = features.scatter(2, slots.unsqueeze(-1).expand(b, t, n, d), self.features)[:, :, :-1]
         present = self.mask.new_zeros(b, t, h * w + 1).scatter(2, slots, self.mask)[:, :, :-1]
         return rearrange(features, "b t (h w) d -> b t h w d", h=h), rearrange(present, "b t (h w) -> b t h w", h=h)
+
+
+_ABOUT_FRAMES = ("times_s", "question", "still", "frame_size", "similarity", "text_tokens")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -205,7 +205,7 @@ def video_tokens(model: Stages, inputs: VideoInputs, *, every_frame: bool = Fals
         inputs: the videos.
         every_frame: also encode frames that the path will not read.
     """
-    beside = {"frame_size": inputs.frame_size, "text_tokens": inputs.text_tokens}
+    beside: dict[str, Any] = {"frame_size": inputs.frame_size, "text_tokens": inputs.text_tokens}
     if inputs.features is None:
         assert inputs.pixels is not None
         mask = inputs.frame_mask if every_frame else frames_read(model, inputs)

@@ -12,6 +12,7 @@ F frames, K queries, Q ids of a text, L visual tokens of a frame, C width, D wid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -47,7 +48,7 @@ class QFormer(nn.Module):
         super().__init__()
         self.embeddings = _Embeddings(sizes)
         crossing = [i % sizes.cross_every == 0 for i in range(sizes.layers)]
-        self.encoder = nn.Module()
+        self.encoder: Any = nn.Module()
         self.encoder.layer = nn.ModuleList(_Layer(sizes, visual_width if crosses else None) for crosses in crossing)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -124,7 +125,7 @@ class _Attention(nn.Module):
     def __init__(self, sizes: QFormerSizes, key_width: int) -> None:
         super().__init__()
         self.heads = sizes.heads
-        self.self = nn.Module()
+        self.self: Any = nn.Module()
         self.self.query = nn.Linear(sizes.width, sizes.width)
         self.self.key, self.self.value = (nn.Linear(key_width, sizes.width) for _ in range(2))
         self.output = _Output(sizes.width, sizes.width)

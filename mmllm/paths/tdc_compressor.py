@@ -54,7 +54,9 @@ class Compressor(nn.Module):
             InputError: if the frame has fewer tokens than there are queries.
         """
         if len(frame) < self.tokens:
-            raise InputError(f"a frame of {len(frame)} tokens cannot be pooled to {self.tokens} queries: lower `tokens`")
+            raise InputError(
+                f"a frame of {len(frame)} tokens cannot be pooled to {self.tokens} queries: lower `tokens`"
+            )
         if self.queries == "learned":
             return self.query_tokens[0]
         pooled = nn.functional.adaptive_avg_pool1d(frame.T.unsqueeze(0), self.tokens)  # 1 D K

@@ -17,7 +17,7 @@ SMALL = QFormerSizes(width=12, layers=3, heads=2, mlp_width=16, vocabulary=20, p
 
 def golden():
     with safe_open(GOLDEN, "pt") as file:
-        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}
+        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def published(queries):
