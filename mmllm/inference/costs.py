@@ -35,6 +35,7 @@ def stage_costs(
     stages = {
         "encoder": encoder, "reducers": reducers, "visual_tokenizer": visual_tokenizer, "path": path, **others
     }  # fmt: skip
+    stages.pop("decoder_stages", None)
     with torch.device("meta"):
         parts = build(stages, width)
     built_encoder, grid = parts["encoder"], parts["encoder"].grid

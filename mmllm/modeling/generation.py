@@ -26,7 +26,14 @@ from mmllm.modeling.placeholders import Placed, place, require_room
 from mmllm.modeling.vision import VisualStages
 from mmllm.tokens import VisualSequence
 
-_VISUAL = ("visual_embeddings", "visual_place", "visual_frame", "visual_grid")
+_VISUAL = (
+    "visual_embeddings",
+    "visual_place",
+    "visual_frame",
+    "visual_grid",
+    "cross_attention_states",
+    "cross_attention_mask",
+)
 _LENGTHS = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
 
 
@@ -119,6 +126,9 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         if self.llm_stages:
             self._refuse_for_stages(options)
             visual |= {"visual_place": placed.place, "visual_frame": placed.frame, "visual_grid": placed.grid}
+            if placed.cross_attention_states is not None:
+                states, mask = placed.cross_attention_states, placed.cross_attention_mask
+                visual |= {"cross_attention_states": states, "cross_attention_mask": mask}
         return visual
 
     def _with_lengths(self, options: dict[str, Any], more: int) -> dict[str, Any]:

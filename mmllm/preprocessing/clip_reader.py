@@ -10,7 +10,7 @@ from typing import Any
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.tokens import VideoClip
 from mmllm.video.names import existing
-from mmllm.video.opening import FrameFolder, sample_uniform
+from mmllm.video.opening import FrameFolder, FrameSink, sample_uniform
 from mmllm.video.quarantine import Quarantine, QuarantineConfig
 
 DEADLINE_S = 300.0
@@ -28,11 +28,12 @@ class ClipReader:
     folder_rates: Mapping[str, float] = field(default_factory=dict)
     """Path -> images a second, for folders with another rate."""
 
-    def __call__(self, video: Any, **limits: Any) -> VideoClip:
+    def __call__(self, video: Any, *, sink: FrameSink | None = None, **limits: Any) -> VideoClip:
         """The clip.
 
         Args:
             video: anything `open_video` takes, or a folder of frames.
+            sink: takes the prepared frames one by one, if it wants them.
             limits: `start_s` and `end_s`, to look at a part only.
 
         Raises:
@@ -40,7 +41,7 @@ class ClipReader:
         """
         if isinstance(video, (str, Path)) and (folder := existing(video)) is not None and folder.is_dir():
             video = FrameFolder(path=folder, fps=self.folder_rates.get(str(video), self.folder_fps))
-        return sample_uniform(video, self.num_frames, transform=self.transform.video_frame, **limits)
+        return sample_uniform(video, self.num_frames, transform=self.transform.video_frame, sink=sink, **limits)
 
     def check(self, video: Path) -> None:
         """Reads the clip and forgets it; raises what `__call__` raises."""

@@ -24,7 +24,7 @@ from mmllm.preprocessing.memory_video import is_in_memory, memory_video
 from mmllm.preprocessing.video_options import at_rate, checked, refuse, refuse_both
 from mmllm.tokens import VideoClip
 from mmllm.video.names import existing
-from mmllm.video.opening import FrameFolder, VideoOpenError
+from mmllm.video.opening import FrameFolder, FrameSink, VideoOpenError
 from mmllm.video.sampling import uniform_by_index
 
 PIXEL_OPTIONS = ("max_pixels", "min_pixels")
@@ -55,6 +55,7 @@ class MediaReading:
         end_s: float | None = None,
         video_metadata: Any = None,
         do_sample_frames: bool | None = None,
+        sink: FrameSink | None = None,
     ) -> VideoClip:
         """Frames of a video, sampled evenly over it and brought to the encoder's size while decoding.
 
@@ -67,6 +68,8 @@ class MediaReading:
             start_s, end_s: the part of the video that is looked at, in seconds.
             video_metadata: fields of transformers' `VideoMetadata`, for frames in memory.
             do_sample_frames: False takes all frames in memory.
+            sink: takes the prepared frames of a file or folder as they are decoded, if it wants them; the clip then has
+                frames (T 0 0 3). Frames in memory are returned together.
 
         Raises:
             InputError: if the source cannot be read, or an option does not fit it.
@@ -96,13 +99,13 @@ class MediaReading:
         limits = {name: given[name] for name in ("start_s", "end_s") if name in given}
         reader = replace(self.clip_reader(), num_frames=given.get("num_frames", self.num_frames))
         if "fps" not in given:
-            return reader(video, **limits)
+            return reader(video, sink=sink, **limits)
         if isinstance(video, (str, Path)) and (folder := existing(video)) is not None and folder.is_dir():
-            return replace(reader, folder_fps=given["fps"], folder_rates={})(video, **limits)
+            return replace(reader, folder_fps=given["fps"], folder_rates={})(video, sink=sink, **limits)
         if isinstance(video, FrameFolder):
             refuse(given, allowed=("num_frames", "start_s", "end_s"), source="a FrameFolder, which has its own rate")
         refuse_both(given, "num_frames", "fps")
-        return at_rate(video, given["fps"], start_s, end_s, self.frame_transform.video_frame)
+        return at_rate(video, given["fps"], start_s, end_s, self.frame_transform.video_frame, sink)
 
     def _frames_in_memory(
         self,

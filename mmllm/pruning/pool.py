@@ -41,6 +41,11 @@ class PoolReducer(TokenReducer):
         super().__init__()
         self.config = config
 
+    @property
+    def by_frame(self) -> bool:
+        """True."""
+        return True
+
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """B T (H/S W/S) of B T (H W) tokens; rows and columns that do not fill a square are left out.
 
