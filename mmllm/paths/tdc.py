@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
 from mmllm.interfaces import Grid, VideoPath
 from mmllm.paths.frame_rows import FrameRows, frame_rows
@@ -71,8 +71,8 @@ class TdcConfig:
     """Positions that stay free."""
     text_tokens: int = 64
     """Tokens of text for which room is left where their number is not known."""
-    audio_width: int = 0
-    """Width of the audio features of each frame; 0 for a path that reads no sound."""
+    audio: bool = False
+    """Whether the path reads the sound of each frame; the model then needs an audio encoder."""
     audio_tokens: int = 50
     """Audio tokens of a frame, for the limit of frames."""
     width: int = 768
@@ -92,7 +92,7 @@ class TdcConfig:
             require(getattr(self, field) >= 1, self, field, "at least 1")
         for field in ("mlp_width", "vocabulary", "cross_every", "audio_tokens", "heads"):
             require(getattr(self, field) >= 1, self, field, "at least 1")
-        for field in ("reserve", "text_tokens", "audio_width"):
+        for field in ("reserve", "text_tokens"):
             require(getattr(self, field) >= 0, self, field, "zero or more")
         require(self.tokens <= self.frame_tokens, self, "tokens", f"at most frame_tokens = {self.frame_tokens}")
         require(self.width > 0 and self.width % self.heads == 0, self, "width", f"divisible by heads = {self.heads}")
@@ -122,7 +122,7 @@ class TdcConfig:
 
     def frames_that_fit(self, text_tokens: int) -> int:
         """The most frames that are read beside so many tokens of text (without the placeholder)."""
-        whole = self.frame_tokens + (self.audio_tokens if self.audio_width else 0)
+        whole = self.frame_tokens + (self.audio_tokens if self.audio else 0)
         mean = (whole + (self.window - 1) * self.tokens) // self.window if self.add_static else self.tokens
         room = self.max_length - (text_tokens + 1) - self.reserve
         return min(self.max_frames, max(1, room // mean))
@@ -158,13 +158,16 @@ class TdcPath(VideoPath):
     needs_similarity = True
     counts_text = True
 
-    def __init__(self, config: TdcConfig, *, width: int) -> None:
+    def __init__(self, config: TdcConfig, *, width: int, audio_width: int | None = None) -> None:
         super().__init__()
+        if config.audio and audio_width is None:
+            raise ConfigError("TdcConfig.audio = True: sound needs an audio_encoder in the model, and there is none")
         self.config = config
+        self.reads_audio = config.audio
         self.compressor = Compressor(config.qformer, width=width, tokens=config.tokens, queries=config.queries)
         self.frame_seg = nn.Parameter(torch.randn(width) * width**-0.5)
         self.newline = nn.Parameter(torch.randn(width) * width**-0.5) if config.newline else None
-        self.audio_proj = nn.Linear(config.audio_width, width) if config.audio_width else None
+        self.audio_proj = nn.Linear(audio_width, width) if config.audio and audio_width else None
 
     def frames_read(self, frame_mask: Tensor, text_tokens: Tensor | None = None) -> Tensor:
         """bool, B T. Frames at equal steps, as many as fit beside the text."""
@@ -258,10 +261,10 @@ class TdcPath(VideoPath):
 
     def _sound(self, tokens: VisualTokens, video: int, read: Sequence[int]) -> Tensor | None:
         """P A D: audio tokens of each frame; None without sound."""
-        audio = getattr(tokens, "audio", None)
-        if self.audio_proj is None or audio is None:
+        audio, heard = tokens.audio, tokens.audio_mask
+        if self.audio_proj is None or audio is None or heard is None or not bool(heard[video].any()):
             return None
-        return self.audio_proj(audio[video, list(read)].to(self.audio_proj.weight.dtype))
+        return self.audio_proj(audio[video, list(read)].to(self.audio_proj.weight.dtype))  # a frame without has zeros
 
     def _question(self, tokens: VisualTokens, video: int) -> Tensor | None:
         """int64, Q. Ids of the question; None if it is not read."""

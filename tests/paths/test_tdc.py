@@ -22,7 +22,7 @@ FRAME = 12 + 3  # patches and row ends
 
 def path_of(**changes):
     torch.manual_seed(1)
-    return TdcPath(TdcConfig(**{**SMALL, **changes}), width=D).eval()
+    return TdcPath(TdcConfig(**{**SMALL, **changes}), width=D, audio_width=6).eval()
 
 
 def tokens_of(frames=14, videos=1, seed=0, **fields):
@@ -211,7 +211,7 @@ def test_frames_fit_beside_the_text_as_published():
     assert config.frames_that_fit(10) == 224
     assert config.frames_that_fit(8192 - 16 - 32 * 10 - 1) == 10
     assert config.frames_that_fit(9000) == 1
-    assert dataclasses.replace(config, audio_width=768, max_frames=1000).frames_that_fit(0) == (8192 - 1 - 16) // 38
+    assert dataclasses.replace(config, audio=True, max_frames=1000).frames_that_fit(0) == (8192 - 1 - 16) // 38
     assert dataclasses.replace(config, add_static=False, max_frames=1000).frames_that_fit(0) == (8192 - 1 - 16) // 16
 
 
@@ -275,24 +275,22 @@ def test_questions_are_cut_at_the_published_length():
 
 @torch.no_grad()
 def test_sound_follows_each_frame_and_is_read_with_later_ones():
-    path, tokens = path_of(audio_width=6), tokens_of()
+    path, tokens = path_of(audio=True), tokens_of()
     silent = path(tokens)
     audio = torch.randn(1, 14, 5, 6)
-    heard = path(_with_audio(tokens, audio))
+    heard = path(tokens.replace(audio=audio))
     windows = path.scenes(tokens, 0).windows
     assert heard.mask.sum() == silent.mask.sum() + 5 * len(windows)
     first = heard.embeddings[0, FRAME : FRAME + 5]
     torch.testing.assert_close(first, path.audio_proj(audio[0, 0]))
     first_later = next(first for first, count in windows if count > 1) + 1
     assert not torch.equal(tokens_of_frame(heard, first_later), tokens_of_frame(silent, first_later))
-    other = path(_with_audio(tokens, audio.roll(1, 1)))
+    other = path(tokens.replace(audio=audio.roll(1, 1)))
     assert not torch.equal(tokens_of_frame(other, first_later), tokens_of_frame(heard, first_later))
-
-
-def _with_audio(tokens, audio):
-    tokens = tokens.replace()
-    object.__setattr__(tokens, "audio", audio)
-    return tokens
+    mute = tokens.replace(audio=audio, audio_mask=torch.zeros(1, 14, dtype=torch.bool))
+    assert torch.equal(path(mute).embeddings, silent.embeddings)
+    with pytest.raises(ConfigError, match="needs an audio_encoder"):
+        TdcPath(TdcConfig(**SMALL, audio=True), width=D)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +303,7 @@ def _with_audio(tokens, audio):
         ({"window": 0}, "window = 0"),
         ({"most_words": 600}, "positions = 512: must be at least most_words = 600"),
         ({"heads": 5}, "divisible by heads = 5"),
-        ({"audio_width": -1}, "audio_width = -1"),
+        ({"reserve": -1}, "reserve = -1"),
     ],
 )
 def test_settings_that_are_not_allowed_are_refused(settings, message):
@@ -334,8 +332,8 @@ def test_input_that_cannot_be_arranged_is_refused():
 
 
 def test_every_weight_that_is_used_gets_a_gradient():
-    path = path_of(audio_width=6)
-    sequence = path(_with_audio(tokens_of(), torch.randn(1, 14, 5, 6)))
+    path = path_of(audio=True)
+    sequence = path(tokens_of().replace(audio=torch.randn(1, 14, 5, 6)))
     sequence.embeddings.pow(3).sum().backward()
     idle = {name for name, weight in path.named_parameters() if weight.requires_grad and weight.grad is None}
     # in the last layer, nothing reads the text any more
