@@ -419,6 +419,10 @@ class VideoPath(Part, nn.Module):
         """
         raise NotImplementedError
 
+    def beside_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
+        """Tokens beside the sequence, by name, for the same video."""
+        return {}
+
 
 class TimeFormat(Part):
     """Writes times for the LLM, and reads them from its answers."""

@@ -285,7 +285,7 @@ class VisualSequence:
     mask: Tensor
     """bool, B L. False where a position is padding."""
     frame: Tensor
-    """int64, B L. The frame that a token shows; -1 for a token of several frames."""
+    """int64, B L. The frame that a token shows, or the middle one of a few neighbours; -1 for a token of others."""
     blocks: tuple[tuple[str, int], ...]
     """Name and length of each run of positions, in order; the lengths add up to L."""
     place: Tensor | None = None

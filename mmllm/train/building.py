@@ -25,6 +25,7 @@ from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import checked_source
+from mmllm.llm.harness import decoder_layers
 from mmllm.modalities.border import placeholders
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.tower import load_strictly
@@ -66,6 +67,7 @@ def build_model(
         tokenizer,
         frames=encoder.frames,
         num_frames=config.num_frames,
+        sampling=config.sampling,
         num_time_tokens=config.num_time_tokens,
         time=config.time,
         chat_template=config.template,
@@ -104,6 +106,10 @@ def build_model(
         _load_encoder(model, config.encoder_weights)
     if config.path_weights:
         load_bert(model.path, config.path_weights)
+    if model.decoder_stages:
+        layers = list(decoder_layers(model.language_model.base_model))
+        for stage in model.decoder_stages:
+            stage.start_from(layers)
     if config.projector_weights:
         _load_projector(model, Path(config.projector_weights))
     if time_ids and config.time_token_init == "sinusoid":

@@ -9,6 +9,7 @@ from mmllm.config import LossConfig
 from mmllm.fields import require
 from mmllm.modeling.blending import BlendConfig
 from mmllm.stages import StageNames
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class ModelConfig(StageNames):
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The small LLM that is used if `language_model` is None."""
     num_frames: int = 100
+    sampling: FrameRule = UNIFORM
+    """How the frames of a video are chosen."""
     num_time_tokens: int = 100
     """Number of time tokens with `time: tokens`; other ways to write times have none."""
     time_token_init: Literal["normal", "sinusoid"] = "normal"
