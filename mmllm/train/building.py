@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmllm import registry
+from mmllm.checkpoints.bert import load_bert
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError
@@ -30,7 +31,7 @@ from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.tower import load_strictly
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
-from mmllm.stages import question_reader, stages_of
+from mmllm.stages import needs_frame_size, question_reader, stages_of
 from mmllm.synthetic.questions import vocabulary
 from mmllm.train.model_config import DecoderConfig, ModelConfig
 
@@ -73,6 +74,7 @@ def build_model(
         system_prompt=config.system_prompt,
         strip_time_tokens=config.strip_time_tokens,
         question=question_reader(stages_of(config)),
+        frame_sizes=needs_frame_size(stages_of(config)),
     )
     # step 2: the model with new random weights
     if language_model is not None:
@@ -102,6 +104,8 @@ def build_model(
         _copying_(model.language_model)
     if config.encoder_weights:
         _load_encoder(model, config.encoder_weights)
+    if config.path_weights:
+        load_bert(model.path, config.path_weights)
     if model.decoder_stages:
         layers = list(decoder_layers(model.language_model.base_model))
         for stage in model.decoder_stages:

@@ -36,7 +36,9 @@ class ModelConfig(StageNames):
     """The parts of the model, its LLM, and how weights are initialised."""
 
     encoder_weights: str | None = None
-    """Folder or hub id of published encoder weights; if None, weights start random."""
+    """Folder or hub id of published encoder weights, two joined by `+` for `towers`; if None, weights start random."""
+    path_weights: str | None = None
+    """Folder or hub id of a BERT from which a path's Q-Former starts; random if None."""
     projector_weights: str | None = None
     """File of pre-trained projector weights with LLaVA's names (`mm_projector.bin` or safetensors); random if None."""
     language_model: str | None = None
