@@ -1,6 +1,7 @@
 """The stages of a model, described once for configurations, recipes, commands, the demo and `with_stages`.
 
-    frames -> encoder -> reducers -> visual_tokenizer -> path -> LLM with its stages inside
+    frames -> encoder -> reducers -> visual_tokenizer -> path -> LLM with decoder_stages inside
+    sound  -> audio_encoder -> audio_projector, between the frames; or a path that reads sound itself
     time: how times are written, in the processor
 
 A new kind of part needs an entry in `mmllm.registry.KINDS`, a base class in `mmllm.interfaces`, and a slot here, with a
@@ -55,9 +56,12 @@ class Slot:
 SLOTS: dict[str, Slot] = {
     "encoder": Slot(kind="encoder", default="tiny"),
     "image_encoder": Slot(kind="encoder", default=None),
+    "audio_encoder": Slot(kind="audio_encoder", default=None),
+    "audio_projector": Slot(kind="audio_projector", default=None),
     "reducers": Slot(kind="reducer", default=(), several=True, changeable=True),
     "visual_tokenizer": Slot(kind="tokenizer", default="linear"),
     "path": Slot(kind="path", default="slowfast", changeable=True),
+    "decoder_stages": Slot(kind="decoder_stage", default=(), several=True, changeable=True),
     "time": Slot(kind="time", default=None, in_processor=True),
 }
 """Name of the field in configurations and recipes -> slot, in the order in which data flows."""
@@ -121,19 +125,22 @@ def _with_settings(name: str, slot: Slot, own: Any, change: Any) -> dict[str, An
     return after
 
 
-def build(stages: Mapping[str, Any], width: int, existing: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def build(
+    stages: Mapping[str, Any], width: int, existing: Mapping[str, Any] | None = None, decoder: Any = None
+) -> dict[str, Any]:
     """The parts of a model, by slot: a list for a slot that takes several.
 
     Args:
         stages: by slot.
         width: of the LLM.
         existing: parts that are built already, by slot; only the other slots are built.
+        decoder: configuration of the LLM, for parts with weights inside it.
 
     Raises:
         ConfigError: if a part does not fit.
     """
     parts: dict[str, Any] = dict(existing or {})
-    context: dict[str, Any] = {"width": width, "out_width": width}
+    context: dict[str, Any] = {"width": width, "out_width": width, "audio_width": None, "decoder": decoder}
     for name, slot in model_slots().items():
         if name not in parts:
             stage = stages.get(name, slot.default)
@@ -142,8 +149,22 @@ def build(stages: Mapping[str, Any], width: int, existing: Mapping[str, Any] | N
             else:
                 parts[name] = None if stage is None else registry.build(slot.kind, stage, **context)
         if name == "encoder":
-            context |= {"in_width": parts[name].width, "grid": parts[name].grid}
+            encoder = parts[name]
+            context |= {"in_width": encoder.width, "grid": encoder.grid, "tower_widths": encoder.tower_widths}
+        if name == "audio_encoder" and parts[name] is not None:
+            context |= {"audio_width": parts[name].width}
     return parts
+
+
+def needs_frame_size(stages: Mapping[str, Any]) -> bool:
+    """Whether the processor has to give the size of frames before they were padded.
+
+    So it is if the projector leaves padding out, and the encoder sees frames that are padded.
+    """
+    tokenizer = stages.get("visual_tokenizer", SLOTS["visual_tokenizer"].default)
+    name = registry.name_of("tokenizer", registry.config_of("tokenizer", tokenizer))
+    encoder = registry.config_of("encoder", stages.get("encoder", SLOTS["encoder"].default))
+    return bool(registry.find("tokenizer", name).cls.needs_frame_size) and encoder.frames.fit == "pad"  # type: ignore[attr-defined]
 
 
 def question_reader(stages: Mapping[str, Any]) -> Any:
@@ -174,9 +195,15 @@ class StageNames:
     """The stages of a recipe's model, by slot, as text."""
 
     encoder: str = "tiny"
+    audio_encoder: str | None = None
+    """Reads the sound of videos; None for a model that does not hear."""
+    audio_projector: str | None = None
+    """Puts audio tokens between the frames; None for a model that does not hear, or whose path reads sound itself."""
     reducers: tuple[str, ...] = ()
     visual_tokenizer: str = "linear"
     path: str = "slowfast"
+    decoder_stages: tuple[str, ...] = ()
+    """Parts with or without weights inside the LLM."""
     time: str = "tokens"
     """How times are written: LITA's time tokens, text, or text that also stands before each frame (interleaved)."""
 
@@ -193,6 +220,8 @@ class StageChanges:
     """other settings of the model's own projector that need no new weights, such as mqt:tokens=16."""
     encoder: str | None = None
     """other settings of the model's own encoder that need no new weights, such as flextok:tokens=16."""
+    decoder_stage: tuple[str, ...] | None = None
+    """stages inside the LLM in place of the model's own; one with weights keeps those that it has been trained with."""
 
     @property
     def by_slot(self) -> dict[str, Any]:
@@ -202,6 +231,7 @@ class StageChanges:
             "reducers": None if self.reducer is None else list(self.reducer),
             "visual_tokenizer": self.tokenizer,
             "path": self.path,
+            "decoder_stages": None if self.decoder_stage is None else list(self.decoder_stage),
         }
         return {name: value for name, value in given.items() if value is not None}
 

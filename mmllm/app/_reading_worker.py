@@ -22,6 +22,7 @@ from mmllm.runtime.processes import end_with_parent, limit_memory
 from mmllm.tokens import VideoClip
 from mmllm.video.limits import VideoLimits
 from mmllm.video.opening import open_video
+from mmllm.video.sampling import FrameRule
 
 MEMORY_BYTES = 3 << 30
 """What decoding may use: enough for 8K with sixteen reference frames."""
@@ -45,11 +46,18 @@ def main() -> None:
             _answer(answers, _header(clip), np.ascontiguousarray(clip.frames).data)
 
 
-def read_clip(*, path: str, num_frames: int, transform: Mapping[str, Any], limits: Mapping[str, Any]) -> VideoClip:
-    """Frames of a video, sampled evenly and brought to the encoder's size; its codec is in the metadata."""
+def read_clip(
+    *,
+    path: str,
+    num_frames: int,
+    transform: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    rule: Mapping[str, Any] | None = None,
+) -> VideoClip:
+    """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata."""
     prepare = from_mapping(FrameTransform, transform).video_frame
     with open_video(path, limits=from_mapping(VideoLimits, limits)) as video:
-        clip = video.sample_uniform(num_frames, transform=prepare)
+        clip = video.sample_uniform(num_frames, transform=prepare, rule=FrameRule.of(rule))
         return dataclasses.replace(clip, metadata={**clip.metadata, "codec": video.info.codec})
 
 
@@ -61,6 +69,7 @@ def _header(clip: VideoClip) -> dict[str, Any]:
         "duration_s": clip.duration_s,
         "valid": clip.valid.tolist(),
         "source": clip.source,
+        "original_size": clip.original_size,
         "metadata": json.loads(json.dumps(dict(clip.metadata), default=str)),
     }
 

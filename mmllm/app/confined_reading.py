@@ -19,6 +19,7 @@ from mmllm.video import errors
 from mmllm.video._child import Child
 from mmllm.video.errors import LimitExceeded, VideoDecodeError, VideoError, VideoTimeout
 from mmllm.video.limits import VideoLimits
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 WORKER = (sys.executable, "-m", "mmllm.app._reading_worker")
 START_S = 120.0
@@ -35,14 +36,22 @@ class ConfinedReading:
         # a child ends with the thread that started it, so one thread that stays starts them all
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="mmllm-reading")
 
-    def read(self, path: Path, num_frames: int, transform: FrameTransform, limits: VideoLimits) -> VideoClip:
-        """Frames of a video, sampled evenly and brought to the encoder's size; its codec is in the metadata.
+    def read(
+        self,
+        path: Path,
+        num_frames: int,
+        transform: FrameTransform,
+        limits: VideoLimits,
+        rule: FrameRule = UNIFORM,
+    ) -> VideoClip:
+        """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
         Args:
             path: the file.
             num_frames: how many frames.
             transform: what brings a frame to the encoder's size.
             limits: of the file; `child_s` limits the seconds of the child.
+            rule: how frames are chosen.
 
         Raises:
             VideoError: if the file cannot be read, takes too long, needs too much memory or crashes the decoder.
@@ -52,6 +61,7 @@ class ConfinedReading:
             "num_frames": num_frames,
             "transform": to_mapping(transform),
             "limits": to_mapping(limits),
+            "rule": to_mapping(rule),
         }
         if sys.platform == "win32":  # pipes cannot be waited for there
             from mmllm.app._reading_worker import read_clip
@@ -112,9 +122,22 @@ def _clip(path: Path, header: dict[str, Any], data: bytearray) -> VideoClip:
             valid=np.array(header["valid"], dtype=bool),
             source=str(header["source"]),
             metadata=dict(header["metadata"]),
+            original_size=_size(header["original_size"]),
         )
     except (LookupError, TypeError, ValueError):
         raise VideoDecodeError(f"{path}: the process that reads it sent no clip") from None
+
+
+def _size(pair: Any) -> tuple[int, int]:
+    """Height and width, both at least 1.
+
+    Raises:
+        ValueError: if they are anything else.
+    """
+    height, width = (int(side) for side in pair)
+    if min(height, width) < 1:
+        raise ValueError(f"a size of {height}x{width} pixels")
+    return height, width
 
 
 SHARED = ConfinedReading()

@@ -126,7 +126,10 @@ class Engine:
             encoded = qa.encode_again(same_frames)
         else:
             started = time.perf_counter()
-            clip = self.reading.read(path, settings.frames, qa.processor.frame_transform, self.limits.video)
+            processor, limits = qa.processor, self.limits.video
+            clip = self.reading.read(
+                path, settings.frames, processor.frame_transform, limits, rule=processor.frame_rule
+            )
             decoding_s = time.perf_counter() - started
             encoded = qa.encode_video(clip)
             encoded = replace(encoded, seconds={**encoded.seconds, "decode": decoding_s})

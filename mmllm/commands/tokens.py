@@ -83,7 +83,10 @@ def _draw(model: str, changes: dict[str, Any], video: Path | None, frames: int, 
     if encoded.kept is None:
         raise InputError("these tokens have no position in the picture, so dropped patches cannot be marked")
     title = " > ".join(f"{count:,} ({stage})" for stage, count in encoded.token_counts.items())
-    return plot_answer(encoded.clip, f"tokens: {title}", (), picture, kept=encoded.kept, ranking=encoded.ranking)
+    pictured = None if encoded.long is None else encoded.long.pictured
+    return plot_answer(
+        encoded.clip, f"tokens: {title}", (), picture, kept=encoded.kept, ranking=encoded.ranking, pictured=pictured
+    )
 
 
 def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int, Any]:

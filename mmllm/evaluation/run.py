@@ -21,12 +21,14 @@ from mmllm.evaluation.metrics import over_videos, reaches, sample_iou
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.evaluation.score import score_samples
 from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.inference.piecewise import WHOLE_FRAMES
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.runtime import processes
 from mmllm.runtime.files import append_text, make_folder, write_text
 from mmllm.runtime.progress import Progress
 from mmllm.times.stamps import STAMP
 from mmllm.tokens import VideoClip
+from mmllm.video.errors import VideoError
 from mmllm.video.names import existing, nearest
 from mmllm.video.quarantine import Failure, Quarantine
 
@@ -165,7 +167,7 @@ def answer_all(
     bar = Progress("answer questions", len(open_questions), "videos", shown=progress and processes.is_main())
     with closing(clips), bar, torch.random.fork_rng():
         for vid, clip in clips:
-            encoded, problem = (None, clip) if isinstance(clip, str) else (qa.encode_video(clip), "")
+            encoded, problem = (None, clip) if isinstance(clip, str) else _encoded(qa, clip)
             for target, group in zip((log, shuffled_log), open_questions[vid], strict=True):
                 if seed is not None:
                     torch.manual_seed(seed(f"{vid} {target.path.stem}"))
@@ -179,17 +181,31 @@ def answer_all(
 
 def _clips(
     qa: VideoQA, videos: Mapping[str, Path | None], workers: int
-) -> Generator[tuple[str, VideoClip | str], None, None]:
-    """Each video's frames, or the reason why it has none, in the order of `videos`. Worker processes decode ahead."""
+) -> Generator[tuple[str, VideoClip | Path | str], None, None]:
+    """Each video's frames, or the reason why it has none, in the order of `videos`. Worker processes decode ahead.
+
+    Of many frames a video nobody holds all: they are decoded while they are encoded, so here stands their path.
+    """
     reading = Quarantine(qa.processor.clip_reader(), in_workers(workers))
-    present = [path for path in videos.values() if path is not None]
+    present = [path for path in videos.values() if path is not None and qa.processor.num_frames <= WHOLE_FRAMES]
     with closing(reading.outcomes(present)) as outcomes:
         for vid, path in videos.items():
             if path is None:
                 yield vid, f"video {vid} is missing"
                 continue
+            if qa.processor.num_frames > WHOLE_FRAMES:
+                yield vid, path
+                continue
             _, clip = next(outcomes)
             yield vid, clip.told if isinstance(clip, Failure) else clip
+
+
+def _encoded(qa: VideoQA, video: VideoClip | Path) -> tuple[EncodedVideo | None, str]:
+    """The encoded video, or None and why it cannot be read."""
+    try:
+        return qa.encode_video(video), ""
+    except VideoError as problem:
+        return None, f"{type(problem).__name__}: {' '.join(str(problem).split())}"
 
 
 def _answered(

@@ -24,6 +24,7 @@ from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
 from mmllm.hub.sources import local_folder
 from mmllm.inference.overlay import kept_patches, ranking_map
+from mmllm.inference.piecewise import WHOLE_FRAMES, Feed, LongVideo, PiecewiseEncoding
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.text_encoding import Encoded
@@ -38,7 +39,7 @@ class EncodedVideo:
     """A decoded and encoded video. Further questions about it cost neither decoding nor encoding."""
 
     clip: VideoClip
-    """The frames that the encoder was given."""
+    """The frames that the encoder was given; of a long video read in pieces only some, evenly spaced, to be shown."""
     sequences: dict[int, VisualSequence]
     """Placeholder id -> what the LLM reads."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -54,6 +55,17 @@ class EncodedVideo:
     question: str | None = None
     """The question for which a model that reads questions has looked at the video. None for all other models; and for
     a video that was encoded without a question, which has only what does not depend on one."""
+    long: LongVideo | None = None
+    """What else is known of a long video, which was encoded in pieces."""
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """float64, T. When each frame is shown, in seconds."""
+        return self.clip.times_s if self.long is None else self.long.times_s
+
+    def of_pictures(self, values: np.ndarray) -> np.ndarray:
+        """The rows of values (T ...) that belong to the clip's frames."""
+        return values if self.long is None else values[self.long.pictured]
 
     @property
     def duration_s(self) -> float:
@@ -151,41 +163,81 @@ class VideoQA:
         return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
     @torch.no_grad()
-    def encode_video(self, video: Any, **limits: Any) -> EncodedVideo:
-        """Decodes and encodes a video once.
+    def encode_video(self, video: Any, *, progress: bool = False, **limits: Any) -> EncodedVideo:
+        """Decodes and encodes a video once. A video of more than `WHOLE_FRAMES` frames is never held whole.
 
         A model that reads questions looks at the video again for each of them; see `for_question`. Then this does only
         what does not depend on the question: everything before the first part that reads it.
 
         Args:
             video: whatever `MediaReading.load` takes: files, frames in memory, a `VideoClip`.
+            progress: whether the progress of a long video is shown.
             limits: `num_frames`, `start_s`, `end_s`, `fps` and other options of `MediaReading.load`.
         """
+        return self.encode_fed(lambda sink: self.processor.load(video, sink=sink, **limits), progress=progress)
+
+    @torch.no_grad()
+    def encode_fed(
+        self, feed: Feed, *, progress: bool = False, whole: int = WHOLE_FRAMES, question: str | None = None
+    ) -> EncodedVideo:
+        """Encodes the video that `feed` reads: its clip if it has at most `whole` frames, else piece by piece.
+
+        The results are the same.
+
+        Args:
+            feed: gives the prepared frames to a sink, if that takes them, and returns the clip.
+            progress: whether the progress of a long video is shown.
+            whole: the most frames of a video that is held whole.
+            question: as for `for_question`, if the model reads questions.
+        """
         started = time.perf_counter()
-        clip = self.processor.load(video, **limits)
-        return self._encode(clip, {"decode": time.perf_counter() - started})
+        ids = self._question_ids(question)
+        with PiecewiseEncoding(self.model, self.processor, ids, whole=whole, progress=progress) as encoding:
+            clip = feed(encoding)
+            decoded_s = time.perf_counter() - started
+            in_memory = not encoding.taken
+            if in_memory and not encoding.takes(len(clip)):
+                return self._encode(clip, {"decode": decoded_s}, question)
+            decoded_s -= encoding.seconds
+            for frame in clip.frames if in_memory else ():
+                encoding.put(frame)
+            shown, tokens, long = encoding.finish(clip, feed)
+            self._wait()
+        seconds = {"decode": decoded_s, "encode": encoding.seconds}
+        if tokens is None and long.reduced is None:
+            return EncodedVideo(clip=shown, sequences={}, seconds=seconds, long=long)
+        encoded = self._arrange(shown, tokens, seconds, question, long)
+        return dataclasses.replace(encoded, tokens=None) if self.model.encoder_reads_question else encoded
 
     @torch.no_grad()
     def encode_again(self, encoded: EncodedVideo) -> EncodedVideo:
         """A video that went through other reducers or another path, now through those of this model.
 
-        It is not decoded again. It is encoded again only if its tokens were merged inside the encoder, if this model
-        merges them there, or if a reducer needs scores that the tokens do not carry.
+        It is encoded again only if `needs_frames` says so, and then a long video is also decoded again.
+        """
+        if self.needs_frames(encoded):
+            return self._encode_again(encoded)
+        return self._arrange(encoded.clip, encoded.tokens, {}, None, encoded.long)
+
+    def needs_frames(self, encoded: EncodedVideo) -> bool:
+        """Whether a video has to be encoded again for the stages of this model.
+
+        So it is if its tokens were merged inside the encoder, if this model merges them there, if a reducer needs
+        scores that the tokens do not carry, if the tokens of a long video were not kept, or if the encoder reads
+        questions.
         """
         tokens = encoded.tokens
         if tokens is None or self.model.encoder_reads_question:
-            return self._encode(encoded.clip, {})
+            return True
         if tokens.size is None and tokens.shape[2] != self.model.encoder.tokens_per_frame:
-            return self._encode(encoded.clip, {})  # an encoder with another number of tokens
+            return True  # an encoder with another number of tokens
         already_merged = tokens.size is not None
         merges = self.model.encoder_stage is not None
         has_scores = set(self.model.scores_needed) <= set(tokens.scores)
-        if already_merged or merges or not has_scores:
-            return self._encode(encoded.clip, {})
-        return self._arrange(encoded.clip, tokens, {})
+        return already_merged or merges or not has_scores
 
     @torch.no_grad()
-    def for_question(self, encoded: EncodedVideo, question: str) -> EncodedVideo:
+    def for_question(self, encoded: EncodedVideo, question: str, text_tokens: int | None = None) -> EncodedVideo:
         """The video as this model sees it for a question; as it is if the model reads no questions.
 
         What does not depend on the question is not computed again.
@@ -193,16 +245,24 @@ class VideoQA:
         Args:
             encoded: what `encode_video` returned.
             question: the words of the user's turn that holds the video; see `question_about_video`.
+            text_tokens: tokens of the whole text, for a path that leaves room for it; None if that is unknown.
         """
-        if not self.model.reads_question or encoded.question == question:
+        fits = text_tokens is None or not self.model.path.counts_text
+        if not self.model.reads_question or (encoded.question == question and fits):
             return encoded
-        if encoded.tokens is None:
-            return self._encode(encoded.clip, {}, question)
-        return self._arrange(encoded.clip, encoded.tokens, {}, question)
+        if encoded.tokens is None and (encoded.long is None or encoded.long.reduced is None):
+            return self._encode_again(encoded, question)
+        return self._arrange(encoded.clip, encoded.tokens, {}, question, encoded.long, text_tokens)
 
     def question_about_video(self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = ()) -> str:
         """The words of the turn that holds the video in `prompt`: the first question of a conversation."""
         return self.processor.questions_about(self._messages(question, duration_s, history))[0]
+
+    def _encode_again(self, encoded: EncodedVideo, question: str | None = None) -> EncodedVideo:
+        """The video from its frames on; a long one is read again."""
+        if encoded.long is None:
+            return self._encode(encoded.clip, {}, question)
+        return self.encode_fed(encoded.long.feed, whole=0, question=question)
 
     def _encode(self, clip: VideoClip, seconds: dict[str, float], question: str | None = None) -> EncodedVideo:
         if self.model.encoder_reads_question and question is None:
@@ -220,15 +280,26 @@ class VideoQA:
         return None if question is None else self.processor.question_ids([question])
 
     def _arrange(
-        self, clip: VideoClip, tokens: VisualTokens, seconds: dict[str, float], question: str | None = None
+        self,
+        clip: VideoClip,
+        tokens: VisualTokens | None,
+        seconds: dict[str, float],
+        question: str | None = None,
+        long: LongVideo | None = None,
+        text_tokens: int | None = None,
     ) -> EncodedVideo:
+        """The video for the LLM, from the encoder's tokens, or from those of a long video that are reduced already."""
         if self.model.reads_question and question is None:
-            return EncodedVideo(clip=clip, sequences={}, seconds=seconds, tokens=tokens)
+            return EncodedVideo(clip=clip, sequences={}, seconds=seconds, tokens=tokens, long=long)
         started = time.perf_counter()
+        given = tokens if long is None or tokens is not None else long.reduced
+        assert given is not None
         if (ids := self._question_ids(question)) is not None:
-            tokens = tokens.replace(question=ids.to(tokens.features.device))
-        reduced = self.model.reduce(tokens)
-        text = self.processor.frame_text([clip.times_s])
+            given = given.replace(question=ids.to(given.features.device))
+        if text_tokens is not None:
+            given = given.replace(text_tokens=torch.tensor([text_tokens], device=given.features.device))
+        reduced = given if tokens is None else self.model.reduce(given)
+        text = self.processor.frame_text([clip.times_s if long is None else long.times_s])
         sequence = self.model.lay_out(reduced)
         if text is not None:
             sequence = dataclasses.replace(sequence, frame_text=text.to(self.model.input_device))
@@ -239,13 +310,14 @@ class VideoQA:
             seconds={**seconds, "reduce": time.perf_counter() - started},
             tokens=tokens,
             kept=kept_patches(reduced),
-            ranking=ranking_map(self.model.reducers, tokens),
+            ranking=long.ranking if tokens is None and long else ranking_map(self.model.reducers, given),
             token_counts={
-                "encoder": int(tokens.mask.sum()),
+                "encoder": int(given.mask.sum()) if long is None else long.encoder_count,
                 "reducers": int(reduced.mask.sum()),
                 **{name: int(sequence.mask[:, sequence.block(name)].sum()) for name, _ in sequence.blocks},
             },
             question=question if self.model.reads_question else None,
+            long=long,
         )
 
     def _wait(self) -> None:
@@ -312,10 +384,10 @@ class VideoQA:
         answers: list[Answer] = []
         for batch in [[alone] for alone in asked] if self.model.reads_question else [asked]:
             question, history, _ = batch[0]
-            view = self.for_question(encoded, self.question_about_video(question, duration_s, history))
-            inputs = self.processor.collate(
-                [self.prompt(question, duration_s, history, system) for question, history, system in batch]
-            )
+            prompts = [self.prompt(question, duration_s, history, system) for question, history, system in batch]
+            about = self.question_about_video(question, duration_s, history)
+            view = self.for_question(encoded, about, text_tokens=len(prompts[0].input_ids) - 1)
+            inputs = self.processor.collate(prompts)
             new = self.generate(view, inputs["input_ids"], inputs["attention_mask"], **generate)
             answers += self.processor.batch_decode(new, [duration_s] * len(batch))
         return answers

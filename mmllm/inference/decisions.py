@@ -23,7 +23,7 @@ def finished_pass(qa: VideoQA, encoded: EncodedVideo, question: str) -> LlmPass:
     placed = place(
         inputs["input_ids"].to(model.input_device), inputs["attention_mask"].to(model.input_device), encoded.sequences
     )
-    current = model.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), placed.grid)
+    current = model.pass_of_placed(placed)
     model.language_model.base_model(
         inputs_embeds=model.embed(placed.input_ids, placed.visual),
         attention_mask=placed.attention_mask,
@@ -51,7 +51,7 @@ def encoded_for(qa: VideoQA, encoded: EncodedVideo, question: str) -> EncodedVid
 def _with_decisions(encoded: EncodedVideo, current: LlmPass) -> EncodedVideo:
     """The encoded video (a batch of one) with the decisions of a finished pass at its patches."""
     assert current.grid is not None
-    shape = (len(encoded.clip), *current.grid)
+    shape = (len(encoded.times_s), *current.grid)
     patch = current.frame[0], current.place[0] // current.grid[1], current.place[0] % current.grid[1]  # 3 times P
     last = current.kept_at(max(current.kept, default=0)).position[0]
     last = last[current.visual[0][last]]  # visual positions after the last layer

@@ -37,6 +37,8 @@ class ImageInputs(ModalityInputs):
     """float, I 3 S S; or I K 3 S S for images in tiles, each image whole and then its tiles, zero behind its last."""
     tiling: Tensor | None = None
     """int64, I 4. Rows and columns of each image's tiles, its height and width in pixels."""
+    frame_size: Tensor | None = None
+    """int64, I 2. Height and width in pixels before the images were padded, for models that leave padding out."""
     question: Tensor | None = None
     """int64, I Q. The question about each image, as `QuestionReader` writes it, for parts that read it; -1 fills up."""
 
@@ -44,12 +46,13 @@ class ImageInputs(ModalityInputs):
     flat_names: ClassVar[Mapping[str, str]] = {
         "pixels": "pixel_values",
         "tiling": "image_tiling",
+        "frame_size": "image_frame_size",
         "question": "image_question",
     }
 
     def __post_init__(self) -> None:
         if self.pixels is None:
-            name = "image_question" if self.tiling is None else "image_tiling"
+            name = next(n for f, n in self.flat_names.items() if f != "pixels" and getattr(self, f) is not None)
             raise InputError(f"{name} needs pixel_values beside it, and there are none")
         if self.tiling is None and self.pixels.ndim == 5:
             raise InputError("images in tiles need image_tiling; the processor gives it beside pixel_values")
@@ -58,6 +61,7 @@ class ImageInputs(ModalityInputs):
         else:
             self.require_shape("pixels", None, None, 3, None, None)
             self.require_shape("tiling", len(self.pixels), 4)
+        self.require_shape("frame_size", len(self.pixels), 2)
         self.require_shape("question", len(self.pixels), None)
 
     @classmethod
@@ -108,7 +112,10 @@ class Image(Modality[ImageInputs]):
         processor.require_pixels(options, max((height * width for height, width in canvases), default=None))
         picture = read_image(source)
         if processor.pinpoints is None:
-            return ImageInputs(pixels=torch.from_numpy(processor.frame_transform(picture[None])))
+            return ImageInputs(
+                pixels=torch.from_numpy(processor.frame_transform(picture[None])),
+                frame_size=torch.tensor([picture.shape[:2]]) if processor.frame_sizes else None,
+            )
         tiles, tiling = cut(picture, canvases, tile=processor.frame_transform.size)
         return ImageInputs(
             pixels=torch.from_numpy(processor.frame_transform(tiles)).unsqueeze(0),
@@ -126,9 +133,10 @@ def image_tokens(model: Stages, inputs: ImageInputs) -> VisualTokens:
     assert pixels is not None
     if inputs.tiling is None:
         frames = rearrange(pixels, "i c y x -> i 1 c y x")
-        return model.encode(frames, encoder=encoder, question=inputs.question)
+        tokens = model.encode(frames, encoder=encoder, question=inputs.question)
+        return tokens.replace(still=True, frame_size=inputs.frame_size)
     cuts = tilings_of(inputs.tiling)
     tiles = torch.tensor([cut.partitions for cut in cuts], device=pixels.device)
     present = torch.arange(pixels.shape[1], device=pixels.device) < tiles.unsqueeze(1)  # I K
     tokens = model.encode(pixels, present, encoder=encoder, question=inputs.question)
-    return dataclasses.replace(tokens, tiling=cuts)
+    return dataclasses.replace(tokens, tiling=cuts, still=True)

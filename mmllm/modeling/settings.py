@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import nn
 
-from mmllm import registry
 from mmllm.modeling.tower import check_fit
 
 AnyPart = TypeVar("AnyPart", bound=nn.Module)
 
 
-def resettled(part: AnyPart, kind: str, description: Any, **context: Any) -> AnyPart:
-    """The part that a description gives, with the weights of a trained one. Nothing is copied; both can be used.
+def with_weights_of(trained: AnyPart, built: AnyPart) -> AnyPart:
+    """The part `built`, which has other settings, with the weights of a trained one; its own may have no storage.
 
-    Args:
-        part: the trained part.
-        kind: its kind in `mmllm.registry`.
-        description: as `mmllm.registry.build` takes it; only `changeable_settings` may differ.
-        context: arguments of the constructor.
+    Nothing is copied, and both parts can be used.
 
     Raises:
-        ConfigError, InputError: if the constructor refuses the settings.
         CheckpointError: if the settings need weights of another shape.
     """
-    with torch.device("meta"):  # the constructor checks the settings; its weights would be thrown away
-        built: AnyPart = registry.build(kind, description, **context)
-    check_fit(part.state_dict(), built.state_dict(), what=f"{kind} {description}")
-    shared = ("_parameters", "_buffers", "_modules")
-    built.__dict__.update({name: part.__dict__[name] for name in shared})
-    hook = getattr(part, "_hf_hook", None)
+    check_fit(trained.state_dict(), built.state_dict(), what=f"{type(built).__name__} with other settings")
+    built.__dict__.update({name: trained.__dict__[name] for name in ("_parameters", "_buffers", "_modules")})
+    hook = getattr(trained, "_hf_hook", None)
     if hook is not None:  # accelerate moves the part's inputs, and keeps its weights elsewhere
         from accelerate.hooks import add_hook_to_module
 
         add_hook_to_module(built, hook)
-    return built.train(part.training)
+    return built.train(trained.training)

@@ -10,8 +10,9 @@ from typing import Any
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.tokens import VideoClip
 from mmllm.video.names import existing
-from mmllm.video.opening import FrameFolder, sample_uniform
+from mmllm.video.opening import FrameFolder, FrameSink, sample_uniform
 from mmllm.video.quarantine import Quarantine, QuarantineConfig
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 DEADLINE_S = 300.0
 """Seconds by the clock for one video. The reader's own limit of processor time is shorter; its error says more."""
@@ -27,12 +28,15 @@ class ClipReader:
     """Images a second in a folder of frames; LITA's have 5."""
     folder_rates: Mapping[str, float] = field(default_factory=dict)
     """Path -> images a second, for folders with another rate."""
+    rule: FrameRule = UNIFORM
+    """How frames are chosen."""
 
-    def __call__(self, video: Any, **limits: Any) -> VideoClip:
+    def __call__(self, video: Any, *, sink: FrameSink | None = None, **limits: Any) -> VideoClip:
         """The clip.
 
         Args:
             video: anything `open_video` takes, or a folder of frames.
+            sink: takes the prepared frames one by one, if it wants them.
             limits: `start_s` and `end_s`, to look at a part only.
 
         Raises:
@@ -40,7 +44,8 @@ class ClipReader:
         """
         if isinstance(video, (str, Path)) and (folder := existing(video)) is not None and folder.is_dir():
             video = FrameFolder(path=folder, fps=self.folder_rates.get(str(video), self.folder_fps))
-        return sample_uniform(video, self.num_frames, transform=self.transform.video_frame, **limits)
+        prepare = self.transform.video_frame
+        return sample_uniform(video, self.num_frames, transform=prepare, sink=sink, rule=self.rule, **limits)
 
     def check(self, video: Path) -> None:
         """Reads the clip and forgets it; raises what `__call__` raises."""

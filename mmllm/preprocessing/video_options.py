@@ -12,19 +12,22 @@ import numpy as np
 from mmllm.errors import InputError
 from mmllm.preprocessing.memory_video import instants
 from mmllm.tokens import VideoClip
-from mmllm.video.opening import VideoLimits, VideoReader, open_video
+from mmllm.video.opening import FrameSink, VideoLimits, VideoReader, open_video
+from mmllm.video.sampling import FrameRule
 
-VIDEO_OPTIONS = ("num_frames", "fps", "start_s", "end_s", "video_metadata", "do_sample_frames")
+VIDEO_OPTIONS = ("num_frames", "fps", "start_s", "end_s", "video_metadata", "do_sample_frames", "sampling")
 
 
 def checked(name: str, value: Any) -> Any:
     """The value of an option, as a number of Python where it is one.
 
     Raises:
-        InputError: naming the option and what is allowed.
+        InputError, ConfigError: naming the option and what is allowed.
     """
     if name == "video_metadata":
         return value
+    if name == "sampling":
+        return FrameRule.of(value)
     if name == "do_sample_frames":
         if not isinstance(value, (bool, np.bool_)):
             raise InputError(f"do_sample_frames must be True or False, not {value!r:.80}")
@@ -77,18 +80,22 @@ def at_rate(
     start_s: float | None,
     end_s: float | None,
     transform: Callable[[np.ndarray], np.ndarray],
+    sink: FrameSink | None = None,
 ) -> VideoClip:
     """The frames of a video file at `fps` instants a second in a part of it, each prepared by `transform`.
+
+    They go to `sink`, if it wants them.
 
     Raises:
         InputError: if the part is empty or lies outside the video, or the frames would be too many.
     """
     if not isinstance(video, VideoReader):
         with open_video(video) as reader:
-            return at_rate(reader, fps, start_s, end_s, transform)
+            return at_rate(reader, fps, start_s, end_s, transform, sink)
     begin, end = start_s or 0.0, math.inf if end_s is None else end_s
     if not begin < min(end, video.info.duration_s):
         raise InputError(
             f"{video.info.source}: no part from {start_s} to {end_s} s; the video lasts {video.info.duration_s:.3f} s"
         )
-    return video.frames_at(instants(video.info.duration_s, fps, start_s, end_s), transform=transform)
+    times_s = instants(video.info.duration_s, fps, start_s, end_s)
+    return video.frames_at(times_s, transform=transform, sink=sink)

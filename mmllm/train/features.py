@@ -24,6 +24,7 @@ from mmllm.runtime.files import make_folder, replacing
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.runtime.progress import Progress
 from mmllm.video.quarantine import Failure, Quarantine
+from mmllm.video.sampling import UNIFORM
 
 
 class FeatureCache:
@@ -52,6 +53,8 @@ class FeatureCache:
             "num_frames": self.processor.num_frames,
             "folder_fps": self.processor.folder_fps,
             "scores": self.model.scores_needed,
+            **({"frame_sizes": True} if self.processor.frame_sizes else {}),
+            **({} if self.processor.frame_rule == UNIFORM else {"sampling": self.processor.sampling}),
         }
         weights = fingerprint(self.model.encoder)
         return hashlib.sha256(json.dumps({**settings, "weights": weights}, sort_keys=True).encode()).hexdigest()[:16]
@@ -102,13 +105,14 @@ class FeatureCache:
     def _encode(self, clips: Sequence[tuple[Path, Any]]) -> None:
         """Encodes some clips as one batch and writes one file for each video."""
         inputs = VideoInputs.stack([clip_inputs(self.processor, clip) for _, clip in clips])
-        tokens = video_tokens(self.model, inputs.to(self.model.input_device))
+        tokens = video_tokens(self.model, inputs.to(self.model.input_device), every_frame=True)
         for i, (video, clip) in enumerate(clips):
             frames = len(clip)
             tensors = {f"score:{name}": score[i, :frames].float().cpu() for name, score in tokens.scores.items()}
             tensors["features"] = tokens.features[i, :frames].half().cpu()
             tensors["times_s"] = torch.from_numpy(clip.times_s).float()
             tensors["duration_s"] = torch.tensor(clip.duration_s, dtype=torch.float64)
+            tensors["original_size"] = torch.tensor(clip.original_size)
             target = self.path(video)
             # two scores may be the same tensor, but safetensors refuses shared memory: copy each one
             copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
@@ -140,4 +144,5 @@ class FeatureCache:
             times_s=tensors["times_s"].unsqueeze(0),
             durations_s=tensors["duration_s"].float().unsqueeze(0),
             frame_text=self.processor.frame_text([tensors["times_s"].tolist()]),
+            frame_size=tensors["original_size"].unsqueeze(0) if self.processor.frame_sizes else None,
         )

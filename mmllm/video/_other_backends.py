@@ -93,19 +93,19 @@ class ChildReader(VideoReader):
         if len(indices) == 0:
             return
         self._check_changes()
-        until = time.monotonic() + self.limits.child_s
+        self.renew_deadline()
         child = self._running()
         complete = False
         try:
             child.send({**self._request(size), "indices": indices.tolist()})
-            frame_count = int(self._answer(child, until)[0]["count"])
+            frame_count = int(self._answer(child)[0]["count"])
             if frame_count != len(self.times_s):
                 raise VideoDecodeError(
                     f"{self.info.source}: {self._backend} counts {frame_count} frames, but PyAV counts "
                     f"{len(self.times_s)}; use backend='pyav'"
                 )
             for index in indices.tolist():
-                yield index, self._picture(child, until, size)
+                yield index, self._picture(child, size)
             complete = True
         finally:
             if not complete:
@@ -130,8 +130,8 @@ class ChildReader(VideoReader):
             "untagged_hd": info.matrix == "BT.709" and info.matrix_assumed,
         }
 
-    def _picture(self, child: Child, until: float, size: tuple[int, int] | None) -> np.ndarray:
-        header, data = self._answer(child, until)
+    def _picture(self, child: Child, size: tuple[int, int] | None) -> np.ndarray:
+        header, data = self._answer(child)
         height, width = size or (self.info.height, self.info.width)
         if header.get("shape") != [height, width, 3] or len(data) != height * width * 3:
             raise VideoDecodeError(
@@ -140,11 +140,14 @@ class ChildReader(VideoReader):
             )
         return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
 
-    def _answer(self, child: Child, until: float) -> tuple[dict[str, Any], bytearray]:
-        header, data = child.receive(until)
+    def _answer(self, child: Child) -> tuple[dict[str, Any], bytearray]:
+        header, data = child.receive(self._until)
         if "error" in header:
             raise VideoDecodeError(f"{self.info.source}: {self._backend}: {header['error']}; use backend='pyav'")
         return header, data
+
+    def renew_deadline(self) -> None:
+        self._until = time.monotonic() + self.limits.child_s
 
     def _running(self) -> Child:
         if self._child is None:

@@ -46,6 +46,7 @@ class PyAVReader(VideoReader):
         """True once the whole file was decoded; the index then lists exactly the frames that can be decoded."""
         self._damage: dict[str, int] = {}
         self._sparse: SparseDecoder | None = None
+        self._running = self._deadline()
         self._decoder: Decoder | None = Decoder(media, options)
         try:
             self._prepare(self._decoder)
@@ -181,6 +182,9 @@ class PyAVReader(VideoReader):
             self._decoder.close()
         self._decoder = self._sparse = None
 
+    def renew_deadline(self) -> None:
+        self._running.restart()
+
     def damage(self) -> Mapping[str, Any]:
         return dict(self._damage)
 
@@ -213,7 +217,8 @@ class PyAVReader(VideoReader):
             return
         try:
             while len(indices):
-                decoded = self._sparse.frames(self._needed(indices), self._deadline())
+                self._running = self._deadline()
+                decoded = self._sparse.frames(self._needed(indices), self._running)
                 for number, frame in self._deinterlaced(decoded, set(indices.tolist())):
                     yield number, self._pictures.picture(frame, size)
                 indices = indices[:0] if self._fields is None else self._fields.take_postponed()
@@ -286,7 +291,8 @@ class PyAVReader(VideoReader):
                 if number >= stop and not to_the_end:
                     return
 
-        with closing(self._decode_from_start(self._deadline())) as frames:
+        self._running = self._deadline()
+        with closing(self._decode_from_start(self._running)) as frames:
             for number, frame in self._deinterlaced(counted(frames), requested, complete=True):
                 yield number, self._pictures.picture(frame, size)
         if (to_the_end or len(pts) <= stop) and not self._complete and self._replace_index(pts):

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from mmllm import cli
+from mmllm import cli, registry
 from mmllm.errors import ConfigError, InputError
 from mmllm.inference.answering import VideoQA
-from mmllm.modeling.settings import resettled
+from mmllm.modeling.settings import with_weights_of
 from mmllm.stages import StageChanges
 from mmllm.train.building import build_model
 from mmllm.train.model_config import DecoderConfig, ModelConfig
@@ -143,14 +143,10 @@ def test_a_part_that_accelerate_moves_is_moved_with_other_settings(models):
 
     add_hook_to_module(model.visual_tokenizer, Counting())
     try:
-        other = resettled(
-            model.visual_tokenizer,
-            "tokenizer",
-            "mqt:tokens=2,queries=16,heads=2",
-            in_width=16,
-            out_width=32,
-            grid=(4, 4),
-        )
+        settings = "mqt:tokens=2,queries=16,heads=2"
+        with torch.device("meta"):
+            built = registry.build("tokenizer", settings, in_width=16, out_width=32, grid=(4, 4))
+        other = with_weights_of(model.visual_tokenizer, built)
         tokens = model.encode(torch.zeros(1, 1, 3, 64, 64))
         assert other(tokens).features.shape[2] == 2
         assert model.visual_tokenizer(tokens).features.shape[2] == 4
