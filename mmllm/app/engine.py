@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class Engine:
         """The encoded video under these settings, and the seconds of each stage that had to run.
 
         If the result is on the shelf, no stage runs. If the shelf has the same video with the same number of frames,
-        only reducers, projector and path run.
+        only reducers, projector and path run, unless they need frames of a long video, whose pixels were not kept.
 
         Raises:
             InputError: if the file is no video, or if the limits refuse it.
@@ -122,14 +122,11 @@ class Engine:
         if (stored := self.shelf.get(key)) is not None:
             return stored, {}
         same_frames = self.shelf.find(lambda other: other[:2] == key[:2])
-        if same_frames is not None:
+        if same_frames is not None and not (same_frames.long and qa.needs_frames(same_frames)):
             encoded = qa.encode_again(same_frames)
         else:
-            started = time.perf_counter()
-            clip = self.reading.read(path, settings.frames, qa.processor.frame_transform, self.limits.video)
-            decoding_s = time.perf_counter() - started
-            encoded = qa.encode_video(clip)
-            encoded = replace(encoded, seconds={**encoded.seconds, "decode": decoding_s})
+            transform, limits = qa.processor.frame_transform, self.limits.video
+            encoded = qa.encode_fed(lambda sink: self.reading.read(path, settings.frames, transform, limits, sink))
         self.shelf.put(key, encoded)
         return encoded, encoded.seconds
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from mmllm import registry
+from mmllm.app.limits import MOST_FRAMES
 from mmllm.fields import require
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.costs import cache_bytes, stage_costs
@@ -37,7 +38,8 @@ class Settings:
     """A name, or a name with settings such as `slowfast:mode=temporal`."""
 
     def __post_init__(self) -> None:
-        require(isinstance(self.frames, int) and 1 <= self.frames <= 10_000, self, "frames", "from 1 to 10000")
+        allowed = isinstance(self.frames, int) and 1 <= self.frames <= MOST_FRAMES
+        require(allowed, self, "frames", f"from 1 to {MOST_FRAMES}")
         require(0 < self.share <= 1, self, "share", "above 0 and at most 1")
 
     @property

@@ -67,7 +67,7 @@ class VideoReader(abc.ABC):
             for index, picture in list(self.decode(indices, size)):  # a list, so no deadline counts the caller's time
                 yield float(times_s[index]), picture
 
-    def renew_deadline(self) -> None:
+    def renew_deadline(self) -> None:  # noqa: B027 - a list of pictures has no such limit
         """Starts the limit of time of the running `decode` anew: its caller has finished a piece of the video."""
 
     @abc.abstractmethod
@@ -219,9 +219,7 @@ class VideoReader(abc.ABC):
             indices=indices,
         )
 
-    def _pour(
-        self, indices: np.ndarray, size: Size | None, transform: Transform | None, sink: FrameSink
-    ) -> VideoClip:
+    def _pour(self, indices: np.ndarray, size: Size | None, transform: Transform | None, sink: FrameSink) -> VideoClip:
         """Gives the frames of ascending indices to a sink, in their order, and returns their clip without pixels."""
         assert (np.diff(indices) >= 0).all(), "a sink takes frames in the order of time"
         unique, times = np.unique(indices, return_counts=True)

@@ -217,7 +217,15 @@ def test_progress_is_told(untrained_qa, long_clip, capsys):
     assert lines[-1].startswith("watch the video: 150/150 frames")
 
 
-FLEXTOK = {"registers": 8, "tokens": 4, "latents": "pixels", "stride": 1, "patch_size": 8, "levels": [4, 4], "id_width": 8}
+FLEXTOK = {
+    "registers": 8,
+    "tokens": 4,
+    "latents": "pixels",
+    "stride": 1,
+    "patch_size": 8,
+    "levels": [4, 4],
+    "id_width": 8,
+}
 SMALL = {"width": 16, "layers": 2, "heads": 2}
 ENCODERS = {
     "clip": {"image_size": 32, "patch_size": 16, "mlp_width": 32, "chunk": 5, **SMALL},
@@ -232,7 +240,8 @@ ENCODERS = {
 
 
 def test_every_encoder_is_tested():
-    assert set(ENCODERS) == set(registry.parts("encoder"))
+    ours = {name for name, part in registry.parts("encoder").items() if part.cls.__module__.startswith("mmllm.")}
+    assert set(ENCODERS) == ours
 
 
 @pytest.mark.parametrize("name", ENCODERS)
