@@ -30,6 +30,8 @@ class DemoLimits:
     """Characters of a question."""
     new_tokens: int = 128
     """Tokens of an answer."""
+    parts: int = 8
+    """Parts of a video that are looked at before one answer."""
     answer_s: float = 60.0
     """Seconds of generation for one answer."""
     waiting: int = 64

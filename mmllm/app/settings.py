@@ -20,6 +20,9 @@ from mmllm.tokens import VisualTokens
 
 OWN, NONE = "as trained", "none"
 """Choices that are no names of parts: the model's own stage, and no reducer."""
+CHAIN_OFF = "off"
+CHAIN_CHOICES = (CHAIN_OFF, "auto", "2", "3", "4")
+"""Choices of how many parts of a video are looked at first."""
 _TRIED_FRAMES = 4
 """Most frames of the zeros with which a path is tried."""
 

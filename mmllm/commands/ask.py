@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmllm.commands.flags import StageFlags, checked_count, folder_rate
+from mmllm.commands.flags import NO_CHAIN, ChainFlags, StageFlags, checked_count, folder_rate
 from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
@@ -28,6 +28,7 @@ def ask(
     end: float | None = None,
     sample_fps: float | None = None,
     fps: float | None = None,
+    chain: ChainFlags = NO_CHAIN,
     max_new_tokens: int = 64,
     json: bool = False,
     plot: Path | None = None,
@@ -45,6 +46,7 @@ def ask(
         end: use only the part of the video up to this second.
         sample_fps: sample so many frames a second, in place of a number of frames; 1 for an hour gives 3600.
         fps: images a second, if the video is a folder of frames; by default the model's own, 5.
+        chain: asking in a chain.
         max_new_tokens: most tokens of the answer.
         json: print one JSON object.
         plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
@@ -58,6 +60,7 @@ def ask(
     if sample_fps is not None:
         _check_sampling(video, sample_fps, frames)
     checked_count("--max-new-tokens", max_new_tokens)
+    in_chain = chain.config
     if plot is not None:
         require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA
@@ -68,7 +71,7 @@ def ask(
     source = video if fps is None else FrameFolder(path=video, fps=fps)
     given = {key: value for key, value in sampling.items() if value is not None}
     encoded = qa.encode_video(source, progress=True, **given)
-    answer = qa.ask(encoded, question)
+    answer = qa.ask(encoded, question, chain=in_chain, progress=True)
     notes = [qa.note] if qa.note else []
     if end is not None and end > encoded.duration_s + 1e-3:
         notes.append(f"--end {end:g} is behind the end of the video, which lasts {encoded.duration_s:.3f} s")
@@ -85,6 +88,8 @@ def ask(
         record = {"video": video, "question": question, **answer.to_json(), "duration_s": encoded.duration_s}
         print(json_text.dumps({**record, "model": model, "note": note}, ensure_ascii=False))
         return
+    for step in answer.steps:
+        print(f"[{step.span.start_s:.1f} s to {step.span.end_s:.1f} s] {step.text}")
     spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)
     print(f"{spans}: {answer.text}" if not answer.fallback else f"(no time given) {answer.text}")
     if note:
