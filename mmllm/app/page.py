@@ -76,6 +76,7 @@ def page(handlers: Handlers) -> gr.Blocks:
                 parts["chain"] = gr.Dropdown(
                     list(CHAIN_CHOICES),
                     value=CHAIN_OFF,
+                    allow_custom_value=True,
                     label="Look at parts first",
                     info="what is said of them is read before the question; auto: 2 from 10 minutes on, 3 from 15",
                     elem_id="mm-chain",
