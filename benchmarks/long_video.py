@@ -2,9 +2,9 @@
 
     python benchmarks/long_video.py [--minutes 10 60] [--fps 1] [--json out.json]
 
-Makes videos of moving colours (64 x 64 pixels, a frame a second), asks the packaged model about each in a process of its
-own, and prints the most memory that the process held. Frames are sampled at a constant rate, so an hour has six times as
-many as ten minutes.
+Makes videos of moving colours (64 x 64 pixels, a frame a second), asks the packaged model about each in a process of
+its own, and prints the most memory that the process held. Frames are sampled at a constant rate, so an hour has six
+times as many as ten minutes.
 """
 
 from __future__ import annotations

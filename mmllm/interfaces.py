@@ -3,23 +3,27 @@
 | kind | base class | constructor |
 |---|---|---|
 | encoder | `Encoder` | `(config)` |
+| audio encoder | `AudioEncoder` | `(config)` |
+| audio projector | `AudioProjector` | `(config, *, audio_width, out_width)` |
 | image tokenizer | `Autoencoder` | `(config)` |
 | reducer behind the encoder | `TokenReducer`; `mmllm.pruning.ranked.BudgetReducer`, which only ranks | `(config)` |
 | reducer inside the encoder | `EncoderStage` | `(config)` |
 | reducer inside the LLM | `LlmReducer`; anything else inside the LLM is an `LlmStage` | `(config)` |
 | tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid, tower_widths)` |
-| path | `VideoPath` | `(config, *, width)` |
+| path | `VideoPath` | `(config, *, width, audio_width)` |
+| inside the LLM, with or without weights | `LlmStage` | `(config, *, decoder)`: the LLM's configuration |
 | time | `TimeFormat` | `(config, *, count)` |
 
 A constructor may leave out any argument besides its config. B videos, T frames, N tokens of a frame, C encoder
-width, D LLM width, P positions of the LLM's row, K positions kept, F frames run at once, H heads
+width, D LLM width, P positions of the LLM's row, K positions kept, F frames run at once, H heads, S samples of sound,
+A audio tokens of a second, E their width
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +123,41 @@ class Encoder(Part, nn.Module):
         if self.grid is None:
             raise NotImplementedError(f"{type(self).__name__}.tokens_per_frame: 1D tokens have no grid to count")
         return self.grid[0] * self.grid[1]
+
+
+class AudioEncoder(Part, nn.Module):
+    """Sound to features. Sets `width` and `tokens_per_s` when it is built."""
+
+    width: int
+    """E, of the features."""
+    tokens_per_s: int
+    """A: about so many tokens are a second; a second that has fewer or more is pooled to this number."""
+    window_s: int = 10
+    """Whole seconds that are run at once."""
+    load_pretrained: Any = None
+    """Method `(source)` that loads published weights; None if there are none."""
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Features F n E, in order of time, of windows of sound.
+
+        Args:
+            waveform: float32, F S. Mono at `mmllm.tokens.SAMPLE_RATE`, from -1 to 1; at least a second, and at most
+                `window_s`.
+        """
+        raise NotImplementedError
+
+
+class AudioProjector(Part, nn.Module):
+    """Audio features to the tokens that the LLM reads after each frame, for paths that do not read sound."""
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """B T A E to B T K D."""
+        raise NotImplementedError
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """K."""
+        raise NotImplementedError
 
 
 class Autoencoder(Part, nn.Module):
@@ -239,7 +278,8 @@ class LlmStage(Part):
     """A part that acts on visual tokens inside the LLM. Its state of a sequence is in the pass and in the cache.
 
     Its methods, in the order of a pass: `prune` before a layer (in prompts only), `select` and `reweigh` before an
-    attention, `evict` after it.
+    attention, `evict` and `attended` after it. A stage with weights is also a `torch.nn.Module`: they are saved, frozen
+    and trained with the model.
     """
 
     heads_apart: ClassVar[bool] = False
@@ -248,6 +288,8 @@ class LlmStage(Part):
     """Whether it removes keys from the cache. It then cannot work without a cache."""
     depends_on_question: ClassVar[bool] = True
     """Whether its decision about a video may depend on the question."""
+    needs_states: ClassVar[bool] = False
+    """Whether it works on `cross_attention_states`. The path must then give some."""
 
     def check(self, layers: int) -> None:
         """Refuses an LLM with this number of layers; called when a model is built.
@@ -255,6 +297,20 @@ class LlmStage(Part):
         Raises:
             ConfigError: naming the setting and what is allowed.
         """
+
+    def check_layers(self, layers: Sequence[nn.Module]) -> None:
+        """Refuses an LLM whose layers lack what the stage needs; called after `check`, when a model is built.
+
+        Raises:
+            ConfigError: naming what is missing.
+        """
+
+    def start_from(self, layers: Sequence[nn.Module]) -> None:
+        """Sets new weights that follow from those of the LLM's layers; called once, before they are trained."""
+
+    def with_settings(self, config: Any) -> Self | None:
+        """A stage with the same weights and other settings; None if the weights do not fit these settings."""
+        return None
 
     def attention_rows(self, view: AttentionView) -> Mapping[str, Tensor] | None:
         """Query rows (name -> float, B N) whose attention is added up for each key in this layer; None for none."""
@@ -274,6 +330,13 @@ class LlmStage(Part):
 
     def evict(self, view: AttentionView) -> KeptKeys | None:
         """The keys that stay in this layer's cache; None for all."""
+        return None
+
+    def attended(self, view: AttentionView) -> Tensor | None:
+        """B N H D: `view.context`, the attention's output, with something added; None changes nothing.
+
+        The layer projects it next, and adds it to its input.
+        """
         return None
 
     def llm_losses(self, current: LlmPass, layers: int) -> dict[str, Tensor]:
@@ -325,6 +388,11 @@ class VideoPath(Part, nn.Module):
 
     averages: ClassVar[bool] = False
     """Whether each token of the sequence is an average of tokens. An affine projector can then come after it."""
+    reads_audio: bool = False
+    """Whether it reads `VisualTokens.audio` itself. No audio projector then puts tokens between the frames. Its
+    constructor may take `audio_width`: E, or None without an audio encoder."""
+    gives_states: ClassVar[bool] = False
+    """Whether its sequences have `cross_attention_states`, for stages inside the LLM that read them."""
     needs_similarity: ClassVar[bool] = False
     """Whether it reads `VisualTokens.similarity`."""
     counts_text: ClassVar[bool] = False
@@ -350,6 +418,10 @@ class VideoPath(Part, nn.Module):
             InputError: if it needs a patch grid and there is none.
         """
         raise NotImplementedError
+
+    def beside_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
+        """Tokens beside the sequence, by name, for the same video."""
+        return {}
 
 
 class TimeFormat(Part):

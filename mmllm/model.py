@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput
 
+from mmllm import registry
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import EncoderStage
@@ -79,9 +80,9 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         self.shares_weights = shared is not None
         width = config.text_config.hidden_size
         stages = stages_of(config)
-        for name, parts in build_stages(stages, width, {} if shared is None else shared.parts_for(config)).items():
-            modules = isinstance(parts, list) and all(isinstance(part, nn.Module) for part in parts)
-            setattr(self, name, nn.ModuleList(parts) if modules else parts)
+        existing = {} if shared is None else shared.parts_for(config)
+        for name, parts in build_stages(stages, width, existing, config.text_config).items():
+            setattr(self, name, _registered(name, parts))
         if shared is None:
             self.modality_parts = nn.ModuleDict(parts_of(config))
             self.language_model = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
@@ -102,10 +103,10 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         Raises:
             ConfigError: naming the part.
         """
+        trained = {id(weight) for weight in shared.parameters()}
         for name in model_slots():
-            trained = {id(part) for part in listed(getattr(shared, name))}
             for part in listed(getattr(self, name)):
-                if id(part) not in trained and part.has_weights:
+                if part.has_weights and any(id(weight) not in trained for weight in part.parameters()):
                     place = f"{name}: {part.registered_name!r}"
                     raise ConfigError(f"{place} has weights of its own, which this model was not trained with")
 
@@ -120,6 +121,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise ConfigError(
                 f"image_encoder and encoder share a projector, so they must be equally wide, not {widths}"
             )
+        self._check_hearing()
         for reducer in self.reducers:
             for encoder in filter(None, (self.encoder, self.image_encoder)):
                 require_fit(reducer, encoder)
@@ -130,10 +132,42 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         if self.encoder_stage is not None:
             self.encoder_stage.prepare(self.encoder)
         if self.llm_stages:
-            decoder = self.language_model.base_model
-            install(decoder)
-            for stage in self.llm_stages:
-                stage.check(len(decoder_layers(decoder)))
+            self._check_inside()
+
+    def _check_inside(self) -> None:
+        """Prepares the LLM for stages inside it, and refuses those that cannot work there.
+
+        Raises:
+            ConfigError: naming the stage.
+        """
+        decoder = self.language_model.base_model
+        install(decoder)
+        layers = list(decoder_layers(decoder))
+        for stage in self.llm_stages:
+            stage.check(len(layers))
+            stage.check_layers(layers)
+            if stage.needs_states and not self.path.gives_states:
+                paths: dict[str, Any] = {name: part.cls for name, part in registry.parts("path").items()}
+                giving = " or ".join(name for name, path in paths.items() if path.gives_states)
+                raise ConfigError(
+                    f"{stage.registered_name} attends to tokens beside the sequence, and path "
+                    f"{self.path.registered_name!r} gives none: choose path {giving}, or decoder_stages=[]"
+                )
+
+    def _check_hearing(self) -> None:
+        """Refuses sound that nobody reads, or that is read twice.
+
+        Raises:
+            ConfigError: naming the slots.
+        """
+        has_encoder, has_projector = self.audio_encoder is not None, self.audio_projector is not None
+        name = self.path.registered_name
+        if has_projector and not has_encoder:
+            raise ConfigError("audio_projector needs an audio_encoder, whose features it projects")
+        if has_encoder and not has_projector and not self.path.reads_audio:
+            raise ConfigError(f"path {name!r} reads no sound: audio_encoder needs an audio_projector beside it")
+        if has_projector and self.path.reads_audio:
+            raise ConfigError(f"path {name!r} reads the sound itself: leave audio_projector out")
 
     def init_weights(self) -> None:
         """Draws new weights. Weights that are shared with another model stay as they are."""
@@ -161,9 +195,19 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         return model.train(self.training)
 
     def parts_for(self, config: MmllmConfig) -> dict[str, Any]:
-        """The parts of this model, by slot, that another configuration describes in the same way."""
+        """The parts of this model, by slot, that another configuration describes in the same way.
+
+        Stages inside the LLM whose weights fit other settings are among them.
+        """
         own, theirs = stages_of(self.config), stages_of(config)
-        return {name: getattr(self, name) for name in own if own[name] == theirs[name]}
+        parts = {name: getattr(self, name) for name in own if own[name] == theirs[name]}
+        stages = [
+            stage.with_settings(settings)
+            for stage, settings in zip(self.decoder_stages, config.stage("decoder_stages"), strict=False)
+        ]
+        if len(stages) == len(theirs["decoder_stages"]) and all(stage is not None for stage in stages):
+            parts.setdefault("decoder_stages", stages)
+        return parts
 
     def _mark_as_drawn(self) -> None:
         """Tells transformers that our parts have drawn their weights. Without storage ("meta") they have not."""
@@ -193,7 +237,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             if name == "grounding":
                 return GroundingHead(self.config.text_config.hidden_size, self.config.losses.pointer_weight)
             others = {other: getattr(self, other) for other in model_slots() if other != name}
-            built = build_stages(stages_of(self.config), self.config.text_config.hidden_size, others)[name]
+            text = self.config.text_config
+            built = build_stages(stages_of(self.config), text.hidden_size, others, text)[name]
             for part in listed(built):
                 if isinstance(part, EncoderStage):
                     part.prepare(self.encoder)
@@ -226,6 +271,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         visual_place: Tensor | None = None,
         visual_frame: Tensor | None = None,
         visual_grid: tuple[int, int] | None = None,
+        cross_attention_states: Tensor | None = None,
+        cross_attention_mask: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -247,6 +294,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             visual_place, visual_frame: int64, B P. The patch and the frame of each of these tokens, for stages
                 inside the LLM.
             visual_grid: the patch grid of `visual_place`.
+            cross_attention_states, cross_attention_mask: B S D and bool, B S. Visual tokens of each row without a
+                position, for the same stages.
             logits_to_keep: how many of the last positions get logits, or which; 0 for all.
             num_items_in_batch: what the loss of the labels is divided by, as transformers' Trainer gives it: the number
                 of labels in all batches of a step. Without it, the loss is the mean over this batch's labels.
@@ -270,7 +319,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         if inputs_embeds is None and input_ids is not None and visual_embeddings is None:
             if torch.compiler.is_exporting():
                 self._refuse_for_export(labels, media)
-            sequences = self.visual_sequences(media)
+            sequences = self.visual_sequences(media, input_ids, attention_mask)
             if sequences or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
                 if torch.compiler.is_exporting():
@@ -295,7 +344,12 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             inputs_embeds = self.embed(input_ids, visual_embeddings)
             if visual_place is not None and visual_frame is not None and self.llm_stages:
                 valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-                kwargs["llm_pass"] = self.llm_pass(visual_place, visual_frame, valid.bool(), visual_grid)
+                current = self.llm_pass(visual_place, visual_frame, valid.bool(), visual_grid)
+                current.cross_attention_states, current.cross_attention_mask = (
+                    cross_attention_states,
+                    cross_attention_mask,
+                )
+                kwargs["llm_pass"] = current
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -317,9 +371,14 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise InputError("torch.export: a loss depends on which positions have labels; export without labels")
         if any("tiling" in inputs.given() for inputs in media.values()):
             raise InputError("torch.export: how an image is cut into tiles depends on its size; export whole images")
+        if any("waveform" in inputs.given() for inputs in media.values()):
+            raise InputError("torch.export: which frame a sound belongs to depends on its times; export without sound")
         if self.reducers:
             names = ", ".join(reducer.registered_name for reducer in self.reducers)
             raise ConfigError(f"torch.export: {names} removes tokens by their values; export with_stages(reducers=[])")
+        if self.decoder_stages:
+            names = ", ".join(stage.registered_name for stage in self.decoder_stages)
+            raise ConfigError(f"torch.export: {names} works inside the LLM; export with_stages(decoder_stages=[])")
 
     def _decoder_inputs(self, placed: Placed) -> dict[str, Any]:
         """The LLM's arguments for a batch with its visual tokens in place."""
@@ -345,8 +404,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
                     "a stage inside the LLM decides for each question, so a row can have one question only: set "
                     "questions_per_video = 1"
                 )
-            valid = placed.attention_mask.bool()
-            arguments["llm_pass"] = self.llm_pass(placed.place, placed.frame, valid, placed.grid, placed.labels)
+            arguments["llm_pass"] = self.pass_of_placed(placed)
         return arguments
 
     def _decode_placed(
@@ -407,6 +465,13 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             for stage in self.llm_stages:
                 losses |= stage.llm_losses(current, self.config.text_config.num_hidden_layers)
         return losses
+
+    def pass_of_placed(self, placed: Placed) -> LlmPass:
+        """The pass of a batch with its visual tokens in place."""
+        current = self.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), placed.grid, placed.labels)
+        current.cross_attention_states = placed.cross_attention_states
+        current.cross_attention_mask = placed.cross_attention_mask
+        return current
 
     def llm_pass(
         self,
@@ -504,6 +569,23 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         """Stops training of the named stages (`encoder`, `visual_tokenizer`, `language_model`)."""
         for stage in stages:
             getattr(self, stage).requires_grad_(False)
+
+
+def _registered(slot: str, parts: Any) -> Any:
+    """The parts of a slot in the form in which a module saves their weights.
+
+    Raises:
+        ConfigError: if a list has parts with weights beside parts that are no modules.
+    """
+    if not isinstance(parts, list):
+        return parts
+    modules = [isinstance(part, nn.Module) for part in parts]
+    if all(modules):
+        return nn.ModuleList(parts)
+    if any(modules):
+        plain = parts[modules.index(False)].registered_name
+        raise ConfigError(f"{slot}: {plain!r} is no torch module, so it cannot stand beside one with weights")
+    return parts
 
 
 def _missing(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -1,6 +1,7 @@
 """The stages of a model, described once for configurations, recipes, commands, the demo and `with_stages`.
 
-    frames -> encoder -> reducers -> visual_tokenizer -> path -> LLM with its stages inside
+    frames -> encoder -> reducers -> visual_tokenizer -> path -> LLM with decoder_stages inside
+    sound  -> audio_encoder -> audio_projector, between the frames; or a path that reads sound itself
     time: how times are written, in the processor
 
 A new kind of part needs an entry in `mmllm.registry.KINDS`, a base class in `mmllm.interfaces`, and a slot here, with a
@@ -54,9 +55,12 @@ class Slot:
 SLOTS: dict[str, Slot] = {
     "encoder": Slot(kind="encoder", default="tiny"),
     "image_encoder": Slot(kind="encoder", default=None),
+    "audio_encoder": Slot(kind="audio_encoder", default=None),
+    "audio_projector": Slot(kind="audio_projector", default=None),
     "reducers": Slot(kind="reducer", default=(), several=True, changeable=True),
     "visual_tokenizer": Slot(kind="tokenizer", default="linear"),
     "path": Slot(kind="path", default="slowfast", changeable=True),
+    "decoder_stages": Slot(kind="decoder_stage", default=(), several=True, changeable=True),
     "time": Slot(kind="time", default=None, in_processor=True),
 }
 """Name of the field in configurations and recipes -> slot, in the order in which data flows."""
@@ -90,19 +94,22 @@ def changed(stages: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return {**stages, **new}
 
 
-def build(stages: Mapping[str, Any], width: int, existing: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def build(
+    stages: Mapping[str, Any], width: int, existing: Mapping[str, Any] | None = None, decoder: Any = None
+) -> dict[str, Any]:
     """The parts of a model, by slot: a list for a slot that takes several.
 
     Args:
         stages: by slot.
         width: of the LLM.
         existing: parts that are built already, by slot; only the other slots are built.
+        decoder: configuration of the LLM, for parts with weights inside it.
 
     Raises:
         ConfigError: if a part does not fit.
     """
     parts: dict[str, Any] = dict(existing or {})
-    context: dict[str, Any] = {"width": width, "out_width": width}
+    context: dict[str, Any] = {"width": width, "out_width": width, "audio_width": None, "decoder": decoder}
     for name, slot in model_slots().items():
         if name not in parts:
             stage = stages.get(name, slot.default)
@@ -113,7 +120,20 @@ def build(stages: Mapping[str, Any], width: int, existing: Mapping[str, Any] | N
         if name == "encoder":
             encoder = parts[name]
             context |= {"in_width": encoder.width, "grid": encoder.grid, "tower_widths": encoder.tower_widths}
+        if name == "audio_encoder" and parts[name] is not None:
+            context |= {"audio_width": parts[name].width}
     return parts
+
+
+def needs_frame_size(stages: Mapping[str, Any]) -> bool:
+    """Whether the processor has to give the size of frames before they were padded.
+
+    So it is if the projector leaves padding out, and the encoder sees frames that are padded.
+    """
+    tokenizer = stages.get("visual_tokenizer", SLOTS["visual_tokenizer"].default)
+    name = registry.name_of("tokenizer", registry.config_of("tokenizer", tokenizer))
+    encoder = registry.config_of("encoder", stages.get("encoder", SLOTS["encoder"].default))
+    return bool(registry.find("tokenizer", name).cls.needs_frame_size) and encoder.frames.fit == "pad"  # type: ignore[attr-defined]
 
 
 def question_reader(stages: Mapping[str, Any]) -> Any:
@@ -144,9 +164,15 @@ class StageNames:
     """The stages of a recipe's model, by slot, as text."""
 
     encoder: str = "tiny"
+    audio_encoder: str | None = None
+    """Reads the sound of videos; None for a model that does not hear."""
+    audio_projector: str | None = None
+    """Puts audio tokens between the frames; None for a model that does not hear, or whose path reads sound itself."""
     reducers: tuple[str, ...] = ()
     visual_tokenizer: str = "linear"
     path: str = "slowfast"
+    decoder_stages: tuple[str, ...] = ()
+    """Parts with or without weights inside the LLM."""
     time: str = "tokens"
     """How times are written: LITA's time tokens, text, or text that also stands before each frame (interleaved)."""
 
@@ -159,11 +185,17 @@ class StageChanges:
     """token reducers in place of the model's own, such as fastervlm:keep=8."""
     path: str | None = None
     """path in place of the model's own, such as slowfast:mode=temporal."""
+    decoder_stage: tuple[str, ...] | None = None
+    """stages inside the LLM in place of the model's own; one with weights keeps those that it has been trained with."""
 
     @property
     def by_slot(self) -> dict[str, Any]:
         """The given changes, by slot: arguments of `VideoQA.with_stages` and `VideoQA.from_pretrained`."""
-        given = {"reducers": None if self.reducer is None else list(self.reducer), "path": self.path}
+        given = {
+            "reducers": None if self.reducer is None else list(self.reducer),
+            "path": self.path,
+            "decoder_stages": None if self.decoder_stage is None else list(self.decoder_stage),
+        }
         return {name: value for name, value in given.items() if value is not None}
 
 

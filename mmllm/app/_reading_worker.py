@@ -23,6 +23,7 @@ from mmllm.runtime.processes import end_with_parent, limit_memory
 from mmllm.tokens import VideoClip
 from mmllm.video.limits import VideoLimits
 from mmllm.video.opening import FrameSink, open_video
+from mmllm.video.sampling import FrameRule
 
 MEMORY_BYTES = 3 << 30
 """What decoding may use: enough for 8K with sixteen reference frames."""
@@ -73,15 +74,16 @@ def read_clip(
     num_frames: int,
     transform: Mapping[str, Any],
     limits: Mapping[str, Any],
+    rule: Mapping[str, Any] | None = None,
     sink: FrameSink | None = None,
 ) -> VideoClip:
-    """Frames of a video, sampled evenly and brought to the encoder's size; its codec is in the metadata.
+    """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
     They go to `sink`, if it wants them.
     """
     prepare = from_mapping(FrameTransform, transform).video_frame
     with open_video(path, limits=from_mapping(VideoLimits, limits)) as video:
-        clip = video.sample_uniform(num_frames, transform=prepare, sink=sink)
+        clip = video.sample_uniform(num_frames, transform=prepare, rule=FrameRule.of(rule), sink=sink)
         return dataclasses.replace(clip, metadata={**clip.metadata, "codec": video.info.codec})
 
 

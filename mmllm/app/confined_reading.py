@@ -21,6 +21,7 @@ from mmllm.video._child import Child
 from mmllm.video.errors import LimitExceeded, VideoDecodeError, VideoError, VideoTimeout
 from mmllm.video.limits import VideoLimits
 from mmllm.video.opening import FrameSink
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 WORKER = (sys.executable, "-m", "mmllm.app._reading_worker")
 START_S = 120.0
@@ -44,8 +45,9 @@ class ConfinedReading:
         transform: FrameTransform,
         limits: VideoLimits,
         sink: FrameSink | None = None,
+        rule: FrameRule = UNIFORM,
     ) -> VideoClip:
-        """Frames of a video, sampled evenly and brought to the encoder's size; its codec is in the metadata.
+        """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
         Args:
             path: the file.
@@ -53,6 +55,7 @@ class ConfinedReading:
             transform: what brings a frame to the encoder's size.
             limits: of the file; `child_s` limits the seconds of the child, for each piece that a sink takes.
             sink: takes the frames as they come, if it wants them; the clip then has frames (T 0 0 3).
+            rule: how frames are chosen.
 
         Raises:
             VideoError: if the file cannot be read, takes too long, needs too much memory or crashes the decoder.
@@ -62,6 +65,7 @@ class ConfinedReading:
             "num_frames": num_frames,
             "transform": to_mapping(transform),
             "limits": to_mapping(limits),
+            "rule": to_mapping(rule),
         }
         if sys.platform == "win32":  # pipes cannot be waited for there
             from mmllm.app._reading_worker import read_clip

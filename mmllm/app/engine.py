@@ -140,8 +140,12 @@ class Engine:
         if same_frames is not None and not (same_frames.long and qa.needs_frames(same_frames)):
             encoded = qa.encode_again(same_frames)
         else:
-            transform, limits = qa.processor.frame_transform, self.limits.video
-            encoded = qa.encode_fed(lambda sink: self.reading.read(path, settings.frames, transform, limits, sink))
+            processor, limits = qa.processor, self.limits.video
+            encoded = qa.encode_fed(
+                lambda sink: self.reading.read(
+                    path, settings.frames, processor.frame_transform, limits, sink, processor.frame_rule
+                )
+            )
         self.shelf.put(key, encoded)
         return encoded, encoded.seconds
 

@@ -29,6 +29,7 @@ def ask(
     sample_fps: float | None = None,
     fps: float | None = None,
     chain: ChainFlags = NO_CHAIN,
+    sampling: str | None = None,
     max_new_tokens: int = 64,
     json: bool = False,
     plot: Path | None = None,
@@ -47,6 +48,8 @@ def ask(
         sample_fps: sample so many frames a second, in place of a number of frames; 1 for an hour gives 3600.
         fps: images a second, if the video is a folder of frames; by default the model's own, 5.
         chain: asking in a chain.
+        sampling: how frames are chosen: uniform, slow-fast, slow-fast:fps=2 or slow-fast-demo; by default as the model
+            was trained.
         max_new_tokens: most tokens of the answer.
         json: print one JSON object.
         plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
@@ -67,9 +70,10 @@ def ask(
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = max_new_tokens
-    sampling = {"num_frames": frames, "start_s": start, "end_s": end, "fps": sample_fps}
+    chosen: dict[str, Any] = {"num_frames": frames, "start_s": start, "end_s": end, "sampling": sampling}
+    chosen["fps"] = sample_fps
     source = video if fps is None else FrameFolder(path=video, fps=fps)
-    given = {key: value for key, value in sampling.items() if value is not None}
+    given = {key: value for key, value in chosen.items() if value is not None}
     encoded = qa.encode_video(source, progress=True, **given)
     answer = qa.ask(encoded, question, chain=in_chain, progress=True)
     notes = [qa.note] if qa.note else []

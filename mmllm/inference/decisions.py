@@ -23,7 +23,7 @@ def finished_pass(qa: VideoQA, encoded: EncodedVideo, question: str) -> LlmPass:
     placed = place(
         inputs["input_ids"].to(model.input_device), inputs["attention_mask"].to(model.input_device), encoded.sequences
     )
-    current = model.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), placed.grid)
+    current = model.pass_of_placed(placed)
     model.language_model.base_model(
         inputs_embeds=model.embed(placed.input_ids, placed.visual),
         attention_mask=placed.attention_mask,

@@ -63,6 +63,16 @@ class Stages(Protocol):
     ) -> VisualTokens:
         """Encoder features of pixels."""
 
+    def hear(
+        self,
+        waveform: Tensor,
+        times_s: Tensor,
+        frame_mask: Tensor | None = None,
+        length: Tensor | None = None,
+        start_s: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Audio features of each frame, and which frames have sound."""
+
     def arrange(self, tokens: VisualTokens) -> VisualSequence:
         """Encoder features to what the LLM reads."""
 

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import (
+    AudioEncoder,
+    AudioProjector,
     Encoder,
     EncoderStage,
     LlmStage,
@@ -27,9 +29,10 @@ from mmllm.interfaces import (
     llm_stages,
 )
 from mmllm.modalities.border import modalities
-from mmllm.modalities.inputs import Media
+from mmllm.modalities.inputs import Media, ModalityInputs
 from mmllm.modalities.modality import Modality
 from mmllm.modeling.blending import blend
+from mmllm.modeling.hearing import between_frames, heard
 from mmllm.modeling.scenes import frame_similarity
 from mmllm.stages import model_slots
 from mmllm.tokens import VisualSequence, VisualTokens
@@ -41,9 +44,12 @@ class VisualStages(PreTrainedModel):
     config: MmllmConfig
     encoder: Encoder
     image_encoder: Encoder | None
+    audio_encoder: AudioEncoder | None
+    audio_projector: AudioProjector | None
     reducers: Sequence[TokenReducer]
     visual_tokenizer: VisualTokenizer
     path: VideoPath
+    decoder_stages: Sequence[LlmStage]
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
@@ -76,14 +82,38 @@ class VisualStages(PreTrainedModel):
         tokens = encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
         return tokens.replace(times_s=times_s, question=question)
 
+    def hear(
+        self,
+        waveform: Tensor,
+        times_s: Tensor,
+        frame_mask: Tensor | None = None,
+        length: Tensor | None = None,
+        start_s: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Audio features V T A E of each frame, and which frames have sound (bool, V T).
+
+        Args:
+            waveform: float32, V L, at 16 kHz.
+            times_s: V T.
+            frame_mask: bool, V T.
+            length: int64, V. Samples of each video's sound; None if all are as long.
+            start_s: float, V. The instant of sample 0; None for 0.
+
+        Raises:
+            InputError: if the model has no audio encoder.
+        """
+        if self.audio_encoder is None:
+            raise InputError("a video is given with its sound, and this model has no audio encoder: read it without")
+        return heard(self.audio_encoder, waveform, times_s, frame_mask=frame_mask, length=length, start_s=start_s)
+
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
-        """Encoder features after all reducers, with what the path needs of whole frames."""
-        tokens = self._for_path(tokens)
+        """Encoder features after all reducers, with the sound and what else the path needs of whole frames."""
+        reduced = tokens = self._for_path(tokens)
         for reducer in self.reducers:
             if reducer.reads_question:
-                _required(tokens.question, reducer)
-            tokens = reducer(tokens)
-        return tokens
+                _required(reduced.question, reducer)
+            reduced = reducer(reduced)
+        return reduced.with_sound_of(tokens)
 
     def _for_path(self, tokens: VisualTokens) -> VisualTokens:
         """Encoder features of the frames that the path reads, with the similarity of neighbours if it asks for that."""
@@ -100,7 +130,7 @@ class VisualStages(PreTrainedModel):
         return self.lay_out(self.reduce(tokens))
 
     def lay_out(self, tokens: VisualTokens) -> VisualSequence:
-        """Reduced tokens to the sequence that the LLM reads: project, path, blend.
+        """Reduced tokens to the sequence that the LLM reads: project, path, sound between the frames, blend.
 
         If the projector is affine and the path takes averages, the path comes first. The result is the same, and fewer
         tokens are projected.
@@ -114,7 +144,10 @@ class VisualStages(PreTrainedModel):
             averages = VisualTokens(features=sequence.embeddings.unsqueeze(1), grid=None)  # B 1 L C
             sequence = dataclasses.replace(sequence, embeddings=self.visual_tokenizer(averages).features.squeeze(1))
         else:
-            sequence = self.path(self.visual_tokenizer(tokens))
+            sequence = self.path(self.visual_tokenizer(tokens).with_sound_of(tokens))
+        if self.audio_projector is not None and tokens.audio is not None and tokens.audio_mask is not None:
+            spoken = self.audio_projector(tokens.audio.to(self.dtype))
+            sequence = between_frames(sequence, spoken, tokens.audio_mask)
         if self.llm_stages:
             sequence.check_places()
         blending = self.config.blending
@@ -138,20 +171,38 @@ class VisualStages(PreTrainedModel):
             return self.device
         return torch.device(next((place for place in placed if place != "cpu"), "cpu"))
 
-    def visual_sequences(self, media: Media) -> dict[int, VisualSequence]:
+    def visual_sequences(
+        self, media: Media, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> dict[int, VisualSequence]:
         """Placeholder id -> the sequence that the LLM reads, for the media of a batch.
 
         Args:
             media: name of each modality -> its inputs. `mmllm.modalities.border.from_flat` makes them from the output
                 of the processor.
+            input_ids, attention_mask: B L. The text around them, for a path that leaves room for it.
 
         Raises:
             InputError: if the configuration has no placeholder for one of the modalities.
         """
         registered = modalities()
+        if self.path.counts_text and input_ids is not None:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            media = {name: self._beside_text(name, inputs, input_ids, mask.bool()) for name, inputs in media.items()}
         return {
             self._placeholder(registered[name]): registered[name].encode(self, inputs) for name, inputs in media.items()
         }
+
+    def _beside_text(self, name: str, inputs: ModalityInputs, input_ids: Tensor, valid: Tensor) -> ModalityInputs:
+        """Inputs of a modality with the number of text tokens in the row of each medium, if they have room for that."""
+        fields = {field.name for field in dataclasses.fields(inputs)}
+        if "text_tokens" not in fields - inputs.given().keys():
+            return inputs
+        ids = [getattr(self.config, modality.id_field, None) for modality in modalities().values()]
+        places = torch.tensor([number for number in ids if number is not None], device=input_ids.device)
+        text = (valid & ~torch.isin(input_ids, places)).sum(1)
+        rows = (valid & (input_ids == self._placeholder(modalities()[name]))).nonzero()[:, 0]
+        # another number of placeholders is refused where media are placed
+        return dataclasses.replace(inputs, text_tokens=text[rows]) if len(rows) == len(inputs) else inputs  # type: ignore[call-arg]
 
     def _placeholder(self, modality: Modality[Any]) -> int:
         placeholder = getattr(self.config, modality.id_field, None)

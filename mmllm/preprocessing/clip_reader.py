@@ -12,6 +12,7 @@ from mmllm.tokens import VideoClip
 from mmllm.video.names import existing
 from mmllm.video.opening import FrameFolder, FrameSink, sample_uniform
 from mmllm.video.quarantine import Quarantine, QuarantineConfig
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 DEADLINE_S = 300.0
 """Seconds by the clock for one video. The reader's own limit of processor time is shorter; its error says more."""
@@ -27,6 +28,8 @@ class ClipReader:
     """Images a second in a folder of frames; LITA's have 5."""
     folder_rates: Mapping[str, float] = field(default_factory=dict)
     """Path -> images a second, for folders with another rate."""
+    rule: FrameRule = UNIFORM
+    """How frames are chosen."""
 
     def __call__(self, video: Any, *, sink: FrameSink | None = None, **limits: Any) -> VideoClip:
         """The clip.
@@ -41,7 +44,8 @@ class ClipReader:
         """
         if isinstance(video, (str, Path)) and (folder := existing(video)) is not None and folder.is_dir():
             video = FrameFolder(path=folder, fps=self.folder_rates.get(str(video), self.folder_fps))
-        return sample_uniform(video, self.num_frames, transform=self.transform.video_frame, sink=sink, **limits)
+        prepare = self.transform.video_frame
+        return sample_uniform(video, self.num_frames, transform=prepare, sink=sink, rule=self.rule, **limits)
 
     def check(self, video: Path) -> None:
         """Reads the clip and forgets it; raises what `__call__` raises."""

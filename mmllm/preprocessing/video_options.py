@@ -13,18 +13,21 @@ from mmllm.errors import InputError
 from mmllm.preprocessing.memory_video import instants
 from mmllm.tokens import VideoClip
 from mmllm.video.opening import FrameSink, VideoLimits, VideoReader, open_video
+from mmllm.video.sampling import FrameRule
 
-VIDEO_OPTIONS = ("num_frames", "fps", "start_s", "end_s", "video_metadata", "do_sample_frames")
+VIDEO_OPTIONS = ("num_frames", "fps", "start_s", "end_s", "video_metadata", "do_sample_frames", "sampling")
 
 
 def checked(name: str, value: Any) -> Any:
     """The value of an option, as a number of Python where it is one.
 
     Raises:
-        InputError: naming the option and what is allowed.
+        InputError, ConfigError: naming the option and what is allowed.
     """
     if name == "video_metadata":
         return value
+    if name == "sampling":
+        return FrameRule.of(value)
     if name == "do_sample_frames":
         if not isinstance(value, (bool, np.bool_)):
             raise InputError(f"do_sample_frames must be True or False, not {value!r:.80}")

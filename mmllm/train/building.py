@@ -19,17 +19,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmllm import registry
+from mmllm.checkpoints.bert import load_bert
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import checked_source
+from mmllm.llm.harness import decoder_layers
 from mmllm.modalities.border import placeholders
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.tower import load_strictly
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
-from mmllm.stages import question_reader, stages_of
+from mmllm.stages import needs_frame_size, question_reader, stages_of
 from mmllm.synthetic.questions import vocabulary
 from mmllm.train.model_config import DecoderConfig, ModelConfig
 
@@ -65,12 +67,14 @@ def build_model(
         tokenizer,
         frames=encoder.frames,
         num_frames=config.num_frames,
+        sampling=config.sampling,
         num_time_tokens=config.num_time_tokens,
         time=config.time,
         chat_template=config.template,
         system_prompt=config.system_prompt,
         strip_time_tokens=config.strip_time_tokens,
         question=question_reader(stages_of(config)),
+        frame_sizes=needs_frame_size(stages_of(config)),
     )
     # step 2: the model with new random weights
     if language_model is not None:
@@ -100,6 +104,12 @@ def build_model(
         _copying_(model.language_model)
     if config.encoder_weights:
         _load_encoder(model, config.encoder_weights)
+    if config.path_weights:
+        load_bert(model.path, config.path_weights)
+    if model.decoder_stages:
+        layers = list(decoder_layers(model.language_model.base_model))
+        for stage in model.decoder_stages:
+            stage.start_from(layers)
     if config.projector_weights:
         _load_projector(model, Path(config.projector_weights))
     if time_ids and config.time_token_init == "sinusoid":
