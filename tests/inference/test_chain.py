@@ -210,7 +210,7 @@ def test_visual_parts_that_read_questions_get_the_request_and_the_bare_question(
     qa = VideoQA(untrained_qa.model, untrained_qa.processor)
     looked = []
 
-    def for_question(encoded, question):
+    def for_question(encoded, question, text_tokens=None):
         looked.append(question)
         return encoded
 

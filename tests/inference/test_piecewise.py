@@ -237,6 +237,11 @@ ENCODERS = {
     "textok": {"image_size": 32, "tokens": 4, "reads_text": False, "chunk": 4, **SMALL},
     "tiny": {"image_size": 64, "width": 16, "heads": 2, "channels": [8, 8, 8], "step": 3},
 }
+ENCODERS["towers"] = {
+    "first": {"name": "siglip", **ENCODERS["siglip"]},
+    "second": {"name": "tiny", **ENCODERS["tiny"]},
+    "grid": 4,
+}
 
 
 def test_every_encoder_is_tested():
