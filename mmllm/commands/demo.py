@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mmllm.app.limits import DemoLimits
+from mmllm.app.limits import MOST_FRAMES, DemoLimits
 from mmllm.commands.flags import StageFlags
 from mmllm.errors import InputError, require_extra
 from mmllm.stages import NO_CHANGES
@@ -45,7 +45,7 @@ def demo(
     share: bool = False,
     frames: int | None = None,
     upload_mb: int = 200,
-    video_minutes: float = 30.0,
+    video_minutes: float = 90.0,
     browser: bool = False,
     allowed_host: tuple[str, ...] = (),
     stages: StageFlags = NO_CHANGES,
@@ -57,7 +57,8 @@ def demo(
         host: address to listen at; 0.0.0.0 lets other machines of the network connect.
         port: port to listen at; by default the first free one from 7860 on.
         share: make a public link through Gradio's servers.
-        frames: number of sampled frames; by default the model's own number.
+        frames: number of sampled frames; by default the model's own number. Visitors may choose up to 200, or as many
+            as this.
         upload_mb: most megabytes of an upload.
         video_minutes: most minutes of a video.
         browser: open the page in the default browser.
@@ -65,7 +66,8 @@ def demo(
         stages: stages that replace the model's own; a visitor can choose others for reducer and path.
     """
     require_extra("demo", "the demo")
-    limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60)
+    most = min(max(DemoLimits.frames, frames or 0), MOST_FRAMES)
+    limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60, frames=most)
     qa, name = load(model, **stages.by_slot)
     if frames is not None:
         qa.processor.num_frames = limits.checked_frames(frames)

@@ -67,7 +67,7 @@ class VideoReader(abc.ABC):
             for index, picture in list(self.decode(indices, size)):  # a list, so no deadline counts the caller's time
                 yield float(times_s[index]), picture
 
-    def renew_deadline(self) -> None:
+    def renew_deadline(self) -> None:  # noqa: B027 - a list of pictures has no such limit
         """Starts the limit of time of the running `decode` anew: its caller has finished a piece of the video."""
 
     @abc.abstractmethod
