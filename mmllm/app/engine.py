@@ -126,7 +126,9 @@ class Engine:
             encoded = qa.encode_again(same_frames)
         else:
             started = time.perf_counter()
-            clip = self.reading.read(path, settings.frames, qa.processor.frame_transform, self.limits.video)
+            clip = self.reading.read(
+                path, settings.frames, qa.processor.frame_transform, self.limits.video, qa.processor.sound
+            )
             decoding_s = time.perf_counter() - started
             encoded = qa.encode_video(clip)
             encoded = replace(encoded, seconds={**encoded.seconds, "decode": decoding_s})

@@ -25,6 +25,7 @@ def ask(
     start: float | None = None,
     end: float | None = None,
     fps: float | None = None,
+    audio: bool = True,
     max_new_tokens: int = 64,
     json: bool = False,
     plot: Path | None = None,
@@ -41,6 +42,7 @@ def ask(
         start: use only the part of the video from this second on.
         end: use only the part of the video up to this second.
         fps: images a second, if the video is a folder of frames; by default the model's own, 5.
+        audio: hear the video, too, if the model can; --no-audio looks at the pictures only.
         max_new_tokens: most tokens of the answer.
         json: print one JSON object.
         plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
@@ -58,7 +60,7 @@ def ask(
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = max_new_tokens
-    sampling = {"num_frames": frames, "start_s": start, "end_s": end}
+    sampling = {"num_frames": frames, "start_s": start, "end_s": end, "audio": None if audio else False}
     source = video if fps is None else FrameFolder(path=video, fps=fps)
     encoded = qa.encode_video(source, **{key: value for key, value in sampling.items() if value is not None})
     answer = qa.ask(encoded, question)

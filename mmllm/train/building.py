@@ -21,7 +21,7 @@ from torch import Tensor
 from mmllm import registry
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, ConfigError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import checked_source
 from mmllm.modalities.border import placeholders
@@ -70,6 +70,7 @@ def build_model(
         chat_template=config.template,
         system_prompt=config.system_prompt,
         strip_time_tokens=config.strip_time_tokens,
+        audio=None if config.audio_encoder is None else config.audio,
         question=question_reader(stages_of(config)),
     )
     # step 2: the model with new random weights
@@ -100,6 +101,8 @@ def build_model(
         _copying_(model.language_model)
     if config.encoder_weights:
         _load_encoder(model, config.encoder_weights)
+    if config.audio_encoder_weights:
+        _load_audio_encoder(model, config.audio_encoder_weights)
     if config.projector_weights:
         _load_projector(model, Path(config.projector_weights))
     if time_ids and config.time_token_init == "sinusoid":
@@ -172,6 +175,14 @@ def _load_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
         load_pretrained(name)
     else:
         load_tower(model.encoder, name)
+
+
+def _load_audio_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
+    load_pretrained = None if model.audio_encoder is None else model.audio_encoder.load_pretrained
+    if load_pretrained is None:
+        given = "there is none" if model.audio_encoder is None else model.audio_encoder.registered_name
+        raise ConfigError(f"audio_encoder_weights = {name}: needs an audio_encoder with published weights; {given}")
+    load_pretrained(name)
 
 
 def _load_projector(model: MmllmForConditionalGeneration, file: Path) -> None:
