@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmllm import registry
+from mmllm.checkpoints.audio import load_audio_encoder
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError, ConfigError
@@ -102,7 +103,9 @@ def build_model(
     if config.encoder_weights:
         _load_encoder(model, config.encoder_weights)
     if config.audio_encoder_weights:
-        _load_audio_encoder(model, config.audio_encoder_weights)
+        if model.audio_encoder is None:
+            raise ConfigError(f"audio_encoder_weights = {config.audio_encoder_weights}: there is no audio_encoder")
+        load_audio_encoder(model.audio_encoder, config.audio_encoder_weights)
     if config.projector_weights:
         _load_projector(model, Path(config.projector_weights))
     if time_ids and config.time_token_init == "sinusoid":
@@ -175,14 +178,6 @@ def _load_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
         load_pretrained(name)
     else:
         load_tower(model.encoder, name)
-
-
-def _load_audio_encoder(model: MmllmForConditionalGeneration, name: str) -> None:
-    load_pretrained = None if model.audio_encoder is None else model.audio_encoder.load_pretrained
-    if load_pretrained is None:
-        given = "there is none" if model.audio_encoder is None else model.audio_encoder.registered_name
-        raise ConfigError(f"audio_encoder_weights = {name}: needs an audio_encoder with published weights; {given}")
-    load_pretrained(name)
 
 
 def _load_projector(model: MmllmForConditionalGeneration, file: Path) -> None:
