@@ -340,6 +340,12 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
             {name: modality.options for name, modality in kinds.items()},
             template,
         )
+        audio = keywords.options["video"].get("audio")
+        for value in audio if isinstance(audio, (list, tuple)) else [audio]:
+            if value is not None and not isinstance(value, bool):
+                raise InputError(
+                    f"audio says whether the sound of a video's file is heard: True or False, not {value!r:.80}"
+                )
         if template and keywords.media:
             raise InputError(f"{next(iter(keywords.media))} stand in the messages, as items with their type and source")
         return keywords

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmllm.datasets.records import Dialogue
+from mmllm.datasets.records import Dialogue, Media
 from mmllm.errors import InputError, MmllmError
 from mmllm.modalities.inputs import ModalityInputs
 from mmllm.modalities.video import VideoInputs
@@ -137,11 +137,15 @@ class DialogueRows(torch.utils.data.Dataset[Any]):
         Raises:
             InputError: if a medium cannot be read, if there is no answer, or if the text is too long.
         """
-        media = [self.media.load(medium.kind, medium.path, medium.audio) for medium in dialogue.media]
+        media = [self._loaded(medium) for medium in dialogue.media]
         durations_s = [length_s for inputs in media for length_s in inputs.lengths_s]
         text = text_row(dialogue, self.processor, durations_s, self.max_text_tokens)
         asked = asked_media(media, dialogue, self.processor, length_of(dialogue, durations_s))
         return Row(name=dialogue.record_id, text=text, media=asked)
+
+    def _loaded(self, medium: Media) -> ModalityInputs:
+        heard = {} if medium.audio is None else {"audio": medium.audio}
+        return self.media.load(medium.kind, medium.path, **heard)
 
 
 def length_of(dialogue: Dialogue, durations_s: Sequence[float]) -> float | None:
