@@ -79,7 +79,7 @@ def tiny_audio() -> Recipe:
         data=DataConfig(synthetic=replace(start.data.synthetic, train_videos=400, families=("sound",))),
         model=replace(start.model, audio_encoder="tiny", audio_projector="linear"),
         stages=(
-            AudioEncoderTraining(max_steps=200),
+            AudioEncoderTraining(max_steps=100),
             replace(start.stage("language"), max_steps=400),
         ),
     )
