@@ -388,7 +388,7 @@ class VideoPath(Part, nn.Module):
 
     averages: ClassVar[bool] = False
     """Whether each token of the sequence is an average of tokens. An affine projector can then come after it."""
-    reads_audio: ClassVar[bool] = False
+    reads_audio: bool = False
     """Whether it reads `VisualTokens.audio` itself. No audio projector then puts tokens between the frames. Its
     constructor may take `audio_width`: E, or None without an audio encoder."""
     gives_states: ClassVar[bool] = False
@@ -418,6 +418,10 @@ class VideoPath(Part, nn.Module):
             InputError: if it needs a patch grid and there is none.
         """
         raise NotImplementedError
+
+    def beside_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
+        """Tokens beside the sequence, by name, for the same video."""
+        return {}
 
 
 class TimeFormat(Part):

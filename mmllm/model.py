@@ -319,7 +319,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         if inputs_embeds is None and input_ids is not None and visual_embeddings is None:
             if torch.compiler.is_exporting():
                 self._refuse_for_export(labels, media)
-            sequences = self.visual_sequences(media)
+            sequences = self.visual_sequences(media, input_ids, attention_mask)
             if sequences or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
                 if torch.compiler.is_exporting():

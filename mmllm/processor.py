@@ -43,6 +43,7 @@ from mmllm.preprocessing.text_options import TextOptions
 from mmllm.times.vocabulary import TimeTokens
 from mmllm.tokens import IGNORED
 from mmllm.video.audio import SoundOptions
+from mmllm.video.sampling import FrameRule
 
 REQUIRED_PLACEHOLDERS = (VIDEO, IMAGE)
 """Placeholders that every tokenizer has, in the order of their ids. Published and saved models depend on the order."""
@@ -56,6 +57,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
             (`add_special_words` adds them).
         frames: fields of `FrameTransform`; the preprocessing has to fit the encoder's weights.
         num_frames: frames sampled of each video.
+        sampling: how they are chosen, such as `slow-fast:fps=2`, or the fields of `FrameRule`; LITA's rule if None.
         num_time_tokens: number of time tokens; 0 if times are written as text.
         time: how times are written, one of `mmllm list times`, such as `interleaved:decimals=1`.
         strip_time_tokens: drop white space around time tokens before text is split into pieces, as the tokenizer of
@@ -98,11 +100,14 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         last_is_end: bool = False,
         frame_sizes: bool = False,
         audio: Mapping[str, Any] | SoundOptions | bool | None = None,
+        sampling: Any = None,
         question: Mapping[str, Any] | QuestionReaderConfig | QuestionReader | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))
         self.frames = to_mapping(frames) if isinstance(frames, FrameTransform) else dict(frames or {"size": 224})
         self.num_frames = num_frames
+        self.frame_rule = FrameRule.of(sampling)
+        self.sampling = to_mapping(self.frame_rule)
         self.num_time_tokens = num_time_tokens
         self.strip_time_tokens = strip_time_tokens
         self.whole_text = whole_text

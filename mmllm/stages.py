@@ -125,6 +125,17 @@ def build(
     return parts
 
 
+def needs_frame_size(stages: Mapping[str, Any]) -> bool:
+    """Whether the processor has to give the size of frames before they were padded.
+
+    So it is if the projector leaves padding out, and the encoder sees frames that are padded.
+    """
+    tokenizer = stages.get("visual_tokenizer", SLOTS["visual_tokenizer"].default)
+    name = registry.name_of("tokenizer", registry.config_of("tokenizer", tokenizer))
+    encoder = registry.config_of("encoder", stages.get("encoder", SLOTS["encoder"].default))
+    return bool(registry.find("tokenizer", name).cls.needs_frame_size) and encoder.frames.fit == "pad"  # type: ignore[attr-defined]
+
+
 def question_reader(stages: Mapping[str, Any]) -> Any:
     """The `QuestionReaderConfig` of the parts that read questions; None if no part does.
 

@@ -183,11 +183,17 @@ class VisualTokens:
         for name, value in {"index": self.index, "mask": self.mask, "size": self.size, **self.scores}.items():
             if value is not None and value.shape != (b, t, n):
                 raise ValueError(f"{name} must be {(b, t, n)} like the features, not {tuple(value.shape)}")
-        if self.times_s is not None and self.times_s.shape != (b, t):
-            raise ValueError(f"times_s must be {(b, t)}, not {tuple(self.times_s.shape)}")
-        self._check_sound(b, t)
-        beside = {"frame_size": (b, 2), "similarity": (b, t), "text_tokens": (b,)}
-        for name, shape in beside.items():
+        if self.audio is not None and (self.audio.ndim != 4 or self.audio.shape[:2] != (b, t)):
+            raise ValueError(f"audio must be {(b, t)} by tokens by width, not {tuple(self.audio.shape)}")
+        if self.audio is not None and self.audio_mask is None:
+            object.__setattr__(self, "audio_mask", self.mask.any(-1))
+        self._check_videos(b, t)
+
+    def _check_videos(self, b: int, t: int) -> None:
+        """Refuses what belongs to frames and videos in another shape."""
+        frames = dict.fromkeys(("times_s", "audio_mask", "similarity"), (b, t))
+        shapes: dict[str, tuple[int, ...]] = {**frames, "frame_size": (b, 2), "text_tokens": (b,)}
+        for name, shape in shapes.items():
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(f"{name} must be {shape}, not {tuple(value.shape)}")
@@ -210,6 +216,11 @@ class VisualTokens:
         """B T N D."""
         b, t, n, d = self.features.shape
         return b, t, n, d
+
+    @property
+    def about_frames(self) -> dict[str, Any]:
+        """The fields that belong to frames and videos, for a stage that makes new tokens of each frame."""
+        return {name: getattr(self, name) for name in _ABOUT_FRAMES}
 
     @property
     def frame_mask(self) -> Tensor:
@@ -271,6 +282,10 @@ class VisualTokens:
         return rearrange(features, "b t (h w) d -> b t h w d", h=h), rearrange(present, "b t (h w) -> b t h w", h=h)
 
 
+_ABOUT_FRAMES = ("times_s", "question", "still", "frame_size", "similarity", "text_tokens")
+"""Fields of `VisualTokens` that do not change with the tokens of a frame, besides sound."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VisualSequence:
     """The sequence that the LLM reads for each video: tokens in reading order."""
@@ -280,7 +295,7 @@ class VisualSequence:
     mask: Tensor
     """bool, B L. False where a position is padding."""
     frame: Tensor
-    """int64, B L. The frame that a token shows; -1 for a token of several frames."""
+    """int64, B L. The frame that a token shows, or the middle one of a few neighbours; -1 for a token of others."""
     blocks: tuple[tuple[str, int], ...]
     """Name and length of each run of positions, in order; the lengths add up to L."""
     place: Tensor | None = None

@@ -23,6 +23,7 @@ from mmllm.tokens import VideoClip
 from mmllm.video.audio import SoundOptions, with_sound
 from mmllm.video.limits import VideoLimits
 from mmllm.video.opening import open_video
+from mmllm.video.sampling import FrameRule
 
 MEMORY_BYTES = 3 << 30
 """What decoding may use: enough for 8K with sixteen reference frames."""
@@ -53,14 +54,15 @@ def read_clip(
     transform: Mapping[str, Any],
     limits: Mapping[str, Any],
     sound: Mapping[str, Any] | None = None,
+    rule: Mapping[str, Any] | None = None,
 ) -> VideoClip:
-    """Frames of a video, sampled evenly and brought to the encoder's size; its codec is in the metadata.
+    """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
     With `sound`, fields of `SoundOptions`, the clip has its sound.
     """
     prepare = from_mapping(FrameTransform, transform).video_frame
     with open_video(path, limits=from_mapping(VideoLimits, limits)) as video:
-        clip = video.sample_uniform(num_frames, transform=prepare)
+        clip = video.sample_uniform(num_frames, transform=prepare, rule=FrameRule.of(rule))
         clip = with_sound(clip, video, None if sound is None else from_mapping(SoundOptions, sound), None, None)
         return dataclasses.replace(clip, metadata={**clip.metadata, "codec": video.info.codec})
 

@@ -20,6 +20,7 @@ from mmllm.video._child import Child
 from mmllm.video.audio import SoundOptions
 from mmllm.video.errors import LimitExceeded, VideoDecodeError, VideoError, VideoTimeout
 from mmllm.video.limits import VideoLimits
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 WORKER = (sys.executable, "-m", "mmllm.app._reading_worker")
 START_S = 120.0
@@ -43,8 +44,9 @@ class ConfinedReading:
         transform: FrameTransform,
         limits: VideoLimits,
         sound: SoundOptions | None = None,
+        rule: FrameRule = UNIFORM,
     ) -> VideoClip:
-        """Frames of a video, sampled evenly and brought to the encoder's size; its codec is in the metadata.
+        """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
         Args:
             path: the file.
@@ -52,6 +54,7 @@ class ConfinedReading:
             transform: what brings a frame to the encoder's size.
             limits: of the file; `child_s` limits the seconds of the child.
             sound: which sound is read beside the frames; None for none.
+            rule: how frames are chosen.
 
         Raises:
             VideoError: if the file cannot be read, takes too long, needs too much memory or crashes the decoder.
@@ -62,6 +65,7 @@ class ConfinedReading:
             "transform": to_mapping(transform),
             "limits": to_mapping(limits),
             "sound": None if sound is None else to_mapping(sound),
+            "rule": to_mapping(rule),
         }
         if sys.platform == "win32":  # pipes cannot be waited for there
             from mmllm.app._reading_worker import read_clip

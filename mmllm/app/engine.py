@@ -126,8 +126,14 @@ class Engine:
             encoded = qa.encode_again(same_frames)
         else:
             started = time.perf_counter()
+            processor, limits = qa.processor, self.limits.video
             clip = self.reading.read(
-                path, settings.frames, qa.processor.frame_transform, self.limits.video, qa.processor.sound
+                path,
+                settings.frames,
+                processor.frame_transform,
+                limits,
+                sound=processor.sound,
+                rule=processor.frame_rule,
             )
             decoding_s = time.perf_counter() - started
             encoded = qa.encode_video(clip)

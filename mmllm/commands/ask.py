@@ -26,6 +26,7 @@ def ask(
     end: float | None = None,
     fps: float | None = None,
     audio: bool = True,
+    sampling: str | None = None,
     max_new_tokens: int = 64,
     json: bool = False,
     plot: Path | None = None,
@@ -43,6 +44,8 @@ def ask(
         end: use only the part of the video up to this second.
         fps: images a second, if the video is a folder of frames; by default the model's own, 5.
         audio: hear the video, too, if the model can; --no-audio looks at the pictures only.
+        sampling: how frames are chosen: uniform, slow-fast, slow-fast:fps=2 or slow-fast-demo; by default as the model
+            was trained.
         max_new_tokens: most tokens of the answer.
         json: print one JSON object.
         plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
@@ -60,9 +63,10 @@ def ask(
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = max_new_tokens
-    sampling = {"num_frames": frames, "start_s": start, "end_s": end, "audio": None if audio else False}
+    chosen: dict[str, Any] = {"num_frames": frames, "start_s": start, "end_s": end, "sampling": sampling}
+    chosen["audio"] = None if audio else False
     source = video if fps is None else FrameFolder(path=video, fps=fps)
-    encoded = qa.encode_video(source, **{key: value for key, value in sampling.items() if value is not None})
+    encoded = qa.encode_video(source, **{key: value for key, value in chosen.items() if value is not None})
     answer = qa.ask(encoded, question)
     notes = [qa.note] if qa.note else []
     if end is not None and end > encoded.duration_s + 1e-3:

@@ -90,6 +90,17 @@ PRESETS: dict[str, Preset] = {
         size=224,
         by=f"{_TOKENS}, and transformers' parts put together",
     ),
+    **{
+        f"slowfast-7b-{name}": _model(
+            f"shi-labs/slowfast-video-mllm-qwen2-7b-convnext-576-{name}",
+            "slowfast",
+            licence="CC-BY-NC-4.0",
+            size=576,
+            template="chatml",
+            by="the original's fast tokens and hybrid layer",
+        )
+        for name in ("frame64-s1t4", "frame96-s1t6")
+    },
     "clip-vit-l-14": _tower(
         "openai/clip-vit-large-patch14", "clip", 224, "MIT (OpenAI's repository)", "transformers, open_clip and timm"
     ),

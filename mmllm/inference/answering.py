@@ -229,7 +229,7 @@ class VideoQA:
         return already_merged or merges or not has_scores
 
     @torch.no_grad()
-    def for_question(self, encoded: EncodedVideo, question: str) -> EncodedVideo:
+    def for_question(self, encoded: EncodedVideo, question: str, text_tokens: int | None = None) -> EncodedVideo:
         """The video as this model sees it for a question; as it is if the model reads no questions.
 
         What does not depend on the question is not computed again.
@@ -237,12 +237,14 @@ class VideoQA:
         Args:
             encoded: what `encode_video` returned.
             question: the words of the user's turn that holds the video; see `question_about_video`.
+            text_tokens: tokens of the whole text, for a path that leaves room for it; None if that is unknown.
         """
-        if not self.model.reads_question or encoded.question == question:
+        fits = text_tokens is None or not self.model.path.counts_text
+        if not self.model.reads_question or (encoded.question == question and fits):
             return encoded
         if encoded.tokens is None and (encoded.long is None or encoded.long.reduced is None):
             return self._encode_again(encoded, question)
-        return self._arrange(encoded.clip, encoded.tokens, {}, question, encoded.long)
+        return self._arrange(encoded.clip, encoded.tokens, {}, question, encoded.long, text_tokens)
 
     def question_about_video(self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = ()) -> str:
         """The words of the turn that holds the video in `prompt`: the first question of a conversation."""
@@ -276,6 +278,7 @@ class VideoQA:
         seconds: dict[str, float],
         question: str | None = None,
         long: LongVideo | None = None,
+        text_tokens: int | None = None,
     ) -> EncodedVideo:
         """The video for the LLM, from the encoder's tokens, or from those of a long video that are reduced already."""
         if self.model.reads_question and question is None:
@@ -285,6 +288,8 @@ class VideoQA:
         assert given is not None
         if (ids := self._question_ids(question)) is not None:
             given = given.replace(question=ids.to(given.features.device))
+        if text_tokens is not None:
+            given = given.replace(text_tokens=torch.tensor([text_tokens], device=given.features.device))
         reduced = given if tokens is None else self.model.reduce(given)
         text = self.processor.frame_text([clip.times_s if long is None else long.times_s])
         sequence = self.model.lay_out(reduced)
@@ -370,10 +375,10 @@ class VideoQA:
         answers: list[Answer] = []
         for batch in [[alone] for alone in asked] if self.model.reads_question else [asked]:
             question, history, _ = batch[0]
-            view = self.for_question(encoded, self.question_about_video(question, duration_s, history))
-            inputs = self.processor.collate(
-                [self.prompt(question, duration_s, history, system) for question, history, system in batch]
-            )
+            prompts = [self.prompt(question, duration_s, history, system) for question, history, system in batch]
+            about = self.question_about_video(question, duration_s, history)
+            view = self.for_question(encoded, about, text_tokens=len(prompts[0].input_ids) - 1)
+            inputs = self.processor.collate(prompts)
             new = self.generate(view, inputs["input_ids"], inputs["attention_mask"], **generate)
             answers += self.processor.batch_decode(new, [duration_s] * len(batch))
         return answers

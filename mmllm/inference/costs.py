@@ -60,6 +60,8 @@ def stage_costs(
     rows.append({"stage": f"tokenizer {projector.registered_name}", "tokens": total, "detail": "to the LLM's width"})
     blocks = parts["path"].token_counts(frames, grid, kept)
     detail = " + ".join(f"{count} {block}" for block, count in blocks.items())
+    for name, count in parts["path"].beside_counts(frames, grid, kept).items():
+        detail += f"; {count:,} {name} beside the sequence"
     rows.append({"stage": f"path {parts['path'].registered_name}", "tokens": sum(blocks.values()), "detail": detail})
     if (audio := parts["audio_projector"]) is not None:
         count = frames * audio.tokens_per_frame
@@ -107,3 +109,21 @@ def prefill_flops(text_config: Any, positions: int) -> float:
     weights = projections + 3 * width * text_config.intermediate_size
     attention = 2 * positions * heads * head_width
     return 2.0 * (layers * positions * (weights + attention) + width * text_config.vocab_size)
+
+
+def cross_attention_flops(text_config: Any, layers: int, slow: int, text: int) -> float:
+    """Floating point operations that cross-attention adds to a prompt's pass, counted as in `prefill_flops`.
+
+    Args:
+        text_config: configuration of the LLM.
+        layers: how many layers have cross-attention.
+        slow: tokens beside the sequence.
+        text: positions that attend to them.
+    """
+    width, heads = text_config.hidden_size, text_config.num_attention_heads
+    key_heads = getattr(text_config, "num_key_value_heads", None) or heads
+    head_width = getattr(text_config, "head_dim", None) or width // heads
+    keys_and_values = slow * width * 2 * key_heads * head_width
+    attention = 2 * text * slow * heads * head_width
+    gate = text * heads * head_width
+    return 2.0 * layers * (keys_and_values + attention + gate)

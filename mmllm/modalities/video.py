@@ -298,7 +298,7 @@ def with_sound(model: Stages, inputs: VideoInputs, tokens: VisualTokens, frame_m
 
 
 def _picture_tokens(model: Stages, inputs: VideoInputs, frame_mask: Tensor | None) -> VisualTokens:
-    beside = {"frame_size": inputs.frame_size, "text_tokens": inputs.text_tokens}
+    beside: dict[str, Any] = {"frame_size": inputs.frame_size, "text_tokens": inputs.text_tokens}
     if inputs.features is None:
         assert inputs.pixels is not None
         return model.encode(inputs.pixels, frame_mask, inputs.times_s, question=inputs.question).replace(**beside)

@@ -61,14 +61,15 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             ConfigError: if an option does not work with a stage inside the LLM.
         """
         named, kwargs = media_apart(kwargs)
-        if sequences is None:
-            sequences = self.visual_sequences(one_media(media, named))
+        given = {} if sequences is not None else one_media(media, named)
         for name in ("past_key_values", "cache"):  # transformers 5.24 has the second name
             if name != CACHE and kwargs.get(name) is not None:
                 kwargs[CACHE] = kwargs.pop(name)
         if input_ids is None and isinstance(kwargs.get("inputs"), Tensor):
             input_ids = kwargs.pop("inputs")
         mask = None if input_ids is None else self._mask_of(input_ids, attention_mask, kwargs)
+        if sequences is None:
+            sequences = self.visual_sequences(given, input_ids, mask)
         if input_ids is None or mask is None or kwargs.get("inputs_embeds") is not None:
             if sequences:
                 raise InputError("videos and images need input_ids with their placeholders, and an attention_mask B L")

@@ -29,7 +29,7 @@ from mmllm.interfaces import (
     llm_stages,
 )
 from mmllm.modalities.border import modalities
-from mmllm.modalities.inputs import Media
+from mmllm.modalities.inputs import Media, ModalityInputs
 from mmllm.modalities.modality import Modality
 from mmllm.modeling.blending import blend
 from mmllm.modeling.hearing import between_frames, heard
@@ -171,20 +171,38 @@ class VisualStages(PreTrainedModel):
             return self.device
         return torch.device(next((place for place in placed if place != "cpu"), "cpu"))
 
-    def visual_sequences(self, media: Media) -> dict[int, VisualSequence]:
+    def visual_sequences(
+        self, media: Media, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> dict[int, VisualSequence]:
         """Placeholder id -> the sequence that the LLM reads, for the media of a batch.
 
         Args:
             media: name of each modality -> its inputs. `mmllm.modalities.border.from_flat` makes them from the output
                 of the processor.
+            input_ids, attention_mask: B L. The text around them, for a path that leaves room for it.
 
         Raises:
             InputError: if the configuration has no placeholder for one of the modalities.
         """
         registered = modalities()
+        if self.path.counts_text and input_ids is not None:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            media = {name: self._beside_text(name, inputs, input_ids, mask.bool()) for name, inputs in media.items()}
         return {
             self._placeholder(registered[name]): registered[name].encode(self, inputs) for name, inputs in media.items()
         }
+
+    def _beside_text(self, name: str, inputs: ModalityInputs, input_ids: Tensor, valid: Tensor) -> ModalityInputs:
+        """Inputs of a modality with the number of text tokens in the row of each medium, if they have room for that."""
+        fields = {field.name for field in dataclasses.fields(inputs)}
+        if "text_tokens" not in fields - inputs.given().keys():
+            return inputs
+        ids = [getattr(self.config, modality.id_field, None) for modality in modalities().values()]
+        places = torch.tensor([number for number in ids if number is not None], device=input_ids.device)
+        text = (valid & ~torch.isin(input_ids, places)).sum(1)
+        rows = (valid & (input_ids == self._placeholder(modalities()[name]))).nonzero()[:, 0]
+        # another number of placeholders is refused where media are placed
+        return dataclasses.replace(inputs, text_tokens=text[rows]) if len(rows) == len(inputs) else inputs  # type: ignore[call-arg]
 
     def _placeholder(self, modality: Modality[Any]) -> int:
         placeholder = getattr(self.config, modality.id_field, None)

@@ -14,6 +14,7 @@ from mmllm.video.audio import with_sound
 from mmllm.video.names import existing
 from mmllm.video.opening import FrameFolder, FrameSink, SoundOptions, VideoReader, open_video
 from mmllm.video.quarantine import Quarantine, QuarantineConfig
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 DEADLINE_S = 300.0
 """Seconds by the clock for one video. The reader's own limit of processor time is shorter; its error says more."""
@@ -31,6 +32,8 @@ class ClipReader:
     """Path -> images a second, for folders with another rate."""
     sound: SoundOptions | None = None
     """Which sound is read beside the frames; None for none."""
+    rule: FrameRule = UNIFORM
+    """How frames are chosen."""
 
     def __call__(self, video: Any, *, sink: FrameSink | None = None, **limits: Any) -> VideoClip:
         """The clip.
@@ -46,7 +49,8 @@ class ClipReader:
         if isinstance(video, (str, Path)) and (folder := existing(video)) is not None and folder.is_dir():
             video = FrameFolder(path=folder, fps=self.folder_rates.get(str(video), self.folder_fps))
         with nullcontext(video) if isinstance(video, VideoReader) else open_video(video) as reader:
-            clip = reader.sample_uniform(self.num_frames, transform=self.transform.video_frame, sink=sink, **limits)
+            prepare = self.transform.video_frame
+            clip = reader.sample_uniform(self.num_frames, transform=prepare, sink=sink, rule=self.rule, **limits)
             return with_sound(clip, reader, self.sound, limits.get("start_s"), limits.get("end_s"))
 
     def check(self, video: Path) -> None:

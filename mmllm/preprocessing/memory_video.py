@@ -90,6 +90,12 @@ class MemoryVideo:
         shown = max(0, int(np.searchsorted(self.times_s, begin, side="right")) - 1)
         return inside if len(inside) else np.array([shown])
 
+    @property
+    def rate(self) -> float:
+        """Frames a second, on average."""
+        span_s = float(self.times_s[-1] - self.times_s[0])
+        return (len(self.times_s) - 1) / span_s if span_s > 0 else 1 / self.duration_s
+
     def at_rate(self, fps: float, start_s: float | None, end_s: float | None) -> np.ndarray:
         """int64, T. Numbers of the frames nearest to `fps` instants a second in a part of the video."""
         self.part(start_s, end_s)

@@ -14,18 +14,21 @@ from mmllm.preprocessing.memory_video import instants
 from mmllm.tokens import VideoClip
 from mmllm.video.audio import with_sound
 from mmllm.video.opening import FrameSink, SoundOptions, VideoLimits, VideoReader, open_video
+from mmllm.video.sampling import FrameRule
 
-VIDEO_OPTIONS = ("num_frames", "fps", "start_s", "end_s", "video_metadata", "do_sample_frames", "audio")
+VIDEO_OPTIONS = ("num_frames", "fps", "start_s", "end_s", "video_metadata", "do_sample_frames", "sampling", "audio")
 
 
 def checked(name: str, value: Any) -> Any:
     """The value of an option, as a number of Python where it is one.
 
     Raises:
-        InputError: naming the option and what is allowed.
+        InputError, ConfigError: naming the option and what is allowed.
     """
     if name == "video_metadata":
         return value
+    if name == "sampling":
+        return FrameRule.of(value)
     if name in ("do_sample_frames", "audio"):
         if not isinstance(value, (bool, np.bool_)):
             raise InputError(f"{name} must be True or False, not {value!r:.80}")

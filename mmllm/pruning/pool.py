@@ -72,8 +72,7 @@ class PoolReducer(TokenReducer):
         else:
             weight = present.unsqueeze(-1).to(cells.dtype)
             pooled = (cells * weight).sum(-2) / weight.sum(-2).clamp(min=1)
-        times_s, question = tokens.times_s, tokens.question
-        return VisualTokens(features=pooled, grid=(h, w), mask=present.any(-1), times_s=times_s, question=question)
+        return VisualTokens(features=pooled, grid=(h, w), mask=present.any(-1), **tokens.about_frames)
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""

@@ -5,7 +5,7 @@ B videos, T frames, F frames run at once, N tokens of a frame, C width of a toke
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor
@@ -49,13 +49,28 @@ class FrameTokens(Encoder):
         Raises:
             InputError: for pixels of another size or type, or any score.
         """
+        return self.encoded(self.tokens, pixels, frame_mask, scores)
+
+    def encoded(
+        self,
+        tokens: Callable[..., Tensor],
+        pixels: Tensor,
+        frame_mask: Tensor | None,
+        scores: Collection[str],
+        with_video: bool = False,
+    ) -> VisualTokens:
+        """What `forward` returns, with the tokens F N C that `tokens` gives for frames F 3 S S.
+
+        With `with_video`, `tokens` also gets the number of each frame's video (int64, F).
+        """
         check_pixels(pixels, encoder=self.registered_name, size=self.config.image_size)
         read_scores(scores, encoder=self.registered_name, offers=())
         return encode_frames(
-            lambda frames: FrameOutput(features=self.tokens(frames)),
+            lambda *frames: FrameOutput(features=tokens(*frames)),
             pixels,
             grid=None,
             chunk=self.config.chunk,
             frame_mask=frame_mask,
             trainable=needs_gradient(self),
+            with_video=with_video,
         )

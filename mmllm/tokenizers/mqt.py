@@ -90,7 +90,7 @@ class MqtResampler(VisualTokenizer):
         )
         out = (mixed @ self.proj).unflatten(0, (b, t))  # B T M D
         mask = repeat(tokens.mask.any(-1), "b t -> b t m", m=out.shape[2])
-        return VisualTokens(features=out, grid=None, mask=mask, times_s=tokens.times_s, question=tokens.question)
+        return VisualTokens(features=out, grid=None, mask=mask, **tokens.about_frames)
 
     def count(self) -> int:
         """The number of queries that this forward pass uses."""

@@ -81,9 +81,8 @@ class TokenFlexProjector(VisualTokenizer):
             pooled = self.norm(pooled)
         projected = self.down_proj(nn.functional.silu(self.gate_proj(pooled)) * self.up_proj(pooled))
         return VisualTokens(
-            features=projected, grid=(side, side), mask=mask, times_s=tokens.times_s, tiling=tokens.tiling,
-            question=tokens.question,
-        )  # fmt: skip
+            features=projected, grid=(side, side), mask=mask, tiling=tokens.tiling, **tokens.about_frames
+        )
 
     def count(self) -> int:
         """The number of tokens of this forward pass.

@@ -24,6 +24,7 @@ from mmllm.runtime.files import make_folder, replacing
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.runtime.progress import Progress
 from mmllm.video.quarantine import Failure, Quarantine
+from mmllm.video.sampling import UNIFORM
 
 
 class FeatureCache:
@@ -53,6 +54,7 @@ class FeatureCache:
             "folder_fps": self.processor.folder_fps,
             "scores": self.model.scores_needed,
             **({"frame_sizes": True} if self.processor.frame_sizes else {}),
+            **({} if self.processor.frame_rule == UNIFORM else {"sampling": self.processor.sampling}),
         }
         weights = fingerprint(self.model.encoder)
         if self.model.audio_encoder is not None:

@@ -11,7 +11,7 @@ from mmllm.errors import ConfigError
 from mmllm.fields import closest
 from mmllm.modeling.blending import BlendConfig
 from mmllm.synthetic.clips import SyntheticConfig
-from mmllm.synthetic.questions import TIME_FAMILIES
+from mmllm.synthetic.questions import TIME_FAMILIES, vocabulary
 from mmllm.train.data import DataConfig
 from mmllm.train.model_config import DecoderConfig, ModelConfig
 from mmllm.train.recipe import Recipe
@@ -160,6 +160,61 @@ def lita_tiny() -> Recipe:
     )
 
 
+def tdc_qwen2_7b() -> Recipe:
+    """TDC's training on videos as published: SigLIP and DINOv2 frozen, SVA connector, Q-Former from BERT, Qwen2-7B.
+
+    It is the second of three published stages, and starts from the first in this package's form (docs/long_video.md).
+    """
+    return Recipe(
+        name="tdc-qwen2-7b",
+        data=DataConfig(root="data/tdc", mixture=MixtureConfig()),
+        model=ModelConfig(
+            encoder="towers",
+            encoder_weights="google/siglip-so400m-patch14-384+facebook/dinov2-giant",
+            visual_tokenizer="sva",
+            path="tdc",
+            path_weights="google-bert/bert-base-uncased",
+            language_model="Qwen/Qwen2-7B-Instruct",
+            time="text",
+            num_time_tokens=0,
+            num_frames=224,
+            template="chatml",
+            system_prompt="qwen",
+        ),
+        stages=(
+            LanguageTraining(
+                max_steps=125_000,  # 2 million samples in batches of 16: 1 on each of 8 devices, twice
+                batch_size=1,
+                gradient_accumulation_steps=2,
+                questions_per_video=1,
+                learning_rate=5e-6,
+                warmup_fraction=0.03,
+                weight_decay=0.0,
+                adam_beta2=0.999,
+                gradient_checkpointing=True,
+                keep_features=False,
+                max_text_tokens=2048,
+            ),
+        ),
+    )
+
+
+def tdc_tiny() -> Recipe:
+    """TDC's path with the small parts of `quickstart`, on rendered clips; trains on a CPU."""
+    start = quickstart()
+    words = "+".join(word for word in vocabulary() if word.isalpha())
+    sizes = "tokens=4,cuts=7,width=64,layers=2,heads=4,mlp_width=128,frame_tokens=16,max_length=2048,positions=64"
+    return replace(
+        start,
+        name="tdc-tiny",
+        model=replace(start.model, path=f"tdc:{sizes},most_words=32,question_words={words}"),
+        stages=(
+            start.stage("frame_encoder"),
+            replace(start.stage("language"), questions_per_video=1),
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "smoke": smoke,
     "quickstart": quickstart,
@@ -168,6 +223,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "lita-tiny": lita_tiny,
     "lita-7b": lita_7b,
     "lita-13b": lita_13b,
+    "tdc-tiny": tdc_tiny,
+    "tdc-qwen2-7b": tdc_qwen2_7b,
 }
 
 

@@ -152,6 +152,7 @@ class VideoReader(abc.ABC):
         size: Size | None = None,
         transform: Transform | None = None,
         sink: FrameSink | None = None,
+        rule: sampling.FrameRule = sampling.UNIFORM,
     ) -> VideoClip:
         """T frames spread evenly over the video or a part of it, by LITA's rule: see `sampling.uniform_by_index`.
 
@@ -161,6 +162,7 @@ class VideoReader(abc.ABC):
             size, transform: as for `frames_by_index`.
             sink: takes the frames as they are decoded, if it wants them. The clip then holds no pixels: its frames are
                 (T 0 0 3).
+            rule: another rule than LITA's.
 
         Raises:
             InputError: if the part is empty or lies outside the video.
@@ -168,7 +170,7 @@ class VideoReader(abc.ABC):
 
         def plan() -> np.ndarray:
             first, last = self._part(start_s, end_s)
-            return first + sampling.uniform_by_index(last - first + 1, frames)[0]
+            return first + rule.indices(last - first + 1, self.info.average_fps, frames)
 
         return self._planned(plan, size, transform, sink)
 

@@ -45,6 +45,7 @@ from mmllm.video.frame_sink import FrameSink
 from mmllm.video.info import VideoInfo
 from mmllm.video.limits import UPLOAD_LIMITS, VideoLimits
 from mmllm.video.names import existing
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 __all__ = [
     "UPLOAD_LIMITS",
@@ -177,6 +178,7 @@ def sample_uniform(
     end_s: float | None = None,
     limits: VideoLimits | None = None,
     sink: FrameSink | None = None,
+    rule: FrameRule = UNIFORM,
 ) -> VideoClip:
     """T frames spread evenly over a video or a part of it, by LITA's rule.
 
@@ -189,11 +191,13 @@ def sample_uniform(
         size: resize while decoding: the shorter edge in pixels, or (height, width).
         start_s, end_s: the part of the video from which frames are taken, in seconds.
         sink: takes the frames as they are decoded, if it wants them; see `VideoReader.sample_uniform`.
+        rule: another rule than LITA's.
     """
+    options: dict[str, Any] = {"start_s": start_s, "end_s": end_s, "size": size, "transform": transform, "sink": sink}
     if isinstance(source, VideoReader):
-        return source.sample_uniform(frames, start_s=start_s, end_s=end_s, size=size, transform=transform, sink=sink)
+        return source.sample_uniform(frames, **options, rule=rule)
     with open_video(source, backend, fps=fps, limits=limits) as video:
-        return video.sample_uniform(frames, start_s=start_s, end_s=end_s, size=size, transform=transform, sink=sink)
+        return video.sample_uniform(frames, **options, rule=rule)
 
 
 def probe(source: Any, *, limits: VideoLimits | None = None) -> VideoInfo:

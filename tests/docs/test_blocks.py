@@ -168,7 +168,9 @@ def workshop(shell, short_clip, tmp_path_factory):
     (folder / "short.yaml").write_text(SHORT_RECIPE)
     one_question = SHORT_RECIPE.replace("max_steps: 2,", "max_steps: 2, questions_per_video: 1,")
     (folder / "short_atp.yaml").write_text(one_question)
-    (folder / "short_audio.yaml").write_text(SHORT_RECIPE + "audio_encoder: {max_steps: 1, batch_size: 2, workers: 0}\n")
+    (folder / "short_audio.yaml").write_text(
+        SHORT_RECIPE + "audio_encoder: {max_steps: 1, batch_size: 2, workers: 0}\n"
+    )
     shell.run("mmllm train quickstart --config short.yaml --output runs/mine", folder)
     shutil.copytree(folder / "runs" / "mine", folder / "runs" / "quickstart")
     return folder
