@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mmllm.app.limits import DemoLimits
+from mmllm.app.limits import MOST_FRAMES, DemoLimits
 from mmllm.errors import InputError, require_extra
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def demo(
     share: bool = False,
     frames: int | None = None,
     upload_mb: int = 200,
-    video_minutes: float = 30.0,
+    video_minutes: float = 90.0,
     browser: bool = False,
     allowed_host: tuple[str, ...] = (),
 ) -> None:
@@ -54,14 +54,16 @@ def demo(
         host: address to listen at; 0.0.0.0 lets other machines of the network connect.
         port: port to listen at; by default the first free one from 7860 on.
         share: make a public link through Gradio's servers.
-        frames: number of sampled frames; by default the model's own number.
+        frames: number of sampled frames; by default the model's own number. Visitors may choose up to 200, or as many
+            as this.
         upload_mb: most megabytes of an upload.
         video_minutes: most minutes of a video.
         browser: open the page in the default browser.
         allowed_host: names under which the demo is served beside those of this machine, such as a proxy's.
     """
     require_extra("demo", "the demo")
-    limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60)
+    most = min(max(DemoLimits.frames, frames or 0), MOST_FRAMES)
+    limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60, frames=most)
     qa, name = load(model)
     if frames is not None:
         qa.processor.num_frames = limits.checked_frames(frames)

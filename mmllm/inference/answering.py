@@ -23,14 +23,17 @@ from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
 from mmllm.hub.sources import local_folder
+from mmllm.inference.chain import ask_in_chain
+from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.overlay import kept_patches, ranking_map
 from mmllm.inference.piecewise import WHOLE_FRAMES, Feed, LongVideo, PiecewiseEncoding
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.modeling.token_store import piece_of
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
 from mmllm.stages import SLOTS, question_reader, stages_of
-from mmllm.times.answers import Answer
+from mmllm.times.answers import Answer, Span
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
 
@@ -332,16 +335,51 @@ class VideoQA:
             self.model.with_stages(reducers=reducers, path=path, **others), self.processor, self.max_new_tokens
         )
 
-    def ask(self, video: Any, question: str, **generate: Any) -> Answer:
+    @torch.no_grad()
+    def part_of(self, encoded: EncodedVideo, frames: slice, span: Span) -> EncodedVideo:
+        """A run of a video's frames as a video of its own, which begins at 0. Nothing is decoded or encoded again.
+
+        Args:
+            encoded: the video, as this model encoded it.
+            frames: which of the T frames.
+            span: from when to when they are shown, in seconds of the whole video.
+
+        Raises:
+            InputError: if the encoder reads questions and the pixels of a long video were not kept.
+        """
+        times_s = encoded.times_s[frames] - encoded.times_s[frames.start]
+        pictures: slice | np.ndarray = frames
+        long = encoded.long
+        if long is not None:
+            if self.model.encoder_reads_question:
+                raise InputError("the encoder reads questions: it cannot look at the parts of a long video again")
+            pictures, long = long.run(frames, times_s)
+        clip = dataclasses.replace(
+            encoded.clip,
+            frames=encoded.clip.frames[pictures],
+            times_s=encoded.clip.times_s[pictures] - encoded.times_s[frames.start],
+            valid=encoded.clip.valid[pictures],
+            duration_s=span.length_s,
+        )
+        if self.model.encoder_reads_question:
+            return EncodedVideo(clip=clip, sequences={})
+        tokens = None if encoded.tokens is None else piece_of(encoded.tokens, frames)
+        return self._arrange(clip, tokens, {}, None, long)
+
+    def ask(
+        self, video: Any, question: str, *, chain: ChainConfig | int | str | None = None, **generate: Any
+    ) -> Answer:
         """The answer to one question about a video.
 
         Args:
             video: what `encode_video` takes, or the `EncodedVideo` that it returned.
             question: in words; it may hold `<seconds>` stamps.
+            chain: look at so many parts of the video first (LVCoT), or "auto" by its length; see `ChainConfig`. What
+                was said of them is in the answer's `steps`.
             generate: options of transformers' `generate`; greedy by default.
         """
         encoded = video if isinstance(video, EncodedVideo) else self.encode_video(video)
-        return self.ask_all(encoded, [question], **generate)[0]
+        return self.ask_all(encoded, [question], chain=chain, **generate)[0]
 
     @torch.no_grad()
     def ask_all(
@@ -352,6 +390,9 @@ class VideoQA:
         *,
         histories: Sequence[Sequence[tuple[str, str]]] | None = None,
         systems: Sequence[str] | None = None,
+        about: Sequence[str] | None = None,
+        chain: ChainConfig | int | str | None = None,
+        progress: bool = False,
         **generate: Any,
     ) -> list[Answer]:
         """The answers to several independent questions about one video.
@@ -365,19 +406,29 @@ class VideoQA:
                 benchmarks annotate one of their own.
             histories: for each question the earlier questions with their answers; see `prompt`.
             systems: for each question its own system prompt, or an empty text for the processor's.
+            about: for each question the words that visual parts read in its place, if the model reads questions.
+            chain: as in `ask`.
+            progress: whether the progress of a chain is shown.
             generate: as in `ask`.
         """
         if not questions:
             return []
         duration_s = encoded.duration_s if duration_s is None else duration_s
-        before = zip(questions, histories or [()] * len(questions), systems or [""] * len(questions), strict=True)
+        if (config := ChainConfig.of(chain)) is not None:
+            beside: dict[str, Any] = {"histories": histories, "systems": systems, "progress": progress}
+            return ask_in_chain(self, encoded, questions, config, duration_s, **beside, **generate)
+        nothing = [()] * len(questions), [""] * len(questions)
+        before = zip(questions, histories or nothing[0], systems or nothing[1], about or questions, strict=True)
         asked = list(before)
         answers: list[Answer] = []
         for batch in [[alone] for alone in asked] if self.model.reads_question else [asked]:
-            question, history, _ = batch[0]
-            prompts = [self.prompt(question, duration_s, history, system) for question, history, system in batch]
-            about = self.question_about_video(question, duration_s, history)
-            view = self.for_question(encoded, about, text_tokens=len(prompts[0].input_ids) - 1)
+            _, history, _, words = batch[0]
+            prompts = [self.prompt(question, duration_s, history, system) for question, history, system, _ in batch]
+            view = self.for_question(
+                encoded,
+                self.question_about_video(words, duration_s, history),
+                text_tokens=len(prompts[0].input_ids) - 1,
+            )
             inputs = self.processor.collate(prompts)
             new = self.generate(view, inputs["input_ids"], inputs["attention_mask"], **generate)
             answers += self.processor.batch_decode(new, [duration_s] * len(batch))

@@ -12,7 +12,7 @@ from benchmarks.layouts import LAYOUTS, markdown
 from benchmarks.results import Results
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("ablations", "demo", "directions", "encoders", "finetune", "reducers", "train", "video")
+SCRIPTS = ("ablations", "demo", "directions", "encoders", "finetune", "long_video", "reducers", "train", "video")
 
 
 def run(script: str, arguments: list[str], folder: Path) -> Results:
@@ -116,6 +116,15 @@ def test_the_demo_is_asked(tmp_path):
     assert filled_columns(kept, "stages") == 3  # a second question is neither decoded, encoded nor reduced
     assert kept.tables["at-once"][0].labels["outcomes"] == "2 answered"
     assert kept.tables["sooner"][0].numbers["sooner_ratio"].middle > 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak of a process is not told there")
+def test_an_hour_takes_little_more_memory_than_ten_minutes(tmp_path):
+    kept = run("long_video", ["--minutes", "10", "60"], tmp_path)
+    assert filled_columns(kept, "long-video") == 6
+    assert [row.numbers["frames"] for row in kept.tables["long-video"]] == [600, 3600] * 2
+    assert all(row.numbers["ratio"] <= 1.5 for row in kept.tables["long-video"])
 
 
 @pytest.mark.slow
