@@ -18,6 +18,7 @@ from mmllm.preprocessing.frames import FrameTransform
 from mmllm.tokens import VideoClip
 from mmllm.video import errors
 from mmllm.video._child import Child
+from mmllm.video.audio import SoundOptions
 from mmllm.video.errors import LimitExceeded, VideoDecodeError, VideoError, VideoTimeout
 from mmllm.video.limits import VideoLimits
 from mmllm.video.opening import FrameSink
@@ -45,6 +46,7 @@ class ConfinedReading:
         transform: FrameTransform,
         limits: VideoLimits,
         sink: FrameSink | None = None,
+        sound: SoundOptions | None = None,
         rule: FrameRule = UNIFORM,
     ) -> VideoClip:
         """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
@@ -55,6 +57,7 @@ class ConfinedReading:
             transform: what brings a frame to the encoder's size.
             limits: of the file; `child_s` limits the seconds of the child, for each piece that a sink takes.
             sink: takes the frames as they come, if it wants them; the clip then has frames (T 0 0 3).
+            sound: which sound is read beside the frames; None for none.
             rule: how frames are chosen.
 
         Raises:
@@ -65,6 +68,7 @@ class ConfinedReading:
             "num_frames": num_frames,
             "transform": to_mapping(transform),
             "limits": to_mapping(limits),
+            "sound": None if sound is None else to_mapping(sound),
             "rule": to_mapping(rule),
         }
         if sys.platform == "win32":  # pipes cannot be waited for there
@@ -91,7 +95,7 @@ class ConfinedReading:
                     self._end()
             if header.get("error") == "MemoryError":
                 self._end()
-        return _clip(path, header, frames)
+        return _clip(path, header, frames, answer[1])
 
     def close(self) -> None:
         """Ends the child and the thread that started it."""
@@ -166,7 +170,7 @@ class _Frames:
         return np.empty((self.count, 0, 0, 3), dtype=np.uint8) if self.poured else self.collected
 
 
-def _clip(path: Path, header: dict[str, Any], frames: _Frames) -> VideoClip:
+def _clip(path: Path, header: dict[str, Any], frames: _Frames, sound: bytearray) -> VideoClip:
     """The clip of an answer, which is checked like anything that comes from outside."""
     if "error" in header:
         kind, message = str(header["error"]), str(header.get("message"))
@@ -179,6 +183,8 @@ def _clip(path: Path, header: dict[str, Any], frames: _Frames) -> VideoClip:
     try:
         return VideoClip(
             frames=frames.pixels,
+            waveform=np.frombuffer(bytes(sound), dtype=np.float32) if sound else None,
+            waveform_start_s=float(header["waveform_start_s"]),
             times_s=np.array(header["times_s"], dtype=np.float64),
             duration_s=float(header["duration_s"]),
             valid=np.array(header["valid"], dtype=bool),

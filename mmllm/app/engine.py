@@ -143,7 +143,13 @@ class Engine:
             processor, limits = qa.processor, self.limits.video
             encoded = qa.encode_fed(
                 lambda sink: self.reading.read(
-                    path, settings.frames, processor.frame_transform, limits, sink, processor.frame_rule
+                    path,
+                    settings.frames,
+                    processor.frame_transform,
+                    limits,
+                    sink,
+                    processor.sound,
+                    processor.frame_rule,
                 )
             )
         self.shelf.put(key, encoded)
