@@ -17,6 +17,7 @@ from mmllm.train.model_config import DecoderConfig, ModelConfig
 from mmllm.train.recipe import Recipe
 from mmllm.train.stages.frame_encoder import FrameEncoderTraining
 from mmllm.train.stages.language import LanguageTraining
+from mmllm.video.sampling import FrameRule
 
 __all__ = [
     "RECIPES",
@@ -161,6 +162,7 @@ def tdc_qwen2_7b() -> Recipe:
             time="text",
             num_time_tokens=0,
             num_frames=224,
+            sampling=FrameRule(rule="steady", fps=1.0),
             template="chatml",
             system_prompt="qwen",
         ),
