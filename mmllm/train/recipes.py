@@ -147,7 +147,7 @@ def lita_tiny() -> Recipe:
 def tdc_qwen2_7b() -> Recipe:
     """TDC's training on videos as published: SigLIP and DINOv2 frozen, SVA connector, Q-Former from BERT, Qwen2-7B.
 
-    It is the second of three published stages, and starts from the first in this package's form (docs/long_video.md).
+    It is the second of three published stages. The connector starts at random, not from the first stage, on images.
     """
     return Recipe(
         name="tdc-qwen2-7b",
