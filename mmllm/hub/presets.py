@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["model", "encoder"]
+Kind = Literal["model", "encoder", "tokenizer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,15 +15,16 @@ class Preset:
     source: str
     """Id on the Hugging Face hub."""
     kind: Kind = "model"
-    """A whole model, or the weights of a vision tower (`encoder_weights` of a recipe)."""
+    """A whole model, the weights of a vision tower (`encoder_weights` of a recipe), or an image tokenizer (both
+    `encoder_weights` and `mmllm reconstruct --tokenizer`)."""
     licence: str
     """Of the weights, as their publishers state it."""
     input_size: int
     """Side of the encoder's square input in pixels."""
     template: str
-    """How a conversation is written; empty for a tower. A chat template in the model's own folder replaces it."""
+    """How a conversation is written, empty where there is none. A chat template in the model's folder replaces it."""
     adapter: str
-    """The file that reads the weights: in `mmllm/checkpoints` for a model, in `mmllm/encoders` for a tower."""
+    """The file that reads the weights: in `mmllm/checkpoints`, or in `mmllm/encoders` for a tower."""
     verified: str
     """What was compared, and with what."""
 
@@ -56,6 +57,18 @@ def _model(
         template=template,
         adapter=adapter,
         verified=f"{by}, on small random weights; {_NOT_COMPARED}",
+    )
+
+
+def _flextok(size: str) -> Preset:
+    return Preset(
+        source=f"EPFL-VILAB/flextok_{size.replace('-', '_')}",
+        kind="tokenizer",
+        licence="Apple ML Research Model License",
+        input_size=256,
+        template="",
+        adapter="flextok",
+        verified=f"ids, velocities and pictures of the original on small random weights; {_NOT_COMPARED}",
     )
 
 
@@ -104,6 +117,17 @@ PRESETS: dict[str, Preset] = {
         size=224,
         by=f"{_TOKENS}, and transformers' parts put together",
     ),
+    **{
+        f"slowfast-7b-{name}": _model(
+            f"shi-labs/slowfast-video-mllm-qwen2-7b-convnext-576-{name}",
+            "slowfast",
+            licence="CC-BY-NC-4.0",
+            size=576,
+            template="chatml",
+            by="the original's fast tokens and hybrid layer",
+        )
+        for name in ("frame64-s1t4", "frame96-s1t6")
+    },
     "clip-vit-l-14": _tower(
         "openai/clip-vit-large-patch14", "clip", 224, "MIT (OpenAI's repository)", "transformers, open_clip and timm"
     ),
@@ -117,4 +141,5 @@ PRESETS: dict[str, Preset] = {
     "siglip-so400m-384": _tower("google/siglip-so400m-patch14-384", "siglip", 384, _APACHE, "transformers and timm"),
     "dinov2-giant": _tower("facebook/dinov2-giant", "dinov2", 378, _APACHE, "transformers"),
     "convnext-xxl": _tower("laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup", "convnext", 576, "MIT", "timm"),
+    **{f"flextok-{size}": _flextok(size) for size in ("d12-d12-in1k", "d18-d18-in1k", "d18-d28-in1k", "d18-d28-dfn")},
 }

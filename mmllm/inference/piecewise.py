@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmllm.inference.overlay import ranking_map
 from mmllm.model import MmllmForConditionalGeneration
-from mmllm.modeling.token_store import TokenStore
+from mmllm.modeling.token_store import TokenStore, piece_of
 from mmllm.preprocessing.media import MediaReading
 from mmllm.runtime.progress import Progress
 from mmllm.tokens import VideoClip, VisualTokens
@@ -53,6 +53,19 @@ class LongVideo:
     """The tokens after all reducers, if they were reduced piece by piece; the encoder's tokens are then gone."""
     ranking: tuple[str, np.ndarray] | None = None
     """What those reducers ranked patches by; as in `EncodedVideo`."""
+
+    def run(self, frames: slice, times_s: np.ndarray) -> tuple[np.ndarray, LongVideo]:
+        """Which of the pictures show a run of frames, and the same of this run, shown at `times_s`."""
+        pictures = np.flatnonzero((self.pictured >= frames.start) & (self.pictured < frames.stop))
+        part = LongVideo(
+            times_s=times_s,
+            pictured=self.pictured[pictures] - frames.start,
+            feed=self.feed,
+            encoder_count=self.encoder_count * len(times_s) // len(self.times_s),
+            reduced=None if self.reduced is None else piece_of(self.reduced, frames),
+            ranking=None if self.ranking is None else (self.ranking[0], self.ranking[1][frames]),
+        )
+        return pictures, part
 
 
 class PiecewiseEncoding:
@@ -160,6 +173,12 @@ class PiecewiseEncoding:
     def _beside(self, tokens: VisualTokens, clip: VideoClip) -> VisualTokens:
         """The tokens with what `mmllm.modalities.video` gives beside those of a whole clip."""
         device = self.model.input_device
+        if clip.waveform is not None:
+            sound, times_s = torch.from_numpy(clip.waveform), torch.from_numpy(clip.times_s).float()
+            read = torch.from_numpy(self._read).unsqueeze(0).to(device)
+            start_s = torch.tensor([clip.waveform_start_s])
+            heard = self.model.hear(sound[None].to(device), times_s[None].to(device), read, start_s=start_s)
+            tokens = tokens.replace(audio=heard[0], audio_mask=heard[1])
         return tokens.replace(
             times_s=torch.from_numpy(clip.times_s).float().unsqueeze(0).to(device),
             frame_size=torch.tensor([clip.original_size], device=device) if self.processor.frame_sizes else None,

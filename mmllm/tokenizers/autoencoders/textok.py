@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange, repeat
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import Autoencoder
+from mmllm.interfaces import Autoencoder, TrainingPass
 from mmllm.registry import register
 from mmllm.tokenizers.autoencoders.flextok import check_images
 from mmllm.tokenizers.autoencoders.text_features import Captions, TextFeatures, TextFeaturesConfig
@@ -166,6 +166,8 @@ class TexTokDecoder(ReadsText):
 class TexTok(Autoencoder):
     """A fixed number of tokens, beside a caption that both halves read (TexTok); as a codebook, in TiTok's manner."""
 
+    reconstructs_in_training: ClassVar[bool] = True
+
     def __init__(self, config: TexTokConfig) -> None:
         super().__init__()
         self.config = config
@@ -197,16 +199,23 @@ class TexTok(Autoencoder):
         self, images: Tensor, generator: torch.Generator | None = None, captions: Sequence[str] | None = None
     ) -> Tensor:
         """The loss of a training step: squared error of pixels, and of the codes; see `Autoencoder`."""
+        made = self.training_pass(images, generator, captions)
+        assert made.images is not None
+        return nn.functional.mse_loss(made.images, images) + sum(made.losses.values())
+
+    def training_pass(
+        self, images: Tensor, generator: torch.Generator | None = None, captions: Sequence[str] | None = None
+    ) -> TrainingPass:
+        """The reconstruction, and how far tokens and codes are apart; see `Autoencoder`."""
         check_images(images, self.image_size)
         if captions is not None:
             dropped = (torch.rand(len(images), generator=generator) < self.config.text_drop).tolist()
             captions = ["" if drop else caption for drop, caption in zip(dropped, captions, strict=True)]
         text = self.captions(captions, images)
-        tokens = self.encoder(images, text)
-        loss: Any = 0.0
+        tokens, losses = self.encoder(images, text), {}
         if self.quantizer is not None:
-            tokens, _, loss = self.quantizer(tokens)
-        return nn.functional.mse_loss(self.decoder(tokens, text), images) + loss
+            tokens, _, losses["codebook"] = self.quantizer(tokens)
+        return TrainingPass(losses, self.decoder(tokens, text))
 
     @torch.no_grad()
     def reconstruct(
