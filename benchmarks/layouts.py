@@ -187,6 +187,14 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("extra memory", "{extra_mib:.0f} MiB"),
         ("processor seconds", "{reading_s:.2f}"),
     ),
+    "long-video": _columns(
+        ("what the LLM reads", "{way}"),
+        ("minutes", "{minutes:g}"),
+        ("frames", "{frames:,}"),
+        ("whole process at its peak", "{peak_mib:,.0f} MiB"),
+        ("of the first", "{ratio:.2f}"),
+        ("seconds", "{asking_s:.0f}"),
+    ),
     "large-against": _columns(
         ("mmllm against", "{reader}"),
         ("times less memory", "{memory_ratio:.0f}"),

@@ -14,8 +14,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "demo", "directions", "encoders", "finetune", "image_tokenizers", "reducers", "tokenizer_training",
-    "train", "video",
+    "ablations", "demo", "directions", "encoders", "finetune", "image_tokenizers", "long_video", "reducers",
+    "tokenizer_training", "train", "video",
 )  # fmt: skip
 
 
@@ -138,6 +138,15 @@ def test_the_demo_is_asked(tmp_path):
     assert filled_columns(kept, "stages") == 3  # a second question is neither decoded, encoded nor reduced
     assert kept.tables["at-once"][0].labels["outcomes"] == "2 answered"
     assert kept.tables["sooner"][0].numbers["sooner_ratio"].middle > 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak of a process is not told there")
+def test_an_hour_takes_little_more_memory_than_ten_minutes(tmp_path):
+    kept = run("long_video", ["--minutes", "10", "60"], tmp_path)
+    assert filled_columns(kept, "long-video") == 6
+    assert [row.numbers["frames"] for row in kept.tables["long-video"]] == [600, 3600] * 2
+    assert all(row.numbers["ratio"] <= 1.5 for row in kept.tables["long-video"])
 
 
 @pytest.mark.slow
