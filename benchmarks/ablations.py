@@ -39,6 +39,8 @@ from mmllm.modeling.blending import BlendConfig
 from mmllm.synthetic.rendering import render
 from mmllm.train.recipes import DataConfig, DecoderConfig, Recipe, recipe
 from mmllm.train.run import train
+from mmllm.train.tokenizer_recipe import tokenizer_recipe
+from mmllm.train.tokenizer_run import train_tokenizer
 
 RATIOS = (0.5, 0.125)
 """Shares of the 16 patches that a reducer leaves of each frame."""
@@ -54,6 +56,14 @@ class Variant:
     """Fields of `ModelConfig`."""
     training: dict[str, Any] = field(default_factory=dict, hash=False)
     """Fields of `Recipe`."""
+    requests: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
+    """Rows of a model that is asked in several ways: name of the row -> arguments of `VideoQA.with_stages`. A model
+    without any is asked as it was trained, and its row has its own name."""
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Name of each row -> what is changed when the model is asked."""
+        return self.requests or {self.name: {}}
 
     @property
     def folder(self) -> str:
@@ -94,7 +104,53 @@ def variants() -> list[Variant]:
         Variant(group="without", name="several questions to a row", training={"language": {"questions_per_video": 1}}),
         Variant(group="without", name="Muon", training={"language": {"matrix_learning_rate": 0.0}}),
     ]
+    return rows + tokens_a_frame()
+
+
+def tokens_a_frame() -> list[Variant]:
+    """Rows for 1, 4 and 16 tokens a frame: elastic projectors, the same trained at one number, FlexTok, and pooling."""
+    shared: dict[str, Any] = {"path": "plain", "num_frames": 25}
+    rows = []
+    for name, strides in (("16", 1), ("4", 2), ("1", 4)):
+        changes = {**shared, "reducers": (f"pool:stride={strides}",)}
+        rows.append(Variant(group="pooled patches", name=f"{name} of 16", changes=changes))
+    for name, start, elastic in (
+        ("mqt", "mqt:queries=16,heads=4", "elastic=true"),
+        ("tokenflex", "tokenflex", "elastic=true,counts=1+4+16"),
+    ):
+        for trained, setting in (("elastic", elastic), ("trained at 16", ""), ("trained at 4", "")):
+            tokens = 4 if trained == "trained at 4" else 16
+            tokenizer = f"{start}:tokens={tokens}" if ":" not in start else f"{start},tokens={tokens}"
+            described = ",".join(filter(None, (tokenizer, setting)))
+            asked = {"elastic": (1, 4, 16), "trained at 16": (4, 16), "trained at 4": (4,)}[trained]
+            requests = {f"{trained}, {count} asked": {"visual_tokenizer": f"{name}:tokens={count}"} for count in asked}
+            changes = {**shared, "visual_tokenizer": described}
+            rows.append(Variant(group=name, name=trained, changes=changes, requests=requests))
+    for count in (1, 4, 16):
+        encoder = f"flextok:{FLEXTOK},tokens={count}"
+        changes = {**shared, "encoder": encoder, "encoder_weights": TRAINED_HERE}
+        training = {"frame_encoder": None}
+        rows.append(Variant(group="flextok", name=f"{count} features", changes=changes, training=training))
     return rows
+
+
+FLEXTOK = "image_size=64,latents=pixels,stride=4,registers=16,layers=4,width=128,head_width=32"
+"""The FlexTok that is trained on the world's scenes and then frozen."""
+TRAINED_HERE = "tokenizer"
+"""Stands for the folder of that FlexTok until it is known."""
+
+
+def flextok_folder(output: Path, base: Recipe, *, short: bool) -> Path:
+    """The folder of the FlexTok of the rows `flextok`; it is trained on scenes unless it exists."""
+    half = {"channels": 48, "grid": (8, 8), "registers": 16, "layers": 4, "width": 128, "head_width": 32}
+    made = tokenizer_recipe("flextok-tiny").changed(
+        {
+            "pictures": {"synthetic": {"world": base.data.synthetic.world, "size": 64}},
+            "autoencoder": {"image_size": 64, "latents": {"stride": 4}, "encoder": half, "decoder": half},
+            "training": {"max_steps": 2 if short else 3000, "batch_size": 2 if short else 32},
+        }
+    )
+    return train_tokenizer(made, output / "flextok")
 
 
 def settings(short: bool) -> Recipe:
@@ -114,7 +170,7 @@ def settings(short: bool) -> Recipe:
 
 
 def run_variant(variant: Variant, *, seed: int, base: Recipe, output: Path, encoder: Path | None) -> dict[str, Any]:
-    """CPU seconds and IoU of each clip for one row. The row is trained and evaluated unless its results exist.
+    """CPU seconds, and IoU of each clip for each row of a variant, which is trained unless its results exist.
 
     Args:
         variant: what to change.
@@ -127,22 +183,31 @@ def run_variant(variant: Variant, *, seed: int, base: Recipe, output: Path, enco
     done = folder / "ablation.json"
     if not done.exists():
         (folder / "encoder").mkdir(parents=True, exist_ok=True)
-        if encoder is not None:
+        own_encoder = variant.changes.get("encoder_weights") == TRAINED_HERE
+        if encoder is not None and not own_encoder:
             shutil.copy(encoder, folder / "encoder" / "encoder.safetensors")
         if not (folder / "features").exists():
             shared = output / "features"
             shared.mkdir(exist_ok=True)
             (folder / "features").symlink_to(shared.resolve(), target_is_directory=True)
         data = DataConfig(root=str(output / "data"), synthetic=base.data.synthetic)
-        changed = replace(base, name=variant.folder, seed=seed, data=data, model=merged(base.model, variant.changes))
+        changes = dict(variant.changes)
+        if own_encoder:
+            changes["encoder_weights"] = str(output / "flextok" / "tokenizer")
+        changed = replace(base, name=variant.folder, seed=seed, data=data, model=merged(base.model, changes))
         changed = changed.changed(variant.training)
         continued = (folder / "language").exists()  # then the seconds before the stop are unknown
         model, seconds = timed(lambda: train(changed, folder, force=True, workers=1))
         cpu_s = None if continued else seconds
         benchmark = read_benchmark(output / "data").first(base.data.synthetic.val_videos)
-        evaluate_into(folder / "eval", VideoQA.from_pretrained(model), benchmark, shuffle=False)
-        samples = [sample for sample in read_samples(folder / "eval" / "samples.jsonl") if sample.truth_spans]
-        done.write_text(json.dumps({"cpu_s": cpu_s, "miou": _by_clip(samples)}, indent=1) + "\n")
+        qa = VideoQA.from_pretrained(model)
+        scores = {}
+        for number, (name, request) in enumerate(variant.rows.items()):
+            answers = folder / f"eval-{number}"
+            evaluate_into(answers, qa.with_stages(**request) if request else qa, benchmark, shuffle=False)
+            samples = [sample for sample in read_samples(answers / "samples.jsonl") if sample.truth_spans]
+            scores[name] = _by_clip(samples)
+        done.write_text(json.dumps({"cpu_s": cpu_s, "miou": scores}, indent=1) + "\n")
     return json.loads(done.read_text())
 
 
@@ -150,11 +215,12 @@ def _by_clip(samples: Sequence[Sample]) -> dict[str, float]:
     return by_video(samples, sample_iou)
 
 
-def numbers(runs: Sequence[dict[str, Any]]) -> dict[str, Number]:
-    """The table's numbers of a row that was trained with several seeds."""
-    clips = sorted(runs[0]["miou"])
+def numbers(runs: Sequence[dict[str, Any]], row: str) -> dict[str, Number]:
+    """The table's numbers of a row whose variant was trained with several seeds."""
+    by_seed = [run["miou"][row] for run in runs]
+    clips = sorted(by_seed[0])
     scores: dict[str, Number] = {
-        "miou_percent": over_seeds_and_clips([[100 * run["miou"][clip] for clip in clips] for run in runs])
+        "miou_percent": over_seeds_and_clips([[100 * seed[clip] for clip in clips] for seed in by_seed])
     }
     cpu_s = [run["cpu_s"] for run in runs if run["cpu_s"] is not None]
     return scores | ({"cpu_s": statistics.mean(cpu_s)} if cpu_s else {})
@@ -208,16 +274,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_variant(everything[0], seed=0, base=base, output=given.output, encoder=None)
     encoder = given.output / "runs" / f"{everything[0].folder}-0" / "encoder" / "encoder.safetensors"
     chosen = [variant for variant in everything if not given.only or variant.group in given.only]
+    if any(variant.group == "flextok" for variant in chosen):
+        flextok_folder(given.output, base, short=given.short)
     turns = [(variant, seed) for seed in range(seeds) for variant in chosen]  # all rows of a seed first
     work = partial(run_variant, base=base, output=given.output, encoder=encoder)
     runs: dict[Variant, list[dict[str, Any]]] = {variant: [] for variant in chosen}
     for (variant, seed), run in zip(turns, results_of(work, turns, given.jobs), strict=True):
         runs[variant].append(run)
-        score = 100 * statistics.mean(run["miou"].values())
-        print(f"{variant.group}, {variant.name}, seed {seed}: mIoU {score:.1f}", flush=True)
+        for row, clips in run["miou"].items():
+            score = 100 * statistics.mean(clips.values())
+            print(f"{variant.group}, {row}, seed {seed}: mIoU {score:.1f}", flush=True)
     rows = [
-        results.add("ablations", {"group": variant.group, "name": variant.name}, numbers(runs[variant]))
+        results.add("ablations", {"group": variant.group, "name": row}, numbers(runs[variant], row))
         for variant in chosen
+        for row in variant.rows
     ]
     for file in (given.output / "results.json", given.json):
         results.save(file)
