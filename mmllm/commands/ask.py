@@ -84,13 +84,7 @@ def ask(
         notes.append(f"--end {end:g} is behind the end of the video, which lasts {encoded.duration_s:.3f} s")
     note = "; ".join(notes) or None
     if plot is not None:
-        from mmllm.inference.decisions import encoded_for
-        from mmllm.inference.plotting import plot_answer
-
-        plotted = encoded_for(qa, encoded, question)
-        patches: dict[str, Any] = {"kept": plotted.kept, "ranking": plotted.ranking} if qa.model.reducers else {}
-        pictured = None if encoded.long is None else encoded.long.pictured
-        plot_answer(encoded.clip, question, answer.spans, plot, **patches, pictured=pictured)
+        _draw(qa, encoded, question, answer, plot)
     if json:
         record = {"video": video, "question": question, **answer.to_json(), "duration_s": encoded.duration_s}
         print(json_text.dumps({**record, "model": model, "note": note}, ensure_ascii=False))
@@ -103,6 +97,17 @@ def ask(
         print(f"note: {note}", file=sys.stderr)
     if plot is not None:
         print(f"plot: {plot}", file=sys.stderr)
+
+
+def _draw(qa: Any, encoded: Any, question: str, answer: Any, picture: Path) -> None:
+    """Draws the frames over a time axis with the answered span, and what the model's reducers keep."""
+    from mmllm.inference.decisions import encoded_for
+    from mmllm.inference.plotting import plot_answer
+
+    plotted = encoded_for(qa, encoded, question)
+    patches: dict[str, Any] = {"kept": plotted.kept, "ranking": plotted.ranking} if qa.model.reducers else {}
+    pictured = None if encoded.long is None else encoded.long.pictured
+    plot_answer(encoded.clip, question, answer.spans, picture, **patches, pictured=pictured)
 
 
 def _check_sampling(video: str, sample_fps: float, frames: int | None) -> None:
