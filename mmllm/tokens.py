@@ -24,7 +24,9 @@ IGNORED = -100
 SAMPLE_RATE = 16_000
 """Samples of sound a second, everywhere behind the decoder."""
 NOWHERE = -1
-"""Frame and place of text. A token of an image that shows no patch, such as the end of a row, has the place -2."""
+"""Frame and place of text."""
+HEARD = -2
+"""Place of a token that shows no patch, such as sound after a frame or the end of a row of an image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -181,15 +183,12 @@ class VisualTokens:
         for name, value in {"index": self.index, "mask": self.mask, "size": self.size, **self.scores}.items():
             if value is not None and value.shape != (b, t, n):
                 raise ValueError(f"{name} must be {(b, t, n)} like the features, not {tuple(value.shape)}")
-        if self.audio is not None and (self.audio.ndim != 4 or self.audio.shape[:2] != (b, t)):
-            raise ValueError(f"audio must be {(b, t)} by tokens by width, not {tuple(self.audio.shape)}")
-        if self.audio is not None and self.audio_mask is None:
-            object.__setattr__(self, "audio_mask", self.mask.any(-1))
+        self._check_sound(b, t)
         self._check_videos(b, t)
 
     def _check_videos(self, b: int, t: int) -> None:
         """Refuses what belongs to frames and videos in another shape."""
-        frames = dict.fromkeys(("times_s", "audio_mask", "similarity"), (b, t))
+        frames = dict.fromkeys(("times_s", "similarity"), (b, t))
         shapes: dict[str, tuple[int, ...]] = {**frames, "frame_size": (b, 2), "text_tokens": (b,)}
         for name, shape in shapes.items():
             value = getattr(self, name)
@@ -200,6 +199,14 @@ class VisualTokens:
         if self.tiling is not None and (len(self.tiling) != b or any(cut.partitions > t for cut in self.tiling)):
             partitions = [cut.partitions for cut in self.tiling]
             raise ValueError(f"tiling must describe {b} images of at most {t} partitions, not {partitions}")
+
+    def _check_sound(self, b: int, t: int) -> None:
+        if self.audio is not None and (self.audio.ndim != 4 or self.audio.shape[:2] != (b, t)):
+            raise ValueError(f"audio must be {(b, t)} by tokens by width, not {tuple(self.audio.shape)}")
+        if self.audio is not None and self.audio_mask is None:
+            object.__setattr__(self, "audio_mask", self.mask.any(-1))
+        if self.audio_mask is not None and self.audio_mask.shape != (b, t):
+            raise ValueError(f"audio_mask must be {(b, t)}, not {tuple(self.audio_mask.shape)}")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -17,6 +17,7 @@ from mmllm.preprocessing.frames import FrameTransform
 from mmllm.tokens import VideoClip
 from mmllm.video import errors
 from mmllm.video._child import Child
+from mmllm.video.audio import SoundOptions
 from mmllm.video.errors import LimitExceeded, VideoDecodeError, VideoError, VideoTimeout
 from mmllm.video.limits import VideoLimits
 from mmllm.video.sampling import UNIFORM, FrameRule
@@ -43,6 +44,7 @@ class ConfinedReading:
         transform: FrameTransform,
         limits: VideoLimits,
         rule: FrameRule = UNIFORM,
+        sound: SoundOptions | None = None,
     ) -> VideoClip:
         """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
@@ -52,6 +54,7 @@ class ConfinedReading:
             transform: what brings a frame to the encoder's size.
             limits: of the file; `child_s` limits the seconds of the child.
             rule: how frames are chosen.
+            sound: which sound is read beside the frames; None for none.
 
         Raises:
             VideoError: if the file cannot be read, takes too long, needs too much memory or crashes the decoder.
@@ -62,6 +65,7 @@ class ConfinedReading:
             "transform": to_mapping(transform),
             "limits": to_mapping(limits),
             "rule": to_mapping(rule),
+            "sound": None if sound is None else to_mapping(sound),
         }
         if sys.platform == "win32":  # pipes cannot be waited for there
             from mmllm.app._reading_worker import read_clip
@@ -115,8 +119,13 @@ def _clip(path: Path, header: dict[str, Any], data: bytearray) -> VideoClip:
             raise error(message)
         raise VideoDecodeError(f"{path}: {kind}: {message}")
     try:
+        samples = int(header["samples"])
+        pixels = memoryview(data)[: len(data) - 4 * samples]
+        sound = np.frombuffer(bytes(data[len(pixels) :]), dtype=np.float32)
         return VideoClip(
-            frames=np.frombuffer(bytes(data), dtype=np.uint8).reshape(header["shape"]),
+            frames=np.frombuffer(bytes(pixels), dtype=np.uint8).reshape(header["shape"]),
+            waveform=sound if samples else None,
+            waveform_start_s=float(header["waveform_start_s"]),
             times_s=np.array(header["times_s"], dtype=np.float64),
             duration_s=float(header["duration_s"]),
             valid=np.array(header["valid"], dtype=bool),

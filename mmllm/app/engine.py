@@ -128,7 +128,12 @@ class Engine:
             started = time.perf_counter()
             processor, limits = qa.processor, self.limits.video
             clip = self.reading.read(
-                path, settings.frames, processor.frame_transform, limits, rule=processor.frame_rule
+                path,
+                settings.frames,
+                processor.frame_transform,
+                limits,
+                rule=processor.frame_rule,
+                sound=processor.sound,
             )
             decoding_s = time.perf_counter() - started
             encoded = qa.encode_video(clip)

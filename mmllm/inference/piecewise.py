@@ -160,6 +160,12 @@ class PiecewiseEncoding:
     def _beside(self, tokens: VisualTokens, clip: VideoClip) -> VisualTokens:
         """The tokens with what `mmllm.modalities.video` gives beside those of a whole clip."""
         device = self.model.input_device
+        if clip.waveform is not None:
+            sound, times_s = torch.from_numpy(clip.waveform), torch.from_numpy(clip.times_s).float()
+            read = torch.from_numpy(self._read).unsqueeze(0).to(device)
+            start_s = torch.tensor([clip.waveform_start_s])
+            heard = self.model.hear(sound[None].to(device), times_s[None].to(device), read, start_s=start_s)
+            tokens = tokens.replace(audio=heard[0], audio_mask=heard[1])
         return tokens.replace(
             times_s=torch.from_numpy(clip.times_s).float().unsqueeze(0).to(device),
             frame_size=torch.tensor([clip.original_size], device=device) if self.processor.frame_sizes else None,
