@@ -14,6 +14,7 @@ from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
 from mmllm.train.metrics import read_metrics
 from mmllm.train.recipes import recipe
 from mmllm.train.run import train
+from mmllm.video.opening import VideoError
 
 SHORT = {"max_steps": 2, "batch_size": 2, "save_steps": 2, "logging_steps": 1}
 
@@ -85,8 +86,16 @@ def test_it_is_asked_evaluated_and_counted_by_command(trained, own_clips, tmp_pa
     assert reduced["raw"]
     run_command(capsys, "eval", model, own_clips / "clips.jsonl", "--limit", 2, "--output", tmp_path / "eval")
     assert 0 <= json.loads((tmp_path / "eval" / "metrics.json").read_text())["miou"] <= 1
-    costs = json.loads(run_command(capsys, "tokens", "--model", model, "--json"))["stages"]
+    costs = json.loads(run_command(capsys, "tokens", model, "--json"))["stages"]
     assert costs[-1]["detail"] == "20 fast; 40 slow beside the sequence"
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all"])
+def test_a_video_that_cannot_be_read_is_named(trained, tmp_path, content):
+    (tmp_path / "broken.mp4").write_bytes(content)
+    qa = VideoQA.from_pretrained(trained / "model")
+    with pytest.raises(VideoError, match=r"broken\.mp4"):
+        qa.ask(tmp_path / "broken.mp4", "When?")
 
 
 def test_it_is_finetuned_with_adapters_and_without(trained, own_clips, tmp_path):
