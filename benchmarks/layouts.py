@@ -44,6 +44,11 @@ def _median(name: str) -> str:
     return f"{{{name}:.3f}} ({{{name}.low:.3f}}-{{{name}.high:.3f}})"
 
 
+def _between(name: str) -> tuple[str, ...]:
+    percent = f"{name}_percent"
+    return (f"{{{percent}:+.1f}} % ({{{percent}.low:+.1f}} to {{{percent}.high:+.1f}})",)
+
+
 def _faster(name: str) -> tuple[str, str]:
     return _median(f"{name}_s"), f"x{{{name}_ratio:.2f}}"
 
@@ -105,6 +110,21 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("parameters", "{parameters_millions:,.0f} M"),
         ("memory", "{memory_mib:,.0f} MiB", "-"),
     ),
+    "encoders": _columns(
+        ("encoder", "{encoder}"),
+        ("seconds a frame", "{frame_s:.2f}"),
+        ("over the bare modules", *_between("over")),
+        ("memory a frame", "{memory_mib:,.0f} MiB", "-"),
+        ("over the bare modules", *_between("memory_over"), "-"),
+        ("tokens", "{tokens}"),
+        ("parameters", "{parameters_millions:,.0f} M"),
+    ),
+    "sampling": _columns(
+        ("FlexTok d12's sampling", "{sampling}"),
+        ("seconds a step", "{step_s:.2f}"),
+        ("over diffusers' loop", *_between("over")),
+        ("largest difference of the latents", "{largest:.1e}"),
+    ),
     "finetune": _columns(
         ("clips", "{clips}"),
         ("steps", "{steps}"),
@@ -156,6 +176,14 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("100 of 1200 frames of 1080p, each reader in its own process", "{reader}"),
         ("extra memory", "{extra_mib:.0f} MiB"),
         ("processor seconds", "{reading_s:.2f}"),
+    ),
+    "long-video": _columns(
+        ("what the LLM reads", "{way}"),
+        ("minutes", "{minutes:g}"),
+        ("frames", "{frames:,}"),
+        ("whole process at its peak", "{peak_mib:,.0f} MiB"),
+        ("of the first", "{ratio:.2f}"),
+        ("seconds", "{asking_s:.0f}"),
     ),
     "large-against": _columns(
         ("mmllm against", "{reader}"),

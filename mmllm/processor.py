@@ -99,8 +99,8 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         time: Any = None,
         last_is_end: bool = False,
         frame_sizes: bool = False,
-        sampling: Any = None,
         audio: Mapping[str, Any] | SoundOptions | bool | None = None,
+        sampling: Any = None,
         question: Mapping[str, Any] | QuestionReaderConfig | QuestionReader | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))
@@ -417,7 +417,8 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
 
     def media_names(self, kind: type[ModalityInputs]) -> list[str]:
         """Names of the inputs of one modality that this processor can return."""
-        unread = [] if self.question_reader is not None else ["question"]
+        unread = ["text_tokens", *([] if self.frame_sizes else ["frame_size"])]
+        unread += [] if self.question_reader is not None else ["question"]
         unread += [] if self.sound is not None else [name for name in kind.flat_names if name.startswith("waveform")]
         return [name for field, name in kind.flat_names.items() if field not in (*kind.cached, *unread)]
 

@@ -183,12 +183,15 @@ class VisualTokens:
         for name, value in {"index": self.index, "mask": self.mask, "size": self.size, **self.scores}.items():
             if value is not None and value.shape != (b, t, n):
                 raise ValueError(f"{name} must be {(b, t, n)} like the features, not {tuple(value.shape)}")
-        self._check_sound(b, t)
+        if self.audio is not None and (self.audio.ndim != 4 or self.audio.shape[:2] != (b, t)):
+            raise ValueError(f"audio must be {(b, t)} by tokens by width, not {tuple(self.audio.shape)}")
+        if self.audio is not None and self.audio_mask is None:
+            object.__setattr__(self, "audio_mask", self.mask.any(-1))
         self._check_videos(b, t)
 
     def _check_videos(self, b: int, t: int) -> None:
         """Refuses what belongs to frames and videos in another shape."""
-        frames = dict.fromkeys(("times_s", "similarity"), (b, t))
+        frames = dict.fromkeys(("times_s", "audio_mask", "similarity"), (b, t))
         shapes: dict[str, tuple[int, ...]] = {**frames, "frame_size": (b, 2), "text_tokens": (b,)}
         for name, shape in shapes.items():
             value = getattr(self, name)

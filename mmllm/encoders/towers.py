@@ -13,6 +13,7 @@ B videos, T frames, N patches, C1 C2 widths of the towers, C = C1 + C2, S side i
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -89,6 +90,12 @@ class Towers(Encoder):
         self.width = sum(self.tower_widths)
         self.grid = self.first.grid if config.grid is None else (config.grid, config.grid)
         self.score_names = frozenset(self.first.score_names) | frozenset(self.second.score_names)
+        self.reach = max(tower.reach for tower in self.towers)
+
+    @property
+    def chunk(self) -> int:
+        """A number of frames that both towers run in whole chunks of theirs."""
+        return math.lcm(*(tower.chunk for tower in self.towers))
 
     @property
     def towers(self) -> tuple[Encoder, Encoder]:
@@ -106,7 +113,12 @@ class Towers(Encoder):
         return slice(self.tower_widths[0], None)
 
     def forward(
-        self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
+        self,
+        pixels: Tensor,
+        *,
+        frame_mask: Tensor | None = None,
+        scores: Collection[str] = (),
+        margins: tuple[int, int] = (0, 0),
     ) -> VisualTokens:
         """Features B T N C, the first tower's channels first.
 
@@ -114,6 +126,7 @@ class Towers(Encoder):
             pixels: float, B T 3 S S, prepared as the configuration's `frames` says.
             frame_mask: bool, B T. Frames where it is False are not run.
             scores: those of either tower; of a kind that both have, the first tower's.
+            margins: how many frames at both ends are only there for a tower that looks at neighbours.
 
         Raises:
             InputError: for pixels of another size or type, or a score that neither tower has.
@@ -124,12 +137,26 @@ class Towers(Encoder):
         features, found = [], {}
         for tower, names in zip(self.towers, wanted, strict=True):
             seen = prepared_again(pixels, given, tower.config.frames)
-            tokens = tower(seen, frame_mask=frame_mask, scores=names)
+            tokens = self._run(tower, seen, frame_mask, names, margins)
             features.append(self._on_grid(tokens.features, tower))
             for name in names:
                 found[name] = self._on_grid(tokens.scores[name].unsqueeze(-1), tower).squeeze(-1)
         mask = tokens.frame_mask.unsqueeze(-1).expand(features[0].shape[:3])
         return VisualTokens(features=torch.cat(features, dim=-1), grid=self.grid, mask=mask, scores=found)
+
+    def _run(
+        self,
+        tower: Encoder,
+        pixels: Tensor,
+        frame_mask: Tensor | None,
+        scores: Collection[str],
+        margins: tuple[int, int],
+    ) -> VisualTokens:
+        """A tower's tokens of the frames between the margins."""
+        if tower.reach and any(margins):
+            return tower(pixels, frame_mask=frame_mask, scores=scores, margins=margins)
+        inner = slice(margins[0], pixels.shape[1] - margins[1])
+        return tower(pixels[:, inner], frame_mask=None if frame_mask is None else frame_mask[:, inner], scores=scores)
 
     def _apart(self, scores: Collection[str]) -> tuple[list[str], list[str]]:
         """The scores that are asked of each tower."""

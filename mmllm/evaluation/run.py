@@ -21,6 +21,7 @@ from mmllm.evaluation.metrics import over_videos, reaches, sample_iou
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.evaluation.score import score_samples
 from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.piecewise import WHOLE_FRAMES
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.runtime import processes
@@ -131,6 +132,7 @@ def answer_all(
     progress: bool = True,
     seed: Callable[[str], int] | None = None,
     workers: int = 1,
+    chain: ChainConfig | None = None,
     **generate: Any,
 ) -> tuple[list[Sample], list[Sample]]:
     """Answers every question about its own video and, with `shuffle`, about another one.
@@ -143,6 +145,7 @@ def answer_all(
         progress: show a bar.
         seed: gives a random seed for a name; used for the sampled answers of one video. No seed is set if None.
         workers: processes that decode.
+        chain: settings of asking in a chain; None for no chain.
         generate: options of transformers' `generate`.
 
     Returns:
@@ -171,7 +174,7 @@ def answer_all(
             for target, group in zip((log, shuffled_log), open_questions[vid], strict=True):
                 if seed is not None:
                     torch.manual_seed(seed(f"{vid} {target.path.stem}"))
-                target.write(_heard_and_answered(qa, clip, encoded, problem, group, generate))
+                target.write(_heard_and_answered(qa, clip, encoded, problem, group, {"chain": chain, **generate}))
             bar.advance()
     # one file of all processes, in the order in which one process would have written it
     for target, order in ((log, vids), (shuffled_log, vids[-1:] + vids[:-1])):
@@ -235,9 +238,12 @@ def _answered(
     encoded: EncodedVideo | None,
     problem: str,
     questions: Sequence[Question],
-    generate: dict[str, Any],
+    options: dict[str, Any],
 ) -> Iterable[Sample]:
-    """The answered questions of one video; all failed with `problem` if the video could not be encoded."""
+    """The answered questions of one video; all failed with `problem` if the video could not be encoded.
+
+    `options` are those of `VideoQA.ask_all`.
+    """
     if encoded is None:
         return [Sample.asked(_with_length(question, None)).failed(problem) for question in questions]
     samples = []
@@ -252,7 +258,7 @@ def _answered(
             duration_s,
             histories=[question.history for question in group],
             systems=[question.system for question in group],
-            **generate,
+            **options,
         )
         samples += [Sample.asked(question).answered(answer) for question, answer in zip(group, answers, strict=True)]
     return samples

@@ -23,14 +23,17 @@ from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
 from mmllm.hub.sources import local_folder
+from mmllm.inference.chain import ask_in_chain
+from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.overlay import kept_patches, ranking_map
 from mmllm.inference.piecewise import WHOLE_FRAMES, Feed, LongVideo, PiecewiseEncoding
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.modeling.token_store import piece_of
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
-from mmllm.stages import SLOTS, question_reader, stages_of
-from mmllm.times.answers import Answer
+from mmllm.stages import SLOTS, changed, question_reader, stages_of
+from mmllm.times.answers import Answer, Span
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
 
@@ -105,9 +108,10 @@ class VideoQA:
         Args:
             model: a folder or hub id. Either mmllm saved it, or it is a published model of a family in
                 `mmllm.checkpoints`.
-            kwargs: options of transformers' `from_pretrained`, and `reducers` and `path` in place of the model's own.
-                A published model also takes `allow_pickle` and `visual_tokenizer` (such as `mqt:tokens=16`), a model
-                that mmllm saved any field of `MmllmConfig`.
+            kwargs: options of transformers' `from_pretrained`; `reducers` and `path` in place of the model's own;
+                `visual_tokenizer` and `encoder` with other settings of the model's own that need no new weights, such
+                as `mqt:tokens=16`. A published model also takes `allow_pickle`, a model that mmllm saved any other
+                field of `MmllmConfig`.
 
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
@@ -119,11 +123,16 @@ class VideoQA:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
         if not is_ours(source):
-            stages = {name: kwargs.pop(name) for name, slot in SLOTS.items() if slot.changeable and name in kwargs}
+            names = [name for name in SLOTS if name in kwargs and name != "visual_tokenizer"]
+            stages = {name: kwargs.pop(name) for name in names}
             published_model, published_processor = load(source, **kwargs)
             tell_bad_numbers(published_model, source)
             qa = cls(_moved(published_model, device), published_processor)
             return qa.with_stages(**stages) if stages else qa
+        settled = [name for name, slot in SLOTS.items() if not slot.changeable and kwargs.get(name) is not None]
+        if settled:  # other settings of the model's own parts
+            stages = changed(stages_of(own_config(source)[0]), {name: kwargs[name] for name in settled})
+            kwargs |= {name: stages[name] for name in settled}
         weights = Weights(source)  # refuses missing and truncated files before anything is built
         config, _ = own_config(source, **kwargs)
         check_shapes(config, weights.meta, source)
@@ -223,6 +232,8 @@ class VideoQA:
         tokens = encoded.tokens
         if tokens is None or self.model.encoder_reads_question:
             return True
+        if tokens.size is None and tokens.shape[2] != self.model.encoder.tokens_per_frame:
+            return True  # an encoder with another number of tokens
         already_merged = tokens.size is not None
         merges = self.model.encoder_stage is not None
         has_scores = set(self.model.scores_needed) <= set(tokens.scores)
@@ -323,7 +334,8 @@ class VideoQA:
         Args:
             reducers: descriptions such as `fastervlm:keep=8`; the model's own if None.
             path: such as `slowfast:mode=temporal`; the model's own if None.
-            others: further stages that can be changed, see `mmllm.stages.SLOTS`.
+            others: further stages that can be changed, see `mmllm.stages.SLOTS`; and `visual_tokenizer` or `encoder`
+                with another number of tokens, such as `mqt:tokens=16`.
 
         Raises:
             ConfigError: if a part is unknown, does not fit, or has weights that this model lacks.
@@ -332,16 +344,51 @@ class VideoQA:
             self.model.with_stages(reducers=reducers, path=path, **others), self.processor, self.max_new_tokens
         )
 
-    def ask(self, video: Any, question: str, **generate: Any) -> Answer:
+    @torch.no_grad()
+    def part_of(self, encoded: EncodedVideo, frames: slice, span: Span) -> EncodedVideo:
+        """A run of a video's frames as a video of its own, which begins at 0. Nothing is decoded or encoded again.
+
+        Args:
+            encoded: the video, as this model encoded it.
+            frames: which of the T frames.
+            span: from when to when they are shown, in seconds of the whole video.
+
+        Raises:
+            InputError: if the encoder reads questions and the pixels of a long video were not kept.
+        """
+        times_s = encoded.times_s[frames] - encoded.times_s[frames.start]
+        pictures: slice | np.ndarray = frames
+        long = encoded.long
+        if long is not None:
+            if self.model.encoder_reads_question:
+                raise InputError("the encoder reads questions: it cannot look at the parts of a long video again")
+            pictures, long = long.run(frames, times_s)
+        clip = dataclasses.replace(
+            encoded.clip,
+            frames=encoded.clip.frames[pictures],
+            times_s=encoded.clip.times_s[pictures] - encoded.times_s[frames.start],
+            valid=encoded.clip.valid[pictures],
+            duration_s=span.length_s,
+        )
+        if self.model.encoder_reads_question:
+            return EncodedVideo(clip=clip, sequences={})
+        tokens = None if encoded.tokens is None else piece_of(encoded.tokens, frames)
+        return self._arrange(clip, tokens, {}, None, long)
+
+    def ask(
+        self, video: Any, question: str, *, chain: ChainConfig | int | str | None = None, **generate: Any
+    ) -> Answer:
         """The answer to one question about a video.
 
         Args:
             video: what `encode_video` takes, or the `EncodedVideo` that it returned.
             question: in words; it may hold `<seconds>` stamps.
+            chain: look at so many parts of the video first (LVCoT), or "auto" by its length; see `ChainConfig`. What
+                was said of them is in the answer's `steps`.
             generate: options of transformers' `generate`; greedy by default.
         """
         encoded = video if isinstance(video, EncodedVideo) else self.encode_video(video)
-        return self.ask_all(encoded, [question], **generate)[0]
+        return self.ask_all(encoded, [question], chain=chain, **generate)[0]
 
     @torch.no_grad()
     def ask_all(
@@ -352,6 +399,9 @@ class VideoQA:
         *,
         histories: Sequence[Sequence[tuple[str, str]]] | None = None,
         systems: Sequence[str] | None = None,
+        about: Sequence[str] | None = None,
+        chain: ChainConfig | int | str | None = None,
+        progress: bool = False,
         **generate: Any,
     ) -> list[Answer]:
         """The answers to several independent questions about one video.
@@ -365,19 +415,29 @@ class VideoQA:
                 benchmarks annotate one of their own.
             histories: for each question the earlier questions with their answers; see `prompt`.
             systems: for each question its own system prompt, or an empty text for the processor's.
+            about: for each question the words that visual parts read in its place, if the model reads questions.
+            chain: as in `ask`.
+            progress: whether the progress of a chain is shown.
             generate: as in `ask`.
         """
         if not questions:
             return []
         duration_s = encoded.duration_s if duration_s is None else duration_s
-        before = zip(questions, histories or [()] * len(questions), systems or [""] * len(questions), strict=True)
+        if (config := ChainConfig.of(chain)) is not None:
+            beside: dict[str, Any] = {"histories": histories, "systems": systems, "progress": progress}
+            return ask_in_chain(self, encoded, questions, config, duration_s, **beside, **generate)
+        nothing = [()] * len(questions), [""] * len(questions)
+        before = zip(questions, histories or nothing[0], systems or nothing[1], about or questions, strict=True)
         asked = list(before)
         answers: list[Answer] = []
         for batch in [[alone] for alone in asked] if self.model.reads_question else [asked]:
-            question, history, _ = batch[0]
-            prompts = [self.prompt(question, duration_s, history, system) for question, history, system in batch]
-            about = self.question_about_video(question, duration_s, history)
-            view = self.for_question(encoded, about, text_tokens=len(prompts[0].input_ids) - 1)
+            _, history, _, words = batch[0]
+            prompts = [self.prompt(question, duration_s, history, system) for question, history, system, _ in batch]
+            view = self.for_question(
+                encoded,
+                self.question_about_video(words, duration_s, history),
+                text_tokens=len(prompts[0].input_ids) - 1,
+            )
             inputs = self.processor.collate(prompts)
             new = self.generate(view, inputs["input_ids"], inputs["attention_mask"], **generate)
             answers += self.processor.batch_decode(new, [duration_s] * len(batch))

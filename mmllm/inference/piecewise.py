@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmllm.inference.overlay import ranking_map
 from mmllm.model import MmllmForConditionalGeneration
-from mmllm.modeling.token_store import TokenStore
+from mmllm.modeling.token_store import TokenStore, piece_of
 from mmllm.preprocessing.media import MediaReading
 from mmllm.runtime.progress import Progress
 from mmllm.tokens import VideoClip, VisualTokens
@@ -53,6 +53,19 @@ class LongVideo:
     """The tokens after all reducers, if they were reduced piece by piece; the encoder's tokens are then gone."""
     ranking: tuple[str, np.ndarray] | None = None
     """What those reducers ranked patches by; as in `EncodedVideo`."""
+
+    def run(self, frames: slice, times_s: np.ndarray) -> tuple[np.ndarray, LongVideo]:
+        """Which of the pictures show a run of frames, and the same of this run, shown at `times_s`."""
+        pictures = np.flatnonzero((self.pictured >= frames.start) & (self.pictured < frames.stop))
+        part = LongVideo(
+            times_s=times_s,
+            pictured=self.pictured[pictures] - frames.start,
+            feed=self.feed,
+            encoder_count=self.encoder_count * len(times_s) // len(self.times_s),
+            reduced=None if self.reduced is None else piece_of(self.reduced, frames),
+            ranking=None if self.ranking is None else (self.ranking[0], self.ranking[1][frames]),
+        )
+        return pictures, part
 
 
 class PiecewiseEncoding:

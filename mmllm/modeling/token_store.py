@@ -68,12 +68,13 @@ def _tensors(tokens: VisualTokens) -> dict[str, Tensor]:
 
 
 def piece_of(tokens: VisualTokens, frames: slice) -> VisualTokens:
-    """The tokens of a run of frames, with everything that belongs to them."""
+    """The tokens of a run of frames. The similarity of neighbours is left out: the last frame has none any more."""
     return tokens.replace(
         features=tokens.features[:, frames],
         index=tokens.index[:, frames],
         mask=tokens.mask[:, frames],
         times_s=None if tokens.times_s is None else tokens.times_s[:, frames],
         size=None if tokens.size is None else tokens.size[:, frames],
+        similarity=None,
         scores={name: score[:, frames] for name, score in tokens.scores.items()},
     )

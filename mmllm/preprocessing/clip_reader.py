@@ -30,10 +30,10 @@ class ClipReader:
     """Images a second in a folder of frames; LITA's have 5."""
     folder_rates: Mapping[str, float] = field(default_factory=dict)
     """Path -> images a second, for folders with another rate."""
-    rule: FrameRule = UNIFORM
-    """How frames are chosen."""
     sound: SoundOptions | None = None
     """Which sound is read beside the frames; None for none."""
+    rule: FrameRule = UNIFORM
+    """How frames are chosen."""
 
     def __call__(self, video: Any, *, sink: FrameSink | None = None, **limits: Any) -> VideoClip:
         """The clip.
@@ -48,8 +48,8 @@ class ClipReader:
         """
         if isinstance(video, (str, Path)) and (folder := existing(video)) is not None and folder.is_dir():
             video = FrameFolder(path=folder, fps=self.folder_rates.get(str(video), self.folder_fps))
-        prepare = self.transform.video_frame
         with nullcontext(video) if isinstance(video, VideoReader) else open_video(video) as reader:
+            prepare = self.transform.video_frame
             clip = reader.sample_uniform(self.num_frames, transform=prepare, sink=sink, rule=self.rule, **limits)
             return with_sound(clip, reader, self.sound, limits.get("start_s"), limits.get("end_s"))
 

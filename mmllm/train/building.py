@@ -113,24 +113,19 @@ def build_model(
 
 
 def _load_parts(model: MmllmForConditionalGeneration, config: ModelConfig) -> None:
-    """Loads published weights of parts beside the LLM, and gives stages inside the LLM their initial weights.
-
-    Raises:
-        CheckpointError: if weights cannot be found or do not fit.
-        ConfigError: if there are weights for a part that the model does not have.
-    """
+    """Loads the pretrained weights of all parts besides the LLM that the config names."""
     if config.encoder_weights:
         _load_encoder(model, config.encoder_weights)
+    if config.audio_encoder_weights:
+        if model.audio_encoder is None:
+            raise ConfigError(f"audio_encoder_weights = {config.audio_encoder_weights}: there is no audio_encoder")
+        load_audio_encoder(model.audio_encoder, config.audio_encoder_weights)
     if config.path_weights:
         load_bert(model.path, config.path_weights)
     if model.decoder_stages:
         layers = list(decoder_layers(model.language_model.base_model))
         for stage in model.decoder_stages:
             stage.start_from(layers)
-    if config.audio_encoder_weights:
-        if model.audio_encoder is None:
-            raise ConfigError(f"audio_encoder_weights = {config.audio_encoder_weights}: there is no audio_encoder")
-        load_audio_encoder(model.audio_encoder, config.audio_encoder_weights)
     if config.projector_weights:
         _load_projector(model, Path(config.projector_weights))
 

@@ -83,7 +83,7 @@ def tiny_audio() -> Recipe:
         data=DataConfig(synthetic=replace(start.data.synthetic, train_videos=400, families=("sound",))),
         model=replace(start.model, audio_encoder="tiny", audio_projector="linear"),
         stages=(
-            AudioEncoderTraining(max_steps=200),
+            AudioEncoderTraining(max_steps=100),
             replace(start.stage("language"), max_steps=400),
         ),
     )
@@ -167,7 +167,7 @@ def lita_tiny() -> Recipe:
 def tdc_qwen2_7b() -> Recipe:
     """TDC's training on videos as published: SigLIP and DINOv2 frozen, SVA connector, Q-Former from BERT, Qwen2-7B.
 
-    It is the second of three published stages, and starts from the first in this package's form (docs/long_video.md).
+    It is the second of three published stages. The connector starts at random, not from the first stage, on images.
     """
     return Recipe(
         name="tdc-qwen2-7b",
@@ -182,6 +182,7 @@ def tdc_qwen2_7b() -> Recipe:
             time="text",
             num_time_tokens=0,
             num_frames=224,
+            sampling=FrameRule(rule="steady", fps=1.0),
             template="chatml",
             system_prompt="qwen",
         ),

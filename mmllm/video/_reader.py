@@ -85,7 +85,7 @@ class VideoReader(abc.ABC):
         """
         return None
 
-    def renew_deadline(self) -> None:
+    def renew_deadline(self) -> None:  # noqa: B027 - a list of pictures has no such limit
         """Starts the limit of time of the running `decode` anew: its caller has finished a piece of the video."""
 
     @abc.abstractmethod

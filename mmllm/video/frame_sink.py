@@ -22,5 +22,5 @@ class FrameSink(Protocol):
         ...
 
     def put(self, frame: np.ndarray) -> bool:
-        """Takes the next frame, uint8 H W 3; True if a piece of the video is finished, and limits of time begin anew."""
+        """Takes the next frame, uint8 H W 3; True if it has finished a piece, and limits of time begin anew."""
         ...

@@ -10,9 +10,13 @@ import pytest
 
 from benchmarks.layouts import LAYOUTS, markdown
 from benchmarks.results import Results
+from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("ablations", "demo", "directions", "encoders", "finetune", "reducers", "train", "video")
+SCRIPTS = (
+    "ablations", "demo", "directions", "encoders", "finetune", "image_tokenizers", "long_video", "reducers", "train",
+    "video",
+)  # fmt: skip
 
 
 def run(script: str, arguments: list[str], folder: Path) -> Results:
@@ -79,6 +83,24 @@ def test_towers_are_measured(tmp_path, monkeypatch):
     assert plain.numbers["tokens"] == 4
 
 
+def test_encoders_of_1d_tokens_and_the_sampling_beside_diffusers(tmp_path, monkeypatch):
+    from benchmarks import image_tokenizers
+
+    small = "image_size=16,width=32,layers=1"
+    encoders = {
+        "flextok": ("a", f"flextok:{small},head_width=16,stride=2,channels=4,latent_width=8,registers=8,tokens=4"),
+        "textok": ("b", f"textok:{small},patch_size=4,tokens=4,heads=2,text_width=16"),
+    }
+    monkeypatch.setattr(image_tokenizers, "ENCODERS", encoders)
+    half = {"channels": 4, "grid": (4, 4), "registers": 8, "layers": 1, "width": 32, "head_width": 16}
+    monkeypatch.setattr(image_tokenizers, "DECODER", FlexTokDecoderConfig(**half))
+    kept = run("image_tokenizers", ["--repeats", "2", "--frames", "3", "--steps", "3"], tmp_path)
+    assert [row.numbers["tokens"] for row in kept.tables["encoders"]] == [4, 4]
+    assert filled_columns(kept, "encoders") >= 5  # the memory is told on Linux only
+    assert [row.numbers["largest"] <= 1e-4 for row in kept.tables["sampling"]] == [True, True]
+    assert filled_columns(kept, "sampling") == 4
+
+
 def test_directions_of_two_seeds(tmp_path):
     kept = run("directions", ["--seeds", "0", "1", "--steps", "2"], tmp_path)
     assert filled_columns(kept, "kept") == 4
@@ -116,6 +138,15 @@ def test_the_demo_is_asked(tmp_path):
     assert filled_columns(kept, "stages") == 3  # a second question is neither decoded, encoded nor reduced
     assert kept.tables["at-once"][0].labels["outcomes"] == "2 answered"
     assert kept.tables["sooner"][0].numbers["sooner_ratio"].middle > 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak of a process is not told there")
+def test_an_hour_takes_little_more_memory_than_ten_minutes(tmp_path):
+    kept = run("long_video", ["--minutes", "10", "60"], tmp_path)
+    assert filled_columns(kept, "long-video") == 6
+    assert [row.numbers["frames"] for row in kept.tables["long-video"]] == [600, 3600] * 2
+    assert all(row.numbers["ratio"] <= 1.5 for row in kept.tables["long-video"])
 
 
 @pytest.mark.slow
