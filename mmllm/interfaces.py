@@ -123,14 +123,18 @@ class Autoencoder(Part, nn.Module):
         """
         raise NotImplementedError
 
-    def training_pass(self, images: Tensor, **text: Any) -> TrainingPass:
+    def training_pass(
+        self, images: Tensor, generator: torch.Generator | None = None, captions: Sequence[str] | None = None
+    ) -> TrainingPass:
         """The losses of a training step, by name; `forward` is their sum, with the squared error of the pixels.
 
         Args:
             images: float, B 3 S S, from -1 to 1.
-            text: `captions`, for a tokenizer that reads text.
+            generator: of all random numbers, on the CPU; None for PyTorch's own.
+            captions: a text for each image, if the tokenizer reads text.
         """
-        return TrainingPass({"reconstruction": self(images, **text)})
+        text = {} if captions is None else {"captions": captions}
+        return TrainingPass({"reconstruction": self(images, generator, **text)})
 
     def reconstruct(
         self, images: Tensor, *, tokens: int | None = None, generator: torch.Generator | None = None
