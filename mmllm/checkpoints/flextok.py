@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -35,16 +35,9 @@ from mmllm.tokenizers.autoencoders.flextok_encoder import FlexTokEncoder
 from mmllm.tokenizers.autoencoders.latents import LatentsConfig
 from mmllm.tokenizers.flextok import FlexTokFrames
 
+Part = TypeVar("Part", bound=nn.Module)
 _VAE = "vae.vae."
 _WHAT = "the published FlexTok"
-
-
-class FlexTokHalves(nn.Module):
-    """Encoder and decoder of a FlexTok, for latents that are made elsewhere."""
-
-    def __init__(self, encoder: EncoderHalf, decoder: DecoderHalf) -> None:
-        super().__init__()
-        self.encoder, self.decoder = FlexTokEncoder(encoder.config), FlexTokDecoder(decoder.config)
 
 
 def load_flextok(source: str | Path, *, sample_posterior: bool = False) -> FlexTok:
@@ -67,33 +60,47 @@ def load_flextok(source: str | Path, *, sample_posterior: bool = False) -> FlexT
     config = _config(published, encoder, decoder, latents)
     layout = _layout(encoder, decoder, latents)
     try:
-        # names and shapes are first compared with a model without storage
         with torch.device("meta"):
-            shell = FlexTok(config)
-        layout.check(shell, meta, what=f"{_WHAT} of {source}")
-        model = FlexTok(config)
+            model = FlexTok(config)
     except (ConfigError, RuntimeError) as problem:
         raise CheckpointError(f"the published configuration describes no FlexTok: {problem!s:.300}") from None
-    model.load_state_dict(layout.ours(load_file(file)), strict=True)
-    return model.eval()
+    what = f"{_WHAT} of {source}"
+    layout.check(model, meta, what=what)  # before any number is read
+    return _filled(model, layout, load_file(file), what=what)
 
 
-def load_halves(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlexTokHalves:
-    """Encoder and decoder of a published configuration without a VAE, in evaluation mode.
+def _filled(module: Part, layout: Layout, tensors: Mapping[str, Tensor], *, what: str) -> Part:
+    """A module without storage with copies of the tensors, in float32 and in evaluation mode."""
+    layout.check(module, tensors, what=what)
+    state = {name: torch.empty(tensor.shape).copy_(tensor) for name, tensor in layout.ours(tensors).items()}
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.eval()
+
+
+def load_encoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlexTokEncoder:
+    """The encoder of a published configuration, in evaluation mode: latents to what is quantised.
 
     Args:
-        config: `encoder` and `decoder` as in a published configuration.
-        tensors: all tensors of both, under their published names.
+        config: a published configuration; its section `encoder` is read.
+        tensors: all tensors of the encoder (`encoder.*`), under their published names.
 
     Raises:
         CheckpointError: as for `load_flextok`.
     """
-    encoder, decoder = encoder_half(config, tensors), decoder_half(config, tensors)
-    layout = _layout(encoder, decoder, None)
-    halves = FlexTokHalves(encoder, decoder)
-    layout.check(halves, tensors, what=_WHAT)
-    halves.load_state_dict(layout.ours(tensors))
-    return halves.eval()
+    half = encoder_half(config, tensors)
+    with torch.device("meta"):
+        encoder = FlexTokEncoder(half.config)
+    return _filled(encoder, Layout(names=half.names), tensors, what=f"the encoder of {_WHAT}")
+
+
+def load_decoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlexTokDecoder:
+    """The decoder of a published configuration; arguments and errors as for `load_encoder`."""
+    half = decoder_half(config, tensors)
+    constants = {} if half.has_null else {"unconditional": torch.zeros(half.config.width)}
+    with torch.device("meta"):
+        decoder = FlexTokDecoder(half.config)
+    layout = Layout(names=half.names, left_out=half.left_out, constants=constants)
+    return _filled(decoder, layout, tensors, what=f"the decoder of {_WHAT}")
 
 
 def load_published_encoder(encoder: FlexTokFrames, source: str | Path) -> None:
