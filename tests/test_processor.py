@@ -377,7 +377,7 @@ def test_frames_are_chosen_by_the_processors_rule_or_by_that_of_an_item(short_cl
     frames = np.zeros((40, 8, 8, 3), dtype=np.uint8)
     in_memory = made.load(frames, fps=10.0)
     assert (in_memory.times_s * 10).round().astype(int).tolist() == slow_fast(40, 10.0, 6, 2.0).tolist()
-    with pytest.raises(InputError, match="sampling=.* and fps=2.0 both say how many frames"):
+    with pytest.raises(InputError, match=r"sampling=.* and fps=2\.0 both say how many frames"):
         made.load(short_clip, sampling="slow-fast", fps=2.0)
     with pytest.raises(InputError, match="sampling cannot be honoured"):
         made.load(clip, sampling="slow-fast")
