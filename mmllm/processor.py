@@ -42,6 +42,7 @@ from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.preprocessing.text_options import TextOptions
 from mmllm.times.vocabulary import TimeTokens
 from mmllm.tokens import IGNORED
+from mmllm.video.audio import SoundOptions
 from mmllm.video.sampling import FrameRule
 
 REQUIRED_PLACEHOLDERS = (VIDEO, IMAGE)
@@ -69,6 +70,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
             `mmllm.preprocessing.templates`.
         folder_fps: images a second of a folder of frames that stands for a video; LITA's folders have 5.
         frame_sizes: give the size of frames and images before they were padded, for models that leave padding out.
+        audio: read the sound of videos, for a model with an audio encoder; True, or fields of `SoundOptions`.
         last_is_end: treat the last generated id as the end of an answer, whatever it is, as LITA's released code does.
             If the answer was cut at a time token, that token is then not read as a time.
         pinpoints: canvases (height, width) in pixels, of whole tiles of the encoder's size (LLaVA-NeXT). An image is
@@ -98,6 +100,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         last_is_end: bool = False,
         frame_sizes: bool = False,
         sampling: Any = None,
+        audio: Mapping[str, Any] | SoundOptions | bool | None = None,
         question: Mapping[str, Any] | QuestionReaderConfig | QuestionReader | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))
@@ -112,6 +115,8 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         self.folder_fps = folder_fps
         self.last_is_end = last_is_end
         self.frame_sizes = frame_sizes
+        self.sound = _sound(audio)
+        self.audio = None if self.sound is None else to_mapping(self.sound)
         self.pinpoints = None if pinpoints is None else [list(canvas) for canvas in pinpoints]
         self.frame_transform = from_mapping(FrameTransform, self.frames)
         chosen = registry.config_of("time", time or ("tokens" if num_time_tokens else "text"))
@@ -340,6 +345,12 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
             {name: modality.options for name, modality in kinds.items()},
             template,
         )
+        audio = keywords.options["video"].get("audio")
+        for value in audio if isinstance(audio, (list, tuple)) else [audio]:
+            if value is not None and not isinstance(value, bool):
+                raise InputError(
+                    f"audio says whether the sound of a video's file is heard: True or False, not {value!r:.80}"
+                )
         if template and keywords.media:
             raise InputError(f"{next(iter(keywords.media))} stand in the messages, as items with their type and source")
         return keywords
@@ -406,8 +417,16 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
 
     def media_names(self, kind: type[ModalityInputs]) -> list[str]:
         """Names of the inputs of one modality that this processor can return."""
-        unread = () if self.question_reader is not None else ("question",)
+        unread = [] if self.question_reader is not None else ["question"]
+        unread += [] if self.sound is not None else [name for name in kind.flat_names if name.startswith("waveform")]
         return [name for field, name in kind.flat_names.items() if field not in (*kind.cached, *unread)]
+
+
+def _sound(audio: Mapping[str, Any] | SoundOptions | bool | None) -> SoundOptions | None:
+    """The settings of sound that an argument of the processor means."""
+    if not isinstance(audio, Mapping):
+        return SoundOptions() if audio is True else audio or None
+    return from_mapping(SoundOptions, audio)
 
 
 def _question_reader(question: Any) -> QuestionReader | None:

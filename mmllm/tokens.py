@@ -24,7 +24,9 @@ IGNORED = -100
 SAMPLE_RATE = 16_000
 """Samples of sound a second, everywhere behind the decoder."""
 NOWHERE = -1
-"""Frame and place of text. A token of an image that shows no patch, such as the end of a row, has the place -2."""
+"""Frame and place of text."""
+HEARD = -2
+"""Place of a token that shows no patch, such as sound after a frame or the end of a row of an image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

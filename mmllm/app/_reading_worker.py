@@ -21,6 +21,7 @@ from mmllm.fields import from_mapping
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.runtime.processes import end_with_parent, limit_memory
 from mmllm.tokens import VideoClip
+from mmllm.video.audio import SoundOptions, with_sound
 from mmllm.video.limits import VideoLimits
 from mmllm.video.opening import FrameSink, open_video
 from mmllm.video.sampling import FrameRule
@@ -46,7 +47,7 @@ def main() -> None:
             name = "MemoryError" if is_out_of_memory(problem) else type(problem).__name__
             _answer(answers, {"error": name, "message": " ".join(str(problem).split())[:1000]})
         else:
-            _answer(answers, _header(clip))
+            _answer(answers, _header(clip), *_sound(clip))
 
 
 class _Sending:
@@ -75,15 +76,17 @@ def read_clip(
     transform: Mapping[str, Any],
     limits: Mapping[str, Any],
     rule: Mapping[str, Any] | None = None,
+    sound: Mapping[str, Any] | None = None,
     sink: FrameSink | None = None,
 ) -> VideoClip:
     """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
-    They go to `sink`, if it wants them.
+    They go to `sink`, if it wants them. With `sound`, fields of `SoundOptions`, the clip has its sound.
     """
     prepare = from_mapping(FrameTransform, transform).video_frame
     with open_video(path, limits=from_mapping(VideoLimits, limits)) as video:
         clip = video.sample_uniform(num_frames, transform=prepare, rule=FrameRule.of(rule), sink=sink)
+        clip = with_sound(clip, video, None if sound is None else from_mapping(SoundOptions, sound), None, None)
         return dataclasses.replace(clip, metadata={**clip.metadata, "codec": video.info.codec})
 
 
@@ -95,14 +98,21 @@ def _header(clip: VideoClip) -> dict[str, Any]:
         "valid": clip.valid.tolist(),
         "source": clip.source,
         "original_size": clip.original_size,
+        "waveform_start_s": clip.waveform_start_s,
         "metadata": json.loads(json.dumps(dict(clip.metadata), default=str)),
     }
 
 
-def _answer(answers: IO[bytes], header: dict[str, Any], data: memoryview | bytes = b"") -> None:
-    length = data.nbytes if isinstance(data, memoryview) else len(data)
+def _sound(clip: VideoClip) -> list[memoryview]:
+    """The samples of a clip's sound."""
+    return [] if clip.waveform is None else [np.ascontiguousarray(clip.waveform).data]
+
+
+def _answer(answers: IO[bytes], header: dict[str, Any], *data: memoryview) -> None:
+    length = sum(part.nbytes for part in data)
     answers.write(json.dumps({**header, "bytes": length}).encode() + b"\n")
-    answers.write(data)
+    for part in data:
+        answers.write(part)
     answers.flush()
 
 

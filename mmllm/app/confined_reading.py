@@ -18,6 +18,7 @@ from mmllm.preprocessing.frames import FrameTransform
 from mmllm.tokens import VideoClip
 from mmllm.video import errors
 from mmllm.video._child import Child
+from mmllm.video.audio import SoundOptions
 from mmllm.video.errors import LimitExceeded, VideoDecodeError, VideoError, VideoTimeout
 from mmllm.video.limits import VideoLimits
 from mmllm.video.opening import FrameSink
@@ -46,6 +47,7 @@ class ConfinedReading:
         limits: VideoLimits,
         sink: FrameSink | None = None,
         rule: FrameRule = UNIFORM,
+        sound: SoundOptions | None = None,
     ) -> VideoClip:
         """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
@@ -56,6 +58,7 @@ class ConfinedReading:
             limits: of the file; `child_s` limits the seconds of the child, for each piece that a sink takes.
             sink: takes the frames as they come, if it wants them; the clip then has frames (T 0 0 3).
             rule: how frames are chosen.
+            sound: which sound is read beside the frames; None for none.
 
         Raises:
             VideoError: if the file cannot be read, takes too long, needs too much memory or crashes the decoder.
@@ -66,6 +69,7 @@ class ConfinedReading:
             "transform": to_mapping(transform),
             "limits": to_mapping(limits),
             "rule": to_mapping(rule),
+            "sound": None if sound is None else to_mapping(sound),
         }
         if sys.platform == "win32":  # pipes cannot be waited for there
             from mmllm.app._reading_worker import read_clip
@@ -79,7 +83,7 @@ class ConfinedReading:
                 child.send(request)
                 while frames.takes(*(answer := child.receive(frames.until))):
                     pass
-                header, complete = answer[0], True
+                header, data, complete = *answer, True
             except VideoTimeout:
                 raise VideoTimeout(f"{path}: stopped, because it takes longer than {limits.child_s:g} s") from None
             except _NoClip:
@@ -91,7 +95,7 @@ class ConfinedReading:
                     self._end()
             if header.get("error") == "MemoryError":
                 self._end()
-        return _clip(path, header, frames)
+        return _clip(path, header, data, frames)
 
     def close(self) -> None:
         """Ends the child and the thread that started it."""
@@ -166,7 +170,7 @@ class _Frames:
         return np.empty((self.count, 0, 0, 3), dtype=np.uint8) if self.poured else self.collected
 
 
-def _clip(path: Path, header: dict[str, Any], frames: _Frames) -> VideoClip:
+def _clip(path: Path, header: dict[str, Any], data: bytearray, frames: _Frames) -> VideoClip:
     """The clip of an answer, which is checked like anything that comes from outside."""
     if "error" in header:
         kind, message = str(header["error"]), str(header.get("message"))
@@ -177,8 +181,11 @@ def _clip(path: Path, header: dict[str, Any], frames: _Frames) -> VideoClip:
             raise error(message)
         raise VideoDecodeError(f"{path}: {kind}: {message}")
     try:
+        sound = np.frombuffer(bytes(data), dtype=np.float32)
         return VideoClip(
             frames=frames.pixels,
+            waveform=sound if len(sound) else None,
+            waveform_start_s=float(header["waveform_start_s"]),
             times_s=np.array(header["times_s"], dtype=np.float64),
             duration_s=float(header["duration_s"]),
             valid=np.array(header["valid"], dtype=bool),

@@ -37,6 +37,7 @@ def evaluate(
     render_world: Literal["basic", "easy", "full", "hard"] | None = None,
     render_videos: int = 100,
     limit: int | None = None,
+    audio: bool = True,
     shuffle: bool = True,
     stages: StageFlags = NO_CHANGES,
     chain: ChainFlags = NO_CHAIN,
@@ -66,6 +67,7 @@ def evaluate(
         render_world: kind of these clips, as in `mmllm render`; by default the kind that the packaged model knows.
         render_videos: number of these clips.
         limit: use only so many videos, the first ones.
+        audio: hear the videos, if the model can; --no-audio looks at the pictures only.
         shuffle: also ask each question about another video; shows what the model guesses from the words alone.
         stages: stages that replace the model's own.
         chain: asking in a chain.
@@ -103,6 +105,8 @@ def evaluate(
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = checked_count("--max-new-tokens", max_new_tokens)
+    if not audio:
+        qa.processor.sound = None
     scores = evaluate_into(
         folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge, workers=workers, chain=in_chain
     )
@@ -222,6 +226,8 @@ def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any, chain: Any) 
         "max_new_tokens": qa.max_new_tokens,
         "trials": to_mapping(trials),
     }
+    if qa.model.audio_encoder is not None:
+        identity["audio"] = None if qa.processor.sound is None else to_mapping(qa.processor.sound)
     if rates := folder_rates(benchmark.questions):
         identity["folder_rates"] = rates
     if chain is not None:

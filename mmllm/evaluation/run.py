@@ -174,7 +174,8 @@ def answer_all(
             for target, group in zip((log, shuffled_log), open_questions[vid], strict=True):
                 if seed is not None:
                     torch.manual_seed(seed(f"{vid} {target.path.stem}"))
-                target.write(_answered(qa, encoded, problem, group, {"chain": chain, **generate}))
+                options = {"chain": chain, **generate}
+                target.write(_heard_and_answered(qa, clip, encoded, problem, group, options))
             bar.advance()
     # one file of all processes, in the order in which one process would have written it
     for target, order in ((log, vids), (shuffled_log, vids[-1:] + vids[:-1])):
@@ -203,12 +204,34 @@ def _clips(
             yield vid, clip.told if isinstance(clip, Failure) else clip
 
 
-def _encoded(qa: VideoQA, video: VideoClip | Path) -> tuple[EncodedVideo | None, str]:
+def _encoded(qa: VideoQA, video: VideoClip | Path, **options: Any) -> tuple[EncodedVideo | None, str]:
     """The encoded video, or None and why it cannot be read."""
     try:
-        return qa.encode_video(video), ""
+        return qa.encode_video(video, **options), ""
     except VideoError as problem:
         return None, f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+
+
+def _heard_and_answered(
+    qa: VideoQA,
+    clip: VideoClip | Path | str,
+    encoded: EncodedVideo | None,
+    problem: str,
+    questions: Sequence[Question],
+    options: dict[str, Any],
+) -> list[Sample]:
+    """The answered questions of one video, each with or without its sound as its row says."""
+    hears = qa.processor.sound is not None
+    deaf = [question for question in questions if question.audio and not hears]
+    silent = [question for question in questions if question.audio is False and hears]
+    usual = [question for question in questions if question not in deaf and question not in silent]
+    samples = list(_answered(qa, encoded, problem, usual, options))
+    samples += _answered(qa, None, problem or "its row says audio: true, and this model does not hear", deaf, options)
+    if silent and not isinstance(clip, str):
+        encoded, problem = _encoded(qa, clip, audio=False)
+    samples += _answered(qa, encoded, problem, silent, options)
+    order = {question.question_id: number for number, question in enumerate(questions)}
+    return sorted(samples, key=lambda sample: order[sample.question_id])
 
 
 def _answered(

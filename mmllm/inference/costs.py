@@ -63,6 +63,10 @@ def stage_costs(
     for name, count in parts["path"].beside_counts(frames, grid, kept).items():
         detail += f"; {count:,} {name} beside the sequence"
     rows.append({"stage": f"path {parts['path'].registered_name}", "tokens": sum(blocks.values()), "detail": detail})
+    if (audio := parts["audio_projector"]) is not None:
+        count = frames * audio.tokens_per_frame
+        detail = f"{count} of sound, {audio.tokens_per_frame} after each frame"
+        rows.append({"stage": f"audio {audio.registered_name}", "tokens": rows[-1]["tokens"] + count, "detail": detail})
     return rows
 
 

@@ -157,7 +157,11 @@ class PiecewiseEncoding:
         tokens = self._beside(self._store.tokens, clip) if self.encodes else None
         reduced = tokens if self._reduces else None
         shown = dataclasses.replace(
-            clip, frames=self._pictures, times_s=clip.times_s[self._pictured], valid=clip.valid[self._pictured]
+            clip,
+            frames=self._pictures,
+            times_s=clip.times_s[self._pictured],
+            valid=clip.valid[self._pictured],
+            waveform=None,  # it was heard, and takes 230 MB an hour
         )
         ranking = (self._ranked_by, np.concatenate(self._rankings)) if self._rankings else None
         long = LongVideo(
@@ -173,6 +177,12 @@ class PiecewiseEncoding:
     def _beside(self, tokens: VisualTokens, clip: VideoClip) -> VisualTokens:
         """The tokens with what `mmllm.modalities.video` gives beside those of a whole clip."""
         device = self.model.input_device
+        if clip.waveform is not None:
+            sound, times_s = torch.from_numpy(clip.waveform), torch.from_numpy(clip.times_s).float()
+            read = torch.from_numpy(self._read).unsqueeze(0).to(device)
+            start_s = torch.tensor([clip.waveform_start_s])
+            heard = self.model.hear(sound[None].to(device), times_s[None].to(device), read, start_s=start_s)
+            tokens = tokens.replace(audio=heard[0], audio_mask=heard[1])
         return tokens.replace(
             times_s=torch.from_numpy(clip.times_s).float().unsqueeze(0).to(device),
             frame_size=torch.tensor([clip.original_size], device=device) if self.processor.frame_sizes else None,

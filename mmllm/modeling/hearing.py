@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool1d, pad
 from mmllm.errors import InputError
 from mmllm.interfaces import AudioEncoder
 from mmllm.modeling.tower import needs_gradient
-from mmllm.tokens import SAMPLE_RATE, VisualSequence
+from mmllm.tokens import HEARD, SAMPLE_RATE, VisualSequence
 
 _WINDOWS = 8
 """Windows that are run at once, at most; bounds the memory."""
@@ -157,6 +157,7 @@ def between_frames(sequence: VisualSequence, audio: Tensor, audio_mask: Tensor) 
         "frame": merged(sequence.frame, frame),
         "blocks": ((name, size + t * k), *sequence.blocks[1:]),
     }
-    if sequence.place is not None:
-        changes["place"] = merged(sequence.place, torch.full_like(frame, -2))
+    numbers = torch.arange(sequence.frame.shape[1], device=device).expand_as(sequence.frame)  # as for pooled tokens
+    place = numbers if sequence.place is None else sequence.place
+    changes["place"] = merged(place, torch.full_like(frame, HEARD))
     return dataclasses.replace(sequence, **changes)

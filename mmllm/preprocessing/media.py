@@ -24,7 +24,7 @@ from mmllm.preprocessing.memory_video import is_in_memory, memory_video
 from mmllm.preprocessing.video_options import at_rate, checked, refuse, refuse_both
 from mmllm.tokens import VideoClip
 from mmllm.video.names import existing
-from mmllm.video.opening import FrameFolder, FrameSink, VideoOpenError
+from mmllm.video.opening import FrameFolder, FrameSink, SoundOptions, VideoOpenError
 from mmllm.video.sampling import UNIFORM, FrameRule
 
 PIXEL_OPTIONS = ("max_pixels", "min_pixels")
@@ -44,6 +44,8 @@ class MediaReading:
     """Path of a folder of frames -> images a second, where it is another rate. Whoever reads annotations sets it."""
     pinpoints: list[list[int]] | None
     writing: Any
+    sound: SoundOptions | None = None
+    """Which sound of videos is read; None for a model that does not hear."""
     frame_sizes: bool = False
     """Whether the size of frames before they were padded is given with their pixels."""
 
@@ -58,6 +60,7 @@ class MediaReading:
         video_metadata: Any = None,
         do_sample_frames: bool | None = None,
         sampling: Any = None,
+        audio: bool | None = None,
         sink: FrameSink | None = None,
     ) -> VideoClip:
         """Frames of a video, sampled evenly over it and brought to the encoder's size while decoding.
@@ -73,6 +76,8 @@ class MediaReading:
             do_sample_frames: False takes all frames in memory.
             sampling: how frames are chosen, such as `slow-fast:fps=2` (see `FrameRule`); the processor's own rule if
                 None.
+            audio: whether the sound of a file is read, too; by default if the model hears. A file without sound is read
+                as it is. A `VideoClip` has its sound already.
             sink: takes the prepared frames of a file or folder as they are decoded, if it wants them; the clip then has
                 frames (T 0 0 3). Frames in memory are returned together.
 
@@ -81,8 +86,15 @@ class MediaReading:
         """
         wanted = {"num_frames": num_frames, "fps": fps, "start_s": start_s, "end_s": end_s}
         wanted |= {"video_metadata": video_metadata, "do_sample_frames": do_sample_frames, "sampling": sampling}
+        wanted["audio"] = audio
         given = {name: checked(name, value) for name, value in wanted.items() if value is not None}
+        hears = given.pop("audio", self.sound is not None)
+        if hears and self.sound is None:
+            raise InputError("audio=True: this model does not hear, because it has no audio encoder; leave audio out")
+        sound = self.sound if hears else None
         if isinstance(video, VideoClip):
+            if sound is None:
+                video = replace(video, waveform=None)
             refuse(given, allowed=(), source="a VideoClip, whose frames are chosen")
             return replace(video, frames=np.stack([self.frame_transform.video_frame(frame) for frame in video.frames]))
         video = resolved(video)
@@ -103,7 +115,7 @@ class MediaReading:
         )
         limits = {name: given[name] for name in ("start_s", "end_s") if name in given}
         frames, rule = given.get("num_frames", self.num_frames), given.get("sampling", self.frame_rule)
-        reader = replace(self.clip_reader(), num_frames=frames, rule=rule)
+        reader = replace(self.clip_reader(), num_frames=frames, rule=rule, sound=sound)
         if "fps" not in given:
             return reader(video, sink=sink, **limits)
         if isinstance(video, (str, Path)) and (folder := existing(video)) is not None and folder.is_dir():
@@ -113,7 +125,7 @@ class MediaReading:
             refuse(given, allowed=allowed, source="a FrameFolder, which has its own rate")
         refuse_both(given, "num_frames", "fps")
         refuse_both(given, "sampling", "fps")
-        return at_rate(video, given["fps"], start_s, end_s, self.frame_transform.video_frame, sink)
+        return at_rate(video, given["fps"], start_s, end_s, self.frame_transform.video_frame, sink, sound)
 
     def _frames_in_memory(
         self,
@@ -173,6 +185,7 @@ class MediaReading:
             folder_fps=self.folder_fps,
             folder_rates=dict(self.folder_rates),
             rule=self.frame_rule,
+            sound=self.sound,
         )
 
     def frame_text(self, times_s: Sequence[Sequence[float] | np.ndarray]) -> Tensor | None:

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmllm import registry
+from mmllm.checkpoints.audio import load_audio_encoder
 from mmllm.checkpoints.bert import load_bert
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, ConfigError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import checked_source
 from mmllm.llm.harness import decoder_layers
@@ -73,6 +74,7 @@ def build_model(
         chat_template=config.template,
         system_prompt=config.system_prompt,
         strip_time_tokens=config.strip_time_tokens,
+        audio=None if config.audio_encoder is None else config.audio,
         question=question_reader(stages_of(config)),
         frame_sizes=needs_frame_size(stages_of(config)),
     )
@@ -102,8 +104,22 @@ def build_model(
         model.tie_weights()
     elif config.decoder.copying:
         _copying_(model.language_model)
+    _start_parts(model, config)
+    if time_ids and config.time_token_init == "sinusoid":
+        _sinusoid_(model, time_ids)
+    for name in ("bos", "eos", "pad"):
+        setattr(model.generation_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    return model, processor
+
+
+def _start_parts(model: MmllmForConditionalGeneration, config: ModelConfig) -> None:
+    """Loads published weights of the parts around the LLM, and sets those that follow from the LLM's."""
     if config.encoder_weights:
         _load_encoder(model, config.encoder_weights)
+    if config.audio_encoder_weights:
+        if model.audio_encoder is None:
+            raise ConfigError(f"audio_encoder_weights = {config.audio_encoder_weights}: there is no audio_encoder")
+        load_audio_encoder(model.audio_encoder, config.audio_encoder_weights)
     if config.path_weights:
         load_bert(model.path, config.path_weights)
     if model.decoder_stages:
@@ -112,11 +128,6 @@ def build_model(
             stage.start_from(layers)
     if config.projector_weights:
         _load_projector(model, Path(config.projector_weights))
-    if time_ids and config.time_token_init == "sinusoid":
-        _sinusoid_(model, time_ids)
-    for name in ("bos", "eos", "pad"):
-        setattr(model.generation_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
-    return model, processor
 
 
 def _without_unused_time_tokens(config: ModelConfig) -> ModelConfig:

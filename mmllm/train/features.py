@@ -57,6 +57,9 @@ class FeatureCache:
             **({} if self.processor.frame_rule == UNIFORM else {"sampling": self.processor.sampling}),
         }
         weights = fingerprint(self.model.encoder)
+        if self.model.audio_encoder is not None:
+            settings |= {"audio_encoder": self.model.config.audio_encoder, "audio": self.processor.audio}
+            weights += fingerprint(self.model.audio_encoder)
         return hashlib.sha256(json.dumps({**settings, "weights": weights}, sort_keys=True).encode()).hexdigest()[:16]
 
     def path(self, video: Path) -> Path:
@@ -110,6 +113,9 @@ class FeatureCache:
             frames = len(clip)
             tensors = {f"score:{name}": score[i, :frames].float().cpu() for name, score in tokens.scores.items()}
             tensors["features"] = tokens.features[i, :frames].half().cpu()
+            if tokens.audio is not None and tokens.audio_mask is not None and clip.waveform is not None:
+                tensors["audio"] = tokens.audio[i, :frames].half().cpu()
+                tensors["audio_mask"] = tokens.audio_mask[i, :frames].cpu()
             tensors["times_s"] = torch.from_numpy(clip.times_s).float()
             tensors["duration_s"] = torch.tensor(clip.duration_s, dtype=torch.float64)
             tensors["original_size"] = torch.tensor(clip.original_size)
@@ -128,7 +134,9 @@ class FeatureCache:
         return self.fill(videos, workers)  # tries only the failed videos again; the others are in the cache
 
     def load(self, video: Path) -> VideoInputs:
-        """Returns the inputs of one video with cached features (float16) and scores (float32); call `fill` first.
+        """Returns the inputs of one video with cached features of picture and sound (float16) and scores (float32).
+
+        Call `fill` first.
 
         Raises:
             InputError: if the video has no features in the cache, because it could not be read.
@@ -145,4 +153,6 @@ class FeatureCache:
             durations_s=tensors["duration_s"].float().unsqueeze(0),
             frame_text=self.processor.frame_text([tensors["times_s"].tolist()]),
             frame_size=tensors["original_size"].unsqueeze(0) if self.processor.frame_sizes else None,
+            audio=tensors["audio"].unsqueeze(0) if "audio" in tensors else None,
+            audio_mask=tensors["audio_mask"].unsqueeze(0) if "audio" in tensors else None,
         )

@@ -15,11 +15,13 @@ from mmllm.synthetic.questions import TIME_FAMILIES, vocabulary
 from mmllm.train.data import DataConfig
 from mmllm.train.model_config import DecoderConfig, ModelConfig
 from mmllm.train.recipe import Recipe
+from mmllm.train.stages.audio_encoder import AudioEncoderTraining
 from mmllm.train.stages.frame_encoder import FrameEncoderTraining
 from mmllm.train.stages.language import LanguageTraining
 
 __all__ = [
     "RECIPES",
+    "AudioEncoderTraining",
     "DataConfig",
     "DecoderConfig",
     "FrameEncoderTraining",
@@ -64,6 +66,21 @@ def smoke() -> Recipe:
         stages=(
             FrameEncoderTraining(max_steps=40),
             replace(start.stage("language"), max_steps=60, save_steps=20, logging_steps=5),
+        ),
+    )
+
+
+def tiny_audio() -> Recipe:
+    """Questions that only sound can answer: a tiny model that hears, trained in minutes on two CPU cores."""
+    start = quickstart()
+    return replace(
+        start,
+        name="tiny-audio",
+        data=DataConfig(synthetic=replace(start.data.synthetic, train_videos=400, families=("sound",))),
+        model=replace(start.model, audio_encoder="tiny", audio_projector="linear"),
+        stages=(
+            AudioEncoderTraining(max_steps=100),
+            replace(start.stage("language"), max_steps=400),
         ),
     )
 
@@ -201,6 +218,7 @@ def tdc_tiny() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "smoke": smoke,
     "quickstart": quickstart,
+    "tiny-audio": tiny_audio,
     "full": full,
     "lita-tiny": lita_tiny,
     "lita-7b": lita_7b,

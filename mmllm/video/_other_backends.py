@@ -23,6 +23,7 @@ from mmllm.video._open_options import OpenOptions
 from mmllm.video._pyav import PyAVReader
 from mmllm.video._reader import VideoReader
 from mmllm.video._sources import MediaFile
+from mmllm.video.audio import Sound, SoundOptions
 from mmllm.video.errors import VideoDecodeError, VideoOpenError
 from mmllm.video.info import VideoInfo
 
@@ -50,6 +51,11 @@ class ChildReader(VideoReader):
             self.close()
             raise
         self._reference.close()
+
+    def sound(
+        self, options: SoundOptions | None = None, *, start_s: float | None = None, end_s: float | None = None
+    ) -> Sound | None:
+        return self._reference.sound(options, start_s=start_s, end_s=end_s)  # only pictures are the child's work
 
     def _check(self) -> None:
         info, backend = self._reference_info, self._backend

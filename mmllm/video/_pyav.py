@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmllm.errors import InputError
 from mmllm.video import _broken_clock, _damage, _frame_index, _player_clock, _pyav_open
 from mmllm.video._deinterlacing import FIELD_ORDERS, Deinterlacer
 from mmllm.video._frame_index import FrameIndex
@@ -27,6 +28,7 @@ from mmllm.video._pyav_packets import PacketSource, PacketTable
 from mmllm.video._pyav_sparse import NotAsDeclared, SparseDecoder
 from mmllm.video._reader import IndexChanged, VideoReader
 from mmllm.video._sources import MediaFile
+from mmllm.video.audio import Sound, SoundOptions, audio_tracks, read_sound
 from mmllm.video.errors import ClockBroken, NoFrames, VideoDecodeError, VideoTruncated
 from mmllm.video.info import VideoInfo
 from mmllm.video.limits import Deadline
@@ -132,6 +134,7 @@ class PyAVReader(VideoReader):
             "mirrored": self._pictures.orientation.mirrored,
             "stream": decoder.stream.index,
             "streams": _pyav_open.describe_streams(decoder.container),
+            "audio": audio_tracks(decoder.container),
             "declared_frames": declared or None,
             "truncated": bool(missing),
         }
@@ -176,6 +179,25 @@ class PyAVReader(VideoReader):
     def clock_repaired(self) -> bool:
         """Whether some frames are shown at other times than the file says, because those cannot be right."""
         return self._index.retimed is not None
+
+    def sound(
+        self, options: SoundOptions | None = None, *, start_s: float | None = None, end_s: float | None = None
+    ) -> Sound | None:
+        begin_s, duration_s = start_s or 0.0, self.info.duration_s
+        last_s = duration_s if end_s is None else min(end_s, duration_s)
+        if not 0 <= begin_s <= duration_s or (end_s is not None and end_s <= begin_s):
+            raise InputError(f"{self._media.name}: no part from {start_s} to {end_s} s; it lasts {duration_s:.3f} s")
+        if not self._header["audio"] or begin_s >= last_s:
+            return None
+        return read_sound(
+            self._media,
+            self._options,
+            options or SoundOptions(),
+            clock_start=self._clock.start,
+            begin_s=begin_s,
+            end_s=last_s,
+            steady=not self.clock_repaired,
+        )
 
     def close(self) -> None:
         if self._decoder is not None:

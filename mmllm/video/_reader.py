@@ -15,6 +15,7 @@ import numpy as np
 from mmllm.errors import InputError
 from mmllm.tokens import VideoClip
 from mmllm.video import sampling
+from mmllm.video.audio import Sound, SoundOptions
 from mmllm.video.errors import VideoDecodeError
 from mmllm.video.frame_sink import FrameSink
 from mmllm.video.info import VideoInfo
@@ -66,6 +67,23 @@ class VideoReader(abc.ABC):
             indices = np.arange(first, min(first + _BATCH_FRAMES, len(times_s)))
             for index, picture in list(self.decode(indices, size)):  # a list, so no deadline counts the caller's time
                 yield float(times_s[index]), picture
+
+    def sound(
+        self, options: SoundOptions | None = None, *, start_s: float | None = None, end_s: float | None = None
+    ) -> Sound | None:
+        """The sound of the video or a part of it, mono at 16 kHz; None without sound, as for pictures alone.
+
+        Args:
+            options: which track and channel.
+            start_s, end_s: the part, in seconds on a player's clock.
+
+        Raises:
+            InputError: if there is no such track, or the part is empty or lies outside the video.
+
+        Warns:
+            SoundDamaged: if a part of the sound cannot be decoded; it is silent.
+        """
+        return None
 
     def renew_deadline(self) -> None:  # noqa: B027 - a list of pictures has no such limit
         """Starts the limit of time of the running `decode` anew: its caller has finished a piece of the video."""

@@ -127,6 +127,15 @@ class VideoLimits:
                 f"{self.returned_bytes >> 20} MiB (ask for a smaller size or fewer frames)"
             )
 
+    def check_sound(self, source: str, samples: int) -> None:
+        """Refuses sound that would take too much memory, in samples of four bytes."""
+        if 4 * samples > self.returned_bytes:
+            raise LimitExceeded(
+                f"{source}: more than {self.returned_bytes >> 20} MiB of sound: look at a part of it, or cut it "
+                "into parts",
+                in_python="or raise VideoLimits.returned_bytes",
+            )
+
 
 UPLOAD_LIMITS = VideoLimits(
     frames=300_000,

@@ -26,12 +26,14 @@ from mmllm.video._open_options import OpenOptions
 from mmllm.video._picture_list import FrameFolder, PictureListReader, open_folder
 from mmllm.video._reader import Size, Transform, VideoReader
 from mmllm.video._sources import media_file
+from mmllm.video.audio import Sound, SoundOptions
 from mmllm.video.errors import (
     ClockBroken,
     FramesMissing,
     LimitExceeded,
     NoFrames,
     NoVideoStream,
+    SoundDamaged,
     VideoDecodeError,
     VideoError,
     VideoOpenError,
@@ -56,6 +58,9 @@ __all__ = [
     "NoFrames",
     "NoVideoStream",
     "Size",
+    "Sound",
+    "SoundDamaged",
+    "SoundOptions",
     "Transform",
     "VideoDecodeError",
     "VideoError",

@@ -160,7 +160,7 @@ def test_what_does_not_fit_together_is_refused_by_its_flat_name(kind, fields, me
 
 def test_media_with_different_fields_are_not_stacked():
     video = VALUES["features of videos"]
-    with pytest.raises(InputError, match="some videos of a batch have pixel_values_videos, video_features, video_sco"):
+    with pytest.raises(InputError, match="some videos of a batch have pixel_values_videos, video_audio, video_"):
         VideoInputs.stack([video, VALUES["pixels of videos"]])
     other = VideoInputs(**{**video.given(), "scores": {"a": video.scores["a"]}})
     with pytest.raises(InputError, match=r"have video_scores\['b'\], and others do not"):
