@@ -44,6 +44,11 @@ def _median(name: str) -> str:
     return f"{{{name}:.3f}} ({{{name}.low:.3f}}-{{{name}.high:.3f}})"
 
 
+def _between(name: str) -> tuple[str, ...]:
+    percent = f"{name}_percent"
+    return (f"{{{percent}:+.1f}} % ({{{percent}.low:+.1f}} to {{{percent}.high:+.1f}})",)
+
+
 def _faster(name: str) -> tuple[str, str]:
     return _median(f"{name}_s"), f"x{{{name}_ratio:.2f}}"
 
@@ -104,6 +109,21 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("tokens", "{tokens} x {width}"),
         ("parameters", "{parameters_millions:,.0f} M"),
         ("memory", "{memory_mib:,.0f} MiB", "-"),
+    ),
+    "encoders": _columns(
+        ("encoder", "{encoder}"),
+        ("seconds a frame", "{frame_s:.2f}"),
+        ("over the bare modules", *_between("over")),
+        ("memory a frame", "{memory_mib:,.0f} MiB", "-"),
+        ("over the bare modules", *_between("memory_over"), "-"),
+        ("tokens", "{tokens}"),
+        ("parameters", "{parameters_millions:,.0f} M"),
+    ),
+    "sampling": _columns(
+        ("FlexTok d12's sampling", "{sampling}"),
+        ("seconds a step", "{step_s:.2f}"),
+        ("over diffusers' loop", *_between("over")),
+        ("largest difference of the latents", "{largest:.1e}"),
     ),
     "finetune": _columns(
         ("clips", "{clips}"),

@@ -8,6 +8,7 @@ EXTRAS = {
     "demo": ("gradio", "matplotlib"),
     "decord": ("decord",),
     "openclip": ("open_clip",),
+    "diffusers": ("diffusers",),
     "train": ("accelerate", "datasets", "peft", "matplotlib"),
     "eval": ("accelerate", "matplotlib"),
 }

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,9 @@ class Part:
     registered_name: ClassVar[str] = ""
     """The name under which it is registered; set by `mmllm.registry.register`."""
     config: Any
+    changeable_settings: ClassVar[tuple[str, ...]] = ()
+    """Fields of its configuration for which a trained part takes other values with the same weights, such as `tokens`.
+    Its constructor refuses values that do not fit."""
 
     @property
     def has_weights(self) -> bool:
@@ -160,6 +163,16 @@ class AudioProjector(Part, nn.Module):
         raise NotImplementedError
 
 
+class TrainingPass(NamedTuple):
+    """What an image tokenizer computes of a batch of images in training."""
+
+    losses: dict[str, Tensor]
+    """Losses by name: scalars, with their weights. The error of the pixels of `images` is not among them."""
+    images: Tensor | None = None
+    """float, B 3 S S: the reconstruction with its gradient, to be compared with the originals; None if the training
+    makes none."""
+
+
 class Autoencoder(Part, nn.Module):
     """An image tokenizer: a picture as a short row of 1D tokens, and back. Sets its two numbers when it is built.
 
@@ -174,6 +187,8 @@ class Autoencoder(Part, nn.Module):
     """Whether any number of the first tokens gives a picture; otherwise all are needed."""
     reads_text: bool = False
     """Whether `forward` and `reconstruct` take captions."""
+    reconstructs_in_training: ClassVar[bool] = False
+    """Whether `training_pass` gives a reconstruction, which losses of pictures can then be computed from."""
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The loss of a training step: a scalar.
@@ -185,6 +200,19 @@ class Autoencoder(Part, nn.Module):
         A tokenizer that reads text also takes `captions`, a text for each image.
         """
         raise NotImplementedError
+
+    def training_pass(
+        self, images: Tensor, generator: torch.Generator | None = None, captions: Sequence[str] | None = None
+    ) -> TrainingPass:
+        """The losses of a training step, by name; `forward` is their sum, with the squared error of the pixels.
+
+        Args:
+            images: float, B 3 S S, from -1 to 1.
+            generator: of all random numbers, on the CPU; None for PyTorch's own.
+            captions: a text for each image, if the tokenizer reads text.
+        """
+        text = {} if captions is None else {"captions": captions}
+        return TrainingPass({"reconstruction": self(images, generator, **text)})
 
     def reconstruct(
         self, images: Tensor, *, tokens: int | None = None, generator: torch.Generator | None = None

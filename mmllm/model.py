@@ -34,6 +34,7 @@ from mmllm.modeling.exporting import place_traced
 from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions
+from mmllm.modeling.settings import with_weights_of
 from mmllm.modeling.vision import listed
 from mmllm.pruning.needs import require_fit
 from mmllm.stages import build as build_stages
@@ -179,7 +180,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
 
         Args:
             changes: by slot, such as `reducers=["fastervlm:keep=8"]` or `path="slowfast:mode=temporal"`; None changes
-                nothing.
+                nothing. Of encoder and visual tokenizer only settings that need no new weights can be changed, such as
+                `visual_tokenizer="mqt:tokens=16"`; see `changeable_settings`.
 
         Raises:
             ConfigError: if a part is unknown, does not fit, or has weights that this model was not trained with.
@@ -188,19 +190,30 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         for name, stage in changed(stages_of(config), changes).items():
             setattr(config, name, stage)
         model = type(self)(config, shared=self)
-        for name in model_slots():
+        for name, slot in model_slots().items():
             parts, own = getattr(model, name), getattr(self, name)
-            if isinstance(parts, nn.Module) and parts is not own:  # only these can be on another device
+            # only new parts can be on another device; a part with other settings has the weights of its own
+            if slot.changeable and isinstance(parts, nn.Module) and parts is not own:
                 parts.to(self.input_device)
         return model.train(self.training)
 
     def parts_for(self, config: MmllmConfig) -> dict[str, Any]:
-        """The parts of this model, by slot, that another configuration describes in the same way.
+        """The parts of this model, by slot, for another configuration that shares its weights.
 
-        Stages inside the LLM whose weights fit other settings are among them.
+        They are those that both describe in the same way, those that differ in their `changeable_settings` only, and
+        stages inside the LLM whose weights fit other settings.
         """
         own, theirs = stages_of(self.config), stages_of(config)
-        parts = {name: getattr(self, name) for name in own if own[name] == theirs[name]}
+        settled = [name for name, slot in model_slots().items() if own[name] != theirs[name] and not slot.changeable]
+        others = {name: getattr(self, name) for name in own if name not in settled}
+        with torch.device("meta"):  # the constructors check the settings; their weights would be thrown away
+            built = build_stages(theirs, config.text_config.hidden_size, others, config.text_config)
+        parts: dict[str, Any] = {}
+        for name in own:
+            if name in settled:
+                parts[name] = with_weights_of(getattr(self, name), built[name])
+            elif own[name] == theirs[name]:
+                parts[name] = getattr(self, name)
         stages = [
             stage.with_settings(settings)
             for stage, settings in zip(self.decoder_stages, config.stage("decoder_stages"), strict=False)
@@ -371,6 +384,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise InputError("torch.export: a loss depends on which positions have labels; export without labels")
         if any("tiling" in inputs.given() for inputs in media.values()):
             raise InputError("torch.export: how an image is cut into tiles depends on its size; export whole images")
+        if self.reads_question:
+            raise ConfigError("torch.export: a visual part reads the text of the question; export a model without")
         if any("waveform" in inputs.given() for inputs in media.values()):
             raise InputError("torch.export: which frame a sound belongs to depends on its times; export without sound")
         if self.reducers:

@@ -99,8 +99,8 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         time: Any = None,
         last_is_end: bool = False,
         frame_sizes: bool = False,
-        sampling: Any = None,
         audio: Mapping[str, Any] | SoundOptions | bool | None = None,
+        sampling: Any = None,
         question: Mapping[str, Any] | QuestionReaderConfig | QuestionReader | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))

@@ -145,6 +145,19 @@ def config_of(kind: str, description: Any) -> Any:
     Raises:
         ConfigError: on an unknown name or field, or a value that is not allowed.
     """
+    if not isinstance(description, (str, Mapping)):
+        name_of(kind, description)
+        return description
+    name, fields = named(kind, description)
+    return from_mapping(find(kind, name).config, fields, name)
+
+
+def named(kind: str, description: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and the given fields of a description as text or a mapping; the fields are not checked.
+
+    Raises:
+        ConfigError: if the text cannot be read, or the mapping has no name.
+    """
     if isinstance(description, str):
         name, _, rest = description.partition(":")
         fields: dict[str, Any] = {}
@@ -153,15 +166,11 @@ def config_of(kind: str, description: Any) -> Any:
             if not equals:
                 raise ConfigError(f"{shown(description)}: {shown(item)} should be field=value")
             fields[key.strip()] = value.strip()
-        return from_mapping(find(kind, name.strip()).config, fields, name.strip())
-    if isinstance(description, Mapping):
-        fields = dict(description)
-        if "name" not in fields:
-            raise ConfigError(f"a {kind} needs a name: {shown(dict(description))}")
-        name = fields.pop("name")
-        return from_mapping(find(kind, name).config, fields, name)
-    name_of(kind, description)
-    return description
+        return name.strip(), fields
+    fields = dict(description)
+    if "name" not in fields:
+        raise ConfigError(f"a {kind} needs a name: {shown(dict(description))}")
+    return fields.pop("name"), fields
 
 
 def name_of(kind: str, config: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mmllm import registry
 from mmllm.errors import ConfigError
-from mmllm.fields import closest
+from mmllm.fields import closest, with_current_names
 
 Description = str | dict[str, Any]
 """A part as text (`hired:ratio=0.2`) or as a mapping with a `name`."""
@@ -34,7 +34,8 @@ class Slot:
     several: bool = False
     """Whether it takes a list of parts."""
     changeable: bool = False
-    """Whether a trained model can be used with another part here."""
+    """Whether a trained model can be used with another part here. Otherwise only settings of its own part that need no
+    new weights can be changed: those that the part names in `changeable_settings`."""
     in_processor: bool = False
     """Whether the processor has the part, and not the model."""
 
@@ -83,15 +84,45 @@ def changed(stages: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         stages: by slot.
         changes: by slot; None changes nothing.
 
+    A slot that is not `changeable` keeps its part; some parts take other values of their `changeable_settings`, such as
+    `mqt:tokens=16`, and keep all other settings.
+
     Raises:
-        ConfigError: for a slot that does not exist or cannot be changed in a trained model.
+        ConfigError: for a slot that does not exist or cannot be changed in a trained model, or a setting that needs
+            other weights.
     """
-    changeable = [name for name, slot in SLOTS.items() if slot.changeable]
-    for name in changes:
-        if name not in changeable:
-            raise ConfigError(f"stage {name!r} cannot be changed in a trained model; {closest(name, changeable)}")
-    new = {name: SLOTS[name].described(value) for name, value in changes.items() if value is not None}
+    new: dict[str, Any] = {}
+    for name, value in changes.items():
+        slot = SLOTS.get(name)
+        if slot is None or slot.in_processor:
+            known = [slot_name for slot_name, slot in SLOTS.items() if not slot.in_processor]
+            raise ConfigError(f"stage {name!r} cannot be changed in a trained model; {closest(name, known)}")
+        if value is not None:
+            own = stages.get(name, slot.default)
+            new[name] = slot.described(value) if slot.changeable else _with_settings(name, slot, own, value)
     return {**stages, **new}
+
+
+def _with_settings(name: str, slot: Slot, own: Any, change: Any) -> dict[str, Any]:
+    """A slot's own part with other values of its changeable settings, as JSON values with every setting."""
+    given = change if isinstance(change, (str, Mapping)) else slot.described(change)
+    part, fields = registry.named(slot.kind, given)
+    before = slot.described(own)
+    if before is None or before["name"] != part:
+        registry.find(slot.kind, part)
+        has = "none" if before is None else repr(before["name"])
+        raise ConfigError(f"stage {name!r} cannot be changed in a trained model: it has {has}, not {part!r}")
+    registered: Any = registry.find(slot.kind, part)
+    fields = with_current_names(registered.config, fields, part)
+    after = slot.described({**before, **fields})
+    allowed = registered.cls.changeable_settings
+    for field in fields:
+        if after[field] != before[field] and field not in allowed:
+            others = f"only {', '.join(allowed)} can be changed" if allowed else "none of its settings can be changed"
+            raise ConfigError(
+                f"stage {name!r}: {part}.{field} = {after[field]}, and the trained model has {before[field]}; {others}"
+            )
+    return after
 
 
 def build(
@@ -185,6 +216,10 @@ class StageChanges:
     """token reducers in place of the model's own, such as fastervlm:keep=8."""
     path: str | None = None
     """path in place of the model's own, such as slowfast:mode=temporal."""
+    tokenizer: str | None = None
+    """other settings of the model's own projector that need no new weights, such as mqt:tokens=16."""
+    encoder: str | None = None
+    """other settings of the model's own encoder that need no new weights, such as flextok:tokens=16."""
     decoder_stage: tuple[str, ...] | None = None
     """stages inside the LLM in place of the model's own; one with weights keeps those that it has been trained with."""
 
@@ -192,7 +227,9 @@ class StageChanges:
     def by_slot(self) -> dict[str, Any]:
         """The given changes, by slot: arguments of `VideoQA.with_stages` and `VideoQA.from_pretrained`."""
         given = {
+            "encoder": self.encoder,
             "reducers": None if self.reducer is None else list(self.reducer),
+            "visual_tokenizer": self.tokenizer,
             "path": self.path,
             "decoder_stages": None if self.decoder_stage is None else list(self.decoder_stage),
         }

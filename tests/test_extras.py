@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from extras import NEEDED, TESTS
 
-from mmllm import cli
+from mmllm import cli, registry
 from mmllm.errors import EXTRAS, MissingExtra, is_installed, require_extra
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
@@ -82,6 +82,13 @@ def test_a_command_says_in_one_line_what_to_install(capsys, tmp_path, monkeypatc
     assert ended.value.code == 2
     assert capsys.readouterr().err.strip() == line
     assert not list(tmp_path.iterdir()), "something was written before the library was missed"
+
+
+def test_a_part_says_what_to_install(without):
+    without("diffusers")
+    message = re.escape("a VAE of diffusers needs diffusers: pip install 'mmllm[diffusers]'")
+    with pytest.raises(MissingExtra, match=message):
+        registry.build("autoencoder", {"name": "flextok", "latents": {"kind": "diffusers"}})
 
 
 def test_a_folder_of_a_library_s_name_is_not_the_library(tmp_path, monkeypatch):

@@ -75,8 +75,8 @@ def read_clip(
     num_frames: int,
     transform: Mapping[str, Any],
     limits: Mapping[str, Any],
-    rule: Mapping[str, Any] | None = None,
     sound: Mapping[str, Any] | None = None,
+    rule: Mapping[str, Any] | None = None,
     sink: FrameSink | None = None,
 ) -> VideoClip:
     """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
@@ -104,7 +104,7 @@ def _header(clip: VideoClip) -> dict[str, Any]:
 
 
 def _sound(clip: VideoClip) -> list[memoryview]:
-    """The samples of a clip's sound."""
+    """The samples of a clip's sound, which follow its header."""
     return [] if clip.waveform is None else [np.ascontiguousarray(clip.waveform).data]
 
 

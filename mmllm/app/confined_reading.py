@@ -46,8 +46,8 @@ class ConfinedReading:
         transform: FrameTransform,
         limits: VideoLimits,
         sink: FrameSink | None = None,
-        rule: FrameRule = UNIFORM,
         sound: SoundOptions | None = None,
+        rule: FrameRule = UNIFORM,
     ) -> VideoClip:
         """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
@@ -57,8 +57,8 @@ class ConfinedReading:
             transform: what brings a frame to the encoder's size.
             limits: of the file; `child_s` limits the seconds of the child, for each piece that a sink takes.
             sink: takes the frames as they come, if it wants them; the clip then has frames (T 0 0 3).
-            rule: how frames are chosen.
             sound: which sound is read beside the frames; None for none.
+            rule: how frames are chosen.
 
         Raises:
             VideoError: if the file cannot be read, takes too long, needs too much memory or crashes the decoder.
@@ -68,8 +68,8 @@ class ConfinedReading:
             "num_frames": num_frames,
             "transform": to_mapping(transform),
             "limits": to_mapping(limits),
-            "rule": to_mapping(rule),
             "sound": None if sound is None else to_mapping(sound),
+            "rule": to_mapping(rule),
         }
         if sys.platform == "win32":  # pipes cannot be waited for there
             from mmllm.app._reading_worker import read_clip
@@ -83,7 +83,7 @@ class ConfinedReading:
                 child.send(request)
                 while frames.takes(*(answer := child.receive(frames.until))):
                     pass
-                header, data, complete = *answer, True
+                header, complete = answer[0], True
             except VideoTimeout:
                 raise VideoTimeout(f"{path}: stopped, because it takes longer than {limits.child_s:g} s") from None
             except _NoClip:
@@ -95,7 +95,7 @@ class ConfinedReading:
                     self._end()
             if header.get("error") == "MemoryError":
                 self._end()
-        return _clip(path, header, data, frames)
+        return _clip(path, header, frames, answer[1])
 
     def close(self) -> None:
         """Ends the child and the thread that started it."""
@@ -170,7 +170,7 @@ class _Frames:
         return np.empty((self.count, 0, 0, 3), dtype=np.uint8) if self.poured else self.collected
 
 
-def _clip(path: Path, header: dict[str, Any], data: bytearray, frames: _Frames) -> VideoClip:
+def _clip(path: Path, header: dict[str, Any], frames: _Frames, sound: bytearray) -> VideoClip:
     """The clip of an answer, which is checked like anything that comes from outside."""
     if "error" in header:
         kind, message = str(header["error"]), str(header.get("message"))
@@ -181,10 +181,9 @@ def _clip(path: Path, header: dict[str, Any], data: bytearray, frames: _Frames) 
             raise error(message)
         raise VideoDecodeError(f"{path}: {kind}: {message}")
     try:
-        sound = np.frombuffer(bytes(data), dtype=np.float32)
         return VideoClip(
             frames=frames.pixels,
-            waveform=sound if len(sound) else None,
+            waveform=np.frombuffer(bytes(sound), dtype=np.float32) if sound else None,
             waveform_start_s=float(header["waveform_start_s"]),
             times_s=np.array(header["times_s"], dtype=np.float64),
             duration_s=float(header["duration_s"]),

@@ -27,8 +27,6 @@ from mmllm.inference.chain import steps_of, thought
 from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.streaming import PartialAnswer, stream
 from mmllm.times.answers import Span, Step
-from mmllm.tokens import VideoClip
-from mmllm.video.opening import FrameSink
 
 _SECONDS = re.compile(r"(?<![\w.<])(\d+(?:\.\d+)?) ?(?:s|sec|secs|seconds?)\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+")
@@ -143,19 +141,17 @@ class Engine:
             encoded = qa.encode_again(same_frames)
         else:
             processor, limits = qa.processor, self.limits.video
-
-            def feed(sink: FrameSink) -> VideoClip:
-                return self.reading.read(
+            encoded = qa.encode_fed(
+                lambda sink: self.reading.read(
                     path,
                     settings.frames,
                     processor.frame_transform,
                     limits,
                     sink,
-                    rule=processor.frame_rule,
-                    sound=processor.sound,
+                    processor.sound,
+                    processor.frame_rule,
                 )
-
-            encoded = qa.encode_fed(feed)
+            )
         self.shelf.put(key, encoded)
         return encoded, encoded.seconds
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,10 @@ def _read(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any] | None]:
         raise CheckpointError(f"{file}: there is no such file")
     content = read_pickle(file)
     state, settings = (content.get("model"), content.get("cfg")) if isinstance(content, dict) else (None, None)
-    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
-    if not tensors or not isinstance(settings, dict):
+    if not (isinstance(state, dict) and isinstance(settings, dict)) or not _are_tensors(state.values()):
         raise CheckpointError(f"{file}: this is no published audio encoder: it needs 'cfg' and 'model'")
     return state, settings
+
+
+def _are_tensors(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in values)

@@ -1,4 +1,7 @@
-"""Trained image tokenizers in folders: `config.json` with the part's settings, `model.safetensors` with its weights."""
+"""Image tokenizers in folders: `config.json` with the part's settings, `model.safetensors` with its weights.
+
+A published FlexTok is read, too, from a folder or from the hub.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmllm import registry
+from mmllm.checkpoints.flextok import load_flextok
+from mmllm.checkpoints.flextok_layout import is_published, weights_file
 from mmllm.checkpoints.weights import header
 from mmllm.errors import CheckpointError, ConfigError, InputError
 from mmllm.interfaces import Autoencoder
@@ -29,13 +34,19 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
         (partial / "config.json").write_text(json.dumps({"autoencoder": settings}, indent=2) + "\n", encoding="utf-8")
 
 
-def load_autoencoder(folder: str | Path) -> Autoencoder:
-    """The tokenizer of a folder, in evaluation mode.
+def load_autoencoder(source: str | Path) -> Autoencoder:
+    """An image tokenizer, in evaluation mode.
+
+    Args:
+        source: the folder of a trained tokenizer; or a folder, hub id, preset or safetensors file of a published one.
 
     Raises:
-        CheckpointError: if the folder has no tokenizer, or the weights do not fit its settings.
+        CheckpointError: if there is no tokenizer, or the weights do not fit its settings.
     """
-    folder = Path(folder)
+    file = weights_file(source)
+    if is_published(file):
+        return load_flextok(file)
+    folder = file.parent
     try:
         settings = read_json(folder / "config.json", "train the tokenizer again with `mmllm train-tokenizer`")
         if "autoencoder" not in settings:

@@ -2,7 +2,7 @@
 
 The source is a folder or hub id of transformers, timm or open_clip, a whole vision-language model, or one safetensors
 file. The names of the tensors show from which library it is. For an image tokenizer the source is the folder that
-`mmllm train-tokenizer` made.
+`mmllm train-tokenizer` made, or a published FlexTok.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mmllm.checkpoints.flextok import load_published_encoder
+from mmllm.checkpoints.flextok_layout import is_published, weights_file
 from mmllm.checkpoints.weights import Weights, header
 from mmllm.encoders.clip import load_clip_tower
 from mmllm.encoders.convnext import load_convnext_tower
@@ -58,6 +60,9 @@ def load_tower(encoder: Any, source: str | Path, *, allow_pickle: bool = False) 
     if kind is None:
         names = ", ".join(LOADERS)
         raise ConfigError(f"{type(encoder).__name__} has no published weights to load from {source}; {names} have some")
+    if kind == "flextok" and is_published(weights_file(source)):
+        load_published_encoder(encoder, source)
+        return
     file = Path(source)
     if file.suffix == ".safetensors" and not file.is_dir():
         header(file)

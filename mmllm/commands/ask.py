@@ -28,9 +28,9 @@ def ask(
     end: float | None = None,
     sample_fps: float | None = None,
     fps: float | None = None,
+    audio: bool = True,
     chain: ChainFlags = NO_CHAIN,
     sampling: str | None = None,
-    audio: bool = True,
     max_new_tokens: int = 64,
     json: bool = False,
     plot: Path | None = None,
@@ -48,10 +48,10 @@ def ask(
         end: use only the part of the video up to this second.
         sample_fps: sample so many frames a second, in place of a number of frames; 1 for an hour gives 3600.
         fps: images a second, if the video is a folder of frames; by default the model's own, 5.
+        audio: hear the video, too, if the model can; --no-audio looks at the pictures only.
         chain: asking in a chain.
         sampling: how frames are chosen: uniform, slow-fast, slow-fast:fps=2 or slow-fast-demo; by default as the model
             was trained.
-        audio: hear the video, too, if the model can; --no-audio looks at the pictures only.
         max_new_tokens: most tokens of the answer.
         json: print one JSON object.
         plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
@@ -73,7 +73,8 @@ def ask(
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = max_new_tokens
     chosen: dict[str, Any] = {"num_frames": frames, "start_s": start, "end_s": end, "sampling": sampling}
-    chosen |= {"fps": sample_fps, "audio": None if audio else False}
+    chosen["audio"] = None if audio else False
+    chosen["fps"] = sample_fps
     source = video if fps is None else FrameFolder(path=video, fps=fps)
     given = {key: value for key, value in chosen.items() if value is not None}
     encoded = qa.encode_video(source, progress=True, **given)

@@ -16,7 +16,7 @@ from mmllm.stages import StageChanges
 from mmllm.video.names import existing, nearest
 
 StageFlags = Annotated[StageChanges, tyro.conf.arg(name="")]
-"""The flags `--reducer` and `--path`; `name=""` leaves out the prefix `--stages.`."""
+"""The flags `--reducer`, `--path`, `--tokenizer` and `--encoder`; `name=""` leaves out the prefix `--stages.`."""
 
 
 @dataclass(frozen=True, kw_only=True)

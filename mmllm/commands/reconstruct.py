@@ -16,11 +16,12 @@ _AT_ONCE = 8
 
 def reconstruct(
     file: Annotated[Path, tyro.conf.Positional],
-    tokenizer: Path,
+    tokenizer: str,
     tokens: str | None = None,
     output: Path | None = None,
     frames: int = 32,
     steps: int | None = None,
+    guidance: float | None = None,
     seed: int = 0,
     caption: str | None = None,
 ) -> None:
@@ -28,11 +29,13 @@ def reconstruct(
 
     Args:
         file: an image or a video.
-        tokenizer: folder of a trained image tokenizer, such as runs/flextok-small/tokenizer.
+        tokenizer: folder of a trained image tokenizer, such as runs/flextok-small/tokenizer, or a published FlexTok:
+            a folder, hub id or preset.
         tokens: numbers of tokens, such as 1,4,16; by default 1, 4, 16 and so on up to all.
         output: the file to write; by default reconstruction.png or reconstruction.mp4.
         frames: for a video, how many frames are taken, spread evenly.
         steps: steps of FlexTok's decoder; 25 by default.
+        guidance: strength of FlexTok's guidance (adaptive projected guidance), such as 7.5; none by default.
         seed: seed of the decoder's noise.
         caption: what the picture shows, for a tokenizer that reads text.
     """
@@ -41,6 +44,7 @@ def reconstruct(
     from mmllm.checkpoints.autoencoders import load_autoencoder
     from mmllm.tokenizers.autoencoders.flextok import FlexTok
     from mmllm.tokenizers.autoencoders.quality import psnr, ssim
+    from mmllm.tokenizers.autoencoders.rectified_flow import Guidance
 
     autoencoder = load_autoencoder(tokenizer)
     counts = _counts(tokens, autoencoder)
@@ -48,14 +52,16 @@ def reconstruct(
     originals = torch.from_numpy(pictures)
     if caption is not None and not autoencoder.reads_text:
         raise InputError(f"--caption: {tokenizer} reads no text")
-    if steps is not None and not isinstance(autoencoder, FlexTok):
-        raise InputError(f"--steps: the decoder of {tokenizer} does not work in steps")
+    options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    if guidance is not None:
+        options["guidance"] = Guidance(scale=guidance, projected=True)
+    if options and not isinstance(autoencoder, FlexTok):
+        raise InputError(f"--{next(iter(options))}: the decoder of {tokenizer} does not work in steps")
     columns, lines = [originals], []
     for count in counts:
         generator = torch.Generator().manual_seed(seed)
         parts = []
         for part in originals.split(_AT_ONCE):
-            options: dict[str, Any] = {} if steps is None else {"steps": steps}
             if caption is not None:
                 options["captions"] = [caption] * len(part)
             parts.append(autoencoder.reconstruct(part, tokens=count, generator=generator, **options))

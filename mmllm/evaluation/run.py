@@ -174,8 +174,7 @@ def answer_all(
             for target, group in zip((log, shuffled_log), open_questions[vid], strict=True):
                 if seed is not None:
                     torch.manual_seed(seed(f"{vid} {target.path.stem}"))
-                options = {"chain": chain, **generate}
-                target.write(_heard_and_answered(qa, clip, encoded, problem, group, options))
+                target.write(_heard_and_answered(qa, clip, encoded, problem, group, {"chain": chain, **generate}))
             bar.advance()
     # one file of all processes, in the order in which one process would have written it
     for target, order in ((log, vids), (shuffled_log, vids[-1:] + vids[:-1])):
@@ -218,18 +217,18 @@ def _heard_and_answered(
     encoded: EncodedVideo | None,
     problem: str,
     questions: Sequence[Question],
-    options: dict[str, Any],
+    generate: dict[str, Any],
 ) -> list[Sample]:
     """The answered questions of one video, each with or without its sound as its row says."""
     hears = qa.processor.sound is not None
     deaf = [question for question in questions if question.audio and not hears]
     silent = [question for question in questions if question.audio is False and hears]
     usual = [question for question in questions if question not in deaf and question not in silent]
-    samples = list(_answered(qa, encoded, problem, usual, options))
-    samples += _answered(qa, None, problem or "its row says audio: true, and this model does not hear", deaf, options)
+    samples = list(_answered(qa, encoded, problem, usual, generate))
+    samples += _answered(qa, None, problem or "its row says audio: true, and this model does not hear", deaf, generate)
     if silent and not isinstance(clip, str):
         encoded, problem = _encoded(qa, clip, audio=False)
-    samples += _answered(qa, encoded, problem, silent, options)
+    samples += _answered(qa, encoded, problem, silent, generate)
     order = {question.question_id: number for number, question in enumerate(questions)}
     return sorted(samples, key=lambda sample: order[sample.question_id])
 

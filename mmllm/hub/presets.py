@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["model", "encoder"]
+Kind = Literal["model", "encoder", "tokenizer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,15 +15,16 @@ class Preset:
     source: str
     """Id on the Hugging Face hub."""
     kind: Kind = "model"
-    """A whole model, or the weights of a vision tower (`encoder_weights` of a recipe)."""
+    """A whole model, the weights of a vision tower (`encoder_weights` of a recipe), or an image tokenizer (both
+    `encoder_weights` and `mmllm reconstruct --tokenizer`)."""
     licence: str
     """Of the weights, as their publishers state it."""
     input_size: int
     """Side of the encoder's square input in pixels."""
     template: str
-    """How a conversation is written; empty for a tower. A chat template in the model's own folder replaces it."""
+    """How a conversation is written, empty where there is none. A chat template in the model's folder replaces it."""
     adapter: str
-    """The file that reads the weights: in `mmllm/checkpoints` for a model, in `mmllm/encoders` for a tower."""
+    """The file that reads the weights: in `mmllm/checkpoints`, or in `mmllm/encoders` for a tower."""
     verified: str
     """What was compared, and with what."""
 
@@ -59,6 +60,18 @@ def _model(
     )
 
 
+def _flextok(size: str) -> Preset:
+    return Preset(
+        source=f"EPFL-VILAB/flextok_{size.replace('-', '_')}",
+        kind="tokenizer",
+        licence="Apple ML Research Model License",
+        input_size=256,
+        template="",
+        adapter="flextok",
+        verified=f"ids, velocities and pictures of the original on small random weights; {_NOT_COMPARED}",
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "llava-1.5-7b": _model("llava-hf/llava-1.5-7b-hf", "llava"),
     "llava-1.5-13b": _model("llava-hf/llava-1.5-13b-hf", "llava"),
@@ -83,6 +96,20 @@ PRESETS: dict[str, Preset] = {
         for size in ("0.5b", "1.5b", "7b")
     },
     "mqt-llava-7b": _model("gordonhu/MQT-LLaVA-7b", "mqt_llava", licence="not stated; LLM: Llama 2", by=_TOKENS),
+    **{
+        name: _model(
+            source,
+            "tdc",
+            licence=f"not stated; LLM: {llm}",
+            size=384,
+            template=template,
+            by="the original's scenes and context tokens",
+        )
+        for name, source, llm, template in (
+            ("tdc-qwen2-7b", "Hoar012/TDC-Qwen2-7B", _APACHE, "chatml"),
+            ("tdc-llama3.2-3b", "Hoar012/TDC-Llama3_2-3B", "Llama 3.2", "llama3"),
+        )
+    },
     "lita-13b": _model(
         "deahuang/lita-vicuna-v1-3-13b",
         "lita",
@@ -114,4 +141,5 @@ PRESETS: dict[str, Preset] = {
     "siglip-so400m-384": _tower("google/siglip-so400m-patch14-384", "siglip", 384, _APACHE, "transformers and timm"),
     "dinov2-giant": _tower("facebook/dinov2-giant", "dinov2", 378, _APACHE, "transformers"),
     "convnext-xxl": _tower("laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup", "convnext", 576, "MIT", "timm"),
+    **{f"flextok-{size}": _flextok(size) for size in ("d12-d12-in1k", "d18-d18-in1k", "d18-d28-in1k", "d18-d28-dfn")},
 }

@@ -32,7 +32,7 @@ from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.token_store import piece_of
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
-from mmllm.stages import SLOTS, question_reader, stages_of
+from mmllm.stages import SLOTS, changed, question_reader, stages_of
 from mmllm.times.answers import Answer, Span
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
@@ -108,9 +108,10 @@ class VideoQA:
         Args:
             model: a folder or hub id. Either mmllm saved it, or it is a published model of a family in
                 `mmllm.checkpoints`.
-            kwargs: options of transformers' `from_pretrained`, and `reducers` and `path` in place of the model's own.
-                A published model also takes `allow_pickle` and `visual_tokenizer` (such as `mqt:tokens=16`), a model
-                that mmllm saved any field of `MmllmConfig`.
+            kwargs: options of transformers' `from_pretrained`; `reducers` and `path` in place of the model's own;
+                `visual_tokenizer` and `encoder` with other settings of the model's own that need no new weights, such
+                as `mqt:tokens=16`. A published model also takes `allow_pickle`, a model that mmllm saved any other
+                field of `MmllmConfig`.
 
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
@@ -122,11 +123,16 @@ class VideoQA:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
         if not is_ours(source):
-            stages = {name: kwargs.pop(name) for name, slot in SLOTS.items() if slot.changeable and name in kwargs}
+            names = [name for name in SLOTS if name in kwargs and name != "visual_tokenizer"]
+            stages = {name: kwargs.pop(name) for name in names}
             published_model, published_processor = load(source, **kwargs)
             tell_bad_numbers(published_model, source)
             qa = cls(_moved(published_model, device), published_processor)
             return qa.with_stages(**stages) if stages else qa
+        settled = [name for name, slot in SLOTS.items() if not slot.changeable and kwargs.get(name) is not None]
+        if settled:  # other settings of the model's own parts
+            stages = changed(stages_of(own_config(source)[0]), {name: kwargs[name] for name in settled})
+            kwargs |= {name: stages[name] for name in settled}
         weights = Weights(source)  # refuses missing and truncated files before anything is built
         config, _ = own_config(source, **kwargs)
         check_shapes(config, weights.meta, source)
@@ -226,6 +232,8 @@ class VideoQA:
         tokens = encoded.tokens
         if tokens is None or self.model.encoder_reads_question:
             return True
+        if tokens.size is None and tokens.shape[2] != self.model.encoder.tokens_per_frame:
+            return True  # an encoder with another number of tokens
         already_merged = tokens.size is not None
         merges = self.model.encoder_stage is not None
         has_scores = set(self.model.scores_needed) <= set(tokens.scores)
@@ -326,7 +334,8 @@ class VideoQA:
         Args:
             reducers: descriptions such as `fastervlm:keep=8`; the model's own if None.
             path: such as `slowfast:mode=temporal`; the model's own if None.
-            others: further stages that can be changed, see `mmllm.stages.SLOTS`.
+            others: further stages that can be changed, see `mmllm.stages.SLOTS`; and `visual_tokenizer` or `encoder`
+                with another number of tokens, such as `mqt:tokens=16`.
 
         Raises:
             ConfigError: if a part is unknown, does not fit, or has weights that this model lacks.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mmllm.interfaces import Encoder, LlmStage
+from mmllm.interfaces import Encoder, LlmStage, Part
 from mmllm.stages import Description, build
 
 
@@ -43,7 +43,8 @@ def stage_costs(
         {
             "stage": f"encoder {built_encoder.registered_name}",
             "tokens": frames * built_encoder.tokens_per_frame,
-            "detail": f"{frames} frames x {_layout(built_encoder)} of width {built_encoder.width}",
+            "detail": f"{frames} frames x {_layout(built_encoder)} of width {built_encoder.width}"
+            + _again(built_encoder),
         }
     ]
     kept = built_encoder.tokens_per_frame  # tokens of one frame, on average and rounded up
@@ -51,23 +52,36 @@ def stage_costs(
         total = reducer.kept_tokens(kept, frames)
         in_llm = isinstance(reducer, LlmStage)
         detail = "fewer from layer to layer of the LLM" if in_llm else f"at most, of {rows[-1]['tokens']:,}"
+        detail += _again(reducer)
         rows.append({"stage": f"reducer {reducer.registered_name}", "tokens": total, "detail": detail})
         kept, grid = -(-total // frames), reducer.grid_after(grid)
     projector = parts["visual_tokenizer"]
     count, grid_after = projector.token_count(kept), projector.grid_after(grid)
     total = rows[-1]["tokens"] if (count, grid_after) == (kept, grid) else frames * count
     kept, grid = count, grid_after
-    rows.append({"stage": f"tokenizer {projector.registered_name}", "tokens": total, "detail": "to the LLM's width"})
+    rows.append(
+        {
+            "stage": f"tokenizer {projector.registered_name}",
+            "tokens": total,
+            "detail": f"to the LLM's width{_again(projector)}",
+        }
+    )
     blocks = parts["path"].token_counts(frames, grid, kept)
     detail = " + ".join(f"{count} {block}" for block, count in blocks.items())
     for name, count in parts["path"].beside_counts(frames, grid, kept).items():
         detail += f"; {count:,} {name} beside the sequence"
+    detail += _again(parts["path"])
     rows.append({"stage": f"path {parts['path'].registered_name}", "tokens": sum(blocks.values()), "detail": detail})
     if (audio := parts["audio_projector"]) is not None:
         count = frames * audio.tokens_per_frame
         detail = f"{count} of sound, {audio.tokens_per_frame} after each frame"
         rows.append({"stage": f"audio {audio.registered_name}", "tokens": rows[-1]["tokens"] + count, "detail": detail})
     return rows
+
+
+def _again(part: Part) -> str:
+    """What is said of a part that reads questions: everything from there on is done for each of them."""
+    return ", again for each question" if part.reads_question else ""
 
 
 def _layout(encoder: Encoder) -> str:

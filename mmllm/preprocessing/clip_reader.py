@@ -30,10 +30,10 @@ class ClipReader:
     """Images a second in a folder of frames; LITA's have 5."""
     folder_rates: Mapping[str, float] = field(default_factory=dict)
     """Path -> images a second, for folders with another rate."""
-    rule: FrameRule = UNIFORM
-    """How frames are chosen."""
     sound: SoundOptions | None = None
     """Which sound is read beside the frames; None for none."""
+    rule: FrameRule = UNIFORM
+    """How frames are chosen."""
 
     def __call__(self, video: Any, *, sink: FrameSink | None = None, **limits: Any) -> VideoClip:
         """The clip.

@@ -59,8 +59,8 @@ class MediaReading:
         end_s: float | None = None,
         video_metadata: Any = None,
         do_sample_frames: bool | None = None,
-        sampling: Any = None,
         audio: bool | None = None,
+        sampling: Any = None,
         sink: FrameSink | None = None,
     ) -> VideoClip:
         """Frames of a video, sampled evenly over it and brought to the encoder's size while decoding.
@@ -74,10 +74,10 @@ class MediaReading:
             start_s, end_s: the part of the video that is looked at, in seconds.
             video_metadata: fields of transformers' `VideoMetadata`, for frames in memory.
             do_sample_frames: False takes all frames in memory.
-            sampling: how frames are chosen, such as `slow-fast:fps=2` (see `FrameRule`); the processor's own rule if
-                None.
             audio: whether the sound of a file is read, too; by default if the model hears. A file without sound is read
                 as it is. A `VideoClip` has its sound already.
+            sampling: how frames are chosen, such as `slow-fast:fps=2` (see `FrameRule`); the processor's own rule if
+                None.
             sink: takes the prepared frames of a file or folder as they are decoded, if it wants them; the clip then has
                 frames (T 0 0 3). Frames in memory are returned together.
 
@@ -85,8 +85,8 @@ class MediaReading:
             InputError: if the source cannot be read, or an option does not fit it.
         """
         wanted = {"num_frames": num_frames, "fps": fps, "start_s": start_s, "end_s": end_s}
-        wanted |= {"video_metadata": video_metadata, "do_sample_frames": do_sample_frames, "sampling": sampling}
-        wanted["audio"] = audio
+        wanted |= {"video_metadata": video_metadata, "do_sample_frames": do_sample_frames}
+        wanted |= {"sampling": sampling, "audio": audio}
         given = {name: checked(name, value) for name, value in wanted.items() if value is not None}
         hears = given.pop("audio", self.sound is not None)
         if hears and self.sound is None:
@@ -184,8 +184,8 @@ class MediaReading:
             transform=self.frame_transform,
             folder_fps=self.folder_fps,
             folder_rates=dict(self.folder_rates),
-            rule=self.frame_rule,
             sound=self.sound,
+            rule=self.frame_rule,
         )
 
     def frame_text(self, times_s: Sequence[Sequence[float] | np.ndarray]) -> Tensor | None:

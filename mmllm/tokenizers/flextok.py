@@ -8,8 +8,8 @@ B videos, T frames, F frames run at once, N tokens of a frame, C width of a toke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +36,19 @@ class FlexTokFramesConfig:
     `ids`: one embedding for each level of each channel, added up."""
     image_size: int = 256
     """Side of the square frame in pixels."""
-    latents: Literal["pixels", "vae"] = "vae"
-    """`pixels`: squares of pixels as channels. `vae`: the small convolutional autoencoder."""
+    latents: Literal["pixels", "vae", "diffusers"] = "vae"
+    """`pixels`: squares of pixels as channels. `vae`: the small convolutional autoencoder. `diffusers`: the
+    AutoencoderKL of published tokenizers; needs the extra `diffusers`."""
     stride: int = 8
     """Pixels of a latent's side."""
     channels: int = 16
-    """Channels of the latents of the `vae`."""
+    """Channels of the latents of a VAE."""
     latent_width: int = 64
     """Channels inside the `vae`."""
+    sample_posterior: bool = False
+    """Draw the latents of a VAE from their distribution instead of taking its mean."""
+    diffusers: dict[str, Any] = field(default_factory=dict)
+    """Settings of diffusers' AutoencoderKL, as in its config.json; FlexTok's sizes where they are not given."""
     patch_size: int = 2
     """Side of a patch, in pixels of the latents."""
     registers: int = 256
@@ -74,6 +79,8 @@ class FlexTokFramesConfig:
             stride=self.stride,
             channels=self.channels,
             width=self.latent_width,
+            sample_posterior=self.sample_posterior,
+            diffusers=self.diffusers,
         )
 
     def encoder_config(self) -> FlexTokEncoderConfig:
@@ -99,6 +106,8 @@ class FlexTokFramesConfig:
 @register("encoder", "flextok", config=FlexTokFramesConfig)
 class FlexTokFrames(FrameTokens):
     """Ordered 1D tokens of each frame, the coarse ones first (FlexTok)."""
+
+    changeable_settings: ClassVar[tuple[str, ...]] = ("tokens",)
 
     def __init__(self, config: FlexTokFramesConfig) -> None:
         super().__init__()

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from mmllm.errors import InputError
 from mmllm.interfaces import Encoder
 from mmllm.modeling.tower import FrameOutput, check_pixels, encode_frames, needs_gradient, read_scores
 from mmllm.preprocessing.frames import FrameTransform
@@ -47,7 +49,7 @@ class FrameTokens(Encoder):
             scores: must be empty: 1D tokens have no attention of a class token.
 
         Raises:
-            InputError: for pixels of another size or type, or any score.
+            InputError: for pixels of another size or type, more than 1 % outside of -1 to 1, or any score.
         """
         return self.encoded(self.tokens, pixels, frame_mask, scores)
 
@@ -64,6 +66,12 @@ class FrameTokens(Encoder):
         With `with_video`, `tokens` also gets the number of each frame's video (int64, F).
         """
         check_pixels(pixels, encoder=self.registered_name, size=self.config.image_size)
+        if not torch.compiler.is_exporting() and pixels.numel() and float(pixels.abs().max()) > 1.01:
+            largest = float(pixels.abs().max())
+            raise InputError(
+                f"{self.registered_name} needs pixels from -1 to 1, and the largest is {largest:.3g}: "
+                "prepare them with the encoder's own `frames`"
+            )
         read_scores(scores, encoder=self.registered_name, offers=())
         return encode_frames(
             lambda *frames: FrameOutput(features=tokens(*frames)),

@@ -157,8 +157,14 @@ class TexTokFrames(FrameTokens):
 def load_textok_encoder(encoder: TexTokFrames, state: Mapping[str, Tensor]) -> None:
     """Loads the encoder half of a TexTok that `mmllm train-tokenizer` has trained; the decoder's half is left out.
 
+    So is the spread of tokens that were drawn in training: the tokens are the means.
+
     Raises:
         CheckpointError: if a tensor of the half is missing, unknown or of another shape.
     """
-    half = {name: value for name, value in state.items() if name.startswith("encoder.")}
+    half = {
+        name: value
+        for name, value in state.items()
+        if name.startswith("encoder.") and not name.startswith("encoder.to_log_variance.")
+    }
     load_strictly(encoder, half, what="TexTok's encoder half")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -56,6 +57,8 @@ def _squares_near(count: int) -> str:
 @register("tokenizer", "tokenflex", config=TokenFlexConfig)
 class TokenFlexProjector(VisualTokenizer):
     """Adaptive pooling to any number of tokens, then a gated projector (TokenFLEX)."""
+
+    changeable_settings: ClassVar[tuple[str, ...]] = ("tokens",)
 
     def __init__(self, config: TokenFlexConfig, *, in_width: int, out_width: int, grid: Grid) -> None:
         super().__init__()

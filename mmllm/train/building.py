@@ -104,7 +104,7 @@ def build_model(
         model.tie_weights()
     elif config.decoder.copying:
         _copying_(model.language_model)
-    _start_parts(model, config)
+    _load_parts(model, config)
     if time_ids and config.time_token_init == "sinusoid":
         _sinusoid_(model, time_ids)
     for name in ("bos", "eos", "pad"):
@@ -112,8 +112,8 @@ def build_model(
     return model, processor
 
 
-def _start_parts(model: MmllmForConditionalGeneration, config: ModelConfig) -> None:
-    """Loads published weights of the parts around the LLM, and sets those that follow from the LLM's."""
+def _load_parts(model: MmllmForConditionalGeneration, config: ModelConfig) -> None:
+    """Loads the pretrained weights of all parts besides the LLM that the config names."""
     if config.encoder_weights:
         _load_encoder(model, config.encoder_weights)
     if config.audio_encoder_weights:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from mmllm.errors import MmllmError
@@ -57,6 +59,28 @@ class SkipBadSteps(TrainerCallback):
         """Adds the number of skipped steps to the metrics, if it is not zero."""
         if logs is not None and self.skipped:
             logs["skipped_steps"] = self.skipped
+
+
+class LossParts(TrainerCallback):
+    """Adds the parts of the loss to the metrics, by name; the loss is their sum.
+
+    Args:
+        means: gives the mean of each part since the last call, in this process.
+    """
+
+    def __init__(self, means: Callable[[], dict[str, Tensor]]) -> None:
+        self.means = means
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Adds the parts to an entry with a loss."""
+        if logs is None or "loss" not in logs:
+            return
+        parts = self.means()
+        if torch.distributed.is_initialized():
+            for value in parts.values():  # the mean over processes, as the Trainer gives the loss
+                torch.distributed.all_reduce(value)
+                value /= torch.distributed.get_world_size()
+        logs.update({name: float(value) for name, value in parts.items()})
 
 
 class ShowProgress(TrainerCallback):

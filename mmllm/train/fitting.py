@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from mmllm.errors import ConfigError, MmllmError, is_out_of_memory
 from mmllm.runtime import processes
@@ -72,6 +72,17 @@ class InOrder(Trainer):
             log.warning("the loss of a batch is %s; its rows: %s", float(loss), ", ".join(self.names) or "unnamed")
         return loss
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clips the gradients of groups with `clipped_apart` by themselves; returns the norm of all others."""
+        groups = self.optimizer.param_groups
+        apart = [weight for group in groups if group.get("clipped_apart") for weight in group["params"]]
+        if not apart:
+            return super()._clip_grad_norm(model)
+        limit, others = self.args.max_grad_norm, {id(weight) for weight in apart}
+        self.accelerator.clip_grad_norm_(apart, limit)
+        rest = [weight for weight in model.parameters() if id(weight) not in others]
+        return self.accelerator.clip_grad_norm_(rest, limit)
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         processes.wait()  # the main process writes the trainer's state next; that file marks the checkpoint as complete
@@ -126,6 +137,8 @@ def fit(
     report_to: Sequence[str] = (),
     workers: int = 0,
     heads: Sequence[str] = (),
+    optimizer: torch.optim.Optimizer | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Any:
     """Trains `model` on the rows of `dataset`, resuming from the newest complete checkpoint under `output`.
 
@@ -140,13 +153,16 @@ def fit(
         report_to: trackers of transformers, such as `tensorboard` or `wandb`; none by default.
         workers: number of processes that prepare rows.
         heads: submodules, by the beginning of their names, that AdamW trains even if Muon trains other matrices.
+        optimizer: replaces the one of the schedule. The gradient of its groups with `clipped_apart` is clipped by
+            itself.
+        callbacks: more callbacks of the Trainer; they may add to the metrics.
 
     Returns:
         The Trainer; `trained_model` gets the model from it.
 
     Raises:
-        ConfigError: if Muon is requested and weights are spread over processes, or the model lacks a part with its own
-            learning rate.
+        ConfigError: if Muon or an own optimizer is used and weights are spread over processes, or the model lacks a
+            part with its own learning rate.
         MmllmError: if memory runs out, a checkpoint cannot be saved, or too many gradients are not finite.
     """
     make_folder(output)
@@ -156,8 +172,10 @@ def fit(
         # newer versions of transformers have the first name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    optimizer = muon(model, training, heads) if training.matrix_learning_rate else None
+    if optimizer is None and training.matrix_learning_rate:
+        optimizer = muon(model, training, heads)
     callbacks = [
+        *callbacks,
         SkipBadSteps(training.max_bad_steps),
         MetricsFile(output / "metrics.jsonl"),
         ShowProgress(what),
@@ -174,7 +192,10 @@ def fit(
     trainer.schedule = training
     trainer.remove_callback(PrinterCallback)
     if optimizer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        raise ConfigError("Muon needs whole weight matrices: set matrix_learning_rate = 0 with FSDP and DeepSpeed")
+        raise ConfigError(
+            "Muon and a discriminator need whole weight matrices: set matrix_learning_rate = 0, and train without "
+            "adversarial, with FSDP and DeepSpeed"
+        )
     # step 2: train all remaining steps, from the newest complete checkpoint
     start = latest_checkpoint(output / "checkpoints")
     if start is not None:
@@ -184,11 +205,16 @@ def fit(
     except (MemoryError, RuntimeError) as problem:
         if not is_out_of_memory(problem):
             raise
-        raise MmllmError(
-            f"out of memory in {what}, with rows {', '.join(trainer.names) or 'unnamed'}: lower batch_size (and raise "
-            "gradient_accumulation_steps), num_frames or the encoder's image_size, or turn on gradient_checkpointing"
-        ) from None
+        raise _out_of_memory(what, trainer.names) from None
     return trainer
+
+
+def _out_of_memory(what: str, rows: Sequence[str]) -> MmllmError:
+    """Returns the error for a batch that does not fit into memory."""
+    return MmllmError(
+        f"out of memory in {what}, with rows {', '.join(rows) or 'unnamed'}: lower batch_size (and raise "
+        "gradient_accumulation_steps), num_frames or the encoder's image_size, or turn on gradient_checkpointing"
+    )
 
 
 def _arguments(

@@ -38,12 +38,12 @@ class ModelConfig(StageNames):
 
     encoder_weights: str | None = None
     """Folder or hub id of published encoder weights, two joined by `+` for `towers`; if None, weights start random."""
-    path_weights: str | None = None
-    """Folder or hub id of a BERT from which a path's Q-Former starts; random if None."""
     audio_encoder_weights: str | None = None
     """File or folder of published weights of the audio encoder; if None, weights start random."""
     audio: SoundOptions = field(default_factory=SoundOptions)
     """Which track and channel of videos an audio encoder hears."""
+    path_weights: str | None = None
+    """Folder or hub id of a BERT from which a path's Q-Former starts; random if None."""
     projector_weights: str | None = None
     """File of pre-trained projector weights with LLaVA's names (`mm_projector.bin` or safetensors); random if None."""
     language_model: str | None = None

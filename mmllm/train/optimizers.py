@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.tokenizers.projectors import LinearProjector
+from mmllm.train.image_losses.adversarial import Adversarial
 from mmllm.train.schedule import TrainingSchedule
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -161,3 +162,36 @@ def _places(name: str) -> list[str]:
     below = name.removeprefix("base_model.model.").replace("_fsdp_wrapped_module.", "").removeprefix("module.")
     pieces = below.split(".")
     return [".".join(pieces[:count]) for count in range(1, len(pieces))]
+
+
+def beside_discriminator(
+    model: nn.Module, adversarial: Adversarial, training: TrainingSchedule
+) -> torch.optim.Optimizer:
+    """Returns one optimizer for a tokenizer and its discriminator, each with its own learning rate and decays.
+
+    The gradient of the discriminator is clipped apart from the rest: its size says nothing about the tokenizer's.
+
+    Args:
+        model: has the tokenizer and the discriminator; its weights that require gradients are trained.
+        adversarial: the submodule with the discriminator.
+        training: learning rates, weight decay and decay of the second moment of the tokenizer.
+    """
+    judging = list(adversarial.parameters())
+    own = {id(weight) for weight in judging}
+    rest = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in own]
+    config = adversarial.config
+    apart = {"params": judging, "lr": config.learning_rate, "weight_decay": 0.0, "clipped_apart": True}
+    if training.matrix_learning_rate:
+        optimizer: torch.optim.Optimizer = muon(
+            nn.ModuleList(child for child in model.children() if child is not adversarial), training
+        )
+        apart |= {"orthogonal": False, "beta1": config.adam_beta1, "beta2": config.adam_beta2}
+    else:
+        groups = [
+            {"params": [weight for weight in rest if weight.ndim >= 2], "weight_decay": training.weight_decay},
+            {"params": [weight for weight in rest if weight.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, training.adam_beta2))
+        apart["betas"] = (config.adam_beta1, config.adam_beta2)
+    optimizer.add_param_group(apart)
+    return optimizer

@@ -18,6 +18,7 @@ from mmllm.train.recipe import Recipe
 from mmllm.train.stages.audio_encoder import AudioEncoderTraining
 from mmllm.train.stages.frame_encoder import FrameEncoderTraining
 from mmllm.train.stages.language import LanguageTraining
+from mmllm.video.sampling import FrameRule
 
 __all__ = [
     "RECIPES",
@@ -163,7 +164,7 @@ def lita_tiny() -> Recipe:
 def tdc_qwen2_7b() -> Recipe:
     """TDC's training on videos as published: SigLIP and DINOv2 frozen, SVA connector, Q-Former from BERT, Qwen2-7B.
 
-    It is the second of three published stages, and starts from the first in this package's form (docs/long_video.md).
+    It is the second of three published stages. The connector starts at random, not from the first stage, on images.
     """
     return Recipe(
         name="tdc-qwen2-7b",
@@ -178,6 +179,7 @@ def tdc_qwen2_7b() -> Recipe:
             time="text",
             num_time_tokens=0,
             num_frames=224,
+            sampling=FrameRule(rule="steady", fps=1.0),
             template="chatml",
             system_prompt="qwen",
         ),

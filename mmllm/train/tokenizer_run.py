@@ -10,7 +10,7 @@ OUTPUT/tokenizer/       the trained tokenizer
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 
 from mmllm import registry
 from mmllm.checkpoints.autoencoders import save_autoencoder
-from mmllm.errors import require_extra
+from mmllm.errors import ConfigError, require_extra
+from mmllm.fields import from_mapping
 from mmllm.interfaces import Autoencoder
 from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder
@@ -58,7 +59,8 @@ def train_tokenizer(
     record, finished = output / "recipe.json", output / "tokenizer"
     with locked(output):
         with withdrawn_if_refused(record):
-            claim(record, {**recipe.to_mapping(), "processes": processes.count()}, force=force)
+            current = {**recipe.to_mapping(), "processes": processes.count()}
+            claim(record, current, read=with_new_fields, force=force)
             if (finished / "config.json").exists():
                 log.info("%s is already trained", finished)
                 return finished
@@ -86,6 +88,17 @@ def train_tokenizer(
             save_autoencoder(trained, finished)
         processes.wait()
         return finished
+
+
+def with_new_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run, with the defaults of fields that the version which wrote it did not have."""
+    fields = {name: value for name, value in saved.items() if name != "processes"}
+    try:
+        autoencoder = registry.config_of("autoencoder", fields.pop("autoencoder"))
+        recipe = from_mapping(TokenizerRecipe, {**fields, "autoencoder": autoencoder})
+    except (ConfigError, KeyError):
+        return dict(saved)  # it is compared as it is
+    return {**recipe.to_mapping(), "processes": saved.get("processes")}
 
 
 def built(recipe: TokenizerRecipe) -> Autoencoder:

@@ -239,7 +239,7 @@ def default_track(container: InputContainer) -> AudioStream | None:
         best = container.streams.best("audio")
     except IndexError:  # FFmpeg found a stream after opening, which PyAV does not list
         return None
-    return best if best in container.streams.audio else None  # type: ignore[return-value]
+    return best if best in container.streams.audio else None
 
 
 def _decodable(stream: AudioStream, name: str) -> AudioStream | None:

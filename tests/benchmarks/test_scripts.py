@@ -10,9 +10,13 @@ import pytest
 
 from benchmarks.layouts import LAYOUTS, markdown
 from benchmarks.results import Results
+from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("ablations", "demo", "directions", "encoders", "finetune", "long_video", "reducers", "train", "video")
+SCRIPTS = (
+    "ablations", "demo", "directions", "encoders", "finetune", "image_tokenizers", "long_video", "reducers", "train",
+    "video",
+)  # fmt: skip
 
 
 def run(script: str, arguments: list[str], folder: Path) -> Results:
@@ -77,6 +81,24 @@ def test_towers_are_measured(tmp_path, monkeypatch):
     assert 0 < scored.numbers["score_percent"].middle < 100
     assert uncounted.labels["score"] == "not told"
     assert plain.numbers["tokens"] == 4
+
+
+def test_encoders_of_1d_tokens_and_the_sampling_beside_diffusers(tmp_path, monkeypatch):
+    from benchmarks import image_tokenizers
+
+    small = "image_size=16,width=32,layers=1"
+    encoders = {
+        "flextok": ("a", f"flextok:{small},head_width=16,stride=2,channels=4,latent_width=8,registers=8,tokens=4"),
+        "textok": ("b", f"textok:{small},patch_size=4,tokens=4,heads=2,text_width=16"),
+    }
+    monkeypatch.setattr(image_tokenizers, "ENCODERS", encoders)
+    half = {"channels": 4, "grid": (4, 4), "registers": 8, "layers": 1, "width": 32, "head_width": 16}
+    monkeypatch.setattr(image_tokenizers, "DECODER", FlexTokDecoderConfig(**half))
+    kept = run("image_tokenizers", ["--repeats", "2", "--frames", "3", "--steps", "3"], tmp_path)
+    assert [row.numbers["tokens"] for row in kept.tables["encoders"]] == [4, 4]
+    assert filled_columns(kept, "encoders") >= 5  # the memory is told on Linux only
+    assert [row.numbers["largest"] <= 1e-4 for row in kept.tables["sampling"]] == [True, True]
+    assert filled_columns(kept, "sampling") == 4
 
 
 def test_directions_of_two_seeds(tmp_path):

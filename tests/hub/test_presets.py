@@ -23,6 +23,8 @@ def test_a_preset_names_an_adapter_a_template_and_a_source(name):
     else:
         assert preset.adapter in LOADERS
         assert registry.config_of("encoder", {"name": preset.adapter, "image_size": preset.input_size})
+    if preset.kind == "tokenizer":
+        assert registry.config_of("autoencoder", preset.adapter).image_size == preset.input_size
     assert checked_source(preset.source) == checked_source(name) == preset.source
     assert preset.verified.endswith("not at hand")
 

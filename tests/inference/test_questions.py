@@ -4,9 +4,18 @@ import pytest
 import question_parts  # registers the parts
 import torch
 
+from mmllm.app.engine import Engine
+from mmllm.app.limits import DemoLimits
+from mmllm.commands.doctor import reference_forward
+from mmllm.commands.tokens import tokens
+from mmllm.datasets.records import Question
 from mmllm.errors import ConfigError, InputError
+from mmllm.evaluation.run import answer_all
 from mmllm.inference.answering import VideoQA
+from mmllm.inference.costs import stage_costs
+from mmllm.inference.decisions import encoded_for
 from mmllm.inference.streaming import stream
+from mmllm.modalities.border import from_flat
 from mmllm.train.building import build_model
 from mmllm.train.model_config import DecoderConfig, ModelConfig
 
@@ -105,3 +114,63 @@ def test_one_reader_at_most():
     fields = {"encoder": f"asked-tiny:{SETTINGS}", "path": {"name": "asked", "question_reader": other}}
     with pytest.raises(ConfigError, match="encoder 'asked-tiny' and path 'asked' read questions in different ways"):
         build_model(ModelConfig(**fields, decoder=DecoderConfig(width=32, layers=2, mlp_width=64)))
+
+
+# --- commands and the demo -----------------------------------------------------------------------------------
+
+
+def test_images_are_looked_at_for_their_question(qa):
+    picture = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8).numpy()
+    embeddings = []
+    for question in (*QUESTIONS, QUESTIONS[0]):
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        inputs = qa.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True)
+        with torch.no_grad():
+            sequences = qa.model.visual_sequences(from_flat(inputs))
+        embeddings.append(next(iter(sequences.values())).embeddings)
+    assert torch.equal(embeddings[0], embeddings[2])
+    assert (embeddings[0] - embeddings[1]).abs().max() > 1e-3
+
+
+def test_a_benchmark_is_answered_question_by_question(qa, short_clip, tmp_path):
+    questions = [
+        Question(question_id=str(n), vid="clip", question=text, answer="<1> <2> red.", duration_s=8.0, video=short_clip)
+        for n, text in enumerate(QUESTIONS)
+    ]
+    samples, _ = answer_all(qa, questions, tmp_path, progress=False)
+    encoded = qa.encode_video(short_clip)
+    assert [sample.prediction_raw for sample in samples] == [qa.ask(encoded, text).raw for text in QUESTIONS]
+
+
+def test_the_demo_shows_what_was_seen_for_the_question(qa, short_clip):
+    engine = Engine(qa, DemoLimits(frames=4))
+    settings = engine.own_settings
+    *_, first = engine.ask(short_clip, QUESTIONS[0], settings)
+    assert first.turn.answer.raw == qa.ask(short_clip, QUESTIONS[0]).raw
+    assert first.turn.visual_tokens > 0
+    assert first.encoded.question == QUESTIONS[0]
+    assert first.turn.stage_s["reduce"] > 0
+    *_, second = engine.ask(short_clip, QUESTIONS[1], settings)
+    assert "decode" not in second.turn.stage_s
+    assert second.turn.answer.raw == qa.ask(short_clip, QUESTIONS[1]).raw
+    assert len(engine.shelf) == 1
+
+
+def test_doctor_plot_and_costs(qa, short_clip, tmp_path):
+    outputs = reference_forward(qa)
+    assert outputs["logits"].isfinite().all()
+    view = encoded_for(qa, qa.encode_video(short_clip), QUESTIONS[0])
+    assert view.question == QUESTIONS[0]
+    stages = qa.model.config
+    rows = stage_costs(stages.encoder, [], stages.visual_tokenizer, stages.path, 3, width=32)
+    reading = [row["stage"] for row in rows if "again for each question" in row["detail"]]
+    assert reading == (["encoder asked-tiny"] if qa.model.encoder_reads_question else ["path asked"])
+    qa.model.save_pretrained(tmp_path)
+    qa.processor.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="for a question: mmllm ask VIDEO QUESTION --plot"):
+        tokens(str(tmp_path), video=short_clip, plot=tmp_path / "plot.png")
+
+
+def test_a_traced_program_has_no_question(qa):
+    with pytest.raises(ConfigError, match="reads the text of the question"):
+        qa.model._refuse_for_export(None, {})

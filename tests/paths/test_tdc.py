@@ -244,6 +244,18 @@ def test_no_video_has_more_tokens_than_are_announced(frames):
     assert int(path(tokens.replace(similarity=similarity)).mask.sum()) <= counted["scenes"]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("correct", "size", "left"), [(False, (720, 1280), 84), (True, (720, 1280), 78),
+                                                       (False, (1280, 720), 78), (True, (640, 640), 156)])  # fmt: skip
+def test_a_frame_has_the_published_number_of_tokens(correct, size, left):
+    torch.manual_seed(0)
+    settings = {"name": "sva", "width": 32, "depth": 1, "correct_unpad": correct}
+    connector = registry.build("tokenizer", settings, in_width=8, out_width=D, grid=(24, 24), tower_widths=(3, 5))
+    tokens = VisualTokens(features=torch.randn(1, 2, 576, 8), grid=(24, 24), frame_size=torch.tensor([size]))
+    tokens = connector(tokens.replace(question=torch.tensor([[4]]), similarity=torch.tensor([[0.5, 0.0]])))
+    assert path_of()(tokens).mask.sum() == 2 * (left + 1)
+
+
 def test_published_counts():
     published = TdcConfig()
     with torch.device("meta"):

@@ -29,6 +29,11 @@ NEEDED = {
         "test_rooms.py::test_libraries_of_the_same_name",
     ),
     "eval": ("evaluation/test_pictures.py", "inference/test_plotting.py", "inference/test_overlay.py"),
+    "diffusers": (
+        "checkpoints/test_flextok_checkpoint.py",
+        "tokenizers/autoencoders/test_kl_autoencoder.py",
+        "benchmarks/test_scripts.py::test_encoders_of_1d_tokens",
+    ),
     "openclip": ("encoders/test_clip_names.py", "test_rooms.py::test_transformers_timm_and_open_clip"),
 }
 """Extra -> how the names of its tests begin, seen from this folder."""

@@ -107,5 +107,12 @@ def test_bad_input():
     for wrong in ({"tokens": 13}, {"tokens": 0}, {"source": "pixels"}, {"image_size": 30}, {"stride": 3}):
         with pytest.raises(ConfigError):
             registry.config_of("encoder", {**TINY, **wrong})
-    with pytest.raises(InputError, match="32 pixels"):
-        encoder()(torch.zeros(1, 1, 3, 16, 16))
+    for wrong, message in (
+        (torch.zeros(1, 1, 3, 16, 16), "32 pixels"),
+        (torch.zeros(1, 1, 4, 32, 32), r"\(B T 3 S S\)"),
+        (torch.zeros(1, 1, 3, 32, 32, dtype=torch.uint8), "uint8"),
+        (torch.full((1, 1, 3, 32, 32), torch.nan), "finite"),
+        (torch.full((1, 1, 3, 32, 32), 1.02), "from -1 to 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            encoder()(wrong)

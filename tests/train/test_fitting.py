@@ -136,3 +136,29 @@ def test_the_model_is_whole_where_it_was_never_spread(tmp_path):
         is_fsdp_enabled=False,
     )
     assert trained_model(trainer, Line) is model
+
+
+class Rivals(nn.Module):
+    """Two weights of which one has a gradient a thousand times as large."""
+
+    def __init__(self):
+        super().__init__()
+        self.small, self.large = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, labels=None):
+        return {"loss": (0.5 * self.small + 500 * self.large).sum()}
+
+
+def test_a_group_that_is_clipped_apart_does_not_shrink_the_others(tmp_path):
+    moved = {}
+    for apart in (True, False):
+        model = Rivals()
+        groups = [{"params": [model.small]}, {"params": [model.large], "clipped_apart": apart}]
+        training = TrainingSchedule(max_steps=1, batch_size=1, learning_rate=1.0, warmup_fraction=0.0)
+        optimizer = torch.optim.SGD(groups, lr=1.0)
+        fit(
+            model, Numbers(1), collate, training, tmp_path / str(apart), what="pull", seed=0, optimizer=optimizer
+        )  # fmt: skip
+        moved[apart] = -model.small.item(), -model.large.item()
+    assert moved[True] == pytest.approx((0.5, 1.0), rel=1e-4)
+    assert moved[False] == pytest.approx((1e-3, 1.0), rel=1e-3)

@@ -1,4 +1,4 @@
-"""TDC's recipes: the small one trains on rendered clips, is asked and evaluated; two towers behind the SVA connector do so, too."""
+"""TDC's recipes: small models train on rendered clips, one encoder or two behind the SVA connector, and are asked."""
 
 import dataclasses
 import json

@@ -79,6 +79,15 @@ def test_rules_are_written_as_text_or_fields():
         sampling.FrameRule.of(3)
 
 
+def test_steady_takes_a_frame_a_second_and_thins_out_long_videos():
+    assert sampling.steady(100, 25.0, 224).tolist() == [0, 25, 50, 75]
+    assert sampling.steady(5, 0.3, 224).tolist() == [0, 1, 2, 3, 4]  # a step is never 0
+    assert sampling.steady(300, 1.0, 224).tolist() == [int(300 / 224 * i) for i in range(224)]
+    hour = sampling.steady(3600 * 25, 25.0, 2000)
+    assert hour.tolist() == list(range(0, 3600 * 25, 3 * 25))  # 3600 // 1000 = 3
+    assert sampling.FrameRule.of("steady:fps=1").indices(100, 25.0, 224).tolist() == [0, 25, 50, 75]
+
+
 def test_nearest_prefers_the_earlier_on_a_tie():
     times_s = np.array([0.0, 1.0, 4.0])
     assert sampling.nearest(times_s, np.array([-1, 0, 0.5, 0.6, 2.5, 2.6, 9])).tolist() == [0, 0, 0, 1, 1, 2, 2]
@@ -92,6 +101,10 @@ def test_nearest_prefers_the_earlier_on_a_tie():
         lambda: sampling.uniform_by_time(0.0, 8),
         lambda: sampling.every(float("nan"), 1.0),
         lambda: sampling.slow_fast(10, 0.0, 8),
+        lambda: sampling.steady(10, 0.0, 8),
+        lambda: sampling.steady(10, -1.0, 8),
+        lambda: sampling.steady(10, float("nan"), 8),
+        lambda: sampling.steady(0, 25.0, 8),
     ],
 )
 def test_impossible_numbers_are_refused(wrong):

@@ -74,14 +74,20 @@ class FlexTok(Autoencoder):
         self.encoder, self.decoder = FlexTokEncoder(config.encoder), FlexTokDecoder(config.decoder)
         self.quantizer = FiniteScalarQuantizer(config.levels)
 
-    def tokenize(self, images: Tensor, tokens: int | None = None) -> Tensor:
+    def tokenize(self, images: Tensor, tokens: int | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Ids (int64, B T) of images (float, B 3 S S, from -1 to 1): all, or the first `tokens`.
+
+        Args:
+            images: float, B 3 S S.
+            tokens: how many; None for all.
+            generator: of the latents, where the configuration has them drawn (`latents.sample_posterior`).
 
         Raises:
             InputError: for images of another shape, type or range.
         """
         check_images(images, self.config.image_size)
-        return self.quantizer.ids(self.quantizer.quantize(self.encoder(self.latents.encode(images), tokens)))
+        latents = self.latents.encode(images, generator)
+        return self.quantizer.ids(self.quantizer.quantize(self.encoder(latents, tokens)))
 
     def detokenize(
         self,
@@ -94,7 +100,7 @@ class FlexTok(Autoencoder):
         """Images (B 3 S S, about -1 to 1, not clamped) of the first ids of each.
 
         Args:
-            ids: integers, one row for each image; rows may have different lengths.
+            ids: integers, one row for each image (l, or 1 l as the original has it); rows may have different lengths.
             steps: Euler steps.
             guidance: None for none.
             generator: of the noise at which the decoder begins; without one, each call gives other details.
@@ -103,6 +109,7 @@ class FlexTok(Autoencoder):
             InputError: for an empty row, one with too many ids, or an id that does not exist.
         """
         registers = self.config.decoder.registers
+        ids = [row[0] if row.ndim == 2 and len(row) == 1 else row for row in ids]
         for row in ids:
             if row.ndim != 1 or not 1 <= len(row) <= registers:
                 raise InputError(f"a picture has 1 to {registers} ids in one row, not the shape {tuple(row.shape)}")
@@ -123,10 +130,17 @@ class FlexTok(Autoencoder):
 
     @torch.no_grad()
     def reconstruct(
-        self, images: Tensor, *, tokens: int | None = None, generator: torch.Generator | None = None, steps: int = 25
+        self,
+        images: Tensor,
+        *,
+        tokens: int | None = None,
+        generator: torch.Generator | None = None,
+        steps: int = 25,
+        guidance: rectified_flow.Guidance | None = None,
     ) -> Tensor:
         """Images of the first `tokens` ids of each image; see `Autoencoder` and `detokenize`."""
-        return self.detokenize(list(self.tokenize(images, tokens)), steps=steps, generator=generator)
+        ids = list(self.tokenize(images, tokens, generator))
+        return self.detokenize(ids, steps=steps, guidance=guidance, generator=generator)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The loss of a training step: the squared error of the velocity at a drawn time, from a drawn prefix of codes.
@@ -139,7 +153,7 @@ class FlexTok(Autoencoder):
         """
         check_images(images, self.config.image_size)
         with torch.no_grad():
-            latents = self.latents.encode(images)
+            latents = self.latents.encode(images, generator)
         codes = self.quantizer.quantize(self.encoder(latents))
         count, device, registers = len(images), images.device, self.config.decoder.registers
         times = self.config.times.draw(count, generator).to(device)

@@ -85,8 +85,15 @@ class Guidance:
         return callable(self.scale) or self.scale != 1
 
     def at(self, time: float) -> float:
-        """The scale at a time."""
-        return float(self.scale(time)) if callable(self.scale) else self.scale
+        """The scale at a time.
+
+        Raises:
+            InputError: if a function gives no number of at least 0.
+        """
+        scale = float(self.scale(time)) if callable(self.scale) else self.scale
+        if not (math.isfinite(scale) and scale >= 0):
+            raise InputError(f"the scale of guidance must be at least 0, and is {scale} at time {time:.3g}")
+        return scale
 
 
 @torch.no_grad()

@@ -11,9 +11,10 @@ B images, S side in pixels, P patches, N image tokens, W words, C width, D chann
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange, repeat
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import Autoencoder
+from mmllm.interfaces import Autoencoder, TrainingPass
 from mmllm.registry import register
 from mmllm.tokenizers.autoencoders.flextok import check_images
 from mmllm.tokenizers.autoencoders.text_features import Captions, TextFeatures, TextFeaturesConfig
@@ -52,6 +53,9 @@ class TexTokConfig:
     """`vq`: tokens are the nearest codes of a learned list, as in TiTok."""
     codes: int = 4096
     """Number of codes of `vq`."""
+    kl_weight: float = 0.0
+    """Above zero, training draws the tokens from a normal distribution around them, with a learned spread, and this is
+    the weight of its divergence from the standard one; 1e-6 is usual. Elsewhere the tokens are the means."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "tokens", "token_width", "width", "layers", "heads", "codes"):
@@ -59,6 +63,8 @@ class TexTokConfig:
         require(self.image_size % self.patch_size == 0, self, "image_size", f"a multiple of {self.patch_size}")
         require(self.width % self.heads == 0, self, "heads", f"a divisor of width = {self.width}")
         require(0 <= self.text_drop < 1, self, "text_drop", "0 to below 1")
+        require(0 <= self.kl_weight < math.inf, self, "kl_weight", "zero or more")
+        require(self.kl_weight == 0 or self.quantizer == "none", self, "kl_weight", "zero with a codebook")
 
     @property
     def grid(self) -> int:
@@ -107,9 +113,12 @@ class ReadsText(nn.Module):
             null = repeat(self.null_text, "c -> b 1 c", b=count)
             return null, torch.ones(count, 1, dtype=torch.bool, device=null.device)
         features, mask = captions
-        if features.shape[-1] != self.text_proj.in_features or features.shape[1] > len(self.pos_text):
+        most = len(self.pos_text)
+        if features.shape[1] > most and not bool(mask[:, most:].any()):
+            features, mask = features[:, :most], mask[:, :most]  # nothing but padding is cut off
+        if features.shape[-1] != self.text_proj.in_features or features.shape[1] > most:
             raise InputError(
-                f"text features must be (B, at most {len(self.pos_text)}, {self.text_proj.in_features}), not "
+                f"text features must be (B, at most {most} words, {self.text_proj.in_features}), not "
                 f"{tuple(features.shape)}"
             )
         words = self.text_proj(features.to(self.text_proj.weight.dtype)) + self.pos_text[: features.shape[1]]
@@ -126,6 +135,8 @@ class TexTokEncoder(ReadsText):
         self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
         self.image_tokens = nn.Parameter(torch.randn(config.tokens, config.width) * 0.02)
         self.to_latent = nn.Linear(config.width, config.token_width)
+        self.to_log_variance = nn.Linear(config.width, config.token_width) if config.kl_weight > 0 else None
+        """Of the distribution of a token in training, whose mean `to_latent` gives."""
 
     def features(self, images: Tensor, captions: Captions | None = None) -> Tensor:
         """Image tokens before they become a few channels: B N C."""
@@ -135,6 +146,20 @@ class TexTokEncoder(ReadsText):
     def forward(self, images: Tensor, captions: Captions | None = None) -> Tensor:
         """Tokens B N D."""
         return self.to_latent(self.features(images, captions))
+
+    def drawn(
+        self, images: Tensor, captions: Captions | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens B N D from their distributions, and the divergence of these from the standard one, mean over channels.
+
+        Only for an encoder that was built with a `kl_weight`.
+        """
+        assert self.to_log_variance is not None
+        features = self.features(images, captions)
+        mean, log_variance = self.to_latent(features), self.to_log_variance(features).clamp(-30, 20)
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+        return mean + noise * (log_variance / 2).exp(), divergence
 
 
 class TexTokDecoder(ReadsText):
@@ -165,6 +190,8 @@ class TexTokDecoder(ReadsText):
 @register("autoencoder", "textok", config=TexTokConfig)
 class TexTok(Autoencoder):
     """A fixed number of tokens, beside a caption that both halves read (TexTok); as a codebook, in TiTok's manner."""
+
+    reconstructs_in_training: ClassVar[bool] = True
 
     def __init__(self, config: TexTokConfig) -> None:
         super().__init__()
@@ -197,16 +224,28 @@ class TexTok(Autoencoder):
         self, images: Tensor, generator: torch.Generator | None = None, captions: Sequence[str] | None = None
     ) -> Tensor:
         """The loss of a training step: squared error of pixels, and of the codes; see `Autoencoder`."""
+        made = self.training_pass(images, generator, captions)
+        assert made.images is not None
+        return nn.functional.mse_loss(made.images, images) + sum(made.losses.values())
+
+    def training_pass(
+        self, images: Tensor, generator: torch.Generator | None = None, captions: Sequence[str] | None = None
+    ) -> TrainingPass:
+        """The reconstruction, and how far tokens and codes are apart; see `Autoencoder`."""
         check_images(images, self.image_size)
         if captions is not None:
-            dropped = (torch.rand(len(images), generator=generator) < self.config.text_drop).tolist()
+            dropped = (torch.rand(len(captions), generator=generator) < self.config.text_drop).tolist()
             captions = ["" if drop else caption for drop, caption in zip(dropped, captions, strict=True)]
         text = self.captions(captions, images)
-        tokens = self.encoder(images, text)
-        loss: Any = 0.0
+        losses = {}
+        if self.config.kl_weight > 0:
+            tokens, divergence = self.encoder.drawn(images, text, generator)
+            losses["divergence"] = self.config.kl_weight * divergence
+        else:
+            tokens = self.encoder(images, text)
         if self.quantizer is not None:
-            tokens, _, loss = self.quantizer(tokens)
-        return nn.functional.mse_loss(self.decoder(tokens, text), images) + loss
+            tokens, _, losses["codebook"] = self.quantizer(tokens)
+        return TrainingPass(losses, self.decoder(tokens, text))
 
     @torch.no_grad()
     def reconstruct(

@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmllm.errors import ConfigError
 from mmllm.interfaces import Autoencoder
 from mmllm.registry import register
 from mmllm.runtime import processes
+from mmllm.train.callbacks import LossParts
 from mmllm.train.fitting import fit, trained_model
+from mmllm.train.image_losses.repa import RepaConfig, check_repa
+from mmllm.train.image_losses.training_loss import (
+    FrozenNetworks,
+    PictureTraining,
+    TrainingLoss,
+    check_losses,
+    frozen_networks,
+)
+from mmllm.train.optimizers import beside_discriminator
 from mmllm.train.pictures import batched
-from mmllm.train.schedule import TrainingSchedule
 from mmllm.train.stage import TrainingRun, TrainingStage
 
 log = logging.getLogger(__name__)
@@ -29,7 +38,7 @@ _MEASURED = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentsTraining(TrainingSchedule):
+class LatentsTraining(PictureTraining):
     """Settings of the training of the latents' autoencoder."""
 
     max_steps: int = 2000
@@ -40,26 +49,15 @@ class LatentsTraining(TrainingSchedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderTraining(TrainingSchedule):
+class AutoencoderTraining(PictureTraining):
     """Settings of the training of an image tokenizer."""
 
     max_steps: int = 2000
     batch_size: int = 32
     learning_rate: float = 1e-3
     adam_beta2: float = 0.99
-
-
-class LossOf(nn.Module):
-    """A part whose forward is a loss, in the form that the Trainer takes."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
-
-    def forward(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        """The loss of a batch of images, B 3 S S, and their captions, which not every part reads."""
-        text = {"captions": captions} if getattr(self.part, "reads_text", False) else {}
-        return {"loss": self.part(images, **text)}
+    repa: RepaConfig | None = None
+    """Alignment of FlexTok's decoder with a frozen vision encoder; None trains without it."""
 
 
 class PicturesStage(TrainingStage):
@@ -67,6 +65,8 @@ class PicturesStage(TrainingStage):
 
     what: ClassVar[str]
     """The work in a few words, for progress and messages."""
+    frozen: FrozenNetworks | None = None
+    """The networks that the losses compare with, from `check` to the end of `train`."""
 
     def check(self, model: Any) -> None:
         """Checks that the model is an image tokenizer."""
@@ -80,8 +80,9 @@ class PicturesStage(TrainingStage):
         """Trains the part; see `TrainingStage`."""
         schedule = self.config
         count = schedule.max_steps * schedule.batch_size * schedule.gradient_accumulation_steps * processes.count()
+        loss = self.loss(run, run.model)
         trainer = fit(
-            LossOf(self.part(run.model)),
+            loss,
             run.numbered_pictures(count),
             batched,
             schedule,
@@ -90,12 +91,28 @@ class PicturesStage(TrainingStage):
             seed=run.seed,
             report_to=run.report_to,
             workers=run.workers,
+            optimizer=None if loss.adversarial is None else beside_discriminator(loss, loss.adversarial, schedule),
+            callbacks=(LossParts(loss.means),),
         )
-        whole = trained_model(trainer, lambda: LossOf(self.part(run.build())))
+        whole = trained_model(trainer, lambda: self.loss(run, run.build()))
         if whole is not None:
             self.part(run.model).load_state_dict(whole.part.state_dict())
             self.finish(run)
+        self.frozen = None
         return run.model
+
+    def loss(self, run: TrainingRun, model: Any) -> TrainingLoss:
+        """The part with its losses; new weights beside it are drawn from the run's seed."""
+        self.load_frozen(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run.seed)
+            return TrainingLoss(self.part(model), self.config, image_size=model.image_size, frozen=self.frozen)
+
+    def load_frozen(self, model: Any) -> None:
+        """Loads the networks that the losses compare with, once; it disturbs no random number."""
+        if self.frozen is None:
+            with torch.random.fork_rng(devices=[]):
+                self.frozen = frozen_networks(self.config, model.image_size)
 
     def finish(self, run: TrainingRun) -> None:
         """What is done once after the training."""
@@ -119,6 +136,7 @@ class LatentsStage(PicturesStage):
         latents = getattr(model, "latents", None)
         if latents is None or next(latents.parameters(), None) is None:
             raise ConfigError(f"{type(model).__name__} has no latents to train here: remove the stage 'latents'")
+        self.load_frozen(model)
 
     def part(self, model: Any) -> nn.Module:
         """Returns the autoencoder of the latents."""
@@ -143,6 +161,14 @@ class AutoencoderStage(PicturesStage):
 
     def __init__(self, config: AutoencoderTraining) -> None:
         self.config = config
+
+    def check(self, model: Any) -> None:
+        """Checks that the tokenizer can be trained with these losses."""
+        super().check(model)
+        check_losses(self.config, model)
+        if self.config.repa is not None:
+            check_repa(self.config.repa, model)
+        self.load_frozen(model)
 
     def part(self, model: Any) -> nn.Module:
         """Returns the whole tokenizer."""

@@ -6,7 +6,10 @@ import torch
 from mmllm.errors import ConfigError, InputError
 from mmllm.tokenizers.autoencoders.flextok import FlexTok, FlexTokConfig
 from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig, FlexTokEncoderConfig
+from mmllm.tokenizers.autoencoders.flextok_decoder import FlexTokDecoder
+from mmllm.tokenizers.autoencoders.flextok_encoder import FlexTokEncoder
 from mmllm.tokenizers.autoencoders.latents import Latents, LatentsConfig
+from mmllm.tokenizers.autoencoders.rectified_flow import Guidance
 
 HALF = {"channels": 12, "patch_size": 2, "grid": (4, 4), "registers": 8, "layers": 1, "width": 32, "head_width": 16}
 TINY = FlexTokConfig(
@@ -57,6 +60,8 @@ def test_ids_and_pictures_of_any_prefix():
     assert together.shape == (3, 3, 16, 16)
     assert torch.equal(together, again)
     longer = made.detokenize([ids[0], ids[1], ids[2]], steps=3, generator=torch.Generator().manual_seed(0))
+    as_upstream = made.detokenize([row[None] for row in rows], steps=3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(as_upstream, together)
     assert not torch.allclose(together[0], longer[0])
     torch.testing.assert_close(together[1], longer[1])
 
@@ -98,6 +103,7 @@ def test_bad_input():
     made = tiny()
     for wrong, message in (
         (images()[..., :8], r"\(B 3 16 16\)"),
+        (images()[:, :1], r"\(B 3 16 16\)"),
         ((images() * 127).to(torch.uint8), "uint8"),
         (images() * 1.2, "-1 to 1"),
         (images() * torch.nan, "finite"),
@@ -110,12 +116,28 @@ def test_bad_input():
         (torch.tensor([64_000]), "0 to 63999"),
         (torch.tensor([-1]), "0 to 63999"),
         (torch.tensor([1.0]), "whole numbers"),
+        (torch.ones(2, 3, dtype=torch.long), "in one row"),
     ):
         with pytest.raises(InputError, match=message):
             made.detokenize([ids])
     with pytest.raises(InputError, match="steps"):
         made.detokenize([torch.tensor([1])], steps=0)
+    for scale in (-1.0, float("nan")):
+        with pytest.raises(InputError, match="at least 0"):
+            made.detokenize([torch.tensor([1])], guidance=Guidance(scale=scale))
+        with pytest.raises(InputError, match="at time 1"):
+            made.detokenize([torch.tensor([1])], guidance=Guidance(scale=lambda time, scale=scale: scale))
     with pytest.raises(ConfigError, match="12 channels"):
         FlexTokConfig(image_size=16, latents=LatentsConfig(kind="pixels", stride=2))
     with pytest.raises(ConfigError, match="multiple of 4"):
         FlexTokConfig(image_size=14, latents=TINY.latents, encoder=TINY.encoder, decoder=TINY.decoder)
+
+
+@pytest.mark.parametrize(("depth", "encoder", "decoder"), [(12, 85.4, 172.4), (18, 287.3, 578.6), (28, None, 2170)])
+def test_the_published_sizes(depth, encoder, decoder):
+    sizes = {"layers": depth, "width": 64 * depth}
+    with torch.device("meta"):
+        halves = FlexTokEncoder(FlexTokEncoderConfig(**sizes)), FlexTokDecoder(FlexTokDecoderConfig(**sizes))
+    for half, millions in zip(halves, (encoder, decoder), strict=True):
+        count = sum(weight.numel() for weight in half.parameters()) / 1e6
+        assert millions is None or abs(count - millions) < (5 if millions > 1000 else 0.1)
