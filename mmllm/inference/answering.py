@@ -256,7 +256,8 @@ class VideoQA:
         fits = text_tokens is None or not self.model.path.counts_text
         if not self.model.reads_question or (encoded.question == question and fits):
             return encoded
-        if encoded.tokens is None and (encoded.long is None or encoded.long.reduced is None):
+        reduced = encoded.long is not None and encoded.long.reduced is not None
+        if self.model.encoder_reads_question or (encoded.tokens is None and not reduced):
             return self._encode_again(encoded, question)
         return self._arrange(encoded.clip, encoded.tokens, {}, question, encoded.long, text_tokens)
 
