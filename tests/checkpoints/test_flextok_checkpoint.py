@@ -309,6 +309,8 @@ def test_metadata_that_are_no_values(tmp_path):
             load_flextok(folder)
     with pytest.raises(CheckpointError, match=r"neither config\.json nor its metadata"):
         load_flextok(written(tmp_path / "none", None))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: neither config\.json nor its metadata"):
+        load_autoencoder(tmp_path / "none" / "model.safetensors")
 
 
 HALF = {"name": "flextok", "latents": "diffusers", "image_size": 16, "stride": 2, "channels": 4, "registers": 8,
