@@ -53,9 +53,12 @@ class MmllmConfig(PreTrainedConfig):
         text_config: configuration of any Hugging Face decoder LLM.
         encoder: frames to patch features, such as `"tiny"` or `{"name": "clip", "image_size": 224, ...}`.
         image_encoder: a second encoder, for still images only; if None, `encoder` sees both.
+        audio_encoder: sound to features, such as `"beats"`; None for a model that does not hear.
+        audio_projector: audio features to tokens between the frames; None if the path reads sound itself.
         reducers: stages that drop or merge tokens, in order, such as `["fastervlm:keep=8"]`.
         visual_tokenizer: features to tokens of the LLM's width, such as `"linear"`.
         path: tokens of all frames to what the LLM reads, such as `"slowfast"`.
+        decoder_stages: parts inside the LLM, in order.
         blend: fields of `BlendConfig`.
         loss: fields of `LossConfig`.
         num_time_tokens: number of time tokens; 0 for a model without them.
@@ -81,9 +84,12 @@ class MmllmConfig(PreTrainedConfig):
     text_config: Any = None
     encoder: Any = field(default_factory=lambda: {"name": "tiny"})
     image_encoder: Any = None
+    audio_encoder: Any = None
+    audio_projector: Any = None
     reducers: list[Any] = field(default_factory=list[Any])
     visual_tokenizer: Any = field(default_factory=lambda: {"name": "linear"})
     path: Any = field(default_factory=lambda: {"name": "slowfast"})
+    decoder_stages: list[Any] = field(default_factory=list[Any])
     blend: dict[str, Any] = field(default_factory=dict[str, Any])
     loss: dict[str, Any] = field(default_factory=dict[str, Any])
     num_time_tokens: int = 100
@@ -131,5 +137,8 @@ class MmllmConfig(PreTrainedConfig):
         return from_mapping(LossConfig, self.loss)
 
     def stage(self, slot: str) -> Any:
-        """The dataclass of the part that fills a slot, such as `encoder`."""
-        return registry.config_of(SLOTS[slot].kind, getattr(self, slot))
+        """The dataclass of the part that fills a slot, such as `encoder`; a list of them for several parts."""
+        kind, filled = SLOTS[slot].kind, getattr(self, slot)
+        if SLOTS[slot].several:
+            return [registry.config_of(kind, part) for part in filled]
+        return registry.config_of(kind, filled)

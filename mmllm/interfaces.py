@@ -3,34 +3,41 @@
 | kind | base class | constructor |
 |---|---|---|
 | encoder | `Encoder` | `(config)` |
+| audio encoder | `AudioEncoder` | `(config)` |
+| audio projector | `AudioProjector` | `(config, *, audio_width, out_width)` |
 | image tokenizer | `Autoencoder` | `(config)` |
 | reducer behind the encoder | `TokenReducer`; `mmllm.pruning.ranked.BudgetReducer`, which only ranks | `(config)` |
 | reducer inside the encoder | `EncoderStage` | `(config)` |
 | reducer inside the LLM | `LlmReducer`; anything else inside the LLM is an `LlmStage` | `(config)` |
-| tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid)` |
-| path | `VideoPath` | `(config, *, width)` |
+| tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid, tower_widths)` |
+| path | `VideoPath` | `(config, *, width, audio_width)` |
+| inside the LLM, with or without weights | `LlmStage` | `(config, *, decoder)`: the LLM's configuration |
 | time | `TimeFormat` | `(config, *, count)` |
 
 A constructor may leave out any argument besides its config. B videos, T frames, N tokens of a frame, C encoder
-width, D LLM width, P positions of the LLM's row, K positions kept, F frames run at once, H heads
+width, D LLM width, P positions of the LLM's row, K positions kept, F frames run at once, H heads, S samples of sound,
+A audio tokens of a second, E their width
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
 from mmllm.llm.values import AttentionView, KeptKeys, LlmPass, PruneDecision, PruneView, Reweighed
+from mmllm.preprocessing.question_reader import QuestionReaderConfig
 from mmllm.times.vocabulary import TimeTokens
 from mmllm.tokens import VisualSequence, VisualTokens
 
 Grid = tuple[int, int] | None
 """Rows and columns of patches; None for 1D tokens."""
+FRAMES_AT_ONCE = 32
+"""F of an encoder whose configuration does not choose it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,11 +56,26 @@ class Part:
     registered_name: ClassVar[str] = ""
     """The name under which it is registered; set by `mmllm.registry.register`."""
     config: Any
+    changeable_settings: ClassVar[tuple[str, ...]] = ()
+    """Fields of its configuration for which a trained part takes other values with the same weights, such as `tokens`.
+    Its constructor refuses values that do not fit."""
 
     @property
     def has_weights(self) -> bool:
         """Whether it has weights. They must then have been trained with the model."""
         return isinstance(self, nn.Module) and next(self.parameters(), None) is not None
+
+    @property
+    def question_reader(self) -> QuestionReaderConfig | None:
+        """The vocabulary in which it reads questions, which its configuration has as `question_reader`; None if it
+        reads none."""
+        return getattr(self.config, "question_reader", None)
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether its output depends on the question. It finds the ids in `VisualTokens.question`; an encoder gets
+        them as the argument `question` (int64, B Q, filled up with -1)."""
+        return self.question_reader is not None
 
 
 class Encoder(Part, nn.Module):
@@ -69,11 +91,32 @@ class Encoder(Part, nn.Module):
     """Whether `forward` takes an `EncoderStage` as `inside`."""
     load_pretrained: Any = None
     """Method `(source)` that loads published weights, for encoders of other packages; None for our own."""
+    reach: int = 0
+    """How many frames before and after a frame its features depend on. If there are any, `forward` takes `margins`: the
+    numbers of frames at both ends that are only looked at and get no features."""
+
+    @property
+    def chunk(self) -> int:
+        """F: frames that it runs at once, the field `chunk` of its configuration if there is one.
+
+        A long video is encoded in multiples of it, and so exactly as in one call.
+        """
+        return getattr(self.config, "chunk", FRAMES_AT_ONCE)
 
     @property
     def index(self) -> Tensor | None:
         """int64, N. Raster positions of a frame's tokens; None if they are the whole grid in order, or 1D tokens."""
         return None
+
+    @property
+    def tower_widths(self) -> tuple[int, ...]:
+        """Widths of the towers whose features are side by side in the width C."""
+        return (self.width,)
+
+    @property
+    def scene_channels(self) -> slice:
+        """Which of the C channels show best where a scene ends; all by default."""
+        return slice(None)
 
     @property
     def tokens_per_frame(self) -> int:
@@ -83,6 +126,41 @@ class Encoder(Part, nn.Module):
         if self.grid is None:
             raise NotImplementedError(f"{type(self).__name__}.tokens_per_frame: 1D tokens have no grid to count")
         return self.grid[0] * self.grid[1]
+
+
+class AudioEncoder(Part, nn.Module):
+    """Sound to features. Sets `width` and `tokens_per_s` when it is built."""
+
+    width: int
+    """E, of the features."""
+    tokens_per_s: int
+    """A: about so many tokens are a second; a second that has fewer or more is pooled to this number."""
+    window_s: int = 10
+    """Whole seconds that are run at once."""
+    load_pretrained: Any = None
+    """Method `(source)` that loads published weights; None if there are none."""
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Features F n E, in order of time, of windows of sound.
+
+        Args:
+            waveform: float32, F S. Mono at `mmllm.tokens.SAMPLE_RATE`, from -1 to 1; at least a second, and at most
+                `window_s`.
+        """
+        raise NotImplementedError
+
+
+class AudioProjector(Part, nn.Module):
+    """Audio features to the tokens that the LLM reads after each frame, for paths that do not read sound."""
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """B T A E to B T K D."""
+        raise NotImplementedError
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """K."""
+        raise NotImplementedError
 
 
 class TrainingPass(NamedTuple):
@@ -162,6 +240,14 @@ class TokenReducer(Part, nn.Module):
         """Names of the scores that it reads from `VisualTokens.scores`, such as `cls_attention@0`."""
         return ()
 
+    @property
+    def by_frame(self) -> bool:
+        """Whether what remains of a frame depends on that frame's tokens only, not on its number either.
+
+        A long video is then reduced while it is read, and its other tokens are never held together.
+        """
+        return False
+
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """The tokens that remain."""
         raise NotImplementedError
@@ -220,7 +306,8 @@ class LlmStage(Part):
     """A part that acts on visual tokens inside the LLM. Its state of a sequence is in the pass and in the cache.
 
     Its methods, in the order of a pass: `prune` before a layer (in prompts only), `select` and `reweigh` before an
-    attention, `evict` after it.
+    attention, `evict` and `attended` after it. A stage with weights is also a `torch.nn.Module`: they are saved, frozen
+    and trained with the model.
     """
 
     heads_apart: ClassVar[bool] = False
@@ -229,6 +316,8 @@ class LlmStage(Part):
     """Whether it removes keys from the cache. It then cannot work without a cache."""
     depends_on_question: ClassVar[bool] = True
     """Whether its decision about a video may depend on the question."""
+    needs_states: ClassVar[bool] = False
+    """Whether it works on `cross_attention_states`. The path must then give some."""
 
     def check(self, layers: int) -> None:
         """Refuses an LLM with this number of layers; called when a model is built.
@@ -236,6 +325,20 @@ class LlmStage(Part):
         Raises:
             ConfigError: naming the setting and what is allowed.
         """
+
+    def check_layers(self, layers: Sequence[nn.Module]) -> None:
+        """Refuses an LLM whose layers lack what the stage needs; called after `check`, when a model is built.
+
+        Raises:
+            ConfigError: naming what is missing.
+        """
+
+    def start_from(self, layers: Sequence[nn.Module]) -> None:
+        """Sets new weights that follow from those of the LLM's layers; called once, before they are trained."""
+
+    def with_settings(self, config: Any) -> Self | None:
+        """A stage with the same weights and other settings; None if the weights do not fit these settings."""
+        return None
 
     def attention_rows(self, view: AttentionView) -> Mapping[str, Tensor] | None:
         """Query rows (name -> float, B N) whose attention is added up for each key in this layer; None for none."""
@@ -257,6 +360,13 @@ class LlmStage(Part):
         """The keys that stay in this layer's cache; None for all."""
         return None
 
+    def attended(self, view: AttentionView) -> Tensor | None:
+        """B N H D: `view.context`, the attention's output, with something added; None changes nothing.
+
+        The layer projects it next, and adds it to its input.
+        """
+        return None
+
     def llm_losses(self, current: LlmPass, layers: int) -> dict[str, Tensor]:
         """Losses that a finished pass through all `layers` adds to a training step's loss, by name."""
         return {}
@@ -269,6 +379,11 @@ class LlmStage(Part):
 class LlmReducer(TokenReducer, LlmStage):
     """A reducer between the LLM's layers."""
 
+    @property
+    def by_frame(self) -> bool:
+        """True: all tokens go on to the LLM."""
+        return True
+
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """The tokens unchanged: they are removed later, inside the LLM."""
         return tokens
@@ -276,6 +391,9 @@ class LlmReducer(TokenReducer, LlmStage):
 
 class VisualTokenizer(Part, nn.Module):
     """Projects encoder features to the LLM's width: token by token, or as a resampler to 1D tokens."""
+
+    needs_frame_size: ClassVar[bool] = False
+    """Whether it reads `VisualTokens.frame_size`."""
 
     affine: ClassVar[bool] = False
     """Whether it is one affine map of each token. Averages of tokens can then be taken before it."""
@@ -298,6 +416,24 @@ class VideoPath(Part, nn.Module):
 
     averages: ClassVar[bool] = False
     """Whether each token of the sequence is an average of tokens. An affine projector can then come after it."""
+    reads_audio: bool = False
+    """Whether it reads `VisualTokens.audio` itself. No audio projector then puts tokens between the frames. Its
+    constructor may take `audio_width`: E, or None without an audio encoder."""
+    gives_states: ClassVar[bool] = False
+    """Whether its sequences have `cross_attention_states`, for stages inside the LLM that read them."""
+    needs_similarity: ClassVar[bool] = False
+    """Whether it reads `VisualTokens.similarity`."""
+    counts_text: ClassVar[bool] = False
+    """Whether it reads `VisualTokens.text_tokens`, because its sequence leaves room for the text."""
+
+    def frames_read(self, frame_mask: Tensor, text_tokens: Tensor | None = None) -> Tensor:
+        """bool, B T. Which of the frames of `frame_mask` it reads, out of which the others need not be encoded.
+
+        Args:
+            frame_mask: bool, B T. False at padding.
+            text_tokens: int64, B; see `VisualTokens`.
+        """
+        return frame_mask
 
     def forward(self, tokens: VisualTokens) -> VisualSequence:
         """Features B T N D in reading order."""
@@ -310,6 +446,10 @@ class VideoPath(Part, nn.Module):
             InputError: if it needs a patch grid and there is none.
         """
         raise NotImplementedError
+
+    def beside_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
+        """Tokens beside the sequence, by name, for the same video."""
+        return {}
 
 
 class TimeFormat(Part):

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput
 
+from mmllm import registry
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import EncoderStage
@@ -33,9 +34,11 @@ from mmllm.modeling.exporting import place_traced
 from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions
+from mmllm.modeling.settings import with_weights_of
+from mmllm.modeling.vision import listed
 from mmllm.pruning.needs import require_fit
 from mmllm.stages import build as build_stages
-from mmllm.stages import changed, model_slots, stages_of
+from mmllm.stages import changed, model_slots, question_reader, stages_of
 from mmllm.tokens import IGNORED, NOWHERE
 
 
@@ -78,9 +81,9 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         self.shares_weights = shared is not None
         width = config.text_config.hidden_size
         stages = stages_of(config)
-        for name, parts in build_stages(stages, width, {} if shared is None else shared.parts_for(config)).items():
-            modules = isinstance(parts, list) and all(isinstance(part, nn.Module) for part in parts)
-            setattr(self, name, nn.ModuleList(parts) if modules else parts)
+        existing = {} if shared is None else shared.parts_for(config)
+        for name, parts in build_stages(stages, width, existing, config.text_config).items():
+            setattr(self, name, _registered(name, parts))
         if shared is None:
             self.modality_parts = nn.ModuleDict(parts_of(config))
             self.language_model = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
@@ -101,10 +104,10 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         Raises:
             ConfigError: naming the part.
         """
+        trained = {id(weight) for weight in shared.parameters()}
         for name in model_slots():
-            trained = {id(part) for part in _listed(getattr(shared, name))}
-            for part in _listed(getattr(self, name)):
-                if id(part) not in trained and part.has_weights:
+            for part in listed(getattr(self, name)):
+                if part.has_weights and any(id(weight) not in trained for weight in part.parameters()):
                     place = f"{name}: {part.registered_name!r}"
                     raise ConfigError(f"{place} has weights of its own, which this model was not trained with")
 
@@ -119,16 +122,53 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise ConfigError(
                 f"image_encoder and encoder share a projector, so they must be equally wide, not {widths}"
             )
+        self._check_hearing()
         for reducer in self.reducers:
             for encoder in filter(None, (self.encoder, self.image_encoder)):
                 require_fit(reducer, encoder)
+        question_reader(stages_of(self.config))
+        for part in (part for name in model_slots() for part in listed(getattr(self, name))):
+            if part.reads_question and part.question_reader is None:
+                raise ConfigError(f"{part.registered_name!r} reads questions: its configuration needs question_reader")
         if self.encoder_stage is not None:
             self.encoder_stage.prepare(self.encoder)
         if self.llm_stages:
-            decoder = self.language_model.base_model
-            install(decoder)
-            for stage in self.llm_stages:
-                stage.check(len(decoder_layers(decoder)))
+            self._check_inside()
+
+    def _check_inside(self) -> None:
+        """Prepares the LLM for stages inside it, and refuses those that cannot work there.
+
+        Raises:
+            ConfigError: naming the stage.
+        """
+        decoder = self.language_model.base_model
+        install(decoder)
+        layers = list(decoder_layers(decoder))
+        for stage in self.llm_stages:
+            stage.check(len(layers))
+            stage.check_layers(layers)
+            if stage.needs_states and not self.path.gives_states:
+                paths: dict[str, Any] = {name: part.cls for name, part in registry.parts("path").items()}
+                giving = " or ".join(name for name, path in paths.items() if path.gives_states)
+                raise ConfigError(
+                    f"{stage.registered_name} attends to tokens beside the sequence, and path "
+                    f"{self.path.registered_name!r} gives none: choose path {giving}, or decoder_stages=[]"
+                )
+
+    def _check_hearing(self) -> None:
+        """Refuses sound that nobody reads, or that is read twice.
+
+        Raises:
+            ConfigError: naming the slots.
+        """
+        has_encoder, has_projector = self.audio_encoder is not None, self.audio_projector is not None
+        name = self.path.registered_name
+        if has_projector and not has_encoder:
+            raise ConfigError("audio_projector needs an audio_encoder, whose features it projects")
+        if has_encoder and not has_projector and not self.path.reads_audio:
+            raise ConfigError(f"path {name!r} reads no sound: audio_encoder needs an audio_projector beside it")
+        if has_projector and self.path.reads_audio:
+            raise ConfigError(f"path {name!r} reads the sound itself: leave audio_projector out")
 
     def init_weights(self) -> None:
         """Draws new weights. Weights that are shared with another model stay as they are."""
@@ -140,7 +180,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
 
         Args:
             changes: by slot, such as `reducers=["fastervlm:keep=8"]` or `path="slowfast:mode=temporal"`; None changes
-                nothing.
+                nothing. Of encoder and visual tokenizer only settings that need no new weights can be changed, such as
+                `visual_tokenizer="mqt:tokens=16"`; see `changeable_settings`.
 
         Raises:
             ConfigError: if a part is unknown, does not fit, or has weights that this model was not trained with.
@@ -149,16 +190,37 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         for name, stage in changed(stages_of(config), changes).items():
             setattr(config, name, stage)
         model = type(self)(config, shared=self)
-        for name in model_slots():
+        for name, slot in model_slots().items():
             parts, own = getattr(model, name), getattr(self, name)
-            if isinstance(parts, nn.Module) and parts is not own:  # only these can be on another device
+            # only new parts can be on another device; a part with other settings has the weights of its own
+            if slot.changeable and isinstance(parts, nn.Module) and parts is not own:
                 parts.to(self.input_device)
         return model.train(self.training)
 
     def parts_for(self, config: MmllmConfig) -> dict[str, Any]:
-        """The parts of this model, by slot, that another configuration describes in the same way."""
+        """The parts of this model, by slot, for another configuration that shares its weights.
+
+        They are those that both describe in the same way, those that differ in their `changeable_settings` only, and
+        stages inside the LLM whose weights fit other settings.
+        """
         own, theirs = stages_of(self.config), stages_of(config)
-        return {name: getattr(self, name) for name in own if own[name] == theirs[name]}
+        settled = [name for name, slot in model_slots().items() if own[name] != theirs[name] and not slot.changeable]
+        others = {name: getattr(self, name) for name in own if name not in settled}
+        with torch.device("meta"):  # the constructors check the settings; their weights would be thrown away
+            built = build_stages(theirs, config.text_config.hidden_size, others, config.text_config)
+        parts: dict[str, Any] = {}
+        for name in own:
+            if name in settled:
+                parts[name] = with_weights_of(getattr(self, name), built[name])
+            elif own[name] == theirs[name]:
+                parts[name] = getattr(self, name)
+        stages = [
+            stage.with_settings(settings)
+            for stage, settings in zip(self.decoder_stages, config.stage("decoder_stages"), strict=False)
+        ]
+        if len(stages) == len(theirs["decoder_stages"]) and all(stage is not None for stage in stages):
+            parts.setdefault("decoder_stages", stages)
+        return parts
 
     def _mark_as_drawn(self) -> None:
         """Tells transformers that our parts have drawn their weights. Without storage ("meta") they have not."""
@@ -188,8 +250,9 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             if name == "grounding":
                 return GroundingHead(self.config.text_config.hidden_size, self.config.losses.pointer_weight)
             others = {other: getattr(self, other) for other in model_slots() if other != name}
-            built = build_stages(stages_of(self.config), self.config.text_config.hidden_size, others)[name]
-            for part in _listed(built):
+            text = self.config.text_config
+            built = build_stages(stages_of(self.config), text.hidden_size, others, text)[name]
+            for part in listed(built):
                 if isinstance(part, EncoderStage):
                     part.prepare(self.encoder)
         return nn.ModuleList(built) if isinstance(built, list) else built
@@ -221,6 +284,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         visual_place: Tensor | None = None,
         visual_frame: Tensor | None = None,
         visual_grid: tuple[int, int] | None = None,
+        cross_attention_states: Tensor | None = None,
+        cross_attention_mask: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -242,6 +307,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             visual_place, visual_frame: int64, B P. The patch and the frame of each of these tokens, for stages
                 inside the LLM.
             visual_grid: the patch grid of `visual_place`.
+            cross_attention_states, cross_attention_mask: B S D and bool, B S. Visual tokens of each row without a
+                position, for the same stages.
             logits_to_keep: how many of the last positions get logits, or which; 0 for all.
             num_items_in_batch: what the loss of the labels is divided by, as transformers' Trainer gives it: the number
                 of labels in all batches of a step. Without it, the loss is the mean over this batch's labels.
@@ -265,7 +332,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         if inputs_embeds is None and input_ids is not None and visual_embeddings is None:
             if torch.compiler.is_exporting():
                 self._refuse_for_export(labels, media)
-            sequences = self.visual_sequences(media)
+            sequences = self.visual_sequences(media, input_ids, attention_mask)
             if sequences or labels is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
                 if torch.compiler.is_exporting():
@@ -290,7 +357,12 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             inputs_embeds = self.embed(input_ids, visual_embeddings)
             if visual_place is not None and visual_frame is not None and self.llm_stages:
                 valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-                kwargs["llm_pass"] = self.llm_pass(visual_place, visual_frame, valid.bool(), visual_grid)
+                current = self.llm_pass(visual_place, visual_frame, valid.bool(), visual_grid)
+                current.cross_attention_states, current.cross_attention_mask = (
+                    cross_attention_states,
+                    cross_attention_mask,
+                )
+                kwargs["llm_pass"] = current
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -312,9 +384,16 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise InputError("torch.export: a loss depends on which positions have labels; export without labels")
         if any("tiling" in inputs.given() for inputs in media.values()):
             raise InputError("torch.export: how an image is cut into tiles depends on its size; export whole images")
+        if self.reads_question:
+            raise ConfigError("torch.export: a visual part reads the text of the question; export a model without")
+        if any("waveform" in inputs.given() for inputs in media.values()):
+            raise InputError("torch.export: which frame a sound belongs to depends on its times; export without sound")
         if self.reducers:
             names = ", ".join(reducer.registered_name for reducer in self.reducers)
             raise ConfigError(f"torch.export: {names} removes tokens by their values; export with_stages(reducers=[])")
+        if self.decoder_stages:
+            names = ", ".join(stage.registered_name for stage in self.decoder_stages)
+            raise ConfigError(f"torch.export: {names} works inside the LLM; export with_stages(decoder_stages=[])")
 
     def _decoder_inputs(self, placed: Placed) -> dict[str, Any]:
         """The LLM's arguments for a batch with its visual tokens in place."""
@@ -328,16 +407,19 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             "attention_mask": mask,
             "position_ids": positions(placed.attention_mask, placed.segments),
         }
-        # step 2: the pass of the stages inside the LLM
+        # step 2: one question a row where it decides what is seen; the pass of the stages inside the LLM
+        shared_row = placed.segments is not None and int(placed.segments.max()) > 1
+        if shared_row and self.reads_question:
+            raise InputError(
+                "a visual part reads the question, so a row can have one question only: set questions_per_video = 1"
+            )
         if self.llm_stages:
-            shared_row = placed.segments is not None and int(placed.segments.max()) > 1
             if shared_row and any(stage.depends_on_question for stage in self.llm_stages):
                 raise InputError(
                     "a stage inside the LLM decides for each question, so a row can have one question only: set "
                     "questions_per_video = 1"
                 )
-            valid = placed.attention_mask.bool()
-            arguments["llm_pass"] = self.llm_pass(placed.place, placed.frame, valid, placed.grid, placed.labels)
+            arguments["llm_pass"] = self.pass_of_placed(placed)
         return arguments
 
     def _decode_placed(
@@ -398,6 +480,13 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             for stage in self.llm_stages:
                 losses |= stage.llm_losses(current, self.config.text_config.num_hidden_layers)
         return losses
+
+    def pass_of_placed(self, placed: Placed) -> LlmPass:
+        """The pass of a batch with its visual tokens in place."""
+        current = self.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), placed.grid, placed.labels)
+        current.cross_attention_states = placed.cross_attention_states
+        current.cross_attention_mask = placed.cross_attention_mask
+        return current
 
     def llm_pass(
         self,
@@ -497,6 +586,23 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             getattr(self, stage).requires_grad_(False)
 
 
+def _registered(slot: str, parts: Any) -> Any:
+    """The parts of a slot in the form in which a module saves their weights.
+
+    Raises:
+        ConfigError: if a list has parts with weights beside parts that are no modules.
+    """
+    if not isinstance(parts, list):
+        return parts
+    modules = [isinstance(part, nn.Module) for part in parts]
+    if all(modules):
+        return nn.ModuleList(parts)
+    if any(modules):
+        plain = parts[modules.index(False)].registered_name
+        raise ConfigError(f"{slot}: {plain!r} is no torch module, so it cannot stand beside one with weights")
+    return parts
+
+
 def _missing(module: nn.Module) -> list[tuple[str, Tensor]]:
     """The weights and buffers of a module itself that neither a constructor nor a checkpoint has written, by name."""
     if getattr(module, "_is_hf_initialized", False):
@@ -519,11 +625,6 @@ def _scaled(losses: dict[str, Tensor], placed: Placed, items: Tensor | int | Non
         return losses
     share = (placed.labels[:, 1:] != IGNORED).sum() / torch.as_tensor(items, device=placed.labels.device)
     return {name: loss * share.to(loss.device) for name, loss in losses.items()}
-
-
-def _listed(parts: Any) -> list[Any]:
-    """The parts of a slot, as a list."""
-    return [] if parts is None else list(parts) if isinstance(parts, (list, nn.ModuleList)) else [parts]
 
 
 AutoConfig.register("mmllm", MmllmConfig, exist_ok=True)

@@ -35,18 +35,21 @@ from mmllm.preprocessing.decoding import AnswerDecoding
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.preprocessing.keywords import Keywords, for_each, sorted_keywords
 from mmllm.preprocessing.media import MediaReading
-from mmllm.preprocessing.rendering import ChatRendering
+from mmllm.preprocessing.question_reader import QuestionReader, QuestionReaderConfig
+from mmllm.preprocessing.question_texts import QuestionReading, questions_in_messages, questions_in_text
 from mmllm.preprocessing.templates import IMAGE, VIDEO, named_system_prompt, template
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.preprocessing.text_options import TextOptions
 from mmllm.times.vocabulary import TimeTokens
 from mmllm.tokens import IGNORED
+from mmllm.video.audio import SoundOptions
+from mmllm.video.sampling import FrameRule
 
 REQUIRED_PLACEHOLDERS = (VIDEO, IMAGE)
 """Placeholders that every tokenizer has, in the order of their ids. Published and saved models depend on the order."""
 
 
-class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin):
+class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMixin):
     """Prepares text, images and videos for `MmllmForConditionalGeneration`, and reads its answers.
 
     Args:
@@ -54,6 +57,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
             (`add_special_words` adds them).
         frames: fields of `FrameTransform`; the preprocessing has to fit the encoder's weights.
         num_frames: frames sampled of each video.
+        sampling: how they are chosen, such as `slow-fast:fps=2`, or the fields of `FrameRule`; LITA's rule if None.
         num_time_tokens: number of time tokens; 0 if times are written as text.
         time: how times are written, one of `mmllm list times`, such as `interleaved:decimals=1`.
         strip_time_tokens: drop white space around time tokens before text is split into pieces, as the tokenizer of
@@ -65,10 +69,14 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
         system_prompt: the system's message for conversations without one; a text, or a name of
             `mmllm.preprocessing.templates`.
         folder_fps: images a second of a folder of frames that stands for a video; LITA's folders have 5.
+        frame_sizes: give the size of frames and images before they were padded, for models that leave padding out.
+        audio: read the sound of videos, for a model with an audio encoder; True, or fields of `SoundOptions`.
         last_is_end: treat the last generated id as the end of an answer, whatever it is, as LITA's released code does.
             If the answer was cut at a time token, that token is then not read as a time.
         pinpoints: canvases (height, width) in pixels, of whole tiles of the encoder's size (LLaVA-NeXT). An image is
             cut into tiles on the canvas that fits best; None for images that are only seen whole. Videos are never cut.
+        question: fields of `QuestionReaderConfig`, or a reader, for a model with a visual part that reads the question
+            (`mmllm.stages.question_reader` finds it); None for all other models.
     """
 
     video_token_id: int
@@ -90,22 +98,33 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
         pinpoints: Sequence[Sequence[int]] | None = None,
         time: Any = None,
         last_is_end: bool = False,
+        frame_sizes: bool = False,
+        audio: Mapping[str, Any] | SoundOptions | bool | None = None,
+        sampling: Any = None,
+        question: Mapping[str, Any] | QuestionReaderConfig | QuestionReader | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template if "{" in chat_template else template(chat_template))
         self.frames = to_mapping(frames) if isinstance(frames, FrameTransform) else dict(frames or {"size": 224})
         self.num_frames = num_frames
+        self.frame_rule = FrameRule.of(sampling)
+        self.sampling = to_mapping(self.frame_rule)
         self.num_time_tokens = num_time_tokens
         self.strip_time_tokens = strip_time_tokens
         self.whole_text = whole_text
         self.system_prompt = named_system_prompt(system_prompt)
         self.folder_fps = folder_fps
         self.last_is_end = last_is_end
+        self.frame_sizes = frame_sizes
+        self.sound = _sound(audio)
+        self.audio = None if self.sound is None else to_mapping(self.sound)
         self.pinpoints = None if pinpoints is None else [list(canvas) for canvas in pinpoints]
         self.frame_transform = from_mapping(FrameTransform, self.frames)
         chosen = registry.config_of("time", time or ("tokens" if num_time_tokens else "text"))
         self.time = registry.describe("time", chosen)
         self.writing = registry.build("time", chosen, count=num_time_tokens)
         self.time_tokens: TimeTokens | None = self.writing.time_tokens
+        self.question_reader = _question_reader(question)
+        self.question = None if self.question_reader is None else to_mapping(self.question_reader.config)
         ids = {modality.word: tokenizer.convert_tokens_to_ids(modality.word) for modality in modalities().values()}
         unknown_ids = (None, tokenizer.unk_token_id)
         self.placeholder_ids = {word: token for word, token in ids.items() if token not in unknown_ids}
@@ -200,7 +219,9 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
             item for messages in plain for message in messages for item in items_of(message) if item["type"] in kinds
         ]
         self._require_media(encoded, options, Counter(item["type"] for item in media))
-        inputs.update(flat(self._media(media, keywords)))
+        loaded = self._media(media, keywords)
+        questions = [asked for messages in plain for asked in questions_in_messages(messages, kinds)]
+        inputs.update(flat({name: self._asked(given, questions) for name, given in loaded.items()}))
         return ModelInputs(options.tensors(inputs))
 
     def encode_conversation(self, messages: Sequence[Message]) -> Encoded:
@@ -257,9 +278,11 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
             inputs.update(self.collate(encoded, options=options))
             given = {name: len(sources) if counts is None else counts for name, (sources, counts) in listed.items()}
             self._require_media(encoded, options, given)
+        questions = self._questions_around(text)
         for name, (sources, _) in listed.items():
             if sources:
-                inputs.update(self.media_inputs(name, sources, **keywords.options[name]).flat())
+                loaded = self.media_inputs(name, sources, **keywords.options[name])
+                inputs.update(self._asked(loaded, questions).flat())
         return ModelInputs(options.tensors(inputs))
 
     def media_inputs(self, kind: str, sources: Sequence[Any], **options: Any) -> ModalityInputs:
@@ -294,6 +317,25 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
                 loaded.append(modality.load(self, source_of(item, name), **options))
         return together(loaded)
 
+    def questions_about(self, messages: Sequence[Message]) -> list[str]:
+        """The question about each medium of a conversation, in order: what the user's turn says that holds it."""
+        kinds = self.modalities
+        plain = escaped(messages, {name: kind.item_keys for name, kind in kinds.items()})
+        return [question for _, question in questions_in_messages(plain, kinds)]
+
+    def _questions_around(self, text: str | Sequence[str] | None) -> list[tuple[str, str]]:
+        """Kind and question of each placeholder of the texts; nothing if no visual part reads questions."""
+        if text is None or self.question_reader is None:
+            return []
+        words = {name: modality.word for name, modality in self.modalities.items()}
+        begins, ends = self.turn_marks()
+        return [asked for one in _texts(text) for asked in questions_in_text(one, words, begins, ends)]
+
+    def _asked(self, inputs: ModalityInputs, questions: Sequence[tuple[str, str]]) -> ModalityInputs:
+        """Inputs of media with the questions (kind and text) about them; unchanged if no visual part reads any."""
+        own = [question for kind, question in questions if kind == inputs.modality]
+        return inputs.asked(self.question_ids(own)) if own else inputs
+
     def _sorted(self, kwargs: Mapping[str, Any], template: str = "") -> Keywords:
         """Keywords by their readers; those of media are refused in messages, which hold their media themselves."""
         kinds = modalities()
@@ -303,6 +345,12 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
             {name: modality.options for name, modality in kinds.items()},
             template,
         )
+        audio = keywords.options["video"].get("audio")
+        for value in audio if isinstance(audio, (list, tuple)) else [audio]:
+            if value is not None and not isinstance(value, bool):
+                raise InputError(
+                    f"audio says whether the sound of a video's file is heard: True or False, not {value!r:.80}"
+                )
         if template and keywords.media:
             raise InputError(f"{next(iter(keywords.media))} stand in the messages, as items with their type and source")
         return keywords
@@ -335,13 +383,27 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
 
     def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The fields that are saved; among them, where transformers finds this class."""
-        return {**super().to_dict(*args, **kwargs), "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
+        fields = {**super().to_dict(*args, **kwargs), "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
+        return fields if self.question else {name: value for name, value in fields.items() if name != "question"}
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Writes the processor's files, and beside them the file by which transformers finds our classes."""
         saved = super().save_pretrained(save_directory, *args, **kwargs)
+        if self.question_reader is not None:
+            self.question_reader.save(save_directory)
         write_stub(save_directory)
         return saved
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """A saved processor. The tokenizer of questions, if there is one, comes from the same folder."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        if (reader := processor.question_reader) is not None and reader.config.source is not None:
+            keys = ("cache_dir", "local_files_only", "revision", "token")
+            hub = {name: kwargs[name] for name in keys if name in kwargs}
+            processor.question_reader = QuestionReader(reader.config, pretrained_model_name_or_path, **hub)
+        return loaded
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
@@ -351,8 +413,31 @@ class MmllmProcessor(AnswerDecoding, MediaReading, ChatRendering, ProcessorMixin
     def model_input_names(self) -> list[str]:
         """Names of the inputs that `__call__` can return."""
         kinds = [modality.inputs for modality in self.modalities.values()]
-        prepared = [name for kind in kinds for field, name in kind.flat_names.items() if field not in kind.cached]
-        return ["input_ids", "attention_mask", *prepared]
+        return ["input_ids", "attention_mask", *(name for kind in kinds for name in self.media_names(kind))]
+
+    def media_names(self, kind: type[ModalityInputs]) -> list[str]:
+        """Names of the inputs of one modality that this processor can return."""
+        unread = [] if self.question_reader is not None else ["question"]
+        unread += [] if self.frame_sizes else ["frame_size"]
+        unread += [] if self.sound is not None else [name for name in kind.flat_names if name.startswith("waveform")]
+        unread.append("text_tokens")  # the model counts them itself
+        return [name for field, name in kind.flat_names.items() if field not in (*kind.cached, *unread)]
+
+
+def _sound(audio: Mapping[str, Any] | SoundOptions | bool | None) -> SoundOptions | None:
+    """The settings of sound that an argument of the processor means."""
+    if not isinstance(audio, Mapping):
+        return SoundOptions() if audio is True else audio or None
+    return from_mapping(SoundOptions, audio)
+
+
+def _question_reader(question: Any) -> QuestionReader | None:
+    """The reader that the processor's argument `question` stands for."""
+    if question is None or isinstance(question, QuestionReader):
+        return question
+    if not isinstance(question, QuestionReaderConfig):
+        question = from_mapping(QuestionReaderConfig, question, "question")
+    return QuestionReader(question)
 
 
 def _texts(text: Any) -> list[str]:

@@ -1,9 +1,9 @@
 """Names of parts: `@register("reducer", "hired", config=HiredConfig)` on a class makes it usable everywhere.
 
 A part is one file in its room. The rooms of a kind are searched when the kind is first asked for, so a new part is a
-new file and nothing else. Other packages add parts through the entry point groups `mmllm.encoder`, `mmllm.autoencoder`,
-`mmllm.reducer`, `mmllm.tokenizer`, `mmllm.path`, `mmllm.time`, `mmllm.modality` and `mmllm.training`; each entry names
-a module that registers its parts when it is imported. `mmllm.interfaces` has the base class of each kind.
+new file and nothing else. Other packages add parts through entry point groups named like the kinds: `mmllm.encoder`,
+`mmllm.audio_encoder`, `mmllm.reducer`, `mmllm.path` and so on; each entry names a module that registers its parts when
+it is imported. `mmllm.interfaces` has the base class of each kind.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "encoder": Kind(rooms=("encoders", "tokenizers"), interface="mmllm.interfaces:Encoder"),
+    "audio_encoder": Kind(rooms=("encoders/audio",), interface="mmllm.interfaces:AudioEncoder"),
+    "audio_projector": Kind(rooms=("encoders/audio",), interface="mmllm.interfaces:AudioProjector"),
     "autoencoder": Kind(rooms=("tokenizers/autoencoders",), interface="mmllm.interfaces:Autoencoder"),
     "reducer": Kind(rooms=("pruning",), interface="mmllm.interfaces:TokenReducer"),
     "tokenizer": Kind(rooms=("tokenizers",), interface="mmllm.interfaces:VisualTokenizer"),
     "path": Kind(rooms=("paths",), interface="mmllm.interfaces:VideoPath"),
+    "decoder_stage": Kind(rooms=("llm/stages",), interface="mmllm.interfaces:LlmStage"),
     "time": Kind(rooms=("times",), interface="mmllm.interfaces:TimeFormat"),
     "modality": Kind(rooms=("modalities",), interface="mmllm.modalities.modality:Modality"),
     "training": Kind(rooms=("train/stages",), interface="mmllm.train.stage:TrainingStage"),
@@ -142,6 +145,19 @@ def config_of(kind: str, description: Any) -> Any:
     Raises:
         ConfigError: on an unknown name or field, or a value that is not allowed.
     """
+    if not isinstance(description, (str, Mapping)):
+        name_of(kind, description)
+        return description
+    name, fields = named(kind, description)
+    return from_mapping(find(kind, name).config, fields, name)
+
+
+def named(kind: str, description: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and the given fields of a description as text or a mapping; the fields are not checked.
+
+    Raises:
+        ConfigError: if the text cannot be read, or the mapping has no name.
+    """
     if isinstance(description, str):
         name, _, rest = description.partition(":")
         fields: dict[str, Any] = {}
@@ -150,15 +166,11 @@ def config_of(kind: str, description: Any) -> Any:
             if not equals:
                 raise ConfigError(f"{shown(description)}: {shown(item)} should be field=value")
             fields[key.strip()] = value.strip()
-        return from_mapping(find(kind, name.strip()).config, fields, name.strip())
-    if isinstance(description, Mapping):
-        fields = dict(description)
-        if "name" not in fields:
-            raise ConfigError(f"a {kind} needs a name: {shown(dict(description))}")
-        name = fields.pop("name")
-        return from_mapping(find(kind, name).config, fields, name)
-    name_of(kind, description)
-    return description
+        return name.strip(), fields
+    fields = dict(description)
+    if "name" not in fields:
+        raise ConfigError(f"a {kind} needs a name: {shown(dict(description))}")
+    return fields.pop("name"), fields
 
 
 def name_of(kind: str, config: Any) -> str:

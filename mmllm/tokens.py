@@ -1,6 +1,7 @@
 """The values that flow between the stages: decoded frames, visual tokens, and the sequence that the LLM reads.
 
-B videos or images, T frames, N tokens of a frame, D width, L tokens of a sequence, H W C height width colours
+B videos or images, T frames, N tokens of a frame, D width, L tokens of a sequence, S tokens beside the sequence or
+samples of sound, A audio tokens of a frame, E width of audio tokens, H W C height width colours
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a position without a loss."""
+SAMPLE_RATE = 16_000
+"""Samples of sound a second, everywhere behind the decoder."""
 NOWHERE = -1
-"""Frame and place of text. A token of an image that shows no patch, such as the end of a row, has the place -2."""
+"""Frame and place of text."""
+HEARD = -2
+"""Place of a token that shows no patch, such as sound after a frame or the end of a row of an image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,8 +50,16 @@ class VideoClip:
     in_order: bool = True
     """False if the frames were requested in another order than that of time. Only then may times go backwards."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    waveform: np.ndarray | None = None
+    """float32, S. The sound, mono, at `SAMPLE_RATE`, about -1 to 1; None if there is none, or it was not read."""
+    waveform_start_s: float = 0.0
+    """The instant of the sound's first sample, on the clock of `times_s`. Above 0 if only a part was read."""
+    original_size: tuple[int, int] = None  # type: ignore[assignment]
+    """Height and width in pixels before frames were resized, cropped or padded; by default those of `frames`."""
 
     def __post_init__(self) -> None:
+        if self.original_size is None:
+            object.__setattr__(self, "original_size", self.frames.shape[1:3])
         if self.frames.ndim != 4 or self.frames.dtype != np.uint8 or self.frames.shape[3] != 3:
             raise ValueError(f"frames must be uint8 (T H W 3), not {self.frames.dtype} {self.frames.shape}")
         times_s = np.asarray(self.times_s, dtype=np.float64)
@@ -61,13 +74,24 @@ class VideoClip:
             object.__setattr__(self, "valid", np.ones(len(self.frames), dtype=bool))
         elif self.valid.shape != (len(self.frames),):
             raise ValueError(f"valid must have one entry for each of {len(self.frames)} frames, not {self.valid.shape}")
+        if self.waveform is not None:
+            self._check_waveform(self.waveform)
+
+    def _check_waveform(self, waveform: np.ndarray) -> None:
+        if waveform.ndim != 1 or waveform.dtype != np.float32 or not len(waveform):
+            raise ValueError(f"waveform must be float32 (S) with samples, not {waveform.dtype} {waveform.shape}")
+        if not np.isfinite(waveform).all():
+            raise ValueError("waveform must be finite, and some samples are infinite or NaN")
+        if not (np.isfinite(self.waveform_start_s) and self.waveform_start_s >= 0):
+            raise ValueError(f"waveform_start_s must be zero or more seconds, not {self.waveform_start_s}")
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __repr__(self) -> str:
         t, h, w, _ = self.frames.shape
-        return f"VideoClip({t} frames {w}x{h}, {self.duration_s:.2f} s, {self.source!r})"
+        sound = "" if self.waveform is None else f"sound of {len(self.waveform) / SAMPLE_RATE:.2f} s, "
+        return f"VideoClip({t} frames {w}x{h}, {self.duration_s:.2f} s, {sound}{self.source!r})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +151,23 @@ class VisualTokens:
     """float, B T N. Number of patches that a token stands for; None if no tokens were merged."""
     tiling: tuple[Tiling, ...] | None = None
     """For images in tiles, how each of the B was cut. The first of the T is the whole image, then its tiles follow."""
+    audio: Tensor | None = None
+    """float, B T A E. Features of the sound from each frame to the next, before any projection; zero where there is no
+    sound. None without sound, or without an audio encoder."""
+    audio_mask: Tensor | None = None
+    """bool, B T. True for frames with sound; given with `audio`."""
+    still: bool = False
+    """Whether these are images, not videos."""
+    frame_size: Tensor | None = None
+    """int64, B 2. Height and width in pixels of frames before they were padded to a square; None if that is unknown or
+    frames were not padded."""
+    similarity: Tensor | None = None
+    """float32, B T. Cosine similarity of each frame's scene features to those of the next frame; 0 at the last frame
+    and at padding. None where no part asks for it."""
+    text_tokens: Tensor | None = None
+    """int64, B. Tokens of text that the LLM reads beside each video; None if that is unknown."""
+    question: Tensor | None = None
+    """int64, B Q. Ids of the question about each video, which some parts read; -1 fills up. None if no part does."""
 
     def __post_init__(self) -> None:
         if self.features.ndim != 4:
@@ -142,17 +183,44 @@ class VisualTokens:
         for name, value in {"index": self.index, "mask": self.mask, "size": self.size, **self.scores}.items():
             if value is not None and value.shape != (b, t, n):
                 raise ValueError(f"{name} must be {(b, t, n)} like the features, not {tuple(value.shape)}")
-        if self.times_s is not None and self.times_s.shape != (b, t):
-            raise ValueError(f"times_s must be {(b, t)}, not {tuple(self.times_s.shape)}")
+        if self.audio is not None and (self.audio.ndim != 4 or self.audio.shape[:2] != (b, t)):
+            raise ValueError(f"audio must be {(b, t)} by tokens by width, not {tuple(self.audio.shape)}")
+        if self.audio is not None and self.audio_mask is None:
+            object.__setattr__(self, "audio_mask", self.mask.any(-1))
+        self._check_videos(b, t)
+
+    def _check_videos(self, b: int, t: int) -> None:
+        """Refuses what belongs to frames and videos in another shape."""
+        frames = dict.fromkeys(("times_s", "audio_mask", "similarity"), (b, t))
+        shapes: dict[str, tuple[int, ...]] = {**frames, "frame_size": (b, 2), "text_tokens": (b,)}
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} must be {shape}, not {tuple(value.shape)}")
+        if self.question is not None and (self.question.ndim != 2 or len(self.question) != b):
+            raise ValueError(f"question must be ({b} Q), not {tuple(self.question.shape)}")
         if self.tiling is not None and (len(self.tiling) != b or any(cut.partitions > t for cut in self.tiling)):
             partitions = [cut.partitions for cut in self.tiling]
             raise ValueError(f"tiling must describe {b} images of at most {t} partitions, not {partitions}")
+
+    def _check_sound(self, b: int, t: int) -> None:
+        if self.audio is not None and (self.audio.ndim != 4 or self.audio.shape[:2] != (b, t)):
+            raise ValueError(f"audio must be {(b, t)} by tokens by width, not {tuple(self.audio.shape)}")
+        if self.audio is not None and self.audio_mask is None:
+            object.__setattr__(self, "audio_mask", self.mask.any(-1))
+        if self.audio_mask is not None and self.audio_mask.shape != (b, t):
+            raise ValueError(f"audio_mask must be {(b, t)}, not {tuple(self.audio_mask.shape)}")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """B T N D."""
         b, t, n, d = self.features.shape
         return b, t, n, d
+
+    @property
+    def about_frames(self) -> dict[str, Any]:
+        """The fields that belong to frames and videos, for a stage that makes new tokens of each frame."""
+        return {name: getattr(self, name) for name in _ABOUT_FRAMES}
 
     @property
     def frame_mask(self) -> Tensor:
@@ -174,6 +242,10 @@ class VisualTokens:
     def replace(self, **changes: Any) -> VisualTokens:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def with_sound_of(self, other: VisualTokens) -> VisualTokens:
+        """The same tokens with the audio features of `other`, which has the same videos and frames."""
+        return self if other.audio is None else self.replace(audio=other.audio, audio_mask=other.audio_mask)
 
     def take(self, kept: Tensor, mask: Tensor | None = None) -> VisualTokens:
         """The tokens at positions `kept` (B T K, int64) of the token axis, with their index, scores and sizes.
@@ -210,6 +282,10 @@ class VisualTokens:
         return rearrange(features, "b t (h w) d -> b t h w d", h=h), rearrange(present, "b t (h w) -> b t h w", h=h)
 
 
+_ABOUT_FRAMES = ("times_s", "question", "still", "frame_size", "similarity", "text_tokens")
+"""Fields of `VisualTokens` that do not change with the tokens of a frame, besides sound."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VisualSequence:
     """The sequence that the LLM reads for each video: tokens in reading order."""
@@ -219,7 +295,7 @@ class VisualSequence:
     mask: Tensor
     """bool, B L. False where a position is padding."""
     frame: Tensor
-    """int64, B L. The frame that a token shows; -1 for a token of several frames."""
+    """int64, B L. The frame that a token shows, or the middle one of a few neighbours; -1 for a token of others."""
     blocks: tuple[tuple[str, int], ...]
     """Name and length of each run of positions, in order; the lengths add up to L."""
     place: Tensor | None = None
@@ -229,15 +305,36 @@ class VisualSequence:
     """Rows and columns of the grid of `place`."""
     frame_text: Tensor | None = None
     """int64, B F K. Ids of the text that the LLM reads before the tokens of each frame, padded with -1."""
+    cross_attention_states: Tensor | None = None
+    """B S D. Tokens that are not in the sequence: stages inside the LLM attend to them. None without such tokens."""
+    cross_attention_mask: Tensor | None = None
+    """bool, B S. False where one of these is padding; given with them."""
+    cross_attention_frame: Tensor | None = None
+    """int64, B S. The frame that each of these shows, or -1; None if no frame is meant."""
 
     def __post_init__(self) -> None:
-        b, length, _ = self.embeddings.shape
+        b, length, width = self.embeddings.shape
         if self.mask.shape != (b, length) or self.frame.shape != (b, length):
             raise ValueError(f"mask and frame must be {(b, length)}: {self.mask.shape}, {self.frame.shape}")
         if self.grid is not None and self.place is None:
             raise ValueError(f"tokens on a {self.grid} grid need their place")
         if sum(count for _, count in self.blocks) != length:
             raise ValueError(f"blocks {self.blocks} do not add up to {length} positions")
+        self._check_beside(b, width)
+
+    def _check_beside(self, videos: int, width: int) -> None:
+        """Refuses tokens beside the sequence whose shapes do not fit it, or whose mask is missing."""
+        states, mask, frame = self.cross_attention_states, self.cross_attention_mask, self.cross_attention_frame
+        if states is None:
+            if mask is not None or frame is not None:
+                raise ValueError("a mask or frames of cross_attention_states are given without them")
+            return
+        if states.ndim != 3 or states.shape[0] != videos or states.shape[2] != width:
+            raise ValueError(f"cross_attention_states must be ({videos} S {width}), not {tuple(states.shape)}")
+        for name, value in (("cross_attention_mask", mask), ("cross_attention_frame", frame)):
+            given = None if value is None else tuple(value.shape)
+            if given != states.shape[:2] and not (name == "cross_attention_frame" and given is None):
+                raise ValueError(f"{name} must be {tuple(states.shape[:2])}, not {given}")
 
     def block(self, name: str) -> slice:
         """The positions of a named block.
@@ -276,6 +373,12 @@ class VisualSequence:
                 )
                 raise ValueError(f"video {video} has {error} in one frame of a {self.grid[0]}x{self.grid[1]} grid")
 
+    def beside(self, video: int) -> Tensor | None:
+        """S D: the `cross_attention_states` of one video, without padding; None if there are none."""
+        if self.cross_attention_states is None or self.cross_attention_mask is None:
+            return None
+        return self.cross_attention_states[video][self.cross_attention_mask[video]]
+
     def select(self, rows: Tensor) -> VisualSequence:
         """The videos with the indices `rows` (int64). An index may repeat, for several questions about a video."""
         return dataclasses.replace(
@@ -283,6 +386,9 @@ class VisualSequence:
             embeddings=self.embeddings[rows],
             mask=self.mask[rows],
             frame=self.frame[rows],
-            place=None if self.place is None else self.place[rows],
-            frame_text=None if self.frame_text is None else self.frame_text[rows],
+            **{name: value[rows] for name in _EACH_VIDEO if (value := getattr(self, name)) is not None},
         )
+
+
+_EACH_VIDEO = ("place", "frame_text", "cross_attention_states", "cross_attention_mask", "cross_attention_frame")
+"""Fields of `VisualSequence` that may be None and otherwise have an entry for each video."""

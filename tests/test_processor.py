@@ -8,6 +8,8 @@ from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.preprocessing.templates import TEMPLATES
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.tokens import VideoClip
+from mmllm.video.opening import open_video
+from mmllm.video.sampling import slow_fast
 
 WORDS = "system says user assistant when does the red circle spin ? . , answer : then 4 2".split()
 
@@ -355,3 +357,25 @@ def test_a_cast_of_the_inputs_shifts_no_time(processor):
         assert cast["video_times_s"].tolist() == [[0, pytest.approx(1795.3, abs=1e-3)]]
         span = processor.decode(ids, cast["video_durations_s"][0]).spans[0]
         assert span.to_json() == pytest.approx([599.77, 1799.3], abs=0.01)
+
+
+def test_frames_are_chosen_by_the_processors_rule_or_by_that_of_an_item(short_clip, tmp_path):
+    tokenizer = word_tokenizer(WORDS)
+    add_special_words(tokenizer, 10)
+    settings = {"frames": {"size": 32}, "num_frames": 6, "num_time_tokens": 10, "sampling": "slow-fast:fps=2"}
+    MmllmProcessor(tokenizer, **settings).save_pretrained(tmp_path)
+    made = MmllmProcessor.from_pretrained(tmp_path)
+    rate = open_video(short_clip).info.average_fps
+    step = round(rate / 2)
+    assert made.load(short_clip, num_frames=100).metadata["indices"][:3] == [0, step, 2 * step]  # fewer than 100
+    clip = made.load(short_clip)
+    assert clip.metadata["indices"] == slow_fast(len(open_video(short_clip)), rate, 6, 2.0).tolist()
+    even = made.media_inputs("video", [short_clip], sampling="uniform")
+    assert even.times_s[0, -1] > clip.times_s[-1] - 1 / rate
+    frames = np.zeros((40, 8, 8, 3), dtype=np.uint8)
+    in_memory = made.load(frames, fps=10.0)
+    assert (in_memory.times_s * 10).round().astype(int).tolist() == slow_fast(40, 10.0, 6, 2.0).tolist()
+    with pytest.raises(InputError, match="sampling=.* and fps=2.0 both say how many frames"):
+        made.load(short_clip, sampling="slow-fast", fps=2.0)
+    with pytest.raises(InputError, match="sampling cannot be honoured"):
+        made.load(clip, sampling="slow-fast")

@@ -1,6 +1,7 @@
 """The program of the child process that opens uploads: `python -m mmllm.app._reading_worker`.
 
-A hostile file reaches this process only. It has a limit of memory, and is killed when it takes too long.
+A hostile file reaches this process only. It has a limit of memory, and is killed when it takes too long. It answers
+with the number of frames, with each frame as soon as it is decoded, and then with everything else of the clip.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from mmllm.fields import from_mapping
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.runtime.processes import end_with_parent, limit_memory
 from mmllm.tokens import VideoClip
+from mmllm.video.audio import SoundOptions, with_sound
 from mmllm.video.limits import VideoLimits
-from mmllm.video.opening import open_video
+from mmllm.video.opening import FrameSink, open_video
+from mmllm.video.sampling import FrameRule
 
 MEMORY_BYTES = 3 << 30
 """What decoding may use: enough for 8K with sixteen reference frames."""
+PIECE_FRAMES = 64
+"""After so many frames, limits of time begin anew."""
 
 
 def main() -> None:
@@ -37,38 +42,77 @@ def main() -> None:
     _answer(answers, {"ready": True})
     for line in sys.stdin:
         try:
-            clip = read_clip(**json.loads(line))
+            clip = read_clip(**json.loads(line), sink=_Sending(answers))
         except Exception as problem:  # libraries raise errors of their own types
             name = "MemoryError" if is_out_of_memory(problem) else type(problem).__name__
             _answer(answers, {"error": name, "message": " ".join(str(problem).split())[:1000]})
         else:
-            _answer(answers, _header(clip), np.ascontiguousarray(clip.frames).data)
+            _answer(answers, _header(clip), *_sound(clip))
 
 
-def read_clip(*, path: str, num_frames: int, transform: Mapping[str, Any], limits: Mapping[str, Any]) -> VideoClip:
-    """Frames of a video, sampled evenly and brought to the encoder's size; its codec is in the metadata."""
+class _Sending:
+    """A sink that sends each frame to the demo."""
+
+    def __init__(self, answers: IO[bytes]) -> None:
+        self.answers, self.sent = answers, 0
+
+    def takes(self, count: int) -> bool:
+        """All videos."""
+        _answer(self.answers, {"count": count})
+        self.sent = 0
+        return True
+
+    def put(self, frame: np.ndarray) -> bool:
+        """Sends a frame; True after each `PIECE_FRAMES`."""
+        _answer(self.answers, {"frame": frame.shape}, np.ascontiguousarray(frame).data)
+        self.sent += 1
+        return self.sent % PIECE_FRAMES == 0
+
+
+def read_clip(
+    *,
+    path: str,
+    num_frames: int,
+    transform: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    sound: Mapping[str, Any] | None = None,
+    rule: Mapping[str, Any] | None = None,
+    sink: FrameSink | None = None,
+) -> VideoClip:
+    """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
+
+    They go to `sink`, if it wants them. With `sound`, fields of `SoundOptions`, the clip has its sound.
+    """
     prepare = from_mapping(FrameTransform, transform).video_frame
     with open_video(path, limits=from_mapping(VideoLimits, limits)) as video:
-        clip = video.sample_uniform(num_frames, transform=prepare)
+        clip = video.sample_uniform(num_frames, transform=prepare, rule=FrameRule.of(rule), sink=sink)
+        clip = with_sound(clip, video, None if sound is None else from_mapping(SoundOptions, sound), None, None)
         return dataclasses.replace(clip, metadata={**clip.metadata, "codec": video.info.codec})
 
 
 def _header(clip: VideoClip) -> dict[str, Any]:
     """Everything of a clip but its pixels, as JSON values."""
     return {
-        "shape": clip.frames.shape,
         "times_s": clip.times_s.tolist(),
         "duration_s": clip.duration_s,
         "valid": clip.valid.tolist(),
         "source": clip.source,
+        "original_size": clip.original_size,
+        "waveform_start_s": clip.waveform_start_s,
         "metadata": json.loads(json.dumps(dict(clip.metadata), default=str)),
     }
 
 
-def _answer(answers: IO[bytes], header: dict[str, Any], data: memoryview | bytes = b"") -> None:
-    length = data.nbytes if isinstance(data, memoryview) else len(data)
+def _sound(clip: VideoClip) -> list[memoryview]:
+    """The samples of a clip's sound, which follow its header."""
+    return [] if clip.waveform is None else [np.ascontiguousarray(clip.waveform).data]
+
+
+def _answer(answers: IO[bytes], header: dict[str, Any], *data: memoryview) -> None:
+    length = sum(part.nbytes for part in data)
     answers.write(json.dumps({**header, "bytes": length}).encode() + b"\n")
-    answers.write(data)
+    for part in data:
+        answers.write(part)
     answers.flush()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -17,8 +18,11 @@ from mmllm.preprocessing.frames import FrameTransform
 from mmllm.tokens import VideoClip
 from mmllm.video import errors
 from mmllm.video._child import Child
+from mmllm.video.audio import SoundOptions
 from mmllm.video.errors import LimitExceeded, VideoDecodeError, VideoError, VideoTimeout
 from mmllm.video.limits import VideoLimits
+from mmllm.video.opening import FrameSink
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 WORKER = (sys.executable, "-m", "mmllm.app._reading_worker")
 START_S = 120.0
@@ -35,14 +39,26 @@ class ConfinedReading:
         # a child ends with the thread that started it, so one thread that stays starts them all
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="mmllm-reading")
 
-    def read(self, path: Path, num_frames: int, transform: FrameTransform, limits: VideoLimits) -> VideoClip:
-        """Frames of a video, sampled evenly and brought to the encoder's size; its codec is in the metadata.
+    def read(
+        self,
+        path: Path,
+        num_frames: int,
+        transform: FrameTransform,
+        limits: VideoLimits,
+        sink: FrameSink | None = None,
+        sound: SoundOptions | None = None,
+        rule: FrameRule = UNIFORM,
+    ) -> VideoClip:
+        """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
         Args:
             path: the file.
             num_frames: how many frames.
             transform: what brings a frame to the encoder's size.
-            limits: of the file; `child_s` limits the seconds of the child.
+            limits: of the file; `child_s` limits the seconds of the child, for each piece that a sink takes.
+            sink: takes the frames as they come, if it wants them; the clip then has frames (T 0 0 3).
+            sound: which sound is read beside the frames; None for none.
+            rule: how frames are chosen.
 
         Raises:
             VideoError: if the file cannot be read, takes too long, needs too much memory or crashes the decoder.
@@ -52,25 +68,34 @@ class ConfinedReading:
             "num_frames": num_frames,
             "transform": to_mapping(transform),
             "limits": to_mapping(limits),
+            "sound": None if sound is None else to_mapping(sound),
+            "rule": to_mapping(rule),
         }
         if sys.platform == "win32":  # pipes cannot be waited for there
             from mmllm.app._reading_worker import read_clip
 
-            return read_clip(**request)
+            return read_clip(**request, sink=sink)
+        frames = _Frames(path, num_frames, transform.size, limits, sink)
         with self._lock:
             child = self._running()
+            complete = False
             try:
                 child.send(request)
-                header, data = child.receive(time.monotonic() + limits.child_s)
+                while frames.takes(*(answer := child.receive(frames.until))):
+                    pass
+                header, complete = answer[0], True
             except VideoTimeout:
-                self._end()
                 raise VideoTimeout(f"{path}: stopped, because it takes longer than {limits.child_s:g} s") from None
+            except _NoClip:
+                raise VideoDecodeError(f"{path}: the process that reads it sent no clip") from None
             except VideoDecodeError:
-                self._end()
                 raise VideoDecodeError(f"{path}: this file crashes the decoder or needs too much memory") from None
+            finally:
+                if not complete:  # also if the sink failed, or the demo is ended
+                    self._end()
             if header.get("error") == "MemoryError":
                 self._end()
-        return _clip(path, header, data)
+        return _clip(path, header, frames, answer[1])
 
     def close(self) -> None:
         """Ends the child and the thread that started it."""
@@ -94,7 +119,58 @@ class ConfinedReading:
         self._child = None
 
 
-def _clip(path: Path, header: dict[str, Any], data: bytearray) -> VideoClip:
+class _NoClip(Exception):
+    """The child sent something else than a clip."""
+
+
+class _Frames:
+    """The frames that come from the child: given to a sink, or collected if it does not want them."""
+
+    def __init__(self, path: Path, num_frames: int, side: int, limits: VideoLimits, sink: FrameSink | None) -> None:
+        self.path, self.most, self.shape, self.limits, self.sink = path, num_frames, (side, side, 3), limits, sink
+        self.count, self.received, self.poured = 0, 0, False
+        self.collected = np.empty((0, *self.shape), dtype=np.uint8)
+        self._renew()
+
+    def _renew(self) -> None:
+        self.until = time.monotonic() + self.limits.child_s
+
+    def takes(self, header: dict[str, Any], data: bytearray) -> bool:
+        """Takes the number of frames, or a frame; False for any other answer, which is the last."""
+        if "count" in header:
+            self._start(header["count"])
+            return True
+        if "frame" not in header:
+            return False
+        if header["frame"] != list(self.shape) or len(data) != math.prod(self.shape) or self.received >= self.count:
+            raise _NoClip
+        frame = np.frombuffer(bytes(data), dtype=np.uint8).reshape(self.shape)
+        self.received += 1
+        if not self.poured:
+            self.collected[self.received - 1] = frame
+        elif self.sink is not None and self.sink.put(frame):
+            self._renew()
+        return True
+
+    def _start(self, count: Any) -> None:
+        if not isinstance(count, int) or not 1 <= count <= self.most:
+            raise _NoClip
+        self.count, self.received = count, 0
+        self.poured = self.sink is not None and self.sink.takes(count)
+        if not self.poured:
+            self.limits.check_returned(str(self.path), count, *self.shape[:2])
+            self.collected = np.empty((count, *self.shape), dtype=np.uint8)
+        self._renew()
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """uint8, T S S 3; T 0 0 3 if a sink has taken them."""
+        if self.received != self.count or not self.count:
+            raise ValueError(f"{self.received} of {self.count} frames")
+        return np.empty((self.count, 0, 0, 3), dtype=np.uint8) if self.poured else self.collected
+
+
+def _clip(path: Path, header: dict[str, Any], frames: _Frames, sound: bytearray) -> VideoClip:
     """The clip of an answer, which is checked like anything that comes from outside."""
     if "error" in header:
         kind, message = str(header["error"]), str(header.get("message"))
@@ -106,15 +182,30 @@ def _clip(path: Path, header: dict[str, Any], data: bytearray) -> VideoClip:
         raise VideoDecodeError(f"{path}: {kind}: {message}")
     try:
         return VideoClip(
-            frames=np.frombuffer(bytes(data), dtype=np.uint8).reshape(header["shape"]),
+            frames=frames.pixels,
+            waveform=np.frombuffer(bytes(sound), dtype=np.float32) if sound else None,
+            waveform_start_s=float(header["waveform_start_s"]),
             times_s=np.array(header["times_s"], dtype=np.float64),
             duration_s=float(header["duration_s"]),
             valid=np.array(header["valid"], dtype=bool),
             source=str(header["source"]),
             metadata=dict(header["metadata"]),
+            original_size=_size(header["original_size"]),
         )
     except (LookupError, TypeError, ValueError):
         raise VideoDecodeError(f"{path}: the process that reads it sent no clip") from None
+
+
+def _size(pair: Any) -> tuple[int, int]:
+    """Height and width, both at least 1.
+
+    Raises:
+        ValueError: if they are anything else.
+    """
+    height, width = (int(side) for side in pair)
+    if min(height, width) < 1:
+        raise ValueError(f"a size of {height}x{width} pixels")
+    return height, width
 
 
 SHARED = ConfinedReading()

@@ -19,12 +19,14 @@ from typing import Any
 from mmllm.app.confined_reading import SHARED, ConfinedReading
 from mmllm.app.limits import DemoLimits
 from mmllm.app.session import ChatTurn
-from mmllm.app.settings import OWN, Settings
+from mmllm.app.settings import CHAIN_OFF, OWN, Settings
 from mmllm.app.shelf import Shelf
 from mmllm.errors import InputError
 from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.inference.chain import steps_of, thought
+from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.streaming import PartialAnswer, stream
-from mmllm.times.answers import Span
+from mmllm.times.answers import Span, Step
 
 _SECONDS = re.compile(r"(?<![\w.<])(\d+(?:\.\d+)?) ?(?:s|sec|secs|seconds?)\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+")
@@ -43,6 +45,8 @@ class Reply:
     partial: PartialAnswer | None
     """The answer so far; None while the video is being encoded."""
     encoded: EncodedVideo | None = None
+    steps: tuple[Step, ...] = ()
+    """What was said of the parts of the video so far, if it is asked in a chain."""
     turn: ChatTurn | None = None
     """The finished turn; only the last reply has one."""
 
@@ -84,6 +88,17 @@ class Engine:
         frames = self.limits.checked_frames(frames)
         return Settings(frames=frames, reducer=reducer.strip() or OWN, share=share, path=path.strip() or OWN)
 
+    def chain(self, choice: Any) -> ChainConfig | None:
+        """How a visitor wants a video to be asked; None for "off".
+
+        Raises:
+            InputError: if it is neither "off" nor "auto" nor a number of parts within the limits.
+        """
+        chain = None if choice == CHAIN_OFF else ChainConfig.of(choice)
+        if chain is not None and chain.parts != "auto" and chain.parts > self.limits.parts:
+            raise InputError(f"a chain may have {self.limits.parts} parts at most, not {chain.parts}")
+        return chain and replace(chain, max_new_tokens=min(chain.max_new_tokens, self.limits.new_tokens))
+
     def unknown_words(self, question: str) -> list[str]:
         """The words of a question that the tokenizer maps to its unknown token; small models know few words."""
         tokenizer = self.qa.processor.tokenizer
@@ -111,7 +126,7 @@ class Engine:
         """The encoded video under these settings, and the seconds of each stage that had to run.
 
         If the result is on the shelf, no stage runs. If the shelf has the same video with the same number of frames,
-        only reducers, projector and path run.
+        only reducers, projector and path run, unless they need frames of a long video, whose pixels were not kept.
 
         Raises:
             InputError: if the file is no video, or if the limits refuse it.
@@ -122,14 +137,21 @@ class Engine:
         if (stored := self.shelf.get(key)) is not None:
             return stored, {}
         same_frames = self.shelf.find(lambda other: other[:2] == key[:2])
-        if same_frames is not None:
+        if same_frames is not None and not (same_frames.long and qa.needs_frames(same_frames)):
             encoded = qa.encode_again(same_frames)
         else:
-            started = time.perf_counter()
-            clip = self.reading.read(path, settings.frames, qa.processor.frame_transform, self.limits.video)
-            decoding_s = time.perf_counter() - started
-            encoded = qa.encode_video(clip)
-            encoded = replace(encoded, seconds={**encoded.seconds, "decode": decoding_s})
+            processor, limits = qa.processor, self.limits.video
+            encoded = qa.encode_fed(
+                lambda sink: self.reading.read(
+                    path,
+                    settings.frames,
+                    processor.frame_transform,
+                    limits,
+                    sink,
+                    processor.sound,
+                    processor.frame_rule,
+                )
+            )
         self.shelf.put(key, encoded)
         return encoded, encoded.seconds
 
@@ -141,6 +163,7 @@ class Engine:
         *,
         earlier: Sequence[ChatTurn] = (),
         truth: Span | None = None,
+        chain: ChainConfig | None = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Generator[Reply, None, None]:
         """Answers a question: a reply after each token; the last reply carries the finished turn.
@@ -151,7 +174,8 @@ class Engine:
             settings: frames, reducer and path.
             earlier: turns about this video that the LLM reads before the question.
             truth: the true span of the event, if there is one on record.
-            stopped: called after each token; the answer ends once it returns True.
+            chain: look at the parts of the video first, and reply after each of them.
+            stopped: called after each part and each token; the answer ends once it returns True.
 
         Raises:
             InputError: if the question, the video or the settings cannot be used.
@@ -161,15 +185,26 @@ class Engine:
         yield Reply(partial=None)
         qa = self.variant(settings)
         encoded, stage_s = self.encode_video(video, settings)
+        history = [(stamped(turn.question), turn.answer.raw) for turn in earlier]
+        view = qa.for_question(encoded, qa.question_about_video(stamped(question), encoded.duration_s, history))
+        if view is not encoded:  # the model reads questions, and has looked at the video for this one
+            encoded, stage_s = view, {**stage_s, **view.seconds}
         if stage_s:
             yield Reply(partial=None, encoded=encoded)
+        asked, steps = stamped(question), tuple[Step, ...]()
+        for (step,) in steps_of(qa, encoded, [asked], chain, encoded.duration_s) if chain else ():
+            steps = (*steps, step)
+            yield Reply(partial=None, encoded=encoded, steps=steps)
+            if stopped():
+                break
         encoding_s = time.perf_counter() - start
         partial = None
         for partial in stream(
             qa,
             encoded,
-            stamped(question),
-            history=[(stamped(turn.question), turn.answer.raw) for turn in earlier],
+            thought(steps, asked, chain) if chain else asked,
+            history=history,
+            about=asked if chain and chain.read == "question" else None,
             stopped=stopped,
             limit_s=self.limits.answer_s,
             max_new_tokens=min(qa.max_new_tokens, self.limits.new_tokens),
@@ -180,8 +215,8 @@ class Engine:
         assert partial.answer is not None
         turn = ChatTurn(
             question=question,
-            answer=partial.answer,
-            settings=str(settings),
+            answer=replace(partial.answer, steps=steps),
+            settings=f"{settings}, {len(steps)} parts first" if steps else str(settings),
             stage_s={**stage_s, "prefill": partial.first_token_s},
             first_token_s=encoding_s + partial.first_token_s,
             seconds=encoding_s + partial.seconds,

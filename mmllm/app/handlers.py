@@ -19,12 +19,12 @@ from mmllm.app.exports import export
 from mmllm.app.markup import interval, readable, safe, seconds
 from mmllm.app.private_folder import remove_upload
 from mmllm.app.session import ChatTurn, Session, Visit
-from mmllm.app.settings import Settings, cost_of
+from mmllm.app.settings import CHAIN_OFF, Settings, cost_of
 from mmllm.app.sight import comparison, cost_table, refusal, sight
 from mmllm.app.timeline import bars, timeline
 from mmllm.errors import InputError, MmllmError, is_out_of_memory
 from mmllm.inference.answering import EncodedVideo
-from mmllm.times.answers import Span
+from mmllm.times.answers import Span, Step
 from mmllm.video.errors import VideoError
 
 log = logging.getLogger(__name__)
@@ -158,6 +158,7 @@ class Handlers:
         path: str,
         frames: float,
         remember: bool,
+        chain: str = CHAIN_OFF,
     ) -> Generator[Update, None, None]:
         """The answer word by word, then the timeline, the panel and the session."""
         stop = self._stops[visitor] = threading.Event()
@@ -165,13 +166,13 @@ class Handlers:
         try:
             if session is None or visit is None:
                 raise InputError(_NO_VIDEO)
-            settings = self.engine.settings(frames, reducer, share, path)
+            settings, in_chain = self.engine.settings(frames, reducer, share, path), self.engine.chain(chain)
             question = self.engine.limits.question(question)
             reply, updated_s = Reply(partial=None), 0.0
             earlier = visit.turns if remember else ()
             truth = visit.truths.get(question)
             for reply in self.engine.ask(
-                visit.path, question, settings, earlier=earlier, truth=truth, stopped=stop.is_set
+                visit.path, question, settings, earlier=earlier, truth=truth, chain=in_chain, stopped=stop.is_set
             ):
                 if reply.turn is None and (reply.partial is None or time.monotonic() - updated_s > _PACE_S):
                     updated_s = time.monotonic()
@@ -270,11 +271,17 @@ class Handlers:
         self, video: str, question: str, reducer: str, share: float, path: str, frames: float
     ) -> Generator[dict[str, Any], None, None]:
         """Partial answers, `{"done": false, "text": ...}`, then the whole answer with its spans, tokens and seconds."""
+        yield from self.ask_in_chain_api(video, question, reducer, share, path, frames, CHAIN_OFF)
+
+    def ask_in_chain_api(
+        self, video: str, question: str, reducer: str, share: float, path: str, frames: float, chain: str
+    ) -> Generator[dict[str, Any], None, None]:
+        """As `ask_api`, after the parts of the video: off, auto or a number. The answer has what was said of them."""
         try:
             if not video:
                 raise InputError("video: no file was given; upload one")
             settings = self.engine.settings(frames, reducer, share, path)
-            for reply in self.engine.ask(Path(video), question, settings):
+            for reply in self.engine.ask(Path(video), question, settings, chain=self.engine.chain(chain)):
                 if reply.turn is not None and reply.encoded is not None:
                     yield {"done": True, "duration_s": reply.encoded.duration_s, **reply.turn.to_json()}
                 elif reply.partial is not None:
@@ -306,7 +313,12 @@ def spoken(turn: ChatTurn) -> str:
     """An answer as the chat shows it: its spans, then its text."""
     when = "; ".join(map(interval, turn.spans)) or "no time was named"
     text = readable(turn.answer.text)
-    return f"{when}\n{text}{' …' if turn.cut else ''}"
+    return f"{_said(turn.answer.steps)}{when}\n{text}{' …' if turn.cut else ''}"
+
+
+def _said(steps: Sequence[Step]) -> str:
+    """A line for each part of the video that was looked at first."""
+    return "".join(f"[{interval(step.span)}] {readable(step.text)}\n" for step in steps)
 
 
 def question_at(question: str, time_s: float) -> str:
@@ -342,10 +354,11 @@ def _video_status(visit: Visit, encoded: EncodedVideo | None) -> str:
 
 def _partial_parts(visit: Visit, question: str, reply: Reply) -> Update:
     """The chat and the status while the answer to a question is incomplete."""
-    text = reply.partial.text if reply.partial else "…"
+    text = reply.partial.text if reply.partial else f"{_said(reply.steps)}…"
     chat = [*messages(visit), {"role": "user", "content": question}, {"role": "assistant", "content": text}]
     if reply.partial is None:
-        return {"chat": chat, "status": note("Watching the video." if reply.encoded is None else "Reading.")}
+        doing = "Watching the video." if reply.encoded is None else "Reading."
+        return {"chat": chat, "status": note(f"Looked at part {len(reply.steps)}." if reply.steps else doing)}
     return {"chat": chat}
 
 

@@ -8,6 +8,9 @@ from mmllm.errors import InputError
 from mmllm.fields import require
 from mmllm.video.limits import UPLOAD_LIMITS, VideoLimits
 
+MOST_FRAMES = 10_000
+"""Most frames that `--frames` of `mmllm demo` may allow."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoLimits:
@@ -19,7 +22,7 @@ class DemoLimits:
     """Megabytes of all stored files; above this, uploads are refused until old files have been removed."""
     upload_age_s: int = 2 * 3600
     """Seconds after which uploads and exported files are removed."""
-    video_s: float = 30 * 60.0
+    video_s: float = 90 * 60.0
     """Seconds of one video."""
     frames: int = 200
     """Frames sampled from one video."""
@@ -27,6 +30,8 @@ class DemoLimits:
     """Characters of a question."""
     new_tokens: int = 128
     """Tokens of an answer."""
+    parts: int = 8
+    """Parts of a video that are looked at before one answer."""
     answer_s: float = 60.0
     """Seconds of generation for one answer."""
     waiting: int = 64

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from mmllm.app.handlers import Handlers, Update, note, question_at
-from mmllm.app.settings import Settings, path_choices, reducer_choices
+from mmllm.app.settings import CHAIN_CHOICES, CHAIN_OFF, Settings, path_choices, reducer_choices
 from mmllm.app.timeline import SCRIPT
 
 STYLE = Path(__file__).with_name("style.css")
@@ -72,6 +72,14 @@ def page(handlers: Handlers) -> gr.Blocks:
                 chosen = _controls(handlers, own, "a")
                 parts["remember"] = gr.Checkbox(
                     False, label="The model reads earlier turns", info="Off: each question is answered by itself."
+                )
+                parts["chain"] = gr.Dropdown(
+                    list(CHAIN_CHOICES),
+                    value=CHAIN_OFF,
+                    allow_custom_value=True,
+                    label="Look at parts first",
+                    info="what is said of them is read before the question; auto: 2 from 10 minutes on, 3 from 15",
+                    elem_id="mm-chain",
                 )
             with gr.Tab("What the model sees"):
                 parts["sight"] = _panel("mm-sight")
@@ -204,7 +212,7 @@ def _wire(
     demo: gr.Blocks, parts: dict[str, Any], handlers: Handlers, chosen: list[Any], other: list[Any], compare: gr.Button
 ) -> None:
     """Connects the events of the page's parts with the handlers."""
-    video_parts = [part for name, part in parts.items() if name not in ("here", "remember")]
+    video_parts = [part for name, part in parts.items() if name not in ("here", "remember", "chain")]
     session, video, question = parts["session"], parts["video"], parts["question"]
     model = {"concurrency_id": _MODEL, "concurrency_limit": 1, "api_visibility": "private"}
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -236,7 +244,7 @@ def _wire(
     answered = gr.on(
         [parts["send"].click, question.submit],
         ask,
-        [question, session, *chosen, parts["remember"]],
+        [question, session, *chosen, parts["remember"], parts["chain"]],
         [parts[name] for name in _ASKING],
         show_progress="hidden",
         **model,
@@ -259,8 +267,10 @@ def _programs(handlers: Handlers, parts: dict[str, Any], chosen: list[Any]) -> N
     """Endpoints for gradio_client and other programs."""
     answer = gr.JSON(visible=False)
     call = {"concurrency_id": _MODEL, "concurrency_limit": 1}
+    asked = [parts["video"], parts["question"], *chosen]
+    gr.Button(visible=False).click(handlers.ask_api, asked, answer, api_name="ask", **call)
     gr.Button(visible=False).click(
-        handlers.ask_api, [parts["video"], parts["question"], *chosen], answer, api_name="ask", **call
+        handlers.ask_in_chain_api, [*asked, parts["chain"]], answer, api_name="ask_in_chain", **call
     )
     gr.Button(visible=False).click(handlers.cost_api, chosen, answer, api_name="cost", queue=False)
 

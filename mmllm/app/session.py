@@ -47,6 +47,7 @@ class ChatTurn:
             "text": self.answer.text,
             "spans": [span.to_json() for span in self.spans],
             "raw": self.answer.raw,
+            **({"steps": [step.to_json() for step in self.answer.steps]} if self.answer.steps else {}),
             "cut": self.cut,
             "truth": None if self.truth is None else self.truth.to_json(),
             "settings": self.settings,

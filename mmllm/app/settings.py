@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from mmllm import registry
+from mmllm.app.limits import MOST_FRAMES
 from mmllm.fields import require
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.costs import cache_bytes, stage_costs
@@ -19,6 +20,9 @@ from mmllm.tokens import VisualTokens
 
 OWN, NONE = "as trained", "none"
 """Choices that are no names of parts: the model's own stage, and no reducer."""
+CHAIN_OFF = "off"
+CHAIN_CHOICES = (CHAIN_OFF, "auto", "2", "3", "4")
+"""Choices of how many parts of a video are looked at first."""
 _TRIED_FRAMES = 4
 """Most frames of the zeros with which a path is tried."""
 
@@ -37,7 +41,8 @@ class Settings:
     """A name, or a name with settings such as `slowfast:mode=temporal`."""
 
     def __post_init__(self) -> None:
-        require(isinstance(self.frames, int) and 1 <= self.frames <= 10_000, self, "frames", "from 1 to 10000")
+        allowed = isinstance(self.frames, int) and 1 <= self.frames <= MOST_FRAMES
+        require(allowed, self, "frames", f"from 1 to {MOST_FRAMES}")
         require(0 < self.share <= 1, self, "share", "above 0 and at most 1")
 
     @property

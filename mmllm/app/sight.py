@@ -91,7 +91,7 @@ def dimmed(encoded: EncodedVideo, frame: int) -> np.ndarray:
     pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     if encoded.kept is None:
         return pixels
-    return overlay.dimmed(pixels[None], encoded.kept[frame][None])[0]
+    return overlay.dimmed(pixels[None], encoded.of_pictures(encoded.kept)[frame][None])[0]
 
 
 def _frames(encoded: EncodedVideo) -> str:
@@ -100,21 +100,22 @@ def _frames(encoded: EncodedVideo) -> str:
         return (
             '<p class="mm-note">These tokens have no position in the picture, so dropped patches cannot be marked.</p>'
         )
+    kept = encoded.of_pictures(encoded.kept)
     visible_frames = np.unique(
         np.linspace(0, len(encoded.clip) - 1, min(MOST_FRAMES, len(encoded.clip))).round().astype(int)
     )
     pictures = "".join(
         f'<button type="button" class="mm-seen" data-time="{encoded.clip.times_s[i]:.3f}" '
-        f'aria-label="go to {seconds(encoded.clip.times_s[i])}: {int(encoded.kept[i].sum())} of '
-        f'{encoded.kept[i].size} patches kept">'
+        f'aria-label="go to {seconds(encoded.clip.times_s[i])}: {int(kept[i].sum())} of '
+        f'{kept[i].size} patches kept">'
         f'<img alt="" src="{picture(dimmed(encoded, int(i)))}"><span>{seconds(encoded.clip.times_s[i])}</span></button>'
         for i in visible_frames
     )
     fraction = encoded.kept.mean()
-    kept = (
+    share = (
         "All patches are kept." if fraction == 1 else f"{fraction:.0%} of the patches are kept, the others are dimmed."
     )
-    note = f"{kept} {len(visible_frames)} of {len(encoded.clip)} frames are shown."
+    note = f"{share} {len(visible_frames)} of {len(encoded.times_s)} frames are shown."
     return f'<p class="mm-note">{note}</p><div class="mm-grid">{pictures}</div>'
 
 

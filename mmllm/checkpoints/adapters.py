@@ -13,7 +13,7 @@ from torch import nn
 
 from mmllm.errors import CheckpointError, ConfigError, is_out_of_memory, require_extra
 from mmllm.hub.sources import read_json
-from mmllm.interfaces import TokenReducer
+from mmllm.interfaces import LlmStage, TokenReducer
 from mmllm.model import MmllmForConditionalGeneration
 
 CONFIG = "adapter_config.json"
@@ -58,8 +58,9 @@ def trained_whole(model: nn.Module) -> Iterator[str]:
 def _trained_below(name: str, module: nn.Module) -> Iterator[str]:
     if not any(weight.requires_grad for weight in module.parameters()):
         return
-    # peft replaces a module by a wrapper; our code recognises a reducer by its class, so only its insides are wrapped
-    if not isinstance(module, nn.ModuleList | nn.ModuleDict | TokenReducer):
+    # peft replaces a module by a wrapper; our code recognises a reducer and a stage of the LLM by its class, so only
+    # their insides are wrapped
+    if not isinstance(module, nn.ModuleList | nn.ModuleDict | TokenReducer | LlmStage):
         yield name
         return
     if any(weight.requires_grad for weight in module.parameters(recurse=False)):

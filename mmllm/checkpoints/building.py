@@ -31,6 +31,7 @@ def assemble(
     *,
     what: str,
     tower: Mapping[str, Tensor] | None = None,
+    apart: Mapping[str, Tensor] | None = None,
     allow_pickle: bool = False,
     **options: Any,
 ) -> MmllmForConditionalGeneration:
@@ -46,6 +47,7 @@ def assemble(
         what: the family, for messages.
         tower: weights of CLIP or SigLIP, under any of their names, for a state dict without a vision tower; most files
             of the authors have none. If None, they are read from `mm_vision_tower`, and not written back.
+        apart: further weights, under our names, that the file does not have; they are not written back.
         allow_pickle: read such a tower from a pickle, too; its tensors only.
         options: of transformers' `from_pretrained`, such as `dtype`; the type of the tensors by default.
 
@@ -60,7 +62,7 @@ def assemble(
         raise CheckpointError(f"weights do not fit {what}; missing: {table[HEAD][0]}weight")
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
     # step 2: the vision tower, if the file has none
-    tower_state: dict[str, Tensor] = {}
+    tower_state = dict(apart or {})
     upstream = (config.origin or {}).get("config", {})
     if TOWER_PLACE in table and TOWER_PLACE not in names and "mm_vision_tower" in upstream:
         meta = any(tensor.is_meta for tensor in state.values())

@@ -15,7 +15,6 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 from transformers import GenerationConfig
 
-from mmllm import registry
 from mmllm.checkpoints.plausible import check_config, check_layers, check_small_files, check_tokenizer
 from mmllm.checkpoints.weights import Weights
 from mmllm.config import MmllmConfig
@@ -23,7 +22,9 @@ from mmllm.errors import CheckpointError, MmllmError, is_out_of_memory
 from mmllm.hub.sources import local_folder, read_json
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.foreign_code import within_deadline
+from mmllm.preprocessing.question_reader import FOLDER as QUESTION_TOKENIZER
 from mmllm.processor import MmllmProcessor
+from mmllm.stages import changed, stages_of
 
 LOADING_S = 120.0
 """Seconds by the clock for a tokenizer's files."""
@@ -101,7 +102,7 @@ def described(folder: Path, visual_tokenizer: Any = None) -> tuple[Family, Mmllm
 
     Args:
         folder: the model's folder.
-        visual_tokenizer: settings in place of the family's own, such as `mqt:tokens=16`.
+        visual_tokenizer: other settings of the family's own that need no new weights, such as `mqt:tokens=16`.
 
     Raises:
         CheckpointError: naming what is wrong.
@@ -110,8 +111,7 @@ def described(folder: Path, visual_tokenizer: Any = None) -> tuple[Family, Mmllm
     family = family_of(upstream)
     check_tokenizer(folder)
     config = _described(family, upstream, folder)
-    if visual_tokenizer is not None:
-        config.visual_tokenizer = registry.describe("tokenizer", registry.config_of("tokenizer", visual_tokenizer))
+    config.visual_tokenizer = changed(stages_of(config), {"visual_tokenizer": visual_tokenizer})["visual_tokenizer"]
     with _as_checkpoint_errors(f"{folder}: its processor cannot be read"):
         processor = family.processor(folder, config)
     config.image_token_id, config.video_token_id = processor.image_token_id, processor.video_token_id
@@ -147,6 +147,7 @@ def own_processor(folder: Path) -> MmllmProcessor:
         CheckpointError: if its files are damaged.
     """
     check_tokenizer(folder)
+    check_tokenizer(folder / QUESTION_TOKENIZER)
     with _as_checkpoint_errors(f"cannot read a model's processor from {folder}"):
         return within_deadline(lambda: MmllmProcessor.from_pretrained(folder, trust_remote_code=False), LOADING_S)
 

@@ -15,6 +15,7 @@ from mmllm.hub.sources import read_json
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.preprocessing.templates import IMAGE, VIDEO, template
 from mmllm.processor import MmllmProcessor, add_special_words
+from mmllm.stages import needs_frame_size, question_reader, stages_of
 
 
 def processor_of(
@@ -62,6 +63,8 @@ def processor_of(
         num_time_tokens=config.num_time_tokens,
         chat_template=own or template(chat_template),
         whole_text=whole_text,
+        question=question_reader(stages_of(config)),
+        frame_sizes=needs_frame_size(stages_of(config)) and transform.fit == "pad",
         **fields,
     )
     for word, declared, actual in (

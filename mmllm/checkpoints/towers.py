@@ -21,6 +21,7 @@ from mmllm.encoders.convnext import load_convnext_tower
 from mmllm.encoders.dinov2 import load_dinov2_tower
 from mmllm.encoders.fastvithd import load_fastvithd_tower
 from mmllm.encoders.siglip import load_siglip_tower
+from mmllm.encoders.towers import Towers
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.hub.sources import local_folder, read_json
 from mmllm.tokenizers.flextok import load_flextok_encoder
@@ -44,13 +45,16 @@ def load_tower(encoder: Any, source: str | Path, *, allow_pickle: bool = False) 
 
     Args:
         encoder: an encoder that `LOADERS` names.
-        source: a folder, a hub id, a preset's name, or a safetensors file.
+        source: a folder, a hub id, a preset's name, or a safetensors file. For two towers, two of these joined by `+`.
         allow_pickle: read `.bin` files where there is no safetensors file; their tensors only.
 
     Raises:
         CheckpointError: if there are no such weights, or the tower has other sizes or another activation.
         ConfigError: if the encoder has no published weights.
     """
+    if isinstance(encoder, Towers):
+        _load_both(encoder, str(source), allow_pickle=allow_pickle)
+        return
     homes = {f"mmllm.{room}.{name}": name for name in LOADERS for room in ("encoders", "tokenizers")}
     kind = homes.get(type(encoder).__module__)
     if kind is None:
@@ -70,6 +74,19 @@ def load_tower(encoder: Any, source: str | Path, *, allow_pickle: bool = False) 
     if kind == "clip":
         _check_activation(folder, encoder.config.activation)
     LOADERS[kind](encoder, {name: tensor for name, tensor in state.items() if not name.startswith(_LLM)})
+
+
+def _load_both(encoder: Towers, sources: str, *, allow_pickle: bool) -> None:
+    """Loads the weights of two towers.
+
+    Raises:
+        ConfigError: if there are not two sources.
+    """
+    given = sources.split("+")
+    if len(given) != len(encoder.towers):
+        raise ConfigError(f"two towers need the weights of both, joined by '+', not {sources!r}")
+    for tower, source in zip(encoder.towers, given, strict=True):
+        load_tower(tower, source.strip(), allow_pickle=allow_pickle)
 
 
 def _folder(source: str | Path) -> Path:

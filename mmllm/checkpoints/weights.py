@@ -166,15 +166,22 @@ class Weights:
         return state
 
 
+def read_pickle(file: Path) -> Any:
+    """The content of a pickle that has tensors and plain values only. No code of it is run.
+
+    Raises:
+        CheckpointError: if it holds anything else, or is damaged.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as problem:
+        raise CheckpointError(f"{file}: this file holds more than tensors, or is damaged: {problem!s:.200}") from None
+
+
 def _pickled(files: list[Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in files:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as problem:
-            raise CheckpointError(
-                f"{file}: this file holds more than tensors, or is damaged: {problem!s:.200}"
-            ) from None
+        content = read_pickle(file)
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
             raise CheckpointError(f"{file}: this is no state dict (names and tensors)")
         state |= content

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json as json_text
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from mmllm.commands.flags import StageFlags, checked_count, folder_rate
+from mmllm.commands.flags import NO_CHAIN, ChainFlags, StageFlags, checked_count, folder_rate
 from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
+from mmllm.video.names import existing
 from mmllm.video.opening import FrameFolder
 
 
@@ -24,7 +26,11 @@ def ask(
     frames: int | None = None,
     start: float | None = None,
     end: float | None = None,
+    sample_fps: float | None = None,
     fps: float | None = None,
+    audio: bool = True,
+    chain: ChainFlags = NO_CHAIN,
+    sampling: str | None = None,
     max_new_tokens: int = 64,
     json: bool = False,
     plot: Path | None = None,
@@ -40,7 +46,12 @@ def ask(
         frames: number of sampled frames; by default the model's own number.
         start: use only the part of the video from this second on.
         end: use only the part of the video up to this second.
+        sample_fps: sample so many frames a second, in place of a number of frames; 1 for an hour gives 3600.
         fps: images a second, if the video is a folder of frames; by default the model's own, 5.
+        audio: hear the video, too, if the model can; --no-audio looks at the pictures only.
+        chain: asking in a chain.
+        sampling: how frames are chosen: uniform, slow-fast, slow-fast:fps=2 or slow-fast-demo; by default as the model
+            was trained.
         max_new_tokens: most tokens of the answer.
         json: print one JSON object.
         plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
@@ -51,35 +62,63 @@ def ask(
     folder_rate([video], fps)
     if frames is not None:
         checked_count("--frames", frames)
+    if sample_fps is not None:
+        _check_sampling(video, sample_fps, frames)
     checked_count("--max-new-tokens", max_new_tokens)
+    in_chain = chain.config
     if plot is not None:
         require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = max_new_tokens
-    sampling = {"num_frames": frames, "start_s": start, "end_s": end}
+    chosen: dict[str, Any] = {"num_frames": frames, "start_s": start, "end_s": end, "sampling": sampling}
+    chosen["audio"] = None if audio else False
+    chosen["fps"] = sample_fps
     source = video if fps is None else FrameFolder(path=video, fps=fps)
-    encoded = qa.encode_video(source, **{key: value for key, value in sampling.items() if value is not None})
-    answer = qa.ask(encoded, question)
+    given = {key: value for key, value in chosen.items() if value is not None}
+    encoded = qa.encode_video(source, progress=True, **given)
+    answer = qa.ask(encoded, question, chain=in_chain, progress=True)
     notes = [qa.note] if qa.note else []
     if end is not None and end > encoded.duration_s + 1e-3:
         notes.append(f"--end {end:g} is behind the end of the video, which lasts {encoded.duration_s:.3f} s")
     note = "; ".join(notes) or None
     if plot is not None:
-        from mmllm.inference.decisions import encoded_for
-        from mmllm.inference.plotting import plot_answer
-
-        plotted = encoded_for(qa, encoded, question)
-        patches: dict[str, Any] = {"kept": plotted.kept, "ranking": plotted.ranking} if qa.model.reducers else {}
-        plot_answer(encoded.clip, question, answer.spans, plot, **patches)
+        _draw(qa, encoded, question, answer, plot)
     if json:
         record = {"video": video, "question": question, **answer.to_json(), "duration_s": encoded.duration_s}
         print(json_text.dumps({**record, "model": model, "note": note}, ensure_ascii=False))
         return
+    for step in answer.steps:
+        print(f"[{step.span.start_s:.1f} s to {step.span.end_s:.1f} s] {step.text}")
     spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)
     print(f"{spans}: {answer.text}" if not answer.fallback else f"(no time given) {answer.text}")
     if note:
         print(f"note: {note}", file=sys.stderr)
     if plot is not None:
         print(f"plot: {plot}", file=sys.stderr)
+
+
+def _draw(qa: Any, encoded: Any, question: str, answer: Any, picture: Path) -> None:
+    """Draws the frames over a time axis with the answered span, and what the model's reducers keep."""
+    from mmllm.inference.decisions import encoded_for
+    from mmllm.inference.plotting import plot_answer
+
+    plotted = encoded_for(qa, encoded, question)
+    patches: dict[str, Any] = {"kept": plotted.kept, "ranking": plotted.ranking} if qa.model.reducers else {}
+    pictured = None if encoded.long is None else encoded.long.pictured
+    plot_answer(encoded.clip, question, answer.spans, picture, **patches, pictured=pictured)
+
+
+def _check_sampling(video: str, sample_fps: float, frames: int | None) -> None:
+    """Refuses a value of `--sample-fps` that is no rate, is beside `--frames`, or is for a folder of images.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if not (math.isfinite(sample_fps) and sample_fps > 0):
+        raise InputError(f"--sample-fps {sample_fps:g}: must be a positive number of frames a second")
+    if frames is not None:
+        raise InputError(f"--sample-fps {sample_fps:g} and --frames {frames} both say how many frames are sampled")
+    if (existing(video) or Path(video)).is_dir():
+        raise InputError("--sample-fps is for video files; of a folder of images take --frames")

@@ -9,11 +9,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mmllm.app.limits import DemoLimits
+from mmllm.app.limits import MOST_FRAMES, DemoLimits
+from mmllm.commands.flags import StageFlags
 from mmllm.errors import InputError, require_extra
+from mmllm.stages import NO_CHANGES
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -43,9 +45,10 @@ def demo(
     share: bool = False,
     frames: int | None = None,
     upload_mb: int = 200,
-    video_minutes: float = 30.0,
+    video_minutes: float = 90.0,
     browser: bool = False,
     allowed_host: tuple[str, ...] = (),
+    stages: StageFlags = NO_CHANGES,
 ) -> None:
     """Ask questions about videos in the browser, and see the answers on a timeline.
 
@@ -54,15 +57,18 @@ def demo(
         host: address to listen at; 0.0.0.0 lets other machines of the network connect.
         port: port to listen at; by default the first free one from 7860 on.
         share: make a public link through Gradio's servers.
-        frames: number of sampled frames; by default the model's own number.
+        frames: number of sampled frames; by default the model's own number. Visitors may choose up to 200, or as many
+            as this.
         upload_mb: most megabytes of an upload.
         video_minutes: most minutes of a video.
         browser: open the page in the default browser.
         allowed_host: names under which the demo is served beside those of this machine, such as a proxy's.
+        stages: stages that replace the model's own; a visitor can choose others for reducer and path.
     """
     require_extra("demo", "the demo")
-    limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60)
-    qa, name = load(model)
+    most = min(max(DemoLimits.frames, frames or 0), MOST_FRAMES)
+    limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60, frames=most)
+    qa, name = load(model, **stages.by_slot)
     if frames is not None:
         qa.processor.num_frames = limits.checked_frames(frames)
     if qa.note:
@@ -84,13 +90,13 @@ def _exit(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def load(model: str | None) -> tuple[VideoQA, str]:
-    """The model and its name; by default the model that comes with mmllm."""
+def load(model: str | None, **changes: Any) -> tuple[VideoQA, str]:
+    """The model and its name; by default the model that comes with mmllm. `changes` are stages by slot."""
     from mmllm.hub.sources import DEFAULT
     from mmllm.inference.answering import VideoQA
 
     model = DEFAULT if model is None else model
-    return VideoQA.from_pretrained(model), "/".join(Path(model).parts[-2:])
+    return VideoQA.from_pretrained(model, **changes), "/".join(Path(model).parts[-2:])
 
 
 @contextlib.contextmanager

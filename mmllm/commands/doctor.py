@@ -99,7 +99,7 @@ def reference_forward(qa: VideoQA) -> dict[str, Tensor]:
     """
     import torch
 
-    from mmllm.modalities.video import clip_inputs
+    from mmllm.modalities.video import clip_inputs, video_tokens
     from mmllm.tokens import VideoClip
 
     generator = np.random.default_rng(0)
@@ -109,14 +109,17 @@ def reference_forward(qa: VideoQA) -> dict[str, Tensor]:
     times_s = np.arange(FRAMES, dtype=np.float64)
     clip = VideoClip(frames=frames, times_s=times_s, duration_s=float(FRAMES))
     encoded = qa.encode_video(clip)
+    question = qa.question_about_video(QUESTION, encoded.duration_s)
+    encoded = qa.for_question(encoded, question)
+    prepared = clip_inputs(qa.processor, encoded.clip).asked(qa.processor.question_ids([question]))
     inputs = qa.processor.collate([qa.prompt(QUESTION, encoded.duration_s)])
-    inputs |= clip_inputs(qa.processor, encoded.clip).flat()
+    inputs |= prepared.flat()
     with torch.no_grad():
+        tokens = encoded.tokens or video_tokens(qa.model, prepared.to(qa.model.input_device))
         logits = qa.model(**{name: value.to(qa.model.input_device) for name, value in inputs.items()}).logits
-    assert encoded.tokens is not None
     sequence = next(iter(encoded.sequences.values()))
     return {
-        "encoder": encoded.tokens.features[encoded.tokens.mask],
+        "encoder": tokens.features[tokens.mask],
         "what the LLM reads": sequence.embeddings[sequence.mask],
         "logits": logits[:, -1],
     }

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mmllm.commands.flags import StageFlags, checked_count, require_rate
+from mmllm.commands.flags import NO_CHAIN, ChainFlags, StageFlags, checked_count, require_rate
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
@@ -25,6 +25,7 @@ MOST_LISTED = 5
 """At most so many remarks on the annotations are printed."""
 
 
+# long: each flag is described
 def evaluate(
     model: Annotated[str, tyro.conf.Positional],
     data: Annotated[Path | None, tyro.conf.Positional] = None,
@@ -37,8 +38,10 @@ def evaluate(
     render_world: Literal["basic", "easy", "full", "hard"] | None = None,
     render_videos: int = 100,
     limit: int | None = None,
+    audio: bool = True,
     shuffle: bool = True,
     stages: StageFlags = NO_CHANGES,
+    chain: ChainFlags = NO_CHAIN,
     max_new_tokens: int = 64,
     trials: int = 1,
     temperature: float | None = None,
@@ -65,8 +68,10 @@ def evaluate(
         render_world: kind of these clips, as in `mmllm render`; by default the kind that the packaged model knows.
         render_videos: number of these clips.
         limit: use only so many videos, the first ones.
+        audio: hear the videos, if the model can; --no-audio looks at the pictures only.
         shuffle: also ask each question about another video; shows what the model guesses from the words alone.
         stages: stages that replace the model's own.
+        chain: asking in a chain.
         max_new_tokens: most tokens of an answer.
         trials: number of times that everything is asked; mean and spread are reported. The paper uses three.
         temperature: sampling temperature; by default one trial is greedy, several use 0.2.
@@ -88,6 +93,7 @@ def evaluate(
     processes.wait()  # starts the group of processes, which gives each process its own device
     rounds = Trials.of(trials, temperature, seed)
     require_rate(fps)
+    in_chain = chain.config
     if data is not None:
         name, benchmark = "eval", read_benchmark(data, videos, format, durations, fps)
     else:
@@ -100,7 +106,11 @@ def evaluate(
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
     qa = VideoQA.from_pretrained(model, **stages.by_slot)
     qa.max_new_tokens = checked_count("--max-new-tokens", max_new_tokens)
-    scores = evaluate_into(folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge, workers=workers)
+    if not audio:
+        qa.processor.sound = None
+    scores = evaluate_into(
+        folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge, workers=workers, chain=in_chain
+    )
     if not processes.is_main():
         return 0
     _show(scores, json)
@@ -133,6 +143,7 @@ def evaluate_into(
     trials: Any = None,
     judge: Any = None,
     workers: int = 1,
+    chain: Any = None,
 ) -> dict[str, Any]:
     """Answers and scores a benchmark; writes `samples.jsonl`, `shuffled.jsonl` and `metrics.json` into `folder`.
 
@@ -147,6 +158,7 @@ def evaluate_into(
         trials: number of trials and how they sample; one greedy trial if None.
         judge: rates explanations after all other scores are written; None for no judge.
         workers: processes that decode.
+        chain: settings of asking in a chain, `ChainConfig`; None for no chain.
 
     Raises:
         InputError: if the folder holds the answers of another model or of other settings.
@@ -160,13 +172,20 @@ def evaluate_into(
     make_folder(folder)
     if processes.is_main():
         write_places(folder, {question.vid: question.video for question in benchmark.questions})
-    _same_model(folder, qa, rounds, benchmark)
+    _same_model(folder, qa, rounds, benchmark, chain)
     start = time.perf_counter()
     samples_by_trial, all_scores = [], []
     for trial in range(rounds.count):
         trial_folder, seed_of = rounds.folder(folder, trial), partial(rounds.seed_of, trial)
         samples, shuffled = answer_all(
-            qa, benchmark.questions, trial_folder, shuffle=shuffle, seed=seed_of, workers=workers, **rounds.generate
+            qa,
+            benchmark.questions,
+            trial_folder,
+            shuffle=shuffle,
+            seed=seed_of,
+            workers=workers,
+            chain=chain,
+            **rounds.generate,
         )
         samples_by_trial.append((trial_folder, samples))
         scores = scores_of(samples, shuffled, benchmark.fit)
@@ -196,7 +215,7 @@ def evaluate_into(
     return scores
 
 
-def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any) -> None:
+def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any, chain: Any) -> None:
     """Writes into the folder which model and settings its answers are from; refuses a folder of other answers."""
     from mmllm.datasets.folder_rates import folder_rates
     from mmllm.runtime.fingerprint import fingerprint
@@ -208,8 +227,12 @@ def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any) -> None:
         "max_new_tokens": qa.max_new_tokens,
         "trials": to_mapping(trials),
     }
+    if qa.model.audio_encoder is not None:
+        identity["audio"] = None if qa.processor.sound is None else to_mapping(qa.processor.sound)
     if rates := folder_rates(benchmark.questions):
         identity["folder_rates"] = rates
+    if chain is not None:
+        identity["chain"] = to_mapping(chain)
     file = folder / "answered_by.json"
     if not any(folder.rglob("*.jsonl")):
         file.unlink(missing_ok=True)  # it speaks of no answers; an older version left it empty on a full disk

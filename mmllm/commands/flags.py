@@ -4,17 +4,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from mmllm.errors import InputError
+from mmllm.inference.chain_config import REQUEST, ChainConfig
 from mmllm.stages import StageChanges
 from mmllm.video.names import existing, nearest
 
 StageFlags = Annotated[StageChanges, tyro.conf.arg(name="")]
-"""The flags `--reducer` and `--path`; `name=""` leaves out the prefix `--stages.`."""
+"""The flags `--reducer`, `--path`, `--tokenizer` and `--encoder`; `name=""` leaves out the prefix `--stages.`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainChoice:
+    """Asking in a chain: what is said of the parts of a video is read before the question."""
+
+    chain: str | None = None
+    """Look at so many equal parts of the video first; auto: by its length, 2 from 10 minutes on, 3 from 15 on."""
+    chain_steps: Literal["describe", "answer"] = "describe"
+    """What is asked of each part: a description, or the question itself."""
+    chain_request: str | None = None
+    """With describe: the request, in place of a general one."""
+    chain_tokens: int = 128
+    """Most tokens said of each part."""
+
+    @property
+    def config(self) -> ChainConfig | None:
+        """The settings; None without a chain.
+
+        Raises:
+            InputError: naming the flag whose value is not allowed, or that is given without `--chain`.
+        """
+        if self.chain is None:
+            for flag in ("chain_steps", "chain_request", "chain_tokens"):
+                if getattr(self, flag) != getattr(NO_CHAIN, flag):
+                    raise InputError(f"--{flag.replace('_', '-')} belongs to --chain, which is not given")
+            return None
+        checked_count("--chain-tokens", self.chain_tokens)
+        request = REQUEST if self.chain_request is None else self.chain_request
+        if not request.strip():
+            raise InputError("--chain-request is empty: write what each part is asked, or leave it out")
+        chosen = ChainConfig.of(self.chain)
+        assert chosen is not None
+        return replace(chosen, steps=self.chain_steps, request=request, max_new_tokens=self.chain_tokens)
+
+
+NO_CHAIN = ChainChoice()
+ChainFlags = Annotated[ChainChoice, tyro.conf.arg(name="")]
+"""The flags that begin with `--chain`."""
 
 MOST = 1_000_000
 """Most frames and most tokens that a command takes; no model reads or writes as many."""

@@ -83,6 +83,8 @@ def _lines(row: dict[str, Any]) -> str:
         *_picture_lines(row),
         f"stream {row['stream']} of: {'; '.join(row['streams'])}",
     ]
+    if row["audio"]:
+        lines.append(f"sound: {'; '.join(row['audio'])}")
     if row["first_frame_s"]:
         lines.append(f"first frame at {row['first_frame_s']:.3f} s, after sound that starts at 0")
     if clock_start_s := round(row["start_s"] - row["first_frame_s"], 6):

@@ -12,7 +12,7 @@ import tyro
 
 from mmllm.errors import InputError
 from mmllm.synthetic.clips import SyntheticConfig
-from mmllm.synthetic.questions import FAMILIES
+from mmllm.synthetic.questions import SEEN_FAMILIES
 from mmllm.synthetic.rendering import render
 
 
@@ -23,7 +23,7 @@ def render_command(
     val_videos: int = 100,
     seed: int = 0,
     world: Literal["basic", "easy", "full", "hard"] = "easy",
-    families: tuple[str, ...] = tuple(FAMILIES),
+    families: tuple[str, ...] = tuple(SEEN_FAMILIES),
     questions: int = 8,
     size: int = 64,
     workers: int | None = None,

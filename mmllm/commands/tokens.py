@@ -74,11 +74,19 @@ def _draw(model: str, changes: dict[str, Any], video: Path | None, frames: int, 
     from mmllm.inference.answering import VideoQA
     from mmllm.inference.plotting import plot_answer
 
-    encoded = VideoQA.from_pretrained(model, **changes).encode_video(video, num_frames=frames)
+    qa = VideoQA.from_pretrained(model, **changes)
+    if qa.model.reads_question:
+        raise InputError(
+            "this model looks at a video for a question: mmllm ask VIDEO QUESTION --plot shows what it keeps"
+        )
+    encoded = qa.encode_video(video, num_frames=frames)
     if encoded.kept is None:
         raise InputError("these tokens have no position in the picture, so dropped patches cannot be marked")
     title = " > ".join(f"{count:,} ({stage})" for stage, count in encoded.token_counts.items())
-    return plot_answer(encoded.clip, f"tokens: {title}", (), picture, kept=encoded.kept, ranking=encoded.ranking)
+    pictured = None if encoded.long is None else encoded.long.pictured
+    return plot_answer(
+        encoded.clip, f"tokens: {title}", (), picture, kept=encoded.kept, ranking=encoded.ranking, pictured=pictured
+    )
 
 
 def _of_recipe(name: str) -> tuple[dict[str, Any], int, Any, int, Any]:

@@ -29,6 +29,7 @@ def train_command(
     encoder: str | None = None,
     reducer: tuple[str, ...] = (),
     path: str | None = None,
+    decoder_stage: tuple[str, ...] = (),
     time: str | None = None,
     language_model: str | None = None,
     report_to: tuple[str, ...] = (),
@@ -48,6 +49,7 @@ def train_command(
         encoder: an encoder, such as clip or tiny:width=128.
         reducer: a reducer, such as fastervlm:keep=8; several reducers are applied in order.
         path: a path, such as slowfast:mode=temporal.
+        decoder_stage: a stage inside the LLM, such as slow-cross-attention; several are applied in order.
         time: how times are written: tokens (LITA's), text, or interleaved (text before each frame).
         language_model: folder or hub id of a pretrained decoder LLM.
         report_to: trackers, such as tensorboard or wandb.
@@ -65,6 +67,7 @@ def train_command(
         "time": time,
         "language_model": language_model,
         "reducers": reducer or None,
+        "decoder_stages": decoder_stage or None,
     }
     model_changes = {name: value for name, value in model_fields.items() if value is not None}
     chosen_recipe = replace(chosen_recipe, model=merged(chosen_recipe.model, model_changes))

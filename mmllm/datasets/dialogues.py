@@ -8,6 +8,7 @@ forms. Beside its turns, a row may have:
 | `video`, `videos`, `image`, `images` | a path or a list of paths, relative to the folder of media |
 | `spans` | `[[start_s, end_s], ...]`, the intervals of the answer; a turn may have them, too. Times are never tokens |
 | `duration` | annotated length of the video in seconds; if it is missing, the decoded length is used |
+| `audio` | `true` or `false`: whether the sound of its videos is heard; if it is missing, a model hears that can |
 | `fps` | images a second of a folder of frames; if it is missing, `--fps`, or else 5 |
 | `id`, `family` | names of the row and of its kind of question |
 | `system` | the system prompt, if the first turn is not one |
@@ -54,7 +55,8 @@ KINDS: tuple[Kind, ...] = ("video", "image")
 FORMS = {"conversations": llava_turns, "messages": message_turns}
 TURN_KEYS = {"conversations": LLAVA_KEYS, "messages": MESSAGE_KEYS}
 KEYS = frozenset(
-    "video videos image images spans duration fps id question_id family system question answer".split() + list(FORMS)
+    "video videos image images audio spans duration fps id question_id family system question answer".split()
+    + list(FORMS)
 )
 
 
@@ -129,7 +131,8 @@ def _dialogue(reader: RowReader[Dialogue], where: str, row: Any, root: Path) -> 
     paths_by_kind = {kind: _paths(row, kind) for kind in KINDS}
     raw_turns = _raw_turns(row, {kind: len(paths) for kind, paths in paths_by_kind.items()})
     _check_order(raw_turns)
-    turns = _with_spans(reader, row, raw_turns, _with_media(raw_turns, paths_by_kind, root), duration_s)
+    shown = _with_media(raw_turns, paths_by_kind, root, _audio(row))
+    turns = _with_spans(reader, row, raw_turns, shown, duration_s)
     shows_one_video = [media.kind for turn in turns for media in turn.media].count("video") == 1
     fps = rate_of(row)
     check_rate(fps, (medium for turn in turns for medium in turn.media))
@@ -206,7 +209,17 @@ def _paths(row: dict[str, Any], kind: Kind) -> list[str]:
     return paths
 
 
-def _with_media(raw_turns: list[RawTurn], paths_by_kind: dict[Kind, list[str]], root: Path) -> list[Turn]:
+def _audio(row: dict[str, Any]) -> bool | None:
+    """Whether the row's videos are heard; None if it does not say."""
+    audio = row.get("audio")
+    if audio is not None and not isinstance(audio, bool):
+        raise InputError(f"audio must be true or false, whether the video is heard, not {shortened(repr(audio))}")
+    return audio
+
+
+def _with_media(
+    raw_turns: list[RawTurn], paths_by_kind: dict[Kind, list[str]], root: Path, audio: bool | None
+) -> list[Turn]:
     """Turns with the row's media in place of the placeholders; `<image>` stands for a video if the row has no image."""
     remaining = {kind: list(paths) for kind, paths in paths_by_kind.items()}
     other_kind: dict[Kind, Kind] = {"video": "image", "image": "video"}
@@ -225,7 +238,7 @@ def _with_media(raw_turns: list[RawTurn], paths_by_kind: dict[Kind, list[str]], 
                 raise InputError(f"{path}: only local files are read")
             if (place := existing(root / path)) is None:
                 raise MissingVideo(str(path), root)
-            media.append(Media(kind=kind, path=place))
+            media.append(Media(kind=kind, path=place, audio=audio if kind == "video" else None))
         places = tuple(turn.places) if any(turn.places) else ()
         turns.append(Turn(role=turn.role, text=turn.text, media=tuple(media), places=places))
     if unused := [path for paths in remaining.values() for path in paths]:

@@ -21,6 +21,8 @@ class Media:
 
     kind: Literal["video", "image"]
     path: Path
+    audio: bool | None = None
+    """Whether the sound of a video is heard; None if the row does not say, so that a model hears that can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,8 @@ class Dialogue:
 
         def item(piece: str | Media, role: str) -> dict[str, Any]:
             if isinstance(piece, Media):
-                return {"type": piece.kind, piece.kind: str(piece.path)}
+                heard = {} if piece.audio is None else {"audio": piece.audio}
+                return {"type": piece.kind, piece.kind: str(piece.path), **heard}
             return {"type": "text", "text": piece if role == "system" else write(piece)}
 
         return [
@@ -116,6 +119,7 @@ class Dialogue:
                 duration_s=self.duration_s,
                 family=self.family,
                 video=path,
+                audio=self.media[0].audio,
                 fps=self.fps,
                 history=tuple((asked.text, answered.stamped) for asked, answered in pairs[:number]),
                 system=system,
@@ -139,6 +143,8 @@ class Question:
     """The kind of question. Scores are also given for each kind."""
     video: Path | None = None
     """A file or a folder of frames."""
+    audio: bool | None = None
+    """Whether the video's sound is heard; None if the row does not say."""
     fps: float | None = None
     """Images a second of the folder of frames; None if it is not given."""
     spans: tuple[Span, ...] = ()
@@ -171,7 +177,7 @@ class Question:
             raise InputError(
                 f"question {self.question_id!r} has no path of its video {self.vid!r}: give the folder of videos"
             )
-        media: tuple[Media, ...] = (Media(kind="video", path=self.video),)
+        media: tuple[Media, ...] = (Media(kind="video", path=self.video, audio=self.audio),)
         turns = [Turn(role="system", text=self.system)] if self.system else []
         for question, answer in self.history:
             turns += [Turn(role="user", text=question, media=media), Turn(role="assistant", text=answer)]

@@ -200,6 +200,22 @@ class DinoV2Encoder(Encoder):
         return weights[:, 1:, None]
 
 
+def dinov2_config(published: Mapping[str, Any], **changes: Any) -> DinoV2Config:
+    """The configuration that a `config.json` of transformers' DINOv2 describes."""
+    width, gated = published.get("hidden_size", 768), published.get("use_swiglu_ffn", False)
+    inner = int(width * published.get("mlp_ratio", 4))
+    described = {
+        "image_size": published.get("image_size", 224),
+        "patch_size": published.get("patch_size", 14),
+        "width": width,
+        "layers": published.get("num_hidden_layers", 12),
+        "heads": published.get("num_attention_heads", 12),
+        "mlp_width": (int(inner * 2 / 3) + 7) // 8 * 8 if gated else inner,
+        "gated": gated,
+    }
+    return DinoV2Config(**{**described, **changes})
+
+
 _NAMES = {
     r"^embeddings\.cls_token$": "cls_token",
     r"^embeddings\.position_embeddings$": "pos_embed",

@@ -67,7 +67,7 @@ class TinyEncoder(Encoder):
         self.config = config
         side = config.image_size // STRIDE
         self.grid = (side, side)
-        self.width = config.width
+        self.width, self.reach = config.width, config.step
         first, second, third = config.channels
         self.stem = nn.Sequential(
             nn.Conv2d(9, first, 4, stride=4),
@@ -91,7 +91,12 @@ class TinyEncoder(Encoder):
         self.value = nn.Linear(config.width, config.width)
 
     def forward(
-        self, pixels: Tensor, *, frame_mask: Tensor | None = None, scores: Collection[str] = ()
+        self,
+        pixels: Tensor,
+        *,
+        frame_mask: Tensor | None = None,
+        scores: Collection[str] = (),
+        margins: tuple[int, int] = (0, 0),
     ) -> VisualTokens:
         """Patch features and, on request, the class token's attention.
 
@@ -99,19 +104,25 @@ class TinyEncoder(Encoder):
             pixels: float, B T 3 S S, normalised.
             frame_mask: bool, B T. False at frames that only pad a batch; their tokens are masked.
             scores: `cls_attention`, the class token's attention B T N, mean over heads; or nothing.
+            margins: how many frames at both ends have no tokens; they are only compared with.
 
         Raises:
             InputError: for pixels of another size or type, or a score that does not exist.
         """
         check_pixels(pixels, encoder="tiny", size=self.config.image_size)
         requested = read_scores(scores, encoder="tiny", offers=self.score_names, layers=1)
-        patches = self.features(rearrange(self.inputs(pixels), "b t c y x -> (b t) c y x"))
-        features = rearrange(patches, "(b t) n c -> b t n c", b=len(pixels))
+        inputs, inner = self.inputs(pixels), slice(margins[0], pixels.shape[1] - margins[1])
+        frames = rearrange(inputs[:, inner], "b t c y x -> (b t) c y x")
+        # A chunk of the same frames gives the same numbers in a video that is read in pieces.
+        chunks = [frames] if torch.compiler.is_exporting() else frames.split(self.chunk)
+        patches = [self.features(chunk) for chunk in chunks]
+        features = rearrange(torch.cat(patches), "(b t) n c -> b t n c", b=len(pixels))
         tokens = VisualTokens(features=features, grid=self.grid)
         if frame_mask is not None:
-            tokens = tokens.replace(mask=repeat(frame_mask, "b t -> b t n", n=features.shape[2]))
+            tokens = tokens.replace(mask=repeat(frame_mask[:, inner], "b t -> b t n", n=features.shape[2]))
         if requested:
-            attended = rearrange(self.attention(patches).mean(dim=1), "(b t) n -> b t n", b=len(pixels))
+            attention = torch.cat([self.attention(chunk).mean(dim=1) for chunk in patches])
+            attended = rearrange(attention, "(b t) n -> b t n", b=len(pixels))
             tokens = tokens.replace(scores=dict.fromkeys(requested, attended))
         return tokens
 

@@ -21,12 +21,15 @@ from mmllm.evaluation.metrics import over_videos, reaches, sample_iou
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.evaluation.score import score_samples
 from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.inference.chain_config import ChainConfig
+from mmllm.inference.piecewise import WHOLE_FRAMES
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.runtime import processes
 from mmllm.runtime.files import append_text, make_folder, write_text
 from mmllm.runtime.progress import Progress
 from mmllm.times.stamps import STAMP
 from mmllm.tokens import VideoClip
+from mmllm.video.errors import VideoError
 from mmllm.video.names import existing, nearest
 from mmllm.video.quarantine import Failure, Quarantine
 
@@ -129,6 +132,7 @@ def answer_all(
     progress: bool = True,
     seed: Callable[[str], int] | None = None,
     workers: int = 1,
+    chain: ChainConfig | None = None,
     **generate: Any,
 ) -> tuple[list[Sample], list[Sample]]:
     """Answers every question about its own video and, with `shuffle`, about another one.
@@ -141,6 +145,7 @@ def answer_all(
         progress: show a bar.
         seed: gives a random seed for a name; used for the sampled answers of one video. No seed is set if None.
         workers: processes that decode.
+        chain: settings of asking in a chain; None for no chain.
         generate: options of transformers' `generate`.
 
     Returns:
@@ -165,11 +170,11 @@ def answer_all(
     bar = Progress("answer questions", len(open_questions), "videos", shown=progress and processes.is_main())
     with closing(clips), bar, torch.random.fork_rng():
         for vid, clip in clips:
-            encoded, problem = (None, clip) if isinstance(clip, str) else (qa.encode_video(clip), "")
+            encoded, problem = (None, clip) if isinstance(clip, str) else _encoded(qa, clip)
             for target, group in zip((log, shuffled_log), open_questions[vid], strict=True):
                 if seed is not None:
                     torch.manual_seed(seed(f"{vid} {target.path.stem}"))
-                target.write(_answered(qa, encoded, problem, group, generate))
+                target.write(_heard_and_answered(qa, clip, encoded, problem, group, {"chain": chain, **generate}))
             bar.advance()
     # one file of all processes, in the order in which one process would have written it
     for target, order in ((log, vids), (shuffled_log, vids[-1:] + vids[:-1])):
@@ -179,17 +184,53 @@ def answer_all(
 
 def _clips(
     qa: VideoQA, videos: Mapping[str, Path | None], workers: int
-) -> Generator[tuple[str, VideoClip | str], None, None]:
-    """Each video's frames, or the reason why it has none, in the order of `videos`. Worker processes decode ahead."""
+) -> Generator[tuple[str, VideoClip | Path | str], None, None]:
+    """Each video's frames, or the reason why it has none, in the order of `videos`. Worker processes decode ahead.
+
+    Of many frames a video nobody holds all: they are decoded while they are encoded, so here stands their path.
+    """
     reading = Quarantine(qa.processor.clip_reader(), in_workers(workers))
-    present = [path for path in videos.values() if path is not None]
+    present = [path for path in videos.values() if path is not None and qa.processor.num_frames <= WHOLE_FRAMES]
     with closing(reading.outcomes(present)) as outcomes:
         for vid, path in videos.items():
             if path is None:
                 yield vid, f"video {vid} is missing"
                 continue
+            if qa.processor.num_frames > WHOLE_FRAMES:
+                yield vid, path
+                continue
             _, clip = next(outcomes)
             yield vid, clip.told if isinstance(clip, Failure) else clip
+
+
+def _encoded(qa: VideoQA, video: VideoClip | Path, **options: Any) -> tuple[EncodedVideo | None, str]:
+    """The encoded video, or None and why it cannot be read."""
+    try:
+        return qa.encode_video(video, **options), ""
+    except VideoError as problem:
+        return None, f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+
+
+def _heard_and_answered(
+    qa: VideoQA,
+    clip: VideoClip | Path | str,
+    encoded: EncodedVideo | None,
+    problem: str,
+    questions: Sequence[Question],
+    generate: dict[str, Any],
+) -> list[Sample]:
+    """The answered questions of one video, each with or without its sound as its row says."""
+    hears = qa.processor.sound is not None
+    deaf = [question for question in questions if question.audio and not hears]
+    silent = [question for question in questions if question.audio is False and hears]
+    usual = [question for question in questions if question not in deaf and question not in silent]
+    samples = list(_answered(qa, encoded, problem, usual, generate))
+    samples += _answered(qa, None, problem or "its row says audio: true, and this model does not hear", deaf, generate)
+    if silent and not isinstance(clip, str):
+        encoded, problem = _encoded(qa, clip, audio=False)
+    samples += _answered(qa, encoded, problem, silent, generate)
+    order = {question.question_id: number for number, question in enumerate(questions)}
+    return sorted(samples, key=lambda sample: order[sample.question_id])
 
 
 def _answered(
@@ -197,9 +238,12 @@ def _answered(
     encoded: EncodedVideo | None,
     problem: str,
     questions: Sequence[Question],
-    generate: dict[str, Any],
+    options: dict[str, Any],
 ) -> Iterable[Sample]:
-    """The answered questions of one video; all failed with `problem` if the video could not be encoded."""
+    """The answered questions of one video; all failed with `problem` if the video could not be encoded.
+
+    `options` are those of `VideoQA.ask_all`.
+    """
     if encoded is None:
         return [Sample.asked(_with_length(question, None)).failed(problem) for question in questions]
     samples = []
@@ -214,7 +258,7 @@ def _answered(
             duration_s,
             histories=[question.history for question in group],
             systems=[question.system for question in group],
-            **generate,
+            **options,
         )
         samples += [Sample.asked(question).answered(answer) for question, answer in zip(group, answers, strict=True)]
     return samples

@@ -43,6 +43,8 @@ class Sample:
     """The answer has fewer than two times. Then its span is the whole video."""
     error: str = ""
     """Why there is no answer, for example a video that cannot be read. Empty if the question was answered."""
+    steps: tuple[dict[str, Any], ...] = ()
+    """What was said before of the parts of the video, as `Step.to_json` gives it, if it was asked in a chain."""
     of: int | None = None
     """Number of questions of the evaluation that this is one of, so that a part of its file is known as a part."""
 
@@ -72,7 +74,8 @@ class Sample:
 
     def failed(self, error: str) -> Sample:
         """The same question without an answer, and the reason for that."""
-        return replace(self, prediction_raw="", prediction_spans=(), prediction_text="", fallback=False, error=error)
+        nothing: dict[str, Any] = {"prediction_raw": "", "prediction_spans": (), "prediction_text": "", "steps": ()}
+        return replace(self, **nothing, fallback=False, error=error)
 
     def answered(self, answer: Answer) -> Sample:
         """The same question with a model's answer."""
@@ -83,6 +86,7 @@ class Sample:
             prediction_text=answer.text,
             fallback=answer.fallback,
             error="",
+            steps=tuple(step.to_json() for step in answer.steps),
         )
 
     @property
@@ -106,6 +110,7 @@ class Sample:
             },
             "fallback": self.fallback,
             "error": self.error,
+            **({"steps": list(self.steps)} if self.steps else {}),
             **({} if self.of is None else {"of": self.of}),
         }
 
@@ -130,6 +135,7 @@ class Sample:
             prediction_text=_get(prediction, "text", str),
             fallback=_get(row, "fallback", bool),
             error=_get(row, "error", str),
+            steps=tuple(_get(row, "steps", list)) if "steps" in row else (),
             of=_get(row, "of", int) if "of" in row else None,
         )
 

@@ -96,6 +96,20 @@ PRESETS: dict[str, Preset] = {
         for size in ("0.5b", "1.5b", "7b")
     },
     "mqt-llava-7b": _model("gordonhu/MQT-LLaVA-7b", "mqt_llava", licence="not stated; LLM: Llama 2", by=_TOKENS),
+    **{
+        name: _model(
+            source,
+            "tdc",
+            licence=f"not stated; LLM: {llm}",
+            size=384,
+            template=template,
+            by="the original's scenes and context tokens",
+        )
+        for name, source, llm, template in (
+            ("tdc-qwen2-7b", "Hoar012/TDC-Qwen2-7B", _APACHE, "chatml"),
+            ("tdc-llama3.2-3b", "Hoar012/TDC-Llama3_2-3B", "Llama 3.2", "llama3"),
+        )
+    },
     "lita-13b": _model(
         "deahuang/lita-vicuna-v1-3-13b",
         "lita",
@@ -103,6 +117,17 @@ PRESETS: dict[str, Preset] = {
         size=224,
         by=f"{_TOKENS}, and transformers' parts put together",
     ),
+    **{
+        f"slowfast-7b-{name}": _model(
+            f"shi-labs/slowfast-video-mllm-qwen2-7b-convnext-576-{name}",
+            "slowfast",
+            licence="CC-BY-NC-4.0",
+            size=576,
+            template="chatml",
+            by="the original's fast tokens and hybrid layer",
+        )
+        for name in ("frame64-s1t4", "frame96-s1t6")
+    },
     "clip-vit-l-14": _tower(
         "openai/clip-vit-large-patch14", "clip", 224, "MIT (OpenAI's repository)", "transformers, open_clip and timm"
     ),

@@ -21,15 +21,19 @@ from mmllm.checkpoints.adapters import base_of, merged_with
 from mmllm.checkpoints.loading import is_ours, load, own_config, own_processor
 from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
-from mmllm.errors import CheckpointError, MmllmError
+from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
 from mmllm.hub.sources import local_folder
+from mmllm.inference.chain import ask_in_chain
+from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.overlay import kept_patches, ranking_map
+from mmllm.inference.piecewise import WHOLE_FRAMES, Feed, LongVideo, PiecewiseEncoding
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.modeling.token_store import piece_of
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
-from mmllm.stages import SLOTS
-from mmllm.times.answers import Answer
+from mmllm.stages import SLOTS, changed, question_reader, stages_of
+from mmllm.times.answers import Answer, Span
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
 
@@ -38,19 +42,33 @@ class EncodedVideo:
     """A decoded and encoded video. Further questions about it cost neither decoding nor encoding."""
 
     clip: VideoClip
-    """The frames that the encoder was given."""
+    """The frames that the encoder was given; of a long video read in pieces only some, evenly spaced, to be shown."""
     sequences: dict[int, VisualSequence]
     """Placeholder id -> what the LLM reads."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each stage that was run: `decode`, `encode`, `reduce` (which includes the path)."""
     tokens: VisualTokens | None = None
-    """The encoder's features. Other reducers and paths can start from them."""
+    """The encoder's features. Other reducers and paths can start from them. None if they depend on a question."""
     kept: np.ndarray | None = None
     """bool, T H W. The patches that still have a token after the reducers. None if tokens belong to no patch."""
     ranking: tuple[str, np.ndarray] | None = None
     """What the reducers ranked patches by: a name, and float32 T H W. None if no reducer ranks."""
     token_counts: dict[str, int] = field(default_factory=dict)
     """Tokens after each stage: `encoder`, `reducers`, then each block of the path by name."""
+    question: str | None = None
+    """The question for which a model that reads questions has looked at the video. None for all other models; and for
+    a video that was encoded without a question, which has only what does not depend on one."""
+    long: LongVideo | None = None
+    """What else is known of a long video, which was encoded in pieces."""
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """float64, T. When each frame is shown, in seconds."""
+        return self.clip.times_s if self.long is None else self.long.times_s
+
+    def of_pictures(self, values: np.ndarray) -> np.ndarray:
+        """The rows of values (T ...) that belong to the clip's frames."""
+        return values if self.long is None else values[self.long.pictured]
 
     @property
     def duration_s(self) -> float:
@@ -65,6 +83,9 @@ class VideoQA:
         model: the model. It is put into evaluation mode.
         processor: its processor.
         max_new_tokens: the longest answer, in tokens; a longer one is cut.
+
+    Raises:
+        ConfigError: if a visual part of the model reads questions, and the processor does not write them for it.
     """
 
     def __init__(
@@ -72,6 +93,10 @@ class VideoQA:
     ) -> None:
         self.model = model.eval()
         self.processor = processor
+        wanted, reader = question_reader(stages_of(model.config)), processor.question_reader
+        if wanted is not None and (reader is None or reader.config != wanted):
+            given = "writes none" if reader is None else f"writes them as {reader.config}"
+            raise ConfigError(f"the model reads questions as {wanted}, and its processor {given}")
         self.max_new_tokens = max_new_tokens
 
     @classmethod
@@ -83,9 +108,10 @@ class VideoQA:
         Args:
             model: a folder or hub id. Either mmllm saved it, or it is a published model of a family in
                 `mmllm.checkpoints`.
-            kwargs: options of transformers' `from_pretrained`, and `reducers` and `path` in place of the model's own.
-                A published model also takes `allow_pickle` and `visual_tokenizer` (such as `mqt:tokens=16`), a model
-                that mmllm saved any field of `MmllmConfig`.
+            kwargs: options of transformers' `from_pretrained`; `reducers` and `path` in place of the model's own;
+                `visual_tokenizer` and `encoder` with other settings of the model's own that need no new weights, such
+                as `mqt:tokens=16`. A published model also takes `allow_pickle`, a model that mmllm saved any other
+                field of `MmllmConfig`.
 
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
@@ -97,11 +123,16 @@ class VideoQA:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
         if not is_ours(source):
-            stages = {name: kwargs.pop(name) for name, slot in SLOTS.items() if slot.changeable and name in kwargs}
+            names = [name for name in SLOTS if name in kwargs and name != "visual_tokenizer"]
+            stages = {name: kwargs.pop(name) for name in names}
             published_model, published_processor = load(source, **kwargs)
             tell_bad_numbers(published_model, source)
             qa = cls(_moved(published_model, device), published_processor)
             return qa.with_stages(**stages) if stages else qa
+        settled = [name for name, slot in SLOTS.items() if not slot.changeable and kwargs.get(name) is not None]
+        if settled:  # other settings of the model's own parts
+            stages = changed(stages_of(own_config(source)[0]), {name: kwargs[name] for name in settled})
+            kwargs |= {name: stages[name] for name in settled}
         weights = Weights(source)  # refuses missing and truncated files before anything is built
         config, _ = own_config(source, **kwargs)
         check_shapes(config, weights.meta, source)
@@ -135,44 +166,143 @@ class VideoQA:
         return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
     @torch.no_grad()
-    def encode_video(self, video: Any, **limits: Any) -> EncodedVideo:
-        """Decodes and encodes a video once.
+    def encode_video(self, video: Any, *, progress: bool = False, **limits: Any) -> EncodedVideo:
+        """Decodes and encodes a video once. A video of more than `WHOLE_FRAMES` frames is never held whole.
+
+        A model that reads questions looks at the video again for each of them; see `for_question`. Then this does only
+        what does not depend on the question: everything before the first part that reads it.
 
         Args:
             video: whatever `MediaReading.load` takes: files, frames in memory, a `VideoClip`.
+            progress: whether the progress of a long video is shown.
             limits: `num_frames`, `start_s`, `end_s`, `fps` and other options of `MediaReading.load`.
         """
+        return self.encode_fed(lambda sink: self.processor.load(video, sink=sink, **limits), progress=progress)
+
+    @torch.no_grad()
+    def encode_fed(
+        self, feed: Feed, *, progress: bool = False, whole: int = WHOLE_FRAMES, question: str | None = None
+    ) -> EncodedVideo:
+        """Encodes the video that `feed` reads: its clip if it has at most `whole` frames, else piece by piece.
+
+        The results are the same.
+
+        Args:
+            feed: gives the prepared frames to a sink, if that takes them, and returns the clip.
+            progress: whether the progress of a long video is shown.
+            whole: the most frames of a video that is held whole.
+            question: as for `for_question`, if the model reads questions.
+        """
         started = time.perf_counter()
-        clip = self.processor.load(video, **limits)
-        return self._encode(clip, {"decode": time.perf_counter() - started})
+        ids = self._question_ids(question)
+        with PiecewiseEncoding(self.model, self.processor, ids, whole=whole, progress=progress) as encoding:
+            clip = feed(encoding)
+            decoded_s = time.perf_counter() - started
+            in_memory = not encoding.taken
+            if in_memory and not encoding.takes(len(clip)):
+                return self._encode(clip, {"decode": decoded_s}, question)
+            decoded_s -= encoding.seconds
+            for frame in clip.frames if in_memory else ():
+                encoding.put(frame)
+            shown, tokens, long = encoding.finish(clip, feed)
+            self._wait()
+        seconds = {"decode": decoded_s, "encode": encoding.seconds}
+        if tokens is None and long.reduced is None:
+            return EncodedVideo(clip=shown, sequences={}, seconds=seconds, long=long)
+        encoded = self._arrange(shown, tokens, seconds, question, long)
+        return dataclasses.replace(encoded, tokens=None) if self.model.encoder_reads_question else encoded
 
     @torch.no_grad()
     def encode_again(self, encoded: EncodedVideo) -> EncodedVideo:
         """A video that went through other reducers or another path, now through those of this model.
 
-        It is not decoded again. It is encoded again only if its tokens were merged inside the encoder, if this model
-        merges them there, or if a reducer needs scores that the tokens do not carry.
+        It is encoded again only if `needs_frames` says so, and then a long video is also decoded again.
+        """
+        if self.needs_frames(encoded):
+            return self._encode_again(encoded)
+        return self._arrange(encoded.clip, encoded.tokens, {}, None, encoded.long)
+
+    def needs_frames(self, encoded: EncodedVideo) -> bool:
+        """Whether a video has to be encoded again for the stages of this model.
+
+        So it is if its tokens were merged inside the encoder, if this model merges them there, if a reducer needs
+        scores that the tokens do not carry, if the tokens of a long video were not kept, or if the encoder reads
+        questions.
         """
         tokens = encoded.tokens
-        if tokens is None:
-            return self._encode(encoded.clip, {})
+        if tokens is None or self.model.encoder_reads_question:
+            return True
+        if tokens.size is None and tokens.shape[2] != self.model.encoder.tokens_per_frame:
+            return True  # an encoder with another number of tokens
         already_merged = tokens.size is not None
         merges = self.model.encoder_stage is not None
         has_scores = set(self.model.scores_needed) <= set(tokens.scores)
-        if already_merged or merges or not has_scores:
-            return self._encode(encoded.clip, {})
-        return self._arrange(encoded.clip, tokens, {})
+        return already_merged or merges or not has_scores
 
-    def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> EncodedVideo:
+    @torch.no_grad()
+    def for_question(self, encoded: EncodedVideo, question: str, text_tokens: int | None = None) -> EncodedVideo:
+        """The video as this model sees it for a question; as it is if the model reads no questions.
+
+        What does not depend on the question is not computed again.
+
+        Args:
+            encoded: what `encode_video` returned.
+            question: the words of the user's turn that holds the video; see `question_about_video`.
+            text_tokens: tokens of the whole text, for a path that leaves room for it; None if that is unknown.
+        """
+        fits = text_tokens is None or not self.model.path.counts_text
+        if not self.model.reads_question or (encoded.question == question and fits):
+            return encoded
+        if encoded.tokens is None and (encoded.long is None or encoded.long.reduced is None):
+            return self._encode_again(encoded, question)
+        return self._arrange(encoded.clip, encoded.tokens, {}, question, encoded.long, text_tokens)
+
+    def question_about_video(self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = ()) -> str:
+        """The words of the turn that holds the video in `prompt`: the first question of a conversation."""
+        return self.processor.questions_about(self._messages(question, duration_s, history))[0]
+
+    def _encode_again(self, encoded: EncodedVideo, question: str | None = None) -> EncodedVideo:
+        """The video from its frames on; a long one is read again."""
+        if encoded.long is None:
+            return self._encode(encoded.clip, {}, question)
+        return self.encode_fed(encoded.long.feed, whole=0, question=question)
+
+    def _encode(self, clip: VideoClip, seconds: dict[str, float], question: str | None = None) -> EncodedVideo:
+        if self.model.encoder_reads_question and question is None:
+            return EncodedVideo(clip=clip, sequences={}, seconds=seconds)
         started = time.perf_counter()
-        tokens = video_tokens(self.model, clip_inputs(self.processor, clip).to(self.model.input_device))
+        inputs = clip_inputs(self.processor, clip).asked(self._question_ids(question))
+        tokens = video_tokens(self.model, inputs.to(self.model.input_device))
         self._wait()
-        return self._arrange(clip, tokens, {**seconds, "encode": time.perf_counter() - started})
+        seconds = {**seconds, "encode": time.perf_counter() - started}
+        encoded = self._arrange(clip, tokens, seconds, question)
+        return dataclasses.replace(encoded, tokens=None) if self.model.encoder_reads_question else encoded
 
-    def _arrange(self, clip: VideoClip, tokens: VisualTokens, seconds: dict[str, float]) -> EncodedVideo:
+    def _question_ids(self, question: str | None) -> Tensor | None:
+        """int64, 1 Q; None without a question, or if the model reads none."""
+        return None if question is None else self.processor.question_ids([question])
+
+    def _arrange(
+        self,
+        clip: VideoClip,
+        tokens: VisualTokens | None,
+        seconds: dict[str, float],
+        question: str | None = None,
+        long: LongVideo | None = None,
+        text_tokens: int | None = None,
+    ) -> EncodedVideo:
+        """The video for the LLM, from the encoder's tokens, or from those of a long video that are reduced already."""
+        if self.model.reads_question and question is None:
+            return EncodedVideo(clip=clip, sequences={}, seconds=seconds, tokens=tokens, long=long)
         started = time.perf_counter()
-        reduced = self.model.reduce(tokens)
-        text = self.processor.frame_text([clip.times_s])
+        given = tokens if long is None or tokens is not None else long.reduced
+        assert given is not None
+        if (ids := self._question_ids(question)) is not None:
+            given = given.replace(question=ids.to(given.features.device))
+        if text_tokens is not None:
+            given = given.replace(text_tokens=torch.tensor([text_tokens], device=given.features.device))
+        reduced = given if tokens is None else self.model.reduce(given)
+        text = self.processor.frame_text([clip.times_s if long is None else long.times_s])
         sequence = self.model.lay_out(reduced)
         if text is not None:
             sequence = dataclasses.replace(sequence, frame_text=text.to(self.model.input_device))
@@ -183,12 +313,14 @@ class VideoQA:
             seconds={**seconds, "reduce": time.perf_counter() - started},
             tokens=tokens,
             kept=kept_patches(reduced),
-            ranking=ranking_map(self.model.reducers, tokens),
+            ranking=long.ranking if tokens is None and long else ranking_map(self.model.reducers, given),
             token_counts={
-                "encoder": int(tokens.mask.sum()),
+                "encoder": int(given.mask.sum()) if long is None else long.encoder_count,
                 "reducers": int(reduced.mask.sum()),
                 **{name: int(sequence.mask[:, sequence.block(name)].sum()) for name, _ in sequence.blocks},
             },
+            question=question if self.model.reads_question else None,
+            long=long,
         )
 
     def _wait(self) -> None:
@@ -202,7 +334,8 @@ class VideoQA:
         Args:
             reducers: descriptions such as `fastervlm:keep=8`; the model's own if None.
             path: such as `slowfast:mode=temporal`; the model's own if None.
-            others: further stages that can be changed, see `mmllm.stages.SLOTS`.
+            others: further stages that can be changed, see `mmllm.stages.SLOTS`; and `visual_tokenizer` or `encoder`
+                with another number of tokens, such as `mqt:tokens=16`.
 
         Raises:
             ConfigError: if a part is unknown, does not fit, or has weights that this model lacks.
@@ -211,16 +344,51 @@ class VideoQA:
             self.model.with_stages(reducers=reducers, path=path, **others), self.processor, self.max_new_tokens
         )
 
-    def ask(self, video: Any, question: str, **generate: Any) -> Answer:
+    @torch.no_grad()
+    def part_of(self, encoded: EncodedVideo, frames: slice, span: Span) -> EncodedVideo:
+        """A run of a video's frames as a video of its own, which begins at 0. Nothing is decoded or encoded again.
+
+        Args:
+            encoded: the video, as this model encoded it.
+            frames: which of the T frames.
+            span: from when to when they are shown, in seconds of the whole video.
+
+        Raises:
+            InputError: if the encoder reads questions and the pixels of a long video were not kept.
+        """
+        times_s = encoded.times_s[frames] - encoded.times_s[frames.start]
+        pictures: slice | np.ndarray = frames
+        long = encoded.long
+        if long is not None:
+            if self.model.encoder_reads_question:
+                raise InputError("the encoder reads questions: it cannot look at the parts of a long video again")
+            pictures, long = long.run(frames, times_s)
+        clip = dataclasses.replace(
+            encoded.clip,
+            frames=encoded.clip.frames[pictures],
+            times_s=encoded.clip.times_s[pictures] - encoded.times_s[frames.start],
+            valid=encoded.clip.valid[pictures],
+            duration_s=span.length_s,
+        )
+        if self.model.encoder_reads_question:
+            return EncodedVideo(clip=clip, sequences={})
+        tokens = None if encoded.tokens is None else piece_of(encoded.tokens, frames)
+        return self._arrange(clip, tokens, {}, None, long)
+
+    def ask(
+        self, video: Any, question: str, *, chain: ChainConfig | int | str | None = None, **generate: Any
+    ) -> Answer:
         """The answer to one question about a video.
 
         Args:
             video: what `encode_video` takes, or the `EncodedVideo` that it returned.
             question: in words; it may hold `<seconds>` stamps.
+            chain: look at so many parts of the video first (LVCoT), or "auto" by its length; see `ChainConfig`. What
+                was said of them is in the answer's `steps`.
             generate: options of transformers' `generate`; greedy by default.
         """
         encoded = video if isinstance(video, EncodedVideo) else self.encode_video(video)
-        return self.ask_all(encoded, [question], **generate)[0]
+        return self.ask_all(encoded, [question], chain=chain, **generate)[0]
 
     @torch.no_grad()
     def ask_all(
@@ -231,9 +399,14 @@ class VideoQA:
         *,
         histories: Sequence[Sequence[tuple[str, str]]] | None = None,
         systems: Sequence[str] | None = None,
+        about: Sequence[str] | None = None,
+        chain: ChainConfig | int | str | None = None,
+        progress: bool = False,
         **generate: Any,
     ) -> list[Answer]:
-        """The answers to several independent questions about one video, in one batch.
+        """The answers to several independent questions about one video.
+
+        They are one batch, unless the model reads questions: then it looks at the video again for each of them.
 
         Args:
             encoded: the video.
@@ -242,17 +415,33 @@ class VideoQA:
                 benchmarks annotate one of their own.
             histories: for each question the earlier questions with their answers; see `prompt`.
             systems: for each question its own system prompt, or an empty text for the processor's.
+            about: for each question the words that visual parts read in its place, if the model reads questions.
+            chain: as in `ask`.
+            progress: whether the progress of a chain is shown.
             generate: as in `ask`.
         """
         if not questions:
             return []
         duration_s = encoded.duration_s if duration_s is None else duration_s
-        before = zip(questions, histories or [()] * len(questions), systems or [""] * len(questions), strict=True)
-        inputs = self.processor.collate(
-            [self.prompt(question, duration_s, history, system) for question, history, system in before]
-        )
-        new = self.generate(encoded, inputs["input_ids"], inputs["attention_mask"], **generate)
-        return self.processor.batch_decode(new, [duration_s] * len(questions))
+        if (config := ChainConfig.of(chain)) is not None:
+            beside: dict[str, Any] = {"histories": histories, "systems": systems, "progress": progress}
+            return ask_in_chain(self, encoded, questions, config, duration_s, **beside, **generate)
+        nothing = [()] * len(questions), [""] * len(questions)
+        before = zip(questions, histories or nothing[0], systems or nothing[1], about or questions, strict=True)
+        asked = list(before)
+        answers: list[Answer] = []
+        for batch in [[alone] for alone in asked] if self.model.reads_question else [asked]:
+            _, history, _, words = batch[0]
+            prompts = [self.prompt(question, duration_s, history, system) for question, history, system, _ in batch]
+            view = self.for_question(
+                encoded,
+                self.question_about_video(words, duration_s, history),
+                text_tokens=len(prompts[0].input_ids) - 1,
+            )
+            inputs = self.processor.collate(prompts)
+            new = self.generate(view, inputs["input_ids"], inputs["attention_mask"], **generate)
+            answers += self.processor.batch_decode(new, [duration_s] * len(batch))
+        return answers
 
     @torch.no_grad()
     def generate(
@@ -265,7 +454,12 @@ class VideoQA:
             input_ids: int64, Q L, each row with the video's placeholder.
             attention_mask: Q L.
             generate: options of transformers' `generate`; greedy by default.
+
+        Raises:
+            InputError: if the model reads questions, and the video was encoded without one.
         """
+        if self.model.reads_question and encoded.question is None:
+            raise InputError("this model looks at a video for one question: give for_question(encoded, question)")
         device = self.model.input_device
         rows = torch.zeros(len(input_ids), dtype=torch.long, device=device)
         options = {
@@ -295,6 +489,13 @@ class VideoQA:
             history: earlier questions with their raw answers; the model reads them before this question.
             system: a system prompt in place of the processor's.
         """
+        messages = self._messages(question, duration_s, history)
+        if system:
+            messages.insert(0, {"role": "system", "content": self._plain(system)})
+        return self.processor.encode(self.processor.apply_chat_template(messages, add_generation_prompt=True))
+
+    def _messages(self, question: str, duration_s: float, history: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """The turns of a conversation about a video, which the first of them holds."""
         turns = [text for pair in history for text in pair] + [question]
         turns = [self.processor.writing.write(text, duration_s) for text in turns]
         messages: list[dict[str, Any]] = [
@@ -302,9 +503,7 @@ class VideoQA:
             for i, text in enumerate(turns)
         ]
         messages[0]["content"].insert(0, {"type": "video"})
-        if system:
-            messages.insert(0, {"role": "system", "content": self._plain(system)})
-        return self.processor.encode(self.processor.apply_chat_template(messages, add_generation_prompt=True))
+        return messages
 
     def _plain(self, text: str) -> str:
         """The text with a space inside everything that the tokenizer would read as a special token."""

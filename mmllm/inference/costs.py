@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mmllm.interfaces import Encoder, LlmStage
+from mmllm.interfaces import Encoder, LlmStage, Part
 from mmllm.stages import Description, build
 
 
@@ -35,6 +35,7 @@ def stage_costs(
     stages = {
         "encoder": encoder, "reducers": reducers, "visual_tokenizer": visual_tokenizer, "path": path, **others
     }  # fmt: skip
+    stages.pop("decoder_stages", None)
     with torch.device("meta"):
         parts = build(stages, width)
     built_encoder, grid = parts["encoder"], parts["encoder"].grid
@@ -42,7 +43,8 @@ def stage_costs(
         {
             "stage": f"encoder {built_encoder.registered_name}",
             "tokens": frames * built_encoder.tokens_per_frame,
-            "detail": f"{frames} frames x {_layout(built_encoder)} of width {built_encoder.width}",
+            "detail": f"{frames} frames x {_layout(built_encoder)} of width {built_encoder.width}"
+            + _again(built_encoder),
         }
     ]
     kept = built_encoder.tokens_per_frame  # tokens of one frame, on average and rounded up
@@ -50,17 +52,36 @@ def stage_costs(
         total = reducer.kept_tokens(kept, frames)
         in_llm = isinstance(reducer, LlmStage)
         detail = "fewer from layer to layer of the LLM" if in_llm else f"at most, of {rows[-1]['tokens']:,}"
+        detail += _again(reducer)
         rows.append({"stage": f"reducer {reducer.registered_name}", "tokens": total, "detail": detail})
         kept, grid = -(-total // frames), reducer.grid_after(grid)
     projector = parts["visual_tokenizer"]
     count, grid_after = projector.token_count(kept), projector.grid_after(grid)
     total = rows[-1]["tokens"] if (count, grid_after) == (kept, grid) else frames * count
     kept, grid = count, grid_after
-    rows.append({"stage": f"tokenizer {projector.registered_name}", "tokens": total, "detail": "to the LLM's width"})
+    rows.append(
+        {
+            "stage": f"tokenizer {projector.registered_name}",
+            "tokens": total,
+            "detail": f"to the LLM's width{_again(projector)}",
+        }
+    )
     blocks = parts["path"].token_counts(frames, grid, kept)
     detail = " + ".join(f"{count} {block}" for block, count in blocks.items())
+    for name, count in parts["path"].beside_counts(frames, grid, kept).items():
+        detail += f"; {count:,} {name} beside the sequence"
+    detail += _again(parts["path"])
     rows.append({"stage": f"path {parts['path'].registered_name}", "tokens": sum(blocks.values()), "detail": detail})
+    if (audio := parts["audio_projector"]) is not None:
+        count = frames * audio.tokens_per_frame
+        detail = f"{count} of sound, {audio.tokens_per_frame} after each frame"
+        rows.append({"stage": f"audio {audio.registered_name}", "tokens": rows[-1]["tokens"] + count, "detail": detail})
     return rows
+
+
+def _again(part: Part) -> str:
+    """What is said of a part that reads questions: everything from there on is done for each of them."""
+    return ", again for each question" if part.reads_question else ""
 
 
 def _layout(encoder: Encoder) -> str:
@@ -102,3 +123,21 @@ def prefill_flops(text_config: Any, positions: int) -> float:
     weights = projections + 3 * width * text_config.intermediate_size
     attention = 2 * positions * heads * head_width
     return 2.0 * (layers * positions * (weights + attention) + width * text_config.vocab_size)
+
+
+def cross_attention_flops(text_config: Any, layers: int, slow: int, text: int) -> float:
+    """Floating point operations that cross-attention adds to a prompt's pass, counted as in `prefill_flops`.
+
+    Args:
+        text_config: configuration of the LLM.
+        layers: how many layers have cross-attention.
+        slow: tokens beside the sequence.
+        text: positions that attend to them.
+    """
+    width, heads = text_config.hidden_size, text_config.num_attention_heads
+    key_heads = getattr(text_config, "num_key_value_heads", None) or heads
+    head_width = getattr(text_config, "head_dim", None) or width // heads
+    keys_and_values = slow * width * 2 * key_heads * head_width
+    attention = 2 * text * slow * heads * head_width
+    gate = text * heads * head_width
+    return 2.0 * layers * (keys_and_values + attention + gate)

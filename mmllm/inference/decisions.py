@@ -18,11 +18,12 @@ from mmllm.modeling.placeholders import place, positions
 def finished_pass(qa: VideoQA, encoded: EncodedVideo, question: str) -> LlmPass:
     """What the stages inside the LLM decided while it read a question's prompt. No answer is generated."""
     model = qa.model
+    encoded = qa.for_question(encoded, qa.question_about_video(question, encoded.duration_s))
     inputs = qa.processor.collate([qa.prompt(question, encoded.duration_s)])
     placed = place(
         inputs["input_ids"].to(model.input_device), inputs["attention_mask"].to(model.input_device), encoded.sequences
     )
-    current = model.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), placed.grid)
+    current = model.pass_of_placed(placed)
     model.language_model.base_model(
         inputs_embeds=model.embed(placed.input_ids, placed.visual),
         attention_mask=placed.attention_mask,
@@ -37,8 +38,10 @@ def encoded_for(qa: VideoQA, encoded: EncodedVideo, question: str) -> EncodedVid
     """An encoded video with `kept` and `ranking` as the stages inside the LLM decide for a question.
 
     `kept` is what remains after the last layer. `ranking` is what the first stage that ranks tokens ranked them by.
-    The video comes back unchanged if the model has no such stage, or if its tokens belong to no patch.
+    The video comes back as the model sees it for the question if the model has no such stage, or if its tokens belong
+    to no patch.
     """
+    encoded = qa.for_question(encoded, qa.question_about_video(question, encoded.duration_s))
     if not qa.model.llm_stages:
         return encoded
     current = finished_pass(qa, encoded, question)
@@ -48,7 +51,7 @@ def encoded_for(qa: VideoQA, encoded: EncodedVideo, question: str) -> EncodedVid
 def _with_decisions(encoded: EncodedVideo, current: LlmPass) -> EncodedVideo:
     """The encoded video (a batch of one) with the decisions of a finished pass at its patches."""
     assert current.grid is not None
-    shape = (len(encoded.clip), *current.grid)
+    shape = (len(encoded.times_s), *current.grid)
     patch = current.frame[0], current.place[0] // current.grid[1], current.place[0] % current.grid[1]  # 3 times P
     last = current.kept_at(max(current.kept, default=0)).position[0]
     last = last[current.visual[0][last]]  # visual positions after the last layer

@@ -73,7 +73,10 @@ def _values_per_pixel(frames: np.ndarray, patches: np.ndarray) -> np.ndarray:
 
 def kept_patches(reduced: VisualTokens) -> np.ndarray | None:
     """bool, T H W: the patches of the first video that still have a token. None if tokens belong to no patch."""
-    return None if reduced.grid is None else reduced.on_grid()[1][0].cpu().numpy()
+    if reduced.grid is None:
+        return None
+    without_features = reduced.replace(features=reduced.features[..., :1])  # features on the grid take much memory
+    return without_features.on_grid()[1][0].cpu().numpy()
 
 
 def ranking_map(reducers: Iterable[TokenReducer], tokens: VisualTokens) -> tuple[str, np.ndarray] | None:

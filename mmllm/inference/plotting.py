@@ -6,6 +6,7 @@ T frames, Y X height and width in pixels, H W patch grid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def plot_answer(
     *,
     kept: np.ndarray | None = None,
     ranking: tuple[str, np.ndarray] | None = None,
+    pictured: np.ndarray | None = None,
 ) -> Path:
     """Draws frames of a clip over its time axis, the answered spans and, if given, the true ones.
 
@@ -41,27 +43,30 @@ def plot_answer(
         truth: the annotated spans.
         kept: bool, T H W. Adds a strip in which patches without a token are dark.
         ranking: name and float T H W. Adds a strip with what patches were ranked by, as a heat map.
+        pictured: int64. Which of the T frames the clip has, if it is that of a long video; None if it has all.
 
     Raises:
         InputError: if matplotlib cannot write that format, or the file cannot be written.
     """
     from matplotlib.figure import Figure
 
+    drawn = np.unique(np.linspace(0, len(clip) - 1, _MOST_FRAMES).round().astype(int))
+    clip = replace(clip, frames=clip.frames[drawn], times_s=clip.times_s[drawn], valid=clip.valid[drawn])
+    drawn_rows = drawn if pictured is None else pictured[drawn]
     strips = {"": clip.frames}
     if kept is not None:
-        strips[f"kept: {int(kept.sum()):,} of {kept.size:,} patches"] = dimmed(clip.frames, kept)
+        strips[f"kept: {int(kept.sum()):,} of {kept.size:,} patches"] = dimmed(clip.frames, kept[drawn_rows])
     if ranking is not None:
-        strips[f"ranked by: {ranking[0]}"] = heated(clip.frames, ranking[1])
+        strips[f"ranked by: {ranking[0]}"] = heated(clip.frames, ranking[1][drawn_rows])
     rows = [(name, row_spans, color) for name, row_spans, color in
             (("answer", spans, ANSWER), ("truth", truth, TRUTH)) if row_spans]  # fmt: skip
-    drawn_frames = np.unique(np.linspace(0, len(clip) - 1, _MOST_FRAMES).round().astype(int))
     frame_height, frame_width = clip.frames.shape[1:3]
-    strip_in = 10.6 / len(drawn_frames) * frame_height / frame_width * 1.15 + 0.25
+    strip_in = 10.6 / len(clip) * frame_height / frame_width * 1.15 + 0.25
     axis_in = 0.55 + 0.35 * len(rows)
     figure = Figure(figsize=(11, 0.35 + strip_in * len(strips) + axis_in), layout="constrained")
     axes = figure.subplots(len(strips) + 1, 1, height_ratios=[strip_in] * len(strips) + [axis_in], sharex=True)
     for axis, (name, frames) in zip(axes, strips.items(), strict=False):
-        draw_frames(axis, clip, frames, drawn_frames, spans)
+        draw_frames(axis, clip, frames, np.arange(len(clip)), spans)
         axis.set_title(name or title, fontsize=9 if name else 12, loc="left")
     draw_spans(axes[-1], rows, clip.duration_s)
     return saved(figure, picture)

@@ -49,6 +49,7 @@ def stream(
     question: str,
     *,
     history: Sequence[tuple[str, str]] = (),
+    about: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
     limit_s: float = 60.0,
     **generate: Any,
@@ -60,6 +61,7 @@ def stream(
         encoded: the video, as `qa` encoded it.
         question: in words; it may hold `<seconds>` stamps.
         history: earlier questions with their raw answers; the model reads them first.
+        about: the words that visual parts read in place of the question, if the model reads questions.
         stopped: called after each token. Once it returns True, the answer ends with the text so far.
         limit_s: after so many seconds the answer ends with the text so far.
         generate: options of transformers' `generate`.
@@ -74,6 +76,8 @@ def stream(
 
     ids: list[int] = []
     times_s: list[float] = []  # of each token, since the question
+    words = question if about is None else about
+    encoded = qa.for_question(encoded, qa.question_about_video(words, encoded.duration_s, history))
     tokens = _tokens(qa, encoded, qa.prompt(question, encoded.duration_s, history).input_ids, cut_reason, generate)
     try:
         for token, token_time in tokens:

@@ -37,13 +37,15 @@ def staged_attention(
         query: B H N D, rotated.
         key, value: B G K D; all keys of the cache, if there is one.
         attention_mask: B 1 N K, additive or bool.
-        kwargs: of transformers' attention functions; the harness adds `llm_pass` and `record`.
+        kwargs: of transformers' attention functions; the harness adds `llm_pass`, `record` and `input_norm`.
     """
     current: LlmPass | None = kwargs.pop("llm_pass", None)
     record: RecordLayer | None = kwargs.pop("record", None)
+    input_norm: Callable[[Tensor], Tensor] | None = kwargs.pop("input_norm", None)
     if current is None:
         return own_attention(module)(module, query, key, value, attention_mask, **kwargs)
     view = _view(module, query, key, value, current, record, kwargs)
+    view.input_norm = input_norm
     keys, values, mask = key, value, _for_heads(attention_mask, query.shape[1])
     # before attention: each stage may hide keys, and change keys, values and logits
     for number, stage in enumerate(current.stages):
@@ -53,9 +55,28 @@ def staged_attention(
         if (reweighed := stage.reweigh(view)) is not None:
             keys, values = reweighed.keys, reweighed.values
             mask = mask if reweighed.bias is None else _dense(mask, view) + reweighed.bias.to(query.dtype)
-    out, _ = sdpa_attention_forward(module, query, keys, values, mask, **kwargs)
+    if mask is attention_mask and keys is key and values is value:  # nothing was changed
+        out, _ = own_attention(module)(module, query, keys, values, mask, **kwargs)
+    else:
+        out, _ = sdpa_attention_forward(module, query, keys, values, mask, **kwargs)
     _after(view, keys, mask, record)
-    return out, None
+    return _attended(view, out, record), None
+
+
+def _attended(view: AttentionView, out: Tensor, record: RecordLayer | None) -> Tensor:
+    """The attention's output B N H D after each stage has added to it.
+
+    Raises:
+        InputError: if a stage gives another shape.
+    """
+    for number, stage in enumerate(view.current.stages):
+        view.state = {} if record is None else record.state_of(number)
+        view.context = out
+        if (changed := stage.attended(view)) is not None:
+            if changed.shape != out.shape:
+                raise InputError(f"an attention's output must stay {tuple(out.shape)}, not {tuple(changed.shape)}")
+            out = changed
+    return out
 
 
 def _view(

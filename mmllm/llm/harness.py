@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -70,10 +71,20 @@ def install(decoder: nn.Module) -> None:
             own.own_attn_implementation, own._attn_implementation = own._attn_implementation, STAGED
             attention.config = own
         layers[-1].register_forward_hook(_fill_up, with_kwargs=True)
+        layers[-1].register_forward_hook(_drop_states, with_kwargs=True)
+
+
+def input_norm(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The norm before a layer's attention; None if the layer has none under the name that Hugging Face gives it.
+
+    It is a function, not a module: accelerate would move a module among the arguments to another device.
+    """
+    norm = getattr(layer, "input_layernorm", None)
+    return None if norm is None else norm.__call__
 
 
 def _before_layer(
-    layer: int, layers: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    layer: int, layers: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a layer: in a pass with stages, removes positions and gives the layer inputs for those that remain."""
     # step 1: the pass, given with a prompt, or kept by the cache in later steps
@@ -94,7 +105,7 @@ def _before_layer(
         hidden, changed = _prompt(layer, layers, current, record, hidden, kwargs)
     else:
         changed = _later(cache.layers[0], record, hidden, kwargs)
-    kwargs = {**kwargs, **changed, "llm_pass": current, "record": record}
+    kwargs = {**kwargs, **changed, "llm_pass": current, "record": record, "input_norm": input_norm(module)}
     return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
 
 
@@ -221,3 +232,10 @@ def _fill_up(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any],
     output = output.masked_fill(~kept.valid.unsqueeze(-1), 0.0)
     whole = output.new_zeros(*current.visual.shape, output.shape[-1])
     return whole.scatter(1, kept.position.unsqueeze(-1).expand_as(output), output)
+
+
+def _drop_states(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> None:
+    """After the last layer: the cache, which keeps the pass, does not keep the tokens that stages have read."""
+    current: LlmPass | None = kwargs.get("llm_pass")
+    if current is not None and kwargs.get("record") is not None:
+        current.cross_attention_states = None

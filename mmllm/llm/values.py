@@ -1,7 +1,7 @@
 """The values that the LLM's layers and the stages inside it exchange.
 
-B rows, P positions of the whole row, K positions kept, N new positions of a pass, H query heads, G key heads, D head
-width
+B rows, P positions of the whole row, K positions kept, N new positions of a pass, S tokens beside the row,
+H query heads, G key heads, D head width
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 Phase = Literal["prompt", "more prompt", "token"]
 """The first pass of a cache (or a pass without one), a later pass of several positions, a pass of one position."""
@@ -91,6 +91,11 @@ class LlmPass:
     """bool, B P. False at padding."""
     grid: tuple[int, int] | None = None
     """Rows and columns of the grid; None for tokens without a place on a grid: `place` is then their number."""
+    cross_attention_states: Tensor | None = None
+    """B S (LLM width). Visual tokens of each row that have no position; None if no row has some. Once a cache has gone
+    through all layers, they are dropped: a stage keeps what it needs in the cache."""
+    cross_attention_mask: Tensor | None = None
+    """bool, B S. False at padding; a row without such tokens has nothing but padding."""
     stages: Sequence[Any] = ()
     """The `LlmStage`s that work in this pass, in order."""
     kept: dict[int, Kept] = field(default_factory=dict)
@@ -169,3 +174,7 @@ class AttentionView:
     """The stage's own tensors of this layer, with B as their first axis. In beam search they move with their beam."""
     received: Mapping[str, Tensor] = field(default_factory=dict)
     """After attention: name -> float32 B K, or B H K for a stage with `heads_apart`."""
+    context: Tensor | None = None
+    """After attention: B N H D. Its output, which the layer projects next; with what earlier stages have added."""
+    input_norm: Callable[[Tensor], Tensor] | None = None
+    """The norm through which the layer's input goes before this attention; None in a layer that has none."""

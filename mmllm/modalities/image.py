@@ -19,6 +19,7 @@ from mmllm.modalities.inputs import ModalityInputs
 from mmllm.modalities.modality import Modality, Stages, in_lists
 from mmllm.preprocessing.frames import read_image
 from mmllm.preprocessing.media import PIXEL_OPTIONS, MediaReading
+from mmllm.preprocessing.question_reader import filled_up
 from mmllm.preprocessing.tiles import cut, tilings_of
 from mmllm.registry import register
 from mmllm.tokens import VisualSequence, VisualTokens
@@ -36,13 +37,23 @@ class ImageInputs(ModalityInputs):
     """float, I 3 S S; or I K 3 S S for images in tiles, each image whole and then its tiles, zero behind its last."""
     tiling: Tensor | None = None
     """int64, I 4. Rows and columns of each image's tiles, its height and width in pixels."""
+    frame_size: Tensor | None = None
+    """int64, I 2. Height and width in pixels before the images were padded, for models that leave padding out."""
+    question: Tensor | None = None
+    """int64, I Q. The question about each image, as `QuestionReader` writes it, for parts that read it; -1 fills up."""
 
     modality: ClassVar[str] = "image"
-    flat_names: ClassVar[Mapping[str, str]] = {"pixels": "pixel_values", "tiling": "image_tiling"}
+    flat_names: ClassVar[Mapping[str, str]] = {
+        "pixels": "pixel_values",
+        "tiling": "image_tiling",
+        "frame_size": "image_frame_size",
+        "question": "image_question",
+    }
 
     def __post_init__(self) -> None:
         if self.pixels is None:
-            raise InputError("image_tiling needs pixel_values beside it, and there are none")
+            name = next(n for f, n in self.flat_names.items() if f != "pixels" and getattr(self, f) is not None)
+            raise InputError(f"{name} needs pixel_values beside it, and there are none")
         if self.tiling is None and self.pixels.ndim == 5:
             raise InputError("images in tiles need image_tiling; the processor gives it beside pixel_values")
         if self.tiling is None:
@@ -50,10 +61,17 @@ class ImageInputs(ModalityInputs):
         else:
             self.require_shape("pixels", None, None, 3, None, None)
             self.require_shape("tiling", len(self.pixels), 4)
+        self.require_shape("frame_size", len(self.pixels), 2)
+        self.require_shape("question", len(self.pixels), None)
 
     @classmethod
     def padded(cls, inputs: Sequence[Self]) -> Sequence[Self]:
-        """The same images; those with fewer tiles than others are filled up with tiles of zeros."""
+        """The same images; those with fewer tiles are filled up with tiles of zeros, shorter questions with -1."""
+        words = max((image.question.shape[1] for image in inputs if image.question is not None), default=0)
+        inputs = [
+            image if image.question is None else dataclasses.replace(image, question=filled_up(image.question, words))
+            for image in inputs
+        ]
         tiled = [image.pixels for image in inputs if image.pixels is not None and image.tiling is not None]
         if not tiled:
             return inputs
@@ -63,7 +81,7 @@ class ImageInputs(ModalityInputs):
             missing = most - pixels.shape[1]
             return torch.nn.functional.pad(pixels, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else pixels
 
-        return [image if image.tiling is None else image.mapped(filled, but=["tiling"]) for image in inputs]
+        return [image if image.tiling is None else image.mapped(filled, but=["tiling", "question"]) for image in inputs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +112,10 @@ class Image(Modality[ImageInputs]):
         processor.require_pixels(options, max((height * width for height, width in canvases), default=None))
         picture = read_image(source)
         if processor.pinpoints is None:
-            return ImageInputs(pixels=torch.from_numpy(processor.frame_transform(picture[None])))
+            return ImageInputs(
+                pixels=torch.from_numpy(processor.frame_transform(picture[None])),
+                frame_size=torch.tensor([picture.shape[:2]]) if processor.frame_sizes else None,
+            )
         tiles, tiling = cut(picture, canvases, tile=processor.frame_transform.size)
         return ImageInputs(
             pixels=torch.from_numpy(processor.frame_transform(tiles)).unsqueeze(0),
@@ -111,8 +132,11 @@ def image_tokens(model: Stages, inputs: ImageInputs) -> VisualTokens:
     pixels, encoder = inputs.pixels, model.image_encoder
     assert pixels is not None
     if inputs.tiling is None:
-        return model.encode(rearrange(pixels, "i c y x -> i 1 c y x"), encoder=encoder)
+        frames = rearrange(pixels, "i c y x -> i 1 c y x")
+        tokens = model.encode(frames, encoder=encoder, question=inputs.question)
+        return tokens.replace(still=True, frame_size=inputs.frame_size)
     cuts = tilings_of(inputs.tiling)
     tiles = torch.tensor([cut.partitions for cut in cuts], device=pixels.device)
     present = torch.arange(pixels.shape[1], device=pixels.device) < tiles.unsqueeze(1)  # I K
-    return dataclasses.replace(model.encode(pixels, present, encoder=encoder), tiling=cuts)
+    tokens = model.encode(pixels, present, encoder=encoder, question=inputs.question)
+    return dataclasses.replace(tokens, tiling=cuts, still=True)

@@ -89,6 +89,12 @@ class ModalityInputs:
         given = {field: value for field, value in named.items() if value is not None}
         return cls(**given) if given else None
 
+    def asked(self, question: Tensor | None) -> Self:
+        """The same with the questions about the media (int64, M Q), if this modality has a field for them."""
+        fields = [field.name for field in dataclasses.fields(self)]
+        changes: dict[str, Any] = {"question": question}
+        return self if question is None or "question" not in fields else dataclasses.replace(self, **changes)
+
     @property
     def lengths_s(self) -> list[float]:
         """Length of each medium in seconds; empty for media without a length."""

@@ -52,5 +52,4 @@ class MediaPreparing:
     @property
     def model_input_names(self) -> list[str]:
         """Names of the inputs that a call can return."""
-        kind = self.processor.modalities[self.kind].inputs
-        return [name for field, name in kind.flat_names.items() if field not in kind.cached]
+        return self.processor.media_names(self.processor.modalities[self.kind].inputs)

@@ -49,6 +49,7 @@ class Stages(Protocol):
 
     encoder: Any
     image_encoder: Any
+    path: Any
     modality_parts: nn.ModuleDict
     """Name of the modality -> what its `part` built."""
 
@@ -58,8 +59,19 @@ class Stages(Protocol):
         frame_mask: Tensor | None = None,
         times_s: Tensor | None = None,
         encoder: nn.Module | None = None,
+        question: Tensor | None = None,
     ) -> VisualTokens:
         """Encoder features of pixels."""
+
+    def hear(
+        self,
+        waveform: Tensor,
+        times_s: Tensor,
+        frame_mask: Tensor | None = None,
+        length: Tensor | None = None,
+        start_s: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Audio features of each frame, and which frames have sound."""
 
     def arrange(self, tokens: VisualTokens) -> VisualSequence:
         """Encoder features to what the LLM reads."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mmllm.fields import require
@@ -39,14 +40,30 @@ def blend(sequence: VisualSequence, config: BlendConfig, anchors: Tensor | None 
         config: the changes.
         anchors: K D. Embeddings of the time tokens; without them nothing is anchored.
     """
-    embeddings = sequence.embeddings
+    beside, mask, frame = (
+        sequence.cross_attention_states,
+        sequence.cross_attention_mask,
+        sequence.cross_attention_frame,
+    )
+    if beside is not None and mask is not None:
+        frame = torch.full_like(mask, -1, dtype=torch.long) if frame is None else frame
+        beside = _blended(beside, frame, mask, config, anchors)
+    return dataclasses.replace(
+        sequence,
+        embeddings=_blended(sequence.embeddings, sequence.frame, sequence.mask, config, anchors),
+        cross_attention_states=beside,
+    )
+
+
+def _blended(embeddings: Tensor, frame: Tensor, mask: Tensor, config: BlendConfig, anchors: Tensor | None) -> Tensor:
+    """Embeddings B L D, scaled and anchored, of tokens that show the frames B L; `mask` (bool) is False at padding."""
     if config.rms:
         size = embeddings.square().mean(dim=-1, keepdim=True).sqrt()
         embeddings = embeddings * (config.rms / size.clamp(min=1e-6))
     if config.time_anchor and anchors is not None:
-        frame = sequence.frame.where(sequence.mask, sequence.frame.new_tensor(-1))
+        frame = frame.where(mask, frame.new_tensor(-1))
         last = frame.amax(dim=1, keepdim=True).clamp(min=1)
         nearest = (frame.clamp(min=0) / last * (len(anchors) - 1)).round().long()  # B L
         anchor = anchors.to(nearest.device)[nearest] * (frame >= 0).unsqueeze(-1)
         embeddings = embeddings + config.time_anchor * anchor
-    return dataclasses.replace(sequence, embeddings=embeddings)
+    return embeddings

@@ -26,7 +26,14 @@ from mmllm.modeling.placeholders import Placed, place, require_room
 from mmllm.modeling.vision import VisualStages
 from mmllm.tokens import VisualSequence
 
-_VISUAL = ("visual_embeddings", "visual_place", "visual_frame", "visual_grid")
+_VISUAL = (
+    "visual_embeddings",
+    "visual_place",
+    "visual_frame",
+    "visual_grid",
+    "cross_attention_states",
+    "cross_attention_mask",
+)
 _LENGTHS = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
 
 
@@ -54,14 +61,15 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             ConfigError: if an option does not work with a stage inside the LLM.
         """
         named, kwargs = media_apart(kwargs)
-        if sequences is None:
-            sequences = self.visual_sequences(one_media(media, named))
+        given = {} if sequences is not None else one_media(media, named)
         for name in ("past_key_values", "cache"):  # transformers 5.24 has the second name
             if name != CACHE and kwargs.get(name) is not None:
                 kwargs[CACHE] = kwargs.pop(name)
         if input_ids is None and isinstance(kwargs.get("inputs"), Tensor):
             input_ids = kwargs.pop("inputs")
         mask = None if input_ids is None else self._mask_of(input_ids, attention_mask, kwargs)
+        if sequences is None:
+            sequences = self.visual_sequences(given, input_ids, mask)
         if input_ids is None or mask is None or kwargs.get("inputs_embeds") is not None:
             if sequences:
                 raise InputError("videos and images need input_ids with their placeholders, and an attention_mask B L")
@@ -119,6 +127,9 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         if self.llm_stages:
             self._refuse_for_stages(options)
             visual |= {"visual_place": placed.place, "visual_frame": placed.frame, "visual_grid": placed.grid}
+            if placed.cross_attention_states is not None:
+                states, mask = placed.cross_attention_states, placed.cross_attention_mask
+                visual |= {"cross_attention_states": states, "cross_attention_mask": mask}
         return visual
 
     def _with_lengths(self, options: dict[str, Any], more: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from mmllm.errors import ConfigError
 from mmllm.modeling.placeholders import Placed
+from mmllm.tokens import HEARD
 
 
 def token_loss(
@@ -147,10 +148,20 @@ def _near(fraction: Tensor, instant: Tensor, gap: float, pointable: Tensor) -> T
 
 
 def _first_one_frame_positions(placed: Placed, frames: int) -> Tensor:
-    """B T: the first position of a row's first video that shows frame t alone; -1 where no position does."""
+    """B T: the first position of a row's first video that shows frame t alone; -1 where no position does.
+
+    If sound follows a frame, it is the first position of the sound: only from there on both are known to the LLM.
+    """
     shows_one_frame = (placed.which == 0) & (placed.frame >= 0) & (placed.frame < frames)
-    rows, positions = shows_one_frame.nonzero(as_tuple=True)
+    seen = _first_positions(placed, shows_one_frame, frames)
+    heard = _first_positions(placed, shows_one_frame & (placed.place == HEARD), frames)
+    return heard.where(heard >= 0, seen)
+
+
+def _first_positions(placed: Placed, among: Tensor, frames: int) -> Tensor:
+    """B T: the first of some positions (bool, B P) that belongs to frame t; -1 where there is none."""
+    rows, positions = among.nonzero(as_tuple=True)
     never = placed.frame.shape[1]
     first = torch.full((len(placed.frame) * frames,), never, dtype=torch.long, device=placed.frame.device)
-    first = first.scatter_reduce(0, rows * frames + placed.frame[shows_one_frame], positions, "amin")
+    first = first.scatter_reduce(0, rows * frames + placed.frame[among], positions, "amin")
     return first.masked_fill(first == never, -1).view(-1, frames)

@@ -8,7 +8,7 @@ Several questions about one video can share its visual tokens in one row. `segme
 shared part. A position sees the shared part and its own segment. The positions of each segment start after the shared
 part.
 
-B rows, L text positions, P positions after expansion, M visual tokens of a row, D width
+B rows, L text positions, P positions after expansion, M visual tokens of a row, S tokens beside the row, D width
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class Placed:
     """int64, B L. Where each given position is now; for a placeholder, the last token in its place. 0 at padding."""
     grid: tuple[int, int] | None = None
     """Rows and columns of the grid of `place`; None if tokens were pooled, or grids differ."""
+    cross_attention_states: Tensor | None = None
+    """B S D. The visual tokens of each row that have no position; None if no row has some."""
+    cross_attention_mask: Tensor | None = None
+    """bool, B S. False at padding, and in a whole row without such tokens."""
 
     def as_given(self, values: Tensor) -> Tensor:
         """Values B P ... at the given positions: B L ..."""
@@ -76,7 +80,8 @@ def place(
         pad_side: the side on which shorter rows are padded.
 
     Raises:
-        InputError: if the number of placeholders is not the number of videos or images.
+        InputError: if the number of placeholders is not the number of videos or images, or a row has several videos
+            with tokens beside the sequence.
     """
     _as_many_placeholders(input_ids, attention_mask, sequences)
     used = dict.fromkeys(sequences, 0)
@@ -102,6 +107,7 @@ def place(
     for b, row in enumerate(rows):
         skipped = width - len(row["input_ids"]) if pad_side == "left" else 0
         ends[b, attention_mask[b].bool()] = row["ends"] + skipped
+    states, states_mask = _beside(input_ids, attention_mask, sequences)
     return Placed(
         ends=ends,
         attention_mask=mask,
@@ -109,8 +115,42 @@ def place(
         labels=merged.pop("labels", None),
         segments=merged.pop("segments", None),
         grid=_common_grid(sequences.values()),
+        cross_attention_states=states,
+        cross_attention_mask=states_mask,
         **merged,
     )
+
+
+def _beside(ids: Tensor, mask: Tensor, sequences: dict[int, VisualSequence]) -> tuple[Tensor | None, Tensor | None]:
+    """Tokens beside the sequence of each row (B S D) and their mask (B S); None if no video has some.
+
+    Raises:
+        InputError: if a row with such tokens has several videos or images. Its tokens would be one set, in which
+            nothing says to which video a token belongs.
+    """
+    used = dict.fromkeys(sequences, 0)
+    rows: list[Tensor | None] = []
+    for b, row in enumerate(ids):
+        row = row[mask[b].bool()]
+        media = [int(row[position]) for position in _positions(row, sequences)]
+        own = []
+        for placeholder in media:
+            own.append(sequences[placeholder].beside(used[placeholder]))
+            used[placeholder] += 1
+        if len(own) > 1 and any(states is not None for states in own):
+            raise InputError(
+                f"row {b} has {len(own)} videos and images; a path with tokens beside the sequence takes one in a row: "
+                "ask about each on its own, or choose another path"
+            )
+        rows.append(own[0] if own else None)
+    filled = [states for states in rows if states is not None]
+    if not filled:
+        return None, None
+    whole = torch.nn.utils.rnn.pad_sequence(
+        [filled[0][:0] if states is None else states for states in rows], batch_first=True
+    )
+    counts = torch.tensor([0 if states is None else len(states) for states in rows], device=whole.device)
+    return whole, torch.arange(whole.shape[1], device=whole.device) < counts.unsqueeze(1)
 
 
 def _common_grid(sequences: Iterable[VisualSequence]) -> tuple[int, int] | None:

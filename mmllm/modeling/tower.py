@@ -40,7 +40,8 @@ class FrameOutput:
     """float, F N. How many patches each token stands for, in the same case."""
 
 
-RunFrames = Callable[[Tensor], FrameOutput]
+RunFrames = Callable[..., FrameOutput]
+"""Frames F 3 S S, and where it is wanted the number of each frame's video (int64, F), to what a tower computes."""
 
 
 def read_scores(
@@ -117,6 +118,7 @@ def encode_frames(
     chunk: int,
     frame_mask: Tensor | None,
     trainable: bool,
+    with_video: bool = False,
 ) -> VisualTokens:
     """Runs frames through a tower, `chunk` at a time; frames that only pad a batch are left out.
 
@@ -127,6 +129,7 @@ def encode_frames(
         chunk: how many frames are run at once, at most; bounds the memory.
         frame_mask: bool, B T. False at frames that are not run; their tokens are zero and masked.
         trainable: whether any weight needs a gradient. A frozen tower records no graph.
+        with_video: `run` also gets the number of each frame's video (int64, F).
 
     Raises:
         InputError: if `frame_mask` has not the shape B T of the frames.
@@ -137,12 +140,15 @@ def encode_frames(
         raise InputError(f"frame_mask must be {(batch, times)} like the frames, not {tuple(frame_mask.shape)}")
     whole = frame_mask is None or torch.compiler.is_exporting() or bool(frame_mask.all())
     valid = None if frame_mask is None or whole else rearrange(frame_mask, "b t -> (b t)")
+    video = torch.arange(batch, device=pixels.device).repeat_interleave(times)
     if valid is not None:
-        frames = frames[valid]
+        frames, video = frames[valid], video[valid]
     with torch.set_grad_enabled(torch.is_grad_enabled() and (trainable or pixels.requires_grad)):
         # Attention cannot reshape an empty batch. Without frames, one blank frame is run for the shapes of its output.
         chunks = frames.split(chunk) if len(frames) else [pixels.new_zeros(1, *frames.shape[1:])]
-        outputs = [run(chunk_frames) for chunk_frames in chunks]
+        videos = video.split(chunk) if len(frames) else [video.new_zeros(1)]
+        numbers = [(video,) if with_video else () for video in videos]
+        outputs = [run(chunk_frames, *number) for chunk_frames, number in zip(chunks, numbers, strict=True)]
 
     def batched(values: list[Tensor]) -> Tensor:
         return _in_batch(torch.cat(values)[: len(frames)], valid, batch, times)

@@ -17,18 +17,23 @@ from transformers import PreTrainedModel
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import (
+    AudioEncoder,
+    AudioProjector,
     Encoder,
     EncoderStage,
     LlmStage,
+    Part,
     TokenReducer,
     VideoPath,
     VisualTokenizer,
     llm_stages,
 )
 from mmllm.modalities.border import modalities
-from mmllm.modalities.inputs import Media
+from mmllm.modalities.inputs import Media, ModalityInputs
 from mmllm.modalities.modality import Modality
 from mmllm.modeling.blending import blend
+from mmllm.modeling.hearing import between_frames, heard
+from mmllm.modeling.scenes import frame_similarity
 from mmllm.stages import model_slots
 from mmllm.tokens import VisualSequence, VisualTokens
 
@@ -39,9 +44,12 @@ class VisualStages(PreTrainedModel):
     config: MmllmConfig
     encoder: Encoder
     image_encoder: Encoder | None
+    audio_encoder: AudioEncoder | None
+    audio_projector: AudioProjector | None
     reducers: Sequence[TokenReducer]
     visual_tokenizer: VisualTokenizer
     path: VideoPath
+    decoder_stages: Sequence[LlmStage]
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
@@ -54,17 +62,67 @@ class VisualStages(PreTrainedModel):
         frame_mask: Tensor | None = None,
         times_s: Tensor | None = None,
         encoder: Encoder | None = None,
+        question: Tensor | None = None,
+        margins: tuple[int, int] = (0, 0),
     ) -> VisualTokens:
-        """Patch features of pixels (V T 3 S S) from `encoder`, or else the model's own, with the reducers' scores."""
-        options = {} if self.encoder_stage is None else {"inside": self.encoder_stage}
+        """Patch features of pixels (V T 3 S S) from `encoder`, or else the model's own, with the reducers' scores.
+
+        An encoder that reads the question about each video gets its ids (int64, V Q). One that looks at neighbours gets
+        `margins`: how many frames at both ends are only there to be looked at, and get no features.
+
+        Raises:
+            InputError: if it reads questions and there is none.
+        """
+        options: dict[str, Any] = {} if self.encoder_stage is None else {"inside": self.encoder_stage}
         encoder = self.encoder if encoder is None else encoder
+        if encoder.reads_question:
+            options["question"] = _required(question, encoder)
+        if any(margins):
+            options["margins"] = margins
         tokens = encoder(pixels.to(self.dtype), frame_mask=frame_mask, scores=self.scores_needed, **options)
-        return tokens.replace(times_s=times_s)
+        return tokens.replace(times_s=times_s, question=question)
+
+    def hear(
+        self,
+        waveform: Tensor,
+        times_s: Tensor,
+        frame_mask: Tensor | None = None,
+        length: Tensor | None = None,
+        start_s: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Audio features V T A E of each frame, and which frames have sound (bool, V T).
+
+        Args:
+            waveform: float32, V L, at 16 kHz.
+            times_s: V T.
+            frame_mask: bool, V T.
+            length: int64, V. Samples of each video's sound; None if all are as long.
+            start_s: float, V. The instant of sample 0; None for 0.
+
+        Raises:
+            InputError: if the model has no audio encoder.
+        """
+        if self.audio_encoder is None:
+            raise InputError("a video is given with its sound, and this model has no audio encoder: read it without")
+        return heard(self.audio_encoder, waveform, times_s, frame_mask=frame_mask, length=length, start_s=start_s)
 
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
-        """Encoder features after all reducers."""
+        """Encoder features after all reducers, with the sound and what else the path needs of whole frames."""
+        reduced = tokens = self._for_path(tokens)
         for reducer in self.reducers:
-            tokens = reducer(tokens)
+            if reducer.reads_question:
+                _required(reduced.question, reducer)
+            reduced = reducer(reduced)
+        return reduced.with_sound_of(tokens)
+
+    def _for_path(self, tokens: VisualTokens) -> VisualTokens:
+        """Encoder features of the frames that the path reads, with the similarity of neighbours if it asks for that."""
+        frames = tokens.frame_mask
+        read = self.path.frames_read(frames, tokens.text_tokens)
+        if read is not frames:
+            tokens = tokens.replace(mask=tokens.mask & read.unsqueeze(-1))
+        if self.path.needs_similarity and tokens.similarity is None:
+            return tokens.replace(similarity=frame_similarity(tokens, self.encoder.scene_channels))
         return tokens
 
     def arrange(self, tokens: VisualTokens) -> VisualSequence:
@@ -72,18 +130,24 @@ class VisualStages(PreTrainedModel):
         return self.lay_out(self.reduce(tokens))
 
     def lay_out(self, tokens: VisualTokens) -> VisualSequence:
-        """Reduced tokens to the sequence that the LLM reads: project, path, blend.
+        """Reduced tokens to the sequence that the LLM reads: project, path, sound between the frames, blend.
 
         If the projector is affine and the path takes averages, the path comes first. The result is the same, and fewer
         tokens are projected.
         """
+        for part in (self.visual_tokenizer, self.path):
+            if part.reads_question:
+                _required(tokens.question, part)
         tokens = tokens.replace(features=tokens.features.to(self.dtype))
         if self.visual_tokenizer.affine and self.path.averages:
             sequence = self.path(tokens)
             averages = VisualTokens(features=sequence.embeddings.unsqueeze(1), grid=None)  # B 1 L C
             sequence = dataclasses.replace(sequence, embeddings=self.visual_tokenizer(averages).features.squeeze(1))
         else:
-            sequence = self.path(self.visual_tokenizer(tokens))
+            sequence = self.path(self.visual_tokenizer(tokens).with_sound_of(tokens))
+        if self.audio_projector is not None and tokens.audio is not None and tokens.audio_mask is not None:
+            spoken = self.audio_projector(tokens.audio.to(self.dtype))
+            sequence = between_frames(sequence, spoken, tokens.audio_mask)
         if self.llm_stages:
             sequence.check_places()
         blending = self.config.blending
@@ -107,20 +171,38 @@ class VisualStages(PreTrainedModel):
             return self.device
         return torch.device(next((place for place in placed if place != "cpu"), "cpu"))
 
-    def visual_sequences(self, media: Media) -> dict[int, VisualSequence]:
+    def visual_sequences(
+        self, media: Media, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> dict[int, VisualSequence]:
         """Placeholder id -> the sequence that the LLM reads, for the media of a batch.
 
         Args:
             media: name of each modality -> its inputs. `mmllm.modalities.border.from_flat` makes them from the output
                 of the processor.
+            input_ids, attention_mask: B L. The text around them, for a path that leaves room for it.
 
         Raises:
             InputError: if the configuration has no placeholder for one of the modalities.
         """
         registered = modalities()
+        if self.path.counts_text and input_ids is not None:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            media = {name: self._beside_text(name, inputs, input_ids, mask.bool()) for name, inputs in media.items()}
         return {
             self._placeholder(registered[name]): registered[name].encode(self, inputs) for name, inputs in media.items()
         }
+
+    def _beside_text(self, name: str, inputs: ModalityInputs, input_ids: Tensor, valid: Tensor) -> ModalityInputs:
+        """Inputs of a modality with the number of text tokens in the row of each medium, if they have room for that."""
+        fields = {field.name for field in dataclasses.fields(inputs)}
+        if "text_tokens" not in fields - inputs.given().keys():
+            return inputs
+        ids = [getattr(self.config, modality.id_field, None) for modality in modalities().values()]
+        places = torch.tensor([number for number in ids if number is not None], device=input_ids.device)
+        text = (valid & ~torch.isin(input_ids, places)).sum(1)
+        rows = (valid & (input_ids == self._placeholder(modalities()[name]))).nonzero()[:, 0]
+        # another number of placeholders is refused where media are placed
+        return dataclasses.replace(inputs, text_tokens=text[rows]) if len(rows) == len(inputs) else inputs  # type: ignore[call-arg]
 
     def _placeholder(self, modality: Modality[Any]) -> int:
         placeholder = getattr(self.config, modality.id_field, None)
@@ -129,6 +211,16 @@ class VisualStages(PreTrainedModel):
                 f"the configuration has no {modality.id_field}, so no placeholder can stand for {modality.name}s"
             )
         return placeholder
+
+    @property
+    def encoder_reads_question(self) -> bool:
+        """Whether the encoder's features of a video depend on the question, so that each question needs its own."""
+        return any(encoder.reads_question for encoder in (self.encoder, self.image_encoder) if encoder is not None)
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether any visual part reads the question: what the LLM sees of a video then depends on it."""
+        return any(part.reads_question for name in model_slots() for part in listed(getattr(self, name)))
 
     @property
     def encoder_stage(self) -> EncoderStage | None:
@@ -148,3 +240,17 @@ class VisualStages(PreTrainedModel):
         """The stages that work inside the LLM, from all slots, in order."""
         parts = (getattr(self, name) for name in model_slots())
         return llm_stages([part for filled in parts if isinstance(filled, (list, nn.ModuleList)) for part in filled])
+
+
+def listed(parts: Any) -> list[Any]:
+    """The parts of a slot, as a list."""
+    return [] if parts is None else list(parts) if isinstance(parts, (list, nn.ModuleList)) else [parts]
+
+
+def _required(question: Tensor | None, part: Part) -> Tensor:
+    if question is None:
+        raise InputError(
+            f"{part.registered_name!r} reads the question about each video or image: give video_question or "
+            "image_question, which the processor makes"
+        )
+    return question

@@ -116,6 +116,7 @@ def _as_still_video(tokens: VisualTokens, frames: int) -> VisualTokens:
         grid=tokens.grid,
         index=repeated(tokens.index),
         mask=repeated(tokens.mask),
+        question=tokens.question,
     )
 
 
@@ -195,4 +196,5 @@ def _frames(tokens: VisualTokens, chosen: Tensor) -> VisualTokens:
         grid=tokens.grid,
         index=tokens.index[rows, chosen],
         mask=tokens.mask[rows, chosen],
+        question=tokens.question,
     )

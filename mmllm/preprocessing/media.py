@@ -24,8 +24,8 @@ from mmllm.preprocessing.memory_video import is_in_memory, memory_video
 from mmllm.preprocessing.video_options import at_rate, checked, refuse, refuse_both
 from mmllm.tokens import VideoClip
 from mmllm.video.names import existing
-from mmllm.video.opening import FrameFolder, VideoOpenError
-from mmllm.video.sampling import uniform_by_index
+from mmllm.video.opening import FrameFolder, FrameSink, SoundOptions, VideoOpenError
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 PIXEL_OPTIONS = ("max_pixels", "min_pixels")
 """Bounds of the pixels of a picture, as Qwen's processors take them."""
@@ -37,11 +37,17 @@ class MediaReading:
     tokenizer: PreTrainedTokenizerBase
     frame_transform: FrameTransform
     num_frames: int
+    frame_rule: FrameRule = UNIFORM
+    """How frames of a video are chosen."""
     folder_fps: float
     folder_rates: Mapping[str, float] = MappingProxyType({})
     """Path of a folder of frames -> images a second, where it is another rate. Whoever reads annotations sets it."""
     pinpoints: list[list[int]] | None
     writing: Any
+    sound: SoundOptions | None = None
+    """Which sound of videos is read; None for a model that does not hear."""
+    frame_sizes: bool = False
+    """Whether the size of frames before they were padded is given with their pixels."""
 
     def load(
         self,
@@ -53,6 +59,9 @@ class MediaReading:
         end_s: float | None = None,
         video_metadata: Any = None,
         do_sample_frames: bool | None = None,
+        audio: bool | None = None,
+        sampling: Any = None,
+        sink: FrameSink | None = None,
     ) -> VideoClip:
         """Frames of a video, sampled evenly over it and brought to the encoder's size while decoding.
 
@@ -65,14 +74,27 @@ class MediaReading:
             start_s, end_s: the part of the video that is looked at, in seconds.
             video_metadata: fields of transformers' `VideoMetadata`, for frames in memory.
             do_sample_frames: False takes all frames in memory.
+            audio: whether the sound of a file is read, too; by default if the model hears. A file without sound is read
+                as it is. A `VideoClip` has its sound already.
+            sampling: how frames are chosen, such as `slow-fast:fps=2` (see `FrameRule`); the processor's own rule if
+                None.
+            sink: takes the prepared frames of a file or folder as they are decoded, if it wants them; the clip then has
+                frames (T 0 0 3). Frames in memory are returned together.
 
         Raises:
             InputError: if the source cannot be read, or an option does not fit it.
         """
         wanted = {"num_frames": num_frames, "fps": fps, "start_s": start_s, "end_s": end_s}
         wanted |= {"video_metadata": video_metadata, "do_sample_frames": do_sample_frames}
+        wanted |= {"sampling": sampling, "audio": audio}
         given = {name: checked(name, value) for name, value in wanted.items() if value is not None}
+        hears = given.pop("audio", self.sound is not None)
+        if hears and self.sound is None:
+            raise InputError("audio=True: this model does not hear, because it has no audio encoder; leave audio out")
+        sound = self.sound if hears else None
         if isinstance(video, VideoClip):
+            if sound is None:
+                video = replace(video, waveform=None)
             refuse(given, allowed=(), source="a VideoClip, whose frames are chosen")
             return replace(video, frames=np.stack([self.frame_transform.video_frame(frame) for frame in video.frames]))
         video = resolved(video)
@@ -87,20 +109,23 @@ class MediaReading:
             return self._frames_in_memory(video, **given)
         refuse(
             given,
-            allowed=("num_frames", "fps", "start_s", "end_s"),
+            allowed=("num_frames", "fps", "start_s", "end_s", "sampling"),
             source="a video file",
             but={"do_sample_frames": True},
         )
         limits = {name: given[name] for name in ("start_s", "end_s") if name in given}
-        reader = replace(self.clip_reader(), num_frames=given.get("num_frames", self.num_frames))
+        frames, rule = given.get("num_frames", self.num_frames), given.get("sampling", self.frame_rule)
+        reader = replace(self.clip_reader(), num_frames=frames, rule=rule, sound=sound)
         if "fps" not in given:
-            return reader(video, **limits)
+            return reader(video, sink=sink, **limits)
         if isinstance(video, (str, Path)) and (folder := existing(video)) is not None and folder.is_dir():
-            return replace(reader, folder_fps=given["fps"], folder_rates={})(video, **limits)
+            return replace(reader, folder_fps=given["fps"], folder_rates={})(video, sink=sink, **limits)
         if isinstance(video, FrameFolder):
-            refuse(given, allowed=("num_frames", "start_s", "end_s"), source="a FrameFolder, which has its own rate")
+            allowed = ("num_frames", "start_s", "end_s", "sampling")
+            refuse(given, allowed=allowed, source="a FrameFolder, which has its own rate")
         refuse_both(given, "num_frames", "fps")
-        return at_rate(video, given["fps"], start_s, end_s, self.frame_transform.video_frame)
+        refuse_both(given, "sampling", "fps")
+        return at_rate(video, given["fps"], start_s, end_s, self.frame_transform.video_frame, sink, sound)
 
     def _frames_in_memory(
         self,
@@ -111,6 +136,7 @@ class MediaReading:
         end_s: float | None = None,
         video_metadata: Any = None,
         do_sample_frames: bool = True,
+        sampling: FrameRule | None = None,
     ) -> VideoClip:
         """The clip of frames in memory; see `load`."""
         frames = memory_video(video, fps=fps, metadata=video_metadata)
@@ -123,7 +149,8 @@ class MediaReading:
             refuse_both({"num_frames": num_frames, "fps": fps}, "num_frames", "fps")
             indices = frames.at_rate(fps, start_s, end_s)
         else:
-            indices = inside[uniform_by_index(len(inside), num_frames or self.num_frames)[0]]
+            rule = self.frame_rule if sampling is None else sampling
+            indices = inside[rule.indices(len(inside), frames.rate, num_frames or self.num_frames)]
         return frames.clip(indices, self.frame_transform.video_frame, read_image)
 
     def require_pixels(self, options: Mapping[str, Any], pixels: int | None = None) -> None:
@@ -157,6 +184,8 @@ class MediaReading:
             transform=self.frame_transform,
             folder_fps=self.folder_fps,
             folder_rates=dict(self.folder_rates),
+            sound=self.sound,
+            rule=self.frame_rule,
         )
 
     def frame_text(self, times_s: Sequence[Sequence[float] | np.ndarray]) -> Tensor | None:

@@ -74,6 +74,7 @@ class MemoryVideo:
             duration_s=self.duration_s,
             valid=sampling.first_occurrences(indices),
             source=f"<{len(self.frames)} frames>",
+            original_size=pictures[0].shape[:2],
         )
 
     def part(self, start_s: float | None, end_s: float | None) -> np.ndarray:
@@ -88,6 +89,12 @@ class MemoryVideo:
         inside = np.flatnonzero((self.times_s >= begin - 1e-9) & (self.times_s <= end + 1e-9))
         shown = max(0, int(np.searchsorted(self.times_s, begin, side="right")) - 1)
         return inside if len(inside) else np.array([shown])
+
+    @property
+    def rate(self) -> float:
+        """Frames a second, on average."""
+        span_s = float(self.times_s[-1] - self.times_s[0])
+        return (len(self.times_s) - 1) / span_s if span_s > 0 else 1 / self.duration_s
 
     def at_rate(self, fps: float, start_s: float | None, end_s: float | None) -> np.ndarray:
         """int64, T. Numbers of the frames nearest to `fps` instants a second in a part of the video."""

@@ -81,7 +81,18 @@ _MISTRAL = (
 """
 )
 
-TEMPLATES = {"vicuna": _VICUNA, "plain": _PLAIN, "chatml": _CHATML, "mistral": _MISTRAL}
+_LLAMA3 = (
+    _TURN
+    + """\
+{{- bos_token -}}
+{%- for message in messages -%}
+<|start_header_id|>{{ message['role'] }}<|end_header_id|>{{ '\n\n' }}{{ turn(message, '\n') }}<|eot_id|>
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|start_header_id|>assistant<|end_header_id|>{{ '\n\n' }}{%- endif -%}
+"""
+)
+
+TEMPLATES = {"vicuna": _VICUNA, "plain": _PLAIN, "chatml": _CHATML, "mistral": _MISTRAL, "llama3": _LLAMA3}
 
 
 def template(name: str) -> str:

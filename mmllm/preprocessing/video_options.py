@@ -12,22 +12,26 @@ import numpy as np
 from mmllm.errors import InputError
 from mmllm.preprocessing.memory_video import instants
 from mmllm.tokens import VideoClip
-from mmllm.video.opening import VideoLimits, VideoReader, open_video
+from mmllm.video.audio import with_sound
+from mmllm.video.opening import FrameSink, SoundOptions, VideoLimits, VideoReader, open_video
+from mmllm.video.sampling import FrameRule
 
-VIDEO_OPTIONS = ("num_frames", "fps", "start_s", "end_s", "video_metadata", "do_sample_frames")
+VIDEO_OPTIONS = ("num_frames", "fps", "start_s", "end_s", "video_metadata", "do_sample_frames", "sampling", "audio")
 
 
 def checked(name: str, value: Any) -> Any:
     """The value of an option, as a number of Python where it is one.
 
     Raises:
-        InputError: naming the option and what is allowed.
+        InputError, ConfigError: naming the option and what is allowed.
     """
     if name == "video_metadata":
         return value
-    if name == "do_sample_frames":
+    if name == "sampling":
+        return FrameRule.of(value)
+    if name in ("do_sample_frames", "audio"):
         if not isinstance(value, (bool, np.bool_)):
-            raise InputError(f"do_sample_frames must be True or False, not {value!r:.80}")
+            raise InputError(f"{name} must be True or False, not {value!r:.80}")
         return bool(value)
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)
@@ -77,18 +81,23 @@ def at_rate(
     start_s: float | None,
     end_s: float | None,
     transform: Callable[[np.ndarray], np.ndarray],
+    sink: FrameSink | None = None,
+    sound: SoundOptions | None = None,
 ) -> VideoClip:
     """The frames of a video file at `fps` instants a second in a part of it, each prepared by `transform`.
+
+    They go to `sink`, if it wants them. With `sound`, the clip has the sound of the part.
 
     Raises:
         InputError: if the part is empty or lies outside the video, or the frames would be too many.
     """
     if not isinstance(video, VideoReader):
         with open_video(video) as reader:
-            return at_rate(reader, fps, start_s, end_s, transform)
+            return at_rate(reader, fps, start_s, end_s, transform, sink, sound)
     begin, end = start_s or 0.0, math.inf if end_s is None else end_s
     if not begin < min(end, video.info.duration_s):
         raise InputError(
             f"{video.info.source}: no part from {start_s} to {end_s} s; the video lasts {video.info.duration_s:.3f} s"
         )
-    return video.frames_at(instants(video.info.duration_s, fps, start_s, end_s), transform=transform)
+    times_s = instants(video.info.duration_s, fps, start_s, end_s)
+    return with_sound(video.frames_at(times_s, transform=transform, sink=sink), video, sound, start_s, end_s)

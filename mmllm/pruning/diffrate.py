@@ -149,6 +149,11 @@ class DiffRateReducer(EncoderStage):
         fraction = self.rates.cost(**self.tower) / full_cost
         return {"diffrate_cost": self.config.cost_weight * (fraction - self.config.target) ** 2}
 
+    @property
+    def by_frame(self) -> bool:
+        """True."""
+        return True
+
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """The tokens as they are: they were reduced inside the encoder.
 

@@ -42,6 +42,11 @@ class FasterVlmReducer(BudgetReducer):
         """The attention inside the block that made the features."""
         return (self.config.score,)
 
+    @property
+    def by_frame(self) -> bool:
+        """Whether the budget is one of each frame, not of the whole video."""
+        return self.config.total is None
+
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """B T K of B T N tokens; a smaller budget keeps a subset of what a larger one keeps.
 

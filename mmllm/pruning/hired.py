@@ -82,6 +82,11 @@ class HiredReducer(TokenReducer):
         """Attention of a late layer, which ranks the patches, and of the first layer, which shares the budget."""
         return self.config.score, f"{self.config.score}@0"
 
+    @property
+    def by_frame(self) -> bool:
+        """Whether the budget is one of each frame, not of the whole video."""
+        return self.config.total is None
+
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """Tokens B T K of B T N. Images without tiles, and frames of a video, are reduced one by one.
 

@@ -41,6 +41,11 @@ class PoolReducer(TokenReducer):
         super().__init__()
         self.config = config
 
+    @property
+    def by_frame(self) -> bool:
+        """True."""
+        return True
+
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """B T (H/S W/S) of B T (H W) tokens; rows and columns that do not fill a square are left out.
 
@@ -67,7 +72,7 @@ class PoolReducer(TokenReducer):
         else:
             weight = present.unsqueeze(-1).to(cells.dtype)
             pooled = (cells * weight).sum(-2) / weight.sum(-2).clamp(min=1)
-        return VisualTokens(features=pooled, grid=(h, w), mask=present.any(-1), times_s=tokens.times_s)
+        return VisualTokens(features=pooled, grid=(h, w), mask=present.any(-1), **tokens.about_frames)
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""

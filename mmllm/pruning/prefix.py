@@ -27,6 +27,11 @@ class PrefixReducer(BudgetReducer):
 
     layout = "line"
 
+    @property
+    def by_frame(self) -> bool:
+        """Whether the budget is one of each frame, not of the whole video."""
+        return self.config.total is None
+
     def ranking(self, tokens: VisualTokens) -> Tensor:
         """float32, B T N: the earlier a token, the higher it ranks.
 

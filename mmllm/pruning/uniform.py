@@ -26,6 +26,11 @@ class UniformConfig(Budget):
 class UniformReducer(BudgetReducer):
     """Tokens spread evenly over the patch grid, or along the line of 1D tokens."""
 
+    @property
+    def by_frame(self) -> bool:
+        """Whether the budget is one of each frame, not of the whole video."""
+        return self.config.total is None
+
     def ranking(self, tokens: VisualTokens) -> Tensor:
         """float32, B T N: a token ranks higher if the turn of its place comes earlier."""
         height, width = tokens.grid or (1, int(tokens.index.max()) + 1 if tokens.index.numel() else 1)

@@ -10,7 +10,15 @@ from typing import Literal
 
 from mmllm.errors import ConfigError
 from mmllm.fields import LARGEST, closest, require
-from mmllm.synthetic.questions import ACTION_FAMILIES, FAMILIES, SPATIAL_FAMILIES, ClipQuestion, ask
+from mmllm.synthetic.questions import (
+    ACTION_FAMILIES,
+    FAMILIES,
+    SEEN_FAMILIES,
+    SOUND_FAMILIES,
+    SPATIAL_FAMILIES,
+    ClipQuestion,
+    ask,
+)
 from mmllm.synthetic.world import World
 from mmllm.synthetic.world_sampling import WORLDS, sample_world
 
@@ -34,8 +42,9 @@ class SyntheticConfig:
     max_duration_s: float = 60.0
     questions_per_video: int = 8
     """The highest number. A clip has fewer if there is not enough to ask about it."""
-    families: tuple[str, ...] = tuple(FAMILIES)
-    """The kinds of questions. Digits are shown only if `digit` is among them."""
+    families: tuple[str, ...] = tuple(SEEN_FAMILIES)
+    """The kinds of questions. Digits are shown only if `digit` is among them, and clips have sound only with `sound`,
+    which is not among the default ones."""
     crf: int = 26
     """Quality of the H.264 encoding: 0 is lossless, 51 the worst."""
 
@@ -92,6 +101,7 @@ def fresh_world(config: SyntheticConfig, random_state: random.Random) -> World:
         longest_s=config.max_duration_s,
         digits="digit" in config.families,
         actions=any(family in ACTION_FAMILIES or family in SPATIAL_FAMILIES for family in config.families),
+        sounds=any(family in SOUND_FAMILIES for family in config.families),
     )
 
 

@@ -22,6 +22,7 @@ from mmllm.synthetic.world import (
     SHAPES,
     SHORTEST_FRACTION,
     SHORTEST_S,
+    SOUNDS,
     SceneEvent,
     SceneSpan,
     Thing,
@@ -85,12 +86,21 @@ def words(text: str) -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """All words and punctuation marks of questions and answers, in lower case and sorted.
+    """All words and punctuation marks of questions and answers about pictures, in lower case and sorted.
 
     Time stamps such as "<12.4>" are not words.
     """
     phrases = [_TEMPLATES, *COLORS, *SHAPES, *REGIONS, *NUMBERS, *(form for pair in _DOES.values() for form in pair)]
     return sorted({word for phrase in phrases for word in words(phrase)})
+
+
+def sound_vocabulary() -> list[str]:
+    """The words of questions about sound that no other question has, in lower case and sorted.
+
+    They are apart from `vocabulary`, so that models without sound keep their vocabulary.
+    """
+    phrases = ["When is the heard? The is heard.", *SOUNDS]
+    return sorted({word for phrase in phrases for word in words(phrase)} - set(vocabulary()))
 
 
 def ask(
@@ -261,6 +271,13 @@ def _digit(content: ClipContent) -> Iterator[ClipQuestion]:
             yield ClipQuestion(question=question, answer=NUMBERS[visible_digits[0].value], family="digit", span=None)
 
 
+def _sound(content: ClipContent) -> Iterator[ClipQuestion]:
+    """When is the low beep heard?"""
+    for sound in content.world.sounds:
+        if _answerable(content.world, sound.span):
+            yield _timed("sound", f"When is the {sound.name} heard?", sound.span, f"the {sound.name} is heard")
+
+
 TIME_FAMILIES: dict[str, Callable[[ClipContent], Iterator[ClipQuestion]]] = {
     "direct": _direct,
     "something": _something,
@@ -271,6 +288,9 @@ TIME_FAMILIES: dict[str, Callable[[ClipContent], Iterator[ClipQuestion]]] = {
     "crowded": _crowded,
 }
 SPATIAL_FAMILIES = {"place": _place, "digit": _digit}
-FAMILIES = TIME_FAMILIES | SPATIAL_FAMILIES
+SOUND_FAMILIES = {"sound": _sound}
+"""Families that only sound can answer. Their clips have a sound track."""
+SEEN_FAMILIES = TIME_FAMILIES | SPATIAL_FAMILIES
+FAMILIES = SEEN_FAMILIES | SOUND_FAMILIES
 ACTION_FAMILIES = ("direct", "something", "relation", "next", "overlap")
 """The families that ask what things do. Without any of these and without spatial families, things only come and go."""

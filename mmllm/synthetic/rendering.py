@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,16 @@ from mmllm.runtime.files import make_folder, replacing, write_json
 from mmllm.runtime.progress import Progress
 from mmllm.synthetic.clips import Split, SyntheticConfig, clip, video_id
 from mmllm.synthetic.drawing import draw_pieces
+from mmllm.synthetic.sounds import soundtrack
+from mmllm.tokens import SAMPLE_RATE
 
 GENERATOR = 2
 """Version of the generator. It must be raised when the same config gives other clips than before, so that a root never
 mixes both."""
 
 _CLIPS_A_TASK = 4
+_SOUND_FRAME = 1024
+"""Samples of a frame of AAC."""
 _Job = tuple[Split, int]
 
 
@@ -88,7 +93,9 @@ def finished(root: Path, config: SyntheticConfig) -> bool:
     return all(f"v_{video_id(config, split, i)}.mp4" in names for split in splits for i in range(config.videos(split)))
 
 
-def encode(pieces: Iterable[np.ndarray], size: int, fps: int, path: Path, *, crf: int) -> None:
+def encode(
+    pieces: Iterable[np.ndarray], size: int, fps: int, path: Path, *, crf: int, sound: np.ndarray | None = None
+) -> None:
     """Writes an H.264 mp4, in one thread so that the same frames give the same file.
 
     Args:
@@ -97,6 +104,7 @@ def encode(pieces: Iterable[np.ndarray], size: int, fps: int, path: Path, *, crf
         fps: frames a second.
         path: the file to write.
         crf: quality, 0 (lossless) to 51.
+        sound: float32, mono at 16 kHz, for a track of AAC; None for none.
     """
     import av
 
@@ -106,9 +114,41 @@ def encode(pieces: Iterable[np.ndarray], size: int, fps: int, path: Path, *, crf
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height = stream.width = size
         stream.pix_fmt = "yuv420p"
-        for frame in chain.from_iterable(pieces):
+        track = None if sound is None else _SoundTrack(container, sound)
+        for number, frame in enumerate(chain.from_iterable(pieces)):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            if track is not None:
+                track.write_until((number + 1) / fps)
         container.mux(stream.encode())
+        if track is not None:
+            track.finish()
+
+
+class _SoundTrack:
+    """Writes sound beside pictures, so that both lie in order of time."""
+
+    def __init__(self, container: Any, samples: np.ndarray) -> None:
+        self._container, self._samples, self._written = container, samples, 0
+        self._stream = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        self._stream.bit_rate = 48_000
+
+    def write_until(self, time_s: float) -> None:
+        """Writes whole frames of sound, up to about this time."""
+        while self._written < min(time_s * SAMPLE_RATE, len(self._samples)):
+            self._write(self._samples[self._written : self._written + _SOUND_FRAME])
+
+    def finish(self) -> None:
+        """Writes the rest."""
+        self.write_until(np.inf)
+        self._container.mux(self._stream.encode())
+
+    def _write(self, samples: np.ndarray) -> None:
+        import av
+
+        frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, self._written, Fraction(1, SAMPLE_RATE)
+        self._container.mux(self._stream.encode(frame))
+        self._written += len(samples)
 
 
 def _claim(root: Path, config: SyntheticConfig) -> None:
@@ -169,7 +209,8 @@ def _render_clips(root: Path, config: SyntheticConfig, jobs: Sequence[_Job]) -> 
         path = root / "videos" / name
         if not path.exists():
             with replacing(path) as part:
-                encode(draw_pieces(world, config.size), config.size, config.fps, part, crf=config.crf)
+                sound = soundtrack(world) if world.sounds else None
+                encode(draw_pieces(world, config.size), config.size, config.fps, part, crf=config.crf, sound=sound)
         pairs = [{"q": question.question, "a": question.answer, "family": question.family} for question in questions]
         entries[split, index] = {"duration": world.duration_s, "QA": pairs}
     return entries

@@ -15,6 +15,7 @@ import numpy as np
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SHAPES = ("square", "circle", "triangle", "cross")
 ACTIONS = ("left", "right", "spin", "grow", "blink", "white", "up", "down", "bounce", "shrink")
+SOUNDS = ("high beep", "low beep", "ticking")
 REGIONS = ("top left", "top right", "bottom left", "bottom right")
 
 SHORTEST_S = 2.0
@@ -94,6 +95,18 @@ class Digit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SceneSound:
+    """A sound during an interval. Nothing in the picture shows it."""
+
+    name: str
+    """One of `SOUNDS`."""
+    span: SceneSpan
+    level: float
+    """Highest sample, from 0 to 1."""
+    pitch_hz: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class World:
     """The whole content of a clip."""
 
@@ -108,6 +121,8 @@ class World:
     """Standard deviation of the sensor noise in grey levels."""
     texture_seed: int
     """The seed of background, camera nudges and noise."""
+    sounds: tuple[SceneSound, ...] = ()
+    """Different sounds. Without any, the clip has no sound track."""
 
     @property
     def duration_s(self) -> float:

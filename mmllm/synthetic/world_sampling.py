@@ -17,8 +17,10 @@ from mmllm.synthetic.world import (
     SHAPES,
     SHORTEST_FRACTION,
     SHORTEST_S,
+    SOUNDS,
     Digit,
     SceneEvent,
+    SceneSound,
     SceneSpan,
     Thing,
     World,
@@ -73,6 +75,7 @@ def sample_world(
     longest_s: float,
     digits: bool = True,
     actions: bool = True,
+    sounds: bool = False,
 ) -> World:
     """A random world.
 
@@ -86,6 +89,7 @@ def sample_world(
         shortest_s, longest_s: range of the duration in seconds.
         digits: whether digits are shown.
         actions: whether things do anything. If not, all of them come and go.
+        sounds: whether something is heard.
     """
     frames = round(random_state.uniform(shortest_s, longest_s) * fps)
     count = random_state.randint(rules.fewest_things, rules.most_things)
@@ -108,6 +112,20 @@ def sample_world(
         jitter=rules.jitter,
         noise=random_state.uniform(1.0, 3.5),
         texture_seed=random_state.getrandbits(48),
+        sounds=_sounds(random_state, frames, fps) if sounds else (),
+    )
+
+
+def _sounds(random_state: random.Random, frames: int, fps: int) -> tuple[SceneSound, ...]:
+    """One or two different sounds, each once, independent of what is seen."""
+    return tuple(
+        SceneSound(
+            name=name,
+            span=_random_span(random_state, frames, fps),
+            level=random_state.uniform(0.15, 0.6),
+            pitch_hz=random_state.uniform(0.85, 1.15) * {"low beep": 300.0}.get(name, 1200.0),
+        )
+        for name in random_state.sample(SOUNDS, random_state.randint(1, 2))
     )
 
 

@@ -39,6 +39,25 @@ class Span:
         return [float(self.start_s), float(self.end_s)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a model said of a part of a video before it answered; see `mmllm.inference.chain`."""
+
+    span: Span
+    """The part."""
+    text: str
+    """With stamps in seconds of the whole video."""
+    spans: tuple[Span, ...]
+    """The spans that it names, in seconds of the whole video; empty if it names none."""
+    raw: str
+    """As the model wrote it, with times of the part."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping of plain JSON values."""
+        spans = [span.to_json() for span in self.spans]
+        return {"part": self.span.to_json(), "text": self.text, "spans": spans, "raw": self.raw}
+
+
 @dataclass(frozen=True)
 class Answer:
     """The answer of a model or an annotator: its sentence and its spans."""
@@ -52,14 +71,17 @@ class Answer:
     """The whole answer, unchanged."""
     fallback: bool
     """True if the answer has fewer than two times. Its span is the whole video."""
+    steps: tuple[Step, ...] = ()
+    """What the model said before of the parts of the video, if it was asked in a chain."""
 
     def to_json(self) -> dict[str, Any]:
-        """A mapping of plain JSON values."""
+        """A mapping of plain JSON values; `steps` only if there are any."""
         return {
             "text": self.text,
             "spans": [span.to_json() for span in self.spans],
             "raw": self.raw,
             "fallback": self.fallback,
+            **({"steps": [step.to_json() for step in self.steps]} if self.steps else {}),
         }
 
 

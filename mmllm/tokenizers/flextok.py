@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,8 @@ class FlexTokFramesConfig:
 @register("encoder", "flextok", config=FlexTokFramesConfig)
 class FlexTokFrames(FrameTokens):
     """Ordered 1D tokens of each frame, the coarse ones first (FlexTok)."""
+
+    changeable_settings: ClassVar[tuple[str, ...]] = ("tokens",)
 
     def __init__(self, config: FlexTokFramesConfig) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ B videos, T frames, F frames run at once, N tokens of a frame, C width of a toke
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -51,6 +51,20 @@ class FrameTokens(Encoder):
         Raises:
             InputError: for pixels of another size or type, more than 1 % outside of -1 to 1, or any score.
         """
+        return self.encoded(self.tokens, pixels, frame_mask, scores)
+
+    def encoded(
+        self,
+        tokens: Callable[..., Tensor],
+        pixels: Tensor,
+        frame_mask: Tensor | None,
+        scores: Collection[str],
+        with_video: bool = False,
+    ) -> VisualTokens:
+        """What `forward` returns, with the tokens F N C that `tokens` gives for frames F 3 S S.
+
+        With `with_video`, `tokens` also gets the number of each frame's video (int64, F).
+        """
         check_pixels(pixels, encoder=self.registered_name, size=self.config.image_size)
         if not torch.compiler.is_exporting() and pixels.numel() and float(pixels.abs().max()) > 1.01:
             largest = float(pixels.abs().max())
@@ -60,10 +74,11 @@ class FrameTokens(Encoder):
             )
         read_scores(scores, encoder=self.registered_name, offers=())
         return encode_frames(
-            lambda frames: FrameOutput(features=self.tokens(frames)),
+            lambda *frames: FrameOutput(features=tokens(*frames)),
             pixels,
             grid=None,
             chunk=self.config.chunk,
             frame_mask=frame_mask,
             trainable=needs_gradient(self),
+            with_video=with_video,
         )

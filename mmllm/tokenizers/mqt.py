@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange, repeat
@@ -48,6 +48,8 @@ class MqtConfig:
 @register("tokenizer", "mqt", config=MqtConfig)
 class MqtResampler(VisualTokenizer):
     """Elastic resampler: the first 1 to 256 of its learned queries summarise a frame (MQT-LLaVA)."""
+
+    changeable_settings: ClassVar[tuple[str, ...]] = ("tokens",)
 
     def __init__(self, config: MqtConfig, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -90,7 +92,7 @@ class MqtResampler(VisualTokenizer):
         )
         out = (mixed @ self.proj).unflatten(0, (b, t))  # B T M D
         mask = repeat(tokens.mask.any(-1), "b t -> b t m", m=out.shape[2])
-        return VisualTokens(features=out, grid=None, mask=mask, times_s=tokens.times_s)
+        return VisualTokens(features=out, grid=None, mask=mask, **tokens.about_frames)
 
     def count(self) -> int:
         """The number of queries that this forward pass uses."""

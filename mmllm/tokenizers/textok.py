@@ -1,26 +1,30 @@
 """TexTok in front of the LLM: each frame as its image tokens, without any caption. Only the encoder half is built.
 
 At question time there is no caption of a frame, and a true one would give the answer away: the half reads its learned
-null text, for which it was trained with `text_drop`.
+null text, for which it was trained with `text_drop`. Or it reads the user's question, so that its tokens may keep what
+the question is about; this is ours, and was not published. No other text can be given.
 
-B videos, T frames, F frames run at once, N tokens of a frame, C width of a token, S side in pixels
+B videos, T frames, F frames run at once, N tokens of a frame, C width of a token, S side in pixels, Q ids of a question
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
+from mmllm.errors import InputError
 from mmllm.fields import require
 from mmllm.modeling.tower import load_strictly
 from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.question_reader import QuestionReaderConfig
 from mmllm.registry import register
-from mmllm.tokenizers.autoencoders.text_features import TextFeaturesConfig
+from mmllm.tokenizers.autoencoders.text_features import Captions, TextFeatures, TextFeaturesConfig
 from mmllm.tokenizers.autoencoders.textok import TexTokConfig, TexTokEncoder
 from mmllm.tokenizers.frame_tokens import FrameTokens, from_minus_one_to_one
+from mmllm.tokens import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +50,23 @@ class TexTokFramesConfig:
     """Width of the text features it was trained with."""
     most_words: int = 128
     """Most words of a caption it was trained with."""
+    text: Literal["null", "question"] = "null"
+    """`null`: its learned null text. `question`: the question about the video or image, the same for all its frames."""
+    text_source: str | None = "google/t5-v1_1-xl"
+    """For questions, the T5 it was trained with: folder or hub id. Its frozen encoder is loaded from there each time,
+    and not saved with the model. None: a small one, drawn from `text_seed`, for `text_words`."""
+    text_words: tuple[str, ...] = ()
+    """The words that a small T5 knows."""
+    text_layers: int = 2
+    """Layers of a small T5."""
+    text_seed: int = 0
+    """Of the weights of a small T5."""
     chunk: int = 16
     """Most frames run at once; bounds the memory."""
 
     def __post_init__(self) -> None:
         require(self.chunk > 0, self, "chunk", "positive")
+        require(self.text == "null" or self.reads_text, self, "text", "null for a half that was trained without text")
         self.half()
 
     def half(self) -> TexTokConfig:
@@ -64,8 +80,28 @@ class TexTokFramesConfig:
             layers=self.layers,
             heads=self.heads,
             text_in="tokenizer" if self.reads_text else "none",
-            text=TextFeaturesConfig(width=self.text_width, most_words=self.most_words),
+            text=self._text_features(),
         )
+
+    def _text_features(self) -> TextFeaturesConfig:
+        if self.text == "null":
+            return TextFeaturesConfig(width=self.text_width, most_words=self.most_words)
+        return TextFeaturesConfig(
+            source=self.text_source,
+            width=self.text_width,
+            most_words=self.most_words,
+            words=self.text_words,
+            layers=self.text_layers,
+            seed=self.text_seed,
+        )
+
+    @property
+    def question_reader(self) -> QuestionReaderConfig | None:
+        """Questions as ids of T5's tokenizer; None for the null text."""
+        if self.text == "null":
+            return None
+        words = self.text_words if self.text_source is None else ()
+        return QuestionReaderConfig(source=self.text_source, words=words, most_words=self.most_words)
 
     @property
     def frames(self) -> FrameTransform:
@@ -81,11 +117,41 @@ class TexTokFrames(FrameTokens):
         super().__init__()
         self.config = config
         self.encoder = TexTokEncoder(config.half())
+        self.text = TextFeatures(config.half().text) if config.text == "question" else None
         self.width = config.width if config.source == "features" else config.token_width
 
-    def tokens(self, frames: Tensor) -> Tensor:
-        """Tokens F N C of frames F 3 S S."""
-        return self.encoder.features(frames) if self.config.source == "features" else self.encoder(frames)
+    def tokens(self, frames: Tensor, text: Captions | None = None) -> Tensor:
+        """Tokens F N C of frames F 3 S S, with the text of each; None for the null text."""
+        return self.encoder.features(frames, text) if self.config.source == "features" else self.encoder(frames, text)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        *,
+        frame_mask: Tensor | None = None,
+        scores: Collection[str] = (),
+        question: Tensor | None = None,
+    ) -> VisualTokens:
+        """Tokens B T N C of pixels B T 3 S S; see `FrameTokens.forward`.
+
+        `question` (int64, B Q) are ids of T5's tokenizer, filled up with -1; an empty one is the null text. Its
+        features are computed once for all frames.
+
+        Raises:
+            InputError: as in `FrameTokens.forward`; for a question that this half does not read, or none that it does.
+        """
+        if self.text is None:
+            if question is not None:
+                raise InputError(f"{self.registered_name} with text=null reads no question: text=question does")
+            return super().forward(pixels, frame_mask=frame_mask, scores=scores)
+        if question is None:
+            raise InputError(f"{self.registered_name} with text=question needs the question about each video or image")
+        if len(question) != len(pixels):
+            raise InputError(f"{len(pixels)} videos or images need as many questions, not {len(question)}")
+        text = self.text.of_ids(question.to(pixels.device))
+        return self.encoded(
+            lambda frames, video: self.tokens(frames, text.of(video)), pixels, frame_mask, scores, with_video=True
+        )
 
 
 def load_textok_encoder(encoder: TexTokFrames, state: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -57,6 +58,8 @@ def _squares_near(count: int) -> str:
 class TokenFlexProjector(VisualTokenizer):
     """Adaptive pooling to any number of tokens, then a gated projector (TokenFLEX)."""
 
+    changeable_settings: ClassVar[tuple[str, ...]] = ("tokens",)
+
     def __init__(self, config: TokenFlexConfig, *, in_width: int, out_width: int, grid: Grid) -> None:
         super().__init__()
         for count in (config.tokens, *(config.counts if config.elastic else ())):
@@ -81,7 +84,7 @@ class TokenFlexProjector(VisualTokenizer):
             pooled = self.norm(pooled)
         projected = self.down_proj(nn.functional.silu(self.gate_proj(pooled)) * self.up_proj(pooled))
         return VisualTokens(
-            features=projected, grid=(side, side), mask=mask, times_s=tokens.times_s, tiling=tokens.tiling
+            features=projected, grid=(side, side), mask=mask, tiling=tokens.tiling, **tokens.about_frames
         )
 
     def count(self) -> int:

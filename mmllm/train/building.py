@@ -19,17 +19,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmllm import registry
+from mmllm.checkpoints.audio import load_audio_encoder
+from mmllm.checkpoints.bert import load_bert
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, ConfigError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import checked_source
+from mmllm.llm.harness import decoder_layers
 from mmllm.modalities.border import placeholders
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.tower import load_strictly
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
-from mmllm.stages import stages_of
+from mmllm.stages import needs_frame_size, question_reader, stages_of
 from mmllm.synthetic.questions import vocabulary
 from mmllm.train.model_config import DecoderConfig, ModelConfig
 
@@ -65,11 +68,15 @@ def build_model(
         tokenizer,
         frames=encoder.frames,
         num_frames=config.num_frames,
+        sampling=config.sampling,
         num_time_tokens=config.num_time_tokens,
         time=config.time,
         chat_template=config.template,
         system_prompt=config.system_prompt,
         strip_time_tokens=config.strip_time_tokens,
+        audio=None if config.audio_encoder is None else config.audio,
+        question=question_reader(stages_of(config)),
+        frame_sizes=needs_frame_size(stages_of(config)),
     )
     # step 2: the model with new random weights
     if language_model is not None:
@@ -97,15 +104,30 @@ def build_model(
         model.tie_weights()
     elif config.decoder.copying:
         _copying_(model.language_model)
-    if config.encoder_weights:
-        _load_encoder(model, config.encoder_weights)
-    if config.projector_weights:
-        _load_projector(model, Path(config.projector_weights))
+    _load_parts(model, config)
     if time_ids and config.time_token_init == "sinusoid":
         _sinusoid_(model, time_ids)
     for name in ("bos", "eos", "pad"):
         setattr(model.generation_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     return model, processor
+
+
+def _load_parts(model: MmllmForConditionalGeneration, config: ModelConfig) -> None:
+    """Loads the pretrained weights of all parts besides the LLM that the config names."""
+    if config.encoder_weights:
+        _load_encoder(model, config.encoder_weights)
+    if config.audio_encoder_weights:
+        if model.audio_encoder is None:
+            raise ConfigError(f"audio_encoder_weights = {config.audio_encoder_weights}: there is no audio_encoder")
+        load_audio_encoder(model.audio_encoder, config.audio_encoder_weights)
+    if config.path_weights:
+        load_bert(model.path, config.path_weights)
+    if model.decoder_stages:
+        layers = list(decoder_layers(model.language_model.base_model))
+        for stage in model.decoder_stages:
+            stage.start_from(layers)
+    if config.projector_weights:
+        _load_projector(model, Path(config.projector_weights))
 
 
 def _without_unused_time_tokens(config: ModelConfig) -> ModelConfig:

@@ -27,6 +27,7 @@ from mmllm.preprocessing.templates import named_system_prompt
 from mmllm.runtime import processes
 from mmllm.runtime.files import write_text
 from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.synthetic.questions import SOUND_FAMILIES, sound_vocabulary
 from mmllm.synthetic.rendering import render
 from mmllm.train.features import FeatureCache
 from mmllm.train.packing import PackedQuestions
@@ -77,9 +78,9 @@ class RunData:
         self._videos_checked = False
 
     def words(self) -> list[str]:
-        """Returns the lower-case words and punctuation of a mixture's dialogues; an empty list for plain questions."""
+        """Returns the lower-case words of a mixture's dialogues with punctuation; of plain questions those of sound."""
         if not isinstance(self.items, Mixture):
-            return []
+            return sound_vocabulary() if any(item.family in SOUND_FAMILIES for item in self.items) else []
         turns = (turn for number in range(WORD_DRAWS) for turn in self.items.dialogue(number).turns)
         words = (word for turn in turns for word in re.findall(r"\w+|[^\w\s]", turn.text.lower()))
         return list(dict.fromkeys(words))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
 from mmllm.modalities.video import VideoInputs, clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.clip_reader import in_workers
@@ -24,6 +24,7 @@ from mmllm.runtime.files import make_folder, replacing
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.runtime.progress import Progress
 from mmllm.video.quarantine import Failure, Quarantine
+from mmllm.video.sampling import UNIFORM
 
 
 class FeatureCache:
@@ -33,9 +34,14 @@ class FeatureCache:
         root: parent folder of the caches of different encoders, image sizes and frame counts.
         model: its encoder computes missing features; its reducers define which scores are stored, too.
         processor: samples and prepares the frames.
+
+    Raises:
+        ConfigError: if the encoder's features of a video depend on the question.
     """
 
     def __init__(self, root: Path, model: MmllmForConditionalGeneration, processor: MmllmProcessor) -> None:
+        if model.encoder_reads_question:
+            raise ConfigError("the encoder reads questions, so features cannot be kept: set keep_features = False")
         self.model = model
         self.processor = processor
         self.folder = root / self._key()
@@ -47,8 +53,13 @@ class FeatureCache:
             "num_frames": self.processor.num_frames,
             "folder_fps": self.processor.folder_fps,
             "scores": self.model.scores_needed,
+            **({"frame_sizes": True} if self.processor.frame_sizes else {}),
+            **({} if self.processor.frame_rule == UNIFORM else {"sampling": self.processor.sampling}),
         }
         weights = fingerprint(self.model.encoder)
+        if self.model.audio_encoder is not None:
+            settings |= {"audio_encoder": self.model.config.audio_encoder, "audio": self.processor.audio}
+            weights += fingerprint(self.model.audio_encoder)
         return hashlib.sha256(json.dumps({**settings, "weights": weights}, sort_keys=True).encode()).hexdigest()[:16]
 
     def path(self, video: Path) -> Path:
@@ -97,13 +108,17 @@ class FeatureCache:
     def _encode(self, clips: Sequence[tuple[Path, Any]]) -> None:
         """Encodes some clips as one batch and writes one file for each video."""
         inputs = VideoInputs.stack([clip_inputs(self.processor, clip) for _, clip in clips])
-        tokens = video_tokens(self.model, inputs.to(self.model.input_device))
+        tokens = video_tokens(self.model, inputs.to(self.model.input_device), every_frame=True)
         for i, (video, clip) in enumerate(clips):
             frames = len(clip)
             tensors = {f"score:{name}": score[i, :frames].float().cpu() for name, score in tokens.scores.items()}
             tensors["features"] = tokens.features[i, :frames].half().cpu()
+            if tokens.audio is not None and tokens.audio_mask is not None and clip.waveform is not None:
+                tensors["audio"] = tokens.audio[i, :frames].half().cpu()
+                tensors["audio_mask"] = tokens.audio_mask[i, :frames].cpu()
             tensors["times_s"] = torch.from_numpy(clip.times_s).float()
             tensors["duration_s"] = torch.tensor(clip.duration_s, dtype=torch.float64)
+            tensors["original_size"] = torch.tensor(clip.original_size)
             target = self.path(video)
             # two scores may be the same tensor, but safetensors refuses shared memory: copy each one
             copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
@@ -119,7 +134,9 @@ class FeatureCache:
         return self.fill(videos, workers)  # tries only the failed videos again; the others are in the cache
 
     def load(self, video: Path) -> VideoInputs:
-        """Returns the inputs of one video with cached features (float16) and scores (float32); call `fill` first.
+        """Returns the inputs of one video with cached features of picture and sound (float16) and scores (float32).
+
+        Call `fill` first.
 
         Raises:
             InputError: if the video has no features in the cache, because it could not be read.
@@ -135,4 +152,7 @@ class FeatureCache:
             times_s=tensors["times_s"].unsqueeze(0),
             durations_s=tensors["duration_s"].float().unsqueeze(0),
             frame_text=self.processor.frame_text([tensors["times_s"].tolist()]),
+            frame_size=tensors["original_size"].unsqueeze(0) if self.processor.frame_sizes else None,
+            audio=tensors["audio"].unsqueeze(0) if "audio" in tensors else None,
+            audio_mask=tensors["audio_mask"].unsqueeze(0) if "audio" in tensors else None,
         )

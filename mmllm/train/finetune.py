@@ -140,11 +140,16 @@ def finetune(
 
 def _digest(dialogue: Dialogue) -> str:
     """Returns a digest of all text and times of a dialogue, and of the kinds, names and sizes of its media."""
-    media = [f"{item.kind} {item.path.name} {_size(item.path)}" for item in dialogue.media]
+    media = [f"{item.kind} {item.path.name} {_size(item.path)}{_heard(item.audio)}" for item in dialogue.media]
     turns = [f"{turn.role} {turn.stamped}" for turn in dialogue.turns]
     places = [str(turn.places) for turn in dialogue.turns if turn.places]
     rate = [] if dialogue.fps is None else [f"fps {dialogue.fps:g}"]
     return digest("\n".join([*media, *turns, *places, str(dialogue.duration_s), *rate]))
+
+
+def _heard(audio: bool | None) -> str:
+    """Returns what a row says about sound; empty if it says nothing, as rows before there was sound."""
+    return "" if audio is None else f" audio {audio}"
 
 
 def _size(path: Path) -> int:

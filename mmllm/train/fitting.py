@@ -20,7 +20,8 @@ from mmllm.errors import ConfigError, MmllmError, is_out_of_memory
 from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder
 from mmllm.train.callbacks import MetricsFile, ShowProgress, SkipBadSteps, UpdateModuleProgress
-from mmllm.train.optimizers import muon
+from mmllm.train.freezing import check_parts
+from mmllm.train.optimizers import give_rates, muon
 from mmllm.train.packing import NAMES
 from mmllm.train.schedule import TrainingSchedule
 
@@ -44,6 +45,14 @@ class InOrder(Trainer):
 
     names: Sequence[str] = ()
     """Names of the rows of the current batch."""
+    schedule: TrainingSchedule
+    """The settings, with the learning rates of single parts."""
+
+    def create_optimizer(self, *arguments: Any, **options: Any) -> torch.optim.Optimizer:
+        """The optimizer, with groups of their own for parts that have their own learning rate."""
+        optimizer = super().create_optimizer(*arguments, **options)
+        give_rates(optimizer, dict(self.model.named_parameters()), self.schedule)
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
@@ -152,15 +161,15 @@ def fit(
         The Trainer; `trained_model` gets the model from it.
 
     Raises:
-        ConfigError: if Muon or an own optimizer is used and weights are spread over processes.
+        ConfigError: if Muon or an own optimizer is used and weights are spread over processes, or the model lacks a
+            part with its own learning rate.
         MmllmError: if memory runs out, a checkpoint cannot be saved, or too many gradients are not finite.
     """
     make_folder(output)
+    check_parts(getattr(model, "get_base_model", lambda: model)(), training.learning_rates, "learning_rates")
     # step 1: make a Trainer with our order of rows, our callbacks and, if requested, Muon
     if training.gradient_checkpointing:
-        # newer versions of transformers have the first name
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        _checkpoint_gradients(model)
     if optimizer is None and training.matrix_learning_rate:
         optimizer = muon(model, training, heads)
     callbacks = [
@@ -178,6 +187,7 @@ def fit(
         data_collator=collate,
         callbacks=callbacks,
     )
+    trainer.schedule = training
     trainer.remove_callback(PrinterCallback)
     if optimizer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         raise ConfigError(
@@ -195,6 +205,12 @@ def fit(
             raise
         raise _out_of_memory(what, trainer.names) from None
     return trainer
+
+
+def _checkpoint_gradients(model: Any) -> None:
+    """Lets the model compute activations again in the backward pass; newer transformers have the first name."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _out_of_memory(what: str, rows: Sequence[str]) -> MmllmError:

@@ -29,11 +29,12 @@ def check_parts(model: nn.Module, names: Iterable[str], what: str) -> None:
 
 
 def freeze(model: nn.Module, names: Iterable[str]) -> None:
-    """Freezes the named parts; `encoder` also freezes the encoder for still images, if the model has one."""
+    """Freezes the named parts; `encoder` also freezes the encoders of still images and sound, if there are some."""
     for name in names:
         model.get_submodule(name).requires_grad_(False)
-        if name == "encoder" and getattr(model, "image_encoder", None) is not None:
-            model.get_submodule("image_encoder").requires_grad_(False)
+        for other in ("image_encoder", "audio_encoder") if name == "encoder" else ():
+            if getattr(model, other, None) is not None:
+                model.get_submodule(other).requires_grad_(False)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from mmllm.config import LossConfig
 from mmllm.fields import require
 from mmllm.modeling.blending import BlendConfig
 from mmllm.stages import StageNames
+from mmllm.video.audio import SoundOptions
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,13 @@ class ModelConfig(StageNames):
     """The parts of the model, its LLM, and how weights are initialised."""
 
     encoder_weights: str | None = None
-    """Folder or hub id of published encoder weights; if None, weights start random."""
+    """Folder or hub id of published encoder weights, two joined by `+` for `towers`; if None, weights start random."""
+    audio_encoder_weights: str | None = None
+    """File or folder of published weights of the audio encoder; if None, weights start random."""
+    audio: SoundOptions = field(default_factory=SoundOptions)
+    """Which track and channel of videos an audio encoder hears."""
+    path_weights: str | None = None
+    """Folder or hub id of a BERT from which a path's Q-Former starts; random if None."""
     projector_weights: str | None = None
     """File of pre-trained projector weights with LLaVA's names (`mm_projector.bin` or safetensors); random if None."""
     language_model: str | None = None
@@ -43,6 +51,8 @@ class ModelConfig(StageNames):
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The small LLM that is used if `language_model` is None."""
     num_frames: int = 100
+    sampling: FrameRule = UNIFORM
+    """How the frames of a video are chosen."""
     num_time_tokens: int = 100
     """Number of time tokens with `time: tokens`; other ways to write times have none."""
     time_token_init: Literal["normal", "sinusoid"] = "normal"

@@ -10,7 +10,7 @@ R rows, C columns of a weight; kernels of convolutions are flattened to a matrix
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -132,6 +132,36 @@ def muon(model: nn.Module, training: TrainingSchedule, heads: Collection[str] = 
         },
     ]
     return Muon([group for group in groups if group["params"]], beta2=training.adam_beta2)
+
+
+def give_rates(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], training: TrainingSchedule) -> None:
+    """Gives each part of `training.learning_rates` groups of its own, with its rate. A second call does nothing.
+
+    Args:
+        optimizer: with groups at the learning rates of `training`.
+        weights: name of each weight in the model -> the weight.
+        training: a part's rate is to `learning_rate` as the rates of its groups are to what they were.
+    """
+    for part, rate in training.learning_rates.items():
+        own = {id(weight) for name, weight in weights.items() if part in _places(name)}
+        for group in list(optimizer.param_groups):
+            if group.get("part") is not None:
+                continue
+            chosen = [weight for weight in group["params"] if id(weight) in own]
+            if not chosen:
+                continue
+            group["params"] = [weight for weight in group["params"] if id(weight) not in own]
+            settings = {name: value for name, value in group.items() if name != "params"}
+            settings |= {"lr": group["lr"] * rate / training.learning_rate, "part": part}
+            optimizer.add_param_group({"params": chosen, **settings})
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
+def _places(name: str) -> list[str]:
+    """The names of modules that a weight's name begins with, without those of wrappers: peft's, and those of FSDP."""
+    below = name.removeprefix("base_model.model.").replace("_fsdp_wrapped_module.", "").removeprefix("module.")
+    pieces = below.split(".")
+    return [".".join(pieces[:count]) for count in range(1, len(pieces))]
 
 
 def beside_discriminator(

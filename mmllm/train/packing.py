@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmllm.datasets.records import Dialogue, Question
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
 from mmllm.modalities.border import flat, together
 from mmllm.modalities.inputs import ModalityInputs
 from mmllm.modalities.video import VideoInputs
@@ -69,10 +69,35 @@ def conversation(dialogue: Dialogue, processor: MmllmProcessor, duration_s: floa
         duration_s: length of the video, to which time tokens are relative; None if there is no video.
     """
 
+    return processor.encode_conversation(_messages(dialogue, processor, duration_s))
+
+
+def asked_media(
+    media: Sequence[ModalityInputs], dialogue: Dialogue, processor: MmllmProcessor, duration_s: float | None
+) -> tuple[ModalityInputs, ...]:
+    """Returns inputs of media with the question about each, where a visual part of the model reads it.
+
+    Args:
+        media: inputs of each medium of the dialogue, in order.
+        dialogue: the question about a medium is the text of the user's turn that holds it.
+        processor: writes questions as ids, if its model reads them.
+        duration_s: as in `conversation`.
+    """
+    if processor.question_reader is None:
+        return tuple(media)
+    questions = processor.questions_about(_messages(dialogue, processor, duration_s))
+    return tuple(
+        inputs.asked(processor.question_ids([question])) for inputs, question in zip(media, questions, strict=True)
+    )
+
+
+def _messages(dialogue: Dialogue, processor: MmllmProcessor, duration_s: float | None) -> list[dict[str, Any]]:
+    """Returns a dialogue as chat messages, with its times in the processor's format."""
+
     def write(text: str) -> str:
         return text if duration_s is None else processor.writing.write(text, duration_s)
 
-    return processor.encode_conversation(dialogue.messages(write))
+    return dialogue.messages(write)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,6 +136,11 @@ class PackedQuestions(torch.utils.data.Dataset[Any]):
     ) -> None:
         if not questions:
             raise InputError("there is no question for training")
+        if processor.question_reader is not None and questions_per_row > 1:
+            raise ConfigError(
+                "a part of the model reads the question before the LLM does, so questions cannot share a row: set "
+                f"questions_per_video = 1 (it is {questions_per_row})"
+            )
         self.processor = processor
         self.load = load
         self.rows = rows
@@ -132,10 +162,12 @@ class PackedQuestions(torch.utils.data.Dataset[Any]):
         draw = np.random.default_rng((self.seed, epoch, place, 1))
         chosen = draw.permutation(len(questions))[: self.questions_per_row]
         encoded = [self._conversation(questions[i]) for i in chosen]
+        first = questions[chosen[0]]
+        videos = [self.load(questions[0].video)]
         return Row(
-            name=questions[0].vid,
+            name=first.vid,
             text=pack(encoded, self.processor.video_token_id),
-            media=(self.load(questions[0].video),),
+            media=asked_media(videos, first.dialogue(), self.processor, first.duration_s),
         )
 
     def _conversation(self, question: Question) -> Encoded:

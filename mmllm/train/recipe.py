@@ -14,8 +14,10 @@ from mmllm import registry
 from mmllm.errors import ConfigError
 from mmllm.fields import closest, decode, merged, require, require_seed, to_mapping
 from mmllm.interfaces import LlmStage
+from mmllm.stages import question_reader, stages_of
 from mmllm.train.data import DataConfig
 from mmllm.train.model_config import ModelConfig
+from mmllm.train.record import with_renamed_keys
 
 KIND = "training"
 """The registry's kind for training stages."""
@@ -36,14 +38,23 @@ class Recipe:
         require_seed(self.seed, "Recipe.seed")
         require(bool(self.stages), self, "stages", f"at least one of: {', '.join(registry.parts(KIND))}")
         require(len(set(self.names)) == len(self.stages), self, "stages", "a list with each stage at most once")
-        for reducer in self.model.reducers:
-            config = registry.config_of("reducer", reducer)
-            part = registry.find("reducer", registry.name_of("reducer", config)).cls
+        reads = question_reader(stages_of(self.model)) is not None
+        for name, stage in zip(self.names, self.stages, strict=True):
+            if reads and getattr(stage, "questions_per_video", 1) > 1:
+                raise ConfigError(
+                    "a part of the model reads the question before the LLM does, so questions cannot share a row: "
+                    f"set {name}.questions_per_video = 1 (it is {stage.questions_per_video}) in a --config file"
+                )
+        inside = [("reducer", part) for part in self.model.reducers]
+        inside += [("decoder_stage", part) for part in self.model.decoder_stages]
+        for kind, described in inside:
+            config = registry.config_of(kind, described)
+            part = registry.find(kind, registry.name_of(kind, config)).cls
             for name, stage in zip(self.names, self.stages, strict=True):
                 needs_own_row = issubclass(part, LlmStage) and part.depends_on_question
                 if needs_own_row and getattr(stage, "questions_per_video", 1) > 1:
                     raise ConfigError(
-                        f"{reducer} selects tokens for each question separately, so questions cannot share a row: "
+                        f"{described} selects tokens for each question separately, so questions cannot share a row: "
                         f"set {name}.questions_per_video = 1 (it is {stage.questions_per_video}) in a --config file"
                     )
 
@@ -140,12 +151,21 @@ def _with(stages: Mapping[str, Any], name: str, change: Any, where: str) -> dict
 def normalised(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the saved output of `Recipe.to_mapping` in the current form.
 
-    Older runs have no `stages`. They have the fields `frame_encoder` and `language`, with null for a removed stage.
+    Older runs have no `stages`. They have the fields `frame_encoder` and `language`, with null for a removed stage. A
+    field that is newer than the run has its default.
     """
-    if "stages" in saved:
-        return dict(saved)
-    names = [name for name in ("frame_encoder", "language") if saved.get(name) is not None]
-    return {
-        **{key: value for key, value in saved.items() if key != "frame_encoder" or value is not None},
-        "stages": names,
-    }
+    saved = with_renamed_keys(saved)
+    if "stages" not in saved:
+        names = [name for name in ("frame_encoder", "language") if saved.get(name) is not None]
+        saved = {key: value for key, value in saved.items() if key != "frame_encoder" or value is not None}
+        saved["stages"] = names
+    parts: dict[str, Any] = {"data": DataConfig(), "model": ModelConfig()}
+    parts |= {name: registry.find(KIND, name).config() for name in saved["stages"] if name in registry.parts(KIND)}
+    return {**saved, **{name: _filled(saved[name], to_mapping(part)) for name, part in parts.items() if name in saved}}
+
+
+def _filled(saved: Any, defaults: Any) -> Any:
+    """The saved value, with the defaults that it lacks, at any depth."""
+    if not isinstance(saved, Mapping) or not isinstance(defaults, Mapping):
+        return saved
+    return {**saved, **{key: _filled(saved.get(key, value), value) for key, value in defaults.items()}}

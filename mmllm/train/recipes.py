@@ -11,15 +11,18 @@ from mmllm.errors import ConfigError
 from mmllm.fields import closest
 from mmllm.modeling.blending import BlendConfig
 from mmllm.synthetic.clips import SyntheticConfig
-from mmllm.synthetic.questions import TIME_FAMILIES
+from mmllm.synthetic.questions import TIME_FAMILIES, vocabulary
 from mmllm.train.data import DataConfig
 from mmllm.train.model_config import DecoderConfig, ModelConfig
 from mmllm.train.recipe import Recipe
+from mmllm.train.stages.audio_encoder import AudioEncoderTraining
 from mmllm.train.stages.frame_encoder import FrameEncoderTraining
 from mmllm.train.stages.language import LanguageTraining
+from mmllm.video.sampling import FrameRule
 
 __all__ = [
     "RECIPES",
+    "AudioEncoderTraining",
     "DataConfig",
     "DecoderConfig",
     "FrameEncoderTraining",
@@ -64,6 +67,21 @@ def smoke() -> Recipe:
         stages=(
             FrameEncoderTraining(max_steps=40),
             replace(start.stage("language"), max_steps=60, save_steps=20, logging_steps=5),
+        ),
+    )
+
+
+def tiny_audio() -> Recipe:
+    """Questions that only sound can answer: a tiny model that hears, trained in minutes on two CPU cores."""
+    start = quickstart()
+    return replace(
+        start,
+        name="tiny-audio",
+        data=DataConfig(synthetic=replace(start.data.synthetic, train_videos=400, families=("sound",))),
+        model=replace(start.model, audio_encoder="tiny", audio_projector="linear"),
+        stages=(
+            AudioEncoderTraining(max_steps=100),
+            replace(start.stage("language"), max_steps=400),
         ),
     )
 
@@ -143,13 +161,72 @@ def lita_tiny() -> Recipe:
     )
 
 
+def tdc_qwen2_7b() -> Recipe:
+    """TDC's training on videos as published: SigLIP and DINOv2 frozen, SVA connector, Q-Former from BERT, Qwen2-7B.
+
+    It is the second of three published stages. The connector starts at random, not from the first stage, on images.
+    """
+    return Recipe(
+        name="tdc-qwen2-7b",
+        data=DataConfig(root="data/tdc", mixture=MixtureConfig()),
+        model=ModelConfig(
+            encoder="towers",
+            encoder_weights="google/siglip-so400m-patch14-384+facebook/dinov2-giant",
+            visual_tokenizer="sva",
+            path="tdc",
+            path_weights="google-bert/bert-base-uncased",
+            language_model="Qwen/Qwen2-7B-Instruct",
+            time="text",
+            num_time_tokens=0,
+            num_frames=224,
+            sampling=FrameRule(rule="steady", fps=1.0),
+            template="chatml",
+            system_prompt="qwen",
+        ),
+        stages=(
+            LanguageTraining(
+                max_steps=125_000,  # 2 million samples in batches of 16: 1 on each of 8 devices, twice
+                batch_size=1,
+                gradient_accumulation_steps=2,
+                questions_per_video=1,
+                learning_rate=5e-6,
+                warmup_fraction=0.03,
+                weight_decay=0.0,
+                adam_beta2=0.999,
+                gradient_checkpointing=True,
+                keep_features=False,
+                max_text_tokens=2048,
+            ),
+        ),
+    )
+
+
+def tdc_tiny() -> Recipe:
+    """TDC's path with the small parts of `quickstart`, on rendered clips; trains on a CPU."""
+    start = quickstart()
+    words = "+".join(word for word in vocabulary() if word.isalpha())
+    sizes = "tokens=4,cuts=7,width=64,layers=2,heads=4,mlp_width=128,frame_tokens=16,max_length=2048,positions=64"
+    return replace(
+        start,
+        name="tdc-tiny",
+        model=replace(start.model, path=f"tdc:{sizes},most_words=32,question_words={words}"),
+        stages=(
+            start.stage("frame_encoder"),
+            replace(start.stage("language"), questions_per_video=1),
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "smoke": smoke,
     "quickstart": quickstart,
+    "tiny-audio": tiny_audio,
     "full": full,
     "lita-tiny": lita_tiny,
     "lita-7b": lita_7b,
     "lita-13b": lita_13b,
+    "tdc-tiny": tdc_tiny,
+    "tdc-qwen2-7b": tdc_qwen2_7b,
 }
 
 

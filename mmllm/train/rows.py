@@ -8,6 +8,7 @@ L text positions
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmllm.datasets.records import Dialogue
+from mmllm.datasets.records import Dialogue, Media
 from mmllm.errors import InputError, MmllmError
 from mmllm.modalities.inputs import ModalityInputs
 from mmllm.modalities.video import VideoInputs
 from mmllm.processor import MmllmProcessor
 from mmllm.tokens import IGNORED
 from mmllm.train.features import FeatureCache
-from mmllm.train.packing import Row, conversation
+from mmllm.train.packing import Row, asked_media, conversation
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +70,23 @@ class MediaLoader:
         self.processor = processor
         self.cache = cache
 
-    def load(self, kind: str, path: Path) -> ModalityInputs:
-        """Returns the inputs of one medium, as a batch of one; `kind` is the name of its modality."""
-        if self.cache is not None and kind == VideoInputs.modality:
-            return self.cache.load(path)
-        return self.processor.media_inputs(kind, [path])
+    def load(self, kind: str, path: Path, audio: bool | None = None) -> ModalityInputs:
+        """Returns the inputs of one medium, as a batch of one.
+
+        Args:
+            kind: name of its modality.
+            path: of the file.
+            audio: whether the sound of a video is heard; by default if the model hears.
+
+        Raises:
+            InputError: if it cannot be read, or has to be heard and the model does not hear.
+        """
+        if self.cache is None or kind != VideoInputs.modality:
+            return self.processor.media_inputs(kind, [path], **({} if audio is None else {"audio": audio}))
+        if audio and self.processor.sound is None:
+            raise InputError(f"{path}: its row says audio: true, and this model does not hear")
+        inputs = self.cache.load(path)
+        return dataclasses.replace(inputs, audio=None, audio_mask=None) if audio is False else inputs
 
     def video(self, path: Path) -> VideoInputs:
         """Returns the inputs of one video, as a batch of one."""
@@ -124,10 +137,27 @@ class DialogueRows(torch.utils.data.Dataset[Any]):
         Raises:
             InputError: if a medium cannot be read, if there is no answer, or if the text is too long.
         """
-        media = tuple(self.media.load(medium.kind, medium.path) for medium in dialogue.media)
+        media = [self._loaded(medium) for medium in dialogue.media]
         durations_s = [length_s for inputs in media for length_s in inputs.lengths_s]
         text = text_row(dialogue, self.processor, durations_s, self.max_text_tokens)
-        return Row(name=dialogue.record_id, text=text, media=media)
+        asked = asked_media(media, dialogue, self.processor, length_of(dialogue, durations_s))
+        return Row(name=dialogue.record_id, text=text, media=asked)
+
+    def _loaded(self, medium: Media) -> ModalityInputs:
+        heard = {} if medium.audio is None else {"audio": medium.audio}
+        return self.media.load(medium.kind, medium.path, **heard)
+
+
+def length_of(dialogue: Dialogue, durations_s: Sequence[float]) -> float | None:
+    """Returns the annotated length of a dialogue's video in seconds, or else the decoded one; None without a video.
+
+    Args:
+        dialogue: all turns.
+        durations_s: decoded length of each of its videos.
+    """
+    if dialogue.duration_s is None and len(durations_s) == 1:
+        return durations_s[0]
+    return dialogue.duration_s
 
 
 def text_row(
@@ -144,9 +174,7 @@ def text_row(
     Raises:
         InputError: if it has times but not exactly one video or a duration, has no answer, or its text is too long.
     """
-    duration_s = dialogue.duration_s
-    if duration_s is None and len(durations_s) == 1:
-        duration_s = durations_s[0]
+    duration_s = length_of(dialogue, durations_s)
     if duration_s is None and any(turn.spans for turn in dialogue.turns):
         raise InputError(f"its spans need exactly one video, or a 'duration'; it has {len(durations_s)} videos")
     encoded = conversation(dialogue, processor, duration_s)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mmllm.fields import require
@@ -22,6 +23,9 @@ class TrainingSchedule:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 3e-3
     """Peak of a cosine schedule that ends at zero."""
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    """Part of the model (such as decoder_stages) -> its own peak learning rate. With Muon, the rates of the part's
+    matrices change by the same factor as `learning_rate` would."""
     matrix_learning_rate: float = 0.0
     """Peak learning rate of the weight matrices, which are then trained with Muon; 0 trains all weights with AdamW."""
     warmup_fraction: float = 0.05
@@ -47,6 +51,8 @@ class TrainingSchedule:
             require(getattr(self, name) >= 1, self, name, "at least 1")
         require(0 <= self.warmup_fraction < 1, self, "warmup_fraction", "from 0 to below 1")
         require(self.learning_rate > 0, self, "learning_rate", "above zero")
+        rates = self.learning_rates.values()
+        require(all(rate > 0 for rate in rates), self, "learning_rates", "rates above zero")
         require(self.matrix_learning_rate >= 0, self, "matrix_learning_rate", "zero or more")
 
 

@@ -106,6 +106,9 @@ class AnimationReader(VideoReader):
             if number >= indices[-1]:
                 return
 
+    def renew_deadline(self) -> None:
+        self._running.restart()
+
     def close(self) -> None:
         self._closed = True
 
@@ -114,7 +117,7 @@ class AnimationReader(VideoReader):
         from PIL import Image
 
         source: Any = self._media.path or self._media.stream()
-        deadline = Deadline(self._media.name, self.limits.cpu_s)
+        deadline = self._running = Deadline(self._media.name, self.limits.cpu_s)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             try:

@@ -23,6 +23,7 @@ from mmllm.video._open_options import OpenOptions
 from mmllm.video._pyav import PyAVReader
 from mmllm.video._reader import VideoReader
 from mmllm.video._sources import MediaFile
+from mmllm.video.audio import Sound, SoundOptions
 from mmllm.video.errors import VideoDecodeError, VideoOpenError
 from mmllm.video.info import VideoInfo
 
@@ -50,6 +51,11 @@ class ChildReader(VideoReader):
             self.close()
             raise
         self._reference.close()
+
+    def sound(
+        self, options: SoundOptions | None = None, *, start_s: float | None = None, end_s: float | None = None
+    ) -> Sound | None:
+        return self._reference.sound(options, start_s=start_s, end_s=end_s)  # only pictures are the child's work
 
     def _check(self) -> None:
         info, backend = self._reference_info, self._backend
@@ -93,19 +99,19 @@ class ChildReader(VideoReader):
         if len(indices) == 0:
             return
         self._check_changes()
-        until = time.monotonic() + self.limits.child_s
+        self.renew_deadline()
         child = self._running()
         complete = False
         try:
             child.send({**self._request(size), "indices": indices.tolist()})
-            frame_count = int(self._answer(child, until)[0]["count"])
+            frame_count = int(self._answer(child)[0]["count"])
             if frame_count != len(self.times_s):
                 raise VideoDecodeError(
                     f"{self.info.source}: {self._backend} counts {frame_count} frames, but PyAV counts "
                     f"{len(self.times_s)}; use backend='pyav'"
                 )
             for index in indices.tolist():
-                yield index, self._picture(child, until, size)
+                yield index, self._picture(child, size)
             complete = True
         finally:
             if not complete:
@@ -130,8 +136,8 @@ class ChildReader(VideoReader):
             "untagged_hd": info.matrix == "BT.709" and info.matrix_assumed,
         }
 
-    def _picture(self, child: Child, until: float, size: tuple[int, int] | None) -> np.ndarray:
-        header, data = self._answer(child, until)
+    def _picture(self, child: Child, size: tuple[int, int] | None) -> np.ndarray:
+        header, data = self._answer(child)
         height, width = size or (self.info.height, self.info.width)
         if header.get("shape") != [height, width, 3] or len(data) != height * width * 3:
             raise VideoDecodeError(
@@ -140,11 +146,14 @@ class ChildReader(VideoReader):
             )
         return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
 
-    def _answer(self, child: Child, until: float) -> tuple[dict[str, Any], bytearray]:
-        header, data = child.receive(until)
+    def _answer(self, child: Child) -> tuple[dict[str, Any], bytearray]:
+        header, data = child.receive(self._until)
         if "error" in header:
             raise VideoDecodeError(f"{self.info.source}: {self._backend}: {header['error']}; use backend='pyav'")
         return header, data
+
+    def renew_deadline(self) -> None:
+        self._until = time.monotonic() + self.limits.child_s
 
     def _running(self) -> Child:
         if self._child is None:

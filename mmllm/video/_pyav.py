@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmllm.errors import InputError
 from mmllm.video import _broken_clock, _damage, _frame_index, _player_clock, _pyav_open
 from mmllm.video._deinterlacing import FIELD_ORDERS, Deinterlacer
 from mmllm.video._frame_index import FrameIndex
@@ -27,6 +28,7 @@ from mmllm.video._pyav_packets import PacketSource, PacketTable
 from mmllm.video._pyav_sparse import NotAsDeclared, SparseDecoder
 from mmllm.video._reader import IndexChanged, VideoReader
 from mmllm.video._sources import MediaFile
+from mmllm.video.audio import Sound, SoundOptions, audio_tracks, read_sound
 from mmllm.video.errors import ClockBroken, NoFrames, VideoDecodeError, VideoTruncated
 from mmllm.video.info import VideoInfo
 from mmllm.video.limits import Deadline
@@ -46,6 +48,7 @@ class PyAVReader(VideoReader):
         """True once the whole file was decoded; the index then lists exactly the frames that can be decoded."""
         self._damage: dict[str, int] = {}
         self._sparse: SparseDecoder | None = None
+        self._running = self._deadline()
         self._decoder: Decoder | None = Decoder(media, options)
         try:
             self._prepare(self._decoder)
@@ -131,6 +134,7 @@ class PyAVReader(VideoReader):
             "mirrored": self._pictures.orientation.mirrored,
             "stream": decoder.stream.index,
             "streams": _pyav_open.describe_streams(decoder.container),
+            "audio": audio_tracks(decoder.container),
             "declared_frames": declared or None,
             "truncated": bool(missing),
         }
@@ -176,10 +180,32 @@ class PyAVReader(VideoReader):
         """Whether some frames are shown at other times than the file says, because those cannot be right."""
         return self._index.retimed is not None
 
+    def sound(
+        self, options: SoundOptions | None = None, *, start_s: float | None = None, end_s: float | None = None
+    ) -> Sound | None:
+        begin_s, duration_s = start_s or 0.0, self.info.duration_s
+        last_s = duration_s if end_s is None else min(end_s, duration_s)
+        if not 0 <= begin_s <= duration_s or (end_s is not None and end_s <= begin_s):
+            raise InputError(f"{self._media.name}: no part from {start_s} to {end_s} s; it lasts {duration_s:.3f} s")
+        if not self._header["audio"] or begin_s >= last_s:
+            return None
+        return read_sound(
+            self._media,
+            self._options,
+            options or SoundOptions(),
+            clock_start=self._clock.start,
+            begin_s=begin_s,
+            end_s=last_s,
+            steady=not self.clock_repaired,
+        )
+
     def close(self) -> None:
         if self._decoder is not None:
             self._decoder.close()
         self._decoder = self._sparse = None
+
+    def renew_deadline(self) -> None:
+        self._running.restart()
 
     def damage(self) -> Mapping[str, Any]:
         return dict(self._damage)
@@ -213,7 +239,8 @@ class PyAVReader(VideoReader):
             return
         try:
             while len(indices):
-                decoded = self._sparse.frames(self._needed(indices), self._deadline())
+                self._running = self._deadline()
+                decoded = self._sparse.frames(self._needed(indices), self._running)
                 for number, frame in self._deinterlaced(decoded, set(indices.tolist())):
                     yield number, self._pictures.picture(frame, size)
                 indices = indices[:0] if self._fields is None else self._fields.take_postponed()
@@ -286,7 +313,8 @@ class PyAVReader(VideoReader):
                 if number >= stop and not to_the_end:
                     return
 
-        with closing(self._decode_from_start(self._deadline())) as frames:
+        self._running = self._deadline()
+        with closing(self._decode_from_start(self._running)) as frames:
             for number, frame in self._deinterlaced(counted(frames), requested, complete=True):
                 yield number, self._pictures.picture(frame, size)
         if (to_the_end or len(pts) <= stop) and not self._complete and self._replace_index(pts):

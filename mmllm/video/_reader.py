@@ -15,7 +15,9 @@ import numpy as np
 from mmllm.errors import InputError
 from mmllm.tokens import VideoClip
 from mmllm.video import sampling
+from mmllm.video.audio import Sound, SoundOptions
 from mmllm.video.errors import VideoDecodeError
+from mmllm.video.frame_sink import FrameSink
 from mmllm.video.info import VideoInfo
 from mmllm.video.limits import VideoLimits
 
@@ -66,6 +68,26 @@ class VideoReader(abc.ABC):
             for index, picture in list(self.decode(indices, size)):  # a list, so no deadline counts the caller's time
                 yield float(times_s[index]), picture
 
+    def sound(
+        self, options: SoundOptions | None = None, *, start_s: float | None = None, end_s: float | None = None
+    ) -> Sound | None:
+        """The sound of the video or a part of it, mono at 16 kHz; None without sound, as for pictures alone.
+
+        Args:
+            options: which track and channel.
+            start_s, end_s: the part, in seconds on a player's clock.
+
+        Raises:
+            InputError: if there is no such track, or the part is empty or lies outside the video.
+
+        Warns:
+            SoundDamaged: if a part of the sound cannot be decoded; it is silent.
+        """
+        return None
+
+    def renew_deadline(self) -> None:  # noqa: B027 - a list of pictures has no such limit
+        """Starts the limit of time of the running `decode` anew: its caller has finished a piece of the video."""
+
     @abc.abstractmethod
     def close(self) -> None:
         """Releases the file and the decoder. A second call does nothing."""
@@ -101,19 +123,25 @@ class VideoReader(abc.ABC):
         return self._planned(lambda: self._checked(requested), size, transform)
 
     def frames_at(
-        self, times_s: Sequence[float] | np.ndarray, *, size: Size | None = None, transform: Transform | None = None
+        self,
+        times_s: Sequence[float] | np.ndarray,
+        *,
+        size: Size | None = None,
+        transform: Transform | None = None,
+        sink: FrameSink | None = None,
     ) -> VideoClip:
         """The frames nearest to these times, in the requested order.
 
         Args:
-            times_s: seconds on a player's clock, from 0 to the video's duration.
+            times_s: seconds on a player's clock, from 0 to the video's duration; ascending if there is a sink.
             size, transform: as for `frames_by_index`.
+            sink: as for `sample_uniform`.
 
         Raises:
             InputError: if a time is not in the video.
         """
         requested_s = np.asarray(times_s, dtype=np.float64).reshape(-1)
-        return self._planned(lambda: self._nearest(requested_s), size, transform)
+        return self._planned(lambda: self._nearest(requested_s), size, transform, sink)
 
     def sample_uniform(
         self,
@@ -123,8 +151,18 @@ class VideoReader(abc.ABC):
         end_s: float | None = None,
         size: Size | None = None,
         transform: Transform | None = None,
+        sink: FrameSink | None = None,
+        rule: sampling.FrameRule = sampling.UNIFORM,
     ) -> VideoClip:
         """T frames spread evenly over the video or a part of it, by LITA's rule: see `sampling.uniform_by_index`.
+
+        Args:
+            frames: T.
+            start_s, end_s: the part, in seconds.
+            size, transform: as for `frames_by_index`.
+            sink: takes the frames as they are decoded, if it wants them. The clip then holds no pixels: its frames are
+                (T 0 0 3).
+            rule: another rule than LITA's.
 
         Raises:
             InputError: if the part is empty or lies outside the video.
@@ -132,9 +170,9 @@ class VideoReader(abc.ABC):
 
         def plan() -> np.ndarray:
             first, last = self._part(start_s, end_s)
-            return first + sampling.uniform_by_index(last - first + 1, frames)[0]
+            return first + rule.indices(last - first + 1, self.info.average_fps, frames)
 
-        return self._planned(plan, size, transform)
+        return self._planned(plan, size, transform, sink)
 
     def iterate(
         self, chunk: int, *, size: Size | None = None, transform: Transform | None = None
@@ -154,11 +192,20 @@ class VideoReader(abc.ABC):
         if pictures:
             yield self._clip(np.stack(pictures), np.array(times_s))
 
-    def _planned(self, plan: Callable[[], np.ndarray], size: Size | None, transform: Transform | None) -> VideoClip:
+    def _planned(
+        self,
+        plan: Callable[[], np.ndarray],
+        size: Size | None,
+        transform: Transform | None,
+        sink: FrameSink | None = None,
+    ) -> VideoClip:
         """The clip of the indices that `plan` returns; `plan` is called again each time the index changes."""
         for _ in range(3):  # with the index that the packets declare, then with corrected ones
             try:
-                return self._read(plan(), size, transform)
+                indices = plan()
+                if sink is not None and sink.takes(len(indices)):
+                    return self._pour(indices, size, transform, sink)
+                return self._read(indices, size, transform)
             except IndexChanged:
                 continue
         raise VideoDecodeError(f"{self.info.source}: its frames change each time that it is decoded")
@@ -192,6 +239,33 @@ class VideoReader(abc.ABC):
             indices=indices,
         )
 
+    def _pour(self, indices: np.ndarray, size: Size | None, transform: Transform | None, sink: FrameSink) -> VideoClip:
+        """Gives the frames of ascending indices to a sink, in their order, and returns their clip without pixels."""
+        assert (np.diff(indices) >= 0).all(), "a sink takes frames in the order of time"
+        unique, times = np.unique(indices, return_counts=True)
+        early: dict[int, np.ndarray] = {}  # frames that came out before an earlier one did
+        position = 0  # in `unique`, of the frame whose turn it is
+        for index, frame in self.decode(unique, self._height_width(size)):
+            early[index] = frame if transform is None else transform(frame)
+            while position < len(unique) and (picture := early.pop(int(unique[position]), None)) is not None:
+                for _ in range(times[position]):
+                    if sink.put(picture):
+                        self.renew_deadline()
+                position += 1
+            waiting = next(iter(early.values()), np.empty((0, 0, 3), dtype=np.uint8))
+            self.limits.check_returned(self.info.source, len(early), *waiting.shape[:2])
+        if position < len(unique):
+            missing = len(unique) - position - len(early)
+            raise VideoDecodeError(
+                f"{self.info.source}: {missing} frames cannot be decoded; the first is {unique[position]}"
+            )
+        return self._clip(
+            np.empty((len(indices), 0, 0, 3), dtype=np.uint8),
+            self.times_s[indices],
+            valid=sampling.first_occurrences(indices),
+            indices=indices,
+        )
+
     def _clip(
         self,
         pictures: np.ndarray,
@@ -218,6 +292,7 @@ class VideoReader(abc.ABC):
             in_order=in_order,
             source=self.info.source,
             metadata=metadata,
+            original_size=(self.info.height, self.info.width),
         )
 
     def _checked(self, indices: np.ndarray) -> np.ndarray:

@@ -47,6 +47,10 @@ class VideoTruncated(UserWarning):
     """The file ends earlier than its header declares. The frames before the cut are used."""
 
 
+class SoundDamaged(UserWarning):
+    """A part of a video's sound cannot be decoded. There is silence in its place; the pictures are used as they are."""
+
+
 class VideoShapeChanged(UserWarning):
     """Frames in the middle have another shape than the first. They are fitted into its shape, with black bars."""
 

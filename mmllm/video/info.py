@@ -61,6 +61,8 @@ class VideoInfo:
     """Number of the chosen stream in its container."""
     streams: tuple[str, ...]
     """All streams of the container, such as `0 video h264 320x180`."""
+    audio: tuple[str, ...] = ()
+    """Its tracks of sound, such as `1 aac 48000 Hz stereo (default)`."""
     declared_frames: int | None
     """Number of frames by the header, for comparison; None if it has none."""
     truncated: bool = False

@@ -26,13 +26,15 @@ class VideoLimits:
     decoder_bytes: int = 640 << 20
     """Bytes of the frames that a decoder must keep to predict others. 8K with twelve reference frames fits."""
     returned_bytes: int = 4 << 30
-    """Bytes of pixels that one call may return."""
+    """Bytes of pixels that one call may return or hold."""
     cpu_s: float | None = 120.0
-    """Processor seconds that one call may take, or `iterate` from one frame to the next; None for no deadline."""
+    """Processor seconds that one call may take, a piece of a video that is taken in pieces, or `iterate` from one frame
+    to the next; None for no deadline."""
     stall_s: float = 60.0
     """Seconds by the clock that the search for one packet may take. Some files hold no packet for a long stretch."""
     child_s: float = 120.0
-    """Seconds by the clock that one call may take in a decoder's child process, which is then killed."""
+    """Seconds by the clock that one call, or a piece of a video that is taken in pieces, may take in a decoder's child
+    process, which is then killed."""
     download_bytes: int = 4 << 30
     """Bytes of a file that is downloaded from a URL."""
     download_s: float = 600.0
@@ -123,6 +125,15 @@ class VideoLimits:
             raise LimitExceeded(
                 f"{source}: {frames} frames of {width} x {height} are {size >> 20} MiB; allowed are "
                 f"{self.returned_bytes >> 20} MiB (ask for a smaller size or fewer frames)"
+            )
+
+    def check_sound(self, source: str, samples: int) -> None:
+        """Refuses sound that would take too much memory, in samples of four bytes."""
+        if 4 * samples > self.returned_bytes:
+            raise LimitExceeded(
+                f"{source}: more than {self.returned_bytes >> 20} MiB of sound: look at a part of it, or cut it "
+                "into parts",
+                in_python="or raise VideoLimits.returned_bytes",
             )
 
 

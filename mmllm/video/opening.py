@@ -26,12 +26,14 @@ from mmllm.video._open_options import OpenOptions
 from mmllm.video._picture_list import FrameFolder, PictureListReader, open_folder
 from mmllm.video._reader import Size, Transform, VideoReader
 from mmllm.video._sources import media_file
+from mmllm.video.audio import Sound, SoundOptions
 from mmllm.video.errors import (
     ClockBroken,
     FramesMissing,
     LimitExceeded,
     NoFrames,
     NoVideoStream,
+    SoundDamaged,
     VideoDecodeError,
     VideoError,
     VideoOpenError,
@@ -39,20 +41,26 @@ from mmllm.video.errors import (
     VideoTimeout,
     VideoTruncated,
 )
+from mmllm.video.frame_sink import FrameSink
 from mmllm.video.info import VideoInfo
 from mmllm.video.limits import UPLOAD_LIMITS, VideoLimits
 from mmllm.video.names import existing
+from mmllm.video.sampling import UNIFORM, FrameRule
 
 __all__ = [
     "UPLOAD_LIMITS",
     "Backend",
     "ClockBroken",
     "FrameFolder",
+    "FrameSink",
     "FramesMissing",
     "LimitExceeded",
     "NoFrames",
     "NoVideoStream",
     "Size",
+    "Sound",
+    "SoundDamaged",
+    "SoundOptions",
     "Transform",
     "VideoDecodeError",
     "VideoError",
@@ -169,6 +177,8 @@ def sample_uniform(
     start_s: float | None = None,
     end_s: float | None = None,
     limits: VideoLimits | None = None,
+    sink: FrameSink | None = None,
+    rule: FrameRule = UNIFORM,
 ) -> VideoClip:
     """T frames spread evenly over a video or a part of it, by LITA's rule.
 
@@ -180,11 +190,14 @@ def sample_uniform(
             its results.
         size: resize while decoding: the shorter edge in pixels, or (height, width).
         start_s, end_s: the part of the video from which frames are taken, in seconds.
+        sink: takes the frames as they are decoded, if it wants them; see `VideoReader.sample_uniform`.
+        rule: another rule than LITA's.
     """
+    options: dict[str, Any] = {"start_s": start_s, "end_s": end_s, "size": size, "transform": transform, "sink": sink}
     if isinstance(source, VideoReader):
-        return source.sample_uniform(frames, start_s=start_s, end_s=end_s, size=size, transform=transform)
+        return source.sample_uniform(frames, **options, rule=rule)
     with open_video(source, backend, fps=fps, limits=limits) as video:
-        return video.sample_uniform(frames, start_s=start_s, end_s=end_s, size=size, transform=transform)
+        return video.sample_uniform(frames, **options, rule=rule)
 
 
 def probe(source: Any, *, limits: VideoLimits | None = None) -> VideoInfo:

@@ -5,9 +5,65 @@ n frames in the video, T sampled frames, c candidates
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import numpy as np
 
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
+from mmllm.fields import from_mapping, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameRule:
+    """How frames are chosen from a video, or from a part of it."""
+
+    rule: Literal["uniform", "slow-fast", "slow-fast-demo", "steady"] = "uniform"
+    """uniform: LITA's, from the first to the last, and short videos repeat frames. slow-fast: a constant rate, thinned
+    out evenly; short videos give fewer frames. slow-fast-demo: like uniform, but rounded down. steady: TDC's constant
+    rate, thinned out from the first frame on; short videos give fewer frames."""
+    fps: float = 4.0
+    """Rate of slow-fast, 4 in its training and 2 in its published benchmarks, and of steady, 1 in TDC."""
+
+    def __post_init__(self) -> None:
+        require(self.fps > 0, self, "fps", "above zero")
+
+    def indices(self, count: int, fps: float, frames: int) -> np.ndarray:
+        """int64, ascending: the chosen ones of `count` frames at a rate of `fps`; `frames` of them at most.
+
+        Raises:
+            InputError: if a number is not positive.
+        """
+        if self.rule == "slow-fast":
+            return slow_fast(count, fps, frames, self.fps)
+        if self.rule == "steady":
+            return steady(count, fps, frames, self.fps)
+        if self.rule == "slow-fast-demo":
+            return slow_fast_demo(count, frames)
+        return uniform_by_index(count, frames)[0]
+
+    @classmethod
+    def of(cls, value: Any) -> FrameRule:
+        """A rule as it is written: `slow-fast:fps=2`, a mapping of fields, or None for LITA's.
+
+        Raises:
+            ConfigError: naming what is allowed.
+        """
+        if value is None or isinstance(value, FrameRule):
+            return value or cls()
+        if isinstance(value, str):
+            name, _, rest = value.partition(":")
+            pairs = [item.partition("=") for item in rest.split(",") if item]
+            value = {"rule": name, **{key: text for key, _, text in pairs}}
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"sampling must be a rule such as slow-fast:fps=2, not {value!r:.80}")
+        return from_mapping(cls, value, "sampling")
+
+
+_STEADY_MOST = 1000
+UNIFORM = FrameRule()
+"""LITA's rule."""
 
 
 def uniform_by_index(count: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +150,32 @@ def slow_fast_demo(count: int, frames: int) -> np.ndarray:
     """
     _positive(count=count, frames=frames)
     return np.linspace(0, count - 1, frames).astype(np.int64)
+
+
+def steady(count: int, fps: float, frames: int, target_fps: float = 1.0) -> np.ndarray:
+    """Indices (int64) as TDC chooses them: every round(fps / target_fps)-th frame, thinned out by equal steps.
+
+    If these are more than 1000, only every (their number // 1000)-th stays; of what is then more than T, candidate
+    int(i c / T) is taken for i = 0 .. T - 1.
+
+    Args:
+        count: n, frames of the video.
+        fps: average rate of the video.
+        frames: T, the highest number of frames to sample.
+        target_fps: candidates a second.
+
+    Raises:
+        InputError: if a number is not positive.
+    """
+    _positive(count=count, frames=frames)
+    _positive_number(fps=fps, target_fps=target_fps)
+    candidates = np.arange(0, count, max(1, round(fps / target_fps)))
+    if len(candidates) > _STEADY_MOST:
+        candidates = candidates[:: len(candidates) // _STEADY_MOST]
+    if len(candidates) <= frames:
+        return candidates
+    step = len(candidates) / frames
+    return candidates[[int(step * i) for i in range(frames)]]
 
 
 def first_occurrences(indices: np.ndarray) -> np.ndarray:

@@ -97,3 +97,55 @@ def test_thirty_million_samples_in_740_bytes_do_not_reach_the_demo(reading):
     """The table of samples asks for more than a gigabyte; whatever the child does, this process goes on."""
     with pytest.raises(VideoError):
         reading.read(CASES / "fault_samples_30m_in_740_bytes.mp4", 3, TRANSFORM, UPLOAD_LIMITS)
+
+
+class Counting:
+    """A sink that takes videos of more than `whole` frames."""
+
+    def __init__(self, whole=0):
+        self.whole, self.frames = whole, []
+
+    def takes(self, count):
+        self.frames.clear()
+        return count > self.whole
+
+    def put(self, frame):
+        self.frames.append(frame)
+        return False
+
+
+def test_a_sink_takes_the_frames_of_a_long_video_one_by_one(reading, short_clip):
+    sink, whole = Counting(), reading.read(short_clip, 80, TRANSFORM, UPLOAD_LIMITS)
+    clip = reading.read(short_clip, 80, TRANSFORM, UPLOAD_LIMITS, sink)
+    assert clip.frames.shape == (80, 0, 0, 3)
+    assert np.array_equal(np.stack(sink.frames), whole.frames)
+    assert np.array_equal(clip.times_s, whole.times_s)
+    unwanted = Counting(whole=80)
+    assert np.array_equal(reading.read(short_clip, 80, TRANSFORM, UPLOAD_LIMITS, unwanted).frames, whole.frames)
+    assert not unwanted.frames
+
+
+def test_the_next_video_is_read_after_a_sink_has_failed(reading, short_clip):
+    class Failing(Counting):
+        def put(self, frame):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reading.read(short_clip, 20, TRANSFORM, UPLOAD_LIMITS, Failing())
+    assert len(reading.read(short_clip, 20, TRANSFORM, UPLOAD_LIMITS)) == 20
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        '{"count": 8}\n',  # more than asked for
+        '{"count": 1}\n{"frame": [2, 2, 3], "bytes": 12}\n123456789012',  # of another size
+        '{"frame": [64, 64, 3], "bytes": 0}\n',  # before the number of frames
+        '{"count": 2}\n{"times_s": [0, 1]}\n',  # too few
+    ],
+)
+def test_frames_that_are_not_those_asked_for_are_refused(tmp_path, frames):
+    reading = ConfinedReading(stub(f"os.write(1, {frames.encode()!r}); time.sleep(60)"))
+    with pytest.raises(VideoDecodeError, match="sent no clip"):
+        reading.read(tmp_path / "a.mp4", 7, TRANSFORM, replace(UPLOAD_LIMITS, child_s=5.0))
+    reading.close()

@@ -118,3 +118,51 @@ def test_words_that_the_model_does_not_know(engine):
 )
 def test_seconds_in_a_question_become_stamps(typed, read):
     assert stamped(typed) == read
+
+
+def test_a_chain_replies_after_each_part_and_the_turn_has_the_steps(engine, short_clip):
+    replies = list(engine.ask(short_clip, QUESTION, engine.own_settings, chain=engine.chain("3")))
+    counts = [len(reply.steps) for reply in replies if reply.steps]
+    assert counts == [1, 2, 3]
+    turn = replies[-1].turn
+    assert len(turn.answer.steps) == 3
+    assert turn.settings.endswith("3 parts first")
+    assert [step["part"] for step in turn.to_json()["steps"]] == [step.span.to_json() for step in turn.answer.steps]
+    assert engine.chain("off") is None
+    assert "steps" not in engine.answer(short_clip, QUESTION, engine.own_settings, chain=engine.chain("auto")).to_json()
+
+
+def test_a_chain_is_stopped_between_its_parts(engine, short_clip):
+    turn = engine.answer(short_clip, QUESTION, engine.own_settings, chain=engine.chain("3"), stopped=lambda: True)
+    assert len(turn.answer.steps) == 1
+    assert turn.cut == "stopped"
+
+
+@pytest.mark.parametrize(("choice", "why"), [("9", "8 parts at most"), ("0", "1 or more"), ("two", "not 'two'")])
+def test_chains_are_checked(engine, choice, why):
+    with pytest.raises(InputError, match=why):
+        engine.chain(choice)
+
+
+def test_a_long_video_is_encoded_in_pieces_and_read_again_only_for_its_frames(untrained_qa, demo_limits, short_clip):
+    from mmllm.app.engine import Engine
+    from mmllm.app.session import Visit
+    from mmllm.app.sight import sight
+    from mmllm.app.timeline import timeline
+
+    engine = Engine(untrained_qa, replace(demo_limits, frames=600))
+    settings = replace(engine.own_settings, frames=600)
+    turn = engine.answer(short_clip, QUESTION, settings)
+    encoded, seconds = engine.encode_video(short_clip, settings)
+    assert seconds == {}
+    assert len(encoded.times_s) == 600
+    assert len(encoded.clip) == 96
+    assert encoded.clip.metadata["codec"] == "h264"
+    assert "24 of 600 frames are shown" in sight(turn, encoded)
+    visit = Visit(name="clip", path=short_clip, duration_s=encoded.duration_s, turns=(turn,))
+    assert timeline(visit, encoded.clip).count("mm-frame") == 12
+    assert set(engine.encode_video(short_clip, replace(settings, reducer="uniform"))[1]) == {"reduce"}
+    ranked, seconds = engine.encode_video(short_clip, replace(settings, reducer="fastervlm"))
+    assert set(seconds) == {"decode", "encode", "reduce"}
+    assert ranked.long.reduced.shape[1:3] == (600, 4)
+    assert ranked.kept.sum() == 600 * 4

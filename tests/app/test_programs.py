@@ -37,7 +37,7 @@ def fresh_copy(video, folder, number):
 
 def test_only_the_documented_endpoints_are_offered(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(endpoints) == {"/ask", "/cost"}
+    assert set(endpoints) == {"/ask", "/ask_in_chain", "/cost"}
     assert [parameter["parameter_name"] for parameter in endpoints["/ask"]["parameters"]] == [
         *("video", "question", "reducer", "share", "path", "frames")
     ]
@@ -51,6 +51,14 @@ def test_an_answer_comes_with_spans_tokens_and_seconds(client, short_clip):
     assert answer["spans"] == [[pytest.approx(20 / 99 * 8.0, abs=0.01), pytest.approx(60 / 99 * 8.0, abs=0.01)]]
     assert answer["tokens"]["visual"] == 28
     assert answer["seconds"]["total"] > 0
+
+
+def test_parts_of_a_video_are_looked_at_first_on_request(client, short_clip):
+    answer = client.predict(video=handle_file(short_clip), question=QUESTION, chain="2", api_name="/ask_in_chain")
+    assert [step["part"][0] for step in answer["steps"]] == [0.0, pytest.approx(4.4, abs=0.5)]
+    assert answer["done"] is True
+    with pytest.raises(AppError, match="a chain may have 8 parts at most, not 9"):
+        client.predict(video=handle_file(short_clip), question=QUESTION, chain="9", api_name="/ask_in_chain")
 
 
 def test_answers_stream(client, short_clip):

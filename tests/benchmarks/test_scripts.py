@@ -13,7 +13,10 @@ from benchmarks.results import Results
 from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("ablations", "demo", "directions", "encoders", "finetune", "image_tokenizers", "reducers", "train", "video")
+SCRIPTS = (
+    "ablations", "demo", "directions", "encoders", "finetune", "image_tokenizers", "long_video", "reducers",
+    "tokenizer_training", "train", "video",
+)  # fmt: skip
 
 
 def run(script: str, arguments: list[str], folder: Path) -> Results:
@@ -138,6 +141,15 @@ def test_the_demo_is_asked(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak of a process is not told there")
+def test_an_hour_takes_little_more_memory_than_ten_minutes(tmp_path):
+    kept = run("long_video", ["--minutes", "10", "60"], tmp_path)
+    assert filled_columns(kept, "long-video") == 6
+    assert [row.numbers["frames"] for row in kept.tables["long-video"]] == [600, 3600] * 2
+    assert all(row.numbers["ratio"] <= 1.5 for row in kept.tables["long-video"])
+
+
+@pytest.mark.slow
 def test_own_clips_are_learned_from(tmp_path):
     arguments = ["--model", "default", "--clips", "2", "--steps", "1", "--output", str(tmp_path / "run")]
     kept = run("finetune", arguments, tmp_path)
@@ -173,3 +185,12 @@ def test_a_clip_is_read_in_turns(short_clip, tmp_path):
     assert medians.numbers["median_ratio"] == clip.numbers["fastest_ratio"].middle
     assert "plain_pyav_ratio" in kept.tables["eight"][1].numbers
     assert 0 < kept.tables["large"][0].numbers["extra_mib"] < 1000
+
+
+def test_tokenizers_are_trained(tmp_path):
+    kept = run("tokenizer_training", ["--short", "--output", str(tmp_path)], tmp_path)
+    assert len(kept.tables["flextok-errors"]) == 2
+    assert filled_columns(kept, "flextok-errors") == 5
+    assert len(kept.tables["textok-errors"]) == 4
+    assert filled_columns(kept, "textok-errors") == 4
+    assert (tmp_path / "flextok-tokens.png").exists()

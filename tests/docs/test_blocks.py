@@ -7,7 +7,7 @@ Before a block may stand, in an HTML comment that a reader of the page does not 
 
 `MMLLM_LONG_TESTS=1 pytest tests/docs/test_blocks.py` runs the second kind as it stands, too, which takes an hour.
 The blocks of a page are run one after another in one folder. There the test has put `clip.mp4` and `cook.mp4` (8 s),
-`clips.jsonl` (questions about them), `short.yaml` and `short_atp.yaml` (training of
+`clips.jsonl` (questions about them), `short.yaml`, `short_atp.yaml` and `short_audio.yaml` (training of
 two steps), and a run in `runs/mine` and `runs/quickstart`.
 """
 
@@ -168,6 +168,9 @@ def workshop(shell, short_clip, tmp_path_factory):
     (folder / "short.yaml").write_text(SHORT_RECIPE)
     one_question = SHORT_RECIPE.replace("max_steps: 2,", "max_steps: 2, questions_per_video: 1,")
     (folder / "short_atp.yaml").write_text(one_question)
+    (folder / "short_audio.yaml").write_text(
+        SHORT_RECIPE + "audio_encoder: {max_steps: 1, batch_size: 2, workers: 0}\n"
+    )
     shell.run("mmllm train quickstart --config short.yaml --output runs/mine", folder)
     shutil.copytree(folder / "runs" / "mine", folder / "runs" / "quickstart")
     return folder

@@ -14,14 +14,32 @@ TIMED = {
     "times_s": torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]]),
     "durations_s": torch.tensor([3.5, 1.0]),
     "frame_text": torch.tensor([[[5, 6], [5, 7], [8, -1]], [[5, -1], [5, -1], [5, -1]]]),
+    "question": torch.tensor([[4, 6], [7, -1]]),
+    "frame_size": torch.tensor([[4, 8], [8, 8]]),
+    "text_tokens": torch.tensor([7, 9]),
+}
+SOUND = {
+    "waveform": torch.rand(2, 48_000),
+    "waveform_length": torch.tensor([48_000, 16_000]),
+    "waveform_start_s": torch.tensor([0.0, 7.5]),
 }
 VALUES = {
-    "pixels of videos": VideoInputs(pixels=PIXELS, **TIMED),
+    "pixels of videos": VideoInputs(pixels=PIXELS, **TIMED, **SOUND),
     "features of videos": VideoInputs(
-        features=torch.rand(2, 3, 5, 8), scores={"a": torch.rand(2, 3, 5), "b": torch.rand(2, 3, 5)}, **TIMED
+        features=torch.rand(2, 3, 5, 8),
+        scores={"a": torch.rand(2, 3, 5), "b": torch.rand(2, 3, 5)},
+        **TIMED,
+        audio=torch.rand(2, 3, 10, 4),
+        audio_mask=torch.tensor([[True, True, False], [True, False, False]]),
     ),
-    "images": ImageInputs(pixels=PIXELS[0]),
-    "images in tiles": ImageInputs(pixels=PIXELS, tiling=torch.tensor([[1, 2, 4, 8], [1, 1, 4, 4]])),
+    "images": ImageInputs(
+        pixels=PIXELS[0],
+        question=torch.tensor([[4, 6], [7, -1], [-1, -1]]),
+        frame_size=torch.tensor([[4, 8], [8, 8], [8, 4]]),
+    ),
+    "images in tiles": ImageInputs(
+        pixels=PIXELS, tiling=torch.tensor([[1, 2, 4, 8], [1, 1, 4, 4]]), question=torch.tensor([[4, 6], [7, -1]])
+    ),
 }
 
 
@@ -93,6 +111,14 @@ def test_images_in_fewer_tiles_have_zeros_behind_their_last():
     assert both.tiling.tolist() == [[1, 1, 2, 2], [1, 3, 2, 2]]
 
 
+@pytest.mark.parametrize("kind", ["pixels of videos", "images", "images in tiles"])
+def test_shorter_questions_are_filled_up(kind):
+    value = VALUES[kind].select(torch.tensor([0]))
+    short, long = value.asked(torch.tensor([[3]])), value.asked(torch.tensor([[3, 4, 5]]))
+    assert type(value).stack([short, long]).question.tolist() == [[3, -1, -1], [3, 4, 5]]
+    assert value.asked(None) is value
+
+
 def test_media_of_a_batch_are_stacked_by_modality_in_their_order():
     images = [ImageInputs(pixels=torch.full((1, 3, 2, 2), float(i))) for i in range(2)]
     videos = [VideoInputs(pixels=torch.full((1, 2, 3, 2, 2), float(i))) for i in range(3)]
@@ -118,6 +144,9 @@ def test_media_of_a_batch_are_stacked_by_modality_in_their_order():
             {"features": torch.zeros(2, 3, 5, 8), "scores": {"a": torch.zeros(2, 3, 4)}},
             r"video_scores must be \(2 3 5\), not \(2, 3, 4\)",
         ),
+        (VideoInputs, {"pixels": PIXELS, "question": torch.ones(3, 4)}, r"video_question must be \(2 any\), not"),
+        (ImageInputs, {"question": torch.zeros(1, 4)}, "image_question needs pixel_values"),
+        (ImageInputs, {"pixels": PIXELS[0], "question": torch.zeros(3)}, r"image_question must be \(3 any\), not"),
         (ImageInputs, {"tiling": torch.zeros(1, 4)}, "image_tiling needs pixel_values"),
         (ImageInputs, {"pixels": PIXELS}, "need image_tiling"),
         (ImageInputs, {"pixels": PIXELS[0], "tiling": torch.zeros(3, 4)}, "pixel_values must be"),
@@ -131,12 +160,12 @@ def test_what_does_not_fit_together_is_refused_by_its_flat_name(kind, fields, me
 
 def test_media_with_different_fields_are_not_stacked():
     video = VALUES["features of videos"]
-    with pytest.raises(InputError, match="some videos of a batch have pixel_values_videos, video_features, video_sco"):
+    with pytest.raises(InputError, match="some videos of a batch have pixel_values_videos, video_audio, video_"):
         VideoInputs.stack([video, VALUES["pixels of videos"]])
     other = VideoInputs(**{**video.given(), "scores": {"a": video.scores["a"]}})
     with pytest.raises(InputError, match=r"have video_scores\['b'\], and others do not"):
         VideoInputs.stack([video, other])
-    with pytest.raises(InputError, match="some images of a batch have image_tiling"):
+    with pytest.raises(InputError, match="some images of a batch have image_frame_size, image_tiling"):
         ImageInputs.stack([VALUES["images"], VALUES["images in tiles"]])
 
 
@@ -152,3 +181,30 @@ def test_times_are_shares_of_the_length_and_need_it():
 def test_a_value_moves_as_a_whole():
     moved = VALUES["features of videos"].to("meta")
     assert {one.device.type for one in (moved.features, moved.durations_s, *moved.scores.values())} == {"meta"}
+
+
+def test_a_video_without_sound_gets_sound_of_no_length_beside_one_with_sound():
+    heard = VideoInputs(pixels=PIXELS[:1], times_s=torch.zeros(1, 3), waveform=torch.ones(1, 20_000))
+    silent = VideoInputs(pixels=PIXELS[1:], times_s=torch.zeros(1, 3))
+    both = VideoInputs.stack([silent, heard])
+    assert both.waveform.shape == (2, 20_000)
+    assert both.waveform_length.tolist() == [0, 20_000]
+    assert not both.waveform[0].any()
+    encoded = VideoInputs(features=torch.rand(1, 3, 5, 8), audio=torch.rand(1, 3, 10, 4))
+    stacked = VideoInputs.stack([VideoInputs(features=torch.rand(1, 3, 5, 8)), encoded])
+    assert stacked.audio_mask.tolist() == [[False] * 3, [True] * 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"waveform": torch.ones(1, 8), "audio": torch.ones(1, 3, 2, 4)}, "either video_waveform or video_audio"),
+        ({"waveform": torch.ones(8)}, "video_waveform must be"),
+        ({"waveform": torch.ones(1, 8)}, "needs video_times_s"),
+        ({"waveform_length": torch.tensor([8])}, "video_waveform_length belongs to video_waveform"),
+        ({"audio": torch.ones(1, 2, 2, 4)}, "video_audio must be"),
+    ],
+)
+def test_sound_that_does_not_fit_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        VideoInputs(pixels=PIXELS[:1], **fields)

@@ -125,7 +125,7 @@ def test_masks_of_what_the_assistant_says(processor):
         ({"text_kwargs": {"paddding": True}}, "no 'paddding'; did you mean 'padding'"),
         ({"do_rescale": False}, "the processor takes no 'do_rescale'"),
         ({"num_frame": 8}, "no 'num_frame'; did you mean 'num_frames'"),
-        ({"audio": [0.0]}, "the processor takes no 'audio'"),
+        ({"audio": [0.0]}, "audio says whether the sound of a video's file is heard: True or False, not 0.0"),
     ],
 )
 def test_nothing_is_swallowed(processor, keywords, message):

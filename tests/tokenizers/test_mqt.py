@@ -95,6 +95,13 @@ def test_bad_input():
     for wrong in ("tokens=0", "tokens=257", "queries=200", "tokens=1.5"):
         with pytest.raises(ConfigError):
             registry.config_of("tokenizer", f"mqt:{wrong}")
-    with pytest.raises(InputError, match="width 64"):
+    with pytest.raises(ConfigError, match="tokens = True"):
+        registry.config_of("tokenizer", {"name": "mqt", "tokens": True})
+    with pytest.raises(InputError, match="width 64 on a patch grid, not 32"):
         resampler()(whole(torch.randn(1, 576, 32)))
+    with pytest.raises(ValueError, match="575 tokens a frame do not fill a 24x24 grid"):
+        resampler()(whole(torch.randn(1, 575, 64)))
+    with torch.no_grad():
+        broken = resampler(4)(whole(torch.full((1, 576, 64), torch.nan))).features
+    assert broken.isnan().all()  # never hidden
     assert resampler(4)(whole(torch.zeros(0, 576, 64))).features.shape == (0, 1, 4, 48)

@@ -106,5 +106,7 @@ def test_bad_input():
         projector(grid=(7, 9), tokens=64)
     with pytest.raises(InputError, match="cannot enlarge: 256 tokens of a 12x12"):
         projector(grid=(12, 12), tokens=64, elastic=True)
+    with pytest.raises(ValueError, match="10 tokens a frame do not fill a 3x3 grid"):
+        projector(tokens=4)(VisualTokens(features=torch.randn(1, 1, 10, 6), grid=(3, 3)))
     with pytest.raises(InputError, match="1D tokens"):
         projector(tokens=4)(VisualTokens(features=torch.randn(1, 1, 4, 6), grid=None))

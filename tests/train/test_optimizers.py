@@ -1,11 +1,15 @@
 """Muon: its effect on a matrix, the weights that it trains, and that its training can be resumed."""
 
 import copy
+from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
-from mmllm.train.optimizers import muon, nearly_orthogonal
+from mmllm.errors import ConfigError
+from mmllm.train.fitting import fit
+from mmllm.train.optimizers import give_rates, muon, nearly_orthogonal
 from mmllm.train.schedule import TrainingSchedule
 
 
@@ -88,3 +92,26 @@ def test_it_goes_on_from_saved_state_as_if_never_stopped():
     run(3, other, again)
     torch.testing.assert_close(model.weight, other.weight)
     torch.testing.assert_close(model.bias, other.bias)
+
+
+@pytest.mark.parametrize("matrix_rate", [0.0, 0.02])
+def test_a_part_has_its_own_learning_rate(tmp_path, matrix_rate):
+    training = TrainingSchedule(
+        learning_rate=0.1, learning_rates={"head": 0.02}, matrix_learning_rate=matrix_rate, max_steps=1, batch_size=1
+    )
+    model = Small()
+    optimizer = muon(model, training) if matrix_rate else torch.optim.AdamW(model.parameters(), lr=0.1)
+    weights = dict(model.named_parameters())
+    for _ in range(2):  # the second call changes nothing
+        give_rates(optimizer, weights, training)
+    rates = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    assert len(rates) == len(weights)
+    for name, weight in weights.items():
+        matrix = matrix_rate and name in ("convolution.weight", "linear.weight", "head.weight")
+        whole = matrix_rate if matrix else 0.1
+        assert rates[id(weight)] == pytest.approx(whole * (0.2 if name.startswith("head.") else 1.0)), name
+    assert all(group["params"] for group in optimizer.param_groups)
+    with pytest.raises(ConfigError, match="learning_rates: the model has no part 'heads'; did you mean 'head'"):
+        fit(Small(), [0], list, replace(training, learning_rates={"heads": 0.1}), tmp_path, what="nothing", seed=0)
+    with pytest.raises(ConfigError, match="must be rates above zero"):
+        replace(training, learning_rates={"head": 0.0})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
 from mmllm.video import sampling
 
 
@@ -51,6 +51,43 @@ def test_slow_fast_demo_cuts_to_whole_numbers():
     assert sampling.slow_fast_demo(4, 3).tolist() == [0, 1, 3]
 
 
+@pytest.mark.parametrize("fps", [1.0, 7.5, 23.976, 29.97, 60.0])
+@pytest.mark.parametrize("target_fps", [2.0, 4.0])
+@pytest.mark.parametrize("count", [1, 17, 240, 5000])
+def test_slow_fast_is_the_published_rule(count, fps, target_fps):
+    """Written out with Python's numbers, whose `round` also takes halves to even ones."""
+    frames = 32
+    candidates = list(range(0, count, max(1, round(fps / min(target_fps, fps)))))
+    expected = candidates
+    if len(candidates) >= frames:
+        expected = [candidates[round((i + 1) * len(candidates) / frames - 1)] for i in range(frames)]
+    assert sampling.slow_fast(count, fps, frames, target_fps).tolist() == expected
+    rule = sampling.FrameRule.of(f"slow-fast:fps={target_fps}")
+    assert rule.indices(count, fps, frames).tolist() == expected
+
+
+def test_rules_are_written_as_text_or_fields():
+    assert sampling.FrameRule.of(None) == sampling.FrameRule.of("uniform") == sampling.UNIFORM
+    assert sampling.FrameRule.of({"rule": "slow-fast", "fps": 2}) == sampling.FrameRule.of("slow-fast:fps=2")
+    assert sampling.FrameRule.of("slow-fast-demo").indices(4, 30.0, 3).tolist() == [0, 1, 3]
+    assert sampling.UNIFORM.indices(6, 30.0, 3).tolist() == [0, 2, 5]
+    with pytest.raises(ConfigError, match=r"sampling\.rule = 'slow': must be one of 'uniform', 'slow-fast'"):
+        sampling.FrameRule.of("slow")
+    with pytest.raises(ConfigError, match=r"fps = 0\.0: must be above zero"):
+        sampling.FrameRule.of("slow-fast:fps=0")
+    with pytest.raises(ConfigError, match="not 3"):
+        sampling.FrameRule.of(3)
+
+
+def test_steady_takes_a_frame_a_second_and_thins_out_long_videos():
+    assert sampling.steady(100, 25.0, 224).tolist() == [0, 25, 50, 75]
+    assert sampling.steady(5, 0.3, 224).tolist() == [0, 1, 2, 3, 4]  # a step is never 0
+    assert sampling.steady(300, 1.0, 224).tolist() == [int(300 / 224 * i) for i in range(224)]
+    hour = sampling.steady(3600 * 25, 25.0, 2000)
+    assert hour.tolist() == list(range(0, 3600 * 25, 3 * 25))  # 3600 // 1000 = 3
+    assert sampling.FrameRule.of("steady:fps=1").indices(100, 25.0, 224).tolist() == [0, 25, 50, 75]
+
+
 def test_nearest_prefers_the_earlier_on_a_tie():
     times_s = np.array([0.0, 1.0, 4.0])
     assert sampling.nearest(times_s, np.array([-1, 0, 0.5, 0.6, 2.5, 2.6, 9])).tolist() == [0, 0, 0, 1, 1, 2, 2]
@@ -64,6 +101,10 @@ def test_nearest_prefers_the_earlier_on_a_tie():
         lambda: sampling.uniform_by_time(0.0, 8),
         lambda: sampling.every(float("nan"), 1.0),
         lambda: sampling.slow_fast(10, 0.0, 8),
+        lambda: sampling.steady(10, 0.0, 8),
+        lambda: sampling.steady(10, -1.0, 8),
+        lambda: sampling.steady(10, float("nan"), 8),
+        lambda: sampling.steady(0, 25.0, 8),
     ],
 )
 def test_impossible_numbers_are_refused(wrong):

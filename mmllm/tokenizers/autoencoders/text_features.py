@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmllm.errors import InputError
 from mmllm.fields import require
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 
@@ -44,12 +45,16 @@ class TextFeaturesConfig:
 
 
 class Captions(NamedTuple):
-    """Features of captions."""
+    """Features of captions, or of questions."""
 
     features: Tensor
     """float, B N C."""
     mask: Tensor
     """bool, B N: False for padding; an empty caption has no word at all."""
+
+    def of(self, rows: Tensor) -> Captions:
+        """The captions numbered `rows` (int64); a number may repeat."""
+        return Captions(self.features[rows], self.mask[rows])
 
 
 class TextFeatures(nn.Module):
@@ -70,8 +75,7 @@ class TextFeatures(nn.Module):
     @torch.no_grad()
     def forward(self, captions: Sequence[str], device: torch.device) -> Captions:
         """Features of captions; those of an empty one are all masked."""
-        encoder, tokenizer = self.parts()
-        encoder = encoder.to(device)
+        _, tokenizer = self.parts()
         most = self.config.most_words
         rows = [tokenizer(caption)["input_ids"] if caption.strip() else [] for caption in captions]
         for row, caption in zip(rows, captions, strict=True):
@@ -79,12 +83,24 @@ class TextFeatures(nn.Module):
                 log.warning("a caption of %d tokens is cut off after %d: %.60s", len(row), most, caption)
         rows = [row[:most] for row in rows]
         longest = max([1, *map(len, rows)])
-        ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows], device=device)
-        count = torch.tensor([len(row) for row in rows], device=device)
-        mask = torch.arange(longest, device=device) < count.unsqueeze(-1)
+        return self.of_ids(torch.tensor([row + [-1] * (longest - len(row)) for row in rows], device=device))
+
+    @torch.no_grad()
+    def of_ids(self, ids: Tensor) -> Captions:
+        """Features of captions that are ids of T5's tokenizer (int64, B N, filled up with -1), on their device.
+
+        Raises:
+            InputError: for an id that T5 does not have.
+        """
+        encoder, tokenizer = self.parts()
+        if len(ids) and int(ids.max()) >= encoder.config.vocab_size:
+            raise InputError(f"ids of text must be below {encoder.config.vocab_size}, not {int(ids.max())}")
+        mask = ids >= 0
         # attention over nothing at all would be NaN: an empty caption is encoded as one word of padding, then masked
-        seen = mask | (count.unsqueeze(-1) == 0) & (torch.arange(longest, device=device) == 0)
-        features = encoder(input_ids=ids, attention_mask=seen.long()).last_hidden_state
+        first = torch.arange(ids.shape[1], device=ids.device) == 0
+        seen = mask | (~mask.any(-1, keepdim=True) & first)
+        words = ids.where(mask, tokenizer.pad_token_id)
+        features = encoder.to(ids.device)(input_ids=words, attention_mask=seen.long()).last_hidden_state
         return Captions(features.float(), mask)
 
     def _small(self) -> tuple[Any, Any]:

@@ -121,7 +121,7 @@ class ReadsText(nn.Module):
                 f"text features must be (B, at most {most} words, {self.text_proj.in_features}), not "
                 f"{tuple(features.shape)}"
             )
-        words = self.text_proj(features) + self.pos_text[: features.shape[1]]
+        words = self.text_proj(features.to(self.text_proj.weight.dtype)) + self.pos_text[: features.shape[1]]
         first = torch.arange(features.shape[1], device=mask.device) == 0
         empty = ~mask.any(-1, keepdim=True) & first  # B W
         return torch.where(empty.unsqueeze(-1), self.null_text, words), mask | empty

@@ -59,8 +59,10 @@ class LanguageStage(TrainingStage):
     def train(self, run: TrainingRun, folder: Path) -> Any:
         """Trains what is not frozen; see `TrainingStage`."""
         config = self.config
-        # features are not cached if a stage runs inside the encoder, because training may change that stage
-        keep = config.keep_features and "encoder" in config.frozen and run.model.encoder_stage is None
+        # features are not cached if a stage runs inside the encoder, because training may change that stage; nor if the
+        # encoder reads questions, because each question has its own features
+        cacheable = run.model.encoder_stage is None and not run.model.encoder_reads_question
+        keep = config.keep_features and "encoder" in config.frozen and cacheable
         rows = run.rows(config, keep_features=keep)
         torch.manual_seed(run.seed)  # for the initial weights of the adapters
         trainer = fit(
