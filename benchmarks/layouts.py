@@ -110,6 +110,16 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("parameters", "{parameters_millions:,.0f} M"),
         ("memory", "{memory_mib:,.0f} MiB", "-"),
     ),
+    "flextok-errors": _columns(
+        ("error with the first", "{training}"),
+        *((f"{tokens} of 8", *_mean(f"tokens_{tokens}_percent")) for tokens in (1, 2, 4, 8)),
+    ),
+    "textok-errors": _columns(
+        ("the caption is read by", "{caption}"),
+        ("error with its own caption", *_mean("own_percent")),
+        ("without", *_mean("null_percent"), "-"),
+        ("with that of another picture", *_mean("other_percent"), "-"),
+    ),
     "encoders": _columns(
         ("encoder", "{encoder}"),
         ("seconds a frame", "{frame_s:.2f}"),

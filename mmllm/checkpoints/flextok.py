@@ -22,6 +22,7 @@ from mmllm.checkpoints.flextok_config import (
     decoder_half,
     encoder_half,
     levels_of,
+    ours_of,
     training_times,
 )
 from mmllm.checkpoints.flextok_layout import Layout, published_config, weights_file
@@ -145,34 +146,30 @@ def _latents(config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, sample
         scale, settings["norm_num_groups"] = published.get("scaling_factor"), published.get("norm_num_groups", 32)
     if scale is None:
         raise CheckpointError("vae has no scaling_factor, and hf_hub_path names no VAE that has one")
-    try:
-        return LatentsConfig(
-            kind="diffusers",
-            stride=2 ** (len(settings["block_out_channels"]) - 1),
-            channels=channels,
-            sample_posterior=sample_posterior,
-            diffusers={**settings, "scaling_factor": scale},
-        )
-    except ConfigError as problem:
-        raise CheckpointError(f"the published configuration describes no VAE: {problem}") from None
+    fields = {
+        "kind": "diffusers",
+        "stride": 2 ** (len(settings["block_out_channels"]) - 1),
+        "channels": channels,
+        "sample_posterior": sample_posterior,
+        "diffusers": {**settings, "scaling_factor": scale},
+    }
+    return ours_of(LatentsConfig, fields)
 
 
 def _config(
     published: Mapping[str, Any], encoder: EncoderHalf, decoder: DecoderHalf, latents: LatentsConfig
 ) -> FlexTokConfig:
-    try:
-        return FlexTokConfig(
-            image_size=encoder.config.grid[0] * encoder.config.patch_size * latents.stride,
-            latents=latents,
-            levels=levels_of(published),
-            encoder=encoder.config,
-            decoder=decoder.config,
-            kept=decoder.kept,
-            times=training_times(published),
-            unconditional=decoder.unconditional,
-        )
-    except ConfigError as problem:
-        raise CheckpointError(f"the published configuration describes no FlexTok: {problem}") from None
+    fields = {
+        "image_size": encoder.config.grid[0] * encoder.config.patch_size * latents.stride,
+        "latents": latents,
+        "levels": levels_of(published),
+        "encoder": encoder.config,
+        "decoder": decoder.config,
+        "kept": decoder.kept,
+        "times": training_times(published),
+        "unconditional": decoder.unconditional,
+    }
+    return ours_of(FlexTokConfig, fields)
 
 
 def _layout(encoder: EncoderHalf, decoder: DecoderHalf | None, latents: LatentsConfig | None) -> Layout:

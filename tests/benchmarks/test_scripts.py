@@ -14,8 +14,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "demo", "directions", "encoders", "finetune", "image_tokenizers", "long_video", "reducers", "train",
-    "video",
+    "ablations", "demo", "directions", "encoders", "finetune", "image_tokenizers", "long_video", "reducers",
+    "tokenizer_training", "train", "video",
 )  # fmt: skip
 
 
@@ -185,3 +185,12 @@ def test_a_clip_is_read_in_turns(short_clip, tmp_path):
     assert medians.numbers["median_ratio"] == clip.numbers["fastest_ratio"].middle
     assert "plain_pyav_ratio" in kept.tables["eight"][1].numbers
     assert 0 < kept.tables["large"][0].numbers["extra_mib"] < 1000
+
+
+def test_tokenizers_are_trained(tmp_path):
+    kept = run("tokenizer_training", ["--short", "--output", str(tmp_path)], tmp_path)
+    assert len(kept.tables["flextok-errors"]) == 2
+    assert filled_columns(kept, "flextok-errors") == 5
+    assert len(kept.tables["textok-errors"]) == 4
+    assert filled_columns(kept, "textok-errors") == 4
+    assert (tmp_path / "flextok-tokens.png").exists()

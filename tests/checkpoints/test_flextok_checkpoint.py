@@ -249,6 +249,13 @@ ENC, DEC = "encoder.module_dict.", "decoder.module_dict."
         ("encoder.module_dict", [], "mapping of modules"),
         ("vae.scaling_factor", None, "no scaling_factor"),
         ("vae.scaling_factor", 0, "must not be 0"),
+        ("vae.scaling_factor", float("nan"), "finite"),
+        ("vae.scaling_factor", "0.6", "finite"),
+        (f"{DEC}dec_latent_dropout.dropout_prob", "often", "unconditional"),
+        (f"{DEC}dec_time_embedder.max_timestep", "1000 or so", "max_time"),
+        (f"{ENC}enc_register_module.n_max", 0, "registers"),
+        (f"{ENC}{'x' * 1000}", {"_target_": "PerSampleOp"}, "a name of 1000 characters"),
+        (f"{ENC}enc_extra", json.loads('{"_target_": "PerSampleOp", "a": ' + "[" * 30 + "]" * 30 + "}"), "too deeply"),
         ("vae.latent_channels", 16, "its tensors have 4"),
         ("vae._target_", "subprocess.Popen", "Popen"),
         ("flow_matching_noise_module.mode_scale", 9, "mode_scale"),
@@ -302,6 +309,8 @@ def test_metadata_that_are_no_values(tmp_path):
             load_flextok(folder)
     with pytest.raises(CheckpointError, match=r"neither config\.json nor its metadata"):
         load_flextok(written(tmp_path / "none", None))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: neither config\.json nor its metadata"):
+        load_autoencoder(tmp_path / "none" / "model.safetensors")
 
 
 HALF = {"name": "flextok", "latents": "diffusers", "image_size": 16, "stride": 2, "channels": 4, "registers": 8,

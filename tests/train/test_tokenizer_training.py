@@ -136,6 +136,22 @@ def test_a_run_that_was_stopped_ends_the_same(trained, pictures, tmp_path):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def test_latents_that_are_pixels_are_measured(pictures, tmp_path):
+    half = {"channels": 12, "grid": (8, 8), "registers": 4, "layers": 1, "width": 32, "head_width": 16}
+    made = tokenizer_recipe("flextok-tiny").changed(
+        {
+            "pictures": {"source": str(pictures)},
+            "autoencoder": {"encoder": half, "decoder": half},
+            "training": {"max_steps": 1, "batch_size": 2},
+        }
+    )
+    train_tokenizer(made, tmp_path / "run", workers=0)
+    trained_tokenizer = load_autoencoder(tmp_path / "run" / "tokenizer")
+    images = Pictures(made.pictures, 32, 256, seed=0, cache=tmp_path)
+    latents = trained_tokenizer.latents.encode(torch.stack([images[number]["images"] for number in range(256)]))
+    assert abs(float(latents.std()) - 1) < 1e-3
+
+
 def test_another_recipe_is_refused_in_the_same_folder(trained, pictures):
     changed = tokenizer_recipe("flextok-small").changed({**TINY, "pictures": {"source": str(pictures)}, "seed": 1})
     with pytest.raises(ConfigError, match="seed: 0 -> 1"):

@@ -30,11 +30,15 @@ class TrainingTimes:
     """How heavy the middle is in `mode`; 0 is uniform."""
     stratified: bool = False
     """Draw each picture's time from its own equal share of the density, so that a batch covers all times."""
+    shift: float = 1.0
+    """Above 1, times are moved towards noise: t becomes shift t / (1 + (shift - 1) t) (arXiv 2403.03206). Where noise
+    hides the picture, only the tokens tell what to draw, so that they are learned sooner."""
 
     def __post_init__(self) -> None:
         require(self.density in ("logit_normal", "mode"), self, "density", "logit_normal or mode")
         # Beyond 2 / (pi - 2) the density is negative somewhere.
         require(-1 <= self.mode_scale <= 2 / (math.pi - 2), self, "mode_scale", "-1 to 1.75")
+        require(0 < self.shift < math.inf, self, "shift", "positive")
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """float32, one time for each of `count` pictures, from 0 to 1."""
@@ -46,8 +50,10 @@ class TrainingTimes:
     def from_uniform(self, uniform: Tensor) -> Tensor:
         """Times whose density is the chosen one, of numbers that are uniform from 0 to 1."""
         if self.density == "logit_normal":
-            return torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12)).sigmoid()
-        return 1 - uniform - self.mode_scale * ((math.pi / 2 * uniform).cos() ** 2 - 1 + uniform)
+            times = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12)).sigmoid()
+        else:
+            times = 1 - uniform - self.mode_scale * ((math.pi / 2 * uniform).cos() ** 2 - 1 + uniform)
+        return self.shift * times / (1 + (self.shift - 1) * times)
 
 
 def noised(pictures: Tensor, noise: Tensor, time: Tensor) -> Tensor:

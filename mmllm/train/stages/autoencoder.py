@@ -143,12 +143,17 @@ class LatentsStage(PicturesStage):
         return model.latents
 
     def finish(self, run: TrainingRun) -> None:
-        """Measures the scale on the first pictures."""
-        pictures = run.numbered_pictures(_MEASURED)
-        device = run.model.latents.encoder.scale.device
-        images = torch.stack([pictures[number]["images"] for number in range(_MEASURED)])
-        run.model.latents.measure_scale(images.to(device))
-        log.info("the latents are multiplied by %.3f", float(run.model.latents.encoder.scale))
+        """Measures the scale of the latents."""
+        measure_scale(run)
+
+
+def measure_scale(run: TrainingRun) -> None:
+    """Sets the scale of the latents, so that those of the first pictures have a standard deviation of 1."""
+    pictures = run.numbered_pictures(_MEASURED)
+    device = run.model.latents.encoder.scale.device
+    images = torch.stack([pictures[number]["images"] for number in range(_MEASURED)])
+    run.model.latents.measure_scale(images.to(device))
+    log.info("the latents are multiplied by %.3f", float(run.model.latents.encoder.scale))
 
 
 @register("training", "autoencoder", config=AutoencoderTraining)
@@ -176,6 +181,9 @@ class AutoencoderStage(PicturesStage):
 
     def train(self, run: TrainingRun, folder: Path) -> Any:
         """Trains what is not frozen; see `TrainingStage`."""
-        if getattr(run.model, "latents", None) is not None:
-            run.model.latents.requires_grad_(False)
+        latents = getattr(run.model, "latents", None)
+        if latents is not None:
+            if next(latents.parameters(), None) is None:  # those with weights were measured after their training
+                measure_scale(run)
+            latents.requires_grad_(False)
         return super().train(run, folder)

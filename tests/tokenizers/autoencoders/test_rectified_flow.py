@@ -71,6 +71,14 @@ def test_times_have_their_densities():
     torch.testing.assert_close(TrainingTimes(density="mode").from_uniform(given), by_hand)
 
 
+def test_shifted_times_are_nearer_to_noise():
+    given = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    shifted = TrainingTimes(density="mode", mode_scale=0.0, shift=3.0).from_uniform(1 - given)
+    torch.testing.assert_close(shifted, torch.tensor([0.0, 0.5, 0.75, 1.0]))
+    with pytest.raises(ConfigError, match="shift"):
+        TrainingTimes(shift=0.0)
+
+
 def test_stratified_times_have_one_in_each_share():
     times = TrainingTimes(density="mode", mode_scale=0.0, stratified=True).draw(8)
     assert sorted((times * 8).long().tolist()) == list(range(8))
