@@ -1,6 +1,6 @@
 """Image tokenizers: what an encoder of 1D tokens costs beside its bare modules, FlexTok's sampling beside diffusers'.
 
-    python benchmarks/image_tokenizers.py                      # the published sizes, on two cores in some ten minutes
+    python benchmarks/image_tokenizers.py                      # the published sizes, in some ten minutes
     python benchmarks/image_tokenizers.py --only textok decode --repeats 3
     python benchmarks/image_tokenizers.py --device cuda --json out.json
 

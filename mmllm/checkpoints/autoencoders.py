@@ -44,7 +44,8 @@ def load_autoencoder(source: str | Path) -> Autoencoder:
         CheckpointError: if there is no tokenizer, or the weights do not fit its settings.
     """
     file = weights_file(source)
-    if is_published(file):
+    alone = Path(source).is_file() and not (file.parent / "config.json").exists()
+    if alone or is_published(file):
         return load_flextok(file)
     folder = file.parent
     try:

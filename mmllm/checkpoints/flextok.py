@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -22,6 +22,7 @@ from mmllm.checkpoints.flextok_config import (
     decoder_half,
     encoder_half,
     levels_of,
+    ours_of,
     training_times,
 )
 from mmllm.checkpoints.flextok_layout import Layout, published_config, weights_file
@@ -35,16 +36,9 @@ from mmllm.tokenizers.autoencoders.flextok_encoder import FlexTokEncoder
 from mmllm.tokenizers.autoencoders.latents import LatentsConfig
 from mmllm.tokenizers.flextok import FlexTokFrames
 
+Part = TypeVar("Part", bound=nn.Module)
 _VAE = "vae.vae."
 _WHAT = "the published FlexTok"
-
-
-class FlexTokHalves(nn.Module):
-    """Encoder and decoder of a FlexTok, for latents that are made elsewhere."""
-
-    def __init__(self, encoder: EncoderHalf, decoder: DecoderHalf) -> None:
-        super().__init__()
-        self.encoder, self.decoder = FlexTokEncoder(encoder.config), FlexTokDecoder(decoder.config)
 
 
 def load_flextok(source: str | Path, *, sample_posterior: bool = False) -> FlexTok:
@@ -67,33 +61,47 @@ def load_flextok(source: str | Path, *, sample_posterior: bool = False) -> FlexT
     config = _config(published, encoder, decoder, latents)
     layout = _layout(encoder, decoder, latents)
     try:
-        # names and shapes are first compared with a model without storage
         with torch.device("meta"):
-            shell = FlexTok(config)
-        layout.check(shell, meta, what=f"{_WHAT} of {source}")
-        model = FlexTok(config)
+            model = FlexTok(config)
     except (ConfigError, RuntimeError) as problem:
         raise CheckpointError(f"the published configuration describes no FlexTok: {problem!s:.300}") from None
-    model.load_state_dict(layout.ours(load_file(file)), strict=True)
-    return model.eval()
+    what = f"{_WHAT} of {source}"
+    layout.check(model, meta, what=what)  # before any number is read
+    return _filled(model, layout, load_file(file), what=what)
 
 
-def load_halves(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlexTokHalves:
-    """Encoder and decoder of a published configuration without a VAE, in evaluation mode.
+def _filled(module: Part, layout: Layout, tensors: Mapping[str, Tensor], *, what: str) -> Part:
+    """A module without storage with copies of the tensors, in float32 and in evaluation mode."""
+    layout.check(module, tensors, what=what)
+    state = {name: torch.empty(tensor.shape).copy_(tensor) for name, tensor in layout.ours(tensors).items()}
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.eval()
+
+
+def load_encoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlexTokEncoder:
+    """The encoder of a published configuration, in evaluation mode: latents to what is quantised.
 
     Args:
-        config: `encoder` and `decoder` as in a published configuration.
-        tensors: all tensors of both, under their published names.
+        config: a published configuration; its section `encoder` is read.
+        tensors: all tensors of the encoder (`encoder.*`), under their published names.
 
     Raises:
         CheckpointError: as for `load_flextok`.
     """
-    encoder, decoder = encoder_half(config, tensors), decoder_half(config, tensors)
-    layout = _layout(encoder, decoder, None)
-    halves = FlexTokHalves(encoder, decoder)
-    layout.check(halves, tensors, what=_WHAT)
-    halves.load_state_dict(layout.ours(tensors))
-    return halves.eval()
+    half = encoder_half(config, tensors)
+    with torch.device("meta"):
+        encoder = FlexTokEncoder(half.config)
+    return _filled(encoder, Layout(names=half.names), tensors, what=f"the encoder of {_WHAT}")
+
+
+def load_decoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlexTokDecoder:
+    """The decoder of a published configuration; arguments and errors as for `load_encoder`."""
+    half = decoder_half(config, tensors)
+    constants = {} if half.has_null else {"unconditional": torch.zeros(half.config.width)}
+    with torch.device("meta"):
+        decoder = FlexTokDecoder(half.config)
+    layout = Layout(names=half.names, left_out=half.left_out, constants=constants)
+    return _filled(decoder, layout, tensors, what=f"the decoder of {_WHAT}")
 
 
 def load_published_encoder(encoder: FlexTokFrames, source: str | Path) -> None:
@@ -138,34 +146,30 @@ def _latents(config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, sample
         scale, settings["norm_num_groups"] = published.get("scaling_factor"), published.get("norm_num_groups", 32)
     if scale is None:
         raise CheckpointError("vae has no scaling_factor, and hf_hub_path names no VAE that has one")
-    try:
-        return LatentsConfig(
-            kind="diffusers",
-            stride=2 ** (len(settings["block_out_channels"]) - 1),
-            channels=channels,
-            sample_posterior=sample_posterior,
-            diffusers={**settings, "scaling_factor": scale},
-        )
-    except ConfigError as problem:
-        raise CheckpointError(f"the published configuration describes no VAE: {problem}") from None
+    fields = {
+        "kind": "diffusers",
+        "stride": 2 ** (len(settings["block_out_channels"]) - 1),
+        "channels": channels,
+        "sample_posterior": sample_posterior,
+        "diffusers": {**settings, "scaling_factor": scale},
+    }
+    return ours_of(LatentsConfig, fields)
 
 
 def _config(
     published: Mapping[str, Any], encoder: EncoderHalf, decoder: DecoderHalf, latents: LatentsConfig
 ) -> FlexTokConfig:
-    try:
-        return FlexTokConfig(
-            image_size=encoder.config.grid[0] * encoder.config.patch_size * latents.stride,
-            latents=latents,
-            levels=levels_of(published),
-            encoder=encoder.config,
-            decoder=decoder.config,
-            kept=decoder.kept,
-            times=training_times(published),
-            unconditional=decoder.unconditional,
-        )
-    except ConfigError as problem:
-        raise CheckpointError(f"the published configuration describes no FlexTok: {problem}") from None
+    fields = {
+        "image_size": encoder.config.grid[0] * encoder.config.patch_size * latents.stride,
+        "latents": latents,
+        "levels": levels_of(published),
+        "encoder": encoder.config,
+        "decoder": decoder.config,
+        "kept": decoder.kept,
+        "times": training_times(published),
+        "unconditional": decoder.unconditional,
+    }
+    return ours_of(FlexTokConfig, fields)
 
 
 def _layout(encoder: EncoderHalf, decoder: DecoderHalf | None, latents: LatentsConfig | None) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ _BLOCK = {
     "mlp.down.": "mlp.fc2.",
     "modulation.": "adaLN_modulation.1.",
 }
+Config = TypeVar("Config")
 Kept = Literal["uniform", "powers", "uniform_powers"]
 KEPT: dict[str, Kept] = {"uniform": "uniform", "pow2": "powers", "uniform_pow2": "uniform_powers"}
 """Their names of how many registers are kept in training -> ours."""
@@ -52,7 +53,8 @@ class DecoderHalf:
     """Beginnings of their names of tensors that only training needs."""
     has_null: bool
     """Whether registers that are left out for guidance have a learned value; otherwise it is zero."""
-    unconditional: float
+    unconditional: Any
+    """Share of training pictures whose registers are all left out, as the configuration has it."""
     kept: Kept
 
 
@@ -90,7 +92,7 @@ def encoder_half(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> En
         **_blocks(trunk, tensors),
     }
     sizes = {**_sizes(patches, positions, trunk), "registers": count, "code_width": head.value("dim_out")}
-    return EncoderHalf(_ours(FlexTokEncoderConfig, sizes), names)
+    return EncoderHalf(ours_of(FlexTokEncoderConfig, sizes), names)
 
 
 def decoder_half(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DecoderHalf:
@@ -156,7 +158,7 @@ def decoder_half(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> De
     if kept not in KEPT:
         raise CheckpointError(f"{dropout.place}.size_sampling_mode = {kept!r:.40}: must be {', '.join(KEPT)}")
     return DecoderHalf(
-        config=_ours(FlexTokDecoderConfig, sizes),
+        config=ours_of(FlexTokDecoderConfig, sizes),
         names=names,
         left_out=tuple(f"{module.place}." for module in half.all("MLPHead")),
         has_null="unconditional" in names,
@@ -189,7 +191,7 @@ def training_times(config: Mapping[str, Any]) -> TrainingTimes:
         "mode_scale": noise.value("mode_scale", 0.0),
         "stratified": normal and noise.value("stratisfied", False),
     }
-    return _ours(TrainingTimes, fields)
+    return ours_of(TrainingTimes, fields)
 
 
 def _null_condition(half: Half) -> PublishedModule | None:
@@ -247,7 +249,12 @@ def _blocks(trunk: PublishedModule, tensors: Mapping[str, Tensor]) -> Names:
     }
 
 
-def _ours(cls: type[Any], fields: Mapping[str, Any]) -> Any:
+def ours_of(cls: type[Config], fields: Mapping[str, Any]) -> Config:
+    """One of our configurations from fields of a published one.
+
+    Raises:
+        CheckpointError: naming the field whose value is not allowed.
+    """
     try:
         return from_mapping(cls, fields)
     except ConfigError as problem:

@@ -22,8 +22,8 @@ from mmllm.modeling.tower import check_fit
 LONGEST = 10_000
 """Most characters of a section of the configuration in the metadata, as in the original."""
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_POSITIONS = "decoder.positions"
-"""Our table (T C) is theirs (1 1 C T)."""
+_POSITIONS = ("positions", "decoder.positions")
+"""Our names of the table of registers' positions; ours (T C) is theirs (1 1 C T)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,7 @@ class Layout:
                 numbers.
         """
         own = {name: tensor for name, tensor in module.state_dict().items() if name not in self.constants}
-        if _POSITIONS in own:
-            own[_POSITIONS] = own[_POSITIONS].T[None, None]
+        own = {name: tensor.T[None, None] if name in _POSITIONS else tensor for name, tensor in own.items()}
         given = self._used(tensors)
         check_fit(given, to_theirs(own, self.names), what=what)
         if wrong := [name for name, tensor in given.items() if tensor.dtype not in _FLOATS]:
@@ -55,9 +54,8 @@ class Layout:
     def ours(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a file under our names, with the constants."""
         renamed = to_ours(self._used(tensors), self.names)
-        if _POSITIONS in renamed:
-            renamed[_POSITIONS] = renamed[_POSITIONS][0, 0].T
-        return {**renamed, **self.constants}
+        ours = {name: tensor[0, 0].T if name in _POSITIONS else tensor for name, tensor in renamed.items()}
+        return {**ours, **self.constants}
 
     def _used(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {current_name(name): tensor for name, tensor in tensors.items() if not name.startswith(self.left_out)}

@@ -32,6 +32,9 @@ KNOWN: dict[str, set[str]] = {
 }  # fmt: skip
 """Section of the configuration -> last parts of the classes that it may name."""
 _WHOLE = {"FlexTok", "FlexTokFromHub"}
+_DEEPEST = 20
+"""Most values within each other."""
+_LONGEST_NAME = 100
 _MISSING = object()
 
 
@@ -55,16 +58,22 @@ def check_targets(config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"FlexTok has no modules of these classes: {', '.join(unknown[:5])}{more}")
 
 
-def _targets(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Place and value of every `_target_` below a value."""
+def _targets(value: Any, place: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Place and value of every `_target_` below a value.
+
+    Raises:
+        CheckpointError: if the value is nested too deeply.
+    """
+    if depth > _DEEPEST:
+        raise CheckpointError(f"{place[:100]}: nested too deeply for the configuration of a FlexTok")
     if isinstance(value, Mapping):
         if "_target_" in value:
             yield place, value["_target_"]
         for key, item in value.items():
-            yield from _targets(item, f"{place}.{key!s:.60}")
+            yield from _targets(item, f"{place}.{key!s:.60}", depth + 1)
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
-            yield from _targets(item, f"{place}[{number}]")
+            yield from _targets(item, f"{place}[{number}]", depth + 1)
 
 
 def _last(target: Any) -> str:
@@ -147,6 +156,10 @@ class Half:
         modules = section(config, name).value("module_dict")
         if not isinstance(modules, Mapping) or not all(isinstance(module, Mapping) for module in modules.values()):
             raise CheckpointError(f"{name}.module_dict must be a mapping of modules")
+        if long := [key for key in modules if len(key) > _LONGEST_NAME]:
+            raise CheckpointError(
+                f"{name}.module_dict has a name of {len(long[0])} characters; at most {_LONGEST_NAME}"
+            )
         self.name = name
         self.in_alphabet = list(modules) == sorted(modules)
         """Whether the order of the modules says nothing: some writers of JSON sort the keys."""

@@ -26,11 +26,13 @@ from torch import Tensor
 
 from mmllm import registry
 from mmllm.checkpoints import building, describing
+from mmllm.checkpoints.audio import load_audio_encoder
 from mmllm.checkpoints.names import LLM, Table
 from mmllm.checkpoints.processing import processor_of
 from mmllm.checkpoints.towers import LOADERS
 from mmllm.checkpoints.weights import Weights
 from mmllm.config import MmllmConfig
+from mmllm.encoders.audio.beats import load_beats
 from mmllm.encoders.dinov2 import DinoV2Config, dinov2_config
 from mmllm.encoders.siglip import SiglipConfig, siglip_config
 from mmllm.encoders.towers import PLACES
@@ -38,9 +40,12 @@ from mmllm.errors import CheckpointError
 from mmllm.hub.sources import local_folder, read_json
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.processor import MmllmProcessor
+from mmllm.video.audio import SoundOptions
 
 NAME = "tdc"
-UNUSED = "model.Qformer.cls."
+UNUSED, SOUND = "model.Qformer.cls.", "model.audio_encoder.beats."
+BEATS = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
+"""File of the audio encoder, in the model's own folder; not needed if the checkpoint has its tensors."""
 LLM_TYPES = {"cambrian_qwen": "llava_qwen", "cambrian_llama": "llava_llama"}
 """`model_type` -> the type of LLaVA with the same LLM."""
 PUBLISHED_TOWERS = {
@@ -52,7 +57,7 @@ FRAMES = 224
 TABLE: Table = {
     **LLM,
     "encoder.": ("model.vision_tower_aux_list.",),
-    "audio_encoder.": ("model.audio_encoder.",),
+    "audio_encoder.": (SOUND,),
     "visual_tokenizer.aux_projectors.0.": ("model.mm_projector_aux_0.",),
     "visual_tokenizer.aux_projectors.1.": ("model.mm_projector_aux_1.",),
     "visual_tokenizer.projector.": ("model.mm_projector.",),
@@ -100,9 +105,10 @@ def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmCo
         query_type=("Avg_pool", "learned"),
         frame_pos=(False,),
     )
-    qwen = upstream.get("model_type") == "cambrian_qwen"
-    changes = {"rope_scaling": None} if qwen else {}
-    text = describing.text_config({**upstream, **changes, "model_type": LLM_TYPES.get(upstream.get("model_type", ""))})
+    kind = upstream.get("model_type", "")
+    # the released code ignores Qwen's scaling of positions
+    read = {name: value for name, value in upstream.items() if name != "rope_scaling" or kind != "cambrian_qwen"}
+    text = describing.text_config({**read, "model_type": LLM_TYPES.get(kind)})
     towers = _towers(upstream, folder)
     heard = bool(upstream.get("audio_input", False))
     return MmllmConfig(
@@ -124,7 +130,12 @@ def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmCo
         num_time_tokens=0,
         video_token_id=text["vocab_size"],
         image_token_id=text["vocab_size"] + 1,
-        origin={"family": NAME, "config": dict(upstream), "towers": [source for _, source in towers]},
+        origin={
+            "family": NAME,
+            "config": dict(upstream),
+            "towers": [source for _, source in towers],
+            **({"audio": _beats(folder)} if heard else {}),
+        },
     )
 
 
@@ -136,16 +147,20 @@ def from_upstream(
     Args:
         state: published names -> tensors.
         config: a configuration, or the mapping of a `config.json`.
-        options: see `building.assemble`; and `towers`, the weights of both under any of their names.
+        options: see `building.assemble`; and `towers`, the weights of both under any of their names, and `beats`, the
+            file of BEATs.
 
     Raises:
         CheckpointError: if a tensor is missing, unexpected or of another shape, or a tower cannot be read.
     """
     config = describing.ours(config, describe)
-    used = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
-    towers = options.pop("towers", None)
+    used = {name: tensor for name, tensor in state.items() if not name.startswith((UNUSED, SOUND))}
+    towers, beats = options.pop("towers", None), options.pop("beats", None)
     meta = any(tensor.is_meta for tensor in used.values())
     apart = _tower_weights(config, towers, meta=meta, allow_pickle=bool(options.get("allow_pickle")))
+    if config.audio_encoder is not None:
+        own = {name.removeprefix(SOUND): tensor for name, tensor in state.items() if name.startswith(SOUND)}
+        apart |= _audio_weights(config, own, beats, meta=meta)
     return building.assemble(used, config, TABLE, what="TDC", apart=apart, **options)
 
 
@@ -164,6 +179,7 @@ def processor(folder: Path, config: MmllmConfig) -> MmllmProcessor:
         system_prompt="qwen" if qwen else "",
         num_frames=FRAMES,
         sampling="steady:fps=1",
+        audio=None if config.audio_encoder is None else SoundOptions(channel="first"),
         own_template=False,
         own_preprocessing=False,
         whole_text=False,
@@ -239,8 +255,34 @@ def _tower(name: str, folder: Path | None) -> tuple[SiglipConfig | DinoV2Config,
     raise CheckpointError(f"{place}: a tower of type {published.get('model_type')!r}; must be SigLIP or DINOv2")
 
 
+def _beats(folder: Path | None) -> str:
+    """The file of BEATs in a model's folder, or its name."""
+    return BEATS if folder is None else str(folder / BEATS)
+
+
+def _audio_weights(
+    config: MmllmConfig, own: Mapping[str, Tensor], file: str | Path | None, *, meta: bool
+) -> dict[str, Tensor]:
+    """The weights of the audio encoder under our names: the checkpoint's own, or those of a file beside it.
+
+    Raises:
+        CheckpointError: if there are none, or they do not fit.
+    """
+    with torch.device("meta" if meta else "cpu"):
+        encoder = registry.build("audio_encoder", config.audio_encoder)
+    if not own:
+        file = Path(file or (config.origin or {}).get("audio") or BEATS)
+        if not file.is_file():
+            raise CheckpointError(f"this checkpoint has no audio encoder of its own, and there is no file {file}")
+        if not meta:
+            load_audio_encoder(encoder, file)
+    elif not meta:
+        load_beats(encoder, own)
+    return {f"audio_encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+
+
 def _tower_weights(config: MmllmConfig, given: Any, *, meta: bool, allow_pickle: bool) -> dict[str, Tensor]:
-    """The weights of both towers, and of the audio encoder if there is one, under our names.
+    """The weights of both towers under our names.
 
     Raises:
         CheckpointError: if they cannot be read or do not fit.

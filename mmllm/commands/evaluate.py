@@ -25,7 +25,7 @@ MOST_LISTED = 5
 """At most so many remarks on the annotations are printed."""
 
 
-# long: each flag is described
+# long: a parameter and a line of help for each option
 def evaluate(
     model: Annotated[str, tyro.conf.Positional],
     data: Annotated[Path | None, tyro.conf.Positional] = None,

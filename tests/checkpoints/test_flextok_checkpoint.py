@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mmllm import registry
 from mmllm.checkpoints.autoencoders import load_autoencoder, save_autoencoder
-from mmllm.checkpoints.flextok import load_flextok, load_halves
+from mmllm.checkpoints.flextok import load_decoder, load_encoder, load_flextok
 from mmllm.checkpoints.flextok_layout import LONGEST, published_config
 from mmllm.checkpoints.towers import load_tower
 from mmllm.commands.reconstruct import reconstruct
@@ -61,6 +61,7 @@ def test_ids_and_latents_of_the_original(flextok):
     torch.testing.assert_close(flextok.encoder(NUMBERS["out.latents"]), NUMBERS["out.z"], rtol=1e-5, atol=1e-5)
     assert torch.equal(flextok.tokenize(images), NUMBERS["out.ids"])
     assert torch.equal(flextok.tokenize(images, 3), NUMBERS["out.ids"][:, :3])
+    assert not flextok.encoder.patches.positions.requires_grad
     assert flextok.image_size == 16
     assert flextok.most_tokens == 8
 
@@ -127,12 +128,31 @@ def test_latents_are_drawn_if_asked(flextok):
     assert torch.equal(flextok.tokenize(NUMBERS["in.images"]), flextok.tokenize(NUMBERS["in.images"]))
 
 
+def half_of(tensors, name):
+    return {key: tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+
+
 def test_halves_without_a_vae(flextok):
-    halves = load_halves(CONFIG, {name: tensor for name, tensor in TENSORS.items() if not name.startswith("vae.")})
-    assert torch.equal(halves.encoder(NUMBERS["out.latents"]), flextok.encoder(NUMBERS["out.latents"]))
-    codes, noise = torch.zeros(3, 8, 6), torch.randn(3, 4, 8, 8)
-    time = torch.full((3,), 0.5)
-    assert torch.equal(halves.decoder(noise, time, codes), flextok.decoder(noise, time, codes))
+    encoder = load_encoder(CONFIG, half_of(TENSORS, "encoder"))
+    assert torch.equal(encoder(NUMBERS["out.latents"]), flextok.encoder(NUMBERS["out.latents"]))
+    codes, noise, time = torch.zeros(3, 8, 6), torch.randn(3, 4, 8, 8), torch.full((3,), 0.5)
+    decoder = load_decoder(CONFIG, half_of(TENSORS, "decoder"))
+    assert torch.equal(decoder(noise, time, codes), flextok.decoder(noise, time, codes))
+    for load in (load_encoder, load_decoder):
+        half = half_of(TENSORS, load.__name__.removeprefix("load_"))
+        with pytest.raises(CheckpointError, match="unexpected: vae"):
+            load(CONFIG, {**half, "vae.vae.quant_conv.bias": torch.zeros(8)})
+
+
+def test_the_configuration_beside_the_recorded_encoder():
+    """A configuration that was not written for these tests: that of the file whose numbers were recorded."""
+    file = DATA / "flextok-encoder.safetensors"
+    recorded = load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        config = {"encoder": json.loads(opened.metadata()["config"])["upstream_config"]}
+    state = {name.replace("state.", "encoder.", 1): tensor for name, tensor in recorded.items() if "state." in name}
+    encoder = load_encoder(config, state)
+    torch.testing.assert_close(encoder(recorded["in.latents"]), recorded["out.z"], rtol=1e-5, atol=1e-5)
 
 
 ZERO_CONDITION = {
@@ -229,6 +249,13 @@ ENC, DEC = "encoder.module_dict.", "decoder.module_dict."
         ("encoder.module_dict", [], "mapping of modules"),
         ("vae.scaling_factor", None, "no scaling_factor"),
         ("vae.scaling_factor", 0, "must not be 0"),
+        ("vae.scaling_factor", float("nan"), "finite"),
+        ("vae.scaling_factor", "0.6", "finite"),
+        (f"{DEC}dec_latent_dropout.dropout_prob", "often", "unconditional"),
+        (f"{DEC}dec_time_embedder.max_timestep", "1000 or so", "max_time"),
+        (f"{ENC}enc_register_module.n_max", 0, "registers"),
+        (f"{ENC}{'x' * 1000}", {"_target_": "PerSampleOp"}, "a name of 1000 characters"),
+        (f"{ENC}enc_extra", json.loads('{"_target_": "PerSampleOp", "a": ' + "[" * 30 + "]" * 30 + "}"), "too deeply"),
         ("vae.latent_channels", 16, "its tensors have 4"),
         ("vae._target_", "subprocess.Popen", "Popen"),
         ("flow_matching_noise_module.mode_scale", 9, "mode_scale"),
@@ -282,6 +309,8 @@ def test_metadata_that_are_no_values(tmp_path):
             load_flextok(folder)
     with pytest.raises(CheckpointError, match=r"neither config\.json nor its metadata"):
         load_flextok(written(tmp_path / "none", None))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: neither config\.json nor its metadata"):
+        load_autoencoder(tmp_path / "none" / "model.safetensors")
 
 
 HALF = {"name": "flextok", "latents": "diffusers", "image_size": 16, "stride": 2, "channels": 4, "registers": 8,

@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
-from mmllm import cli
+from mmllm import cli, registry
 from mmllm.checkpoints import tdc
 from mmllm.checkpoints.loading import describe
 from mmllm.encoders.siglip import SiglipConfig
 from mmllm.errors import CheckpointError
 from mmllm.inference.answering import VideoQA
+from mmllm.modalities.video import VideoInputs
 from mmllm.paths.qformer import QFormerSizes
 from mmllm.paths.tdc_compressor import Compressor
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
@@ -224,6 +225,77 @@ def test_a_missing_or_unknown_tensor_is_refused_by_its_name(name, tiny, folder):
         tdc.from_upstream({**state, "model.more": state[name]}, config)
     with pytest.raises(CheckpointError, match=f"misshaped: {name}"):
         tdc.from_upstream({**state, name: torch.empty(3, 7, device="meta")}, config)
+
+
+SMALL_BEATS = {
+    "name": "beats", "width": 16, "layers": 1, "heads": 2, "mlp_width": 16, "patch_width": 8, "position_kernel": 4,
+    "position_groups": 2, "buckets": 8, "max_distance": 16,
+}  # fmt: skip
+
+
+def heard(tiny, folder):
+    """Configuration and weights of a tiny model with sound."""
+    config = tdc.describe(config_of(tiny, folder.parent, audio_input=True), folder)
+    assert config.audio_encoder["name"] == "beats"
+    assert config.path["audio"]
+    config.audio_encoder = SMALL_BEATS
+    state = published_state(tiny)
+    state["model.audio_proj.weight"], state["model.audio_proj.bias"] = torch.randn(HIDDEN, 16), torch.randn(HIDDEN)
+    torch.manual_seed(2)
+    encoder = registry.build("audio_encoder", SMALL_BEATS)
+    return config, state, encoder
+
+
+def published_beats(encoder):
+    """A small BEATs under its published names."""
+    named = {}
+    for name, value in encoder.state_dict().items():
+        if name == "encoder.pos_conv.weight":
+            named["encoder.pos_conv.0.weight_g"] = value.norm(dim=(0, 1), keepdim=True)
+            named["encoder.pos_conv.0.weight_v"] = value
+        elif name == "encoder.pos_conv.bias":
+            named["encoder.pos_conv.0.bias"] = value
+        elif name == "encoder.relative_attention_bias.weight":
+            named["encoder.layers.0.self_attn.relative_attention_bias.weight"] = value
+        else:
+            named[name] = value
+    return named
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_sound_is_heard_by_beats_from_the_checkpoint_or_from_its_own_file(inside, tiny, folder, tmp_path):
+    config, state, encoder = heard(tiny, folder)
+    weights = published_beats(encoder)
+    file = tmp_path / tdc.BEATS
+    if inside:
+        state |= {f"{tdc.SOUND}{name}": value for name, value in weights.items()}
+    else:
+        torch.save({"cfg": {}, "model": weights}, file)
+    model = tdc.from_upstream(state, config, beats=file)
+    for name, value in encoder.state_dict().items():
+        torch.testing.assert_close(model.audio_encoder.state_dict()[name], value, rtol=0, atol=1e-6)
+    assert torch.equal(model.path.audio_proj.weight, state["model.audio_proj.weight"])
+    assert set(tdc.to_upstream(model)) == {
+        name for name in state if not name.startswith((tdc.UNUSED, tdc.SOUND)) and "position_ids" not in name
+    }
+    assert tdc.processor(folder, config).sound.channel == "first"
+    pixels, waveform = torch.rand(1, 4, 3, 42, 42), torch.randn(1, 3 * 16000)
+    inputs = VideoInputs(
+        pixels=pixels, times_s=torch.arange(4.0).unsqueeze(0), waveform=waveform, question=torch.tensor([[4, 5]]),
+        frame_size=torch.tensor([[42, 42]]),
+    )  # fmt: skip
+    with torch.no_grad():
+        sequence = model.visual_sequences({"video": inputs})[model.config.video_token_id]
+    windows = 3  # of 2 cuts
+    frames = sequence.frame[0].tolist()
+    assert frames.count(0) == 6 + 50 + 1  # 2 x 2 patches with row ends, sound, separator
+    assert sequence.mask.sum() == windows * 57 + (4 - windows) * 4
+
+
+def test_a_checkpoint_without_beats_is_refused(tiny, folder):
+    config, state, _ = heard(tiny, folder)
+    with pytest.raises(CheckpointError, match="no audio encoder of its own, and there is no file"):
+        tdc.from_upstream(state, config)
 
 
 def test_llama_has_its_own_words(tiny, folder, tmp_path):

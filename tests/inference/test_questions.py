@@ -116,6 +116,20 @@ def test_one_reader_at_most():
         build_model(ModelConfig(**fields, decoder=DecoderConfig(width=32, layers=2, mlp_width=64)))
 
 
+@pytest.mark.parametrize("reducers", [[], ["uniform:keep=3"]])
+def test_a_long_video_is_looked_at_for_each_question(qa, short_clip, reducers):
+    other = qa.with_stages(reducers)
+    whole = other.encode_video(short_clip, num_frames=40)
+    pieces = other.encode_fed(lambda sink: other.processor.load(short_clip, num_frames=40, sink=sink), whole=0)
+    assert pieces.long is not None
+    view = pieces
+    for question in (*QUESTIONS, QUESTIONS[0]):  # each view can be asked for another question
+        view = other.for_question(view, question)
+        expected = next(iter(other.for_question(whole, question).sequences.values())).embeddings
+        torch.testing.assert_close(next(iter(view.sequences.values())).embeddings, expected, rtol=1e-5, atol=1e-5)
+        assert other.ask(pieces, question) == other.ask(whole, question)
+
+
 # --- commands and the demo -----------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ B images, K channels of a latent, Y X rows and columns of pixels, y x rows and c
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,8 +56,8 @@ class KlSettings:
 
 def _number(values: Mapping[str, Any], name: str, default: float) -> float:
     value = values.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{name} must be a number, not {value!r:.80}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, not {value!r:.80}")
     return float(value)
 
 

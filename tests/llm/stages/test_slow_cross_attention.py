@@ -23,6 +23,7 @@ from mmllm.inference.costs import cross_attention_flops, prefill_flops
 from mmllm.llm.harness import install
 from mmllm.llm.stages.slow_cross_attention import SlowCrossAttention, SlowCrossAttentionConfig
 from mmllm.llm.values import LlmPass
+from mmllm.modalities.image import ImageInputs
 from mmllm.modalities.video import VideoInputs
 from mmllm.modeling.placeholders import place
 from mmllm.tokens import VisualSequence, VisualTokens
@@ -392,6 +393,35 @@ def test_a_row_of_text_beside_a_video_is_read_as_the_llm_reads_it(hybrid, pixels
     both = generated(model, given, ids, torch.ones_like(ids))[1]
     text = generated(model.with_stages(decoder_stages=[]), {}, ids[1:], torch.ones_like(ids[1:]))[1]
     assert_near(both[1:], text)
+
+
+def test_an_image_is_read_with_all_its_patches(hybrid):
+    model = hybrid()
+    image = torch.randn(1, 3, 64, 64)
+    ids = torch.tensor([[5, 201, 6, 7]])
+    assert sequence_of_image(model, image).cross_attention_states.shape[1] == 16  # a video's frame has 4
+    out = model(ids, pixel_values=image).logits
+    plain = model.with_stages(decoder_stages=[])(ids, pixel_values=image).logits
+    assert out.shape[1] == 3 + 16
+    assert not torch.allclose(out, plain, atol=1e-3)
+
+
+def sequence_of_image(model, image):
+    return model.visual_sequences({"image": ImageInputs(pixels=image)})[201]
+
+
+@pytest.mark.parametrize("reducers", [["fastervlm:keep=4"], ["fastv:layer=1,ratio=0.5"], ["pool:stride=2"]])
+def test_reducers_work_in_front_and_inside(make_model, pixels, reducers):
+    decoder = {"num_hidden_layers": 4}
+    stage = {**STAGE, "kv_init": "random"}
+    model = make_model("qwen2", decoder=decoder, path=PATH, decoder_stages=[stage], reducers=reducers).double()
+    for layer in model.decoder_stages[0].layers.values():
+        nn.init.constant_(layer.warm_up, 0.7)
+    given = sequences(model, pixels)
+    ids, cached = generated(model, given)
+    same_ids, whole = generated(model, given, use_cache=False)
+    assert torch.equal(ids, same_ids)
+    assert_near(cached, whole)
 
 
 # --- weights: saved, trained, frozen, shared ------------------------------------------------------------------

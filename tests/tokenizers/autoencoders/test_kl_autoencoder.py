@@ -90,7 +90,7 @@ def test_it_stays_in_float32_where_others_compute_in_less():
         ({"channels": 8, "diffusers": {**SETTINGS, "latent_channels": 4}}, "channels.*must be 4"),
         ({"diffusers": {**SETTINGS, "block_out_channels": "32"}}, "block_out_channels"),
         ({"diffusers": {**SETTINGS, "scaling_factor": 0}}, "must not be 0"),
-        ({"diffusers": {**SETTINGS, "scaling_factor": "big"}}, "scaling_factor must be a number"),
+        ({"diffusers": {**SETTINGS, "scaling_factor": "big"}}, "scaling_factor must be a finite number"),
         ({"diffusers": {**SETTINGS, "latents_mean": [0.0] * 4}}, "latents_mean"),
         ({"diffusers": {**SETTINGS, "_class_name": "AutoencoderTiny"}}, "AutoencoderTiny"),
         ({"diffusers": {**SETTINGS, "layer_per_block": 1}}, "did you mean 'layers_per_block'"),
