@@ -38,7 +38,7 @@ from mmllm.modeling.settings import with_weights_of
 from mmllm.modeling.vision import listed
 from mmllm.pruning.needs import require_fit
 from mmllm.stages import build as build_stages
-from mmllm.stages import changed, model_slots, question_reader, stages_of
+from mmllm.stages import changed, model_slots, question_reader, stages_of, takes_settings
 from mmllm.tokens import IGNORED, NOWHERE
 
 
@@ -204,7 +204,11 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         stages inside the LLM whose weights fit other settings.
         """
         own, theirs = stages_of(self.config), stages_of(config)
-        settled = [name for name, slot in model_slots().items() if own[name] != theirs[name] and not slot.changeable]
+        settled = [
+            name
+            for name, slot in model_slots().items()
+            if own[name] != theirs[name] and (not slot.changeable or takes_settings(slot, own[name], theirs[name]))
+        ]
         others = {name: getattr(self, name) for name in own if name not in settled}
         with torch.device("meta"):  # the constructors check the settings; their weights would be thrown away
             built = build_stages(theirs, config.text_config.hidden_size, others, config.text_config)

@@ -85,7 +85,7 @@ def changed(stages: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         changes: by slot; None changes nothing.
 
     A slot that is not `changeable` keeps its part; some parts take other values of their `changeable_settings`, such as
-    `mqt:tokens=16`, and keep all other settings.
+    `mqt:tokens=16`, and keep all other settings. So does a path that has such settings, such as `tdc:cuts=12`.
 
     Raises:
         ConfigError: for a slot that does not exist or cannot be changed in a trained model, or a setting that needs
@@ -99,8 +99,17 @@ def changed(stages: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
             raise ConfigError(f"stage {name!r} cannot be changed in a trained model; {closest(name, known)}")
         if value is not None:
             own = stages.get(name, slot.default)
-            new[name] = slot.described(value) if slot.changeable else _with_settings(name, slot, own, value)
+            keeps = not slot.changeable or takes_settings(slot, own, value)
+            new[name] = _with_settings(name, slot, own, value) if keeps else slot.described(value)
     return {**stages, **new}
+
+
+def takes_settings(slot: Slot, own: Any, change: Any) -> bool:
+    """Whether a change names a slot's own part, which has weights and takes other values of some settings."""
+    if slot.several or own is None or not (isinstance(change, (str, Mapping))):
+        return False
+    name = registry.named(slot.kind, own if isinstance(own, (str, Mapping)) else slot.described(own))[0]
+    return name == registry.named(slot.kind, change)[0] and bool(registry.find(slot.kind, name).cls.changeable_settings)  # type: ignore[attr-defined]
 
 
 def _with_settings(name: str, slot: Slot, own: Any, change: Any) -> dict[str, Any]:

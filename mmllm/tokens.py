@@ -203,14 +203,6 @@ class VisualTokens:
             partitions = [cut.partitions for cut in self.tiling]
             raise ValueError(f"tiling must describe {b} images of at most {t} partitions, not {partitions}")
 
-    def _check_sound(self, b: int, t: int) -> None:
-        if self.audio is not None and (self.audio.ndim != 4 or self.audio.shape[:2] != (b, t)):
-            raise ValueError(f"audio must be {(b, t)} by tokens by width, not {tuple(self.audio.shape)}")
-        if self.audio is not None and self.audio_mask is None:
-            object.__setattr__(self, "audio_mask", self.mask.any(-1))
-        if self.audio_mask is not None and self.audio_mask.shape != (b, t):
-            raise ValueError(f"audio_mask must be {(b, t)}, not {tuple(self.audio_mask.shape)}")
-
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """B T N D."""

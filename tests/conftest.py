@@ -100,3 +100,18 @@ def short_clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clips") / f"{video_id(config, 'val', 0)}.mp4"
     encode(draw_pieces(world, config.size), config.size, config.fps, path, crf=config.crf)
     return path
+
+
+@pytest.fixture(scope="session")
+def heard_clip(tmp_path_factory):
+    """Path of a synthetic clip of ten seconds with sound."""
+    from mmllm.synthetic.clips import SyntheticConfig, clip
+    from mmllm.synthetic.drawing import draw_pieces
+    from mmllm.synthetic.rendering import encode
+    from mmllm.synthetic.sounds import soundtrack
+
+    config = SyntheticConfig(seed=5, min_duration_s=10.0, max_duration_s=10.0, families=("sound",))
+    world, _ = clip(config, "val", 0)
+    path = tmp_path_factory.mktemp("heard") / "heard.mp4"
+    encode(draw_pieces(world, 64), 64, 5, path, crf=30, sound=soundtrack(world))
+    return path

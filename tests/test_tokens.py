@@ -13,6 +13,8 @@ def clip(**changes):
 def test_a_clip_prints_shapes_and_takes_all_frames_for_real():
     assert repr(clip(source="a.mp4")) == "VideoClip(3 frames 5x4, 3.00 s, 'a.mp4')"
     assert clip().valid.all()
+    heard = clip(source="a.mp4", waveform=np.zeros(8000, np.float32))
+    assert repr(heard) == "VideoClip(3 frames 5x4, 3.00 s, sound of 0.50 s, 'a.mp4')"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,11 @@ def test_a_clip_prints_shapes_and_takes_all_frames_for_real():
         {"duration_s": 0.0},
         {"duration_s": float("nan")},
         {"valid": np.ones(2, bool)},
+        {"waveform": np.zeros(8)},
+        {"waveform": np.zeros((1, 8), np.float32)},
+        {"waveform": np.zeros(0, np.float32)},
+        {"waveform": np.array([0, np.nan], np.float32)},
+        {"waveform": np.zeros(8, np.float32), "waveform_start_s": -1.0},
     ],
 )
 def test_a_clip_that_does_not_fit_together_is_refused(changes):
@@ -55,6 +62,17 @@ def test_kept_tokens_go_back_to_their_place_on_the_grid():
     assert there.flatten(2).sum(-1).eq(2).all()
     assert torch.equal(placed[there], features[there])
     assert placed[~there].eq(0).all()
+
+
+def test_sound_belongs_to_videos_and_frames():
+    tokens = VisualTokens(features=torch.randn(2, 3, 6, 4), grid=(2, 3))
+    heard = tokens.replace(audio=torch.randn(2, 3, 10, 5))
+    assert heard.audio_mask.all()
+    assert torch.equal(tokens.with_sound_of(heard).audio, heard.audio)
+    assert tokens.with_sound_of(tokens).audio is None
+    assert heard.take(torch.zeros(2, 3, 1, dtype=torch.long)).audio is heard.audio
+    with pytest.raises(ValueError, match="audio must be"):
+        tokens.replace(audio=torch.randn(2, 4, 10, 5))
 
 
 def test_tokens_that_do_not_fit_together_are_refused():

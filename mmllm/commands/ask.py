@@ -6,7 +6,7 @@ import json as json_text
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -16,6 +16,10 @@ from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
 from mmllm.video.names import existing
 from mmllm.video.opening import FrameFolder
+
+if TYPE_CHECKING:
+    from mmllm.inference.answering import EncodedVideo, VideoQA
+    from mmllm.times.answers import Answer
 
 
 def ask(
@@ -84,25 +88,35 @@ def ask(
         notes.append(f"--end {end:g} is behind the end of the video, which lasts {encoded.duration_s:.3f} s")
     note = "; ".join(notes) or None
     if plot is not None:
-        from mmllm.inference.decisions import encoded_for
-        from mmllm.inference.plotting import plot_answer
-
-        plotted = encoded_for(qa, encoded, question)
-        patches: dict[str, Any] = {"kept": plotted.kept, "ranking": plotted.ranking} if qa.model.reducers else {}
-        pictured = None if encoded.long is None else encoded.long.pictured
-        plot_answer(encoded.clip, question, answer.spans, plot, **patches, pictured=pictured)
+        _draw(qa, encoded, question, answer, plot)
     if json:
         record = {"video": video, "question": question, **answer.to_json(), "duration_s": encoded.duration_s}
         print(json_text.dumps({**record, "model": model, "note": note}, ensure_ascii=False))
         return
-    for step in answer.steps:
-        print(f"[{step.span.start_s:.1f} s to {step.span.end_s:.1f} s] {step.text}")
-    spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)
-    print(f"{spans}: {answer.text}" if not answer.fallback else f"(no time given) {answer.text}")
+    _say(answer)
     if note:
         print(f"note: {note}", file=sys.stderr)
     if plot is not None:
         print(f"plot: {plot}", file=sys.stderr)
+
+
+def _draw(qa: VideoQA, encoded: EncodedVideo, question: str, answer: Answer, picture: Path) -> None:
+    """Draws the video with the answered span and, with reducers, the patches that they keep."""
+    from mmllm.inference.decisions import encoded_for
+    from mmllm.inference.plotting import plot_answer
+
+    plotted = encoded_for(qa, encoded, question)
+    patches: dict[str, Any] = {"kept": plotted.kept, "ranking": plotted.ranking} if qa.model.reducers else {}
+    pictured = None if encoded.long is None else encoded.long.pictured
+    plot_answer(encoded.clip, question, answer.spans, picture, **patches, pictured=pictured)
+
+
+def _say(answer: Answer) -> None:
+    """Prints what was said of the parts of the video, if it was asked in a chain, then the answer."""
+    for step in answer.steps:
+        print(f"[{step.span.start_s:.1f} s to {step.span.end_s:.1f} s] {step.text}")
+    spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)
+    print(f"{spans}: {answer.text}" if not answer.fallback else f"(no time given) {answer.text}")
 
 
 def _check_sampling(video: str, sample_fps: float, frames: int | None) -> None:

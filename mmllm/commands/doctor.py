@@ -249,6 +249,8 @@ def _preparation(qa: VideoQA) -> list[str]:
         pair = getattr(applied, field), getattr(needed, field)
         if not np.allclose(*pair, atol=1e-4):
             wrong.append(f"frames are normalised with {field} {pair[0]}, but the encoder was trained with {pair[1]}")
+    if qa.model.audio_encoder is not None and qa.processor.sound is None:
+        wrong.append("the model has an audio encoder, but the processor reads no sound: give it audio=True")
     return wrong
 
 
@@ -286,6 +288,7 @@ def _facts(qa: VideoQA) -> dict[str, Any]:
     return {
         "family": (config.origin or {}).get("family", "mmllm"),
         "encoder": config.encoder["name"],
+        "audio_encoder": None if config.audio_encoder is None else config.audio_encoder["name"],
         "reducers": [reducer["name"] for reducer in config.reducers],
         "visual_tokenizer": config.visual_tokenizer["name"],
         "path": config.path["name"],

@@ -25,6 +25,7 @@ MOST_LISTED = 5
 """At most so many remarks on the annotations are printed."""
 
 
+# long: a parameter and a line of help for each option
 def evaluate(
     model: Annotated[str, tyro.conf.Positional],
     data: Annotated[Path | None, tyro.conf.Positional] = None,

@@ -226,14 +226,17 @@ class VideoQA:
         """Whether a video has to be encoded again for the stages of this model.
 
         So it is if its tokens were merged inside the encoder, if this model merges them there, if a reducer needs
-        scores that the tokens do not carry, if the tokens of a long video were not kept, or if the encoder reads
-        questions.
+        scores that the tokens do not carry, if the path reads frames that were not encoded, if the tokens of a long
+        video were not kept, or if the encoder reads questions.
         """
         tokens = encoded.tokens
         if tokens is None or self.model.encoder_reads_question:
             return True
         if tokens.size is None and tokens.shape[2] != self.model.encoder.tokens_per_frame:
             return True  # an encoder with another number of tokens
+        read = self.model.path.frames_read(torch.ones_like(tokens.frame_mask), tokens.text_tokens)
+        if bool((read & ~tokens.frame_mask).any()):
+            return True  # the earlier path did not read these frames, so they were not encoded
         already_merged = tokens.size is not None
         merges = self.model.encoder_stage is not None
         has_scores = set(self.model.scores_needed) <= set(tokens.scores)

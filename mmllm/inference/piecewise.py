@@ -157,7 +157,11 @@ class PiecewiseEncoding:
         tokens = self._beside(self._store.tokens, clip) if self.encodes else None
         reduced = tokens if self._reduces else None
         shown = dataclasses.replace(
-            clip, frames=self._pictures, times_s=clip.times_s[self._pictured], valid=clip.valid[self._pictured]
+            clip,
+            frames=self._pictures,
+            times_s=clip.times_s[self._pictured],
+            valid=clip.valid[self._pictured],
+            waveform=None,  # it was heard, and takes 230 MB an hour
         )
         ranking = (self._ranked_by, np.concatenate(self._rankings)) if self._rankings else None
         long = LongVideo(

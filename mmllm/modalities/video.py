@@ -231,7 +231,8 @@ def _with_equal_sound(inputs: Sequence[VideoInputs]) -> list[Any]:
             wave = torch.zeros(v, 0) if video.waveform is None else video.waveform
             length = torch.full((v,), wave.shape[1]) if video.waveform_length is None else video.waveform_length
             start_s = torch.zeros(v) if video.waveform_start_s is None else video.waveform_start_s
-            changes = {"waveform": torch.nn.functional.pad(wave, (0, longest - wave.shape[1]))}
+            missing = longest - wave.shape[1]
+            changes = {"waveform": torch.nn.functional.pad(wave, (0, missing)) if missing else wave}
             changes |= {"waveform_length": length, "waveform_start_s": start_s}
         elif widths and video.audio is None:
             changes = {"audio": torch.zeros(v, t, *next(iter(widths))), "audio_mask": torch.zeros(v, t).bool()}

@@ -11,6 +11,7 @@ the LLM, L tokens of a sequence, D LLM width
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ from mmllm.tokens import HEARD, SAMPLE_RATE, VisualSequence
 
 _WINDOWS = 8
 """Windows that are run at once, at most; bounds the memory."""
-_SLACK = 1e-3
-"""Tokens: a time in float32 is not exact, and a token at a frame's own instant belongs to that frame."""
+_SLACK = 0.02
+"""Tokens: times in float32 are off by 0.01 of BEATs' tokens after an hour, and a token at a frame's own instant belongs
+to that frame."""
 
 
 def heard(
@@ -89,16 +91,23 @@ def seconds(encoder: AudioEncoder, waveform: Tensor) -> Tensor:
     groups += [window.unsqueeze(0) for window in windows[len(whole) :]]
     runs = [empty]
     for group in groups:
-        parts = [pooled(part, count) for part in encoder(group).split(count, dim=1)]  # F A E each
-        runs.append(rearrange(torch.stack(parts, dim=1), "f j a e -> (f j) a e"))
+        runs.append(rearrange(runs_of(encoder(group), count), "f j a e -> (f j) a e"))
     return torch.cat([run.to(runs[-1].dtype) for run in runs])
+
+
+def runs_of(features: Tensor, count: int) -> Tensor:
+    """F J A E: the tokens of each second of windows F n E, the first A, the next A and so on; the rest is pooled to A.
+
+    The last seconds of a window may have fewer tokens: BEATs gives 496 for ten seconds.
+    """
+    return torch.stack([pooled(part, count) for part in features.split(count, dim=1)], dim=1)
 
 
 def by_frame(runs: Tensor, times_s: Tensor) -> tuple[Tensor, Tensor]:
     """T A E: the tokens from each frame's instant to the next one's, pooled to A; and a mask (bool, T).
 
-    Sound before the first frame belongs to the first. The last frame has as much time as the one before it; sound
-    behind that is left out, as in TDC. A single frame owns all.
+    Sound before the first frame belongs to the first. The last frame has as much time as any other; sound behind that
+    is left out, as in TDC. A single frame owns all.
 
     Args:
         runs: J A E. Features of each second.
@@ -111,7 +120,7 @@ def by_frame(runs: Tensor, times_s: Tensor) -> tuple[Tensor, Tensor]:
     begins = (times_s * count - _SLACK).ceil().long().tolist()
     if not begins:
         return audio, mask
-    gap = next((later - begin for begin, later in zip(begins[-2::-1], begins[:0:-1], strict=True) if later > begin), 0)
+    gap = max((later - begin for begin, later in pairwise(begins)), default=0)
     bounds = [0, *begins[1:], begins[-1] + gap if gap else len(stream)]
     bounds = [min(max(bound, 0), len(stream)) for bound in bounds]
     for frame in range(frames):

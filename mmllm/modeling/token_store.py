@@ -76,5 +76,7 @@ def piece_of(tokens: VisualTokens, frames: slice) -> VisualTokens:
         times_s=None if tokens.times_s is None else tokens.times_s[:, frames],
         size=None if tokens.size is None else tokens.size[:, frames],
         similarity=None,
+        audio=None if tokens.audio is None else tokens.audio[:, frames],
+        audio_mask=None if tokens.audio_mask is None else tokens.audio_mask[:, frames],
         scores={name: score[:, frames] for name, score in tokens.scores.items()},
     )

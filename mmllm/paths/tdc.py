@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -157,6 +157,16 @@ class TdcPath(VideoPath):
 
     needs_similarity = True
     counts_text = True
+    changeable_settings: ClassVar[tuple[str, ...]] = (
+        "cuts",
+        "window",
+        "add_static",
+        "max_frames",
+        "frame_tokens",
+        "max_length",
+        "reserve",
+        "text_tokens",
+    )
 
     def __init__(self, config: TdcConfig, *, width: int, audio_width: int | None = None) -> None:
         super().__init__()

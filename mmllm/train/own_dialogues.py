@@ -71,6 +71,8 @@ class OwnDialogues:
             if any(video in failed for video in videos):
                 continue
             try:
+                if writer.sound is None and any(medium.audio for medium in dialogue.media):
+                    raise InputError("audio is true, and this model does not hear: it has no audio encoder")
                 durations_s = [cache.load(video).lengths_s[0] for video in videos]
                 text = text_row(dialogue, writer, durations_s, max_text_tokens)
             except InputError as problem:

@@ -21,7 +21,8 @@ _FALL_BACK_S = 1.0
 """A clock that falls back further was set anew: sound goes on where it was."""
 _LOUDEST = 8.0
 """Samples of damaged floating point sound can have any size; larger ones are cut off."""
-_BLOCK = 10 * SAMPLE_RATE
+_BLOCK = 60 * SAMPLE_RATE
+"""Memory is reserved for so many more samples than are needed."""
 
 
 class SoundLine:
@@ -40,8 +41,7 @@ class SoundLine:
     ) -> None:
         self._name, self._limits, self._steady, self._first = name, limits, steady, first
         self._begin, self._end = round(begin_s * SAMPLE_RATE), max(0, round(end_s * SAMPLE_RATE))
-        self._pieces: list[np.ndarray | int] = []
-        """Samples, or how many samples of silence."""
+        self._buffer = np.zeros(0, dtype=np.float32)
         self._length = 0
         """Samples so far, silence included."""
         self._heard = 0
@@ -84,16 +84,8 @@ class SoundLine:
 
     def samples(self) -> np.ndarray:
         """float32, S: all sound of the part. Called once."""
-        joined = np.zeros(self._length, dtype=np.float32)  # silence costs no memory until it is read
-        position = 0
-        for number, piece in enumerate(self._pieces):
-            if isinstance(piece, int):
-                position += piece
-                continue
-            joined[position : position + len(piece)] = piece
-            position += len(piece)
-            self._pieces[number] = 0  # at no time is everything in memory twice
-        return joined
+        self._buffer.resize(self._length, refcheck=False)
+        return self._buffer
 
     def _checked(self, at_s: float | None) -> float:
         """The time of a frame, corrected by jumps of a clock that cannot be right."""
@@ -127,17 +119,20 @@ class SoundLine:
             mono = mono[max(0, reached - place) : max(0, self._end - place)]
             if not len(mono):
                 continue
-            if place > reached:
-                self._grow(place - reached)
-                self._pieces.append(place - reached)
-            self._grow(len(mono))
+            self._reserve(max(place, reached) - self._begin + len(mono))
+            self._buffer[self._length - len(mono) : self._length] = mono
             self._heard += len(mono)
-            last = self._pieces[-1] if self._pieces else 0
-            if isinstance(last, np.ndarray) and len(last) < _BLOCK:
-                self._pieces[-1] = np.concatenate([last, mono])
-            else:
-                self._pieces.append(mono.copy())
 
-    def _grow(self, samples: int) -> None:
-        self._length += samples
-        self._limits.check_sound(self._name, self._length)
+    def _reserve(self, length: int) -> None:
+        """Makes room for so many samples. New ones are silent."""
+        self._length = length
+        self._limits.check_sound(self._name, length)
+        if length <= len(self._buffer):
+            return
+        room = length + _BLOCK
+        if length - len(self._buffer) <= _BLOCK:
+            self._buffer.resize(room, refcheck=False)  # mostly in place: the sound is not in memory twice
+            return
+        longer = np.zeros(room, dtype=np.float32)  # a long silence takes memory when it is read
+        longer[: len(self._buffer)] = self._buffer
+        self._buffer = longer

@@ -12,7 +12,7 @@ from mmllm.app.confined_reading import ConfinedReading
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.video.errors import LimitExceeded, NoVideoStream, VideoDecodeError, VideoError, VideoOpenError, VideoTimeout
 from mmllm.video.limits import UPLOAD_LIMITS
-from mmllm.video.opening import open_video
+from mmllm.video.opening import SoundOptions, open_video
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="read in the same process there")
 CASES = Path(__file__).parents[1] / "data" / "cases"
@@ -34,6 +34,16 @@ def test_the_clip_is_the_same_as_without_a_child(reading, short_clip):
     assert np.array_equal(clip.times_s, expected.times_s)
     assert clip.duration_s == expected.duration_s
     assert clip.metadata == {**expected.metadata, "codec": "h264"}
+
+
+def test_the_sound_comes_with_the_clip(reading, heard_clip, short_clip):
+    clip = reading.read(heard_clip, 5, TRANSFORM, UPLOAD_LIMITS, sound=SoundOptions())
+    with open_video(heard_clip) as video:
+        sound, expected = video.sound(), video.sample_uniform(5, transform=TRANSFORM.video_frame)
+    assert np.array_equal(clip.waveform, sound.samples)
+    assert np.array_equal(clip.frames, expected.frames)
+    assert reading.read(heard_clip, 5, TRANSFORM, UPLOAD_LIMITS).waveform is None
+    assert reading.read(short_clip, 5, TRANSFORM, UPLOAD_LIMITS, sound=SoundOptions()).waveform is None
 
 
 @pytest.mark.parametrize(

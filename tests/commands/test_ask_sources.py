@@ -35,6 +35,29 @@ def test_odd_sources_are_asked(name, options, duration_s, capsys):
     assert json.loads(output)["duration_s"] == pytest.approx(duration_s)
 
 
+def test_frames_are_sampled_at_a_rate(capsys):
+    code, output, _ = asked(capsys, str(CASES / "lecture_4h.mp4"), "--sample-fps", "0.001", "--json")
+    assert code == 0
+    assert json.loads(output)["duration_s"] == pytest.approx(14400.0)
+    code, _, errors = asked(capsys, str(CASES / "frames_webp"), "--sample-fps", "1")
+    assert code == 2
+    assert "--sample-fps is for video files" in errors
+
+
+def test_what_was_said_of_the_parts_is_in_the_json_and_before_the_answer(capsys):
+    words = (str(CASES / "animated.webp"), "--frames", "4", "--chain", "2", "--chain-tokens", "4")
+    code, output, errors = asked(capsys, *words, "--chain-steps", "answer", "--json")
+    assert code == 0
+    assert "ask in a chain: 3/3 steps" in errors
+    steps = json.loads(output)["steps"]
+    assert steps[0]["part"][0] == 0.0
+    assert steps[0]["part"][1] == steps[1]["part"][0]
+    code, output, _ = asked(capsys, *words)
+    assert code == 0
+    assert output.startswith("[0.0 s to ")
+    assert len(output.strip().splitlines()) >= 3
+
+
 def test_an_end_behind_the_end_is_told(capsys):
     code, _, errors = asked(capsys, str(CASES / "animated.webp"), "--frames", "4", "--end", "99")
     assert code == 0
@@ -47,6 +70,15 @@ def test_an_end_behind_the_end_is_told(capsys):
         (("--frames", "0"), "--frames 0: must be from 1"),
         (("--frames", "-3"), "--frames -3: must be from 1"),
         (("--fps", "5"), "--fps is the rate of folders"),
+        (("--sample-fps", "0"), "--sample-fps 0: must be a positive number"),
+        (("--sample-fps", "nan"), "--sample-fps nan: must be a positive number"),
+        (("--sample-fps", "2", "--frames", "4"), "--sample-fps 2 and --frames 4 both say how many frames"),
+        (("--chain", "0"), "chain must be a number of parts, 1 or more, or auto, not '0'"),
+        (("--chain", "many"), "chain must be a number of parts, 1 or more, or auto, not 'many'"),
+        (("--chain", "9", "--frames", "4"), "a chain of 9 parts needs as many frames, and 4 are sampled"),
+        (("--chain-steps", "answer"), "--chain-steps belongs to --chain"),
+        (("--chain", "2", "--chain-tokens", "0"), "--chain-tokens 0: must be from 1"),
+        (("--chain", "2", "--chain-request", " "), "--chain-request is empty"),
         (("--start", "9"), "no part from 9 s; the video lasts 4.400 s"),
         (("--start", "3", "--end", "2"), "no part from 3 s to 2 s"),
     ],

@@ -199,3 +199,33 @@ def test_the_same_model_and_data_by_another_path_go_on(data, untrained_qa, monke
     own_rows(data, {**rows[0], "question": "When else?"})
     with pytest.raises(InputError, match="another question named 'a'"):
         evaluate("elsewhere/model", data / "own.jsonl", **options)
+
+
+def test_answers_in_a_chain_have_their_steps_and_are_not_mixed_with_others(data, untrained_qa):
+    from mmllm.inference.chain_config import ChainConfig
+
+    benchmark = read_benchmark(data)
+    chain = ChainConfig(parts=2, steps="answer", max_new_tokens=4)
+    evaluate_into(data / "chain", untrained_qa, benchmark, chain=chain)
+    samples = [sample for sample in read_samples(data / "chain" / "samples.jsonl") if not sample.error]
+    assert all(len(sample.steps) == 2 for sample in samples)
+    assert samples[0].steps[1]["part"][1] == 8.0
+    assert json.loads((data / "chain" / "answered_by.json").read_text())["chain"]["parts"] == 2
+    with pytest.raises(InputError, match="holds answers of another model or other settings"):
+        evaluate_into(data / "chain", untrained_qa, benchmark)
+
+
+def test_many_frames_a_video_are_decoded_where_they_are_encoded(data, untrained_qa, monkeypatch):
+    from mmllm.evaluation import run
+
+    evaluate_into(data / "whole", untrained_qa, read_benchmark(data), shuffle=False)
+    (data / "videos" / "v_two.mp4").unlink()
+    (data / "videos" / "v_two.mp4").write_bytes(b"no video")
+    monkeypatch.setattr(run, "WHOLE_FRAMES", 4)
+    evaluate_into(data / "pieces", untrained_qa, read_benchmark(data), shuffle=False)
+    whole, pieces = (
+        {sample.question_id: sample for sample in read_samples(data / name / "samples.jsonl")}
+        for name in ("whole", "pieces")
+    )
+    assert pieces["one_0"] == whole["one_0"]
+    assert pieces["two_0"].error.startswith("VideoOpenError: ")

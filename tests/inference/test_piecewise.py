@@ -1,11 +1,13 @@
 """A long video, encoded in pieces: the same numbers as in one call, and few frames in memory."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.memory import peak_memory
 from mmllm import registry
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.piecewise import PICTURES, PiecewiseEncoding
@@ -121,6 +123,29 @@ def test_a_few_frames_are_in_memory_at_a_time(untrained_qa, short_clip):
     assert len(shown) == PICTURES
     assert tokens.shape[1] == 400
     assert most <= encoding.piece + 2 * encoding.reach
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+def test_memory_does_not_grow_with_the_length(untrained_qa):
+    """Six times as many frames take no more than their tokens; as bytes they are 50 MB, normalised 200."""
+
+    def extra_mb(count):
+        def feed(sink):
+            assert sink.takes(count)
+            for number in range(count):
+                sink.put(np.full((64, 64, 3), number % 256, dtype=np.uint8))
+            frames = np.empty((count, 0, 0, 3), dtype=np.uint8)
+            return VideoClip(frames=frames, times_s=np.arange(count) * 1.0, duration_s=count * 1.0)
+
+        encoded, memory = peak_memory(lambda: untrained_qa.encode_fed(feed))
+        assert len(encoded.times_s) == count
+        return memory.extra / 1e6
+
+    extra_mb(600)  # buffers that are made once
+    ten_minutes, hour = extra_mb(600), extra_mb(3600)
+    tokens = untrained_qa.model.encoder.tokens_per_frame * 3600
+    kept_mb = tokens * (untrained_qa.model.encoder.width * 4 + 9) / 1e6
+    assert hour < ten_minutes + 4 * kept_mb + 10
 
 
 def test_a_short_video_stays_whole(untrained_qa, short_clip):

@@ -15,10 +15,6 @@ from mmllm.evaluation.run import answer_all
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.costs import stage_costs
 from mmllm.modalities.video import VideoInputs, clip_inputs, video_tokens
-from mmllm.synthetic.clips import SyntheticConfig, clip
-from mmllm.synthetic.drawing import draw_pieces
-from mmllm.synthetic.rendering import encode
-from mmllm.synthetic.sounds import soundtrack
 from mmllm.tokens import HEARD
 from mmllm.train.building import build_model
 from mmllm.train.features import FeatureCache
@@ -34,16 +30,6 @@ HEARS = ModelConfig(
     decoder=DecoderConfig(width=32, layers=2, mlp_width=64),
     num_frames=12,
 )
-
-
-@pytest.fixture(scope="module")
-def heard_clip(tmp_path_factory):
-    """A clip of ten seconds with sound."""
-    config = SyntheticConfig(seed=5, min_duration_s=10.0, max_duration_s=10.0, families=("sound",))
-    world, _ = clip(config, "val", 0)
-    path = tmp_path_factory.mktemp("heard") / "heard.mp4"
-    encode(draw_pieces(world, 64), 64, 5, path, crf=30, sound=soundtrack(world))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +178,13 @@ def test_torch_export_says_that_it_cannot_hear(qa, heard_clip):
     inputs["input_ids"] = torch.tensor([[qa.model.config.video_token_id, 5]])
     with pytest.raises(Exception, match="export without sound"):
         torch.export.export(qa.model, (), dict(inputs), strict=False)
+
+
+def test_a_long_video_in_pieces_hears_the_same(qa, heard_clip):
+    whole = qa.encode_fed(lambda sink: qa.processor.load(heard_clip, sink=sink))
+    pieces = qa.encode_fed(lambda sink: qa.processor.load(heard_clip, sink=sink), whole=4)
+    assert pieces.long is not None
+    assert_near(pieces.tokens.audio, whole.tokens.audio)
+    first, second = (next(iter(encoded.sequences.values())) for encoded in (whole, pieces))
+    assert_near(second.embeddings, first.embeddings, terms=1 << 14)
+    assert torch.equal(first.place, second.place)

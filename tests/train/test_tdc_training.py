@@ -4,6 +4,7 @@ import dataclasses
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from mmllm.cli import main
 from mmllm.errors import ConfigError
 from mmllm.inference.answering import VideoQA
 from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.tokens import VideoClip
 from mmllm.train.building import build_model
 from mmllm.train.data import DataConfig
 from mmllm.train.model_config import DecoderConfig
@@ -140,3 +142,26 @@ def test_recipes_are_read_back_as_written():
         written = recipe(name)
         assert recipe(name).changed(written.to_mapping()) == written
     assert dataclasses.asdict(recipe("tdc-tiny").model)["path"].startswith("tdc:")
+
+
+def test_settings_that_need_no_other_weights_can_be_changed():
+    model, processor = build_model(small().model)
+    qa = VideoQA(model, processor)
+    other = qa.with_stages(path="tdc:cuts=2,max_frames=6")
+    assert other.model.path.compressor is qa.model.path.compressor
+    assert (other.model.path.config.cuts, other.model.path.config.tokens) == (2, 4)
+    clip = VideoClip(frames=np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8),
+                     times_s=np.arange(12.0), duration_s=12.0)  # fmt: skip
+    few = other.encode_video(clip)
+    assert int(few.tokens.frame_mask.sum()) == 6
+    placeholder = model.config.video_token_id
+    assert set(other.for_question(few, "when").sequences[placeholder].frame[0].tolist()) == {0, 2, 4, 6, 8, 10}
+    assert qa.needs_frames(few)
+    assert not other.needs_frames(qa.encode_video(clip))
+    again = qa.for_question(qa.encode_again(few), "when").sequences[placeholder]
+    assert set(again.frame[0].tolist()) == set(range(12))
+    with pytest.raises(ConfigError, match=r"tdc\.tokens = 8, and the trained model has 4; only cuts, window"):
+        qa.with_stages(path="tdc:tokens=8")
+    with pytest.raises(ConfigError, match="has weights of its own"):
+        VideoQA(*build_model(small(path="plain").model)).with_stages(path="tdc:text_input=false")
+    assert qa.with_stages(path="plain").model.path.registered_name == "plain"

@@ -36,6 +36,15 @@ def test_text_for_people(b_frames, tmp_path, capsys):
     assert "No such file" in capsys.readouterr().out
 
 
+def test_tracks_of_sound_are_listed(heard_clip, b_frames, capsys):
+    assert info((heard_clip, b_frames)) == 0
+    output = capsys.readouterr().out
+    assert output.count("sound: ") == 1
+    assert "sound: 1 aac 16000 Hz mono (default)" in output
+    assert info((heard_clip,), json=True) == 0
+    assert json.loads(capsys.readouterr().out)["audio"] == ["1 aac 16000 Hz mono (default)"]
+
+
 def test_folders_have_five_images_a_second_unless_told(tmp_path, capsys, picture):
     from PIL import Image
 
