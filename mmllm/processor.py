@@ -417,10 +417,9 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
 
     def media_names(self, kind: type[ModalityInputs]) -> list[str]:
         """Names of the inputs of one modality that this processor can return."""
-        unread = [] if self.question_reader is not None else ["question"]
-        unread += [] if self.frame_sizes else ["frame_size"]
+        unread = ["text_tokens", *([] if self.frame_sizes else ["frame_size"])]
+        unread += [] if self.question_reader is not None else ["question"]
         unread += [] if self.sound is not None else [name for name in kind.flat_names if name.startswith("waveform")]
-        unread.append("text_tokens")  # the model counts them itself
         return [name for field, name in kind.flat_names.items() if field not in (*kind.cached, *unread)]
 
 
