@@ -367,6 +367,19 @@ class LlmStage(Part):
         """
         return None
 
+    def prompt_flops(self, beside: int, text: int) -> float:
+        """Floating point operations that it adds to a prompt's pass; a multiply-add is two.
+
+        Args:
+            beside: tokens beside the sequence.
+            text: positions of text.
+        """
+        return 0.0
+
+    def cached_numbers(self, beside: int) -> int:
+        """Numbers that it keeps in the cache for so many tokens beside the sequence."""
+        return 0
+
     def llm_losses(self, current: LlmPass, layers: int) -> dict[str, Tensor]:
         """Losses that a finished pass through all `layers` adds to a training step's loss, by name."""
         return {}

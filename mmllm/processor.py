@@ -420,8 +420,6 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         unread = ["text_tokens", *([] if self.frame_sizes else ["frame_size"])]
         unread += [] if self.question_reader is not None else ["question"]
         unread += [] if self.sound is not None else [name for name in kind.flat_names if name.startswith("waveform")]
-        unread += [] if self.frame_sizes else ["frame_size"]
-        unread.append("text_tokens")  # the model counts them itself
         return [name for field, name in kind.flat_names.items() if field not in (*kind.cached, *unread)]
 
 

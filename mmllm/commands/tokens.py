@@ -11,7 +11,7 @@ import tyro
 from mmllm.commands.flags import StageFlags
 from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
-from mmllm.inference.costs import cache_bytes, prefill_flops, stage_costs, time_costs
+from mmllm.inference.costs import cache_bytes, costs_inside, prefill_flops, stage_costs, time_costs
 from mmllm.stages import NO_CHANGES, changed, stages_of
 
 
@@ -58,6 +58,10 @@ def tokens(
         visual_tokens = cost["stages"][-1]["tokens"]
         cost["kv_cache_bytes"] = cache_bytes(text_config, visual_tokens, bytes_per_number)
         cost["prefill_flops"] = prefill_flops(text_config, visual_tokens)
+        beside = sum(row.get("beside", 0) for row in cost["stages"])
+        operations, numbers = costs_inside(chosen_stages["decoder_stages"], text_config, beside)
+        cost["prefill_flops"] += operations
+        cost["kv_cache_bytes"] += numbers * bytes_per_number
     if video is not None:
         cost["video"] = {"duration_s": seconds, "seconds_between_frames": seconds / max(count - 1, 1)}
     if plot is not None:

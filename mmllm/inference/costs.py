@@ -30,7 +30,8 @@ def stage_costs(
         others: further slots. They change no count.
 
     Returns:
-        One mapping for each stage: `stage`, `tokens` of the whole video, and `detail`.
+        One mapping for each stage: `stage`, `tokens` of the whole video, and `detail`; for a path with tokens beside
+        the sequence also `beside`, their number.
     """
     stages = {
         "encoder": encoder, "reducers": reducers, "visual_tokenizer": visual_tokenizer, "path": path, **others
@@ -68,10 +69,12 @@ def stage_costs(
     )
     blocks = parts["path"].token_counts(frames, grid, kept)
     detail = " + ".join(f"{count} {block}" for block, count in blocks.items())
-    for name, count in parts["path"].beside_counts(frames, grid, kept).items():
-        detail += f"; {count:,} {name} beside the sequence"
+    beside = parts["path"].beside_counts(frames, grid, kept)
+    detail += "".join(f"; {count:,} {name} beside the sequence" for name, count in beside.items())
     detail += _again(parts["path"])
     rows.append({"stage": f"path {parts['path'].registered_name}", "tokens": sum(blocks.values()), "detail": detail})
+    if beside:
+        rows[-1]["beside"] = sum(beside.values())
     if (audio := parts["audio_projector"]) is not None:
         count = frames * audio.tokens_per_frame
         detail = f"{count} of sound, {audio.tokens_per_frame} after each frame"
@@ -125,19 +128,16 @@ def prefill_flops(text_config: Any, positions: int) -> float:
     return 2.0 * (layers * positions * (weights + attention) + width * text_config.vocab_size)
 
 
-def cross_attention_flops(text_config: Any, layers: int, slow: int, text: int) -> float:
-    """Floating point operations that cross-attention adds to a prompt's pass, counted as in `prefill_flops`.
+def costs_inside(decoder_stages: Sequence[Description], text_config: Any, beside: int) -> tuple[float, int]:
+    """Operations and numbers in the cache that stages inside the LLM add to a video without a text.
 
     Args:
+        decoder_stages: the stages.
         text_config: configuration of the LLM.
-        layers: how many layers have cross-attention.
-        slow: tokens beside the sequence.
-        text: positions that attend to them.
+        beside: tokens beside the sequence.
     """
-    width, heads = text_config.hidden_size, text_config.num_attention_heads
-    key_heads = getattr(text_config, "num_key_value_heads", None) or heads
-    head_width = getattr(text_config, "head_dim", None) or width // heads
-    keys_and_values = slow * width * 2 * key_heads * head_width
-    attention = 2 * text * slow * heads * head_width
-    gate = text * heads * head_width
-    return 2.0 * layers * (keys_and_values + attention + gate)
+    with torch.device("meta"):
+        parts = build({"decoder_stages": decoder_stages}, text_config.hidden_size, decoder=text_config)[
+            "decoder_stages"
+        ]
+    return sum(part.prompt_flops(beside, 0) for part in parts), sum(part.cached_numbers(beside) for part in parts)

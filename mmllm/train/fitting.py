@@ -125,6 +125,12 @@ def _complete(checkpoint: Path) -> bool:
     return bool(optimizer) and any(checkpoint.glob("rng_state*.pth"))
 
 
+_WHOLE_MATRICES = (
+    "Muon and a discriminator need whole weight matrices: set matrix_learning_rate = 0, and train without adversarial, "
+    "with FSDP and DeepSpeed"
+)
+
+
 def fit(
     model: Any,
     dataset: Dataset[Any],
@@ -161,8 +167,7 @@ def fit(
         The Trainer; `trained_model` gets the model from it.
 
     Raises:
-        ConfigError: if Muon or an own optimizer is used and weights are spread over processes, or the model lacks a
-            part with its own learning rate.
+        ConfigError: if Muon or an own optimizer is used and weights are spread, or a part with its own rate is missing.
         MmllmError: if memory runs out, a checkpoint cannot be saved, or too many gradients are not finite.
     """
     make_folder(output)
@@ -192,10 +197,7 @@ def fit(
     trainer.schedule = training
     trainer.remove_callback(PrinterCallback)
     if optimizer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        raise ConfigError(
-            "Muon and a discriminator need whole weight matrices: set matrix_learning_rate = 0, and train without "
-            "adversarial, with FSDP and DeepSpeed"
-        )
+        raise ConfigError(_WHOLE_MATRICES)
     # step 2: train all remaining steps, from the newest complete checkpoint
     start = latest_checkpoint(output / "checkpoints")
     if start is not None:

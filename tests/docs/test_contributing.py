@@ -64,6 +64,17 @@ def test_the_shown_stage_inside_the_llm_drops_tokens(shown, make_model):
     assert [layer.keys.shape[2] for layer in cache.layers] == [4 + 32, 4 + 16]
 
 
+def test_the_shown_stage_with_weights_changes_what_attention_gives(shown, make_model, tmp_path):
+    assert shown("decoder_stage") == "scaled-attention"
+    model = make_model(decoder_stages=["scaled-attention"])
+    assert torch.equal(logits(model), logits(make_model()))
+    torch.nn.init.constant_(model.decoder_stages[0].scale, 0.5)
+    model.save_pretrained(tmp_path / "model")
+    loaded = type(model).from_pretrained(tmp_path / "model").eval()
+    assert torch.equal(logits(loaded), logits(model))
+    assert not torch.allclose(logits(model), logits(make_model()))
+
+
 def test_the_shown_projector_and_path_work_together(shown, make_model):
     projector, path = shown("tokenizer"), shown("path")
     model = make_model(visual_tokenizer=f"{projector}:scale=0.5", path=path)

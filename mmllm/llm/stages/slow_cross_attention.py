@@ -124,6 +124,18 @@ class SlowCrossAttention(LlmStage, nn.Module):
         other.config = config
         return other
 
+    def prompt_flops(self, beside: int, text: int) -> float:
+        """Keys and values of all slow tokens, and the attention and the gates of all text."""
+        return float(sum(own.flops(beside, text) for own in self._own))
+
+    def cached_numbers(self, beside: int) -> int:
+        """Keys and values of all slow tokens."""
+        return sum(beside * own.kv_proj.out_features for own in self._own)
+
+    @property
+    def _own(self) -> list[Any]:
+        return list(self.layers.values())
+
     def attended(self, view: AttentionView) -> Tensor | None:
         """B N H d: the attention's output, with what text takes from the slow tokens.
 
@@ -207,6 +219,11 @@ class GatedAttention(nn.Module):
         both = rearrange(self.kv_proj(normed), "b s (g two d) -> two b g s d", two=2, g=self.key_heads)
         keys, values = both.to(normed.device, dtype)
         return keys, values
+
+    def flops(self, slow: int, text: int) -> int:
+        """Operations of so many slow tokens and positions that attend to them."""
+        context = self.gate.in_features
+        return 2 * (slow * self.kv_proj.weight.numel() + 2 * text * slow * context + text * context)
 
     def forward(self, query: Tensor, context: Tensor, state: dict[str, Tensor], scaling: float) -> Tensor:
         """What queries take from the slow tokens, times their gate: B M H d.

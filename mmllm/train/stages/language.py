@@ -24,7 +24,8 @@ class LanguageTraining(RowTraining):
     """Settings of the training of projector and LLM. A row is a video with several of its questions."""
 
     frozen: tuple[str, ...] = ("encoder",)
-    """Parts of the model to freeze: encoder, reducers, visual_tokenizer, path, grounding, language_model."""
+    """Parts of the model to freeze: encoder, reducers, visual_tokenizer, path, decoder_stages, grounding,
+    language_model."""
     keep_features: bool = True
     """Cache the features of a frozen encoder on disk; False encodes a video each time it is drawn."""
     lora_rank: int = 0

@@ -17,9 +17,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2Model, Qwen3Config
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from versions import puts_whole_models_on_disk
 
 from mmllm.errors import ConfigError, InputError
-from mmllm.inference.costs import cross_attention_flops, prefill_flops
+from mmllm.inference.costs import costs_inside, prefill_flops
 from mmllm.llm.harness import install
 from mmllm.llm.stages.slow_cross_attention import SlowCrossAttention, SlowCrossAttentionConfig
 from mmllm.llm.values import LlmPass
@@ -435,6 +436,40 @@ def test_weights_are_saved_with_the_model(hybrid, pixels, tmp_path):
     assert sum("decoder_stages.0.layers" in name for name in model.state_dict()) == 10
 
 
+@puts_whole_models_on_disk
+def test_weights_on_disk_answer_as_in_memory(hybrid, pixels, tmp_path):
+    model = hybrid()
+    model.save_pretrained(tmp_path / "model")
+    options = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "disk"}
+    apart = type(model).from_pretrained(tmp_path / "model", **options).eval()
+    assert apart.decoder_stages[0].layers["0"].kv_proj.weight.is_meta
+    inputs = {"input_ids": IDS, "attention_mask": MASK, "pixel_values_videos": pixels}
+    with torch.no_grad():
+        assert torch.equal(apart(**inputs).logits, model(**inputs).logits)
+    greedy = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(apart.generate(**inputs, **greedy), model.generate(**inputs, **greedy))
+
+
+def test_a_file_without_the_stages_weights_starts_with_closed_gates(hybrid, pixels, tmp_path):
+    model = hybrid()
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("decoder_stages")}
+    model.save_pretrained(tmp_path, state_dict=state)
+    torch.empty(10_000_000).fill_(float("nan"))  # what was in memory before
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert all(weight.isfinite().all() for weight in loaded.decoder_stages.parameters())
+    assert torch.equal(logits(loaded, pixels)[0], logits(model.with_stages(decoder_stages=[]), pixels)[0])
+
+
+@torch.no_grad()
+def test_half_precision_answers(hybrid, pixels):
+    model = hybrid().bfloat16()
+    given = sequences(model, pixels)
+    cached = generated(model, given)[1]
+    assert cached.isfinite().all()
+    whole = generated(model.float(), sequences(model, pixels))[1]
+    assert (cached[:, 0] - whole[:, 0]).abs().max() < 0.1 * whole.abs().max()
+
+
 def test_gates_open_in_training_with_and_without_checkpointing(hybrid, pixels):
     labels = IDS.where(MASK.bool() & (IDS != 200), -100)
     gradients = []
@@ -520,15 +555,19 @@ QWEN2_7B = Qwen2Config(
 @pytest.mark.parametrize("text", [50, 300])
 def test_operations_of_a_prompt_grow_by_four_percent_from_16_to_128_frames(text):
     fast = 16 * 81
+    with torch.device("meta"):
+        stage = SlowCrossAttention(SlowCrossAttentionConfig(), decoder=QWEN2_7B)
 
     def hybrid_flops(frames):
-        return prefill_flops(QWEN2_7B, fast + text) + cross_attention_flops(QWEN2_7B, 4, frames * 81, text)
+        return prefill_flops(QWEN2_7B, fast + text) + stage.prompt_flops(frames * 81, text)
 
     assert hybrid_flops(128) / hybrid_flops(16) <= 1.04
     assert hybrid_flops(128) / prefill_flops(QWEN2_7B, fast + text) <= 1.05  # a plain model of 16 frames
     assert prefill_flops(QWEN2_7B, 128 * 81 + text) / hybrid_flops(128) >= 6
-    share = cross_attention_flops(QWEN2_7B, 4, 128 * 81, text) / prefill_flops(QWEN2_7B, fast + text)
+    share = stage.prompt_flops(128 * 81, text) / prefill_flops(QWEN2_7B, fast + text)
     assert 0.015 < share < 0.03
+    assert stage.cached_numbers(10) == 4 * 2 * 10 * 512
+    assert costs_inside(["slow-cross-attention"], QWEN2_7B, 10) == (stage.prompt_flops(10, 0), 4 * 2 * 10 * 512)
 
 
 @torch.no_grad()
@@ -545,7 +584,7 @@ def test_measured_operations_are_those_of_the_formula(make_model, frames):
         model.language_model(**arguments, use_cache=True, logits_to_keep=1)
     text, slow = 4, frames * 4
     expected = prefill_flops(model.config.text_config, 16 + text)
-    expected += cross_attention_flops(model.config.text_config, 2, slow, text)
+    expected += model.decoder_stages[0].prompt_flops(slow, text)
     assert abs(counter.get_total_flops() / expected - 1) < 0.01
 
 
