@@ -53,7 +53,7 @@ def test_one_model_is_asked_with_several_numbers_of_tokens(tmp_path):
     ablations.main(["--short", "--only", "mqt", "flextok", "--output", str(tmp_path)])
     rows = Results.read(tmp_path / "results.json").tables["ablations"]
     assert [row.labels["name"] for row in rows if row.labels["group"] == "mqt"] == [
-        "elastic, 1 asked", "elastic, 4 asked", "elastic, 16 asked", "trained at 16, 4 asked", "trained at 16, 16 asked",
-        "trained at 4, 4 asked",
+        "elastic, 1 asked", "elastic, 4 asked", "elastic, 16 asked",
+        "trained at 16, 4 asked", "trained at 16, 16 asked", "trained at 4, 4 asked",
     ]  # fmt: skip
     assert len(rows) == 9
