@@ -105,9 +105,10 @@ def describe(upstream: Mapping[str, Any], folder: Path | None = None) -> MmllmCo
         query_type=("Avg_pool", "learned"),
         frame_pos=(False,),
     )
-    qwen = upstream.get("model_type") == "cambrian_qwen"
-    changes = {"rope_scaling": None} if qwen else {}
-    text = describing.text_config({**upstream, **changes, "model_type": LLM_TYPES.get(upstream.get("model_type", ""))})
+    kind = upstream.get("model_type", "")
+    # the released code ignores Qwen's scaling of positions
+    read = {name: value for name, value in upstream.items() if name != "rope_scaling" or kind != "cambrian_qwen"}
+    text = describing.text_config({**read, "model_type": LLM_TYPES.get(kind)})
     towers = _towers(upstream, folder)
     heard = bool(upstream.get("audio_input", False))
     return MmllmConfig(

@@ -174,9 +174,7 @@ def fit(
     check_parts(getattr(model, "get_base_model", lambda: model)(), training.learning_rates, "learning_rates")
     # step 1: make a Trainer with our order of rows, our callbacks and, if requested, Muon
     if training.gradient_checkpointing:
-        # newer versions of transformers have the first name
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        _checkpoint_gradients(model)
     if optimizer is None and training.matrix_learning_rate:
         optimizer = muon(model, training, heads)
     callbacks = [
@@ -209,6 +207,12 @@ def fit(
             raise
         raise _out_of_memory(what, trainer.names) from None
     return trainer
+
+
+def _checkpoint_gradients(model: Any) -> None:
+    """Lets the model compute activations again in the backward pass; newer transformers have the first name."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _out_of_memory(what: str, rows: Sequence[str]) -> MmllmError:

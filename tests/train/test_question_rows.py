@@ -7,13 +7,17 @@ import pytest
 import question_parts
 import torch
 
+from mmllm.commands.evaluate import evaluate
 from mmllm.datasets.records import Dialogue, Media, Question, Turn
 from mmllm.errors import ConfigError, InputError
+from mmllm.evaluation.samples import read_samples
+from mmllm.inference.answering import VideoQA
 from mmllm.modalities.video import VideoInputs
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.train.building import build_model
 from mmllm.train.features import FeatureCache
+from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
 from mmllm.train.model_config import DecoderConfig, ModelConfig
 from mmllm.train.packing import PackedQuestions, RowCollator
 from mmllm.train.recipes import recipe
@@ -109,3 +113,22 @@ def test_features_are_kept_unless_they_depend_on_the_question(tmp_path):
         else:
             with pytest.raises(ConfigError, match="keep_features = False"):
                 FeatureCache(Path(tmp_path), model, made)
+
+
+@pytest.mark.parametrize(("encoder", "path"), [(f"tiny:{SETTINGS}", "asked"), (f"asked-tiny:{SETTINGS}", "plain")])
+def test_a_model_that_reads_questions_is_tuned_and_evaluated(encoder, path, own_clips, tmp_path, capsys):
+    for part in build_model(ModelConfig(encoder=encoder, path=path, decoder=DECODER, num_frames=4)):
+        part.save_pretrained(tmp_path / "base")
+    training = FinetuneTraining(max_steps=2, batch_size=2, lora_rank=0)
+    settings = FinetuneConfig(model=str(tmp_path / "base"), training=training)
+    tuned = finetune(settings, own_clips / "clips.jsonl", tmp_path / "run", workers=0)
+    assert (tmp_path / "run" / "features").exists() == (path == "asked")  # kept where they do not depend on a question
+    qa = VideoQA.from_pretrained(tuned)
+    before, after = (VideoQA.from_pretrained(folder).model for folder in (tmp_path / "base", tuned))
+    words = "path.words.weight" if path == "asked" else "visual_tokenizer.weight"
+    assert not torch.equal(before.state_dict()[words], after.state_dict()[words])
+    evaluate(str(tuned), own_clips / "clips.jsonl", output=tmp_path / "eval", limit=1, max_new_tokens=3, json=True)
+    capsys.readouterr()
+    sample = read_samples(tmp_path / "eval" / "samples.jsonl")[0]
+    video = own_clips / "videos" / f"{sample.vid}.mp4"
+    assert sample.prediction_raw == qa.ask(video, sample.question, max_new_tokens=3).raw
