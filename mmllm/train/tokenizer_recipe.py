@@ -13,6 +13,7 @@ from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.tokenizers.autoencoders.flextok import FlexTokConfig
 from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig, FlexTokEncoderConfig
 from mmllm.tokenizers.autoencoders.latents import LatentsConfig
+from mmllm.tokenizers.autoencoders.rectified_flow import TrainingTimes
 from mmllm.tokenizers.autoencoders.text_features import TextFeaturesConfig
 from mmllm.tokenizers.autoencoders.textok import TexTokConfig
 from mmllm.train.pictures import CAPTION_WORDS, PicturesConfig
@@ -73,8 +74,10 @@ def flextok_tiny() -> TokenizerRecipe:
             latents=LatentsConfig(kind="pixels", stride=2),
             encoder=FlexTokEncoderConfig(**half),
             decoder=FlexTokDecoderConfig(**half),
+            times=TrainingTimes(density="mode", shift=4.0),
+            unconditional=0.1,
         ),
-        training=AutoencoderTraining(max_steps=1500, batch_size=32),
+        training=AutoencoderTraining(max_steps=1500, batch_size=32, learning_rate=2e-3, weight_decay=0.0),
     )
 
 
