@@ -56,12 +56,13 @@ def test_memory_of_a_child_is_limited():
 @linux
 def test_a_child_ends_with_its_parent():
     imports = "from mmllm.runtime.processes import end_with_parent; import time"
-    child = f"{imports}; end_with_parent(); print(1, flush=True); time.sleep(99)"
+    child = f"{imports}; end_with_parent(); print('ready', flush=True); time.sleep(99)"
     start = f"p = subprocess.Popen([sys.executable, '-c', {child!r}])"
     parent = f"import subprocess, sys; {start}; print(p.pid, flush=True); p.wait()"
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
-    pid = int(process.stdout.readline())
-    assert process.stdout.readline() == "1\n"
+    lines = sorted(process.stdout.readline().strip() for _ in range(2))  # either of the two may be first
+    assert lines[1] == "ready"
+    pid = int(lines[0])
     process.kill()
     process.wait()
     deadline = time.monotonic() + 20
