@@ -73,13 +73,23 @@ def _network(config: PerceptualConfig, image_size: int) -> Any:
         ConfigError: if it has no such layers, or does not read images of this size.
     """
     import timm
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     folder, layers = local_folder(config.source), config.layers
     try:
-        network = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True, out_indices=layers)
+        # timm before 1.0.22 reads a folder's weights as a pickle, whatever they are: they are given to it instead
+        weights = {"source": "", "state_dict": load_file(folder / "model.safetensors")}
+        network = timm.create_model(
+            f"local-dir:{folder}",
+            pretrained=True,
+            features_only=True,
+            out_indices=layers,
+            pretrained_cfg_overlay=weights,
+        )
     except (IndexError, AssertionError):
         raise ConfigError(f"PerceptualConfig.layers = {layers}: {config.source} has not all of them") from None
-    except (OSError, RuntimeError, KeyError, ValueError) as problem:
+    except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as problem:
         raise CheckpointError(
             f"{config.source}: holds no network of timm that gives features: {problem!s:.200}"
         ) from None

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2Model, Qwen3Config
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-from versions import puts_whole_models_on_disk
+from versions import counts_every_attention, puts_whole_models_on_disk
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.inference.costs import costs_inside, prefill_flops
@@ -570,6 +570,7 @@ def test_operations_of_a_prompt_grow_by_four_percent_from_16_to_128_frames(text)
     assert costs_inside(["slow-cross-attention"], QWEN2_7B, 10) == (stage.prompt_flops(10, 0), 4 * 2 * 10 * 512)
 
 
+@counts_every_attention
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [16, 128])
 def test_measured_operations_are_those_of_the_formula(make_model, frames):

@@ -5,6 +5,7 @@ import json
 import frozen_networks
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.train.image_losses.perceptual import PerceptualConfig, PerceptualDistance
@@ -30,7 +31,10 @@ def test_it_is_a_distance_that_grows_with_the_difference(source):
 def test_it_is_the_mean_of_squared_distances_of_unit_features(source):
     import timm
 
-    network = timm.create_model(f"local-dir:{source}", pretrained=True, features_only=True, out_indices=(1, 3)).eval()
+    weights = {"source": "", "state_dict": load_file(f"{source}/model.safetensors")}
+    network = timm.create_model(
+        "test_resnet", pretrained=True, features_only=True, out_indices=(1, 3), pretrained_cfg_overlay=weights
+    ).eval()
     distance = PerceptualDistance(PerceptualConfig(source=source, layers=(1, 3)), 32)
     ours, theirs = ([layer.detach() for layer in network(pictures(seed))] for seed in (1, 2))  # mean and std are 0.5
     expected = [
