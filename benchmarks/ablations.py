@@ -12,19 +12,16 @@ does), ablations.md and ablations.png into --output.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.intervals import Interval, over_seeds_and_clips
+from benchmarks.jobs import results_of
 from benchmarks.layouts import markdown
 from benchmarks.measuring import timed
 from benchmarks.results import Number, Results, Row, command_line, machine, option_parser
@@ -243,19 +240,6 @@ def figure(results: Sequence[Row], file: Path) -> None:
     axes.set(xlabel="mIoU in %, with 95 % interval over seeds and clips")
     axes.grid(axis="x", alpha=0.3)
     picture.savefig(file, dpi=120)
-
-
-def results_of(
-    work: Callable[..., dict[str, Any]], turns: Sequence[tuple[Variant, int]], jobs: int
-) -> Iterator[dict[str, Any]]:
-    """The results of all runs in their order, `jobs` of them at a time."""
-    if jobs == 1:
-        yield from (work(variant, seed=seed) for variant, seed in turns)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for run in [pool.submit(work, variant, seed=seed) for variant, seed in turns]:
-            yield run.result()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,9 +13,7 @@ their variance. Intervals are Student's t over seeds.
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.intervals import middle, student
+from benchmarks.jobs import results_of
 from benchmarks.layouts import markdown
 from benchmarks.results import Results, Row, command_line, machine, option_parser
 from mmllm.checkpoints.autoencoders import load_autoencoder
@@ -235,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     turns = [(variant, seed) for seed in range(1 if given.short else given.seeds) for variant in chosen]
     work = partial(run_variant, output=given.output, short=given.short)
     runs: dict[Variant, list[dict[str, float]]] = {variant: [] for variant in chosen}
-    for (variant, seed), found in zip(turns, _worked(work, turns, given.jobs), strict=True):
+    for (variant, seed), found in zip(turns, results_of(work, turns, given.jobs), strict=True):
         runs[variant].append(found)
         print(variant.system, variant.name, f"seed {seed}:", {k: round(v, 2) for k, v in found.items()}, flush=True)
     for variant, rows in runs.items():
@@ -248,17 +247,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figure(rows, given.output / "flextok-tokens.png")
     for table, rows in results.tables.items():
         print(markdown(table, rows))
-
-
-def _worked(work: Callable[..., Any], turns: Sequence[tuple[Variant, int]], jobs: int) -> Any:
-    """The results of all runs in their order, `jobs` of them at a time."""
-    if jobs == 1:
-        yield from (work(variant, seed=seed) for variant, seed in turns)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for run in [pool.submit(work, variant, seed=seed) for variant, seed in turns]:
-            yield run.result()
 
 
 if __name__ == "__main__":

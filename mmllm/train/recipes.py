@@ -35,6 +35,16 @@ __all__ = [
     "recipe",
 ]
 
+_AS_LLAVA: dict[str, Any] = {
+    "questions_per_video": 1,
+    "warmup_fraction": 0.03,
+    "weight_decay": 0.0,
+    "adam_beta2": 0.999,
+    "gradient_checkpointing": True,
+    "keep_features": False,
+}
+"""What the published trainings of LITA, TDC and Slow-Fast share; their code is LLaVA's."""
+
 
 def quickstart() -> Recipe:
     """Renders, trains and evaluates a tiny model in minutes on two CPU cores."""
@@ -131,13 +141,8 @@ def lita_7b() -> Recipe:
                 max_steps=3907,  # 500,000 samples in batches of 128: 16 on each of 8 devices
                 batch_size=16,
                 gradient_accumulation_steps=1,
-                questions_per_video=1,
                 learning_rate=2e-5,
-                warmup_fraction=0.03,
-                weight_decay=0.0,
-                adam_beta2=0.999,
-                gradient_checkpointing=True,
-                keep_features=False,
+                **_AS_LLAVA,
                 system_prompt="vicuna",
             ),
         ),
@@ -191,13 +196,8 @@ def tdc_qwen2_7b() -> Recipe:
                 max_steps=125_000,  # 2 million samples in batches of 16: 1 on each of 8 devices, twice
                 batch_size=1,
                 gradient_accumulation_steps=2,
-                questions_per_video=1,
                 learning_rate=5e-6,
-                warmup_fraction=0.03,
-                weight_decay=0.0,
-                adam_beta2=0.999,
-                gradient_checkpointing=True,
-                keep_features=False,
+                **_AS_LLAVA,
                 max_text_tokens=2048,
             ),
         ),
@@ -226,15 +226,7 @@ def slowfast_qwen2_7b() -> Recipe:
     First the projector and the cross-attention are trained, then everything. How much data there was is not published:
     the steps are one epoch of 1.28 million samples.
     """
-    both: dict[str, Any] = {
-        "gradient_accumulation_steps": 2,
-        "questions_per_video": 1,
-        "warmup_fraction": 0.03,
-        "weight_decay": 0.0,
-        "adam_beta2": 0.999,
-        "gradient_checkpointing": True,
-        "keep_features": False,
-    }
+    both: dict[str, Any] = {"gradient_accumulation_steps": 2, **_AS_LLAVA}
     return Recipe(
         name="slowfast-qwen2-7b",
         data=DataConfig(root="data/slowfast"),
