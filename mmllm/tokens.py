@@ -25,8 +25,10 @@ SAMPLE_RATE = 16_000
 """Samples of sound a second, everywhere behind the decoder."""
 NOWHERE = -1
 """Frame and place of text."""
-HEARD = -2
-"""Place of a token that shows no patch, such as sound after a frame or the end of a row of an image."""
+PATCHLESS = -2
+"""Place of a visual token that shows no patch, such as the end of a row."""
+HEARD = -3
+"""Place of a token of sound."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,7 +19,7 @@ from mmllm.interfaces import Grid, VideoPath
 from mmllm.paths.plain import in_order
 from mmllm.preprocessing.mosaic import read_out
 from mmllm.registry import register
-from mmllm.tokens import VisualSequence, VisualTokens
+from mmllm.tokens import PATCHLESS, VisualSequence, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class AnyresPath(VideoPath):
             mask=packed.mask,
             frame=packed.partition,
             blocks=(("image", packed.features.shape[1]),),
-            place=packed.index.masked_fill((packed.index < 0) & packed.mask, -2),  # row ends
+            place=packed.index.masked_fill((packed.index < 0) & packed.mask, PATCHLESS),  # row ends
             grid=tokens.grid,
         )
 

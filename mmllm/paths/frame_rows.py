@@ -14,10 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mmllm.tokens import VisualTokens
-
-ROW_END = -2
-"""Place of a row end; it shows no patch."""
+from mmllm.tokens import PATCHLESS, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +55,7 @@ def frame_rows(tokens: VisualTokens, video: int, frames: Sequence[int], newline:
     )
     if tokens.grid is None or newline is None:
         features, mask = one.features[0] * one.mask[0].unsqueeze(-1), one.mask[0]
-        place = one.index[0] if tokens.grid is not None else torch.full_like(one.index[0], ROW_END)
+        place = one.index[0] if tokens.grid is not None else torch.full_like(one.index[0], PATCHLESS)
     else:
         features, mask, place = _with_row_ends(one, newline)
     used = mask.any(0)
@@ -75,5 +72,5 @@ def _with_row_ends(tokens: VisualTokens, newline: Tensor) -> tuple[Tensor, Tenso
     return (
         rearrange(rows, "p h w d -> p (h w) d"),
         rearrange(torch.cat([present, ends], dim=2), "p h w -> p (h w)"),
-        rearrange(torch.cat([place, torch.full_like(place[..., :1], ROW_END)], dim=2), "p h w -> p (h w)"),
+        rearrange(torch.cat([place, torch.full_like(place[..., :1], PATCHLESS)], dim=2), "p h w -> p (h w)"),
     )

@@ -29,10 +29,7 @@ from mmllm.paths.scenes import Scenes, cut, most_windows, spread
 from mmllm.paths.tdc_compressor import Compressor
 from mmllm.preprocessing.question_reader import QuestionReaderConfig
 from mmllm.registry import register
-from mmllm.tokens import VisualSequence, VisualTokens
-
-_NO_PATCH = -2
-"""Place of a token that shows no patch; see `mmllm.tokens.NOWHERE`."""
+from mmllm.tokens import HEARD, PATCHLESS, VisualSequence, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +264,7 @@ class TdcPath(VideoPath):
         if row in context:
             return [_unplaced(context[row], frame), end]
         whole = _Piece(rows.of(row), rows.places(row), frame)
-        return [whole, end] if sound is None else [whole, _unplaced(sound[row], frame), end]
+        return [whole, end] if sound is None else [whole, _unplaced(sound[row], frame, HEARD), end]
 
     def _sound(self, tokens: VisualTokens, video: int, read: Sequence[int]) -> Tensor | None:
         """P A D: audio tokens of each frame; None without sound."""
@@ -311,10 +308,9 @@ class TdcPath(VideoPath):
         return dict(zip(squeezed, self.compressor(torch.cat(queries), frames, seen, question), strict=True))
 
 
-def _unplaced(features: Tensor, frame: int) -> _Piece:
-    """Tokens of a frame that show no patch."""
-    place = torch.full((len(features),), _NO_PATCH, dtype=torch.long, device=features.device)
-    return _Piece(features, place, frame)
+def _unplaced(features: Tensor, frame: int, place: int = PATCHLESS) -> _Piece:
+    """Tokens of a frame that show no patch, all with the same place."""
+    return _Piece(features, torch.full((len(features),), place, dtype=torch.long, device=features.device), frame)
 
 
 def _within(windows: Sequence[Sequence[_Piece]], budget: int) -> tuple[Tensor, Tensor, Tensor]:
