@@ -46,7 +46,9 @@ class HostFamily(Part):
     """How its prompt writes the time of a frame, for people; empty for a family whose prompt says no time."""
     unit: ClassVar[Unit] = "s"
     """What a number without a unit means in its answers."""
-    grounding: ClassVar[str] = "{} Answer in the form: start - end seconds. If it never happens, answer: it does not happen."
+    grounding: ClassVar[str] = (
+        "{} Answer in the form: start - end seconds. If it never happens, answer: it does not happen."
+    )
     """How it is asked when something happens; `{}` is the question."""
     frame_opening: ClassVar[int] = 0
     """Positions of a mark that its prompt writes right before the tokens of each frame."""
@@ -115,7 +117,7 @@ class HostFamily(Part):
         """
 
     def mended(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What its processor gave, with pixels that its model would take for something else changed."""
+        """What its processor gave for a prompt of one row; pixels that its model would take for filling are changed."""
         return inputs
 
     def token_ids(self, config: Any) -> dict[Source, int | None]:

@@ -1,7 +1,7 @@
 """When the frames of a video are shown, as hosted models are told it.
 
 transformers computes times as index over average rate. Here a processor gets the decoded frames with a clock of
-milliseconds: `fps` 1000, and the presentation time of each frame as its index. Then whatever a family computes from them
+milliseconds: `fps` 1000, and the presentation time of each frame as its index. Then whatever a family computes of it
 (time text, seconds between temporal grids) is true for late starts, edit lists, variable rates and parts of a video.
 
 B rows, N prompt length, T frames or temporal grids, K ids of a text
@@ -23,8 +23,8 @@ from mmllm.hosting.media import Medium
 from mmllm.tokens import VideoClip
 
 Times = Literal["own", "transformers", "text"]
-"""`own`: the frames' presentation times. `transformers`: index over average rate. `text`: as `own`, and the time as text
-before each frame, for families that write none; they were not trained for it."""
+"""`own`: the frames' presentation times. `transformers`: index over average rate. `text`: as `own`, and the time also
+as text before each frame, for families that write none; they were not trained for it."""
 MILLISECONDS = 1000
 """Ticks of the clock a second."""
 

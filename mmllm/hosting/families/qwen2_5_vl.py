@@ -25,6 +25,10 @@ class Qwen25VL(MropeFamily):
     """Qwen2.5-VL."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
+    grounding: ClassVar[str] = (
+        "{} Answer with the start and the end in seconds, in the form: 3.2s - 12.5s. "
+        "If it never happens, answer: It does not happen."
+    )
 
     def positions(self, model: Any, inputs: Mapping[str, Any], rule: PositionRule) -> Tensor:
         """int64, 4 B N. With `grid_times_s` (for each video the seconds of its temporal grids) uneven frames count."""
