@@ -72,6 +72,7 @@ class EvsReducer(TokenReducer):
     """EVS: over the whole video, keeps the patches that changed most since the frame before."""
 
     layout = "grid"
+    compares_frames = True
 
     def __init__(self, config: EvsConfig) -> None:
         super().__init__()
