@@ -119,8 +119,13 @@ class HostedFeatures:
 
 def slim(output: Any) -> Any:
     """A copy of one of their outputs with only what their `forward` reads of it."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
     names = ("pooler_output", "deepstack_features")
-    return type(output)(**{name: value for name in names if (value := getattr(output, name, None)) is not None})
+    parts = {name: value for name in names if (value := getattr(output, name, None)) is not None}
+    # towers of timm have an output class of their own, which cannot be without a tower's last hidden state
+    kind = type(output) if isinstance(output, BaseModelOutputWithPooling) else BaseModelOutputWithPooling
+    return kind(**parts)
 
 
 def flat(features: Any) -> Tensor:
