@@ -135,8 +135,8 @@ def listen(attention: nn.Module) -> None:
 def noting(wanted: Sequence[Wanted]) -> Iterator[Calls]:
     """Notes calls of attention modules in this thread.
 
-    `cls_attention` is the first query's attention to each key, `mean_attention` what each key receives from all queries;
-    means over heads, and each frame sums to 1.
+    `cls_attention` is the first query's attention to each key, `mean_attention` what each key receives from all
+    queries; means over heads, and each frame sums to 1.
     """
     for score in wanted:
         listen(score.attention)
