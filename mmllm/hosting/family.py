@@ -22,6 +22,7 @@ from mmllm.hosting.encoding import is_pixels
 from mmllm.hosting.media import Medium, Source, in_prompt
 from mmllm.hosting.positions import PositionRule, counted
 from mmllm.hosting.reading import Unit
+from mmllm.hosting.scores import Tower, running
 from mmllm.interfaces import Part
 
 Container = Literal["list", "row list", "flat"]
@@ -87,8 +88,40 @@ class HostFamily(Part):
             names = [] if method is None else list(inspect.signature(method).parameters)
             given = {name: inputs[name] for name in names if inputs.get(name) is not None}
             if method is not None and any(is_pixels(name) for name in given):
-                outputs[source] = method(**given, return_dict=True)
+                with running(source):
+                    outputs[source] = method(**given, return_dict=True)
         return outputs
+
+    def towers(self, model: Any) -> dict[Source, Tower]:
+        """Feature method -> the vision tower whose attention can be noted while it runs; empty if there is none.
+
+        Args:
+            model: transformers' model.
+        """
+        return {}
+
+    def folded(self, model: Any, source: Source, calls: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """float32, V: noted attention as one number for each token of a feature method, 0 where a token has no patch.
+
+        Args:
+            model: transformers' model.
+            source: the feature method.
+            calls: float32, F N each; what the attention module was called with, in order.
+            inputs: what their processor gave.
+        """
+        raise NotImplementedError
+
+    def scores(
+        self, model: Any, inputs: Mapping[str, Any], calls: Mapping[Source, list[Tensor]]
+    ) -> dict[Source, Tensor]:
+        """Key of the outputs -> float32, V: a score of each token; see `folded`.
+
+        Args:
+            model: transformers' model.
+            inputs: what their processor gave.
+            calls: feature method -> its calls.
+        """
+        return {source: self.folded(model, source, maps, inputs) for source, maps in calls.items()}
 
     def positions(self, model: Any, inputs: Mapping[str, Any], rule: PositionRule) -> Tensor:
         """int64, B N or 4 B N: the positions of the whole prompt; 0 at padding.
