@@ -91,18 +91,6 @@ class HostFamily(Part):
         """Whether transformers gives text behind a medium positions that the medium has, and training did not."""
         return False
 
-    def check(self, config: Any, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """Refuses what transformers itself cannot do with this family.
-
-        Args:
-            config: of the whole model.
-            inputs: what their processor gave.
-            options: those of `generate`.
-
-        Raises:
-            InputError: naming the reason.
-        """
-
     def token_ids(self, config: Any) -> dict[Source, int | None]:
         """The placeholder of each feature method; None where a configuration has none."""
         return {source: getattr(config, field, None) for source, field in self.placeholder.items()}
