@@ -2,8 +2,8 @@
 
     pixels -> its feature methods -> visual tokens -> reducers -> shorter prompt with old positions -> its `generate`
 
-A family is one file in `families/`; `family_of` finds it by a configuration's `model_type`. No class is patched: features
-go to transformers' own `generate` and `forward` as `mm_encoder_outputs`.
+A family is one file in `families/`; `family_of` finds it by a configuration's `model_type`. No class is patched:
+features go to transformers' own `generate` and `forward` as `mm_encoder_outputs`.
 
 B rows, N prompt length, C LLM width
 """
@@ -24,8 +24,8 @@ from mmllm.hosting.positions import PositionRule, counted
 from mmllm.interfaces import Part
 
 Container = Literal["list", "row list", "flat"]
-"""How their `forward` takes tokens: a list with a tensor for each medium, or for each row, or one tensor V 1 C, in which
-each token counts as a medium of its own."""
+"""How their `forward` takes tokens: a list with a tensor for each medium, or for each row, or one tensor V 1 C, in
+which each token counts as a medium of its own."""
 
 
 class HostFamily(Part):

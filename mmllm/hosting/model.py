@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -197,16 +197,16 @@ class HostedModel:
         use_cache = options.get("use_cache", getattr(chosen, "use_cache", True))
         if use_cache is False and self._has_gaps(prompt):
             raise InputError(
-                "use_cache=False: without a cache, transformers takes the gaps in the positions of a shortened prompt for "
-                f"the borders of several prompts ({self.config.model_type})"
+                "use_cache=False: without a cache, transformers takes the gaps in the positions of a shortened prompt "
+                f"for the borders of several prompts ({self.config.model_type})"
             )
 
     def _check_attention(self, prompt: HostedPrompt) -> None:
         attention = getattr(self.config.get_text_config(), "_attn_implementation", None) or ""
         if "flash" in attention and self._has_gaps(prompt):
             raise InputError(
-                f"{attention} takes the gaps in the positions of a shortened prompt for the borders of several prompts: "
-                "load the model with attn_implementation='sdpa'"
+                f"{attention} takes the gaps in the positions of a shortened prompt for the borders of several "
+                "prompts: load the model with attn_implementation='sdpa'"
             )
 
     def _has_gaps(self, prompt: HostedPrompt) -> bool:
@@ -217,8 +217,8 @@ class HostedModel:
         if self.position_rule == "transformers" and not self._warned and self.family.text_overlaps(self.config, inputs):
             self._warned = True
             _log.warning(
-                "transformers gives text behind this video positions that its frames have; this model was trained with text "
-                'behind all of them: positions="trained"'
+                "transformers gives text behind this video positions that its frames have; this model was trained with "
+                'text behind all of them: positions="trained"'
             )
 
 
