@@ -1,4 +1,4 @@
-"""Images in tiles of LLaVA-NeXT and what follows it: the whole image, then its tiles row by row, a newline behind each row."""
+"""Images in tiles, as LLaVA-NeXT has them: the whole image, then its tiles row by row, a newline behind each row."""
 
 from __future__ import annotations
 

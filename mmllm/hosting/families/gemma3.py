@@ -1,7 +1,7 @@
 """Gemma 3: 4 x 4 patches make a token, 256 an image; it takes no videos, so frames are images.
 
-Tokens of an image see each other in both directions. The marks around an image are text and stay, so that two images whose
-tokens were dropped do not become one. Some layers see a window only; it counts the tokens that remain.
+Tokens of an image see each other in both directions. The marks around an image are text and stay, so that two images
+do not become one when tokens are dropped. Some layers see a window only; it counts the tokens that remain.
 """
 
 from __future__ import annotations

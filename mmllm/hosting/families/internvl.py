@@ -1,4 +1,4 @@
-"""InternVL 3 and 3.5: frames of videos are images, with their number as text before each; 2 x 2 patches make a token."""
+"""InternVL 3 and 3.5: frames of videos are images, with their number as text before each; 2 x 2 patches a token."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def _check_pictures(written: Tensor, pixels: Tensor) -> None:
         empty = (~pictures[:count]).nonzero().flatten().tolist()
         if count <= len(pictures) and empty:
             raise InputError(
-                f"picture {empty[0]} of row {row} is all 0 after normalising (an even grey): SmolVLM takes it for filling "
-                "and leaves it out; change one of its pixels"
+                f"picture {empty[0]} of row {row} is all 0 after normalising (an even grey): SmolVLM takes it for "
+                "filling and leaves it out; change one of its pixels"
             )
         raise InputError(f"row {row} has placeholders for {count} pictures, but {int(pictures.sum())} pictures")

@@ -1,4 +1,4 @@
-"""VideoLLaMA3: patches in grids; tokens of a video that hardly differ from the frame before are left out by its processor.
+"""VideoLLaMA3: patches in grids; its processor leaves out tokens of a video that hardly differ from the frame before.
 
 `video_compression_mask` says which. Here it is applied to the features, so each remaining token keeps the place in its
 frame, and beams work, which crash in transformers.
