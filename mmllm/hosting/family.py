@@ -137,18 +137,6 @@ class HostFamily(Part):
         """Whether transformers gives text behind a medium positions that the medium has, and training did not."""
         return False
 
-    def check(self, config: Any, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """Refuses what transformers itself cannot do with this family.
-
-        Args:
-            config: of the whole model.
-            inputs: what their processor gave.
-            options: those of `generate`.
-
-        Raises:
-            InputError: naming the reason.
-        """
-
     def mended(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What its processor gave for a prompt of one row; pixels that its model would take for filling are changed."""
         return inputs

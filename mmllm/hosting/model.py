@@ -152,7 +152,6 @@ class HostedModel:
             self._warn_of_positions(inputs)
             return self.model.generate(**inputs, **options)
         else:
-            self.family.check(self.config, inputs, options)
             prompt = self.prepare(inputs, features, keep)
         self._check_options(prompt, options)
         return self.model.generate(**prompt.arguments(), **options)
