@@ -11,7 +11,7 @@ B rows, N prompt length, C LLM width
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -22,7 +22,7 @@ from mmllm.hosting.encoding import is_pixels
 from mmllm.hosting.media import Medium, Source, in_prompt
 from mmllm.hosting.positions import PositionRule, counted
 from mmllm.hosting.reading import Unit
-from mmllm.hosting.scores import Tower, running
+from mmllm.hosting.scores import Tower, noting, running, wanted_of
 from mmllm.interfaces import Part
 
 Container = Literal["list", "row list", "flat"]
@@ -51,6 +51,8 @@ class HostFamily(Part):
         "{} Answer in the form: start - end seconds. If it never happens, answer: it does not happen."
     )
     """How it is asked when something happens; `{}` is the question."""
+    times_in_positions: ClassVar[bool] = False
+    """Whether the positions of a video's tokens follow from seconds, which `grid_times_s` among the facts gives."""
     frame_opening: ClassVar[int] = 0
     """Positions of a mark that its prompt writes right before the tokens of each frame."""
 
@@ -148,6 +150,34 @@ class HostFamily(Part):
     def container_of(self, source: Source) -> Container:
         """How their `forward` takes the tokens of a feature method."""
         return self.container if isinstance(self.container, str) else self.container[source]
+
+
+def encoded(
+    family: HostFamily, model: Any, inputs: Mapping[str, Any], names: Collection[str]
+) -> tuple[dict[Source, Any], dict[Source, dict[str, Tensor]]]:
+    """What the feature methods return, and by their names the scores of their tokens, noted while they run.
+
+    Args:
+        family: of the model.
+        model: transformers' model.
+        inputs: what their processor gave.
+        names: of scores.
+
+    Raises:
+        ConfigError: for a score that the tower cannot give.
+    """
+    if not names:
+        return family.encode(model, inputs), {}
+    towers = family.towers(model)
+    if not towers:
+        raise ConfigError(f"{', '.join(names)}: attention of this model's vision tower cannot be read")
+    with noting(wanted_of(towers, names)) as calls:
+        outputs = family.encode(model, inputs)
+    scores: dict[Source, dict[str, Tensor]] = {source: {} for source in outputs}
+    for name in names:
+        for source, values in family.scores(model, inputs, calls.get(name, {})).items():
+            scores[source][name] = values
+    return outputs, scores
 
 
 def family_of(config: Any) -> HostFamily:

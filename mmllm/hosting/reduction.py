@@ -39,7 +39,7 @@ class Reduced:
         return features if self.members is None else self.members.summed(features)
 
 
-class Reduction:
+class ReducerChain:
     """Reducers in a row, on each medium by itself."""
 
     def __init__(self, reducers: Sequence[TokenReducer]) -> None:

@@ -18,13 +18,10 @@ from mmllm.interfaces import LlmStage
 STEPS = 4
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "suppress_tokens": PLACEHOLDERS}
 LOGITS = {"output_logits": True, "return_dict_in_generate": True}
-FULL = [
-    param
-    for param in some(
-        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "llava_next_video", "smolvlm",
-        "video_llama_3", "perception_lm", "video_llava", "llava", "llava_next", "glm4v", "fast_vlm",
-    )
-]  # fmt: skip
+FULL = some(
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "llava_next_video", "smolvlm",
+    "video_llama_3", "perception_lm", "video_llava", "llava", "llava_next", "glm4v", "fast_vlm",
+)  # fmt: skip
 
 
 def fastv(layer=2, ratio=0.5):
@@ -220,7 +217,9 @@ def test_keys_can_be_evicted(name):
 
 @pytest.mark.parametrize("case", some("gemma3", "qwen3_5"))
 def test_decoders_with_other_layers_are_refused_with_the_way_out(case):
-    with pytest.raises(ConfigError, match=r"fastv: stages work only in layers.*(sliding_attention|linear_attention).*evs, uniform"):
+    with pytest.raises(
+        ConfigError, match=r"fastv: stages work only in layers.*(sliding_attention|linear_attention).*evs, uniform"
+    ):
         check_stages(case.model.get_decoder(), [fastv()])
     check_stages(case.model.get_decoder(), [])
 

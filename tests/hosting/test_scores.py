@@ -120,15 +120,13 @@ def test_other_towers_against_eager_maps(name):
 
 
 def test_window_order_is_undone():
-    """A full block's eager map, whose patches are put back in order by the positions that the tower itself gives them."""
+    """A full block's eager map, put back in order by the tower's own window index."""
     case = CASES["qwen2_5_vl"]
     model, inputs = case.fresh(), case.inputs()
     maps = eager_maps(model, inputs, "video", 2)
     assert [one.shape[-1] for one in maps] == [64] * 5
     patches = torch.cat([one.mean((1, 2)).flatten() for one in maps])
-    windows, _ = get_vision_window_index(
-        inputs["video_grid_thw"], spatial_merge_size=2, window_size=16, patch_size=4
-    )
+    windows, _ = get_vision_window_index(inputs["video_grid_thw"], spatial_merge_size=2, window_size=16, patch_size=4)
     assert not torch.equal(windows, torch.arange(80))
     wanted = torch.zeros(80)
     wanted[windows] = patches.view(80, 4).mean(1)

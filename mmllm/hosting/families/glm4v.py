@@ -71,7 +71,8 @@ class Glm4v(MropeFamily):
             source: list(tokens.split((inputs[GRIDS[source]].prod(-1) // merge**2).tolist()))
             for source, tokens in super().scores(model, inputs, calls).items()
         }
-        return {"image": torch.cat([parts[modality][number] for modality, number in _order(inputs, parts)])}
+        order = _order(inputs, parts)
+        return {"image": torch.cat([parts[modality][number] for modality, number in order])} if order else {}
 
 
 def _order(inputs: Mapping[str, Any], media: Mapping[Source, list[Any]]) -> list[tuple[Source, int]]:

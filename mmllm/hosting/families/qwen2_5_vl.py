@@ -31,6 +31,8 @@ class Qwen25VL(MropeFamily):
         "If it never happens, answer: It does not happen."
     )
 
+    times_in_positions: ClassVar[bool] = True
+
     def positions(self, model: Any, inputs: Mapping[str, Any], rule: PositionRule) -> Tensor:
         """int64, 4 B N. With `grid_times_s` (for each video the seconds of its temporal grids) uneven frames count."""
         times_s = inputs.get("grid_times_s")
