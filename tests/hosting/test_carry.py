@@ -1,4 +1,4 @@
-"""Stages inside a hosted decoder: the pass travels on the cache, cuts equal a masked reference, also among deepstack."""
+"""Stages inside a hosted decoder: passes travel on the cache, cuts equal a masked reference, also among deepstack."""
 
 import copy
 import threading
@@ -6,8 +6,9 @@ import threading
 import pytest
 import torch
 from nearness import assert_near
+from one_each import one_of_each
 from tiny_inputs import IMAGE, PLACEHOLDERS, VIDEO
-from tiny_models import CASES, some
+from tiny_models import CASES
 from transformers import StaticCache
 
 from mmllm import registry
@@ -18,7 +19,7 @@ from mmllm.interfaces import LlmStage
 STEPS = 4
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "suppress_tokens": PLACEHOLDERS}
 LOGITS = {"output_logits": True, "return_dict_in_generate": True}
-FULL = some(
+FULL = one_of_each(
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "llava_next_video", "smolvlm",
     "video_llama_3", "perception_lm", "video_llava", "llava", "llava_next", "glm4v", "fast_vlm",
 )  # fmt: skip
@@ -111,7 +112,7 @@ def test_a_cut_is_the_masked_reference(case):
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3, 4])
-@pytest.mark.parametrize("case", some("qwen3_vl"))
+@pytest.mark.parametrize("case", one_of_each("qwen3_vl"))
 def test_cuts_among_the_deepstack_layers(case, layer):
     compare(case, layer)
 
@@ -131,7 +132,7 @@ def test_nothing_is_cut_is_transformers_own(case):
 BEAMS = {"num_beams": 3, "max_new_tokens": 4}
 
 
-@pytest.mark.parametrize("case", some("qwen2_5_vl", "qwen3_vl", "internvl", "llava_next_video", "smolvlm"))
+@pytest.mark.parametrize("case", one_of_each("qwen2_5_vl", "qwen3_vl", "internvl", "llava_next_video", "smolvlm"))
 def test_beams_of_a_batch_are_those_of_its_rows(case):
     both = cut(case.model, case.inputs(), a_pass(case.inputs(), fastv(1)), **BEAMS).sequences
     for row in range(2):
@@ -215,7 +216,7 @@ def test_keys_can_be_evicted(name):
     assert not torch.equal(plain, out.sequences)
 
 
-@pytest.mark.parametrize("case", some("gemma3", "qwen3_5"))
+@pytest.mark.parametrize("case", one_of_each("gemma3", "qwen3_5"))
 def test_decoders_with_other_layers_are_refused_with_the_way_out(case):
     with pytest.raises(
         ConfigError, match=r"fastv: stages work only in layers.*(sliding_attention|linear_attention).*evs, uniform"
