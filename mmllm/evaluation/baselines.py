@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from mmllm.errors import InputError
-from mmllm.evaluation.metrics import families, merged, over_videos, sample_iou, with_spans
+from mmllm.evaluation.metrics import families, over_videos, sample_iou, with_spans
 from mmllm.evaluation.samples import Sample
+from mmllm.evaluation.span_metrics import merged
 from mmllm.times.answers import Span, parse_answer
 from mmllm.times.stamps import stamp
 

@@ -13,57 +13,19 @@ from typing import Any
 import numpy as np
 
 from mmllm.evaluation.samples import Sample
+from mmllm.evaluation.span_metrics import iou, reaches, set_iou
 from mmllm.evaluation.text_metrics import rouge_l, token_f1
 from mmllm.times.answers import Span
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 CONFIDENCE = 0.95
-ROUNDING = 1e-9
-"""An IoU that is less than a level by so much is at the level."""
 
 SampleScore = Callable[[Sample], float]
-
-
-def iou(first: Span, second: Span) -> float:
-    """Length of the intersection over length of the union. An instant has 1 with itself and 0 with all else."""
-    return set_iou([first], [second])
-
-
-def set_iou(first: Sequence[Span], second: Sequence[Span]) -> float:
-    """IoU of two sets of spans: the time that both cover over the time that at least one covers.
-
-    If no span has a length, it is 1 for the same instants, else 0.
-    """
-    first, second = merged(first), merged(second)
-    intersection_s = 0.0
-    for a in first:
-        for b in second:
-            intersection_s += max(min(a.end_s, b.end_s) - max(a.start_s, b.start_s), 0.0)
-    union_s = sum(span.length_s for span in first) + sum(span.length_s for span in second) - intersection_s
-    if union_s > 0:
-        return intersection_s / union_s
-    return float(bool(first) and first == second)
 
 
 def clipped(spans: Iterable[Span], duration_s: float) -> list[Span]:
     """The spans with their ends inside the video: there is nothing after it."""
     return [Span(*(min(max(end_s, 0.0), duration_s) for end_s in span.to_json())) for span in spans]
-
-
-def reaches(score: float, level: float) -> bool:
-    """Whether an IoU is at least a level, but for the rounding of its computation: 0.5 s of 1 s is 0.5."""
-    return score >= level - ROUNDING
-
-
-def merged(spans: Iterable[Span]) -> list[Span]:
-    """The same time as ordered spans that neither touch nor overlap."""
-    result: list[Span] = []
-    for span in sorted(spans, key=lambda span: (span.start_s, span.end_s)):
-        if result and span.start_s <= result[-1].end_s:
-            result[-1] = Span(result[-1].start_s, max(result[-1].end_s, span.end_s))
-        else:
-            result.append(span)
-    return result
 
 
 def sample_iou(sample: Sample) -> float:

@@ -17,9 +17,10 @@ from mmllm.datasets.lengths import Lengths, fit_to_videos
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
 from mmllm.evaluation.baselines import BlindBaseline
-from mmllm.evaluation.metrics import over_videos, reaches, sample_iou
+from mmllm.evaluation.metrics import over_videos, sample_iou
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.evaluation.score import score_samples
+from mmllm.evaluation.span_metrics import reaches
 from mmllm.inference.answering import EncodedVideo, VideoQA
 from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.piecewise import WHOLE_FRAMES

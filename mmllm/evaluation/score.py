@@ -15,12 +15,12 @@ from mmllm.evaluation.metrics import (
     coverage_scores,
     families,
     over_videos,
-    reaches,
     sample_iou,
     temporal_scores,
     text_scores,
 )
 from mmllm.evaluation.samples import Sample, read_samples
+from mmllm.evaluation.span_metrics import reaches
 from mmllm.fields import require_seed
 
 COLUMNS = {
