@@ -29,15 +29,27 @@ COLUMNS = {
     "P@0.5": "p_at_0.5",
     "P@0.7": "p_at_0.7",
     "fallback": "fallback_rate",
+    "missed": "miss_rate",
+    "false alarm": "false_alarm_rate",
     "const": "best_constant_miou",
     "whole": "whole_video_miou",
     "text": "text_accuracy",
     "usual": "most_frequent_text_accuracy",
 }
+RANKED = {
+    "mAP": "map",
+    "mAP@0.5": "map_at_0.5",
+    "mAP@0.75": "map_at_0.75",
+    "R1@0.3": "r1_at_0.3",
+    "R1@0.5": "r1_at_0.5",
+    "R1@0.7": "r1_at_0.7",
+}
+"""What is said of questions with several true spans."""
 MOST_LISTED = 10
 """At most so many rows that cannot be scored are printed."""
 CAPTION = (
-    "fallback: answers without two times. Without looking at the video: mIoU of the best constant interval of each "
+    "fallback: answers without two times. missed: answers that an event does not happen, although it does; false "
+    "alarm: the other way round. Without looking at the video: mIoU of the best constant interval of each "
     "family (const) and of the whole video (whole), accuracy of each family's most frequent text (usual)."
 )
 
@@ -62,8 +74,8 @@ def score_samples(samples: Sequence[Sample], baseline: BlindBaseline, *, seed: i
 
 
 def _scores(samples: Sequence[Sample], baseline: BlindBaseline, seed: int) -> dict[str, Any]:
-    timed = [sample for sample in samples if sample.truth_spans]
-    texts = [sample for sample in samples if not sample.truth_spans]
+    timed = [sample for sample in samples if sample.truth_spans and sample.duration_s is not None]
+    texts = [sample for sample in samples if not sample.timed]
     scores = {**coverage_scores(samples), **temporal_scores(samples, seed=seed)}
     blind_answers = {
         "whole_video": WHOLE_VIDEO.answer,
@@ -159,7 +171,9 @@ def score_table(scores: dict[str, Any]) -> Any:
     from rich import box
     from rich.table import Table
 
-    columns = {title: key for title, key in COLUMNS.items() if scores[key] is not None}
+    columns = {title: key for title, key in COLUMNS.items() if scores.get(key) is not None}
+    if not scores.get("miss_rate"):
+        columns.pop("missed", None)
     table = Table(title="Scores in %", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.caption, table.caption_justify = CAPTION, "left"
     table.add_column("family", no_wrap=True)
@@ -185,6 +199,15 @@ def score_summary(scores: dict[str, Any]) -> str:
         spread = {title: 100 * trials["spread"][key] for title, key in COLUMNS.items() if key in trials["spread"]}
         listed = ", ".join(f"{title} {spread[title]:.1f}" for title in ("mIoU", "P@0.5", "text") if title in spread)
         parts.append(f"Mean of {trials['count']} trials at temperature {trials['temperature']}; spread: {listed}.")
+    if scores.get("set_questions"):
+        ranked = ", ".join(f"{title} {100 * scores[key]:.1f}" for title, key in RANKED.items())
+        parts.append(f"Ranked spans of {scores['temporal_questions']:g} questions: {ranked}.")
+    if scores.get("absent_questions"):
+        parts.append(
+            f"False alarms: {_percent(scores['false_alarm_rate'])} in {scores['absent_questions']:g} questions about "
+            f"what does not happen; missed: {_percent(scores['miss_rate'])} of what does. mIoU of sets, both kinds "
+            f"together: {100 * scores['set_miou']:.1f}."
+        )
     if scores["explanation_questions"]:
         parts.append(
             f"Explanations: word F1 {100 * scores['explanation_f1']:.1f}, "
@@ -204,6 +227,10 @@ def score_summary(scores: dict[str, Any]) -> str:
     for vid, reason in (scores.get("set_aside") or {}).items():
         summary += f"\nSet aside: {vid}: {reason}"
     return summary
+
+
+def _percent(score: float | None) -> str:
+    return "-" if score is None else f"{100 * score:.1f} %"
 
 
 def _judged(judge: dict[str, Any] | None) -> str:

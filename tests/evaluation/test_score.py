@@ -193,7 +193,8 @@ def test_a_damaged_line_is_named(file, line, reason):
         ("truth", {"spans": [[3, 1]], "text": ""}),
         ("truth", {"spans": [[float("nan"), 1]], "text": ""}),
         ("truth", {"spans": [[1]], "text": ""}),
-        ("prediction", {"spans": [], "text": "", "raw": ""}),
+        ("truth", {"spans": [[1, 3]], "absent": True, "text": ""}),
+        ("truth", {"spans": [], "absent": 1, "text": ""}),
         ("fallback", 1),
         ("vid", True),
     ],
@@ -202,6 +203,13 @@ def test_impossible_values_are_refused(file, key, value):
     row = answered()[1].to_json()
     file.write_text(json.dumps({**row, key: value}) + "\n", encoding="utf-8")
     with pytest.raises(InputError, match="line 1"):
+        score_file(file)
+
+
+def test_an_answer_without_times_has_the_whole_video(file):
+    row = {**answered()[1].to_json(), "fallback": True, "prediction": {"spans": [], "text": "", "raw": ""}}
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"line 1.*its span must be the whole video"):
         score_file(file)
 
 
