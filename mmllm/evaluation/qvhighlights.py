@@ -1,8 +1,9 @@
 """Answers in QVHighlights' own form, as its authors' evaluation reads them, and what people said of the clips.
 
 A line is `{"qid": 2579, "pred_relevant_windows": [[start_s, end_s, score], ...], "pred_saliency_scores": [...]}`; one
-of both lists may be missing from all lines. Windows are ranked by their scores; the released evaluation takes a
-line's first window for R1, so it agrees on files that have their surest window first. The truth is an annotation file, see `mmllm.datasets.qvhighlights`.
+of both lists may be missing from all lines. Windows are ranked by their scores; the released evaluation takes a line's
+first window for R1, so it agrees on files that have their surest window first. The truth is an annotation file, see
+`mmllm.datasets.qvhighlights`.
 """
 
 from __future__ import annotations

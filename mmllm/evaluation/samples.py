@@ -24,8 +24,8 @@ class Sample:
     text. An answer about time without spans says that the event does not happen, unless it is a fallback.
 
     Raises:
-        InputError: if the truth has spans and is absent, the duration of a sample about time is not a positive number
-            of seconds, or a fallback has not the whole video as its span although the duration is known.
+        InputError: if the truth has spans and is absent, or the duration of a sample about time is not a positive
+            number of seconds.
     """
 
     question_id: str
@@ -44,7 +44,7 @@ class Sample:
     prediction_spans: tuple[Span, ...] = ()
     prediction_text: str = ""
     fallback: bool = False
-    """The answer has fewer than two times. Then its span is the whole video."""
+    """The answer has fewer than two times. Then its span is the whole video, or it has none if another tool asked."""
     error: str = ""
     """Why there is no answer, for example a video that cannot be read. Empty if the question was answered."""
     steps: tuple[dict[str, Any], ...] = ()
@@ -57,11 +57,6 @@ class Sample:
             raise InputError(f"question {self.question_id!r} has true spans, and is said not to happen")
         if self.timed and self.duration_s is not None:
             checked_duration(self.duration_s)
-            if self.fallback and not (self.error or self.prediction_spans):
-                raise InputError(
-                    f"question {self.question_id!r} is about time, and its answer names none: then its span must be "
-                    "the whole video"
-                )
 
     @classmethod
     def asked(cls, question: Question) -> Sample:
