@@ -132,7 +132,7 @@ def test_the_prompt_says_true_times_and_the_family_asks(monkeypatch):
     assert (answers[2].spans, answers[2].fallback) == ((), False)
     plain = qa.with_stages(prompt="plain")
     plain.ask(video, "Who?")
-    assert prompts[-1].endswith("Who?\nassistant: ")
+    assert prompts[-1].endswith("Who?assistant: ")
     qa.with_stages(prompt="Watch. {} Say it.").ask(video, "Who?")
     assert "Watch. Who? Say it." in prompts[-1]
 
