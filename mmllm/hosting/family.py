@@ -11,7 +11,7 @@ B rows, N prompt length, C LLM width
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from mmllm.errors import ConfigError
 from mmllm.hosting.encoding import is_pixels
 from mmllm.hosting.media import Medium, Source, in_prompt
 from mmllm.hosting.positions import PositionRule, counted
+from mmllm.hosting.scores import Tower, noting, running, wanted_of
 from mmllm.interfaces import Part
 
 Container = Literal["list", "row list", "flat"]
@@ -74,8 +75,40 @@ class HostFamily(Part):
             names = [] if method is None else list(inspect.signature(method).parameters)
             given = {name: inputs[name] for name in names if inputs.get(name) is not None}
             if method is not None and any(is_pixels(name) for name in given):
-                outputs[source] = method(**given, return_dict=True)
+                with running(source):
+                    outputs[source] = method(**given, return_dict=True)
         return outputs
+
+    def towers(self, model: Any) -> dict[Source, Tower]:
+        """Feature method -> the vision tower whose attention can be noted while it runs; empty if there is none.
+
+        Args:
+            model: transformers' model.
+        """
+        return {}
+
+    def folded(self, model: Any, source: Source, calls: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """float32, V: noted attention as one number for each token of a feature method, 0 where a token has no patch.
+
+        Args:
+            model: transformers' model.
+            source: the feature method.
+            calls: float32, F N each; what the attention module was called with, in order.
+            inputs: what their processor gave.
+        """
+        raise NotImplementedError
+
+    def scores(
+        self, model: Any, inputs: Mapping[str, Any], calls: Mapping[Source, list[Tensor]]
+    ) -> dict[Source, Tensor]:
+        """Key of the outputs -> float32, V: a score of each token; see `folded`.
+
+        Args:
+            model: transformers' model.
+            inputs: what their processor gave.
+            calls: feature method -> its calls.
+        """
+        return {source: self.folded(model, source, maps, inputs) for source, maps in calls.items()}
 
     def positions(self, model: Any, inputs: Mapping[str, Any], rule: PositionRule) -> Tensor:
         """int64, B N or 4 B N: the positions of the whole prompt; 0 at padding.
@@ -91,18 +124,6 @@ class HostFamily(Part):
         """Whether transformers gives text behind a medium positions that the medium has, and training did not."""
         return False
 
-    def check(self, config: Any, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """Refuses what transformers itself cannot do with this family.
-
-        Args:
-            config: of the whole model.
-            inputs: what their processor gave.
-            options: those of `generate`.
-
-        Raises:
-            InputError: naming the reason.
-        """
-
     def token_ids(self, config: Any) -> dict[Source, int | None]:
         """The placeholder of each feature method; None where a configuration has none."""
         return {source: getattr(config, field, None) for source, field in self.placeholder.items()}
@@ -110,6 +131,34 @@ class HostFamily(Part):
     def container_of(self, source: Source) -> Container:
         """How their `forward` takes the tokens of a feature method."""
         return self.container if isinstance(self.container, str) else self.container[source]
+
+
+def encoded(
+    family: HostFamily, model: Any, inputs: Mapping[str, Any], names: Collection[str]
+) -> tuple[dict[Source, Any], dict[Source, dict[str, Tensor]]]:
+    """What the feature methods return, and by their names the scores of their tokens, noted while they run.
+
+    Args:
+        family: of the model.
+        model: transformers' model.
+        inputs: what their processor gave.
+        names: of scores.
+
+    Raises:
+        ConfigError: for a score that the tower cannot give.
+    """
+    if not names:
+        return family.encode(model, inputs), {}
+    towers = family.towers(model)
+    if not towers:
+        raise ConfigError(f"{', '.join(names)}: attention of this model's vision tower cannot be read")
+    with noting(wanted_of(towers, names)) as calls:
+        outputs = family.encode(model, inputs)
+    scores: dict[Source, dict[str, Tensor]] = {source: {} for source in outputs}
+    for name in names:
+        for source, values in family.scores(model, inputs, calls.get(name, {})).items():
+            scores[source][name] = values
+    return outputs, scores
 
 
 def family_of(config: Any) -> HostFamily:

@@ -10,9 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from einops import rearrange
+from torch import Tensor
+
 from mmllm.hosting.family import Container, HostFamily
 from mmllm.hosting.frames import check_count, grouped, side_by_side
 from mmllm.hosting.media import Medium, Source
+from mmllm.hosting.scores import Tower
+from mmllm.hosting.towers import tower_of
 from mmllm.registry import register
 
 
@@ -35,3 +41,14 @@ class Gemma3(HostFamily):
         groups = grouped(inputs["input_ids"], config.image_token_id, tokens)
         check_count(groups, len(inputs["pixel_values"]) if "pixel_values" in inputs else 0)
         return [side_by_side(modality, frames, tokens, source="image") for modality, frames in groups]
+
+    def towers(self, model: Any) -> dict[Source, Tower]:
+        """A tower without a class token."""
+        tower = tower_of(model.base_model.vision_tower)
+        return {} if tower is None else {"image": tower}
+
+    def folded(self, model: Any, source: Source, calls: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """float32, V: the mean of the patches that their projector averages."""
+        projector = model.base_model.multi_modal_projector
+        maps = rearrange(torch.cat(calls), "f (h w) -> f 1 h w", h=projector.patches_per_image)
+        return projector.avg_pool(maps).flatten()

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.hosting.family import Container, HostFamily
 from mmllm.hosting.frames import grouped, side_by_side
 from mmllm.hosting.media import Medium, Source
+from mmllm.hosting.scores import Tower
+from mmllm.hosting.towers import tower_of
 from mmllm.registry import register
 
 TILES_APART = 4
@@ -46,6 +49,16 @@ class SmolVLM(HostFamily):
             _check_pictures((ids == config.image_token_id).sum(1) // side**2, inputs["pixel_values"])
         groups = grouped(ids, config.image_token_id, side**2, tiles_apart=TILES_APART)
         return [side_by_side(modality, frames, side**2, source="image") for modality, frames in groups]
+
+    def towers(self, model: Any) -> dict[Source, Tower]:
+        """A tower without a class token."""
+        tower = tower_of(model.base_model.vision_model)
+        return {} if tower is None else {"image": tower}
+
+    def folded(self, model: Any, source: Source, calls: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """float32, V: the mean of the patches that their pixel shuffle puts into a token."""
+        maps = torch.cat(calls).unsqueeze(-1)  # F N 1
+        return model.base_model.connector.pixel_shuffle(maps, model.config.scale_factor).mean(-1).flatten()
 
 
 def _check_pictures(written: Tensor, pixels: Tensor) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mmllm.hosting.family import HostFamily
 from mmllm.hosting.media import Medium, Source
+from mmllm.hosting.scores import Tower
+from mmllm.hosting.towers import tower_of
 from mmllm.registry import register
 
 
@@ -53,6 +55,19 @@ class VideoLlama3(HostFamily):
                 part[own.to(part.device)] for part, own in zip(features, masks, strict=True)
             ]
         return outputs
+
+    def towers(self, model: Any) -> dict[Source, Tower]:
+        """One tower without a class token, for both feature methods."""
+        tower = tower_of(model.base_model.vision_model)
+        return {} if tower is None else {"image": tower, "video": tower}
+
+    def folded(self, model: Any, source: Source, calls: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """float32, V: resized as the features are, without the tokens that the processor left out."""
+        patches = torch.cat([call.flatten() for call in calls]).unsqueeze(-1)
+        grids, merges = inputs[f"{source}_grid_thw"], inputs[f"{source}_merge_sizes"]
+        tokens = model.base_model.vision_model.pixel_unshuffle(patches, grids, merges).squeeze(-1)
+        mask = inputs.get("video_compression_mask") if source == "video" else None
+        return tokens if mask is None else tokens[mask.to(tokens.device)]
 
 
 def _masks(mask: Tensor | None, grids: list[tuple[int, int, int]]) -> list[Tensor]:
