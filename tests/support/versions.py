@@ -28,4 +28,4 @@ counts_every_attention = pytest.mark.skipif(
 )
 OLD_TRANSFORMERS = version(transformers) < (5, 21)
 """Its processor of Video-LLaVA fails on images, and its pipelines give one of several sequences. Pixels of images have
-another name in Video-LLaVA, and beams over videos of LLaVA-NeXT-Video crash."""
+another name in Video-LLaVA, and beams over videos crash in LLaVA-NeXT-Video and are wrong in Qwen3.5."""
