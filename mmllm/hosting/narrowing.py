@@ -134,23 +134,23 @@ def _shortened(
     here = ids == family.token_ids(config)[source]  # B N
     chosen = kept[here]  # V
     by_medium = [int(part.sum()) for part in chosen.split([medium.count for medium in own])]
-    container = family.container_of(source)
 
-    def contained(rows: Tensor) -> Any:
+    def contained(features: Any) -> Any:
+        rows = flat(features)
         rows = rows[chosen.to(rows.device)]  # k C
-        if container == "flat":
+        if isinstance(features, Tensor):
             return rows.unsqueeze(1)
-        if container == "list":
+        if family.container == "list":
             return list(rows.split(by_medium))
         by_row = dict.fromkeys((medium.row for medium in own), 0)
         for medium, count in zip(own, by_medium, strict=True):
             by_row[medium.row] += count
         return list(rows.split(list(by_row.values())))
 
-    parts = {"pooler_output": contained(flat(output.pooler_output))}
+    parts = {"pooler_output": contained(output.pooler_output)}
     levels = getattr(output, "deepstack_features", None)
     if levels is not None:
-        parts["deepstack_features"] = [contained(flat(level)) for level in levels]
+        parts["deepstack_features"] = [contained(level) for level in levels]
     return type(output)(**parts)
 
 

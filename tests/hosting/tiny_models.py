@@ -31,6 +31,7 @@ from tiny_inputs import (
     RowsOfFrames,
     StackedVideos,
 )
+from versions import OLD_TRANSFORMERS
 
 WIDTH, LAYERS = 48, 5
 LLM = {
@@ -311,7 +312,9 @@ def _cases() -> list[Case]:
     first = ("llava", "Llava", llava, Frames())
     anyres = ("llava_next", "LlavaNext", llava_next, StackedVideos(0))
     next_video = ("llava_next_video", "LlavaNextVideo", llava_next_video, StackedVideos(9, side=24))
-    two_towers = ("video_llava", "VideoLlava", video_llava, StackedVideos(17, per_image=16, stacked_images=False))
+    old_name = "pixel_values_images" if OLD_TRANSFORMERS else "pixel_values"
+    towers = StackedVideos(17, per_image=16, stacked_images=False, image_name=old_name)
+    two_towers = ("video_llava", "VideoLlava", video_llava, towers)
     fast = ("fast_vlm", "FastVlm", fast_vlm, Frames(side=256))
     tiled: tuple[Row, ...] = ((5, 6, WIDE, 7, WHOLE, 8, 9), (5, CROPPED, 12, 13))
     tiled_and_video: tuple[Row, ...] = ((5, 6, CROPPED, 7, video(2), 8), (5, video(2), 12, 13, 14))
@@ -338,8 +341,8 @@ def _cases() -> list[Case]:
         case("qwen3_vl", *qwen3),
         case("qwen3_vl_mixed", *qwen3, rows=MIXED),
         case("qwen3_vl_images", *qwen3, rows=IMAGES),
-        case("qwen3_5", *qwen35),
-        case("qwen3_5_mixed", *qwen35, rows=MIXED),
+        case("qwen3_5", *qwen35, upstream_beams=not OLD_TRANSFORMERS),
+        case("qwen3_5_mixed", *qwen35, rows=MIXED, upstream_beams=not OLD_TRANSFORMERS),
         case("internvl", *intern),
         case("internvl_images", *intern, rows=in_tiles),
         case("internvl_mixed", *intern, rows=apart_and_framed),
@@ -366,8 +369,8 @@ def _cases() -> list[Case]:
         case("llava_frames", *first),
         case("llava_pixtral", "llava", "Llava", llava_pixtral, Lines(), rows=shaped),
         case("llava_next", *anyres, rows=small_tiles),
-        case("llava_next_video", *next_video, rows=STACKED),
-        case("llava_next_video_mixed", *next_video, rows=tiled_and_video),
+        case("llava_next_video", *next_video, rows=STACKED, upstream_beams=not OLD_TRANSFORMERS),
+        case("llava_next_video_mixed", *next_video, rows=tiled_and_video, upstream_beams=not OLD_TRANSFORMERS),
         case("video_llava", *two_towers, rows=STACKED),
         case("video_llava_mixed", *two_towers, rows=two_and_one),
         case("fast_vlm", *fast, rows=apart),
