@@ -109,6 +109,24 @@ def glm() -> dict[str, Any]:
     return {"text_config": text, "vision_config": qwen_tower(depth=2, image_size=32), **IDS, **marks}
 
 
+def with_experts(config: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """The same with a decoder of four experts, two of them for each token."""
+    experts = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, **fields}
+    return {**config, "text_config": {**config["text_config"], **experts}}
+
+
+def qwen3_vl_moe() -> dict[str, Any]:
+    return with_experts(qwen3_vl(), num_experts=4)
+
+
+def qwen3_5_moe() -> dict[str, Any]:
+    return with_experts(qwen3_5(), num_experts=4, shared_expert_intermediate_size=32)
+
+
+def glm_moe() -> dict[str, Any]:
+    return with_experts(glm(), n_routed_experts=4, n_group=1, topk_group=1, first_k_dense_replace=1)
+
+
 def internvl() -> dict[str, Any]:
     vision = {**TOWER, "image_size": [32, 32], "patch_size": [4, 4]}
     extra = {"image_token_id": IMAGE, "image_seq_length": 16, "downsample_ratio": 0.5}
@@ -343,6 +361,15 @@ def _cases() -> list[Case]:
         case("qwen3_vl_images", *qwen3, rows=IMAGES),
         case("qwen3_5", *qwen35, upstream_beams=not OLD_TRANSFORMERS),
         case("qwen3_5_mixed", *qwen35, rows=MIXED, upstream_beams=not OLD_TRANSFORMERS),
+        case("qwen3_vl_moe", "qwen3_vl", "Qwen3VLMoe", qwen3_vl_moe, Patches(stamps=True)),
+        case(
+            "qwen3_5_moe",
+            "qwen3_5",
+            "Qwen3_5Moe",
+            qwen3_5_moe,
+            Patches(stamps=True),
+            upstream_beams=not OLD_TRANSFORMERS,
+        ),
         case("internvl", *intern),
         case("internvl_images", *intern, rows=in_tiles),
         case("internvl_mixed", *intern, rows=apart_and_framed),
@@ -363,6 +390,7 @@ def _cases() -> list[Case]:
         case("gemma3_images", *google, rows=apart, **gemma),
         case("glm4v", *glm4v, upstream_beams=False),
         case("glm4v_images", *glm4v, rows=IMAGES, upstream_beams=False),
+        case("glm4v_moe", "glm4v", "Glm4vMoe", glm_moe, ClipsOfImages(), upstream_beams=False),
         case("glm46v", *glm46v, upstream_beams=False),
         case("glm46v_images", *glm46v, rows=IMAGES, upstream_beams=False),
         case("llava", *first, rows=apart),
