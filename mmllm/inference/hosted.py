@@ -3,7 +3,7 @@
     video -> clip with true times -> its processor, its tower: once
     question -> its prompt -> reducers, its LLM with our stages -> text -> spans
 
-Q questions, T frames, N prompt length, K new ids, H W grid of visual tokens
+Q questions, T frames, K new ids
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast, get_args
+from dataclasses import replace
+from typing import Any, ClassVar, cast, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mmllm.errors import ConfigError
 from mmllm.fields import to_mapping
-from mmllm.hosting.encoding import HostedFeatures, is_pixels
+from mmllm.hosting.encoding import is_pixels
 from mmllm.hosting.media import in_prompt
 from mmllm.hosting.model import HostedModel
-from mmllm.hosting.prompting import PreparedVideo, Prompting, collated
+from mmllm.hosting.prompting import Prompting, collated
 from mmllm.hosting.reading import Reader, read_spans
 from mmllm.hosting.times import Times, grid_times, of_one_grid_each, part_of_clip, with_time_text
 from mmllm.hosting.videos import HostedReading
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.hosted_costs import hosted_costs
+from mmllm.inference.hosted_video import HostedVideo, NoSink, hosted_video, kept_places
 from mmllm.inference.piecewise import Feed
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.times.answers import Answer, Span
@@ -40,20 +40,6 @@ GROUNDING, PLAIN = "grounding", "plain"
 QUESTIONS_AT_ONCE = 4
 """Questions about a video that are one batch: a hosted model's prompt may have many thousand tokens."""
 _SHORTEST_S = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class HostedVideo(EncodedVideo):
-    """A video as a hosted model's tower has seen it."""
-
-    prepared: PreparedVideo
-    """For its prompts."""
-    features: HostedFeatures
-    """Every visual token, before any reducer."""
-    frame_text: tuple[tuple[int, ...], ...] = ()
-    """T. Ids of the time before each frame, for `times="text"`."""
-    offset_s: float = 0.0
-    """What is added to the times that the model says: those of a prompt without times begin at its first frame."""
 
 
 class HostedVideoQA(VideoAnswering):
@@ -187,21 +173,21 @@ class HostedVideoQA(VideoAnswering):
     def encode_fed(self, feed: Feed, *, progress: bool = False) -> HostedVideo:
         """Encodes the video that `feed` reads; all its frames are held at once."""
         started = time.perf_counter()
-        clip = feed(_NoSink())
+        clip = feed(NoSink())
         clip = clip if clip.valid.all() else part_of_clip(clip, clip.valid)
         return self._encode(clip, {"decode": time.perf_counter() - started})
 
     @torch.no_grad()
     def encode_again(self, encoded: EncodedVideo) -> HostedVideo:
         """A video that went through other stages, now through those of this model; see `needs_frames`."""
-        video = _hosted(encoded)
+        video = hosted_video(encoded)
         if self.needs_frames(video):
             return self._encode(video.clip, {})
         return self._seen(replace(video, seconds={}))
 
     def needs_frames(self, encoded: EncodedVideo) -> bool:
         """Whether the tower has to look again: if reducers need scores that were not noted, or times are others."""
-        video = _hosted(encoded)
+        video = hosted_video(encoded)
         noted = {name for scores in video.features.scores.values() for name in scores}
         return not set(self.model.scores_needed) <= noted or video.prepared.times != self.times
 
@@ -215,7 +201,7 @@ class HostedVideoQA(VideoAnswering):
     def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> HostedVideo:
         started = time.perf_counter()
         prepared = self.prompting.prepare(clip, self.times)
-        features = self.model.encode(self._moved(prepared.inputs))
+        features = self.model.encode(self.moved(prepared.inputs))
         self._wait()
         seconds = {**seconds, "encode": time.perf_counter() - started}
         family, facts = self.model.family, dict(features.facts)
@@ -242,7 +228,7 @@ class HostedVideoQA(VideoAnswering):
     def _seen(self, video: HostedVideo) -> HostedVideo:
         """The video with what the reducers keep of it, and the seconds that they take."""
         started = time.perf_counter()
-        inputs = self._moved(self._prompt(video, "?", (), ""))
+        inputs = self.moved(self.prompt(video, "?", (), ""))
         media = in_prompt(video.features.media, self.model.family.token_ids(self.model.config), inputs["input_ids"])
         keep = self.model.choose(inputs, replace(video.features, media=media))[0].cpu()
         self._wait()
@@ -250,18 +236,12 @@ class HostedVideoQA(VideoAnswering):
         kept = int(sum(int(keep[place].sum()) for place in places))
         counts = {"encoder": sum(medium.count for medium in media), "reducers": kept, "video": kept}
         seconds = {**video.seconds, "reduce": time.perf_counter() - started}
-        return replace(video, seconds=seconds, token_counts=counts, kept=self._kept(media, keep, len(video.clip)))
-
-    def _kept(self, media: Sequence[Any], keep: Tensor, frames: int) -> np.ndarray | None:
-        """bool, T H W: the places of a video's grid that are kept; None if they are on no grid."""
-        if len(media) != 1 or media[0].grid is None:
-            return None
-        medium = media[0]
-        free = ~medium.fixed
-        kept = np.zeros((medium.frames, medium.grid[0] * medium.grid[1]), dtype=bool)
-        kept[medium.frame_of[free], medium.place_of[free]] = keep[medium.places[free]].numpy()
-        kept = kept.repeat(self.prompting.frames_together, axis=0)[:frames]
-        return kept.reshape(len(kept), *medium.grid) if len(kept) == frames else None
+        return replace(
+            video,
+            seconds=seconds,
+            token_counts=counts,
+            kept=kept_places(media, keep, len(video.clip), self.prompting.frames_together),
+        )
 
     # --- questions --------------------------------------------------------------------------------------------
 
@@ -275,9 +255,9 @@ class HostedVideoQA(VideoAnswering):
         about: Sequence[str],
         **generate: Any,
     ) -> list[Answer]:
-        video, setting = _hosted(encoded), generate.pop("prompt", self.prompt_setting)
+        video, setting = hosted_video(encoded), generate.pop("prompt", self.prompt_setting)
         prompts = [
-            self._prompt(video, question, history, system, setting)
+            self.prompt(video, question, history, system, setting)
             for question, history, system in zip(questions, histories, systems, strict=True)
         ]
         answers = []
@@ -302,8 +282,8 @@ class HostedVideoQA(VideoAnswering):
         self, encoded: EncodedVideo, question: str, history: Sequence[tuple[str, str]] = (), **generate: Any
     ) -> Tensor:
         """int64, 1 K: the ids of an answer; arguments are as in `VideoAnswering.new_ids`."""
-        video = _hosted(encoded)
-        return self.generate(video, [self._prompt(video, question, history, "")], **generate)
+        video = hosted_video(encoded)
+        return self.generate(video, [self.prompt(video, question, history, "")], **generate)
 
     @torch.no_grad()
     def generate(self, video: HostedVideo, prompts: Sequence[Mapping[str, Any]], **generate: Any) -> Tensor:
@@ -317,7 +297,7 @@ class HostedVideoQA(VideoAnswering):
         tokenizer = self.prompting.tokenizer
         stops = self.stop_tokens
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), 0)
-        rows = self._moved(collated(prompts, pad))
+        rows = self.moved(collated(prompts, pad))
         features = video.features.repeated(len(prompts)) if len(prompts) > 1 else video.features
         options = {
             "max_new_tokens": self.max_new_tokens,
@@ -336,12 +316,12 @@ class HostedVideoQA(VideoAnswering):
     @torch.no_grad()
     def logits(self, video: HostedVideo, question: str) -> Tensor:
         """float, 1 K V: what the model computes for the prompt of a question, after its reducers."""
-        prompt = self.model.prepare(self._moved(self._prompt(video, question, (), "")), video.features)
+        prompt = self.model.prepare(self.moved(self.prompt(video, question, (), "")), video.features)
         return self.model(prompt).logits
 
     def answer_of(self, encoded: EncodedVideo, ids: Sequence[int], duration_s: float) -> Answer:
         """The answer in generated ids, with spans in seconds of the video."""
-        raw, offset_s = self._text(ids), _hosted(encoded).offset_s
+        raw, offset_s = self._text(ids), hosted_video(encoded).offset_s
         length_s = max(duration_s - offset_s, _SHORTEST_S)
         read = read_spans(raw, length_s, self.model.family.unit, self.reader)
         spans = tuple(Span(span.start_s + offset_s, span.end_s + offset_s) for span in read.spans)
@@ -354,7 +334,7 @@ class HostedVideoQA(VideoAnswering):
     def _text(self, ids: Sequence[int]) -> str:
         return self.prompting.tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def _prompt(
+    def prompt(
         self,
         video: HostedVideo,
         question: str,
@@ -366,7 +346,7 @@ class HostedVideoQA(VideoAnswering):
         setting = self.prompt_setting if setting is None else setting
         form = {GROUNDING: self.model.family.grounding, PLAIN: "{}"}.get(setting, setting)
         turns = [*(text for pair in history for text in pair), form.replace("{}", question)]
-        turns = [self.prompting.plain(self._written(text, video)) for text in turns]
+        turns = [self.prompting.plain(self.written(text, video)) for text in turns]
         messages: list[dict[str, Any]] = [
             {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": text}]}
             for i, text in enumerate(turns)
@@ -385,7 +365,7 @@ class HostedVideoQA(VideoAnswering):
             before += medium.frames
         return with_time_text(inputs, media, texts, self.model.family.frame_opening)
 
-    def _written(self, text: str, video: HostedVideo) -> str:
+    def written(self, text: str, video: HostedVideo) -> str:
         """A text with its stamps as the model reads times, on the clock of its prompt."""
         shifted = replace_stamps(text, lambda time_s: stamp(max(0.0, round(time_s - video.offset_s, 3))))
         return self.processor.writing.write(shifted, video.duration_s)
@@ -393,7 +373,7 @@ class HostedVideoQA(VideoAnswering):
     def _ids(self, text: str) -> list[int]:
         return self.prompting.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _moved(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def moved(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs where the model is; pixels in its type of numbers."""
         device, dtype = self.model.device, self.model.model.dtype
 
@@ -408,22 +388,6 @@ class HostedVideoQA(VideoAnswering):
         """Waits for the accelerator: a stage is timed with all its work."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
-
-
-class _NoSink:
-    """Takes no video: the processor needs all frames together."""
-
-    def takes(self, count: int) -> Literal[False]:
-        return False
-
-    def put(self, frame: np.ndarray) -> bool:
-        raise AssertionError(f"a frame of {frame.shape} was not asked for")
-
-
-def _hosted(encoded: EncodedVideo) -> HostedVideo:
-    if not isinstance(encoded, HostedVideo):
-        raise ConfigError(f"a hosted model takes videos that a hosted model has encoded, not {type(encoded).__name__}")
-    return encoded
 
 
 def _described(part: Any) -> dict[str, Any]:
