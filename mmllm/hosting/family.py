@@ -120,6 +120,11 @@ class HostFamily(Part):
         """
         return counted(inputs["attention_mask"])
 
+    @property
+    def positions_differ(self) -> bool:
+        """Whether `positions="trained"` can give other numbers than transformers."""
+        return False
+
     def text_overlaps(self, config: Any, inputs: Mapping[str, Any]) -> bool:
         """Whether transformers gives text behind a medium positions that the medium has, and training did not."""
         return False

@@ -1,6 +1,7 @@
 """Stages inside a hosted decoder: passes travel on the cache, cuts equal a masked reference, also among deepstack."""
 
 import copy
+import functools
 import threading
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import StaticCache
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
 from mmllm.hosting.carry import carrying, check_stages, has_pass, pass_of_prompt, prepare
+from mmllm.hosting.family import family_of
 from mmllm.interfaces import LlmStage
 
 STEPS = 4
@@ -46,31 +48,31 @@ def cut(model, inputs, current, **options):
 
 
 @torch.no_grad()
-def masked(case, inputs, kept, layer, steps=STEPS):
-    """Logits and ids of transformers' own model when layers from `layer` on do not see what is not `kept` (B P)."""
-    model = case.fresh()
-    seen = {}
+def masked(case, inputs, kept, steps=STEPS, positions=None):
+    """Logits and ids of transformers' own model; from layer L on, layers see only the positions `kept[L]` (B P)."""
+    model, seen = case.fresh(), dict(kept)
 
-    def hide(_module, args, kwargs):
+    def hide(start, _module, args, kwargs):
         length = (args[0] if args else kwargs["hidden_states"]).shape[1]
-        visible = torch.ones(length, length, dtype=torch.bool).tril() & seen["keys"][:, None, None, :]
+        visible = torch.ones(length, length, dtype=torch.bool).tril() & seen[start][:, None, None, :]
         visible = visible | torch.eye(length, dtype=torch.bool)
         lowest = torch.finfo(torch.float32).min
         kwargs["attention_mask"] = torch.zeros(visible.shape).masked_fill(~visible, lowest)
         return args, kwargs
 
-    for hidden_layer in model.get_decoder().layers[layer:]:
-        hidden_layer.register_forward_pre_hook(hide, with_kwargs=True)
+    for number, layer in enumerate(model.get_decoder().layers):
+        starts = [start for start in kept if start <= number]
+        if starts:
+            layer.register_forward_pre_hook(functools.partial(hide, max(starts)), with_kwargs=True)
     now, all_logits = dict(inputs), []
-    positions = model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
-    positions = positions.expand(*positions.shape[:-2], len(inputs["input_ids"]), -1)
-    seen["keys"] = kept
+    if positions is None:
+        positions = family_of(model.config).positions(model, inputs, "transformers")
     for _ in range(steps):
         logits = model(**now, position_ids=positions, use_cache=False).logits[:, -1]
         all_logits.append(logits)
         token = logits.index_fill(-1, torch.tensor(PLACEHOLDERS), -torch.inf).argmax(-1, keepdim=True)
         positions = torch.cat([positions, positions[..., -1:] + 1], -1)
-        seen["keys"] = torch.cat([seen["keys"], torch.ones_like(token, dtype=torch.bool)], 1)
+        seen |= {start: torch.cat([keys, torch.ones_like(token).bool()], 1) for start, keys in seen.items()}
         now["input_ids"] = torch.cat([now["input_ids"], token], 1)
         now["attention_mask"] = torch.cat([now["attention_mask"], torch.ones_like(token)], 1)
         for name in ("mm_token_type_ids", "token_type_ids"):
@@ -94,7 +96,7 @@ def compare(case, layer, inputs=None):
     kept = alive(current, layer)
     assert (kept & current.visual).sum(1).tolist() == [stage.kept(int(n)) for n in current.visual.sum(1)]
     assert torch.equal(kept & ~current.visual, current.valid & ~current.visual)
-    logits, ids = masked(case, inputs, kept, layer)
+    logits, ids = masked(case, inputs, {layer: kept})
     assert torch.equal(out.sequences[:, -STEPS:], ids[:, -STEPS:])
     for ours, theirs in zip(out.logits, logits, strict=True):
         assert_near(ours, theirs)
@@ -189,7 +191,7 @@ def test_a_forward_takes_the_pass_as_a_keyword():
     positions = case.model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
     with torch.no_grad():
         logits = case.model(**inputs, position_ids=positions, use_cache=False, llm_pass=current).logits
-    reference, _ = masked(case, inputs, alive(current, 1), 1, steps=1)
+    reference, _ = masked(case, inputs, {1: alive(current, 1)}, steps=1)
     assert_near(logits[:, -1], reference[0])
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from nearness import assert_near
-from safetensors import safe_open
 from one_each import one_of_each
+from safetensors import safe_open
 from tiny_inputs import PLACEHOLDERS
 from tiny_models import CASES
 
@@ -316,21 +316,21 @@ def test_the_towers_attention_decides():
         assert torch.equal(kept.nonzero()[:, 1].view(-1, 3), scores.topk(3).indices.sort(-1).values)
 
 
-@pytest.mark.parametrize(
-    ("name", "reducer", "message"),
-    [
-        ("qwen2_5_vl", "fastervlm:keep=4", r"'cls_attention' cannot be read.*use .*evs.*fastervlm:score=mean_attention"),
-        ("qwen2_5_vl", "hired:ratio=0.5,score=mean_attention", r"'mean_attention@0': block 0 attends inside windows"),
-        ("qwen2_vl", "fastervlm:keep=4,score=probe_attention", "'probe_attention' cannot be read"),
-        ("qwen3_vl", "diffrate:keep=4", r"'diffrate' works inside the blocks of an encoder of ours.*use .*random"),
-        ("llava", "diffrate:keep=4", "'diffrate' works inside the blocks"),
-        ("internvl", "prefix:keep=4", r"'prefix' keeps the first of ordered 1D tokens.*fastervlm:score=cls_attention"),
-        ("perception_lm", "fastervlm:keep=4", r"cannot be read from this model's tower; .*'perception_lm' use .*uniform"),
-        ("gemma3", "fastv:layer=1", r"stages work only in layers with full_attention.*evs, uniform and random"),
-        ("qwen3_5", "fastv:layer=1", "this LLM has linear_attention"),
-        ("qwen3_vl", "hird:ratio=1", "did you mean 'hired'"),
-    ],
-)  # fmt: skip
+REFUSED = {
+    ("qwen2_5_vl", "fastervlm:keep=4"): r"'cls_attention' cannot be read.*use .*evs.*fastervlm:score=mean_attention",
+    ("qwen2_5_vl", "hired:ratio=0.5,score=mean_attention"): r"'mean_attention@0': block 0 attends inside windows",
+    ("qwen2_vl", "fastervlm:keep=4,score=probe_attention"): "'probe_attention' cannot be read",
+    ("qwen3_vl", "diffrate:keep=4"): r"'diffrate' works inside the blocks of an encoder of ours.*use .*random",
+    ("llava", "diffrate:keep=4"): "'diffrate' works inside the blocks",
+    ("internvl", "prefix:keep=4"): r"'prefix' keeps the first of ordered 1D tokens.*fastervlm:score=cls_attention",
+    ("perception_lm", "fastervlm:keep=4"): r"cannot be read from this model's tower; .*'perception_lm' use .*uniform",
+    ("gemma3", "fastv:layer=1"): r"stages work only in layers with full_attention.*evs, uniform and random",
+    ("qwen3_5", "fastv:layer=1"): "this LLM has linear_attention",
+    ("qwen3_vl", "hird:ratio=1"): "did you mean 'hired'",
+}
+
+
+@pytest.mark.parametrize(("name", "reducer", "message"), [(*key, message) for key, message in REFUSED.items()])
 def test_what_cannot_work_is_refused_with_what_can(name, reducer, message):
     with pytest.raises(ConfigError, match=message):
         HostedModel(CASES[name].model, reducers=[reducer])
