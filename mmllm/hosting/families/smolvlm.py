@@ -1,6 +1,7 @@
 """SmolVLM 2: frames and tiles are images, `Frame from MM:SS:` stands before a frame; pixel shuffle makes few tokens.
 
-Its tower is given the pictures of a row together, filled up with black ones, which it leaves out again.
+Its tower is given the pictures of a row together, filled up with black ones, which it leaves out again. Features are a
+tensor for each row; in transformers 5.19 they were one tensor for all.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class SmolVLM(HostFamily):
 
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm",)
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
-    container: ClassVar[Container | Mapping[Source, Container]] = "row list"
+    container: ClassVar[Container] = "row list"
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Tiles of one image are told from frames of a video by how much text stands between them.
