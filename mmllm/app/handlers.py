@@ -23,7 +23,7 @@ from mmllm.app.settings import CHAIN_OFF, Settings, cost_of
 from mmllm.app.sight import comparison, cost_table, refusal, sight
 from mmllm.app.timeline import bars, timeline
 from mmllm.errors import InputError, MmllmError, is_out_of_memory
-from mmllm.inference.answering import EncodedVideo
+from mmllm.inference.encoded import EncodedVideo
 from mmllm.times.answers import Span, Step
 from mmllm.video.errors import VideoError
 
@@ -311,7 +311,7 @@ def messages(visit: Visit) -> list[dict[str, str]]:
 
 def spoken(turn: ChatTurn) -> str:
     """An answer as the chat shows it: its spans, then its text."""
-    when = "; ".join(map(interval, turn.spans)) or "no time was named"
+    when = "; ".join(map(interval, turn.spans)) or turn.without_spans
     text = readable(turn.answer.text)
     return f"{_said(turn.answer.steps)}{when}\n{text}{' …' if turn.cut else ''}"
 

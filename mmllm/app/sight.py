@@ -10,7 +10,7 @@ from mmllm.app.markup import interval, picture, readable, safe, seconds
 from mmllm.app.session import ChatTurn
 from mmllm.app.settings import Cost
 from mmllm.inference import overlay
-from mmllm.inference.answering import EncodedVideo
+from mmllm.inference.encoded import EncodedVideo
 
 MOST_FRAMES = 24
 """Most frames in the panel."""
@@ -69,7 +69,7 @@ def comparison(turns: Sequence[ChatTurn]) -> str:
     """HTML table of the same question under two settings."""
 
     def spans(turn: ChatTurn) -> str:
-        return "; ".join(map(interval, turn.spans)) or "no time was named"
+        return "; ".join(map(interval, turn.spans)) or turn.without_spans
 
     rows = [
         ("settings", *(turn.settings for turn in turns)),

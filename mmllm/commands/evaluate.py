@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mmllm.commands.flags import NO_CHAIN, ChainFlags, StageFlags, checked_count, require_rate
+from mmllm.commands.flags import (
+    AS_USUAL,
+    NO_CHAIN,
+    ChainFlags,
+    HostedFlags,
+    StageFlags,
+    checked_count,
+    require_rate,
+)
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
@@ -41,6 +49,7 @@ def evaluate(
     audio: bool = True,
     shuffle: bool = True,
     stages: StageFlags = NO_CHANGES,
+    hosted: HostedFlags = AS_USUAL,
     chain: ChainFlags = NO_CHAIN,
     max_new_tokens: int = 64,
     trials: int = 1,
@@ -60,7 +69,8 @@ def evaluate(
             reads; in captioned videos, each caption becomes a question.
         videos: folder of the videos; by default `videos` beside the annotations.
         output: folder for samples.jsonl and metrics.json; MODEL/eval if MODEL is a folder. Its answers are reused.
-        format: rtl, captions, nextqa, charades, timeit or dialogues; auto detects it from the content.
+        format: rtl, captions, nextqa, charades, timeit, qvhighlights, timelens, vue-tr, ego4d-nlq, momentseeker,
+            tacos or dialogues; auto detects it from the content.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
         fps: images a second of folders of frames, for rows that have no `fps`; by default the model's own, 5.
         render_seed: without DATA: render synthetic clips from this seed and ask about them. The clips stay in the cache
@@ -71,6 +81,7 @@ def evaluate(
         audio: hear the videos, if the model can; --no-audio looks at the pictures only.
         shuffle: also ask each question about another video; shows what the model guesses from the words alone.
         stages: stages that replace the model's own.
+        hosted: settings of hosted models.
         chain: asking in a chain.
         max_new_tokens: most tokens of an answer.
         trials: number of times that everything is asked; mean and spread are reported. The paper uses three.
@@ -104,7 +115,7 @@ def evaluate(
     _tell(data, benchmark.notes)
     folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
-    qa = VideoQA.from_pretrained(model, **stages.by_slot)
+    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
     qa.max_new_tokens = checked_count("--max-new-tokens", max_new_tokens)
     if not audio:
         qa.processor.sound = None
@@ -218,17 +229,8 @@ def evaluate_into(
 def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any, chain: Any) -> None:
     """Writes into the folder which model and settings its answers are from; refuses a folder of other answers."""
     from mmllm.datasets.folder_rates import folder_rates
-    from mmllm.runtime.fingerprint import fingerprint
 
-    identity = {
-        "weights": fingerprint(qa.model),
-        "config": json_text.loads(qa.model.config.to_json_string(use_diff=False)),
-        "num_frames": qa.processor.num_frames,
-        "max_new_tokens": qa.max_new_tokens,
-        "trials": to_mapping(trials),
-    }
-    if qa.model.audio_encoder is not None:
-        identity["audio"] = None if qa.processor.sound is None else to_mapping(qa.processor.sound)
+    identity = {**qa.identity(), "trials": to_mapping(trials)}
     if rates := folder_rates(benchmark.questions):
         identity["folder_rates"] = rates
     if chain is not None:
@@ -259,7 +261,7 @@ def _show(scores: dict[str, Any], json: bool) -> None:
         return
     from rich.console import Console
 
-    from mmllm.evaluation.score import score_summary, score_table
+    from mmllm.evaluation.report import score_summary, score_table
 
     console = Console()
     console.print(score_table(scores))

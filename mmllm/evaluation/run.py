@@ -17,11 +17,13 @@ from mmllm.datasets.lengths import Lengths, fit_to_videos
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
 from mmllm.evaluation.baselines import BlindBaseline
-from mmllm.evaluation.metrics import over_videos, reaches, sample_iou
+from mmllm.evaluation.metrics import over_videos, sample_iou
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.evaluation.score import score_samples
-from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.evaluation.span_metrics import reaches
+from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.chain_config import ChainConfig
+from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.piecewise import WHOLE_FRAMES
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.runtime import processes
@@ -124,7 +126,7 @@ def _with_own_ids(questions: Sequence[Question]) -> list[Question]:
 
 
 def answer_all(
-    qa: VideoQA,
+    qa: VideoAnswering,
     questions: Sequence[Question],
     output: Path,
     *,
@@ -183,7 +185,7 @@ def answer_all(
 
 
 def _clips(
-    qa: VideoQA, videos: Mapping[str, Path | None], workers: int
+    qa: VideoAnswering, videos: Mapping[str, Path | None], workers: int
 ) -> Generator[tuple[str, VideoClip | Path | str], None, None]:
     """Each video's frames, or the reason why it has none, in the order of `videos`. Worker processes decode ahead.
 
@@ -203,7 +205,7 @@ def _clips(
             yield vid, clip.told if isinstance(clip, Failure) else clip
 
 
-def _encoded(qa: VideoQA, video: VideoClip | Path, **options: Any) -> tuple[EncodedVideo | None, str]:
+def _encoded(qa: VideoAnswering, video: VideoClip | Path, **options: Any) -> tuple[EncodedVideo | None, str]:
     """The encoded video, or None and why it cannot be read."""
     try:
         return qa.encode_video(video, **options), ""
@@ -212,7 +214,7 @@ def _encoded(qa: VideoQA, video: VideoClip | Path, **options: Any) -> tuple[Enco
 
 
 def _heard_and_answered(
-    qa: VideoQA,
+    qa: VideoAnswering,
     clip: VideoClip | Path | str,
     encoded: EncodedVideo | None,
     problem: str,
@@ -234,7 +236,7 @@ def _heard_and_answered(
 
 
 def _answered(
-    qa: VideoQA,
+    qa: VideoAnswering,
     encoded: EncodedVideo | None,
     problem: str,
     questions: Sequence[Question],
@@ -265,14 +267,14 @@ def _answered(
 
 
 def _with_length(question: Question, decoded_s: float | None) -> Question:
-    """The question with the length of its video: the annotated one, else the decoded one.
+    """A question about time with the length of its video: the annotated one, else the decoded one.
 
     If the video cannot be decoded, the end of the question's last annotated interval counts as its length.
     """
     times_s = [span.end_s for span in question.spans] or [float(time[1]) for time in STAMP.finditer(question.answer)]
-    if question.duration_s is not None or not times_s:
+    if question.duration_s is not None or not (times_s or question.absent):
         return question
-    return replace(question, duration_s=decoded_s or max(times_s) or None)
+    return replace(question, duration_s=decoded_s or max(times_s, default=0) or None)
 
 
 class _Log:
@@ -323,7 +325,8 @@ class _Log:
         """
         for question in questions:
             sample, spans = self.answered.get(question.question_id), question.truth().spans
-            if sample and (sample.question != question.question or (spans and sample.truth_spans != spans)):
+            other_truth = sample and (sample.absent != question.absent or (spans and sample.truth_spans != spans))
+            if sample and (sample.question != question.question or other_truth):
                 raise InputError(
                     f"{self.path} has an answer to another question named {question.question_id!r}: the annotations "
                     "have changed, so choose another --output"

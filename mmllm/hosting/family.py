@@ -21,6 +21,7 @@ from mmllm.errors import ConfigError
 from mmllm.hosting.encoding import is_pixels
 from mmllm.hosting.media import Medium, Source, in_prompt
 from mmllm.hosting.positions import PositionRule, counted
+from mmllm.hosting.reading import Unit
 from mmllm.hosting.scores import Tower, noting, running, wanted_of
 from mmllm.interfaces import Part
 
@@ -40,6 +41,20 @@ class HostFamily(Part):
     """How their `forward` takes tokens, where their feature methods return lists."""
     position_axes: ClassVar[int] = 1
     """Rows of a position: 1, or 4 with M-RoPE."""
+    reads_videos: ClassVar[bool] = True
+    """Whether its processor takes videos; if not, the frames of a video are images."""
+    time_text: ClassVar[str] = ""
+    """How its prompt writes the time of a frame, for people; empty for a family whose prompt says no time."""
+    unit: ClassVar[Unit] = "s"
+    """What a number without a unit means in its answers."""
+    grounding: ClassVar[str] = (
+        "{} Answer in the form: start - end seconds. If it never happens, answer: it does not happen."
+    )
+    """How it is asked when something happens; `{}` is the question."""
+    times_in_positions: ClassVar[bool] = False
+    """Whether the positions of a video's tokens follow from seconds, which `grid_times_s` among the facts gives."""
+    frame_opening: ClassVar[int] = 0
+    """Positions of a mark that its prompt writes right before the tokens of each frame."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -128,6 +143,10 @@ class HostFamily(Part):
     def text_overlaps(self, config: Any, inputs: Mapping[str, Any]) -> bool:
         """Whether transformers gives text behind a medium positions that the medium has, and training did not."""
         return False
+
+    def mended(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What its processor gave for a prompt of one row; pixels that its model would take for filling are changed."""
+        return inputs
 
     def token_ids(self, config: Any) -> dict[Source, int | None]:
         """The placeholder of each feature method; None where a configuration has none."""

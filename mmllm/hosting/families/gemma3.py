@@ -33,6 +33,8 @@ class Gemma3(HostFamily):
 
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
+    reads_videos: ClassVar[bool] = False
+    frame_opening: ClassVar[int] = 1
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Images close to each other are frames of a video."""

@@ -35,6 +35,11 @@ class Glm4v(MropeFamily):
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
     container: ClassVar[Container] = "row list"
     splits_videos: ClassVar[bool] = True
+    time_text: ClassVar[str] = "12.5 seconds, or 12, behind each frame"
+    grounding: ClassVar[str] = (
+        "{} Answer with the start and the end in seconds, in the form: [start, end]. "
+        "If it never happens, answer: It does not happen."
+    )
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Media in prompt order, all made by the method for images."""

@@ -29,6 +29,11 @@ class InternVL(HostFamily):
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
+    frame_opening: ClassVar[int] = 1
+    grounding: ClassVar[str] = (
+        "{} Answer with the start and the end in seconds, in the form: [start, end]. "
+        "If it never happens, answer: It does not happen."
+    )
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Tiles without text between them are one image, frames close to each other one video."""

@@ -27,6 +27,7 @@ class Llava(HostFamily):
     """LLaVA-1.5."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    reads_videos: ClassVar[bool] = False
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:

@@ -26,6 +26,7 @@ class LlavaNext(HostFamily):
     """LLaVA-NeXT."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    reads_videos: ClassVar[bool] = False
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:

@@ -24,6 +24,9 @@ from mmllm.registry import register
 TILES_APART = 4
 """Most ids between two tiles of an image: a mark, the tile's row and column, the end of a line. A frame has more."""
 
+BARELY = 1e-5
+"""A number beside 0 that half precision has, too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SmolVLMHosting:
@@ -37,6 +40,17 @@ class SmolVLM(HostFamily):
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm",)
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
     container: ClassVar[Container] = "row list"
+    time_text: ClassVar[str] = "Frame from 00:12:"
+
+    def mended(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """One number of each picture that is all 0 after normalising changed: the tower would take it for filling."""
+        pixels = inputs.get("pixel_values")  # 1 F 3 H W
+        if pixels is None:
+            return inputs
+        grey = (pixels == 0).flatten(2).all(-1)  # 1 F
+        pixels = pixels.clone()
+        pixels[..., 0, 0, 0] = pixels[..., 0, 0, 0].masked_fill(grey, BARELY)
+        return {**inputs, "pixel_values": pixels}
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Tiles of one image are told from frames of a video by how much text stands between them.

@@ -30,6 +30,11 @@ class VideoLlama3(HostFamily):
     """VideoLLaMA3."""
 
     model_types: ClassVar[tuple[str, ...]] = ("video_llama_3",)
+    time_text: ClassVar[str] = "Time 12.5s:"
+    grounding: ClassVar[str] = (
+        "{} Answer with the start and the end in seconds, in the form: [start, end]. "
+        "If it never happens, answer: It does not happen."
+    )
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """A medium for each grid, with the tokens that the processor left."""
