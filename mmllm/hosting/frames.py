@@ -18,7 +18,7 @@ from torch import Tensor
 from mmllm.errors import InputError
 from mmllm.hosting.media import Medium, Source
 
-FRAMES_APART = 20
+FRAMES_APART = 24
 """Most ids between two frames of a video: a number, a time, and marks around the frame."""
 
 

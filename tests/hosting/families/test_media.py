@@ -1,12 +1,18 @@
 """How each family's prompts are read: which media, how many frames, which grids; and what does not fit."""
 
+import numpy as np
 import pytest
 import torch
-from tiny_inputs import IMAGE, VIDEO
+from tiny_inputs import IMAGE, VIDEO, VISION_END, VISION_START
 from tiny_models import CASES, some
+from tiny_processors import PROCESSORS, processor, tokenizer
 
 from mmllm.errors import InputError
+from mmllm.hosting.families.smolvlm import TILES_APART
+from mmllm.hosting.frames import grouped
 from mmllm.hosting.model import HostedModel
+from mmllm.hosting.prompting import Prompting
+from mmllm.tokens import VideoClip
 
 MEDIA = {
     "internvl": "VVV4x4 | VV4x4",
@@ -97,3 +103,27 @@ def test_a_grey_picture_of_smolvlm_is_refused_by_its_number():
     inputs["pixel_values"][0, 1] = 0
     with pytest.raises(InputError, match="picture 1 of row 0 is all 0 after normalising"):
         HostedModel(case.model).encode(inputs)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_video_of_the_processor_is_one_medium(name):
+    host = HostedModel(CASES[name].model)
+    prompting = Prompting(processor(name), host.family)
+    frames = np.random.default_rng(0).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
+    clip = VideoClip(frames=frames, times_s=100 + np.arange(12) * 0.5, duration_s=120.0)
+    media = host.encode(prompting.prepare(clip).inputs).media
+    together = prompting.frames_together
+    assert [(medium.modality, medium.frames) for medium in media] == [("video", 12 // together)]
+
+
+def test_frames_and_tiles_of_smolvlm_as_its_processor_writes_them():
+    from transformers.models.smolvlm import processing_smolvlm as smolvlm
+
+    tiles = {f"<row_{row}_col_{column}>": 120 + 3 * row + column for row in (1, 2) for column in (1, 2, 3)}
+    words = tokenizer({**tiles, "<image>": IMAGE, "<fake>": VISION_START, "<global>": VISION_END})
+    split = smolvlm._prompt_split_image(16, 2, 3, "<fake>", "<image>", "<global>")
+    single = smolvlm._prompt_single_image(16, "<fake>", "<image>", "<global>")
+    frames = "".join(smolvlm.FRAME_TIMESTAMP_MESSAGE.format(timestamp=time) + single for time in ("00:59", "1:02:03"))
+    text = f"user: {split}What is on this image, and what happens in this video?{frames}\n\n"
+    ids = words(text, return_tensors="pt")["input_ids"]
+    assert grouped(ids, IMAGE, 16, tiles_apart=TILES_APART) == [("image", 7), ("video", 2)]

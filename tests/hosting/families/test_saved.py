@@ -1,4 +1,4 @@
-"""Models that transformers saved and loaded again are hosted alike: what a family reads of a configuration is written."""
+"""Models that transformers saved and loaded again are hosted alike: a configuration keeps what a family reads."""
 
 import pytest
 import torch
