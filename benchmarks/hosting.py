@@ -21,6 +21,7 @@ from benchmarks.measuring import in_turns, seconds_on
 from benchmarks.memory import extra_bytes_on
 from benchmarks.results import Results, command_line, machine, option_parser
 from mmllm.hosting.model import HostedModel
+from mmllm.hosting.narrowing import HostedPrompt
 from mmllm.inference.costs import prefill_flops
 
 IMAGE, VIDEO, VISION_START, VISION_END = 1000, 1001, 1002, 1003
@@ -80,30 +81,31 @@ def measure_reading(model: Any, inputs: dict[str, Any], options: Any, results: R
         features = plain.encode(inputs)
     whole = plain.prepare(inputs, features)
 
-    def bare() -> None:
+    def bare(prompt: HostedPrompt) -> None:
         with torch.no_grad():
-            model(**whole.arguments(), use_cache=True, logits_to_keep=1)
+            model(**prompt.arguments(), use_cache=True, logits_to_keep=1)
 
     hosts = {share: HostedModel(model, reducers=[f"{options.reducer}:ratio={share}"]) for share in options.shares}
-    works = {"bare": bare} | {
-        f"{share}": functools.partial(read, host, inputs, features) for share, host in hosts.items()
-    }
-    taken = in_turns(works, options.rounds, take=seconds_on(device), and_back=True)
+    prompts = {"bare": whole} | {f"{share}": host.prepare(inputs, features) for share, host in hosts.items()}
+    works = {"bare": functools.partial(bare, whole)}
+    works |= {f"{share}": functools.partial(read, host, inputs, features) for share, host in hosts.items()}
+    shortened = {f"{share} shortened": functools.partial(bare, prompts[f"{share}"]) for share in hosts}
+    taken = in_turns({**works, **shortened}, options.rounds, take=seconds_on(device), and_back=True)
     text = model.config.get_text_config()
-    lengths = {"bare": whole.inputs["input_ids"].shape[1]}
-    lengths |= {
-        f"{share}": host.prepare(inputs, features).inputs["input_ids"].shape[1] for share, host in hosts.items()
-    }
+    lengths = {name: prompt.inputs["input_ids"].shape[1] for name, prompt in prompts.items()}
     memory = {name: extra_bytes_on(device, work) for name, work in works.items()}
-    for name, seconds in taken.items():
+    for name in works:
+        seconds = taken[name]
         numbers = {"positions": lengths[name], "reading_s": quartiles(seconds), "memory_mib": memory[name] / 2**20}
         if name != "bare":
             operations = prefill_flops(text, lengths["bare"]) / prefill_flops(text, lengths[name])
             ratio = median_ratio(taken["bare"], seconds)
+            alone = zip(seconds, taken[f"{name} shortened"], strict=True)
             numbers |= {
                 "operations_ratio": operations,
                 "time_ratio": ratio,
                 "of_operations_percent": 100 * middle(ratio) / operations,
+                "shortening_percent": quartiles([100 * (own / bare - 1) for own, bare in alone]),
                 "memory_percent": 100 * memory[name] / memory["bare"],
             }
         label = "all, transformers alone" if name == "bare" else f"{float(name):.0%}"

@@ -202,6 +202,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("operations fall", "{operations_ratio:.2f} x", "-"),
         ("time falls", "{time_ratio:.2f} x", "-"),
         ("of what operations say", "{of_operations_percent:.0f} %", "-"),
+        ("of it for reducing and shortening", "{shortening_percent:+.1f} %", "-"),
         ("memory", "{memory_mib:,.0f} MiB"),
         ("of that of all", "{memory_percent:.0f} %", "-"),
     ),

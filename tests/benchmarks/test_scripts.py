@@ -157,7 +157,7 @@ def test_an_hour_takes_little_more_memory_than_ten_minutes(tmp_path, monkeypatch
 def test_hosted_models_read_shortened_prompts(tmp_path):
     small = ["--layers", "2", "--width", "64", "--grids", "2", "--side", "4", "--rounds", "2"]
     kept = run("hosting", [*small, "--shares", "0.25"], tmp_path)
-    assert filled_columns(kept, "hosted-reading") == 8
+    assert filled_columns(kept, "hosted-reading") == 9
     whole, quarter = kept.tables["hosted-reading"]
     assert whole.numbers["positions"] - quarter.numbers["positions"] == 24
     assert quarter.numbers["operations_ratio"] > 1
