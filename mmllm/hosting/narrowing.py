@@ -79,7 +79,6 @@ class HostedPrompt:
             present=torch.cat([self.present, new.bool()], 1),
         )
 
-
     def _placeholders(self) -> Tensor:
         """int64. The ids that stand for visual tokens."""
         ids = self.inputs["input_ids"]
