@@ -24,6 +24,7 @@ _BLUNDERS = 0.1
 """Share of answers that may be anywhere in the video."""
 _SHUFFLES, _CHANCE = 999, 0.01
 _SMALLEST_NOISE_S = 0.05
+_WHOLE_SHARE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +90,47 @@ def diagnose_answers(events: Sequence[AnsweredEvent]) -> AnswerDiagnosis:
         answered=len(said),
         asked=len(events),
     )
+
+
+def _fit(events: Sequence[AnsweredEvent], suspicion: Suspicion) -> tuple[float, float, np.ndarray]:
+    """Log-likelihood of answers under a suspicion, noise in seconds, and what each answer is late (float64, P).
+
+    Noise is Laplace's, and a share of answers is anywhere. Beginnings and ends may each be late by up to a second.
+    """
+    late_s, lengths_s = np.empty((len(events), 2)), np.empty((len(events), 1))
+    for row, event in enumerate(events):
+        assert event.answer is not None
+        truth_s = np.array([event.truth.start_s, event.truth.end_s])
+        expected_s = faulty_times(event.situation, event.situation.numbers(truth_s), suspicion)
+        late_s[row] = np.array([event.answer.start_s, event.answer.end_s]) - expected_s.clip(0, event.situation.duration_s)
+        lengths_s[row] = event.situation.duration_s
+    rest_s = np.abs(late_s - np.median(late_s, axis=0).clip(-1, 1))
+    noise_s, anywhere = float(np.median(rest_s)) + _SMALLEST_NOISE_S, _BLUNDERS / lengths_s
+    for _ in range(20):  # expectation and maximisation
+        near = (1 - _BLUNDERS) * np.exp(-rest_s / noise_s) / (2 * noise_s)
+        meant = near / (near + anywhere)
+        noise_s = max(float((meant * rest_s).sum() / max(meant.sum(), 1e-9)), _SMALLEST_NOISE_S)
+    near = (1 - _BLUNDERS) * np.exp(-rest_s / noise_s) / (2 * noise_s)
+    return float(np.log(near + anywhere).sum()), noise_s, late_s.reshape(-1)
+
+
+def _follows(events: Sequence[AnsweredEvent]) -> bool:
+    """Whether answers rise and fall with the events, more than shuffled ones do in all but one case of a hundred."""
+    truth = _ranks([(event.truth.start_s + event.truth.end_s) / 2 for event in events])
+    answers = _ranks([(event.answer.start_s + event.answer.end_s) / 2 for event in events if event.answer])
+    shuffled = np.random.default_rng(0).permuted(np.tile(answers, (_SHUFFLES, 1)), axis=1)
+    return int((shuffled @ truth >= answers @ truth).sum()) + 1 <= _CHANCE * (_SHUFFLES + 1)
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    """float64: centred ranks; equal values share the mean of theirs."""
+    array = np.array(values)
+    ranks = (array[:, None] > array).sum(1) + ((array[:, None] == array).sum(1) - 1) / 2
+    return ranks - ranks.mean()
+
+
+def _all_whole(events: Sequence[AnsweredEvent]) -> bool:
+    """Whether nearly all answered times are whole seconds, which times with a fraction are by chance only."""
+    times_s = [time_s for event in events if event.answer for time_s in (event.answer.start_s, event.answer.end_s)]
+    whole = sum(math.isclose(time_s, round(time_s), abs_tol=1e-6) for time_s in times_s)
+    return whole >= _WHOLE_SHARE * len(times_s)

@@ -1,4 +1,4 @@
-"""Clips whose times are known exactly: a number in each frame, a counter to be read, and coloured shapes as events.
+"""Clips whose times are known exactly: a number in each frame, a counter to be read, and a coloured shape as event.
 
 The counter is no clock of the video: it begins at any number, so nobody finds a time by copying what it shows.
 
@@ -31,9 +31,8 @@ LATE_S = 3.2
 """When the picture of a late clip begins; its sound begins at 0."""
 _TICKS = 20
 """Ticks of a second; all frames lie on them."""
-_EVENTS = 3
 _PLACES = ((0.25, 0.36), (0.72, 0.40), (0.32, 0.72))
-"""Where the shapes are, apart from the strip at the top and the counter at the bottom right."""
+"""Where the shape may be, apart from the strip at the top and the counter at the bottom right."""
 _PIECE = 32
 _MILLISECOND = Fraction(1, 1000)
 _SOUND_FRAME = 1024
@@ -123,20 +122,16 @@ def frames_of(clip: ClockClip) -> np.ndarray:
 
 
 def _world(times_s: np.ndarray, random_state: random.Random) -> World:
-    """Three shapes of different colours, each on screen once for 2.5 to 7 s, at times of frames."""
-    names = list(zip(random_state.sample(COLORS[:4], _EVENTS), random_state.choices(SHAPES[:3], k=_EVENTS), strict=True))
-    things = []
-    for (color, shape), (x, y) in zip(names, _PLACES, strict=True):
-        begin = random_state.uniform(times_s[0] + 0.7, DURATION_S - 8)
-        start, end = (_off_whole_seconds(times_s, at) for at in (begin, begin + random_state.uniform(2.5, 7)))
-        presence = SceneSpan(start, end)
-        things.append(
-            Thing(color=color, shape=shape, x=x, y=y, radius=0.14, angle=0.0, presence=presence, events=())
-        )
+    """A shape that is on screen once, for 2.5 to 7 s, at times of frames."""
+    begin = random_state.uniform(times_s[0] + 0.7, DURATION_S - 8)
+    start, end = (_off_whole_seconds(times_s, at) for at in (begin, begin + random_state.uniform(2.5, 7)))
+    color, shape, (x, y) = (random_state.choice(values) for values in (COLORS[:4], SHAPES[:3], _PLACES))
+    presence = SceneSpan(start, end)
+    thing = Thing(color=color, shape=shape, x=x, y=y, radius=0.14, angle=0.0, presence=presence, events=())
     return World(
         frames=round(DURATION_S * _TICKS),
         fps=_TICKS,
-        things=tuple(things),
+        things=(thing,),
         digits=(),
         jitter=0.0,
         noise=0.5,

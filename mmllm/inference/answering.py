@@ -34,6 +34,7 @@ from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
 from mmllm.stages import SLOTS, changed, question_reader, stages_of
 from mmllm.times.answers import Answer, Span
+from mmllm.times.frame_clock import FrameClock, clock_of_clip
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
 
@@ -431,6 +432,10 @@ class VideoQA:
             beside: dict[str, Any] = {"histories": histories, "systems": systems, "progress": progress}
             return ask_in_chain(self, encoded, questions, config, duration_s, **beside, **generate)
         nothing = [()] * len(questions), [""] * len(questions)
+        clock = self.frame_clock(encoded, duration_s)
+        if clock is not None:
+            questions = [clock.question(question) for question in questions]
+            histories = histories and [[(clock.question(a), b) for a, b in history] for history in histories]
         before = zip(questions, histories or nothing[0], systems or nothing[1], about or questions, strict=True)
         asked = list(before)
         answers: list[Answer] = []
@@ -445,7 +450,20 @@ class VideoQA:
             inputs = self.processor.collate(prompts)
             new = self.generate(view, inputs["input_ids"], inputs["attention_mask"], **generate)
             answers += self.processor.batch_decode(new, [duration_s] * len(batch))
-        return answers
+        return answers if clock is None else [clock.answer(answer) for answer in answers]
+
+    def frame_clock(self, encoded: EncodedVideo, duration_s: float | None = None) -> FrameClock | None:
+        """When the frames are shown that the model takes for evenly spaced from 0 on; None if they are, or if it knows.
+
+        Only models with time tokens need it: others read the times of their frames, or none.
+
+        Args:
+            encoded: the video.
+            duration_s: the length to which time tokens are relative; the decoded one if None.
+        """
+        if self.processor.time_tokens is None:
+            return None
+        return clock_of_clip(encoded.clip, encoded.times_s, encoded.duration_s if duration_s is None else duration_s)
 
     @torch.no_grad()
     def generate(
