@@ -1,6 +1,6 @@
 """Which known faults explain when a model says that things happen: a robust fit to answers with noise and blunders.
 
-P points: the beginning and the end of each event with an answer
+E events with an answer; each has a beginning and an end
 """
 
 from __future__ import annotations
@@ -69,15 +69,17 @@ def diagnose_answers(events: Sequence[AnsweredEvent]) -> AnswerDiagnosis:
         reason = "the model does not see the clock: its answers do not follow the events"
         return AnswerDiagnosis(sees_clock=False, reason=reason, answered=len(said), asked=len(events))
     possible = {name for event in said for name in event.situation.possible} - {"whole seconds"}
+    lateness = Lateness(said)
     scored = {
-        frozenset(suspicion.items()): _fit(said, suspicion)[0] - _COST * len(suspicion)
+        frozenset(suspicion.items()): _fit(lateness, suspicion)[0] - _COST * len(suspicion)
         for suspicion in suspicions(MOST_FAULTS, possible)
     }
     best = max(scored, key=lambda faults: scored[faults])
-    faults = {name: form for name, form in dict(best).items()}
+    faults = dict(best)
     others = {name: max(score for key, score in scored.items() if name in dict(key)) for name in possible}
-    undecided = [name for name in FAULTS if name in others and name not in faults and others[name] > scored[best] - 2 * _COST]
-    likelihood, noise_s, residual_s = _fit(said, faults)
+    near = scored[best] - 2 * _COST
+    undecided = [name for name in FAULTS if name not in faults and others.get(name, near) > near]
+    _, noise_s, late_s = _fit(lateness, faults)
     if _all_whole(said):
         faults["whole seconds"] = "nearest"
     return AnswerDiagnosis(
@@ -86,32 +88,53 @@ def diagnose_answers(events: Sequence[AnsweredEvent]) -> AnswerDiagnosis:
         faults=faults,
         undecided=tuple(undecided),
         noise_s=noise_s,
-        offset_s=float(np.median(residual_s)),
+        offset_s=float(np.median(late_s)),
         answered=len(said),
         asked=len(events),
     )
 
 
-def _fit(events: Sequence[AnsweredEvent], suspicion: Suspicion) -> tuple[float, float, np.ndarray]:
-    """Log-likelihood of answers under a suspicion, noise in seconds, and what each answer is late (float64, P).
+class Lateness:
+    """How late answers are under any suspicion.
+
+    Args:
+        events: with their answers.
+    """
+
+    def __init__(self, events: Sequence[AnsweredEvent]) -> None:
+        self.events = events
+        self.durations_s = np.array([[event.situation.duration_s] for event in events])
+        self._remembered: dict[tuple[int, frozenset[tuple[str, str]]], np.ndarray] = {}
+
+    def under(self, suspicion: Suspicion) -> np.ndarray:
+        """float64, E 2: beginnings and ends of answers, less what they should be under a suspicion."""
+        return np.stack([self._of(row, event, suspicion) for row, event in enumerate(self.events)])
+
+    def _of(self, row: int, event: AnsweredEvent, suspicion: Suspicion) -> np.ndarray:
+        possible = event.situation.possible
+        key = (row, frozenset(item for item in suspicion.items() if item[0] in possible))
+        if key not in self._remembered:
+            assert event.answer is not None
+            numbers = event.situation.numbers(np.array([event.truth.start_s, event.truth.end_s]))
+            expected_s = faulty_times(event.situation, numbers, suspicion).clip(min=0)
+            self._remembered[key] = np.array([event.answer.start_s, event.answer.end_s]) - expected_s
+        return self._remembered[key]
+
+
+def _fit(lateness: Lateness, suspicion: Suspicion) -> tuple[float, float, np.ndarray]:
+    """Log-likelihood of answers under a suspicion, noise in seconds, and what each answer is late (float64, E 2).
 
     Noise is Laplace's, and a share of answers is anywhere. Beginnings and ends may each be late by up to a second.
     """
-    late_s, lengths_s = np.empty((len(events), 2)), np.empty((len(events), 1))
-    for row, event in enumerate(events):
-        assert event.answer is not None
-        truth_s = np.array([event.truth.start_s, event.truth.end_s])
-        expected_s = faulty_times(event.situation, event.situation.numbers(truth_s), suspicion)
-        late_s[row] = np.array([event.answer.start_s, event.answer.end_s]) - expected_s.clip(0, event.situation.duration_s)
-        lengths_s[row] = event.situation.duration_s
-    rest_s = np.abs(late_s - np.median(late_s, axis=0).clip(-1, 1))
-    noise_s, anywhere = float(np.median(rest_s)) + _SMALLEST_NOISE_S, _BLUNDERS / lengths_s
+    late_s = lateness.under(suspicion)
+    rest_s, anywhere = np.abs(late_s - np.median(late_s, axis=0).clip(-1, 1)), _BLUNDERS / lateness.durations_s
+    noise_s = float(np.median(rest_s)) + _SMALLEST_NOISE_S
     for _ in range(20):  # expectation and maximisation
         near = (1 - _BLUNDERS) * np.exp(-rest_s / noise_s) / (2 * noise_s)
         meant = near / (near + anywhere)
         noise_s = max(float((meant * rest_s).sum() / max(meant.sum(), 1e-9)), _SMALLEST_NOISE_S)
     near = (1 - _BLUNDERS) * np.exp(-rest_s / noise_s) / (2 * noise_s)
-    return float(np.log(near + anywhere).sum()), noise_s, late_s.reshape(-1)
+    return float(np.log(near + anywhere).sum()), noise_s, late_s
 
 
 def _follows(events: Sequence[AnsweredEvent]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mmllm.evaluation.clock_answers import AnswerDiagnosis, AnsweredEvent, diagnose_answers
 from mmllm.evaluation.clock_backends import ClockBackend, NotOffered, TimesRefused
+from mmllm.evaluation.clock_clips import render
 from mmllm.evaluation.clock_faults import FedDiagnosis, Observation, diagnose
 from mmllm.evaluation.clock_requests import CASES, ClockRequest
 from mmllm.evaluation.clock_situations import FAULTS
@@ -96,6 +97,8 @@ def check_backend(
     remarks: dict[str, str] = {}
     with Progress("look", count, "videos", shown=progress) as bar:
         for request in requests:
+            for clip in request.clips:
+                render(clip)
             try:
                 look = backend.look(request)
             except NotOffered as reason:

@@ -60,6 +60,10 @@ class ClockClip:
     events: tuple[ClockEvent, ...]
     counter: int
     """What the counter shows from 0 to 1 s; it goes up by one each second of the player's clock."""
+    sound: bool
+    """Whether there is silence from 0 on, beside the picture."""
+    world: World
+    """What is drawn."""
 
     @property
     def average_fps(self) -> float:
@@ -87,30 +91,37 @@ TIMELINES: dict[str, Callable[[], np.ndarray]] = {"steady": steady_times, "late"
 """Kind of clip -> the times of its frames."""
 
 
-def render_clip(folder: Path, kind: str, seed: int) -> ClockClip:
-    """Renders a clip, an mp4 of some 24 s. The same kind and seed give the same clip.
+def clock_clip(folder: Path, kind: str, seed: int) -> ClockClip:
+    """A clip of some kind, the same for the same seed. Its file is written by `render`.
 
     Args:
-        folder: where the file is written.
+        folder: where its file is to be.
         kind: a name of `TIMELINES`.
-        seed: which shapes are seen and when.
-
-    Raises:
-        InputError: if the file cannot be written.
+        seed: which shape is seen, and when.
     """
     times_s = TIMELINES[kind]()
     random_state = random.Random(f"clock {kind} {seed}")
     world = _world(times_s, random_state)
-    clip = ClockClip(
+    return ClockClip(
         path=folder / f"{kind}_{seed}.mp4",
         times_s=times_s,
         duration_s=DURATION_S,
         events=tuple(ClockEvent(name=thing.name, span=Span(*thing.presence)) for thing in world.things),
         counter=random_state.randint(120, 900),
+        sound=kind == "late",
+        world=world,
     )
-    with replacing(clip.path) as part:
-        _write(part, _pictures(clip, world), times_s, sound=kind == "late")
-    return clip
+
+
+def render(clip: ClockClip) -> None:
+    """Writes a clip's file, an mp4, if there is none.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    if not clip.path.exists():
+        with replacing(clip.path) as part:
+            _write(part, _pictures(clip), clip.times_s, sound=clip.sound)
 
 
 def frames_of(clip: ClockClip) -> np.ndarray:
@@ -122,9 +133,9 @@ def frames_of(clip: ClockClip) -> np.ndarray:
 
 
 def _world(times_s: np.ndarray, random_state: random.Random) -> World:
-    """A shape that is on screen once, for 2.5 to 7 s, at times of frames."""
+    """A shape that is on screen once, for 2.5 to 5 s, at times of frames."""
     begin = random_state.uniform(times_s[0] + 0.7, DURATION_S - 8)
-    start, end = (_off_whole_seconds(times_s, at) for at in (begin, begin + random_state.uniform(2.5, 7)))
+    start, end = (_off_whole_seconds(times_s, at) for at in (begin, begin + random_state.uniform(2.5, 5)))
     color, shape, (x, y) = (random_state.choice(values) for values in (COLORS[:4], SHAPES[:3], _PLACES))
     presence = SceneSpan(start, end)
     thing = Thing(color=color, shape=shape, x=x, y=y, radius=0.14, angle=0.0, presence=presence, events=())
@@ -146,11 +157,11 @@ def _off_whole_seconds(times_s: np.ndarray, at_s: float) -> float:
     return float(usable[np.abs(usable - at_s).argmin()])
 
 
-def _pictures(clip: ClockClip, world: World) -> Iterator[np.ndarray]:
+def _pictures(clip: ClockClip) -> Iterator[np.ndarray]:
     """The frames, each uint8 (S S 3)."""
-    ticks = (clip.times_s * world.fps).round().astype(np.int64)
+    ticks = (clip.times_s * clip.world.fps).round().astype(np.int64)
     for first in range(0, len(ticks), _PIECE):
-        pictures = draw_stage(stage([world], ticks[None, first : first + _PIECE]), SIZE)[0]
+        pictures = draw_stage(stage([clip.world], ticks[None, first : first + _PIECE]), SIZE)[0]
         for number, picture in enumerate(pictures, start=first):
             draw_strip(picture, number)
             _draw_counter(picture, clip.counter + int(clip.times_s[number] + 1e-9))
@@ -168,7 +179,7 @@ def _write(path: Path, pictures: Iterator[np.ndarray], times_s: np.ndarray, *, s
     """Writes an H.264 mp4 whose frames have these times, with silence from 0 on if it has sound."""
     import av
 
-    options = {"preset": "veryfast", "crf": "20", "threads": "1", "x264-params": "mbtree=0"}
+    options = {"preset": "veryfast", "crf": "20", "threads": "1", "bf": "0", "x264-params": "mbtree=0"}
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=1000, options=options)
         stream.width = stream.height = SIZE

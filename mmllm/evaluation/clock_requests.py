@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmllm.evaluation.clock_clips import DURATION_S, ClockClip, render_clip
+from mmllm.evaluation.clock_clips import DURATION_S, ClockClip, clock_clip
 from mmllm.evaluation.clock_situations import Situation
 from mmllm.times.answers import Span
 
@@ -26,6 +26,7 @@ CASES = {
     "second video": "a file, looked at after another one in the same call",
 }
 """Name of a case -> how its video is given."""
+Frames = Sequence[int] | np.ndarray | None
 _LISTED = 20
 _RATE = 2.0
 
@@ -45,11 +46,12 @@ class ClockRequest:
     first: ClockRequest | None = None
     """What is given before it in the same call."""
 
-    def situation(self, chosen: Sequence[int] | np.ndarray | None = None) -> Situation:
+    def situation(self, chosen: Frames = None, first_chosen: Frames = None) -> Situation:
         """What the times depend on.
 
         Args:
             chosen: numbers of the frames that the back end looks at; None if nobody knows.
+            first_chosen: the same of the video before it.
         """
         if chosen is None:
             chosen = self._offered if self.listed is None else self.listed
@@ -62,8 +64,13 @@ class ClockRequest:
             sampled_fps=self.sampled_fps,
             start_s=self.start_s,
             without_times=not self.with_times,
-            first=None if self.first is None else self.first.situation(),
+            first=None if self.first is None else self.first.situation(first_chosen),
         )
+
+    @property
+    def clips(self) -> tuple[ClockClip, ...]:
+        """The clips that it needs."""
+        return (self.clip, *(() if self.first is None else self.first.clips))
 
     @property
     def _offered(self) -> np.ndarray:
@@ -90,24 +97,24 @@ class ClockRequest:
 
 
 def requests(folder: Path, clips: int) -> Iterator[ClockRequest]:
-    """All cases, each with so many clips, which are rendered when their turn comes.
+    """All cases, each with so many clips. Their files are not written yet.
 
     Args:
-        folder: where clips are written.
+        folder: where the files are to be.
         clips: of each case.
     """
     for seed in range(clips):
-        steady, late, uneven = (render_clip(folder, kind, seed) for kind in ("steady", "late", "uneven"))
+        steady, late, uneven = (clock_clip(folder, kind, seed) for kind in ("steady", "late", "uneven"))
         spread = np.linspace(0, len(uneven.times_s) - 1, _LISTED).round().astype(np.int64)
         event = steady.events[0].span
-        start_s = round(0.6 * event.start_s, 1)
-        end_s = round(event.end_s + 0.4 * (DURATION_S - event.end_s), 1)
-        plain = ClockRequest(case="plain", clip=steady)
-        yield plain
-        yield ClockRequest(case="late start", clip=late)
+        start_s = round(0.45 * event.start_s, 1)
+        end_s = round(event.end_s + 0.8 * (DURATION_S - event.end_s), 1)
+        begins_late = ClockRequest(case="late start", clip=late)
+        yield ClockRequest(case="plain", clip=steady)
+        yield begins_late
         yield ClockRequest(case="variable rate", clip=uneven)
         yield ClockRequest(case="cut range", clip=steady, start_s=start_s, end_s=end_s)
         yield ClockRequest(case="resampled", clip=steady, sampled_fps=_RATE)
         yield ClockRequest(case="frame list", clip=uneven, listed=spread)
         yield ClockRequest(case="frame list without times", clip=uneven, listed=spread, with_times=False)
-        yield ClockRequest(case="second video", clip=uneven, first=plain)
+        yield ClockRequest(case="second video", clip=steady, first=begins_late)

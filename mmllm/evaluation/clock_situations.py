@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -25,13 +26,13 @@ FAULTS = {
 """Name of a fault -> what goes wrong."""
 
 VARIANTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    "index over fps": ("from 0", "from the first time"),
+    "index over fps": ("average rate", "mean step", "average rate from the first time", "mean step from the first time"),
     "sampled fps": ("rate asked for", "frames over length"),
     "dropped offset": ("",),
     "dropped start": ("",),
     "stretched range": ("T parts", "T - 1 parts"),
     "frames without times": ("24", "30", "25", "2", "1"),
-    "first video's times": ("",),
+    "first video's times": ("by place", "by share"),
     "wrong constant": ("2", "0.5", "4", "0.25"),
     "whole seconds": ("nearest", "down", "up"),
 })  # fmt: skip
@@ -70,7 +71,7 @@ class Situation:
         """float64, P: the place of frames with these numbers among the T frames, with a fraction between two."""
         return np.interp(numbers, self.chosen, np.arange(len(self.chosen)))
 
-    @property
+    @cached_property
     def possible(self) -> tuple[str, ...]:
         """The faults that can change anything here."""
         names = {
@@ -107,8 +108,10 @@ def _clock(situation: Situation, numbers: np.ndarray, faults: Suspicion) -> np.n
     places, frames = situation.places(numbers), len(situation.chosen)
     if (rate := faults.get("frames without times")) is not None:
         return places / float(rate)
-    if situation.first is not None and "first video's times" in faults:
+    if situation.first is not None and (form := faults.get("first video's times")) is not None:
         first = situation.first
+        if form == "by share":  # as good as nobody knows which frames were chosen
+            places = places * (len(first.chosen) - 1) / max(frames - 1, 1)
         others = np.interp(places, np.arange(len(first.chosen)), first.chosen)
         return _clock(first, others, {name: form for name, form in faults.items() if name in first.possible})
     if (form := faults.get("stretched range")) is not None:
@@ -117,12 +120,13 @@ def _clock(situation: Situation, numbers: np.ndarray, faults: Suspicion) -> np.n
         even = frames / len(situation.times_s) * situation.average_fps
         return numbers / (even if form == "frames over length" else situation.sampled_fps)
     if (form := faults.get("index over fps")) is not None:
-        times_s = numbers / situation.average_fps
-        if form == "from the first time":
+        count, span_s = len(situation.times_s), float(situation.times_s[-1] - situation.times_s[0])
+        times_s = numbers * (span_s / (count - 1)) if "mean step" in form else numbers / situation.average_fps
+        if "first" in form:
             times_s = times_s + situation.times_s[0]
     else:
         times_s = np.interp(numbers, np.arange(len(situation.times_s)), situation.times_s)
-    if "dropped offset" in faults and faults.get("index over fps") != "from 0":
+    if "dropped offset" in faults and "first" in faults.get("index over fps", "first"):
         times_s = times_s - situation.times_s[0]
     if "dropped start" in faults:
         times_s = times_s - situation.times_s[situation.chosen[0]]
