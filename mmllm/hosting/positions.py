@@ -52,7 +52,7 @@ def mrope(model: Any, inputs: Mapping[str, Any], rule: PositionRule) -> Tensor:
 def with_text_behind_media(rows: Tensor, types: Tensor, mask: Tensor) -> Tensor:
     """int64, 3 B N: positions whose every run begins one after the largest position of the run before.
 
-    transformers lets text behind a video begin at half the video's height or width, though its frames may reach farther.
+    transformers lets text behind a video begin at half the video's height or width, though frames may reach farther.
 
     Args:
         rows: int64, 3 B N.

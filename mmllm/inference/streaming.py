@@ -16,7 +16,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from mmllm.inference.answering import EncodedVideo, VideoQA
 from mmllm.times.answers import Answer
-from mmllm.times.frame_clock import FrameClock
 
 Cut = Literal["tokens", "time", "stopped"]
 
@@ -78,38 +77,23 @@ def stream(
     ids: list[int] = []
     times_s: list[float] = []  # of each token, since the question
     words = question if about is None else about
-    clock = qa.frame_clock(encoded)
-    if clock is not None:
-        question, history = clock.question(question), [(clock.question(asked), said) for asked, said in history]
     encoded = qa.for_question(encoded, qa.question_about_video(words, encoded.duration_s, history))
     tokens = _tokens(qa, encoded, qa.prompt(question, encoded.duration_s, history).input_ids, cut_reason, generate)
     try:
         for token, token_time in tokens:
             ids.append(token)
             times_s.append(token_time - started)
-            yield _partial(qa, encoded, ids, times_s, clock)
+            yield _partial(qa, encoded, ids, times_s)
         cut = None if ids and ids[-1] == qa.processor.tokenizer.eos_token_id else cut_reason() or "tokens"
     finally:
         closed.set()
         tokens.close()
     answer = qa.processor.decode(ids, encoded.duration_s)
-    answer = answer if clock is None else clock.answer(answer)
-    yield _partial(qa, encoded, ids, times_s, clock, answer=answer, cut=cut)
+    yield _partial(qa, encoded, ids, times_s, answer=answer, cut=cut)
 
 
-def _partial(
-    qa: VideoQA,
-    encoded: EncodedVideo,
-    ids: list[int],
-    times_s: list[float],
-    clock: FrameClock | None,
-    **end: Any,
-) -> PartialAnswer:
-    text = qa.processor.decode_text(ids)
-    if clock is None:
-        text = qa.processor.writing.read(text, encoded.duration_s, template="{} s")
-    else:
-        text = clock.text(qa.processor.writing.read(text, encoded.duration_s), template="{} s")
+def _partial(qa: VideoQA, encoded: EncodedVideo, ids: list[int], times_s: list[float], **end: Any) -> PartialAnswer:
+    text = qa.processor.writing.read(qa.processor.decode_text(ids), encoded.duration_s, template="{} s")
     return PartialAnswer(text=text, tokens=len(ids), first_token_s=times_s[0], seconds=times_s[-1], **end)
 
 

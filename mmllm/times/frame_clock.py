@@ -9,6 +9,7 @@ T frames
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,14 @@ class FrameClock:
     def question(self, text: str) -> str:
         """A question with its stamps in seconds that the model means."""
         return replace_stamps(text, lambda time_s: stamp(round(self._even(time_s), 3)))
+
+    def questions(self, texts: Sequence[str]) -> list[str]:
+        """As `question`, of several."""
+        return [self.question(text) for text in texts]
+
+    def history(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Earlier questions so written; their raw answers have the model's times already."""
+        return [(self.question(asked), said) for asked, said in pairs]
 
     def answer(self, answer: Answer) -> Answer:
         """An answer whose times are those that the model means, in seconds of the video; `raw` stays as it is."""

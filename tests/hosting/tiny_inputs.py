@@ -83,11 +83,11 @@ def of(modality: str, rows: Sequence[Sequence[Picture]]) -> list[Picture]:
     return [picture for row in rows for picture in row if picture.modality == modality]
 
 
-def framed(frames: Iterable[int], start: int = 40) -> list[int]:
+def framed(frames: Iterable[int], start: Sequence[int] = (40,)) -> list[int]:
     """Placeholders frame by frame (the number of each frame is given), a few ids of text before each."""
     written = []
     for index, count in enumerate(frames):
-        written += [start, start + 1 + index % 9, VISION_START, *[IMAGE] * count, VISION_END]
+        written += [*start, 41 + index % 9, VISION_START, *[IMAGE] * count, VISION_END]
     return written
 
 
@@ -173,6 +173,8 @@ class Frames(Packer):
     """Give `token_type_ids`, 1 at pictures."""
 
     def written(self, picture: Picture) -> list[int]:
+        if picture.modality == "image":
+            return [VISION_START, *[IMAGE] * self.tokens * picture.frames, VISION_END]
         return framed([self.tokens] * picture.frames)
 
     def of_text(self, ids: Tensor) -> dict[str, Tensor]:
@@ -183,11 +185,33 @@ class Frames(Packer):
 
 
 @dataclass(frozen=True)
+class Lines(Packer):
+    """Pixtral: images of any shape, text behind each line of patches; pixels (all, 3, largest height and width)."""
+
+    patch: int = 4
+
+    def written(self, picture: Picture) -> list[int]:
+        lines, length = (pixels // self.patch for pixels in picture.size)
+        return [i for _ in range(lines) for i in (*[IMAGE] * length, VISION_END)]
+
+    def pixels(self, rows: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
+        seen = of("image", rows)
+        pixels = torch.zeros(len(seen), 3, *(max(picture.size[axis] for picture in seen) for axis in range(2)))
+        for place, image in enumerate(seen):
+            pixels[place, :, : image.size[0], : image.size[1]] = image.noise(3, *image.size)
+        return {"pixel_values": pixels, "image_sizes": torch.tensor([image.size for image in seen])}
+
+
+@dataclass(frozen=True)
 class RowsOfFrames(Packer):
     """SmolVLM: pictures of a row together, (B, most in a row, 3, S, S); black ones fill up and are dropped again."""
 
     def written(self, picture: Picture) -> list[int]:
-        return framed([16] * picture.frames)
+        if picture.modality == "image":  # tiles, with their row and column
+            return [i for tile in range(picture.frames) for i in (VISION_START, 70 + tile, *[IMAGE] * 16)] + [
+                VISION_END
+            ]
+        return framed([16] * picture.frames, start=[50, 51, 52, 53, 54])
 
     def pixels(self, rows: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
         frames = [torch.cat([picture.noise(picture.frames, 3, 32, 32) for picture in row]) for row in rows]
@@ -209,6 +233,8 @@ class StackedVideos(Packer):
     """Tokens of an image or a tile that has no size."""
     side: int = 32
     stacked_images: bool = True
+    numbers: bool = False
+    """Give the number of images of each row."""
 
     def written(self, picture: Picture) -> list[int]:
         if picture.modality == "image":
@@ -223,6 +249,8 @@ class StackedVideos(Packer):
             for place, image in enumerate(images):
                 pixels[place, : image.frames] = image.noise(image.frames, 3, self.side, self.side)
             packed["pixel_values"] = pixels if self.stacked_images else pixels.squeeze(1)
+            if self.numbers:
+                packed["batch_num_images"] = torch.tensor([len(of("image", [row])) for row in rows])
             if images[0].tokens:
                 packed["image_sizes"] = torch.tensor([image.size for image in images])
         if videos := of("video", rows):

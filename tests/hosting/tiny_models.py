@@ -23,6 +23,7 @@ from tiny_inputs import (
     ClipsOfImages,
     CompressedPatches,
     Frames,
+    Lines,
     Packer,
     Patches,
     Picture,
@@ -176,6 +177,12 @@ def llava() -> dict[str, Any]:
     return {"text_config": LLAMA, "vision_config": clip(), **extra, **CLS_DROPPED}
 
 
+def llava_pixtral() -> dict[str, Any]:
+    vision = {**TOWER, "model_type": "pixtral", "image_size": 32, "patch_size": 4}
+    features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    return {"text_config": LLAMA, "vision_config": vision, "image_token_index": IMAGE, **features}
+
+
 def llava_next() -> dict[str, Any]:
     extra = {"image_token_index": IMAGE, "image_grid_pinpoints": [[32, 32], [32, 64], [64, 32]]}
     return {"text_config": LLAMA, "vision_config": clip(), **extra, **CLS_DROPPED}
@@ -223,7 +230,7 @@ class Case:
     after: Callable[[Any], None] | None = None
     """Changes the random weights once more."""
     upstream_beams: bool = True
-    """False: transformers' own beam search crashes on this prompt."""
+    """False: transformers' own beam search crashes on this prompt, or mixes up its pictures."""
 
     @property
     def lacking(self) -> str | None:
@@ -312,9 +319,15 @@ def _cases() -> list[Case]:
         (5, 6, image(3, size=(32, 64), tokens=16 + 4 * 9), 7, image(2, size=(32, 32), tokens=16 + 4 * 5), 8, 9),
         (5, image(3, size=(16, 64), tokens=16 + 2 * 9), 12, 13),
     )
+    single = image(1, size=(20, 24), tokens=36 + 1)
+    untiled: tuple[Row, ...] = ((5, 6, single, 7, single, 8, 9), (5, WIDE, 12, 13))
+    shaped: tuple[Row, ...] = ((5, image(size=(16, 24)), 7, image(size=(24, 8)), 8), (5, image(size=(32, 16)), 12))
+    words = tuple(range(100, 124))  # so many between two images that they are no frames of a video
+    apart: tuple[Row, ...] = ((5, 6, image(), *words, image(), 8, 9), (5, image(), 12, 13, 14))
+    apart_and_framed: tuple[Row, ...] = ((5, 6, image(), *words, video(2), 8, 9), (5, video(3), 12, 13, 14))
+    in_tiles: tuple[Row, ...] = ((5, 6, image(3), *words, image(), 8, 9), (5, image(2), 12, 13))
     two_and_one: tuple[Row, ...] = ((5, 6, video(2), 7, video(2), 8), (5, image(), 9, video(2), 12, 13, 14))
     several: tuple[Row, ...] = ((5, 6, image(2), 7, image(2), 8), (5, image(2), 12, 13))
-    plain: tuple[Row, ...] = ((5, 6, image(), 7, image(), 8, 9), (5, image(), 12, 13, 14))
     gemma: dict[str, Any] = {"after": show_pictures_to_gemma}
     return [
         case("qwen2_vl", *qwen2),
@@ -328,34 +341,42 @@ def _cases() -> list[Case]:
         case("qwen3_5", *qwen35),
         case("qwen3_5_mixed", *qwen35, rows=MIXED),
         case("internvl", *intern),
-        case("internvl_images", *intern, rows=several),
+        case("internvl_images", *intern, rows=in_tiles),
+        case("internvl_mixed", *intern, rows=apart_and_framed),
         case("llava_onevision", *onevision, rows=STACKED),
         case("llava_onevision_images", *onevision, rows=tiled),
+        case("llava_onevision_several", *onevision[:3], StackedVideos(9, 1, side=24, numbers=True), rows=untiled),
         case("llava_onevision_mixed", *onevision, rows=tiled_and_video),
         case("smolvlm", *smol),
-        case("smolvlm_images", *smol, rows=IMAGES),
+        case("smolvlm_images", *smol, rows=in_tiles),
+        case("smolvlm_mixed", *smol, rows=apart_and_framed),
         case("video_llama_3", *llama3, upstream_beams=False),
         case("video_llama_3_images", *llama3, rows=IMAGES),
         case("video_llama_3_mixed", *llama3, rows=MIXED, upstream_beams=False),
         case("perception_lm", *perception, rows=STACKED),
         case("perception_lm_images", *perception, rows=several),
-        case("perception_lm_mixed", *perception, rows=two_and_one),
+        case("perception_lm_mixed", *perception, rows=two_and_one, upstream_beams=False),
         case("gemma3", *google, **gemma),
-        case("gemma3_images", *google, rows=IMAGES, **gemma),
+        case("gemma3_images", *google, rows=apart, **gemma),
         case("glm4v", *glm4v, upstream_beams=False),
-        case("glm4v_images", *glm4v, rows=IMAGES),
+        case("glm4v_images", *glm4v, rows=IMAGES, upstream_beams=False),
         case("glm46v", *glm46v, upstream_beams=False),
-        case("glm46v_images", *glm46v, rows=IMAGES),
-        case("llava", *first, rows=plain),
+        case("glm46v_images", *glm46v, rows=IMAGES, upstream_beams=False),
+        case("llava", *first, rows=apart),
+        case("llava_frames", *first),
+        case("llava_pixtral", "llava", "Llava", llava_pixtral, Lines(), rows=shaped),
         case("llava_next", *anyres, rows=small_tiles),
         case("llava_next_video", *next_video, rows=STACKED),
         case("llava_next_video_mixed", *next_video, rows=tiled_and_video),
         case("video_llava", *two_towers, rows=STACKED),
         case("video_llava_mixed", *two_towers, rows=two_and_one),
-        case("fast_vlm", *fast, rows=plain),
+        case("fast_vlm", *fast, rows=apart),
+        case("fast_vlm_frames", *fast),
     ]
 
 
+GLM_MIXED = case("glm4v_mixed", "glm4v", "Glm4v", glm, ClipsOfImages(), rows=MIXED, upstream_beams=False)
+"""Not among `CASES`: transformers itself fails on it."""
 CASES: dict[str, Case] = {entry.name: entry for entry in _cases()}
 
 

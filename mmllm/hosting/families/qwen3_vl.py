@@ -1,7 +1,7 @@
 """Qwen3-VL and its mixture of experts: the time as text before each temporal grid, and features for early layers.
 
-Each temporal grid of a video is a block of its own among the positions. What the tower's middle blocks saw comes back in
-the LLM's first layers: `deepstack_features`, a list for each of them, are dropped and merged with the visual tokens.
+Each temporal grid of a video is a block of its own among the positions. What the tower's middle blocks saw comes back
+in the LLM's first layers: `deepstack_features`, a list for each of them. They are dropped and merged with the tokens.
 """
 
 from __future__ import annotations
@@ -24,3 +24,8 @@ class Qwen3VL(MropeFamily):
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
     splits_videos: ClassVar[bool] = True
+    time_text: ClassVar[str] = "<12.5 seconds>"
+    grounding: ClassVar[str] = (
+        "{} Determine the starting and ending times. Answer in the form: The event happens in <start> - <end> seconds. "
+        "If it never happens, answer: It does not happen."
+    )
