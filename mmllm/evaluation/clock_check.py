@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,8 @@ class ClockReport:
     """What is right and wrong with the times of a back end."""
 
     backend: str
-    fed: FedDiagnosis | None
-    """None if no times that are fed could be seen."""
+    fed: Mapping[str, FedDiagnosis]
+    """Kind of fed times -> what is wrong with them; each stage may have faults of its own. Empty if none can be seen."""
     answers: AnswerDiagnosis | None
     """None if nothing was asked."""
     observations: tuple[Observation, ...]
@@ -34,13 +34,15 @@ class ClockReport:
     @property
     def faults(self) -> dict[str, str]:
         """The faults of fed and answered times, with their variants; fed times are exact, so their variants count."""
-        answered = {} if self.answers is None else dict(self.answers.faults)
-        return answered | ({} if self.fed is None else dict(self.fed.faults))
+        faults = {} if self.answers is None else dict(self.answers.faults)
+        for diagnosis in self.fed.values():
+            faults |= diagnosis.faults
+        return faults
 
     @property
     def unexplained(self) -> tuple[Observation, ...]:
         """Wrong fed times that no known fault explains."""
-        return () if self.fed is None else self.fed.unexplained
+        return tuple(seen for diagnosis in self.fed.values() for seen in diagnosis.unexplained)
 
     @property
     def healthy(self) -> bool:
@@ -54,7 +56,7 @@ class ClockReport:
             "healthy": self.healthy,
             "faults": [{"name": name, "variant": form, "meaning": FAULTS[name]} for name, form in self.faults.items()],
             "cases": [self._case(name) for name in CASES],
-            "fed": None if self.fed is None else _fed_json(self.fed),
+            "fed": {kind: _fed_json(diagnosis) for kind, diagnosis in self.fed.items()},
             "answers": None if self.answers is None else _answers_json(self.answers),
         }
 
@@ -123,9 +125,10 @@ def check_backend(
                     for (question, truth), answer in zip(questions, answers, strict=True)
                 ]
             bar.advance(note=request.case)
+    kinds = dict.fromkeys(seen.kind for seen in observations)
     return ClockReport(
         backend=backend.name,
-        fed=diagnose(observations) if observations else None,
+        fed={kind: diagnose([seen for seen in observations if seen.kind == kind]) for kind in kinds},
         answers=diagnose_answers(events) if events else None,
         observations=tuple(observations),
         events=tuple(events),

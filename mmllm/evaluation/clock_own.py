@@ -15,9 +15,12 @@ from mmllm.errors import InputError
 from mmllm.evaluation.clock_backends import ClockAnswer, ClockBackend, Look, NotOffered, TimesRefused
 from mmllm.evaluation.clock_clips import frames_of
 from mmllm.evaluation.clock_faults import Observation
+from mmllm.evaluation.clock_hosted import hosted_observations
 from mmllm.evaluation.clock_requests import ClockRequest
 from mmllm.evaluation.clock_strip import read_strip
-from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.inference.asking import VideoAnswering
+from mmllm.inference.encoded import EncodedVideo
+from mmllm.inference.hosted import HostedVideo, HostedVideoQA
 
 _EXACT_S = 1e-3
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
@@ -31,12 +34,14 @@ class OwnBackend(ClockBackend):
         name: in words.
     """
 
-    def __init__(self, qa: VideoQA, name: str) -> None:
+    def __init__(self, qa: VideoAnswering, name: str) -> None:
         self.qa, self.name = qa, name
 
     @property
     def reads_counter(self) -> bool:  # type: ignore[override]
         """Our own small models know the words of our own worlds only, and those have no counters."""
+        if isinstance(self.qa, HostedVideoQA):
+            return True
         words = self.qa.processor.tokenizer("counter number", add_special_tokens=False)["input_ids"]
         return self.qa.processor.tokenizer.unk_token_id not in words
 
@@ -82,6 +87,8 @@ class OwnBackend(ClockBackend):
             return Observation(situation=situation, kind=kind, units=units, fed_s=fed_s, tolerance_s=tolerance_s)
 
         observations = [seen("frame times", encoded.times_s[rows], _EXACT_S)]
+        if isinstance(self.qa, HostedVideoQA) and isinstance(encoded, HostedVideo) and len(rows) == len(numbers):
+            return observations + hosted_observations(self.qa, encoded, situation, [unit[0] for unit in units])
         for sequence in encoded.sequences.values():
             if sequence.frame_text is not None:
                 texts = [self.qa.processor.tokenizer.decode(ids[ids >= 0]) for ids in sequence.frame_text[0]]

@@ -19,6 +19,7 @@ from mmllm.evaluation.clock_strip import read_strip
 
 _CLOCK = re.compile(r"(?:([0-9]+):)?([0-9]{1,2}):([0-9]{2}(?:\.[0-9]+)?)")
 _SECONDS = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*s(?:ec(?:onds?)?)?\b")
+_BARE = re.compile(r"(?<![\w.])([0-9]+(?:\.[0-9]+)?)(?![\w.])")
 _NEAR = 48
 """So many characters before or behind a frame, a time may be its own."""
 _EXACT_S = 1e-3
@@ -50,6 +51,10 @@ def written_times(texts: Sequence[str]) -> WrittenTimes | None:
         if found and all(found):
             times = [time for time in found if time]
             return WrittenTimes(times_s=tuple(time for time, _ in times), decimals=max(digits for _, digits in times))
+    alone = [_BARE.findall(text[:_NEAR]) for text in texts[1:]]
+    if alone and all(len(numbers) == 1 for numbers in alone):  # a bare number behind each frame
+        numbers = [number for (number,) in alone]
+        return WrittenTimes(times_s=tuple(map(float, numbers)), decimals=max(map(_digits, numbers)))
     return None
 
 
@@ -149,9 +154,8 @@ def prompt_observations(
     known = [int(number) for number in numbers if number is not None]
     seen: list[Observation] = []
     runs, written = len(texts) - 1, written_times(texts)
-    if written is not None and runs and len(known) % runs == 0:
-        size = len(known) // runs
-        units = tuple(tuple(known[first : first + size]) for first in range(0, len(known), size))
+    units = grouped(known, 1 if runs == len(known) else together)
+    if written is not None and len(units) == runs:
         times_s = np.array(written.times_s)
         seen.append(
             Observation(
@@ -159,7 +163,7 @@ def prompt_observations(
             )
         )
     if seconds_per_grid is not None:
-        units = tuple(tuple(known[first : first + together]) for first in range(0, len(known), together))
+        units = grouped(known, together)
         step = np.arange(len(units)) * seconds_per_grid
         rounding_s = 0.5 / situation.average_fps + _EXACT_S  # even steps, and whole numbers of frames
         seen.append(
@@ -168,3 +172,9 @@ def prompt_observations(
             )
         )
     return seen
+
+
+def grouped(numbers: Sequence[int], together: int) -> tuple[tuple[int, ...], ...]:
+    """The frames of each temporal grid; the last frame fills up the last grid."""
+    filled = [*numbers, *[numbers[-1]] * (-len(numbers) % together)]
+    return tuple(tuple(filled[first : first + together]) for first in range(0, len(filled), together))

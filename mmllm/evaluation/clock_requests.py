@@ -63,6 +63,7 @@ class ClockRequest:
             chosen=np.unique(np.asarray(chosen, dtype=np.int64)),
             sampled_fps=self.sampled_fps,
             start_s=self.start_s,
+            in_memory=self.listed is not None,
             without_times=not self.with_times,
             first=None if self.first is None else self.first.situation(first_chosen),
         )

@@ -19,6 +19,7 @@ FAULTS = {
     "dropped start": "a part of a video was looked at, and the second at which it begins is missing",
     "stretched range": "the times of a part of a video are stretched over the whole video",
     "frames without times": "frames came without times, and a rate was made up",
+    "ignored times": "frames came with their times, and a rate was made up all the same",
     "first video's times": "the times of the first video stand for all videos",
     "wrong constant": "all times are multiplied by a constant, such as that of grouping frames",
     "whole seconds": "times are rounded to whole seconds",
@@ -32,6 +33,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "dropped start": ("",),
     "stretched range": ("T parts", "T - 1 parts"),
     "frames without times": ("24", "30", "25", "2", "1"),
+    "ignored times": ("24", "30", "25", "2", "1"),
     "first video's times": ("by place", "by share"),
     "wrong constant": ("2", "0.5", "4", "0.25"),
     "whole seconds": ("nearest", "down", "up"),
@@ -58,6 +60,8 @@ class Situation:
     """The rate of sampling that was asked for; None without one."""
     start_s: float | None = None
     """Where a part of the video begins; None if all of it is looked at."""
+    in_memory: bool = False
+    """Whether frames were given, not a file."""
     without_times: bool = False
     """Whether the frames came without times, so that nobody can know them."""
     first: Situation | None = None
@@ -81,6 +85,7 @@ class Situation:
             "dropped start": self.start_s is not None,
             "stretched range": self.start_s is not None,
             "frames without times": self.without_times,
+            "ignored times": self.in_memory and not self.without_times,
             "first video's times": self.first is not None,
             "wrong constant": True,
             "whole seconds": True,
@@ -106,7 +111,7 @@ def faulty_times(situation: Situation, numbers: np.ndarray, suspicion: Suspicion
 def _clock(situation: Situation, numbers: np.ndarray, faults: Suspicion) -> np.ndarray:
     """The times before anything is multiplied."""
     places, frames = situation.places(numbers), len(situation.chosen)
-    if (rate := faults.get("frames without times")) is not None:
+    if (rate := faults.get("frames without times", faults.get("ignored times"))) is not None:
         return places / float(rate)
     if situation.first is not None and (form := faults.get("first video's times")) is not None:
         first = situation.first

@@ -6,6 +6,7 @@ Q questions, V = 1 video, T frames, H W patch grid
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -21,12 +22,14 @@ from mmllm.checkpoints.loading import is_ours, load, own_config, own_processor
 from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
+from mmllm.fields import to_mapping
 from mmllm.hub.sources import local_folder
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.costs import cache_bytes, stage_costs
 from mmllm.inference.decisions import encoded_for
 from mmllm.inference.encoded import EncodedVideo
-from mmllm.inference.hosted import HostedVideoQA, is_hosted
+from mmllm.inference.hosted import HostedVideoQA
+from mmllm.inference.hosted_loading import is_hosted, load_hosted, with_adapter
 from mmllm.inference.overlay import kept_patches, ranking_map
 from mmllm.inference.piecewise import WHOLE_FRAMES, Feed, LongVideo, PiecewiseEncoding
 from mmllm.modalities.video import clip_inputs, video_tokens
@@ -34,10 +37,14 @@ from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.token_store import piece_of
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
+from mmllm.runtime.fingerprint import fingerprint
 from mmllm.stages import SLOTS, changed, question_reader, stages_of
 from mmllm.times.answers import Answer, Span
 from mmllm.times.frame_clock import FrameClock, clock_of_clip
-from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
+from mmllm.tokens import VideoClip, VisualTokens
+
+_TRIED_FRAMES = 4
+"""Most frames of the zeros with which a path is tried."""
 
 
 class VideoQA(VideoAnswering):
@@ -71,19 +78,27 @@ class VideoQA(VideoAnswering):
 
         Args:
             model: a folder or hub id. Either mmllm saved it, or it is a published model of a family in
-                `mmllm.checkpoints`.
+                `mmllm.checkpoints`, or a video LLM of transformers with a family in `mmllm.hosting.families`, such as
+                Qwen3-VL: then the result is a `HostedVideoQA`.
             kwargs: options of transformers' `from_pretrained`; `reducers` and `path` in place of the model's own;
                 `visual_tokenizer` and `encoder` with other settings of the model's own that need no new weights, such
                 as `mqt:tokens=16`. A published model also takes `allow_pickle`, a model that mmllm saved any other
-                field of `MmllmConfig`.
+                field of `MmllmConfig`, a hosted one `times`, `reader`, `prompt` and `positions`.
 
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
         """
         if (base := base_of(model)) is not None:
             qa = cls.from_pretrained(base, **kwargs)
+            if isinstance(qa, HostedVideoQA):
+                return with_adapter(qa, model)
             return cls(merged_with(qa.model, model), MmllmProcessor.from_pretrained(model))
         source = local_folder(model)
+        if is_hosted(source):
+            return load_hosted(source, kwargs)
+        for name in HostedVideoQA.settings:
+            if kwargs.pop(name, None) is not None:
+                raise ConfigError(f"{name} is a setting of hosted models of transformers, and {model} is none")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
         if not is_ours(source):
@@ -127,7 +142,7 @@ class VideoQA(VideoAnswering):
         return bool(self.model.reducers)
 
     @property
-    def reads_question(self) -> bool:  # type: ignore[override]
+    def reads_question(self) -> bool:
         """Whether a visual part reads questions: then the model looks at a video again for each of them."""
         return self.model.reads_question
 

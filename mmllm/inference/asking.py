@@ -30,8 +30,6 @@ class VideoAnswering(ABC):
     """How videos are read (`MediaReading`), how times are written (`writing`), and the tokenizer."""
     max_new_tokens: int
     """The longest answer, in tokens."""
-    reads_question: bool = False
-    """Whether the model looks at a video again for each question."""
     settings: ClassVar[tuple[str, ...]] = ()
     """Options of `from_pretrained` that only some layouts have, such as `times`."""
 
@@ -44,6 +42,11 @@ class VideoAnswering(ABC):
     @abstractmethod
     def reduces(self) -> bool:
         """Whether tokens are dropped or merged before or inside the LLM."""
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether the model looks at a video again for each question."""
+        return False
 
     @property
     @abstractmethod
@@ -90,7 +93,7 @@ class VideoAnswering(ABC):
     def needs_frames(self, encoded: EncodedVideo) -> bool:
         """Whether a video has to be encoded again for the stages of this model."""
 
-    def for_question(self, encoded: EncodedVideo, question: str) -> EncodedVideo:  # noqa: ARG002 - for those that read it
+    def for_question(self, encoded: EncodedVideo, question: str) -> EncodedVideo:
         """The video as this model sees it for a question; as it is if the model reads no questions."""
         return encoded
 
@@ -101,7 +104,7 @@ class VideoAnswering(ABC):
     def question_about_video(
         self,
         question: str,
-        duration_s: float,  # noqa: ARG002 - of the writing of times
+        duration_s: float,
         history: Sequence[tuple[str, str]] = (),
     ) -> str:
         """The words of the turn that holds the video: the first question of a conversation."""

@@ -70,7 +70,7 @@ class StubBackend(ClockBackend):
     def fed(self, request, numbers):
         """The time of each frame, as the planted faults have it."""
         clip = request.clip
-        if not request.with_times:
+        if not request.with_times or (request.listed is not None and "ignored times" in self.planted):
             return np.arange(len(numbers)) / 24.0
         if request.first is not None and "first video's times" in self.planted:
             others = self.fed(request.first, self.numbers(request.first))
@@ -85,8 +85,8 @@ class StubBackend(ClockBackend):
             times_s = clip.times_s[numbers]
             if "dropped offset" in self.planted and request.start_s is None:
                 times_s = times_s - clip.times_s[0]
-            if "dropped start" in self.planted and request.start_s is not None:
-                times_s = times_s - times_s[0]
+        if "dropped start" in self.planted and request.start_s is not None:
+            times_s = times_s - times_s[0]
         return times_s * (2.0 if "wrong constant" in self.planted else 1.0)
 
     def answer(self, span, truth_s, fed_s, duration_s):
@@ -94,7 +94,8 @@ class StubBackend(ClockBackend):
         if self.blind or self.random.random() < self.blunders:
             ends = np.sort(self.random.uniform(0, duration_s, 2))
         else:
-            ends = np.interp([span.start_s, span.end_s], truth_s, fed_s) + self.random.laplace(0, self.noise_s + 1e-9, 2)
+            noise_s = self.random.laplace(0, self.noise_s + 1e-9, 2)
+            ends = np.interp([span.start_s, span.end_s], truth_s, fed_s) + noise_s
         if "whole seconds" in self.planted:
             ends = ends.round()
         start_s, end_s = sorted(np.clip(ends, 0, None))
