@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mmllm.errors import InputError
 from mmllm.evaluation.clock_faults import Observation
 from mmllm.evaluation.clock_requests import ClockRequest
+from mmllm.evaluation.clock_situations import Situation
 from mmllm.times.answers import Span
 
 
@@ -42,6 +43,9 @@ class Look:
     ask: Ask | None
     """Asks the model about it; None without a model."""
     note: str = ""
+    """A remark for people."""
+    situation: Situation | None = None
+    """Which frames are looked at, if that is known though no times are seen."""
 
 
 class ClockBackend(abc.ABC):

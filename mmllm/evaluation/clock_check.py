@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmllm.evaluation.clock_answers import AnswerDiagnosis, AnsweredEvent, diagnose_answers
-from mmllm.evaluation.clock_backends import ClockBackend, NotOffered, TimesRefused
+from mmllm.evaluation.clock_backends import ClockBackend, Look, NotOffered, TimesRefused
 from mmllm.evaluation.clock_clips import render
 from mmllm.evaluation.clock_faults import FedDiagnosis, Observation, diagnose
 from mmllm.evaluation.clock_requests import CASES, ClockRequest
@@ -103,27 +103,16 @@ def check_backend(
                 render(clip)
             try:
                 look = backend.look(request)
+                answered = _answered(backend, request, look) if ask else []
             except NotOffered as reason:
                 remarks[request.case] = f"not offered: {reason}"
-                bar.advance(note=request.case)
-                continue
             except TimesRefused as reason:
                 remarks[request.case] = f"refused, as it should be: {reason}"
-                bar.advance(note=request.case)
-                continue
-            observations += look.observations
-            if look.note:
-                remarks[request.case] = look.note
-            if ask and look.ask is not None:
-                questions = list(request.questions(backend.reads_counter))
-                answers = look.ask([question for question, _ in questions])
-                chosen = look.observations[0].situation if look.observations else request.situation()
-                events += [
-                    AnsweredEvent(
-                        situation=chosen, truth=truth, answer=answer.span, question=question, text=answer.text
-                    )
-                    for (question, truth), answer in zip(questions, answers, strict=True)
-                ]
+            else:
+                observations += look.observations
+                events += answered
+                if look.note:
+                    remarks[request.case] = look.note
             bar.advance(note=request.case)
     kinds = dict.fromkeys(seen.kind for seen in observations)
     return ClockReport(
@@ -134,6 +123,19 @@ def check_backend(
         events=tuple(events),
         remarks=remarks,
     )
+
+
+def _answered(backend: ClockBackend, request: ClockRequest, look: Look) -> list[AnsweredEvent]:
+    """What the model says of the events of a video."""
+    if look.ask is None:
+        return []
+    questions = list(request.questions(backend.reads_counter))
+    answers = look.ask([question for question, _ in questions])
+    seen = [seen.situation for seen in look.observations] or [look.situation or request.situation()]
+    return [
+        AnsweredEvent(situation=seen[0], truth=truth, answer=answer.span, question=question, text=answer.text)
+        for (question, truth), answer in zip(questions, answers, strict=True)
+    ]
 
 
 def _errors(seen: Observation) -> dict[str, Any]:

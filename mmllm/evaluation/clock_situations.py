@@ -134,5 +134,6 @@ def _clock(situation: Situation, numbers: np.ndarray, faults: Suspicion) -> np.n
     if "dropped offset" in faults and "first" in faults.get("index over fps", "first"):
         times_s = times_s - situation.times_s[0]
     if "dropped start" in faults:
-        times_s = times_s - situation.times_s[situation.chosen[0]]
+        kept = {name: form for name, form in faults.items() if name != "dropped start"}
+        times_s = times_s - _clock(situation, situation.chosen[:1].astype(np.float64), kept)
     return times_s
