@@ -14,8 +14,8 @@ _NUMBER_BITS, _CHECK_BITS = 11, 3
 MOST_FRAMES = 1 << _NUMBER_BITS
 """Numbers are below this."""
 _WHITE, _BLACK = 235, 20
-_LEAST_CONTRAST = 0.35
-"""The two first cells differ at least by so much of the whole strip's range."""
+_FARTHEST = 0.3
+"""No cell is farther from white and from black, as a share of their difference."""
 
 
 def draw_strip(picture: np.ndarray, number: int) -> None:
@@ -38,10 +38,13 @@ def read_strip(picture: np.ndarray) -> int | None:
     centres = (np.arange(CELLS) + 0.5) * width / CELLS
     reach = width / CELLS / 5
     values = np.array([band[int(c - reach) : max(int(np.ceil(c + reach)), int(c - reach) + 1)].mean() for c in centres])
-    spread = values.max() - values.min()
-    if not np.isfinite(spread) or values[0] - values[1] <= _LEAST_CONTRAST * max(spread, 1e-9):
+    white, black = values[:2]
+    if not np.isfinite(values).all() or white <= black:
         return None
-    bits = values > (values[0] + values[1]) / 2
+    shares = (values - black) / (white - black)
+    if np.minimum(np.abs(shares), np.abs(shares - 1)).max() > _FARTHEST:
+        return None
+    bits = shares > 0.5
     number = int("".join("01"[int(bit)] for bit in bits[2 : 2 + _NUMBER_BITS]), 2)
     return number if bits.tolist() == _cells(number) else None
 
