@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from mmllm.errors import InputError
-from mmllm.evaluation.metrics import families, merged, over_videos, sample_iou, with_spans
+from mmllm.evaluation.metrics import families, over_videos, sample_iou, with_spans
 from mmllm.evaluation.samples import Sample
+from mmllm.evaluation.span_metrics import merged
 from mmllm.times.answers import Span, parse_answer
 from mmllm.times.stamps import stamp
 
@@ -112,9 +113,12 @@ class BlindBaseline:
 
     @classmethod
     def fit(cls, samples: Sequence[Sample]) -> BlindBaseline:
-        """The best constants for these questions, and their most frequent texts."""
-        timed = [sample for sample in samples if sample.truth_spans]
-        texts = [sample for sample in samples if not sample.truth_spans]
+        """The best constants for these questions, and their most frequent texts.
+
+        Questions about events that do not happen, and about videos of unknown length, have no part in it.
+        """
+        timed = [sample for sample in samples if sample.truth_spans and sample.duration_s is not None]
+        texts = [sample for sample in samples if not sample.timed]
         return cls(
             overall=best_constant(timed) if timed else WHOLE_VIDEO,
             by_family={family: best_constant(group) for family, group in families(timed).items()},

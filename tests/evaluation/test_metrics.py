@@ -1,25 +1,17 @@
 """Metrics: known numbers, the published averaging, sets of spans, failures, bootstrap."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mmllm.evaluation.metrics import (
     bootstrap_interval,
     coverage_scores,
-    iou,
-    merged,
-    reaches,
     sample_iou,
-    set_iou,
     temporal_scores,
     text_scores,
 )
 from mmllm.evaluation.samples import Sample
+from mmllm.evaluation.span_metrics import reaches
 from mmllm.times.answers import Span
-
-SECONDS = st.floats(0, 1e4)
-SPANS = st.tuples(SECONDS, SECONDS).map(lambda ends: Span(*sorted(ends)))
 
 
 def sample(question_id="q", vid="v", truth=((0, 5),), predicted=((0, 5),), **fields):
@@ -33,32 +25,6 @@ def sample(question_id="q", vid="v", truth=((0, 5),), predicted=((0, 5),), **fie
         prediction_spans=tuple(Span(*ends) for ends in predicted),
         **fields,
     )
-
-
-def test_known_values():
-    assert iou(Span(0, 10), Span(5, 15)) == pytest.approx(1 / 3)
-    assert iou(Span(0, 1), Span(2, 3)) == 0
-    assert iou(Span(0, 1), Span(1, 2)) == 0
-    assert iou(Span(4, 4), Span(4, 4)) == 1
-    assert iou(Span(4, 4), Span(5, 5)) == iou(Span(4, 4), Span(3, 5)) == 0
-    assert set_iou([Span(0, 2), Span(4, 6)], [Span(1, 5)]) == pytest.approx(2 / 6)
-    assert set_iou([Span(0, 2), Span(1, 3)], [Span(0, 3)]) == 1
-    assert set_iou([], [Span(0, 3)]) == 0
-
-
-@given(SPANS, SPANS)
-def test_iou_is_a_symmetric_fraction(first, second):
-    score = iou(first, second)
-    assert 0 <= score <= 1 + 1e-9
-    assert score == iou(second, first)
-    assert iou(first, first) == 1
-
-
-@given(st.lists(SPANS, max_size=5), st.lists(SPANS, max_size=5))
-def test_set_iou_does_not_depend_on_how_a_set_is_cut(first, second):
-    assert 0 <= set_iou(first, second) <= 1 + 1e-9
-    assert set_iou(first[::-1] + first, second) == set_iou(first, second)
-    assert merged(merged(first)) == merged(first)
 
 
 def test_averages_per_video_then_over_videos():
