@@ -96,7 +96,9 @@ def _at_address(url: str, name: str, media: Literal["video", "frames"], folder: 
     from mmllm.evaluation.clock_address import AddressBackend
     from mmllm.evaluation.endpoint import EndpointConfig
 
-    return AddressBackend(EndpointConfig(url=url, model=name, temperature=0.0, max_tokens=256), media, folder / "replies")
+    return AddressBackend(
+        EndpointConfig(url=url, model=name, temperature=0.0, max_tokens=256), media, folder / "replies"
+    )
 
 
 def _loaded(model: str, through: str, stages: StageFlags, ask: bool) -> ClockBackend:

@@ -1,4 +1,4 @@
-"""What `mmllm check-times` needs of whatever looks at videos: the times that it feeds, and the times that it answers."""
+"""What `mmllm check-times` needs of whatever looks at videos: the times that it feeds, and those that it answers."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class ClockReport:
 
     backend: str
     fed: Mapping[str, FedDiagnosis]
-    """Kind of fed times -> what is wrong with them; each stage may have faults of its own. Empty if none can be seen."""
+    """Kind of fed times -> what is wrong with them; each may have faults of its own. Empty if none can be seen."""
     answers: AnswerDiagnosis | None
     """None if nothing was asked."""
     observations: tuple[Observation, ...]

@@ -201,5 +201,3 @@ def _write(path: Path, pictures: Iterator[np.ndarray], times_s: np.ndarray, *, s
             container.mux(track.encode(silence))
         if track:
             container.mux(track.encode())
-
-

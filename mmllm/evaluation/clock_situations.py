@@ -27,7 +27,7 @@ FAULTS = {
 """Name of a fault -> what goes wrong."""
 
 VARIANTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    "index over fps": ("average rate", "mean step", "average rate from the first time", "mean step from the first time"),
+    "index over fps": ("average rate", "mean step", "average rate from the first", "mean step from the first"),
     "sampled fps": ("rate asked for", "frames over length"),
     "dropped offset": ("",),
     "dropped start": ("",),

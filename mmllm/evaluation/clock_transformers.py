@@ -105,7 +105,9 @@ class TransformersBackend(ClockBackend):
         if request.listed is not None and not request.with_times:
             return frames_of(request.clip)[request.listed], None
         frames, found = load_video(
-            str(request.clip.path), backend="pyav", sample_indices_fn=lambda metadata, **_: range(metadata.total_num_frames)
+            str(request.clip.path),
+            backend="pyav",
+            sample_indices_fn=lambda metadata, **_: range(metadata.total_num_frames),
         )
         chosen = np.arange(len(frames)) if request.listed is None else request.listed
         if request.start_s is not None:

@@ -1,4 +1,4 @@
-"""`check-times` of real back ends: ours are right, transformers' processors have their known faults, an address answers."""
+"""`check-times` of back ends: ours are right, transformers' processors have their known faults, an address answers."""
 
 import copy
 import json
@@ -82,7 +82,9 @@ def test_times_written_before_frames_are_read(folder):
     from mmllm.train.recipes import DecoderConfig, ModelConfig
 
     decoder = DecoderConfig(width=32, layers=1, mlp_width=64)
-    config = ModelConfig(encoder="tiny:width=16,heads=2,channels=8+8+8", decoder=decoder, num_frames=12, time="interleaved")
+    config = ModelConfig(
+        encoder="tiny:width=16,heads=2,channels=8+8+8", decoder=decoder, num_frames=12, time="interleaved"
+    )
     qa = VideoQA(*build_model(config, seed=0), max_new_tokens=4)
     found = report(OwnBackend(qa, "interleaved"), folder)
     assert found.healthy
@@ -92,7 +94,9 @@ def test_times_written_before_frames_are_read(folder):
     assert any(seen.fed_s.max() > 20 for seen in text)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("qwen3_vl", "time text"), ("qwen2_5_vl", "position rows"), ("video_llama_3", "time text")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind"), [("qwen3_vl", "time text"), ("qwen2_5_vl", "position rows"), ("video_llama_3", "time text")]
+)
 def test_hosted_models_are_told_exact_times(folder, name, kind):
     found = report(hosted(name), folder)
     assert found.healthy

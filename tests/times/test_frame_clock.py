@@ -1,4 +1,4 @@
-"""Times of frames that a model takes for evenly spaced: identity where they are, and the true ones where they are not."""
+"""Times of frames that a model takes for evenly spaced: unchanged where they are, else the true ones."""
 
 import numpy as np
 import pytest
