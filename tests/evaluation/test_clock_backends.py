@@ -38,7 +38,7 @@ def report(backend, folder, clips=1, **options):
 
 
 def hosted(name, **settings):
-    return OwnBackend(HostedVideoQA(HostedModel(TINY[name].model, large(name)), max_new_tokens=4, **settings), name)
+    return OwnBackend(HostedVideoQA(HostedModel(TINY[name].model, processor(name)), max_new_tokens=4, **settings), name)
 
 
 def large(name):
@@ -47,6 +47,8 @@ def large(name):
     changed.video_processor = copy.copy(changed.video_processor)
     if name in ("qwen2_5_vl", "qwen3_vl", "glm4v"):
         changed.video_processor.size = {"shortest_edge": 64 * 64, "longest_edge": 64 * 64 * 256}
+    elif name == "llava_onevision":
+        changed.video_processor.size = {"height": 64, "width": 64}
     return changed
 
 
