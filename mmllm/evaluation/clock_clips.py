@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,7 +137,8 @@ def _world(times_s: np.ndarray, random_state: random.Random) -> World:
     """A shape that is on screen once, for 2.5 to 5 s, at times of frames."""
     begin = random_state.uniform(times_s[0] + 0.7, DURATION_S - 8)
     start, end = (_off_whole_seconds(times_s, at) for at in (begin, begin + random_state.uniform(2.5, 5)))
-    color, shape, (x, y) = (random_state.choice(values) for values in (COLORS[:4], SHAPES[:3], _PLACES))
+    color, shape = random_state.choice(COLORS[:4]), random_state.choice(SHAPES[:3])
+    x, y = random_state.choice(_PLACES)
     presence = SceneSpan(start, end)
     thing = Thing(color=color, shape=shape, x=x, y=y, radius=0.14, angle=0.0, presence=presence, events=())
     return World(
@@ -195,9 +197,16 @@ def _write(path: Path, pictures: Iterator[np.ndarray], times_s: np.ndarray, *, s
             for packet in stream.encode(frame):  # None at the end: what the encoder still holds back
                 packet.duration = lengths[packet.pts]
                 container.mux(packet)
-        for first in range(0, round(DURATION_S * SAMPLE_RATE) if track else 0, _SOUND_FRAME):
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, _SOUND_FRAME), np.float32), format="fltp", layout="mono")
-            silence.sample_rate, silence.pts, silence.time_base = SAMPLE_RATE, first, Fraction(1, SAMPLE_RATE)
-            container.mux(track.encode(silence))
-        if track:
-            container.mux(track.encode())
+        if track is not None:
+            _write_silence(container, track)
+
+
+def _write_silence(container: Any, track: Any) -> None:
+    """Writes sound that cannot be heard, from 0 to the end."""
+    import av
+
+    for first in range(0, round(DURATION_S * SAMPLE_RATE), _SOUND_FRAME):
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, _SOUND_FRAME), np.float32), format="fltp", layout="mono")
+        silence.sample_rate, silence.pts, silence.time_base = SAMPLE_RATE, first, Fraction(1, SAMPLE_RATE)
+        container.mux(track.encode(silence))
+    container.mux(track.encode())

@@ -64,7 +64,7 @@ class OwnBackend(ClockBackend):
     def _encoded(self, request: ClockRequest) -> EncodedVideo:
         """The video of a request, as it is given there."""
         options = {"start_s": request.start_s, "end_s": request.end_s, "fps": request.sampled_fps}
-        given = {name: value for name, value in options.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         if request.listed is None:
             return self.qa.encode_video(str(request.clip.path), **given)
         frames = frames_of(request.clip)[request.listed]
