@@ -111,7 +111,7 @@ def finetune(
             **to_mapping(config),
             "processes": processes.count(),
             "weights": fingerprint(qa.model),
-            "rows": {dialogue.record_id: _digest(dialogue) for dialogue in dialogues},
+            "rows": {dialogue.record_id: row_digest(dialogue) for dialogue in dialogues},
         }
         stages = [LanguageStage(config.training, merge=not config.adapter_only)]
         check_stages(stages, qa.model)
@@ -138,7 +138,7 @@ def finetune(
         return finished
 
 
-def _digest(dialogue: Dialogue) -> str:
+def row_digest(dialogue: Dialogue) -> str:
     """Returns a digest of all text and times of a dialogue, and of the kinds, names and sizes of its media."""
     media = [f"{item.kind} {item.path.name} {_size(item.path)}{_heard(item.audio)}" for item in dialogue.media]
     turns = [f"{turn.role} {turn.stamped}" for turn in dialogue.turns]
