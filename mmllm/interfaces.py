@@ -227,6 +227,15 @@ class Autoencoder(Part, nn.Module):
         raise NotImplementedError
 
 
+class Groups(NamedTuple):
+    """Which tokens of a frame a reducer merges: each output token is a weighted sum of its members."""
+
+    owner: Tensor
+    """int64, B T N. Number of the output token that a token goes into; -1 for one that is dropped."""
+    weight: Tensor
+    """float32, B T N."""
+
+
 class TokenReducer(Part, nn.Module):
     """Reduces the tokens of each frame. The class itself is for reducers between encoder and projector."""
 
@@ -234,6 +243,9 @@ class TokenReducer(Part, nn.Module):
     """Kinds of encoder scores by which it can rank; one of them is enough. Empty if it needs no score."""
     layout: ClassVar[Literal["grid", "line"] | None] = None
     """What it needs of the encoder: patches on a grid, ordered 1D tokens on a line, or None for either."""
+
+    compares_frames: ClassVar[bool] = False
+    """Whether it compares each frame with the one before. Images of a hosted model then stay whole."""
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
@@ -259,6 +271,16 @@ class TokenReducer(Part, nn.Module):
     def grid_after(self, grid: Grid) -> Grid:
         """The patch grid of its output."""
         return grid
+
+    def groups(self, tokens: VisualTokens) -> Groups | None:
+        """How it merges these tokens; None if it only chooses some.
+
+        A hosted model applies the same sums to features that enter its LLM in later layers.
+
+        Raises:
+            ConfigError: if it merges in a way that is no weighted sum.
+        """
+        return None
 
     def ranking(self, tokens: VisualTokens) -> Tensor | None:
         """float32, B T N: the values by which it ranks tokens, the highest is the best; None if it does not rank."""

@@ -83,11 +83,11 @@ def of(modality: str, rows: Sequence[Sequence[Picture]]) -> list[Picture]:
     return [picture for row in rows for picture in row if picture.modality == modality]
 
 
-def framed(frames: Iterable[int], start: int = 40) -> list[int]:
+def framed(frames: Iterable[int], start: Sequence[int] = (40,)) -> list[int]:
     """Placeholders frame by frame (the number of each frame is given), a few ids of text before each."""
     written = []
     for index, count in enumerate(frames):
-        written += [start, start + 1 + index % 9, VISION_START, *[IMAGE] * count, VISION_END]
+        written += [*start, 41 + index % 9, VISION_START, *[IMAGE] * count, VISION_END]
     return written
 
 
@@ -173,6 +173,8 @@ class Frames(Packer):
     """Give `token_type_ids`, 1 at pictures."""
 
     def written(self, picture: Picture) -> list[int]:
+        if picture.modality == "image":
+            return [VISION_START, *[IMAGE] * self.tokens * picture.frames, VISION_END]
         return framed([self.tokens] * picture.frames)
 
     def of_text(self, ids: Tensor) -> dict[str, Tensor]:
@@ -187,7 +189,11 @@ class RowsOfFrames(Packer):
     """SmolVLM: pictures of a row together, (B, most in a row, 3, S, S); black ones fill up and are dropped again."""
 
     def written(self, picture: Picture) -> list[int]:
-        return framed([16] * picture.frames)
+        if picture.modality == "image":  # tiles, with their row and column
+            return [i for tile in range(picture.frames) for i in (VISION_START, 70 + tile, *[IMAGE] * 16)] + [
+                VISION_END
+            ]
+        return framed([16] * picture.frames, start=[50, 51, 52, 53, 54])
 
     def pixels(self, rows: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
         frames = [torch.cat([picture.noise(picture.frames, 3, 32, 32) for picture in row]) for row in rows]

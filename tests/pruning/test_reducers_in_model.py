@@ -11,13 +11,14 @@ IDS = torch.tensor([[5, VIDEO, 6, 7, 8, 0], [5, VIDEO, 3, 9, 8, 9]])
 MASK = (IDS != 0).long()
 CLIP = "clip:image_size=16,patch_size=4,width=16,layers=4,heads=2,mlp_width=32"
 DEEP = {"num_hidden_layers": 4}
-WHOLE = ["random:keep=16", "uniform:keep=16", "fastervlm:keep=16", "hired:ratio=1", "diffrate:keep=16"]
+WHOLE = ["random:keep=16", "uniform:keep=16", "fastervlm:keep=16", "hired:ratio=1", "evs:rate=0", "diffrate:keep=16"]
 SMALL = [
     "random:keep=5",
     "uniform:keep=5",
     "fastervlm:keep=5",
     "hired:ratio=0.3",
     "video_budget:total=20",
+    "evs:rate=0.6",
     "diffrate:keep=5",
 ]
 ATP = "atp:depths=0.25+0.5+0.75,ratio=0.5"
