@@ -82,7 +82,7 @@ def format_reward(
     Mended are spans that end before they begin, or that lie outside of the video. It does not look at the truth.
     Arguments as for `tiou_reward`.
     """
-    _require_equal(completions, duration_s, answered or completions)
+    _require_equal(completions, duration_s, completions if answered is None else answered)
     if answered is not None:
         return [0.0 if times is None else 1.0 for times in answered]
     read = list(_read(completions, duration_s, unit))
@@ -106,7 +106,7 @@ def _scored(
     unit: Unit | Sequence[Unit],
 ) -> list[float]:
     """The score of each completion's set of spans against the truth; 0 without readable times."""
-    _require_equal(completions, spans, duration_s, answered or completions)
+    _require_equal(completions, spans, duration_s, completions if answered is None else answered)
     if answered is None:
         read = (None if times.fallback else times.spans for times in _read(completions, duration_s, unit))
     else:

@@ -91,6 +91,7 @@ def reinforce(
     processes.wait()
     with locked(output):
         # step 1: check data and settings, and compare them with an earlier run in this folder
+        prompts = config.training.max_steps * config.training.prompts
         dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad, fps=fps)
         questions = timed_questions(dialogues, annotations, skip_bad=skip_bad)
         base = Path(config.model)
@@ -112,8 +113,9 @@ def reinforce(
         # step 2: train and save
         loader = media_loader(qa, config.training, output, questions, annotations, skip_bad=skip_bad, workers=workers)
         usable = [question for question in questions if loader.cache is None or _is_cached(loader.cache, question)]
+        order = order_of(len(usable), prompts, config.seed)
         policy = OwnPolicy(qa, usable, loader)
-        trained = learned(policy, qa.model, config, output / "language", report_to=report_to)
+        trained = learned(policy, order, qa.model, config, output / "language", report_to=report_to)
         if processes.is_main():
             save_whole(trained, qa.processor, finished)
         processes.wait()
@@ -190,8 +192,24 @@ def _is_cached(cache: FeatureCache, question: Question) -> bool:
     return question.video is not None and cache.path(question.video).exists()
 
 
-def learned(policy: Policy, model: Any, config: ReinforceConfig, folder: Path, *, report_to: Sequence[str]) -> Any:
+def learned(
+    policy: Policy,
+    order: Sequence[int],
+    model: Any,
+    config: ReinforceConfig,
+    folder: Path,
+    *,
+    report_to: Sequence[str],
+) -> Any:
     """Trains the model of a policy, resuming from the newest checkpoint in `folder`.
+
+    Args:
+        policy: the questions with their media.
+        order: number of the question of each prompt.
+        model: the policy's model.
+        config: all settings.
+        folder: for checkpoints and metrics.
+        report_to: trackers of transformers.
 
     Returns:
         In the main process the trained model, with its adapters merged unless only they are saved; in the other
@@ -215,7 +233,7 @@ def learned(policy: Policy, model: Any, config: ReinforceConfig, folder: Path, *
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated")  # old names, which TRL uses
         trainer = VideoGRPO(
             policy,
-            order_of(len(policy.questions), training.max_steps * training.prompts, config.seed),
+            order,
             {REWARDS[name]: weight for name, weight in config.rewards.items()},
             model=prepared,
             args=GRPOConfig(**grpo_arguments(training, folder, seed=config.seed, report_to=report_to)),

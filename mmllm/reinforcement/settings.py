@@ -57,18 +57,19 @@ class ReinforceTraining(TrainingSchedule):
         require("encoder" in self.frozen, self, "frozen", "a list that includes 'encoder'")
         require(self.matrix_learning_rate == 0, self, "matrix_learning_rate", "0: rewards are learned with AdamW")
         require(self.save_steps % self.num_iterations == 0, self, "save_steps", "a multiple of num_iterations")
-        answers = self.batch_size * self.gradient_accumulation_steps * processes.count()
-        require(
-            answers % self.num_generations == 0,
-            self,
-            "num_generations",
-            f"a divisor of the {answers} answers of a step (batch_size * gradient_accumulation_steps * processes)",
-        )
 
     @property
     def prompts(self) -> int:
-        """Prompts of one step, in all processes together."""
-        return self.batch_size * self.gradient_accumulation_steps * processes.count() // self.num_generations
+        """Prompts of one step, in all processes together.
+
+        Raises:
+            ConfigError: if the answers of a step are no whole groups.
+        """
+        answers = self.batch_size * self.gradient_accumulation_steps * processes.count()
+        factors = "batch_size * gradient_accumulation_steps * processes"
+        divides = answers % self.num_generations == 0
+        require(divides, self, "num_generations", f"a divisor of the {answers} answers of a step ({factors})")
+        return answers // self.num_generations
 
 
 @dataclass(frozen=True, kw_only=True)
