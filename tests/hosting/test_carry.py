@@ -220,7 +220,9 @@ def test_keys_can_be_evicted(name):
 
 @pytest.mark.parametrize("case", some("gemma3", "qwen3_5"))
 def test_decoders_with_other_layers_are_refused_with_the_way_out(case):
-    with pytest.raises(ConfigError, match=r"fastv: stages work only in layers.*(sliding_attention|linear_attention).*evs, uniform"):
+    with pytest.raises(
+        ConfigError, match=r"fastv: stages work only in layers.*(sliding_attention|linear_attention).*evs, uniform"
+    ):
         check_stages(case.model.get_decoder(), [fastv()])
     check_stages(case.model.get_decoder(), [])
 

@@ -96,9 +96,7 @@ def test_answers_become_what_is_rewarded(own_clips, taught, tmp_path, monkeypatc
         return [float(bool(spans) and spans[0][0] < seconds / 2) for spans, seconds in given]
 
     monkeypatch.setitem(REWARDS, "early", early)
-    settings = config(
-        taught, rewards={"early": 1.0}, max_steps=6, learning_rate=2e-2, batch_size=16, num_generations=8
-    )
+    settings = config(taught, rewards={"early": 1.0}, max_steps=6, learning_rate=2e-2, batch_size=16, num_generations=8)
     reinforce(settings, own_clips / "clips.jsonl", tmp_path / "run", workers=0)
     values = [line["reward"] for line in logged(tmp_path / "run")]
     assert sum(values[-2:]) > sum(values[:2]) + 0.3

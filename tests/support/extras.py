@@ -28,6 +28,11 @@ NEEDED = {
         "test_cli.py::test_bad_input_is_one_line_and_exit_code_2[arguments8",
         "test_rooms.py::test_libraries_of_the_same_name",
     ),
+    "rl": (
+        "reinforcement/test_run.py",
+        "commands/test_reinforce.py",
+        "benchmarks/test_scripts.py::test_rewards_after_answers",
+    ),
     "eval": ("evaluation/test_pictures.py", "inference/test_plotting.py", "inference/test_overlay.py"),
     "diffusers": (
         "checkpoints/test_flextok_checkpoint.py",
