@@ -20,7 +20,7 @@ def test_rewards_and_their_weights():
         (["--rewards", "iou"], "no reward 'iou'; did you mean 'tiou'"),
         (["--rewards", "tiou=0"], "at least one weight above zero"),
         (["--generations", "1"], "num_generations = 1: must be at least 2"),
-        (["--lora-rank", "0", "--adapter-only"], "adapter_only = True: must be False with lora_rank = 0"),
+        (["--lora-rank", "0", "--adapter-only", "True"], "adapter_only = True: must be False with lora_rank = 0"),
         (["--fps", "0"], "--fps 0: must be a positive number"),
     ],
 )
