@@ -17,8 +17,9 @@ from typing import IO, Any
 import numpy as np
 
 from mmllm.errors import is_out_of_memory
-from mmllm.fields import from_mapping
+from mmllm.fields import from_mapping, to_mapping
 from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.whole_frames import WholeFrames
 from mmllm.runtime.processes import end_with_parent, limit_memory
 from mmllm.tokens import VideoClip
 from mmllm.video.audio import SoundOptions, with_sound
@@ -81,9 +82,12 @@ def read_clip(
 ) -> VideoClip:
     """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
-    They go to `sink`, if it wants them. With `sound`, fields of `SoundOptions`, the clip has its sound.
+    `transform` has the fields of a `FrameTransform`, or of `WholeFrames`. Frames go to `sink`, if it wants them. With
+    `sound`, fields of `SoundOptions`, the clip has its sound.
     """
-    prepare = from_mapping(FrameTransform, transform).video_frame
+    whole = set(transform) == set(to_mapping(WholeFrames()))
+    kind: type[FrameTransform | WholeFrames] = WholeFrames if whole else FrameTransform
+    prepare = from_mapping(kind, transform).video_frame
     with open_video(path, limits=from_mapping(VideoLimits, limits)) as video:
         clip = video.sample_uniform(num_frames, transform=prepare, rule=FrameRule.of(rule), sink=sink)
         clip = with_sound(clip, video, None if sound is None else from_mapping(SoundOptions, sound), None, None)

@@ -15,6 +15,7 @@ import numpy as np
 
 from mmllm.fields import to_mapping
 from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.whole_frames import WholeFrames
 from mmllm.tokens import VideoClip
 from mmllm.video import errors
 from mmllm.video._child import Child
@@ -43,7 +44,7 @@ class ConfinedReading:
         self,
         path: Path,
         num_frames: int,
-        transform: FrameTransform,
+        transform: FrameTransform | WholeFrames,
         limits: VideoLimits,
         sink: FrameSink | None = None,
         sound: SoundOptions | None = None,
@@ -54,7 +55,7 @@ class ConfinedReading:
         Args:
             path: the file.
             num_frames: how many frames.
-            transform: what brings a frame to the encoder's size.
+            transform: what brings a frame to the encoder's size; `WholeFrames` lets frames of any shape come.
             limits: of the file; `child_s` limits the seconds of the child, for each piece that a sink takes.
             sink: takes the frames as they come, if it wants them; the clip then has frames (T 0 0 3).
             sound: which sound is read beside the frames; None for none.
@@ -75,7 +76,8 @@ class ConfinedReading:
             from mmllm.app._reading_worker import read_clip
 
             return read_clip(**request, sink=sink)
-        frames = _Frames(path, num_frames, transform.size, limits, sink)
+        side = None if isinstance(transform, WholeFrames) else transform.size
+        frames = _Frames(path, num_frames, side, limits, sink)
         with self._lock:
             child = self._running()
             complete = False
@@ -126,8 +128,12 @@ class _NoClip(Exception):
 class _Frames:
     """The frames that come from the child: given to a sink, or collected if it does not want them."""
 
-    def __init__(self, path: Path, num_frames: int, side: int, limits: VideoLimits, sink: FrameSink | None) -> None:
-        self.path, self.most, self.shape, self.limits, self.sink = path, num_frames, (side, side, 3), limits, sink
+    def __init__(
+        self, path: Path, num_frames: int, side: int | None, limits: VideoLimits, sink: FrameSink | None
+    ) -> None:
+        self.path, self.most, self.limits, self.sink = path, num_frames, limits, sink
+        self.own_shape = None if side is None else (side, side, 3)
+        self.shape = self.own_shape or (0, 0, 3)
         self.count, self.received, self.poured = 0, 0, False
         self.collected = np.empty((0, *self.shape), dtype=np.uint8)
         self._renew()
@@ -142,6 +148,8 @@ class _Frames:
             return True
         if "frame" not in header:
             return False
+        if self.received == 0 and self.own_shape is None:
+            self._shape_from(header["frame"])
         if header["frame"] != list(self.shape) or len(data) != math.prod(self.shape) or self.received >= self.count:
             raise _NoClip
         frame = np.frombuffer(bytes(data), dtype=np.uint8).reshape(self.shape)
@@ -151,6 +159,18 @@ class _Frames:
         elif self.sink is not None and self.sink.put(frame):
             self._renew()
         return True
+
+    def _shape_from(self, shape: Any) -> None:
+        """The shape of all frames, by the first one: it is not known before if frames come as they are decoded."""
+        sides = (
+            isinstance(shape, list) and len(shape) == 3 and all(isinstance(side, int) and side > 0 for side in shape)
+        )
+        if not sides or shape[2] != 3:
+            raise _NoClip
+        self.shape = (shape[0], shape[1], 3)
+        if not self.poured:
+            self.limits.check_returned(str(self.path), self.count, *self.shape[:2])
+            self.collected = np.empty((self.count, *self.shape), dtype=np.uint8)
 
     def _start(self, count: Any) -> None:
         if not isinstance(count, int) or not 1 <= count <= self.most:

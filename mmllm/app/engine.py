@@ -22,9 +22,10 @@ from mmllm.app.session import ChatTurn
 from mmllm.app.settings import CHAIN_OFF, OWN, Settings
 from mmllm.app.shelf import Shelf
 from mmllm.errors import InputError
-from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.chain import steps_of, thought
 from mmllm.inference.chain_config import ChainConfig
+from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.streaming import PartialAnswer, stream
 from mmllm.times.answers import Span, Step
 
@@ -60,10 +61,10 @@ class Engine:
         reading: the process that opens their files.
     """
 
-    def __init__(self, qa: VideoQA, limits: DemoLimits, reading: ConfinedReading = SHARED) -> None:
+    def __init__(self, qa: VideoAnswering, limits: DemoLimits, reading: ConfinedReading = SHARED) -> None:
         self.qa, self.limits, self.reading = qa, limits, reading
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
-        self._variants: OrderedDict[str, VideoQA] = OrderedDict()
+        self._variants: OrderedDict[str, VideoAnswering] = OrderedDict()
         self._digests: OrderedDict[tuple[str, int, int], str] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -106,7 +107,7 @@ class Engine:
         words = dict.fromkeys(_WORD.findall(stamped(question).lower())) if unknown_id is not None else ()
         return [word for word in words if unknown_id in tokenizer(word, add_special_tokens=False)["input_ids"]]
 
-    def variant(self, settings: Settings) -> VideoQA:
+    def variant(self, settings: Settings) -> VideoAnswering:
         """The model with the stages that the settings name.
 
         Raises:

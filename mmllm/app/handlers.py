@@ -23,7 +23,7 @@ from mmllm.app.settings import CHAIN_OFF, Settings, cost_of
 from mmllm.app.sight import comparison, cost_table, refusal, sight
 from mmllm.app.timeline import bars, timeline
 from mmllm.errors import InputError, MmllmError, is_out_of_memory
-from mmllm.inference.answering import EncodedVideo
+from mmllm.inference.encoded import EncodedVideo
 from mmllm.times.answers import Span, Step
 from mmllm.video.errors import VideoError
 

@@ -7,24 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-import torch
-
 from mmllm import registry
 from mmllm.app.limits import MOST_FRAMES
 from mmllm.fields import require
-from mmllm.inference.answering import VideoQA
-from mmllm.inference.costs import cache_bytes, stage_costs
-from mmllm.model import MmllmForConditionalGeneration
-from mmllm.stages import stages_of
-from mmllm.tokens import VisualTokens
+from mmllm.inference.asking import VideoAnswering
 
 OWN, NONE = "as trained", "none"
 """Choices that are no names of parts: the model's own stage, and no reducer."""
 CHAIN_OFF = "off"
 CHAIN_CHOICES = (CHAIN_OFF, "auto", "2", "3", "4")
 """Choices of how many parts of a video are looked at first."""
-_TRIED_FRAMES = 4
-"""Most frames of the zeros with which a path is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +93,7 @@ class Cost:
         return self.stages[-1]["tokens"]
 
 
-def cost_of(qa: VideoQA, settings: Settings) -> Cost:
+def cost_of(qa: VideoAnswering, settings: Settings) -> Cost:
     """The cost of a video under these settings.
 
     Args:
@@ -111,18 +103,5 @@ def cost_of(qa: VideoQA, settings: Settings) -> Cost:
     Raises:
         InputError: if the parts do not fit each other or this model; the message gives the reason.
     """
-    model = qa.with_stages(**settings.stages).model
-    _try_path(model, min(settings.frames, _TRIED_FRAMES))
-    config = model.config
-    stages = stage_costs(**stages_of(config), frames=settings.frames, width=config.text_config.hidden_size)
-    bytes_per_number = next(qa.model.language_model.parameters()).element_size()
-    return Cost(stages=stages, cache_bytes=cache_bytes(config.text_config, stages[-1]["tokens"], bytes_per_number))
-
-
-@torch.no_grad()
-def _try_path(model: MmllmForConditionalGeneration, frames: int) -> None:
-    """Runs the path on zeros, because only the path itself knows whether it takes this patch grid."""
-    grid, width = model.encoder.grid, model.config.text_config.hidden_size
-    count = model.encoder.tokens_per_frame if grid is None else grid[0] * grid[1]
-    zeros = torch.zeros(1, frames, count, width, dtype=model.dtype, device=model.input_device)
-    model.path(VisualTokens(features=zeros, grid=grid, times_s=torch.arange(frames).float()[None]))
+    stages, size = qa.with_stages(**settings.stages).costs(settings.frames)
+    return Cost(stages=stages, cache_bytes=size)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
-from mmllm.inference.answering import EncodedVideo
+from mmllm.inference.encoded import EncodedVideo
 
 
 class Shelf:
@@ -59,12 +59,15 @@ class Shelf:
 
 
 def _arrays(value: Any) -> Iterator[Any]:
-    """Every tensor and array in a value that consists of dataclasses and mappings."""
+    """Every tensor and array in a value that consists of dataclasses, mappings, lists and tuples."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _arrays(getattr(value, field.name))
     elif isinstance(value, Mapping):
         for item in value.values():
+            yield from _arrays(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
             yield from _arrays(item)
     elif hasattr(value, "nbytes"):
         yield value

@@ -10,7 +10,7 @@ from mmllm.app.markup import interval, picture, readable, safe, seconds
 from mmllm.app.session import ChatTurn
 from mmllm.app.settings import Cost
 from mmllm.inference import overlay
-from mmllm.inference.answering import EncodedVideo
+from mmllm.inference.encoded import EncodedVideo
 
 MOST_FRAMES = 24
 """Most frames in the panel."""

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmllm.commands.flags import NO_CHAIN, ChainFlags, StageFlags, checked_count, folder_rate
+from mmllm.commands.flags import (
+    AS_USUAL,
+    NO_CHAIN,
+    ChainFlags,
+    HostedFlags,
+    StageFlags,
+    checked_count,
+    folder_rate,
+)
 from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
@@ -18,7 +26,8 @@ from mmllm.video.names import existing
 from mmllm.video.opening import FrameFolder
 
 if TYPE_CHECKING:
-    from mmllm.inference.answering import EncodedVideo, VideoQA
+    from mmllm.inference.asking import VideoAnswering
+    from mmllm.inference.encoded import EncodedVideo
     from mmllm.times.answers import Answer
 
 
@@ -27,6 +36,7 @@ def ask(
     question: Annotated[str, tyro.conf.Positional],
     model: str = DEFAULT,
     stages: StageFlags = NO_CHANGES,
+    hosted: HostedFlags = AS_USUAL,
     frames: int | None = None,
     start: float | None = None,
     end: float | None = None,
@@ -47,6 +57,7 @@ def ask(
         model: folder or hub id of a model; by default the one that comes with mmllm, which knows only
             synthetic clips of coloured shapes.
         stages: stages that replace the model's own.
+        hosted: settings of hosted models.
         frames: number of sampled frames; by default the model's own number.
         start: use only the part of the video from this second on.
         end: use only the part of the video up to this second.
@@ -74,7 +85,7 @@ def ask(
         require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA
 
-    qa = VideoQA.from_pretrained(model, **stages.by_slot)
+    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
     qa.max_new_tokens = max_new_tokens
     chosen: dict[str, Any] = {"num_frames": frames, "start_s": start, "end_s": end, "sampling": sampling}
     chosen["audio"] = None if audio else False
@@ -100,13 +111,12 @@ def ask(
         print(f"plot: {plot}", file=sys.stderr)
 
 
-def _draw(qa: VideoQA, encoded: EncodedVideo, question: str, answer: Answer, picture: Path) -> None:
+def _draw(qa: VideoAnswering, encoded: EncodedVideo, question: str, answer: Answer, picture: Path) -> None:
     """Draws the video with the answered span and, with reducers, the patches that they keep."""
-    from mmllm.inference.decisions import encoded_for
     from mmllm.inference.plotting import plot_answer
 
-    plotted = encoded_for(qa, encoded, question)
-    patches: dict[str, Any] = {"kept": plotted.kept, "ranking": plotted.ranking} if qa.model.reducers else {}
+    plotted = qa.seen_for(encoded, question)
+    patches: dict[str, Any] = {"kept": plotted.kept, "ranking": plotted.ranking} if qa.reduces else {}
     pictured = None if encoded.long is None else encoded.long.pictured
     plot_answer(encoded.clip, question, answer.spans, picture, **patches, pictured=pictured)
 
@@ -115,7 +125,7 @@ def _say(answer: Answer) -> None:
     """Prints what was said of the parts of the video, if it was asked in a chain, then the answer."""
     for step in answer.steps:
         print(f"[{step.span.start_s:.1f} s to {step.span.end_s:.1f} s] {step.text}")
-    spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)
+    spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans) or "it does not happen"
     print(f"{spans}: {answer.text}" if not answer.fallback else f"(no time given) {answer.text}")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mmllm.app.limits import MOST_FRAMES, DemoLimits
-from mmllm.commands.flags import StageFlags
+from mmllm.commands.flags import AS_USUAL, HostedFlags, StageFlags
 from mmllm.errors import InputError, require_extra
 from mmllm.stages import NO_CHANGES
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gradio import Blocks
 
     from mmllm.app.handlers import Handlers
-    from mmllm.inference.answering import VideoQA
+    from mmllm.inference.asking import VideoAnswering
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ def demo(
     browser: bool = False,
     allowed_host: tuple[str, ...] = (),
     stages: StageFlags = NO_CHANGES,
+    hosted: HostedFlags = AS_USUAL,
 ) -> None:
     """Ask questions about videos in the browser, and see the answers on a timeline.
 
@@ -63,12 +64,13 @@ def demo(
         video_minutes: most minutes of a video.
         browser: open the page in the default browser.
         allowed_host: names under which the demo is served beside those of this machine, such as a proxy's.
+        hosted: settings of hosted models.
         stages: stages that replace the model's own; a visitor can choose others for reducer and path.
     """
     require_extra("demo", "the demo")
     most = min(max(DemoLimits.frames, frames or 0), MOST_FRAMES)
     limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60, frames=most)
-    qa, name = load(model, **stages.by_slot)
+    qa, name = load(model, **stages.by_slot, **hosted.given)
     if frames is not None:
         qa.processor.num_frames = limits.checked_frames(frames)
     if qa.note:
@@ -90,7 +92,7 @@ def _exit(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def load(model: str | None, **changes: Any) -> tuple[VideoQA, str]:
+def load(model: str | None, **changes: Any) -> tuple[VideoAnswering, str]:
     """The model and its name; by default the model that comes with mmllm. `changes` are stages by slot."""
     from mmllm.hub.sources import DEFAULT
     from mmllm.inference.answering import VideoQA
@@ -101,7 +103,7 @@ def load(model: str | None, **changes: Any) -> tuple[VideoQA, str]:
 
 @contextlib.contextmanager
 def running(
-    qa: VideoQA,
+    qa: VideoAnswering,
     name: str,
     limits: DemoLimits,
     *,

@@ -6,40 +6,23 @@ T frames, S side of the encoder's input, N tokens, D width, V vocabulary
 from __future__ import annotations
 
 import json as json_text
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
+from mmllm.commands.diagnosis import QUESTION, Diagnosis, diagnosis_of, differences, seeded_clip, sketch
 from mmllm.errors import InputError
 from mmllm.hub.sources import DEFAULT
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmllm.inference.answering import VideoQA
+    from mmllm.inference.asking import VideoAnswering
+__all__ = ["Diagnosis", "diagnose", "differences", "doctor", "reference_forward", "sketch"]
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-QUESTION = "When does it happen?"
-FRAMES = 4
-_PROBES = 6
-"""Sums with random signs in a sketch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diagnosis:
-    """The facts about a model, its fingerprint and its faults."""
-
-    facts: dict[str, Any]
-    """The parts and properties of the model, as JSON values."""
-    fingerprint: dict[str, list[float]]
-    """Stage -> `sketch` of its output. The same weights on another device or in another precision change it by a few
-    per cent at most; other weights change it more."""
-    wrong: list[str]
-    """The faults, one sentence each."""
 
 
 def doctor(
@@ -72,25 +55,24 @@ def doctor(
     return 1 if wrong else 0
 
 
-def diagnose(qa: VideoQA) -> Diagnosis:
+def diagnose(qa: VideoAnswering) -> Diagnosis:
     """The parts of a loaded model, the fingerprint of what it computes, and its faults."""
+    from mmllm.commands import doctor_hosted
+    from mmllm.inference.hosted import HostedVideoQA
+
+    if isinstance(qa, HostedVideoQA):
+        hosted = qa
+        return diagnosis_of(
+            doctor_hosted.facts(hosted), doctor_hosted.faults(hosted), lambda: doctor_hosted.reference_forward(hosted)
+        )
     wrong = [*_template(qa), *_vocabulary(qa), *_preparation(qa), *_numbers(qa), *_parts(qa)]
-    fingerprint: dict[str, list[float]] = {}
-    try:
-        fingerprint = {stage: sketch(values) for stage, values in reference_forward(qa).items()}
-    except Exception as problem:  # any error is a fault of the model, to be listed
-        wrong.append(f"the reference forward fails: {' '.join(str(problem).split()) or type(problem).__name__}")
-    for stage, numbers in fingerprint.items():
-        if not all(math.isfinite(number) for number in numbers):
-            wrong.append(f"the reference forward gives numbers that are not finite ({stage})")
-            fingerprint[stage] = [0.0] * len(numbers)
-    return Diagnosis(facts=_facts(qa), fingerprint=fingerprint, wrong=wrong)
+    return diagnosis_of(_facts(qa), wrong, lambda: reference_forward(qa))
 
 
 # --- the fingerprint ----------------------------------------------------------------------------------------
 
 
-def reference_forward(qa: VideoQA) -> dict[str, Tensor]:
+def reference_forward(qa: Any) -> dict[str, Tensor]:
     """The outputs of three stages for a seeded clip and a fixed question.
 
     Returns:
@@ -100,15 +82,8 @@ def reference_forward(qa: VideoQA) -> dict[str, Tensor]:
     import torch
 
     from mmllm.modalities.video import clip_inputs, video_tokens
-    from mmllm.tokens import VideoClip
 
-    generator = np.random.default_rng(0)
-    coarse = generator.integers(0, 256, (FRAMES, 8, 8, 3), dtype=np.uint8)
-    side = -(-qa.processor.frame_transform.size // 8)
-    frames = coarse.repeat(side, axis=1).repeat(side, axis=2)
-    times_s = np.arange(FRAMES, dtype=np.float64)
-    clip = VideoClip(frames=frames, times_s=times_s, duration_s=float(FRAMES))
-    encoded = qa.encode_video(clip)
+    encoded = qa.encode_video(seeded_clip(qa.processor.frame_transform.size))
     question = qa.question_about_video(QUESTION, encoded.duration_s)
     encoded = qa.for_question(encoded, question)
     prepared = clip_inputs(qa.processor, encoded.clip).asked(qa.processor.question_ids([question]))
@@ -125,37 +100,6 @@ def reference_forward(qa: VideoQA) -> dict[str, Tensor]:
     }
 
 
-def sketch(values: Tensor) -> list[float]:
-    """A few numbers that change with the values: their root mean square, then sums of them with seeded random signs.
-
-    Each sum is divided by its standard deviation, root mean square times the root of the count. Relative noise of 1e-3
-    changes each number by about 1e-3. `differences` compares two sketches.
-    """
-    import torch
-
-    flat = values.detach().float().cpu().flatten()
-    root_mean_square = flat.pow(2).mean().sqrt()
-    signs = torch.randint(0, 2, (_PROBES, len(flat)), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-    probes = signs @ flat / (root_mean_square.clamp(min=1e-12) * len(flat) ** 0.5)
-    return [float(f"{root_mean_square:.4g}"), *(round(float(probe), 3) for probe in probes)]
-
-
-def differences(before: dict[str, list[float]], now: dict[str, list[float]], tolerance: float = 0.03) -> list[str]:
-    """A sentence for each stage whose sketches differ by more than `tolerance`.
-
-    The tolerance is relative for the root mean square and absolute for the sums.
-    """
-    if unshared := sorted(set(before) ^ set(now)):
-        return [f"the fingerprint has other stages than before: {', '.join(unshared)}"]
-    changes = []
-    for stage, numbers in now.items():
-        old = before[stage]
-        same = len(old) == len(numbers) and abs(old[0] - numbers[0]) <= tolerance * max(abs(old[0]), 1e-12)
-        if not (same and all(abs(a - b) <= tolerance for a, b in zip(old[1:], numbers[1:], strict=True))):
-            changes.append(f"{stage}: the fingerprint is {numbers}, it was {old}")
-    return changes
-
-
 def _fingerprint_in(file: Path) -> dict[str, list[float]]:
     """The fingerprint in a file that `--json` wrote."""
     from mmllm.hub.sources import read_json
@@ -169,7 +113,7 @@ def _fingerprint_in(file: Path) -> dict[str, list[float]]:
 # --- faults -------------------------------------------------------------------------------------------------
 
 
-def _template(qa: VideoQA) -> list[str]:
+def _template(qa: VideoAnswering) -> list[str]:
     """Faults of the chat template and of the stop tokens, and whether the two agree."""
     processor, tokenizer = qa.processor, qa.processor.tokenizer
     wrong = []
@@ -206,7 +150,7 @@ def _template(qa: VideoQA) -> list[str]:
     return wrong
 
 
-def _vocabulary(qa: VideoQA) -> list[str]:
+def _vocabulary(qa: VideoAnswering) -> list[str]:
     """Ids of the tokenizer, the placeholders or the time tokens that do not fit the embedding table or each other."""
     config, processor = qa.model.config, qa.processor
     rows = qa.model.get_input_embeddings().weight.shape[0]
@@ -239,7 +183,7 @@ def _vocabulary(qa: VideoQA) -> list[str]:
     return wrong
 
 
-def _preparation(qa: VideoQA) -> list[str]:
+def _preparation(qa: VideoAnswering) -> list[str]:
     """Differences between the processor's preparation of frames and the preparation that the encoder needs."""
     applied, needed = qa.processor.frame_transform, qa.model.config.stage("encoder").frames
     wrong = []
@@ -254,7 +198,7 @@ def _preparation(qa: VideoQA) -> list[str]:
     return wrong
 
 
-def _numbers(qa: VideoQA) -> list[str]:
+def _numbers(qa: VideoAnswering) -> list[str]:
     """Weights that are not finite, and number types that do not suit the device."""
     from mmllm.checkpoints.weights import bad_numbers
 
@@ -265,7 +209,7 @@ def _numbers(qa: VideoQA) -> list[str]:
     return wrong
 
 
-def _parts(qa: VideoQA) -> list[str]:
+def _parts(qa: VideoAnswering) -> list[str]:
     """Learned newlines that are missing or were never trained."""
     upstream = (qa.model.config.origin or {}).get("config", {})
     merge_type = str(upstream.get("mm_patch_merge_type", ""))
@@ -278,7 +222,7 @@ def _parts(qa: VideoQA) -> list[str]:
 # --- facts --------------------------------------------------------------------------------------------------
 
 
-def _facts(qa: VideoQA) -> dict[str, Any]:
+def _facts(qa: VideoAnswering) -> dict[str, Any]:
     """The parts and properties of a model, as JSON values."""
     from mmllm.preprocessing.templates import TEMPLATES
 

@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mmllm.commands.flags import NO_CHAIN, ChainFlags, StageFlags, checked_count, require_rate
+from mmllm.commands.flags import (
+    AS_USUAL,
+    NO_CHAIN,
+    ChainFlags,
+    HostedFlags,
+    StageFlags,
+    checked_count,
+    require_rate,
+)
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
@@ -41,6 +49,7 @@ def evaluate(
     audio: bool = True,
     shuffle: bool = True,
     stages: StageFlags = NO_CHANGES,
+    hosted: HostedFlags = AS_USUAL,
     chain: ChainFlags = NO_CHAIN,
     max_new_tokens: int = 64,
     trials: int = 1,
@@ -71,6 +80,7 @@ def evaluate(
         audio: hear the videos, if the model can; --no-audio looks at the pictures only.
         shuffle: also ask each question about another video; shows what the model guesses from the words alone.
         stages: stages that replace the model's own.
+        hosted: settings of hosted models.
         chain: asking in a chain.
         max_new_tokens: most tokens of an answer.
         trials: number of times that everything is asked; mean and spread are reported. The paper uses three.
@@ -104,7 +114,7 @@ def evaluate(
     _tell(data, benchmark.notes)
     folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
-    qa = VideoQA.from_pretrained(model, **stages.by_slot)
+    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
     qa.max_new_tokens = checked_count("--max-new-tokens", max_new_tokens)
     if not audio:
         qa.processor.sound = None
@@ -218,17 +228,8 @@ def evaluate_into(
 def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any, chain: Any) -> None:
     """Writes into the folder which model and settings its answers are from; refuses a folder of other answers."""
     from mmllm.datasets.folder_rates import folder_rates
-    from mmllm.runtime.fingerprint import fingerprint
 
-    identity = {
-        "weights": fingerprint(qa.model),
-        "config": json_text.loads(qa.model.config.to_json_string(use_diff=False)),
-        "num_frames": qa.processor.num_frames,
-        "max_new_tokens": qa.max_new_tokens,
-        "trials": to_mapping(trials),
-    }
-    if qa.model.audio_encoder is not None:
-        identity["audio"] = None if qa.processor.sound is None else to_mapping(qa.processor.sound)
+    identity = {**qa.identity(), "trials": to_mapping(trials)}
     if rates := folder_rates(benchmark.questions):
         identity["folder_rates"] = rates
     if chain is not None:

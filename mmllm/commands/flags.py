@@ -57,6 +57,32 @@ NO_CHAIN = ChainChoice()
 ChainFlags = Annotated[ChainChoice, tyro.conf.arg(name="")]
 """The flags that begin with `--chain`."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class HostedChoice:
+    """Settings of video LLMs that transformers runs, such as Qwen3-VL."""
+
+    times: Literal["own", "transformers", "text"] | None = None
+    """What a hosted model is told of when frames are shown: their own times (the default), those of transformers (index
+    over average rate), or their own also as text before each frame."""
+    positions: Literal["transformers", "trained"] | None = None
+    """Positions of a hosted model's prompt: as transformers counts them (the default), or as the model was trained."""
+    reader: Literal["mmllm", "lmms-eval", "timelens"] | None = None
+    """How a hosted model's times are read: by mmllm (the default), or as a released evaluation reads them."""
+    prompt: str | None = None
+    """How a hosted model is asked: grounding (the default: its family's request for a start and an end), plain for the
+    bare question, or a text with {} for the question."""
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The settings that are given: options of `VideoQA.from_pretrained`."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+AS_USUAL = HostedChoice()
+HostedFlags = Annotated[HostedChoice, tyro.conf.arg(name="")]
+"""The flags `--times`, `--positions`, `--reader` and `--prompt`."""
+
 MOST = 1_000_000
 """Most frames and most tokens that a command takes; no model reads or writes as many."""
 

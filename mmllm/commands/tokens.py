@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -12,7 +12,10 @@ from mmllm.commands.flags import StageFlags
 from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
 from mmllm.inference.costs import cache_bytes, costs_inside, prefill_flops, stage_costs, time_costs
-from mmllm.stages import NO_CHANGES, changed, stages_of
+from mmllm.stages import NO_CHANGES, StageChanges, changed, stages_of
+
+if TYPE_CHECKING:
+    from mmllm.video.info import VideoInfo
 
 
 def tokens(
@@ -39,6 +42,12 @@ def tokens(
         raise InputError(
             "--plot shows what a model keeps of a clip: name a model, not a recipe, and give a clip with --video"
         )
+    if recipe is None and (folder := _hosted_folder(model)) is not None:
+        hosted = _cost_of_hosted(folder, frames, stages, video)
+        if plot is not None and video is not None:
+            hosted["plot"] = str(_draw(str(folder), stages.by_slot, video, hosted["frames"], plot))
+        _tell(hosted, video, json)
+        return
     own, own_frames, text_config, bytes_per_number, processor = _of_recipe(recipe) if recipe else _of_model(model)
     count = own_frames if frames is None else frames
     if count < 1:
@@ -48,10 +57,7 @@ def tokens(
     cost: dict[str, Any] = {"stages": stage_costs(**chosen_stages, frames=count, width=width)}
     seconds = 60.0  # a minute of video, if no clip is given
     if video is not None:
-        from mmllm.video.frame_files import FOLDER_FPS
-        from mmllm.video.opening import FrameFolder, probe
-
-        seconds = probe(FrameFolder(path=video, fps=FOLDER_FPS) if video.is_dir() else video).duration_s
+        seconds = _probed(video).duration_s
     if processor is not None:
         cost["stages"] += time_costs(processor, cost["stages"][-1]["tokens"], count, seconds)
     if text_config is not None:
@@ -66,10 +72,67 @@ def tokens(
         cost["video"] = {"duration_s": seconds, "seconds_between_frames": seconds / max(count - 1, 1)}
     if plot is not None:
         cost["plot"] = str(_draw(model or DEFAULT, stages.by_slot, video, count, plot))
+    _tell(cost, video, json)
+
+
+def _tell(cost: dict[str, Any], video: Path | None, json: bool) -> None:
+    """Prints the cost as JSON or as a table."""
     if json:
         print(json_text.dumps(cost, indent=2))
     else:
         _show(cost, video)
+
+
+def _probed(video: Path) -> VideoInfo:
+    """The facts about a clip, or a folder of frames."""
+    from mmllm.video.frame_files import FOLDER_FPS
+    from mmllm.video.opening import FrameFolder, probe
+
+    return probe(FrameFolder(path=video, fps=FOLDER_FPS) if video.is_dir() else video)
+
+
+def _hosted_folder(model: str | None) -> Path | None:
+    """The folder of a model that is hosted; None for all others."""
+    from mmllm.hub.sources import local_folder
+    from mmllm.inference.hosted_loading import is_hosted
+
+    folder = local_folder(model or DEFAULT)
+    return folder if is_hosted(folder) else None
+
+
+def _cost_of_hosted(folder: Path, frames: int | None, stages: StageChanges, video: Path | None) -> dict[str, Any]:
+    """The cost of a hosted model, as its own processor writes the prompt; no weights are read."""
+    from mmllm.hosting.fitting import build_reducers
+    from mmllm.hosting.videos import HostedReading
+    from mmllm.inference.hosted_costs import SIZE, hosted_costs
+    from mmllm.inference.hosted_loading import hosted_prompting
+
+    for slot in stages.by_slot:
+        if slot != "reducers":
+            raise InputError(f"{slot} of a hosted model cannot be counted or changed here; --reducer can")
+    config, prompting = hosted_prompting(folder)
+    reading = HostedReading(prompting.processor, prompting.family)
+    info = None if video is None else _probed(video)
+    seconds = 60.0 if info is None else info.duration_s
+    size = SIZE if info is None else (info.height, info.width)
+    count = frames
+    if count is None:
+        rate = 30.0 if info is None else info.average_fps
+        count = len(reading.frame_rule.indices(max(1, round(seconds * rate)), rate, reading.num_frames))
+    if count < 1:
+        raise InputError(f"--frames {count}: must be at least 1")
+    bytes_per_number = config.dtype.itemsize if config.dtype else 4
+    reducers = build_reducers(stages.by_slot.get("reducers", ()))
+    rows, size_of_cache = hosted_costs(
+        config, prompting, reducers, count, bytes_per_number, size=size, duration_s=seconds
+    )
+    cost: dict[str, Any] = {"stages": rows, "frames": count, "kv_cache_bytes": size_of_cache}
+    text_config = config.get_text_config()
+    if getattr(text_config, "num_experts", None) is None:
+        cost["prefill_flops"] = prefill_flops(text_config, rows[-1]["tokens"])
+    if video is not None:
+        cost["video"] = {"duration_s": seconds, "seconds_between_frames": seconds / max(count - 1, 1)}
+    return cost
 
 
 def _draw(model: str, changes: dict[str, Any], video: Path | None, frames: int, picture: Path) -> Path:
@@ -79,7 +142,7 @@ def _draw(model: str, changes: dict[str, Any], video: Path | None, frames: int, 
     from mmllm.inference.plotting import plot_answer
 
     qa = VideoQA.from_pretrained(model, **changes)
-    if qa.model.reads_question:
+    if qa.reads_question:
         raise InputError(
             "this model looks at a video for a question: mmllm ask VIDEO QUESTION --plot shows what it keeps"
         )
@@ -125,10 +188,9 @@ def _show(cost: dict[str, Any], video: Path | None) -> None:
     console = Console()
     console.print(table)
     if "kv_cache_bytes" in cost:
-        mebibytes, gigaflops = cost["kv_cache_bytes"] / 2**20, cost["prefill_flops"] / 1e9
-        console.print(
-            f"the LLM's visual tokens: {mebibytes:,.2f} MiB of key-value cache, {gigaflops:,.2f} GFLOP to read"
-        )
+        what = "the LLM's prompt" if "frames" in cost else "the LLM's visual tokens"
+        reading = f", {cost['prefill_flops'] / 1e9:,.2f} GFLOP to read" if "prefill_flops" in cost else ""
+        console.print(f"{what}: {cost['kv_cache_bytes'] / 2**20:,.2f} MiB of key-value cache{reading}")
     if video is not None:
         sampling = cost["video"]
         interval_s = sampling["seconds_between_frames"]

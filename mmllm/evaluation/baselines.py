@@ -84,7 +84,7 @@ def ceiling(samples: Sequence[Sample], writing: Any) -> float | None:
         spans: list[Span] = []
         for span in sample.truth_spans:
             text = writing.write(f"{stamp(span.start_s)} {stamp(span.end_s)}", sample.length_s)
-            spans += parse_answer(text, sample.length_s, writing.time_tokens).spans
+            spans += parse_answer(writing.read(text, sample.length_s), sample.length_s).spans
         return with_spans(sample, *spans)
 
     return over_videos([answered(sample) for sample in samples if sample.truth_spans], sample_iou)

@@ -21,8 +21,9 @@ from mmllm.evaluation.metrics import over_videos, sample_iou
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.evaluation.score import score_samples
 from mmllm.evaluation.span_metrics import reaches
-from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.chain_config import ChainConfig
+from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.piecewise import WHOLE_FRAMES
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.runtime import processes
@@ -125,7 +126,7 @@ def _with_own_ids(questions: Sequence[Question]) -> list[Question]:
 
 
 def answer_all(
-    qa: VideoQA,
+    qa: VideoAnswering,
     questions: Sequence[Question],
     output: Path,
     *,
@@ -184,7 +185,7 @@ def answer_all(
 
 
 def _clips(
-    qa: VideoQA, videos: Mapping[str, Path | None], workers: int
+    qa: VideoAnswering, videos: Mapping[str, Path | None], workers: int
 ) -> Generator[tuple[str, VideoClip | Path | str], None, None]:
     """Each video's frames, or the reason why it has none, in the order of `videos`. Worker processes decode ahead.
 
@@ -204,7 +205,7 @@ def _clips(
             yield vid, clip.told if isinstance(clip, Failure) else clip
 
 
-def _encoded(qa: VideoQA, video: VideoClip | Path, **options: Any) -> tuple[EncodedVideo | None, str]:
+def _encoded(qa: VideoAnswering, video: VideoClip | Path, **options: Any) -> tuple[EncodedVideo | None, str]:
     """The encoded video, or None and why it cannot be read."""
     try:
         return qa.encode_video(video, **options), ""
@@ -213,7 +214,7 @@ def _encoded(qa: VideoQA, video: VideoClip | Path, **options: Any) -> tuple[Enco
 
 
 def _heard_and_answered(
-    qa: VideoQA,
+    qa: VideoAnswering,
     clip: VideoClip | Path | str,
     encoded: EncodedVideo | None,
     problem: str,
@@ -235,7 +236,7 @@ def _heard_and_answered(
 
 
 def _answered(
-    qa: VideoQA,
+    qa: VideoAnswering,
     encoded: EncodedVideo | None,
     problem: str,
     questions: Sequence[Question],

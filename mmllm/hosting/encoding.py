@@ -6,8 +6,8 @@ B rows, M tokens of a medium, V visual tokens of a feature method in (row, place
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class HostedFeatures:
     """In prompt order."""
     facts: Mapping[str, Any]
     """Inputs that describe the media, such as grids; other questions about them need these."""
+    scores: Mapping[Source, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Feature method -> name -> float32, V: the tower's scores by which reducers rank tokens, if any asked for them."""
 
     def fresh(self) -> dict[Source, Any]:
         """Copies of the outputs that share their tensors: `generate` writes into the objects that it is given."""
@@ -70,11 +72,19 @@ class HostedFeatures:
 
     def tokens(self, number: int) -> Tensor:
         """M C: the tokens of a medium, given by its number in prompt order."""
+        return self.flat(cast(Source, self.media[number].source))[self._own(number)]
+
+    def scores_of(self, number: int) -> dict[str, Tensor]:
+        """Name -> float32, M: the tower's scores of a medium, given by its number in prompt order."""
+        scores = self.scores.get(cast(Source, self.media[number].source), {})
+        return {name: values[self._own(number)] for name, values in scores.items()}
+
+    def _own(self, number: int) -> slice:
+        """Which of the V tokens of its feature method are a medium's."""
         medium = self.media[number]
-        assert medium.source is not None
-        own = self.of_source(medium.source)
+        own = self.of_source(cast(Source, medium.source))
         start = sum(other.count for other in own[: own.index(medium)])
-        return self.flat(medium.source)[start : start + medium.count]
+        return slice(start, start + medium.count)
 
     def mapped(self, changes: Mapping[int, Callable[[Tensor], Tensor]]) -> HostedFeatures:
         """Other features of some media: a reducer that merges puts merged tokens at the places that remain.
@@ -114,7 +124,11 @@ class HostedFeatures:
             if levels is not None:
                 copies["deepstack_features"] = [_repeated(level, times) for level in levels]
             outputs[source] = type(output)(**copies)
-        return replace(self, outputs=outputs, media=media, facts=facts)
+        scores = {
+            source: {name: _repeated(values, times) for name, values in own.items()}
+            for source, own in self.scores.items()
+        }
+        return replace(self, outputs=outputs, media=media, facts=facts, scores=scores)
 
 
 def slim(output: Any) -> Any:

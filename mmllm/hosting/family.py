@@ -11,7 +11,7 @@ B rows, N prompt length, C LLM width
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -21,6 +21,8 @@ from mmllm.errors import ConfigError
 from mmllm.hosting.encoding import is_pixels
 from mmllm.hosting.media import Medium, Source, in_prompt
 from mmllm.hosting.positions import PositionRule, counted
+from mmllm.hosting.reading import Unit
+from mmllm.hosting.scores import Tower, noting, running, wanted_of
 from mmllm.interfaces import Part
 
 Container = Literal["list", "row list", "flat"]
@@ -39,6 +41,20 @@ class HostFamily(Part):
     """How their `forward` takes the tokens; by feature method where they differ."""
     position_axes: ClassVar[int] = 1
     """Rows of a position: 1, or 4 with M-RoPE."""
+    reads_videos: ClassVar[bool] = True
+    """Whether its processor takes videos; if not, the frames of a video are images."""
+    time_text: ClassVar[str] = ""
+    """How its prompt writes the time of a frame, for people; empty for a family whose prompt says no time."""
+    unit: ClassVar[Unit] = "s"
+    """What a number without a unit means in its answers."""
+    grounding: ClassVar[str] = (
+        "{} Answer in the form: start - end seconds. If it never happens, answer: it does not happen."
+    )
+    """How it is asked when something happens; `{}` is the question."""
+    times_in_positions: ClassVar[bool] = False
+    """Whether the positions of a video's tokens follow from seconds, which `grid_times_s` among the facts gives."""
+    frame_opening: ClassVar[int] = 0
+    """Positions of a mark that its prompt writes right before the tokens of each frame."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -74,8 +90,40 @@ class HostFamily(Part):
             names = [] if method is None else list(inspect.signature(method).parameters)
             given = {name: inputs[name] for name in names if inputs.get(name) is not None}
             if method is not None and any(is_pixels(name) for name in given):
-                outputs[source] = method(**given, return_dict=True)
+                with running(source):
+                    outputs[source] = method(**given, return_dict=True)
         return outputs
+
+    def towers(self, model: Any) -> dict[Source, Tower]:
+        """Feature method -> the vision tower whose attention can be noted while it runs; empty if there is none.
+
+        Args:
+            model: transformers' model.
+        """
+        return {}
+
+    def folded(self, model: Any, source: Source, calls: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """float32, V: noted attention as one number for each token of a feature method, 0 where a token has no patch.
+
+        Args:
+            model: transformers' model.
+            source: the feature method.
+            calls: float32, F N each; what the attention module was called with, in order.
+            inputs: what their processor gave.
+        """
+        raise NotImplementedError
+
+    def scores(
+        self, model: Any, inputs: Mapping[str, Any], calls: Mapping[Source, list[Tensor]]
+    ) -> dict[Source, Tensor]:
+        """Key of the outputs -> float32, V: a score of each token; see `folded`.
+
+        Args:
+            model: transformers' model.
+            inputs: what their processor gave.
+            calls: feature method -> its calls.
+        """
+        return {source: self.folded(model, source, maps, inputs) for source, maps in calls.items()}
 
     def positions(self, model: Any, inputs: Mapping[str, Any], rule: PositionRule) -> Tensor:
         """int64, B N or 4 B N: the positions of the whole prompt; 0 at padding.
@@ -91,17 +139,9 @@ class HostFamily(Part):
         """Whether transformers gives text behind a medium positions that the medium has, and training did not."""
         return False
 
-    def check(self, config: Any, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """Refuses what transformers itself cannot do with this family.
-
-        Args:
-            config: of the whole model.
-            inputs: what their processor gave.
-            options: those of `generate`.
-
-        Raises:
-            InputError: naming the reason.
-        """
+    def mended(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What its processor gave for a prompt of one row; pixels that its model would take for filling are changed."""
+        return inputs
 
     def token_ids(self, config: Any) -> dict[Source, int | None]:
         """The placeholder of each feature method; None where a configuration has none."""
@@ -110,6 +150,34 @@ class HostFamily(Part):
     def container_of(self, source: Source) -> Container:
         """How their `forward` takes the tokens of a feature method."""
         return self.container if isinstance(self.container, str) else self.container[source]
+
+
+def encoded(
+    family: HostFamily, model: Any, inputs: Mapping[str, Any], names: Collection[str]
+) -> tuple[dict[Source, Any], dict[Source, dict[str, Tensor]]]:
+    """What the feature methods return, and by their names the scores of their tokens, noted while they run.
+
+    Args:
+        family: of the model.
+        model: transformers' model.
+        inputs: what their processor gave.
+        names: of scores.
+
+    Raises:
+        ConfigError: for a score that the tower cannot give.
+    """
+    if not names:
+        return family.encode(model, inputs), {}
+    towers = family.towers(model)
+    if not towers:
+        raise ConfigError(f"{', '.join(names)}: attention of this model's vision tower cannot be read")
+    with noting(wanted_of(towers, names)) as calls:
+        outputs = family.encode(model, inputs)
+    scores: dict[Source, dict[str, Tensor]] = {source: {} for source in outputs}
+    for name in names:
+        for source, values in family.scores(model, inputs, calls.get(name, {})).items():
+            scores[source][name] = values
+    return outputs, scores
 
 
 def family_of(config: Any) -> HostFamily:

@@ -1,7 +1,7 @@
 """Frames and tiles that a family takes for images: which of them make one video or one image.
 
-Such a family has one placeholder for both, and its processor does not say which pictures belong together. Those that stand
-close in the prompt do: `Frame1: <img>..</img> Frame2: <img>..</img>` is a video of two frames.
+Such a family has one placeholder for both, and its processor does not say which pictures belong together. Those do that
+stand close in the prompt: `Frame1: <img>..</img> Frame2: <img>..</img>` is a video of two frames.
 
 N prompt length, T frames, n tokens of a frame
 """
@@ -57,25 +57,21 @@ def grouped(
         InputError: if a run of placeholders is no whole number of pictures.
     """
     groups: list[tuple[Source, int]] = []
-    before: Run | None = None
+    row = end = -1  # of the run before
     for run in runs(input_ids, token):
         pictures, rest = divmod(run.length, tokens)
         if rest:
             where = f"at position {run.start} of row {run.row}"
             raise InputError(f"{run.length} placeholders {where} are no whole number of pictures of {tokens}")
-        same_row = before is not None and before.row == run.row
-        gap = run.start - before.start - before.length if same_row and before is not None else None
+        gap = run.start - end if run.row == row else math.inf
         kind, size = groups[-1] if groups else ("image", 0)
-        alone = pictures == 1 and (
-            kind == "video" or size == 1 or (kind == "image" and gap is not None and gap <= tiles_apart)
-        )
-        if gap is None or gap > frames_apart or not alone:
-            groups.append(("image", pictures))
-        elif gap <= tiles_apart and kind == "image":
-            groups[-1] = ("image", size + pictures)
+        if pictures == 1 and kind == "image" and gap <= tiles_apart:
+            groups[-1] = ("image", size + 1)
+        elif pictures == 1 and (kind == "video" or size == 1) and gap <= frames_apart:
+            groups[-1] = ("video", size + 1)
         else:
-            groups[-1] = ("video", size + pictures)
-        before = run
+            groups.append(("image", pictures))
+        row, end = run.row, run.start + run.length
     return groups
 
 

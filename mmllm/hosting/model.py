@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from mmllm.errors import ConfigError, InputError
+from mmllm.hosting.carry import prepare as prepare_decoder
 from mmllm.hosting.encoding import HostedFeatures, facts_of, is_pixels, slim
-from mmllm.hosting.family import HostFamily, family_of
+from mmllm.hosting.family import HostFamily, encoded, family_of
+from mmllm.hosting.fitting import build_reducers, build_stages, require_fit, split_by_place
+from mmllm.hosting.inside import check_options, with_pass
 from mmllm.hosting.media import in_prompt
 from mmllm.hosting.narrowing import HostedPrompt, narrow
 from mmllm.hosting.positions import PositionRule
+from mmllm.hosting.reduction import ReducerChain
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +41,10 @@ class HostedModel:
     Args:
         model: an instance of one of transformers' own classes; an adapter of PEFT may be around it.
         processor: its processor; only those who make prompts need it.
-        reduction: what drops visual tokens before the LLM; None for nothing.
+        reducers: what drops or merges visual tokens, in order, such as `["evs:rate=0.5"]`; reducers or their
+            descriptions. Those that work inside the LLM become stages.
+        stages: what works inside the LLM, such as `["fastv:layer=2"]`; stages or their descriptions.
+        reduction: a function in place of reducers before the LLM.
         positions: `transformers` for the positions that it counts, `trained` for those of the training code where
             the two differ (Qwen2-VL and Qwen2.5-VL: text behind a long video).
 
@@ -49,6 +57,8 @@ class HostedModel:
         model: Any,
         processor: Any = None,
         *,
+        reducers: Sequence[Any] = (),
+        stages: Sequence[Any] = (),
         reduction: Reduction | None = None,
         positions: PositionRule = "transformers",
     ) -> None:
@@ -58,34 +68,76 @@ class HostedModel:
         self.processor = processor
         self.config = self.model.config
         self.family: HostFamily = family_of(self.config)
-        self.reduction = reduction
         self.position_rule: PositionRule = positions
         _check_model(self.model)
         self._warned = False
+        self.reducers = build_reducers(reducers)
+        decoder = self.model.get_decoder()
+        self._own_stages = build_stages(stages, decoder.config)
+        before, self.stages = split_by_place(self.reducers, self._own_stages)
+        if before and reduction is not None:
+            raise ConfigError("reduction stands in place of reducers before the LLM: give one of the two")
+        if before or self.stages:
+            require_fit(self.config.model_type, self.family.towers(self.model), decoder, before, self.stages)
+        if self.stages:
+            prepare_decoder(self.model)
+        chain = ReducerChain(before)
+        self.reduction = chain if before else reduction
+        self.scores_needed = chain.scores_needed
 
-    def with_stages(self, *, reduction: Reduction | None = None, positions: PositionRule | None = None) -> HostedModel:
-        """The same model with other stages."""
-        rule = self.position_rule if positions is None else positions
-        return HostedModel(self.model, self.processor, reduction=reduction, positions=rule)
+    def with_stages(
+        self,
+        *,
+        reducers: Sequence[Any] | None = None,
+        stages: Sequence[Any] | None = None,
+        reduction: Reduction | None = None,
+        positions: PositionRule | None = None,
+    ) -> HostedModel:
+        """The same model with other reducers and stages, for a request: its weights are shared.
+
+        Args:
+            reducers, stages: as in the constructor; those of this model if None, `[]` for none.
+            reduction: a function in place of reducers before the LLM; this model's own if reducers are None as well.
+            positions: those of this model if None.
+
+        Raises:
+            ConfigError: if one of them does not fit the model.
+        """
+        if reducers is None and reduction is None:
+            reducers = self.reducers
+            reduction = None if isinstance(self.reduction, ReducerChain) else self.reduction
+        return HostedModel(
+            self.model,
+            self.processor,
+            reducers=reducers or (),
+            stages=self._own_stages if stages is None else stages,
+            reduction=reduction,
+            positions=self.position_rule if positions is None else positions,
+        )
 
     @property
     def device(self) -> torch.device:
         """Where the ids of a prompt belong."""
         return self.model.get_input_embeddings().weight.device
 
-    def encode(self, inputs: Mapping[str, Any]) -> HostedFeatures:
+    def encode(self, inputs: Mapping[str, Any], scores: Collection[str] | None = None) -> HostedFeatures:
         """The visual tokens of a prompt's media, for any number of prompts about them.
 
         Args:
             inputs: what the processor gave: `input_ids`, pixels, and what describes them.
+            scores: names of the tower's scores that are kept with them, such as `mean_attention`; if None, those that
+                the reducers need.
 
         Raises:
             InputError: if placeholders and media do not fit together.
+            ConfigError: for a score that the tower cannot give.
         """
         inputs = dict(inputs)
-        outputs = {source: slim(output) for source, output in self.family.encode(self.model, inputs).items()}
+        names = self.scores_needed if scores is None else scores
+        outputs, noted = encoded(self.family, self.model, inputs, names)
         media = self.family.media(self.config, inputs)
-        return HostedFeatures(outputs=outputs, media=tuple(media), facts=facts_of(inputs))
+        outputs = {source: slim(output) for source, output in outputs.items()}
+        return HostedFeatures(outputs=outputs, media=tuple(media), facts=facts_of(inputs), scores=noted)
 
     def keep_all(self, inputs: Mapping[str, Any]) -> Tensor:
         """bool, B N: everything."""
@@ -119,7 +171,7 @@ class HostedModel:
             features = self.encode(inputs)
         else:
             placed = in_prompt(features.media, self.family.token_ids(self.config), inputs["input_ids"])
-            features = HostedFeatures(outputs=features.outputs, media=placed, facts=features.facts)
+            features = replace(features, media=placed)
         inputs = {name: value for name, value in inputs.items() if not is_pixels(name)} | dict(features.facts)
         if keep is None:
             keep, features = self._reduced(inputs, features)
@@ -152,9 +204,11 @@ class HostedModel:
             self._warn_of_positions(inputs)
             return self.model.generate(**inputs, **options)
         else:
-            self.family.check(self.config, inputs, options)
             prompt = self.prepare(inputs, features, keep)
         self._check_options(prompt, options)
+        if self.stages:
+            check_options(self.stages, lambda name: self._option(options, name))
+            options = with_pass(prompt, self.stages, options, generates=True)
         return self.model.generate(**prompt.arguments(), **options)
 
     def __call__(
@@ -174,12 +228,20 @@ class HostedModel:
             return self.model(**inputs, **options)
         prompt = inputs if isinstance(inputs, HostedPrompt) else self.prepare(inputs, features, keep)
         self._check_attention(prompt)
+        if self.stages:
+            options = with_pass(prompt, self.stages, options, generates=False)
         return self.model(**prompt.arguments(), **options)
 
     @property
     def _is_untouched(self) -> bool:
         """Whether nothing of ours acts."""
-        return self.reduction is None and self.position_rule == "transformers"
+        return self.reduction is None and not self.stages and self.position_rule == "transformers"
+
+    def _option(self, options: Mapping[str, Any], name: str) -> Any:
+        """An option of `generate`: as it is given, or in the given configuration, or in the model's own."""
+        configs = (options.get("generation_config"), getattr(self.model, "generation_config", None))
+        values = [options.get(name), *(getattr(config, name, None) for config in configs)]
+        return next((value for value in values if value is not None), None)
 
     def _reduced(self, inputs: Mapping[str, Any], features: HostedFeatures) -> tuple[Tensor, HostedFeatures]:
         if self.reduction is None or not features.media:
@@ -226,11 +288,12 @@ def host(
     model: Any,
     processor: Any = None,
     *,
-    reduction: Reduction | None = None,
+    reducers: Sequence[Any] = (),
+    stages: Sequence[Any] = (),
     positions: PositionRule = "transformers",
 ) -> HostedModel:
     """One of transformers' video LLMs with our stages; see `HostedModel`."""
-    return HostedModel(model, processor, reduction=reduction, positions=positions)
+    return HostedModel(model, processor, reducers=reducers, stages=stages, positions=positions)
 
 
 def unwrapped(model: Any) -> Any:

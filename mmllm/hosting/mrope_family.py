@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
+import torch
+from einops import reduce
 from torch import Tensor
 
 from mmllm.hosting.family import HostFamily
 from mmllm.hosting.media import Medium, Source
 from mmllm.hosting.positions import PositionRule, mrope
+from mmllm.hosting.scores import Tower
+from mmllm.hosting.towers import tower_of
 
 GRIDS: dict[Source, str] = {"image": "image_grid_thw", "video": "video_grid_thw"}
 """Feature method -> the input that has T, h and w of its media (int64, V 3)."""
@@ -34,6 +38,20 @@ class MropeFamily(HostFamily):
                 grid = (h // merge, w // merge)
                 media.append(Medium(modality=source, frames=t, grid=grid, count=t * grid[0] * grid[1]))
         return media
+
+    def towers(self, model: Any) -> dict[Source, Tower]:
+        """One tower without a class token, for both feature methods; see `full_blocks`."""
+        tower = tower_of(model.base_model.visual, full=self.full_blocks(model.config))
+        return {} if tower is None else {"image": tower, "video": tower}
+
+    def full_blocks(self, config: Any) -> list[int] | None:
+        """Blocks that attend to whole frames; None for all."""
+        return None
+
+    def folded(self, model: Any, source: Source, calls: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """float32, V: patches that are merged into a token follow each other; a token has their mean."""
+        patches = torch.cat([call.flatten() for call in calls])
+        return reduce(patches, "(v p) -> v", "mean", p=model.config.vision_config.spatial_merge_size**2)
 
     def positions(self, model: Any, inputs: Mapping[str, Any], rule: PositionRule) -> Tensor:
         """int64, 4 B N."""

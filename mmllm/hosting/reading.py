@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,7 +19,17 @@ from mmllm.errors import InputError
 from mmllm.hosting.absence import says_absent, without_sayings
 from mmllm.hosting.json_times import json_pairs, json_values, says_nothing
 from mmllm.hosting.released_readers import lmms_eval_pairs, timelens_pairs
-from mmllm.hosting.written_times import CLOCK, NUMBER, SECONDS, Pair, clock_pairs, range_pairs, sentence_pairs
+from mmllm.hosting.written_times import (
+    CLOCK,
+    NUMBER,
+    SECONDS,
+    Convert,
+    Pair,
+    clock_pairs,
+    range_pairs,
+    replaced,
+    sentence_pairs,
+)
 from mmllm.times.answers import Answer, Span
 from mmllm.times.stamps import checked_duration
 
@@ -108,8 +119,20 @@ def _plain(said: str) -> str:
     return re.sub(rf"<\s*((?:{CLOCK}|{NUMBER})\s*(?:{SECONDS})?)\s*>", r"\1", unmarked)
 
 
-def _read(text: str, unit: Unit, duration_s: float | None) -> tuple[str, list[Pair]]:
-    """The rule that applies, and its pairs."""
+def rewritten(text: str, write: Callable[[float], str], unit: Unit, duration_s: float) -> str:
+    """A model's text with each of its times written anew; a number that need not be a time stays.
+
+    Args:
+        text: with times in the model's way of writing.
+        write: seconds -> text.
+        unit: what numbers without a unit mean.
+        duration_s: length of the video.
+    """
+    return replaced(_plain(text), write, _converter(unit, checked_duration(duration_s)))
+
+
+def _converter(unit: Unit, duration_s: float | None) -> Convert:
+    """What turns a number without a unit into seconds."""
 
     def convert(number: float) -> float | None:
         if unit not in _SHARES:
@@ -117,6 +140,12 @@ def _read(text: str, unit: Unit, duration_s: float | None) -> tuple[str, list[Pa
         assert duration_s is not None
         return number / _SHARES[unit] * duration_s
 
+    return convert
+
+
+def _read(text: str, unit: Unit, duration_s: float | None) -> tuple[str, list[Pair]]:
+    """The rule that applies, and its pairs."""
+    convert = _converter(unit, duration_s)
     values, rest = json_values(text)
     if pairs := [pair for value in values for pair in json_pairs(value, convert)]:
         return "json", pairs

@@ -39,7 +39,7 @@ class Reduced:
         return features if self.members is None else self.members.summed(features)
 
 
-class Reduction:
+class ReducerChain:
     """Reducers in a row, on each medium by itself."""
 
     def __init__(self, reducers: Sequence[TokenReducer]) -> None:
@@ -59,10 +59,7 @@ class Reduction:
         keep = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
         changes = {}
         for number, medium in enumerate(features.media):
-            scores = {name: features.scores_of(number, name) for name in self.scores_needed if self._reads(medium)}
-            reduced = self.of_medium(
-                medium, features.tokens(number), {k: v for k, v in scores.items() if v is not None}
-            )
+            reduced = self.of_medium(medium, features.tokens(number), features.scores_of(number))
             keep[medium.row, cast(Tensor, medium.places).to(keep.device)] = reduced.keep.to(keep.device)
             if reduced.members is not None:
                 changes[number] = reduced.rows
@@ -102,10 +99,6 @@ class Reduction:
         if not bool(keep.any()):
             raise InputError(f"the reducers leave nothing of a {medium.modality}: at least one token remains")
         return Reduced(keep=keep, members=merged)
-
-    def _reads(self, medium: Medium) -> bool:
-        """Whether any reducer works on the medium."""
-        return any(not (reducer.compares_frames and medium.modality == "image") for reducer in self.reducers)
 
 
 def as_tokens(medium: Medium, features: Tensor, scores: Mapping[str, Tensor]) -> tuple[VisualTokens, Tensor]:
@@ -164,6 +157,6 @@ def _check_only_chosen(reducer: TokenReducer, before: VisualTokens, after: Visua
         if torch.equal(old[after.mask], after.features[after.mask]):
             return
     raise ConfigError(
-        f"{reducer.registered_name!r} merges tokens and does not say by which weights (`groups`): it cannot be used in a "
-        "hosted model"
+        f"{reducer.registered_name!r} merges tokens and does not say by which weights (`groups`): it cannot be used in "
+        "a hosted model"
     )

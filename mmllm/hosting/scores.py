@@ -1,19 +1,17 @@
 """Attention inside a hosted vision tower, noted while the tower runs: no eager attention, no square matrix.
 
-    listen(attention)           a copy of its own configuration names our attention function; done once a module
-    with noting(wanted) as got  calls of these modules are noted, in order, in this thread only
+    listen(attention)   a copy of its own configuration names our attention function; done once a module
+    with noting(wanted) its calls are noted, in order, in this thread only
+    family.folded(...)  one number for each visual token, of the calls for all frames or windows
 
-A tower's module is called once for a batch of frames, once a frame, or once a window; `Tower.fold` of the family puts
-the numbers of all calls in the order of the visual tokens.
-
-F frames of a call, H heads, N patches of a frame (with a class token, if there is one), D head width, M visual tokens
+F frames of a call, H heads, N patches of a frame (with a class token, if there is one), D head width, V visual tokens
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from mmllm.errors import ConfigError
+from mmllm.hosting.media import Source
 from mmllm.llm.attention import own_attention, receive
 
 NOTED = "mmllm_noted"
@@ -42,9 +41,6 @@ class Tower:
     """The block that made the features: scores without a number are of this one."""
     kinds: frozenset[str]
     """`mean_attention`, and `cls_attention` if there is a class token, which is then the first of a frame's."""
-    fold: Callable[[list[Tensor]], Tensor]
-    """The noted attention of all calls (float32, F N each), in order, as one number for each visual token: M. Tokens
-    that show no patch have 0."""
     full: Collection[int] | None = None
     """Blocks that attend to the whole frame; None for all. In the others only patches of a window are compared."""
 
@@ -79,15 +75,40 @@ class Tower:
         return True
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Wanted:
+    """A score that is to be noted while a feature method runs."""
+
+    name: str
+    source: Source
+    attention: nn.Module
+    kind: Kind
+
+
+Calls = dict[str, dict[Source, list[Tensor]]]
+"""Name of a score -> feature method -> float32, F N for each call of the attention module, in order."""
+
+
 @dataclass(kw_only=True)
 class _Notes:
     """What is noted in one thread."""
 
-    wanted: Mapping[str, tuple[nn.Module, Kind]]
-    calls: dict[str, list[Tensor]] = field(default_factory=dict)
+    wanted: Sequence[Wanted]
+    calls: Calls = field(default_factory=dict)
 
 
 _notes: ContextVar[_Notes | None] = ContextVar("mmllm_tower_attention", default=None)
+_source: ContextVar[Source | None] = ContextVar("mmllm_feature_method", default=None)
+
+
+@contextmanager
+def running(source: Source) -> Iterator[None]:
+    """Says that a feature method runs in this thread."""
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
 
 
 def listen(attention: nn.Module) -> None:
@@ -111,22 +132,18 @@ def listen(attention: nn.Module) -> None:
 
 
 @contextmanager
-def noting(wanted: Mapping[str, tuple[nn.Module, Kind]]) -> Iterator[dict[str, list[Tensor]]]:
+def noting(wanted: Sequence[Wanted]) -> Iterator[Calls]:
     """Notes calls of attention modules in this thread.
 
-    Args:
-        wanted: name of the score -> the module and what is noted of it.
-
-    Yields:
-        Name -> float32, F N for each call. `cls_attention` is the first query's attention to each key,
-        `mean_attention` what each key receives from all queries; means over heads, and each frame sums to 1.
+    `cls_attention` is the first query's attention to each key, `mean_attention` what each key receives from all
+    queries; means over heads, and each frame sums to 1.
     """
-    for module, _ in wanted.values():
-        listen(module)
-    notes = _Notes(wanted=wanted, calls={name: [] for name in wanted})
-    token = _notes.set(notes)
+    for score in wanted:
+        listen(score.attention)
+    calls: Calls = {}
+    token = _notes.set(_Notes(wanted=wanted, calls=calls))
     try:
-        yield notes.calls
+        yield calls
     finally:
         _notes.reset(token)
 
@@ -143,9 +160,11 @@ def noted_attention(
         kwargs: of transformers' attention functions.
     """
     if (notes := _notes.get()) is not None:
-        for name, (wanted, kind) in notes.wanted.items():
-            if wanted is module:
-                notes.calls[name].append(_attention(kind, query, key, attention_mask, kwargs.get("scaling")))
+        source = _source.get()
+        for score in notes.wanted:
+            if score.attention is module and score.source == source:
+                values = _attention(score.kind, query, key, attention_mask, kwargs.get("scaling"))
+                notes.calls.setdefault(score.name, {}).setdefault(score.source, []).append(values)
     return own_attention(module)(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -158,3 +177,21 @@ def _attention(kind: Kind, query: Tensor, key: Tensor, mask: Tensor | None, scal
         mask = rows.new_ones(1, 1, 1, 1, dtype=torch.bool).expand(1, 1, count, count)  # takes no memory
     received = receive(query, key, mask, {kind: rows}, scaling or width**-0.5)[kind]
     return received / rows.sum(-1, keepdim=True)
+
+
+def wanted_of(towers: Mapping[Source, Tower], names: Collection[str]) -> list[Wanted]:
+    """What has to be noted for scores of these names.
+
+    Args:
+        towers: feature method -> the tower that it runs.
+        names: such as `mean_attention` or `cls_attention@0`.
+
+    Raises:
+        ConfigError: if a tower cannot give one of them.
+    """
+    wanted = []
+    for name in names:
+        for source, tower in towers.items():
+            kind, block = tower.block(name)
+            wanted.append(Wanted(name=name, source=source, attention=tower.attentions[block], kind=kind))
+    return wanted

@@ -145,3 +145,33 @@ def _started_and_ended(text: str, convert: Convert) -> Iterator[Pair]:
         elif start is not None:
             yield start, seconds
             start = None
+
+
+_SINGLE = re.compile(rf"{_BEFORE}(?:(?P<clock1>{CLOCK})(?![\w:])|(?P<number1>{NUMBER})\s*{SECONDS})", re.IGNORECASE)
+
+
+def replaced(text: str, write: Callable[[float], str], convert: Convert) -> str:
+    """The text with each time of a pair, each clock and each number with seconds written anew.
+
+    Args:
+        text: what was said.
+        write: seconds -> text.
+        convert: turns a number without a unit into seconds.
+    """
+    changes: dict[tuple[int, int], str] = {}
+    pairs = [match for match in _RANGE.finditer(text) if _means_times(text, match)]
+    for match in [*pairs, *_LISTED.finditer(text)]:
+        for n, other in ((1, 2), (2, 1)):
+            seconds = _seconds(match, n, convert, match[f"unit{other}"])
+            end = match.end(f"unit{n}") if match[f"unit{n}"] else match.end(f"number{n}")
+            if seconds is not None:
+                changes[match.start(f"number{n}"), end] = write(seconds)
+    for match in _SINGLE.finditer(text):
+        if not any(start < match.end() and match.start() < end for start, end in changes):
+            seconds = clock_seconds(match["clock1"]) if match["clock1"] else float(match["number1"])
+            changes[match.span()] = write(seconds)
+    pieces, position = [], 0
+    for (start, end), new in sorted(changes.items()):
+        pieces += [text[position:start], new]
+        position = end
+    return "".join([*pieces, text[position:]])

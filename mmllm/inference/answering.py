@@ -6,10 +6,10 @@ Q questions, V = 1 video, T frames, H W patch grid
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,14 @@ from mmllm.checkpoints.loading import is_ours, load, own_config, own_processor
 from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
+from mmllm.fields import to_mapping
 from mmllm.hub.sources import local_folder
-from mmllm.inference.chain import ask_in_chain
-from mmllm.inference.chain_config import ChainConfig
+from mmllm.inference.asking import VideoAnswering
+from mmllm.inference.costs import cache_bytes, stage_costs
+from mmllm.inference.decisions import encoded_for
+from mmllm.inference.encoded import EncodedVideo
+from mmllm.inference.hosted import HostedVideoQA
+from mmllm.inference.hosted_loading import is_hosted, load_hosted, with_adapter
 from mmllm.inference.overlay import kept_patches, ranking_map
 from mmllm.inference.piecewise import WHOLE_FRAMES, Feed, LongVideo, PiecewiseEncoding
 from mmllm.modalities.video import clip_inputs, video_tokens
@@ -32,51 +37,16 @@ from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.token_store import piece_of
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
+from mmllm.runtime.fingerprint import fingerprint
 from mmllm.stages import SLOTS, changed, question_reader, stages_of
 from mmllm.times.answers import Answer, Span
-from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
+from mmllm.tokens import VideoClip, VisualTokens
+
+_TRIED_FRAMES = 4
+"""Most frames of the zeros with which a path is tried."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EncodedVideo:
-    """A decoded and encoded video. Further questions about it cost neither decoding nor encoding."""
-
-    clip: VideoClip
-    """The frames that the encoder was given; of a long video read in pieces only some, evenly spaced, to be shown."""
-    sequences: dict[int, VisualSequence]
-    """Placeholder id -> what the LLM reads."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time of each stage that was run: `decode`, `encode`, `reduce` (which includes the path)."""
-    tokens: VisualTokens | None = None
-    """The encoder's features. Other reducers and paths can start from them. None if they depend on a question."""
-    kept: np.ndarray | None = None
-    """bool, T H W. The patches that still have a token after the reducers. None if tokens belong to no patch."""
-    ranking: tuple[str, np.ndarray] | None = None
-    """What the reducers ranked patches by: a name, and float32 T H W. None if no reducer ranks."""
-    token_counts: dict[str, int] = field(default_factory=dict)
-    """Tokens after each stage: `encoder`, `reducers`, then each block of the path by name."""
-    question: str | None = None
-    """The question for which a model that reads questions has looked at the video. None for all other models; and for
-    a video that was encoded without a question, which has only what does not depend on one."""
-    long: LongVideo | None = None
-    """What else is known of a long video, which was encoded in pieces."""
-
-    @property
-    def times_s(self) -> np.ndarray:
-        """float64, T. When each frame is shown, in seconds."""
-        return self.clip.times_s if self.long is None else self.long.times_s
-
-    def of_pictures(self, values: np.ndarray) -> np.ndarray:
-        """The rows of values (T ...) that belong to the clip's frames."""
-        return values if self.long is None else values[self.long.pictured]
-
-    @property
-    def duration_s(self) -> float:
-        """Length of the whole video."""
-        return self.clip.duration_s
-
-
-class VideoQA:
+class VideoQA(VideoAnswering):
     """A model with its processor, ready for questions.
 
     Args:
@@ -100,26 +70,34 @@ class VideoQA:
         self.max_new_tokens = max_new_tokens
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, **kwargs: Any) -> VideoQA:
+    def from_pretrained(cls, model: str | Path, **kwargs: Any) -> VideoAnswering:
         """Loads a model and its processor from a folder or a hub id. On a CPU in fp32, which is fastest there.
 
         A folder of adapters gives the base model with the adapters merged into its weights.
 
         Args:
             model: a folder or hub id. Either mmllm saved it, or it is a published model of a family in
-                `mmllm.checkpoints`.
+                `mmllm.checkpoints`, or a video LLM of transformers with a family in `mmllm.hosting.families`, such as
+                Qwen3-VL: then the result is a `HostedVideoQA`.
             kwargs: options of transformers' `from_pretrained`; `reducers` and `path` in place of the model's own;
                 `visual_tokenizer` and `encoder` with other settings of the model's own that need no new weights, such
                 as `mqt:tokens=16`. A published model also takes `allow_pickle`, a model that mmllm saved any other
-                field of `MmllmConfig`.
+                field of `MmllmConfig`, a hosted one `times`, `reader`, `prompt` and `positions`.
 
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
         """
         if (base := base_of(model)) is not None:
             qa = cls.from_pretrained(base, **kwargs)
+            if isinstance(qa, HostedVideoQA):
+                return with_adapter(qa, model)
             return cls(merged_with(qa.model, model), MmllmProcessor.from_pretrained(model))
         source = local_folder(model)
+        if is_hosted(source):
+            return load_hosted(source, kwargs)
+        for name in HostedVideoQA.settings:
+            if kwargs.pop(name, None) is not None:
+                raise ConfigError(f"{name} is a setting of hosted models of transformers, and {model} is none")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
         if not is_ours(source):
@@ -158,26 +136,55 @@ class VideoQA:
         return self.model.config.training_note
 
     @property
+    def reduces(self) -> bool:
+        """Whether the model has reducers."""
+        return bool(self.model.reducers)
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether a visual part reads questions: then the model looks at a video again for each of them."""
+        return self.model.reads_question
+
+    def identity(self) -> dict[str, Any]:
+        """The weights and all settings on which answers depend, as JSON values."""
+        identity = {
+            "weights": fingerprint(self.model),
+            "config": json.loads(self.model.config.to_json_string(use_diff=False)),
+            "num_frames": self.processor.num_frames,
+            "max_new_tokens": self.max_new_tokens,
+        }
+        if self.model.audio_encoder is not None:
+            identity["audio"] = None if self.processor.sound is None else to_mapping(self.processor.sound)
+        return identity
+
+    def costs(self, frames: int) -> tuple[list[dict[str, Any]], int]:
+        """Tokens after each stage for so many frames, and bytes of the LLM's cache for them.
+
+        Raises:
+            ConfigError: if the path does not take this model's grid of patches.
+        """
+        self._try_path(min(frames, _TRIED_FRAMES))
+        config = self.model.config
+        stages = stage_costs(**stages_of(config), frames=frames, width=config.text_config.hidden_size)
+        bytes_per_number = next(self.model.language_model.parameters()).element_size()
+        return stages, cache_bytes(config.text_config, stages[-1]["tokens"], bytes_per_number)
+
+    @torch.no_grad()
+    def _try_path(self, frames: int) -> None:
+        """Runs the path on zeros, because only the path itself knows whether it takes this patch grid."""
+        model = self.model
+        grid, width = model.encoder.grid, model.config.text_config.hidden_size
+        count = model.encoder.tokens_per_frame if grid is None else grid[0] * grid[1]
+        zeros = torch.zeros(1, frames, count, width, dtype=model.dtype, device=model.input_device)
+        model.path(VisualTokens(features=zeros, grid=grid, times_s=torch.arange(frames).float()[None]))
+
+    @property
     def stop_tokens(self) -> list[int]:
         """Ids that end an answer: those of the model's generation settings and the tokenizer's end of sequence."""
         configured = self.model.generation_config.eos_token_id
         configured_ids = configured if isinstance(configured, (list, tuple)) else [configured]
         ids = [*configured_ids, self.processor.tokenizer.eos_token_id]
         return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
-
-    @torch.no_grad()
-    def encode_video(self, video: Any, *, progress: bool = False, **limits: Any) -> EncodedVideo:
-        """Decodes and encodes a video once. A video of more than `WHOLE_FRAMES` frames is never held whole.
-
-        A model that reads questions looks at the video again for each of them; see `for_question`. Then this does only
-        what does not depend on the question: everything before the first part that reads it.
-
-        Args:
-            video: whatever `MediaReading.load` takes: files, frames in memory, a `VideoClip`.
-            progress: whether the progress of a long video is shown.
-            limits: `num_frames`, `start_s`, `end_s`, `fps` and other options of `MediaReading.load`.
-        """
-        return self.encode_fed(lambda sink: self.processor.load(video, sink=sink, **limits), progress=progress)
 
     @torch.no_grad()
     def encode_fed(
@@ -254,12 +261,16 @@ class VideoQA:
             text_tokens: tokens of the whole text, for a path that leaves room for it; None if that is unknown.
         """
         fits = text_tokens is None or not self.model.path.counts_text
-        if not self.model.reads_question or (encoded.question == question and fits):
+        if not self.reads_question or (encoded.question == question and fits):
             return encoded
         reduced = encoded.long is not None and encoded.long.reduced is not None
         if self.model.encoder_reads_question or (encoded.tokens is None and not reduced):
             return self._encode_again(encoded, question)
         return self._arrange(encoded.clip, encoded.tokens, {}, question, encoded.long, text_tokens)
+
+    def seen_for(self, encoded: EncodedVideo, question: str) -> EncodedVideo:
+        """The video with `kept` and `ranking` as stages inside the LLM decide for a question."""
+        return encoded_for(self, encoded, question)
 
     def question_about_video(self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = ()) -> str:
         """The words of the turn that holds the video in `prompt`: the first question of a conversation."""
@@ -296,7 +307,7 @@ class VideoQA:
         text_tokens: int | None = None,
     ) -> EncodedVideo:
         """The video for the LLM, from the encoder's tokens, or from those of a long video that are reduced already."""
-        if self.model.reads_question and question is None:
+        if self.reads_question and question is None:
             return EncodedVideo(clip=clip, sequences={}, seconds=seconds, tokens=tokens, long=long)
         started = time.perf_counter()
         given = tokens if long is None or tokens is not None else long.reduced
@@ -323,7 +334,7 @@ class VideoQA:
                 "reducers": int(reduced.mask.sum()),
                 **{name: int(sequence.mask[:, sequence.block(name)].sum()) for name, _ in sequence.blocks},
             },
-            question=question if self.model.reads_question else None,
+            question=question if self.reads_question else None,
             long=long,
         )
 
@@ -379,62 +390,19 @@ class VideoQA:
         tokens = None if encoded.tokens is None else piece_of(encoded.tokens, frames)
         return self._arrange(clip, tokens, {}, None, long)
 
-    def ask(
-        self, video: Any, question: str, *, chain: ChainConfig | int | str | None = None, **generate: Any
-    ) -> Answer:
-        """The answer to one question about a video.
-
-        Args:
-            video: what `encode_video` takes, or the `EncodedVideo` that it returned.
-            question: in words; it may hold `<seconds>` stamps.
-            chain: look at so many parts of the video first (LVCoT), or "auto" by its length; see `ChainConfig`. What
-                was said of them is in the answer's `steps`.
-            generate: options of transformers' `generate`; greedy by default.
-        """
-        encoded = video if isinstance(video, EncodedVideo) else self.encode_video(video)
-        return self.ask_all(encoded, [question], chain=chain, **generate)[0]
-
-    @torch.no_grad()
-    def ask_all(
+    def _answers(
         self,
         encoded: EncodedVideo,
         questions: Sequence[str],
-        duration_s: float | None = None,
-        *,
-        histories: Sequence[Sequence[tuple[str, str]]] | None = None,
-        systems: Sequence[str] | None = None,
-        about: Sequence[str] | None = None,
-        chain: ChainConfig | int | str | None = None,
-        progress: bool = False,
+        duration_s: float,
+        histories: Sequence[Sequence[tuple[str, str]]],
+        systems: Sequence[str],
+        about: Sequence[str],
         **generate: Any,
     ) -> list[Answer]:
-        """The answers to several independent questions about one video.
-
-        They are one batch, unless the model reads questions: then it looks at the video again for each of them.
-
-        Args:
-            encoded: the video.
-            questions: in words.
-            duration_s: length of the video, which converts time tokens to seconds. The decoded length if None;
-                benchmarks annotate one of their own.
-            histories: for each question the earlier questions with their answers; see `prompt`.
-            systems: for each question its own system prompt, or an empty text for the processor's.
-            about: for each question the words that visual parts read in its place, if the model reads questions.
-            chain: as in `ask`.
-            progress: whether the progress of a chain is shown.
-            generate: as in `ask`.
-        """
-        if not questions:
-            return []
-        duration_s = encoded.duration_s if duration_s is None else duration_s
-        if (config := ChainConfig.of(chain)) is not None:
-            beside: dict[str, Any] = {"histories": histories, "systems": systems, "progress": progress}
-            return ask_in_chain(self, encoded, questions, config, duration_s, **beside, **generate)
-        nothing = [()] * len(questions), [""] * len(questions)
-        before = zip(questions, histories or nothing[0], systems or nothing[1], about or questions, strict=True)
-        asked = list(before)
+        asked = list(zip(questions, histories, systems, about, strict=True))
         answers: list[Answer] = []
-        for batch in [[alone] for alone in asked] if self.model.reads_question else [asked]:
+        for batch in [[alone] for alone in asked] if self.reads_question else [asked]:
             _, history, _, words = batch[0]
             prompts = [self.prompt(question, duration_s, history, system) for question, history, system, _ in batch]
             view = self.for_question(
@@ -446,6 +414,21 @@ class VideoQA:
             new = self.generate(view, inputs["input_ids"], inputs["attention_mask"], **generate)
             answers += self.processor.batch_decode(new, [duration_s] * len(batch))
         return answers
+
+    def new_ids(
+        self, encoded: EncodedVideo, question: str, history: Sequence[tuple[str, str]] = (), **generate: Any
+    ) -> Tensor:
+        """int64, 1 K: the ids of an answer; arguments are as in `VideoAnswering.new_ids`."""
+        prompt = self.prompt(question, encoded.duration_s, history)
+        return self.generate(encoded, prompt.input_ids.unsqueeze(0), **generate)
+
+    def answer_of(self, encoded: EncodedVideo, ids: Sequence[int], duration_s: float) -> Answer:
+        """The answer in generated ids."""
+        return self.processor.decode(list(ids), duration_s)
+
+    def text_of(self, encoded: EncodedVideo, ids: Sequence[int], duration_s: float) -> str:
+        """The text of ids so far, with times such as `12.4 s`."""
+        return self.processor.writing.read(self.processor.decode_text(list(ids)), duration_s, template="{} s")
 
     @torch.no_grad()
     def generate(
@@ -462,7 +445,7 @@ class VideoQA:
         Raises:
             InputError: if the model reads questions, and the video was encoded without one.
         """
-        if self.model.reads_question and encoded.question is None:
+        if self.reads_question and encoded.question is None:
             raise InputError("this model looks at a video for one question: give for_question(encoded, question)")
         device = self.model.input_device
         rows = torch.zeros(len(input_ids), dtype=torch.long, device=device)

@@ -33,6 +33,9 @@ class Asking(Protocol):
     def ask_all(self, encoded: Any, questions: Sequence[str], duration_s: float | None = None, **options: Any) -> Any:
         """Answers to questions about a video."""
 
+    def tell(self, encoded: Any, requests: Sequence[str], duration_s: float, **options: Any) -> Any:
+        """Answers to requests that do not ask when something happens."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoPart:
@@ -102,7 +105,8 @@ def steps_of(
     texts = [chain.request] if chain.steps == "describe" else list(questions)
     for part in parts_of(times_s, duration_s, count) if count else ():
         own = [replace_stamps(text, partial(_inside, part=part)) for text in texts]
-        answers = qa.ask_all(
+        ask = qa.tell if chain.steps == "describe" else qa.ask_all
+        answers = ask(
             qa.part_of(encoded, part.frames, part.span),
             own,
             part.length_s,

@@ -6,16 +6,17 @@ P positions of the prompt, T frames, H W patch grid
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
-from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.inference.encoded import EncodedVideo
 from mmllm.llm.values import LlmPass
 from mmllm.modeling.placeholders import place, positions
 
 
 @torch.no_grad()
-def finished_pass(qa: VideoQA, encoded: EncodedVideo, question: str) -> LlmPass:
+def finished_pass(qa: Any, encoded: EncodedVideo, question: str) -> LlmPass:
     """What the stages inside the LLM decided while it read a question's prompt. No answer is generated."""
     model = qa.model
     encoded = qa.for_question(encoded, qa.question_about_video(question, encoded.duration_s))
@@ -34,7 +35,7 @@ def finished_pass(qa: VideoQA, encoded: EncodedVideo, question: str) -> LlmPass:
     return current
 
 
-def encoded_for(qa: VideoQA, encoded: EncodedVideo, question: str) -> EncodedVideo:
+def encoded_for(qa: Any, encoded: EncodedVideo, question: str) -> EncodedVideo:
     """An encoded video with `kept` and `ranking` as the stages inside the LLM decide for a question.
 
     `kept` is what remains after the last layer. `ranking` is what the first stage that ranks tokens ranked them by.

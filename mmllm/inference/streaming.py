@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.inference.asking import VideoAnswering
+from mmllm.inference.encoded import EncodedVideo
 from mmllm.times.answers import Answer
 
 Cut = Literal["tokens", "time", "stopped"]
@@ -44,7 +45,7 @@ class PartialAnswer:
 
 
 def stream(
-    qa: VideoQA,
+    qa: VideoAnswering,
     encoded: EncodedVideo,
     question: str,
     *,
@@ -78,27 +79,34 @@ def stream(
     times_s: list[float] = []  # of each token, since the question
     words = question if about is None else about
     encoded = qa.for_question(encoded, qa.question_about_video(words, encoded.duration_s, history))
-    tokens = _tokens(qa, encoded, qa.prompt(question, encoded.duration_s, history).input_ids, cut_reason, generate)
+    tokens = _tokens(qa, encoded, question, history, cut_reason, generate)
     try:
         for token, token_time in tokens:
             ids.append(token)
             times_s.append(token_time - started)
             yield _partial(qa, encoded, ids, times_s)
-        cut = None if ids and ids[-1] == qa.processor.tokenizer.eos_token_id else cut_reason() or "tokens"
+        cut = None if ids and ids[-1] in qa.stop_tokens else cut_reason() or "tokens"
     finally:
         closed.set()
         tokens.close()
-    answer = qa.processor.decode(ids, encoded.duration_s)
+    answer = qa.answer_of(encoded, ids, encoded.duration_s)
     yield _partial(qa, encoded, ids, times_s, answer=answer, cut=cut)
 
 
-def _partial(qa: VideoQA, encoded: EncodedVideo, ids: list[int], times_s: list[float], **end: Any) -> PartialAnswer:
-    text = qa.processor.writing.read(qa.processor.decode_text(ids), encoded.duration_s, template="{} s")
+def _partial(
+    qa: VideoAnswering, encoded: EncodedVideo, ids: list[int], times_s: list[float], **end: Any
+) -> PartialAnswer:
+    text = qa.text_of(encoded, ids, encoded.duration_s)
     return PartialAnswer(text=text, tokens=len(ids), first_token_s=times_s[0], seconds=times_s[-1], **end)
 
 
 def _tokens(
-    qa: VideoQA, encoded: EncodedVideo, prompt: Tensor, cut_reason: Callable[[], Cut | None], generate: dict[str, Any]
+    qa: VideoAnswering,
+    encoded: EncodedVideo,
+    question: str,
+    history: Sequence[tuple[str, str]],
+    cut_reason: Callable[[], Cut | None],
+    generate: dict[str, Any],
 ) -> Generator[tuple[int, float], None, None]:
     """Generated ids, each with the time it came at, from a thread that runs transformers' `generate`.
 
@@ -108,9 +116,10 @@ def _tokens(
 
     def run() -> None:
         try:
-            qa.generate(
+            qa.new_ids(
                 encoded,
-                prompt.unsqueeze(0),
+                question,
+                history,
                 streamer=_QueueStreamer(items),
                 stopping_criteria=StoppingCriteriaList([lambda ids, _: _stops(ids, cut_reason() is not None)]),
                 **generate,

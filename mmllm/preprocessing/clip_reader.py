@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.whole_frames import WholeFrames
 from mmllm.tokens import VideoClip
 from mmllm.video.audio import with_sound
 from mmllm.video.names import existing
@@ -25,7 +26,7 @@ class ClipReader:
     """Video file, or folder of frames -> the clip that an encoder is given. Small enough to send to a process."""
 
     num_frames: int
-    transform: FrameTransform
+    transform: FrameTransform | WholeFrames
     folder_fps: float
     """Images a second in a folder of frames; LITA's have 5."""
     folder_rates: Mapping[str, float] = field(default_factory=dict)

@@ -19,12 +19,13 @@ from mmllm.fields import from_mapping, require
 class FrameRule:
     """How frames are chosen from a video, or from a part of it."""
 
-    rule: Literal["uniform", "slow-fast", "slow-fast-demo", "steady"] = "uniform"
+    rule: Literal["uniform", "slow-fast", "slow-fast-demo", "steady", "even"] = "uniform"
     """uniform: LITA's, from the first to the last, and short videos repeat frames. slow-fast: a constant rate, thinned
     out evenly; short videos give fewer frames. slow-fast-demo: like uniform, but rounded down. steady: TDC's constant
-    rate, thinned out from the first frame on; short videos give fewer frames."""
+    rate, thinned out from the first frame on; short videos give fewer frames. even: like uniform, with fewer frames
+    where there would be more than the rate, as Qwen3-VL's processor does."""
     fps: float = 4.0
-    """Rate of slow-fast, 4 in its training and 2 in its published benchmarks, and of steady, 1 in TDC."""
+    """Rate of slow-fast, 4 in its training and 2 in its published benchmarks, of steady, 1 in TDC, and of even, 2."""
 
     def __post_init__(self) -> None:
         require(self.fps > 0, self, "fps", "above zero")
@@ -39,6 +40,8 @@ class FrameRule:
             return slow_fast(count, fps, frames, self.fps)
         if self.rule == "steady":
             return steady(count, fps, frames, self.fps)
+        if self.rule == "even":
+            return even(count, fps, frames, self.fps)
         if self.rule == "slow-fast-demo":
             return slow_fast_demo(count, frames)
         return uniform_by_index(count, frames)[0]
@@ -176,6 +179,23 @@ def steady(count: int, fps: float, frames: int, target_fps: float = 1.0) -> np.n
         return candidates
     step = len(candidates) / frames
     return candidates[[int(step * i) for i in range(frames)]]
+
+
+def even(count: int, fps: float, frames: int, target_fps: float = 2.0) -> np.ndarray:
+    """Indices (int64) spread evenly from the first frame to the last: T of them, or as many as `target_fps` a second.
+
+    Args:
+        count: n, frames of the video.
+        fps: average rate of the video.
+        frames: T, the highest number of frames to sample.
+        target_fps: most frames a second.
+
+    Raises:
+        InputError: if a number is not positive.
+    """
+    _positive(count=count, frames=frames)
+    _positive_number(fps=fps, target_fps=target_fps)
+    return uniform_by_index(count, min(frames, count, max(1, int(count / fps * target_fps))))[0]
 
 
 def first_occurrences(indices: np.ndarray) -> np.ndarray:

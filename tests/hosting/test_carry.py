@@ -18,13 +18,10 @@ from mmllm.interfaces import LlmStage
 STEPS = 4
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "suppress_tokens": PLACEHOLDERS}
 LOGITS = {"output_logits": True, "return_dict_in_generate": True}
-FULL = [
-    param
-    for param in some(
-        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "llava_next_video", "smolvlm",
-        "video_llama_3", "perception_lm", "video_llava", "llava", "llava_next", "glm4v", "fast_vlm",
-    )
-]  # fmt: skip
+FULL = some(
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "llava_next_video", "smolvlm",
+    "video_llama_3", "perception_lm", "video_llava", "llava", "llava_next", "glm4v", "fast_vlm",
+)  # fmt: skip
 
 
 def fastv(layer=2, ratio=0.5):

@@ -185,6 +185,24 @@ class Frames(Packer):
 
 
 @dataclass(frozen=True)
+class Lines(Packer):
+    """Pixtral: images of any shape, text behind each line of patches; pixels (all, 3, largest height and width)."""
+
+    patch: int = 4
+
+    def written(self, picture: Picture) -> list[int]:
+        lines, length = (pixels // self.patch for pixels in picture.size)
+        return [i for _ in range(lines) for i in (*[IMAGE] * length, VISION_END)]
+
+    def pixels(self, rows: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
+        seen = of("image", rows)
+        pixels = torch.zeros(len(seen), 3, *(max(picture.size[axis] for picture in seen) for axis in range(2)))
+        for place, image in enumerate(seen):
+            pixels[place, :, : image.size[0], : image.size[1]] = image.noise(3, *image.size)
+        return {"pixel_values": pixels, "image_sizes": torch.tensor([image.size for image in seen])}
+
+
+@dataclass(frozen=True)
 class RowsOfFrames(Packer):
     """SmolVLM: pictures of a row together, (B, most in a row, 3, S, S); black ones fill up and are dropped again."""
 
@@ -215,6 +233,8 @@ class StackedVideos(Packer):
     """Tokens of an image or a tile that has no size."""
     side: int = 32
     stacked_images: bool = True
+    numbers: bool = False
+    """Give the number of images of each row."""
 
     def written(self, picture: Picture) -> list[int]:
         if picture.modality == "image":
@@ -229,6 +249,8 @@ class StackedVideos(Packer):
             for place, image in enumerate(images):
                 pixels[place, : image.frames] = image.noise(image.frames, 3, self.side, self.side)
             packed["pixel_values"] = pixels if self.stacked_images else pixels.squeeze(1)
+            if self.numbers:
+                packed["batch_num_images"] = torch.tensor([len(of("image", [row])) for row in rows])
             if images[0].tokens:
                 packed["image_sizes"] = torch.tensor([image.size for image in images])
         if videos := of("video", rows):

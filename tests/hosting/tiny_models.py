@@ -23,6 +23,7 @@ from tiny_inputs import (
     ClipsOfImages,
     CompressedPatches,
     Frames,
+    Lines,
     Packer,
     Patches,
     Picture,
@@ -176,6 +177,12 @@ def llava() -> dict[str, Any]:
     return {"text_config": LLAMA, "vision_config": clip(), **extra, **CLS_DROPPED}
 
 
+def llava_pixtral() -> dict[str, Any]:
+    vision = {**TOWER, "model_type": "pixtral", "image_size": 32, "patch_size": 4}
+    features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    return {"text_config": LLAMA, "vision_config": vision, "image_token_index": IMAGE, **features}
+
+
 def llava_next() -> dict[str, Any]:
     extra = {"image_token_index": IMAGE, "image_grid_pinpoints": [[32, 32], [32, 64], [64, 32]]}
     return {"text_config": LLAMA, "vision_config": clip(), **extra, **CLS_DROPPED}
@@ -312,6 +319,9 @@ def _cases() -> list[Case]:
         (5, 6, image(3, size=(32, 64), tokens=16 + 4 * 9), 7, image(2, size=(32, 32), tokens=16 + 4 * 5), 8, 9),
         (5, image(3, size=(16, 64), tokens=16 + 2 * 9), 12, 13),
     )
+    single = image(1, size=(20, 24), tokens=36 + 1)
+    untiled: tuple[Row, ...] = ((5, 6, single, 7, single, 8, 9), (5, WIDE, 12, 13))
+    shaped: tuple[Row, ...] = ((5, image(size=(16, 24)), 7, image(size=(24, 8)), 8), (5, image(size=(32, 16)), 12))
     words = tuple(range(100, 124))  # so many between two images that they are no frames of a video
     apart: tuple[Row, ...] = ((5, 6, image(), *words, image(), 8, 9), (5, image(), 12, 13, 14))
     apart_and_framed: tuple[Row, ...] = ((5, 6, image(), *words, video(2), 8, 9), (5, video(3), 12, 13, 14))
@@ -335,6 +345,7 @@ def _cases() -> list[Case]:
         case("internvl_mixed", *intern, rows=apart_and_framed),
         case("llava_onevision", *onevision, rows=STACKED),
         case("llava_onevision_images", *onevision, rows=tiled),
+        case("llava_onevision_several", *onevision[:3], StackedVideos(9, 1, side=24, numbers=True), rows=untiled),
         case("llava_onevision_mixed", *onevision, rows=tiled_and_video),
         case("smolvlm", *smol),
         case("smolvlm_images", *smol, rows=in_tiles),
@@ -344,7 +355,7 @@ def _cases() -> list[Case]:
         case("video_llama_3_mixed", *llama3, rows=MIXED, upstream_beams=False),
         case("perception_lm", *perception, rows=STACKED),
         case("perception_lm_images", *perception, rows=several),
-        case("perception_lm_mixed", *perception, rows=two_and_one),
+        case("perception_lm_mixed", *perception, rows=two_and_one, upstream_beams=False),
         case("gemma3", *google, **gemma),
         case("gemma3_images", *google, rows=apart, **gemma),
         case("glm4v", *glm4v, upstream_beams=False),
@@ -353,6 +364,7 @@ def _cases() -> list[Case]:
         case("glm46v_images", *glm46v, rows=IMAGES, upstream_beams=False),
         case("llava", *first, rows=apart),
         case("llava_frames", *first),
+        case("llava_pixtral", "llava", "Llava", llava_pixtral, Lines(), rows=shaped),
         case("llava_next", *anyres, rows=small_tiles),
         case("llava_next_video", *next_video, rows=STACKED),
         case("llava_next_video_mixed", *next_video, rows=tiled_and_video),

@@ -22,6 +22,7 @@ class FastVlm(HostFamily):
     """FastVLM."""
 
     model_types: ClassVar[tuple[str, ...]] = ("fast_vlm",)
+    reads_videos: ClassVar[bool] = False
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
     container: ClassVar[Container | Mapping[Source, Container]] = "flat"
 

@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from mmllm.errors import InputError
 from mmllm.hosting.family import Container
 from mmllm.hosting.media import Medium, Source
-from mmllm.hosting.mrope_family import MropeFamily
+from mmllm.hosting.mrope_family import GRIDS, MropeFamily
 from mmllm.registry import register
 
 
@@ -32,6 +35,11 @@ class Glm4v(MropeFamily):
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
     container: ClassVar[Container | Mapping[Source, Container]] = "row list"
     splits_videos: ClassVar[bool] = True
+    time_text: ClassVar[str] = "12.5 seconds, or 12, behind each frame"
+    grounding: ClassVar[str] = (
+        "{} Answer with the start and the end in seconds, in the form: [start, end]. "
+        "If it never happens, answer: It does not happen."
+    )
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Media in prompt order, all made by the method for images."""
@@ -53,6 +61,18 @@ class Glm4v(MropeFamily):
         joint = next(iter(outputs.values()))
         joint.pooler_output = [features[modality][number] for modality, number in _order(inputs, features)]
         return {"image": joint}
+
+    def scores(
+        self, model: Any, inputs: Mapping[str, Any], calls: Mapping[Source, list[Tensor]]
+    ) -> dict[Source, Tensor]:
+        """Both methods' scores as those of images, in prompt order."""
+        merge = model.config.vision_config.spatial_merge_size
+        parts = {
+            source: list(tokens.split((inputs[GRIDS[source]].prod(-1) // merge**2).tolist()))
+            for source, tokens in super().scores(model, inputs, calls).items()
+        }
+        order = _order(inputs, parts)
+        return {"image": torch.cat([parts[modality][number] for modality, number in order])} if order else {}
 
 
 def _order(inputs: Mapping[str, Any], media: Mapping[Source, list[Any]]) -> list[tuple[Source, int]]:

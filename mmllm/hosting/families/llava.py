@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from mmllm.hosting.family import HostFamily
 from mmllm.hosting.frames import check_count, grouped, side_by_side, with_cls
 from mmllm.hosting.media import Medium, Source
+from mmllm.hosting.scores import Tower
+from mmllm.hosting.towers import tower_of
 from mmllm.registry import register
 
 
@@ -22,6 +27,7 @@ class Llava(HostFamily):
     """LLaVA-1.5."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    reads_videos: ClassVar[bool] = False
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
@@ -36,3 +42,22 @@ class Llava(HostFamily):
         check_count(groups, len(inputs["pixel_values"]) if "pixel_values" in inputs else 0)
         media = [side_by_side(modality, frames, tokens, source="image") for modality, frames in groups]
         return [with_cls(medium) for medium in media] if cls else media
+
+    def towers(self, model: Any) -> dict[Source, Tower]:
+        """A tower with a class token, if it is CLIP's; none that can be noted, if images have any shape (Pixtral)."""
+        config, kind = model.config, model.config.vision_config.model_type
+        if not kind.startswith(("clip", "siglip")):
+            return {}
+        layer = config.vision_feature_layer
+        tower = tower_of(model.base_model.vision_tower, layer=layer, cls=kind.startswith("clip"))
+        return {} if tower is None else {"image": tower}
+
+    def folded(self, model: Any, source: Source, calls: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """float32, V: as they are; a class token that was not left out has 0."""
+        config, maps = model.config, torch.cat(calls)
+        if not config.vision_config.model_type.startswith("clip"):
+            return maps.flatten()
+        patches = maps[:, 1:]
+        if config.vision_feature_select_strategy == "default":
+            return patches.flatten()
+        return torch.nn.functional.pad(patches, (1, 0)).flatten()

@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mmllm.hosting.anyres import tiled_image
+import torch
+from torch import Tensor
+
+from mmllm.hosting.anyres import next_images, next_towers, tiled_image
 from mmllm.hosting.family import Container, HostFamily
 from mmllm.hosting.frames import side_by_side
 from mmllm.hosting.media import Medium, Source
+from mmllm.hosting.scores import Tower
 from mmllm.registry import register
 
 
@@ -38,3 +42,17 @@ class LlavaNextVideo(HostFamily):
             side = config.vision_config.image_size // config.vision_config.patch_size // config.spatial_pool_stride
             media += [side_by_side("video", videos.shape[1], side * side)] * len(videos)
         return media
+
+    def towers(self, model: Any) -> dict[Source, Tower]:
+        """A tower with a class token, for both feature methods; those of videos only where their pooling has no weights."""
+        towers = next_towers(model)
+        if "image" in towers and model.config.spatial_pool_mode != "conv":
+            towers["video"] = towers["image"]
+        return towers
+
+    def folded(self, model: Any, source: Source, calls: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """float32, V: pooled or laid out as the features are; 0 at newlines."""
+        maps = torch.cat(calls)[:, 1:]
+        if source == "image":
+            return next_images(model, maps, inputs)
+        return model.base_model.vision_resampler(maps.unsqueeze(-1)).flatten()

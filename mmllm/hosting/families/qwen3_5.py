@@ -23,3 +23,8 @@ class Qwen35(MropeFamily):
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe")
     splits_videos: ClassVar[bool] = True
+    time_text: ClassVar[str] = "<12.5 seconds>"
+    grounding: ClassVar[str] = (
+        "{} Determine the starting and ending times. Answer in the form: The event happens in <start> - <end> seconds. "
+        "If it never happens, answer: It does not happen."
+    )

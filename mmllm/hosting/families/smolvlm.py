@@ -9,16 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.hosting.family import Container, HostFamily
 from mmllm.hosting.frames import grouped, side_by_side
 from mmllm.hosting.media import Medium, Source
+from mmllm.hosting.scores import Tower
+from mmllm.hosting.towers import tower_of
 from mmllm.registry import register
 
 TILES_APART = 4
 """Most ids between two tiles of an image: a mark, the tile's row and column, the end of a line. A frame has more."""
+
+BARELY = 1e-5
+"""A number beside 0 that half precision has, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,17 @@ class SmolVLM(HostFamily):
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm",)
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
     container: ClassVar[Container | Mapping[Source, Container]] = "row list"
+    time_text: ClassVar[str] = "Frame from 00:12:"
+
+    def mended(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """One number of each picture that is all 0 after normalising changed: the tower would take it for filling."""
+        pixels = inputs.get("pixel_values")  # 1 F 3 H W
+        if pixels is None:
+            return inputs
+        grey = (pixels == 0).flatten(2).all(-1)  # 1 F
+        pixels = pixels.clone()
+        pixels[..., 0, 0, 0] = pixels[..., 0, 0, 0].masked_fill(grey, BARELY)
+        return {**inputs, "pixel_values": pixels}
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Tiles of one image are told from frames of a video by how much text stands between them.
@@ -47,6 +64,16 @@ class SmolVLM(HostFamily):
         groups = grouped(ids, config.image_token_id, side**2, tiles_apart=TILES_APART)
         return [side_by_side(modality, frames, side**2, source="image") for modality, frames in groups]
 
+    def towers(self, model: Any) -> dict[Source, Tower]:
+        """A tower without a class token."""
+        tower = tower_of(model.base_model.vision_model)
+        return {} if tower is None else {"image": tower}
+
+    def folded(self, model: Any, source: Source, calls: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """float32, V: the mean of the patches that their pixel shuffle puts into a token."""
+        maps = torch.cat(calls).unsqueeze(-1)  # F N 1
+        return model.base_model.connector.pixel_shuffle(maps, model.config.scale_factor).mean(-1).flatten()
+
 
 def _check_pictures(written: Tensor, pixels: Tensor) -> None:
     """Refuses rows with another number of pictures than the prompt says (int64, B); pixels are B F 3 H W."""
@@ -57,7 +84,7 @@ def _check_pictures(written: Tensor, pixels: Tensor) -> None:
         empty = (~pictures[:count]).nonzero().flatten().tolist()
         if count <= len(pictures) and empty:
             raise InputError(
-                f"picture {empty[0]} of row {row} is all 0 after normalising (an even grey): SmolVLM takes it for filling "
-                "and leaves it out; change one of its pixels"
+                f"picture {empty[0]} of row {row} is all 0 after normalising (an even grey): SmolVLM takes it for "
+                "filling and leaves it out; change one of its pixels"
             )
         raise InputError(f"row {row} has placeholders for {count} pictures, but {int(pictures.sum())} pictures")

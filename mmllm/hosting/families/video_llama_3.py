@@ -1,4 +1,4 @@
-"""VideoLLaMA3: patches in grids; tokens of a video that hardly differ from the frame before are left out by its processor.
+"""VideoLLaMA3: patches in grids; its processor leaves out tokens of a video that hardly differ from the frame before.
 
 `video_compression_mask` says which. Here it is applied to the features, so each remaining token keeps the place in its
 frame, and beams work, which crash in transformers.
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mmllm.hosting.family import HostFamily
 from mmllm.hosting.media import Medium, Source
+from mmllm.hosting.scores import Tower
+from mmllm.hosting.towers import tower_of
 from mmllm.registry import register
 
 
@@ -28,6 +30,11 @@ class VideoLlama3(HostFamily):
     """VideoLLaMA3."""
 
     model_types: ClassVar[tuple[str, ...]] = ("video_llama_3",)
+    time_text: ClassVar[str] = "Time 12.5s:"
+    grounding: ClassVar[str] = (
+        "{} Answer with the start and the end in seconds, in the form: [start, end]. "
+        "If it never happens, answer: It does not happen."
+    )
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """A medium for each grid, with the tokens that the processor left."""
@@ -53,6 +60,19 @@ class VideoLlama3(HostFamily):
                 part[own.to(part.device)] for part, own in zip(features, masks, strict=True)
             ]
         return outputs
+
+    def towers(self, model: Any) -> dict[Source, Tower]:
+        """One tower without a class token, for both feature methods."""
+        tower = tower_of(model.base_model.vision_model)
+        return {} if tower is None else {"image": tower, "video": tower}
+
+    def folded(self, model: Any, source: Source, calls: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """float32, V: resized as the features are, without the tokens that the processor left out."""
+        patches = torch.cat([call.flatten() for call in calls]).unsqueeze(-1)
+        grids, merges = inputs[f"{source}_grid_thw"], inputs[f"{source}_merge_sizes"]
+        tokens = model.base_model.vision_model.pixel_unshuffle(patches, grids, merges).squeeze(-1)
+        mask = inputs.get("video_compression_mask") if source == "video" else None
+        return tokens if mask is None else tokens[mask.to(tokens.device)]
 
 
 def _masks(mask: Tensor | None, grids: list[tuple[int, int, int]]) -> list[Tensor]:
