@@ -38,7 +38,7 @@ VERBS = {
     "finetune": Verb("mmllm.commands.finetune:finetune_command", "train a model further, on your own videos"),
     "reinforce": Verb("mmllm.commands.reinforce:reinforce_command", "train a model by rewards of its own answers"),
     "eval": Verb("mmllm.commands.evaluate:evaluate", "answer a benchmark's questions and score the answers"),
-    "score": Verb("mmllm.evaluation.score:score", "score a file of answers again, without a model"),
+    "score": Verb("mmllm.evaluation.score:score", "score a file of answers without a model, also of lmms-eval"),
     "plot": Verb("mmllm.evaluation.pictures:plot", "draw the losses of a run, its scores, its best and worst answers"),
     "ask": Verb("mmllm.commands.ask:ask", "ask a question about a video"),
     "demo": Verb("mmllm.commands.demo:demo", "ask videos in the browser"),

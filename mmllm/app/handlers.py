@@ -311,7 +311,7 @@ def messages(visit: Visit) -> list[dict[str, str]]:
 
 def spoken(turn: ChatTurn) -> str:
     """An answer as the chat shows it: its spans, then its text."""
-    when = "; ".join(map(interval, turn.spans)) or "no time was named"
+    when = "; ".join(map(interval, turn.spans)) or turn.without_spans
     text = readable(turn.answer.text)
     return f"{_said(turn.answer.steps)}{when}\n{text}{' …' if turn.cut else ''}"
 

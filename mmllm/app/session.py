@@ -37,8 +37,13 @@ class ChatTurn:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """The answered spans; none if the answer names no time."""
+        """The answered spans; none if the answer names no time, or says that it does not happen."""
         return () if self.answer.fallback else self.answer.spans
+
+    @property
+    def without_spans(self) -> str:
+        """What is said in place of spans if there are none."""
+        return "it does not happen" if self.answer.absent else "no time was named"
 
     def to_json(self) -> dict[str, Any]:
         """A mapping of plain JSON values."""

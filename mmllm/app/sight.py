@@ -69,7 +69,7 @@ def comparison(turns: Sequence[ChatTurn]) -> str:
     """HTML table of the same question under two settings."""
 
     def spans(turn: ChatTurn) -> str:
-        return "; ".join(map(interval, turn.spans)) or "no time was named"
+        return "; ".join(map(interval, turn.spans)) or turn.without_spans
 
     rows = [
         ("settings", *(turn.settings for turn in turns)),

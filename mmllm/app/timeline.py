@@ -21,7 +21,6 @@ STRIP_FRAMES = 12
 """Most frames in the strip."""
 LANES = 6
 """Only the latest answers have bars, so many of them; the list below has all answers."""
-NO_TIME = '<span class="mm-empty">no time was named</span>'
 _THUMBNAIL = 96
 """Longer side of a frame in the strip, in pixels."""
 _MIN_BAR_PERCENT = 0.6
@@ -86,15 +85,16 @@ def _lane(name: str, content: str, kind: str = "") -> str:
 def _turn(number: int, turn: ChatTurn, duration_s: float) -> str:
     """The lane of an answer, and below it the lane of the truth if the turn has one."""
     name = f"answer {number}"
-    lane = _lane(name, _bars(turn.spans, duration_s, name, "answer"))
+    lane = _lane(name, _bars(turn.spans, duration_s, name, "answer", turn.without_spans))
     if turn.truth is None:
         return lane
     return lane + _lane("truth", _bars((turn.truth,), duration_s, "truth", "truth"))
 
 
-def _bars(spans: Iterable[Span], duration_s: float, name: str, kind: str) -> str:
+def _bars(spans: Iterable[Span], duration_s: float, name: str, kind: str, without: str = "no time was named") -> str:
     """The bars of one lane, or a text if there are no spans."""
-    return "".join(_bar(span, duration_s, name, kind) for span in spans) or NO_TIME
+    bars = "".join(_bar(span, duration_s, name, kind) for span in spans)
+    return bars or f'<span class="mm-empty">{safe(without)}</span>'
 
 
 def _bar(span: Span, duration_s: float, name: str, kind: str) -> str:

@@ -125,8 +125,11 @@ def _say(answer: Answer) -> None:
     """Prints what was said of the parts of the video, if it was asked in a chain, then the answer."""
     for step in answer.steps:
         print(f"[{step.span.start_s:.1f} s to {step.span.end_s:.1f} s] {step.text}")
-    spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans) or "it does not happen"
-    print(f"{spans}: {answer.text}" if not answer.fallback else f"(no time given) {answer.text}")
+    if answer.fallback or answer.absent:
+        print(f"({'does not happen' if answer.absent else 'no time given'}) {answer.text}")
+        return
+    spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)
+    print(f"{spans}: {answer.text}")
 
 
 def _check_sampling(video: str, sample_fps: float, frames: int | None) -> None:

@@ -260,7 +260,7 @@ def _show(scores: dict[str, Any], json: bool) -> None:
         return
     from rich.console import Console
 
-    from mmllm.evaluation.score import score_summary, score_table
+    from mmllm.evaluation.report import score_summary, score_table
 
     console = Console()
     console.print(score_table(scores))

@@ -85,7 +85,7 @@ def _show(scores: dict[str, Any], output: Path, picture: Path, answers: str) -> 
     """Prints the scores, the answers and the paths of all results."""
     from rich.console import Console
 
-    from mmllm.evaluation.score import score_summary, score_table
+    from mmllm.evaluation.report import score_summary, score_table
 
     console = Console()
     console.print(score_table(scores))

@@ -60,7 +60,8 @@ def check_annotations(
     | key | meaning |
     |---|---|
     | `videos`, `items` | different videos; captioned videos, dialogues or questions that can be used |
-    | `questions`, `events` | items that are questions; annotated intervals |
+    | `questions`, `events`, `absent` | items that are questions; annotated intervals; answers that what is asked for \
+      does not happen |
     | `whole_video_miou_per_video`, `..._per_event`, `whole_video_p_at_0.5` | scores of the answer "the whole video" |
     | `self_iou` | by the number of time tokens: mean IoU of an event with itself after it was written as time tokens |
     | `out_of_vocabulary_time_tokens` | times that the released code would write as a token that does not exist |
@@ -131,6 +132,7 @@ def inspect(
         "items": len(result.items),
         "questions": sum(isinstance(item, Question) for item in result.items),
         "events": sum(len(_spans(item)) for item in result.items),
+        "absent": sum(_absent(item) for item in result.items) or None,
         **whole_video_scores(timed),
         "self_iou": {str(count): self_iou(timed, TimeTokens(count=count)) for count in COUNTS},
         "out_of_vocabulary_time_tokens": _out_of_vocabulary(result),
@@ -187,6 +189,13 @@ def _spans(item: CaptionedVideo | Question | Dialogue) -> tuple[Span, ...]:
     if isinstance(item, Question):
         return item.truth().spans
     return tuple(span for turn in item.turns for span in turn.spans)
+
+
+def _absent(item: CaptionedVideo | Question | Dialogue) -> int:
+    """How many answers of an item are that it does not happen."""
+    if isinstance(item, Dialogue):
+        return sum(turn.absent for turn in item.turns)
+    return int(isinstance(item, Question) and item.absent)
 
 
 def _timed(item: CaptionedVideo | Question | Dialogue, lengths: Lengths | None) -> list[TimedVideo]:

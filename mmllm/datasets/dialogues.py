@@ -6,7 +6,8 @@ forms. Beside its turns, a row may have:
 | key | meaning |
 |---|---|
 | `video`, `videos`, `image`, `images` | a path or a list of paths, relative to the folder of media |
-| `spans` | `[[start_s, end_s], ...]`, the intervals of the answer; a turn may have them, too. Times are never tokens |
+| `spans` | `[[start_s, end_s], ...]`, the intervals of the answer; a turn may have them, too. Times are never tokens. \
+`[]`: what is asked for does not happen |
 | `duration` | annotated length of the video in seconds; if it is missing, the decoded length is used |
 | `audio` | `true` or `false`: whether the sound of its videos is heard; if it is missing, a model hears that can |
 | `fps` | images a second of a folder of frames; if it is missing, `--fps`, or else 5 |
@@ -48,7 +49,7 @@ from mmllm.datasets.row_keys import refuse_labels
 from mmllm.datasets.text_files import checked_line, lines_of, load_json, load_text
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
-from mmllm.times.stamps import shortened
+from mmllm.times.stamps import STAMP, shortened
 from mmllm.video.names import existing, is_address
 
 KINDS: tuple[Kind, ...] = ("video", "image")
@@ -137,7 +138,7 @@ def _dialogue(reader: RowReader[Dialogue], where: str, row: Any, root: Path) -> 
     fps = rate_of(row)
     check_rate(fps, (medium for turn in turns for medium in turn.media))
     for turn in turns:
-        if not (turn.text or turn.media or turn.spans):
+        if not (turn.text or turn.media or turn.spans or turn.absent):
             raise InputError(f"a turn of the {turn.role} is empty")
         reader.look_at_placeholders(turn.text)
         if shows_one_video and turn.role != "system":
@@ -257,7 +258,7 @@ def _with_spans(
     raw_spans = [turn.spans for turn in raw_turns]
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     if row.get("spans") is not None:
-        if len(answers) != 1 or any(raw_spans):
+        if len(answers) != 1 or any(spans is not None for spans in raw_spans):
             raise InputError(
                 "a row may have 'spans' if it has exactly one answer, without spans of its own; "
                 "else put them on its turns"
@@ -267,8 +268,13 @@ def _with_spans(
     for turn, pairs in zip(turns, raw_spans, strict=True):
         if pairs and turn.role != "assistant":
             raise InputError(f"only answers may have 'spans', not a turn of the {turn.role}")
+        if pairs is None or turn.role != "assistant":
+            result.append(turn)
+            continue
+        if not pairs and STAMP.search(turn.text):
+            raise InputError("'spans' is empty, so that it does not happen, but the answer has a time in its text")
         spans = tuple(_span(reader, pair, duration_s) for pair in pairs)
-        result.append(replace(turn, spans=spans))
+        result.append(replace(turn, spans=spans, absent=not pairs))
     return result
 
 

@@ -12,16 +12,35 @@ from mmllm.datasets.annotations import Annotations, Policy
 from mmllm.datasets.captions import CaptionedVideo, localization_questions, read_captions
 from mmllm.datasets.charades import read_charades
 from mmllm.datasets.dialogues import FORMS, read_dialogues
+from mmllm.datasets.ego4d_nlq import is_ego4d_nlq, read_ego4d_nlq
+from mmllm.datasets.momentseeker import read_momentseeker
 from mmllm.datasets.nextqa import is_table, read_nextqa
+from mmllm.datasets.qvhighlights import read_qvhighlights
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.rtl import read_rtl
+from mmllm.datasets.tacos import read_tacos
 from mmllm.datasets.text_files import load_json, load_text
 from mmllm.datasets.timeit import names_times, read_timeit
+from mmllm.datasets.timelens import read_timelens
+from mmllm.datasets.vue_tr import read_vue_tr
 from mmllm.errors import InputError
 from mmllm.fields import closest
 from mmllm.times.stamps import shortened
 
-Format = Literal["rtl", "captions", "nextqa", "charades", "dialogues", "timeit"]
+Format = Literal[
+    "rtl",
+    "captions",
+    "nextqa",
+    "charades",
+    "dialogues",
+    "timeit",
+    "qvhighlights",
+    "timelens",
+    "vue-tr",
+    "ego4d-nlq",
+    "momentseeker",
+    "tacos",
+]
 FORMATS: tuple[str, ...] = get_args(Format)
 BESIDE = ("dialogues", "timeit")
 """Formats whose rows have paths of media; without a folder they are relative to the file's own."""
@@ -32,7 +51,20 @@ NEEDED_KEYS = {
     "nextqa": "video and QA, or a table (.csv) with video, question, answer, type",
     "timeit": "video and QA, with times in the answers",
     "charades": "lines such as AO8RW 0.0 6.9##a person sits.",
+    "qvhighlights": "qid, query, vid, duration, relevant_windows",
+    "timelens": "an object of videos with duration, spans, queries; or lines with video_path, duration, events",
+    "vue-tr": "query_id, video_id, duration, query, gt",
+    "ego4d-nlq": "videos with clips with annotations with language_queries",
+    "momentseeker": "src_video_path, qry_text, answering_time_interval",
+    "tacos": "an object of videos with timestamps, sentences, fps, num_frames",
 }
+ANSWERS: tuple[tuple[set[str], str], ...] = (
+    ({"truth", "prediction"}, "mmllm eval wrote, not annotations; mmllm score reads them"),
+    ({"qid", "pred_relevant_windows"}, "are given in QVHighlights' form; mmllm score --from qvhighlights scores them"),
+    ({"doc_id", "filtered_resps"}, "lmms-eval wrote; mmllm score --from lmms-eval scores them"),
+    ({"query_id", "video_id", "answer"}, "are given in VUE-TR's form, not annotations"),
+)
+"""Keys of answers that are no annotations, and what they are."""
 
 
 def format_of(path: Path) -> Format:
@@ -48,19 +80,18 @@ def format_of(path: Path) -> Format:
         return "charades"
     row: Any = None
     for row in _first_rows(text):
-        if isinstance(row, dict) and {"truth", "prediction"} <= set(row):
-            raise InputError(
-                f"{path}: these are answers that mmllm eval wrote, not annotations; mmllm score reads them"
-            )
+        for keys, kind in ANSWERS:
+            if isinstance(row, dict) and keys <= set(row):
+                raise InputError(f"{path}: these are answers that {kind}")
         form = _format_by_keys(row)
         if form == "nextqa":
             return "timeit" if names_times(load_json(path)[0]) else "nextqa"
         if form is not None:
             return form
-    keys = f"its first row has the keys {', '.join(map(str, row))}" if isinstance(row, dict) else "it has no row"
-    needed = "; ".join(f"{name}: {keys}" for name, keys in NEEDED_KEYS.items())
+    present = f"its first row has the keys {', '.join(map(str, row))}" if isinstance(row, dict) else "it has no row"
+    needed = "; ".join(f"{name}: {needed}" for name, needed in NEEDED_KEYS.items())
     raise InputError(
-        f"{path}: unknown format; {shortened(keys, 400)}. Known formats need these keys: {needed}. "
+        f"{path}: unknown format; {shortened(present, 400)}. Known formats need these keys: {needed}. "
         "If only the first row is damaged, name the format."
     )
 
@@ -68,12 +99,20 @@ def format_of(path: Path) -> Format:
 def _format_by_keys(row: Any) -> Format | None:
     """The format of a row, or of a video in an object of videos; None if no format has its keys."""
     keys = set(row) if isinstance(row, dict) else set()
+    if is_ego4d_nlq(row):
+        return "ego4d-nlq"
     needed: tuple[tuple[set[str], Format], ...] = (
         *(({form}, "dialogues") for form in FORMS),
         ({"vid", "question_id"}, "rtl"),
         ({"question", "answer"}, "dialogues"),
         ({"video", "QA"}, "nextqa"),
         ({"duration", "QA"}, "rtl"),
+        ({"qid", "query", "vid"}, "qvhighlights"),
+        ({"duration", "spans", "queries"}, "timelens"),
+        ({"video_path", "events"}, "timelens"),
+        ({"query_id", "video_id", "gt"}, "vue-tr"),
+        ({"src_video_path", "qry_text"}, "momentseeker"),
+        ({"timestamps", "sentences", "fps", "num_frames"}, "tacos"),
         ({"timestamps"}, "captions"),
     )
     return next((form for needed_keys, form in needed if needed_keys <= keys), None)
@@ -120,6 +159,12 @@ def read_annotations(
         "charades": lambda: read_charades(path, durations or path, videos, policy),
         "dialogues": lambda: read_dialogues(path, videos, policy),
         "timeit": lambda: read_timeit(path, videos, policy),
+        "qvhighlights": lambda: read_qvhighlights(path, videos, policy),
+        "timelens": lambda: read_timelens(path, videos, policy),
+        "vue-tr": lambda: read_vue_tr(path, videos, policy),
+        "ego4d-nlq": lambda: read_ego4d_nlq(path, videos, policy),
+        "momentseeker": lambda: read_momentseeker(path, videos, policy),
+        "tacos": lambda: read_tacos(path, videos, policy),
     }
     if format not in readers:
         raise InputError(f"unknown format of annotations {format!r}; {closest(format, readers)}")

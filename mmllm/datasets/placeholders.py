@@ -41,7 +41,8 @@ class RawTurn:
     media: list[RawMedium]
     places: list[int]
     """Number of characters of the text that stand before each medium."""
-    spans: list[Any]
+    spans: list[Any] | None
+    """As they are in the file; None if the turn does not say any, which is not the empty list."""
 
 
 def pieces_of(text: str) -> list[Piece]:
@@ -73,7 +74,7 @@ def raw_turn(turn: Any, speaker: str, roles: dict[str, Role], pieces: Sequence[P
     text, media, places = _laid_out(pieces)
     if media and role != "user":
         raise InputError(f"only user turns may have placeholders, not a turn of the {role}")
-    spans = list_of(turn, "spans") if turn.get("spans") is not None else []
+    spans = list_of(turn, "spans") if turn.get("spans") is not None else None
     return RawTurn(role=role, text=whole_text(text, "text"), media=media, places=places, spans=spans)
 
 

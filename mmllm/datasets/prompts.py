@@ -26,6 +26,7 @@ TIMES_ONLY = (
     "Give only the times at which it begins and ends.",
     "Name just its start and its end.",
 )
+EACH_TIME = "Reply with the start time and the end time of each such part, and nothing else."
 SHORT_ANSWER = "Answer in a few words only."
 
 
@@ -36,9 +37,18 @@ def dense_caption_prompt(draw: random.Random | None = None) -> str:
 
 def event_prompt(sentence: str, draw: random.Random | None = None) -> str:
     """A question when an event happens. The sentence is quoted as in LITA: no full stop, first letter in lower case."""
-    event = sentence.strip().removesuffix(".")
-    event = event[:1].lower() + event[1:]
-    return f"{_wording(WHEN_QUESTIONS, draw).format(event=event)} {_wording(TIMES_ONLY, draw)}"
+    return f"{_wording(WHEN_QUESTIONS, draw).format(event=_quoted(sentence))} {_wording(TIMES_ONLY, draw)}"
+
+
+def moments_prompt(description: str) -> str:
+    """A question for all parts of a video that show something; the description is quoted as in `event_prompt`."""
+    return f'Which parts of the video show "{_quoted(description)}"? {EACH_TIME}'
+
+
+def evidence_prompt(question: str) -> str:
+    """A question for the part of a video that answers another question."""
+    question = question.strip().removesuffix("?").strip()
+    return f"{question[:1].upper()}{question[1:]}? Which part of the video shows it? {TIMES_ONLY[0]}"
 
 
 def short_answer_prompt(question: str) -> str:
@@ -46,6 +56,11 @@ def short_answer_prompt(question: str) -> str:
     question = question.strip()
     question = question[:1].upper() + question[1:]
     return f"{question if question.endswith('?') else question + '?'} {SHORT_ANSWER}"
+
+
+def _quoted(sentence: str) -> str:
+    event = sentence.strip().removesuffix(".")
+    return event[:1].lower() + event[1:]
 
 
 def _wording(wordings: tuple[str, ...], draw: random.Random | None) -> str:

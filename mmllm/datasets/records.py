@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmllm.errors import InputError
-from mmllm.times.answers import Answer, Span, parse_answer
+from mmllm.times.answers import Answer, Span, absent_text, parse_answer
 from mmllm.times.stamps import stamp
 
 
@@ -36,10 +36,14 @@ class Turn:
     """Number of characters of the text that stand before each medium; if empty, all media stand before the text."""
     spans: tuple[Span, ...] = ()
     """The intervals of the text; they are written in front of it."""
+    absent: bool = False
+    """What was asked for does not happen: the empty set of intervals. It is written in front, in words."""
 
     @property
     def stamped(self) -> str:
-        """The text with its spans in front, in seconds."""
+        """The text with its spans in front, in seconds, or with the words that there are none."""
+        if self.absent:
+            return absent_text(self.text)
         return " ".join([*(f"{stamp(span.start_s)} {stamp(span.end_s)}" for span in self.spans), self.text]).strip()
 
     @property
@@ -116,6 +120,7 @@ class Dialogue:
                 question=question.text,
                 answer=answer.text,
                 spans=answer.spans,
+                absent=answer.absent,
                 duration_s=self.duration_s,
                 family=self.family,
                 video=path,
@@ -149,21 +154,29 @@ class Question:
     """Images a second of the folder of frames; None if it is not given."""
     spans: tuple[Span, ...] = ()
     """The true intervals, if they are not given by the first two stamps of the answer."""
+    absent: bool = False
+    """The true answer is the empty set of intervals: what is asked for does not happen."""
     history: tuple[tuple[str, str], ...] = ()
     """Earlier questions about the video with their annotated answers, times in seconds."""
     system: str = ""
     """The row's own system prompt; the model's own counts if it is empty."""
 
+    def __post_init__(self) -> None:
+        if self.absent and self.spans:
+            raise InputError(
+                f"question {self.question_id!r} has intervals, and is said not to happen: give one of both"
+            )
+
     def truth(self) -> Answer:
-        """The true sentence and intervals; without spans if the answer has fewer than two times.
+        """The true sentence and intervals; without spans if the answer has fewer than two times, or if it is absent.
 
         Of an answer with stamps, only the first interval counts, as in the published protocol.
         """
         if self.spans:
             return Answer(text=self.answer.strip(), spans=self.spans, raw=self.answer, fallback=False)
-        if self.duration_s is not None:
+        if self.duration_s is not None and not self.absent:
             answer = parse_answer(self.answer, self.duration_s)
-            if not answer.fallback:
+            if answer.spans and not answer.fallback:
                 return Answer(text=answer.text, spans=answer.spans[:1], raw=answer.raw, fallback=False)
         return Answer(text=self.answer.strip(), spans=(), raw=self.answer, fallback=False)
 
@@ -184,7 +197,7 @@ class Question:
             media = ()  # shown once
         turns += [
             Turn(role="user", text=self.question.strip(), media=media),
-            Turn(role="assistant", text=self.answer.strip(), spans=self.spans),
+            Turn(role="assistant", text=self.answer.strip(), spans=self.spans, absent=self.absent),
         ]
         return Dialogue(
             record_id=self.question_id,

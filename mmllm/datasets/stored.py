@@ -18,7 +18,7 @@ from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder, read_json, replacing, write_json
 from mmllm.times.answers import Span
 
-LAYOUT = b"2"
+LAYOUT = b"3"
 """Changes with what is stored of a dialogue, so that no file of an older layout is read."""
 
 
@@ -92,6 +92,7 @@ def _to_json(dialogue: Dialogue) -> dict[str, Any]:
                 "media": [[media.kind, str(media.path)] for media in turn.media],
                 "places": list(turn.places),
                 "spans": [span.to_json() for span in turn.spans],
+                **({"absent": True} if turn.absent else {}),
             }
             for turn in dialogue.turns
         ],
@@ -106,6 +107,7 @@ def _from_json(record: dict[str, Any]) -> Dialogue:
             media=tuple(Media(kind=kind, path=Path(path)) for kind, path in turn["media"]),
             places=tuple(turn["places"]),
             spans=tuple(Span(*ends) for ends in turn["spans"]),
+            absent=turn.get("absent", False),
         )
         for turn in record["turns"]
     )

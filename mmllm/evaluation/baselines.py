@@ -113,9 +113,12 @@ class BlindBaseline:
 
     @classmethod
     def fit(cls, samples: Sequence[Sample]) -> BlindBaseline:
-        """The best constants for these questions, and their most frequent texts."""
-        timed = [sample for sample in samples if sample.truth_spans]
-        texts = [sample for sample in samples if not sample.truth_spans]
+        """The best constants for these questions, and their most frequent texts.
+
+        Questions about events that do not happen, and about videos of unknown length, have no part in it.
+        """
+        timed = [sample for sample in samples if sample.truth_spans and sample.duration_s is not None]
+        texts = [sample for sample in samples if not sample.timed]
         return cls(
             overall=best_constant(timed) if timed else WHOLE_VIDEO,
             by_family={family: best_constant(group) for family, group in families(timed).items()},

@@ -81,7 +81,7 @@ def _draw(cell: Any, sample: Sample, video: Path | None) -> None:
         strip.text(0.5, 0.5, problem, ha="center", va="center", fontsize=8, color="#777777", transform=strip.transAxes)
     else:
         draw_frames(strip, clip, clip.frames, np.arange(len(clip)), sample.prediction_spans)
-    answer = "answer" if not sample.fallback else "no times"
+    answer = "no times" if sample.fallback else "not seen" if sample.denied else "answer"
     draw_spans(axis, [(answer, sample.prediction_spans, ANSWER), ("truth", sample.truth_spans, TRUTH)], sample.length_s)
 
 

@@ -2,6 +2,9 @@
 
 As in LITA (arXiv 2403.19046, section 4): IoU is averaged over the questions of each video, then over videos. P@x is
 the fraction of questions whose IoU is at least x, averaged in the same way. All scores are from 0 to 1.
+
+These scores are of questions whose event happens. Whether a model also knows when one does not is said by the
+false-alarm rate and the miss rate, and by `set_miou`, in which the empty set is an answer like others.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mmllm.evaluation.moment_metrics import Moments, moment_scores
 from mmllm.evaluation.samples import Sample
 from mmllm.evaluation.span_metrics import iou, reaches, set_iou
 from mmllm.evaluation.text_metrics import rouge_l, token_f1
@@ -28,18 +32,35 @@ def clipped(spans: Iterable[Span], duration_s: float) -> list[Span]:
     return [Span(*(min(max(end_s, 0.0), duration_s) for end_s in span.to_json())) for span in spans]
 
 
+def predicted_spans(sample: Sample) -> list[Span]:
+    """The answered spans, clipped to the video if its length is known; none if the question failed."""
+    if sample.error:
+        return []
+    if sample.duration_s is None:
+        return list(sample.prediction_spans)
+    return clipped(sample.prediction_spans, sample.duration_s)
+
+
 def sample_iou(sample: Sample) -> float:
     """IoU of one answer, clipped to the video; 0 if the question failed.
 
     If the truth is one span, only the answer's first span counts, as published. If the truth is several spans, all
     spans of the answer count, as a set.
     """
-    if sample.error or not sample.prediction_spans:
+    if len(sample.truth_spans) != 1:
+        return sample_set_iou(sample)
+    predicted = predicted_spans(sample)
+    return iou(predicted[0], sample.truth_spans[0]) if predicted else 0.0
+
+
+def sample_set_iou(sample: Sample) -> float:
+    """IoU of all spans of an answer and all true ones; 0 if the question failed.
+
+    If the event does not happen, it is 1 for an answer that says so, else 0.
+    """
+    if sample.error or (sample.absent and not sample.denied):
         return 0.0
-    predicted = clipped(sample.prediction_spans, sample.length_s)
-    if len(sample.truth_spans) == 1:
-        return iou(predicted[0], sample.truth_spans[0])
-    return set_iou(predicted, sample.truth_spans)
+    return set_iou(predicted_spans(sample), sample.truth_spans)
 
 
 def text_match(sample: Sample) -> float:
@@ -89,6 +110,13 @@ def temporal_scores(samples: Sequence[Sample], *, resamples: int = 1000, seed: i
     | `miou_per_question`, `p_at_0.5_per_question`, ... | averaged over questions |
     | `fallback_rate` | fraction of the answers with fewer than two times; these are scored as the whole video |
     | `miou_without_fallback` | as `miou`, but such answers count as 0 |
+    | `miss_rate` | fraction of the answers that say that the event does not happen, although it does |
+    | `absent_questions` | questions about an event that does not happen, failed ones included |
+    | `false_alarm_rate` | fraction of the answers to them that do not say so |
+    | `set_miou` | IoU of all answered and all true spans, averaged as `miou`; also over the questions about an event \
+      that does not happen, where it is 1 for an answer that says so |
+    | `set_questions` | questions whose truth is several spans |
+    | `map`, `map_at_0.5`, ..., `r1_at_0.3`, ... | see `moment_scores`; failed questions are 0 |
     """
     timed = [sample for sample in samples if sample.truth_spans]
     answered = [sample for sample in timed if not sample.error]
@@ -110,7 +138,19 @@ def temporal_scores(samples: Sequence[Sample], *, resamples: int = 1000, seed: i
             scores[f"{name}_interval"] = bootstrap_interval(list(videos.values()), resamples=resamples, seed=seed)
     scores["miou_without_fallback"] = over_videos(timed, lambda sample: 0.0 if sample.fallback else ious[id(sample)])
     scores["fallback_rate"] = over_questions(answered, lambda sample: float(sample.fallback))
-    return scores
+    absent = [sample for sample in samples if sample.absent]
+    moments = [Moments(predicted=tuple(predicted_spans(each)), truth=each.truth_spans) for each in timed]
+    return {
+        **scores,
+        "miss_rate": over_questions(answered, lambda sample: float(sample.denied)),
+        "absent_questions": len(absent),
+        "false_alarm_rate": over_questions(
+            [sample for sample in absent if not sample.error], lambda sample: float(not sample.denied)
+        ),
+        "set_miou": over_videos([*timed, *absent], sample_set_iou),
+        "set_questions": sum(len(sample.truth_spans) > 1 for sample in timed),
+        **moment_scores(moments),
+    }
 
 
 def text_scores(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -118,14 +158,14 @@ def text_scores(samples: Sequence[Sample]) -> dict[str, Any]:
 
     | key | meaning |
     |---|---|
-    | `text_questions` | questions that are answered by a text alone: their truth has no span |
+    | `text_questions` | questions that are answered by a text alone, not about time |
     | `text_accuracy` | fraction of them whose text is the true one |
     | `text_f1`, `text_rouge_l` | similarity to the true text |
     | `explanation_questions` | questions about time whose truth also has a text |
     | `explanation_f1`, `explanation_rouge_l` | similarity of that text to the answer's, without the two times |
     """
-    texts = [sample for sample in samples if not sample.truth_spans]
-    explained = [sample for sample in samples if sample.truth_spans and sample.truth_text]
+    texts = [sample for sample in samples if not sample.timed]
+    explained = [sample for sample in samples if sample.timed and sample.truth_text]
     return {
         "text_questions": len(texts),
         "text_accuracy": over_questions(texts, text_match),

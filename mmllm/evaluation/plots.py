@@ -13,38 +13,42 @@ import numpy as np
 
 from mmllm.errors import InputError
 from mmllm.evaluation.baselines import WHOLE_VIDEO
-from mmllm.evaluation.metrics import THRESHOLDS, bootstrap_interval, over_videos, sample_iou
+from mmllm.evaluation.metrics import THRESHOLDS, bootstrap_interval, over_videos, sample_iou, temporal_scores
 from mmllm.evaluation.samples import Sample
 from mmllm.inference.plotting import ANSWER, saved
 
 MODEL, FALLBACK, BLIND = "#1f5fa8", "#b9c6d6", ANSWER
+GROUPS = {
+    "named a time": MODEL,
+    "no two times: the whole video": FALLBACK,
+    "said that it does not happen": "#7a5195",
+    "not answered": "#d8d8d8",
+}
+"""Kinds of answers in the histogram, and their colours."""
 BINS = 20
 
 
 def plot_iou_histogram(samples: Sequence[Sample], picture: Path) -> Path:
-    """Draws a histogram of IoU. Answers without two times and failed questions have colours of their own.
+    """Draws a histogram of IoU. Answers without a time and failed questions have colours of their own.
+
+    Questions about events that do not happen have no IoU: the title says how many of them were false alarms.
 
     Raises:
-        InputError: if no question is about time.
+        InputError: if no question is about an event that happens.
     """
     from matplotlib.figure import Figure
 
     timed = _timed(samples)
     scores = np.array([sample_iou(sample) for sample in timed])  # n
-    groups = {
-        "two times named": np.array([not (sample.fallback or sample.error) for sample in timed]),
-        "no two times: the whole video": np.array([sample.fallback and not sample.error for sample in timed]),
-        "not answered": np.array([bool(sample.error) for sample in timed]),
-    }
-    present = {name: members for name, members in groups.items() if members.any()}
+    kinds = np.array([_kind(sample) for sample in timed])  # n
+    present = {name: kinds == name for name in GROUPS if name in kinds}
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
-    colors = {"two times named": MODEL, "no two times: the whole video": FALLBACK, "not answered": "#d8d8d8"}
     axes.hist(
         [scores[members] for members in present.values()],
         bins=list(np.linspace(0, 1, BINS + 1)),
         stacked=True,
-        color=[colors[name] for name in present],
+        color=[GROUPS[name] for name in present],
         label=list(present),
         edgecolor="white",
         linewidth=0.5,
@@ -61,17 +65,36 @@ def plot_iou_histogram(samples: Sequence[Sample], picture: Path) -> Path:
     axes.axvline(mean, color=MODEL, linewidth=1.8, label=f"mIoU {100 * mean:.1f} %")
     axes.axvline(blind, color=BLIND, linewidth=1.8, linestyle="--", label=f"the whole video {100 * blind:.1f} %")
     axes.set(xlabel="IoU of answer and truth", ylabel="answers", xlim=(0, 1), ylim=(0, top * 1.05))
-    axes.set_title(f"{len(timed)} answers about time", loc="left", fontsize=11)
+    axes.set_title(_title(samples, len(timed)), loc="left", fontsize=11)
     axes.legend(frameon=False, fontsize=9, loc="upper right", bbox_to_anchor=(1, 0.92))
     _draw_grid(axes)
     return saved(figure, picture)
+
+
+def _kind(sample: Sample) -> str:
+    """The kind of an answer, a name of `GROUPS`."""
+    named, whole, denied, failed = GROUPS
+    if sample.error:
+        return failed
+    return whole if sample.fallback else denied if sample.denied else named
+
+
+def _title(samples: Sequence[Sample], timed: int) -> str:
+    """How many answers there are, and how many of them are wrong about whether it happens at all."""
+    scores = temporal_scores(samples, resamples=1)
+    title = f"{timed} answers about time"
+    if scores["miss_rate"]:
+        title += f"; missed {100 * scores['miss_rate']:.0f} %"
+    if scores["false_alarm_rate"] is not None:
+        title += f"; false alarms {100 * scores['false_alarm_rate']:.0f} % of {scores['absent_questions']} more"
+    return title
 
 
 def plot_iou_by_length(samples: Sequence[Sample], picture: Path) -> Path:
     """Draws IoU against the length of the true event, in seconds and in % of its video, with means over bins.
 
     Raises:
-        InputError: if no question is about time.
+        InputError: if no question is about an event that happens, or the length of its video is not known.
     """
     from matplotlib.figure import Figure
 
@@ -113,7 +136,7 @@ def _bins(count: int) -> int:
 def _timed(samples: Sequence[Sample]) -> list[Sample]:
     timed = [sample for sample in samples if sample.truth_spans]
     if not timed:
-        raise InputError("no question is about time: at least one is needed to draw IoU")
+        raise InputError("no question is about the time of an event that happens: at least one is needed to draw IoU")
     return timed
 
 

@@ -267,14 +267,14 @@ def _answered(
 
 
 def _with_length(question: Question, decoded_s: float | None) -> Question:
-    """The question with the length of its video: the annotated one, else the decoded one.
+    """A question about time with the length of its video: the annotated one, else the decoded one.
 
     If the video cannot be decoded, the end of the question's last annotated interval counts as its length.
     """
     times_s = [span.end_s for span in question.spans] or [float(time[1]) for time in STAMP.finditer(question.answer)]
-    if question.duration_s is not None or not times_s:
+    if question.duration_s is not None or not (times_s or question.absent):
         return question
-    return replace(question, duration_s=decoded_s or max(times_s) or None)
+    return replace(question, duration_s=decoded_s or max(times_s, default=0) or None)
 
 
 class _Log:
@@ -325,7 +325,8 @@ class _Log:
         """
         for question in questions:
             sample, spans = self.answered.get(question.question_id), question.truth().spans
-            if sample and (sample.question != question.question or (spans and sample.truth_spans != spans)):
+            other_truth = sample and (sample.absent != question.absent or (spans and sample.truth_spans != spans))
+            if sample and (sample.question != question.question or other_truth):
                 raise InputError(
                     f"{self.path} has an answer to another question named {question.question_id!r}: the annotations "
                     "have changed, so choose another --output"

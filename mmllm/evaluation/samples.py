@@ -20,11 +20,12 @@ from mmllm.times.stamps import checked_duration, shortened
 class Sample:
     """A question with its truth and a model's answer.
 
-    A sample whose truth has spans is scored by time, other samples by their text.
+    A sample whose truth has spans, or is that the event does not happen, is scored by time, other samples by their
+    text. An answer about time without spans says that the event does not happen, unless it is a fallback.
 
     Raises:
-        InputError: if a sample with true spans has no positive duration in seconds, or neither an error nor an
-            answered span.
+        InputError: if the truth has spans and is absent, or the duration of a sample about time is not a positive
+            number of seconds.
     """
 
     question_id: str
@@ -32,15 +33,18 @@ class Sample:
     family: str
     question: str
     duration_s: float | None
-    """The annotated length of the video, which converts time tokens to seconds. May be None if the truth is a text."""
+    """The annotated length of the video, which converts time tokens to seconds. None if it is not known: then answers
+    are not clipped to it, and nothing is said of answers that do not look."""
     truth_spans: tuple[Span, ...] = ()
-    """Empty if the truth is only a text."""
+    """Empty if the truth is only a text, or absent."""
+    absent: bool = False
+    """The truth is that what is asked for does not happen: the empty set of spans."""
     truth_text: str = ""
     prediction_raw: str = ""
     prediction_spans: tuple[Span, ...] = ()
     prediction_text: str = ""
     fallback: bool = False
-    """The answer has fewer than two times. Then its span is the whole video."""
+    """The answer has fewer than two times. Then its span is the whole video, or it has none if another tool asked."""
     error: str = ""
     """Why there is no answer, for example a video that cannot be read. Empty if the question was answered."""
     steps: tuple[dict[str, Any], ...] = ()
@@ -49,13 +53,10 @@ class Sample:
     """Number of questions of the evaluation that this is one of, so that a part of its file is known as a part."""
 
     def __post_init__(self) -> None:
-        if self.truth_spans:
+        if self.truth_spans and self.absent:
+            raise InputError(f"question {self.question_id!r} has true spans, and is said not to happen")
+        if self.timed and self.duration_s is not None:
             checked_duration(self.duration_s)
-            if not (self.error or self.prediction_spans):
-                raise InputError(
-                    f"question {self.question_id!r} is about time, but its answer has no span: "
-                    "at least one span or an error is needed"
-                )
 
     @classmethod
     def asked(cls, question: Question) -> Sample:
@@ -68,6 +69,7 @@ class Sample:
             question=question.question,
             duration_s=question.duration_s,
             truth_spans=truth.spans,
+            absent=question.absent,
             truth_text=truth.text,
             error="not answered",
         )
@@ -90,6 +92,16 @@ class Sample:
         )
 
     @property
+    def timed(self) -> bool:
+        """Whether the question is about time."""
+        return bool(self.truth_spans) or self.absent
+
+    @property
+    def denied(self) -> bool:
+        """Whether the answer is the empty set: it says that the event does not happen."""
+        return not (self.error or self.fallback or self.prediction_spans)
+
+    @property
     def length_s(self) -> float:
         """The duration of a question about time. For other questions it may be missing, which is an InputError."""
         return checked_duration(self.duration_s)
@@ -102,7 +114,11 @@ class Sample:
             "family": self.family,
             "question": self.question,
             "duration": self.duration_s,
-            "truth": {"spans": [span.to_json() for span in self.truth_spans], "text": self.truth_text},
+            "truth": {
+                "spans": [span.to_json() for span in self.truth_spans],
+                **({"absent": True} if self.absent else {}),
+                "text": self.truth_text,
+            },
             "prediction": {
                 "raw": self.prediction_raw,
                 "spans": [span.to_json() for span in self.prediction_spans],
@@ -119,9 +135,12 @@ class Sample:
         """The inverse of `to_json`.
 
         Raises:
-            InputError: if a key is missing or has the wrong type; it names the key.
+            InputError: if a key is missing or has the wrong type, or a question with true spans has no duration; it
+                names the key.
         """
         truth, prediction = _get(row, "truth", dict), _get(row, "prediction", dict)
+        if truth.get("spans"):
+            checked_duration(row.get("duration"))
         return cls(
             question_id=_get(row, "question_id", str),
             vid=_get(row, "vid", str),
@@ -129,6 +148,7 @@ class Sample:
             question=_get(row, "question", str),
             duration_s=_get(row, "duration", (int, float, NoneType)),
             truth_spans=_spans(truth),
+            absent=_get(truth, "absent", bool) if "absent" in truth else False,
             truth_text=_get(truth, "text", str),
             prediction_raw=_get(prediction, "raw", str),
             prediction_spans=_spans(prediction),

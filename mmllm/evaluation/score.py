@@ -1,4 +1,4 @@
-"""`mmllm score`: scores a file of answered questions again, without a model."""
+"""`mmllm score`: scores a file of answered questions without a model, also one that another tool wrote."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tyro
 
 from mmllm.errors import InputError
 from mmllm.evaluation.baselines import WHOLE_VIDEO, BlindBaseline
+from mmllm.evaluation.imported import AnswerReader, Answers, Source, read_answers
 from mmllm.evaluation.metrics import (
     coverage_scores,
     families,
@@ -19,27 +20,10 @@ from mmllm.evaluation.metrics import (
     temporal_scores,
     text_scores,
 )
-from mmllm.evaluation.samples import Sample, read_samples
+from mmllm.evaluation.saliency_metrics import highlight_scores
+from mmllm.evaluation.samples import Sample, read_samples, write_samples
 from mmllm.evaluation.span_metrics import reaches
 from mmllm.fields import require_seed
-
-COLUMNS = {
-    "mIoU": "miou",
-    "P@0.3": "p_at_0.3",
-    "P@0.5": "p_at_0.5",
-    "P@0.7": "p_at_0.7",
-    "fallback": "fallback_rate",
-    "const": "best_constant_miou",
-    "whole": "whole_video_miou",
-    "text": "text_accuracy",
-    "usual": "most_frequent_text_accuracy",
-}
-MOST_LISTED = 10
-"""At most so many rows that cannot be scored are printed."""
-CAPTION = (
-    "fallback: answers without two times. Without looking at the video: mIoU of the best constant interval of each "
-    "family (const) and of the whole video (whole), accuracy of each family's most frequent text (usual)."
-)
 
 
 def score_samples(samples: Sequence[Sample], baseline: BlindBaseline, *, seed: int = 0) -> dict[str, Any]:
@@ -62,8 +46,8 @@ def score_samples(samples: Sequence[Sample], baseline: BlindBaseline, *, seed: i
 
 
 def _scores(samples: Sequence[Sample], baseline: BlindBaseline, seed: int) -> dict[str, Any]:
-    timed = [sample for sample in samples if sample.truth_spans]
-    texts = [sample for sample in samples if not sample.truth_spans]
+    timed = [sample for sample in samples if sample.truth_spans and sample.duration_s is not None]
+    texts = [sample for sample in samples if not sample.timed]
     scores = {**coverage_scores(samples), **temporal_scores(samples, seed=seed)}
     blind_answers = {
         "whole_video": WHOLE_VIDEO.answer,
@@ -78,7 +62,14 @@ def _scores(samples: Sequence[Sample], baseline: BlindBaseline, seed: int) -> di
     return {**scores, **text_scores(samples), "most_frequent_text_accuracy": blind_text_scores["text_accuracy"]}
 
 
-def score_file(path: Path, fit: Path | None = None, *, seed: int = 0, expected: int | None = None) -> dict[str, Any]:
+def score_file(
+    path: Path,
+    fit: Path | None = None,
+    *,
+    seed: int = 0,
+    expected: int | None = None,
+    answers: Answers | None = None,
+) -> dict[str, Any]:
     """Scores of a file of samples. `expected` is the number of questions that were asked, `missing` how many of them
     the file lacks; both are None if nobody says how many there should be.
 
@@ -89,11 +80,12 @@ def score_file(path: Path, fit: Path | None = None, *, seed: int = 0, expected: 
             the baselines.
         seed: of the bootstrap intervals.
         expected: number of questions that were asked; by default the number that `mmllm eval` wrote into the file.
+        answers: what the file holds, if it is not one of `mmllm eval`. Scores of highlights are added if it has any.
 
     Raises:
         InputError: if a file cannot be read or has no samples.
     """
-    lines = read_samples(path)
+    lines = read_samples(path) if answers is None else answers.samples
     samples = list({sample.question_id: sample for sample in lines}.values())
     if not samples:
         raise InputError(f"{path}: has no answered questions")
@@ -107,6 +99,7 @@ def score_file(path: Path, fit: Path | None = None, *, seed: int = 0, expected: 
         "duplicates": len(lines) - len(samples),
         "expected": expected,
         "missing": None if expected is None else expected - len(samples),
+        **(highlight_scores(answers.highlights) if answers is not None and answers.highlights else {}),
     }
 
 
@@ -119,11 +112,15 @@ def score(
     json: bool = False,
     seed: int = 0,
     expected: int | None = None,
+    source: Annotated[Source, tyro.conf.arg(name="from")] = "mmllm",
+    reader: AnswerReader = "mmllm",
+    annotations: Path | None = None,
+    samples: Path | None = None,
 ) -> int:
-    """Score a file of answered questions again, without a model; exit code 3 if questions are missing in it.
+    """Score a file of answered questions without a model; exit code 3 if questions are missing in it.
 
     Args:
-        file: JSON lines that `mmllm eval` wrote, one answered question a line.
+        file: JSON lines that `mmllm eval` wrote, one answered question a line; or what `--from` says.
         fit: answered questions of the training set, to fit the blind baselines to; default: the scored questions.
         judge_url: address of an OpenAI-compatible interface whose model rates explanations, such as
             http://localhost:8000/v1. The key is read from MMLLM_JUDGE_KEY or OPENAI_API_KEY. Replies are stored in
@@ -133,20 +130,31 @@ def score(
         json: print all scores as one JSON object instead of a table.
         seed: of the bootstrap intervals.
         expected: number of questions that were asked; default: the number that `mmllm eval` wrote into the file.
+        source: what wrote the file: lmms-eval (`*_samples_*.jsonl`), vlmevalkit (.xlsx, .tsv, .csv or .json), or
+            qvhighlights, the form of answers that its evaluation reads.
+        reader: what reads times in the answers of lmms-eval and VLMEvalKit: ours, or as lmms-eval or TimeLens do it.
+        annotations: of lmms-eval and VLMEvalKit an annotation file or table (`id`, `length`) that says how long the
+            videos are, so that answers are clipped to them; of qvhighlights the file with the truth.
+        samples: also write the answers as `mmllm eval` does, to this file.
     """
     require_seed(seed, "--seed")
-    scores = score_file(file, fit, seed=seed, expected=expected)
+    answers = read_answers(file, source, reader, annotations)
+    scores = score_file(file, fit, seed=seed, expected=expected, answers=answers)
+    if samples is not None:
+        _write_samples(samples, answers.samples)
     if judge_url is not None or judge_model is not None or judge_captions is not None:
         from mmllm.evaluation.judge import Judge
 
         judge = Judge.of(judge_url, judge_model, judge_captions, file.parent)
-        samples = list({sample.question_id: sample for sample in read_samples(file)}.values())
-        scores["judge"] = None if judge is None else judge.judge(samples, file.with_name("judged.jsonl"))
+        each = list({sample.question_id: sample for sample in answers.samples}.values())
+        scores["judge"] = None if judge is None else judge.judge(each, file.with_name("judged.jsonl"))
     code = 3 if scores["missing"] else 0
     if json:
         print(json_text.dumps(scores, indent=2, ensure_ascii=False))
         return code
     from rich.console import Console
+
+    from mmllm.evaluation.report import score_summary, score_table
 
     console = Console()
     console.print(score_table(scores))
@@ -154,64 +162,16 @@ def score(
     return code
 
 
-def score_table(scores: dict[str, Any]) -> Any:
-    """A table of rich, in per cent, with a row for each family and one for all. Columns without a value are omitted."""
-    from rich import box
-    from rich.table import Table
+def _write_samples(file: Path, samples: Sequence[Sample]) -> None:
+    """Writes samples that can be read again.
 
-    columns = {title: key for title, key in COLUMNS.items() if scores[key] is not None}
-    table = Table(title="Scores in %", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    table.caption, table.caption_justify = CAPTION, "left"
-    table.add_column("family", no_wrap=True)
-    table.add_column("n", justify="right", no_wrap=True)
-    for title in columns:
-        table.add_column(title, justify="right", no_wrap=True)
-    for family, row in {**scores["families"], "all": scores}.items():
-        cells = ("-" if row[key] is None else f"{100 * row[key]:.1f}" for key in columns.values())
-        table.add_row(family, str(row["questions"]), *cells, style="bold" if row is scores else None)
-    return table
-
-
-def score_summary(scores: dict[str, Any]) -> str:
-    """Text below the table: interval, spread of trials, explanations, number of answers, bad rows, videos."""
-    parts = []
-    if scores["miou_interval"] is not None:
-        low, high = (100 * end for end in scores["miou_interval"])
-        interval = f"mIoU {100 * scores['miou']:.1f}: {low:.1f} to {high:.1f} in 95 % of resampled videos"
-        ceiling = scores.get("ceiling_miou")
-        limit = "" if ceiling is None else f"; at most {100 * ceiling:.1f} as this model writes times"
-        parts.append(f"{interval}{limit}.")
-    if trials := scores.get("trials"):
-        spread = {title: 100 * trials["spread"][key] for title, key in COLUMNS.items() if key in trials["spread"]}
-        listed = ", ".join(f"{title} {spread[title]:.1f}" for title in ("mIoU", "P@0.5", "text") if title in spread)
-        parts.append(f"Mean of {trials['count']} trials at temperature {trials['temperature']}; spread: {listed}.")
-    if scores["explanation_questions"]:
-        parts.append(
-            f"Explanations: word F1 {100 * scores['explanation_f1']:.1f}, "
-            f"ROUGE-L {100 * scores['explanation_rouge_l']:.1f}, {_judged(scores.get('judge'))}."
+    Raises:
+        InputError: if the length of a video is not known.
+    """
+    unknown = [sample.vid for sample in samples if sample.timed and sample.duration_s is None]
+    if unknown:
+        raise InputError(
+            f"--samples {file}: the length of {len(set(unknown))} videos is not known, such as {unknown[0]}: "
+            "give a file that says it by --annotations"
         )
-    parts.append(f"{scores['scored']:g} of {scores['questions']} questions were answered")
-    summary = " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")
-    if missing := scores.get("missing"):
-        difference = f"{missing} of the {scores['expected']} questions that were asked are not in the file"
-        more = f"The file has {-missing} questions more than the {scores['expected']} that were expected"
-        summary += f"\n{difference if missing > 0 else more}; the scores are those of the questions in it."
-    if scores.get("bad_rows"):
-        summary += f" {scores['bad_rows']} rows of the annotations cannot be scored."
-        summary += "".join(f"\nLeft out: {reason}" for reason in scores.get("left_out", [])[:MOST_LISTED])
-        more_rows = scores["bad_rows"] - MOST_LISTED
-        summary += f"\nand {more_rows} more, in metrics.json" if more_rows > 0 else ""
-    for vid, reason in (scores.get("set_aside") or {}).items():
-        summary += f"\nSet aside: {vid}: {reason}"
-    return summary
-
-
-def _judged(judge: dict[str, Any] | None) -> str:
-    if judge is None:
-        return "not judged (--judge-url and --judge-model)"
-    if judge["score"] is None:
-        return f"no rating by {judge['model']} in {judge['unparseable']} replies"
-    return (
-        f"judged by {judge['model']} {100 * judge['score']:.1f} "
-        f"({judge['rated']:g} rated, {judge['unparseable']:g} unparseable)"
-    )
+    write_samples(file, samples)

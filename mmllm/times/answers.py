@@ -12,6 +12,9 @@ from mmllm.times.stamps import STAMP, checked_duration, shortened
 from mmllm.times.vocabulary import TimeTokens
 
 _BETWEEN_START_AND_END = {"", "to", "and", "until", "till", "through"}
+ABSENT = "It does not happen."
+"""How an answer says that the event of the question does not happen: the empty set of spans."""
+_ABSENT = re.compile(r"\s*it does not happen\s*(?:[.,;:!]\s*|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,18 @@ class Answer:
     """The sentence, without the two stamps of the first span."""
     spans: tuple[Span, ...]
     """First the span that the published protocol scores, then further ones; see `parse_answer`. Empty without
-    a video."""
+    a video, and if the answer is that the event does not happen (see `absent`)."""
     raw: str
     """The whole answer, unchanged."""
     fallback: bool
     """True if the answer has fewer than two times. Its span is the whole video."""
     steps: tuple[Step, ...] = ()
     """What the model said before of the parts of the video, if it was asked in a chain."""
+
+    @property
+    def absent(self) -> bool:
+        """Whether a model's answer is the empty set: it says that the event does not happen."""
+        return not (self.spans or self.fallback)
 
     def to_json(self) -> dict[str, Any]:
         """A mapping of plain JSON values; `steps` only if there are any."""
@@ -95,12 +103,14 @@ def parse_answer(
     the sentence. Two neighbours of them are a span if there is only punctuation between them, or one of "to", "and",
     "until", "till", "through". A span that was already named is not repeated.
 
+    An answer with fewer than two stamps that begins with `ABSENT` has no spans, and is no fallback.
+
     Args:
         raw_text: the answer, possibly ending with `</s>`.
         duration_s: length of the video in seconds.
         time_tokens: the vocabulary of time; a token outside it is ordinary text. None if the text has only seconds,
             as annotations do.
-        strict: refuse an answer with fewer than two stamps, as is done for annotations.
+        strict: refuse an answer with fewer than two stamps, whatever it says, as is done for annotations.
 
     Raises:
         InputError: if the duration is not a positive number, or `strict` and there are fewer than two stamps.
@@ -112,6 +122,8 @@ def parse_answer(
     if len(stamps) < 2:
         if strict:
             raise InputError(f"an answer needs a start and an end such as <1.5> <20>: {shortened(raw_text)!r}")
+        if saying := _ABSENT.match(text):
+            return Answer(text=text[saying.end() :], spans=(), raw=raw_text, fallback=False)
         return Answer(text=text, spans=(Span(0.0, duration_s),), raw=raw_text, fallback=True)
 
     def span(start: re.Match[str], end: re.Match[str]) -> Span:
@@ -128,3 +140,8 @@ def parse_answer(
         position += 2 if joined else 1
     sentence = text[: first.start()] + text[first.end() : second.start()] + text[second.end() :]
     return Answer(text=sentence.strip(), spans=tuple(spans), raw=raw_text, fallback=False)
+
+
+def absent_text(text: str) -> str:
+    """The text of an answer that the event does not happen, so that `parse_answer` reads the empty set from it."""
+    return text.strip() if _ABSENT.match(text) else f"{ABSENT} {text.strip()}".strip()

@@ -193,7 +193,8 @@ def test_a_damaged_line_is_named(file, line, reason):
         ("truth", {"spans": [[3, 1]], "text": ""}),
         ("truth", {"spans": [[float("nan"), 1]], "text": ""}),
         ("truth", {"spans": [[1]], "text": ""}),
-        ("prediction", {"spans": [], "text": "", "raw": ""}),
+        ("truth", {"spans": [[1, 3]], "absent": True, "text": ""}),
+        ("truth", {"spans": [], "absent": 1, "text": ""}),
         ("fallback", 1),
         ("vid", True),
     ],
@@ -203,6 +204,13 @@ def test_impossible_values_are_refused(file, key, value):
     file.write_text(json.dumps({**row, key: value}) + "\n", encoding="utf-8")
     with pytest.raises(InputError, match="line 1"):
         score_file(file)
+
+
+def test_an_answer_without_times_and_without_the_whole_video_is_no_denial(file):
+    row = {**answered()[1].to_json(), "fallback": True, "prediction": {"spans": [], "text": "", "raw": ""}}
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    scores = score_file(file)
+    assert (scores["miou"], scores["fallback_rate"], scores["miss_rate"]) == (0, 1, 0)
 
 
 def test_files_that_are_none(tmp_path):

@@ -6,9 +6,9 @@ import logging
 import pytest
 
 from mmllm.commands.evaluate import evaluate_into
+from mmllm.evaluation.report import score_summary
 from mmllm.evaluation.run import read_benchmark
 from mmllm.evaluation.samples import read_samples
-from mmllm.evaluation.score import score_summary
 from mmllm.inference.answering import VideoQA
 from mmllm.train.recipes import recipe
 from mmllm.train.run import train

@@ -165,3 +165,15 @@ def test_videos_and_images_share_a_batch(processor, make_model):
     batches = [{key: value for key, value in collate([row]).items() if key != NAMES} for row in encoded]
     expected = sum(model(**single).loss.item() * n for single, n in zip(batches, counts, strict=True)) / sum(counts)
     assert model(**batch).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_event_that_does_not_happen_is_learnt_in_words(processor):
+    asked = dialogue("a").turns[0]
+    never, words = (
+        Dialogue(record_id="a", family="", turns=(asked, Turn(role="assistant", **answer)))
+        for answer in ({"text": "It spin.", "absent": True}, {"text": "It does not happen. It spin."})
+    )
+    # without a length: no time has to be converted
+    rows = [text_row(each, processor, [], 100) for each in (never, words)]
+    assert rows[0]["labels"].equal(rows[1]["labels"])
+    assert rows[0]["input_ids"].equal(rows[1]["input_ids"])
