@@ -121,7 +121,7 @@ def carrying(cache: Cache | None, current: HostedPass) -> Cache:
     cache = DynamicCache() if cache is None else cache
     if type(cache) is not DynamicCache:
         raise ConfigError(f"stages inside the LLM need a DynamicCache, not {type(cache).__name__}")
-    cache.waiting_pass = current  # type: ignore[attr-defined]
+    cache.waiting_pass = current
     return cache
 
 

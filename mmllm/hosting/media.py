@@ -55,12 +55,12 @@ class Medium:
         put(self, "source", self.source or self.modality)
         if self.fixed is None:
             put(self, "fixed", torch.zeros(self.count, dtype=torch.bool))
-        if self.frame_of is None or self.place_of is None:
-            self._fill_in_places()
         for name in ("fixed", "frame_of", "place_of", "places"):
             value = getattr(self, name)
             if value is not None and value.shape != (self.count,):
                 raise InputError(f"{name} of a medium must have {self.count} entries, not {tuple(value.shape)}")
+        if self.frame_of is None or self.place_of is None:
+            self._fill_in_places()
 
     def _fill_in_places(self) -> None:
         free = ~cast(Tensor, self.fixed)

@@ -164,7 +164,9 @@ def _check_kept(keep: Tensor, ids: Tensor, media: tuple[Medium, ...]) -> None:
         places, fixed = cast(Tensor, medium.places), cast(Tensor, medium.fixed)
         droppable[medium.row, places] = ~fixed
         if not keep[medium.row, places].any():
-            raise InputError(f"nothing is kept of a {medium.modality} in row {medium.row}: at least one token remains")
+            raise InputError(
+                f"nothing is kept of the {medium.modality} in row {medium.row}: at least one token must remain"
+            )
     wrong = (~keep & ~droppable).nonzero()
     if len(wrong):
         row, place = wrong[0].tolist()

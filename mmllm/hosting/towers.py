@@ -21,8 +21,8 @@ def attentions_of(tower: nn.Module) -> list[nn.Module]:
     for module in tower.modules():
         if not isinstance(module, nn.ModuleList) or not len(module):
             continue
-        found = [next((getattr(block, name) for name in _ATTENTION if hasattr(block, name)), None) for block in module]
-        attentions = [attention for attention in found if hasattr(attention, "config")]
+        own = [getattr(block, name) for block in module for name in _ATTENTION if hasattr(block, name)]
+        attentions: list[nn.Module] = [attention for attention in own if hasattr(attention, "config")]
         if len(attentions) == len(module):
             return attentions
     return []

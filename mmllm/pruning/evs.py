@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import TokenReducer
+from mmllm.interfaces import Explanation, TokenReducer
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.selection import check_scores, ranks, top_counted
 from mmllm.registry import register
@@ -120,6 +120,11 @@ class EvsReducer(TokenReducer):
         moved = 1 - torch.cosine_similarity(patches[:, 1:], patches[:, :-1], dim=-1)
         change[:, 1:] = moved.masked_fill(~(present[:, 1:] & present[:, :-1]), NEW)
         return change.gather(-1, tokens.index.clamp(min=0))
+
+    def explain(self, tokens: VisualTokens) -> Explanation | None:
+        """How much each patch changed; nothing where there is no patch before it."""
+        change = self.ranking(tokens)
+        return Explanation(name="change", values=change.masked_fill(change == NEW, torch.nan))
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""

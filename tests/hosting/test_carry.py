@@ -1,24 +1,27 @@
-"""Stages inside a hosted decoder: the pass travels on the cache, cuts equal a masked reference, also among deepstack."""
+"""Stages inside a hosted decoder: passes travel on the cache, cuts equal a masked reference, also among deepstack."""
 
 import copy
+import functools
 import threading
 
 import pytest
 import torch
 from nearness import assert_near
+from one_each import one_of_each
 from tiny_inputs import IMAGE, PLACEHOLDERS, VIDEO
-from tiny_models import CASES, some
+from tiny_models import CASES
 from transformers import StaticCache
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
 from mmllm.hosting.carry import carrying, check_stages, has_pass, pass_of_prompt, prepare
+from mmllm.hosting.family import family_of
 from mmllm.interfaces import LlmStage
 
 STEPS = 4
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "suppress_tokens": PLACEHOLDERS}
 LOGITS = {"output_logits": True, "return_dict_in_generate": True}
-FULL = some(
+FULL = one_of_each(
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "llava_next_video", "smolvlm",
     "video_llama_3", "perception_lm", "video_llava", "llava", "llava_next", "glm4v", "fast_vlm",
 )  # fmt: skip
@@ -45,31 +48,31 @@ def cut(model, inputs, current, **options):
 
 
 @torch.no_grad()
-def masked(case, inputs, kept, layer, steps=STEPS):
-    """Logits and ids of transformers' own model when layers from `layer` on do not see what is not `kept` (B P)."""
-    model = case.fresh()
-    seen = {}
+def masked(case, inputs, kept, steps=STEPS, positions=None):
+    """Logits and ids of transformers' own model; from layer L on, layers see only the positions `kept[L]` (B P)."""
+    model, seen = case.fresh(), dict(kept)
 
-    def hide(_module, args, kwargs):
+    def hide(start, _module, args, kwargs):
         length = (args[0] if args else kwargs["hidden_states"]).shape[1]
-        visible = torch.ones(length, length, dtype=torch.bool).tril() & seen["keys"][:, None, None, :]
+        visible = torch.ones(length, length, dtype=torch.bool).tril() & seen[start][:, None, None, :]
         visible = visible | torch.eye(length, dtype=torch.bool)
         lowest = torch.finfo(torch.float32).min
         kwargs["attention_mask"] = torch.zeros(visible.shape).masked_fill(~visible, lowest)
         return args, kwargs
 
-    for hidden_layer in model.get_decoder().layers[layer:]:
-        hidden_layer.register_forward_pre_hook(hide, with_kwargs=True)
+    for number, layer in enumerate(model.get_decoder().layers):
+        starts = [start for start in kept if start <= number]
+        if starts:
+            layer.register_forward_pre_hook(functools.partial(hide, max(starts)), with_kwargs=True)
     now, all_logits = dict(inputs), []
-    positions = model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
-    positions = positions.expand(*positions.shape[:-2], len(inputs["input_ids"]), -1)
-    seen["keys"] = kept
+    if positions is None:
+        positions = family_of(model.config).positions(model, inputs, "transformers")
     for _ in range(steps):
         logits = model(**now, position_ids=positions, use_cache=False).logits[:, -1]
         all_logits.append(logits)
         token = logits.index_fill(-1, torch.tensor(PLACEHOLDERS), -torch.inf).argmax(-1, keepdim=True)
         positions = torch.cat([positions, positions[..., -1:] + 1], -1)
-        seen["keys"] = torch.cat([seen["keys"], torch.ones_like(token, dtype=torch.bool)], 1)
+        seen |= {start: torch.cat([keys, torch.ones_like(token).bool()], 1) for start, keys in seen.items()}
         now["input_ids"] = torch.cat([now["input_ids"], token], 1)
         now["attention_mask"] = torch.cat([now["attention_mask"], torch.ones_like(token)], 1)
         for name in ("mm_token_type_ids", "token_type_ids"):
@@ -93,7 +96,7 @@ def compare(case, layer, inputs=None):
     kept = alive(current, layer)
     assert (kept & current.visual).sum(1).tolist() == [stage.kept(int(n)) for n in current.visual.sum(1)]
     assert torch.equal(kept & ~current.visual, current.valid & ~current.visual)
-    logits, ids = masked(case, inputs, kept, layer)
+    logits, ids = masked(case, inputs, {layer: kept})
     assert torch.equal(out.sequences[:, -STEPS:], ids[:, -STEPS:])
     for ours, theirs in zip(out.logits, logits, strict=True):
         assert_near(ours, theirs)
@@ -111,7 +114,7 @@ def test_a_cut_is_the_masked_reference(case):
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3, 4])
-@pytest.mark.parametrize("case", some("qwen3_vl"))
+@pytest.mark.parametrize("case", one_of_each("qwen3_vl"))
 def test_cuts_among_the_deepstack_layers(case, layer):
     compare(case, layer)
 
@@ -131,7 +134,7 @@ def test_nothing_is_cut_is_transformers_own(case):
 BEAMS = {"num_beams": 3, "max_new_tokens": 4}
 
 
-@pytest.mark.parametrize("case", some("qwen2_5_vl", "qwen3_vl", "internvl", "llava_next_video", "smolvlm"))
+@pytest.mark.parametrize("case", one_of_each("qwen2_5_vl", "qwen3_vl", "internvl", "llava_next_video", "smolvlm"))
 def test_beams_of_a_batch_are_those_of_its_rows(case):
     both = cut(case.model, case.inputs(), a_pass(case.inputs(), fastv(1)), **BEAMS).sequences
     for row in range(2):
@@ -188,7 +191,7 @@ def test_a_forward_takes_the_pass_as_a_keyword():
     positions = case.model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
     with torch.no_grad():
         logits = case.model(**inputs, position_ids=positions, use_cache=False, llm_pass=current).logits
-    reference, _ = masked(case, inputs, alive(current, 1), 1, steps=1)
+    reference, _ = masked(case, inputs, {1: alive(current, 1)}, steps=1)
     assert_near(logits[:, -1], reference[0])
 
 
@@ -215,7 +218,7 @@ def test_keys_can_be_evicted(name):
     assert not torch.equal(plain, out.sequences)
 
 
-@pytest.mark.parametrize("case", some("gemma3", "qwen3_5"))
+@pytest.mark.parametrize("case", one_of_each("gemma3", "qwen3_5"))
 def test_decoders_with_other_layers_are_refused_with_the_way_out(case):
     with pytest.raises(
         ConfigError, match=r"fastv: stages work only in layers.*(sliding_attention|linear_attention).*evs, uniform"

@@ -7,7 +7,8 @@ import threading
 import pytest
 import torch
 from nearness import assert_near
-from tiny_models import CASES, some
+from one_each import one_of_each
+from tiny_models import CASES
 from transformers.vision_utils import get_vision_window_index
 
 from mmllm.errors import ConfigError
@@ -15,11 +16,11 @@ from mmllm.hosting.family import family_of
 from mmllm.hosting.model import HostedModel
 from mmllm.hosting.scores import NOTED, listen, noting, wanted_of
 
-NOTING = some(
+NOTING = one_of_each(
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "internvl", "llava_onevision", "smolvlm", "video_llama_3",
     "gemma3", "llava", "llava_next", "llava_next_video", "video_llava",
 )  # fmt: skip
-WITH_CLS = some("internvl", "llava", "llava_next", "llava_next_video", "video_llava")
+WITH_CLS = one_of_each("internvl", "llava", "llava_next", "llava_next_video", "video_llava")
 
 
 @torch.no_grad()

@@ -100,6 +100,14 @@ def test_half_precision_makes_the_same_choice():
     )
 
 
+def test_what_is_shown_is_the_change():
+    tokens = video(frames=3)
+    values = registry.build("reducer", "evs:rate=0.5").explain(tokens).values
+    assert values[:, 0].isnan().all()
+    change = 1 - torch.cosine_similarity(tokens.features[:, 1:], tokens.features[:, :-1], dim=-1)
+    torch.testing.assert_close(values[:, 1:], change)
+
+
 def test_no_video():
     empty = VisualTokens(features=torch.zeros(0, 3, 12, 8), grid=(3, 4))
     assert registry.build("reducer", "evs:rate=0.5")(empty).shape == (0, 3, 12, 8)

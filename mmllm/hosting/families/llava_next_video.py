@@ -44,7 +44,7 @@ class LlavaNextVideo(HostFamily):
         return media
 
     def towers(self, model: Any) -> dict[Source, Tower]:
-        """A tower with a class token, for both feature methods; those of videos only where their pooling has no weights."""
+        """A tower with a class token, for both feature methods; not for videos whose pooling has weights."""
         towers = next_towers(model)
         if "image" in towers and model.config.spatial_pool_mode != "conv":
             towers["video"] = towers["image"]
