@@ -20,6 +20,7 @@ def reinforce_command(
     media: Path | None = None,
     config: Path | None = None,
     rewards: tuple[str, ...] = (),
+    reducer: tuple[str, ...] = (),
     steps: int | None = None,
     learning_rate: float | None = None,
     generations: int | None = None,
@@ -39,11 +40,12 @@ def reinforce_command(
 
     Args:
         annotations: JSON or JSON lines with your questions, or a file in any format that `mmllm check` reads.
-        model: folder or hub id of the model to start from.
+        model: folder or hub id of the model to start from: one of ours, or a video LLM of transformers.
         output: the run's folder; by default runs/reinforce-NAME.
         media: folder that the paths of videos are relative to; by default the folder of the file.
         config: YAML file with new values for fields of `ReinforceConfig`.
         rewards: what is rewarded, with weights: tiou, w1, format; by default tiou=1 format=0.1.
+        reducer: reducers before the LLM of a video LLM of transformers while it is trained, such as evs:rate=0.5.
         steps: number of training steps.
         learning_rate: the highest learning rate of the schedule.
         generations: answers to each prompt, which are compared with each other.
@@ -65,7 +67,12 @@ def reinforce_command(
     require_rate(fps)
     annotations = given_file(annotations)
     settings = merged(ReinforceConfig(model=model), fields_of_file(config), str(config))
-    top_fields = {"seed": seed, "adapter_only": adapter_only, "rewards": weights_of(rewards) or None}
+    top_fields = {
+        "seed": seed,
+        "adapter_only": adapter_only,
+        "rewards": weights_of(rewards) or None,
+        "reducers": reducer or None,
+    }
     training_fields = {
         "max_steps": steps,
         "learning_rate": learning_rate,

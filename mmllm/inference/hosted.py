@@ -215,7 +215,7 @@ class HostedVideoQA(VideoAnswering):
     def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> HostedVideo:
         started = time.perf_counter()
         prepared = self.prompting.prepare(clip, self.times)
-        features = self.model.encode(self._moved(prepared.inputs))
+        features = self.model.encode(self.moved(prepared.inputs))
         self._wait()
         seconds = {**seconds, "encode": time.perf_counter() - started}
         family, facts = self.model.family, dict(features.facts)
@@ -242,7 +242,7 @@ class HostedVideoQA(VideoAnswering):
     def _seen(self, video: HostedVideo) -> HostedVideo:
         """The video with what the reducers keep of it, and the seconds that they take."""
         started = time.perf_counter()
-        inputs = self._moved(self._prompt(video, "?", (), ""))
+        inputs = self.moved(self.prompt(video, "?", (), ""))
         media = in_prompt(video.features.media, self.model.family.token_ids(self.model.config), inputs["input_ids"])
         keep = self.model.choose(inputs, replace(video.features, media=media))[0].cpu()
         self._wait()
@@ -277,7 +277,7 @@ class HostedVideoQA(VideoAnswering):
     ) -> list[Answer]:
         video, setting = _hosted(encoded), generate.pop("prompt", self.prompt_setting)
         prompts = [
-            self._prompt(video, question, history, system, setting)
+            self.prompt(video, question, history, system, setting)
             for question, history, system in zip(questions, histories, systems, strict=True)
         ]
         answers = []
@@ -303,7 +303,7 @@ class HostedVideoQA(VideoAnswering):
     ) -> Tensor:
         """int64, 1 K: the ids of an answer; arguments are as in `VideoAnswering.new_ids`."""
         video = _hosted(encoded)
-        return self.generate(video, [self._prompt(video, question, history, "")], **generate)
+        return self.generate(video, [self.prompt(video, question, history, "")], **generate)
 
     @torch.no_grad()
     def generate(self, video: HostedVideo, prompts: Sequence[Mapping[str, Any]], **generate: Any) -> Tensor:
@@ -317,7 +317,7 @@ class HostedVideoQA(VideoAnswering):
         tokenizer = self.prompting.tokenizer
         stops = self.stop_tokens
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), 0)
-        rows = self._moved(collated(prompts, pad))
+        rows = self.moved(collated(prompts, pad))
         features = video.features.repeated(len(prompts)) if len(prompts) > 1 else video.features
         options = {
             "max_new_tokens": self.max_new_tokens,
@@ -336,7 +336,7 @@ class HostedVideoQA(VideoAnswering):
     @torch.no_grad()
     def logits(self, video: HostedVideo, question: str) -> Tensor:
         """float, 1 K V: what the model computes for the prompt of a question, after its reducers."""
-        prompt = self.model.prepare(self._moved(self._prompt(video, question, (), "")), video.features)
+        prompt = self.model.prepare(self.moved(self.prompt(video, question, (), "")), video.features)
         return self.model(prompt).logits
 
     def answer_of(self, encoded: EncodedVideo, ids: Sequence[int], duration_s: float) -> Answer:
@@ -354,7 +354,7 @@ class HostedVideoQA(VideoAnswering):
     def _text(self, ids: Sequence[int]) -> str:
         return self.prompting.tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def _prompt(
+    def prompt(
         self,
         video: HostedVideo,
         question: str,
@@ -366,7 +366,7 @@ class HostedVideoQA(VideoAnswering):
         setting = self.prompt_setting if setting is None else setting
         form = {GROUNDING: self.model.family.grounding, PLAIN: "{}"}.get(setting, setting)
         turns = [*(text for pair in history for text in pair), form.replace("{}", question)]
-        turns = [self.prompting.plain(self._written(text, video)) for text in turns]
+        turns = [self.prompting.plain(self.written(text, video)) for text in turns]
         messages: list[dict[str, Any]] = [
             {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": text}]}
             for i, text in enumerate(turns)
@@ -385,7 +385,7 @@ class HostedVideoQA(VideoAnswering):
             before += medium.frames
         return with_time_text(inputs, media, texts, self.model.family.frame_opening)
 
-    def _written(self, text: str, video: HostedVideo) -> str:
+    def written(self, text: str, video: HostedVideo) -> str:
         """A text with its stamps as the model reads times, on the clock of its prompt."""
         shifted = replace_stamps(text, lambda time_s: stamp(max(0.0, round(time_s - video.offset_s, 3))))
         return self.processor.writing.write(shifted, video.duration_s)
@@ -393,7 +393,7 @@ class HostedVideoQA(VideoAnswering):
     def _ids(self, text: str) -> list[int]:
         return self.prompting.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _moved(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def moved(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs where the model is; pixels in its type of numbers."""
         device, dtype = self.model.device, self.model.model.dtype
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,10 @@ from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import ConfigError, InputError, require_extra
 from mmllm.fields import to_mapping
 from mmllm.inference.answering import VideoQA
+from mmllm.inference.asking import VideoAnswering
+from mmllm.inference.hosted import HostedVideoQA
 from mmllm.interfaces import LlmStage
+from mmllm.reinforcement.hosted_policy import HostedPolicy
 from mmllm.reinforcement.own_policy import OwnPolicy
 from mmllm.reinforcement.policy import Policy
 from mmllm.reinforcement.rewards import REWARDS
@@ -37,6 +41,7 @@ from mmllm.train.features import FeatureCache
 from mmllm.train.finetune import row_digest
 from mmllm.train.fitting import arguments, checkpoint_gradients, resumed, trained_model
 from mmllm.train.freezing import check_parts, freeze
+from mmllm.train.hosted_finetune import check_hosted, prepared
 from mmllm.train.own_dialogues import checked_dialogues, report_problems
 from mmllm.train.record import claim
 from mmllm.train.rows import MediaLoader
@@ -96,13 +101,15 @@ def reinforce(
         questions = timed_questions(dialogues, annotations, skip_bad=skip_bad)
         base = Path(config.model)
         source = str(base.resolve()) if base.is_dir() else config.model  # adapters store the path of their base model
-        qa = VideoQA.from_pretrained(source)
-        check_model(qa.model, config.training)
+        reduced = {"reducers": config.reducers} if config.reducers else {}
+        qa: VideoAnswering = VideoQA.from_pretrained(source, **reduced)
+        hosted = qa if isinstance(qa, HostedVideoQA) else None
+        check_model(qa, config)
         qa.processor.folder_rates = folder_rates(dialogues)
         record = {
             **to_mapping(config),
             "processes": processes.count(),
-            "weights": fingerprint(qa.model),
+            "weights": fingerprint(qa.model if hosted is None else hosted.model.model),
             "rows": {dialogue.record_id: row_digest(dialogue) for dialogue in dialogues},
         }
         claim(output / "run.json", record, force=force)
@@ -111,13 +118,18 @@ def reinforce(
             log.info("%s is already trained", finished)
             return finished
         # step 2: train and save
-        loader = media_loader(qa, config.training, output, questions, annotations, skip_bad=skip_bad, workers=workers)
-        usable = [question for question in questions if loader.cache is None or _is_cached(loader.cache, question)]
-        order = order_of(len(usable), prompts, config.seed)
-        policy = OwnPolicy(qa, usable, loader)
-        trained = learned(policy, order, qa.model, config, output / "language", report_to=report_to)
+        if hosted is not None:
+            policy: Policy = HostedPolicy(hosted, questions)
+            prepare = partial(prepared, hosted.model.model, config.training.lora_rank)
+        else:
+            loader = media_loader(qa, config, output, questions, annotations, skip_bad=skip_bad, workers=workers)
+            usable = [item for item in questions if loader.cache is None or _is_cached(loader.cache, item)]
+            policy = OwnPolicy(cast(VideoQA, qa), usable, loader)
+            prepare = partial(_own_prepared, qa.model, config.training)
+        order = order_of(len(policy.questions), prompts, config.seed)
+        trained = learned(policy, order, prepare, config, output / "language", report_to=report_to)
         if processes.is_main():
-            save_whole(trained, qa.processor, finished)
+            save_whole(trained, qa.processor if hosted is None else hosted.model.processor, finished)
         processes.wait()
         return finished
 
@@ -133,9 +145,9 @@ def timed_questions(dialogues: Sequence[Dialogue], annotations: Path, *, skip_ba
     problems = []
     for dialogue in dialogues:
         try:
-            timed = [question for question in dialogue.questions() if question.truth().spans]
+            timed = [question for question in dialogue.questions() if question.absent or question.truth().spans]
             if not timed:
-                raise InputError("no answer has spans, so none can be rewarded")
+                raise InputError("no answer has spans (`[]` if nothing happens), so none can be rewarded")
         except InputError as problem:
             problems.append(f"{dialogue.record_id}: {problem}")
             continue
@@ -146,16 +158,22 @@ def timed_questions(dialogues: Sequence[Dialogue], annotations: Path, *, skip_ba
     return questions
 
 
-def check_model(model: Any, training: ReinforceTraining) -> None:
+def check_model(qa: VideoAnswering, config: ReinforceConfig) -> None:
     """Refuses a model that cannot be trained by rewards.
 
     Raises:
-        ConfigError: if it lacks a part of `frozen`, or a part of it computes something else in training.
+        ConfigError: if it lacks a part of `frozen`, a part of it computes something else in training, or a setting is
+            for models of another kind.
     """
-    check_parts(model, training.frozen, "ReinforceTraining.frozen")
-    learning = [stage for stage in model.llm_stages if type(stage).llm_losses is not LlmStage.llm_losses]
-    if model.encoder_stage is not None and model.encoder_stage.losses():
-        learning.append(model.encoder_stage)
+    if isinstance(qa, HostedVideoQA):
+        check_hosted(qa, config.training)
+        return
+    if config.reducers:
+        raise ConfigError("reducers: a model of ours has the reducers of its configuration; leave them out")
+    check_parts(qa.model, config.training.frozen, "ReinforceTraining.frozen")
+    learning = [stage for stage in qa.model.llm_stages if type(stage).llm_losses is not LlmStage.llm_losses]
+    if qa.model.encoder_stage is not None and qa.model.encoder_stage.losses():
+        learning.append(qa.model.encoder_stage)
     if learning:
         names = ", ".join(stage.registered_name for stage in learning)
         raise ConfigError(
@@ -165,8 +183,8 @@ def check_model(model: Any, training: ReinforceTraining) -> None:
 
 
 def media_loader(
-    qa: VideoQA,
-    training: ReinforceTraining,
+    qa: VideoAnswering,
+    config: ReinforceConfig,
     output: Path,
     questions: Sequence[Question],
     annotations: Path,
@@ -180,7 +198,7 @@ def media_loader(
         InputError: if a video cannot be encoded and `skip_bad` is False.
     """
     cacheable = qa.model.encoder_stage is None and not qa.model.encoder_reads_question
-    if not (training.keep_features and cacheable):
+    if not (config.training.keep_features and cacheable):
         return MediaLoader(qa.processor)
     cache = FeatureCache(output / "features", qa.model, qa.processor)
     failed = cache.fill_together([question.video for question in questions if question.video], workers)
@@ -195,7 +213,7 @@ def _is_cached(cache: FeatureCache, question: Question) -> bool:
 def learned(
     policy: Policy,
     order: Sequence[int],
-    model: Any,
+    prepare: Callable[[], Any],
     config: ReinforceConfig,
     folder: Path,
     *,
@@ -206,7 +224,7 @@ def learned(
     Args:
         policy: the questions with their media.
         order: number of the question of each prompt.
-        model: the policy's model.
+        prepare: gives the policy's model, with frozen parts and with adapters.
         config: all settings.
         folder: for checkpoints and metrics.
         report_to: trackers of transformers.
@@ -224,9 +242,9 @@ def learned(
 
     training = config.training
     torch.manual_seed(config.seed)  # for the initial weights of the adapters
-    prepared = _prepared(model, training)
+    model = prepare()
     if training.gradient_checkpointing:
-        checkpoint_gradients(prepared)
+        checkpoint_gradients(model)
     make_folder(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*rollout_func.*")  # TRL calls its way to generate experimental
@@ -235,7 +253,7 @@ def learned(
             policy,
             order,
             {REWARDS[name]: weight for name, weight in config.rewards.items()},
-            model=prepared,
+            model=model,
             args=GRPOConfig(**grpo_arguments(training, folder, seed=config.seed, report_to=report_to)),
             callbacks=[
                 SkipBadSteps(training.max_bad_steps),
@@ -256,13 +274,13 @@ def learned(
             "learning from rewards",
             lambda: [policy.questions[row].question_id for row in trainer.rows],
         )
-    trained = trained_model(trainer, lambda: prepared)
+    trained = trained_model(trainer, lambda: model)
     bare = getattr(trained, "get_base_model", lambda: trained)()
     bare.__dict__.pop("forward", None)  # TRL has put one around it
     return trained.merge_and_unload() if training.lora_rank and not config.adapter_only else trained
 
 
-def _prepared(model: Any, training: ReinforceTraining) -> Any:
+def _own_prepared(model: Any, training: ReinforceTraining) -> Any:
     """Freezes the named parts and, if `lora_rank` is above 0, adds adapters to the LLM; returns the model."""
     freeze(model, training.frozen)
     return with_adapters(model, training.lora_rank) if training.lora_rank else model

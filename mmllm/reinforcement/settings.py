@@ -81,6 +81,8 @@ class ReinforceConfig:
     seed: int = 0
     adapter_only: bool = False
     """Save only the adapters; otherwise they are merged and the whole model is saved."""
+    reducers: tuple[str, ...] = ()
+    """Reducers before the LLM of a hosted model while it is trained; a model of ours has those of its configuration."""
     rewards: Mapping[str, float] = field(default_factory=lambda: {"tiou": 1.0, "format": 0.1})
     """Reward -> its weight; their weighted sum is learned. See `mmllm.reinforcement.rewards.REWARDS`."""
     training: ReinforceTraining = field(default_factory=ReinforceTraining)

@@ -18,9 +18,12 @@ from mmllm.datasets.records import Dialogue
 from mmllm.errors import require_extra
 from mmllm.fields import require, require_seed, to_mapping
 from mmllm.inference.answering import VideoQA
+from mmllm.inference.asking import VideoAnswering
+from mmllm.inference.hosted import HostedVideoQA
 from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder
 from mmllm.runtime.fingerprint import fingerprint
+from mmllm.train.hosted_finetune import check_hosted, hosted_questions, trained_hosted
 from mmllm.train.own_dialogues import OwnDialogues, checked_dialogues
 from mmllm.train.record import claim, digest
 from mmllm.train.run import locked, save_whole
@@ -44,7 +47,6 @@ class FinetuneTraining(LanguageTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.questions_per_video == 1, self, "questions_per_video", "1, because each dialogue is one row")
         require("encoder" in self.frozen, self, "frozen", "a list that includes 'encoder'")
 
 
@@ -57,6 +59,8 @@ class FinetuneConfig:
     seed: int = 0
     adapter_only: bool = False
     """Save only the adapters; otherwise they are merged and the whole model is saved."""
+    reducers: tuple[str, ...] = ()
+    """Reducers before the LLM of a hosted model while it is trained; a model of ours has those of its configuration."""
     training: FinetuneTraining = field(default_factory=FinetuneTraining)
 
     def __post_init__(self) -> None:
@@ -105,37 +109,65 @@ def finetune(
         dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad, fps=fps)
         base = Path(config.model)
         source = str(base.resolve()) if base.is_dir() else config.model  # adapters store the path of their base model
-        qa = VideoQA.from_pretrained(source)
+        qa: VideoAnswering = VideoQA.from_pretrained(
+            source, **({"reducers": config.reducers} if config.reducers else {})
+        )
+        hosted = qa if isinstance(qa, HostedVideoQA) else None
         qa.processor.folder_rates = folder_rates(dialogues)
+        settings = to_mapping(config)
+        if not config.reducers:
+            del settings["reducers"]  # earlier runs have none in their record
         record = {
-            **to_mapping(config),
+            **settings,
             "processes": processes.count(),
-            "weights": fingerprint(qa.model),
+            "weights": fingerprint(qa.model if hosted is None else hosted.model.model),
             "rows": {dialogue.record_id: row_digest(dialogue) for dialogue in dialogues},
         }
         stages = [LanguageStage(config.training, merge=not config.adapter_only)]
-        check_stages(stages, qa.model)
+        if hosted is None:
+            _check_own(config)
+            check_stages(stages, qa.model)
+        else:
+            check_hosted(hosted, config.training)
         claim(output / "run.json", record, force=force)
         finished = output / ("adapter" if config.adapter_only else "model")
         if finished.exists():
             log.info("%s is already trained", finished)
             return finished
         # step 2: train and save
-        run = TrainingRun(
-            folder=output,
-            model=qa.model,
-            processor=qa.processor,
-            build=lambda: VideoQA.from_pretrained(source).model,
-            source=OwnDialogues(dialogues, annotations, seed=config.seed, skip_bad=skip_bad),
-            seed=config.seed,
-            report_to=report_to,
-            workers=workers,
-        )
-        trained = run_stages(stages, run)
+        if hosted is not None:
+            questions = hosted_questions(dialogues, annotations, skip_bad=skip_bad)
+            trained = trained_hosted(
+                hosted, questions, config.training, output / "language",
+                seed=config.seed, merge=not config.adapter_only, report_to=report_to,
+            )  # fmt: skip
+        else:
+            run = TrainingRun(
+                folder=output,
+                model=qa.model,
+                processor=qa.processor,
+                build=lambda: VideoQA.from_pretrained(source).model,
+                source=OwnDialogues(dialogues, annotations, seed=config.seed, skip_bad=skip_bad),
+                seed=config.seed,
+                report_to=report_to,
+                workers=workers,
+            )
+            trained = run_stages(stages, run)
         if processes.is_main():
-            save_whole(trained, qa.processor, finished)
+            save_whole(trained, qa.processor if hosted is None else hosted.model.processor, finished)
         processes.wait()
         return finished
+
+
+def _check_own(config: FinetuneConfig) -> None:
+    """Refuses what only a hosted model takes.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    require(not config.reducers, config, "reducers", "empty: a model of ours has the reducers of its configuration")
+    training = config.training
+    require(training.questions_per_video == 1, training, "questions_per_video", "1: each dialogue is one row")
 
 
 def row_digest(dialogue: Dialogue) -> str:
