@@ -8,6 +8,7 @@ B rows, L text positions, K positions of the longest answer, V vocabulary
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -65,11 +66,13 @@ class HostedPolicy:
     def logits(self, model: Any, rows: Sequence[int], ids: Tensor, mask: Tensor, count: int) -> Tensor:
         """B K V: what is predicted for each of the `count` last ids; zeros at padding."""
         parts = []
+        can_give_some = "logits_to_keep" in inspect.signature(self.qa.model.model.forward).parameters
         for number, row in enumerate(rows):
             length = int(mask[number, -count:].sum())
             answer = ids[number : number + 1, ids.shape[1] - count :][:, :length]
             arguments = self._prompt(row).arguments()
-            logits = model(**_followed(arguments, answer), logits_to_keep=length + 1, use_cache=False).logits[0, :-1]
+            some = {"logits_to_keep": length + 1} if can_give_some else {}
+            logits = model(**_followed(arguments, answer), **some, use_cache=False).logits[0, -length - 1 : -1]
             parts.append(torch.nn.functional.pad(logits, (0, 0, 0, count - length)))
         return torch.stack(parts)
 

@@ -11,6 +11,7 @@ B = 1 row, N prompt length, K positions of the row after reducers, G ids of an a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -182,7 +183,8 @@ def followed(prompt: Mapping[str, Any], answer: Tensor) -> dict[str, Any]:
 def packed(prompts: Sequence[HostedPrompt], placeholders: set[int | None], model: Any) -> dict[str, Any]:
     """Arguments of `forward` for shortened prompts of the same video, one behind the other.
 
-    Logits are asked for from the first label on: a long video costs nothing in the LM head.
+    Where a family can give some logits only, they are asked for from the first label on: a long video then costs
+    nothing in the LM head.
 
     Args:
         prompts: of one row each, with labels.
@@ -209,10 +211,12 @@ def packed(prompts: Sequence[HostedPrompt], placeholders: set[int | None], model
         numbers = torch.arange(len(prompts) + 1, device=row["input_ids"].device)
         segments = numbers.repeat_interleave(torch.tensor([shared, *lengths], device=numbers.device)).unsqueeze(0)
         row["attention_mask"] = block_mask(row["attention_mask"], segments, model.dtype)
-    labels = row.pop("labels")
+    arguments = {**prompts[0].arguments(), **row, "use_cache": False}
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return arguments
+    labels = row["labels"]
     begin = max(0, int((labels[0] != NO_LABEL).nonzero()[0]) - 1)  # the position from which the first one is predicted
-    arguments = {**prompts[0].arguments(), **row, "labels": labels[:, begin:]}
-    return {**arguments, "logits_to_keep": labels.shape[1] - begin, "use_cache": False}
+    return {**arguments, "labels": labels[:, begin:], "logits_to_keep": labels.shape[1] - begin}
 
 
 def require_packing(config: Any) -> None:

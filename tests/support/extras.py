@@ -30,6 +30,7 @@ NEEDED = {
     ),
     "rl": (
         "reinforcement/test_run.py",
+        "reinforcement/test_hosted.py",
         "commands/test_reinforce.py",
         "benchmarks/test_scripts.py::test_rewards_after_answers",
     ),
