@@ -30,10 +30,12 @@ def check(
     depends on the model.
 
     Args:
-        annotations: ActivityNet-RTL, ActivityNet Captions or YouCook2, NExT-QA, Charades-STA, TimeIT, LLaVA
-            conversations, chat messages or plain questions; JSON, JSON lines, a table or text, possibly gzipped.
+        annotations: ActivityNet-RTL, ActivityNet Captions or YouCook2, NExT-QA, Charades-STA, TimeIT, QVHighlights,
+            TimeLens, VUE-TR, Ego4D NLQ, MomentSeeker, TACoS, LLaVA conversations, chat messages or plain questions;
+            JSON, JSON lines, a table or text, possibly gzipped.
         videos: folder of its videos, files or folders of frames; for dialogues the folder that paths are relative to.
-        format: rtl, captions, nextqa, charades, timeit or dialogues; auto recognises it from the content.
+        format: rtl, captions, nextqa, charades, timeit, qvhighlights, timelens, vue-tr, ego4d-nlq, momentseeker,
+            tacos or dialogues; auto recognises it from the content.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
         strict: count rows as bad whose times would otherwise be clipped to the video.
         probe: open every video and image.

@@ -2,7 +2,7 @@
 
 A model that says spans one after another ranks them so: the first one said is the surest.
 
-P predicted spans, G true spans
+P predicted spans, G true spans, L levels of IoU
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mmllm.evaluation.span_metrics import reaches, tiou_matrix
+from mmllm.evaluation.span_metrics import ROUNDING, reaches, tiou_matrix
 from mmllm.times.answers import Span
 
 LEVELS = tuple(number / 100 for number in range(50, 100, 5))
@@ -49,32 +49,42 @@ def moment_scores(questions: Sequence[Moments]) -> dict[str, Any]:
 
     An answer without spans counts as 0. (The released evaluation leaves it out of mAP.)
     """
-    precisions = np.array([average_precisions(moments) for moments in questions]).reshape(-1, len(LEVELS))
-    best = [max(tiou_matrix(each.predicted[:1], each.truth).ravel(), default=0.0) for each in questions]
+    overlaps = [tiou_matrix(each.predicted[:MOST_RANKED], each.truth) for each in questions]
+    precisions = np.array([average_precisions(tiou) for tiou in overlaps]).reshape(-1, len(LEVELS))
+    best = [float(tiou[:1].max(initial=0.0)) for tiou in overlaps]
     return {
         "map": _mean(precisions),
         "map_at_0.5": _mean(precisions[:, LEVELS.index(0.5)]),
         "map_at_0.75": _mean(precisions[:, LEVELS.index(0.75)]),
-        **{f"map_{name}": _mean([average_precisions(moments) for moments in of_length(questions, *limits)])
-           for name, limits in GROUPS.items()},
+        **{f"map_{name}": _map_of_length(questions, overlaps, precisions, *limits) for name, limits in GROUPS.items()},
         **{f"r1_at_{level}": _mean([reaches(score, level) for score in best]) for level in RECALL_LEVELS},
-    }  # fmt: skip
+    }
 
 
-def of_length(questions: Sequence[Moments], above_s: float, up_to_s: float) -> list[Moments]:
-    """The questions with only their true spans of such a length; those that have none are left out."""
-    result = []
-    for moments in questions:
-        truth = tuple(span for span in moments.truth if above_s < span.length_s <= up_to_s)
-        if truth:
-            result.append(Moments(predicted=moments.predicted, truth=truth))
-    return result
+def _map_of_length(
+    questions: Sequence[Moments], overlaps: Sequence[np.ndarray], precisions: np.ndarray, above_s: float, up_to_s: float
+) -> float | None:
+    """mAP of the true spans of such a length; questions that have none are left out."""
+    rows = []
+    for moments, tiou, all_lengths in zip(questions, overlaps, precisions, strict=True):
+        inside = [above_s < span.length_s <= up_to_s for span in moments.truth]
+        if any(inside):
+            rows.append(all_lengths if all(inside) else average_precisions(tiou[:, inside]))
+    return _mean(rows)
 
 
-def average_precisions(moments: Moments) -> np.ndarray:
-    """Average precision of one question's ranked spans at each of `LEVELS`."""
-    tiou = tiou_matrix(moments.predicted[:MOST_RANKED], moments.truth)  # P G
-    return np.array([_average_precision(_hits(tiou, level), len(moments.truth)) for level in LEVELS])
+def average_precisions(tiou: np.ndarray) -> np.ndarray:
+    """Average precision of one question's spans at each of `LEVELS`.
+
+    Args:
+        tiou: IoU of each predicted span, the surest first, with each true one: P G, G at least 1.
+    """
+    if tiou.shape[1] == 1:  # what most questions have: the first span that is near enough is the hit
+        reached = tiou >= np.array(LEVELS) - ROUNDING  # P L
+        return (
+            np.where(reached.any(axis=0), 1 / (1 + reached.argmax(axis=0)), 0.0) if len(tiou) else np.zeros(len(LEVELS))
+        )
+    return np.array([_average_precision(_hits(tiou, level), tiou.shape[1]) for level in LEVELS])
 
 
 def _hits(tiou: np.ndarray, level: float) -> np.ndarray:

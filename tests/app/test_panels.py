@@ -86,6 +86,13 @@ def test_an_answer_without_a_time_has_no_bar(clip):
     assert "no time was named" in page
 
 
+def test_an_answer_that_it_does_not_happen_says_so(clip):
+    page = timeline(visit(turn("It does not happen. The sun shines.")), clip)
+    assert "mm-bar" not in page
+    assert "it does not happen" in page
+    assert "no time was named" not in page
+
+
 @pytest.mark.parametrize("span", [Span(0.0, 0.0), Span(20.0, 20.0), Span(0.0, 20.0), Span(19.99, 20.0)])
 def test_every_bar_can_be_seen_and_stays_inside(span):
     (bar,) = Tags(bars(20.0, [("A", (span,), "answer")])).of("mm-bar")

@@ -10,7 +10,6 @@ from mmllm.datasets.formats import dialogues_of, format_of, questions_of, read_a
 from mmllm.errors import InputError
 from mmllm.evaluation.run import read_benchmark
 from mmllm.times.answers import ABSENT, Span
-from mmllm.train.own_dialogues import checked_dialogues
 
 QVHIGHLIGHTS = [
     {
@@ -183,6 +182,8 @@ def test_a_file_is_recognised_and_becomes_questions(written, name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_it_can_be_evaluated_and_trained_on(written, videos, name):
+    from mmllm.train.own_dialogues import checked_dialogues
+
     file = written(name)
     benchmark = read_benchmark(file)  # the folder `videos` lies beside the file
     assert benchmark.bad_rows == []

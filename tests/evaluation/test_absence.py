@@ -4,13 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from matplotlib.figure import Figure
 
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
 from mmllm.evaluation.baselines import BlindBaseline
 from mmllm.evaluation.metrics import sample_iou, sample_set_iou, temporal_scores, text_scores
-from mmllm.evaluation.plots import plot_iou_histogram
 from mmllm.evaluation.samples import Sample, read_samples, write_samples
 from mmllm.evaluation.score import score, score_samples
 from mmllm.times.answers import Span, parse_answer
@@ -126,16 +124,3 @@ def test_the_command_tells_of_both(tmp_path, capsys):
     said = capsys.readouterr().out.split("fallback: answers")[0]
     assert "missed" not in said
     assert "alarm" not in said
-
-
-def test_the_histogram_says_both(tmp_path, monkeypatch):
-    texts = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: texts.append(figure.axes[0]))
-    samples = [answered(NEVER, "<1> <2>", 1), answered(ONCE, "It does not happen.", 2), answered(ONCE, "<2> <4>", 3)]
-    monkeypatch.setattr("mmllm.evaluation.plots.saved", lambda figure, picture: figure.savefig(picture))
-    plot_iou_histogram(samples, tmp_path / "p.png")
-    (axes,) = texts
-    assert axes.get_title(loc="left") == "2 answers about time; missed 50 %; false alarms 100 % of 1 more"
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert "said that it does not happen" in legend
-    assert "not answered" not in legend

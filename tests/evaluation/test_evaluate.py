@@ -11,6 +11,7 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.evaluation.run import read_benchmark
 from mmllm.evaluation.samples import read_samples
 from mmllm.evaluation.trials import Trials, averaged
+from mmllm.times.answers import parse_answer
 
 
 @pytest.fixture
@@ -229,3 +230,37 @@ def test_many_frames_a_video_are_decoded_where_they_are_encoded(data, untrained_
     )
     assert pieces["one_0"] == whole["one_0"]
     assert pieces["two_0"].error.startswith("VideoOpenError: ")
+
+
+def test_what_does_not_happen_is_evaluated(data, untrained_qa, monkeypatch):
+    rows = [
+        {
+            "id": name,
+            "video": f"videos/v_{vid}.mp4",
+            "question": f"When does it snow, {name}?",
+            "answer": "",
+            "spans": [],
+        }
+        for name, vid in (("a", "one"), ("b", "two"))
+    ]
+    rows.append({"id": "c", "video": "videos/v_one.mp4", "question": "When?", "answer": "", "spans": [[1, 4]]})
+    (data / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said = {"When does it snow, a?": "It does not happen.", "When does it snow, b?": "<1> <2>", "When?": "<1> <4>"}
+
+    def ask_all(self, encoded, questions, duration_s, **_):
+        return [parse_answer(said[question], duration_s) for question in questions]
+
+    monkeypatch.setattr(type(untrained_qa), "ask_all", ask_all)
+    scores = evaluate_into(data / "never", untrained_qa, read_benchmark(data / "own.jsonl"), shuffle=False)
+    assert (scores["absent_questions"], scores["false_alarm_rate"], scores["miss_rate"]) == (2, 0.5, 0)
+    assert (scores["miou"], scores["temporal_questions"], scores["text_questions"]) == (1, 1, 0)
+    assert scores["set_miou"] == pytest.approx((1 + 0) / 2)
+    samples = {sample.question_id: sample for sample in read_samples(data / "never" / "samples.jsonl")}
+    assert (samples["a"].absent, samples["a"].denied, samples["a"].duration_s) == (True, True, pytest.approx(8, abs=1))
+    assert (samples["b"].absent, samples["b"].denied) == (True, False)
+    # the same answers again; but not for another truth
+    assert evaluate_into(data / "never", untrained_qa, read_benchmark(data / "own.jsonl"), shuffle=False) == scores
+    rows[0]["spans"] = [[1, 2]]
+    (data / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match="answer to another question named 'a'"):
+        evaluate_into(data / "never", untrained_qa, read_benchmark(data / "own.jsonl"), shuffle=False)

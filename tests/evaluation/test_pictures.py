@@ -1,6 +1,7 @@
 """`mmllm plot`: the pictures of runs and evaluations, what they choose to show, folders that hold nothing."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from mmllm import cli
 from mmllm.errors import InputError
 from mmllm.evaluation.contact_sheet import best_and_worst
 from mmllm.evaluation.pictures import plot_run, write_places
+from mmllm.evaluation.plots import plot_iou_histogram
 from mmllm.evaluation.samples import Sample, write_samples
 from mmllm.times.answers import Span
 
@@ -97,3 +99,18 @@ def test_folders_with_nothing_to_draw(run, tmp_path, samples):
         plot_run(tmp_path / "empty", tmp_path)
     write_samples(tmp_path / "empty" / "samples.jsonl", [samples[-1]])
     assert plot_run(tmp_path / "empty", tmp_path / "pictures") == []
+
+
+def test_the_histogram_says_misses_and_false_alarms(samples, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("mmllm.evaluation.plots.saved", lambda figure, picture: drawn.append(figure.axes[0]))
+    denied = replace(samples[0], question_id="denied", prediction_spans=())
+    never = replace(samples[0], question_id="never", truth_spans=(), absent=True)
+    plot_iou_histogram([*samples[:3], denied, never, replace(never, prediction_spans=())], tmp_path / "p.png")
+    plot_iou_histogram(samples[:3], tmp_path / "p.png")
+    assert drawn[0].get_title(loc="left") == "4 answers about time; missed 25 %; false alarms 50 % of 2 more"
+    assert drawn[1].get_title(loc="left") == "3 answers about time"
+    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in drawn]
+    assert ["said that it does not happen" in legend for legend in legends] == [True, False]
+    with pytest.raises(InputError, match="no question is about the time of an event that happens"):
+        plot_iou_histogram([never], tmp_path / "p.png")

@@ -24,7 +24,7 @@ from tiny_processors import processor
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_5_vl", "internvl", "video_llama_3"])
 def test_what_is_learned_is_what_was_drawn(own_clips, name):
-    qa = HostedVideoQA(HostedModel(CASES[name].model, processor(name), reducers=["uniform:keep=4"]))
+    qa = HostedVideoQA(HostedModel(CASES[name].model, processor(name), reducers=["evs:rate=0.5"]))
     policy = HostedPolicy(qa, read_questions(own_clips / "clips.jsonl").items[:2])
     rows = [0, 0, 1]
     torch.manual_seed(0)
@@ -66,7 +66,7 @@ def test_a_hosted_model_learns_what_is_rewarded(own_clips, tmp_path, monkeypatch
         max_completion_length=6, logging_steps=1, save_steps=3, lora_rank=8, temperature=2.0,
     )  # fmt: skip
     config = ReinforceConfig(
-        model=str(folder), rewards={"vowels": 1.0}, training=training, adapter_only=True, reducers=("uniform:keep=4",)
+        model=str(folder), rewards={"vowels": 1.0}, training=training, adapter_only=True, reducers=("evs:rate=0.5",)
     )
     adapter = reinforce(config, own_clips / "clips.jsonl", tmp_path / "run", workers=0)
     lines = [line for line in read_metrics(tmp_path / "run" / "language" / "metrics.jsonl") if "reward" in line]

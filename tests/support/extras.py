@@ -17,6 +17,7 @@ NEEDED = {
         "benchmarks/",
         "checkpoints/test_adapters.py",
         "datasets/test_fault_cases.py",
+        "datasets/test_moments.py::test_it_can_be_evaluated_and_trained_on",
         "datasets/test_stored.py",
         "modalities/test_border.py::test_the_trainer_of_transformers",
         "times/test_times.py::test_every_way_is_trained",

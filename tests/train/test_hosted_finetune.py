@@ -51,7 +51,7 @@ def test_adapters_are_learned_and_loaded_by_peft_alone(own_clips, hosted, tmp_pa
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
-    chosen = config(hosted, max_steps=12, reducers=("uniform:keep=4",))
+    chosen = config(hosted, max_steps=12, reducers=("evs:rate=0.5",))
     adapter = finetune(chosen, own_clips / "clips.jsonl", tmp_path / "run", workers=0)
     values = [loss for _, loss in losses(tmp_path / "run")]
     assert sum(values[-3:]) < 0.9 * sum(values[:3])
@@ -112,6 +112,6 @@ def test_rows_about_something_else_than_one_video_are_refused(copied_clips, host
 
 def test_our_models_take_no_reducers_and_one_question_a_row(own_clips, tiny_base, tmp_path):
     with pytest.raises(ConfigError, match="reducers"):
-        finetune(config(tiny_base, reducers=("uniform:keep=4",)), own_clips / "clips.jsonl", tmp_path / "a", workers=0)
+        finetune(config(tiny_base, reducers=("evs:rate=0.5",)), own_clips / "clips.jsonl", tmp_path / "a", workers=0)
     with pytest.raises(ConfigError, match="questions_per_video"):
         finetune(config(tiny_base, questions_per_video=2), own_clips / "clips.jsonl", tmp_path / "b", workers=0)
