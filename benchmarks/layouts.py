@@ -201,6 +201,22 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("of the first", "{ratio:.2f}"),
         ("seconds", "{asking_s:.0f}"),
     ),
+    "hosted-reading": _columns(
+        ("visual tokens kept", "{kept}"),
+        ("positions", "{positions:,}"),
+        ("seconds of reading", _median("reading_s")),
+        ("operations fall", "{operations_ratio:.2f} x", "-"),
+        ("time falls", "{time_ratio:.2f} x", "-"),
+        ("of what operations say", "{of_operations_percent:.0f} %", "-"),
+        ("memory", "{memory_mib:,.0f} MiB"),
+        ("of that of all", "{memory_percent:.0f} %", "-"),
+    ),
+    "hosted-untouched": _columns(
+        ("without a stage", "{call}"),
+        ("transformers alone", _median("bare_s")),
+        ("hosted", _median("hosted_s")),
+        ("over transformers", *_between("over")),
+    ),
     "large-against": _columns(
         ("mmllm against", "{reader}"),
         ("times less memory", "{memory_ratio:.0f}"),

@@ -27,7 +27,8 @@ KEYS = ("MMLLM_JUDGE_KEY", "OPENAI_API_KEY")
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """HTTP statuses after which another attempt may succeed."""
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""A role and its content: a text, or parts such as texts and images."""
 
 
 @dataclass(frozen=True, kw_only=True)

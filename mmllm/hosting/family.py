@@ -25,9 +25,9 @@ from mmllm.hosting.reading import Unit
 from mmllm.hosting.scores import Tower, noting, running, wanted_of
 from mmllm.interfaces import Part
 
-Container = Literal["list", "row list", "flat"]
-"""How their `forward` takes tokens: a list with a tensor for each medium, or for each row, or one tensor V 1 C, in
-which each token counts as a medium of its own."""
+Container = Literal["list", "row list"]
+"""What a list of tokens has for their `forward`: a tensor for each medium, or for each row. Where a feature method
+returns one tensor instead, it is V 1 C, so that each token counts as a medium of its own."""
 
 
 class HostFamily(Part):
@@ -37,8 +37,8 @@ class HostFamily(Part):
     """The `model_type`s that are of this family."""
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id", "video": "video_token_id"}
     """Feature method -> the field of the configuration with the id that stands for each of its tokens."""
-    container: ClassVar[Container | Mapping[Source, Container]] = "list"
-    """How their `forward` takes the tokens; by feature method where they differ."""
+    container: ClassVar[Container] = "list"
+    """How their `forward` takes tokens, where their feature methods return lists."""
     position_axes: ClassVar[int] = 1
     """Rows of a position: 1, or 4 with M-RoPE."""
     reads_videos: ClassVar[bool] = True
@@ -137,6 +137,11 @@ class HostFamily(Part):
         """
         return counted(inputs["attention_mask"])
 
+    @property
+    def positions_differ(self) -> bool:
+        """Whether `positions="trained"` can give other numbers than transformers."""
+        return False
+
     def text_overlaps(self, config: Any, inputs: Mapping[str, Any]) -> bool:
         """Whether transformers gives text behind a medium positions that the medium has, and training did not."""
         return False
@@ -148,10 +153,6 @@ class HostFamily(Part):
     def token_ids(self, config: Any) -> dict[Source, int | None]:
         """The placeholder of each feature method; None where a configuration has none."""
         return {source: getattr(config, field, None) for source, field in self.placeholder.items()}
-
-    def container_of(self, source: Source) -> Container:
-        """How their `forward` takes the tokens of a feature method."""
-        return self.container if isinstance(self.container, str) else self.container[source]
 
 
 def encoded(

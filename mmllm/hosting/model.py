@@ -235,7 +235,8 @@ class HostedModel:
     @property
     def _is_untouched(self) -> bool:
         """Whether nothing of ours acts."""
-        return self.reduction is None and not self.stages and self.position_rule == "transformers"
+        positions_are_theirs = self.position_rule == "transformers" or not self.family.positions_differ
+        return self.reduction is None and not self.stages and positions_are_theirs
 
     def _option(self, options: Mapping[str, Any], name: str) -> Any:
         """An option of `generate`: as it is given, or in the given configuration, or in the model's own."""

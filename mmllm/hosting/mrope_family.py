@@ -57,9 +57,14 @@ class MropeFamily(HostFamily):
         """int64, 4 B N."""
         return mrope(model, inputs, rule)
 
+    @property
+    def positions_differ(self) -> bool:
+        """Whether a video is one run of tokens, behind which transformers and training count on differently."""
+        return not self.splits_videos
+
     def text_overlaps(self, config: Any, inputs: Mapping[str, Any]) -> bool:
         """Whether the last frame of a video reaches as far as half its height or width, where text goes on."""
-        if self.splits_videos or inputs.get(GRIDS["video"]) is None:
+        if not self.positions_differ or inputs.get(GRIDS["video"]) is None:
             return False
         videos = [medium for medium in self.described(config, inputs) if medium.source == "video"]
         return any(

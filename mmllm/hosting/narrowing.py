@@ -51,7 +51,12 @@ class HostedPrompt:
             sequences: int64, B K+G. What `generate` returned: the prompt and the answer.
             text_ids: int64, B Q. What is asked next; text only.
             pad_token_id: filling behind answers that ended earlier than others; None if all are equally long.
+
+        Raises:
+            InputError: if there is a placeholder of an image or a video in the text.
         """
+        if bool(torch.isin(text_ids, self._placeholders()).any()):
+            raise InputError("a later turn is text only: images and videos belong to the first prompt")
         length, rows = self.inputs["input_ids"].shape[1], len(text_ids)
         answer = sequences[:, length:]
         valid = torch.ones_like(answer) if pad_token_id is None else (answer != pad_token_id).long()
@@ -73,6 +78,16 @@ class HostedPrompt:
             index=torch.cat([self.index, places], 1),
             present=torch.cat([self.present, new.bool()], 1),
         )
+
+
+    def _placeholders(self) -> Tensor:
+        """int64. The ids that stand for visual tokens."""
+        ids = self.inputs["input_ids"]
+        found = [
+            ids[medium.row, torch.isin(self.index[medium.row], cast(Tensor, medium.places).to(ids.device))]
+            for medium in self.media
+        ]
+        return torch.cat([ids.new_empty(0), *found]).unique()
 
 
 def narrow(
@@ -134,23 +149,23 @@ def _shortened(
     here = ids == family.token_ids(config)[source]  # B N
     chosen = kept[here]  # V
     by_medium = [int(part.sum()) for part in chosen.split([medium.count for medium in own])]
-    container = family.container_of(source)
 
-    def contained(rows: Tensor) -> Any:
+    def contained(features: Any) -> Any:
+        rows = flat(features)
         rows = rows[chosen.to(rows.device)]  # k C
-        if container == "flat":
+        if isinstance(features, Tensor):
             return rows.unsqueeze(1)
-        if container == "list":
+        if family.container == "list":
             return list(rows.split(by_medium))
         by_row = dict.fromkeys((medium.row for medium in own), 0)
         for medium, count in zip(own, by_medium, strict=True):
             by_row[medium.row] += count
         return list(rows.split(list(by_row.values())))
 
-    parts = {"pooler_output": contained(flat(output.pooler_output))}
+    parts = {"pooler_output": contained(output.pooler_output)}
     levels = getattr(output, "deepstack_features", None)
     if levels is not None:
-        parts["deepstack_features"] = [contained(flat(level)) for level in levels]
+        parts["deepstack_features"] = [contained(level) for level in levels]
     return type(output)(**parts)
 
 

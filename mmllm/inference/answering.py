@@ -40,6 +40,7 @@ from mmllm.processor import MmllmProcessor
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.stages import SLOTS, changed, question_reader, stages_of
 from mmllm.times.answers import Answer, Span
+from mmllm.times.frame_clock import FrameClock, clock_of_clip
 from mmllm.tokens import VideoClip, VisualTokens
 
 _TRIED_FRAMES = 4
@@ -400,6 +401,9 @@ class VideoQA(VideoAnswering):
         about: Sequence[str],
         **generate: Any,
     ) -> list[Answer]:
+        clock = self.frame_clock(encoded, duration_s)
+        if clock is not None:
+            questions, histories = clock.questions(questions), [clock.history(history) for history in histories]
         asked = list(zip(questions, histories, systems, about, strict=True))
         answers: list[Answer] = []
         for batch in [[alone] for alone in asked] if self.reads_question else [asked]:
@@ -413,22 +417,42 @@ class VideoQA(VideoAnswering):
             inputs = self.processor.collate(prompts)
             new = self.generate(view, inputs["input_ids"], inputs["attention_mask"], **generate)
             answers += self.processor.batch_decode(new, [duration_s] * len(batch))
-        return answers
+        return answers if clock is None else [clock.answer(answer) for answer in answers]
+
+    def frame_clock(self, encoded: EncodedVideo, duration_s: float | None = None) -> FrameClock | None:
+        """When the frames are shown that the model takes for evenly spaced from 0 on; None if they are, or if it knows.
+
+        Only models with time tokens need it: others read the times of their frames, or none.
+
+        Args:
+            encoded: the video.
+            duration_s: the length to which time tokens are relative; the decoded one if None.
+        """
+        if self.processor.time_tokens is None:
+            return None
+        return clock_of_clip(encoded.clip, encoded.times_s, encoded.duration_s if duration_s is None else duration_s)
 
     def new_ids(
         self, encoded: EncodedVideo, question: str, history: Sequence[tuple[str, str]] = (), **generate: Any
     ) -> Tensor:
         """int64, 1 K: the ids of an answer; arguments are as in `VideoAnswering.new_ids`."""
+        if (clock := self.frame_clock(encoded)) is not None:
+            question, history = clock.question(question), clock.history(history)
         prompt = self.prompt(question, encoded.duration_s, history)
         return self.generate(encoded, prompt.input_ids.unsqueeze(0), **generate)
 
     def answer_of(self, encoded: EncodedVideo, ids: Sequence[int], duration_s: float) -> Answer:
         """The answer in generated ids."""
-        return self.processor.decode(list(ids), duration_s)
+        answer: Answer = self.processor.decode(list(ids), duration_s)
+        clock = self.frame_clock(encoded, duration_s)
+        return answer if clock is None else clock.answer(answer)
 
     def text_of(self, encoded: EncodedVideo, ids: Sequence[int], duration_s: float) -> str:
         """The text of ids so far, with times such as `12.4 s`."""
-        return self.processor.writing.read(self.processor.decode_text(list(ids)), duration_s, template="{} s")
+        text, writing = self.processor.decode_text(list(ids)), self.processor.writing
+        if (clock := self.frame_clock(encoded, duration_s)) is not None:
+            return clock.text(writing.read(text, duration_s), template="{} s")
+        return writing.read(text, duration_s, template="{} s")
 
     @torch.no_grad()
     def generate(

@@ -16,8 +16,6 @@ from mmllm.hosting.model import HostedModel
 from mmllm.hosting.prompting import Prompting
 from mmllm.inference.hosted import HostedVideoQA
 
-_UNKNOWN = "belongs to no family"
-
 
 def is_hosted(folder: Path) -> bool:
     """Whether a folder holds a model that is hosted: transformers' own layout, and none that mmllm builds itself."""
@@ -114,7 +112,11 @@ def with_adapter(qa: HostedVideoQA, folder: str | Path) -> HostedVideoQA:
         if is_out_of_memory(problem):
             raise
         raise CheckpointError(f"{folder}: these adapters do not fit their model: {problem!s:.600}") from None
-    model = HostedModel(adapted, qa.model.processor, reducers=qa.model.reducers, positions=qa.model.position_rule)
+    hosted = qa.model
+    stages = [stage for stage in hosted.stages if stage not in hosted.reducers]
+    model = HostedModel(
+        adapted, hosted.processor, reducers=hosted.reducers, stages=stages, positions=hosted.position_rule
+    )
     return HostedVideoQA(
         model, times=qa.times, reader=qa.reader, prompt=qa.prompt_setting, max_new_tokens=qa.max_new_tokens
     )

@@ -14,8 +14,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "demo", "directions", "encoders", "finetune", "image_tokenizers", "long_video", "reducers",
-    "reinforce", "tokenizer_training", "train", "video",
+    "ablations", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video",
+    "reducers", "reinforce", "tokenizer_training", "train", "video",
 )  # fmt: skip
 
 
@@ -151,6 +151,17 @@ def test_an_hour_takes_little_more_memory_than_ten_minutes(tmp_path, monkeypatch
     assert filled_columns(kept, "long-video") == 6
     assert [row.numbers["frames"] for row in kept.tables["long-video"]] == [600, 3600]
     assert all(row.numbers["ratio"] <= 1.5 for row in kept.tables["long-video"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+def test_hosted_models_read_shortened_prompts(tmp_path):
+    small = ["--layers", "2", "--width", "64", "--grids", "2", "--side", "4", "--rounds", "2"]
+    kept = run("hosting", [*small, "--shares", "0.25"], tmp_path)
+    assert filled_columns(kept, "hosted-reading") == 8
+    whole, quarter = kept.tables["hosted-reading"]
+    assert whole.numbers["positions"] - quarter.numbers["positions"] == 24
+    assert quarter.numbers["operations_ratio"] > 1
+    assert filled_columns(kept, "hosted-untouched") == 4
 
 
 @pytest.mark.slow

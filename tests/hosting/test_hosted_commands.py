@@ -88,9 +88,8 @@ def test_eval_writes_samples_and_scores_and_goes_on(folders, short_clip, capsys,
     samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 2
     record = json.loads((output / "answered_by.json").read_text())
-    assert record["hosted"] == {
-        "positions": "transformers", "times": "own", "reader": "mmllm", "prompt": "grounding", "reducers": [], "stages": []
-    }  # fmt: skip
+    settings = {"positions": "transformers", "times": "own", "reader": "mmllm", "prompt": "grounding"}
+    assert record["hosted"] == {**settings, "reducers": [], "stages": []}
     code, _, err = run(capsys, *base, "--times", "transformers")
     assert code == 2
     assert "answers of another model or other settings" in " ".join(err.split())
@@ -141,7 +140,7 @@ def test_doctor_says_settings_and_finds_faults(name, folders, capsys, tmp_path):
     assert run(capsys, "doctor", folders[name], "--against", before)[0] == 0
     broken = CASES[name].fresh()
     broken.config.video_token_id = 189
-    next(broken.parameters()).data[0, 0] = float("nan")
+    next(broken.parameters()).data.view(-1)[0] = float("nan")
     broken.save_pretrained(tmp_path / "broken")
     processor(name).save_pretrained(tmp_path / "broken")
     code, out, _ = run(capsys, "doctor", tmp_path / "broken", "--against", before)

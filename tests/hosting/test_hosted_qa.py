@@ -132,7 +132,7 @@ def test_the_prompt_says_true_times_and_the_family_asks(monkeypatch):
     assert (answers[2].spans, answers[2].fallback) == ((), False)
     plain = qa.with_stages(prompt="plain")
     plain.ask(video, "Who?")
-    assert prompts[-1].endswith("Who?\nassistant: ")
+    assert prompts[-1].endswith("Who?assistant: ")
     qa.with_stages(prompt="Watch. {} Say it.").ask(video, "Who?")
     assert "Watch. Who? Say it." in prompts[-1]
 
@@ -278,3 +278,19 @@ def test_bad_folders_and_options_are_refused(folder, tmp_path, untrained_qa):
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="cannot load the model"):
         VideoQA.from_pretrained(tmp_path / "damaged")
+
+
+def test_adapters_are_loaded_onto_the_model_they_belong_to(folder, tmp_path, short_clip):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForImageTextToText
+
+    base = AutoModelForImageTextToText.from_pretrained(folder)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    peft.get_peft_model(base, config).save_pretrained(tmp_path)
+    adapted, plain = VideoQA.from_pretrained(tmp_path), VideoQA.from_pretrained(folder)
+    video = plain.encode_video(short_clip, num_frames=4)
+    assert isinstance(adapted, HostedVideoQA)
+    assert not torch.equal(adapted.logits(video, "When?"), plain.logits(video, "When?"))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="do not fit their model"):
+        VideoQA.from_pretrained(tmp_path)

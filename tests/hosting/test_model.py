@@ -126,6 +126,16 @@ def test_trained_positions_are_used_and_named_once_where_text_overlaps(case, cap
     assert positions[1:, 0, -1].tolist() == positions[1:, 0, :].amax(1).tolist()
 
 
+def test_trained_positions_touch_nothing_where_they_are_transformers():
+    case = CASES["qwen3_vl"]
+    inputs = case.inputs()
+    seen = {}
+    model = copy.copy(case.model)
+    object.__setattr__(model, "generate", lambda **arguments: seen.update(arguments))
+    HostedModel(model, positions="trained").generate(inputs)
+    assert {name: id(value) for name, value in seen.items()} == {name: id(value) for name, value in inputs.items()}
+
+
 def test_other_stages_share_the_model(case):
     host = HostedModel(case.model)
     other = host.with_stages(positions="trained")

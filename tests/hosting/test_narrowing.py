@@ -59,6 +59,13 @@ def test_a_later_turn_counts_on_from_each_row_and_not_from_filling():
     assert later.index.shape == later.present.shape == later.inputs["input_ids"].shape
 
 
+def test_a_later_turn_is_text_only():
+    made = run("qwen3_vl_mixed")
+    for placeholder in (190, 191):
+        with pytest.raises(InputError, match="a later turn is text only"):
+            made.prompt.followed_by(made.answer.sequences, torch.tensor([[40, 41], [placeholder, 43]]))
+
+
 def drop(case, row, places, **extra):
     inputs = {**case.inputs(), **extra}
     keep = HostedModel(case.model).keep_all(inputs)

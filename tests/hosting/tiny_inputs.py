@@ -235,6 +235,7 @@ class StackedVideos(Packer):
     stacked_images: bool = True
     numbers: bool = False
     """Give the number of images of each row."""
+    image_name: str = "pixel_values"
 
     def written(self, picture: Picture) -> list[int]:
         if picture.modality == "image":
@@ -248,7 +249,7 @@ class StackedVideos(Packer):
             pixels = torch.zeros(len(images), tiles, 3, self.side, self.side)
             for place, image in enumerate(images):
                 pixels[place, : image.frames] = image.noise(image.frames, 3, self.side, self.side)
-            packed["pixel_values"] = pixels if self.stacked_images else pixels.squeeze(1)
+            packed[self.image_name] = pixels if self.stacked_images else pixels.squeeze(1)
             if self.numbers:
                 packed["batch_num_images"] = torch.tensor([len(of("image", [row])) for row in rows])
             if images[0].tokens:

@@ -31,6 +31,7 @@ from tiny_inputs import (
     RowsOfFrames,
     StackedVideos,
 )
+from versions import OLD_TRANSFORMERS
 
 WIDTH, LAYERS = 48, 5
 LLM = {
@@ -106,6 +107,24 @@ def glm() -> dict[str, Any]:
     marks = {"video_start_token_id": CLIP_START, "video_end_token_id": CLIP_END}
     marks |= {"image_start_token_id": VISION_START, "image_end_token_id": VISION_END}
     return {"text_config": text, "vision_config": qwen_tower(depth=2, image_size=32), **IDS, **marks}
+
+
+def with_experts(config: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """The same with a decoder of four experts, two of them for each token."""
+    experts = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, **fields}
+    return {**config, "text_config": {**config["text_config"], **experts}}
+
+
+def qwen3_vl_moe() -> dict[str, Any]:
+    return with_experts(qwen3_vl(), num_experts=4)
+
+
+def qwen3_5_moe() -> dict[str, Any]:
+    return with_experts(qwen3_5(), num_experts=4, shared_expert_intermediate_size=32)
+
+
+def glm_moe() -> dict[str, Any]:
+    return with_experts(glm(), n_routed_experts=4, n_group=1, topk_group=1, first_k_dense_replace=1)
 
 
 def internvl() -> dict[str, Any]:
@@ -311,7 +330,9 @@ def _cases() -> list[Case]:
     first = ("llava", "Llava", llava, Frames())
     anyres = ("llava_next", "LlavaNext", llava_next, StackedVideos(0))
     next_video = ("llava_next_video", "LlavaNextVideo", llava_next_video, StackedVideos(9, side=24))
-    two_towers = ("video_llava", "VideoLlava", video_llava, StackedVideos(17, per_image=16, stacked_images=False))
+    old_name = "pixel_values_images" if OLD_TRANSFORMERS else "pixel_values"
+    towers = StackedVideos(17, per_image=16, stacked_images=False, image_name=old_name)
+    two_towers = ("video_llava", "VideoLlava", video_llava, towers)
     fast = ("fast_vlm", "FastVlm", fast_vlm, Frames(side=256))
     tiled: tuple[Row, ...] = ((5, 6, WIDE, 7, WHOLE, 8, 9), (5, CROPPED, 12, 13))
     tiled_and_video: tuple[Row, ...] = ((5, 6, CROPPED, 7, video(2), 8), (5, video(2), 12, 13, 14))
@@ -338,8 +359,17 @@ def _cases() -> list[Case]:
         case("qwen3_vl", *qwen3),
         case("qwen3_vl_mixed", *qwen3, rows=MIXED),
         case("qwen3_vl_images", *qwen3, rows=IMAGES),
-        case("qwen3_5", *qwen35),
-        case("qwen3_5_mixed", *qwen35, rows=MIXED),
+        case("qwen3_5", *qwen35, upstream_beams=not OLD_TRANSFORMERS),
+        case("qwen3_5_mixed", *qwen35, rows=MIXED, upstream_beams=not OLD_TRANSFORMERS),
+        case("qwen3_vl_moe", "qwen3_vl", "Qwen3VLMoe", qwen3_vl_moe, Patches(stamps=True)),
+        case(
+            "qwen3_5_moe",
+            "qwen3_5",
+            "Qwen3_5Moe",
+            qwen3_5_moe,
+            Patches(stamps=True),
+            upstream_beams=not OLD_TRANSFORMERS,
+        ),
         case("internvl", *intern),
         case("internvl_images", *intern, rows=in_tiles),
         case("internvl_mixed", *intern, rows=apart_and_framed),
@@ -360,14 +390,15 @@ def _cases() -> list[Case]:
         case("gemma3_images", *google, rows=apart, **gemma),
         case("glm4v", *glm4v, upstream_beams=False),
         case("glm4v_images", *glm4v, rows=IMAGES, upstream_beams=False),
+        case("glm4v_moe", "glm4v", "Glm4vMoe", glm_moe, ClipsOfImages(), upstream_beams=False),
         case("glm46v", *glm46v, upstream_beams=False),
         case("glm46v_images", *glm46v, rows=IMAGES, upstream_beams=False),
         case("llava", *first, rows=apart),
         case("llava_frames", *first),
         case("llava_pixtral", "llava", "Llava", llava_pixtral, Lines(), rows=shaped),
         case("llava_next", *anyres, rows=small_tiles),
-        case("llava_next_video", *next_video, rows=STACKED),
-        case("llava_next_video_mixed", *next_video, rows=tiled_and_video),
+        case("llava_next_video", *next_video, rows=STACKED, upstream_beams=not OLD_TRANSFORMERS),
+        case("llava_next_video_mixed", *next_video, rows=tiled_and_video, upstream_beams=not OLD_TRANSFORMERS),
         case("video_llava", *two_towers, rows=STACKED),
         case("video_llava_mixed", *two_towers, rows=two_and_one),
         case("fast_vlm", *fast, rows=apart),

@@ -27,4 +27,5 @@ counts_every_attention = pytest.mark.skipif(
     version(torch) < (2, 11), reason="PyTorch 2.10 counts fewer operations of an attention"
 )
 OLD_TRANSFORMERS = version(transformers) < (5, 21)
-"""Its processor of Video-LLaVA fails on images, and its pipelines give one of several sequences."""
+"""Its processor of Video-LLaVA fails on images, and its pipelines give one of several sequences. Pixels of images have
+another name in Video-LLaVA, and beams over videos crash in LLaVA-NeXT-Video and are wrong in Qwen3.5."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mmllm.hosting.family import Container, HostFamily
+from mmllm.hosting.family import HostFamily
 from mmllm.hosting.frames import check_count, grouped, side_by_side, tokens_of_each
 from mmllm.hosting.media import Medium, Source
 from mmllm.registry import register
@@ -24,7 +24,6 @@ class FastVlm(HostFamily):
     model_types: ClassVar[tuple[str, ...]] = ("fast_vlm",)
     reads_videos: ClassVar[bool] = False
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
-    container: ClassVar[Container | Mapping[Source, Container]] = "flat"
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Images close to each other are frames of a video. How many tokens one has depends on its size."""

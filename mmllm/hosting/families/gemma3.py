@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mmllm.hosting.family import Container, HostFamily
+from mmllm.hosting.family import HostFamily
 from mmllm.hosting.frames import check_count, grouped, side_by_side
 from mmllm.hosting.media import Medium, Source
 from mmllm.hosting.scores import Tower
@@ -33,7 +33,6 @@ class Gemma3(HostFamily):
 
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
-    container: ClassVar[Container | Mapping[Source, Container]] = "flat"
     reads_videos: ClassVar[bool] = False
     frame_opening: ClassVar[int] = 1
 

@@ -33,7 +33,7 @@ class Glm4v(MropeFamily):
 
     model_types: ClassVar[tuple[str, ...]] = ("glm4v", "glm4v_moe", "glm46v")
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
-    container: ClassVar[Container | Mapping[Source, Container]] = "row list"
+    container: ClassVar[Container] = "row list"
     splits_videos: ClassVar[bool] = True
     time_text: ClassVar[str] = "12.5 seconds, or 12, behind each frame"
     grounding: ClassVar[str] = (

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mmllm.hosting.family import Container, HostFamily
+from mmllm.hosting.family import HostFamily
 from mmllm.hosting.frames import check_count, grouped, side_by_side
 from mmllm.hosting.media import Medium, Source
 from mmllm.hosting.scores import Tower
@@ -29,7 +29,6 @@ class InternVL(HostFamily):
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
-    container: ClassVar[Container | Mapping[Source, Container]] = "flat"
     frame_opening: ClassVar[int] = 1
     grounding: ClassVar[str] = (
         "{} Answer with the start and the end in seconds, in the form: [start, end]. "

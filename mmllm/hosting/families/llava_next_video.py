@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmllm.hosting.anyres import next_images, next_towers, tiled_image
-from mmllm.hosting.family import Container, HostFamily
+from mmllm.hosting.family import HostFamily
 from mmllm.hosting.frames import side_by_side
 from mmllm.hosting.media import Medium, Source
 from mmllm.hosting.scores import Tower
@@ -30,7 +30,6 @@ class LlavaNextVideo(HostFamily):
     """LLaVA-NeXT-Video."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
-    container: ClassVar[Container | Mapping[Source, Container]] = {"image": "list", "video": "flat"}
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """An image for each of `image_sizes`, and videos of pooled frames."""

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mmllm.hosting.anyres import packed, tiled_image
-from mmllm.hosting.family import Container, HostFamily
+from mmllm.hosting.family import HostFamily
 from mmllm.hosting.frames import side_by_side
 from mmllm.hosting.media import Medium, Source
 from mmllm.hosting.scores import Tower
@@ -32,7 +32,6 @@ class LlavaOnevision(HostFamily):
     """LLaVA-OneVision."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
-    container: ClassVar[Container | Mapping[Source, Container]] = {"image": "list", "video": "flat"}
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Images are cut into tiles where they are alone in their row, or `batch_num_images` does not say more."""

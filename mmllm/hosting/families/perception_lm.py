@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mmllm.hosting.family import Container, HostFamily
+from mmllm.hosting.family import HostFamily
 from mmllm.hosting.frames import side_by_side, tokens_of_each
 from mmllm.hosting.media import Medium, Source
 from mmllm.registry import register
@@ -22,7 +22,6 @@ class PerceptionLM(HostFamily):
     """PerceptionLM."""
 
     model_types: ClassVar[tuple[str, ...]] = ("perception_lm",)
-    container: ClassVar[Container | Mapping[Source, Container]] = "flat"
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Media of tiles or frames; all that are given together have equally many."""

@@ -1,6 +1,7 @@
 """SmolVLM 2: frames and tiles are images, `Frame from MM:SS:` stands before a frame; pixel shuffle makes few tokens.
 
-Its tower is given the pictures of a row together, filled up with black ones, which it leaves out again.
+Its tower is given the pictures of a row together, filled up with black ones, which it leaves out again. Features are a
+tensor for each row; in transformers 5.19 they were one tensor for all.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class SmolVLM(HostFamily):
 
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm",)
     placeholder: ClassVar[Mapping[Source, str]] = {"image": "image_token_id"}
-    container: ClassVar[Container | Mapping[Source, Container]] = "row list"
+    container: ClassVar[Container] = "row list"
     time_text: ClassVar[str] = "Frame from 00:12:"
 
     def mended(self, inputs: dict[str, Any]) -> dict[str, Any]:

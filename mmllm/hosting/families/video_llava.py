@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mmllm.hosting.family import Container, HostFamily
+from mmllm.hosting.family import HostFamily
 from mmllm.hosting.frames import side_by_side, with_cls
 from mmllm.hosting.media import Medium, Source
 from mmllm.hosting.scores import Tower
@@ -30,13 +30,12 @@ class VideoLlava(HostFamily):
     """Video-LLaVA."""
 
     model_types: ClassVar[tuple[str, ...]] = ("video_llava",)
-    container: ClassVar[Container | Mapping[Source, Container]] = "flat"
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """The CLS token of each frame of a video is always kept; that of an image only where it was not left out."""
         tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
         media = []
-        images = inputs.get("pixel_values")  # images, 3, height, width
+        images = _with_both_names(inputs).get("pixel_values")  # images, 3, height, width
         if images is not None:
             image = side_by_side("image", 1, tokens)
             full = config.vision_feature_select_strategy == "full"
@@ -45,6 +44,10 @@ class VideoLlava(HostFamily):
         if videos is not None:
             media += [with_cls(side_by_side("video", videos.shape[1], tokens))] * len(videos)
         return media
+
+    def encode(self, model: Any, inputs: Mapping[str, Any]) -> dict[Source, Any]:
+        """Pixels of images may have either name."""
+        return super().encode(model, _with_both_names(inputs))
 
     def towers(self, model: Any) -> dict[Source, Tower]:
         """A tower for images and one for videos, both with a class token."""
@@ -62,3 +65,10 @@ class VideoLlava(HostFamily):
         if source == "image" and model.config.vision_feature_select_strategy == "default":
             return patches.flatten()
         return torch.nn.functional.pad(patches, (1, 0)).flatten()
+
+
+def _with_both_names(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs with pixels of images under the name of today, and that of transformers 5.19."""
+    names = ("pixel_values", "pixel_values_images")
+    pixels = next((inputs[name] for name in names if inputs.get(name) is not None), None)
+    return {**inputs, **({} if pixels is None else dict.fromkeys(names, pixels))}

@@ -39,6 +39,7 @@ MEDIA = {
     "video_llava_mixed": "VV4x4 VV4x4 | I4x4 VV4x4",
     "glm4v": "VVV4x4 | VV4x4",
     "glm4v_images": "I2x2 I2x2 | I2x2",
+    "glm4v_moe": "VVV4x4 | VV4x4",
     "glm46v": "VVV4x4 | VV4x4",
     "glm46v_images": "I2x2 I2x2 | I2x2",
 }
