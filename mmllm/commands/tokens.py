@@ -102,6 +102,8 @@ def _hosted_folder(model: str | None) -> Path | None:
 
 def _cost_of_hosted(folder: Path, frames: int | None, stages: StageChanges, video: Path | None) -> dict[str, Any]:
     """The cost of a hosted model, as its own processor writes the prompt; no weights are read."""
+    import torch
+
     from mmllm.hosting.fitting import build_reducers
     from mmllm.hosting.videos import HostedReading
     from mmllm.inference.hosted_costs import SIZE, hosted_costs
@@ -122,7 +124,7 @@ def _cost_of_hosted(folder: Path, frames: int | None, stages: StageChanges, vide
     if count < 1:
         raise InputError(f"--frames {count}: must be at least 1")
     bytes_per_number = config.dtype.itemsize if config.dtype else 4
-    reducers = build_reducers(stages.by_slot.get("reducers", ()))
+    reducers = build_reducers(stages.by_slot.get("reducers", ()), torch.device("cpu"))
     rows, size_of_cache = hosted_costs(
         config, prompting, reducers, count, bytes_per_number, size=size, duration_s=seconds
     )

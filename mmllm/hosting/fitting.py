@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from mmllm import registry
@@ -17,24 +18,27 @@ from mmllm.llm.harness import decoder_layers
 from mmllm.pruning.needs import reducers_for
 
 
-def build_reducers(descriptions: Sequence[Any]) -> list[TokenReducer]:
-    """Reducers from text, mappings, configurations or reducers.
+def build_reducers(descriptions: Sequence[Any], device: torch.device) -> list[TokenReducer]:
+    """Reducers from text, mappings, configurations or reducers; those that are built here are put on a device.
 
     Raises:
         ConfigError: for an unknown reducer or setting.
     """
     if isinstance(descriptions, str):
         raise ConfigError(f"reducers is a list, such as [{descriptions!r}]")
-    built = [part if isinstance(part, TokenReducer) else registry.build("reducer", part) for part in descriptions]
-    return [part if isinstance(given, TokenReducer) else part.eval() for given, part in zip(descriptions, built)]
+    return [
+        given if isinstance(given, TokenReducer) else registry.build("reducer", given).eval().to(device)
+        for given in descriptions
+    ]
 
 
-def build_stages(descriptions: Sequence[Any], decoder: Any) -> list[LlmStage]:
+def build_stages(descriptions: Sequence[Any], decoder: Any, device: torch.device) -> list[LlmStage]:
     """Stages inside the LLM, from text, mappings, configurations or stages.
 
     Args:
         descriptions: of kind `decoder_stage`, or of reducers that work inside the LLM.
         decoder: configuration of the LLM.
+        device: where the weights of stages belong that are built here.
 
     Raises:
         ConfigError: for an unknown stage or setting, or a reducer that works before the LLM.
@@ -48,7 +52,7 @@ def build_stages(descriptions: Sequence[Any], decoder: Any) -> list[LlmStage]:
             raise ConfigError(
                 f"{stage.registered_name!r} works before the LLM: give it among reducers, not among stages"
             )
-        stages.append(stage.eval() if isinstance(stage, nn.Module) and stage is not given else stage)
+        stages.append(stage.eval().to(device) if isinstance(stage, nn.Module) and stage is not given else stage)
     return stages
 
 

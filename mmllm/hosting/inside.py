@@ -57,9 +57,13 @@ def with_pass(
     Raises:
         ConfigError: for a cache of another kind.
     """
+    options = dict(options)
+    for name in ("past_key_values", "cache"):  # transformers 5.24 has the second name, and takes both
+        if name != CACHE and options.get(name) is not None:
+            options[CACHE] = options.pop(name)
     cache = options.get(CACHE)
     if has_pass(cache) or not prompt.outputs:
-        return dict(options)
+        return options
     current = pass_of(prompt, stages)
     if generates or cache is not None:
         return {**options, CACHE: carrying(cache, current)}

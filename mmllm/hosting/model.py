@@ -71,9 +71,9 @@ class HostedModel:
         self.position_rule: PositionRule = positions
         _check_model(self.model)
         self._warned = False
-        self.reducers = build_reducers(reducers)
+        self.reducers = build_reducers(reducers, self.device)
         decoder = self.model.get_decoder()
-        self._own_stages = build_stages(stages, decoder.config)
+        self._own_stages = build_stages(stages, decoder.config, self.device)
         before, self.stages = split_by_place(self.reducers, self._own_stages)
         if before and reduction is not None:
             raise ConfigError("reduction stands in place of reducers before the LLM: give one of the two")

@@ -3,7 +3,7 @@
     video -> clip with true times -> its processor, its tower: once
     question -> its prompt -> reducers, its LLM with our stages -> text -> spans
 
-Q questions, T frames, N prompt length, K new ids, H W grid of visual tokens
+Q questions, T frames, K new ids
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast, get_args
+from dataclasses import replace
+from typing import Any, ClassVar, cast, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mmllm.errors import ConfigError
 from mmllm.fields import to_mapping
-from mmllm.hosting.encoding import HostedFeatures, is_pixels
+from mmllm.hosting.encoding import is_pixels
 from mmllm.hosting.media import in_prompt
 from mmllm.hosting.model import HostedModel
-from mmllm.hosting.prompting import PreparedVideo, Prompting, collated
+from mmllm.hosting.prompting import Prompting, collated
 from mmllm.hosting.reading import Reader, read_spans
 from mmllm.hosting.times import Times, grid_times, of_one_grid_each, part_of_clip, with_time_text
 from mmllm.hosting.videos import HostedReading
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.hosted_costs import hosted_costs
+from mmllm.inference.hosted_video import HostedVideo, NoSink, hosted_video, kept_places
 from mmllm.inference.piecewise import Feed
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.times.answers import Answer, Span
@@ -40,20 +40,6 @@ GROUNDING, PLAIN = "grounding", "plain"
 QUESTIONS_AT_ONCE = 4
 """Questions about a video that are one batch: a hosted model's prompt may have many thousand tokens."""
 _SHORTEST_S = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class HostedVideo(EncodedVideo):
-    """A video as a hosted model's tower has seen it."""
-
-    prepared: PreparedVideo
-    """For its prompts."""
-    features: HostedFeatures
-    """Every visual token, before any reducer."""
-    frame_text: tuple[tuple[int, ...], ...] = ()
-    """T. Ids of the time before each frame, for `times="text"`."""
-    offset_s: float = 0.0
-    """What is added to the times that the model says: those of a prompt without times begin at its first frame."""
 
 
 class HostedVideoQA(VideoAnswering):
@@ -187,21 +173,21 @@ class HostedVideoQA(VideoAnswering):
     def encode_fed(self, feed: Feed, *, progress: bool = False) -> HostedVideo:
         """Encodes the video that `feed` reads; all its frames are held at once."""
         started = time.perf_counter()
-        clip = feed(_NoSink())
+        clip = feed(NoSink())
         clip = clip if clip.valid.all() else part_of_clip(clip, clip.valid)
         return self._encode(clip, {"decode": time.perf_counter() - started})
 
     @torch.no_grad()
     def encode_again(self, encoded: EncodedVideo) -> HostedVideo:
         """A video that went through other stages, now through those of this model; see `needs_frames`."""
-        video = _hosted(encoded)
+        video = hosted_video(encoded)
         if self.needs_frames(video):
             return self._encode(video.clip, {})
         return self._seen(replace(video, seconds={}))
 
     def needs_frames(self, encoded: EncodedVideo) -> bool:
         """Whether the tower has to look again: if reducers need scores that were not noted, or times are others."""
-        video = _hosted(encoded)
+        video = hosted_video(encoded)
         noted = {name for scores in video.features.scores.values() for name in scores}
         return not set(self.model.scores_needed) <= noted or video.prepared.times != self.times
 
@@ -250,18 +236,12 @@ class HostedVideoQA(VideoAnswering):
         kept = int(sum(int(keep[place].sum()) for place in places))
         counts = {"encoder": sum(medium.count for medium in media), "reducers": kept, "video": kept}
         seconds = {**video.seconds, "reduce": time.perf_counter() - started}
-        return replace(video, seconds=seconds, token_counts=counts, kept=self._kept(media, keep, len(video.clip)))
-
-    def _kept(self, media: Sequence[Any], keep: Tensor, frames: int) -> np.ndarray | None:
-        """bool, T H W: the places of a video's grid that are kept; None if they are on no grid."""
-        if len(media) != 1 or media[0].grid is None:
-            return None
-        medium = media[0]
-        free = ~medium.fixed
-        kept = np.zeros((medium.frames, medium.grid[0] * medium.grid[1]), dtype=bool)
-        kept[medium.frame_of[free], medium.place_of[free]] = keep[medium.places[free]].numpy()
-        kept = kept.repeat(self.prompting.frames_together, axis=0)[:frames]
-        return kept.reshape(len(kept), *medium.grid) if len(kept) == frames else None
+        return replace(
+            video,
+            seconds=seconds,
+            token_counts=counts,
+            kept=kept_places(media, keep, len(video.clip), self.prompting.frames_together),
+        )
 
     # --- questions --------------------------------------------------------------------------------------------
 
@@ -275,7 +255,7 @@ class HostedVideoQA(VideoAnswering):
         about: Sequence[str],
         **generate: Any,
     ) -> list[Answer]:
-        video, setting = _hosted(encoded), generate.pop("prompt", self.prompt_setting)
+        video, setting = hosted_video(encoded), generate.pop("prompt", self.prompt_setting)
         prompts = [
             self.prompt(video, question, history, system, setting)
             for question, history, system in zip(questions, histories, systems, strict=True)
@@ -302,7 +282,7 @@ class HostedVideoQA(VideoAnswering):
         self, encoded: EncodedVideo, question: str, history: Sequence[tuple[str, str]] = (), **generate: Any
     ) -> Tensor:
         """int64, 1 K: the ids of an answer; arguments are as in `VideoAnswering.new_ids`."""
-        video = _hosted(encoded)
+        video = hosted_video(encoded)
         return self.generate(video, [self.prompt(video, question, history, "")], **generate)
 
     @torch.no_grad()
@@ -341,7 +321,7 @@ class HostedVideoQA(VideoAnswering):
 
     def answer_of(self, encoded: EncodedVideo, ids: Sequence[int], duration_s: float) -> Answer:
         """The answer in generated ids, with spans in seconds of the video."""
-        raw, offset_s = self._text(ids), _hosted(encoded).offset_s
+        raw, offset_s = self._text(ids), hosted_video(encoded).offset_s
         length_s = max(duration_s - offset_s, _SHORTEST_S)
         read = read_spans(raw, length_s, self.model.family.unit, self.reader)
         spans = tuple(Span(span.start_s + offset_s, span.end_s + offset_s) for span in read.spans)
@@ -408,22 +388,6 @@ class HostedVideoQA(VideoAnswering):
         """Waits for the accelerator: a stage is timed with all its work."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
-
-
-class _NoSink:
-    """Takes no video: the processor needs all frames together."""
-
-    def takes(self, count: int) -> Literal[False]:
-        return False
-
-    def put(self, frame: np.ndarray) -> bool:
-        raise AssertionError(f"a frame of {frame.shape} was not asked for")
-
-
-def _hosted(encoded: EncodedVideo) -> HostedVideo:
-    if not isinstance(encoded, HostedVideo):
-        raise ConfigError(f"a hosted model takes videos that a hosted model has encoded, not {type(encoded).__name__}")
-    return encoded
 
 
 def _described(part: Any) -> dict[str, Any]:

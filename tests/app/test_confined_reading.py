@@ -10,6 +10,7 @@ import pytest
 
 from mmllm.app.confined_reading import ConfinedReading
 from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.whole_frames import WholeFrames
 from mmllm.video.errors import LimitExceeded, NoVideoStream, VideoDecodeError, VideoError, VideoOpenError, VideoTimeout
 from mmllm.video.limits import UPLOAD_LIMITS
 from mmllm.video.opening import SoundOptions, open_video
@@ -158,4 +159,33 @@ def test_frames_that_are_not_those_asked_for_are_refused(tmp_path, frames):
     reading = ConfinedReading(stub(f"os.write(1, {frames.encode()!r}); time.sleep(60)"))
     with pytest.raises(VideoDecodeError, match="sent no clip"):
         reading.read(tmp_path / "a.mp4", 7, TRANSFORM, replace(UPLOAD_LIMITS, child_s=5.0))
+    reading.close()
+
+
+def test_frames_come_as_they_are_decoded(reading, short_clip):
+    clip = reading.read(short_clip, 7, WholeFrames(), UPLOAD_LIMITS)
+    with open_video(short_clip) as video:
+        expected = video.sample_uniform(7)
+    assert np.array_equal(clip.frames, expected.frames)
+    assert reading.read(short_clip, 7, WholeFrames(longest_edge=20), UPLOAD_LIMITS).frames.shape[1:] == (20, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("frames", "error"),
+    [
+        ('{"count": 1}\n{"frame": [2, 2, 4], "bytes": 16}\n1234567890123456', VideoDecodeError),
+        ('{"count": 1}\n{"frame": [0, 2, 3], "bytes": 0}\n', VideoDecodeError),
+        ('{"count": 1}\n{"frame": "all", "bytes": 0}\n', VideoDecodeError),
+        ('{"frame": [2, 2, 3], "bytes": 12}\n123456789012', VideoDecodeError),  # before the number of frames
+        (
+            '{"count": 2}\n{"frame": [1, 1, 3], "bytes": 3}\n123{"frame": [2, 1, 3], "bytes": 6}\n123456',
+            VideoDecodeError,
+        ),
+        ('{"count": 7}\n{"frame": [99999, 99999, 3], "bytes": 3}\n123', LimitExceeded),
+    ],
+)
+def test_whole_frames_that_are_none_are_refused(tmp_path, frames, error):
+    reading = ConfinedReading(stub(f"os.write(1, {frames.encode()!r}); time.sleep(60)"))
+    with pytest.raises(error):
+        reading.read(tmp_path / "a.mp4", 7, WholeFrames(), replace(UPLOAD_LIMITS, child_s=5.0))
     reading.close()

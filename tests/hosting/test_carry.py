@@ -17,6 +17,7 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.hosting.carry import carrying, check_stages, has_pass, pass_of_prompt, prepare
 from mmllm.hosting.family import family_of
 from mmllm.interfaces import LlmStage
+from mmllm.llm.cache import CACHE
 
 STEPS = 4
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "suppress_tokens": PLACEHOLDERS}
@@ -44,7 +45,7 @@ def a_pass(inputs, *stages):
 def cut(model, inputs, current, **options):
     """Generated ids and logits of a model with stages."""
     prepare(model)
-    return model.generate(**inputs, past_key_values=carrying(None, current), **{**GREEDY, **LOGITS, **options})
+    return model.generate(**inputs, **{CACHE: carrying(None, current), **GREEDY, **LOGITS, **options})
 
 
 @torch.no_grad()

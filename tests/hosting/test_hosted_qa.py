@@ -1,5 +1,6 @@
 """Asking hosted models: encoded once, many questions, true times end to end, options that are honoured or refused."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -135,6 +136,20 @@ def test_the_prompt_says_true_times_and_the_family_asks(monkeypatch):
     assert prompts[-1].endswith("Who?assistant: ")
     qa.with_stages(prompt="Watch. {} Say it.").ask(video, "Who?")
     assert "Watch. Who? Say it." in prompts[-1]
+
+
+def test_parts_of_a_file_keep_the_clock_of_the_file(short_clip, monkeypatch):
+    qa = asking("qwen3_vl")
+    video = qa.encode_video(short_clip, num_frames=4, start_s=4.0, end_s=6.0)
+    assert video.duration_s == pytest.approx(8.0, abs=0.2)
+    prompts = saying(monkeypatch, qa, "5.0 - 5.5 seconds")
+    assert qa.ask(video, "When?").spans == (Span(5.0, 5.5),)
+    told_s = [float(time) for time in re.findall(r"<([\d.]+) seconds>", prompts[0])]
+    assert told_s == pytest.approx([video.times_s[:2].mean(), video.times_s[2:].mean()], abs=0.051)
+    assert min(told_s) >= 4.0
+    assert asking("qwen2_5_vl").encode_video(short_clip, num_frames=4, start_s=4.0).offset_s == pytest.approx(
+        4.0, abs=0.2
+    )
 
 
 def test_relative_answers_are_moved_to_the_clock_of_the_video(monkeypatch):

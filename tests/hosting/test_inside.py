@@ -127,8 +127,9 @@ def test_newlines_count_as_text():
     assert alive(out.past_key_values.llm_pass, 1).gather(1, newline.unsqueeze(1)).all()
 
 
-def test_stages_that_learn_work_in_a_hosted_model():
-    case = CASES["qwen2_5_vl"]
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_stages_that_learn_work_in_a_hosted_model(name):
+    case = CASES[name]
     hosted = HostedModel(case.model, reducers=["atp:depths=0.2+0.6,ratio=0.5"])
     (stage,) = hosted.stages
     assert not stage.training
@@ -176,3 +177,25 @@ def test_a_cache_of_the_caller_is_used():
     out = hosted.generate(case.inputs(), past_key_values=cache, **GREEDY, **LOGITS)
     assert out.past_key_values is cache
     assert torch.equal(out.sequences, hosted.generate(case.inputs(), **GREEDY))
+
+
+@torch.no_grad()
+def test_many_questions_about_a_stored_video():
+    """One row's features with their scores, for three questions with reducers and a cut, as one by one."""
+    case = CASES["qwen3_vl"]
+    inputs = case.inputs([0])
+    hosted = HostedModel(case.model, reducers=["fastervlm:ratio=0.5,score=mean_attention", "fastv:layer=1"])
+    features = hosted.encode(inputs)
+    questions = []
+    for last in (21, 22, 23):
+        ids = inputs["input_ids"].clone()
+        ids[:, -1] = last
+        questions.append({**inputs, "input_ids": ids})
+    rows = {
+        name: torch.cat([question[name] for question in questions])
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids")
+    }
+    together = hosted.generate(rows, features.repeated(3), **GREEDY)
+    for row, question in enumerate(questions):
+        alone = hosted.generate(question, features, **GREEDY)
+        assert torch.equal(together[row, -STEPS:], alone[0, -STEPS:])

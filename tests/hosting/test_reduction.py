@@ -103,7 +103,7 @@ def kept_of(hosted, features, number):
     if reducer.compares_frames and medium.modality == "image":
         return medium.count
     counts = torch.bincount(medium.frame_of[free], minlength=medium.frames)
-    if (counts == counts[0]).all() and not (reducer.registered_name == "hired"):
+    if (counts == counts[0]).all() and reducer.registered_name != "hired":
         return reducer.kept_tokens(int(counts[0]), medium.frames) + int(medium.fixed.sum())
     chain = ReducerChain(hosted.reducers)
     return int(chain.of_medium(medium, features.tokens(number), features.scores_of(number)).keep.sum())

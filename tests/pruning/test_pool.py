@@ -44,3 +44,29 @@ def test_bad_input():
         registry.build("reducer", "pool:stride=0")
     with pytest.raises(InputError, match="patch grid"):
         registry.build("reducer", "pool")(VisualTokens(features=torch.randn(1, 1, 1, 2), grid=(1, 1)))
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_groups_say_how_tokens_are_added_up(side):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, side * side, 6, generator=generator)
+    mask = torch.rand(2, 3, side * side, generator=generator) < 0.7
+    tokens = VisualTokens(features=features, grid=(side, side), mask=mask)
+    reducer = registry.build("reducer", "pool")
+    pooled, groups = reducer(tokens), reducer.groups(tokens)
+    sums = torch.zeros(2, 3, 5, 6)  # the last one collects what is dropped
+    slots = groups.owner.where(groups.owner >= 0, 4).unsqueeze(-1).expand(features.shape)
+    sums = sums.scatter_add(2, slots, features * groups.weight.unsqueeze(-1))[:, :, :4]
+    torch.testing.assert_close(sums[pooled.mask], pooled.features[pooled.mask])
+    outside = torch.zeros(5, 5, dtype=torch.bool)
+    outside[4], outside[:, 4] = True, True
+    assert (groups.owner[~mask] == -1).all()
+    assert side == 4 or (groups.owner[:, :, outside.flatten()] == -1).all()
+
+
+def test_what_has_no_groups():
+    tokens = VisualTokens(features=torch.randn(1, 2, 16, 4), grid=(4, 4))
+    assert registry.build("reducer", "pool:stride=1").groups(tokens) is None
+    assert registry.build("reducer", "uniform:keep=4").groups(tokens) is None
+    with pytest.raises(ConfigError, match="mode=max is no weighted sum"):
+        registry.build("reducer", "pool:mode=max").groups(tokens)

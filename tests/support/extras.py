@@ -10,7 +10,7 @@ from mmllm.errors import EXTRAS, is_installed
 
 TESTS = Path(__file__).resolve().parents[1]
 NEEDED = {
-    "demo": ("app/", "commands/test_demo.py"),
+    "demo": ("app/", "commands/test_demo.py", "hosting/test_hosted_commands.py::test_the_demo"),
     "train": (
         "train/",
         "docs/",
@@ -19,6 +19,7 @@ NEEDED = {
         "datasets/test_fault_cases.py",
         "datasets/test_moments.py::test_it_can_be_evaluated_and_trained_on",
         "datasets/test_stored.py",
+        "hosting/test_hosted_qa.py::test_adapters",
         "modalities/test_border.py::test_the_trainer_of_transformers",
         "times/test_times.py::test_every_way_is_trained",
         "test_cli.py::test_bad_input_is_one_line_and_exit_code_2[arguments3",
@@ -36,7 +37,12 @@ NEEDED = {
         "benchmarks/",
         "docs/",
     ),
-    "eval": ("evaluation/test_pictures.py", "inference/test_plotting.py", "inference/test_overlay.py"),
+    "eval": (
+        "evaluation/test_pictures.py",
+        "hosting/test_hosted_commands.py::test_ask",
+        "inference/test_plotting.py",
+        "inference/test_overlay.py",
+    ),
     "diffusers": (
         "checkpoints/test_flextok_checkpoint.py",
         "tokenizers/autoencoders/test_kl_autoencoder.py",

@@ -5,6 +5,7 @@ The videos of a prompt are one tensor, so its rows have equally many frames.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -35,7 +36,7 @@ class VideoLlava(HostFamily):
         """The CLS token of each frame of a video is always kept; that of an image only where it was not left out."""
         tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
         media = []
-        images = _with_both_names(inputs).get("pixel_values")  # images, 3, height, width
+        images = _pixels_of_images(inputs)
         if images is not None:
             image = side_by_side("image", 1, tokens)
             full = config.vision_feature_select_strategy == "full"
@@ -46,8 +47,11 @@ class VideoLlava(HostFamily):
         return media
 
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> dict[Source, Any]:
-        """Pixels of images may have either name."""
-        return super().encode(model, _with_both_names(inputs))
+        """Their features; pixels of images are given under the name that this transformers has."""
+        known = inspect.signature(model.base_model.get_image_features).parameters
+        name = next(name for name in IMAGE_PIXELS if name in known)
+        others = {key: value for key, value in inputs.items() if key not in IMAGE_PIXELS}
+        return super().encode(model, {**others, name: _pixels_of_images(inputs)})
 
     def towers(self, model: Any) -> dict[Source, Tower]:
         """A tower for images and one for videos, both with a class token."""
@@ -67,8 +71,9 @@ class VideoLlava(HostFamily):
         return torch.nn.functional.pad(patches, (1, 0)).flatten()
 
 
-def _with_both_names(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs with pixels of images under the name of today, and that of transformers 5.19."""
-    names = ("pixel_values", "pixel_values_images")
-    pixels = next((inputs[name] for name in names if inputs.get(name) is not None), None)
-    return {**inputs, **({} if pixels is None else dict.fromkeys(names, pixels))}
+def _pixels_of_images(inputs: Mapping[str, Any]) -> Tensor | None:
+    """images, 3, height, width; under the name of today or that of transformers 5.19. None without images."""
+    return next((inputs[name] for name in IMAGE_PIXELS if inputs.get(name) is not None), None)
+
+
+IMAGE_PIXELS = ("pixel_values", "pixel_values_images")
