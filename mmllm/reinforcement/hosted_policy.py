@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmllm.datasets.records import Question
 from mmllm.hosting.narrowing import HostedPrompt
-from mmllm.inference.hosted import HostedVideo, HostedVideoQA
+from mmllm.inference.hosted import HostedVideoQA
+from mmllm.inference.hosted_video import HostedVideo
 from mmllm.reinforcement.policy import Said
 
 KEPT = 64

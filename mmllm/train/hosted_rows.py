@@ -25,7 +25,8 @@ from mmllm.datasets.records import Question
 from mmllm.errors import ConfigError, InputError
 from mmllm.hosting.encoding import ROW_INPUTS
 from mmllm.hosting.narrowing import NO_LABEL, HostedPrompt
-from mmllm.inference.hosted import PLAIN, HostedVideo, HostedVideoQA
+from mmllm.inference.hosted import PLAIN, HostedVideoQA
+from mmllm.inference.hosted_video import HostedVideo
 from mmllm.modeling.placeholders import block_mask
 from mmllm.times.answers import absent_text
 from mmllm.train.packing import NAMES
