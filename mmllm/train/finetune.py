@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmllm.datasets.folder_rates import folder_rates
 from mmllm.datasets.records import Dialogue
@@ -114,15 +115,7 @@ def finetune(
         )
         hosted = qa if isinstance(qa, HostedVideoQA) else None
         qa.processor.folder_rates = folder_rates(dialogues)
-        settings = to_mapping(config)
-        if not config.reducers:
-            del settings["reducers"]  # earlier runs have none in their record
-        record = {
-            **settings,
-            "processes": processes.count(),
-            "weights": fingerprint(qa.model if hosted is None else hosted.model.model),
-            "rows": {dialogue.record_id: row_digest(dialogue) for dialogue in dialogues},
-        }
+        record = _record(config, qa, dialogues)
         stages = [LanguageStage(config.training, merge=not config.adapter_only)]
         if hosted is None:
             _check_own(config)
@@ -157,6 +150,19 @@ def finetune(
             save_whole(trained, qa.processor if hosted is None else hosted.model.processor, finished)
         processes.wait()
         return finished
+
+
+def _record(config: FinetuneConfig, qa: VideoAnswering, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
+    """What a run depends on."""
+    settings = to_mapping(config)
+    if not config.reducers:
+        del settings["reducers"]  # earlier runs have none in their record
+    return {
+        **settings,
+        "processes": processes.count(),
+        "weights": fingerprint(qa.model.model if isinstance(qa, HostedVideoQA) else qa.model),
+        "rows": {dialogue.record_id: row_digest(dialogue) for dialogue in dialogues},
+    }
 
 
 def _check_own(config: FinetuneConfig) -> None:
