@@ -68,6 +68,7 @@ def install(versions: str, extras: bool) -> Path:
         "pillow==",
         "gradio==",
         "peft==",
+        "trl==",
     )
     print(f"{versions}:", *[line for line in libraries.read_text().splitlines() if line.startswith(names)], flush=True)
     return python

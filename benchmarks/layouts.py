@@ -61,6 +61,12 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("95 %", "{miou_percent.low:.1f} to {miou_percent.high:.1f}"),
         ("CPU seconds of training", "{cpu_s:.0f}", "-"),
     ),
+    "reinforce": _columns(
+        ("then trained with", "{way}"),
+        ("mIoU", "{miou_percent:.1f} ({miou_percent.low:.1f} to {miou_percent.high:.1f})", "{miou_percent:.1f}"),
+        ("points more", "{more_points:+.1f} ({more_points.low:+.1f} to {more_points.high:+.1f})", "-"),
+        ("CPU seconds of training", "{cpu_s:.0f}", "-"),
+    ),
     "stages": _columns(
         ("", "{question}"),
         *((stage, f"{{{stage}_s:.3f}} s") for stage in ("decode", "encode", "reduce", "prefill")),

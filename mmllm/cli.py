@@ -37,6 +37,7 @@ VERBS = {
     ),
     "reconstruct": Verb("mmllm.commands.reconstruct:reconstruct", "show what an image tokenizer keeps of a picture"),
     "finetune": Verb("mmllm.commands.finetune:finetune_command", "train a model further, on your own videos"),
+    "reinforce": Verb("mmllm.commands.reinforce:reinforce_command", "train a model by rewards of its own answers"),
     "eval": Verb("mmllm.commands.evaluate:evaluate", "answer a benchmark's questions and score the answers"),
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers without a model, also of lmms-eval"),
     "plot": Verb("mmllm.evaluation.pictures:plot", "draw the losses of a run, its scores, its best and worst answers"),

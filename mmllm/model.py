@@ -293,6 +293,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        answer_logits: int = 0,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> MmllmOutput | tuple[Any, ...]:
@@ -316,6 +317,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             logits_to_keep: how many of the last positions get logits, or which; 0 for all.
             num_items_in_batch: what the loss of the labels is divided by, as transformers' Trainer gives it: the number
                 of labels in all batches of a step. Without it, the loss is the mean over this batch's labels.
+            answer_logits: with labels, give logits of so many last given positions (B K V) and no loss. The labels say
+                which positions are answers, which no stage inside the LLM may look at.
             return_dict: False gives a tuple of the fields that are not None.
             kwargs: instead of `media`, the fields of its inputs under their names in transformers (`flat_names` of
                 `VideoInputs` and `ImageInputs`); all others go to the LLM.
@@ -346,7 +349,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
                     placed = place(input_ids, mask, sequences, labels=labels, segments=segment_ids)
                 if labels is not None:
                     fraction = self._frame_fraction(placed, media)
-                    out = self._with_loss(placed, fraction, num_items_in_batch, **kwargs)
+                    out = self._with_loss(placed, fraction, num_items_in_batch, answer_logits, **kwargs)
                 else:
                     out = self._decode_placed(placed, cache, logits_to_keep, **kwargs)
                     if num_items_in_batch is not None and out.logits is not None:
@@ -434,13 +437,23 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         return MmllmOutput.of(self.language_model(**arguments))
 
     def _with_loss(
-        self, placed: Placed, frame_fraction: Tensor | None, items: Tensor | int | None, **kwargs: Any
+        self,
+        placed: Placed,
+        frame_fraction: Tensor | None,
+        items: Tensor | int | None,
+        answer_logits: int,
+        **kwargs: Any,
     ) -> MmllmOutput:
-        """The losses of a batch with its visual tokens in place; outside of training also logits, B L V."""
+        """The losses of a batch with its visual tokens in place; outside of training also logits, B L V.
+
+        With `answer_logits` = K only the logits of the last given positions, B K V.
+        """
         arguments = self._decoder_inputs(placed)
         kwargs["output_hidden_states"] = self.grounding is not None
         outputs = self.language_model.base_model(**arguments, **{**kwargs, "use_cache": False})
         hidden = outputs.last_hidden_state
+        if answer_logits:
+            return MmllmOutput(logits=self.lm_logits(placed.as_given(hidden)[:, -answer_logits:]))
         losses = self.losses(hidden, outputs.hidden_states, placed, frame_fraction, items)
         current = arguments.get("llm_pass")
         losses |= _scaled(self.stage_losses(current), placed, items)

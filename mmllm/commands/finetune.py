@@ -25,6 +25,7 @@ def finetune_command(
     lora_rank: int | None = None,
     seed: int | None = None,
     adapter_only: bool | None = None,
+    reducer: tuple[str, ...] = (),
     skip_bad: bool = False,
     report_to: tuple[str, ...] = (),
     workers: int = 2,
@@ -38,7 +39,7 @@ def finetune_command(
 
     Args:
         annotations: JSON or JSON lines with your questions, or a file in any format that `mmllm check` reads.
-        model: folder or hub id of the model to start from.
+        model: folder or hub id of the model to start from: one of ours, or a video LLM of transformers.
         output: the run's folder; by default runs/finetune-NAME.
         media: folder that the paths of videos are relative to; by default the folder of the file.
         config: YAML file with new values for fields of `FinetuneConfig`.
@@ -48,6 +49,7 @@ def finetune_command(
         lora_rank: rank of the adapters; 0 trains the whole LLM.
         seed: seed of all random numbers.
         adapter_only: save only the adapters; `ask` and `eval` take their folder like that of a model.
+        reducer: reducers before the LLM of a video LLM of transformers while it is trained, such as evs:rate=0.5.
         skip_bad: leave bad rows out instead of refusing the file.
         report_to: trackers, such as tensorboard or wandb.
         workers: processes that decode videos.
@@ -63,7 +65,7 @@ def finetune_command(
     require_rate(fps)
     annotations = given_file(annotations)
     settings = merged(FinetuneConfig(model=model), fields_of_file(config), str(config))
-    top_fields = {"seed": seed, "adapter_only": adapter_only}
+    top_fields = {"seed": seed, "adapter_only": adapter_only, "reducers": reducer or None}
     training_fields = {
         "max_steps": steps,
         "learning_rate": learning_rate,

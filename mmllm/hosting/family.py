@@ -51,6 +51,8 @@ class HostFamily(Part):
         "{} Answer in the form: start - end seconds. If it never happens, answer: it does not happen."
     )
     """How it is asked when something happens; `{}` is the question."""
+    answer_form: ClassVar[str] = "{start} - {end} seconds"
+    """How a span stands in its answers, as `grounding` asks for it; answers that are trained have this form."""
     times_in_positions: ClassVar[bool] = False
     """Whether the positions of a video's tokens follow from seconds, which `grid_times_s` among the facts gives."""
     frame_opening: ClassVar[int] = 0

@@ -12,15 +12,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmllm.datasets.folder_rates import folder_rates
 from mmllm.datasets.records import Dialogue
 from mmllm.errors import require_extra
 from mmllm.fields import require, require_seed, to_mapping
 from mmllm.inference.answering import VideoQA
+from mmllm.inference.asking import VideoAnswering
+from mmllm.inference.hosted import HostedVideoQA
 from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder
 from mmllm.runtime.fingerprint import fingerprint
+from mmllm.train.hosted_finetune import check_hosted, hosted_questions, trained_hosted
 from mmllm.train.own_dialogues import OwnDialogues, checked_dialogues
 from mmllm.train.record import claim, digest
 from mmllm.train.run import locked, save_whole
@@ -44,7 +48,6 @@ class FinetuneTraining(LanguageTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.questions_per_video == 1, self, "questions_per_video", "1, because each dialogue is one row")
         require("encoder" in self.frozen, self, "frozen", "a list that includes 'encoder'")
 
 
@@ -57,6 +60,8 @@ class FinetuneConfig:
     seed: int = 0
     adapter_only: bool = False
     """Save only the adapters; otherwise they are merged and the whole model is saved."""
+    reducers: tuple[str, ...] = ()
+    """Reducers before the LLM of a hosted model while it is trained; a model of ours has those of its configuration."""
     training: FinetuneTraining = field(default_factory=FinetuneTraining)
 
     def __post_init__(self) -> None:
@@ -105,40 +110,73 @@ def finetune(
         dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad, fps=fps)
         base = Path(config.model)
         source = str(base.resolve()) if base.is_dir() else config.model  # adapters store the path of their base model
-        qa = VideoQA.from_pretrained(source)
+        qa: VideoAnswering = VideoQA.from_pretrained(
+            source, **({"reducers": config.reducers} if config.reducers else {})
+        )
+        hosted = qa if isinstance(qa, HostedVideoQA) else None
         qa.processor.folder_rates = folder_rates(dialogues)
-        record = {
-            **to_mapping(config),
-            "processes": processes.count(),
-            "weights": fingerprint(qa.model),
-            "rows": {dialogue.record_id: _digest(dialogue) for dialogue in dialogues},
-        }
+        record = _record(config, qa, dialogues)
         stages = [LanguageStage(config.training, merge=not config.adapter_only)]
-        check_stages(stages, qa.model)
+        if hosted is None:
+            _check_own(config)
+            check_stages(stages, qa.model)
+        else:
+            check_hosted(hosted, config.training)
         claim(output / "run.json", record, force=force)
         finished = output / ("adapter" if config.adapter_only else "model")
         if finished.exists():
             log.info("%s is already trained", finished)
             return finished
         # step 2: train and save
-        run = TrainingRun(
-            folder=output,
-            model=qa.model,
-            processor=qa.processor,
-            build=lambda: VideoQA.from_pretrained(source).model,
-            source=OwnDialogues(dialogues, annotations, seed=config.seed, skip_bad=skip_bad),
-            seed=config.seed,
-            report_to=report_to,
-            workers=workers,
-        )
-        trained = run_stages(stages, run)
+        if hosted is not None:
+            questions = hosted_questions(dialogues, annotations, skip_bad=skip_bad)
+            trained = trained_hosted(
+                hosted, questions, config.training, output / "language",
+                seed=config.seed, merge=not config.adapter_only, report_to=report_to,
+            )  # fmt: skip
+        else:
+            run = TrainingRun(
+                folder=output,
+                model=qa.model,
+                processor=qa.processor,
+                build=lambda: VideoQA.from_pretrained(source).model,
+                source=OwnDialogues(dialogues, annotations, seed=config.seed, skip_bad=skip_bad),
+                seed=config.seed,
+                report_to=report_to,
+                workers=workers,
+            )
+            trained = run_stages(stages, run)
         if processes.is_main():
-            save_whole(trained, qa.processor, finished)
+            save_whole(trained, qa.processor if hosted is None else hosted.model.processor, finished)
         processes.wait()
         return finished
 
 
-def _digest(dialogue: Dialogue) -> str:
+def _record(config: FinetuneConfig, qa: VideoAnswering, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
+    """What a run depends on."""
+    settings = to_mapping(config)
+    if not config.reducers:
+        del settings["reducers"]  # earlier runs have none in their record
+    return {
+        **settings,
+        "processes": processes.count(),
+        "weights": fingerprint(qa.model.model if isinstance(qa, HostedVideoQA) else qa.model),
+        "rows": {dialogue.record_id: row_digest(dialogue) for dialogue in dialogues},
+    }
+
+
+def _check_own(config: FinetuneConfig) -> None:
+    """Refuses what only a hosted model takes.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    require(not config.reducers, config, "reducers", "empty: a model of ours has the reducers of its configuration")
+    training = config.training
+    require(training.questions_per_video == 1, training, "questions_per_video", "1: each dialogue is one row")
+
+
+def row_digest(dialogue: Dialogue) -> str:
     """Returns a digest of all text and times of a dialogue, and of the kinds, names and sizes of its media."""
     media = [f"{item.kind} {item.path.name} {_size(item.path)}{_heard(item.audio)}" for item in dialogue.media]
     turns = [f"{turn.role} {turn.stamped}" for turn in dialogue.turns]

@@ -40,11 +40,9 @@ class _WorkerStart:
             self.before(number)
 
 
-class InOrder(Trainer):
-    """A Trainer that takes rows in the order of the dataset and names the rows of a batch whose loss is not finite."""
+class Scheduled(Trainer):
+    """A Trainer with the learning rates of a schedule, whose checkpoints are whole or not there."""
 
-    names: Sequence[str] = ()
-    """Names of the rows of the current batch."""
     schedule: TrainingSchedule
     """The settings, with the learning rates of single parts."""
 
@@ -53,6 +51,29 @@ class InOrder(Trainer):
         optimizer = super().create_optimizer(*arguments, **options)
         give_rates(optimizer, dict(self.model.named_parameters()), self.schedule)
         return optimizer
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        processes.wait()  # the main process writes the trainer's state next; that file marks the checkpoint as complete
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as problem:
+            partial = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(partial, ignore_errors=True)
+            last_good = latest_checkpoint(partial.parent)
+            raise MmllmError(
+                f"cannot save {partial} ({problem}); the last good checkpoint is {last_good or 'none'}: free some disk "
+                "space and run the same command again"
+            ) from None
+
+
+class InOrder(Scheduled):
+    """A Trainer that takes rows in the order of the dataset and names the rows of a batch whose loss is not finite."""
+
+    names: Sequence[str] = ()
+    """Names of the rows of the current batch."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
@@ -82,22 +103,6 @@ class InOrder(Trainer):
         self.accelerator.clip_grad_norm_(apart, limit)
         rest = [weight for weight in model.parameters() if id(weight) not in others]
         return self.accelerator.clip_grad_norm_(rest, limit)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        processes.wait()  # the main process writes the trainer's state next; that file marks the checkpoint as complete
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as problem:
-            partial = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            shutil.rmtree(partial, ignore_errors=True)
-            last_good = latest_checkpoint(partial.parent)
-            raise MmllmError(
-                f"cannot save {partial} ({problem}); the last good checkpoint is {last_good or 'none'}: free some disk "
-                "space and run the same command again"
-            ) from None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -174,29 +179,44 @@ def fit(
     check_parts(getattr(model, "get_base_model", lambda: model)(), training.learning_rates, "learning_rates")
     # step 1: make a Trainer with our order of rows, our callbacks and, if requested, Muon
     if training.gradient_checkpointing:
-        _checkpoint_gradients(model)
+        checkpoint_gradients(model)
     if optimizer is None and training.matrix_learning_rate:
         optimizer = muon(model, training, heads)
-    callbacks = [
-        *callbacks,
-        SkipBadSteps(training.max_bad_steps),
-        MetricsFile(output / "metrics.jsonl"),
-        ShowProgress(what),
-        UpdateModuleProgress(),
-    ]
     trainer = InOrder(
         optimizers=(optimizer, None),
         model=model,
-        args=_arguments(training, output, seed=seed, report_to=report_to, workers=workers),
+        args=TrainingArguments(**arguments(training, output, seed=seed, report_to=report_to, workers=workers)),
         train_dataset=dataset,
         data_collator=collate,
-        callbacks=callbacks,
+        callbacks=[
+            *callbacks,
+            SkipBadSteps(training.max_bad_steps),
+            MetricsFile(output / "metrics.jsonl"),
+            ShowProgress(what),
+            UpdateModuleProgress(),
+        ],
     )
     trainer.schedule = training
     trainer.remove_callback(PrinterCallback)
     if optimizer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         raise ConfigError(_WHOLE_MATRICES)
     # step 2: train all remaining steps, from the newest complete checkpoint
+    resumed(trainer, output, what, lambda: trainer.names)
+    return trainer
+
+
+def resumed(trainer: Trainer, output: Path, what: str, names: Callable[[], Sequence[str]]) -> None:
+    """Trains all remaining steps, from the newest complete checkpoint under `output`.
+
+    Args:
+        trainer: its checkpoints are in `checkpoints/` of `output`.
+        output: as for `fit`.
+        what: a short name of the work, for messages.
+        names: gives the names of the rows of the current batch.
+
+    Raises:
+        MmllmError: as in `fit`.
+    """
     start = latest_checkpoint(output / "checkpoints")
     if start is not None:
         log.info("resuming from %s", start)
@@ -205,11 +225,10 @@ def fit(
     except (MemoryError, RuntimeError) as problem:
         if not is_out_of_memory(problem):
             raise
-        raise _out_of_memory(what, trainer.names) from None
-    return trainer
+        raise _out_of_memory(what, names()) from None
 
 
-def _checkpoint_gradients(model: Any) -> None:
+def checkpoint_gradients(model: Any) -> None:
     """Lets the model compute activations again in the backward pass; newer transformers have the first name."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
@@ -223,36 +242,36 @@ def _out_of_memory(what: str, rows: Sequence[str]) -> MmllmError:
     )
 
 
-def _arguments(
+def arguments(
     training: TrainingSchedule, output: Path, *, seed: int, report_to: Sequence[str], workers: int
-) -> TrainingArguments:
-    """Returns a schedule as transformers' TrainingArguments."""
-    return TrainingArguments(
-        output_dir=str(output / "checkpoints"),
-        max_steps=training.max_steps,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=int(training.warmup_fraction * training.max_steps),
-        weight_decay=training.weight_decay,
-        adam_beta2=training.adam_beta2,
-        max_grad_norm=training.max_grad_norm,
-        use_cpu=processes.only_cpus(),
-        bf16=torch.cuda.is_available(),
-        logging_steps=training.logging_steps,
-        logging_first_step=True,
-        save_steps=training.save_steps,
-        save_total_limit=2,
-        seed=seed,
-        remove_unused_columns=False,
-        dataloader_drop_last=True,
-        dataloader_num_workers=workers,
-        ddp_find_unused_parameters=True,  # a batch without images or intervals leaves parts unused
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to=list(report_to) or "none",
-        disable_tqdm=True,
-    )
+) -> dict[str, Any]:
+    """Returns a schedule as keywords of transformers' TrainingArguments."""
+    return {
+        "output_dir": str(output / "checkpoints"),
+        "max_steps": training.max_steps,
+        "per_device_train_batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": int(training.warmup_fraction * training.max_steps),
+        "weight_decay": training.weight_decay,
+        "adam_beta2": training.adam_beta2,
+        "max_grad_norm": training.max_grad_norm,
+        "use_cpu": processes.only_cpus(),
+        "bf16": torch.cuda.is_available(),
+        "logging_steps": training.logging_steps,
+        "logging_first_step": True,
+        "save_steps": training.save_steps,
+        "save_total_limit": 2,
+        "seed": seed,
+        "remove_unused_columns": False,
+        "dataloader_drop_last": True,
+        "dataloader_num_workers": workers,
+        "ddp_find_unused_parameters": True,  # a batch without images or intervals leaves parts unused
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": list(report_to) or "none",
+        "disable_tqdm": True,
+    }
 
 
 def trained_model(trainer: Trainer, rebuild: Callable[[], nn.Module]) -> Any:

@@ -48,7 +48,9 @@ class OwnDialogues:
             cache = FeatureCache(run.folder / "features", run.model, run.processor)
             videos = [medium.path for dialogue in dialogues for medium in dialogue.media if medium.kind == "video"]
             failed = cache.fill_together(videos, run.workers)
-            _report([f"{video}: {problem}" for video, problem in failed.items()], self.annotations, self.skip_bad)
+            report_problems(
+                [f"{video}: {problem}" for video, problem in failed.items()], self.annotations, self.skip_bad
+            )
             dialogues = self._usable(failed, cache, writer, training.max_text_tokens)
         dataset = DialogueRows(
             Shuffled(dialogues, self.seed),
@@ -81,7 +83,7 @@ class OwnDialogues:
             usable.append(dialogue)
             total += len(text["input_ids"])
             unknown[dialogue.record_id] += int((text["input_ids"] == writer.tokenizer.unk_token_id).sum())
-        _report(problems, self.annotations, self.skip_bad)
+        report_problems(problems, self.annotations, self.skip_bad)
         if not usable:
             raise InputError(f"{self.annotations}: no dialogue can be used for training")
         if num_unknown := unknown.total():
@@ -106,7 +108,7 @@ def checked_dialogues(
     """
     inspection = inspect(annotations, media, fps=fps)
     refused = inspection.summary["refused"]
-    _report(refused, annotations, skip_bad)
+    report_problems(refused, annotations, skip_bad)
     notes = [problem for problem in inspection.summary["problems"] if problem not in refused]
     if notes or inspection.summary["notes"]:
         log.warning("%s: %s", annotations, _listed([*notes, *inspection.summary["notes"]]))
@@ -123,7 +125,7 @@ def _listed(problems: Sequence[str]) -> str:
     return "; ".join(problems[:MAX_LISTED]) + more
 
 
-def _report(problems: Sequence[str], annotations: Path, skip_bad: bool) -> None:
+def report_problems(problems: Sequence[str], annotations: Path, skip_bad: bool) -> None:
     """Raises an InputError with the first problems, or warns of them if bad dialogues are skipped."""
     if not problems:
         return

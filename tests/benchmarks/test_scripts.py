@@ -15,7 +15,7 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "ablations", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video",
-    "reducers", "tokenizer_training", "train", "video",
+    "reducers", "reinforce", "tokenizer_training", "train", "video",
 )  # fmt: skip
 
 
@@ -169,6 +169,17 @@ def test_own_clips_are_learned_from(tmp_path):
     arguments = ["--model", "default", "--clips", "2", "--steps", "1", "--output", str(tmp_path / "run")]
     kept = run("finetune", arguments, tmp_path)
     assert filled_columns(kept, "finetune") == 5
+
+
+@pytest.mark.slow
+def test_rewards_after_answers(tmp_path):
+    kept = run("reinforce", ["--short", "--seeds", "1", "--output", str(tmp_path / "runs")], tmp_path)
+    assert filled_columns(kept, "reinforce") == 4
+    before, *after = kept.tables["reinforce"]
+    assert [row.labels["way"] for row in after] == ["rewards", "answers", "rewards of other clips"]
+    for row in after:
+        gained = row.numbers["miou_percent"].middle - before.numbers["miou_percent"]
+        assert row.numbers["more_points"].middle == pytest.approx(gained, abs=1e-3)
 
 
 @pytest.mark.slow

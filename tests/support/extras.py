@@ -30,6 +30,13 @@ NEEDED = {
         "test_cli.py::test_bad_input_is_one_line_and_exit_code_2[arguments8",
         "test_rooms.py::test_libraries_of_the_same_name",
     ),
+    "rl": (
+        "reinforcement/test_run.py",
+        "reinforcement/test_hosted.py",
+        "commands/test_reinforce.py",
+        "benchmarks/",
+        "docs/",
+    ),
     "eval": (
         "evaluation/test_pictures.py",
         "hosting/test_hosted_commands.py::test_ask",

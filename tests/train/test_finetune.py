@@ -167,5 +167,3 @@ def test_everything_that_is_wrong_is_told_before_training(copied_clips, tiny_bas
 def test_settings_that_cannot_be_are_refused(tiny_base):
     with pytest.raises(ConfigError, match="adapter_only"):
         config(tiny_base, adapter_only=True, lora_rank=0)
-    with pytest.raises(ConfigError, match="questions_per_video"):
-        config(tiny_base, questions_per_video=2)

@@ -40,6 +40,7 @@ class Glm4v(MropeFamily):
         "{} Answer with the start and the end in seconds, in the form: [start, end]. "
         "If it never happens, answer: It does not happen."
     )
+    answer_form: ClassVar[str] = "[{start}, {end}]"
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Media in prompt order, all made by the method for images."""

@@ -34,6 +34,7 @@ class InternVL(HostFamily):
         "{} Answer with the start and the end in seconds, in the form: [start, end]. "
         "If it never happens, answer: It does not happen."
     )
+    answer_form: ClassVar[str] = "[{start}, {end}]"
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """Tiles without text between them are one image, frames close to each other one video."""

@@ -30,6 +30,7 @@ class Qwen25VL(MropeFamily):
         "{} Answer with the start and the end in seconds, in the form: 3.2s - 12.5s. "
         "If it never happens, answer: It does not happen."
     )
+    answer_form: ClassVar[str] = "{start}s - {end}s"
 
     times_in_positions: ClassVar[bool] = True
 

@@ -28,3 +28,4 @@ class Qwen35(MropeFamily):
         "{} Determine the starting and ending times. Answer in the form: The event happens in <start> - <end> seconds. "
         "If it never happens, answer: It does not happen."
     )
+    answer_form: ClassVar[str] = "The event happens in {start} - {end} seconds"

@@ -35,6 +35,7 @@ class VideoLlama3(HostFamily):
         "{} Answer with the start and the end in seconds, in the form: [start, end]. "
         "If it never happens, answer: It does not happen."
     )
+    answer_form: ClassVar[str] = "[{start}, {end}]"
 
     def described(self, config: Any, inputs: Mapping[str, Any]) -> list[Medium]:
         """A medium for each grid, with the tokens that the processor left."""
