@@ -8,6 +8,7 @@
 | image tokenizer | `Autoencoder` | `(config)` |
 | reducer behind the encoder | `TokenReducer`; `mmllm.pruning.ranked.BudgetReducer`, which only ranks | `(config)` |
 | reducer inside the encoder | `EncoderStage` | `(config)` |
+| reducer behind the projector | `ProjectedReducer` | `(config)` |
 | reducer inside the LLM | `LlmReducer`; anything else inside the LLM is an `LlmStage` | `(config)` |
 | tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid, tower_widths)` |
 | path | `VideoPath` | `(config, *, width, audio_width)` |
@@ -270,6 +271,13 @@ class TokenReducer(Part, nn.Module):
         if values is None:
             return None
         return Explanation(name=str(getattr(self.config, "score", self.registered_name)), values=values)
+
+
+class ProjectedReducer(TokenReducer):
+    """A reducer behind the projector: it sees all frames of a video, at the LLM's width.
+
+    Among a model's reducers it comes after those that act before the projector.
+    """
 
 
 class InsideBlocks(Protocol):

@@ -7,13 +7,13 @@ one of them is enough, and an empty list means that it needs none.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
-from mmllm.interfaces import Encoder, EncoderStage, TokenReducer
+from mmllm.interfaces import Encoder, EncoderStage, LlmStage, ProjectedReducer, TokenReducer
 from mmllm.tokens import VisualTokens
 
 _LAYOUTS = {"grid": "patches on a grid", "line": "ordered 1D tokens"}
@@ -58,6 +58,23 @@ def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
             f"reducer {reducer.registered_name!r} ranks tokens by {missing[0]!r}, which encoder "
             f"{encoder.registered_name!r} cannot give (it has {offers}); {advice}"
         )
+
+
+def check_order(reducers: Sequence[TokenReducer]) -> None:
+    """Refuses a reducer in front of the projector that is listed after one behind it.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    behind = ""
+    for reducer in reducers:
+        if isinstance(reducer, ProjectedReducer):
+            behind = reducer.registered_name
+        elif behind and not isinstance(reducer, LlmStage):
+            raise ConfigError(
+                f"reducer {reducer.registered_name!r} acts before the projector, and {behind!r}, which is listed "
+                f"before it, behind the projector: list {reducer.registered_name!r} first"
+            )
 
 
 def score_of(tokens: VisualTokens, name: str, reducer: str) -> Tensor:
