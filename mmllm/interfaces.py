@@ -233,6 +233,8 @@ class TokenReducer(Part, nn.Module):
 
     score_choices: ClassVar[tuple[str, ...]] = ()
     """Kinds of encoder scores by which it can rank; one of them is enough. Empty if it needs no score."""
+    needs_keys: ClassVar[bool] = False
+    """Whether it also reads the encoder's `keys`."""
     layout: ClassVar[Literal["grid", "line"] | None] = None
     """What it needs of the encoder: patches on a grid, ordered 1D tokens on a line, or None for either."""
 

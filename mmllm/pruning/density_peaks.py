@@ -21,7 +21,7 @@ def density_peaks(features: Tensor, clusters: int, neighbours: int = 7) -> tuple
         neighbours: k; each token counts as one of its own neighbours.
     """
     features = features.float()
-    count, width = features.shape
+    _count, width = features.shape
     distance = torch.cdist(features, features) / width**0.5
     nearest = distance.topk(min(clusters, neighbours), largest=False).values
     density = (-nearest.square().mean(-1)).exp()

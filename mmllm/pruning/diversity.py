@@ -48,7 +48,8 @@ def max_min_order(distance: Tensor, count: int, mask: Tensor | None = None) -> T
     nearest_other = others.kthvalue(min(2, tokens), dim=-2).values
     score = nearest_other.nan_to_num(posinf=torch.finfo(distance.dtype).max)
     nearest = torch.full_like(score, torch.inf)
-    free, order = mask.clone(), []
+    free = mask.clone()
+    order: list[Tensor] = []
     rows = torch.arange(frames, device=distance.device)
     for _ in range(count):
         # tokens that cannot be chosen come last, those chosen already after them

@@ -64,7 +64,7 @@ class DivPruneReducer(ProjectedReducer):
 
 
 def in_raster_order(order: Tensor, counts: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """The first `counts` (F) entries of each order (F K) of `tokens` tokens, ascending; and a mask, False at filling."""
+    """The first `counts` (F) entries of orders F K of so many tokens, ascending; and a mask, False at filling."""
     counted = torch.arange(order.shape[1], device=order.device) < counts.unsqueeze(-1)
     kept = order.masked_fill(~counted, tokens).sort(dim=-1).values
     present = kept < tokens

@@ -5,8 +5,8 @@
     merged     = each other token joins the most similar one of the frame before, if it is similar enough
     clustered  = what is left in a frame becomes a few means
 
-The paper also drops tokens inside the LLM: list `fastv:layer=20,ratio=0.3` after this reducer. `expansion` makes room for
-what is dropped there.
+The paper also drops tokens inside the LLM: list `fastv:layer=20,ratio=0.3` after this reducer. `expansion` makes room
+for what is dropped there.
 
 B videos, T frames, L frames of a segment, N tokens of a frame, D LLM width, K kept of a frame, R tokens not selected
 """
@@ -193,7 +193,7 @@ def selection(features: Tensor, attention: Tensor, count: int, method: str) -> T
 
 
 def segment_tokens(features: Tensor, attention: Tensor, config: FlashVidConfig) -> Segment:
-    """What remains of a segment L N D whose tokens receive an attention of L N, by place; selected tokens come first."""
+    """What remains of a segment L N D whose tokens receive an attention L N; selected tokens come first."""
     frames, count, _ = features.shape
     selected_count, merged_count = config.counts(count)
     selected = torch.zeros(frames, count, dtype=torch.bool, device=features.device)

@@ -27,6 +27,8 @@ def reducers_for(offers: Collection[str], layout: str) -> list[str]:
         choices = reducer.score_choices
         if issubclass(reducer, EncoderStage) or reducer.layout not in (None, layout):
             continue
+        if reducer.needs_keys and "keys" not in offers:
+            continue
         if not choices:
             names.append(name)
         names += [f"{name}:score={kind}" for kind in choices if kind in offers]

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
-from mmllm.pruning.divprune import DivPruneConfig
 from mmllm.pruning.diversity import cosine_distance, max_min_order
+from mmllm.pruning.divprune import DivPruneConfig
 from mmllm.tokens import VisualTokens
 
 FILE = Path(__file__).resolve().parents[1] / "data" / "modern-divprune.safetensors"

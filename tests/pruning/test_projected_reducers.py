@@ -41,7 +41,7 @@ def test_it_sees_projected_features(qa, monkeypatch):
 
 
 def test_the_order_of_the_list_is_the_order_of_the_work(qa):
-    with pytest.raises(ConfigError, match="'fastervlm' acts before the projector.*list 'fastervlm' first"):
+    with pytest.raises(ConfigError, match=r"'fastervlm' acts before the projector.*list 'fastervlm' first"):
         qa.model.with_stages(reducers=["divprune:keep=3", "fastervlm:keep=8"])
     assert qa.model.with_stages(reducers=["divprune:keep=3", "fastv:layer=1"]).llm_stages
 

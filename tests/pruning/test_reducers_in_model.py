@@ -11,7 +11,9 @@ IDS = torch.tensor([[5, VIDEO, 6, 7, 8, 0], [5, VIDEO, 3, 9, 8, 9]])
 MASK = (IDS != 0).long()
 CLIP = "clip:image_size=16,patch_size=4,width=16,layers=4,heads=2,mlp_width=32"
 DEEP = {"num_hidden_layers": 4}
-WHOLE = ["random:keep=16", "uniform:keep=16", "fastervlm:keep=16", "hired:ratio=1", "diffrate:keep=16"]
+WHOLE = [
+    "random:keep=16", "uniform:keep=16", "fastervlm:keep=16", "hired:ratio=1", "diffrate:keep=16", "visionzip:ratio=1"
+]  # fmt: skip
 BEHIND = ["divprune:keep=16", "vidcom2:ratio=1", "flashvid:ratio=1"]
 SMALL = [
     "random:keep=5",
@@ -23,6 +25,7 @@ SMALL = [
     "divprune:keep=5",
     "vidcom2:ratio=0.3",
     "flashvid:ratio=0.25",
+    "visionzip:dominant=4,contextual=2",
 ]
 ATP = "atp:depths=0.25+0.5+0.75,ratio=0.5"
 PATHS = ["plain", "slowfast:image_frames=4"]
