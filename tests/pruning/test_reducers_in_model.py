@@ -28,6 +28,7 @@ SMALL = [
     "visionzip:dominant=4,contextual=2",
 ]
 ATP = "atp:depths=0.25+0.5+0.75,ratio=0.5"
+PYRAMID = "pyramiddrop:layers=1+2,ratios=0.5+0.25"
 PATHS = ["plain", "slowfast:image_frames=4"]
 
 
@@ -58,7 +59,7 @@ def test_a_full_budget_is_the_model_without_a_reducer(build, reducer, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("reducer", [*SMALL, ATP])
+@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID])
 def test_every_reducer_answers_the_same_with_and_without_a_cache(build, reducer, path):
     model = build(reducer, path=path)
     greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
@@ -71,7 +72,7 @@ def test_every_reducer_answers_the_same_with_and_without_a_cache(build, reducer,
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("reducer", [*SMALL, ATP])
+@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID])
 def test_every_reducer_is_trained_through(build, reducer, path):
     model = build(reducer, path=path).train()
     labels = IDS.masked_fill(MASK == 0, -100)
