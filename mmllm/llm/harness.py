@@ -212,9 +212,13 @@ def _without_removed(before: Kept, keep: Tensor) -> tuple[Kept, Tensor]:
 
 
 def _without_gaps(kept: Kept, current: LlmPass) -> Tensor:
-    """int64, B K: the first positions of each row, as many as are kept."""
+    """int64, B K: the first positions of each row for what is kept of the prompt; an answer has its own positions.
+
+    So an answer is rotated alike with a cache, whose later passes know nothing of what was removed, and without.
+    """
     first = current.valid.to(torch.uint8).argmax(-1, keepdim=True)
-    return (first + kept.valid.cumsum(-1) - 1).clamp(min=0)
+    prompt = kept.of(current.prompt) & kept.valid
+    return torch.where(prompt, first + prompt.cumsum(-1) - 1, kept.position)
 
 
 def _columns(values: Tensor, slot: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ class PruneDecision:
     weight: Tensor | None = None
     """float32, B K. Factor of the attention to each position, with gradients; none is removed."""
     restart: bool = False
-    """Whether the rotary embeddings of what remains of the prompt count from the start of the row without gaps."""
+    """Whether the rotary embeddings of what remains of the prompt count from the start of the row without gaps. Those
+    of an answer stay."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,9 +1,9 @@
 """PyramidDrop: at a few layers of the LLM, fewer and fewer visual tokens go on (CVPR 2025, arXiv 2410.17247).
 
-    before layer 8, 16, 24: the attention of the prompt's last position in that layer -> 1/2, 1/4, 1/8 of the first count
+    before layers 8, 16, 24: the attention of the prompt's last position in that layer -> 1/2, 1/4, 1/8 of all stay
 
-Attention is looked at beforehand, in the layer that then runs on what remains. As published, positions count from the
-start again after each step; `positions=keep` leaves them.
+Attention is looked at beforehand, in the layer that then runs on what remains. As published, positions of the prompt
+count from the start again after each step; `positions=keep` leaves them. An answer keeps its positions.
 
 B rows, P positions of the whole row, K positions kept so far
 """
@@ -74,7 +74,7 @@ class PyramidDropReducer(LlmReducer):
         ratio = self.config.ratios[self.config.layers.index(view.layer)]
         current, before = view.current, view.before
         visual = before.of(current.visual) & before.valid
-        score = view.attention_ahead(asking_rows(view))
+        score = view.attention_ahead(asking_rows(view, training=self.training))
         if not bool(score.isfinite().all()):
             raise InputError("PyramidDrop got attention that is not finite")
         first = (current.visual & current.valid).sum(-1).tolist()
@@ -95,14 +95,14 @@ class PyramidDropReducer(LlmReducer):
         return Explanation(name="PyramidDrop: attention of the prompt's last position", values=values)
 
 
-def asking_rows(view: PruneView) -> Tensor:
+def asking_rows(view: PruneView, *, training: bool) -> Tensor:
     """float, B K: the rows whose attention counts, as weights that add up to 1.
 
     In training those are all positions right before a position of an answer; otherwise the prompt's last position.
     """
     before, current = view.before, view.current
     prompt = before.of(current.prompt) & before.valid
-    answer = before.valid & ~prompt
+    answer = before.valid & ~prompt & training
     next_is_answer = torch.nn.functional.pad(answer[:, 1:], (0, 1)) & before.valid
     place = torch.arange(prompt.shape[1], device=prompt.device)
     last = place == torch.where(prompt, place, -1).amax(-1, keepdim=True)

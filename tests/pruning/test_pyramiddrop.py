@@ -131,7 +131,7 @@ def test_the_whole_budget_changes_nothing(llm, embeds):
 
 def test_in_training_the_rows_before_answers_count(llm, embeds):
     install(llm.model)
-    part = stage(layers=(1,), ratios=(0.5,))
+    part = stage(layers=(1,), ratios=(0.5,)).train()
     current = the_pass(part)
     current.prompt = current.prompt.clone()
     current.prompt[:, -2:] = False  # the last two positions are an answer: those before them ask
