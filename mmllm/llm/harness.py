@@ -63,7 +63,8 @@ def install(decoder: nn.Module) -> None:
             return
         AttentionInterface.register(STAGED, staged_attention)
         for number, layer in enumerate(layers):
-            layer.register_forward_pre_hook(functools.partial(_before_layer, number, len(layers)), with_kwargs=True)
+            hook = functools.partial(_before_layer, number, len(layers), final_norm(decoder))
+            layer.register_forward_pre_hook(hook, with_kwargs=True)
             attention: Any = layer.self_attn
             own = copy.copy(
                 attention.config
@@ -83,8 +84,19 @@ def input_norm(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
     return None if norm is None else norm.__call__
 
 
+def final_norm(decoder: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The norm behind the last layer, under the name that Hugging Face gives it; nothing changes if there is none."""
+    norm = getattr(decoder, "norm", None)
+    return (lambda hidden: hidden) if norm is None else norm.__call__
+
+
 def _before_layer(
-    layer: int, layers: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    layer: int,
+    layers: int,
+    norm: Callable[[Tensor], Tensor],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a layer: in a pass with stages, removes positions and gives the layer inputs for those that remain."""
     # step 1: the pass, given with a prompt, or kept by the cache in later steps
@@ -102,7 +114,7 @@ def _before_layer(
     hidden = args[0] if args else kwargs["hidden_states"]
     record = None if cache is None else cache.layers[layer]
     if record is None or not record.seen:
-        hidden, changed = _prompt(layer, layers, module, current, record, hidden, kwargs)
+        hidden, changed = _prompt(layer, layers, norm, module, current, record, hidden, kwargs)
     else:
         changed = _later(cache.layers[0], record, hidden, kwargs)
     kwargs = {**kwargs, **changed, "llm_pass": current, "record": record, "input_norm": input_norm(module)}
@@ -112,6 +124,7 @@ def _before_layer(
 def _prompt(
     layer: int,
     layers: int,
+    norm: Callable[[Tensor], Tensor],
     module: nn.Module,
     current: LlmPass,
     record: RecordLayer | None,
@@ -121,8 +134,7 @@ def _prompt(
     """The hidden states that go into this layer, and the arguments that change with them: mask and positions."""
     if layer == 0 and hidden.shape[:2] != current.visual.shape:
         raise InputError(f"the pass is for rows of {tuple(current.visual.shape)}, not {tuple(hidden.shape[:2])}")
-    if layer:
-        hidden = _pruned(layer, layers, module, current, hidden, kwargs)
+    hidden = _pruned(layer, layers, norm, module, current, hidden, kwargs)
     kept, whole = current.kept_at(layer), not any(start <= layer for start in current.kept)
     if record is not None:
         record.announce(kept.position, kept.valid, current.visual.shape[1], whole=whole)
@@ -161,17 +173,23 @@ def _attention_ahead(module: nn.Module, kept: Kept, hidden: Tensor, kwargs: dict
 
 
 def _pruned(
-    layer: int, layers: int, module: nn.Module, current: LlmPass, hidden: Tensor, kwargs: dict[str, Any]
+    layer: int,
+    layers: int,
+    norm: Callable[[Tensor], Tensor],
+    module: nn.Module,
+    current: LlmPass,
+    hidden: Tensor,
+    kwargs: dict[str, Any],
 ) -> Tensor:
     """Hidden states (B K D) without the positions that stages remove before this layer.
 
     Raises:
         ConfigError: if the attention of the layer before did not get the pass.
     """
-    if layer - 1 not in current.received:
+    if layer and layer - 1 not in current.received:
         raise ConfigError("this LLM does not pass keyword arguments to its attention, so no stage can work inside it")
     kept = before = current.kept_at(layer - 1)
-    received = current.received[layer - 1]
+    received = current.received[layer - 1] if layer else [{} for _ in current.stages]
     for number, (stage, notes) in enumerate(zip(current.stages, current.notes, strict=True)):
         view = PruneView(
             layer=layer,
@@ -180,6 +198,8 @@ def _pruned(
             before=kept,
             received=received[number],
             notes=notes,
+            hidden=hidden,
+            final_norm=norm,
             attention_ahead=functools.partial(_attention_ahead, module, kept, hidden, kwargs),
         )
         decision = stage.prune(view)

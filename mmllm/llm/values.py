@@ -150,6 +150,10 @@ class PruneView:
     """Name -> float32, B K: attention that these positions received in the layer before, from the stage's rows."""
     notes: dict[int, Any]
     """By layer; the stage writes its notes here."""
+    hidden: Tensor
+    """B K D: the states of these positions that would go into the layer; before layer 0 the embeddings."""
+    final_norm: Callable[[Tensor], Tensor]
+    """The norm behind the LLM's last layer."""
     attention_ahead: Callable[[Tensor], Tensor]
     """Of weighted query rows (float, B K): the attention that the positions of `before` would receive from them in the
     layer that comes next, as it stands: float32, B K. It costs that layer's projections."""

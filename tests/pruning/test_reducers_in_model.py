@@ -29,6 +29,7 @@ SMALL = [
 ]
 ATP = "atp:depths=0.25+0.5+0.75,ratio=0.5"
 PYRAMID = "pyramiddrop:layers=1+2,ratios=0.5+0.25"
+DART = ["dart:layer=0,ratio=0.4", "dart:layer=2,ratio=0.4"]
 PATHS = ["plain", "slowfast:image_frames=4"]
 
 
@@ -59,7 +60,7 @@ def test_a_full_budget_is_the_model_without_a_reducer(build, reducer, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID])
+@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, *DART])
 def test_every_reducer_answers_the_same_with_and_without_a_cache(build, reducer, path):
     model = build(reducer, path=path)
     greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
@@ -72,7 +73,7 @@ def test_every_reducer_answers_the_same_with_and_without_a_cache(build, reducer,
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID])
+@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, *DART])
 def test_every_reducer_is_trained_through(build, reducer, path):
     model = build(reducer, path=path).train()
     labels = IDS.masked_fill(MASK == 0, -100)
