@@ -12,8 +12,14 @@ MASK = (IDS != 0).long()
 CLIP = "clip:image_size=16,patch_size=4,width=16,layers=4,heads=2,mlp_width=32"
 DEEP = {"num_hidden_layers": 4}
 WHOLE = [
-    "random:keep=16", "uniform:keep=16", "fastervlm:keep=16", "hired:ratio=1", "diffrate:keep=16", "visionzip:ratio=1"
-]  # fmt: skip
+    "random:keep=16",
+    "uniform:keep=16",
+    "fastervlm:keep=16",
+    "hired:ratio=1",
+    "diffrate:keep=16",
+    "visionzip:ratio=1",
+    "vispruner:keep=16",
+]
 BEHIND = ["divprune:keep=16", "vidcom2:ratio=1", "flashvid:ratio=1"]
 SMALL = [
     "random:keep=5",
@@ -26,6 +32,7 @@ SMALL = [
     "vidcom2:ratio=0.3",
     "flashvid:ratio=0.25",
     "visionzip:dominant=4,contextual=2",
+    "vispruner:keep=5",
 ]
 ATP = "atp:depths=0.25+0.5+0.75,ratio=0.5"
 PYRAMID = "pyramiddrop:layers=1+2,ratios=0.5+0.25"
