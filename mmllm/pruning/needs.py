@@ -35,6 +35,19 @@ def reducers_for(offers: Collection[str], layout: str) -> list[str]:
     return names
 
 
+def where_it_acts(reducer: type[TokenReducer]) -> str:
+    """The place of a reducer in a model, in words."""
+    places = {LlmStage: "inside the LLM", EncoderStage: "inside the encoder", ProjectedReducer: "behind the projector"}
+    return next((words for base, words in places.items() if issubclass(reducer, base)), "behind the encoder")
+
+
+def what_it_needs(reducer: type[TokenReducer]) -> str:
+    """What a reducer needs of the encoder, in words; empty if nothing."""
+    scores = " or ".join(reducer.score_choices)
+    layout = "" if reducer.layout is None else _LAYOUTS[reducer.layout]
+    return ", ".join(filter(None, (scores, "keys" if reducer.needs_keys else "", layout)))
+
+
 def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
     """Refuses a reducer and an encoder that cannot work together; called when a model is put together.
 
