@@ -19,6 +19,7 @@ _HOME = {
     "MmllmConfig": "mmllm.config",
     "MmllmForConditionalGeneration": "mmllm.model",
     "MmllmProcessor": "mmllm.processor",
+    "host": "mmllm.hosting.model",
     "open_video": "mmllm.video.opening",
     "register": "mmllm.registry",
 }

@@ -228,6 +228,17 @@ class Autoencoder(Part, nn.Module):
         raise NotImplementedError
 
 
+class Groups(NamedTuple):
+    """Which tokens a reducer merges: each output token is a weighted sum of its members."""
+
+    owner: Tensor
+    """int64, B T N. Number of the output token in its frame that a token goes into; -1 for one that is dropped."""
+    weight: Tensor
+    """float32, B T N."""
+    frame: Tensor | None = None
+    """int64, B T N. The frame of that output token; None if it is always the token's own."""
+
+
 class TokenReducer(Part, nn.Module):
     """Reduces the tokens of each frame. The class itself is for reducers between encoder and projector."""
 
@@ -237,6 +248,9 @@ class TokenReducer(Part, nn.Module):
     """Whether it also reads the encoder's `keys`."""
     layout: ClassVar[Literal["grid", "line"] | None] = None
     """What it needs of the encoder: patches on a grid, ordered 1D tokens on a line, or None for either."""
+
+    compares_frames: ClassVar[bool] = False
+    """Whether it compares each frame with the one before. Images of a hosted model then stay whole."""
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
@@ -262,6 +276,16 @@ class TokenReducer(Part, nn.Module):
     def grid_after(self, grid: Grid) -> Grid:
         """The patch grid of its output."""
         return grid
+
+    def groups(self, tokens: VisualTokens) -> Groups | None:
+        """How it merges these tokens; None if it only chooses some.
+
+        A hosted model applies the same sums to features that enter its LLM in later layers.
+
+        Raises:
+            ConfigError: if it merges in a way that is no weighted sum.
+        """
+        return None
 
     def ranking(self, tokens: VisualTokens) -> Tensor | None:
         """float32, B T N: the values by which it ranks tokens, the highest is the best; None if it does not rank."""
@@ -335,6 +359,11 @@ class LlmStage(Part):
         Raises:
             ConfigError: naming the setting and what is allowed.
         """
+
+    @property
+    def restarts_positions(self) -> bool:
+        """Whether it lets the rotary embeddings of a prompt count anew; see `PruneDecision.restart`."""
+        return False
 
     def check_layers(self, layers: Sequence[nn.Module]) -> None:
         """Refuses an LLM whose layers lack what the stage needs; called after `check`, when a model is built.

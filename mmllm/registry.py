@@ -42,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "decoder_stage": Kind(rooms=("llm/stages",), interface="mmllm.interfaces:LlmStage"),
     "time": Kind(rooms=("times",), interface="mmllm.interfaces:TimeFormat"),
     "modality": Kind(rooms=("modalities",), interface="mmllm.modalities.modality:Modality"),
+    "host": Kind(rooms=("hosting/families",), interface="mmllm.hosting.family:HostFamily"),
     "training": Kind(rooms=("train/stages",), interface="mmllm.train.stage:TrainingStage"),
 }
 

@@ -39,12 +39,12 @@ def decoder_layers(decoder: nn.Module) -> nn.ModuleList:
         ConfigError: if it has no list of layers, or stages cannot work with its attention.
     """
     layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
-        raise ConfigError(f"{type(decoder).__name__} has no list of layers with attention: no stage can work inside it")
-    config: Any = decoder.config
+    config: Any = getattr(decoder, "config", None)
     others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if others:
         raise ConfigError(f"stages work only in layers with full_attention; this LLM has {', '.join(sorted(others))}")
+    if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
+        raise ConfigError(f"{type(decoder).__name__} has no list of layers with attention: no stage can work inside it")
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ConfigError(f"stages need an LLM with eager or with sdpa attention, not {config._attn_implementation!r}")
     return layers

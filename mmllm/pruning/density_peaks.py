@@ -32,9 +32,3 @@ def density_peaks(features: Tensor, clusters: int, neighbours: int = 7) -> tuple
     cluster = distance[:, centers].argmin(-1)
     cluster[centers] = torch.arange(clusters, device=features.device)
     return centers, cluster
-
-
-def cluster_means(features: Tensor, cluster: Tensor, clusters: int) -> Tensor:
-    """M D: the mean of each cluster's tokens N D."""
-    sums = features.new_zeros(clusters, features.shape[-1]).index_add(0, cluster, features)
-    return sums / torch.bincount(cluster, minlength=clusters).unsqueeze(-1).to(sums.dtype)

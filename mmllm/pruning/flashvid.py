@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import ProjectedReducer
+from mmllm.interfaces import Groups, ProjectedReducer
 from mmllm.pruning.budget import BUDGET_GUARD
-from mmllm.pruning.density_peaks import cluster_means, density_peaks
+from mmllm.pruning.density_peaks import density_peaks
 from mmllm.pruning.diversity import cosine_distance, max_min_order
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.selection import check_scores
@@ -78,12 +78,16 @@ class FlashVidConfig:
 
 
 class Segment(NamedTuple):
-    """What remains of a segment."""
+    """What remains of a segment or a video."""
 
     features: Tensor
     """K D."""
     places: Tensor
     """int64, K: place of each in L N."""
+    owner: Tensor
+    """int64, L N: the place into which each token went; -1 for one that is dropped."""
+    weight: Tensor
+    """float32, L N: with which weight."""
 
 
 @register("reducer", "flashvid", config=FlashVidConfig)
@@ -91,6 +95,7 @@ class FlashVidReducer(ProjectedReducer):
     """FlashVID: of every frame diverse attended tokens, and means of the others along time and in space."""
 
     score_choices: ClassVar[tuple[str, ...]] = ("mean_attention", "cls_attention")
+    compares_frames = True
 
     def __init__(self, config: FlashVidConfig) -> None:
         super().__init__()
@@ -114,8 +119,31 @@ class FlashVidReducer(ProjectedReducer):
         check_scores(scores.masked_fill(~tokens.mask, 0.0))
         if self.config.ratio * self.config.expansion >= 1:
             return tokens
-        videos = [self._video(*of_video) for of_video in zip(tokens.features, scores, tokens.mask, strict=True)]
-        return _rebuilt(tokens, videos)
+        return _rebuilt(tokens, self._videos(tokens, scores))
+
+    def groups(self, tokens: VisualTokens) -> Groups | None:
+        """How tokens were merged, also across frames; None at a full budget.
+
+        Raises:
+            ConfigError: with `released`, where a selected token may also be part of a mean.
+        """
+        if self.config.released:
+            raise ConfigError("flashvid:released=true counts some tokens twice, which is no weighted sum of each once")
+        if self.config.ratio * self.config.expansion >= 1:
+            return None
+        videos = self._videos(tokens, score_of(tokens, self.config.score, "flashvid").float())
+        n, slots = tokens.shape[2], _slots(tokens, videos)
+        owner = torch.stack([video.owner for video in videos])  # B T N
+        there = owner.clamp(min=0)
+        slot = torch.stack([own.flatten()[places] for own, places in zip(slots, there, strict=True)])
+        return Groups(
+            owner=slot.masked_fill(owner < 0, -1),
+            weight=torch.stack([video.weight for video in videos]),
+            frame=there.div(n, rounding_mode="floor"),
+        )
+
+    def _videos(self, tokens: VisualTokens, scores: Tensor) -> list[Segment]:
+        return [self._video(*of_video) for of_video in zip(tokens.features, scores, tokens.mask, strict=True)]
 
     def _video(self, features: Tensor, scores: Tensor, mask: Tensor) -> Segment:
         """What remains of a video T N D, with places in T N."""
@@ -124,17 +152,18 @@ class FlashVidReducer(ProjectedReducer):
             raise InputError(
                 "flashvid needs frames with the same number of tokens: give it no reducer that keeps fewer"
             )
-        parts, start = [], 0
-        present, attention = features[frames], scores[frames]
-        for length in segment_lengths(present, self.config):
-            run = slice(start, start + length)
-            part = segment_tokens(present[run], attention[run], self.config)
-            frame = frames[start + part.places // count]
-            parts.append(Segment(part.features, frame * count + part.places % count))
+        kept, places, start = [features.new_zeros(0, features.shape[-1])], [frames[:0]], 0
+        owner, weight = torch.full_like(mask, -1, dtype=torch.long), scores.new_zeros(mask.shape)
+        for length in segment_lengths(features[frames], self.config):
+            run = frames[start : start + length]
+            part = segment_tokens(features[run], scores[run], self.config)
+            kept.append(part.features)
+            places.append(run[part.places // count] * count + part.places % count)
+            inside = part.owner.clamp(min=0)
+            owner[run] = (run[inside // count] * count + inside % count).masked_fill(part.owner < 0, -1)
+            weight[run] = part.weight
             start += length
-        if not parts:
-            return Segment(features.new_zeros(0, features.shape[-1]), frames)
-        return Segment(torch.cat([part.features for part in parts]), torch.cat([part.places for part in parts]))
+        return Segment(torch.cat(kept), torch.cat(places), owner, weight)
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video: each frame's clusters are rounded up."""
@@ -151,13 +180,20 @@ def _rebuilt(tokens: VisualTokens, videos: list[Segment]) -> VisualTokens:
     most = int(counts.max()) if counts.numel() else 0
     features = tokens.features.new_zeros(b, t, most, width)
     kept = torch.zeros(b, t, most, dtype=torch.long, device=features.device)
-    slot = torch.arange(most, device=features.device)
-    mask = slot < counts.unsqueeze(-1)
+    mask = torch.arange(most, device=features.device) < counts.unsqueeze(-1)
     for number, video in enumerate(videos):
         order = video.places.argsort(stable=True)
         kept[number][mask[number]] = video.places[order] % n
         features[number][mask[number]] = video.features[order]
     return tokens.take(kept, mask).replace(features=features)
+
+
+def _slots(tokens: VisualTokens, videos: list[Segment]) -> Tensor:
+    """int64, B T N: which of its frame's remaining tokens stands at a place."""
+    remaining = torch.zeros(tokens.shape[:3], dtype=torch.long, device=tokens.features.device)
+    for own, video in zip(remaining, videos, strict=True):
+        own.view(-1)[video.places] = 1
+    return remaining.cumsum(-1) - 1
 
 
 def segment_lengths(features: Tensor, config: FlashVidConfig) -> list[int]:
@@ -200,35 +236,59 @@ def segment_tokens(features: Tensor, attention: Tensor, config: FlashVidConfig) 
     if selected_count:
         selected = selection(features, attention, selected_count, config.method)
     free = torch.ones_like(selected) if frames == 1 and config.released else ~selected
-    joined, remaining = features.float(), free
-    if frames > 1:
-        joined, remaining = merged_along_time(joined, selected, selected_count + merged_count, config)
-    parts, places = [features[selected]], [selected.flatten().nonzero()[:, 0]]
+    root, size = roots(features.float(), selected, selected_count + merged_count, config)  # L N each
+    place = torch.arange(frames * count, device=features.device).view(frames, count)
+    means = _sums(features.float(), root, free / size.flatten()[root])
+    # what is left in a frame becomes a few means
+    remaining = free & (root == place)
     share = merged_count * frames / max(int(remaining.sum()), 1)
+    center, members = torch.full_like(place, -1), torch.ones_like(size)  # of roots
     for frame in range(frames if merged_count else 0):
         own = remaining[frame].nonzero()[:, 0]
         if not len(own):
             continue
-        tokens, centers = joined[frame, own], own
+        center[frame, own] = place[frame, own]
         if share < 1:
             clusters = math.ceil(len(own) * share - BUDGET_GUARD)
-            peaks, cluster = density_peaks(tokens, clusters)
-            tokens, centers = cluster_means(tokens, cluster, clusters), own[peaks]
-        parts.append(tokens.to(features.dtype))
-        places.append(frame * count + centers)
-    return Segment(torch.cat(parts), torch.cat(places))
+            peaks, cluster = density_peaks(means[frame, own], clusters)
+            center[frame, own] = place[frame, own[peaks[cluster]]]
+            members[frame, own] = torch.bincount(cluster, minlength=clusters).to(size)[cluster]
+    owner = center.flatten()[root].masked_fill(~free, -1)
+    weight = (owner >= 0) / (size.flatten()[root] * members.flatten()[root])
+    merged_places = owner[owner >= 0].unique()
+    merged = _sums(features.float(), owner.clamp(min=0), weight).flatten(0, 1)[merged_places]
+    own_places = place[selected]
+    return Segment(
+        features=torch.cat([features[selected], merged.to(features.dtype)]),
+        places=torch.cat([own_places, merged_places]),
+        owner=torch.where(selected, place, owner),
+        weight=weight.masked_fill(selected, 1.0),
+    )
 
 
-def merged_along_time(features: Tensor, selected: Tensor, budget: int, config: FlashVidConfig) -> tuple[Tensor, Tensor]:
-    """Means (float32, L N D) of tokens that were joined along time, and which places still have one (bool, L N).
+def _sums(features: Tensor, owner: Tensor, weight: Tensor) -> Tensor:
+    """L N D: at each place of L N the weighted sum of the features (L N D) that it owns."""
+    weighted = (features * weight.unsqueeze(-1)).flatten(0, 1)
+    return torch.zeros_like(weighted).index_add(0, owner.flatten(), weighted).view_as(features)
+
+
+def roots(features: Tensor, selected: Tensor, budget: int, config: FlashVidConfig) -> tuple[Tensor, Tensor]:
+    """The place in L N of the token that each one was joined to along time, its own if to none; and the divisor there.
 
     Args:
-        features: float32, L N D, of at least two frames.
+        features: float32, L N D.
         selected: bool, L N. Tokens that neither join others nor are joined.
         budget: tokens of a frame; so few are joined that L times as many are left, selected ones included.
         config: its threshold, and how a mean counts.
+
+    Returns:
+        int64, L N; and float32, L N: of a token that others have joined, the number by which their sum is divided.
     """
     frames, count, _ = features.shape
+    root = torch.arange(frames * count, device=features.device).view(frames, count)
+    size = features.new_ones(frames, count)
+    if frames == 1:
+        return root, size
     unit = normalize(features, dim=-1)
     similarity = unit[1:] @ unit[:-1].mT  # L-1 N N: tokens of a frame by those of the frame before
     similarity = similarity.masked_fill(selected[1:, :, None] | selected[:-1, None, :], -1.0)
@@ -239,13 +299,10 @@ def merged_along_time(features: Tensor, selected: Tensor, budget: int, config: F
         ranked = best.flatten().sort(descending=True).values
         threshold = max(float(ranked[most - 1]) if most else math.inf, -1 + 1e-6)
     joins = (best > threshold) & ~selected[1:]
-    sums, sizes = features.clone(), features.new_ones(frames, count)
-    for frame in range(frames - 1, 0, -1):  # from the last frame on, so that followers are in their parent's sum
+    for frame in range(frames - 1, 0, -1):  # from the last frame on, so that a parent knows its followers' number
         children = joins[frame - 1].nonzero()[:, 0]
-        parents = parent[frame - 1, children]
-        own = torch.ones_like(sizes[frame, children]) if config.released else sizes[frame, children]
-        sums[frame - 1].index_add_(0, parents, sums[frame, children])
-        sizes[frame - 1].index_add_(0, parents, own)
-    remaining = ~selected
-    remaining[1:] &= ~joins
-    return sums / sizes.unsqueeze(-1), remaining
+        own = torch.ones_like(size[frame, children]) if config.released else size[frame, children]
+        size[frame - 1].index_add_(0, parent[frame - 1, children], own)
+    for frame in range(1, frames):
+        root[frame] = torch.where(joins[frame - 1], root[frame - 1, parent[frame - 1]], root[frame])
+    return root, size

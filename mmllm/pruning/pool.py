@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from einops import rearrange, reduce
 
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import Grid, TokenReducer
+from mmllm.interfaces import Grid, Groups, TokenReducer
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -73,6 +73,29 @@ class PoolReducer(TokenReducer):
             weight = present.unsqueeze(-1).to(cells.dtype)
             pooled = (cells * weight).sum(-2) / weight.sum(-2).clamp(min=1)
         return VisualTokens(features=pooled, grid=(h, w), mask=present.any(-1), **tokens.about_frames)
+
+    def groups(self, tokens: VisualTokens) -> Groups | None:
+        """The squares, whose patches count alike; None where patches stay as they are.
+
+        Raises:
+            ConfigError: for `mode=max`, which is no weighted sum.
+        """
+        stride = self.config.stride
+        if tokens.tiling is not None or stride == 1 or tokens.grid is None:
+            return None
+        if self.config.mode == "max":
+            raise ConfigError("pool:mode=max is no weighted sum of tokens: use mode=average")
+        h, w = (side // stride for side in tokens.grid)
+        y, x = (
+            tokens.index.div(tokens.grid[1], rounding_mode="floor") // stride,
+            tokens.index % tokens.grid[1] // stride,
+        )
+        outside = (y >= h) | (x >= w) | ~tokens.mask
+        owner = (y * w + x).masked_fill(outside, h * w)
+        count = torch.zeros(*owner.shape[:2], h * w + 1, device=owner.device).scatter_add(
+            2, owner, torch.ones_like(owner, dtype=torch.float32)
+        )
+        return Groups(owner=owner.masked_fill(outside, -1), weight=1 / count.gather(2, owner))
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""

@@ -63,6 +63,11 @@ class PyramidDropReducer(LlmReducer):
                 f"PyramidDropConfig.layers = {self.config.layers}: must be below the LLM's {layers} layers"
             )
 
+    @property
+    def restarts_positions(self) -> bool:
+        """Whether `positions` says so."""
+        return self.config.positions == "restart"
+
     def prune(self, view: PruneView) -> PruneDecision | None:
         """The visual tokens that the next layer reads, and everything that is not visual.
 
@@ -81,7 +86,7 @@ class PyramidDropReducer(LlmReducer):
         count = torch.tensor([max(1, int(tokens * ratio + BUDGET_GUARD)) for tokens in first], device=visual.device)
         chosen = ranks(score.masked_fill(~visual, -torch.inf)) < count.unsqueeze(-1)
         view.notes[view.layer] = (before.position, score)
-        return PruneDecision(keep=chosen & visual | ~visual, restart=self.config.positions == "restart")
+        return PruneDecision(keep=chosen & visual | ~visual, restart=self.restarts_positions)
 
     def explain_pass(self, current: LlmPass) -> Explanation | None:
         """The attention to each visual token in the last step that ranked it, B P."""

@@ -45,6 +45,8 @@ class VidCom2Config:
 class VidCom2Reducer(ProjectedReducer):
     """VidCom2: one budget for a video; frames and tokens that differ from it most keep more of it."""
 
+    compares_frames = True
+
     def __init__(self, config: VidCom2Config) -> None:
         super().__init__()
         self.config = config

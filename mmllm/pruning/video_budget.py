@@ -47,6 +47,7 @@ class VideoBudgetReducer(TokenReducer):
     """Ours: one budget for the whole video; frames that show more that is new get more of it."""
 
     layout = "grid"
+    compares_frames = True
 
     def __init__(self, config: VideoBudgetConfig) -> None:
         super().__init__()

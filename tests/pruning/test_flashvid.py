@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
-from mmllm.pruning.flashvid import FlashVidConfig, FlashVidReducer, merged_along_time, segment_lengths, selection
+from mmllm.pruning.flashvid import FlashVidConfig, FlashVidReducer, roots, segment_lengths, selection
 from mmllm.tokens import Tiling, VisualTokens
 
 FILE = Path(__file__).resolve().parents[1] / "data" / "modern-flashvid.safetensors"
@@ -66,11 +66,26 @@ def test_a_chain_of_equal_tokens_becomes_their_mean():
     direction = torch.tensor([1.0, 0.0, 0.0])
     features = torch.stack([size * direction for size in (1.0, 2.0, 3.0, 4.0)]).unsqueeze(1)  # 4 frames of 1 token
     none = torch.zeros(4, 1, dtype=torch.bool)
-    means, remaining = merged_along_time(features, none, 0, FlashVidConfig())
-    assert remaining[:, 0].tolist() == [True, False, False, False]
-    assert_near(means[0, 0], 2.5 * direction)
-    released, _ = merged_along_time(features, none, 0, FlashVidConfig(released=True))
-    assert_near(released[0, 0], 5.0 * direction)  # a sum of ten over two
+    for released, divisor in ((False, 4.0), (True, 2.0)):
+        root, size = roots(features, none, 0, FlashVidConfig(released=released))
+        assert root[:, 0].tolist() == [0, 0, 0, 0]
+        assert float(size[0, 0]) == divisor
+
+
+@pytest.mark.parametrize("frames", [1, 5, 12])
+def test_what_remains_is_the_weighted_sum_that_it_says(frames):
+    tokens = random_video(frames, 16, seed=frames)
+    part = registry.build("reducer", "flashvid:ratio=0.3,merge_threshold=0.2,least_segments=2")
+    reduced, groups = part(tokens), part.groups(tokens)
+    sums = torch.zeros_like(reduced.features)
+    for frame in range(frames):
+        for token in range(16):
+            target, slot = int(groups.frame[0, frame, token]), int(groups.owner[0, frame, token])
+            if slot >= 0:
+                sums[0, target, slot] += groups.weight[0, frame, token] * tokens.features[0, frame, token]
+    assert_near(sums[reduced.mask], reduced.features[reduced.mask])
+    with pytest.raises(ConfigError, match="counts some tokens twice"):
+        registry.build("reducer", "flashvid:ratio=0.3,released=true").groups(tokens)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5])

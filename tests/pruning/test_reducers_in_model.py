@@ -20,13 +20,14 @@ WHOLE = [
     "visionzip:ratio=1",
     "vispruner:keep=16",
 ]
-BEHIND = ["divprune:keep=16", "vidcom2:ratio=1", "flashvid:ratio=1"]
+BEHIND = ["evs:rate=0", "divprune:keep=16", "vidcom2:ratio=1", "flashvid:ratio=1"]
 SMALL = [
     "random:keep=5",
     "uniform:keep=5",
     "fastervlm:keep=5",
     "hired:ratio=0.3",
     "video_budget:total=20",
+    "evs:rate=0.6",
     "diffrate:keep=5",
     "divprune:keep=5",
     "vidcom2:ratio=0.3",
