@@ -21,7 +21,7 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
 from mmllm.interfaces import TokenReducer
 from mmllm.pruning.needs import score_of
-from mmllm.pruning.selection import check_scores, top_attended
+from mmllm.pruning.selection import check_scores, equal_frames, top_attended
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -61,7 +61,7 @@ class VisionZipConfig:
         """
         if self.ratio is not None:
             total = min(tokens, max(2, round(tokens * self.ratio)))
-            contextual = max(1, round(total * _CONTEXTUAL_SHARE))
+            contextual = round(total * _CONTEXTUAL_SHARE) if total < tokens else 0
             return total - contextual, contextual
         assert self.dominant is not None
         assert self.contextual is not None
@@ -97,28 +97,36 @@ class VisionZipReducer(TokenReducer):
         """B T K of B T N tokens. The contextual ones follow the dominant ones, each at the place of its first token.
 
         Raises:
-            InputError: if a score is missing or not finite, a frame has fewer tokens than remain, or frames have
-                different numbers of tokens.
+            InputError: if a score is missing or not finite, or a frame has fewer tokens than remain.
         """
-        b, t, n, _ = tokens.shape
-        frames = tokens.frame_mask  # B T
-        if not bool((tokens.mask == frames.unsqueeze(-1)).all()):
-            raise InputError("visionzip needs frames with the same number of tokens: list it first")
-        dominant, contextual = self.config.counts(n)
-        if dominant + contextual == n:
-            return tokens
-        scores = self.ranking(tokens)
+        b, t = tokens.shape[:2]
+        scores, keys = self.ranking(tokens), score_of(tokens, "keys", "visionzip").flatten(0, 1)
         check_scores(scores.masked_fill(~tokens.mask, 0.0))
         # the class token has no patch, and always stays
         scores = scores.masked_fill(self._class_token(tokens), torch.inf).clamp(max=float(scores.max()) + 1)
-        kept = top_attended(scores.flatten(0, 1), dominant)  # F dominant
-        keys = score_of(tokens, "keys", "visionzip").flatten(0, 1)
-        features = tokens.features.flatten(0, 1)
-        targets, sums = contextual_tokens(features, keys, kept, contextual, average=self.config.average)
-        position = torch.cat([kept, targets], dim=-1).view(b, t, -1)
-        taken = tokens.take(position, frames.unsqueeze(-1).expand_as(position))
-        joined = torch.cat([taken.features[..., :dominant, :], sums.view(b, t, contextual, -1)], dim=-2)
-        return taken.replace(features=joined)
+        features, scores = tokens.features.flatten(0, 1), scores.flatten(0, 1)
+        groups = list(equal_frames(tokens.mask.flatten(0, 1)))
+        counts = [self.config.counts(present) for _, _, present in groups]
+        if all(sum(kept) == present for kept, (_, _, present) in zip(counts, groups, strict=True)):
+            return tokens
+        most = max(sum(kept) for kept in counts)
+        position = torch.zeros(b * t, most, dtype=torch.long, device=features.device)
+        mask, changed = (
+            torch.zeros_like(position, dtype=torch.bool),
+            features.new_zeros(b * t, most, features.shape[-1]),
+        )
+        for (frames, present, _), (dominant, contextual) in zip(groups, counts, strict=True):
+            own = _rows(features[frames], present)
+            best = top_attended(scores[frames].gather(1, present), dominant)
+            targets, sums = contextual_tokens(
+                own, _rows(keys[frames], present), best, contextual, average=self.config.average
+            )
+            run = slice(0, dominant + contextual)
+            position[frames, run] = present.gather(1, torch.cat([best, targets], dim=-1))
+            changed[frames, run] = torch.cat([_rows(own, best), sums], dim=1)
+            mask[frames, run] = True
+        taken = tokens.take(position.view(b, t, most), mask.view(b, t, most))
+        return taken.replace(features=changed.view(b, t, most, -1))
 
     @staticmethod
     def _class_token(tokens: VisualTokens) -> Tensor:
@@ -145,13 +153,15 @@ def contextual_tokens(
         features: F N D.
         keys: float, F N E.
         dominant: int64, F K. Positions that stay as they are.
-        count: C, at most the number of the others.
+        count: C, zero or more, at most the number of the others.
         average: see `VisionZipConfig.average`.
 
     Raises:
         InputError: if the rest is shorter than `count`.
     """
     frames, tokens, width = features.shape
+    if count == 0:
+        return dominant[:, :0], features[:, :0]
     is_rest = torch.ones(frames, tokens, dtype=torch.bool, device=features.device).scatter(1, dominant, False)
     rest = is_rest.nonzero()[:, 1].view(frames, -1)  # F R
     if rest.shape[1] < count:

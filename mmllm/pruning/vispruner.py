@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmllm.errors import InputError
 from mmllm.fields import require
 from mmllm.interfaces import TokenReducer
 from mmllm.pruning.budget import BUDGET_GUARD, Budget
 from mmllm.pruning.needs import score_of
-from mmllm.pruning.selection import check_scores
+from mmllm.pruning.selection import check_scores, equal_frames
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -68,23 +67,20 @@ class VisPrunerReducer(TokenReducer):
         """B T K of B T N tokens, in raster order.
 
         Raises:
-            InputError: if a score is missing or not finite, the budget exceeds the tokens of a frame, or frames have
-                different numbers of tokens.
+            InputError: if a score is missing or not finite, or the budget exceeds the tokens of a frame.
         """
         b, t = tokens.shape[:2]
-        if not bool((tokens.mask == tokens.frame_mask.unsqueeze(-1)).all()):
-            raise InputError("vispruner needs frames with the same number of tokens: list it first")
         scores = self.ranking(tokens)
         check_scores(scores.masked_fill(~tokens.mask, 0.0))
-        counts = self.config.per_frame(tokens.mask).flatten()
+        counts = self.config.per_frame(tokens.mask).flatten()  # F
         features, scores = tokens.features.flatten(0, 1), scores.flatten(0, 1)
         most = int(counts.max()) if counts.numel() else 0
         kept = torch.zeros(b * t, most, dtype=torch.long, device=features.device)
         mask = torch.arange(most, device=kept.device) < counts.unsqueeze(-1)
-        for count in counts.unique().tolist():
-            rows = (counts == count).nonzero()[:, 0]
-            if count:
-                kept[rows, :count] = chosen(features[rows], scores[rows], count, self.config).sort(-1).values
+        for frames, positions, count in equal_frames(tokens.mask.flatten(0, 1), counts):
+            own = scores[frames].gather(1, positions)
+            best = chosen(_rows(features[frames], positions), own, count, self.config)
+            kept[frames, :count] = positions.gather(1, best).sort(-1).values
         return tokens.take(kept.view(b, t, most), mask.view(b, t, most))
 
     def ranking(self, tokens: VisualTokens) -> Tensor:

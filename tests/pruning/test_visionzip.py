@@ -90,6 +90,22 @@ def test_all_tokens_stay_at_a_full_budget_and_padding_frames_stay_empty():
     assert not bool(padded.mask[1].any())
 
 
+def test_a_frame_with_fewer_tokens_is_reduced_as_if_it_were_alone():
+    tokens = recorded("a")
+    mask = torch.ones(2, 1, 37, dtype=torch.bool)
+    mask[1, 0, 20:] = False
+    part = registry.build("reducer", "visionzip:ratio=0.4")
+    both = part(tokens.replace(mask=mask))
+    short = tokens.replace(
+        features=tokens.features[1:, :, :20], index=tokens.index[1:, :, :20], mask=None,
+        scores={name: score[1:, :, :20] for name, score in tokens.scores.items()},
+    )  # fmt: skip
+    assert_near(both.features[1][both.mask[1]], part(short).features[0, 0])
+    assert both.mask.sum(-1).flatten().tolist() == [15, 8]
+    mask[1, 0, 2:] = False  # two tokens, which both stay
+    assert part(tokens.replace(mask=mask)).mask.sum(-1).flatten().tolist() == [15, 2]
+
+
 def test_bad_input():
     tokens = recorded("a")
     with pytest.raises(InputError, match=r"30 \+ 10 tokens of a frame, which has only 37"):

@@ -66,6 +66,20 @@ def test_a_total_is_shared_and_padding_stays_empty():
     assert not part.by_frame
 
 
+def test_a_frame_with_fewer_tokens_is_reduced_as_if_it_were_alone():
+    tokens = random_tokens(frames=3)
+    mask = torch.ones(1, 3, 20, dtype=torch.bool)
+    mask[0, 1, ::2] = False
+    reduced = reducer("vispruner:ratio=0.4")(tokens.replace(mask=mask))
+    short = VisualTokens(
+        features=tokens.features[:, 1:2, 1::2], grid=None,
+        scores={"cls_attention": tokens.scores["cls_attention"][:, 1:2, 1::2]},
+    )  # fmt: skip
+    alone = reducer("vispruner:ratio=0.4")(short)
+    assert reduced.mask.sum(-1).tolist() == [[8, 4, 8]]
+    assert torch.equal(reduced.index[0, 1, :4], alone.index[0, 0] * 2 + 1)
+
+
 def test_bad_input():
     tokens = random_tokens()
     with pytest.raises(InputError, match="cls_attention"):
@@ -74,10 +88,6 @@ def test_bad_input():
         reducer("vispruner:keep=3")(
             tokens.replace(scores={"cls_attention": tokens.scores["cls_attention"] * torch.nan})
         )
-    ragged = tokens.mask.clone()
-    ragged[0, 0, 5:] = False
-    with pytest.raises(InputError, match="the same number of tokens"):
-        reducer("vispruner:keep=3")(tokens.replace(mask=ragged))
     for wrong in ("keep=3,important=2", "keep=3,step=0"):
         with pytest.raises(ConfigError, match=r"important|step"):
             reducer(f"vispruner:{wrong}")
