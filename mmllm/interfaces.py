@@ -8,6 +8,7 @@
 | image tokenizer | `Autoencoder` | `(config)` |
 | reducer behind the encoder | `TokenReducer`; `mmllm.pruning.ranked.BudgetReducer`, which only ranks | `(config)` |
 | reducer inside the encoder | `EncoderStage` | `(config)` |
+| reducer behind the projector | `ProjectedReducer` | `(config)` |
 | reducer inside the LLM | `LlmReducer`; anything else inside the LLM is an `LlmStage` | `(config)` |
 | tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid, tower_widths)` |
 | path | `VideoPath` | `(config, *, width, audio_width)` |
@@ -228,12 +229,14 @@ class Autoencoder(Part, nn.Module):
 
 
 class Groups(NamedTuple):
-    """Which tokens of a frame a reducer merges: each output token is a weighted sum of its members."""
+    """Which tokens a reducer merges: each output token is a weighted sum of its members."""
 
     owner: Tensor
-    """int64, B T N. Number of the output token that a token goes into; -1 for one that is dropped."""
+    """int64, B T N. Number of the output token in its frame that a token goes into; -1 for one that is dropped."""
     weight: Tensor
     """float32, B T N."""
+    frame: Tensor | None = None
+    """int64, B T N. The frame of that output token; None if it is always the token's own."""
 
 
 class TokenReducer(Part, nn.Module):
@@ -241,6 +244,8 @@ class TokenReducer(Part, nn.Module):
 
     score_choices: ClassVar[tuple[str, ...]] = ()
     """Kinds of encoder scores by which it can rank; one of them is enough. Empty if it needs no score."""
+    needs_keys: ClassVar[bool] = False
+    """Whether it also reads the encoder's `keys`."""
     layout: ClassVar[Literal["grid", "line"] | None] = None
     """What it needs of the encoder: patches on a grid, ordered 1D tokens on a line, or None for either."""
 
@@ -292,6 +297,13 @@ class TokenReducer(Part, nn.Module):
         if values is None:
             return None
         return Explanation(name=str(getattr(self.config, "score", self.registered_name)), values=values)
+
+
+class ProjectedReducer(TokenReducer):
+    """A reducer behind the projector: it sees all frames of a video, at the LLM's width.
+
+    Among a model's reducers it comes after those that act before the projector.
+    """
 
 
 class InsideBlocks(Protocol):
@@ -347,6 +359,11 @@ class LlmStage(Part):
         Raises:
             ConfigError: naming the setting and what is allowed.
         """
+
+    @property
+    def restarts_positions(self) -> bool:
+        """Whether it lets the rotary embeddings of a prompt count anew; see `PruneDecision.restart`."""
+        return False
 
     def check_layers(self, layers: Sequence[nn.Module]) -> None:
         """Refuses an LLM whose layers lack what the stage needs; called after `check`, when a model is built.

@@ -36,7 +36,7 @@ from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions
 from mmllm.modeling.settings import with_weights_of
 from mmllm.modeling.vision import listed
-from mmllm.pruning.needs import require_fit
+from mmllm.pruning.needs import check_order, require_fit
 from mmllm.stages import build as build_stages
 from mmllm.stages import changed, model_slots, question_reader, stages_of, takes_settings
 from mmllm.tokens import IGNORED, NOWHERE
@@ -126,6 +126,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         for reducer in self.reducers:
             for encoder in filter(None, (self.encoder, self.image_encoder)):
                 require_fit(reducer, encoder)
+        check_order(self.reducers)
         question_reader(stages_of(self.config))
         for part in (part for name in model_slots() for part in listed(getattr(self, name))):
             if part.reads_question and part.question_reader is None:

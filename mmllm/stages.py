@@ -1,6 +1,7 @@
 """The stages of a model, described once for configurations, recipes, commands, the demo and `with_stages`.
 
     frames -> encoder -> reducers -> visual_tokenizer -> path -> LLM with decoder_stages inside
+              (reducers act inside or behind the encoder, behind the visual_tokenizer, or inside the LLM)
     sound  -> audio_encoder -> audio_projector, between the frames; or a path that reads sound itself
     time: how times are written, in the processor
 

@@ -148,7 +148,8 @@ class VisualTokens:
     times_s: Tensor | None = None
     """float, B T. Presentation time of each frame in seconds."""
     scores: Mapping[str, Tensor] = field(default_factory=dict)
-    """Name -> B T N. Scores of each token's importance from the encoder, such as `cls_attention`."""
+    """Name -> B T N. Scores of each token's importance from the encoder, such as `cls_attention`. `keys`, B T N K, are
+    the tokens' keys in the encoder's attention, mean over heads."""
     size: Tensor | None = None
     """float, B T N. Number of patches that a token stands for; None if no tokens were merged."""
     tiling: tuple[Tiling, ...] | None = None
@@ -183,7 +184,7 @@ class VisualTokens:
         if self.mask is None:
             object.__setattr__(self, "mask", self.index >= 0)
         for name, value in {"index": self.index, "mask": self.mask, "size": self.size, **self.scores}.items():
-            if value is not None and value.shape != (b, t, n):
+            if value is not None and value.shape[: 3 if name in self.scores else None] != (b, t, n):
                 raise ValueError(f"{name} must be {(b, t, n)} like the features, not {tuple(value.shape)}")
         if self.audio is not None and (self.audio.ndim != 4 or self.audio.shape[:2] != (b, t)):
             raise ValueError(f"audio must be {(b, t)} by tokens by width, not {tuple(self.audio.shape)}")
@@ -253,7 +254,7 @@ class VisualTokens:
             features=self.features.gather(-2, kept.unsqueeze(-1).expand(*kept.shape, self.features.shape[-1])),
             index=self.index.gather(-1, kept),
             mask=valid if mask is None else valid & mask,
-            scores={name: value.gather(-1, kept) for name, value in self.scores.items()},
+            scores={name: _taken(value, kept) for name, value in self.scores.items()},
             size=None if self.size is None else self.size.gather(-1, kept),
         )
 
@@ -274,6 +275,13 @@ class VisualTokens:
         features = features.scatter(2, slots.unsqueeze(-1).expand(b, t, n, d), self.features)[:, :, :-1]
         present = self.mask.new_zeros(b, t, h * w + 1).scatter(2, slots, self.mask)[:, :, :-1]
         return rearrange(features, "b t (h w) d -> b t h w d", h=h), rearrange(present, "b t (h w) -> b t h w", h=h)
+
+
+def _taken(values: Tensor, kept: Tensor) -> Tensor:
+    """Values B T N or B T N K at positions B T K of the token axis."""
+    if values.ndim == kept.ndim:
+        return values.gather(-1, kept)
+    return values.gather(-2, kept.unsqueeze(-1).expand(*kept.shape, values.shape[-1]))
 
 
 _ABOUT_FRAMES = ("times_s", "question", "still", "frame_size", "similarity", "text_tokens")

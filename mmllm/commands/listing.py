@@ -85,11 +85,20 @@ def _rows(kind: str) -> list[dict[str, str]]:
     return [
         {
             "name": part.name,
+            **_about_reducer(part.cls),
             "summary": part.summary,
             "settings": ", ".join(f"{key}={_short(value)}" for key, value in _defaults(part.config).items()),
         }
         for part in registry.parts(KINDS[kind]).values()
     ]
+
+
+def _about_reducer(cls: type) -> dict[str, str]:
+    """Where a reducer acts and what it needs of the encoder; nothing for another part."""
+    from mmllm.interfaces import TokenReducer
+    from mmllm.pruning.needs import what_it_needs, where_it_acts
+
+    return {"where": where_it_acts(cls), "needs": what_it_needs(cls)} if issubclass(cls, TokenReducer) else {}
 
 
 def _defaults(config: type) -> dict[str, object]:

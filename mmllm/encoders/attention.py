@@ -36,6 +36,12 @@ def attention_row(query: Tensor, keys: Tensor, *, heads: int) -> Tensor:
 
 
 @torch.no_grad()
+def mean_keys(keys: Tensor, *, heads: int) -> Tensor:
+    """float32, F N D: the keys F N (H D) of an attention, mean over the heads."""
+    return reduce(keys.float(), "f n (h d) -> f n d", "mean", h=heads)
+
+
+@torch.no_grad()
 def received_attention(queries: Tensor, keys: Tensor, *, heads: int) -> Tensor:
     """Softmax attention that each key receives, averaged over the heads and over all queries.
 

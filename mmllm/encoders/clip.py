@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mmllm.encoders.attention import attention_row, received_attention
+from mmllm.encoders.attention import attention_row, mean_keys, received_attention
 from mmllm.encoders.clip_names import LANDMARKS, layout_of, to_transformers
 from mmllm.errors import ConfigError
 from mmllm.fields import require
@@ -84,7 +84,8 @@ class ClipEncoder(Encoder):
     """CLIP's vision transformer; it runs no further than the layer that gives the patch features."""
 
     grid: tuple[int, int]
-    score_names = frozenset({"cls_attention", "mean_attention"})
+    score_names = frozenset({"cls_attention", "mean_attention", "keys"})
+    changeable_settings: ClassVar[tuple[str, ...]] = ("class_token",)
     runs_encoder_stage: ClassVar[bool] = True
 
     def __init__(self, config: ClipConfig) -> None:
@@ -165,7 +166,7 @@ class ClipEncoder(Encoder):
                 features = hidden
             for name, (kind, layer) in requested.items():
                 if layer == number:
-                    scores[name] = self._score(kind, blocks[number], hidden)  # F N
+                    scores[name] = self._score(kind, blocks[number], hidden)  # F N; of keys F N D
             if number < last:
                 hidden = blocks[number](hidden, None)
         if not self.config.class_token:
@@ -194,7 +195,9 @@ class ClipEncoder(Encoder):
         attention = block.self_attn
         normed = block.layer_norm1(hidden)
         keys = attention.k_proj(normed)
-        if kind == "cls_attention":
+        if kind == "keys":
+            weights = mean_keys(keys, heads=self.config.heads)
+        elif kind == "cls_attention":
             weights = attention_row(attention.q_proj(normed[:, 0]), keys, heads=self.config.heads)
         else:
             weights = received_attention(attention.q_proj(normed), keys, heads=self.config.heads)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmllm.encoders.attention import attention_row, received_attention
+from mmllm.encoders.attention import attention_row, mean_keys, received_attention
 from mmllm.encoders.siglip_names import LANDMARKS, layout_of, to_transformers
 from mmllm.errors import ConfigError
 from mmllm.fields import require
@@ -92,7 +92,8 @@ class SiglipEncoder(Encoder):
         self.width = config.width
         self.patches = config.image_size // config.patch_size
         self.grid = (config.output_grid or self.patches,) * 2
-        self.score_names = frozenset({"mean_attention"} | ({"probe_attention"} if config.pooling_head else set()))
+        probe = {"probe_attention"} if config.pooling_head else set()
+        self.score_names = frozenset({"mean_attention", "keys"} | probe)
         settings: Any = {
             "hidden_size": config.width,
             "intermediate_size": config.mlp_width,
@@ -113,7 +114,7 @@ class SiglipEncoder(Encoder):
         Args:
             pixels: float, B T 3 S S, normalised with the config's constants.
             frame_mask: bool, B T. Frames where it is False are not run.
-            scores: `mean_attention` of the block that made the features, `mean_attention@I` of layer I, or
+            scores: `mean_attention` or `keys` of the block that made the features, `mean_attention@I` of layer I, or
                 `probe_attention`, which runs the tower to its end.
 
         Raises:
@@ -149,17 +150,24 @@ class SiglipEncoder(Encoder):
                 features = hidden
             for name, layer in layers.items():
                 if layer == number:
-                    scores[name] = self._probe(hidden) if number == end else self._received(blocks[number], hidden)
+                    kind = requested[name][0]
+                    scores[name] = self._probe(hidden) if number == end else self._score(kind, blocks[number], hidden)
             if number < last:
                 hidden = blocks[number](hidden, None)
-        resampled = {name: self._regridded(score.unsqueeze(-1)).squeeze(-1) for name, score in scores.items()}
+        resampled = {name: self._regridded(score) for name, score in scores.items()}
         return FrameOutput(features=self._regridded(features), scores=resampled)
 
     def _regridded(self, values: Tensor) -> Tensor:
-        return regridded(values, (self.patches, self.patches), self.grid)
+        """Values F N or F N C of all patches on the output grid."""
+        own = (self.patches, self.patches)
+        return regridded(values if values.ndim == 3 else values.unsqueeze(-1), own, self.grid).view(
+            len(values), self.grid[0] * self.grid[1], *values.shape[2:]
+        )
 
-    def _received(self, block: Any, hidden: Tensor) -> Tensor:
+    def _score(self, kind: str, block: Any, hidden: Tensor) -> Tensor:
         normed, attention = block.layer_norm1(hidden), block.self_attn
+        if kind == "keys":
+            return mean_keys(attention.k_proj(normed), heads=self.config.heads)
         return received_attention(attention.q_proj(normed), attention.k_proj(normed), heads=self.config.heads)
 
     @torch.no_grad()

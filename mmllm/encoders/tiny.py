@@ -19,6 +19,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from mmllm.encoders.attention import mean_keys
 from mmllm.fields import require
 from mmllm.interfaces import Encoder
 from mmllm.modeling.tower import check_pixels, read_scores
@@ -60,7 +61,7 @@ class TinyEncoderConfig:
 class TinyEncoder(Encoder):
     """Small convolutional frame encoder with a class token; trains on a CPU in minutes."""
 
-    score_names = frozenset({"cls_attention"})
+    score_names = frozenset({"cls_attention", "keys"})
 
     def __init__(self, config: TinyEncoderConfig) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ class TinyEncoder(Encoder):
         Args:
             pixels: float, B T 3 S S, normalised.
             frame_mask: bool, B T. False at frames that only pad a batch; their tokens are masked.
-            scores: `cls_attention`, the class token's attention B T N, mean over heads; or nothing.
+            scores: `cls_attention`, the class token's attention B T N, and `keys`, B T N K, mean over heads.
             margins: how many frames at both ends have no tokens; they are only compared with.
 
         Raises:
@@ -120,11 +121,17 @@ class TinyEncoder(Encoder):
         tokens = VisualTokens(features=features, grid=self.grid)
         if frame_mask is not None:
             tokens = tokens.replace(mask=repeat(frame_mask[:, inner], "b t -> b t n", n=features.shape[2]))
-        if requested:
-            attention = torch.cat([self.attention(chunk).mean(dim=1) for chunk in patches])
-            attended = rearrange(attention, "(b t) n -> b t n", b=len(pixels))
-            tokens = tokens.replace(scores=dict.fromkeys(requested, attended))
-        return tokens
+        computed = {
+            name: torch.cat([self._score(kind, chunk) for chunk in patches]).unflatten(0, features.shape[:2])
+            for name, (kind, _) in requested.items()
+        }
+        return tokens.replace(scores=computed)
+
+    def _score(self, kind: str, patches: Tensor) -> Tensor:
+        """F N, or of keys F N K, of patches F N C."""
+        if kind == "keys":
+            return mean_keys(self.key(patches), heads=self.config.heads)
+        return self.attention(patches).mean(dim=1)
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """B T 9 S S of pixels B T 3 S S: each frame minus its mean, and the differences back and forward."""

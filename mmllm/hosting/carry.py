@@ -82,6 +82,11 @@ def check_stages(decoder: nn.Module, stages: Sequence[LlmStage]) -> None:
             raise ConfigError(
                 f"{stage.registered_name!r} reads tokens beside the sequence, and a hosted model gives none"
             )
+        if stage.restarts_positions:
+            raise ConfigError(
+                f"{stage.registered_name!r} counts positions anew, and a hosted model has positions of its own: use "
+                "positions=keep"
+            )
         stage.check(len(layers))
         stage.check_layers(list(layers))
 

@@ -56,12 +56,14 @@ class Members:
         """
         slot = _slots(before, self.frame, self.place)
         found = slot >= 0
-        owner = groups.owner[0].cpu()[self.frame.clamp(min=0), slot.clamp(min=0)]
+        own = self.frame.clamp(min=0), slot.clamp(min=0)
+        owner = groups.owner[0].cpu()[own]
         found &= owner >= 0
-        weight = groups.weight[0].cpu()[self.frame.clamp(min=0), slot.clamp(min=0)].float()
-        place = after.index[0].cpu()[self.frame.clamp(min=0), owner.clamp(min=0)]
+        weight = groups.weight[0].cpu()[own].float()
+        frame = self.frame if groups.frame is None else groups.frame[0].cpu()[own]
+        place = after.index[0].cpu()[frame.clamp(min=0), owner.clamp(min=0)]
         return Members(
-            frame=self.frame.masked_fill(~found, -1),
+            frame=frame.masked_fill(~found, -1),
             place=place.masked_fill(~found, 0),
             weight=(self.weight * weight).masked_fill(~found, 0.0),
             where=self.where,

@@ -319,7 +319,10 @@ class VideoQA(VideoAnswering):
             given = given.replace(text_tokens=torch.tensor([text_tokens], device=given.features.device))
         reduced = given if tokens is None else self.model.reduce(given)
         text = self.processor.frame_text([clip.times_s if long is None else long.times_s])
-        sequence = self.model.lay_out(reduced)
+        projected = self.model.project(reduced)
+        behind = self.model.projected_reducers
+        arranged = self.model.reduce_projected(projected)
+        sequence = self.model.lay_out(arranged)
         if text is not None:
             sequence = dataclasses.replace(sequence, frame_text=text.to(self.model.input_device))
         self._wait()
@@ -328,16 +331,22 @@ class VideoQA(VideoAnswering):
             sequences={self.model.config.video_token_id: sequence},
             seconds={**seconds, "reduce": time.perf_counter() - started},
             tokens=tokens,
-            kept=kept_patches(reduced),
-            ranking=long.ranking if tokens is None and long else ranking_map(self.model.reducers, given),
+            kept=kept_patches(arranged if behind else reduced),
+            ranking=long.ranking if tokens is None and long else self._ranking(given, projected),
             token_counts={
                 "encoder": int(given.mask.sum()) if long is None else long.encoder_count,
-                "reducers": int(reduced.mask.sum()),
+                "reducers": int((arranged if behind else reduced).mask.sum()),
                 **{name: int(sequence.mask[:, sequence.block(name)].sum()) for name, _ in sequence.blocks},
             },
             question=question if self.reads_question else None,
             long=long,
         )
+
+    def _ranking(self, given: VisualTokens, projected: VisualTokens) -> tuple[str, np.ndarray] | None:
+        """What the first reducer that ranks tokens ranked them by, in front of the projector or behind it."""
+        behind = self.model.projected_reducers
+        in_front = [reducer for reducer in self.model.reducers if reducer not in behind]
+        return ranking_map(in_front, given) or (ranking_map(behind, projected) if behind else None)
 
     def _wait(self) -> None:
         """Waits for the accelerator: its work is asynchronous, and a stage is timed with all its work."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mmllm.interfaces import Encoder, LlmStage, Part
+from mmllm.interfaces import Encoder, LlmStage, Part, ProjectedReducer, TokenReducer
 from mmllm.stages import Description, build
 
 
@@ -49,13 +49,10 @@ def stage_costs(
         }
     ]
     kept = built_encoder.tokens_per_frame  # tokens of one frame, on average and rounded up
-    for reducer in parts["reducers"]:
-        total = reducer.kept_tokens(kept, frames)
-        in_llm = isinstance(reducer, LlmStage)
-        detail = "fewer from layer to layer of the LLM" if in_llm else f"at most, of {rows[-1]['tokens']:,}"
-        detail += _again(reducer)
-        rows.append({"stage": f"reducer {reducer.registered_name}", "tokens": total, "detail": detail})
-        kept, grid = -(-total // frames), reducer.grid_after(grid)
+    behind = [reducer for reducer in parts["reducers"] if isinstance(reducer, ProjectedReducer)]
+    for reducer in (reducer for reducer in parts["reducers"] if reducer not in behind):
+        rows.append(_reduced(reducer, rows[-1]["tokens"], kept, frames))
+        kept, grid = -(-rows[-1]["tokens"] // frames), reducer.grid_after(grid)
     projector = parts["visual_tokenizer"]
     count, grid_after = projector.token_count(kept), projector.grid_after(grid)
     total = rows[-1]["tokens"] if (count, grid_after) == (kept, grid) else frames * count
@@ -67,6 +64,9 @@ def stage_costs(
             "detail": f"to the LLM's width{_again(projector)}",
         }
     )
+    for reducer in behind:
+        rows.append(_reduced(reducer, rows[-1]["tokens"], kept, frames))
+        kept, grid = -(-rows[-1]["tokens"] // frames), reducer.grid_after(grid)
     blocks = parts["path"].token_counts(frames, grid, kept)
     detail = " + ".join(f"{count} {block}" for block, count in blocks.items())
     beside = parts["path"].beside_counts(frames, grid, kept)
@@ -80,6 +80,14 @@ def stage_costs(
         detail = f"{count} of sound, {audio.tokens_per_frame} after each frame"
         rows.append({"stage": f"audio {audio.registered_name}", "tokens": rows[-1]["tokens"] + count, "detail": detail})
     return rows
+
+
+def _reduced(reducer: TokenReducer, before: int, tokens_per_frame: int, frames: int) -> dict[str, Any]:
+    """The row of a reducer."""
+    in_llm = isinstance(reducer, LlmStage)
+    detail = "fewer from layer to layer of the LLM" if in_llm else f"at most, of {before:,}"
+    total = reducer.kept_tokens(tokens_per_frame, frames)
+    return {"stage": f"reducer {reducer.registered_name}", "tokens": total, "detail": detail + _again(reducer)}
 
 
 def _again(part: Part) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,8 +38,12 @@ def staged_attention(
         query: B H N D, rotated.
         key, value: B G K D; all keys of the cache, if there is one.
         attention_mask: B 1 N K, additive or bool.
-        kwargs: of transformers' attention functions; the harness adds `llm_pass`, `record` and `input_norm`.
+        kwargs: of transformers' attention functions; the harness adds `llm_pass`, `record` and `input_norm`, or
+            `probe`, which gets queries and keys; then there is no attention.
     """
+    if (probe := kwargs.pop("probe", None)) is not None:
+        probe.query, probe.key = query, key
+        return torch.zeros_like(query).transpose(1, 2), None
     current: LlmPass | None = kwargs.pop("llm_pass", None)
     record: RecordLayer | None = kwargs.pop("record", None)
     input_norm: Callable[[Tensor], Tensor] | None = kwargs.pop("input_norm", None)
@@ -61,6 +66,16 @@ def staged_attention(
         out, _ = sdpa_attention_forward(module, query, keys, values, mask, **kwargs)
     _after(view, keys, mask, record)
     return _attended(view, out, record), None
+
+
+@dataclass
+class Probe:
+    """The queries and keys of an attention, which a forward pass with the keyword `probe` fills in."""
+
+    query: Tensor = None  # type: ignore[assignment]
+    """B H N D, rotated."""
+    key: Tensor = None  # type: ignore[assignment]
+    """B G K D, rotated."""
 
 
 def _attended(view: AttentionView, out: Tensor, record: RecordLayer | None) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from mmllm.errors import ConfigError, InputError
-from mmllm.llm.attention import STAGED, additive, staged_attention
+from mmllm.llm.attention import STAGED, Probe, additive, receive, staged_attention
 from mmllm.llm.cache import CACHE, RecordLayer, adopt, pass_of
 from mmllm.llm.values import Kept, LlmPass, PruneView
 
@@ -63,7 +63,8 @@ def install(decoder: nn.Module) -> None:
             return
         AttentionInterface.register(STAGED, staged_attention)
         for number, layer in enumerate(layers):
-            layer.register_forward_pre_hook(functools.partial(_before_layer, number, len(layers)), with_kwargs=True)
+            hook = functools.partial(_before_layer, number, len(layers), final_norm(decoder))
+            layer.register_forward_pre_hook(hook, with_kwargs=True)
             attention: Any = layer.self_attn
             own = copy.copy(
                 attention.config
@@ -83,8 +84,19 @@ def input_norm(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
     return None if norm is None else norm.__call__
 
 
+def final_norm(decoder: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The norm behind the last layer, under the name that Hugging Face gives it; nothing changes if there is none."""
+    norm = getattr(decoder, "norm", None)
+    return (lambda hidden: hidden) if norm is None else norm.__call__
+
+
 def _before_layer(
-    layer: int, layers: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    layer: int,
+    layers: int,
+    norm: Callable[[Tensor], Tensor],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a layer: in a pass with stages, removes positions and gives the layer inputs for those that remain."""
     # step 1: the pass, given with a prompt, or kept by the cache in later steps
@@ -102,7 +114,7 @@ def _before_layer(
     hidden = args[0] if args else kwargs["hidden_states"]
     record = None if cache is None else cache.layers[layer]
     if record is None or not record.seen:
-        hidden, changed = _prompt(layer, layers, current, record, hidden, kwargs)
+        hidden, changed = _prompt(layer, layers, norm, module, current, record, hidden, kwargs)
     else:
         changed = _later(cache.layers[0], record, hidden, kwargs)
     kwargs = {**kwargs, **changed, "llm_pass": current, "record": record, "input_norm": input_norm(module)}
@@ -110,40 +122,85 @@ def _before_layer(
 
 
 def _prompt(
-    layer: int, layers: int, current: LlmPass, record: RecordLayer | None, hidden: Tensor, kwargs: dict[str, Any]
+    layer: int,
+    layers: int,
+    norm: Callable[[Tensor], Tensor],
+    module: nn.Module,
+    current: LlmPass,
+    record: RecordLayer | None,
+    hidden: Tensor,
+    kwargs: dict[str, Any],
 ) -> tuple[Tensor, dict[str, Any]]:
     """The hidden states that go into this layer, and the arguments that change with them: mask and positions."""
     if layer == 0 and hidden.shape[:2] != current.visual.shape:
         raise InputError(f"the pass is for rows of {tuple(current.visual.shape)}, not {tuple(hidden.shape[:2])}")
-    if layer:
-        hidden = _pruned(layer, layers, current, hidden)
+    hidden = _pruned(layer, layers, norm, module, current, hidden, kwargs)
     kept, whole = current.kept_at(layer), not any(start <= layer for start in current.kept)
     if record is not None:
         record.announce(kept.position, kept.valid, current.visual.shape[1], whole=whole)
-    if whole:
-        return hidden, {}
+    return hidden, {} if whole else _of_kept(kept, kwargs, hidden.dtype)
+
+
+def _of_kept(kept: Kept, kwargs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of a layer that works on kept positions: mask and positions."""
+    rotated_as = kept.position if kept.rotated_as is None else kept.rotated_as
     changed: dict[str, Any] = {
-        "attention_mask": _mask_of_prompt(kept, kwargs.get("attention_mask"), hidden.dtype),
-        "position_embeddings": tuple(_rows(part, kept.position) for part in kwargs["position_embeddings"]),
+        "attention_mask": _mask_of_prompt(kept, kwargs.get("attention_mask"), dtype),
+        "position_embeddings": tuple(_rows(part, rotated_as) for part in kwargs["position_embeddings"]),
     }
     if kwargs.get("position_ids") is not None:
-        changed["position_ids"] = _rows(kwargs["position_ids"], kept.position)
-    return hidden, changed
+        changed["position_ids"] = _rows(kwargs["position_ids"], rotated_as)
+    return changed
 
 
-def _pruned(layer: int, layers: int, current: LlmPass, hidden: Tensor) -> Tensor:
+def _attention_ahead(module: nn.Module, kept: Kept, hidden: Tensor, kwargs: dict[str, Any], rows: Tensor) -> Tensor:
+    """float32, B K: the attention that kept positions receive from weighted rows (B K) in a layer that has not run.
+
+    Raises:
+        ConfigError: if the layer has no norm before its attention under the usual name.
+    """
+    norm = input_norm(module)
+    if norm is None:
+        raise ConfigError(
+            f"{type(module).__name__} has no input_layernorm: its attention cannot be looked at beforehand"
+        )
+    probe, changed = Probe(), _of_kept(kept, kwargs, hidden.dtype)
+    attention: Any = module.self_attn
+    with torch.no_grad():
+        attention(hidden_states=norm(hidden), probe=probe, **changed, **{CACHE: None})
+    scaling = getattr(attention, "scaling", probe.query.shape[-1] ** -0.5)
+    return receive(probe.query, probe.key, changed["attention_mask"], {"rows": rows}, scaling)["rows"]
+
+
+def _pruned(
+    layer: int,
+    layers: int,
+    norm: Callable[[Tensor], Tensor],
+    module: nn.Module,
+    current: LlmPass,
+    hidden: Tensor,
+    kwargs: dict[str, Any],
+) -> Tensor:
     """Hidden states (B K D) without the positions that stages remove before this layer.
 
     Raises:
         ConfigError: if the attention of the layer before did not get the pass.
     """
-    if layer - 1 not in current.received:
+    if layer and layer - 1 not in current.received:
         raise ConfigError("this LLM does not pass keyword arguments to its attention, so no stage can work inside it")
     kept = before = current.kept_at(layer - 1)
-    received = current.received[layer - 1]
+    received = current.received[layer - 1] if layer else [{} for _ in current.stages]
     for number, (stage, notes) in enumerate(zip(current.stages, current.notes, strict=True)):
         view = PruneView(
-            layer=layer, layers=layers, current=current, before=kept, received=received[number], notes=notes
+            layer=layer,
+            layers=layers,
+            current=current,
+            before=kept,
+            received=received[number],
+            notes=notes,
+            hidden=hidden,
+            final_norm=norm,
+            attention_ahead=functools.partial(_attention_ahead, module, kept, hidden, kwargs),
         )
         decision = stage.prune(view)
         if decision is None:
@@ -152,6 +209,8 @@ def _pruned(layer: int, layers: int, current: LlmPass, hidden: Tensor) -> Tensor
             kept = replace(kept, weight=decision.weight)
             continue
         kept, slot = _without_removed(kept, decision.keep)
+        if decision.restart:
+            kept = replace(kept, rotated_as=_without_gaps(kept, current))
         hidden = hidden.gather(1, slot.unsqueeze(-1).expand(*slot.shape, hidden.shape[-1]))
         # the next stage sees only what remains
         received = [{name: _columns(value, slot) for name, value in own.items()} for own in received]
@@ -165,8 +224,21 @@ def _without_removed(before: Kept, keep: Tensor) -> tuple[Kept, Tensor]:
     keep = keep & before.valid
     # a stable sort puts kept slots first, in their order; removed ones behind them fill up
     slot = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[:, : int(keep.sum(-1).max())]
-    weight = None if before.weight is None else before.weight.gather(1, slot)
-    return Kept(position=before.position.gather(1, slot), valid=keep.gather(1, slot), weight=weight), slot
+    weight, rotated_as = (
+        None if values is None else values.gather(1, slot) for values in (before.weight, before.rotated_as)
+    )
+    position, valid = before.position.gather(1, slot), keep.gather(1, slot)
+    return Kept(position=position, valid=valid, weight=weight, rotated_as=rotated_as), slot
+
+
+def _without_gaps(kept: Kept, current: LlmPass) -> Tensor:
+    """int64, B K: the first positions of each row for what is kept of the prompt; an answer has its own positions.
+
+    So an answer is rotated alike with a cache, whose later passes know nothing of what was removed, and without.
+    """
+    first = current.valid.to(torch.uint8).argmax(-1, keepdim=True)
+    prompt = kept.of(current.prompt) & kept.valid
+    return torch.where(prompt, first + prompt.cumsum(-1) - 1, kept.position)
 
 
 def _columns(values: Tensor, slot: Tensor) -> Tensor:

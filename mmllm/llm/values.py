@@ -30,6 +30,8 @@ class Kept:
     """bool, B K. False at padding, and at filling: entries that make a shorter row as long as the others."""
     weight: Tensor | None = None
     """float32, B K. Factor of the attention to a position, while thresholds are learned: then nothing is removed."""
+    rotated_as: Tensor | None = None
+    """int64, B K. The positions in the whole row whose rotary embedding is used in their place; None for their own."""
 
     def of(self, values: Tensor) -> Tensor:
         """Values B P of the kept positions: B K."""
@@ -43,12 +45,15 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PruneDecision:
-    """What happens to the positions of the layer before. Exactly one of the two fields is given."""
+    """What happens to the positions of the layer before. Exactly one of `keep` and `weight` is given."""
 
     keep: Tensor | None = None
     """bool, B K. False for a position that is removed."""
     weight: Tensor | None = None
     """float32, B K. Factor of the attention to each position, with gradients; none is removed."""
+    restart: bool = False
+    """Whether the rotary embeddings of what remains of the prompt count from the start of the row without gaps. Those
+    of an answer stay."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,6 +150,13 @@ class PruneView:
     """Name -> float32, B K: attention that these positions received in the layer before, from the stage's rows."""
     notes: dict[int, Any]
     """By layer; the stage writes its notes here."""
+    hidden: Tensor
+    """B K D: the states of these positions that would go into the layer; before layer 0 the embeddings."""
+    final_norm: Callable[[Tensor], Tensor]
+    """The norm behind the LLM's last layer."""
+    attention_ahead: Callable[[Tensor], Tensor]
+    """Of weighted query rows (float, B K): the attention that the positions of `before` would receive from them in the
+    layer that comes next, as it stands: float32, B K. It costs that layer's projections."""
 
 
 @dataclass(kw_only=True, eq=False)

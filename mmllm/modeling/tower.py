@@ -21,9 +21,14 @@ SCORE_KINDS = {
     "cls_attention": "attention of the class token over the patches, mean over heads",
     "mean_attention": "attention a patch receives, mean over heads and queries",
     "probe_attention": "attention of the pooling head's learned probe over the patches, mean over heads",
+    "keys": "the keys of the attention, mean over heads: a vector for each patch",
 }
 
-_REASONS = {"cls_attention": "it has no class token", "probe_attention": "it has no attention pooling head"}
+_REASONS = {
+    "cls_attention": "it has no class token",
+    "probe_attention": "it has no attention pooling head",
+    "keys": "it does not give them",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +38,7 @@ class FrameOutput:
     features: Tensor
     """F N C."""
     scores: dict[str, Tensor] = field(default_factory=dict)
-    """Name -> float32, F N."""
+    """Name -> float32, F N; of `keys` F N K."""
     index: Tensor | None = None
     """int64, F N, where tokens were dropped or merged inside the tower."""
     size: Tensor | None = None

@@ -1,4 +1,4 @@
-"""From pixels to the visual tokens that the LLM reads: encode, reduce, project, path.
+"""From pixels to the visual tokens that the LLM reads: encode, reduce, project, reduce, path.
 
 V videos, I images, T frames, K tiles of an image or ids of the text before a frame, S side in pixels,
 N tokens of a frame, C encoder width, D LLM width
@@ -23,6 +23,7 @@ from mmllm.interfaces import (
     EncoderStage,
     LlmStage,
     Part,
+    ProjectedReducer,
     TokenReducer,
     VideoPath,
     VisualTokenizer,
@@ -107,13 +108,12 @@ class VisualStages(PreTrainedModel):
         return heard(self.audio_encoder, waveform, times_s, frame_mask=frame_mask, length=length, start_s=start_s)
 
     def reduce(self, tokens: VisualTokens) -> VisualTokens:
-        """Encoder features after all reducers, with the sound and what else the path needs of whole frames."""
-        reduced = tokens = self._for_path(tokens)
-        for reducer in self.reducers:
-            if reducer.reads_question:
-                _required(reduced.question, reducer)
-            reduced = reducer(reduced)
-        return reduced.with_sound_of(tokens)
+        """Encoder features after the reducers in front of the projector.
+
+        With the sound and what else the path needs of whole frames.
+        """
+        tokens = self._for_path(tokens)
+        return _reduced(tokens, [reducer for reducer in self.reducers if not isinstance(reducer, ProjectedReducer)])
 
     def _for_path(self, tokens: VisualTokens) -> VisualTokens:
         """Encoder features of the frames that the path reads, with the similarity of neighbours if it asks for that."""
@@ -126,25 +126,41 @@ class VisualStages(PreTrainedModel):
         return tokens
 
     def arrange(self, tokens: VisualTokens) -> VisualSequence:
-        """Encoder features to the sequence that the LLM reads: reduce, project, path, blend."""
-        return self.lay_out(self.reduce(tokens))
+        """Encoder features to the sequence that the LLM reads: reduce, project, reduce again, path, blend."""
+        return self.lay_out(self.reduce_projected(self.project(self.reduce(tokens))))
+
+    @property
+    def projected_reducers(self) -> list[ProjectedReducer]:
+        """The reducers behind the projector, in order."""
+        return [reducer for reducer in self.reducers if isinstance(reducer, ProjectedReducer)]
+
+    @property
+    def projects_averages(self) -> bool:
+        """Whether the path comes before the projector: that is affine, and the path takes averages.
+
+        The result is the same, and fewer tokens are projected.
+        """
+        return self.visual_tokenizer.affine and self.path.averages and not self.projected_reducers
+
+    def project(self, tokens: VisualTokens) -> VisualTokens:
+        """Reduced tokens at the LLM's width; at the encoder's if the path comes before the projector."""
+        if self.visual_tokenizer.reads_question:
+            _required(tokens.question, self.visual_tokenizer)
+        tokens = tokens.replace(features=tokens.features.to(self.dtype))
+        return tokens if self.projects_averages else self.visual_tokenizer(tokens).with_sound_of(tokens)
+
+    def reduce_projected(self, tokens: VisualTokens) -> VisualTokens:
+        """Projected tokens after the reducers behind the projector."""
+        return _reduced(tokens, self.projected_reducers)
 
     def lay_out(self, tokens: VisualTokens) -> VisualSequence:
-        """Reduced tokens to the sequence that the LLM reads: project, path, sound between the frames, blend.
-
-        If the projector is affine and the path takes averages, the path comes first. The result is the same, and fewer
-        tokens are projected.
-        """
-        for part in (self.visual_tokenizer, self.path):
-            if part.reads_question:
-                _required(tokens.question, part)
-        tokens = tokens.replace(features=tokens.features.to(self.dtype))
-        if self.visual_tokenizer.affine and self.path.averages:
-            sequence = self.path(tokens)
+        """Projected tokens to the sequence that the LLM reads: path, sound between the frames, blend."""
+        if self.path.reads_question:
+            _required(tokens.question, self.path)
+        sequence = self.path(tokens)
+        if self.projects_averages:
             averages = VisualTokens(features=sequence.embeddings.unsqueeze(1), grid=None)  # B 1 L C
             sequence = dataclasses.replace(sequence, embeddings=self.visual_tokenizer(averages).features.squeeze(1))
-        else:
-            sequence = self.path(self.visual_tokenizer(tokens).with_sound_of(tokens))
         if self.audio_projector is not None and tokens.audio is not None and tokens.audio_mask is not None:
             spoken = self.audio_projector(tokens.audio.to(self.dtype))
             sequence = between_frames(sequence, spoken, tokens.audio_mask)
@@ -240,6 +256,16 @@ class VisualStages(PreTrainedModel):
         """The stages that work inside the LLM, from all slots, in order."""
         parts = (getattr(self, name) for name in model_slots())
         return llm_stages([part for filled in parts if isinstance(filled, (list, nn.ModuleList)) for part in filled])
+
+
+def _reduced(tokens: VisualTokens, reducers: Sequence[TokenReducer]) -> VisualTokens:
+    """The tokens after some reducers, with the sound that they had before."""
+    reduced = tokens
+    for reducer in reducers:
+        if reducer.reads_question:
+            _required(reduced.question, reducer)
+        reduced = reducer(reduced)
+    return reduced.with_sound_of(tokens)
 
 
 def listed(parts: Any) -> list[Any]:

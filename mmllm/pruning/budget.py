@@ -25,8 +25,8 @@ BUDGET_GUARD = 1e-9
 class Budget:
     """Exactly one of `keep`, `ratio` and `total`. Reducers' configurations extend this class."""
 
-    rounding: ClassVar[Literal["nearest", "floor"]] = "nearest"
-    """How `ratio` becomes a whole number of tokens; "nearest" rounds a half up."""
+    rounding: ClassVar[Literal["nearest", "even", "floor"]] = "nearest"
+    """How `ratio` becomes a whole number of tokens; "nearest" rounds a half up, "even" to the even number."""
 
     keep: int | None = None
     """Tokens that remain of each frame (of each tile, for a tiled image)."""
@@ -48,10 +48,12 @@ class Budget:
         require(self.total is None or self.total >= 1, self, "total", "at least 1 token")
 
     def fraction(self, tokens: int, *, guard: float = BUDGET_GUARD) -> int:
-        """`ratio` of a number of tokens, rounded as `rounding` says; at least 1 with "nearest"."""
+        """`ratio` of a number of tokens, rounded as `rounding` says; at least 1 unless it rounds down."""
         assert self.ratio is not None
         if self.rounding == "floor":
             return min(tokens, math.floor(tokens * self.ratio + guard))
+        if self.rounding == "even":
+            return min(tokens, max(1, round(tokens * self.ratio)))
         return min(tokens, max(1, math.floor(tokens * self.ratio + 0.5 + guard)))
 
     def per_frame(self, mask: Tensor) -> Tensor:

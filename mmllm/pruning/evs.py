@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import Explanation, TokenReducer
+from mmllm.interfaces import Explanation, ProjectedReducer
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.selection import check_scores, ranks, top_counted
 from mmllm.registry import register
@@ -68,7 +68,7 @@ class EvsConfig:
 
 
 @register("reducer", "evs", config=EvsConfig)
-class EvsReducer(TokenReducer):
+class EvsReducer(ProjectedReducer):
     """EVS: over the whole video, keeps the patches that changed most since the frame before."""
 
     layout = "grid"

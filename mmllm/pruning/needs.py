@@ -7,13 +7,13 @@ one of them is enough, and an empty list means that it needs none.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
-from mmllm.interfaces import Encoder, EncoderStage, TokenReducer
+from mmllm.interfaces import Encoder, EncoderStage, LlmStage, ProjectedReducer, TokenReducer
 from mmllm.tokens import VisualTokens
 
 _LAYOUTS = {"grid": "patches on a grid", "line": "ordered 1D tokens"}
@@ -27,10 +27,25 @@ def reducers_for(offers: Collection[str], layout: str) -> list[str]:
         choices = reducer.score_choices
         if issubclass(reducer, EncoderStage) or reducer.layout not in (None, layout):
             continue
+        if reducer.needs_keys and "keys" not in offers:
+            continue
         if not choices:
             names.append(name)
         names += [f"{name}:score={kind}" for kind in choices if kind in offers]
     return names
+
+
+def where_it_acts(reducer: type[TokenReducer]) -> str:
+    """The place of a reducer in a model, in words."""
+    places = {LlmStage: "inside the LLM", EncoderStage: "inside the encoder", ProjectedReducer: "behind the projector"}
+    return next((words for base, words in places.items() if issubclass(reducer, base)), "behind the encoder")
+
+
+def what_it_needs(reducer: type[TokenReducer]) -> str:
+    """What a reducer needs of the encoder, in words; empty if nothing."""
+    scores = " or ".join(reducer.score_choices)
+    layout = "" if reducer.layout is None else _LAYOUTS[reducer.layout]
+    return ", ".join(filter(None, (scores, "keys" if reducer.needs_keys else "", layout)))
 
 
 def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
@@ -58,6 +73,23 @@ def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
             f"reducer {reducer.registered_name!r} ranks tokens by {missing[0]!r}, which encoder "
             f"{encoder.registered_name!r} cannot give (it has {offers}); {advice}"
         )
+
+
+def check_order(reducers: Sequence[TokenReducer]) -> None:
+    """Refuses a reducer in front of the projector that is listed after one behind it.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    behind = ""
+    for reducer in reducers:
+        if isinstance(reducer, ProjectedReducer):
+            behind = reducer.registered_name
+        elif behind and not isinstance(reducer, LlmStage):
+            raise ConfigError(
+                f"reducer {reducer.registered_name!r} acts before the projector, and {behind!r}, which is listed "
+                f"before it, behind the projector: list {reducer.registered_name!r} first"
+            )
 
 
 def score_of(tokens: VisualTokens, name: str, reducer: str) -> Tensor:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -66,3 +67,21 @@ def top_counted(scores: Tensor, counts: Tensor, mask: Tensor | None = None) -> t
     most = int(kept.sum(dim=-1).max()) if kept.numel() else 0
     index = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]
     return index, kept.gather(-1, index)
+
+
+def equal_frames(mask: Tensor, counts: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Frames that have equally many tokens, together, so that they need no padding.
+
+    Args:
+        mask: bool, F N. The tokens that each frame has.
+        counts: int64, F. What else the frames of a group must have in common, such as how many tokens they keep.
+
+    Yields:
+        Numbers of the frames (int64, f), the positions of their tokens (int64, f n), and their count, or n.
+    """
+    present = mask.sum(-1)
+    counts = present if counts is None else counts
+    for tokens, count in torch.stack([present, counts], -1).unique(dim=0).tolist():
+        frames = ((present == tokens) & (counts == count)).nonzero()[:, 0]
+        if tokens:
+            yield frames, mask[frames].nonzero()[:, 1].view(len(frames), tokens), count

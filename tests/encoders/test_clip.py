@@ -145,7 +145,7 @@ def test_bad_pixels(encoder, bad, message):
     "score", ["cls_attention@4", "cls_attention@-5", "cls_attention@x", "clsattention", "probe_attention"]
 )
 def test_bad_scores(encoder, pixels, score):
-    with pytest.raises(InputError, match=r"layers -4 to 3|can give cls_attention, mean_attention"):
+    with pytest.raises(InputError, match=r"layers -4 to 3|can give cls_attention, keys, mean_attention"):
         encoder(pixels, scores=[score])
 
 

@@ -69,7 +69,7 @@ def test_early_layer_with_probe(pixels):
 
 
 def test_class_attention_is_refused(encoder, pixels):
-    with pytest.raises(InputError, match=r"no class token; it can give mean_attention, probe_attention"):
+    with pytest.raises(InputError, match=r"no class token; it can give keys, mean_attention, probe_attention"):
         encoder(pixels, scores=["cls_attention"])
     without = SiglipEncoder(SiglipConfig(**{**vars(TINY), "pooling_head": False}))
     with pytest.raises(InputError, match="no attention pooling head"):

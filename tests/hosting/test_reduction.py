@@ -18,7 +18,7 @@ from mmllm.hosting.fitting import fitting
 from mmllm.hosting.media import Medium
 from mmllm.hosting.model import HostedModel
 from mmllm.hosting.reduction import ReducerChain, as_tokens
-from mmllm.interfaces import TokenReducer
+from mmllm.interfaces import LlmStage, TokenReducer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "modern-evs.safetensors"
 STEPS = 4
@@ -32,7 +32,12 @@ def working(case):
     """The reducers that rank or choose tokens of this model, without a budget."""
     hosted = HostedModel(case.model)
     names = fitting(hosted.family.towers(case.model), case.model.get_decoder())
-    return [name for name in names if name.partition(":")[0] not in ("pool", "atp", "fastv")]
+    return [name for name in names if not merges_or_is_inside(registry.find("reducer", name.partition(":")[0]).cls)]
+
+
+def merges_or_is_inside(cls):
+    """Whether a reducer has more than a choice of tokens before the LLM, which other tests are about."""
+    return issubclass(cls, LlmStage) or cls.groups is not TokenReducer.groups
 
 
 def with_budget(name, ratio):

@@ -11,7 +11,16 @@ IDS = torch.tensor([[5, VIDEO, 6, 7, 8, 0], [5, VIDEO, 3, 9, 8, 9]])
 MASK = (IDS != 0).long()
 CLIP = "clip:image_size=16,patch_size=4,width=16,layers=4,heads=2,mlp_width=32"
 DEEP = {"num_hidden_layers": 4}
-WHOLE = ["random:keep=16", "uniform:keep=16", "fastervlm:keep=16", "hired:ratio=1", "evs:rate=0", "diffrate:keep=16"]
+WHOLE = [
+    "random:keep=16",
+    "uniform:keep=16",
+    "fastervlm:keep=16",
+    "hired:ratio=1",
+    "diffrate:keep=16",
+    "visionzip:ratio=1",
+    "vispruner:keep=16",
+]
+BEHIND = ["evs:rate=0", "divprune:keep=16", "vidcom2:ratio=1", "flashvid:ratio=1"]
 SMALL = [
     "random:keep=5",
     "uniform:keep=5",
@@ -20,8 +29,15 @@ SMALL = [
     "video_budget:total=20",
     "evs:rate=0.6",
     "diffrate:keep=5",
+    "divprune:keep=5",
+    "vidcom2:ratio=0.3",
+    "flashvid:ratio=0.25",
+    "visionzip:dominant=4,contextual=2",
+    "vispruner:keep=5",
 ]
 ATP = "atp:depths=0.25+0.5+0.75,ratio=0.5"
+PYRAMID = "pyramiddrop:layers=1+2,ratios=0.5+0.25"
+DART = ["dart:layer=0,ratio=0.4", "dart:layer=2,ratio=0.4"]
 PATHS = ["plain", "slowfast:image_frames=4"]
 
 
@@ -37,7 +53,7 @@ def build(make_model):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("reducer", WHOLE)
+@pytest.mark.parametrize("reducer", [*WHOLE, *BEHIND])
 def test_a_full_budget_is_the_model_without_a_reducer(build, reducer, path):
     ours, whole = build(reducer, path=path), build(path=path)
     given = {"attention_mask": MASK, "pixel_values_videos": pixels()}
@@ -45,12 +61,14 @@ def test_a_full_budget_is_the_model_without_a_reducer(build, reducer, path):
         left, all_ = ours.encode(pixels()).features, whole.encode(pixels()).features
         assert_near(left, all_)
         assert_near(ours(IDS, **given).logits, whole(IDS, **given).logits)
+    elif reducer in BEHIND and path != "plain":  # the projector then comes before the averages, not after them
+        assert_near(ours(IDS, **given).logits, whole(IDS, **given).logits)
     else:
         assert torch.equal(ours(IDS, **given).logits, whole(IDS, **given).logits)
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("reducer", [*SMALL, ATP])
+@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, *DART])
 def test_every_reducer_answers_the_same_with_and_without_a_cache(build, reducer, path):
     model = build(reducer, path=path)
     greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
@@ -63,7 +81,7 @@ def test_every_reducer_answers_the_same_with_and_without_a_cache(build, reducer,
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("reducer", [*SMALL, ATP])
+@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, *DART])
 def test_every_reducer_is_trained_through(build, reducer, path):
     model = build(reducer, path=path).train()
     labels = IDS.masked_fill(MASK == 0, -100)

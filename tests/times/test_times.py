@@ -122,7 +122,7 @@ def test_the_model_reads_the_text_between_the_frames(interleaved):
     inputs = processor.media_inputs("video", [clip()]).flat()
     ids = question_ids(interleaved)
     logits = model(ids.unsqueeze(0), **inputs).logits
-    frames = model.lay_out(model.reduce(model.encode(inputs["pixel_values_videos"])))
+    frames = model.arrange(model.encode(inputs["pixel_values_videos"]))
     assert frames.frame.shape == (1, 6 + 16)
     word, parts = model.get_input_embeddings(), []
     for i, frame in enumerate(frames.frame[0].tolist()):
