@@ -12,7 +12,8 @@ import numpy as np
 from mmllm.evaluation.clock_faults import Observation
 from mmllm.evaluation.clock_prompt import grouped, prompt_observations, prompt_texts
 from mmllm.evaluation.clock_situations import Situation
-from mmllm.inference.hosted import HostedVideo, HostedVideoQA
+from mmllm.inference.hosted import HostedVideoQA
+from mmllm.inference.hosted_video import HostedVideo
 
 
 def hosted_observations(

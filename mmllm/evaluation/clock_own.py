@@ -20,7 +20,8 @@ from mmllm.evaluation.clock_requests import ClockRequest
 from mmllm.evaluation.clock_strip import read_strip
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
-from mmllm.inference.hosted import HostedVideo, HostedVideoQA
+from mmllm.inference.hosted import HostedVideoQA
+from mmllm.inference.hosted_video import HostedVideo
 
 _EXACT_S = 1e-3
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
