@@ -14,8 +14,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "demo", "directions", "encoders", "finetune", "image_tokenizers", "long_video", "reducers",
-    "tokenizer_training", "train", "video",
+    "ablations", "demo", "directions", "encoders", "finetune", "image_tokenizers", "long_video", "paths",
+    "reducers", "tokenizer_training", "train", "video",
 )  # fmt: skip
 
 
@@ -198,3 +198,21 @@ def test_tokenizers_are_trained(tmp_path):
     assert len(kept.tables["textok-errors"]) == 4
     assert filled_columns(kept, "textok-errors") == 4
     assert (tmp_path / "flextok-tokens.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+def test_paths_are_measured_trained_and_not_trained_again(tmp_path):
+    arguments = ["--short", "--output", str(tmp_path / "run")]
+    kept = run("paths", arguments, tmp_path)
+    assert filled_columns(kept, "path-costs") == 10
+    assert filled_columns(kept, "path-claims") == 7
+    rows = {(row.labels["group"], row.labels["name"]): row.numbers for row in kept.tables["path-answers"]}
+    assert rows["hybrid", "fast and slow tokens"]["beside"] == 8 * 4
+    assert rows["hybrid", "its twin without cross-attention"]["tokens"] == 8 * 4
+    assert "miou_percent" in rows["sound", "the best constant answer"]
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("run/*/runs/*/model/config.json")}
+    assert len(trained) == 12
+    again = run("paths", [*arguments, "--only", "hybrid", "sound"], tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("run/*/runs/*/model/config.json")} == trained
+    assert all(row.numbers == rows[row.labels["group"], row.labels["name"]] for row in again.tables["path-answers"])
