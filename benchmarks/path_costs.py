@@ -1,7 +1,8 @@
 """What reading a video costs on each path: tokens, operations, seconds, memory, with an LLM of random weights.
 
-The LLM has the layers of Qwen2-7B and a seventh of its width; a frame has a seventh of the tokens. So attention has
-the same share of all operations as there. Features of frames are random, too: an encoder costs the same on every path.
+The LLM has the layers of Qwen2-7B and a fourteenth of its width; a frame has a fourteenth of the tokens. So attention
+has the same share of all operations as there. Features of frames are random, too: an encoder costs the same on all
+paths.
 
 T frames, D LLM width
 """
@@ -30,19 +31,19 @@ from mmllm.modeling.placeholders import place
 from mmllm.tokens import VisualSequence, VisualTokens
 
 FRAMES = (8, 16, 32, 64, 128, 224)
-BUDGET = 288
+BUDGET = 252
 """Most tokens of a video in the sequence."""
-GRID = (6, 8)
-"""Patches of a frame, of which 2 x 2 are averaged to one of 12 tokens."""
-TEXT = 16
+GRID = (4, 6)
+"""Patches of a frame, of which 2 x 2 are averaged to one of 6 tokens."""
+TEXT = 8
 """Tokens of the question."""
 PLACEHOLDER = 5
 QWEN2_7B = Qwen2Config(
     hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
     vocab_size=152064,
 )  # fmt: skip
-A_SEVENTH: dict[str, Any] = {
-    "hidden_size": 512, "intermediate_size": 2704, "num_hidden_layers": 28, "num_attention_heads": 8,
+SMALL_LLM: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 1352, "num_hidden_layers": 28, "num_attention_heads": 8,
     "num_key_value_heads": 1, "vocab_size": 1000,
 }  # fmt: skip
 Way = Mapping[str, Any]
@@ -56,8 +57,8 @@ def hybrid(fast_frames: int) -> Way:
 
 WHOLE: Way = {"reducers": ("pool:stride=2",), "path": "plain"}
 TDC = (
-    "tdc:cuts=7,window=64,max_frames=88,tokens=1,frame_tokens=12,newline=false,width=112,layers=12,heads=4,"
-    "mlp_width=448,question_words=when+does+it+spin,most_words=32,positions=32,"
+    "tdc:cuts=7,window=64,max_frames=100,tokens=1,frame_tokens=6,newline=false,width=56,layers=12,heads=4,"
+    "mlp_width=224,question_words=when+does+it+spin,most_words=32,positions=32,"
     f"text_tokens={TEXT},max_length={BUDGET + TEXT + 16}"
 )
 WAYS: dict[str, Way] = {
@@ -65,7 +66,7 @@ WAYS: dict[str, Way] = {
     "plain, each frame thinned out": {"reducers": (f"uniform:total={BUDGET}",), "path": "plain"},
     "LITA SlowFast": {"path": "slowfast"},
     "TDC": {"reducers": ("pool:stride=2",), "path": TDC},
-    "Slow-Fast hybrid": hybrid(BUDGET // 12),
+    "Slow-Fast hybrid": hybrid(BUDGET // 6),
 }
 """How frames are read; all but the first in at most `BUDGET` tokens."""
 CLAIMS = {
@@ -157,7 +158,7 @@ def _counted(work: Callable[[], Any]) -> float:
 
 def by_formula(config: Qwen2Config, tokens: int, beside: int) -> float:
     """Operations of a prefill of so many visual tokens in the sequence, and beside it, by the package's formulas."""
-    text = TEXT if config is not QWEN2_7B else TEXT * 7
+    text = TEXT if config is not QWEN2_7B else TEXT * 14
     operations = prefill_flops(config, tokens + text)
     if beside:
         with torch.device("meta"):
@@ -204,7 +205,7 @@ def fill_claims(results: Results, rounds: int, sizes: Mapping[str, Any]) -> None
     counted = {name: reader.counted(read) for name, (reader, read) in reads.items()}
     formula = {name: by_formula(own.config, read.tokens, read.beside) for name, (_, read) in reads.items()}
     large = {
-        name: by_formula(QWEN2_7B, read.tokens * 81 // 12, read.beside * 81 // 12) for name, (_, read) in reads.items()
+        name: by_formula(QWEN2_7B, read.tokens * 81 // 6, read.beside * 81 // 6) for name, (_, read) in reads.items()
     }
     for (of, to), demanded in CLAIMS.items():
         numbers: dict[str, Number] = {

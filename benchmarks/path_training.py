@@ -54,12 +54,14 @@ def _scenes() -> Recipe:
 
 
 def _sound() -> Recipe:
-    return recipe("tiny-audio")
+    start = recipe("tiny-audio").with_stage("language", max_steps=240)
+    clips = replace(start.data.synthetic, train_videos=200, val_videos=60, min_duration_s=20.0, max_duration_s=40.0)
+    return replace(start, data=DataConfig(synthetic=clips))
 
 
 def _shortened(start: Recipe) -> Recipe:
     stages = {name: {"max_steps": 2, "batch_size": 2} for name in start.names}
-    clips = replace(start.data.synthetic, train_videos=4, val_videos=2, min_duration_s=20.0)
+    clips = replace(start.data.synthetic, train_videos=4, val_videos=2, min_duration_s=20.0, max_duration_s=25.0)
     model = replace(start.model, num_frames=8, path="slowfast:image_frames=8")
     return replace(start.changed(stages), data=DataConfig(synthetic=clips), model=model)
 
@@ -75,20 +77,11 @@ OPENING: dict[str, Any] = {"language": {"learning_rates": {"decoder_stages": 1e-
 
 
 def _scene_variants() -> Iterator[Variant]:
-    """The first is the one whose frame encoder all share."""
-    group = f"at most {BUDGET} tokens"
-    yield Variant(group=group, name="LITA SlowFast")
-    thinned = {"path": "plain", "reducers": (f"uniform:total={BUDGET}",)}
-    yield Variant(group=group, name="plain, each frame thinned out", changes=thinned)
-    scenes = {"path": f"tdc:cuts=7,window=50,{TDC}", "reducers": ("pool:stride=2",)}
-    yield Variant(group=group, name="TDC", changes=scenes)
-    most = _hybrid(f"temporal_stride=1000,min_fast_frames={BUDGET // 4}")
-    yield Variant(group=group, name="Slow-Fast hybrid", changes=most, training=OPENING)
-
-    group, few = "hybrid", "temporal_stride=5,min_fast_frames=10"
+    group, few = "hybrid", "temporal_stride=3,min_fast_frames=10"
     requests: dict[str, dict[str, Any]] = {
-        "fast and slow tokens": {}, "the same, asked without its slow tokens": {"decoder_stages": []},
-    }  # fmt: skip
+        "fast and slow tokens": {},
+        "the same, asked without its slow tokens": {"decoder_stages": []},
+    }
     yield Variant(group=group, name="both", changes=_hybrid(few), training=OPENING, requests=requests)
     yield Variant(group=group, name="its twin without cross-attention", changes=_hybrid(few, attends=False))
     single = _hybrid("temporal_stride=1000,spatial_stride=2,min_fast_frames=1")
@@ -101,6 +94,15 @@ def _scene_variants() -> Iterator[Variant]:
     of_frames = {"path": "plain", "reducers": ("pool:stride=2",)}
     yield Variant(group=group, name="patches of each frame averaged", changes=of_frames)
 
+    group = f"at most {BUDGET} tokens"
+    yield Variant(group=group, name="LITA SlowFast")
+    thinned = {"path": "plain", "reducers": (f"uniform:total={BUDGET}",)}
+    yield Variant(group=group, name="plain, each frame thinned out", changes=thinned)
+    scenes = {"path": f"tdc:cuts=7,window=50,{TDC}", "reducers": ("pool:stride=2",)}
+    yield Variant(group=group, name="TDC", changes=scenes)
+    most = _hybrid(f"temporal_stride=1000,min_fast_frames={BUDGET // 4}")
+    yield Variant(group=group, name="Slow-Fast hybrid", changes=most, training=OPENING)
+
 
 def _sound_variants() -> Iterator[Variant]:
     yield Variant(group="sound", name="with an audio encoder")
@@ -109,7 +111,13 @@ def _sound_variants() -> Iterator[Variant]:
 
 
 def run_study(
-    study: Study, output: Path, *, seeds: int, jobs: int, only: Sequence[str] | None = None
+    study: Study,
+    output: Path,
+    *,
+    seeds: int,
+    jobs: int,
+    only: Sequence[str] | None = None,
+    encoder: Path | None = None,
 ) -> Iterator[tuple[dict[str, str], dict[str, Number]]]:
     """Labels and numbers of each row; what has been trained already is not trained again.
 
@@ -119,14 +127,16 @@ def run_study(
         seeds: of each model.
         jobs: how many are trained at a time.
         only: groups to run; None for all.
+        encoder: weights of the frame encoder, which all models share; without them it is trained first.
     """
     folder = output / study.name
     chosen = [variant for variant in study.variants if only is None or variant.group in only]
     if not chosen:
         return
     render(folder / "data", study.base.data.synthetic, workers=jobs)
-    encoder = None
-    if "frame_encoder" in study.base.names:
+    if "frame_encoder" not in study.base.names:
+        encoder = None
+    elif encoder is None:
         first = study.variants[0]
         run_variant(first, seed=0, base=study.base, output=folder, encoder=None)
         encoder = folder / "runs" / f"{first.folder}-0" / "encoder" / "encoder.safetensors"

@@ -13,7 +13,7 @@ from mmllm.fields import merged
 from mmllm.times.answers import Span
 from mmllm.tokens import VisualTokens
 
-TINY = {**path_costs.A_SEVENTH, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+TINY = {**path_costs.SMALL_LLM, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 
 
 @pytest.fixture(params=path_costs.FRAMES)
@@ -24,21 +24,21 @@ def frames(request):
 @pytest.mark.parametrize("way", list(path_costs.WAYS))
 def test_paths_keep_to_the_budget(way, frames):
     read = path_costs.Reader(path_costs.WAYS[way], TINY).arranged(frames)
-    assert read.tokens <= (12 * frames if way == "plain, all tokens" else path_costs.BUDGET)
-    assert read.beside == (12 * frames if way == "Slow-Fast hybrid" else 0)
-    assert read.frames == (frames if way != "TDC" else min(frames, 88))
+    assert read.tokens <= (6 * frames if way == "plain, all tokens" else path_costs.BUDGET)
+    assert read.beside == (6 * frames if way == "Slow-Fast hybrid" else 0)
+    assert read.frames == (frames if way != "TDC" else min(frames, 100))
 
 
 def test_operations_are_those_of_the_formula():
     reader = path_costs.Reader(path_costs.hybrid(4), TINY)
     read = reader.arranged(8)
-    assert (read.tokens, read.beside) == (48, 96)
-    assert reader.counted(read) == pytest.approx(path_costs.by_formula(Qwen2Config(**TINY), 48, 96), rel=0.01)
+    assert (read.tokens, read.beside) == (24, 48)
+    assert reader.counted(read) == pytest.approx(path_costs.by_formula(Qwen2Config(**TINY), 24, 48), rel=0.01)
 
 
 def test_claims_hold_by_formula():
     results = Results("python benchmarks/paths.py", {})
-    path_costs.fill_claims(results, 1, paths.SMALL)
+    path_costs.fill_claims(results, 1, paths.SHORT_LLM)
     growth, to_plain, saved = (row.numbers["large_ratio"] for row in results.tables["path-claims"])
     assert growth <= 1.04
     assert to_plain <= 1.05
