@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,10 @@ def _hybrid(fast: str, *, attends: bool = True) -> dict[str, Any]:
     return {"path": f"slowfast-hybrid:{fast}", "decoder_stages": stages}
 
 
-TDC = "text_input=false,tokens=1,newline=false,width=64,layers=2,heads=4,mlp_width=128,frame_tokens=16,max_length=2048"
+TDC = (
+    "text_input=false,tokens=1,newline=false,width=64,layers=2,heads=4,mlp_width=128,frame_tokens=16,max_length=2048,"
+    "positions=64,most_words=32"
+)
 OPENING: dict[str, Any] = {"language": {"learning_rates": {"decoder_stages": 1e-2}}}
 """The gates open from 0 by at most a learning rate a step: they need a higher one to open in a few hundred."""
 
@@ -149,8 +152,8 @@ def run_study(
             score = 100 * statistics.mean(runs[variant][-1].scores(number).values())
             print(f"{variant.group}, {row}, seed {seed}: mIoU {score:.1f}", flush=True)
     for variant in chosen:
-        for number, row in enumerate(variant.rows):
-            yield {"group": variant.group, "name": row}, numbers(runs[variant], number)
+        for number, (row, request) in enumerate(variant.rows.items()):
+            yield {"group": variant.group, "name": row}, numbers(runs[variant], number, request)
     answers = runs[chosen[0]][0].answers(0)
     constant = json.loads((answers / "metrics.json").read_text())["best_constant_miou"]
     yield {"group": study.name, "name": "the best constant answer"}, {"miou_percent": 100 * constant}
@@ -173,13 +176,18 @@ class Run:
         samples = [sample for sample in read_samples(self.answers(row) / "samples.jsonl") if sample.truth_spans]
         return by_video([sample for sample in samples if _part(sample) <= longest], sample_iou)
 
-    def tokens(self) -> dict[str, int]:
-        """Visual tokens of a clip in the sequence and beside it; those of sound count."""
+    def tokens(self, request: Mapping[str, Any]) -> dict[str, int]:
+        """Visual tokens of a clip that are read in the sequence and beside it; those of sound count.
+
+        Args:
+            request: arguments of `VideoQA.with_stages` for the row.
+        """
         qa = VideoQA.from_pretrained(self.folder / "model")
+        qa = qa.with_stages(**request) if request else qa
         clip = read_samples(self.answers(0) / "samples.jsonl")[0].vid
         encoded = qa.encode_video(self.folder.parents[1] / "data" / "videos" / f"v_{clip}.mp4")
         (sequence,) = encoded.sequences.values()
-        beside = sequence.cross_attention_mask
+        beside = sequence.cross_attention_mask if qa.model.llm_stages else None
         return {"tokens": int(sequence.mask.sum()), "beside": 0 if beside is None else int(beside.sum())}
 
 
@@ -188,9 +196,9 @@ def _part(sample: Sample) -> float:
     return (sample.truth_spans[0].end_s - sample.truth_spans[0].start_s) / sample.length_s
 
 
-def numbers(runs: Sequence[Run], row: int) -> dict[str, Number]:
-    """The table's numbers of a model that was trained with several seeds."""
-    made: dict[str, Number] = dict(runs[0].tokens())
+def numbers(runs: Sequence[Run], row: int, request: Mapping[str, Any]) -> dict[str, Number]:
+    """The table's numbers of a row, whose model was trained with several seeds, and asked as `request` says."""
+    made: dict[str, Number] = dict(runs[0].tokens(request))
     for name, longest in (("miou", 1.0), ("short", SHORT_EVENT)):
         by_seed = [run.scores(row, longest) for run in runs]
         if by_seed[0]:
