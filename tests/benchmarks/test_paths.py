@@ -76,9 +76,13 @@ def test_a_short_event_lasts_a_small_part_of_its_clip(tmp_path):
     assert run.scores(0, longest=0.09) == {}
 
 
-def test_unknown_names_are_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        paths.main(["--only", "speed", "--output", str(tmp_path)])
-    assert (
-        "--only speed: allowed are costs, claims, at most 128 tokens, hybrid, scenes, sound" in capsys.readouterr().err
-    )
+def test_unknown_names_and_missing_files_are_refused(tmp_path, capsys):
+    refused = {
+        "speed": "--only speed: allowed are costs, claims, hybrid, scenes, at most 128 tokens, sound",
+        "costs": f"--encoder {tmp_path / 'none'}: there is no such file",
+    }
+    for name, message in refused.items():
+        encoder = [] if name == "speed" else ["--encoder", str(tmp_path / "none")]
+        with pytest.raises(SystemExit):
+            paths.main(["--only", name, *encoder, "--output", str(tmp_path)])
+        assert message in capsys.readouterr().err
