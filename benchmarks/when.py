@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.intervals import over_seeds_with_clips, turn_ratio
+from benchmarks.intervals import middle, over_seeds_with_clips, turn_ratio
 from benchmarks.layouts import markdown
 from benchmarks.measuring import in_turns
 from benchmarks.reducers import CLIP_SEED, FAMILIES, blind
@@ -32,8 +32,8 @@ from mmllm.inference.answering import EncodedVideo, VideoQA
 from mmllm.pruning.video_budget import change_of
 from mmllm.runtime.progress import Progress
 
-BUDGETS = {"50": 0.5, "25": 0.25, "12.5": 0.125, "5": 0.05}
-"""Share of the tokens in %, as tables call it -> the ratio. Of 16 tokens a frame, 5 % is one."""
+BUDGETS = {"50": 0.5, "25": 0.25, "12_5": 0.125, "5": 0.05}
+"""Share of the tokens in %, as columns call it -> the ratio. Of 16 tokens a frame, 5 % is one."""
 REDUCERS = {
     "uniform": "uniform:ratio={0}",
     "random": "random:ratio={0},seed={1}",
@@ -101,12 +101,12 @@ def _scores(samples: Sequence[Sample], change: dict[str, float]) -> dict[str, li
     timed = [sample for sample in samples if sample.truth_spans]
     shares = {id(sample): sample.truth_spans[0].length_s / sample.length_s for sample in timed}
     edges = np.quantile(list(shares.values()), (1 / 3, 2 / 3))
-    middle = statistics.median(change.values())
+    median = statistics.median(change.values())
     groups: dict[str, list[Sample]] = {"whole": timed}
     for number, name in enumerate(LENGTHS):
         groups[name] = [sample for sample in timed if np.searchsorted(edges, shares[id(sample)]) == number]
     for moving, name in enumerate(MOTIONS):
-        groups[name] = [sample for sample in timed if (change[sample.vid] > middle) == bool(moving)]
+        groups[name] = [sample for sample in timed if (change[sample.vid] > median) == bool(moving)]
     scores = {name: _percent(by_video(rows, sample_iou)) for name, rows in groups.items()}
     return scores | {"place": _percent(by_video([s for s in samples if not s.truth_spans], text_match))}
 
@@ -153,14 +153,18 @@ def figure(results: Results, file: Path) -> None:
     axes = picture.subplots()
     whole, *rows = results.tables["when-budgets"]
     for number, row in enumerate(rows):
-        points = [(float(b), row.numbers[f"whole_{b}_percent"]) for b in BUDGETS if f"whole_{b}_percent" in row.numbers]
-        style = {"color": "black", "linewidth": 2} if row.labels["reducer"] in ("`random`", "`uniform`") else {}
-        line = ("--", "-", ":")[number % 3]
-        axes.plot([b for b, _ in points], [format(m, "") and float(format(m, ".6g")) for _, m in points], line,
-                  marker="o", label=row.labels["reducer"].strip("`"), **style)  # fmt: skip
-    axes.axhline(float(format(whole.numbers["whole_50_percent"], ".6g")), color="gray", label="every token")
-    axes.set(xscale="log", xlabel="tokens left of each frame, %", ylabel="mIoU, %")
-    axes.set_xticks([float(b) for b in BUDGETS], list(BUDGETS))
+        scores = {BUDGETS[b]: row.numbers[f"whole_{b}_percent"] for b in BUDGETS if f"whole_{b}_percent" in row.numbers}
+        name = row.labels["reducer"].strip("`")
+        color = "black" if name in ("random", "uniform") else None
+        style = ("--", "-", ":")[number % 3]
+        axes.plot(
+            [100 * ratio for ratio in scores], [middle(score) for score in scores.values()], style, marker="o",
+            label=name, color=color,
+        )  # fmt: skip
+    axes.axhline(middle(whole.numbers[f"whole_{next(iter(BUDGETS))}_percent"]), color="gray", label="every token")
+    axes.set(xscale="log", xlabel="tokens left of all, %", ylabel="mIoU, %")
+    ticks = [100 * ratio for ratio in BUDGETS.values()]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.legend(fontsize=8, ncols=2)
     axes.grid(alpha=0.3)
     picture.savefig(file, dpi=120)

@@ -43,7 +43,7 @@ def evaluate(
     durations: Path | None = None,
     fps: float | None = None,
     render_seed: int | None = None,
-    render_world: Literal["basic", "easy", "full", "hard"] | None = None,
+    render_world: Literal["basic", "easy", "full", "hard", "scenes"] | None = None,
     render_videos: int = 100,
     limit: int | None = None,
     audio: bool = True,

@@ -22,7 +22,7 @@ def render_command(
     videos: int = 800,
     val_videos: int = 100,
     seed: int = 0,
-    world: Literal["basic", "easy", "full", "hard"] = "easy",
+    world: Literal["basic", "easy", "full", "hard", "scenes"] = "easy",
     families: tuple[str, ...] = tuple(SEEN_FAMILIES),
     questions: int = 8,
     size: int = 64,

@@ -34,7 +34,8 @@ class SyntheticConfig:
     val_videos: int = 100
     world: str = "easy"
     """basic: 2-3 things of 4 colours and 3 shapes, with 4 actions that are quickly learned. easy: the same with 6
-    actions. full: 2-4 things of 6 colours and 4 shapes, with 10 actions. hard: full, with an unsteady camera."""
+    actions. full: 2-4 things of 6 colours and 4 shapes, with 10 actions. hard: full, with an unsteady camera. scenes:
+    basic with 3-4 things, cut into 5-8 scenes of very different lengths; things come and go at cuts."""
     size: int = 64
     """Side of a frame in pixels."""
     fps: int = 5

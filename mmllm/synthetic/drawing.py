@@ -89,14 +89,18 @@ def plate(value: int, size: int) -> np.ndarray:
 
 
 def _backgrounds(scene: Stage, size: int) -> np.ndarray:
-    """Backgrounds, uint8 (W F S S 3): soft blotches of muted colour with a fine grain, moved with the camera."""
+    """Backgrounds, uint8 (W F S S 3): soft blotches of muted colour with a fine grain, moved with the camera.
+
+    Each scene of a world has its own.
+    """
     margin = round(_MARGIN * size / 64)
     side = size + 2 * margin
-    w, spread = len(scene.worlds), _blotches(side)
+    seeds, row = _background_seeds(scene)
+    w, spread = len(seeds), _blotches(side)
     grains = sliding_window_view(_noise_bank(side), side * side)
     coarse, grain = np.empty((w, 6, 6, 3), dtype=np.float32), np.empty((w, side, side), dtype=np.float32)
-    for i, world in enumerate(scene.worlds):
-        generator = np.random.Generator(np.random.PCG64(world.texture_seed + 1))
+    for i, seed in enumerate(seeds):
+        generator = np.random.Generator(np.random.PCG64(seed))
         level = generator.uniform(70, 150) + generator.uniform(-14, 14, size=3)
         coarse[i] = level + generator.normal(0, 20, size=(6, 6, 1)) + generator.normal(0, 7, size=(6, 6, 3))
         grain[i] = grains[generator.integers(len(grains))].reshape(side, side)
@@ -107,7 +111,20 @@ def _backgrounds(scene: Stage, size: int) -> np.ndarray:
     # Each background is larger than a frame by the margin; the camera selects the part that is visible.
     shift = margin - np.rint(scene.nudges * size).astype(np.int64)  # W F 2
     windows = sliding_window_view(backgrounds, (size, size), axis=(1, 2))
-    return np.moveaxis(windows[np.arange(w)[:, None], shift[..., 1], shift[..., 0]], 2, -1).copy()
+    return np.moveaxis(windows[row, shift[..., 1], shift[..., 0]], 2, -1).copy()
+
+
+def _background_seeds(scene: Stage) -> tuple[list[int | list[int]], np.ndarray]:
+    """The seed of each background, and which of them each frame has (int64, W F). Only scenes that are shown count."""
+    seeds: list[int | list[int]] = []
+    row = np.empty_like(scene.frame_index)
+    for i, world in enumerate(scene.worlds):
+        part = np.searchsorted(np.array(world.cuts, dtype=np.int64), scene.frame_index[i], side="right")
+        parts, row[i] = np.unique(part, return_inverse=True)
+        row[i] += len(seeds)
+        seed = world.texture_seed + 1
+        seeds += [[seed, number] if number else seed for number in parts.tolist()]
+    return seeds, row
 
 
 @functools.cache

@@ -123,6 +123,8 @@ class World:
     """The seed of background, camera nudges and noise."""
     sounds: tuple[SceneSound, ...] = ()
     """Different sounds. Without any, the clip has no sound track."""
+    cuts: tuple[int, ...] = ()
+    """Frames with which another scene begins, ascending. Each scene has its own background."""
 
     @property
     def duration_s(self) -> float:

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 from mmllm.synthetic.world import (
@@ -39,6 +40,9 @@ class WorldRules:
     fewest_things: int = 2
     most_things: int = 4
     jitter: float = 0.05
+    fewest_scenes: int = 1
+    most_scenes: int = 1
+    """Scenes of different lengths, with cuts between them. Things that come and go do so at cuts."""
 
 
 WORLDS = {
@@ -48,6 +52,14 @@ WORLDS = {
     "easy": WorldRules(colors=COLORS[:4], shapes=SHAPES[:3], actions=ACTIONS[:6], most_things=3),
     "full": WorldRules(),
     "hard": WorldRules(jitter=0.3),
+    "scenes": WorldRules(
+        colors=COLORS[:4],
+        shapes=SHAPES[:3],
+        actions=("left", "right", "grow", "white"),
+        fewest_things=3,
+        fewest_scenes=5,
+        most_scenes=8,
+    ),
 }
 
 
@@ -95,10 +107,12 @@ def sample_world(
     count = random_state.randint(rules.fewest_things, rules.most_things)
     visitors = random_state.randint(1, count - 1) if actions else count
     colors = random_state.sample(rules.colors, count)
+    cuts = _cuts(random_state, rules, frames, fps) if rules.most_scenes > 1 else ()
     timelines = []
     for i in range(count):
-        visitor = i < visitors
-        presence = _random_span(random_state, frames, fps) if visitor else SceneSpan(0.0, frames / fps)
+        presence = SceneSpan(0.0, frames / fps)
+        if visitor := i < visitors:
+            presence = _of_scenes(random_state, cuts, frames, fps) if cuts else _random_span(random_state, frames, fps)
         plan = _plan(random_state, presence, frames, fps, rules.actions, visitor=visitor) if actions else ()
         timelines.append((presence, plan))
     things, boxes = _laid_out(random_state, rules, colors, timelines)
@@ -113,7 +127,34 @@ def sample_world(
         noise=random_state.uniform(1.0, 3.5),
         texture_seed=random_state.getrandbits(48),
         sounds=_sounds(random_state, frames, fps) if sounds else (),
+        cuts=cuts,
     )
+
+
+def _cuts(random_state: random.Random, rules: WorldRules, frames: int, fps: int) -> tuple[int, ...]:
+    """Frames with which scenes begin, without the first. The longest scenes are many times as long as the shortest."""
+    count = random_state.randint(rules.fewest_scenes, rules.most_scenes)
+    shortest = _bounds(frames, fps)[0]
+    shares = [math.exp(random_state.uniform(0.0, math.log(30.0))) for _ in range(count)]
+    slack, edge, cuts = frames - count * shortest, 0.0, []
+    for share in shares[:-1]:
+        edge += shortest + slack * share / sum(shares)
+        cuts.append(round(edge))
+    return tuple(cuts)
+
+
+def _of_scenes(random_state: random.Random, cuts: Sequence[int], frames: int, fps: int) -> SceneSpan:
+    """A random run of whole scenes, within the limits for questions."""
+    shortest, longest = _bounds(frames, fps)
+    runs = [run for run in combinations((0, *cuts, frames), 2) if shortest <= run[1] - run[0] <= longest]
+    start, end = random_state.choice(runs)
+    return SceneSpan(start / fps, end / fps)
+
+
+def _bounds(frames: int, fps: int) -> tuple[int, int]:
+    """The shortest and the longest interval that is asked for, in frames."""
+    shortest = max(SHORTEST_S * fps, SHORTEST_FRACTION * frames)
+    return math.ceil(shortest - 1e-6), int(max(shortest, LONGEST_FRACTION * frames))
 
 
 def _sounds(random_state: random.Random, frames: int, fps: int) -> tuple[SceneSound, ...]:

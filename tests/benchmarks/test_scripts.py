@@ -7,15 +7,17 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from benchmarks.layouts import LAYOUTS, markdown
 from benchmarks.results import Results
+from mmllm.registry import build
 from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video",
-    "reducers", "reinforce", "tokenizer_training", "train", "video",
+    "ablations", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video", "paths",
+    "reducers", "reinforce", "tokenizer_training", "train", "video", "when",
 )  # fmt: skip
 
 
@@ -220,3 +222,36 @@ def test_tokenizers_are_trained(tmp_path):
     assert len(kept.tables["textok-errors"]) == 4
     assert filled_columns(kept, "textok-errors") == 4
     assert (tmp_path / "flextok-tokens.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+def test_paths_are_measured_trained_and_not_trained_again(tmp_path):
+    encoder = tmp_path / "encoder.safetensors"
+    save_file(build("encoder", "tiny").state_dict(), encoder)
+    arguments = ["--short", "--output", str(tmp_path / "run"), "--encoder", str(encoder)]
+    kept = run("paths", [*arguments, "--only", "costs", "claims", "hybrid", "sound"], tmp_path)
+    assert filled_columns(kept, "path-costs") == 10
+    assert filled_columns(kept, "path-claims") == 7
+    rows = {(row.labels["group"], row.labels["name"]): row.numbers for row in kept.tables["path-answers"]}
+    assert rows["hybrid", "fast and slow tokens"]["beside"] == 8 * 4
+    for name in ("its twin without cross-attention", "the same, asked without its slow tokens"):
+        assert (rows["hybrid", name]["tokens"], rows["hybrid", name]["beside"]) == (8 * 4, 0)
+    assert "miou_percent" in rows["sound", "the best constant answer"]
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("run/*/runs/*/model/config.json")}
+    assert len(trained) == 5
+    again = run("paths", [*arguments, "--only", "hybrid", "sound"], tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("run/*/runs/*/model/config.json")} == trained
+    assert all(row.numbers == rows[row.labels["group"], row.labels["name"]] for row in again.tables["path-answers"])
+
+
+@pytest.mark.slow
+def test_what_pruning_does_to_when(tmp_path, monkeypatch):
+    from benchmarks import when
+
+    monkeypatch.setattr(when, "BUDGETS", {"25": 0.25})
+    kept = run("when", ["--seeds", "0", "--videos", "4", "--rounds", "1"], tmp_path)
+    whole, *others = kept.tables["when-budgets"]
+    assert 0 <= whole.numbers["whole_25_percent"].middle <= 100
+    assert [row.labels["reducer"] for row in others] == [f"`{name}`" for name in when.REDUCERS]
+    assert filled_columns(kept, "when-groups") == 9

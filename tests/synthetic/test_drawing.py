@@ -1,6 +1,7 @@
 """Drawing: frames do not depend on what they are drawn with, and show what the world says."""
 
 import dataclasses
+import itertools
 import random
 
 import numpy as np
@@ -38,6 +39,17 @@ def test_a_frame_is_the_same_alone_in_pieces_and_beside_other_worlds(monkeypatch
         monkeypatch.setattr(drawing, "_PIECE_PIXELS", 7 * 64 * 64)
         assert (draw(world, 64) == whole).all()
         monkeypatch.undo()
+
+
+def test_each_scene_has_a_background_of_its_own() -> None:
+    uncut = world_of()
+    frames = draw(dataclasses.replace(uncut, cuts=(20, 30)), 64).astype(int)
+    assert (frames[:20] == draw(uncut, 64)[:20]).all()
+    still = [np.abs(later - earlier).max() for earlier, later in itertools.pairwise(frames)]
+    assert [number + 1 for number, change in enumerate(still) if change] == [20, 30]
+    index = np.array([[25, 5, 40]])
+    together = draw_stage(stage([dataclasses.replace(uncut, cuts=(20, 30))], index), 64)[0]
+    assert (together == frames[index[0]]).all()
 
 
 @pytest.mark.parametrize("color", COLORS)

@@ -53,6 +53,23 @@ def test_events_are_short_apart_and_while_the_thing_is_there(preset: str) -> Non
                 assert late.span.start_s >= early.span.end_s + 1.0 - 1e-9
 
 
+def test_scenes_have_different_lengths_and_things_come_and_go_at_cuts() -> None:
+    ratios = []
+    for world in worlds("scenes"):
+        edges = [0, *world.cuts, world.frames]
+        lengths = [end - start for start, end in itertools.pairwise(edges)]
+        assert 5 <= len(lengths) <= 8
+        assert min(lengths) >= max(2.0 * 5, 0.06 * world.frames) - 1
+        ratios.append(max(lengths) / min(lengths))
+        for thing in world.things:
+            assert {round(time_s * 5) for time_s in thing.presence} <= set(edges)
+    assert np.median(ratios) > 2.5
+
+
+def test_other_presets_have_no_cuts() -> None:
+    assert not any(world.cuts for preset in PRESETS if preset != "scenes" for world in worlds(preset, 10))
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_things_stay_in_the_frame(preset: str) -> None:
     for world in worlds(preset):

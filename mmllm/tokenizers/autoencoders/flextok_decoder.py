@@ -57,7 +57,9 @@ class FlexTokDecoder(nn.Module):
         self.config = config
         width = config.width
         self.codes = nn.Linear(config.code_width, width)
-        self.positions = nn.Parameter(torch.randn(config.registers, width) * 0.02)
+        # as large as the codes: small ones leave a set of tokens whose members cannot be told apart, and later tokens
+        # are then not used for thousands of steps
+        self.positions = nn.Parameter(torch.randn(config.registers, width))
         self.dropped = nn.Parameter(torch.randn(width) * 0.02)
         """Takes the place of registers that are left out. It has no position."""
         self.unconditional = nn.Parameter(torch.randn(width) * 0.02)
