@@ -80,7 +80,7 @@ class TestEveryReducer:
     def test_a_larger_budget_keeps_more(self, name):
         given = tokens()
         presents = [reduced(name, given, total=total).on_grid()[1] for total in (6, 12, 24, 36, 48)]
-        if name == "video_budget":
+        if name in ("video_budget", "vispruner"):  # more of another kind may replace some
             counts = [present.sum().item() for present in presents]
             assert counts == sorted(counts)
         else:
