@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import torch
+import transformers
 from torch import Tensor
 
 from mmllm.errors import ConfigError, InputError
@@ -30,6 +31,8 @@ from mmllm.hosting.positions import PositionRule
 from mmllm.hosting.reduction import ReducerChain
 
 _log = logging.getLogger(__name__)
+
+_CHUNKS_KEEP_POSITIONS = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
 
 Reduction = Callable[[Mapping[str, Any], HostedFeatures], tuple[Tensor, HostedFeatures]]
 """From a prompt and its features: which positions remain (bool, B N), and the features, merged where tokens were."""
@@ -253,6 +256,11 @@ class HostedModel:
         for name in ("inputs_embeds", "mm_encoder_outputs", "position_ids"):
             if options.get(name) is not None:
                 raise InputError(f"{name} cannot be given to a hosted model with stages: it makes them itself")
+        if self._option(options, "prefill_chunk_size") is not None and not _CHUNKS_KEEP_POSITIONS:
+            raise InputError(
+                "prefill_chunk_size: transformers before 5.23 loses the positions of a shortened prompt that it reads "
+                "in chunks: leave it out"
+            )
         if options.get("assistant_model") is not None:
             raise InputError("an assistant model cannot read the shortened prompt of a hosted model")
         self._check_attention(prompt)

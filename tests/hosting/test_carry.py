@@ -137,6 +137,8 @@ BEAMS = {"num_beams": 3, "max_new_tokens": 4}
 
 @pytest.mark.parametrize("case", one_of_each("qwen2_5_vl", "qwen3_vl", "internvl", "llava_next_video", "smolvlm"))
 def test_beams_of_a_batch_are_those_of_its_rows(case):
+    if not case.upstream_beams:
+        pytest.skip("beams over its videos crash in this version of transformers")
     both = cut(case.model, case.inputs(), a_pass(case.inputs(), fastv(1)), **BEAMS).sequences
     for row in range(2):
         inputs = case.inputs([row])

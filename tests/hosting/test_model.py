@@ -5,9 +5,11 @@ import logging
 
 import pytest
 import torch
+import transformers
 from reference import GREEDY, WITH_LOGITS, run
 from tiny_models import CASES
 from transformers import LlamaConfig, LlamaForCausalLM
+from versions import version
 
 import mmllm
 from mmllm.errors import ConfigError, InputError
@@ -178,6 +180,10 @@ def test_sampling_several_answers_uses_the_prompt_of_each(case):
 
 def test_prompts_are_read_in_chunks_as_at_once(case):
     made = run(case.name)
+    if version(transformers) < (5, 23):
+        with pytest.raises(InputError, match="loses the positions of a shortened prompt"):
+            made.host.generate(made.prompt, prefill_chunk_size=7, **GREEDY)
+        return
     ids = made.host.generate(made.prompt, prefill_chunk_size=7, **GREEDY)
     assert torch.equal(ids, made.answer.sequences)
 
