@@ -151,14 +151,19 @@ def variants(qa: VideoQA, seed: int) -> dict[str, VideoQA]:
     return made
 
 
-@torch.no_grad()
-def answers(qa: VideoQA, benchmark: Benchmark, seed: int) -> dict[str, dict[str, Any]]:
-    """Most tokens left of a clip and read by the LLM, and IoU and right spatial answers of each clip, by variant."""
-    asked = variants(qa, seed)
+def questions_by_clip(benchmark: Benchmark) -> dict[Path, list[Question]]:
+    """The questions of the families that are asked, by the clip that they are about."""
     by_clip: dict[Path, list[Question]] = {}
     for question in benchmark.questions:
         if question.family in FAMILIES and question.video is not None:
             by_clip.setdefault(question.video, []).append(question)
+    return by_clip
+
+
+@torch.no_grad()
+def answers(qa: VideoQA, benchmark: Benchmark, seed: int) -> dict[str, dict[str, Any]]:
+    """Most tokens left of a clip and read by the LLM, and IoU and right spatial answers of each clip, by variant."""
+    asked, by_clip = variants(qa, seed), questions_by_clip(benchmark)
     samples: dict[str, list[Sample]] = {name: [] for name in asked}
     left, read = dict.fromkeys(asked, 0), dict.fromkeys(asked, 0)
     for clip, questions in by_clip.items():

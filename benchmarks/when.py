@@ -20,9 +20,8 @@ import torch
 from benchmarks.intervals import middle, over_seeds_with_clips, turn_ratio
 from benchmarks.layouts import markdown
 from benchmarks.measuring import in_turns
-from benchmarks.reducers import CLIP_SEED, FAMILIES, blind
+from benchmarks.reducers import CLIP_SEED, blind, questions_by_clip
 from benchmarks.results import Number, Results, command_line, machine, option_parser
-from mmllm.datasets.records import Question
 from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.metrics import by_video, sample_iou, text_match
 from mmllm.evaluation.run import Benchmark
@@ -71,11 +70,7 @@ def variants(qa: VideoQA, seed: int) -> dict[str, VideoQA]:
 @torch.no_grad()
 def answers(qa: VideoQA, benchmark: Benchmark, seed: int) -> dict[str, dict[str, Any]]:
     """For each variant: scores of each clip (name -> values), and the most tokens of a clip that the LLM reads."""
-    asked = variants(qa, seed)
-    by_clip: dict[Path, list[Question]] = {}
-    for question in benchmark.questions:
-        if question.family in FAMILIES and question.video is not None:
-            by_clip.setdefault(question.video, []).append(question)
+    asked, by_clip = variants(qa, seed), questions_by_clip(benchmark)
     samples: dict[str, list[Sample]] = {name: [] for name in asked}
     read, change = dict.fromkeys(asked, 0), {}
     with Progress(f"ask about clips of seed {seed}", len(by_clip), "clips") as bar:

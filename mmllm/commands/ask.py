@@ -18,6 +18,7 @@ from mmllm.commands.flags import (
     StageFlags,
     checked_count,
     folder_rate,
+    given_flags,
 )
 from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
@@ -91,7 +92,7 @@ def ask(
     chosen["audio"] = None if audio else False
     chosen["fps"] = sample_fps
     source = video if fps is None else FrameFolder(path=video, fps=fps)
-    given = {key: value for key, value in chosen.items() if value is not None}
+    given = given_flags(chosen)
     encoded = qa.encode_video(source, progress=True, **given)
     answer = qa.ask(encoded, question, chain=in_chain, progress=True)
     notes = [qa.note] if qa.note else []

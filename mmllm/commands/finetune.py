@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from mmllm.commands.flags import given_file, require_rate
+from mmllm.commands.flags import given_file, given_flags, require_rate
 from mmllm.errors import require_extra
 from mmllm.fields import merged
 
@@ -72,9 +72,7 @@ def finetune_command(
         "batch_size": batch_size,
         "lora_rank": lora_rank,
     }
-    changes = {name: value for name, value in top_fields.items() if value is not None}
-    training_changes = {name: value for name, value in training_fields.items() if value is not None}
-    settings = merged(settings, {**changes, "training": training_changes})
+    settings = merged(settings, {**given_flags(top_fields), "training": given_flags(training_fields)})
     logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     folder = output or Path("runs") / f"finetune-{annotations.name.split('.')[0]}"
     model_folder = finetune(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -76,7 +76,7 @@ class HostedChoice:
     @property
     def given(self) -> dict[str, str]:
         """The settings that are given: options of `VideoQA.from_pretrained`."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return given_flags(vars(self))
 
 
 AS_USUAL = HostedChoice()
@@ -85,6 +85,11 @@ HostedFlags = Annotated[HostedChoice, tyro.conf.arg(name="")]
 
 MOST = 1_000_000
 """Most frames and most tokens that a command takes; no model reads or writes as many."""
+
+
+def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given: those that are not None."""
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def given_file(path: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from mmllm.commands.flags import given_file, require_rate
+from mmllm.commands.flags import given_file, given_flags, require_rate
 from mmllm.errors import ConfigError, require_extra
 from mmllm.fields import merged
 
@@ -79,9 +79,7 @@ def reinforce_command(
         "num_generations": generations,
         "lora_rank": lora_rank,
     }
-    changes = {name: value for name, value in top_fields.items() if value is not None}
-    training_changes = {name: value for name, value in training_fields.items() if value is not None}
-    settings = merged(settings, {**changes, "training": training_changes})
+    settings = merged(settings, {**given_flags(top_fields), "training": given_flags(training_fields)})
     logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     folder = output or Path("runs") / f"reinforce-{annotations.name.split('.')[0]}"
     model_folder = reinforce(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
+from mmllm.commands.flags import given_flags
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import merged
 from mmllm.train.recipes import recipe
@@ -69,7 +70,7 @@ def train_command(
         "reducers": reducer or None,
         "decoder_stages": decoder_stage or None,
     }
-    model_changes = {name: value for name, value in model_fields.items() if value is not None}
+    model_changes = given_flags(model_fields)
     chosen_recipe = replace(chosen_recipe, model=merged(chosen_recipe.model, model_changes))
     if data_root is not None:
         chosen_recipe = replace(chosen_recipe, data=replace(chosen_recipe.data, root=data_root))

@@ -75,3 +75,15 @@ class MropeFamily(HostFamily):
     def time_step(self, config: Any, inputs: Mapping[str, Any], video: int) -> float:
         """By how much the time of a position grows from one temporal grid to the next."""
         return 1.0
+
+
+class TimedGrids(MropeFamily):
+    """Qwen3's prompts: each temporal grid of a video stands behind its time as text."""
+
+    splits_videos: ClassVar[bool] = True
+    time_text: ClassVar[str] = "<12.5 seconds>"
+    grounding: ClassVar[str] = (
+        "{} Determine the starting and ending times. Answer in the form: The event happens in <start> - <end> seconds. "
+        "If it never happens, answer: It does not happen."
+    )
+    answer_form: ClassVar[str] = "The event happens in {start} - {end} seconds"

@@ -170,6 +170,16 @@ class HostedVideoQA(VideoAnswering):
     # --- videos -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def encode_evaluating(self, path: Any) -> HostedVideo:
+        """A video as the tower sees it when it is asked, while the model is being trained."""
+        model = self.model.model
+        training = model.training
+        model.eval()
+        try:
+            return hosted_video(self.encode_video(path))
+        finally:
+            model.train(training)
+
     def encode_fed(self, feed: Feed, *, progress: bool = False) -> HostedVideo:
         """Encodes the video that `feed` reads; all its frames are held at once."""
         started = time.perf_counter()

@@ -85,3 +85,8 @@ def equal_frames(mask: Tensor, counts: Tensor | None = None) -> Iterator[tuple[T
         frames = ((present == tokens) & (counts == count)).nonzero()[:, 0]
         if tokens:
             yield frames, mask[frames].nonzero()[:, 1].view(len(frames), tokens), count
+
+
+def rows_at(values: Tensor, positions: Tensor) -> Tensor:
+    """Values F N D at positions F K (int64): F K D."""
+    return values.gather(1, positions.unsqueeze(-1).expand(*positions.shape, values.shape[-1]))

@@ -21,7 +21,7 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
 from mmllm.interfaces import TokenReducer
 from mmllm.pruning.needs import score_of
-from mmllm.pruning.selection import check_scores, equal_frames, top_attended
+from mmllm.pruning.selection import check_scores, equal_frames, rows_at, top_attended
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -116,14 +116,14 @@ class VisionZipReducer(TokenReducer):
             features.new_zeros(b * t, most, features.shape[-1]),
         )
         for (frames, present, _), (dominant, contextual) in zip(groups, counts, strict=True):
-            own = _rows(features[frames], present)
+            own = rows_at(features[frames], present)
             best = top_attended(scores[frames].gather(1, present), dominant)
             targets, sums = contextual_tokens(
-                own, _rows(keys[frames], present), best, contextual, average=self.config.average
+                own, rows_at(keys[frames], present), best, contextual, average=self.config.average
             )
             run = slice(0, dominant + contextual)
             position[frames, run] = present.gather(1, torch.cat([best, targets], dim=-1))
-            changed[frames, run] = torch.cat([_rows(own, best), sums], dim=1)
+            changed[frames, run] = torch.cat([rows_at(own, best), sums], dim=1)
             mask[frames, run] = True
         taken = tokens.take(position.view(b, t, most), mask.view(b, t, most))
         return taken.replace(features=changed.view(b, t, most, -1))
@@ -171,16 +171,11 @@ def contextual_tokens(
     others = torch.ones(rest.shape[1], dtype=torch.bool, device=features.device).scatter(0, chosen, False)
     targets, merged = rest[:, chosen], rest[:, others]
     unit = normalize(keys.float(), dim=-1)
-    owner = (_rows(unit, merged) @ _rows(unit, targets).mT).argmax(-1)  # F R-C
+    owner = (rows_at(unit, merged) @ rows_at(unit, targets).mT).argmax(-1)  # F R-C
     sums = features.new_zeros(frames, count, width, dtype=torch.float32)
-    sums = sums.scatter_add(1, owner.unsqueeze(-1).expand(-1, -1, width), _rows(features, merged).float())
+    sums = sums.scatter_add(1, owner.unsqueeze(-1).expand(-1, -1, width), rows_at(features, merged).float())
     sizes = sums.new_zeros(frames, count).scatter_add(1, owner, torch.ones_like(owner, dtype=sums.dtype)).unsqueeze(-1)
-    own = _rows(features, targets)
+    own = rows_at(features, targets)
     if average:
         return targets, ((own + sums) / (sizes + 1)).to(features.dtype)
     return targets, (own + sums / sizes.clamp(min=1)).to(features.dtype)
-
-
-def _rows(values: Tensor, positions: Tensor) -> Tensor:
-    """Values F N D at positions F K: F K D."""
-    return values.gather(1, positions.unsqueeze(-1).expand(*positions.shape, values.shape[-1]))

@@ -21,7 +21,7 @@ from mmllm.fields import require
 from mmllm.interfaces import TokenReducer
 from mmllm.pruning.budget import BUDGET_GUARD, Budget
 from mmllm.pruning.needs import score_of
-from mmllm.pruning.selection import check_scores, equal_frames
+from mmllm.pruning.selection import check_scores, equal_frames, rows_at
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -79,7 +79,7 @@ class VisPrunerReducer(TokenReducer):
         mask = torch.arange(most, device=kept.device) < counts.unsqueeze(-1)
         for frames, positions, count in equal_frames(tokens.mask.flatten(0, 1), counts):
             own = scores[frames].gather(1, positions)
-            best = chosen(_rows(features[frames], positions), own, count, self.config)
+            best = chosen(rows_at(features[frames], positions), own, count, self.config)
             kept[frames, :count] = positions.gather(1, best).sort(-1).values
         return tokens.take(kept.view(b, t, most), mask.view(b, t, most))
 
@@ -111,13 +111,8 @@ def chosen(features: Tensor, scores: Tensor, count: int, config: VisPrunerConfig
         if not second.shape[1]:
             others = first[:, :diverse]  # a single token, and no room for it
             break
-        likeness = (_rows(unit, first) @ _rows(unit, second).mT).amax(-1)  # F R/2
+        likeness = (rows_at(unit, first) @ rows_at(unit, second).mT).amax(-1)  # F R/2
         falling = likeness.argsort(dim=-1, descending=True, stable=True)
         dropped = min(config.step, others.shape[1] - diverse, first.shape[1])
         others = torch.cat([first.gather(1, falling[:, dropped:]), second], dim=-1)
     return torch.cat([order[:, :important], others], dim=-1)
-
-
-def _rows(values: Tensor, positions: Tensor) -> Tensor:
-    """Values F N D at positions F K: F K D."""
-    return values.gather(1, positions.unsqueeze(-1).expand(*positions.shape, values.shape[-1]))

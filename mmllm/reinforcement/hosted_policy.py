@@ -41,7 +41,7 @@ class HostedPolicy:
         self.tokenizer: Any = qa.prompting.tokenizer
         ids = qa.model.family.token_ids(qa.model.config).values()
         self.unsaid: Sequence[int] = sorted({token for token in ids if token is not None})
-        self._video = lru_cache(maxsize=KEPT)(self._encoded)
+        self._video = lru_cache(maxsize=KEPT)(self.qa.encode_evaluating)
         self._prompt = lru_cache(maxsize=KEPT)(self._prepared)
 
     def prompt(self, row: int) -> list[int]:
@@ -86,16 +86,6 @@ class HostedPolicy:
 
     def _of_row(self, row: int) -> HostedVideo:
         return self._video(str(self.questions[row].video))
-
-    def _encoded(self, path: str) -> HostedVideo:
-        """A video as the frozen tower sees it, which computes as it does when it is asked."""
-        model = self.qa.model.model
-        training = model.training
-        model.eval()
-        try:
-            return self.qa.encode_video(path)  # type: ignore[return-value]
-        finally:
-            model.train(training)
 
     @torch.no_grad()
     def _prepared(self, row: int) -> HostedPrompt:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +72,7 @@ class HostedRows(torch.utils.data.Dataset[Any]):
         groups = [by_video[key] for key in sorted(by_video, key=str)]
         # a question of its own is a row of its own: all are seen equally often
         self.groups = groups if questions_per_row > 1 else [[question] for group in groups for question in group]
-        self.video = lru_cache(maxsize=KEPT if keep else 1)(self._encoded)
+        self.video = lru_cache(maxsize=KEPT if keep else 1)(self.qa.encode_evaluating)
 
     def __len__(self) -> int:
         return self.rows
@@ -97,16 +96,6 @@ class HostedRows(torch.utils.data.Dataset[Any]):
         video = self.video(questions[0].video)
         prompts = [self._answered(video, question) for question in questions]
         return packed(prompts, set(self.qa.model.family.token_ids(self.qa.model.config).values()), self.qa.model.model)
-
-    def _encoded(self, path: Path) -> HostedVideo:
-        """A video as the tower sees it; the tower computes as it does when it is asked."""
-        model = self.qa.model.model
-        training = model.training
-        model.eval()
-        try:
-            return self.qa.encode_video(path)  # type: ignore[return-value]
-        finally:
-            model.train(training)
 
     def _answered(self, video: HostedVideo, question: Question) -> HostedPrompt:
         """The shortened prompt of a question with its answer behind it, and labels on the answer."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mmllm.hosting.mrope_family import MropeFamily
+from mmllm.hosting.mrope_family import TimedGrids
 from mmllm.registry import register
 
 
@@ -18,14 +18,7 @@ class Qwen35Hosting:
 
 
 @register("host", "qwen3.5", config=Qwen35Hosting)
-class Qwen35(MropeFamily):
+class Qwen35(TimedGrids):
     """Qwen3.5."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe")
-    splits_videos: ClassVar[bool] = True
-    time_text: ClassVar[str] = "<12.5 seconds>"
-    grounding: ClassVar[str] = (
-        "{} Determine the starting and ending times. Answer in the form: The event happens in <start> - <end> seconds. "
-        "If it never happens, answer: It does not happen."
-    )
-    answer_form: ClassVar[str] = "The event happens in {start} - {end} seconds"

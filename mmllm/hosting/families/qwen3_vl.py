@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mmllm.hosting.mrope_family import MropeFamily
+from mmllm.hosting.mrope_family import TimedGrids
 from mmllm.registry import register
 
 
@@ -19,14 +19,7 @@ class Qwen3VLHosting:
 
 
 @register("host", "qwen3-vl", config=Qwen3VLHosting)
-class Qwen3VL(MropeFamily):
+class Qwen3VL(TimedGrids):
     """Qwen3-VL."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
-    splits_videos: ClassVar[bool] = True
-    time_text: ClassVar[str] = "<12.5 seconds>"
-    grounding: ClassVar[str] = (
-        "{} Determine the starting and ending times. Answer in the form: The event happens in <start> - <end> seconds. "
-        "If it never happens, answer: It does not happen."
-    )
-    answer_form: ClassVar[str] = "The event happens in {start} - {end} seconds"
