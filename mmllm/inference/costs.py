@@ -120,11 +120,16 @@ def cache_bytes(text_config: Any, tokens: int, bytes_per_number: int) -> int:
     return 2 * text_config.num_hidden_layers * heads * head_width * tokens * bytes_per_number
 
 
-def prefill_flops(text_config: Any, positions: int) -> float:
+def prefill_flops(text_config: Any, positions: int, *, causal: bool = False) -> float:
     """Floating point operations of the LLM's pass over a prompt of so many positions, with one position of logits.
 
-    Only matrix products count, a multiply-add as two operations. Attention counts in full, as in kernels that do not
-    skip the masked half.
+    Only matrix products count, a multiply-add as two operations.
+
+    Args:
+        text_config: configuration of the LLM.
+        positions: of the prompt.
+        causal: count a position's attention to itself and those before it, as kernels do that skip the masked half.
+            Else attention counts in full.
     """
     width, layers = text_config.hidden_size, text_config.num_hidden_layers
     heads = text_config.num_attention_heads
@@ -132,7 +137,8 @@ def prefill_flops(text_config: Any, positions: int) -> float:
     head_width = getattr(text_config, "head_dim", None) or width // heads
     projections = 2 * width * heads * head_width + 2 * width * key_heads * head_width
     weights = projections + 3 * width * text_config.intermediate_size
-    attention = 2 * positions * heads * head_width
+    attended = (positions + 1) / 2 if causal else positions  # by a position, on average
+    attention = 2 * attended * heads * head_width
     return 2.0 * (layers * positions * (weights + attention) + width * text_config.vocab_size)
 
 

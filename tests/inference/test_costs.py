@@ -37,6 +37,13 @@ def test_operations_and_bytes_are_those_of_a_forward_pass(key_heads, positions):
     assert stored == cache_bytes(config, positions, 4)
 
 
+def test_causal_attention_counts_the_pairs_that_are_attended():
+    config = LlamaConfig(**SMALL)
+    pairs = sum(1 for query in range(7) for key in range(7) if key > query)  # masked, and left out
+    per_pair = 2 * 2 * 32 * 3  # scores and values, a multiply-add as two operations, 3 layers
+    assert prefill_flops(config, 7) - prefill_flops(config, 7, causal=True) == pairs * per_pair
+
+
 def test_bytes_after_a_reducer_inside_the_llm(make_model):
     model = make_model(reducers=["atp:depths=0.25+0.5+0.75,ratio=0.5"], path="plain", decoder={"num_hidden_layers": 4})
     for stage in model.reducers[0].stages:
