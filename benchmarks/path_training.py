@@ -49,7 +49,7 @@ def studies(*, short: bool) -> list[Study]:
 def _scenes() -> Recipe:
     clips = SyntheticConfig(train_videos=400, val_videos=80, world="scenes", families=("visible",), min_duration_s=40.0)
     start = recipe("quickstart").changed({"frame_encoder": recipe("full").stage("frame_encoder")})
-    start = start.with_stage("language", max_steps=300, matrix_learning_rate=0.02)
+    start = start.with_stage("language", max_steps=600, matrix_learning_rate=0.02)
     return replace(start, data=DataConfig(synthetic=clips))
 
 
@@ -80,7 +80,7 @@ OPENING: dict[str, Any] = {"language": {"learning_rates": {"decoder_stages": 1e-
 
 
 def _scene_variants() -> Iterator[Variant]:
-    group, few = "hybrid", "temporal_stride=3,min_fast_frames=10"
+    group, few = "hybrid", "temporal_stride=5,min_fast_frames=10"
     requests: dict[str, dict[str, Any]] = {
         "fast and slow tokens": {},
         "the same, asked without its slow tokens": {"decoder_stages": []},
