@@ -92,7 +92,8 @@ class VideoQA(VideoAnswering):
             qa = cls.from_pretrained(base, **kwargs)
             if isinstance(qa, HostedVideoQA):
                 return with_adapter(qa, model)
-            return cls(merged_with(qa.model, model), MmllmProcessor.from_pretrained(model))
+            processor = MmllmProcessor.from_pretrained(model)
+            return cls(merged_with(qa.model, model), _asking(processor, qa.model) if kwargs else processor)
         source = local_folder(model)
         if is_hosted(source):
             return load_hosted(source, kwargs)
@@ -129,7 +130,8 @@ class VideoQA(VideoAnswering):
         problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys") if info[name]}
         if problems:
             raise CheckpointError(f"the weights in {model} do not fit its configuration: {problems}")
-        return cls(_moved(loaded, device), processor)
+        changes = any(kwargs.get(name) is not None for name in SLOTS)
+        return cls(_moved(loaded, device), _asking(processor, loaded) if changes else processor)
 
     @property
     def note(self) -> str | None:
@@ -365,9 +367,8 @@ class VideoQA(VideoAnswering):
         Raises:
             ConfigError: if a part is unknown, does not fit, or has weights that this model lacks.
         """
-        return VideoQA(
-            self.model.with_stages(reducers=reducers, path=path, **others), self.processor, self.max_new_tokens
-        )
+        model = self.model.with_stages(reducers=reducers, path=path, **others)
+        return VideoQA(model, _asking(self.processor, model), self.max_new_tokens)
 
     @torch.no_grad()
     def part_of(self, encoded: EncodedVideo, frames: slice, span: Span) -> EncodedVideo:
@@ -534,3 +535,8 @@ class VideoQA(VideoAnswering):
 def _moved(model: MmllmForConditionalGeneration, device: str) -> MmllmForConditionalGeneration:
     """The model on a device; one whose parts accelerate has placed already (`device_map`) stays where it is."""
     return model if getattr(model, "hf_device_map", None) else model.to(device)
+
+
+def _asking(processor: MmllmProcessor, model: MmllmForConditionalGeneration) -> MmllmProcessor:
+    """The processor that writes questions for a model with other stages than it was saved with."""
+    return processor.writing_questions(question_reader(stages_of(model.config)))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
-from mmllm.interfaces import Encoder, EncoderStage, LlmStage, ProjectedReducer, TokenReducer
+from mmllm.interfaces import Encoder, EncoderStage, LlmStage, Part, ProjectedReducer, TokenReducer
 from mmllm.tokens import VisualTokens
 
 _LAYOUTS = {"grid": "patches on a grid", "line": "ordered 1D tokens"}
@@ -30,7 +30,7 @@ def reducers_for(offers: Collection[str], layout: str) -> list[str]:
         if reducer.needs_keys and "keys" not in offers:
             continue
         if not choices:
-            names.append(name)
+            names.append(":".join(filter(None, (name, reducer.plain_choice))))
         names += [f"{name}:score={kind}" for kind in choices if kind in offers]
     return names
 
@@ -45,7 +45,34 @@ def what_it_needs(reducer: type[TokenReducer]) -> str:
     """What a reducer needs of the encoder, in words; empty if nothing."""
     scores = " or ".join(reducer.score_choices)
     layout = "" if reducer.layout is None else _LAYOUTS[reducer.layout]
-    return ", ".join(filter(None, (scores, "keys" if reducer.needs_keys else "", layout)))
+    tower = f"CLIP's text tower, or {reducer.plain_choice}" if reducer.plain_choice else ""
+    return ", ".join(filter(None, (scores, "keys" if reducer.needs_keys else "", layout, tower)))
+
+
+def is_question_aware(reducer: type[TokenReducer]) -> str:
+    """With which settings what a reducer keeps depends on the question, in words; `no` if it never does."""
+    if issubclass(reducer, LlmStage):
+        return "yes" if reducer.depends_on_question else "no"
+    return " or ".join(reducer.question_choices) or "no"
+
+
+def require_no_question(parts: Sequence[Part], place: str) -> None:
+    """Refuses parts that keep other tokens for another question, where the tokens are kept for several questions.
+
+    Args:
+        parts: reducers, and stages inside the LLM.
+        place: where the tokens are kept, such as "a kept prefix".
+
+    Raises:
+        ConfigError: naming the part and the reason.
+    """
+    for part in parts:
+        inside = isinstance(part, LlmStage)
+        if (isinstance(part, LlmStage) and part.depends_on_question) or (not inside and part.reads_question):
+            raise ConfigError(
+                f"{part.registered_name!r} chooses tokens for one question, and {place} is asked several: use a "
+                "reducer that reads no question, such as evs, divprune or uniform"
+            )
 
 
 def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
@@ -65,6 +92,11 @@ def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
         raise ConfigError(
             f"reducer {reducer.registered_name!r} needs {_LAYOUTS[str(reducer.layout)]}, and encoder "
             f"{encoder.registered_name!r} gives {_LAYOUTS[layout]}; {advice}"
+        )
+    if reducer.needs_text_tower and not encoder.has_text_tower:
+        raise ConfigError(
+            f"reducer {reducer.registered_name!r} compares patches with the question through CLIP's text tower, and "
+            f"encoder {encoder.registered_name!r} has none: use another of its settings; {advice}"
         )
     missing = [name for name in reducer.scores_needed if name.partition("@")[0] not in encoder.score_names]
     if missing:
