@@ -265,17 +265,23 @@ def _mask_of_prompt(kept: Kept, given: Tensor | None, dtype: torch.dtype) -> Ten
     else:
         whole = given if given.dtype != torch.bool else additive(given, dtype)
         whole = whole.expand(len(kept.position), -1, -1, -1)
-        # who is read later sees more: in reading order the positions ascend, whatever is read at them
-        length = whole.shape[-1]
-        ascending = kept.position.masked_fill(~kept.valid, length - 1).sort(-1).values
-        lines = ascending[:, None, :, None].expand(-1, whole.shape[1], -1, length)
-        columns = ascending[:, None, None, :].expand(-1, whole.shape[1], count, -1)
+        position = _ascending(kept)
+        lines = position[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[-1])
+        columns = position[:, None, None, :].expand(-1, whole.shape[1], count, -1)
         mask = whole.gather(2, lines).gather(3, columns)
     mask = mask.masked_fill(~kept.valid[:, None, None, :] & ~itself, lowest)
     if kept.weight is not None:
         bias = rearrange((kept.weight + 1e-6).log(), "b k -> b 1 1 k").to(dtype)
         mask = (mask + bias.masked_fill(itself, 0.0)).clamp(min=lowest)
     return mask
+
+
+def _ascending(kept: Kept) -> Tensor:
+    """int64, B K: the positions in ascending order, for a mask: what is read later sees more, wherever it stood."""
+    last = torch.iinfo(kept.position.dtype).max
+    in_order = kept.position.masked_fill(~kept.valid, last).sort(-1).values
+    number = (kept.valid.cumsum(-1) - 1).clamp(min=0)
+    return torch.where(kept.valid, in_order.gather(-1, number), kept.position)
 
 
 def _later(first: RecordLayer, record: RecordLayer, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:

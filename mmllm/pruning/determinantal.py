@@ -26,7 +26,9 @@ def relevance_kernel(features: Tensor, relevance: Tensor) -> Tensor:
     Raises:
         InputError: if a feature is not finite.
     """
-    return relevance.unsqueeze(-1) * cosine_similarity(features) * relevance.unsqueeze(-2)
+    cosine = cosine_similarity(features)
+    cosine.diagonal(dim1=1, dim2=2).round_()  # 1, or 0 for a zero vector: rounding must not choose among equals
+    return relevance.unsqueeze(-1) * cosine * relevance.unsqueeze(-2)
 
 
 def determinantal_order(kernel: Tensor, relevance: Tensor, count: int, mask: Tensor | None = None) -> Tensor:
