@@ -3,8 +3,9 @@
     relevance of a token -> scaled to (0, 1] in its frame -> kernel with the cosines behind the projector -> greedy choice
 
 What a question is to a token (`relevance`): `clip` compares patches with CLIP's text tower, as published. Its cosine
-is lower on what a text names, so it counts with a minus. `words` compares projected tokens with the LLM's own word
-embeddings, as OpenVINO GenAI does. `given` takes any number of a token. `none` leaves the plain choice of unlike tokens.
+is lower on what a text names, so it counts with a minus. `words` compares projected tokens with the mean of the LLM's
+own word embeddings, as OpenVINO GenAI does. `given` takes any number of a token. `none` leaves the plain choice of unlike
+tokens.
 
 B videos or images, T frames or tiles, N tokens of a frame, K kept, M pieces of a text, Q ids, D LLM width, E CLIP's
 """
@@ -140,13 +141,18 @@ class CdPrunerReducer(ProjectedReducer):
         if self.reads_words:
             assert tokens.words is not None and tokens.question is not None, "the model gives what reads_words asks for"
             rows = zip(tokens.features.detach(), tokens.words.detach(), tokens.question >= 0, strict=True)
-            return torch.stack([likeness(features, words[said]) for features, words, said in rows])
+            return torch.stack([likeness(features, _average(words[said])) for features, words, said in rows])
         if RELEVANCE not in tokens.scores:
             raise InputError(
                 f"cdpruner:relevance={self.config.relevance} needs the relevance of each token behind the projector: "
                 f"give it as VisualTokens.scores[{RELEVANCE!r}] (B T N) in front of a projector that keeps tokens apart"
             )
         return tokens.scores[RELEVANCE].detach().float()
+
+
+def _average(words: Tensor) -> Tensor:
+    """1 D: the mean of embeddings Q D, the one text that tokens are compared with; 0 D without words."""
+    return words.float().mean(0, keepdim=True) if len(words) else words
 
 
 def chosen_tokens(
