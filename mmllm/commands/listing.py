@@ -94,7 +94,7 @@ def _rows(kind: str) -> list[dict[str, str]]:
 
 
 def _about_reducer(cls: type) -> dict[str, str]:
-    """Where a reducer acts, what it needs of the encoder, and whether it reads the question; nothing for another part."""
+    """Where a reducer acts, what it needs of the encoder, whether it reads the question; nothing for another part."""
     from mmllm.interfaces import TokenReducer
     from mmllm.pruning.needs import is_question_aware, what_it_needs, where_it_acts
 

@@ -1,11 +1,11 @@
 """CDPruner: tokens that answer to the question and differ from each other (NeurIPS 2025, arXiv 2506.10967).
 
-    relevance of a token -> scaled to (0, 1] in its frame -> kernel with the cosines behind the projector -> greedy choice
+    relevance of a token -> scaled to (0, 1] in its frame -> kernel with cosines behind the projector -> greedy choice
 
 What a question is to a token (`relevance`): `clip` compares patches with CLIP's text tower, as published. Its cosine
 is lower on what a text names, so it counts with a minus. `words` compares projected tokens with the mean of the LLM's
-own word embeddings, as OpenVINO GenAI does. `given` takes any number of a token. `none` leaves the plain choice of unlike
-tokens.
+own word embeddings, as OpenVINO GenAI does. `given` takes any number of a token. With `none`, the tokens kept are
+those that are most unlike each other.
 
 B videos or images, T frames or tiles, N tokens of a frame, K kept, M pieces of a text, Q ids, D LLM width, E CLIP's
 """
@@ -139,7 +139,8 @@ class CdPrunerReducer(ProjectedReducer):
         if self.config.relevance == "none":
             return tokens.features.new_zeros(tokens.shape[:3], dtype=torch.float32)
         if self.reads_words:
-            assert tokens.words is not None and tokens.question is not None, "the model gives what reads_words asks for"
+            assert tokens.question is not None, "the model asks for the question of a part that reads it"
+            assert tokens.words is not None, "the model gives the words of a question to a part that reads them"
             rows = zip(tokens.features.detach(), tokens.words.detach(), tokens.question >= 0, strict=True)
             return torch.stack([likeness(features, _average(words[said])) for features, words, said in rows])
         if RELEVANCE not in tokens.scores:
@@ -178,4 +179,3 @@ def chosen_tokens(
     """
     relevance = weighted(scaled_relevance(-likeness(image_embeds, text_embeds), scale), theta)
     return determinantal_order(relevance_kernel(features, relevance), relevance, keep).sort(-1).values
-

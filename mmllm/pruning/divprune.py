@@ -49,4 +49,3 @@ class DivPruneReducer(ProjectedReducer):
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""
         return self.config.upper_bound(tokens_per_frame, frames)
-

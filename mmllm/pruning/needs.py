@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
-from mmllm.interfaces import Encoder, EncoderStage, LlmStage, Part, ProjectedReducer, TokenReducer
+from mmllm.interfaces import Encoder, EncoderStage, LlmStage, ProjectedReducer, TokenReducer
 from mmllm.tokens import VisualTokens
 
 _LAYOUTS = {"grid": "patches on a grid", "line": "ordered 1D tokens"}
@@ -56,25 +56,6 @@ def is_question_aware(reducer: type[TokenReducer]) -> str:
     return " or ".join(reducer.question_choices) or "no"
 
 
-def require_no_question(parts: Sequence[Part], place: str) -> None:
-    """Refuses parts that keep other tokens for another question, where the tokens are kept for several questions.
-
-    Args:
-        parts: reducers, and stages inside the LLM.
-        place: where the tokens are kept, such as "a kept prefix".
-
-    Raises:
-        ConfigError: naming the part and the reason.
-    """
-    for part in parts:
-        inside = isinstance(part, LlmStage)
-        if (isinstance(part, LlmStage) and part.depends_on_question) or (not inside and part.reads_question):
-            raise ConfigError(
-                f"{part.registered_name!r} chooses tokens for one question, and {place} is asked several: use a "
-                "reducer that reads no question, such as evs, divprune or uniform"
-            )
-
-
 def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
     """Refuses a reducer and an encoder that cannot work together; called when a model is put together.
 
@@ -94,9 +75,10 @@ def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
             f"{encoder.registered_name!r} gives {_LAYOUTS[layout]}; {advice}"
         )
     if reducer.needs_text_tower and not encoder.has_text_tower:
+        others = ", ".join((*reducer.question_choices, reducer.plain_choice))
         raise ConfigError(
             f"reducer {reducer.registered_name!r} compares patches with the question through CLIP's text tower, and "
-            f"encoder {encoder.registered_name!r} has none: use another of its settings; {advice}"
+            f"encoder {encoder.registered_name!r} has none: choose another of {others}; {advice}"
         )
     missing = [name for name in reducer.scores_needed if name.partition("@")[0] not in encoder.score_names]
     if missing:

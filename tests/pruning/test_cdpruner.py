@@ -49,7 +49,9 @@ def by_definition(features, relevance, keep):
     chosen = []
     for _ in range(keep):
         left = [token for token in range(len(kernel)) if token not in chosen]
-        chosen.append(max(left, key=lambda token: float(torch.linalg.det(kernel[[*chosen, token]][:, [*chosen, token]]))))
+        chosen.append(
+            max(left, key=lambda token: float(torch.linalg.det(kernel[[*chosen, token]][:, [*chosen, token]])))
+        )
     return sorted(chosen)
 
 
@@ -212,6 +214,24 @@ def test_it_is_saved_and_loaded_or_named_when_a_model_is_loaded(qa, clip, short_
         assert loaded.ask(short_clip, QUESTIONS[0]) == asked.ask(short_clip, QUESTIONS[0])
 
 
+@pytest.mark.parametrize("relevance", ["clip", "words"])
+def test_a_model_is_trained_through_it(qa, clip, short_clip, relevance):
+    asked = qa.with_stages(reducers=[f"cdpruner:keep=5,relevance={relevance},source={clip[0]}"])
+    content = [{"type": "video", "video": short_clip}, {"type": "text", "text": QUESTIONS[0]}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "What is on screen"}]
+    inputs = asked.processor.apply_chat_template(messages, tokenize=True)
+    model = asked.model.train()
+    labels = inputs["input_ids"].clone()
+    labels[:, :-3] = -100
+    try:
+        model(**inputs, labels=labels).loss.backward()
+        weights = [*model.visual_tokenizer.parameters(), model.get_input_embeddings().weight]
+        assert all(weight.grad.abs().sum() > 0 for weight in weights)
+    finally:
+        model.zero_grad()
+        model.eval()
+
+
 def test_an_empty_question_leaves_unlike_tokens(qa, clip, short_clip):
     plain = qa.with_stages(reducers=["cdpruner:keep=5,relevance=none"]).encode_video(short_clip).kept
     for relevance in ("clip", "words"):
@@ -224,9 +244,9 @@ def test_what_does_not_fit_is_refused(qa, clip, untrained_qa, short_clip):
         untrained_qa.with_stages(reducers=["cdpruner:keep=4"])
     with pytest.raises(InputError, match=r"relevance=given needs the relevance of each token"):
         qa.with_stages(reducers=["cdpruner:keep=4,relevance=given"]).encode_video(short_clip)
+    both = [f"cdpruner:keep=9,source={clip[0]}", "cdpruner:keep=4,relevance=words"]
     with pytest.raises(ConfigError, match="read questions in different ways"):
-        reducers = [f"cdpruner:keep=9,source={clip[0]}", "cdpruner:keep=4,relevance=words"]
-        qa.with_stages(reducers=reducers)
+        qa.with_stages(reducers=both)
     for wrong in ({"theta": 1.0}, {"theta": -0.1}, {"most_words": 0}, {"keep": 0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             CdPrunerConfig(**{"keep": 4, **wrong})

@@ -143,5 +143,5 @@ def test_bad_input(llm, embeds):
         registry.build("reducer", "pyramiddrop").check(5)
     install(llm.model)
     embeds[0, 5] = float("nan")
-    with pytest.raises(InputError, match="PyramidDrop: attention .* is not finite"), torch.no_grad():
+    with pytest.raises(InputError, match=r"PyramidDrop: attention .* is not finite"), torch.no_grad():
         llm(inputs_embeds=embeds, llm_pass=small_pass(stage()))

@@ -163,5 +163,6 @@ def test_what_cannot_work_together_is_refused_with_what_would(build, make_model)
     with pytest.raises(ConfigError, match="too shallow"):
         make_model(reducers=[ATP])
     segments = torch.tensor([[0, 0, 1, 1, 2, 2]])
-    with pytest.raises(InputError, match="questions_per_video = 1"):
-        build(ATP)(IDS[1:], labels=IDS[1:], segment_ids=segments, pixel_values_videos=pixels(1))
+    for inside in (ATP, SPARSE):
+        with pytest.raises(InputError, match="questions_per_video = 1"):
+            build(inside)(IDS[1:], labels=IDS[1:], segment_ids=segments, pixel_values_videos=pixels(1))
