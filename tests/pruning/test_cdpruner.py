@@ -1,8 +1,10 @@
 """CDPruner against its rule written out, with a small CLIP, with the LLM's words, and in a whole model."""
 
+import numpy as np
 import pytest
 import torch
 from nearness import assert_near
+from PIL import Image
 from small_clip import ENCODER, save_small_clip
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
@@ -11,6 +13,7 @@ from mmllm.encoders.clip import load_clip_tower
 from mmllm.errors import ConfigError, InputError
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.streaming import stream
+from mmllm.modalities.border import from_flat
 from mmllm.pruning.cdpruner import CdPrunerConfig, chosen_tokens
 from mmllm.pruning.relevance import scaled_relevance
 from mmllm.tokens import VisualTokens
@@ -230,6 +233,20 @@ def test_a_model_is_trained_through_it(qa, clip, short_clip, relevance):
     finally:
         model.zero_grad()
         model.eval()
+
+
+@torch.no_grad()
+def test_an_image_is_reduced_for_its_question(qa, clip):
+    asked = qa.with_stages(reducers=[f"cdpruner:keep=5,source={clip[0]}"])
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    kept = []
+    for question in QUESTIONS:
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+        inputs = asked.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True)
+        sequence = asked.model.visual_sequences(from_flat(inputs))[asked.model.config.image_token_id]
+        assert int(sequence.mask.sum()) == 5
+        kept.append(sequence.place[0].tolist())
+    assert kept[0] != kept[1]
 
 
 def test_an_empty_question_leaves_unlike_tokens(qa, clip, short_clip):
