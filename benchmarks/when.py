@@ -41,12 +41,15 @@ REDUCERS = {
     "vispruner": "vispruner:ratio={0}",
     "visionzip": "visionzip:ratio={0}",
     "divprune": "divprune:ratio={0}",
+    "cdpruner": "cdpruner:ratio={0},relevance=words",
+    "cdpruner without the question": "cdpruner:ratio={0},relevance=none",
     "vidcom2": "vidcom2:ratio={0}",
     "flashvid": "flashvid:ratio={0},expansion=1,score=cls_attention",
     "evs": "evs:ratio={0}",
     "video_budget": "video_budget:ratio={0}",
     "fastv": "fastv:layer=1,ratio={0}",
     "pyramiddrop": "pyramiddrop:layers=1,ratios={0}",
+    "sparsevlm": "sparsevlm:layers=0,ratios={0}",
     "dart": "dart:layer=1,ratio={0}",
 }
 """Name in the tables -> the reducer; for ratio, seed and the side of a square that becomes one token."""
@@ -80,7 +83,7 @@ def answers(qa: VideoQA, benchmark: Benchmark, seed: int) -> dict[str, dict[str,
             change[questions[0].vid] = float(change_of(encoded.tokens)[0, 1:].mean())
             for name, variant in asked.items():
                 seen = variant.encode_again(encoded)
-                read[name] = max(read[name], _read(seen))
+                read[name] = max(read[name], _read(variant.for_question(seen, questions[0].question)))
                 texts = variant.ask_all(seen, [question.question for question in questions], questions[0].duration_s)
                 samples[name] += [Sample.asked(q).answered(a) for q, a in zip(questions, texts, strict=True)]
             bar.advance()

@@ -90,6 +90,8 @@ class Encoder(Part, nn.Module):
     """Kinds of scores that it can compute cheaply: `cls_attention`, `mean_attention`, `probe_attention`."""
     runs_encoder_stage: ClassVar[bool] = False
     """Whether `forward` takes an `EncoderStage` as `inside`."""
+    has_text_tower: ClassVar[bool] = False
+    """Whether a text tower was trained with it that its patch features can be compared with, as with CLIP's."""
     load_pretrained: Any = None
     """Method `(source)` that loads published weights, for encoders of other packages; None for our own."""
     reach: int = 0
@@ -251,6 +253,15 @@ class TokenReducer(Part, nn.Module):
 
     compares_frames: ClassVar[bool] = False
     """Whether it compares each frame with the one before. Images of a hosted model then stay whole."""
+    question_choices: ClassVar[tuple[str, ...]] = ()
+    """The settings with which it reads the question, such as `relevance=words`; see `reads_question`."""
+    plain_choice: ClassVar[str] = ""
+    """The setting with which it needs neither a question nor anything else of the encoder; empty if it never does."""
+
+    @property
+    def needs_text_tower(self) -> bool:
+        """Whether it compares the encoder's patches with a text; see `Encoder.has_text_tower`."""
+        return False
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
@@ -304,6 +315,15 @@ class ProjectedReducer(TokenReducer):
 
     Among a model's reducers it comes after those that act before the projector.
     """
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether it reads `VisualTokens.words`. Its `question_reader` then has `llm=True`."""
+        return False
+
+    def before_projector(self, tokens: VisualTokens) -> VisualTokens:
+        """The same tokens of the encoder's width, with what it notes of them in `scores` for its `forward`."""
+        return tokens
 
 
 class InsideBlocks(Protocol):

@@ -5,6 +5,7 @@ B conversations, L text positions, V videos, I images, T frames, S side of the e
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -123,7 +124,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         self.time = registry.describe("time", chosen)
         self.writing = registry.build("time", chosen, count=num_time_tokens)
         self.time_tokens: TimeTokens | None = self.writing.time_tokens
-        self.question_reader = _question_reader(question)
+        self.question_reader = _question_reader(question, tokenizer)
         self.question = None if self.question_reader is None else to_mapping(self.question_reader.config)
         ids = {modality.word: tokenizer.convert_tokens_to_ids(modality.word) for modality in modalities().values()}
         unknown_ids = (None, tokenizer.unk_token_id)
@@ -323,6 +324,14 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         plain = escaped(messages, {name: kind.item_keys for name, kind in kinds.items()})
         return [question for _, question in questions_in_messages(plain, kinds)]
 
+    def writing_questions(self, config: QuestionReaderConfig | None) -> MmllmProcessor:
+        """A processor like this one that writes questions so; itself if it does already, or if nobody reads them."""
+        if config is None or (self.question_reader is not None and self.question_reader.config == config):
+            return self
+        other = copy.copy(self)
+        other.question_reader, other.question = _question_reader(config, self.tokenizer), to_mapping(config)
+        return other
+
     def _questions_around(self, text: str | Sequence[str] | None) -> list[tuple[str, str]]:
         """Kind and question of each placeholder of the texts; nothing if no visual part reads questions."""
         if text is None or self.question_reader is None:
@@ -430,13 +439,13 @@ def _sound(audio: Mapping[str, Any] | SoundOptions | bool | None) -> SoundOption
     return from_mapping(SoundOptions, audio)
 
 
-def _question_reader(question: Any) -> QuestionReader | None:
-    """The reader that the processor's argument `question` stands for."""
+def _question_reader(question: Any, tokenizer: PreTrainedTokenizerBase) -> QuestionReader | None:
+    """The reader that the processor's argument `question` stands for; the tokenizer is the LLM's."""
     if question is None or isinstance(question, QuestionReader):
         return question
     if not isinstance(question, QuestionReaderConfig):
         question = from_mapping(QuestionReaderConfig, question, "question")
-    return QuestionReader(question)
+    return QuestionReader(question, llm=tokenizer)
 
 
 def _texts(text: Any) -> list[str]:

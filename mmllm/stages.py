@@ -186,18 +186,20 @@ def question_reader(stages: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: if two parts read questions in different ways; a processor writes one kind of ids.
     """
-    readers: dict[str, Any] = {}
+    readers: list[tuple[str, Any]] = []
     for name, slot in SLOTS.items():
         stage = stages.get(name, slot.default)
         for part in [] if stage is None else stage if slot.several else [stage]:
             config = registry.config_of(slot.kind, part)
             if (reader := getattr(config, "question_reader", None)) is not None:
-                readers[f"{name} {registry.name_of(slot.kind, config)!r}"] = reader
-    for name, reader in readers.items():
-        first = next(iter(readers))
-        if reader != readers[first]:
-            raise ConfigError(f"{first} and {name} read questions in different ways: {readers[first]} and {reader}")
-    return next(iter(readers.values()), None)
+                readers.append((f"{name} {registry.name_of(slot.kind, config)!r}", reader))
+    if not readers:
+        return None
+    first, chosen = readers[0]
+    for name, reader in readers:
+        if reader != chosen:
+            raise ConfigError(f"{first} and {name} read questions in different ways: {chosen} and {reader}")
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

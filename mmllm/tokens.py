@@ -171,6 +171,8 @@ class VisualTokens:
     """int64, B. Tokens of text that the LLM reads beside each video; None if that is unknown."""
     question: Tensor | None = None
     """int64, B Q. Ids of the question about each video, which some parts read; -1 fills up. None if no part does."""
+    words: Tensor | None = None
+    """float, B Q D. The LLM's embeddings of these ids, at filling anything; None where no part asks for them."""
 
     def __post_init__(self) -> None:
         if self.features.ndim != 4:
@@ -202,6 +204,8 @@ class VisualTokens:
                 raise ValueError(f"{name} must be {shape}, not {tuple(value.shape)}")
         if self.question is not None and (self.question.ndim != 2 or len(self.question) != b):
             raise ValueError(f"question must be ({b} Q), not {tuple(self.question.shape)}")
+        if self.words is not None and (self.question is None or self.words.shape[:2] != self.question.shape):
+            raise ValueError(f"words must be embeddings of the ids of the question, not {tuple(self.words.shape)}")
         if self.tiling is not None and (len(self.tiling) != b or any(cut.partitions > t for cut in self.tiling)):
             partitions = [cut.partitions for cut in self.tiling]
             raise ValueError(f"tiling must describe {b} images of at most {t} partitions, not {partitions}")

@@ -94,11 +94,13 @@ def _rows(kind: str) -> list[dict[str, str]]:
 
 
 def _about_reducer(cls: type) -> dict[str, str]:
-    """Where a reducer acts and what it needs of the encoder; nothing for another part."""
+    """Where a reducer acts, what it needs of the encoder, whether it reads the question; nothing for another part."""
     from mmllm.interfaces import TokenReducer
-    from mmllm.pruning.needs import what_it_needs, where_it_acts
+    from mmllm.pruning.needs import is_question_aware, what_it_needs, where_it_acts
 
-    return {"where": where_it_acts(cls), "needs": what_it_needs(cls)} if issubclass(cls, TokenReducer) else {}
+    if not issubclass(cls, TokenReducer):
+        return {}
+    return {"where": where_it_acts(cls), "needs": what_it_needs(cls), "question-aware": is_question_aware(cls)}
 
 
 def _defaults(config: type) -> dict[str, object]:

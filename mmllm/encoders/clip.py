@@ -87,6 +87,7 @@ class ClipEncoder(Encoder):
     score_names = frozenset({"cls_attention", "mean_attention", "keys"})
     changeable_settings: ClassVar[tuple[str, ...]] = ("class_token",)
     runs_encoder_stage: ClassVar[bool] = True
+    has_text_tower: ClassVar[bool] = True
 
     def __init__(self, config: ClipConfig) -> None:
         from transformers import CLIPVisionConfig, CLIPVisionModel

@@ -103,8 +103,8 @@ def require_fit(
             reason = "works inside the blocks of an encoder of ours, and a hosted model runs its own tower"
         elif reducer.layout == "line":
             reason = "keeps the first of ordered 1D tokens, and a hosted model has patches"
-        elif reducer.reads_question:
-            reason = "reads the question before the LLM does, and a hosted model's processor does not write it apart"
+        elif reducer.question_reader is not None and not reducer.question_reader.llm:
+            reason = "reads the question in another vocabulary than the LLM's, which a hosted model's prompt has alone"
         elif reducer.scores_needed and not towers:
             reason = f"ranks tokens by {reducer.scores_needed[0]!r}, which cannot be read from this model's tower"
         if reason is not None:

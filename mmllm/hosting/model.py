@@ -84,7 +84,7 @@ class HostedModel:
             require_fit(self.config.model_type, self.family.towers(self.model), decoder, before, self.stages)
         if self.stages:
             prepare_decoder(self.model)
-        chain = ReducerChain(before)
+        chain = ReducerChain(before, self.model.get_input_embeddings())
         self.reduction = chain if before else reduction
         self.scores_needed = chain.scores_needed
 

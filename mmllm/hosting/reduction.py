@@ -5,12 +5,13 @@
 Reducers that work behind an encoder work here. They see tokens behind the model's own projector. Tokens that are always
 kept, such as newlines, stay outside. A merged token stands in the middle of its members' places.
 
-T frames, n tokens of a frame, M tokens of a medium, C LLM width, G places of a grid, B rows, N prompt length
+T frames, n tokens of a frame, M tokens of a medium, C LLM width, G places of a grid, B rows, N prompt length,
+Q ids of a question
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from mmllm.hosting.encoding import HostedFeatures
 from mmllm.hosting.media import Medium
 from mmllm.hosting.merging import Members
 from mmllm.interfaces import TokenReducer
-from mmllm.tokens import VisualTokens
+from mmllm.tokens import IGNORED, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,10 +41,21 @@ class Reduced:
 
 
 class ReducerChain:
-    """Reducers in a row, on each medium by itself."""
+    """Reducers in a row, on each medium by itself.
 
-    def __init__(self, reducers: Sequence[TokenReducer]) -> None:
+    Args:
+        reducers: in order.
+        embed: from ids (int64, Q) to the LLM's embeddings of them, for reducers that read the question.
+    """
+
+    def __init__(self, reducers: Sequence[TokenReducer], embed: Callable[[Tensor], Tensor] | None = None) -> None:
         self.reducers = tuple(reducers)
+        self.embed = embed
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether what remains depends on the text behind the media."""
+        return any(reducer.reads_question for reducer in self.reducers)
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
@@ -59,25 +71,35 @@ class ReducerChain:
         keep = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
         changes = {}
         for number, medium in enumerate(features.media):
-            reduced = self.of_medium(medium, features.tokens(number), features.scores_of(number))
+            question = text_behind(inputs, features.media, medium.row) if self.reads_question else None
+            reduced = self.of_medium(medium, features.tokens(number), features.scores_of(number), question)
             keep[medium.row, cast(Tensor, medium.places).to(keep.device)] = reduced.keep.to(keep.device)
             if reduced.members is not None:
                 changes[number] = reduced.rows
         return keep, features.mapped(changes) if changes else features
 
     @torch.no_grad()
-    def of_medium(self, medium: Medium, features: Tensor, scores: Mapping[str, Tensor] | None = None) -> Reduced:
+    def of_medium(
+        self,
+        medium: Medium,
+        features: Tensor,
+        scores: Mapping[str, Tensor] | None = None,
+        question: Tensor | None = None,
+    ) -> Reduced:
         """What remains of one medium.
 
         Args:
             medium: its frames, grid and places.
             features: M C.
             scores: name -> float, M.
+            question: int64, Q, for reducers that read it.
 
         Raises:
             InputError: if a reducer cannot work on it, changes features without saying how, or leaves nothing.
         """
         tokens, slots = as_tokens(medium, features, scores or {})
+        if question is not None and self.embed is not None:
+            tokens = tokens.replace(question=question.unsqueeze(0), words=self.embed(question).unsqueeze(0))
         members = Members.of(medium, slots)
         for reducer in self.reducers:
             if reducer.compares_frames and medium.modality == "image":
@@ -99,6 +121,24 @@ class ReducerChain:
         if not bool(keep.any()):
             raise InputError(f"the reducers leave nothing of a {medium.modality}: at least one token remains")
         return Reduced(keep=keep, members=merged)
+
+
+def text_behind(inputs: Mapping[str, Any], media: Sequence[Medium], row: int) -> Tensor:
+    """int64, Q: the ids behind the last medium of a row, without padding and without answers that are trained.
+
+    Args:
+        inputs: `input_ids` (int64, B N), and where they are given `attention_mask` and `labels`.
+        media: of the prompt, with their rows and places.
+        row: its number.
+    """
+    ids = inputs["input_ids"][row]
+    last = max(int(cast(Tensor, medium.places).max()) for medium in media if medium.row == row)
+    said = torch.arange(len(ids), device=ids.device) > last
+    if (mask := inputs.get("attention_mask")) is not None:
+        said &= mask[row].bool()
+    if (labels := inputs.get("labels")) is not None:
+        said &= labels[row] == IGNORED
+    return ids[said]
 
 
 def as_tokens(medium: Medium, features: Tensor, scores: Mapping[str, Tensor]) -> tuple[VisualTokens, Tensor]:

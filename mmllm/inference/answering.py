@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ class VideoQA(VideoAnswering):
             qa = cls.from_pretrained(base, **kwargs)
             if isinstance(qa, HostedVideoQA):
                 return with_adapter(qa, model)
-            return cls(merged_with(qa.model, model), MmllmProcessor.from_pretrained(model))
+            processor = MmllmProcessor.from_pretrained(model)
+            return cls(merged_with(qa.model, model), _asking(processor, qa.model, kwargs))
         source = local_folder(model)
         if is_hosted(source):
             return load_hosted(source, kwargs)
@@ -129,7 +130,7 @@ class VideoQA(VideoAnswering):
         problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys") if info[name]}
         if problems:
             raise CheckpointError(f"the weights in {model} do not fit its configuration: {problems}")
-        return cls(_moved(loaded, device), processor)
+        return cls(_moved(loaded, device), _asking(processor, loaded, kwargs))
 
     @property
     def note(self) -> str | None:
@@ -365,9 +366,9 @@ class VideoQA(VideoAnswering):
         Raises:
             ConfigError: if a part is unknown, does not fit, or has weights that this model lacks.
         """
-        return VideoQA(
-            self.model.with_stages(reducers=reducers, path=path, **others), self.processor, self.max_new_tokens
-        )
+        changes = {"reducers": reducers, "path": path, **others}
+        model = self.model.with_stages(**changes)
+        return VideoQA(model, _asking(self.processor, model, changes), self.max_new_tokens)
 
     @torch.no_grad()
     def part_of(self, encoded: EncodedVideo, frames: slice, span: Span) -> EncodedVideo:
@@ -534,3 +535,15 @@ class VideoQA(VideoAnswering):
 def _moved(model: MmllmForConditionalGeneration, device: str) -> MmllmForConditionalGeneration:
     """The model on a device; one whose parts accelerate has placed already (`device_map`) stays where it is."""
     return model if getattr(model, "hf_device_map", None) else model.to(device)
+
+
+def _asking(
+    processor: MmllmProcessor, model: MmllmForConditionalGeneration, changes: Mapping[str, Any]
+) -> MmllmProcessor:
+    """The processor that writes questions for a model whose stages were changed (by slot; None changes nothing).
+
+    That of an unchanged model is left as it is, because it belongs to its weights.
+    """
+    if all(changes.get(name) is None for name in SLOTS):
+        return processor
+    return processor.writing_questions(question_reader(stages_of(model.config)))

@@ -112,6 +112,11 @@ class HostedVideoQA(VideoAnswering):
         return bool(self.model.reducers or self.model.stages)
 
     @property
+    def reads_question(self) -> bool:
+        """Whether a reducer before the LLM reads the question: then it chooses anew for each of them."""
+        return any(reducer.reads_question for reducer in self.model.reducers)
+
+    @property
     def stop_tokens(self) -> list[int]:
         """Ids that end an answer: those of the model's generation settings and the tokenizer's end of sequence."""
         configured = self.model.model.generation_config.eos_token_id
@@ -193,7 +198,7 @@ class HostedVideoQA(VideoAnswering):
         video = hosted_video(encoded)
         if self.needs_frames(video):
             return self._encode(video.clip, {})
-        return self._seen(replace(video, seconds={}))
+        return self._seen(replace(video, seconds={}, question=None))
 
     def needs_frames(self, encoded: EncodedVideo) -> bool:
         """Whether the tower has to look again: if reducers need scores that were not noted, or times are others."""
@@ -235,10 +240,16 @@ class HostedVideoQA(VideoAnswering):
         video = self._seen(video)
         return replace(video, prepared=replace(prepared, inputs={}))
 
+    @torch.no_grad()
+    def for_question(self, encoded: EncodedVideo, question: str) -> HostedVideo:
+        """The video with what is kept of it for a question; as it is if no reducer reads questions."""
+        video = hosted_video(encoded)
+        return self._seen(replace(video, question=question)) if self.reads_question else video
+
     def _seen(self, video: HostedVideo) -> HostedVideo:
         """The video with what the reducers keep of it, and the seconds that they take."""
         started = time.perf_counter()
-        inputs = self.moved(self.prompt(video, "?", (), ""))
+        inputs = self.moved(self.prompt(video, video.question or "?", (), ""))
         media = in_prompt(video.features.media, self.model.family.token_ids(self.model.config), inputs["input_ids"])
         keep = self.model.choose(inputs, replace(video.features, media=media))[0].cpu()
         self._wait()

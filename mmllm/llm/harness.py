@@ -208,7 +208,8 @@ def _pruned(
         if decision.keep is None:
             kept = replace(kept, weight=decision.weight)
             continue
-        kept, slot = _without_removed(kept, decision.keep)
+        kept, slot = _without_removed(kept, decision.keep, decision.order)
+        hidden = hidden if decision.hidden is None else decision.hidden
         if decision.restart:
             kept = replace(kept, rotated_as=_without_gaps(kept, current))
         hidden = hidden.gather(1, slot.unsqueeze(-1).expand(*slot.shape, hidden.shape[-1]))
@@ -219,11 +220,13 @@ def _pruned(
     return hidden
 
 
-def _without_removed(before: Kept, keep: Tensor) -> tuple[Kept, Tensor]:
+def _without_removed(before: Kept, keep: Tensor, order: Tensor | None) -> tuple[Kept, Tensor]:
     """The positions that remain, and their slots (B K') among those before. Shorter rows are filled up."""
     keep = keep & before.valid
+    order = torch.zeros_like(before.position) if order is None else order
     # a stable sort puts kept slots first, in their order; removed ones behind them fill up
-    slot = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[:, : int(keep.sum(-1).max())]
+    last = torch.iinfo(order.dtype).max
+    slot = order.masked_fill(~keep, last).argsort(dim=-1, stable=True)[:, : int(keep.sum(-1).max())]
     weight, rotated_as = (
         None if values is None else values.gather(1, slot) for values in (before.weight, before.rotated_as)
     )
@@ -262,14 +265,23 @@ def _mask_of_prompt(kept: Kept, given: Tensor | None, dtype: torch.dtype) -> Ten
     else:
         whole = given if given.dtype != torch.bool else additive(given, dtype)
         whole = whole.expand(len(kept.position), -1, -1, -1)
-        lines = kept.position[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[-1])
-        columns = kept.position[:, None, None, :].expand(-1, whole.shape[1], count, -1)
+        position = _ascending(kept)
+        lines = position[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[-1])
+        columns = position[:, None, None, :].expand(-1, whole.shape[1], count, -1)
         mask = whole.gather(2, lines).gather(3, columns)
     mask = mask.masked_fill(~kept.valid[:, None, None, :] & ~itself, lowest)
     if kept.weight is not None:
         bias = rearrange((kept.weight + 1e-6).log(), "b k -> b 1 1 k").to(dtype)
         mask = (mask + bias.masked_fill(itself, 0.0)).clamp(min=lowest)
     return mask
+
+
+def _ascending(kept: Kept) -> Tensor:
+    """int64, B K: the positions in ascending order, for a mask: what is read later sees more, wherever it stood."""
+    last = torch.iinfo(kept.position.dtype).max
+    in_order = kept.position.masked_fill(~kept.valid, last).sort(-1).values
+    number = (kept.valid.cumsum(-1) - 1).clamp(min=0)
+    return torch.where(kept.valid, in_order.gather(-1, number), kept.position)
 
 
 def _later(first: RecordLayer, record: RecordLayer, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class Kept:
     """The positions on which a group of layers works."""
 
     position: Tensor
-    """int64, B K. Position of each in the whole row; ascending, except at filling."""
+    """int64, B K. Position of each in the whole row, in reading order: ascending, except at filling, and where merged
+    tokens are read behind others."""
     valid: Tensor
     """bool, B K. False at padding, and at filling: entries that make a shorter row as long as the others."""
     weight: Tensor | None = None
@@ -51,6 +52,11 @@ class PruneDecision:
     """bool, B K. False for a position that is removed."""
     weight: Tensor | None = None
     """float32, B K. Factor of the attention to each position, with gradients; none is removed."""
+    hidden: Tensor | None = None
+    """B K D, beside `keep`: the states that go on in place of `PruneView.hidden`, where tokens were merged."""
+    order: Tensor | None = None
+    """int64, B K, beside `keep`: what remains is read in ascending order of these numbers, equal ones as they stand.
+    None for no change."""
     restart: bool = False
     """Whether the rotary embeddings of what remains of the prompt count from the start of the row without gaps. Those
     of an answer stay."""

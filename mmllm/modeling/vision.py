@@ -143,11 +143,24 @@ class VisualStages(PreTrainedModel):
         return self.visual_tokenizer.affine and self.path.averages and not self.projected_reducers
 
     def project(self, tokens: VisualTokens) -> VisualTokens:
-        """Reduced tokens at the LLM's width; at the encoder's if the path comes before the projector."""
+        """Reduced tokens at the LLM's width; at the encoder's if the path comes before the projector.
+
+        With what reducers behind the projector need of tokens in front of it, and of the question.
+        """
         if self.visual_tokenizer.reads_question:
             _required(tokens.question, self.visual_tokenizer)
+        for reducer in self.projected_reducers:
+            if reducer.reads_question:
+                _required(tokens.question, reducer)
+            tokens = reducer.before_projector(tokens)
         tokens = tokens.replace(features=tokens.features.to(self.dtype))
-        return tokens if self.projects_averages else self.visual_tokenizer(tokens).with_sound_of(tokens)
+        projected = tokens if self.projects_averages else self.visual_tokenizer(tokens).with_sound_of(tokens)
+        return self._with_words(projected) if any(r.reads_words for r in self.projected_reducers) else projected
+
+    def _with_words(self, tokens: VisualTokens) -> VisualTokens:
+        """Tokens with the LLM's embeddings of their question's words."""
+        assert tokens.question is not None
+        return tokens.replace(words=self.get_input_embeddings()(tokens.question.clamp(min=0)))
 
     def reduce_projected(self, tokens: VisualTokens) -> VisualTokens:
         """Projected tokens after the reducers behind the projector."""

@@ -38,6 +38,8 @@ class QuestionReaderConfig:
     """Hub id or folder of a tokenizer; None for `words`."""
     words: tuple[str, ...] = ()
     """The words and punctuation marks of a small vocabulary, in lower case."""
+    llm: bool = False
+    """The LLM's own tokenizer, in place of `source` and `words`."""
     most_words: int = 128
     """Most ids of a question. A longer one is cut off, with a warning."""
     special_tokens: bool = True
@@ -45,7 +47,9 @@ class QuestionReaderConfig:
 
     def __post_init__(self) -> None:
         require(self.most_words > 0, self, "most_words", "positive")
-        require((self.source is None) == bool(self.words), self, "words", "given if there is no source, and only then")
+        no_other = self.source is None and not self.llm
+        require(no_other == bool(self.words), self, "words", "given if there is no source, and only then")
+        require(not self.llm or self.source is None, self, "source", "left out for the LLM's own tokenizer")
 
     @property
     def vocabulary_size(self) -> int:
@@ -59,11 +63,15 @@ class QuestionReader:
     Args:
         config: the vocabulary.
         folder: folder or hub id of a saved processor, whose tokenizer is used in place of the source's.
+        llm: the LLM's tokenizer, for a configuration with `llm`.
         options: of transformers' `from_pretrained`, such as `revision`, for that folder.
     """
 
-    def __init__(self, config: QuestionReaderConfig, folder: str | Path | None = None, **options: Any) -> None:
+    def __init__(
+        self, config: QuestionReaderConfig, folder: str | Path | None = None, *, llm: Any = None, **options: Any
+    ) -> None:
         self.config, self.folder, self.options = config, folder, options
+        self._llm = llm
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -72,6 +80,8 @@ class QuestionReader:
         Raises:
             CheckpointError: if it cannot be loaded.
         """
+        if self.config.llm:
+            return self._llm
         if self.config.source is None:
             return word_tokenizer(self.config.words)
         from transformers import AutoTokenizer
@@ -86,7 +96,7 @@ class QuestionReader:
             raise CheckpointError(f"{name}: the tokenizer of questions cannot be loaded: {problem!s:.300}") from None
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer into a processor's folder; a vocabulary of `words` is in the settings already."""
+        """Writes a tokenizer of its own into a processor's folder; a vocabulary of `words` is in the settings."""
         if self.config.source is not None:
             self.tokenizer.save_pretrained(Path(folder) / FOLDER)
 

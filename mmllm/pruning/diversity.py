@@ -14,8 +14,8 @@ from torch import Tensor
 from mmllm.errors import InputError
 
 
-def cosine_distance(features: Tensor) -> Tensor:
-    """float32, F N N: 1 - cosine of each pair of tokens F N D; the cosine of a zero vector is 0.
+def cosine_similarity(features: Tensor) -> Tensor:
+    """float32, F N N: the cosine of each pair of tokens F N D; that of a zero vector is 0.
 
     Raises:
         InputError: if a feature is not finite.
@@ -24,7 +24,12 @@ def cosine_distance(features: Tensor) -> Tensor:
     if not bool(features.isfinite().all()):
         raise InputError("features to compare tokens by must be finite")
     unit = torch.nn.functional.normalize(features, dim=-1)
-    return 1 - unit @ unit.mT
+    return unit @ unit.mT
+
+
+def cosine_distance(features: Tensor) -> Tensor:
+    """float32, F N N: 1 - `cosine_similarity`."""
+    return 1 - cosine_similarity(features)
 
 
 def max_min_order(distance: Tensor, count: int, mask: Tensor | None = None) -> Tensor:

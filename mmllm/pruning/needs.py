@@ -30,7 +30,7 @@ def reducers_for(offers: Collection[str], layout: str) -> list[str]:
         if reducer.needs_keys and "keys" not in offers:
             continue
         if not choices:
-            names.append(name)
+            names.append(":".join(filter(None, (name, reducer.plain_choice))))
         names += [f"{name}:score={kind}" for kind in choices if kind in offers]
     return names
 
@@ -45,7 +45,15 @@ def what_it_needs(reducer: type[TokenReducer]) -> str:
     """What a reducer needs of the encoder, in words; empty if nothing."""
     scores = " or ".join(reducer.score_choices)
     layout = "" if reducer.layout is None else _LAYOUTS[reducer.layout]
-    return ", ".join(filter(None, (scores, "keys" if reducer.needs_keys else "", layout)))
+    tower = f"CLIP's text tower, or {reducer.plain_choice}" if reducer.plain_choice else ""
+    return ", ".join(filter(None, (scores, "keys" if reducer.needs_keys else "", layout, tower)))
+
+
+def is_question_aware(reducer: type[TokenReducer]) -> str:
+    """With which settings what a reducer keeps depends on the question, in words; `no` if it never does."""
+    if issubclass(reducer, LlmStage):
+        return "yes" if reducer.depends_on_question else "no"
+    return " or ".join(reducer.question_choices) or "no"
 
 
 def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
@@ -65,6 +73,12 @@ def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:
         raise ConfigError(
             f"reducer {reducer.registered_name!r} needs {_LAYOUTS[str(reducer.layout)]}, and encoder "
             f"{encoder.registered_name!r} gives {_LAYOUTS[layout]}; {advice}"
+        )
+    if reducer.needs_text_tower and not encoder.has_text_tower:
+        others = ", ".join((*reducer.question_choices, reducer.plain_choice))
+        raise ConfigError(
+            f"reducer {reducer.registered_name!r} compares patches with the question through CLIP's text tower, and "
+            f"encoder {encoder.registered_name!r} has none: choose another of {others}; {advice}"
         )
     missing = [name for name in reducer.scores_needed if name.partition("@")[0] not in encoder.score_names]
     if missing:

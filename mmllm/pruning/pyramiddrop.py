@@ -11,17 +11,15 @@ B rows, P positions of the whole row, K positions kept so far
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import Explanation, LlmReducer
-from mmllm.llm.values import LlmPass, PruneDecision, PruneView
+from mmllm.llm.values import PruneDecision, PruneView
 from mmllm.pruning.budget import BUDGET_GUARD
-from mmllm.pruning.selection import ranks
+from mmllm.pruning.steps import StepReducer, require_steps
 from mmllm.registry import register
 
 
@@ -37,36 +35,15 @@ class PyramidDropConfig:
     """Whether what remains of the prompt is rotated as if nothing had stood between."""
 
     def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in zip((0, *self.layers), self.layers, strict=False))
-        require(bool(self.layers) and ascending, self, "layers", "ascending layers from 1 on")
-        falling = all(a >= b > 0 for a, b in zip((1.0, *self.ratios), self.ratios, strict=False))
-        require(falling, self, "ratios", "falling fractions from at most 1 to above 0")
+        require_steps(self, first=1)
         require(len(self.ratios) == len(self.layers), self, "ratios", f"as many as layers: {len(self.layers)}")
 
 
 @register("reducer", "pyramiddrop", config=PyramidDropConfig)
-class PyramidDropReducer(LlmReducer):
+class PyramidDropReducer(StepReducer):
     """PyramidDrop: inside the LLM, keeps fewer visual tokens from step to step, by the prompt's last position."""
 
-    def __init__(self, config: PyramidDropConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def check(self, layers: int) -> None:
-        """Refuses an LLM that does not have all of these layers.
-
-        Raises:
-            ConfigError: naming both numbers.
-        """
-        if self.config.layers[-1] >= layers:
-            raise ConfigError(
-                f"PyramidDropConfig.layers = {self.config.layers}: must be below the LLM's {layers} layers"
-            )
-
-    @property
-    def restarts_positions(self) -> bool:
-        """Whether `positions` says so."""
-        return self.config.positions == "restart"
+    ranked_by: ClassVar[str] = "PyramidDrop: attention of the prompt's last position"
 
     def prune(self, view: PruneView) -> PruneDecision | None:
         """The visual tokens that the next layer reads, and everything that is not visual.
@@ -77,27 +54,12 @@ class PyramidDropReducer(LlmReducer):
         if view.layer not in self.config.layers:
             return None
         ratio = self.config.ratios[self.config.layers.index(view.layer)]
-        current, before = view.current, view.before
-        visual = before.of(current.visual) & before.valid
+        current = view.current
         score = view.attention_ahead(asking_rows(view, training=self.training))
-        if not bool(score.isfinite().all()):
-            raise InputError("PyramidDrop got attention that is not finite")
         first = (current.visual & current.valid).sum(-1).tolist()
-        count = torch.tensor([max(1, int(tokens * ratio + BUDGET_GUARD)) for tokens in first], device=visual.device)
-        chosen = ranks(score.masked_fill(~visual, -torch.inf)) < count.unsqueeze(-1)
-        view.notes[view.layer] = (before.position, score)
-        return PruneDecision(keep=chosen & visual | ~visual, restart=self.restarts_positions)
-
-    def explain_pass(self, current: LlmPass) -> Explanation | None:
-        """The attention to each visual token in the last step that ranked it, B P."""
-        notes = current.notes_of(self)
-        if not notes:
-            return None
-        values = current.on_visual(*notes[min(notes)])
-        for layer in sorted(notes)[1:]:
-            later = current.on_visual(*notes[layer])
-            values = torch.where(later.isfinite(), later, values)
-        return Explanation(name="PyramidDrop: attention of the prompt's last position", values=values)
+        counts = [max(1, int(tokens * ratio + BUDGET_GUARD)) for tokens in first]
+        chosen, visual = self.best(view, score, counts)
+        return PruneDecision(keep=chosen | ~visual, restart=self.restarts_positions)
 
 
 def asking_rows(view: PruneView, *, training: bool) -> Tensor:

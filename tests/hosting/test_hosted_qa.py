@@ -116,6 +116,24 @@ def test_a_stage_inside_the_llm_works_per_request():
     assert [stage.registered_name for stage in cut.model.stages] == ["fastv"]
 
 
+@pytest.mark.parametrize("name", ["qwen3_vl", "internvl"])
+def test_a_reducer_that_reads_the_question_chooses_for_each(name):
+    qa = asking(name, reducers=["cdpruner:keep=2,relevance=words"], prompt="plain")
+    assert qa.reads_question
+    assert not asking(name, reducers=["cdpruner:keep=2,relevance=none"]).reads_question
+    video = qa.encode_video(clip())
+    questions = ["When?", "zzzz zzzz zzzz zzzz zzzz zzzz"]
+    first, second = (qa.for_question(video, question) for question in questions)
+    assert first.question == questions[0]
+    assert first.features is video.features
+    assert (first.kept != second.kept).any()
+    together = qa.ask_all(video, questions, **NO_PLACEHOLDERS)
+    assert together == [qa.ask(seen, q, **NO_PLACEHOLDERS) for seen, q in zip((second, first), questions, strict=True)]
+    *_, last = stream(qa, video, questions[1], **NO_PLACEHOLDERS)
+    assert last.answer == together[1]
+    assert qa.with_stages(reducers=[]).encode_again(first).question is None
+
+
 # --- times and spans --------------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,34 @@ def test_narrowed_and_cut_is_the_masked_reference(case):
     assert sizes[layer] == int(inside.sum(1).max()) + STEPS - 1
 
 
+@pytest.mark.parametrize("case", FULL)
+def test_sparsevlm_without_means_is_the_masked_reference(case):
+    inputs = case.inputs()
+    hosted = HostedModel(case.model, stages=["sparsevlm:layers=0+1,ratios=0.6+0.3,recycled=0,positions=keep"])
+    prompt = hosted.prepare(inputs)
+    out = hosted.generate(prompt, **GREEDY, **LOGITS)
+    current = out.past_key_values.llm_pass
+    by_layer = {layer: kept_by_layer(inputs, prompt, current, layer)[1] for layer in (0, 1, 2)}
+    assert (by_layer[2].sum(1) < by_layer[1].sum(1)).all()
+    logits, ids = masked(case, inputs, by_layer, steps=STEPS)
+    assert torch.equal(out.sequences[:, -STEPS:], ids[:, -STEPS:])
+    for ours, theirs in zip(out.logits, logits, strict=True):
+        assert_near(ours, theirs)
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_sparsevlms_means_answer_alike_alone_and_in_a_batch(case):
+    stages = ["sparsevlm:layers=0+1,ratios=0.4+0.2,positions=keep"]
+    hosted = HostedModel(case.model, reducers=["uniform:ratio=0.8"], stages=stages)
+    both = hosted.generate(case.inputs(), **GREEDY, **LOGITS)
+    plain = HostedModel(case.model, reducers=["uniform:ratio=0.8"], stages=[f"{stages[0]},recycled=0"])
+    without = plain.generate(case.inputs(), **GREEDY, **LOGITS)
+    assert both.past_key_values.layers[1].keys.shape[2] > without.past_key_values.layers[1].keys.shape[2]
+    for row in range(2):
+        alone = hosted.generate(case.inputs([row]), **GREEDY)
+        assert torch.equal(alone[0, -STEPS:], both.sequences[row, -STEPS:])
+
+
 @pytest.mark.parametrize("name", ["qwen3_vl_mixed", "internvl", "llava_onevision"])
 def test_beams_of_a_narrowed_and_cut_batch(name):
     case = CASES[name]

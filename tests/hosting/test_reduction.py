@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.hosting.fitting import fitting
 from mmllm.hosting.media import Medium
 from mmllm.hosting.model import HostedModel
-from mmllm.hosting.reduction import ReducerChain, as_tokens
+from mmllm.hosting.reduction import ReducerChain, as_tokens, text_behind
 from mmllm.interfaces import LlmStage, TokenReducer
+from mmllm.pruning.determinantal import determinantal_order, relevance_kernel
+from mmllm.pruning.relevance import scaled_relevance
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "modern-evs.safetensors"
 STEPS = 4
@@ -321,7 +324,46 @@ def test_the_towers_attention_decides():
         assert torch.equal(kept.nonzero()[:, 1].view(-1, 3), scores.topk(3).indices.sort(-1).values)
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl", "llava_onevision_mixed"])
+@torch.no_grad()
+def test_the_words_behind_the_picture_decide(name):
+    case = CASES[name]
+    inputs = case.inputs()
+    hosted = HostedModel(case.model, reducers=["cdpruner:keep=3,relevance=words"])
+    features = hosted.encode(inputs)
+    keep = hosted.choose(inputs, features)
+    embed = case.model.get_input_embeddings()
+    for number, medium in enumerate(features.media):
+        last = max(int(other.places.max()) for other in features.media if other.row == medium.row)
+        said = inputs["input_ids"][medium.row, last + 1 :]
+        words = embed(said[inputs["attention_mask"][medium.row, last + 1 :].bool()])
+        tokens, slots = as_tokens(medium, features.tokens(number), {})
+        relevance = torch.cosine_similarity(tokens.features[0], words.mean(0), dim=-1)
+        relevance = scaled_relevance(relevance, "partition", tokens.mask[0])
+        chosen = determinantal_order(relevance_kernel(tokens.features[0], relevance), relevance, 3, tokens.mask[0])
+        expected = medium.fixed.clone()
+        expected[slots.gather(1, chosen).flatten()] = True
+        assert torch.equal(keep[medium.row, medium.places], expected)
+    other = dict(inputs, input_ids=inputs["input_ids"].clone())
+    other["input_ids"][:, -1] = 33
+    assert not torch.equal(hosted.choose(other, features), keep)
+    hosted.generate(inputs, features, **GREEDY)
+
+
+def test_answers_are_no_words_of_the_question():
+    medium, _ = a_medium(frames=1, grid=(2, 2))
+    placed = replace(medium, row=0, places=torch.tensor([2, 3, 4, 5]))
+    ids = torch.tensor([[0, 9, 5, 5, 5, 5, 7, 8, 6, 0]])
+    inputs = {"input_ids": ids, "attention_mask": torch.tensor([[0] + [1] * 8 + [0]])}
+    assert text_behind(inputs, [placed], 0).tolist() == [7, 8, 6]
+    labels = torch.full_like(ids, -100)
+    labels[0, 8] = 6
+    assert text_behind({**inputs, "labels": labels}, [placed], 0).tolist() == [7, 8]
+
+
 REFUSED = {
+    ("llava", "cdpruner:keep=4"): r"'cdpruner' reads the question in another vocabulary.*use .*cdpruner:relevance=none",
+    ("qwen3_vl", "sparsevlm:layers=0,ratios=0.5"): r"'sparsevlm' counts positions anew.*use positions=keep",
     ("qwen2_5_vl", "fastervlm:keep=4"): r"'cls_attention' cannot be read.*use .*evs.*fastervlm:score=mean_attention",
     ("qwen2_5_vl", "hired:ratio=0.5,score=mean_attention"): r"'mean_attention@0': block 0 attends inside windows",
     ("qwen2_vl", "fastervlm:keep=4,score=probe_attention"): "'probe_attention' cannot be read",

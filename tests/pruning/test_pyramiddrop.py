@@ -3,48 +3,24 @@
 import pytest
 import torch
 from nearness import assert_near
+from small_llm import LENGTH, VISUAL, small_llm, small_pass, small_rows
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
 from mmllm.llm.harness import install
-from mmllm.llm.values import LlmPass
 from mmllm.pruning.pyramiddrop import PyramidDropConfig, PyramidDropReducer
-
-BEFORE, VISUAL, AFTER = 3, 24, 4
-LENGTH = BEFORE + VISUAL + AFTER
 
 
 @pytest.fixture
 def llm():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
-            vocab_size=60, max_position_embeddings=128,
-        )
-    ).eval()  # fmt: skip
-    for weight in model.parameters():
-        weight.data.mul_(3.0)
-    return model
+    return small_llm()
 
 
 @pytest.fixture
 def embeds():
-    return torch.randn(2, LENGTH, 32, generator=torch.Generator().manual_seed(1))
-
-
-def the_pass(stage, valid=None, rows=2):
-    number = torch.arange(LENGTH).expand(rows, -1)
-    everywhere = torch.ones(rows, LENGTH, dtype=torch.bool) if valid is None else valid
-    visual = (number >= BEFORE) & (number < BEFORE + VISUAL) & everywhere
-    return LlmPass(
-        visual=visual, question=number >= BEFORE + VISUAL, prompt=everywhere, place=(number - BEFORE).clamp(0),
-        frame=torch.zeros_like(number), valid=everywhere, stages=(stage,),
-    )  # fmt: skip
+    return small_rows()
 
 
 def stage(**fields):
@@ -82,10 +58,10 @@ def by_hand(llm, row, visual, layers, ratios, *, restart):
 @pytest.mark.parametrize("positions", ["restart", "keep"])
 def test_two_steps_by_hand(llm, embeds, positions):
     part = stage(positions=positions)
-    visual = the_pass(part).visual[0]
+    visual = small_pass(part).visual[0]
     expected = [by_hand(llm, row[None], visual, (1, 3), (0.5, 0.25), restart=positions == "restart") for row in embeds]
     install(llm.model)
-    current, cache = the_pass(part), DynamicCache(config=llm.config)
+    current, cache = small_pass(part), DynamicCache(config=llm.config)
     with torch.no_grad():
         logits = llm(inputs_embeds=embeds, llm_pass=current, past_key_values=cache).logits
     for row, (last, kept) in enumerate(expected):
@@ -101,7 +77,7 @@ def test_two_steps_by_hand(llm, embeds, positions):
 def test_padding_changes_nothing(llm, embeds, side):
     install(llm.model)
     part = stage()
-    alone = the_pass(part, rows=1)
+    alone = small_pass(part, rows=1)
     with torch.no_grad():
         expected = llm(inputs_embeds=embeds[:1], llm_pass=alone).logits[0, -1]
     padding = torch.randn(1, 5, 32)
@@ -109,13 +85,8 @@ def test_padding_changes_nothing(llm, embeds, side):
     mask = torch.ones(1, LENGTH + 5, dtype=torch.long)
     mask[:, :5] = 0
     mask = mask if side == "left" else mask.flip(-1)
-    number = mask.cumsum(-1) - 1
-    valid = mask.bool()
-    current = LlmPass(
-        visual=(number >= BEFORE) & (number < BEFORE + VISUAL) & valid, question=valid, prompt=valid,
-        place=number.clamp(0), frame=torch.zeros_like(number), valid=valid, stages=(part,),
-    )  # fmt: skip
-    given = {"attention_mask": mask, "position_ids": number.clamp(min=0)}
+    current = small_pass(part, valid=mask.bool())
+    given = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
     with torch.no_grad():
         logits = llm(inputs_embeds=torch.cat(pieces, 1), llm_pass=current, **given).logits[0]
     assert_near(logits[-1 if side == "left" else LENGTH - 1], expected)
@@ -125,14 +96,14 @@ def test_the_whole_budget_changes_nothing(llm, embeds):
     plain = llm(inputs_embeds=embeds).logits
     install(llm.model)
     with torch.no_grad():
-        logits = llm(inputs_embeds=embeds, llm_pass=the_pass(stage(ratios=(1.0, 1.0)))).logits
+        logits = llm(inputs_embeds=embeds, llm_pass=small_pass(stage(ratios=(1.0, 1.0)))).logits
     assert_near(logits, plain)
 
 
 def test_in_training_the_rows_before_answers_count(llm, embeds):
     install(llm.model)
     part = stage(layers=(1,), ratios=(0.5,)).train()
-    current = the_pass(part)
+    current = small_pass(part)
     current.prompt = current.prompt.clone()
     current.prompt[:, -2:] = False  # the last two positions are an answer: those before them ask
     scores, original = [], part.prune
@@ -153,7 +124,7 @@ def test_in_training_the_rows_before_answers_count(llm, embeds):
 def test_what_it_went_by_is_shown(llm, embeds):
     install(llm.model)
     part, current = stage(), None
-    current = the_pass(part)
+    current = small_pass(part)
     assert part.explain_pass(current) is None
     with torch.no_grad():
         llm(inputs_embeds=embeds, llm_pass=current)
@@ -172,5 +143,5 @@ def test_bad_input(llm, embeds):
         registry.build("reducer", "pyramiddrop").check(5)
     install(llm.model)
     embeds[0, 5] = float("nan")
-    with pytest.raises(InputError, match="attention that is not finite"), torch.no_grad():
-        llm(inputs_embeds=embeds, llm_pass=the_pass(stage()))
+    with pytest.raises(InputError, match=r"PyramidDrop: attention .* is not finite"), torch.no_grad():
+        llm(inputs_embeds=embeds, llm_pass=small_pass(stage()))

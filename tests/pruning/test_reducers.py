@@ -40,8 +40,16 @@ def tokens(batch=2, frames=3, side=4, width=8, seed=0, padded=False):
     )
 
 
+PLAIN = {"cdpruner": {"relevance": "none"}}
+"""Settings with which a reducer needs no question, for those that have some."""
+
+
+def built(name, **budget):
+    return registry.build("reducer", {"name": name, **PLAIN.get(name, {}), **budget})
+
+
 def reduced(name, given, **budget):
-    return registry.build("reducer", {"name": name, **budget})(given)
+    return built(name, **budget)(given)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +77,7 @@ class TestEveryReducer:
 
     @pytest.mark.parametrize("budget", [{"keep": 5}, {"ratio": 0.3}, {"total": 17}, {"total": 47}])
     def test_budget_holds(self, name, budget):
-        reducer = registry.build("reducer", {"name": name, **budget})
+        reducer = built(name, **budget)
         kept = reducer(tokens()).mask.sum(dim=(1, 2))
         assert (kept <= reducer.kept_tokens(16, 3)).all()
         if "total" in budget:
@@ -111,7 +119,7 @@ class TestEveryReducer:
         assert out.mask.sum(dim=(1, 2)).tolist() == [6, 9]
 
     def test_more_than_there_is(self, name):
-        reducer = registry.build("reducer", {"name": name, "keep": 17})
+        reducer = built(name, keep=17)
         if name == "video_budget":
             assert reducer(tokens()).complete
             return

@@ -20,7 +20,7 @@ WHOLE = [
     "visionzip:ratio=1",
     "vispruner:keep=16",
 ]
-BEHIND = ["evs:rate=0", "divprune:keep=16", "vidcom2:ratio=1", "flashvid:ratio=1"]
+BEHIND = ["evs:rate=0", "divprune:keep=16", "cdpruner:keep=16,relevance=none", "vidcom2:ratio=1", "flashvid:ratio=1"]
 SMALL = [
     "random:keep=5",
     "uniform:keep=5",
@@ -30,6 +30,7 @@ SMALL = [
     "evs:rate=0.6",
     "diffrate:keep=5",
     "divprune:keep=5",
+    "cdpruner:keep=5,relevance=none",
     "vidcom2:ratio=0.3",
     "flashvid:ratio=0.25",
     "visionzip:dominant=4,contextual=2",
@@ -37,6 +38,7 @@ SMALL = [
 ]
 ATP = "atp:depths=0.25+0.5+0.75,ratio=0.5"
 PYRAMID = "pyramiddrop:layers=1+2,ratios=0.5+0.25"
+SPARSE = "sparsevlm:layers=0+2,ratios=0.5+0.25"
 DART = ["dart:layer=0,ratio=0.4", "dart:layer=2,ratio=0.4"]
 PATHS = ["plain", "slowfast:image_frames=4"]
 
@@ -68,7 +70,7 @@ def test_a_full_budget_is_the_model_without_a_reducer(build, reducer, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, *DART])
+@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, SPARSE, *DART])
 def test_every_reducer_answers_the_same_with_and_without_a_cache(build, reducer, path):
     model = build(reducer, path=path)
     greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
@@ -81,7 +83,7 @@ def test_every_reducer_answers_the_same_with_and_without_a_cache(build, reducer,
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, *DART])
+@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, SPARSE, *DART])
 def test_every_reducer_is_trained_through(build, reducer, path):
     model = build(reducer, path=path).train()
     labels = IDS.masked_fill(MASK == 0, -100)
@@ -161,5 +163,6 @@ def test_what_cannot_work_together_is_refused_with_what_would(build, make_model)
     with pytest.raises(ConfigError, match="too shallow"):
         make_model(reducers=[ATP])
     segments = torch.tensor([[0, 0, 1, 1, 2, 2]])
-    with pytest.raises(InputError, match="questions_per_video = 1"):
-        build(ATP)(IDS[1:], labels=IDS[1:], segment_ids=segments, pixel_values_videos=pixels(1))
+    for inside in (ATP, SPARSE):
+        with pytest.raises(InputError, match="questions_per_video = 1"):
+            build(inside)(IDS[1:], labels=IDS[1:], segment_ids=segments, pixel_values_videos=pixels(1))

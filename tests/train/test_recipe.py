@@ -74,6 +74,8 @@ def test_questions_that_cannot_share_a_row_are_refused_in_each_stage():
     start = recipe("quickstart")
     with pytest.raises(ConfigError, match=r"set language\.questions_per_video = 1 \(it is 8\)"):
         start.changed({"model": {"reducers": [INSIDE_LLM]}})
+    with pytest.raises(ConfigError, match=r"reads the question before the LLM.*language\.questions_per_video = 1"):
+        start.changed({"model": {"reducers": ["cdpruner:keep=2,relevance=words"]}})
     one_question = start.changed({"model": {"reducers": [INSIDE_LLM]}, "language": {"questions_per_video": 1}})
     back = one_question.changed({"model": {"reducers": []}, "language": {"questions_per_video": 8}})
     assert back == start
