@@ -209,6 +209,7 @@ def _pruned(
             kept = replace(kept, weight=decision.weight)
             continue
         kept, slot = _without_removed(kept, decision.keep)
+        hidden = hidden if decision.hidden is None else decision.hidden
         if decision.restart:
             kept = replace(kept, rotated_as=_without_gaps(kept, current))
         hidden = hidden.gather(1, slot.unsqueeze(-1).expand(*slot.shape, hidden.shape[-1]))

@@ -51,6 +51,8 @@ class PruneDecision:
     """bool, B K. False for a position that is removed."""
     weight: Tensor | None = None
     """float32, B K. Factor of the attention to each position, with gradients; none is removed."""
+    hidden: Tensor | None = None
+    """B K D, beside `keep`: the states that go on in place of `PruneView.hidden`, where tokens were merged."""
     restart: bool = False
     """Whether the rotary embeddings of what remains of the prompt count from the start of the row without gaps. Those
     of an answer stay."""
