@@ -43,9 +43,12 @@ REDUCERS = {
     "divprune": "divprune:ratio={0}",
     "vidcom2": "vidcom2:ratio={0}",
     "flashvid": "flashvid:ratio={0},expansion=1,score=cls_attention",
+    "holitom": "holitom:ratio={0}",
+    "fastvid": "fastvid:ratio={0},score=cls_attention",
     "evs": "evs:ratio={0}",
     "video_budget": "video_budget:ratio={0}",
     "fastv": "fastv:layer=1,ratio={0}",
+    "fastv, merging": "fastv:layer=1,ratio={0},merge=true",
     "pyramiddrop": "pyramiddrop:layers=1,ratios={0}",
     "dart": "dart:layer=1,ratio={0}",
 }

@@ -120,11 +120,26 @@ def cache_bytes(text_config: Any, tokens: int, bytes_per_number: int) -> int:
     return 2 * text_config.num_hidden_layers * heads * head_width * tokens * bytes_per_number
 
 
-def prefill_flops(text_config: Any, positions: int) -> float:
+def prefill_bytes(text_config: Any, positions: int, bytes_per_number: int) -> int:
+    """Most bytes that the LLM's pass over a prompt of so many positions holds beside its weights and its input.
+
+    That is in the MLP of the last layer: the cache of all layers, the rotary embeddings, the layer's input, the
+    residual and its norm, and in the MLP the gate, the other factor and their product. No attention map is held.
+    """
+    head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    live = 3 * text_config.hidden_size + 3 * text_config.intermediate_size + 2 * head_width
+    return cache_bytes(text_config, positions, bytes_per_number) + positions * live * bytes_per_number
+
+
+def prefill_flops(text_config: Any, positions: int, *, causal: bool = False) -> float:
     """Floating point operations of the LLM's pass over a prompt of so many positions, with one position of logits.
 
-    Only matrix products count, a multiply-add as two operations. Attention counts in full, as in kernels that do not
-    skip the masked half.
+    Only matrix products count, a multiply-add as two operations.
+
+    Args:
+        text_config: configuration of the LLM.
+        positions: of the prompt.
+        causal: whether attention counts half, as in kernels that skip the masked half; otherwise in full.
     """
     width, layers = text_config.hidden_size, text_config.num_hidden_layers
     heads = text_config.num_attention_heads
@@ -132,7 +147,7 @@ def prefill_flops(text_config: Any, positions: int) -> float:
     head_width = getattr(text_config, "head_dim", None) or width // heads
     projections = 2 * width * heads * head_width + 2 * width * key_heads * head_width
     weights = projections + 3 * width * text_config.intermediate_size
-    attention = 2 * positions * heads * head_width
+    attention = (1 if causal else 2) * positions * heads * head_width
     return 2.0 * (layers * positions * (weights + attention) + width * text_config.vocab_size)
 
 
