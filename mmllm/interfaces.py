@@ -231,14 +231,19 @@ class Autoencoder(Part, nn.Module):
 
 
 class Groups(NamedTuple):
-    """Which tokens a reducer merges: each output token is a weighted sum of its members."""
+    """Which tokens a reducer merges: each output token is a weighted sum of its members.
+
+    The tensors are B T N, or B T N S where a token goes into up to S output tokens.
+    """
 
     owner: Tensor
-    """int64, B T N. Number of the output token in its frame that a token goes into; -1 for one that is dropped."""
+    """int64. Number of the output token in its frame that a token goes into; -1 for one that is dropped."""
     weight: Tensor
-    """float32, B T N."""
+    """float32."""
     frame: Tensor | None = None
-    """int64, B T N. The frame of that output token; None if it is always the token's own."""
+    """int64. The frame of that output token; None if it is always the token's own."""
+    keeps_place: bool = False
+    """Whether each output token is at the place of one of its members, and so keeps that member's position and time."""
 
 
 class TokenReducer(Part, nn.Module):

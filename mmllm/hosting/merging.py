@@ -1,6 +1,6 @@
 """Which tokens of a medium a merged token is made of, followed through several reducers.
 
-T frames, n tokens of a frame, M tokens of a medium, C width
+T frames, n tokens of a frame, M tokens of a medium, E parts, S sums that a token is part of at most, C width
 """
 
 from __future__ import annotations
@@ -19,16 +19,21 @@ from mmllm.tokens import VisualTokens
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Members:
-    """For each of the M tokens: the token of the reducers that it is in now, and with which weight."""
+    """The E parts of the reducers' tokens: each is one of the M tokens with a weight. A token may be several parts."""
 
+    token: Tensor
+    """int64, E. Which of the M tokens."""
     frame: Tensor
-    """int64, M. The frame of that token; -1 for one that is in none."""
+    """int64, E. The frame of the reducers' token that it is part of."""
     place: Tensor
-    """int64, M. Its `VisualTokens.index`."""
+    """int64, E. Its `VisualTokens.index`."""
     weight: Tensor
-    """float32, M."""
+    """float32, E."""
+    may_stand: Tensor
+    """bool, E. Whether the reducers' token may stand where this part stands; where several may, it is in their middle.
+    No two tokens have such a part in common."""
     where: Tensor
-    """float64, M 2. Row and column of each of the M tokens, to find the middle of a group."""
+    """float64, M 2. Row and column of each of the M tokens, to find the middle."""
     is_merged: bool = False
 
     @classmethod
@@ -39,13 +44,12 @@ class Members:
             medium: the medium.
             slots: int64, T n. The place of each token among the M; -1 at padding.
         """
-        frame, place = torch.full((medium.count,), -1), torch.zeros(medium.count, dtype=torch.long)
-        t, _ = (slots >= 0).nonzero(as_tuple=True)
-        frame[slots[slots >= 0]] = t
-        place[slots[slots >= 0]] = cast(Tensor, medium.place_of)[slots[slots >= 0]]
+        frame, _ = (slots >= 0).nonzero(as_tuple=True)
+        token, place = slots[slots >= 0], cast(Tensor, medium.place_of)
         columns = medium.grid[1] if medium.grid else medium.count
         where = torch.stack([place.div(columns, rounding_mode="floor"), place % columns], -1).double()
-        return cls(frame=frame, place=place, weight=torch.ones(medium.count), where=where)
+        alone = torch.ones(len(token))
+        return cls(token=token, frame=frame, place=place[token], weight=alone, may_stand=alone.bool(), where=where)
 
     def merged(self, before: VisualTokens, after: VisualTokens, groups: Groups) -> Members:
         """Members after a reducer that merges.
@@ -55,17 +59,20 @@ class Members:
             groups: what it says of them.
         """
         slot = _slots(before, self.frame, self.place)
-        found = slot >= 0
-        own = self.frame.clamp(min=0), slot.clamp(min=0)
-        owner = groups.owner[0].cpu()[own]
-        found &= owner >= 0
-        weight = groups.weight[0].cpu()[own].float()
-        frame = self.frame if groups.frame is None else groups.frame[0].cpu()[own]
-        place = after.index[0].cpu()[frame.clamp(min=0), owner.clamp(min=0)]
+        part = (slot >= 0).nonzero().squeeze(1)
+        own = self.frame[part], slot[part]
+        owner = _of_each(groups.owner[0].cpu()[own])  # E S
+        part, number = part.unsqueeze(1).expand_as(owner)[owner >= 0], owner[owner >= 0]
+        weight = _of_each(groups.weight[0].cpu()[own]).float()[owner >= 0]
+        frame = self.frame[part] if groups.frame is None else _of_each(groups.frame[0].cpu()[own])[owner >= 0]
+        place = after.index[0].cpu()[frame, number]
+        stays = (frame == self.frame[part]) & (place == self.place[part]) | (not groups.keeps_place)
         return Members(
-            frame=frame.masked_fill(~found, -1),
-            place=place.masked_fill(~found, 0),
-            weight=(self.weight * weight).masked_fill(~found, 0.0),
+            token=self.token[part],
+            frame=frame,
+            place=place,
+            weight=self.weight[part] * weight,
+            may_stand=self.may_stand[part] & stays,
             where=self.where,
             is_merged=True,
         )
@@ -76,57 +83,61 @@ class Members:
         Args:
             tokens: 1 T n C, of the last reducer.
         """
-        slot = _slots(tokens, self.frame, self.place)
-        alive = slot >= 0
-        if not self.is_merged:
-            return alive, None
+        alive = _slots(tokens, self.frame, self.place) >= 0
         left = Members(
-            frame=self.frame.masked_fill(~alive, -1),
-            place=self.place,
-            weight=self.weight,
+            token=self.token[alive],
+            frame=self.frame[alive],
+            place=self.place[alive],
+            weight=self.weight[alive],
+            may_stand=self.may_stand[alive],
             where=self.where,
-            is_merged=True,
+            is_merged=self.is_merged,
         )
-        keep = torch.zeros_like(alive)
-        keep[left._middles()[alive].unique()] = True
-        return keep, left
+        keep = torch.zeros(len(self.where), dtype=torch.bool)
+        keep[left._homes() if self.is_merged else left.token] = True
+        return keep, left if self.is_merged else None
 
     def summed(self, features: Tensor) -> Tensor:
-        """M C: in the middle of each group the weighted sum of its members; other rows as they were."""
-        alive = (self.frame >= 0).nonzero().squeeze(1).to(features.device)
-        target = self._middles().to(features.device)[alive]
-        weight = self.weight.to(features.device)[alive].unsqueeze(-1)
+        """M C: where each group stands the weighted sum of its members; other rows as they were."""
+        token, target = self.token.to(features.device), self._homes().to(features.device)
+        weight = self.weight.to(features.device).unsqueeze(-1)
         sums = torch.zeros(features.shape, device=features.device).index_add(
-            0, target, features[alive].float() * weight
+            0, target, features[token].float() * weight
         )
         here = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
         here[target] = True
         return torch.where(here, sums.to(features.dtype), features)
 
-    def _middles(self) -> Tensor:
-        """int64, M: the member of each token's group that is nearest to the group's middle, the first of equals."""
-        alive = (self.frame >= 0).nonzero().squeeze(1)
-        middles = torch.full_like(self.frame, -1)
-        if not len(alive):
-            return middles
-        key = self.frame[alive] * (int(self.place.max()) + 1) + self.place[alive]
+    def _homes(self) -> Tensor:
+        """int64, E: the one of the M tokens at which each part's group stands.
+
+        That is the part that may, nearest to the middle of those that may, the first of equals.
+        """
+        if not len(self.token):
+            return self.token
+        key = self.frame * (int(self.place.max()) + 1) + self.place
         group = key.unique(return_inverse=True)[1]
-        count = int(group.max()) + 1
-        size = torch.zeros(count, 1, dtype=torch.double).index_add(0, group, torch.ones(len(alive), 1).double())
-        centre = torch.zeros(count, 2, dtype=torch.double).index_add(0, group, self.where[alive]) / size
-        away = (self.where[alive] - centre[group]).square().sum(-1)
-        order = np.lexsort((alive.numpy(), away.numpy().round(9), group.numpy()))
-        first = np.unique(group.numpy()[order], return_index=True)[1]
-        middles[alive] = alive[torch.from_numpy(order[first])][group]
-        return middles
+        token, standing = self.token[self.may_stand], group[self.may_stand]
+        count, where = int(group.max()) + 1, self.where[token]
+        size = torch.zeros(count, 1, dtype=torch.double).index_add(0, standing, torch.ones(len(where), 1).double())
+        centre = torch.zeros(count, 2, dtype=torch.double).index_add(0, standing, where) / size
+        away = (where - centre[standing]).square().sum(-1)
+        order = np.lexsort((token.numpy(), away.numpy().round(9), standing.numpy()))
+        first = np.unique(standing.numpy()[order], return_index=True)[1]
+        return token[torch.from_numpy(order[first])][group]
+
+
+def _of_each(values: Tensor) -> Tensor:
+    """Values E, or E S for tokens that go into several groups: E S."""
+    return values.unsqueeze(-1) if values.ndim == 1 else values
 
 
 def _slots(tokens: VisualTokens, frame: Tensor, place: Tensor) -> Tensor:
-    """int64, M: where in its frame (1 T n) a token of that place is; -1 if it is not there any more."""
+    """int64, E: where in its frame (1 T n) a token of that place is; -1 if it is not there any more."""
     index, mask = tokens.index[0].cpu(), tokens.mask[0].cpu()
-    places = int(max(int(index.max()) if index.numel() else 0, int(place.max()))) + 1
+    places = max(int(values.max()) if values.numel() else 0 for values in (index, place)) + 1
     table = torch.full((len(index), places + 1), -1)
     number = torch.arange(index.shape[1]).expand(index.shape)
     table.scatter_(1, index.where(mask, places), number.where(mask, -1))
     table[:, places] = -1
-    return table[frame.clamp(min=0), place].masked_fill(frame < 0, -1)
+    return table[frame, place]

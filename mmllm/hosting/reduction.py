@@ -3,7 +3,8 @@
     medium, M C -> (1, T, n, C) with places and scores -> reducers -> kept places; merged tokens as a linear map M -> M
 
 Reducers that work behind an encoder work here. They see tokens behind the model's own projector. Tokens that are always
-kept, such as newlines, stay outside. A merged token stands in the middle of its members' places.
+kept, such as newlines, stay outside. A merged token stands at the place that its reducer gives it, or in the middle of
+its members' places.
 
 T frames, n tokens of a frame, M tokens of a medium, C LLM width, G places of a grid, B rows, N prompt length,
 Q ids of a question

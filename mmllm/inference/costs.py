@@ -120,6 +120,17 @@ def cache_bytes(text_config: Any, tokens: int, bytes_per_number: int) -> int:
     return 2 * text_config.num_hidden_layers * heads * head_width * tokens * bytes_per_number
 
 
+def prefill_bytes(text_config: Any, positions: int, bytes_per_number: int) -> int:
+    """Most bytes that the LLM's pass over a prompt of so many positions holds beside its weights and its input.
+
+    That is in the MLP of the last layer: the cache of all layers, the rotary embeddings, the layer's input, the
+    residual and its norm, and in the MLP the gate, the other factor and their product. No attention map is held.
+    """
+    head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    live = 3 * text_config.hidden_size + 3 * text_config.intermediate_size + 2 * head_width
+    return cache_bytes(text_config, positions, bytes_per_number) + positions * live * bytes_per_number
+
+
 def prefill_flops(text_config: Any, positions: int, *, causal: bool = False) -> float:
     """Floating point operations of the LLM's pass over a prompt of so many positions, with one position of logits.
 

@@ -5,7 +5,10 @@
 No training. Kept tokens keep their positions; layers below K cache all tokens, the others only those that are kept.
 The decision is made while the prompt is read and holds for the whole answer (arXiv 2403.06764).
 
-B rows, P positions of the whole row, K positions kept so far
+With `merge=true` each dropped token is averaged into the most similar kept one, as HoliTom does inside the LLM
+(arXiv 2505.21334).
+
+B rows, P positions of the whole row, K positions kept so far, D LLM width
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
@@ -33,6 +37,8 @@ class FastvConfig:
     """K: the first layer, counted from 0, that reads only the kept tokens."""
     ratio: float = 0.5
     """Fraction of the visual tokens that are kept: 1 - R."""
+    merge: bool = False
+    """Average each dropped token into the most similar kept one, as HoliTom does; the paper's FastV drops them."""
 
     def __post_init__(self) -> None:
         require(self.layer >= 1, self, "layer", "at least 1: tokens are ranked by the attention of the layer before")
@@ -81,7 +87,11 @@ class FastvReducer(LlmReducer):
         count = torch.tensor([self.kept(int(tokens)) for tokens in visual.sum(-1)], device=visual.device)
         chosen = ranks(score.masked_fill(~visual, -torch.inf)) < count.unsqueeze(-1)
         view.notes[view.layer] = (view.before.position, score)
-        return PruneDecision(keep=chosen & visual | ~visual)
+        keep, hidden = chosen & visual | ~visual, None
+        if self.config.merge:
+            rows = zip(view.hidden, chosen & visual, ~chosen & visual, strict=True)
+            hidden = torch.stack([averaged_into_kept(*row) for row in rows])
+        return PruneDecision(keep=keep, hidden=hidden)
 
     def kept(self, tokens: int) -> int:
         """How many of `tokens` visual tokens are kept: at least 1, and a half is rounded up."""
@@ -95,3 +105,27 @@ class FastvReducer(LlmReducer):
         position, score = notes[self.config.layer]
         values = current.on_visual(position, score)
         return Explanation(name="FastV: attention of the prompt's last position", values=values)
+
+
+def averaged_into_kept(states: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
+    """K D: the states, in which each kept token is averaged with every dropped one that is most similar to it.
+
+    That goes pairwise and in order, so of several tokens the last counts half, the one before a quarter, and so on.
+
+    Args:
+        states: float, K D.
+        kept, dropped: bool, K.
+    """
+    kept_at, dropped_at = kept.nonzero()[:, 0], dropped.nonzero()[:, 0]
+    if not len(kept_at) or not len(dropped_at):
+        return states
+    unit = normalize(states.detach().float(), dim=-1)
+    owner = (unit[dropped_at] @ unit[kept_at].mT).argmax(-1)  # numbers of kept ones
+    size = torch.bincount(owner, minlength=len(kept_at))
+    order = owner.argsort(stable=True)  # together, each group in order
+    number = torch.arange(len(order), device=order.device)
+    place = torch.empty_like(owner).scatter(0, order, number - (size.cumsum(0) - size)[owner[order]])
+    weight = 0.5 ** (size[owner] - place)
+    merged = states[kept_at].float() * (0.5**size).unsqueeze(-1)
+    merged = merged.index_add(0, owner, states[dropped_at].float() * weight.unsqueeze(-1))
+    return states.index_copy(0, kept_at, merged.to(states.dtype))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.density_peaks import density_peaks
 from mmllm.pruning.diversity import cosine_distance, max_min_order
 from mmllm.pruning.needs import score_of
+from mmllm.pruning.segments import runs_of_like_frames
 from mmllm.pruning.selection import check_scores
+from mmllm.pruning.video_merging import Merged, groups_of, in_video, rebuilt, whole_frames
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -77,19 +79,6 @@ class FlashVidConfig:
         return selected, budget - selected
 
 
-class Segment(NamedTuple):
-    """What remains of a segment or a video."""
-
-    features: Tensor
-    """K D."""
-    places: Tensor
-    """int64, K: place of each in L N."""
-    owner: Tensor
-    """int64, L N: the place into which each token went; -1 for one that is dropped."""
-    weight: Tensor
-    """float32, L N: with which weight."""
-
-
 @register("reducer", "flashvid", config=FlashVidConfig)
 class FlashVidReducer(ProjectedReducer):
     """FlashVID: of every frame diverse attended tokens, and means of the others along time and in space."""
@@ -119,7 +108,7 @@ class FlashVidReducer(ProjectedReducer):
         check_scores(scores.masked_fill(~tokens.mask, 0.0))
         if self.config.ratio * self.config.expansion >= 1:
             return tokens
-        return _rebuilt(tokens, self._videos(tokens, scores))
+        return rebuilt(tokens, self._videos(tokens, scores))
 
     def groups(self, tokens: VisualTokens) -> Groups | None:
         """How tokens were merged, also across frames; None at a full budget.
@@ -131,39 +120,24 @@ class FlashVidReducer(ProjectedReducer):
             raise ConfigError("flashvid:released=true counts some tokens twice, which is no weighted sum of each once")
         if self.config.ratio * self.config.expansion >= 1:
             return None
-        videos = self._videos(tokens, score_of(tokens, self.config.score, "flashvid").float())
-        n, slots = tokens.shape[2], _slots(tokens, videos)
-        owner = torch.stack([video.owner for video in videos])  # B T N
-        there = owner.clamp(min=0)
-        slot = torch.stack([own.flatten()[places] for own, places in zip(slots, there, strict=True)])
-        return Groups(
-            owner=slot.masked_fill(owner < 0, -1),
-            weight=torch.stack([video.weight for video in videos]),
-            frame=there.div(n, rounding_mode="floor"),
-        )
+        return groups_of(tokens, self._videos(tokens, score_of(tokens, self.config.score, "flashvid").float()))
 
-    def _videos(self, tokens: VisualTokens, scores: Tensor) -> list[Segment]:
+    def _videos(self, tokens: VisualTokens, scores: Tensor) -> list[Merged]:
         return [self._video(*of_video) for of_video in zip(tokens.features, scores, tokens.mask, strict=True)]
 
-    def _video(self, features: Tensor, scores: Tensor, mask: Tensor) -> Segment:
+    def _video(self, features: Tensor, scores: Tensor, mask: Tensor) -> Merged:
         """What remains of a video T N D, with places in T N."""
-        frames, count = mask.any(-1).nonzero()[:, 0], mask.shape[-1]
-        if not bool(mask[frames].all()):
-            raise InputError(
-                "flashvid needs frames with the same number of tokens: give it no reducer that keeps fewer"
-            )
-        kept, places, start = [features.new_zeros(0, features.shape[-1])], [frames[:0]], 0
-        owner, weight = torch.full_like(mask, -1, dtype=torch.long), scores.new_zeros(mask.shape)
+        frames, count, start = whole_frames(mask, "flashvid"), mask.shape[-1], 0
+        kept, places = [features.new_zeros(0, features.shape[-1])], [frames[:0]]
+        owner, weight = frames.new_full((*mask.shape, 1), -1), scores.new_zeros(*mask.shape, 1)
         for length in segment_lengths(features[frames], self.config):
             run = frames[start : start + length]
             part = segment_tokens(features[run], scores[run], self.config)
             kept.append(part.features)
-            places.append(run[part.places // count] * count + part.places % count)
-            inside = part.owner.clamp(min=0)
-            owner[run] = (run[inside // count] * count + inside % count).masked_fill(part.owner < 0, -1)
-            weight[run] = part.weight
+            places.append(in_video(part.places, run, count))
+            owner[run], weight[run] = in_video(part.owner, run, count), part.weight
             start += length
-        return Segment(torch.cat(kept), torch.cat(places), owner, weight)
+        return Merged(torch.cat(kept), torch.cat(places), owner, weight)
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video: each frame's clusters are rounded up."""
@@ -173,42 +147,11 @@ class FlashVidReducer(ProjectedReducer):
         return min(tokens_per_frame, selected + merged + (merged > 0)) * frames
 
 
-def _rebuilt(tokens: VisualTokens, videos: list[Segment]) -> VisualTokens:
-    """The tokens that remain of each video, as a batch; `places` of each are in T N."""
-    b, t, n, width = tokens.shape
-    counts = torch.stack([torch.bincount(video.places // n, minlength=t) for video in videos])  # B T
-    most = int(counts.max()) if counts.numel() else 0
-    features = tokens.features.new_zeros(b, t, most, width)
-    kept = torch.zeros(b, t, most, dtype=torch.long, device=features.device)
-    mask = torch.arange(most, device=features.device) < counts.unsqueeze(-1)
-    for number, video in enumerate(videos):
-        order = video.places.argsort(stable=True)
-        kept[number][mask[number]] = video.places[order] % n
-        features[number][mask[number]] = video.features[order]
-    return tokens.take(kept, mask).replace(features=features)
-
-
-def _slots(tokens: VisualTokens, videos: list[Segment]) -> Tensor:
-    """int64, B T N: which of its frame's remaining tokens stands at a place."""
-    remaining = torch.zeros(tokens.shape[:3], dtype=torch.long, device=tokens.features.device)
-    for own, video in zip(remaining, videos, strict=True):
-        own.view(-1)[video.places] = 1
-    return remaining.cumsum(-1) - 1
-
-
 def segment_lengths(features: Tensor, config: FlashVidConfig) -> list[int]:
     """The numbers of frames of the segments of a video T N D."""
-    frames = len(features)
-    if not config.segments or frames < 2:
-        return [frames] if frames else []
-    means = normalize(features.float().mean(1), dim=-1)
-    similarity = (means[:-1] * means[1:]).sum(-1)
-    cut = similarity < config.segment_threshold
-    missing = min(config.least_segments, frames) - int(cut.sum()) - 1
-    if missing > 0:
-        cut[similarity.masked_fill(cut, torch.inf).argsort(stable=True)[:missing]] = True
-    ends = [*(cut.nonzero()[:, 0] + 1).tolist(), frames]
-    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    if not config.segments and len(features):
+        return [len(features)]
+    return runs_of_like_frames(features, threshold=config.segment_threshold, least=config.least_segments)
 
 
 def selection(features: Tensor, attention: Tensor, count: int, method: str) -> Tensor:
@@ -228,7 +171,7 @@ def selection(features: Tensor, attention: Tensor, count: int, method: str) -> T
     return torch.zeros_like(attention, dtype=torch.bool).scatter(1, order, True)
 
 
-def segment_tokens(features: Tensor, attention: Tensor, config: FlashVidConfig) -> Segment:
+def segment_tokens(features: Tensor, attention: Tensor, config: FlashVidConfig) -> Merged:
     """What remains of a segment L N D whose tokens receive an attention L N; selected tokens come first."""
     frames, count, _ = features.shape
     selected_count, merged_count = config.counts(count)
@@ -250,7 +193,7 @@ def segment_tokens(features: Tensor, attention: Tensor, config: FlashVidConfig) 
         center[frame, own] = place[frame, own]
         if share < 1:
             clusters = math.ceil(len(own) * share - BUDGET_GUARD)
-            peaks, cluster = density_peaks(means[frame, own], clusters)
+            peaks, cluster = (part[0] for part in density_peaks(means[frame, own].unsqueeze(0), clusters))
             center[frame, own] = place[frame, own[peaks[cluster]]]
             members[frame, own] = torch.bincount(cluster, minlength=clusters).to(size)[cluster]
     owner = center.flatten()[root].masked_fill(~free, -1)
@@ -258,11 +201,11 @@ def segment_tokens(features: Tensor, attention: Tensor, config: FlashVidConfig) 
     merged_places = owner[owner >= 0].unique()
     merged = _sums(features.float(), owner.clamp(min=0), weight).flatten(0, 1)[merged_places]
     own_places = place[selected]
-    return Segment(
+    return Merged(
         features=torch.cat([features[selected], merged.to(features.dtype)]),
         places=torch.cat([own_places, merged_places]),
-        owner=torch.where(selected, place, owner),
-        weight=weight.masked_fill(selected, 1.0),
+        owner=torch.where(selected, place, owner).unsqueeze(-1),
+        weight=weight.masked_fill(selected, 1.0).unsqueeze(-1),
     )
 
 

@@ -17,7 +17,7 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "ablations", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video", "paths",
-    "reducers", "reinforce", "tokenizer_training", "train", "video", "when",
+    "reducer_costs", "reducers", "reinforce", "tokenizer_training", "train", "video", "when",
 )  # fmt: skip
 
 
@@ -116,6 +116,26 @@ def test_costs_of_reducers(tmp_path):
     assert [row.numbers["tokens"] for row in kept.tables["reading"]] == [720, 180, 72]
     assert filled_columns(kept, "reading") == 5
     assert set(kept.tables) == {"selection", "reading"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+def test_costs_beside_an_encoder_and_against_transformers(tmp_path):
+    from benchmarks import selection_costs
+
+    kept = run("reducer_costs", ["--short"], tmp_path)
+    for table, reducers in (
+        ("selection-images", selection_costs.IMAGE_REDUCERS), ("selection-video", selection_costs.VIDEO_REDUCERS)
+    ):  # fmt: skip
+        assert [row.labels["reducer"] for row in kept.tables[table]] == [f"`{reducer}`" for reducer in reducers]
+        assert filled_columns(kept, table) == 5
+        assert all(row.numbers["encoder_percent"].middle > 0 for row in kept.tables[table])
+    rows = kept.tables["reducer-reading"]
+    assert filled_columns(kept, "reducer-reading") == 10
+    assert [row.numbers["positions"] for row in rows[:5]] == [640, 128, 128, 128, 849]
+    assert all(row.numbers["operations_ratio"] > 5 for row in rows[5:])
+    inside = rows[3].numbers  # one of two layers reads everything
+    assert 1.5 < inside["operations_ratio"] < 2
 
 
 @pytest.mark.slow

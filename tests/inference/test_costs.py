@@ -1,11 +1,13 @@
 """What an input costs by formula is what is counted and stored when it is run."""
 
+import itertools
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from mmllm.inference.costs import cache_bytes, prefill_flops
+from mmllm.inference.costs import cache_bytes, prefill_bytes, prefill_flops
 
 VICUNA_7B = LlamaConfig(
     hidden_size=4096,
@@ -35,6 +37,19 @@ def test_operations_and_bytes_are_those_of_a_forward_pass(key_heads, positions):
     assert counter.get_total_flops() == prefill_flops(config, positions)
     stored = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
     assert stored == cache_bytes(config, positions, 4)
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("positions", [64, 500])
+def test_most_bytes_of_a_forward_pass(key_heads, positions):
+    """The profiler's sum of everything that is taken and given back, at its highest."""
+    config = LlamaConfig(**SMALL, num_key_value_heads=key_heads)
+    model, embeddings = LlamaForCausalLM(config).eval(), torch.randn(1, positions, 32)
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profiler:
+        model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    taken = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    assert max(itertools.accumulate(taken)) == pytest.approx(prefill_bytes(config, positions, 4), rel=0.01)
 
 
 def test_causal_attention_counts_the_pairs_that_are_attended():

@@ -11,7 +11,7 @@ from mmllm import registry
 from mmllm.errors import ConfigError, InputError
 from mmllm.llm.harness import install
 from mmllm.llm.values import LlmPass
-from mmllm.pruning.fastv import FastvConfig, FastvReducer
+from mmllm.pruning.fastv import FastvConfig, FastvReducer, averaged_into_kept
 
 BEFORE, VISUAL, AFTER = 3, 24, 4
 LENGTH = BEFORE + VISUAL + AFTER
@@ -87,6 +87,61 @@ def test_kept_tokens_keep_their_positions_and_the_others_have_no_influence(llm, 
             hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, position_ids=whole)
         expected = llm.lm_head(decoder.norm(hidden))
     assert_near(out[:, -AFTER:], expected[:, -AFTER:])
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_dropped_tokens_are_averaged_one_after_the_other_into_the_most_similar_kept_one(llm, embeds, ratio):
+    """A plain loop over the states before the layer, then the later layers on what is kept."""
+    install(llm.model)
+    current = the_pass(FastvReducer(FastvConfig(layer=2, ratio=ratio, merge=True)))
+    out = run(llm, embeds, current, use_cache=False).logits
+    position, decoder = current.kept[2].position, llm.model
+    dropping = the_pass(FastvReducer(FastvConfig(layer=2, ratio=ratio)))
+    run(llm, embeds, dropping)
+    assert torch.equal(position, dropping.kept[2].position)
+    with torch.no_grad():
+        hidden, whole = embeds, torch.arange(LENGTH).expand(2, -1)
+        for number, layer in enumerate(decoder.layers):
+            if number == 2:
+                hidden = merged_by_hand(hidden, position).gather(1, position.unsqueeze(-1).expand(-1, -1, 32))
+                whole = position
+            rotary = decoder.rotary_emb(hidden, position_ids=whole)
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, position_ids=whole)
+        expected = llm.lm_head(decoder.norm(hidden))
+    assert_near(out[:, -AFTER:], expected[:, -AFTER:])
+
+
+def merged_by_hand(hidden, position):
+    hidden = hidden.clone()
+    for states, kept in zip(hidden, position.tolist(), strict=True):
+        visual = range(BEFORE, BEFORE + VISUAL)
+        before, staying = states.clone(), [place for place in visual if place in kept]
+        for place in (place for place in visual if place not in kept):
+            alike = [float(torch.cosine_similarity(before[place], before[other], dim=0)) for other in staying]
+            best = staying[alike.index(max(alike))]
+            states[best] = (states[best] + states[place]) / 2
+    return hidden
+
+
+def test_merging_with_the_whole_budget_or_without_visual_tokens_changes_nothing(llm, embeds):
+    plain = llm(inputs_embeds=embeds).logits
+    install(llm.model)
+    merging = FastvReducer(FastvConfig(ratio=1.0, merge=True))
+    assert_near(run(llm, embeds, the_pass(merging)).logits, plain)
+    few = FastvReducer(FastvConfig(ratio=0.3, merge=True))
+    torch.testing.assert_close(run(llm, embeds, the_pass(few, visual=0)).logits, plain)
+
+
+def test_merging_many_tokens_into_one_keeps_its_type():
+    states = torch.randn(200, 8, generator=torch.Generator().manual_seed(0)).half()
+    kept = torch.arange(200) == 7
+    merged = averaged_into_kept(states, kept, ~kept)
+    assert merged.dtype == torch.float16
+    assert torch.equal(merged[~kept], states[~kept])
+    by_hand = states[7].double()
+    for state in states[~kept].double():
+        by_hand = (by_hand + state) / 2
+    assert_near(merged[7], by_hand.half())
 
 
 def test_the_whole_budget_changes_nothing(llm, embeds):

@@ -46,15 +46,19 @@ def test_the_order_of_the_list_is_the_order_of_the_work(qa):
     assert qa.model.with_stages(reducers=["divprune:keep=3", "fastv:layer=1"]).llm_stages
 
 
-@pytest.mark.parametrize("reducer", ["divprune:keep=4", "vidcom2:ratio=0.25", "flashvid:ratio=0.2"])
+@pytest.mark.parametrize(
+    "reducer",
+    ["divprune:keep=4", "vidcom2:ratio=0.25", "flashvid:ratio=0.2", "holitom:ratio=0.2", "fastvid:ratio=0.2"],
+)
 def test_a_video_answers_with_it(qa, clip_file, reducer):
     whole = qa.encode_video(clip_file)
     reduced = qa.with_stages(reducers=[reducer])
-    encoded = reduced.encode_again(whole) if not reducer.startswith("flash") else reduced.encode_video(clip_file)
+    needs_scores = reducer.startswith(("flash", "fastvid"))
+    encoded = reduced.encode_video(clip_file) if needs_scores else reduced.encode_again(whole)
     assert encoded.token_counts["reducers"] == int(encoded.kept.sum()) == encoded.token_counts["frames"]
     assert encoded.token_counts["reducers"] < whole.token_counts["reducers"] == 6 * 16
     assert reduced.ask(encoded, "When does the red circle spin?").raw is not None
-    named = {"vidcom2": "vidcom2"}.get(reducer.partition(":")[0])
+    named = {"vidcom2": "vidcom2", "fastvid": "mean_attention"}.get(reducer.partition(":")[0])
     assert (encoded.ranking and encoded.ranking[0]) == named
 
 

@@ -20,7 +20,15 @@ WHOLE = [
     "visionzip:ratio=1",
     "vispruner:keep=16",
 ]
-BEHIND = ["evs:rate=0", "divprune:keep=16", "cdpruner:keep=16,relevance=none", "vidcom2:ratio=1", "flashvid:ratio=1"]
+BEHIND = [
+    "evs:rate=0",
+    "divprune:keep=16",
+    "cdpruner:keep=16,relevance=none",
+    "vidcom2:ratio=1",
+    "flashvid:ratio=1",
+    "holitom:ratio=1",
+    "fastvid:ratio=1",
+]
 SMALL = [
     "random:keep=5",
     "uniform:keep=5",
@@ -33,6 +41,8 @@ SMALL = [
     "cdpruner:keep=5,relevance=none",
     "vidcom2:ratio=0.3",
     "flashvid:ratio=0.25",
+    "holitom:ratio=0.3,threshold=0.5",
+    "fastvid:ratio=0.3,least_segments=2",
     "visionzip:dominant=4,contextual=2",
     "vispruner:keep=5",
 ]
@@ -40,6 +50,7 @@ ATP = "atp:depths=0.25+0.5+0.75,ratio=0.5"
 PYRAMID = "pyramiddrop:layers=1+2,ratios=0.5+0.25"
 SPARSE = "sparsevlm:layers=0+2,ratios=0.5+0.25"
 DART = ["dart:layer=0,ratio=0.4", "dart:layer=2,ratio=0.4"]
+MERGING = "fastv:layer=2,ratio=0.4,merge=true"
 PATHS = ["plain", "slowfast:image_frames=4"]
 
 
@@ -70,7 +81,7 @@ def test_a_full_budget_is_the_model_without_a_reducer(build, reducer, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, SPARSE, *DART])
+@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, SPARSE, *DART, MERGING])
 def test_every_reducer_answers_the_same_with_and_without_a_cache(build, reducer, path):
     model = build(reducer, path=path)
     greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
@@ -83,7 +94,7 @@ def test_every_reducer_answers_the_same_with_and_without_a_cache(build, reducer,
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, SPARSE, *DART])
+@pytest.mark.parametrize("reducer", [*SMALL, ATP, PYRAMID, SPARSE, *DART, MERGING])
 def test_every_reducer_is_trained_through(build, reducer, path):
     model = build(reducer, path=path).train()
     labels = IDS.masked_fill(MASK == 0, -100)

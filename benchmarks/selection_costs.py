@@ -1,0 +1,249 @@
+"""What choosing and merging tokens takes, as a share of the encoder's time, for `reducer_costs.py`.
+
+The encoder runs as a model runs it. Beside it, a reducer's own work is measured: the scores that it asks the encoder
+for, and the reduction. Of a reducer inside the LLM that is what it computes between the layers.
+
+    image  576 tokens of CLIP ViT-L/14 at 336 pixels; behind the projector the width of a 7B LLM
+    video  100 frames of SigLIP so400m at 384 pixels, pooled to 196 tokens; about 3 of 4 places stay as they were
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
+
+import mmllm.llm.attention
+from benchmarks.encoders import build
+from benchmarks.intervals import median_ratio
+from benchmarks.layouts import line
+from benchmarks.measuring import in_turns, seconds_on
+from benchmarks.results import Results
+from mmllm import registry
+from mmllm.interfaces import LlmStage, ProjectedReducer, TokenReducer
+from mmllm.llm.harness import install
+from mmllm.llm.values import LlmPass
+from mmllm.tokens import VisualTokens
+
+IMAGE_ALLOWED, VIDEO_ALLOWED, MERGING_ALLOWED = 3, 2, 8
+"""Per cent of the encoder's time that are allowed: for an image, for a video without attention, and where tokens of
+several frames are merged."""
+IMAGE_REDUCERS = (
+    "random:keep=64",
+    "uniform:keep=64",
+    "pool:stride=3",
+    "fastervlm:keep=64",
+    "hired:total=64",
+    "vispruner:keep=64",
+    "visionzip:dominant=54,contextual=10",
+    "divprune:keep=64",
+    "vidcom2:ratio=0.111",
+    "flashvid:ratio=0.111,expansion=1,score=cls_attention",
+    "holitom:ratio=0.111",
+    "fastvid:ratio=0.111,score=cls_attention",
+    "fastv:layer=2,ratio=0.111",
+    "fastv:layer=2,ratio=0.111,merge=true",
+    "pyramiddrop:layers=1+2,ratios=0.5+0.111",
+    "dart:layer=2,ratio=0.111",
+)
+"""576 -> 64. Reducers that learn, and those inside an encoder, have no selection of their own; `evs` and
+`video_budget` have nothing to compare one image with."""
+VIDEO_REDUCERS: dict[str, int | None] = {
+    "random:ratio=0.1": VIDEO_ALLOWED,
+    "uniform:ratio=0.1": VIDEO_ALLOWED,
+    "pool:stride=2": VIDEO_ALLOWED,
+    "video_budget:ratio=0.1": VIDEO_ALLOWED,
+    "evs:ratio=0.1": VIDEO_ALLOWED,
+    "divprune:ratio=0.1": VIDEO_ALLOWED,
+    "vidcom2:ratio=0.1": VIDEO_ALLOWED,
+    "holitom:ratio=0.1,threshold=0.65": MERGING_ALLOWED,
+    "flashvid:ratio=0.1": MERGING_ALLOWED,
+    "fastvid:ratio=0.1,score=probe_attention": None,
+    "fastervlm:ratio=0.1,score=mean_attention": None,
+    "vispruner:ratio=0.1,score=mean_attention": None,
+    "visionzip:ratio=0.1,score=mean_attention": None,
+}
+"""The reducer -> per cent allowed; None where nothing was demanded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What is measured."""
+
+    image_encoder: str = "clip"
+    video_encoder: str = "siglip:output_grid=14"
+    llm_width: int = 4096
+    """D, behind the projector."""
+    frames: int = 100
+    encoded: int = 2
+    """So many frames are encoded and scored at a time, and count for all; frames do not matter to each other."""
+
+
+Scorer = Callable[[str], Any]
+"""Computes a score of the encoder, such as `cls_attention`, once more."""
+
+
+def encoded(name: str, frames: int, device: torch.device, dtype: torch.dtype) -> tuple[Any, Tensor, Scorer]:
+    """An encoder, frames 1 T 3 S S for it, and what computes a score of their last block's states."""
+    encoder = build(name, device).to(dtype)
+    config = encoder.config
+    generator = torch.Generator(device).manual_seed(0)
+    pixels = torch.randn(
+        1, frames, 3, config.image_size, config.image_size, generator=generator, device=device, dtype=dtype
+    )
+    patches = (config.image_size // config.patch_size) ** 2 + (type(encoder).__name__ == "ClipEncoder")
+    hidden = torch.randn(frames, patches, config.width, generator=generator, device=device, dtype=dtype)
+    block = encoder.tower.encoder.layers[config.blocks_run - 1]
+
+    def score(kind: str) -> Any:
+        kind = kind.partition("@")[0]
+        parts = hidden.split(config.chunk)
+        return [
+            encoder._probe(part) if kind == "probe_attention" else encoder._score(kind, block, part) for part in parts
+        ]
+
+    return encoder, pixels, score
+
+
+def moving_tokens(frames: int, tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """1 T N D: a quarter of the places is new in each frame, the others change a little."""
+    generator = torch.Generator(device).manual_seed(1)
+    features = torch.randn(1, frames, tokens, width, generator=generator, device=device)
+    new = torch.rand(frames, tokens, 1, generator=generator, device=device) < 0.25
+    for frame in range(1, frames):
+        old = features[0, frame - 1] + 0.2 * features[0, frame]
+        features[0, frame] = torch.where(
+            new[frame], features[0, frame], old / old.norm(dim=-1, keepdim=True) * width**0.5
+        )
+    return features.to(dtype)
+
+
+@torch.no_grad()
+def measure_images(sizes: Sizes, rounds: int, device: torch.device, dtype: torch.dtype, results: Results) -> None:
+    """The table `selection-images`: every reducer on one image."""
+    encoder, pixels, score = encoded(sizes.image_encoder, 1, device, dtype)
+    names = ("cls_attention", "cls_attention@0", "keys")
+    tokens = encoder(pixels, scores=names)
+    wide = moving_tokens(1, tokens.shape[2], sizes.llm_width, device, dtype)
+    seconds = seconds_on(device)
+    works: dict[str, Callable[[], float]] = {"encoder": lambda: seconds(lambda: encoder(pixels))}
+    parts = {text: registry.build("reducer", text) for text in IMAGE_REDUCERS}
+    llm = decoder(sizes.llm_width, device, dtype)
+    for text, part in parts.items():
+        if isinstance(part, LlmStage):
+            works[text] = lambda part=part: stage_seconds(llm, part, tokens.shape[2], device)
+        else:
+            given = tokens.replace(features=wide) if isinstance(part, ProjectedReducer) else tokens
+            works[text] = lambda part=part, given=given: seconds(lambda: reduce(part, given, score))
+    taken = in_turns(works, rounds, take=lambda work: work())
+    for text, part in parts.items():
+        numbers = {
+            "tokens": tokens.shape[2],
+            "encoder_percent": median_ratio([100 * s for s in taken[text]], taken["encoder"]),
+            "allowed_percent": IMAGE_ALLOWED,
+        }
+        row = results.add("selection-images", {"reducer": f"`{text}`", "where": place_of(part)}, numbers)
+        print(line("selection-images", row), flush=True)
+
+
+@torch.no_grad()
+def measure_video(sizes: Sizes, rounds: int, device: torch.device, dtype: torch.dtype, results: Results) -> None:
+    """The table `selection-video`: reducers on many frames."""
+    encoder, pixels, score = encoded(sizes.video_encoder, sizes.encoded, device, dtype)
+    times = sizes.frames / sizes.encoded
+    count = encoder.tokens_per_frame
+    generator = torch.Generator(device).manual_seed(2)
+    names = ("mean_attention", "probe_attention")
+    scores = {name: torch.rand(1, sizes.frames, count, generator=generator, device=device) for name in names}
+    scores["keys"] = moving_tokens(sizes.frames, count, 72, device, dtype)
+    features = {
+        behind: moving_tokens(sizes.frames, count, width, device, dtype)
+        for behind, width in ((True, sizes.llm_width), (False, encoder.width))
+    }
+    seconds = seconds_on(device)
+    works: dict[str, Callable[[], float]] = {"encoder": lambda: times * seconds(lambda: encoder(pixels))}
+    parts = {text: registry.build("reducer", text) for text in VIDEO_REDUCERS}
+
+    def work(part: TokenReducer) -> float:
+        given = VisualTokens(features=features[isinstance(part, ProjectedReducer)], grid=encoder.grid, scores=scores)
+        scoring = seconds(lambda: [score(name) for name in part.scores_needed]) if part.scores_needed else 0.0
+        return times * scoring + seconds(lambda: part(given))
+
+    works |= {text: lambda part=part: work(part) for text, part in parts.items()}
+    taken = in_turns(works, rounds, take=lambda work: work())
+    for text, part in parts.items():
+        numbers = {"encoder_percent": median_ratio([100 * s for s in taken[text]], taken["encoder"])}
+        allowed = VIDEO_REDUCERS[text]
+        numbers |= {
+            "frames": sizes.frames,
+            "tokens": count,
+            **({} if allowed is None else {"allowed_percent": allowed}),
+        }
+        row = results.add("selection-video", {"reducer": f"`{text}`", "where": place_of(part)}, numbers)
+        print(line("selection-video", row), flush=True)
+
+
+def reduce(part: TokenReducer, tokens: VisualTokens, score: Scorer) -> VisualTokens:
+    """The reducer's scores and its work."""
+    for name in part.scores_needed:
+        score(name)
+    return part(tokens)
+
+
+def place_of(part: TokenReducer) -> str:
+    """Where a reducer acts, in words."""
+    if isinstance(part, LlmStage):
+        return "inside the LLM"
+    return "behind the projector" if isinstance(part, ProjectedReducer) else "behind the encoder"
+
+
+# --- inside the LLM -----------------------------------------------------------------------------------------
+
+
+def decoder(width: int, device: torch.device, dtype: torch.dtype) -> LlamaModel:
+    """Three layers with attention of that width; their MLP is narrow, as no reducer works there."""
+    heads = max(1, width // 128)
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=64, num_hidden_layers=3, num_attention_heads=heads,
+        num_key_value_heads=heads, vocab_size=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaModel(config).to(device, dtype).eval()
+    install(model)
+    return model
+
+
+def stage_seconds(llm: LlamaModel, stage: Any, visual: int, device: torch.device, text: int = 64) -> float:
+    """Seconds of a prompt's pass that are spent in the stage and in the attention rows that it asks for."""
+    length = visual + text
+    number = torch.arange(length, device=device).unsqueeze(0)
+    everywhere = torch.ones_like(number, dtype=torch.bool)
+    shown = (number >= text // 2) & (number < text // 2 + visual)
+    current = LlmPass(
+        visual=shown, question=number >= text // 2 + visual, prompt=everywhere, place=(number - text // 2).clamp(0),
+        frame=torch.zeros_like(number), valid=everywhere, stages=(stage,),
+    )  # fmt: skip
+    weight = next(llm.parameters())
+    embeds = torch.randn(1, length, llm.config.hidden_size, device=device, dtype=weight.dtype)
+    seconds, spent = seconds_on(device), [0.0]
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            made: list[Any] = []
+            spent[0] += seconds(lambda: made.append(function(*args, **kwargs)))
+            return made[0]
+
+        return run
+
+    with (
+        patch.object(stage, "prune", timed(stage.prune)),
+        patch.object(stage, "attention_rows", timed(stage.attention_rows)),
+        patch.object(mmllm.llm.attention, "receive", timed(mmllm.llm.attention.receive)),
+    ):
+        llm(inputs_embeds=embeds, llm_pass=current, use_cache=True)
+    return spent[0]
