@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
 from mmllm.fields import to_mapping
@@ -110,6 +110,12 @@ class HostedVideoQA(VideoAnswering):
     def reduces(self) -> bool:
         """Whether tokens are dropped or merged."""
         return bool(self.model.reducers or self.model.stages)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The LLM without its head."""
+        decoder: nn.Module = self.model.model.get_decoder()
+        return decoder
 
     @property
     def stop_tokens(self) -> list[int]:

@@ -11,7 +11,7 @@ B rows, P positions of the whole row, K positions kept so far
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,6 +51,15 @@ class PyramidDropReducer(LlmReducer):
     def __init__(self, config: PyramidDropConfig) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def settings_at(cls, share: float, *, tokens: int, layers: int) -> dict[str, Any]:
+        """Three equal steps down to the share, after each quarter of the layers; for 1/8 of 32 they are the paper's.
+
+        An LLM of few layers has fewer steps.
+        """
+        quarters = sorted({max(1, round(layers * quarter / 4)) for quarter in (1, 2, 3)})
+        return {"layers": quarters, "ratios": [share ** (step / len(quarters)) for step in range(1, len(quarters) + 1)]}
 
     def check(self, layers: int) -> None:
         """Refuses an LLM that does not have all of these layers.
