@@ -58,9 +58,9 @@ def prompts_read(decoder: nn.Module) -> Iterator[ReadPrompts]:
     if not isinstance(layers, nn.ModuleList):
         raise ConfigError(f"{type(decoder).__name__} has no list of layers: what it reads cannot be counted")
     read = ReadPrompts()
-    # registered behind the hooks of stages, so that these have already taken positions away
+    # called after a layer, with what it has really got: stages take positions away right before it
     hooks = [
-        layer.register_forward_pre_hook(functools.partial(_count, read, number), with_kwargs=True)
+        layer.register_forward_hook(functools.partial(_count, read, number), with_kwargs=True)
         for number, layer in enumerate(layers)
     ]
     try:
@@ -70,8 +70,10 @@ def prompts_read(decoder: nn.Module) -> Iterator[ReadPrompts]:
             hook.remove()
 
 
-def _count(read: ReadPrompts, layer: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Notes the positions (B N) on which a layer is about to work."""
+def _count(
+    read: ReadPrompts, layer: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any
+) -> None:
+    """Notes the positions (B N) on which a layer has worked."""
     rows, positions = (args[0] if args else kwargs["hidden_states"]).shape[:2]
     if layer == 0:
         read.reading = positions > 1

@@ -58,8 +58,9 @@ class PyramidDropReducer(LlmReducer):
 
         An LLM of few layers has fewer steps.
         """
-        quarters = sorted({max(1, round(layers * quarter / 4)) for quarter in (1, 2, 3)})
-        return {"layers": quarters, "ratios": [share ** (step / len(quarters)) for step in range(1, len(quarters) + 1)]}
+        quarters = sorted({max(1, layers * quarter // 4) for quarter in (1, 2, 3)})
+        steps = range(1, len(quarters) + 1)
+        return {"layers": quarters, "ratios": [round(share ** (step / len(quarters)), 4) for step in steps]}
 
     def check(self, layers: int) -> None:
         """Refuses an LLM that does not have all of these layers.

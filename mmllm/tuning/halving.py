@@ -21,7 +21,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from mmllm.errors import InputError
-from mmllm.evaluation.metrics import bootstrap_interval
+from mmllm.evaluation.metrics import student_half
 
 OUTSIDE = 10.0
 """Added to the value of a setting under the target: more than any reducer costs, as a share of the unreduced cost."""
@@ -37,7 +37,7 @@ class Standing:
     """Its mIoU as a share of the unreduced model's on the same clips."""
     low: float
     high: float
-    """95 % interval of `share`, by a bootstrap over clips."""
+    """95 % interval of `share`, by Student's t over clips, inside what is possible."""
     cost: float
     """Its cost as a share of the unreduced model's."""
 
@@ -66,8 +66,15 @@ def standing(own: Sequence[float], whole: Sequence[float], cost: float, whole_co
     share = float(np.mean(own)) / reference
     # the interval of a ratio of means: that of the mean of what each clip adds to it
     apart = [score - share * full for score, full in zip(own, whole, strict=True)]
-    low, high = (share + end / reference for end in bootstrap_interval(apart) or (0.0, 0.0))
-    return Standing(clips=len(own), miou=float(np.mean(own)), share=share, low=low, high=high, cost=cost / whole_cost)
+    half = student_half(apart) / reference if len(apart) > 1 else math.inf
+    return Standing(
+        clips=len(own),
+        miou=float(np.mean(own)),
+        share=share,
+        low=max(0.0, share - half),
+        high=min(1 / reference, share + half),
+        cost=cost / whole_cost,
+    )
 
 
 def rungs(first: int, clips: int, factor: int) -> list[int]:

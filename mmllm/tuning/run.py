@@ -39,8 +39,6 @@ def tune(
     Raises:
         InputError: if the folder holds another search, no question can be asked, or no reducer fits the model.
     """
-    for reducer in config.reducers:
-        registry.find("reducer", registry.named("reducer", reducer)[0])  # an unknown name is no refusal of the model
     questions, left_out = questions_by_clip(qa, benchmark)
     qa.max_new_tokens = config.max_new_tokens
     settings = ReducerSettings(qa)

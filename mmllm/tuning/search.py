@@ -15,6 +15,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from mmllm import registry
 from mmllm.errors import ConfigError
 from mmllm.fields import require, require_seed
 from mmllm.inference.prompt_costs import experts
@@ -47,6 +48,8 @@ class TuneConfig:
     """Decides in which order clips are taken."""
 
     def __post_init__(self) -> None:
+        for reducer in self.reducers:
+            registry.find("reducer", registry.named("reducer", reducer)[0])
         require(0 < self.target_miou <= 1, self, "target_miou", "a share of the unreduced mIoU, above 0 and at most 1")
         shares = bool(self.budgets) and all(0 < share < 1 for share in self.budgets)
         require(shares, self, "budgets", "shares of the tokens above 0 and below 1")
@@ -92,9 +95,7 @@ class ReducerSearch:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         database = self.folder / "study.db"
         # `creator`, because a path may hold signs that mean something in an address
-        storage = optuna.storages.RDBStorage(
-            "sqlite://", engine_kwargs={"creator": lambda: sqlite3.connect(database, check_same_thread=False)}
-        )
+        storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": lambda: _connected(database)})
         self.study = optuna.create_study(
             study_name="reducers",
             storage=storage,
@@ -248,3 +249,11 @@ class ReducerSearch:
             if outcome.standing is not None and outcome.end == "set aside"
         }
         return sorted(values, key=lambda setting: float(values[setting]))
+
+
+def _connected(database: Path) -> sqlite3.Connection:
+    """A connection that writes ahead: a kill leaves the database whole, and no commit waits for the disk."""
+    connection = sqlite3.connect(database, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
