@@ -204,7 +204,8 @@ def test_operations_of_an_llm_of_experts_are_refused(tmp_path, monkeypatch):
     ("field", "value"),
     [
         ("target_miou", 0), ("target_miou", 1.2), ("target_miou", float("nan")), ("budgets", ()),
-        ("budgets", (0.5, 1.0)), ("budgets", (0.0,)), ("budgets", (float("nan"),)), ("first_clips", 1), ("halving", 1), ("seed", -1),
+        ("budgets", (0.5, 1.0)), ("budgets", (0.0,)), ("budgets", (float("nan"),)),
+        ("first_clips", 1), ("halving", 1), ("seed", -1),
     ],
 )  # fmt: skip
 def test_values_that_are_not_allowed(field, value):
