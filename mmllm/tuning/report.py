@@ -10,6 +10,8 @@ from mmllm.tuning.answers import UNREDUCED
 from mmllm.tuning.search import Outcome, ReducerSearch
 
 MODEL = "#1f5fa8"
+_SHORT = {"measured": "", "under the target": "under", "set aside": "aside"}
+"""What the table says of a setting that was not measured on all clips."""
 MOST_LISTED = 12
 """At most so many settings are printed; `results.json` has all."""
 
@@ -70,11 +72,14 @@ def table_of(results: dict[str, Any]) -> Any:
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 0, 0, 1))
     unreduced = results["unreduced"]
     table.title = f"mIoU with every token: {100 * unreduced['miou']:.1f} ({unreduced['clips']} clips)"
-    for name in ("reducer", "tokens kept", "clips", "mIoU", "of that", "95 %", results["cost"]):
+    for name in ("reducer", "kept", "clips", "mIoU", "of that", "95 %", results["cost"]):
         table.add_column(name, justify="left" if name == "reducer" else "right", no_wrap=True)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
+    table.caption_justify = "left"
+    table.caption = "under: surely under the target, aside: not among the best of a rung; neither saw all clips"
     best = results["cheapest"] or results["nearest"]
-    for row in results["settings"][:MOST_LISTED]:
+    rows = results["settings"][:MOST_LISTED]
+    for row in rows if best is None or best in rows else [*rows[:-1], best]:
         table.add_row(
             row["reducer"],
             f"{100 * row['budget']:g} %",
@@ -83,7 +88,7 @@ def table_of(results: dict[str, Any]) -> Any:
             f"{100 * row['share']:.1f} %",
             f"{100 * row['low']:.0f} to {100 * row['high']:.0f}",
             f"{100 * row['cost']:.1f} %",
-            row["end"],
+            _SHORT[row["end"]],
             style="bold" if row == best else None,
         )
     return table

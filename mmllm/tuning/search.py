@@ -125,16 +125,16 @@ class ReducerSearch:
         for setting in self.settings:
             trial = self._finished(setting)
             assert trial is not None
-            rows = list(trial.user_attrs["rungs"].values())
-            last = Standing(**rows[-1]) if rows else None
+            rows = trial.user_attrs["rungs"]
+            last = Standing(**rows[max(rows, key=int)]) if rows else None
             reason = trial.user_attrs.get("reason", "")
             outcomes.append(Outcome(setting=setting, standing=last, end=trial.user_attrs["end"], reason=reason))
         return outcomes
 
     def cheapest(self) -> Outcome | None:
-        """The cheapest setting that is within the target on all clips."""
+        """The cheapest setting that is within the target on all clips, of equals the best."""
         within = [
-            (outcome.standing.cost, outcome)
+            ((outcome.standing.cost, -outcome.standing.share), outcome)
             for outcome in self.outcomes()
             if outcome.standing and outcome.end == "measured" and outcome.standing.share >= self.config.target_miou
         ]
