@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""Number of values -> 97.5 % quantile of Student's t for their mean."""
+from mmllm.evaluation.metrics import student_half
+
 RESAMPLES = 2000
 
 
@@ -60,14 +60,11 @@ def median_ratio(of: Sequence[float], to: Sequence[float]) -> Interval:
 
 
 def student(values: Sequence[float]) -> Interval | float:
-    """Mean with its 95 % interval by Student's t; of a single value the value.
-
-    More than ten values get the quantile of ten, which makes their interval a little too wide.
-    """
+    """Mean with its 95 % interval by Student's t (see `student_half`); of a single value the value."""
     mean = statistics.mean(values)
     if len(values) < 2:
         return mean
-    half = STUDENT_T[min(len(values), 10)] * statistics.stdev(values) / len(values) ** 0.5
+    half = student_half(values)
     return Interval(mean, mean - half, mean + half, tuple(values))
 
 

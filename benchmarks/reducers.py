@@ -13,7 +13,7 @@ for each seed. Its path makes one token of what is left of a frame, and a few of
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +151,12 @@ def variants(qa: VideoQA, seed: int) -> dict[str, VideoQA]:
     return made
 
 
-def questions_by_clip(benchmark: Benchmark) -> dict[Path, list[Question]]:
-    """The questions of the families that are asked, by the clip that they are about."""
+def questions_by_clip(benchmark: Benchmark, families: Collection[str] | None = FAMILIES) -> dict[Path, list[Question]]:
+    """The questions of the families that are asked, by the clip that they are about; those about time if None."""
     by_clip: dict[Path, list[Question]] = {}
     for question in benchmark.questions:
-        if question.family in FAMILIES and question.video is not None:
+        asked = bool(question.truth().spans) if families is None else question.family in families
+        if asked and question.video is not None:
             by_clip.setdefault(question.video, []).append(question)
     return by_clip
 

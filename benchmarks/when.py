@@ -1,16 +1,25 @@
-"""What pruning does to *when*: answers of the packaged model with every reducer at several budgets.
+"""What pruning does to *when*: answers of a model with every reducer at several budgets.
 
     python benchmarks/when.py [--seeds 0 1 2] [--videos 24] [--json out.json]
+    python benchmarks/when.py --model NAME --data FILE --videos-dir DIR [--durations FILE]
 
-The model saw every token when it was trained. It is asked about clips that are rendered anew for each seed. Scores are
-given for all events, for short, middle and long ones (thirds by their share of the clip), and for clips in which more
-or less changes (halves). Reducers inside the LLM drop tokens before its second layer, so its first one reads them all.
+The model saw every token when it was trained. The packaged one is asked about clips that are rendered anew for each
+seed. With `--data`, any published or hosted model is asked about the clips of a benchmark, such as Charades-STA,
+ActivityNet Captions or QVHighlights: each seed has clips of its own.
+
+Scores are given for all events, for short, middle and long ones (thirds by their share of the clip), and for clips in
+which more or less changes (halves). A reducer has the settings that it says itself for a share of the tokens; one
+inside the LLM drops them early, so only its first layers read them all.
 """
 
 from __future__ import annotations
 
+import argparse
+import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,82 +28,88 @@ import torch
 
 from benchmarks.intervals import middle, over_seeds_with_clips, turn_ratio
 from benchmarks.layouts import markdown
-from benchmarks.measuring import in_turns
-from benchmarks.reducers import CLIP_SEED, blind, questions_by_clip
+from benchmarks.measuring import in_turns, seconds_on
+from benchmarks.reducers import CLIP_SEED, FAMILIES, blind, questions_by_clip
 from benchmarks.results import Number, Results, command_line, machine, option_parser
+from mmllm.datasets.folder_rates import folder_rates
+from mmllm.errors import ConfigError, InputError
 from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.metrics import by_video, sample_iou, text_match
-from mmllm.evaluation.run import Benchmark
+from mmllm.evaluation.run import Benchmark, answered, read_benchmark
 from mmllm.evaluation.samples import Sample
 from mmllm.hub.sources import DEFAULT
-from mmllm.inference.answering import EncodedVideo, VideoQA
+from mmllm.inference.answering import VideoQA
+from mmllm.inference.asking import VideoAnswering
+from mmllm.inference.encoded import EncodedVideo
 from mmllm.pruning.video_budget import change_of
 from mmllm.runtime.progress import Progress
+from mmllm.tuning.settings import ReducerSettings
 
 BUDGETS = {"50": 0.5, "25": 0.25, "12_5": 0.125, "5": 0.05}
-"""Share of the tokens in %, as columns call it -> the ratio. Of 16 tokens a frame, 5 % is one."""
-REDUCERS = {
-    "uniform": "uniform:ratio={0}",
-    "random": "random:ratio={0},seed={1}",
-    "pool": "pool:stride={2}",
-    "fastervlm": "fastervlm:ratio={0}",
-    "vispruner": "vispruner:ratio={0}",
-    "visionzip": "visionzip:ratio={0}",
-    "divprune": "divprune:ratio={0}",
-    "cdpruner": "cdpruner:ratio={0},relevance=words",
-    "cdpruner without the question": "cdpruner:ratio={0},relevance=none",
-    "vidcom2": "vidcom2:ratio={0}",
-    "flashvid": "flashvid:ratio={0},expansion=1,score=cls_attention",
-    "holitom": "holitom:ratio={0}",
-    "fastvid": "fastvid:ratio={0},score=cls_attention",
-    "evs": "evs:ratio={0}",
-    "video_budget": "video_budget:ratio={0}",
-    "fastv": "fastv:layer=1,ratio={0}",
-    "fastv, merging": "fastv:layer=1,ratio={0},merge=true",
-    "pyramiddrop": "pyramiddrop:layers=1,ratios={0}",
-    "sparsevlm": "sparsevlm:layers=0,ratios={0}",
-    "dart": "dart:layer=1,ratio={0}",
-}
-"""Name in the tables -> the reducer; for ratio, seed and the side of a square that becomes one token."""
-STRIDES = {"25": 2, "5": 4}
-"""The budgets that pooling can have."""
+"""Share of the tokens in %, as columns call it -> the share. Of 16 tokens a frame, 5 % is one."""
+REDUCERS = (
+    "uniform", "random", "pool", "fastervlm", "vispruner", "visionzip", "divprune", "cdpruner:relevance=words",
+    "cdpruner:relevance=none", "vidcom2", "flashvid", "holitom", "fastvid", "evs", "video_budget", "fastv",
+    "fastv:merge=true", "pyramiddrop", "sparsevlm", "dart",
+)  # fmt: skip
+"""In the order of the tables. A model is asked behind those that fit it, at the budgets that they have."""
 LENGTHS = ("short", "middle", "long")
 MOTIONS = ("still", "moving")
 SCORED = ("whole", *LENGTHS, *MOTIONS)
 
 
-def variants(qa: VideoQA, seed: int) -> dict[str, VideoQA]:
-    """The model behind each reducer, as `reducer budget`; the first keeps everything, with all scores."""
-    made = {"everything": qa.with_stages(reducers=["fastervlm:ratio=1", "visionzip:ratio=1"])}
-    for budget, ratio in BUDGETS.items():
-        for name, text in REDUCERS.items():
-            if name != "pool" or budget in STRIDES:
-                made[f"{name} {budget}"] = qa.with_stages(reducers=[text.format(ratio, seed, STRIDES.get(budget))])
+def variants(settings: ReducerSettings, seed: int) -> dict[str, VideoAnswering]:
+    """The model behind each reducer, as `reducer budget`; the first has none."""
+    made: dict[str, VideoAnswering] = {"everything": settings.qa}
+    for budget, share in BUDGETS.items():
+        for name in REDUCERS:
+            with suppress(ConfigError):
+                setting = settings.at(f"random:seed={seed}" if name == "random" else name, share)
+                made[f"{name} {budget}"] = settings.qa.with_stages(reducers=[setting.flag])
     return made
 
 
 @torch.no_grad()
-def answers(qa: VideoQA, benchmark: Benchmark, seed: int) -> dict[str, dict[str, Any]]:
-    """For each variant: scores of each clip (name -> values), and the most tokens of a clip that the LLM reads."""
-    asked, by_clip = variants(qa, seed), questions_by_clip(benchmark)
+def answers(
+    settings: ReducerSettings, benchmark: Benchmark, seed: int, families: Collection[str] | None
+) -> dict[str, dict[str, Any]]:
+    """For each variant: scores of each clip (name -> values), and the most tokens of a clip that the LLM reads.
+
+    A reducer that turns out not to work on this model's tokens is left out, and says why.
+    """
+    asked, by_clip = variants(settings, seed), questions_by_clip(benchmark, families)
+    scout = settings.scout(REDUCERS)
     samples: dict[str, list[Sample]] = {name: [] for name in asked}
     read, change = dict.fromkeys(asked, 0), {}
+    settings.qa.processor.folder_rates = folder_rates(benchmark.questions)
     with Progress(f"ask about clips of seed {seed}", len(by_clip), "clips") as bar:
         for clip, questions in by_clip.items():
-            encoded = asked["everything"].encode_video(clip)
-            assert encoded.tokens is not None
-            change[questions[0].vid] = float(change_of(encoded.tokens)[0, 1:].mean())
-            for name, variant in asked.items():
-                seen = variant.encode_again(encoded)
+            encoded = scout.encode_video(clip)
+            change[questions[0].vid] = _change(encoded)
+            for name, variant in list(asked.items()):
+                try:
+                    seen = variant.encode_again(encoded)
+                    samples[name] += answered(variant, seen, "", questions, {})
+                except InputError as problem:
+                    print(f"{name} is left out: {problem}")
+                    del asked[name], samples[name]
+                    continue
                 read[name] = max(read[name], _read(variant.for_question(seen, questions[0].question)))
-                texts = variant.ask_all(seen, [question.question for question in questions], questions[0].duration_s)
-                samples[name] += [Sample.asked(q).answered(a) for q, a in zip(questions, texts, strict=True)]
             bar.advance()
     return {name: {**_scores(rows, change), "read": read[name]} for name, rows in samples.items()}
 
 
+def _change(encoded: EncodedVideo) -> float:
+    """How much changes from frame to frame: in features that lie on a grid, else in pixels."""
+    if encoded.tokens is not None and encoded.tokens.grid is not None:
+        return float(change_of(encoded.tokens)[0, 1:].mean())
+    frames = encoded.clip.frames.astype(np.float32)
+    return float(np.abs(np.diff(frames, axis=0)).mean())
+
+
 def _read(encoded: EncodedVideo) -> int:
-    return sum(int(sequence.mask.sum()) for sequence in encoded.sequences.values())
+    """Tokens that the LLM gets."""
+    return sum(count for stage, count in encoded.token_counts.items() if stage not in ("encoder", "reducers"))
 
 
 def _scores(samples: Sequence[Sample], change: dict[str, float]) -> dict[str, list[float]]:
@@ -117,33 +132,40 @@ def _percent(by_clip: dict[str, float]) -> list[float]:
 
 
 @torch.no_grad()
-def first_token_ratios(qa: VideoQA, clip: Path, rounds: int) -> dict[str, Number]:
-    """Processor time from the encoded frames to the first word, over that with every token, by variant."""
-    asked = variants(qa, 0)
-    encoded = asked["everything"].encode_video(clip)
+def first_token_ratios(settings: ReducerSettings, clip: Path, question: str, rounds: int) -> dict[str, Number]:
+    """Time from the encoded frames to the first word, over that with every token, by variant."""
+    asked, encoded = variants(settings, 0), settings.scout(REDUCERS).encode_video(clip)
 
     def ask(name: str) -> None:
-        asked[name].ask(asked[name].encode_again(encoded), "When does something spin?", max_new_tokens=1)
+        asked[name].ask(asked[name].encode_again(encoded), question, max_new_tokens=1)
 
-    seconds = in_turns({name: (lambda name=name: ask(name)) for name in asked}, rounds)
+    for name in list(asked):
+        try:
+            ask(name)
+        except InputError:  # `answers` says why
+            del asked[name]
+    take = seconds_on(next(settings.qa.decoder.parameters()).device)
+    seconds = in_turns({name: (lambda name=name: ask(name)) for name in asked}, rounds, take=take)
     return {name: turn_ratio(own, seconds["everything"]) for name, own in seconds.items()}
 
 
 def fill(results: Results, runs: Sequence[dict[str, dict[str, Any]]], ratios: dict[str, Number]) -> None:
     """Three tables: mIoU by budget; by length and motion at a quarter; what the LLM reads and how long that takes."""
+    measured = [name for name in runs[0] if all(name in run for run in runs)]
 
-    def score(variant: str, group: str) -> Number:
-        return over_seeds_with_clips([run[variant][group] for run in runs])
+    def score(variant: str, *groups: str) -> dict[str, Number]:
+        scored = {group: [run[variant][group] for run in runs] for group in groups}
+        return {f"{name}_percent": over_seeds_with_clips(rows) for name, rows in scored.items() if all(rows)}
 
-    rows = {"none taken away": dict.fromkeys(BUDGETS, "everything")}
-    rows |= {f"`{name}`": {b: f"{name} {b}" for b in BUDGETS if f"{name} {b}" in runs[0]} for name in REDUCERS}
-    for label, by_budget in rows.items():
-        numbers = {f"whole_{budget}_percent": score(name, "whole") for budget, name in by_budget.items()}
-        results.add("when-budgets", {"reducer": label}, numbers)
+    labels = {"none taken away": dict.fromkeys(BUDGETS, "everything")}
+    labels |= {f"`{name}`": {b: f"{name} {b}" for b in BUDGETS if f"{name} {b}" in measured} for name in REDUCERS}
+    for label, by_budget in labels.items():
+        numbers = {f"whole_{b}_percent": score(name, "whole")["whole_percent"] for b, name in by_budget.items()}
+        if numbers:
+            results.add("when-budgets", {"reducer": label}, numbers)
         if (quarter := by_budget.get("25")) is not None:
-            groups = {f"{group}_percent": score(quarter, group) for group in (*SCORED, "place")}
             cost: dict[str, Number] = {"read_tokens": runs[0][quarter]["read"], "first_token_ratio": ratios[quarter]}
-            results.add("when-groups", {"reducer": label}, {**groups, **cost})
+            results.add("when-groups", {"reducer": label}, {**score(quarter, *SCORED, "place"), **cost})
 
 
 def figure(results: Results, file: Path) -> None:
@@ -171,22 +193,55 @@ def figure(results: Results, file: Path) -> None:
     picture.savefig(file, dpi=120)
 
 
+def own_benchmarks(options: argparse.Namespace) -> list[Benchmark]:
+    """The questions about time of the annotations, with clips of its own for each seed.
+
+    Raises:
+        InputError: if a seed has no clip.
+    """
+    whole = read_benchmark(options.data, options.videos_dir, options.format, options.durations)
+    clips = sorted(questions_by_clip(whole, None))
+    random.Random(0).shuffle(clips)
+    seeds = len(options.seeds)
+    count = min(options.videos, len(clips) // seeds)
+    if count == 0:
+        raise InputError(f"{options.data}: {len(clips)} clips with questions about time are too few for {seeds} seeds")
+    chosen = [set(clips[number * count : (number + 1) * count]) for number in range(seeds)]
+    return [
+        replace(whole, questions=[question for question in whole.questions if question.video in own]) for own in chosen
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Asks the packaged model, writes the results, and prints the tables."""
+    """Asks the model, writes the results, and prints the tables."""
     parser = option_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--videos", type=int, default=24, help="clips of each seed")
+    parser.add_argument("--videos", type=int, default=24, help="clips of each seed, at most")
     parser.add_argument("--rounds", type=int, default=5, help="turns in which time is measured")
+    parser.add_argument("--model", default=DEFAULT, help="folder, preset or hub id of the model that is asked")
+    parser.add_argument(
+        "--data", type=Path, help="annotations in any form that mmllm eval reads; else clips are rendered"
+    )
+    parser.add_argument("--videos-dir", type=Path, help="their videos; by default `videos` beside them")
+    parser.add_argument("--format", default="auto", help="form of the annotations")
+    parser.add_argument("--durations", type=Path, help="Charades' table of lengths")
     parser.add_argument("--figure", type=Path, help="picture file to write")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results = Results(command_line(__file__, arguments), machine("torch", "transformers"))
-    qa = VideoQA.from_pretrained(DEFAULT)
-    benchmarks = [fresh_benchmark(CLIP_SEED + seed, videos=options.videos, workers=1) for seed in options.seeds]
-    ratios = first_token_ratios(qa, next(q.video for q in benchmarks[0].questions if q.video), options.rounds)
-    runs = [answers(qa, benchmark, seed) for seed, benchmark in zip(options.seeds, benchmarks, strict=True)]
+    if options.data is None:
+        families: Collection[str] | None = FAMILIES
+        benchmarks = [fresh_benchmark(CLIP_SEED + seed, videos=options.videos, workers=1) for seed in options.seeds]
+    else:
+        families, benchmarks = None, own_benchmarks(options)
+    settings = ReducerSettings(VideoQA.from_pretrained(options.model))
+    clip, questions = next(iter(questions_by_clip(benchmarks[0], families).items()))
+    ratios = first_token_ratios(settings, clip, questions[0].question, options.rounds)
+    runs = [answers(settings, own, seed, families) for seed, own in zip(options.seeds, benchmarks, strict=True)]
     fill(results, runs, ratios)
-    results.add("without-looking", {}, {"miou_percent": 100 * statistics.mean(blind(b)["mIoU"] for b in benchmarks)})
+    if families is not None:
+        score = statistics.mean(blind(benchmark)["mIoU"] for benchmark in benchmarks)
+        results.add("without-looking", {}, {"miou_percent": 100 * score})
     print(*(markdown(table, rows) for table, rows in results.tables.items()), sep="\n\n")
     if options.figure is not None:
         figure(results, options.figure)

@@ -39,6 +39,9 @@ VERBS = {
     "finetune": Verb("mmllm.commands.finetune:finetune_command", "train a model further, on your own videos"),
     "reinforce": Verb("mmllm.commands.reinforce:reinforce_command", "train a model by rewards of its own answers"),
     "eval": Verb("mmllm.commands.evaluate:evaluate", "answer a benchmark's questions and score the answers"),
+    "tune-reducer": Verb(
+        "mmllm.commands.tune_reducer:tune_reducer", "the cheapest token reducer that keeps a share of a model's mIoU"
+    ),
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers without a model, also of lmms-eval"),
     "plot": Verb("mmllm.evaluation.pictures:plot", "draw the losses of a run, its scores, its best and worst answers"),
     "ask": Verb("mmllm.commands.ask:ask", "ask a question about a video"),

@@ -285,6 +285,19 @@ class TokenReducer(Part, nn.Module):
         """The tokens that remain."""
         raise NotImplementedError
 
+    @classmethod
+    def settings_at(cls, share: float, *, tokens: int, layers: int) -> dict[str, Any] | None:
+        """The settings with which about this share of a video's tokens remains; None if none comes near it.
+
+        A search over reducers and budgets asks for them. A field `ratio` needs no method of its own.
+
+        Args:
+            share: above 0 and at most 1.
+            tokens: of a frame, as the encoder makes them.
+            layers: of the LLM.
+        """
+        return {"ratio": share}
+
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The largest number of tokens that remain of a whole video."""
         return tokens_per_frame * frames

@@ -174,6 +174,18 @@ def named(kind: str, description: str | Mapping[str, Any]) -> tuple[str, dict[st
     return fields.pop("name"), fields
 
 
+def text_of(name: str, fields: Mapping[str, Any]) -> str:
+    """A part with these fields as text, which `named` reads back: `pyramiddrop:layers=1+2,ratios=0.7+0.5`."""
+
+    def written(value: Any) -> str:
+        if isinstance(value, (list, tuple)):
+            return "+".join(map(written, value))
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    settings = ",".join(f"{field}={written(value)}" for field, value in fields.items())
+    return f"{name}:{settings}" if settings else name
+
+
 def name_of(kind: str, config: Any) -> str:
     """The registered name of a configuration object.
 

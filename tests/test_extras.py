@@ -64,6 +64,11 @@ def test_an_extra_of_several_packages_has_the_same_bounds_everywhere():
             "mmllm: fine-tuning needs datasets: pip install 'mmllm[train]'",
         ),
         (["quickstart", "--output", "run"], ["peft"], "mmllm: training needs peft: pip install 'mmllm[train]'"),
+        (
+            ["tune-reducer", "default", "data", "--output", "run"],
+            ["optuna"],
+            "mmllm: a search for reducers needs optuna: pip install 'mmllm[tune]'",
+        ),
         (["plot", "run"], ["matplotlib"], "mmllm: plotting needs matplotlib: pip install 'mmllm[eval]'"),
         (
             ["ask", "clip.mp4", "When?", "--plot", "answer.png"],

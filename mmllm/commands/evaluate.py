@@ -24,7 +24,7 @@ from mmllm.commands.flags import (
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
-from mmllm.runtime.files import make_folder, read_json, write_json
+from mmllm.runtime.files import make_folder, read_json, without_paths, write_json
 from mmllm.stages import NO_CHANGES
 
 log = logging.getLogger(__name__)
@@ -238,20 +238,11 @@ def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any, chain: Any) 
     file = folder / "answered_by.json"
     if not any(folder.rglob("*.jsonl")):
         file.unlink(missing_ok=True)  # it speaks of no answers; an older version left it empty on a full disk
-    if file.exists() and _without_paths(read_json(file, "choose another --output")) != _without_paths(identity):
+    if file.exists() and without_paths(read_json(file, "choose another --output")) != without_paths(identity):
         raise InputError(f"{folder} holds answers of another model or other settings: choose another --output")
     processes.wait()
     if processes.is_main():
         write_json(file, identity, indent=None)
-
-
-def _without_paths(value: Any) -> Any:
-    """JSON values without the paths that a configuration was loaded from: they say nothing about the model."""
-    if isinstance(value, dict):
-        return {
-            key: _without_paths(item) for key, item in value.items() if key not in ("_name_or_path", "name_or_path")
-        }
-    return [_without_paths(item) for item in value] if isinstance(value, list) else value
 
 
 def _show(scores: dict[str, Any], json: bool) -> None:

@@ -23,6 +23,8 @@ from mmllm.times.answers import Span
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 CONFIDENCE = 0.95
+STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+"""Number of values -> 97.5 % quantile of Student's t for their mean; more values than ten get that of ten."""
 
 SampleScore = Callable[[Sample], float]
 
@@ -97,6 +99,11 @@ def bootstrap_interval(values: Sequence[float], *, resamples: int = 1000, seed: 
     means = [generator.choice(population, size=len(population)).mean() for _ in range(resamples)]
     tail = 100 * (1 - CONFIDENCE) / 2
     return [float(end) for end in np.percentile(means, [tail, 100 - tail])]
+
+
+def student_half(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean of at least two values, by Student's t; a little wide for more than ten."""
+    return STUDENT_T[min(len(values), 10)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
 
 
 def temporal_scores(samples: Sequence[Sample], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.piecewise import WHOLE_FRAMES
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.runtime import processes
-from mmllm.runtime.files import append_text, make_folder, write_text
+from mmllm.runtime.files import append_text, drop_half_line, make_folder, write_text
 from mmllm.runtime.progress import Progress
 from mmllm.times.stamps import STAMP
 from mmllm.tokens import VideoClip
@@ -168,11 +168,11 @@ def answer_all(
             open_questions[vids[i]] = own, shuffled
     # answers, a video at a time
     qa.processor.folder_rates = folder_rates(questions)
-    clips = _clips(qa, {vid: by_video[vid][0].video for vid in open_questions}, workers)
+    clips = read_clips(qa, {vid: by_video[vid][0].video for vid in open_questions}, workers)
     bar = Progress("answer questions", len(open_questions), "videos", shown=progress and processes.is_main())
     with closing(clips), bar, torch.random.fork_rng():
         for vid, clip in clips:
-            encoded, problem = (None, clip) if isinstance(clip, str) else _encoded(qa, clip)
+            encoded, problem = (None, clip) if isinstance(clip, str) else encoded_or_reason(qa, clip)
             for target, group in zip((log, shuffled_log), open_questions[vid], strict=True):
                 if seed is not None:
                     torch.manual_seed(seed(f"{vid} {target.path.stem}"))
@@ -184,7 +184,7 @@ def answer_all(
     return log.samples(questions), shuffled_log.samples(questions) if shuffle else []
 
 
-def _clips(
+def read_clips(
     qa: VideoAnswering, videos: Mapping[str, Path | None], workers: int
 ) -> Generator[tuple[str, VideoClip | Path | str], None, None]:
     """Each video's frames, or the reason why it has none, in the order of `videos`. Worker processes decode ahead.
@@ -205,7 +205,7 @@ def _clips(
             yield vid, clip.told if isinstance(clip, Failure) else clip
 
 
-def _encoded(qa: VideoAnswering, video: VideoClip | Path, **options: Any) -> tuple[EncodedVideo | None, str]:
+def encoded_or_reason(qa: VideoAnswering, video: VideoClip | Path, **options: Any) -> tuple[EncodedVideo | None, str]:
     """The encoded video, or None and why it cannot be read."""
     try:
         return qa.encode_video(video, **options), ""
@@ -226,16 +226,16 @@ def _heard_and_answered(
     deaf = [question for question in questions if question.audio and not hears]
     silent = [question for question in questions if question.audio is False and hears]
     usual = [question for question in questions if question not in deaf and question not in silent]
-    samples = list(_answered(qa, encoded, problem, usual, generate))
-    samples += _answered(qa, None, problem or "its row says audio: true, and this model does not hear", deaf, generate)
+    samples = list(answered(qa, encoded, problem, usual, generate))
+    samples += answered(qa, None, problem or "its row says audio: true, and this model does not hear", deaf, generate)
     if silent and not isinstance(clip, str):
-        encoded, problem = _encoded(qa, clip, audio=False)
-    samples += _answered(qa, encoded, problem, silent, generate)
+        encoded, problem = encoded_or_reason(qa, clip, audio=False)
+    samples += answered(qa, encoded, problem, silent, generate)
     order = {question.question_id: number for number, question in enumerate(questions)}
     return sorted(samples, key=lambda sample: order[sample.question_id])
 
 
-def _answered(
+def answered(
     qa: VideoAnswering,
     encoded: EncodedVideo | None,
     problem: str,
@@ -287,10 +287,8 @@ class _Log:
         self.answered: dict[str, Sample] = {}
         with processes.main_first():
             for file in self._files():
-                # a process that is killed while it writes leaves an incomplete last line
-                if processes.is_main() and not file.read_bytes().endswith(b"\n"):
-                    complete = file.read_text().rpartition("\n")[0]
-                    write_text(file, complete + "\n" if complete else "")
+                if processes.is_main():
+                    drop_half_line(file)
             self._read()
         processes.wait()  # no process may write before all have read
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmllm.checkpoints.adapters import base_of, merged_with
 from mmllm.checkpoints.loading import is_ours, load, own_config, own_processor
@@ -141,6 +141,12 @@ class VideoQA(VideoAnswering):
     def reduces(self) -> bool:
         """Whether the model has reducers."""
         return bool(self.model.reducers)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The LLM without its head."""
+        decoder: nn.Module = self.model.language_model.base_model
+        return decoder
 
     @property
     def reads_question(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmllm.inference.chain import ask_in_chain
 from mmllm.inference.chain_config import ChainConfig
@@ -42,6 +42,11 @@ class VideoAnswering(ABC):
     @abstractmethod
     def reduces(self) -> bool:
         """Whether tokens are dropped or merged before or inside the LLM."""
+
+    @property
+    @abstractmethod
+    def decoder(self) -> nn.Module:
+        """The LLM without its head."""
 
     @property
     def reads_question(self) -> bool:

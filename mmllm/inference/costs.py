@@ -131,14 +131,14 @@ def prefill_bytes(text_config: Any, positions: int, bytes_per_number: int) -> in
     return cache_bytes(text_config, positions, bytes_per_number) + positions * live * bytes_per_number
 
 
-def prefill_flops(text_config: Any, positions: int, *, causal: bool = False) -> float:
+def prefill_flops(text_config: Any, positions: int | Sequence[int], *, causal: bool = False) -> float:
     """Floating point operations of the LLM's pass over a prompt of so many positions, with one position of logits.
 
     Only matrix products count, a multiply-add as two operations.
 
     Args:
         text_config: configuration of the LLM.
-        positions: of the prompt.
+        positions: of the prompt; or for each layer the number on which it works, if stages inside the LLM drop some.
         causal: count a position's attention to itself and those before it, as kernels do that skip the masked half.
             Else attention counts in full.
     """
@@ -148,9 +148,11 @@ def prefill_flops(text_config: Any, positions: int, *, causal: bool = False) -> 
     head_width = getattr(text_config, "head_dim", None) or width // heads
     projections = 2 * width * heads * head_width + 2 * width * key_heads * head_width
     weights = projections + 3 * width * text_config.intermediate_size
-    attended = (positions + 1) / 2 if causal else positions  # by a position, on average
-    attention = 2 * attended * heads * head_width
-    return 2.0 * (layers * positions * (weights + attention) + width * text_config.vocab_size)
+    total = 0.0
+    for count in positions if isinstance(positions, Sequence) else [positions] * layers:
+        attended = (count + 1) / 2 if causal else count  # by a position, on average
+        total += count * (weights + 2 * attended * heads * head_width)
+    return 2.0 * (total + width * text_config.vocab_size)
 
 
 def costs_inside(decoder_stages: Sequence[Description], text_config: Any, beside: int) -> tuple[float, int]:

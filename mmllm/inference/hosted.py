@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
 from mmllm.fields import to_mapping
@@ -115,6 +115,12 @@ class HostedVideoQA(VideoAnswering):
     def reads_question(self) -> bool:
         """Whether a reducer before the LLM reads the question: then it chooses anew for each of them."""
         return any(reducer.reads_question for reducer in self.model.reducers)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The LLM without its head."""
+        decoder: nn.Module = self.model.model.get_decoder()
+        return decoder
 
     @property
     def stop_tokens(self) -> list[int]:

@@ -17,6 +17,8 @@ from torch import Tensor
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
 
+EARLY = 1 / 16
+"""Depth in the LLM at which FastV and DART drop tokens in their papers: before the third of 32 layers."""
 BUDGET_GUARD = 1e-9
 """Added before rounding down: 100 * 0.29 is 28.99... in floating point, and 29 on paper."""
 
@@ -146,3 +148,8 @@ def apportion(weights: np.ndarray, total: int, *, least: int, most: np.ndarray) 
         counts = counts + given
         remaining -= int(given.sum())
     return counts
+
+
+def early_layer(layers: int) -> int:
+    """The layer, counted from 0, at the depth `EARLY` of an LLM of so many layers; never the first."""
+    return max(1, round(layers * EARLY))

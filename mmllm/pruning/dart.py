@@ -12,6 +12,7 @@ B rows, P positions of the whole row, K positions kept so far, D LLM width, H G 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -22,7 +23,7 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
 from mmllm.interfaces import LlmReducer
 from mmllm.llm.values import AttentionView, PruneDecision, PruneView
-from mmllm.pruning.budget import BUDGET_GUARD
+from mmllm.pruning.budget import BUDGET_GUARD, early_layer
 from mmllm.registry import register
 
 
@@ -51,6 +52,11 @@ class DartReducer(LlmReducer):
     def __init__(self, config: DartConfig) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def settings_at(cls, share: float, *, tokens: int, layers: int) -> dict[str, Any]:
+        """The ratio, from the paper's depth on."""
+        return {"layer": early_layer(layers), "ratio": share}
 
     def check(self, layers: int) -> None:
         """Refuses an LLM that has no such layer.

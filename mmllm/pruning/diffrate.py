@@ -70,6 +70,11 @@ class DiffRateReducer(EncoderStage):
         self.tower: dict[str, int] = {}
         """Width and patch size of the tower; the cost is computed from them."""
 
+    @classmethod
+    def settings_at(cls, share: float, *, tokens: int, layers: int) -> dict[str, Any]:
+        """The number of patches that are left behind the last block: the same ratio of tokens goes in each."""
+        return {"keep": max(1, round(tokens * share))}
+
     def prepare(self, encoder: Any) -> None:
         """Creates the weights that learn a schedule for this encoder, if the configuration has a `target`.
 

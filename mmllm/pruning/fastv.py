@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
 from mmllm.interfaces import Explanation, LlmReducer
 from mmllm.llm.values import AttentionView, LlmPass, PruneDecision, PruneView
-from mmllm.pruning.budget import BUDGET_GUARD
+from mmllm.pruning.budget import BUDGET_GUARD, early_layer
 from mmllm.pruning.selection import ranks
 from mmllm.registry import register
 
@@ -52,6 +53,11 @@ class FastvReducer(LlmReducer):
     def __init__(self, config: FastvConfig) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def settings_at(cls, share: float, *, tokens: int, layers: int) -> dict[str, Any]:
+        """The ratio, from the paper's depth on."""
+        return {"layer": early_layer(layers), "ratio": share}
 
     def check(self, layers: int) -> None:
         """Refuses an LLM that has no layer K.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -89,6 +89,11 @@ class FlashVidReducer(ProjectedReducer):
     def __init__(self, config: FlashVidConfig) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def settings_at(cls, share: float, *, tokens: int, layers: int) -> dict[str, Any]:
+        """The ratio, and no more for a reducer inside the LLM that does not follow."""
+        return {"ratio": share, "expansion": 1}
 
     @property
     def scores_needed(self) -> tuple[str, ...]:

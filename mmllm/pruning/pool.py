@@ -5,8 +5,9 @@ B videos, T frames, H W patch grid, D width, S stride
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange, reduce
@@ -16,6 +17,9 @@ from mmllm.fields import require
 from mmllm.interfaces import Grid, Groups, TokenReducer
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
+
+_NEAR = 0.3
+"""A stride stands for a share of tokens that is at most this fraction of it away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,13 @@ class PoolReducer(TokenReducer):
     def __init__(self, config: PoolConfig) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def settings_at(cls, share: float, *, tokens: int, layers: int) -> dict[str, Any] | None:
+        """The stride whose squares come nearest to the share, on a square grid; None if none is near."""
+        side, stride = math.isqrt(tokens), max(1, round(share**-0.5))
+        kept = (side // stride) ** 2 / max(tokens, 1)
+        return {"stride": stride} if abs(kept - share) <= _NEAR * share else None
 
     @property
     def by_frame(self) -> bool:

@@ -66,6 +66,7 @@ class SparseVlmReducer(StepReducer):
     """SparseVLM: inside the LLM, keeps the visual tokens that the question's words attend to, and means of others."""
 
     ranked_by: ClassVar[str] = "SparseVLM: attention of the words that are like the picture"
+    first_layer: ClassVar[int] = 0
     config: SparseVlmConfig
 
     @property

@@ -97,6 +97,16 @@ def append_text(path: str | Path, text: str) -> None:
         raise cannot_write(target, problem) from None
 
 
+def drop_half_line(path: Path) -> None:
+    """Removes the end of a file of lines behind its last line end: a process that is killed while it writes leaves one.
+
+    A missing file stays missing.
+    """
+    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        complete = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
+        write_text(path, complete + "\n" if complete else "")
+
+
 def make_folder(folder: str | Path) -> Path:
     """The folder, made with its parents if it does not exist.
 
@@ -158,6 +168,13 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: this file is damaged, it holds no JSON object: {remedy}")
     return content
+
+
+def without_paths(value: Any) -> Any:
+    """JSON values without the paths that a configuration was loaded from: they say nothing about the model."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items() if key not in ("_name_or_path", "name_or_path")}
+    return [without_paths(item) for item in value] if isinstance(value, list) else value
 
 
 def _flush(path: Path) -> None:

@@ -26,6 +26,7 @@ def claim(
     *,
     read: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     force: bool = False,
+    remedy: str | None = None,
 ) -> None:
     """Writes the record of a run, after comparing it with the record of an earlier run in the same folder.
 
@@ -34,17 +35,18 @@ def claim(
         current: everything that the run depends on, as nested mappings of JSON values.
         read: converts the record of an older version to the current form.
         force: continue although something has changed.
+        remedy: what a user can do, for the message; another folder or `--force` if None.
 
     Raises:
         ConfigError: if something has changed; the message has the values before and now.
     """
     if path.exists() and not force:
-        changed = differences(read(read_json(path, REMEDY)), current)
+        changed = differences(read(read_json(path, remedy or REMEDY)), current)
         if changed:
             more = f"; and {len(changed) - MAX_LISTED} more" if len(changed) > MAX_LISTED else ""
             raise ConfigError(
                 f"{path.parent} holds a run of another recipe or other data "
-                f"({'; '.join(changed[:MAX_LISTED])}{more}): choose another --output, or --force"
+                f"({'; '.join(changed[:MAX_LISTED])}{more}): {remedy or 'choose another --output, or --force'}"
             )
     processes.wait()  # until all processes have compared
     if processes.is_main():

@@ -119,8 +119,10 @@ def save_whole(model: Any, processor: Any, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Locks the folder against a second run. The system releases the lock when the process ends, even if it crashes.
+def locked(output: Path, doing: str = "training") -> Iterator[None]:
+    """Locks the folder against a second run, which is told what is being done.
+
+    The system releases the lock when the process ends, even if it crashes.
 
     Raises:
         MmllmError: if another process has the lock.
@@ -132,7 +134,7 @@ def locked(output: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:  # in newer versions an OSError, too
-        raise MmllmError(f"another process is training in {output}") from None
+        raise MmllmError(f"another process is {doing} in {output}") from None
     except OSError as problem:
         raise cannot_write(output / ".lock", problem) from None
     try:

@@ -10,7 +10,16 @@ import sys
 import pytest
 
 from mmllm.errors import InputError, MmllmError
-from mmllm.runtime.files import append_text, make_folder, read_json, replacing, write_json, write_text
+from mmllm.runtime.files import (
+    append_text,
+    drop_half_line,
+    make_folder,
+    read_json,
+    replacing,
+    without_paths,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -108,3 +117,20 @@ def test_two_writers_do_not_disturb_each_other(tmp_path):
         pid = os.getpid()
         assert str(pid) in first.name
     assert json.loads((tmp_path / "a.json").read_text()) == [1] * 1000
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(b"", b""), (b"a\nb\n", b"a\nb\n"), (b"a\nb", b"a\n"), (b"ab", b""), (b"a\n\xc3", b"a\n")]
+)
+def test_half_a_line_is_dropped(tmp_path, before, after):
+    file = tmp_path / "lines"
+    drop_half_line(file)
+    assert not file.exists()
+    file.write_bytes(before)
+    drop_half_line(file)
+    assert file.read_bytes() == after
+
+
+def test_paths_say_nothing_about_a_model():
+    here = {"a": [{"_name_or_path": "x", "b": 1}], "name_or_path": "y", "c": None}
+    assert without_paths(here) == {"a": [{"b": 1}], "c": None}
