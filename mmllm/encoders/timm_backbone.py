@@ -33,21 +33,12 @@ from mmllm.tokens import VisualTokens
 
 
 def build_tower(config: TimmConfig) -> Any:
-    """timm's network with new weights, with its classifier if the configuration asks for scores of classes.
-
-    Raises:
-        ConfigError: if timm cannot build it at this size.
-    """
+    """timm's network with new weights, with its classifier if the configuration asks for scores of classes."""
     import timm
 
-    options = {} if config.classes == "none" else {"num_classes": config.class_count}
+    classes = 0 if config.classes == "none" else config.class_count
     size = {"img_size": config.image_size} if config.has_fixed_size else {}
-    try:
-        return timm.create_model(config.model, **{"num_classes": 0, **options, **size})
-    except (AssertionError, RuntimeError, TypeError, ValueError) as problem:
-        raise ConfigError(
-            f"timm cannot build {config.model!r} for {config.image_size} pixels: {problem!s:.200}"
-        ) from None
+    return timm.create_model(config.model, num_classes=classes, **size)
 
 
 @register("encoder", "timm", config=TimmConfig)
@@ -57,9 +48,12 @@ class TimmEncoder(Encoder):
     def __init__(self, config: TimmConfig) -> None:
         super().__init__()
         self.config = config
-        with torch.device("meta"), torch.no_grad():  # the shapes, without computing anything
-            tower = build_tower(config).eval()
-            self._measure(tower)
+        try:
+            with torch.device("meta"), torch.no_grad():  # the shapes, without computing anything
+                self._measure(build_tower(config).eval())
+        except (AssertionError, LookupError, RuntimeError, TypeError) as problem:
+            what = f"timm cannot run {config.model!r} on {config.image_size} pixels"
+            raise ConfigError(f"{what}: {problem!s:.200}") from None
         self.tower = build_tower(config)
         self.score_names = scores_of(self.tower)
 

@@ -69,6 +69,7 @@ class TimmConfig:
             std=self.std,
             interpolation=self.interpolation,
             crop=self.crop,
+            middle="nearest",
         )
 
     @property

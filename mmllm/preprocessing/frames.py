@@ -48,6 +48,9 @@ class FrameTransform:
     """How pixels between pixels are computed."""
     crop: float = 1.0
     """`size` as a share of the side to which a frame is resized; below 1, the middle is cut out of a larger picture."""
+    middle: Literal["down", "nearest"] = "down"
+    """Where the middle is if half a pixel is left: a pixel up and left, as transformers cuts, or at the nearest even
+    pixel, as torchvision and timm do."""
 
     def __post_init__(self) -> None:
         require(self.size > 0, self, "size", "a positive number of pixels")
@@ -118,7 +121,7 @@ class FrameTransform:
         if self.fit == "pad" and height != width:
             return self._band(frame)
         scaled = self._scaled(height, width)
-        top, left = ((length - self.size) // 2 for length in scaled)
+        top, left = (self._start(length) for length in scaled)
         cut = {"bottom": top + self.size, "right": left + self.size}
         return _by_torch(frame, *scaled, self.interpolation, **cut)[top:, left:], 0, 0
 
@@ -138,9 +141,13 @@ class FrameTransform:
         shortest = min(height, width)
         return int(self._side * height / shortest), int(self._side * width / shortest)
 
+    def _start(self, length: int) -> int:
+        """The first line of the middle, of so many."""
+        return (length - self.size) // 2 if self.middle == "down" else round((length - self.size) / 2)
+
     def _cut(self, frame: np.ndarray) -> np.ndarray:
         """The square in the middle."""
-        top, left = ((length - self.size) // 2 for length in frame.shape[:2])
+        top, left = (self._start(length) for length in frame.shape[:2])
         return frame[top : top + self.size, left : left + self.size]
 
     def _band(self, frame: np.ndarray) -> tuple[np.ndarray, int, int]:
