@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-from mmllm.errors import CheckpointError, require_extra
+from mmllm.errors import CheckpointError, is_out_of_memory, require_extra
 from mmllm.hub.packages import sha256_of
 from mmllm.runtime.files import cache_folder, make_folder, new_folder
 
@@ -45,10 +45,11 @@ def _convert(file: Path, folder: Path) -> None:
         given = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as problem:
-        raise CheckpointError(
-            f"{file}: transformers cannot read this file: {' '.join(str(problem).split()):.300}"
-        ) from None
+    except Exception as problem:  # readers of damaged files raise many types of errors
+        if is_out_of_memory(problem):
+            raise
+        reason = " ".join(str(problem).split())
+        raise CheckpointError(f"{file}: transformers cannot read this file: {reason:.300}") from None
     config = copy.deepcopy(given.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

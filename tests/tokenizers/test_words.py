@@ -94,7 +94,7 @@ def test_names_from_a_file(tmp_path):
     file.write_text("red apple\n\n fire engine \nkite\n")
     assert class_names(3, str(file)) == ["red apple", "fire engine", "kite"]
     with pytest.raises(ConfigError, match=r"names\.txt: has 3 names, and the classifier has 7 classes"):
-        _ = built(f"words:names={file}").words
+        _ = built(f"words:best=3,names={file}").words
     with pytest.raises(ConfigError, match=r"names = .*gone\.txt: cannot be read"):
         class_names(3, str(tmp_path / "gone.txt"))
     with pytest.raises(ConfigError, match="no ImageNet has 7 classes: give a file"):
