@@ -63,9 +63,10 @@ def _print_presets(console: Console, rows: list[dict[str, str]]) -> None:
         kind = row["kind"].replace("_", " ")
         usage = f"{kind}, read as {row['adapter']}{pixels}{template}; {row['licence']}"
         package = f"in the package {row['package'].partition('/')[0].removeprefix('pypi:')}" if row["package"] else ""
-        encoder = f"encoder: {row['encoder']}" if row["encoder"] else ""
-        for line in filter(None, (usage, package, encoder, f"checked: {row['verified']}")):
+        for line in filter(None, (usage, package, f"checked: {row['verified']}")):
             console.print(Padding(line, (0, 0, 0, 6)), highlight=False)
+        if row["encoder"]:
+            console.print(f"      encoder: {row['encoder']}", highlight=False, soft_wrap=True)
 
 
 def _rows(kind: str) -> list[dict[str, str]]:

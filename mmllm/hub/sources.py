@@ -28,7 +28,7 @@ def checked_source(name: str | Path) -> str:
     a model.
 
     Raises:
-        CheckpointError: if the name is no folder with a model, no hub id and no preset.
+        CheckpointError: if the name is no folder with a model, no hub id and no preset, or an LLM alone.
     """
     if str(name) == DEFAULT and not (Path(DEFAULT) / "config.json").exists():
         return str(packaged_model())
@@ -40,6 +40,8 @@ def checked_source(name: str | Path) -> str:
     if folder.exists():
         raise CheckpointError(f"{name}: a model is a folder, not a file")
     if str(name) in PRESETS:
+        if PRESETS[str(name)].kind == "language_model":
+            raise CheckpointError(f"{name} is an LLM without an encoder: name it as language_model of a recipe's model")
         return PRESETS[str(name)].source
     if str(name).startswith(SCHEME):
         raise CheckpointError(f"{name}: a file of a package has weights only: of an encoder, or a GGUF of an LLM")
