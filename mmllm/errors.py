@@ -13,6 +13,7 @@ EXTRAS = {
     "eval": ("accelerate", "matplotlib"),
     "tune": ("optuna", "matplotlib"),
     "rl": ("trl", "accelerate", "datasets", "peft"),
+    "gguf": ("gguf", "accelerate"),
 }
 """Extra of the package -> the libraries that it installs, by the names under which they are imported."""
 

@@ -160,18 +160,22 @@ def shown(value: Any) -> str:
 def with_current_names(cls: type, mapping: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """A mapping of a class's fields under their names of today.
 
-    The class lists renamed fields in `renamed_fields`, old name -> new name. A warning names each old name.
+    The class lists renamed fields in `renamed_fields`, old name -> new name. A warning names each old name. Second
+    names that stay, which nobody is warned of, are in `second_names`, second name -> name.
 
     Raises:
         ConfigError: if a field is given under both names.
     """
     values = dict(mapping)
-    for old, new in getattr(cls, "renamed_fields", {}).items():
-        if old in values:
-            if new in values:
-                raise ConfigError(f"{where or cls.__name__}: {old!r} is the old name of {new!r}; give one of them")
-            log.warning("%s.%s is called %s now", where or cls.__name__, old, new)
-            values[new] = values.pop(old)
+    renamed, second = getattr(cls, "renamed_fields", {}), getattr(cls, "second_names", {})
+    for other, name in {**renamed, **second}.items():
+        if other in values:
+            if name in values:
+                kind = "the old" if other in renamed else "another"
+                raise ConfigError(f"{where or cls.__name__}: {other!r} is {kind} name of {name!r}; give one of them")
+            if other in renamed:
+                log.warning("%s.%s is called %s now", where or cls.__name__, other, name)
+            values[name] = values.pop(other)
     return values
 
 

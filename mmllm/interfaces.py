@@ -10,7 +10,7 @@
 | reducer inside the encoder | `EncoderStage` | `(config)` |
 | reducer behind the projector | `ProjectedReducer` | `(config)` |
 | reducer inside the LLM | `LlmReducer`; anything else inside the LLM is an `LlmStage` | `(config)` |
-| tokenizer | `VisualTokenizer`: a projector or a resampler | `(config, *, in_width, out_width, grid, tower_widths)` |
+| tokenizer | `VisualTokenizer` | `(config, *, in_width, out_width, grid, tower_widths, class_count)` |
 | path | `VideoPath` | `(config, *, width, audio_width)` |
 | inside the LLM, with or without weights | `LlmStage` | `(config, *, decoder)`: the LLM's configuration |
 | time | `TimeFormat` | `(config, *, count)` |
@@ -88,6 +88,8 @@ class Encoder(Part, nn.Module):
     """Rows and columns of the patches; None for 1D tokens."""
     score_names: Collection[str] = frozenset()
     """Kinds of scores that it can compute cheaply: `cls_attention`, `mean_attention`, `probe_attention`."""
+    class_count: int = 0
+    """K: how many of the C channels, the last, are scores of a classifier's classes; 0 without a classifier."""
     runs_encoder_stage: ClassVar[bool] = False
     """Whether `forward` takes an `EncoderStage` as `inside`."""
     has_text_tower: ClassVar[bool] = False
@@ -487,6 +489,14 @@ class VisualTokenizer(Part, nn.Module):
 
     affine: ClassVar[bool] = False
     """Whether it is one affine map of each token. Averages of tokens can then be taken before it."""
+
+    @property
+    def words(self) -> Sequence[str]:
+        """Texts whose embeddings by the LLM it starts from; none by default."""
+        return ()
+
+    def start_from(self, embeddings: Tensor) -> None:
+        """Sets what follows from the LLM's embeddings of its `words`, float, W D; called once, before training."""
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """Features B T N C to B T M D."""

@@ -161,6 +161,7 @@ def build(
         if name == "encoder":
             encoder = parts[name]
             context |= {"in_width": encoder.width, "grid": encoder.grid, "tower_widths": encoder.tower_widths}
+            context |= {"class_count": encoder.class_count}
         if name == "audio_encoder" and parts[name] is not None:
             context |= {"audio_width": parts[name].width}
     return parts

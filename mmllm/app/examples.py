@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmllm.datasets.rtl import read_rtl
 from mmllm.fields import to_mapping
+from mmllm.runtime.files import cache_folder
 from mmllm.synthetic.clips import SyntheticConfig, video_id
 from mmllm.synthetic.rendering import GENERATOR, render
 from mmllm.times.answers import Span
@@ -55,7 +55,7 @@ def example_clips(config: SyntheticConfig = EXAMPLES) -> list[Example]:
 
 def _cache() -> Path:
     """The folder where clips stay between runs; a temporary folder if the cache folder cannot be made."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmllm" / "examples"
+    folder = cache_folder("examples")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

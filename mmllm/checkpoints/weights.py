@@ -25,7 +25,9 @@ _DTYPES = {
 }  # fmt: skip
 _LARGEST = 1 << 62
 _LONGEST_HEADER = 100_000_000
-_PICKLES = ("*.bin", "*.pth", "*.pt")
+PICKLED = (".bin", ".pth", ".pt")
+"""How names of pickles end."""
+_PICKLES = tuple(f"*{suffix}" for suffix in PICKLED)
 
 
 def header(file: Path) -> dict[str, Tensor]:
@@ -181,11 +183,22 @@ def read_pickle(file: Path) -> Any:
 def _pickled(files: list[Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in files:
-        content = read_pickle(file)
-        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise CheckpointError(f"{file}: this is no state dict (names and tensors)")
-        state |= content
+        state |= state_dict(file)
     return state
+
+
+def state_dict(file: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle that has nothing else. No code of it is run.
+
+    Raises:
+        CheckpointError: if there is no such file, or it holds anything else.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file}: there is no such file")
+    content = read_pickle(file)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{file}: this is no state dict (names and tensors)")
+    return content
 
 
 def bad_numbers(model: nn.Module) -> list[str]:

@@ -52,16 +52,21 @@ def list_parts(kind: Annotated[str, tyro.conf.Positional] = "all", json: bool = 
 
 
 def _print_presets(console: Console, rows: list[dict[str, str]]) -> None:
-    """Prints a line with name and source for each preset; below it how the preset is read, and what was checked."""
+    """Prints a line with name and source for each preset; below it how it is read, its package, what was checked."""
     from rich.padding import Padding
 
     console.print("presets\n")
     for row in rows:
         console.print(f"  {row['name']:<22} {row['source']}", highlight=False, soft_wrap=True)
         template = f", template {row['template']}" if row["template"] else ""
-        usage = f"{row['kind']}, read as {row['adapter']}, {row['input_size']} pixels{template}; {row['licence']}"
-        for line in (usage, f"checked: {row['verified']}"):
+        pixels = "" if row["input_size"] == "0" else f", {row['input_size']} pixels"
+        kind = row["kind"].replace("_", " ")
+        usage = f"{kind}, read as {row['adapter']}{pixels}{template}; {row['licence']}"
+        package = f"in the package {row['package'].partition('/')[0].removeprefix('pypi:')}" if row["package"] else ""
+        for line in filter(None, (usage, package, f"checked: {row['verified']}")):
             console.print(Padding(line, (0, 0, 0, 6)), highlight=False)
+        if row["encoder"]:
+            console.print(f"      encoder: {row['encoder']}", highlight=False, soft_wrap=True)
 
 
 def _rows(kind: str) -> list[dict[str, str]]:

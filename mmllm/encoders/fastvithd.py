@@ -26,6 +26,7 @@ from mmllm.modeling.tower import (
     FrameOutput,
     check_pixels,
     encode_frames,
+    keep_statistics,
     load_strictly,
     needs_gradient,
     read_scores,
@@ -120,9 +121,7 @@ class FastVitHdEncoder(Encoder):
         """Training mode for all modules; for the batch norms only if they are trained, too."""
         super().train(mode)
         if not (self.config.train_batch_norms and needs_gradient(self)):
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            keep_statistics(self)
         return self
 
     def fuse(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mmllm.datasets.rtl import read_rtl
 from mmllm.errors import InputError
 from mmllm.evaluation.run import Benchmark
 from mmllm.fields import to_mapping
-from mmllm.runtime.files import make_folder
+from mmllm.runtime.files import cache_folder, make_folder
 from mmllm.synthetic.clips import SyntheticConfig, clip, video_id
 from mmllm.synthetic.rendering import render
 from mmllm.train.recipes import full
@@ -68,5 +67,4 @@ def _questions(config: SyntheticConfig, videos: int) -> list[Question]:
 
 
 def _cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmllm" / "fresh"
-    return make_folder(folder)
+    return make_folder(cache_folder("fresh"))

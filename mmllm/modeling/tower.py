@@ -181,6 +181,13 @@ def needs_gradient(*parts: object) -> bool:
     return any(weight.requires_grad for part in parts if isinstance(part, nn.Module) for weight in part.parameters())
 
 
+def keep_statistics(module: nn.Module) -> None:
+    """Lets batch norms use their running statistics, whatever mode the rest is in."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
+
+
 def _in_batch(values: Tensor, valid: Tensor | None, batch: int, times: int) -> Tensor:
     """`values` (F ...) as (B T ...), zero where a frame was left out."""
     if valid is not None:

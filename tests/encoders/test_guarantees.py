@@ -14,6 +14,7 @@ TOWERS = {
     "dinov2": VIT,
     "convnext": {"image_size": 64, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]},
     "fastvithd": {"image_size": 128, "layers": [1, 1, 1, 1, 1], "dims": [4, 8, 16, 32, 64]},
+    "timm": {"model": "tf_efficientnet_lite0", "image_size": 64, "stage": [1, -1], "classes": "frame"},
 }
 
 

@@ -260,6 +260,7 @@ ENCODERS = {
     "flextok": {"image_size": 32, "width": 16, "layers": 2, "head_width": 8, "chunk": 6, **FLEXTOK},
     "siglip": {"image_size": 26, "patch_size": 4, "mlp_width": 48, "chunk": 9, **SMALL},
     "textok": {"image_size": 32, "tokens": 4, "reads_text": False, "chunk": 4, **SMALL},
+    "timm": {"model": "resnet18", "image_size": 64, "stage": [1, -1], "chunk": 5},
     "tiny": {"image_size": 64, "width": 16, "heads": 2, "channels": [8, 8, 8], "step": 3},
 }
 ENCODERS["towers"] = {
