@@ -5,7 +5,7 @@
     root/train.json              {"v_<id>": {"duration", "QA": [{"q", "a", "family"}]}}
     root/val.json                [{"vid", "question_id", "question", "answer", "duration", "family"}]
 
-A split without clips has no annotation file. Each file is written to another name and renamed when it is complete. So
+Questions about things also have `group`, and those about time have `spans`, see `mmllm.datasets.rtl`. A split without clips has no annotation file. Each file is written to another name and renamed when it is complete. So
 a file with a clip's name is always complete, and a render that was stopped can go on.
 """
 
@@ -29,9 +29,8 @@ from mmllm.fields import to_mapping
 from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder, replacing, write_json
 from mmllm.runtime.progress import Progress
-from mmllm.synthetic.clips import Split, SyntheticConfig, clip, video_id
-from mmllm.synthetic.drawing import draw_pieces
-from mmllm.synthetic.sounds import soundtrack
+from mmllm.synthetic.clips import Split, SyntheticConfig, video_id
+from mmllm.synthetic.footage import footage_of
 from mmllm.tokens import SAMPLE_RATE
 
 GENERATOR = 2
@@ -39,6 +38,8 @@ GENERATOR = 2
 mixes both."""
 
 _CLIPS_A_TASK = 4
+_DEFAULTS = SyntheticConfig()
+"""What a set has in fields that its file, of an older version, does not name."""
 _SOUND_FRAME = 1024
 """Samples of a frame of AAC."""
 _Job = tuple[Split, int]
@@ -157,7 +158,7 @@ def _claim(root: Path, config: SyntheticConfig) -> None:
     requested = {"generator": GENERATOR, **to_mapping(config)}
     if config_file.is_file():
         try:
-            existing = json.loads(config_file.read_text())
+            existing = {**to_mapping(_DEFAULTS), **json.loads(config_file.read_text())}
             differing_keys = [key for key in {**requested, **existing} if requested.get(key) != existing.get(key)]
         except (ValueError, TypeError) as problem:
             raise InputError(f"{config_file} cannot be read ({problem}): choose another folder") from None
@@ -204,15 +205,13 @@ def _render_clips(root: Path, config: SyntheticConfig, jobs: Sequence[_Job]) -> 
     """Renders some clips, unless their files exist, and returns the annotations of each."""
     entries = {}
     for split, index in jobs:
-        world, questions = clip(config, split, index)
+        footage = footage_of(config, split, index)
         name = f"v_{video_id(config, split, index)}.mp4"
         path = root / "videos" / name
         if not path.exists():
             with replacing(path) as part:
-                sound = soundtrack(world) if world.sounds else None
-                encode(draw_pieces(world, config.size), config.size, config.fps, part, crf=config.crf, sound=sound)
-        pairs = [{"q": question.question, "a": question.answer, "family": question.family} for question in questions]
-        entries[split, index] = {"duration": world.duration_s, "QA": pairs}
+                encode(footage.pieces(), config.size, config.fps, part, crf=config.crf, sound=footage.sound())
+        entries[split, index] = {"duration": footage.duration_s, "QA": footage.pairs}
     return entries
 
 
@@ -225,13 +224,14 @@ def _annotate(root: Path, entries: Sequence[tuple[Split, int, dict[str, Any]]], 
             train[f"v_{name}"] = entry
             continue
         for number, pair in enumerate(entry["QA"]):
+            others = {key: value for key, value in pair.items() if key not in ("q", "a")}
             val.append({
                 "vid": name,
                 "question_id": f"{name}_{number}",
                 "question": pair["q"],
                 "answer": pair["a"],
                 "duration": entry["duration"],
-                "family": pair["family"],
+                **others,
             })  # fmt: skip
     if config.train_videos:
         write_json(root / "train.json", train, indent=1)
