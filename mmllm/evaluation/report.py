@@ -38,7 +38,10 @@ ABSENCE = (
 
 
 def score_table(scores: dict[str, Any]) -> Any:
-    """A table of rich, in per cent, with a row for each family, each part of the data set and all. Columns without a value are omitted."""
+    """A table of rich, in per cent, with a row for each family, each part of the data and all.
+
+    Columns without a value are omitted.
+    """
     from rich import box
     from rich.table import Table
 

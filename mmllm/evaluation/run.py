@@ -353,8 +353,8 @@ def scores_of(
 ) -> dict[str, Any]:
     """All scores with their baselines; see `mmllm.evaluation.score.score_samples`.
 
-    If answers about shuffled videos are given, also their `shuffled_miou` (for each family and part of the data set, too) and
-    `shuffled_p_at_0.5`.
+    If answers about shuffled videos are given, also their `shuffled_miou` and `shuffled_p_at_0.5`; the first also for
+    each family and part of the data.
     """
     baseline = BlindBaseline.fit([Sample.asked(question) for question in fit] if fit else samples)
     scores = score_samples(samples, baseline, seed=seed)

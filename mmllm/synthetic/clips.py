@@ -75,17 +75,19 @@ class SyntheticConfig:
         longest = "from min_duration_s to an hour"
         require(self.min_duration_s <= self.max_duration_s <= 3600, self, "max_duration_s", longest)
         require(self.questions_per_video >= 1, self, "questions_per_video", "at least 1")
-        choices = families_of(self.world)
+        require(0 <= self.crf <= 51, self, "crf", "from 0 to 51")
         if self.families == ("all",):
-            object.__setattr__(self, "families", tuple(name for name in choices if name not in SOUND_FAMILIES))
+            silent = (name for name in families_of(self.world) if name not in SOUND_FAMILIES)
+            object.__setattr__(self, "families", tuple(silent))
+        self._check_families(families_of(self.world))
+
+    def _check_families(self, choices: tuple[str, ...]) -> None:
         require(len(self.families) > 0, self, "families", f"at least one of {', '.join(choices)}")
         require(len(set(self.families)) == len(self.families), self, "families", "different from each other")
         for family in self.families:
             if family not in choices:
-                raise ConfigError(
-                    f"SyntheticConfig.families has no {family!r} in the world {self.world!r}; {closest(family, choices)}"
-                )
-        require(0 <= self.crf <= 51, self, "crf", "from 0 to 51")
+                known = f"the world {self.world!r}; {closest(family, choices)}"
+                raise ConfigError(f"SyntheticConfig.families has no {family!r} in {known}")
 
     def videos(self, split: Split) -> int:
         """How many clips a split has."""
@@ -115,7 +117,16 @@ def clip(config: SyntheticConfig, split: Split, index: int) -> tuple[World, list
 
 
 def fresh_world(config: SyntheticConfig, random_state: random.Random) -> World:
-    """A newly drawn world of the kind that the clips of `config` show."""
+    """A newly drawn world of shapes, of the kind that the clips of `config` show.
+
+    Raises:
+        ConfigError: if they show things instead.
+    """
+    if config.world == THINGS:
+        raise ConfigError(
+            f"SyntheticConfig.world = {THINGS!r}: pre-training on single scenes or sounds needs a world of shapes: "
+            f"{', '.join(WORLDS)}; leave that stage out, or take weights that are trained"
+        )
     return sample_world(
         random_state,
         WORLDS[config.world],

@@ -55,16 +55,7 @@ def _of_things(config: SyntheticConfig, split: Split, index: int) -> Footage:
     from mmllm.synthetic.things.clips import sources_of, things_clip
 
     made = things_clip(config, split, index)
-    pairs = [
-        {
-            "q": question.question,
-            "a": question.answer,
-            "family": question.family,
-            "group": made.group,
-            **({} if question.spans is None else {"spans": [list(span) for span in question.spans]}),
-        }
-        for question in made.questions
-    ]
+    pairs = [question.to_json(made.group) for question in made.questions]
     pictures, grounds = sources_of(config)
     pieces = partial(drawing.draw_pieces, made.staging, pictures, grounds, config.size)
     return Footage(world=made.staging.world, pairs=pairs, pieces=pieces)

@@ -3,10 +3,12 @@
     root/synthetic.json          the configuration
     root/videos/v_<id>.mp4
     root/train.json              {"v_<id>": {"duration", "QA": [{"q", "a", "family"}]}}
+    root/talk.jsonl              talk without a video, beside clips of things
     root/val.json                [{"vid", "question_id", "question", "answer", "duration", "family"}]
 
-Questions about things also have `group`, and those about time have `spans`, see `mmllm.datasets.rtl`. A split without clips has no annotation file. Each file is written to another name and renamed when it is complete. So
-a file with a clip's name is always complete, and a render that was stopped can go on.
+Questions about things also have `group`, and those about time have `spans`, see `mmllm.datasets.rtl`. A split without
+clips has no annotation file. Each file is written to another name and renamed when it is complete. So a file with a
+clip's name is always complete, and a render that was stopped can go on.
 """
 
 from __future__ import annotations
@@ -27,16 +29,19 @@ import numpy as np
 from mmllm.errors import InputError, MmllmError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
-from mmllm.runtime.files import make_folder, replacing, write_json
+from mmllm.runtime.files import make_folder, replacing, write_json, write_text
 from mmllm.runtime.progress import Progress
-from mmllm.synthetic.clips import Split, SyntheticConfig, video_id
+from mmllm.synthetic.clips import THINGS, Split, SyntheticConfig, video_id
 from mmllm.synthetic.footage import footage_of
+from mmllm.synthetic.things.talk import talk_rows
 from mmllm.tokens import SAMPLE_RATE
 
 GENERATOR = 2
 """Version of the generator. It must be raised when the same config gives other clips than before, so that a root never
 mixes both."""
 
+TALK = "talk.jsonl"
+"""File of talk without a video."""
 _CLIPS_A_TASK = 4
 _DEFAULTS = SyntheticConfig()
 """What a set has in fields that its file, of an older version, does not name."""
@@ -215,6 +220,21 @@ def _render_clips(root: Path, config: SyntheticConfig, jobs: Sequence[_Job]) -> 
     return entries
 
 
+def test_rows(name: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The questions of a video in the layout of a test file, from its entry in that of a training file."""
+    return [
+        {
+            "vid": name,
+            "question_id": f"{name}_{number}",
+            "question": pair["q"],
+            "answer": pair["a"],
+            "duration": entry["duration"],
+            **{key: value for key, value in pair.items() if key not in ("q", "a")},
+        }
+        for number, pair in enumerate(entry["QA"])
+    ]
+
+
 def _annotate(root: Path, entries: Sequence[tuple[Split, int, dict[str, Any]]], config: SyntheticConfig) -> None:
     """Writes the annotation files."""
     train, val = {}, []
@@ -223,16 +243,9 @@ def _annotate(root: Path, entries: Sequence[tuple[Split, int, dict[str, Any]]], 
         if split == "train":
             train[f"v_{name}"] = entry
             continue
-        for number, pair in enumerate(entry["QA"]):
-            others = {key: value for key, value in pair.items() if key not in ("q", "a")}
-            val.append({
-                "vid": name,
-                "question_id": f"{name}_{number}",
-                "question": pair["q"],
-                "answer": pair["a"],
-                "duration": entry["duration"],
-                **others,
-            })  # fmt: skip
+        val += test_rows(name, entry)
+    if config.world == THINGS:
+        write_text(root / TALK, "".join(f"{json.dumps(row)}\n" for row in talk_rows()))
     if config.train_videos:
         write_json(root / "train.json", train, indent=1)
     if config.val_videos:

@@ -139,11 +139,11 @@ def _spot(
     )
     span = SceneSpan(part.time_s(part.first), part.time_s(part.last))
     meanwhile = [actor.keys[len(actor.keys) // 2] for actor in others if actor.presence.overlap(span)]
-    spots = [
-        (random_state.uniform(low_x, high_x), random_state.uniform(low_y, high_y)) for _ in range(_CANDIDATES)
-    ]
+    spots = [(random_state.uniform(low_x, high_x), random_state.uniform(low_y, high_y)) for _ in range(_CANDIDATES)]
 
     def room(spot: tuple[float, float]) -> float:
-        return min((math.hypot(spot[0] - key.x, spot[1] - key.y) - (size + key.size) / 2 for key in meanwhile), default=0)
+        return min(
+            (math.hypot(spot[0] - key.x, spot[1] - key.y) - (size + key.size) / 2 for key in meanwhile), default=0
+        )
 
     return max(spots, key=room)

@@ -86,9 +86,7 @@ def unseen_count(names: int) -> int:
 
 def _code_points() -> frozenset[int]:
     ends = [part.partition("-") for part in PARTS.split()]
-    return frozenset(
-        point for first, _, last in ends for point in range(int(first, 16), int(last or first, 16) + 1)
-    )
+    return frozenset(point for first, _, last in ends for point in range(int(first, 16), int(last or first, 16) + 1))
 
 
 _CODE_POINTS = _code_points()

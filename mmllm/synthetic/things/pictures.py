@@ -88,7 +88,7 @@ class PictureSet:
 
 
 def _reduced(picture: Image) -> Iterator[Image]:
-    """The picture, and smaller copies of it, each by a factor of about 0.7: none is reduced by much when it is drawn."""
+    """The picture, and copies of it, each smaller by a factor of 0.7, so that none is reduced much when it is drawn."""
     from PIL import Image
 
     side = picture.width
@@ -126,8 +126,8 @@ def picture_set(source: str) -> PictureSet:
 def _files(source: str) -> Iterator[tuple[str, bytes]]:
     """Stem and bytes of each PNG file of a source, in the order of their names."""
     if source.startswith("pypi:"):
-        for file in sorted(_installed(source), key=str):
-            yield file.stem, Path(str(file.locate())).read_bytes()
+        for file in _installed(source):
+            yield file.stem, file.read_bytes()
         return
     path = Path(source)
     if path.is_dir():
@@ -142,7 +142,7 @@ def _files(source: str) -> Iterator[tuple[str, bytes]]:
         raise InputError(f"{source}: neither a folder of NAME.png, nor a zip file or wheel, nor pypi:PACKAGE")
 
 
-def _installed(source: str) -> list[metadata.PackagePath]:
+def _installed(source: str) -> list[Path]:
     """The PNG files of an installed package."""
     package = source.removeprefix("pypi:")
     try:
@@ -152,4 +152,4 @@ def _installed(source: str) -> list[metadata.PackagePath]:
             f"{source}: the package {package!r} is not installed: pip install {package or 'PACKAGE'}, or name a folder "
             "of pictures NAME.png, a zip file or a wheel"
         ) from None
-    return [file for file in files or [] if file.suffix == ".png"]
+    return sorted(Path(str(file.locate())) for file in files or [] if file.suffix == ".png")

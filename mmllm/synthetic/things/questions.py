@@ -10,7 +10,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, islice, permutations
+from itertools import combinations, islice, pairwise, product
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ _GAP_S = 1.0
 """Intervals of an answer are so far apart, at least."""
 _ABSENT = 3
 """Names asked for that are not in a clip."""
+_SIDES = {"left": ("x", -1), "right": ("x", 1), "above": ("y", -1), "below": ("y", 1)}
 _ASIDE = 0.12
 """A thing is clearly left of another if its centre is so much further left, in sides of the frame."""
 
@@ -41,6 +43,16 @@ class ThingsQuestion:
     family: str
     spans: tuple[SceneSpan, ...] | None
     """The intervals of the answer; empty if it does not happen; None for a question that is not about time."""
+
+    def to_json(self, group: str = "") -> dict[str, Any]:
+        """A QA of a training file, as `mmllm.datasets.rtl` reads it."""
+        return {
+            "q": self.question,
+            "a": self.answer,
+            "family": self.family,
+            **({"group": group} if group else {}),
+            **({} if self.spans is None else {"spans": [list(span) for span in self.spans]}),
+        }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +76,7 @@ class Content:
         duration_s = self.staging.world.duration_s
         least_s = max(SHORTEST_S, SHORTEST_FRACTION * duration_s) - 1e-6
         most = LONGEST_FRACTION if len(spans) == 1 else _MOST_SHARE
-        gaps = [later.start_s - earlier.end_s for earlier, later in zip(spans, spans[1:], strict=False)]
+        gaps = [later.start_s - earlier.end_s for earlier, later in pairwise(spans)]
         return (
             len(spans) > 0
             and min(span.length_s for span in spans) >= least_s
@@ -80,11 +92,6 @@ class Content:
     def say(self, ways: tuple[str, ...], a: str, **words: object) -> str:
         """One of several ways to say something."""
         return said(self.random_state, ways, a, **words)
-
-    def frames(self, name: str) -> np.ndarray:
-        """bool, F. Whether a name is on screen."""
-        rows = [row for row, actor in enumerate(self.staging.world.actors) if actor.name == name]
-        return self.staging.visible[rows].any(axis=0)
 
 
 def ask(content: Content, families: Sequence[str], count: int) -> tuple[list[ThingsQuestion], int]:
@@ -123,7 +130,7 @@ def _absent(content: Content) -> Iterator[ThingsQuestion]:
             spans=(),
         )
     for a, b in combinations(content.spans, 2):
-        if not (content.frames(a) & content.frames(b)).any():
+        if not (content.staging.frames(a) & content.staging.frames(b)).any():
             yield ThingsQuestion(
                 question=content.say(wording.BOTH, a, b=b),
                 answer=content.say(wording.APART_ANSWERS, a, b=b),
@@ -134,10 +141,10 @@ def _absent(content: Content) -> Iterator[ThingsQuestion]:
 
 def _both(content: Content) -> Iterator[ThingsQuestion]:
     """When are the apple and the kite both there?"""
-    for a, b in permutations(content.spans, 2):
-        together = runs(content.frames(a) & content.frames(b), content.staging.world.fps)
-        if a < b and content.answerable(together):
-            a, b = content.random_state.sample((a, b), 2)
+    for pair in combinations(content.spans, 2):
+        a, b = content.random_state.sample(pair, 2)
+        together = runs(content.staging.frames(a) & content.staging.frames(b), content.staging.world.fps)
+        if content.answerable(together):
             yield ThingsQuestion(
                 question=content.say(wording.BOTH, a, b=b),
                 answer=content.say(wording.BOTH_ANSWERS, a, b=b),
@@ -195,7 +202,7 @@ def _count(content: Content) -> Iterator[ThingsQuestion]:
             yield question(wording.TIMES, len(content.spans[name]), name)
     if set(content.clear) == set(content.staging.world.names) and len(content.clear) < len(NUMBERS):
         yield question(wording.DIFFERENT, len(content.clear))
-    together = np.sum([content.frames(name) for name in content.spans], axis=0)
+    together = np.sum([content.staging.frames(name) for name in content.spans], axis=0)
     longest = max(runs(together == together.max(), content.staging.world.fps), key=lambda span: span.length_s)
     if longest.length_s >= _GAP_S and together.max() < len(NUMBERS):
         yield question(wording.TOGETHER, int(together.max()))
@@ -208,18 +215,16 @@ def _place(content: Content) -> Iterator[ThingsQuestion]:
     """
     staging = content.staging
     for a in content.clear:
-        rows = [row for row, actor in enumerate(staging.world.actors) if actor.name == a]
-        for side, (axis, sign) in {"left": ("x", -1), "right": ("x", 1), "above": ("y", -1), "below": ("y", 1)}.items():
+        for side, (axis, sign) in _SIDES.items():
             always, sometimes = [], []
             for b in content.spans:
-                places = getattr(staging, axis)
-                offsets = [
-                    sign * (places[other] - places[row])[staging.visible[row] & staging.visible[other]]
-                    for row in rows
-                    for other, actor in enumerate(staging.world.actors)
-                    if actor.name == b != a
-                ]
-                offset = np.concatenate([np.zeros(0), *offsets])
+                if a == b:
+                    continue
+                places = sign * getattr(staging, axis)
+                offset = np.concatenate([
+                    (places[other] - places[row])[staging.visible[row] & staging.visible[other]]
+                    for row, other in product(staging.rows(a), staging.rows(b))
+                ])  # fmt: skip
                 if len(offset) >= staging.world.fps and (offset > _ASIDE).all():
                     always.append(b)
                 if (offset > -_ASIDE / 2).any():
@@ -246,7 +251,9 @@ def _direct(content: Content) -> Iterator[ThingsQuestion]:
             deed = (actor.name, event.action)
             spans_by_deed.setdefault(deed, []).append(event.span)
             during = (times_s >= event.span.start_s - 1e-9) & (times_s < event.span.end_s - 1e-9)
-            if not content.staging.visible[row, during].all() or (event.action in DIRECTIONS and actor.name in restless):
+            if not content.staging.visible[row, during].all() or (
+                event.action in DIRECTIONS and actor.name in restless
+            ):
                 unclear.add(deed)
     for (name, action), spans in spans_by_deed.items():
         spans.sort()

@@ -48,7 +48,9 @@ def sample_things(
     limits = span_bounds(frames, fps)
     edges = [0, *_cuts(random_state, frames, fps, limits[0]), frames]
     fresh = distinct_names(random_state, stock.names)
-    shots, actors, used = [], [], []
+    shots: list[Shot] = []
+    actors: list[Actor] = []
+    used: list[str] = []
     for first, last in pairwise(edges):
         cast = _cast(random_state, fresh, used, last - first > 10 * fps)
         used += [name for name in cast if name not in used]

@@ -44,10 +44,17 @@ class Staging:
     visible: np.ndarray
     """bool, A F. Whether an actor is drawn."""
 
+    def rows(self, name: str) -> list[int]:
+        """The actors of a name."""
+        return [row for row, actor in enumerate(self.world.actors) if actor.name == name]
+
+    def frames(self, name: str) -> np.ndarray:
+        """bool, F. Whether a name is on screen."""
+        return np.any(self.visible[self.rows(name)], axis=0)
+
     def spans(self, name: str) -> list[SceneSpan]:
         """When a name is on screen, in order of time. The end is the time of the first frame after it."""
-        rows = [row for row, actor in enumerate(self.world.actors) if actor.name == name]
-        return runs(self.visible[rows].any(axis=0), self.world.fps)
+        return runs(self.frames(name), self.world.fps)
 
 
 def runs(frames: np.ndarray, fps: int) -> list[SceneSpan]:

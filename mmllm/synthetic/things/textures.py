@@ -51,7 +51,8 @@ def _clouds(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.
 
 
 def _gradient(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    horizon = generator.uniform(0.35, 0.7)
+    horizon, tilt = generator.uniform(0.35, 0.7), generator.uniform(-0.15, 0.15)
+    y = np.clip(y + tilt * (x - 0.5), 0, 1)
     return np.where(y < horizon, y / horizon * 0.6, 0.75 + 0.25 * (y - horizon) / (1 - horizon))
 
 

@@ -6,7 +6,7 @@ import random
 
 VISIBLE = (
     "When is the {a} on screen?",
-    "When can we see the {a}?",
+    "When do we see the {a}?",
     "When does the {a} appear in the video?",
     "At what time is the {a} visible?",
     "In which part of the video is there {an}?",
