@@ -64,8 +64,8 @@ class SyntheticConfig:
 
     def __post_init__(self) -> None:
         require(abs(self.seed) < LARGEST, self, "seed", "between -2 ** 63 and 2 ** 63")
-        for field in ("train_videos", "val_videos"):
-            require(0 <= getattr(self, field) <= 10_000_000, self, field, "between 0 and 10 million clips")
+        for name in ("train_videos", "val_videos"):
+            require(0 <= getattr(self, name) <= 10_000_000, self, name, "between 0 and 10 million clips")
         require(self.world in (*WORLDS, THINGS), self, "world", f"one of {', '.join((*WORLDS, THINGS))}")
         if self.size == 0:
             object.__setattr__(self, "size", _SIDES.get(self.world, _SIDE))
