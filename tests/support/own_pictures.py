@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 NAMES = (
-    "apple kite lamp drum boat tree fish owl ant cup bell key fire_engine hat leaf moon nut oak pear ring sun tent urn van"
+    "apple kite lamp drum boat tree fish owl ant cup bell key fire_engine hat leaf moon nut oak pear ring sun tent urn "
+    "van"
 ).split()
 
 

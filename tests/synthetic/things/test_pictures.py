@@ -3,6 +3,7 @@
 import shutil
 import sys
 import zipfile
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_a_picture_with_a_hole_covers_nothing(tmp_path, pictures_folder):
     ("source", "message"),
     [
         ("pypi:no-such-package-of-pictures", "not installed: pip install no-such-package-of-pictures"),
-        ("pypi:", "pypi:"),
+        ("pypi:", "not installed"),
         ("nowhere/at/all", "neither a folder"),
     ],
 )
@@ -110,6 +111,15 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, broken):
 def test_an_empty_source_is_refused(fields):
     with pytest.raises(InputError, match=next(iter(fields))):
         ThingsConfig(**fields)
+
+
+def test_without_the_default_package_the_extra_is_named(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", missing)
+    with pytest.raises(InputError, match=r"pip install 'mmllm\[things\]'"):
+        picture_set.__wrapped__(ThingsConfig().pictures)
 
 
 def test_the_package_that_is_named_by_default():
