@@ -16,7 +16,7 @@ from mmllm.synthetic.things.world import Actor, Shot, ThingsWorld
 from mmllm.synthetic.world_sampling import random_sounds, span_bounds
 
 _SHOT_S = 6.0
-_MOST_SHOTS = 5
+_MOST_SHOTS, _MOST_NAMES = 5, 6
 _AGAIN, _RETURNS, _HIDES, _STILL = 0.25, 0.2, 0.4, 0.4
 """How often a name of an earlier shot comes again, a thing leaves its shot and returns, a thing hides behind another
 where there is time, and a camera stands still."""
@@ -52,7 +52,8 @@ def sample_things(
     actors: list[Actor] = []
     used: list[str] = []
     for first, last in pairwise(edges):
-        cast = _cast(random_state, fresh, used, last - first > 10 * fps)
+        most = min(2 + round((last - first) / (_SHOT_S * fps)), _MOST_NAMES)
+        cast = _cast(random_state, fresh, used, random_state.randint(most // 2, most))
         used += [name for name in cast if name not in used]
         actors += _shot_actors(random_state, cast, stock.solid, (first, last), fps, limits)
         shots.append(_shot(random_state, stock.grounds, first))
@@ -87,9 +88,8 @@ def _cuts(random_state: random.Random, frames: int, fps: int, shortest: int) -> 
     return cuts
 
 
-def _cast(random_state: random.Random, fresh: Iterator[str], used: Sequence[str], is_long: bool) -> list[str]:
+def _cast(random_state: random.Random, fresh: Iterator[str], used: Sequence[str], count: int) -> list[str]:
     """The names of a shot: mostly new ones, and some of earlier shots."""
-    count = random_state.randint(2, 4) if is_long else random_state.randint(1, 3)
     returning = [name for name in used if random_state.random() < _AGAIN / max(1, len(used) / 2)][: count - 1]
     new = [name for name, _ in zip(fresh, range(count - len(returning)), strict=False)]
     return [*returning, *new] or list(used[:1])
