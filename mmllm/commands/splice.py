@@ -44,7 +44,8 @@ def splice_command(
         fps: frames a second.
     """
     from mmllm.commands.flags import given_file
-    from mmllm.synthetic.splicing import SpliceConfig, read_captions, splice
+    from mmllm.synthetic.captions import read_captions
+    from mmllm.synthetic.splicing import SpliceConfig, splice
 
     config = SpliceConfig(
         seed=seed,

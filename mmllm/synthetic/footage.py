@@ -50,6 +50,18 @@ def footage_of(config: SyntheticConfig, split: Split, index: int) -> Footage:
     return Footage(world=world, pairs=pairs, pieces=partial(draw_pieces, world, config.size))
 
 
+def require_sources(config: SyntheticConfig) -> None:
+    """Refuses a set whose pictures or grounds are missing.
+
+    Raises:
+        InputError: if they are.
+    """
+    if config.world == THINGS:
+        from mmllm.synthetic.things.clips import sources_of
+
+        sources_of(config)
+
+
 def _of_things(config: SyntheticConfig, split: Split, index: int) -> Footage:
     from mmllm.synthetic.things import drawing
     from mmllm.synthetic.things.clips import sources_of, things_clip

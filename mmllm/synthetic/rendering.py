@@ -32,7 +32,7 @@ from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder, replacing, write_json, write_text
 from mmllm.runtime.progress import Progress
 from mmllm.synthetic.clips import THINGS, Split, SyntheticConfig, video_id
-from mmllm.synthetic.footage import footage_of
+from mmllm.synthetic.footage import footage_of, require_sources
 from mmllm.synthetic.things.talk import talk_rows
 from mmllm.tokens import SAMPLE_RATE
 
@@ -68,12 +68,15 @@ def render(root: Path, config: SyntheticConfig, *, workers: int | None = None, p
         progress: whether to show a progress bar (or lines, if the error output is not a terminal).
 
     Raises:
-        InputError: if `root` holds a set of another configuration, or other files.
+        InputError: if `root` holds a set of another configuration, or other files, or pictures that the set needs are
+            missing.
     """
     workers = available_cpus() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers = {workers}: must be at least 1")
     root = Path(root)
+    if not (root / "synthetic.json").is_file():
+        require_sources(config)  # before anything is written
     _claim(root, config)
     make_folder(root / "videos")
     if finished(root, config):

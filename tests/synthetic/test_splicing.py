@@ -11,8 +11,9 @@ from mmllm.commands.splice import splice_command
 from mmllm.datasets.check import check_annotations
 from mmllm.datasets.rtl import read_rtl
 from mmllm.errors import ConfigError, InputError
+from mmllm.synthetic.captions import Caption, read_captions
 from mmllm.synthetic.rendering import encode
-from mmllm.synthetic.splicing import Caption, Cut, SpliceConfig, cuts_of, questions_of, read_captions, splice
+from mmllm.synthetic.splicing import Cut, SpliceConfig, cuts_of, questions_of, splice
 from mmllm.video.opening import open_video
 
 COLORS = {"red": (200, 40, 40), "green": (40, 180, 40), "blue": (40, 60, 220), "white": (240, 240, 240)}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from mmllm.synthetic.clips import Split, SyntheticConfig
 from mmllm.synthetic.questions import SOUND_FAMILIES
+from mmllm.synthetic.things.content import Content, ThingsQuestion
 from mmllm.synthetic.things.grounds import Grounds
 from mmllm.synthetic.things.pictures import PictureSet, picture_set
-from mmllm.synthetic.things.questions import Content, ThingsQuestion, ask
+from mmllm.synthetic.things.questions import ask
 from mmllm.synthetic.things.sampling import Stock, sample_things
 from mmllm.synthetic.things.staging import Staging, staged
 

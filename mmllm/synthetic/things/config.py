@@ -15,7 +15,7 @@ class ThingsConfig:
     """Which pictures are shown, and on what."""
 
     pictures: str = f"pypi:{PACKAGE}"
-    """`pypi:PACKAGE` for the pictures of an installed package; a zip file or wheel; or a folder of `NAME.png`."""
+    """`pypi:PACKAGE` or `pypi:PACKAGE/FOLDER` for an installed package; a zip file or wheel; a folder of `NAME.png`."""
     grounds: str | None = None
     """Folder of pictures and videos, whose frames lie behind the things; if None, textures are made."""
 

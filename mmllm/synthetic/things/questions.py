@@ -6,92 +6,24 @@ questions have only a short text.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import combinations, islice, pairwise, product
-from typing import Any
+from itertools import combinations, islice, product
 
 import numpy as np
 
 from mmllm.synthetic.questions import NUMBERS
 from mmllm.synthetic.things import wording
+from mmllm.synthetic.things.content import GAP_S, Content, ThingsQuestion
 from mmllm.synthetic.things.sampling import distinct_names
-from mmllm.synthetic.things.staging import Staging, runs
-from mmllm.synthetic.things.wording import said
+from mmllm.synthetic.things.staging import runs
 from mmllm.synthetic.things.world import Actor
-from mmllm.synthetic.world import DIRECTIONS, LONGEST_FRACTION, SHORTEST_FRACTION, SHORTEST_S, SceneSpan
+from mmllm.synthetic.world import DIRECTIONS, SceneSpan
 
-_MOST_SHARE = 0.5
-"""Several intervals of an answer are together at most this part of the clip."""
-_GAP_S = 1.0
-"""Intervals of an answer are so far apart, at least."""
 _ABSENT = 3
 """Names asked for that are not in a clip."""
 _SIDES = {"left": ("x", -1), "right": ("x", 1), "above": ("y", -1), "below": ("y", 1)}
 _ASIDE = 0.12
 """A thing is clearly left of another if its centre is so much further left, in sides of the frame."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThingsQuestion:
-    """A question about a clip, with its only answer."""
-
-    question: str
-    answer: str
-    family: str
-    spans: tuple[SceneSpan, ...] | None
-    """The intervals of the answer; empty if it does not happen; None for a question that is not about time."""
-
-    def to_json(self, group: str = "") -> dict[str, Any]:
-        """A QA of a training file, as `mmllm.datasets.rtl` reads it."""
-        return {
-            "q": self.question,
-            "a": self.answer,
-            "family": self.family,
-            **({"group": group} if group else {}),
-            **({} if self.spans is None else {"spans": [list(span) for span in self.spans]}),
-        }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Content:
-    """What can be asked about."""
-
-    staging: Staging
-    pool: Sequence[str]
-    """Names of which some are not in the clip."""
-    random_state: random.Random
-    """Chooses the words."""
-
-    @cached_property
-    def spans(self) -> dict[str, list[SceneSpan]]:
-        """When each name is on screen; names that are never seen have no entry."""
-        found = {name: self.staging.spans(name) for name in self.staging.world.names}
-        return {name: spans for name, spans in found.items() if spans}
-
-    def answerable(self, spans: Sequence[SceneSpan]) -> bool:
-        """Whether intervals are long and short enough to be asked for, and well apart."""
-        duration_s = self.staging.world.duration_s
-        least_s = max(SHORTEST_S, SHORTEST_FRACTION * duration_s) - 1e-6
-        most = LONGEST_FRACTION if len(spans) == 1 else _MOST_SHARE
-        gaps = [later.start_s - earlier.end_s for earlier, later in pairwise(spans)]
-        return (
-            len(spans) > 0
-            and min(span.length_s for span in spans) >= least_s
-            and sum(span.length_s for span in spans) <= most * duration_s + 1e-6
-            and min(gaps, default=_GAP_S) >= _GAP_S - 1e-6
-        )
-
-    @cached_property
-    def clear(self) -> list[str]:
-        """Names whose intervals can be asked for."""
-        return [name for name, spans in self.spans.items() if self.answerable(spans)]
-
-    def say(self, ways: tuple[str, ...], a: str, **words: object) -> str:
-        """One of several ways to say something."""
-        return said(self.random_state, ways, a, **words)
 
 
 def ask(content: Content, families: Sequence[str], count: int) -> tuple[list[ThingsQuestion], int]:
@@ -166,7 +98,7 @@ def _next(content: Content) -> Iterator[ThingsQuestion]:
         own = content.spans[name][0]
         meanwhile = [start_s for start_s, other, _ in comings if other != name and own.start_s <= start_s < own.end_s]
         later = [coming for coming in comings if coming[0] >= own.end_s]
-        if meanwhile or not later or (len(later) > 1 and later[1][0] - later[0][0] < _GAP_S):
+        if meanwhile or not later or (len(later) > 1 and later[1][0] - later[0][0] < GAP_S):
             continue
         _, following, span = later[0]
         if content.answerable([span]):
@@ -204,7 +136,7 @@ def _count(content: Content) -> Iterator[ThingsQuestion]:
         yield question(wording.DIFFERENT, len(content.clear))
     together = np.sum([content.staging.frames(name) for name in content.spans], axis=0)
     longest = max(runs(together == together.max(), content.staging.world.fps), key=lambda span: span.length_s)
-    if longest.length_s >= _GAP_S and together.max() < len(NUMBERS):
+    if longest.length_s >= GAP_S and together.max() < len(NUMBERS):
         yield question(wording.TOGETHER, int(together.max()))
 
 

@@ -50,6 +50,9 @@ def test_an_installed_package_is_found_and_not_imported(package):
     assert "rat" in {*pictures.seen, *pictures.unseen}
     assert len(pictures.seen) + len(pictures.unseen) == len(NAMES) - 2
     assert "emoji_pictures" not in sys.modules
+    assert picture_set("pypi:emoji-pictures/emoji_pictures/72x72").seen == pictures.seen
+    with pytest.raises(InputError, match="has 0 pictures"):
+        picture_set("pypi:emoji-pictures/emoji_pictures/svg")
 
 
 def test_sizes_fall_to_a_few_pixels_and_the_smallest_that_fits_is_taken(pictures_folder):

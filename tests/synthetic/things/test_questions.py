@@ -5,8 +5,9 @@ import random
 import pytest
 
 from mmllm.synthetic.things import wording
+from mmllm.synthetic.things.content import Content
 from mmllm.synthetic.things.pictures import picture_set
-from mmllm.synthetic.things.questions import FAMILIES, Content, ask
+from mmllm.synthetic.things.questions import FAMILIES, ask
 from mmllm.synthetic.things.sampling import distinct_names
 from mmllm.synthetic.things.staging import staged
 from mmllm.synthetic.things.wording import with_article
