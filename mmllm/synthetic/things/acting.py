@@ -122,6 +122,8 @@ def _with_slides(random_state: random.Random, here: Key, part: Part) -> tuple[Ke
     time = max(2, min(round(0.8 * part.fps), (part.last - part.first) // 5))
     outside = here._replace(x=-0.6 * here.size if here.x < 0.5 else 1 + 0.6 * here.size)
     keys = [(part.first, here), (part.last, here)]
+    if part.last - part.first <= 2 * time:
+        return _timed(keys, part.fps)
     if random_state.random() < _SLIDES:
         keys[:1] = [(part.first, outside), (part.first + time, here)]
     if random_state.random() < _SLIDES:

@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from mmllm.synthetic.things.acting import Part, acted, hiding_pair
 from mmllm.synthetic.things.world import Actor, Shot, ThingsWorld
@@ -17,6 +17,8 @@ from mmllm.synthetic.world_sampling import random_sounds, span_bounds
 
 _SHOT_S = 6.0
 _MOST_SHOTS, _MOST_NAMES = 5, 6
+_LEFT_OUT = 2
+"""So many names, at least, are not in a clip, so that it can be asked for them."""
 _AGAIN, _RETURNS, _HIDES, _STILL = 0.25, 0.2, 0.4, 0.4
 """How often a name of an earlier shot comes again, a thing leaves its shot and returns, a thing hides behind another
 where there is time, and a camera stands still."""
@@ -47,7 +49,7 @@ def sample_things(
     frames = round(random_state.uniform(shortest_s, longest_s) * fps)
     limits = span_bounds(frames, fps)
     edges = [0, *_cuts(random_state, frames, fps, limits[0]), frames]
-    fresh = distinct_names(random_state, stock.names)
+    fresh = islice(distinct_names(random_state, stock.names), len(stock.names) - _LEFT_OUT)
     shots: list[Shot] = []
     actors: list[Actor] = []
     used: list[str] = []
@@ -91,8 +93,7 @@ def _cuts(random_state: random.Random, frames: int, fps: int, shortest: int) -> 
 def _cast(random_state: random.Random, fresh: Iterator[str], used: Sequence[str], count: int) -> list[str]:
     """The names of a shot: mostly new ones, and some of earlier shots."""
     returning = [name for name in used if random_state.random() < _AGAIN / max(1, len(used) / 2)][: count - 1]
-    new = [name for name, _ in zip(fresh, range(count - len(returning)), strict=False)]
-    return [*returning, *new] or list(used[:1])
+    return [*returning, *islice(fresh, count - len(returning))] or list(used[:1])
 
 
 def _shot(random_state: random.Random, grounds: Sequence[str], first: int) -> Shot:

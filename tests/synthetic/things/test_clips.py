@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -90,6 +91,23 @@ def test_things_hide_return_move_and_turn(config):
     assert any(len(clip.staging.world.shots) > 1 for clip in clips)
     assert any(len(clip.staging.spans(name)) > 1 for clip in clips for name in clip.staging.world.names)
     assert any(len(question.spans or ()) > 1 for clip in clips for question in clip.questions)
+
+
+@pytest.mark.parametrize("settings", [{"fps": 1}, {"fps": 30}, {"min_duration_s": 8, "max_duration_s": 8}])
+def test_worlds_of_all_rates_and_lengths_are_whole(config, settings):
+    changed = dataclasses.replace(config, **settings)
+    pictures, _ = sources_of(changed)
+    for index in range(12):
+        clip = things_clip(changed, "val", index)
+        world = clip.staging.world
+        edges = [*(shot.first_frame / world.fps for shot in world.shots), world.duration_s]
+        for actor in world.actors:
+            times_s = [key.time_s for key in actor.keys]
+            assert times_s == sorted(set(times_s)), "keys are in order, no two at once"
+            assert any(start <= times_s[0] and times_s[-1] <= end for start, end in pairwise(edges)), "within one shot"
+        names = pictures.unseen if clip.group == "unseen names" else pictures.seen
+        assert len(set(names) - set(world.names)) >= 2
+        assert any(question.family == "absent" for question in clip.questions)
 
 
 def test_sound_is_there_only_if_it_is_asked_for(config):
