@@ -28,6 +28,7 @@ class Verb(NamedTuple):
 VERBS = {
     "quickstart": Verb("mmllm.commands.quickstart:quickstart", "render, train, evaluate and ask, in minutes on a CPU"),
     "render": Verb("mmllm.commands.render:render_command", "make synthetic videos with questions"),
+    "splice": Verb("mmllm.commands.splice:splice_command", "cut real clips together, with questions about each"),
     "info": Verb("mmllm.commands.info:info", "what a video file holds"),
     "check": Verb("mmllm.commands.check:check", "what is wrong or missing in annotations and videos, before training"),
     "check-times": Verb("mmllm.commands.check_times:check_times", "whether a model is told and says the right times"),

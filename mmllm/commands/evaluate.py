@@ -43,7 +43,7 @@ def evaluate(
     durations: Path | None = None,
     fps: float | None = None,
     render_seed: int | None = None,
-    render_world: Literal["basic", "easy", "full", "hard", "scenes"] | None = None,
+    render_world: Literal["basic", "easy", "full", "hard", "scenes", "things"] | None = None,
     render_videos: int = 100,
     limit: int | None = None,
     audio: bool = True,
@@ -76,6 +76,7 @@ def evaluate(
         render_seed: without DATA: render synthetic clips from this seed and ask about them. The clips stay in the cache
             folder (`~/.cache/mmllm`). Use another seed than in training (0).
         render_world: kind of these clips, as in `mmllm render`; by default the kind that the packaged model knows.
+            things needs the extra things.
         render_videos: number of these clips.
         limit: use only so many videos, the first ones.
         audio: hear the videos, if the model can; --no-audio looks at the pictures only.

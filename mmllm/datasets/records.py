@@ -146,6 +146,8 @@ class Question:
     """The annotated length of the video, by which times are converted in training and evaluation."""
     family: str = ""
     """The kind of question. Scores are also given for each kind."""
+    group: str = ""
+    """A part of the data set, such as names that were never trained on. Scores are also given for each part."""
     video: Path | None = None
     """A file or a folder of frames."""
     audio: bool | None = None

@@ -1,8 +1,9 @@
 """ActivityNet-RTL (LITA, arXiv 2403.19046, section 3.4): questions about times whose answers need reasoning.
 
 Training file: `{"v_<id>": {"duration": s, "QA": [{"q": ..., "a": ...}]}}`. Test file: `[{"vid": "<id>",
-"question_id": ..., "question": ..., "answer": "<12.4> <30> He ...", "duration": s}]`. A question or a QA may have the
-key `family`, which mmllm adds. Its answer may then be text without times.
+"question_id": ..., "question": ..., "answer": "<12.4> <30> He ...", "duration": s}]`. A question or a QA may have keys
+that mmllm adds: `family`, and its answer may then be text without times; `group`, a part of the data set; and `spans`,
+`[[start_s, end_s], ...]`, the intervals of an answer that has none in its text. `[]`: it does not happen.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from typing import Any
 
 from mmllm.datasets.annotations import Annotations, Policy, RowReader, duration_of, list_of, text_of
 from mmllm.datasets.folders import VideoFolder, bare_id, find_video, folder_of
+from mmllm.datasets.moments import spans_of
 from mmllm.datasets.records import Question
 from mmllm.datasets.text_files import load_json
 from mmllm.errors import InputError
 from mmllm.times.answers import parse_answer
+from mmllm.times.stamps import STAMP
 
 FAMILY = "temporal_reasoning"
-TEST_KEYS = ("vid", "question_id", "question", "answer", "duration", "family")
+OWN_KEYS = ("family", "group", "spans")
+TEST_KEYS = ("vid", "question_id", "question", "answer", "duration", *OWN_KEYS)
 
 
 def read_rtl(path: Path, videos: Path | None = None, policy: Policy = "repair") -> Annotations[Question]:
@@ -60,15 +64,15 @@ def _train_question(
     qa, bare = list_of(row, "QA")[number], bare_id(vid)
     if number == 0:
         reader.look_at_keys(row, ("duration", "QA"))
-    reader.look_at_keys(qa, ("q", "a", "family"), "a QA")
+    reader.look_at_keys(qa, ("q", "a", *OWN_KEYS), "a QA")
     question = Question(
         question_id=f"{bare}_{number}",
         vid=bare,
         question=text_of(qa, "q").strip(),
         answer=text_of(qa, "a").strip(),
         duration_s=duration_of(row),
-        family=_family(qa),
         video=find_video(folder, bare),
+        **_own(reader, qa, duration_of(row)),
     )
     reader.look_at_stamps(question.answer, question.duration_s, interval=True)
     reader.require_new_name(question.question_id)
@@ -79,7 +83,7 @@ def _test_question(reader: RowReader[Question], row: Any, folder: VideoFolder | 
     reader.look_at_keys(row, TEST_KEYS)
     question_id, vid = text_of(row, "question_id"), bare_id(text_of(row, "vid"))
     duration_s, answer = duration_of(row), text_of(row, "answer").strip()
-    if "family" not in row:
+    if not set(OWN_KEYS) & set(row):
         parse_answer(answer, duration_s, strict=True)
     reader.look_at_stamps(answer, duration_s, interval=True)
     question = Question(
@@ -88,12 +92,20 @@ def _test_question(reader: RowReader[Question], row: Any, folder: VideoFolder | 
         question=text_of(row, "question").strip(),
         answer=answer,
         duration_s=duration_s,
-        family=_family(row),
         video=find_video(folder, vid),
+        **_own(reader, row, duration_s),
     )
     reader.require_new_name(question_id)
     return question
 
 
-def _family(row: Any) -> str:
-    return text_of(row, "family") if "family" in row else FAMILY
+def _own(reader: RowReader[Question], row: Any, duration_s: float) -> dict[str, Any]:
+    """The fields of a question that only files of mmllm have."""
+    family = text_of(row, "family") if "family" in row else FAMILY
+    group = text_of(row, "group") if "group" in row else ""
+    if "spans" not in row:
+        return {"family": family, "group": group}
+    spans = tuple(reader.span(start_s, end_s, duration_s) for start_s, end_s in spans_of(row["spans"]))
+    if STAMP.search(row.get("answer", row.get("a"))):
+        raise InputError("it has 'spans', but its answer has a time in its text: give one of both")
+    return {"family": family, "group": group, "spans": spans, "absent": not spans}

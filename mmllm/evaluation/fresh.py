@@ -13,8 +13,10 @@ from mmllm.errors import InputError
 from mmllm.evaluation.run import Benchmark
 from mmllm.fields import to_mapping
 from mmllm.runtime.files import cache_folder, make_folder
-from mmllm.synthetic.clips import SyntheticConfig, clip, video_id
+from mmllm.synthetic.clips import THINGS, SyntheticConfig, video_id
+from mmllm.synthetic.footage import footage_of
 from mmllm.synthetic.rendering import render
+from mmllm.times.answers import Span
 from mmllm.train.recipes import full
 
 _FITTED_TO = 400
@@ -22,7 +24,9 @@ _FITTED_TO = 400
 
 
 def fresh_benchmark(seed: int, *, world: str | None = None, videos: int = 100, workers: int | None = None) -> Benchmark:
-    """Clips of a seed, with the default model's families of questions. They are rendered once, then read again.
+    """Clips of a seed, with the default model's families of questions, or all of a world of things.
+
+    They are rendered once, then read again.
 
     The baselines are fitted to the questions of other clips of the same seed.
 
@@ -33,11 +37,13 @@ def fresh_benchmark(seed: int, *, world: str | None = None, videos: int = 100, w
         workers: processes that render.
 
     Raises:
-        InputError: if models are trained on clips of that seed.
+        InputError: if models are trained on clips of that seed, or the pictures of things are missing.
     """
     trained_on = full().data.synthetic
     if seed == trained_on.seed:
         raise InputError(f"seed {seed} gives the clips that recipes train on; any other seed is allowed")
+    if world == THINGS:  # it has other kinds of questions
+        trained_on = SyntheticConfig(world=THINGS, questions_per_video=trained_on.questions_per_video)
     config = replace(trained_on, seed=seed, world=world or trained_on.world, train_videos=0, val_videos=videos)
     fingerprint = hashlib.sha256(json.dumps(to_mapping(config), sort_keys=True).encode()).hexdigest()[:8]
     folder = _cache() / f"seed{seed}-{config.world}-{videos}-{fingerprint}"
@@ -50,18 +56,21 @@ def _questions(config: SyntheticConfig, videos: int) -> list[Question]:
     """Questions with their answers, of clips of the seed's training split, which are in no benchmark."""
     questions = []
     for index in range(videos):
-        world, clip_questions = clip(config, "train", index)
+        footage = footage_of(config, "train", index)
         vid = video_id(config, "train", index)
         questions += [
             Question(
                 question_id=f"{vid}_{number}",
                 vid=vid,
-                question=question.question,
-                answer=question.answer,
-                duration_s=world.duration_s,
-                family=question.family,
+                question=pair["q"],
+                answer=pair["a"],
+                duration_s=footage.duration_s,
+                family=pair["family"],
+                group=pair.get("group", ""),
+                spans=tuple(Span(*span) for span in pair.get("spans", ())),
+                absent=pair.get("spans") == [],
             )
-            for number, question in enumerate(clip_questions)
+            for number, pair in enumerate(footage.pairs)
         ]
     return questions
 

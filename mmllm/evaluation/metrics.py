@@ -202,10 +202,19 @@ def coverage_scores(samples: Sequence[Sample]) -> dict[str, Any]:
 
 def families(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     """The samples of each family, sorted by its name."""
-    groups: dict[str, list[Sample]] = {}
+    return _by_name(samples, lambda sample: sample.family)
+
+
+def groups(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """The samples of each part of the data set, sorted by its name; empty if it has no parts."""
+    return _by_name([sample for sample in samples if sample.group], lambda sample: sample.group)
+
+
+def _by_name(samples: Sequence[Sample], name: Callable[[Sample], str]) -> dict[str, list[Sample]]:
+    by_name: dict[str, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(sample.family, []).append(sample)
-    return dict(sorted(groups.items()))
+        by_name.setdefault(name(sample), []).append(sample)
+    return dict(sorted(by_name.items()))
 
 
 def with_spans(sample: Sample, *spans: Span) -> Sample:

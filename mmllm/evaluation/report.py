@@ -38,7 +38,10 @@ ABSENCE = (
 
 
 def score_table(scores: dict[str, Any]) -> Any:
-    """A table of rich, in per cent, with a row for each family and one for all. Columns without a value are omitted."""
+    """A table of rich, in per cent, with a row for each family, each part of the data and all.
+
+    Columns without a value are omitted.
+    """
     from rich import box
     from rich.table import Table
 
@@ -52,9 +55,10 @@ def score_table(scores: dict[str, Any]) -> Any:
     table.add_column("n", justify="right", no_wrap=True)
     for title in columns:
         table.add_column(title, justify="right", no_wrap=True)
-    for family, row in {**scores["families"], "all": scores}.items():
+    parts = {f"of {part}": row for part, row in scores.get("groups", {}).items()}
+    for name, row in [*scores["families"].items(), *parts.items(), ("all", scores)]:
         cells = ("-" if row[key] is None else f"{100 * row[key]:.1f}" for key in columns.values())
-        table.add_row(family, str(row["questions"]), *cells, style="bold" if row is scores else None)
+        table.add_row(name, str(row["questions"]), *cells, style="bold" if row is scores else None)
     return table
 
 

@@ -351,8 +351,8 @@ def scores_of(
 ) -> dict[str, Any]:
     """All scores with their baselines; see `mmllm.evaluation.score.score_samples`.
 
-    If answers about shuffled videos are given, also their `shuffled_miou` (for each family, too) and
-    `shuffled_p_at_0.5`.
+    If answers about shuffled videos are given, also their `shuffled_miou` and `shuffled_p_at_0.5`; the first also for
+    each family and part of the data.
     """
     baseline = BlindBaseline.fit([Sample.asked(question) for question in fit] if fit else samples)
     scores = score_samples(samples, baseline, seed=seed)
@@ -363,4 +363,6 @@ def scores_of(
         scores["shuffled_p_at_0.5"] = over_videos(timed, lambda sample: float(reaches(sample_iou(sample), 0.5)))
         for family, row in scores["families"].items():
             row["shuffled_miou"] = over_videos([sample for sample in timed if sample.family == family], sample_iou)
+        for part, row in scores.get("groups", {}).items():
+            row["shuffled_miou"] = over_videos([sample for sample in timed if sample.group == part], sample_iou)
     return scores

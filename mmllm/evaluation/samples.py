@@ -32,6 +32,8 @@ class Sample:
     vid: str
     family: str
     question: str
+    group: str = ""
+    """A part of the data set; see `Question.group`."""
     duration_s: float | None
     """The annotated length of the video, which converts time tokens to seconds. None if it is not known: then answers
     are not clipped to it, and nothing is said of answers that do not look."""
@@ -66,6 +68,7 @@ class Sample:
             question_id=question.question_id,
             vid=question.vid,
             family=question.family,
+            group=question.group,
             question=question.question,
             duration_s=question.duration_s,
             truth_spans=truth.spans,
@@ -112,6 +115,7 @@ class Sample:
             "question_id": self.question_id,
             "vid": self.vid,
             "family": self.family,
+            **({"group": self.group} if self.group else {}),
             "question": self.question,
             "duration": self.duration_s,
             "truth": {
@@ -145,6 +149,7 @@ class Sample:
             question_id=_get(row, "question_id", str),
             vid=_get(row, "vid", str),
             family=_get(row, "family", str),
+            group=_get(row, "group", str) if "group" in row else "",
             question=_get(row, "question", str),
             duration_s=_get(row, "duration", (int, float, NoneType)),
             truth_spans=_spans(truth),

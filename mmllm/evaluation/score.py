@@ -15,6 +15,7 @@ from mmllm.evaluation.imported import AnswerReader, Answers, Source, read_answer
 from mmllm.evaluation.metrics import (
     coverage_scores,
     families,
+    groups,
     over_videos,
     sample_iou,
     temporal_scores,
@@ -32,16 +33,18 @@ def score_samples(samples: Sequence[Sample], baseline: BlindBaseline, *, seed: i
     The keys are those of `coverage_scores`, `temporal_scores` and `text_scores`, then `whole_video_miou`,
     `best_constant_miou` (each question answered by its family's constant), `best_constant_overall_miou` (one constant
     for all), each also as `..._p_at_0.5`, and `most_frequent_text_accuracy`. `families` has all of these for each
-    family.
+    family; `groups` for each part of the data set, if it has parts.
 
     Raises:
         InputError: if there are no samples.
     """
     if not samples:
         raise InputError("there are no answered questions to score")
+    parts = groups(samples)
     return {
         **_scores(samples, baseline, seed),
         "families": {family: _scores(group, baseline, seed) for family, group in families(samples).items()},
+        **({"groups": {part: _scores(group, baseline, seed) for part, group in parts.items()}} if parts else {}),
     }
 
 

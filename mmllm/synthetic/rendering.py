@@ -3,10 +3,12 @@
     root/synthetic.json          the configuration
     root/videos/v_<id>.mp4
     root/train.json              {"v_<id>": {"duration", "QA": [{"q", "a", "family"}]}}
+    root/talk.jsonl              talk without a video, beside clips of things
     root/val.json                [{"vid", "question_id", "question", "answer", "duration", "family"}]
 
-A split without clips has no annotation file. Each file is written to another name and renamed when it is complete. So
-a file with a clip's name is always complete, and a render that was stopped can go on.
+Questions about things also have `group`, and those about time have `spans`, see `mmllm.datasets.rtl`. A split without
+clips has no annotation file. Each file is written to another name and renamed when it is complete. So a file with a
+clip's name is always complete, and a render that was stopped can go on.
 """
 
 from __future__ import annotations
@@ -27,18 +29,22 @@ import numpy as np
 from mmllm.errors import InputError, MmllmError
 from mmllm.fields import to_mapping
 from mmllm.runtime import processes
-from mmllm.runtime.files import make_folder, replacing, write_json
+from mmllm.runtime.files import make_folder, replacing, write_json, write_text
 from mmllm.runtime.progress import Progress
-from mmllm.synthetic.clips import Split, SyntheticConfig, clip, video_id
-from mmllm.synthetic.drawing import draw_pieces
-from mmllm.synthetic.sounds import soundtrack
+from mmllm.synthetic.clips import THINGS, Split, SyntheticConfig, video_id
+from mmllm.synthetic.footage import footage_of, require_sources
+from mmllm.synthetic.things.talk import talk_rows
 from mmllm.tokens import SAMPLE_RATE
 
 GENERATOR = 2
 """Version of the generator. It must be raised when the same config gives other clips than before, so that a root never
 mixes both."""
 
+TALK = "talk.jsonl"
+"""File of talk without a video."""
 _CLIPS_A_TASK = 4
+_DEFAULTS = SyntheticConfig()
+"""What a set has in fields that its file, of an older version, does not name."""
 _SOUND_FRAME = 1024
 """Samples of a frame of AAC."""
 _Job = tuple[Split, int]
@@ -62,12 +68,15 @@ def render(root: Path, config: SyntheticConfig, *, workers: int | None = None, p
         progress: whether to show a progress bar (or lines, if the error output is not a terminal).
 
     Raises:
-        InputError: if `root` holds a set of another configuration, or other files.
+        InputError: if `root` holds a set of another configuration, or other files, or pictures that the set needs are
+            missing.
     """
     workers = available_cpus() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers = {workers}: must be at least 1")
     root = Path(root)
+    if not (root / "synthetic.json").is_file():
+        require_sources(config)  # before anything is written
     _claim(root, config)
     make_folder(root / "videos")
     if finished(root, config):
@@ -157,7 +166,7 @@ def _claim(root: Path, config: SyntheticConfig) -> None:
     requested = {"generator": GENERATOR, **to_mapping(config)}
     if config_file.is_file():
         try:
-            existing = json.loads(config_file.read_text())
+            existing = {**to_mapping(_DEFAULTS), **json.loads(config_file.read_text())}
             differing_keys = [key for key in {**requested, **existing} if requested.get(key) != existing.get(key)]
         except (ValueError, TypeError) as problem:
             raise InputError(f"{config_file} cannot be read ({problem}): choose another folder") from None
@@ -204,16 +213,29 @@ def _render_clips(root: Path, config: SyntheticConfig, jobs: Sequence[_Job]) -> 
     """Renders some clips, unless their files exist, and returns the annotations of each."""
     entries = {}
     for split, index in jobs:
-        world, questions = clip(config, split, index)
+        footage = footage_of(config, split, index)
         name = f"v_{video_id(config, split, index)}.mp4"
         path = root / "videos" / name
         if not path.exists():
             with replacing(path) as part:
-                sound = soundtrack(world) if world.sounds else None
-                encode(draw_pieces(world, config.size), config.size, config.fps, part, crf=config.crf, sound=sound)
-        pairs = [{"q": question.question, "a": question.answer, "family": question.family} for question in questions]
-        entries[split, index] = {"duration": world.duration_s, "QA": pairs}
+                encode(footage.pieces(), config.size, config.fps, part, crf=config.crf, sound=footage.sound())
+        entries[split, index] = {"duration": footage.duration_s, "QA": footage.pairs}
     return entries
+
+
+def test_rows(name: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The questions of a video in the layout of a test file, from its entry in that of a training file."""
+    return [
+        {
+            "vid": name,
+            "question_id": f"{name}_{number}",
+            "question": pair["q"],
+            "answer": pair["a"],
+            "duration": entry["duration"],
+            **{key: value for key, value in pair.items() if key not in ("q", "a")},
+        }
+        for number, pair in enumerate(entry["QA"])
+    ]
 
 
 def _annotate(root: Path, entries: Sequence[tuple[Split, int, dict[str, Any]]], config: SyntheticConfig) -> None:
@@ -224,15 +246,9 @@ def _annotate(root: Path, entries: Sequence[tuple[Split, int, dict[str, Any]]], 
         if split == "train":
             train[f"v_{name}"] = entry
             continue
-        for number, pair in enumerate(entry["QA"]):
-            val.append({
-                "vid": name,
-                "question_id": f"{name}_{number}",
-                "question": pair["q"],
-                "answer": pair["a"],
-                "duration": entry["duration"],
-                "family": pair["family"],
-            })  # fmt: skip
+        val += test_rows(name, entry)
+    if config.world == THINGS:
+        write_text(root / TALK, "".join(f"{json.dumps(row)}\n" for row in talk_rows()))
     if config.train_videos:
         write_json(root / "train.json", train, indent=1)
     if config.val_videos:

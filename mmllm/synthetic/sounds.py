@@ -6,11 +6,13 @@ S samples, N stretches, n instants of a stretch, K kinds of sound
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from mmllm.synthetic.clips import SyntheticConfig, fresh_world
-from mmllm.synthetic.world import SOUNDS, SceneSound, World
+from mmllm.synthetic.world import SOUNDS, SceneSound
 from mmllm.tokens import SAMPLE_RATE
 
 INSTANTS_PER_S = 10
@@ -21,7 +23,23 @@ _TICK_S, _TICKING_S = 0.008, 0.2
 _BLOCK = 600 * SAMPLE_RATE
 
 
-def soundtrack(world: World) -> np.ndarray:
+class Sounding(Protocol):
+    """What is heard of a world."""
+
+    @property
+    def duration_s(self) -> float:
+        """Duration of the clip in seconds."""
+
+    @property
+    def texture_seed(self) -> int:
+        """The seed of the noise."""
+
+    @property
+    def sounds(self) -> Sequence[SceneSound]:
+        """What is heard, and when."""
+
+
+def soundtrack(world: Sounding) -> np.ndarray:
     """float32, S: the sound of a whole clip, at 16 kHz, from -1 to 1. The same for the same world."""
     length = round(world.duration_s * SAMPLE_RATE)
     generator = np.random.Generator(np.random.PCG64(world.texture_seed + 2))

@@ -126,7 +126,7 @@ def sample_world(
         jitter=rules.jitter,
         noise=random_state.uniform(1.0, 3.5),
         texture_seed=random_state.getrandbits(48),
-        sounds=_sounds(random_state, frames, fps) if sounds else (),
+        sounds=random_sounds(random_state, frames, fps) if sounds else (),
         cuts=cuts,
     )
 
@@ -134,7 +134,7 @@ def sample_world(
 def _cuts(random_state: random.Random, rules: WorldRules, frames: int, fps: int) -> tuple[int, ...]:
     """Frames with which scenes begin, without the first. The longest scenes are many times as long as the shortest."""
     count = random_state.randint(rules.fewest_scenes, rules.most_scenes)
-    shortest = _bounds(frames, fps)[0]
+    shortest = span_bounds(frames, fps)[0]
     shares = [math.exp(random_state.uniform(0.0, math.log(30.0))) for _ in range(count)]
     slack, edge, cuts = frames - count * shortest, 0.0, []
     for share in shares[:-1]:
@@ -145,19 +145,19 @@ def _cuts(random_state: random.Random, rules: WorldRules, frames: int, fps: int)
 
 def _of_scenes(random_state: random.Random, cuts: Sequence[int], frames: int, fps: int) -> SceneSpan:
     """A random run of whole scenes, within the limits for questions."""
-    shortest, longest = _bounds(frames, fps)
+    shortest, longest = span_bounds(frames, fps)
     runs = [run for run in combinations((0, *cuts, frames), 2) if shortest <= run[1] - run[0] <= longest]
     start, end = random_state.choice(runs)
     return SceneSpan(start / fps, end / fps)
 
 
-def _bounds(frames: int, fps: int) -> tuple[int, int]:
+def span_bounds(frames: int, fps: int) -> tuple[int, int]:
     """The shortest and the longest interval that is asked for, in frames."""
     shortest = max(SHORTEST_S * fps, SHORTEST_FRACTION * frames)
     return math.ceil(shortest - 1e-6), int(max(shortest, LONGEST_FRACTION * frames))
 
 
-def _sounds(random_state: random.Random, frames: int, fps: int) -> tuple[SceneSound, ...]:
+def random_sounds(random_state: random.Random, frames: int, fps: int) -> tuple[SceneSound, ...]:
     """One or two different sounds, each once, independent of what is seen."""
     return tuple(
         SceneSound(

@@ -12,29 +12,35 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmllm.datasets.dialogues import read_dialogues
 from mmllm.datasets.folder_rates import folder_rates
 from mmllm.datasets.mixture import Mixture, MixtureConfig, annotation_files, lita_mixture
-from mmllm.datasets.records import Question
+from mmllm.datasets.records import Dialogue, Question
+from mmllm.datasets.rtl import FAMILY as RTL_FAMILY
 from mmllm.datasets.rtl import read_rtl
 from mmllm.errors import InputError
+from mmllm.fields import require
 from mmllm.preprocessing.clip_reader import unreadable
 from mmllm.preprocessing.templates import named_system_prompt
 from mmllm.runtime import processes
 from mmllm.runtime.files import write_text
 from mmllm.synthetic.clips import SyntheticConfig
-from mmllm.synthetic.questions import SOUND_FAMILIES, sound_vocabulary
-from mmllm.synthetic.rendering import render
+from mmllm.synthetic.questions import SOUND_FAMILIES, sound_vocabulary, vocabulary
+from mmllm.synthetic.rendering import TALK, render
+from mmllm.times.answers import absent_text
+from mmllm.times.stamps import STAMP
 from mmllm.train.features import FeatureCache
 from mmllm.train.packing import PackedQuestions
 from mmllm.train.record import file_digests
-from mmllm.train.rows import DialogueRows, MediaLoader
+from mmllm.train.rows import DialogueRows, MediaLoader, Shuffled
 from mmllm.train.schedule import RowTraining
 from mmllm.train.stage import Rows, TrainingRun
+from mmllm.train.talk import WithTalk
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +59,20 @@ class DataConfig:
     """LITA's tasks and their sampling rates. Its `draws` follow from the steps, its `seed` from the recipe."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """The clips that are rendered if `root` is None."""
+    talk: float = 0.0
+    """Part of all rows that is talk without a video: dialogues of `talk.jsonl` beside `train.json`. Rendered clips of
+    things have such a file."""
+
+    def __post_init__(self) -> None:
+        allowed = "from 0 to below 1, and 0 with a mixture"
+        require(0 <= self.talk < 1 and (self.mixture is None or self.talk == 0), self, "talk", allowed)
 
     def digests(self) -> dict[str, str] | None:
         """Returns path -> digest of each annotation file, or None if clips are rendered."""
         if self.root is None:
             return None
         files = ["train.json"] if self.mixture is None else annotation_files(self.mixture)
+        files += [TALK] if self.talk else []
         return file_digests(Path(self.root) / file for file in files)
 
 
@@ -68,22 +82,30 @@ class RunData:
     Args:
         items: a mixture from which rows are drawn, or questions; questions about the same video share a row.
         seed: random seed for drawing questions.
+        talk: dialogues of text alone.
+        talk_share: part of all rows that is talk.
     """
 
-    def __init__(self, items: Mixture | list[Question], seed: int) -> None:
+    def __init__(
+        self, items: Mixture | list[Question], seed: int, *, talk: Sequence[Dialogue] = (), talk_share: float = 0.0
+    ) -> None:
         self.items = items
         self.seed = seed
+        self.talk, self.talk_share = talk, talk_share
         self.set_aside: dict[Path, str] = {}
         """Videos that cannot be read -> the reason; filled when a stage first asks for rows."""
         self._videos_checked = False
 
     def words(self) -> list[str]:
-        """Returns the lower-case words of a mixture's dialogues with punctuation; of plain questions those of sound."""
-        if not isinstance(self.items, Mixture):
-            return sound_vocabulary() if any(item.family in SOUND_FAMILIES for item in self.items) else []
-        turns = (turn for number in range(WORD_DRAWS) for turn in self.items.dialogue(number).turns)
-        words = (word for turn in turns for word in re.findall(r"\w+|[^\w\s]", turn.text.lower()))
-        return list(dict.fromkeys(words))
+        """Returns the lower-case words of a mixture's dialogues with punctuation.
+
+        Of questions, only those about sound and those that questions about shapes do not have.
+        """
+        if isinstance(self.items, Mixture):
+            return _words_of(self.items.dialogue(number) for number in range(WORD_DRAWS))
+        sound = sound_vocabulary() if any(item.family in SOUND_FAMILIES for item in self.items) else []
+        asked = [item.dialogue() for item in self.items if item.family != RTL_FAMILY]
+        return [*sound, *(word for word in _words_of([*asked, *self.talk]) if word not in {*vocabulary(), *sound})]
 
     def rows(self, run: TrainingRun, training: RowTraining, *, keep_features: bool) -> Rows:
         """Returns as many rows as the training needs; see `RowSource`."""
@@ -103,7 +125,11 @@ class RunData:
             questions_per_row=training.questions_per_video,
             seed=self.seed,
         )
-        return Rows(dataset=packed, workers=workers)
+        if not self.talk:
+            return Rows(dataset=packed, workers=workers)
+        shuffled = Shuffled(self.talk, self.seed)
+        talk = DialogueRows(shuffled, writer, media, rows=training.rows, max_text_tokens=training.max_text_tokens)
+        return Rows(dataset=WithTalk(packed, talk, self.talk_share), workers=workers)
 
     def _media(self, run: TrainingRun, keep_features: bool) -> MediaLoader:
         """Returns the loader of videos, after checking that each video can be read.
@@ -132,6 +158,14 @@ class RunData:
             log.warning("%d videos could not be read and were set aside:\n  %s", len(lines), "\n  ".join(lines))
 
 
+def _words_of(dialogues: Iterable[Dialogue]) -> list[str]:
+    """The lower-case words of all turns with punctuation, without times."""
+    texts = (absent_text(turn.text) if turn.absent else turn.text for each in dialogues for turn in each.turns)
+    return list(
+        dict.fromkeys(word for text in texts for word in re.findall(r"\w+|[^\w\s]", STAMP.sub("", text).lower()))
+    )
+
+
 def writer_of(processor: Any, training: RowTraining) -> Any:
     """Returns a copy of the processor with the system prompt for training."""
     writer = copy.copy(processor)
@@ -158,16 +192,35 @@ def read_data(config: DataConfig, output: Path, *, rows: int, seed: int, workers
         annotations = read_rtl(root / "train.json", root / "videos", policy="skip")
         left_out = [f"train.json, {problem}" for problem in annotations.bad]
         items: Mixture | list[Question] = annotations.items
+        talk = _talk(root / TALK) if config.talk else []
     else:
         if config.root is None:
             raise InputError("LITA's tasks cannot be rendered: give the folder of their data with --data-root")
         mixture = replace(config.mixture, draws=max(rows, 1), seed=seed)
         items = lita_mixture(Path(config.root), mixture, output / "tables")
-        left_out = items.left_out
+        left_out, talk = items.left_out, []
     if left_out and processes.is_main():
         write_text(output / "left_out.txt", "".join(f"{line}\n" for line in left_out))
         log.warning("%d annotation rows are left out; see %s for the reasons", len(left_out), output / "left_out.txt")
-    return RunData(items, seed)
+    return RunData(items, seed, talk=talk, talk_share=config.talk)
+
+
+def _talk(file: Path) -> list[Dialogue]:
+    """The dialogues of a file of talk.
+
+    Raises:
+        InputError: if it is missing or empty, or a dialogue has a video or an image.
+    """
+    if not file.exists():
+        raise InputError(
+            f"{file}: is missing, and data.talk says that rows of it are mixed in; rendered clips of things "
+            "have it, or write it yourself: dialogues without a video"
+        )
+    dialogues = read_dialogues(file, policy="raise").items
+    with_media = [dialogue.record_id for dialogue in dialogues if dialogue.media]
+    if with_media or not dialogues:
+        raise InputError(f"{file}: talk is dialogues without a video; {', '.join(with_media[:3]) or 'there is none'}")
+    return dialogues
 
 
 def data_root(config: DataConfig, output: Path, workers: int) -> Path:

@@ -21,6 +21,7 @@ from mmllm import registry
 from mmllm.errors import MmllmError, require_extra
 from mmllm.runtime import processes
 from mmllm.runtime.files import cannot_write, make_folder, new_folder
+from mmllm.synthetic.clips import THINGS
 from mmllm.train.building import build_model
 from mmllm.train.data import read_data
 from mmllm.train.recipe import KIND, Recipe, normalised
@@ -30,7 +31,9 @@ from mmllm.train.stage import TrainingRun, TrainingStage
 
 log = logging.getLogger(__name__)
 
-SYNTHETIC_NOTE = "this model has only seen synthetic clips of coloured shapes; about other videos it guesses"
+SYNTHETIC_NOTE = "this model has only seen synthetic clips of {content}; about other videos it guesses"
+CONTENT = {THINGS: "pictures of things"}
+"""What clips of a world show, if not coloured shapes."""
 
 
 def train(
@@ -85,7 +88,8 @@ def train(
         trained = run_stages(stages, run)
         if processes.is_main():
             if recipe.data.root is None:
-                trained.config.training_note = SYNTHETIC_NOTE
+                content = CONTENT.get(recipe.data.synthetic.world, "coloured shapes")
+                trained.config.training_note = SYNTHETIC_NOTE.format(content=content)
             save_whole(trained, processor, finished)
             data.report_unreadable(output / "set_aside.txt")
         processes.wait()

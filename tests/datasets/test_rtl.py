@@ -164,3 +164,41 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_a_gzipped_file(tmp_path):
     (tmp_path / "test.json.gz").write_bytes(gzip.compress(json.dumps([TEST_ROW]).encode()))
     assert len(read_rtl(tmp_path / "test.json.gz").items) == 1
+
+
+def own(**keys):
+    return [{**TEST_ROW, "answer": "The cook is away.", **keys}]
+
+
+def test_spans_beside_the_text_and_the_part_of_the_data(tmp_path):
+    rows = own(spans=[[1.5, 4], [20, 30]], group="unseen", family="visible")
+    rows += own(spans=[], question_id="b")
+    result = read_rtl(write(tmp_path / "test.json", rows))
+    several, never = result.items
+    assert (several.group, several.family) == ("unseen", "visible")
+    assert several.truth().spans == (Span(1.5, 4.0), Span(20.0, 30.0))
+    assert several.truth().text == "The cook is away."
+    assert (never.group, never.family, never.absent, never.spans) == ("", "temporal_reasoning", True, ())
+    assert not result.unused.by_name
+    train = {
+        "v_AbCdEfGhIjK": {"duration": 61.07, "QA": [{"q": "When?", "a": "Then.", "spans": [[0, 9.5]], "group": "g"}]}
+    }
+    (question,) = read_rtl(write(tmp_path / "train.json", train)).items
+    assert (question.spans, question.group) == ((Span(0.0, 9.5),), "g")
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"spans": [[4, 1]]}, "4"),
+        ({"spans": [[1, 2, 3]]}, "a start and an end"),
+        ({"spans": "1-2"}, "list"),
+        ({"spans": [[50, 99]]}, "99"),
+        ({"spans": [[1, 2]], "answer": "<1> <2> Then."}, "give one of both"),
+        ({"spans": [[1, 2]], "group": 3}, "group"),
+    ],
+)
+def test_bad_spans_and_groups_are_bad_rows(tmp_path, keys, reason):
+    result = read_rtl(write(tmp_path / "test.json", own(**keys)))
+    assert not result.items
+    assert reason in result.bad[0].reason

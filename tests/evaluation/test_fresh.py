@@ -1,12 +1,17 @@
 """Fresh clips to be asked about: the seed decides which, and they are rendered once."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
+from own_pictures import write_pictures
 
 from mmllm.commands.evaluate import evaluate
 from mmllm.errors import InputError
 from mmllm.evaluation.fresh import fresh_benchmark
+from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.synthetic.things.clips import GROUPS
+from mmllm.synthetic.things.config import ThingsConfig
 from mmllm.train.recipes import full
 
 
@@ -46,3 +51,17 @@ def test_data_or_a_seed_has_to_be_given(tmp_path):
         evaluate("nowhere")
     with pytest.raises(InputError, match="--render-seed"):
         evaluate("nowhere", tmp_path, render_seed=1)
+
+
+def test_clips_of_things_have_all_their_questions_and_groups(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pictures = ThingsConfig(pictures=str(write_pictures(tmp_path / "pictures")))
+    monkeypatch.setattr("mmllm.evaluation.fresh.SyntheticConfig", partial(SyntheticConfig, things=pictures, size=48))
+    monkeypatch.setattr("mmllm.evaluation.fresh._FITTED_TO", 4)
+    benchmark = fresh_benchmark(3, world="things", videos=3, workers=1)
+    assert {question.group for question in benchmark.questions} == set(GROUPS)
+    assert {question.group for question in benchmark.fit} == {"seen"}
+    for questions in (benchmark.questions, benchmark.fit):
+        assert "absent" in {question.family for question in questions if question.absent}
+        assert max(len(question.spans) for question in questions) >= 1
+        assert any(not (question.spans or question.absent) for question in questions if question.family == "count")

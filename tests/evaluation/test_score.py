@@ -11,6 +11,7 @@ import pytest
 
 from mmllm.datasets.records import Question
 from mmllm.errors import InputError
+from mmllm.evaluation.report import score_table
 from mmllm.evaluation.samples import Sample, read_samples, write_samples
 from mmllm.evaluation.score import score, score_file
 from mmllm.times.answers import Answer, Span, parse_answer
@@ -247,3 +248,22 @@ def test_a_question_is_an_error_until_it_is_answered():
     done = sample.answered(parse_answer("<1> <2>", 9.0))
     assert not done.error
     assert done.failed("no frames") == replace(sample, error="no frames")
+
+
+def test_parts_of_the_data_have_scores_of_their_own(tmp_path, file):
+    samples = [replace(sample, group=("seen", "unseen")[number % 2]) for number, sample in enumerate(answered())]
+    write_samples(file, samples)
+    assert read_samples(file) == samples
+    scores = score_file(file)
+    assert set(scores["groups"]) == {"seen", "unseen"}
+    for name, row in scores["groups"].items():
+        part = [sample for sample in samples if sample.group == name]
+        write_samples(tmp_path / f"{name}.jsonl", part)
+        alone = score_file(tmp_path / f"{name}.jsonl")
+        assert (row["questions"], row["miou"], row["coverage"]) == (len(part), alone["miou"], alone["coverage"])
+    table = score_table(scores)
+    assert [*table.columns[0].cells][-3:] == ["of seen", "of unseen", "all"]
+
+
+def test_data_without_parts_has_no_such_scores(file):
+    assert "groups" not in score_file(file)
