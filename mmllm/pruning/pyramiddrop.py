@@ -11,7 +11,7 @@ B rows, P positions of the whole row, K positions kept so far
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,16 @@ class PyramidDropReducer(StepReducer):
     """PyramidDrop: inside the LLM, keeps fewer visual tokens from step to step, by the prompt's last position."""
 
     ranked_by: ClassVar[str] = "PyramidDrop: attention of the prompt's last position"
+
+    @classmethod
+    def settings_at(cls, share: float, *, tokens: int, layers: int) -> dict[str, Any]:
+        """Three equal steps down to the share, after each quarter of the layers; for 1/8 of 32 they are the paper's.
+
+        An LLM of few layers has fewer steps.
+        """
+        quarters = sorted({max(1, layers * quarter // 4) for quarter in (1, 2, 3)})
+        ratios = [round(share ** (step / len(quarters)), 4) for step in range(1, len(quarters) + 1)]
+        return {"layers": quarters, "ratios": ratios}
 
     def prune(self, view: PruneView) -> PruneDecision | None:
         """The visual tokens that the next layer reads, and everything that is not visual.

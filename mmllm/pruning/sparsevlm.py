@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -66,8 +66,17 @@ class SparseVlmReducer(StepReducer):
     """SparseVLM: inside the LLM, keeps the visual tokens that the question's words attend to, and means of others."""
 
     ranked_by: ClassVar[str] = "SparseVLM: attention of the words that are like the picture"
-    first_layer: ClassVar[int] = 0
     config: SparseVlmConfig
+
+    @classmethod
+    def settings_at(cls, share: float, *, tokens: int, layers: int) -> dict[str, Any]:
+        """Three equal steps down to the share, at the depths of layers 2, 6 and 15 of 32; means come on top.
+
+        An LLM of few layers has fewer steps.
+        """
+        behind = sorted({min(round(layers * depth / 32), layers - 2) for depth in (2, 6, 15)})
+        ratios = [round(share ** (step / len(behind)), 4) for step in range(1, len(behind) + 1)]
+        return {"layers": behind, "ratios": ratios}
 
     @property
     def before_layers(self) -> tuple[int, ...]:
@@ -119,7 +128,7 @@ class SparseVlmReducer(StepReducer):
         count = min(len(dropped), int(len(dropped) * self.config.recycled + BUDGET_GUARD) + 1)
         best = dropped[score[dropped].argsort(descending=True, stable=True)[:count]]
         clusters = min(count, int(count * self.config.clusters + BUDGET_GUARD) + 1)
-        cluster = density_peaks(hidden[best].detach(), clusters, neighbours=clusters)[1]
+        cluster = density_peaks(hidden[best].detach()[None], clusters, neighbours=clusters)[1][0]
         number = torch.arange(count, device=best.device)
         first = torch.full_like(number[:clusters], count).scatter_reduce(0, cluster, number, "amin")
         sums = hidden.new_zeros(clusters, hidden.shape[-1], dtype=torch.float32)

@@ -36,22 +36,10 @@ class StepReducer(LlmReducer):
 
     ranked_by: ClassVar[str]
     """What it ranks tokens by, in words."""
-    first_layer: ClassVar[int] = 1
-    """The lowest number in `layers`; it says that tokens are dropped before layer 1."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-
-    @classmethod
-    def settings_at(cls, share: float, *, tokens: int, layers: int) -> dict[str, Any]:
-        """Three equal steps down to the share, after each quarter of the layers.
-
-        For PyramidDrop and 1/8 of 32 layers they are the paper's. An LLM of few layers has fewer steps.
-        """
-        before = sorted({max(1, layers * quarter // 4) for quarter in (1, 2, 3)})
-        ratios = [round(share ** (step / len(before)), 4) for step in range(1, len(before) + 1)]
-        return {"layers": [layer - 1 + cls.first_layer for layer in before], "ratios": ratios}
 
     def check(self, layers: int) -> None:
         """Refuses an LLM that does not have all of these layers.
