@@ -318,6 +318,10 @@ class TokenReducer(Part, nn.Module):
         """
         return None
 
+    def with_groups(self, tokens: VisualTokens) -> tuple[VisualTokens, Groups | None]:
+        """The tokens that remain, and how they were merged; a reducer may compute both at once."""
+        return self(tokens), self.groups(tokens)
+
     def ranking(self, tokens: VisualTokens) -> Tensor | None:
         """float32, B T N: the values by which it ranks tokens, the highest is the best; None if it does not rank."""
         return None

@@ -16,6 +16,9 @@ from mmllm.hosting.media import Medium
 from mmllm.interfaces import Groups
 from mmllm.tokens import VisualTokens
 
+_BLOCK_TOKENS = 4096
+"""Tokens that are added up at a time, so that little is held beside the features."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Members:
@@ -99,14 +102,12 @@ class Members:
 
     def summed(self, features: Tensor) -> Tensor:
         """M C: where each group stands the weighted sum of its members; other rows as they were."""
-        token, target = self.token.to(features.device), self._homes().to(features.device)
-        weight = self.weight.to(features.device).unsqueeze(-1)
-        sums = torch.zeros(features.shape, device=features.device).index_add(
-            0, target, features[token].float() * weight
-        )
-        here = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
-        here[target] = True
-        return torch.where(here, sums.to(features.dtype), features)
+        homes, group = (part.to(features.device) for part in self._homes().unique(return_inverse=True))
+        token, weight = self.token.to(features.device), self.weight.to(features.device).unsqueeze(-1)
+        sums = torch.zeros(len(homes), features.shape[-1], device=features.device)
+        for part in torch.arange(len(token), device=features.device).split(_BLOCK_TOKENS):
+            sums = sums.index_add(0, group[part], features[token[part]].float() * weight[part])
+        return features.index_copy(0, homes, sums.to(features.dtype))
 
     def _homes(self) -> Tensor:
         """int64, E: the one of the M tokens at which each part's group stands.

@@ -106,8 +106,7 @@ class ReducerChain:
             if reducer.compares_frames and medium.modality == "image":
                 continue  # an image, or its tiles: there is no frame before
             _check_layout(reducer, medium)
-            groups = reducer.groups(tokens)
-            after = reducer(tokens)
+            after, groups = reducer.with_groups(tokens)
             if after.shape[:2] != tokens.shape[:2]:
                 raise InputError(
                     f"{reducer.registered_name!r} must keep {tokens.shape[1]} frames, not {after.shape[1]}"
@@ -161,8 +160,10 @@ def as_tokens(medium: Medium, features: Tensor, scores: Mapping[str, Tensor]) ->
     slots = torch.full((medium.frames, int(counts.max()) if len(order) else 0), -1)
     slots[frames, rank] = order
     present, taken = slots >= 0, slots.clamp(min=0).to(features.device)
+    in_order = torch.equal(slots.flatten(), slots[0, :1] + torch.arange(slots.numel())) if slots.numel() else False
+    rows = features[int(slots[0, 0]) :][: slots.numel()].view(*slots.shape, -1) if in_order else features[taken]
     tokens = VisualTokens(
-        features=features[taken].unsqueeze(0),
+        features=rows.unsqueeze(0),
         grid=medium.grid,
         index=place_of[slots.clamp(min=0)].masked_fill(~present, 0).unsqueeze(0).to(features.device),
         mask=present.unsqueeze(0).to(features.device),
@@ -189,12 +190,13 @@ def _check_only_chosen(reducer: TokenReducer, before: VisualTokens, after: Visua
     """
     same_grid = before.grid == after.grid and after.size is None
     if same_grid:
-        b, t, _, width = before.shape
+        b, t, tokens, width = before.shape
         count = int(max(before.index.max(), after.index.max())) + 1 if before.index.numel() else 0
-        table = before.features.new_zeros(b, t, count + 1, width)
-        slots = before.index.where(before.mask, count).unsqueeze(-1).expand(before.features.shape)
-        table = table.scatter(2, slots, before.features)
-        old = table.gather(2, after.index.clamp(min=0).unsqueeze(-1).expand(after.features.shape))
+        slots = before.index.new_zeros(b, t, count + 1)
+        number = torch.arange(tokens, device=slots.device).expand(b, t, -1)
+        slots = slots.scatter(2, before.index.where(before.mask, count), number)
+        stood = slots.gather(2, after.index.clamp(min=0)).unsqueeze(-1)
+        old = before.features.gather(2, stood.expand(*stood.shape[:3], width)) if tokens else before.features
         if torch.equal(old[after.mask], after.features[after.mask]):
             return
     raise ConfigError(

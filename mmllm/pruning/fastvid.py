@@ -19,15 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import Groups, ProjectedReducer
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.density_peaks import peak_order
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.segments import runs_of_like_frames
 from mmllm.pruning.selection import check_scores, rows_at, top_attended
-from mmllm.pruning.video_merging import Merged, groups_of, merged_video, rebuilt, whole_frames
+from mmllm.pruning.video_merging import Merged, VideoMerger, merged_video, whole_frames
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -83,11 +81,10 @@ class Joined(NamedTuple):
 
 
 @register("reducer", "fastvid", config=FastVidConfig)
-class FastVidReducer(ProjectedReducer):
+class FastVidReducer(VideoMerger):
     """FastVID: of every frame attended tokens, and of every segment means around density peaks."""
 
     score_choices: ClassVar[tuple[str, ...]] = ("mean_attention", "cls_attention", "probe_attention")
-    compares_frames = True
 
     def __init__(self, config: FastVidConfig) -> None:
         super().__init__()
@@ -98,42 +95,32 @@ class FastVidReducer(ProjectedReducer):
         """The attention by which tokens are chosen."""
         return (self.config.score,)
 
-    def forward(self, tokens: VisualTokens) -> VisualTokens:
-        """B T K of B T N tokens; every frame keeps its own number.
-
-        Raises:
-            InputError: for tiled images, for frames with different numbers of tokens, or if a feature or a score is not
-                finite.
-        """
-        if tokens.tiling is not None:
-            raise InputError("fastvid compares frames in time; for tiled images use hired or divprune")
-        check_scores(self.ranking(tokens).masked_fill(~tokens.mask, 0.0))
-        check_scores(tokens.features.masked_fill(~tokens.mask.unsqueeze(-1), 0.0))
-        return tokens if self.config.ratio == 1 else rebuilt(tokens, self._videos(tokens))
+    @property
+    def keeps_all(self) -> bool:
+        """Whether its budget is everything."""
+        return self.config.ratio == 1
 
     def ranking(self, tokens: VisualTokens) -> Tensor:
         """float32, B T N: the attention."""
         return score_of(tokens, self.config.score, "fastvid").float()
 
-    def groups(self, tokens: VisualTokens) -> Groups | None:
-        """How tokens were merged, also across frames and into several; None at a full budget."""
-        return None if self.config.ratio == 1 else groups_of(tokens, self._videos(tokens))
-
-    def _videos(self, tokens: VisualTokens) -> list[Merged]:
+    def merged(self, tokens: VisualTokens) -> list[Merged]:
+        """What remains of each video."""
         attention = self.ranking(tokens)
+        check_scores(attention.masked_fill(~tokens.mask, 0.0))
         return [self._video(*of_video) for of_video in zip(tokens.features, attention, tokens.mask, strict=True)]
 
     def _video(self, features: Tensor, attention: Tensor, mask: Tensor) -> Merged:
         """What remains of a video T N D."""
         frames = whole_frames(mask, "fastvid")
-        own, (f, n) = features[frames].detach().float(), mask[frames].shape
+        own, (f, n) = features if len(frames) == len(mask) else features[frames], mask[frames].shape
         salient, _ = self.config.counts(n)
         attended = top_attended(attention[frames], salient)  # F K
         is_rest = torch.ones_like(mask[frames]).scatter(1, attended, False)
         rest = is_rest.nonzero()[:, 1].view(f, n - salient)
-        joined = list(self._joined(own, rest))
+        joined = list(self._joined(own.detach(), rest))
         most = max((of_frame.number + 1 for of_frame in joined), default=1)
-        owner, weight = rest.new_full((f, n, most), -1), own.new_zeros(f, n, most)
+        owner, weight = rest.new_full((f, n, most), -1), torch.zeros(f, n, most, device=rest.device)
         row = torch.arange(f, device=rest.device).unsqueeze(-1)
         owner[row, attended, 0], weight[row, attended, 0] = row * n + attended, 1.0
         for of_frame in joined:
@@ -146,15 +133,13 @@ class FastVidReducer(ProjectedReducer):
         """What joins the centers of each frame that has some.
 
         Args:
-            features: float32, F N D.
+            features: F N D.
             rest: int64, F R. The tokens of each frame that are not attended.
         """
         (_, n, _), width, start = features.shape, rest.shape[1], 0
         _, context = self.config.counts(n)
         if not context:
             return
-        others = rows_at(features, rest)
-        order, unit = peak_order(others, _NEIGHBOURS), normalize(others, dim=-1)  # F R, F R D
         lengths = runs_of_like_frames(
             features, threshold=self.config.segment_threshold, least=self.config.least_segments
         )
@@ -162,10 +147,12 @@ class FastVidReducer(ProjectedReducer):
             run = slice(start, start + length)
             counts = context_counts(length, context, room=width, interval=self.config.interval)
             anchors = [frame for frame, count in enumerate(counts) if count]
+            others = rows_at(features[run], rest[run]).float()  # L R D
+            orders, unit = peak_order(others[anchors], _NEIGHBOURS), normalize(others, dim=-1)
             for number, anchor in enumerate(anchors):
                 frame = start + anchor
-                centers = order[frame, : counts[anchor]]  # M
-                joins = (unit[run].flatten(0, 1) @ unit[frame, centers].mT).argmax(-1)  # L R, flat
+                centers = orders[number, : counts[anchor]]  # M
+                joins = (unit.flatten(0, 1) @ unit[anchor, centers].mT).argmax(-1)  # L R, flat
                 slot = anchor * width + centers
                 joins[slot] = torch.arange(len(centers), device=joins.device)  # a center is its own
                 members = torch.bincount(joins, minlength=len(centers)).float()

@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmllm.errors import ConfigError, InputError
+from mmllm.errors import ConfigError
 from mmllm.fields import require
-from mmllm.interfaces import Groups, ProjectedReducer
+from mmllm.interfaces import Groups
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.density_peaks import density_peaks
 from mmllm.pruning.diversity import cosine_distance, max_min_order
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.segments import runs_of_like_frames
 from mmllm.pruning.selection import check_scores
-from mmllm.pruning.video_merging import Merged, groups_of, in_video, rebuilt, whole_frames
+from mmllm.pruning.video_merging import Merged, VideoMerger, in_video, whole_frames
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -80,11 +80,10 @@ class FlashVidConfig:
 
 
 @register("reducer", "flashvid", config=FlashVidConfig)
-class FlashVidReducer(ProjectedReducer):
+class FlashVidReducer(VideoMerger):
     """FlashVID: of every frame diverse attended tokens, and means of the others along time and in space."""
 
     score_choices: ClassVar[tuple[str, ...]] = ("mean_attention", "cls_attention")
-    compares_frames = True
 
     def __init__(self, config: FlashVidConfig) -> None:
         super().__init__()
@@ -100,34 +99,25 @@ class FlashVidReducer(ProjectedReducer):
         """The attention that tokens receive inside the block that made the features."""
         return (self.config.score,)
 
-    def forward(self, tokens: VisualTokens) -> VisualTokens:
-        """B T K of B T N tokens; every frame keeps its own number.
+    @property
+    def keeps_all(self) -> bool:
+        """Whether its budget is everything."""
+        return self.config.ratio * self.config.expansion >= 1
 
-        Raises:
-            InputError: for tiled images, for frames with different numbers of tokens, or if a feature or a score is not
-                finite.
-        """
-        if tokens.tiling is not None:
-            raise InputError("flashvid compares frames in time; for tiled images use hired or divprune")
-        scores = score_of(tokens, self.config.score, "flashvid").float()
-        check_scores(scores.masked_fill(~tokens.mask, 0.0))
-        if self.config.ratio * self.config.expansion >= 1:
-            return tokens
-        return rebuilt(tokens, self._videos(tokens, scores))
-
-    def groups(self, tokens: VisualTokens) -> Groups | None:
-        """How tokens were merged, also across frames; None at a full budget.
+    def with_groups(self, tokens: VisualTokens) -> tuple[VisualTokens, Groups | None]:
+        """The tokens that remain and how they were merged.
 
         Raises:
             ConfigError: with `released`, where a selected token may also be part of a mean.
         """
         if self.config.released:
             raise ConfigError("flashvid:released=true counts some tokens twice, which is no weighted sum of each once")
-        if self.config.ratio * self.config.expansion >= 1:
-            return None
-        return groups_of(tokens, self._videos(tokens, score_of(tokens, self.config.score, "flashvid").float()))
+        return super().with_groups(tokens)
 
-    def _videos(self, tokens: VisualTokens, scores: Tensor) -> list[Merged]:
+    def merged(self, tokens: VisualTokens) -> list[Merged]:
+        """What remains of each video, by the attention of its tokens."""
+        scores = score_of(tokens, self.config.score, "flashvid").float()
+        check_scores(scores.masked_fill(~tokens.mask, 0.0))
         return [self._video(*of_video) for of_video in zip(tokens.features, scores, tokens.mask, strict=True)]
 
     def _video(self, features: Tensor, scores: Tensor, mask: Tensor) -> Merged:
@@ -146,7 +136,7 @@ class FlashVidReducer(ProjectedReducer):
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video: each frame's clusters are rounded up."""
-        if self.config.ratio * self.config.expansion >= 1:
+        if self.keeps_all:
             return tokens_per_frame * frames
         selected, merged = self.config.counts(tokens_per_frame)
         return min(tokens_per_frame, selected + merged + (merged > 0)) * frames

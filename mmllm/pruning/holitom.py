@@ -22,15 +22,17 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import Groups, ProjectedReducer
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.density_peaks import density_peaks
 from mmllm.pruning.needs import score_of
-from mmllm.pruning.selection import check_scores, equal_frames, rows_at, top_attended
+from mmllm.pruning.selection import equal_frames, top_attended
 from mmllm.pruning.static_windows import static_windows
-from mmllm.pruning.video_merging import Merged, groups_of, merged_video, rebuilt, whole_frames
+from mmllm.pruning.video_merging import Merged, VideoMerger, merged_video, whole_frames
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
+
+_BLOCK_ELEMENTS = 1 << 22
+"""Features that are compared at a time, about (16 MiB)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,8 @@ class HoliTomConfig:
 
 
 @register("reducer", "holitom", config=HoliTomConfig)
-class HoliTomReducer(ProjectedReducer):
+class HoliTomReducer(VideoMerger):
     """HoliTom: one token for places that stand still in a window, then clusters in the window and in each frame."""
-
-    compares_frames = True
 
     def __init__(self, config: HoliTomConfig) -> None:
         super().__init__()
@@ -73,23 +73,13 @@ class HoliTomReducer(ProjectedReducer):
         """No score, unless dynamic tokens are chosen by attention."""
         return (self.config.score,) if self.config.dynamic == "attention" else ()
 
-    def forward(self, tokens: VisualTokens) -> VisualTokens:
-        """B T K of B T N tokens. A static token stands in the first frame of its window.
+    @property
+    def keeps_all(self) -> bool:
+        """Whether its budget is everything."""
+        return self.config.ratio == 1
 
-        Raises:
-            InputError: for tiled images, for frames with different numbers of tokens or different places, or if a
-                feature or a score is not finite.
-        """
-        if tokens.tiling is not None:
-            raise InputError("holitom compares frames in time; for tiled images use hired or divprune")
-        check_scores(tokens.features.masked_fill(~tokens.mask.unsqueeze(-1), 0.0))
-        return tokens if self.config.ratio == 1 else rebuilt(tokens, self._videos(tokens))
-
-    def groups(self, tokens: VisualTokens) -> Groups | None:
-        """How tokens were merged, also across frames; None at a full budget."""
-        return None if self.config.ratio == 1 else groups_of(tokens, self._videos(tokens))
-
-    def _videos(self, tokens: VisualTokens) -> list[Merged]:
+    def merged(self, tokens: VisualTokens) -> list[Merged]:
+        """What remains of each video. A static token stands in the first frame of its window."""
         attention: Sequence[Tensor | None] | Tensor = [None] * len(tokens.features)
         if self.scores_needed:
             attention = score_of(tokens, self.config.score, "holitom").float().masked_fill(~tokens.mask, 0.0)
@@ -100,14 +90,14 @@ class HoliTomReducer(ProjectedReducer):
 
     def _video(self, features: Tensor, index: Tensor, mask: Tensor, attention: Tensor | None) -> Merged:
         """What remains of a video T N D."""
-        frames = whole_frames(mask, "holitom")
+        frames, (_, n) = whole_frames(mask, "holitom"), mask.shape
         if not bool((index[frames] == index[frames[:1]]).all()):
             raise InputError("holitom compares the same places of all frames: give it no reducer that keeps others")
-        own = features[frames].detach().float()
-        static = torch.cosine_similarity(own[1:], own[:-1], dim=-1) > self.config.threshold  # F-1 N
+        own = features.detach() if len(frames) == len(mask) else features[frames].detach()
+        static = similarity(own) > self.config.threshold  # F-1 N
         windows, saved = static_windows(static.cpu().numpy(), self.config.max_window) if len(frames) else ([], 0)
-        ratio = min(1.0, self.config.ratio / (1 - saved / max(own[..., 0].numel(), 1)))
-        owner, weight = torch.full_like(mask[frames], -1, dtype=torch.long), own.new_zeros(mask[frames].shape)
+        ratio = min(1.0, self.config.ratio / (1 - saved / max(len(frames) * n, 1)))
+        owner, weight = frames.new_full((len(frames), n), -1), torch.zeros(len(frames), n, device=frames.device)
         dynamic = torch.ones_like(mask[frames])
         for first, last in windows:
             if first == last:
@@ -116,7 +106,7 @@ class HoliTomReducer(ProjectedReducer):
             run = slice(first, last + 1)
             dynamic[run] = ~still
             places, weights = self._of_window(own[run, still], ratio, alone=bool(still.all()))
-            owner[run, still] = torch.where(places < 0, -1, first * mask.shape[1] + still.nonzero()[:, 0][places])
+            owner[run, still] = torch.where(places < 0, -1, first * n + still.nonzero()[:, 0][places])
             weight[run, still] = weights
         self._of_frames(own, None if attention is None else attention[frames], dynamic, ratio, owner, weight)
         return merged_video(features, frames, owner.unsqueeze(-1), weight.unsqueeze(-1))
@@ -125,15 +115,16 @@ class HoliTomReducer(ProjectedReducer):
         """Number of the place that each static place of a window goes into (int64, n; -1 for none), and its weight.
 
         Args:
-            features: float32, L n D.
+            features: L n D.
             ratio: share of the places that remains.
             alone: whether the window has nothing else; at least one then remains.
         """
         length, count = features.shape[:2]
         clusters = min(count, max(round(count * ratio), int(alone)))
         if not clusters:
-            return torch.full((count,), -1, device=features.device), features.new_zeros(count)
-        centers, cluster = density_peaks(features.mean(0, keepdim=True), clusters)
+            return torch.full((count,), -1, device=features.device), torch.zeros(count, device=features.device)
+        means = features.mean(0, keepdim=True, dtype=torch.float32)
+        centers, cluster = density_peaks(means, clusters)
         weights = member_weights(centers, cluster, self.config.center_weight) / length
         return centers.gather(1, cluster)[0], weights[0]
 
@@ -143,27 +134,39 @@ class HoliTomReducer(ProjectedReducer):
         """Writes into `owner` and `weight` (F N) where the dynamic tokens of each frame go.
 
         Args:
-            features: float32, F N D.
+            features: F N D.
             attention: float32, F N.
             dynamic: bool, F N.
             ratio: share of the dynamic tokens of a frame that remains, rounded up.
         """
-        tokens = dynamic.shape[1]
-        for frames, own, present in equal_frames(dynamic):
+        tokens, width = dynamic.shape[1], features.shape[-1]
+        for all_frames, all_own, present in equal_frames(dynamic):
             clusters = min(present, math.ceil(present * ratio - BUDGET_GUARD))
-            rows = frames.unsqueeze(-1)
-            if attention is not None:
-                best = own.gather(1, top_attended(attention[rows, own], clusters))
-                owner[rows, best], weight[rows, best] = rows * tokens + best, 1.0
-                continue
-            centers, cluster = density_peaks(rows_at(features[frames], own), clusters)
-            owner[rows, own] = rows * tokens + own.gather(1, centers.gather(1, cluster))
-            weight[rows, own] = member_weights(centers, cluster, self.config.center_weight)
+            few = max(1, _BLOCK_ELEMENTS // (present * width))
+            for frames, own in zip(all_frames.split(few), all_own.split(few), strict=True):
+                rows = frames.unsqueeze(-1)
+                if attention is not None:
+                    best = own.gather(1, top_attended(attention[rows, own], clusters))
+                    owner[rows, best], weight[rows, best] = rows * tokens + best, 1.0
+                    continue
+                centers, cluster = density_peaks(features[rows, own], clusters)
+                owner[rows, own] = rows * tokens + own.gather(1, centers.gather(1, cluster))
+                weight[rows, own] = member_weights(centers, cluster, self.config.center_weight)
 
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video: each frame and each window rounds."""
         whole = tokens_per_frame * frames
         return min(whole, int(whole * self.config.ratio + 1.5 * frames))
+
+
+def similarity(features: Tensor) -> Tensor:
+    """float32, F-1 N: the cosine of each token F N D and the one at its place in the next frame; 0 with a zero one."""
+    few = max(1, _BLOCK_ELEMENTS // max(features[:1].numel(), 1))
+    alike = [torch.zeros(0, features.shape[1], device=features.device)]
+    for a, b in zip(features[:-1].split(few), features[1:].split(few), strict=True):
+        dot, size = (a.float() * b.float()).sum(-1), a.float().norm(dim=-1) * b.float().norm(dim=-1)
+        alike.append(dot / size.clamp(min=torch.finfo(size.dtype).tiny))
+    return torch.cat(alike)
 
 
 def member_weights(centers: Tensor, cluster: Tensor, center_weight: float | None) -> Tensor:

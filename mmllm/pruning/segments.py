@@ -21,7 +21,7 @@ def runs_of_like_frames(features: Tensor, *, threshold: float, least: int) -> li
     frames = len(features)
     if frames < 2:
         return [frames] if frames else []
-    means = normalize(features.float().mean(1), dim=-1)
+    means = normalize(features.mean(1, dtype=torch.float32), dim=-1)
     similarity = (means[:-1] * means[1:]).sum(-1)
     cut = similarity < threshold
     missing = min(least, frames) - int(cut.sum()) - 1

@@ -24,6 +24,17 @@ def check_scores(scores: Tensor) -> None:
         raise InputError("scores to rank tokens by must be finite")
 
 
+def check_features(features: Tensor, mask: Tensor) -> None:
+    """Refuses tokens ... N D that cannot be compared; masked ones (bool, ... N) are not looked at.
+
+    Raises:
+        InputError: if a feature is not finite.
+    """
+    check_scores(
+        features.detach().sum(-1, dtype=torch.float32).masked_fill(~mask, 0.0)
+    )  # nothing of their size is held
+
+
 def ranks(scores: Tensor) -> Tensor:
     """int64, ... N: rank of each token, 0 for the highest score; of equal scores the earlier position comes first."""
     order = scores.argsort(dim=-1, descending=True, stable=True)

@@ -18,11 +18,13 @@ from mmllm.errors import InputError
 from mmllm.fields import require
 from mmllm.interfaces import ProjectedReducer
 from mmllm.pruning.budget import BUDGET_GUARD
-from mmllm.pruning.selection import check_scores, ranks, top_counted
+from mmllm.pruning.selection import check_features, ranks, top_counted
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
 _BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
+_BLOCK_ELEMENTS = 1 << 22
+"""Features that are compared at a time, about (16 MiB)."""
 _TEMPERATURE = 0.01
 """Of the softmax that shares the budget among frames."""
 
@@ -108,12 +110,13 @@ def likeness(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         InputError: if a feature is not finite.
     """
     features = features.detach().float()
-    check_scores(features.masked_fill(~mask.unsqueeze(-1), 0.0))
-    present = features[mask]  # (all tokens) D
+    check_features(features, mask)
+    present = features.flatten(0, 1) if bool(mask.all()) else features[mask]  # (all tokens) D
     if not len(present):
         return torch.zeros_like(features[..., 0]), torch.zeros_like(features[..., 0])
     channels = present.var(0, unbiased=False).topk(max(1, features.shape[-1] // 2), largest=False).indices
-    unit = torch.nn.functional.normalize(features[..., channels], dim=-1)  # T N C
+    unit = features[..., channels]
+    unit /= unit.norm(dim=-1, keepdim=True).clamp(min=1e-12)  # T N C
     weight = mask.unsqueeze(-1).float()
     of_frame = (unit * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
     of_video = (unit * weight).sum((0, 1)) / weight.sum()
@@ -124,8 +127,11 @@ def likeness(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gaussians(values: Tensor, center: Tensor) -> Tensor:
-    """Sum of Gaussians of several widths of the distance from a center, over the last axis."""
-    squared = (values - center).square().sum(-1)
+    """T N: sum of Gaussians of several widths of the distance of values T N C from a center, C or T 1 C."""
+    few = max(1, _BLOCK_ELEMENTS // max(values[:1].numel(), 1))  # frames at a time: little is held beside the features
+    centers = center.expand(len(values), 1, values.shape[-1])
+    parts = zip(values.split(few), centers.split(few), strict=True)
+    squared = torch.cat([(part - own).square().sum(-1) for part, own in parts])
     widths = squared.new_tensor(_BANDWIDTHS)
     return (-squared.unsqueeze(-1) / (2 * widths)).exp().sum(-1)
 

@@ -12,8 +12,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmllm.errors import InputError
-from mmllm.interfaces import Groups
+from mmllm.interfaces import Groups, ProjectedReducer
+from mmllm.pruning.selection import check_features
 from mmllm.tokens import VisualTokens
+
+_BLOCK_ELEMENTS = 1 << 22
+"""Features that are added up at a time, about (16 MiB)."""
 
 
 class Merged(NamedTuple):
@@ -27,6 +31,52 @@ class Merged(NamedTuple):
     """int64, T N S: the places into which each token went; -1 for none."""
     weight: Tensor
     """float32, T N S: with which weights."""
+
+
+class VideoMerger(ProjectedReducer):
+    """Base of reducers that merge tokens across frames; a subclass writes `merged`, `keeps_all` and its counts."""
+
+    compares_frames = True
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether its budget is everything."""
+        raise NotImplementedError
+
+    def merged(self, tokens: VisualTokens) -> list[Merged]:
+        """What remains of each video.
+
+        Raises:
+            InputError: if a score is missing or not finite, or frames have other tokens than it needs.
+        """
+        raise NotImplementedError
+
+    def forward(self, tokens: VisualTokens) -> VisualTokens:
+        """B T K of B T N tokens; every frame keeps its own number.
+
+        Raises:
+            InputError: for tiled images, if a feature is not finite, and as `merged`.
+        """
+        self._check(tokens)
+        return tokens if self.keeps_all else rebuilt(tokens, self.merged(tokens))
+
+    def groups(self, tokens: VisualTokens) -> Groups | None:
+        """How tokens were merged, also across frames; None at a full budget."""
+        return self.with_groups(tokens)[1]
+
+    def with_groups(self, tokens: VisualTokens) -> tuple[VisualTokens, Groups | None]:
+        """The tokens that remain and how they were merged, of one computation."""
+        self._check(tokens)
+        if self.keeps_all:
+            return tokens, None
+        videos = self.merged(tokens)
+        return rebuilt(tokens, videos), groups_of(tokens, videos)
+
+    def _check(self, tokens: VisualTokens) -> None:
+        if tokens.tiling is not None:
+            name = self.registered_name
+            raise InputError(f"{name} compares frames in time; for tiled images use hired or divprune")
+        check_features(tokens.features, tokens.mask)
 
 
 def whole_frames(mask: Tensor, reducer: str) -> Tensor:
@@ -63,13 +113,14 @@ def merged_video(features: Tensor, frames: Tensor, owner: Tensor, weight: Tensor
         weight: float32, F N S.
     """
     t, n, width = features.shape
-    own = features[frames].float()
     places = owner[owner >= 0].unique()  # ascending
-    sums = own.new_zeros(len(places), width)
-    for goes_to, part in zip(owner.unbind(-1), weight.unbind(-1), strict=True):
-        there = goes_to >= 0
-        rows = torch.searchsorted(places, goes_to[there])
-        sums = sums.index_add(0, rows, own[there] * part[there].unsqueeze(-1))
+    sums = torch.zeros(len(places), width, device=features.device)
+    for few in torch.arange(len(frames), device=frames.device).split(max(1, _BLOCK_ELEMENTS // (n * width))):
+        own = features[frames[few]].float()
+        for goes_to, part in zip(owner[few].unbind(-1), weight[few].unbind(-1), strict=True):
+            there = goes_to >= 0
+            rows = torch.searchsorted(places, goes_to[there])
+            sums = sums.index_add(0, rows, own[there] * part[there].unsqueeze(-1))
     whole_owner = owner.new_full((t, n, owner.shape[-1]), -1)
     whole_weight = weight.new_zeros(whole_owner.shape)
     whole_owner[frames], whole_weight[frames] = in_video(owner, frames, n), weight
