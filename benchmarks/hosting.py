@@ -99,8 +99,8 @@ def measure_reading(model: Any, inputs: dict[str, Any], options: Any, results: R
         seconds = taken[name]
         numbers = {"positions": lengths[name], "reading_s": quartiles(seconds), "memory_mib": memory[name] / 2**20}
         if name != "bare":
-            operations = (
-                prefill_flops(text, lengths["bare"], causal=True) / prefill_flops(text, lengths[name], causal=True)
+            operations = prefill_flops(text, lengths["bare"], causal=True) / prefill_flops(
+                text, lengths[name], causal=True
             )
             ratio = median_ratio(taken["bare"], seconds)
             alone = zip(seconds, taken[f"{name} shortened"], strict=True)
