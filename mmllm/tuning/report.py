@@ -140,7 +140,8 @@ def plot_of(results: dict[str, Any], picture: Path) -> Path:
             axes.errorbar([x], [y], yerr=bars, color=color, linewidth=0.8, capsize=2)
         axes.plot([x], [y], "o", color=color, markerfacecolor=color if whole else "white", markersize=5)
         if whole:
-            axes.annotate(row["flag"], (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6)
+            name = f"{row['reducer']} {100 * row['budget']:g} %"
+            axes.annotate(name, (x, y), xytext=(-4, 4), textcoords="offset points", fontsize=7, ha="right")
     axes.axhline(100 * results["target_miou"], color="#777777", linewidth=0.8, linestyle=":")
     axes.set(xlabel=f"{results['cost']} of the LLM's reading, % of all", ylabel="mIoU, % of the unreduced model's")
     axes.grid(alpha=0.3)

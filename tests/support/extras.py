@@ -37,7 +37,13 @@ NEEDED = {
         "benchmarks/",
         "docs/",
     ),
-    "tune": ("tuning/test_halving.py", "tuning/test_search.py", "commands/test_tune_reducer.py", "docs/"),
+    "tune": (
+        "tuning/test_halving.py",
+        "tuning/test_search.py",
+        "commands/test_tune_reducer.py",
+        "checkpoints/test_published_tuning.py",
+        "docs/",
+    ),
     "eval": (
         "evaluation/test_pictures.py",
         "hosting/test_hosted_commands.py::test_ask",
