@@ -409,6 +409,15 @@ def test_the_words_behind_the_picture_decide(name):
     hosted.generate(inputs, features, **GREEDY)
 
 
+def test_a_relevance_of_ones_own_decides():
+    medium, rows = a_medium(frames=2)
+    relevance = torch.rand(len(rows), generator=torch.Generator().manual_seed(1))
+    reduced = chain("cdpruner:keep=5,relevance=given").of_medium(medium, rows, {"relevance": relevance})
+    scaled = scaled_relevance(relevance.view(2, 24), "partition")
+    order = determinantal_order(relevance_kernel(rows.view(2, 24, 8), scaled), scaled, 5)
+    assert torch.equal(reduced.keep.view(2, 24).nonzero()[:, 1].view(2, 5), order.sort(-1).values)
+
+
 def test_answers_are_no_words_of_the_question():
     medium, _ = a_medium(frames=1, grid=(2, 2))
     placed = replace(medium, row=0, places=torch.tensor([2, 3, 4, 5]))

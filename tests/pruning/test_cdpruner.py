@@ -115,14 +115,19 @@ def test_relevances_are_scaled_apart_from_padding():
     assert scaled_relevance(torch.full((2, 3), 4.0), "batch").tolist() == [[1.0] * 3] * 2
 
 
-def test_a_given_relevance():
+@pytest.mark.parametrize("scale", ["partition", "batch"])
+def test_a_given_relevance(scale):
+    """Scaled in each frame, or over all frames of a video; other videos of a batch never matter."""
     features, relevance = normal(2, 3, 16, 24, seed=4), normal(2, 3, 16, seed=5)
+    relevance[:, 0] += 20.0
     tokens = VisualTokens(features=features, grid=(4, 4), scores={"relevance": relevance})
-    kept = registry.build("reducer", "cdpruner:keep=6,relevance=given")(tokens)
-    scaled = (relevance - relevance.amin(-1, keepdim=True)) / (relevance.amax(-1) - relevance.amin(-1)).unsqueeze(-1)
+    kept = registry.build("reducer", f"cdpruner:keep=6,relevance=given,scale={scale}")(tokens)
+    axes = -1 if scale == "partition" else (1, 2)
+    least, largest = relevance.amin(axes, keepdim=True), relevance.amax(axes, keepdim=True)
+    scaled = (relevance - least + 1e-6) / (largest - least)
     for video in range(2):
         for frame in range(3):
-            own = by_definition(features[video, frame], scaled[video, frame] + 1e-7, 6)
+            own = by_definition(features[video, frame], scaled[video, frame], 6)
             assert kept.index[video, frame].tolist() == own
 
 
