@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from mmllm import registry
@@ -14,6 +14,8 @@ from mmllm.inference.asking import VideoAnswering
 
 OWN, NONE = "as trained", "none"
 """Choices that are no names of parts: the model's own stage, and no reducer."""
+ONE_BY_ONE = "one by one"
+"""The choice of writing answers one token a pass."""
 CHAIN_OFF = "off"
 CHAIN_CHOICES = (CHAIN_OFF, "auto", "2", "3", "4")
 """Choices of how many parts of a video are looked at first."""
@@ -76,6 +78,17 @@ def path_choices() -> list[str]:
             if typing.get_origin(kind) is Literal:
                 choices += [f"{name}:{field}={value}" for value in typing.get_args(kind)]
     return choices
+
+
+def decoding_choices() -> list[str]:
+    """Entries of the list of decoding methods that need no model of their own."""
+    names = [name for name, part in registry.parts("decoding").items() if all_defaults(part.config)]
+    return [ONE_BY_ONE, *names]
+
+
+def all_defaults(config: type) -> bool:
+    """Whether a configuration can be built without a setting."""
+    return all(field.default is not MISSING or field.default_factory is not MISSING for field in fields(config))
 
 
 @dataclass(frozen=True, kw_only=True)
