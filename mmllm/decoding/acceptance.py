@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmllm.decoding.draft import Draft
 from mmllm.decoding.writing import Written
+from mmllm.errors import InputError
 
 
 def point(draft: Draft, logits: Tensor, text: Written) -> list[int]:
@@ -61,8 +62,32 @@ def recursive(draft: Draft, logits: Tensor, text: Written) -> list[int]:
         node = accepted
 
 
+def tried(text: Written, logits: Tensor, token: int, proposal: Tensor) -> tuple[bool, int]:
+    """Whether one drafted token is accepted, and the token that is emitted: that one, or its correction.
+
+    Args:
+        text: decides whether tokens are drawn; it does not grow.
+        logits: V, of the target.
+        token: drafted.
+        proposal: V, the law that it was drawn from.
+    """
+    if not text.sample:
+        best = text.choose(logits)
+        return best == token, best
+    law = text.law(logits)
+    if text.chance.accepts(accept_probability(law, proposal, token)):
+        return True, token
+    return False, text.chance.draw(residual(law, proposal.to(law)))
+
+
 def accept_probability(law: Tensor, proposal: Tensor, token: int) -> float:
-    """min(1, p(x) / q(x)), from two laws (V)."""
+    """min(1, p(x) / q(x)), from two laws (V).
+
+    Raises:
+        InputError: if the drafted token cannot come from its own law.
+    """
+    if not float(proposal[token]) > 0:
+        raise InputError(f"id {token} was drafted, and its law gives it no probability")
     return min(1.0, float(law[token]) / float(proposal[token]))
 
 

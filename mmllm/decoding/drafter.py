@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmllm.decoding.reading import CachedReader
 from mmllm.decoding.refusals import check_llm, same_vocabulary
-from mmllm.decoding.tree import Request
+from mmllm.decoding.tree import DraftSource, Request
 from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.llm.harness import decoder_layers
@@ -34,10 +34,13 @@ class DrafterConfig:
     """Folder or hub id of the model that drafts, with the target's vocabulary; own for the target's own weights."""
     layers: int | None = None
     """With own: only so many of the first layers; all if None."""
+    frames: int | None = None
+    """The drafter sees only so many of the video's frames, evenly spaced; all if None."""
 
     def __post_init__(self) -> None:
         require(bool(self.draft.strip()), self, "draft", "own, or the folder or hub id of a model")
         require(self.layers is None or self.layers >= 1, self, "layers", "at least 1")
+        require(self.frames is None or self.frames >= 1, self, "frames", "at least 1")
         require(self.layers is None or self.draft == OWN, self, "layers", "left out: only draft=own can leave out layers")
 
 
@@ -67,7 +70,7 @@ class Drafter:
     """
 
     def __init__(self, name: str, request: Request, config: DrafterConfig, model: Any = None) -> None:
-        prompt = request.drafter_prompt or prompt_of(name, request, config, model)
+        prompt = prompt_of(name, request, config, model) if request.drafter_prompt is None else request.drafter_prompt
         self.model, self.request = prompt.model, request
         check_llm(name, self.model)
         self.reader, self.first_logits = CachedReader.of_embeddings(prompt.model, prompt.embeddings, prompt.mask)
@@ -89,8 +92,14 @@ class Drafter:
         """Logits V behind an answer so far. Drafts that became text are kept, others dropped, and the rest is read.
 
         Args:
-            new: the tokens of the answer. What an earlier call has read of them must not have changed.
+            new: the tokens of the answer; also drafted ones, which a later call may take back.
         """
+        same = _common(self.said, new)
+        if same < len(self.said):
+            stays = max(0, same - 1)  # the last token is read again: the law behind it is needed
+            self.reader.settle([])
+            self.reader.cut(len(self.said) - stays)
+            self.said, self.end = self.said[:stays], self.first_logits
         kept = self._matched(list(new[len(self.said) :]))
         if kept:
             self.end = self.reader.logits[kept[-1]]
@@ -111,6 +120,10 @@ class Drafter:
         """float32, V: the drafter's law behind drafted tokens, under the target's processors, without forbidden ids."""
         return self.request.text.law(self.request.words_only(logits), ahead)
 
+    def pick(self, law: Tensor) -> int:
+        """A token of a law (V): drawn if the text is sampled, else the most probable one."""
+        return self.request.text.chance.draw(law) if self.request.text.sample else int(law.argmax())
+
     def _matched(self, tokens: list[int]) -> list[int]:
         """The nodes of the drafted tree along tokens, as far as they match."""
         path: list[int] = []
@@ -126,6 +139,29 @@ class Drafter:
                 break
             path.append(node)
         return path
+
+
+class DrafterSource(DraftSource):
+    """Drafts of a drafter for one text. It has to write `propose`."""
+
+    def __init__(self, drafter: Drafter, config: Any, request: Request) -> None:
+        self.drafter, self.config, self.request = drafter, config, request
+
+    @property
+    def passes(self) -> int:
+        """Passes of the drafter."""
+        return self.drafter.passes
+
+    @property
+    def positions(self) -> int:
+        """Their positions."""
+        return self.drafter.positions
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many items two sequences begin with alike."""
+    differing = (number for number, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(differing, min(len(first), len(second)))
 
 
 def prompt_of(name: str, request: Request, config: DrafterConfig, model: Any = None) -> DrafterPrompt:

@@ -133,6 +133,13 @@ class CachedReader:
         self.position = self.position + count
         self.drop()
 
+    def cut(self, count: int) -> None:
+        """Takes back the last `count` positions of the text."""
+        length = len(self.attended) - count
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+        self.attended, self.position = self.attended[:length], self.position - count
+
     def drop(self) -> None:
         """Forgets the tree, whose keys the cache no longer holds."""
         self.tokens: list[int] = []

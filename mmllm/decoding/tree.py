@@ -8,9 +8,8 @@ N nodes, V vocabulary
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -56,12 +55,20 @@ class Request:
 class DraftSource:
     """Drafts for one text. It has to write `propose`."""
 
-    passes = 0
-    """Passes of a draft model so far, after its prompt."""
-    positions = 0
-    """Positions of these passes."""
-    extra: Mapping[str, Any] = MappingProxyType({})
-    """What else is counted."""
+    @property
+    def passes(self) -> int:
+        """Passes of a draft model so far, after its prompt."""
+        return 0
+
+    @property
+    def positions(self) -> int:
+        """Positions of these passes."""
+        return 0
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What else is counted."""
+        return {}
 
     def propose(self, root: int, room: int) -> Draft:
         """A draft behind the last token of the text.
@@ -205,5 +212,5 @@ class TreeDecoding(MachineDecoding):
             seconds_verify=verify_s,
             seconds_total=seconds,
             peak_kv_positions=target.peak,
-            extra=dict(source.extra),
+            extra=source.extra,
         )
