@@ -513,6 +513,8 @@ class Decoding(Part):
     samples of the same law. It is said beside every answer."""
     hosted: ClassVar[bool] = True
     """Whether it works with video LLMs that transformers runs."""
+    samples: ClassVar[bool] = False
+    """Whether it cannot write greedily. Its configuration then has the `temperature` for callers that do not sample."""
     last: Any = None
     """The counters of its last answer, a `mmllm.decoding.counts.DecodingCounts`; None before the first."""
     total: Any = None

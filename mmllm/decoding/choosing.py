@@ -54,6 +54,8 @@ def options_with(
         raise ConfigError(f"decoding {name}: {inside} works inside the LLM, where one mask cannot fit all layers")
     if qa.settings and not method.hosted:
         raise ConfigError(f"decoding {name} does not work with hosted models of transformers")
+    if method.samples and not options.get("do_sample"):
+        options |= {"do_sample": True, "temperature": method.config.temperature, "top_k": 0, "top_p": 1.0}
     options |= method.options(qa, encoded, input_ids, attention_mask)
     if options.get("streamer") is not None and callable(options.get("custom_generate")):
         # transformers hands a streamer to its own loops only

@@ -111,11 +111,16 @@ class Written:
         scores = self.scores(logits)
         return self.chance.draw(scores.softmax(-1)) if self.sample else int(scores.argmax())
 
+    def ends_with(self, tokens: list[int]) -> bool:
+        """Whether the text would end if these tokens followed."""
+        ids = torch.cat([self.ids, self.ids.new_tensor([tokens])], dim=1)
+        return bool(self.stops(ids, None).all()) or ids.shape[1] >= self.limit
+
     def add(self, token: int) -> bool:
         """Appends a token. True if the text ends with it."""
+        self.ended = self.ends_with([token])
         self.ids = torch.cat([self.ids, self.ids.new_tensor([[token]])], dim=1)
         self._waiting.append(token)
-        self.ended = bool(self.stops(self.ids, None).all()) or self.ids.shape[1] >= self.limit
         return self.ended
 
     def flush(self) -> None:
