@@ -9,16 +9,19 @@ N tokens of the small model, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmllm.decoding.bild_released import ReleasedBild
+from mmllm.decoding.counts import DecodingCounts
 from mmllm.decoding.draft import Draft
 from mmllm.decoding.drafted import DraftedDecoding
 from mmllm.decoding.drafter import Drafter, DrafterConfig, DrafterSource
+from mmllm.decoding.reading import CachedReader
 from mmllm.decoding.tree import DraftSource, Request, TreeDecoding
 from mmllm.decoding.writing import Written
 from mmllm.errors import ConfigError
@@ -36,6 +39,8 @@ class BildConfig(DrafterConfig):
     """It takes back tokens whose -log p is above this and that it would not choose itself; 0 gives its greedy text."""
     most: int = 10
     """Tokens of the small model after which the large one takes over."""
+    released: bool = False
+    """Run as the released code does; see `mmllm.decoding.bild_released`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,14 +56,20 @@ class Bild(DraftedDecoding, TreeDecoding):
     config: BildConfig
     other_law = "tokens of a small model that do not surprise this one too much (BiLD)"
 
-    def start(self, request: Request) -> DraftSource:
-        """The small model's drafts.
+    def write(self, request: Request, target: CachedReader, logits: Tensor) -> Callable[[float], DecodingCounts]:
+        """Rounds of both models.
 
         Raises:
             ConfigError: for sampled text: both models decode greedily.
         """
         if request.text.sample:
             raise ConfigError("decoding bild is greedy: it cannot sample (do_sample, temperature)")
+        if self.config.released:
+            return ReleasedBild(self.config, request, self.drafter(request), target).run(logits)
+        return super().write(request, target, logits)
+
+    def start(self, request: Request) -> DraftSource:
+        """The small model's drafts."""
         return LittleDrafts(self.drafter(request), self.config, request)
 
     def accept(self, draft: Draft, logits: Tensor, text: Written) -> list[int]:
