@@ -5,7 +5,8 @@
                   drafter makes meanwhile
 
 Both run one after the other here; the counters say how long the longer of the two would have taken in each round.
-The release stops as soon as text and pending tokens reach the limit, and gives the pending ones out unverified.
+The release looks for no end token. It stops as soon as text and pending tokens reach the limit, and gives the pending
+ones out unverified.
 
 g tokens a round (gamma), V vocabulary
 """
@@ -86,12 +87,13 @@ class _Schedule:
 
     @property
     def ended(self) -> bool:
-        """Whether the text has ended; in the release also if the pending tokens reach the limit."""
-        length = self.text.ids.shape[1] + len(self.pending.tokens)
-        if self.config.released and not self.text.ended and length >= self.text.limit:
-            for token in self.pending.tokens:
-                self.text.add(token)
-        return self.text.ended
+        """Whether the text has ended; in the release, if it reaches the limit with its pending tokens."""
+        if not self.config.released:
+            return self.text.ended
+        ended = self.text.ids.shape[1] + len(self.pending.tokens) >= self.text.limit
+        for token in self.pending.tokens if ended else ():
+            self.text.add(token)
+        return ended
 
     def pre_verify(self, logits: Tensor) -> None:
         """Tests the first of g new tokens by the target's logits (V) behind the text."""
@@ -125,7 +127,8 @@ class _Schedule:
         for row, (drafted, law) in enumerate(tests):
             accepted, token = tried(self.text, logits[row], drafted, law)
             self.matched += accepted
-            if self.text.add(token) or not accepted:
+            ended = self.text.add(token) and not self.config.released
+            if ended or not accepted:
                 self.pending, self.after_pre = _Pending(tokens=[], laws=[]), False
                 return
 
