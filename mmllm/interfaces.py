@@ -508,9 +508,6 @@ class VideoPath(Part, nn.Module):
 class Decoding(Part):
     """How an answer is written, in place of one pass for each token. It has to write `options`, or be callable."""
 
-    other_law: str = ""
-    """What it writes in place of the model's own answers, in a few words; empty if it writes the same greedy ids, and
-    samples of the same law. It is said beside every answer."""
     hosted: ClassVar[bool] = True
     """Whether it works with video LLMs that transformers runs."""
     samples: ClassVar[bool] = False
@@ -519,6 +516,12 @@ class Decoding(Part):
     """The counters of its last answer, a `mmllm.decoding.counts.DecodingCounts`; None before the first."""
     total: Any = None
     """Those of all its answers."""
+
+    @property
+    def other_law(self) -> str:
+        """What it writes in place of the model's own answers, in a few words; empty if it writes the same greedy ids,
+        and samples of the same law. It is said beside every answer."""
+        return ""
 
     @property
     def said(self) -> dict[str, Any]:

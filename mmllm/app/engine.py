@@ -111,7 +111,9 @@ class Engine:
             InputError: for an unknown method, or one that would load a model which the visitor names.
         """
         if not isinstance(choice, str) or len(choice) > _MAX_NAME_CHARACTERS:
-            raise InputError(f"a decoding must be a text of at most {_MAX_NAME_CHARACTERS} characters, not {choice!r:.50}")
+            raise InputError(
+                f"a decoding must be a text of at most {_MAX_NAME_CHARACTERS} characters, not {choice!r:.50}"
+            )
         if choice.strip() in (ONE_BY_ONE, ""):
             return None
         if "draft" in named("decoding", choice)[1]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from mmllm import registry
 from mmllm.app.limits import MOST_FRAMES
+from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.inference.asking import VideoAnswering
 
@@ -81,14 +82,17 @@ def path_choices() -> list[str]:
 
 
 def decoding_choices() -> list[str]:
-    """Entries of the list of decoding methods that need no model of their own."""
-    names = [name for name, part in registry.parts("decoding").items() if all_defaults(part.config)]
-    return [ONE_BY_ONE, *names]
+    """Entries of the list of decoding methods; those that need a setting can be typed with it."""
+    return [ONE_BY_ONE, *(name for name in registry.parts("decoding") if _needs_nothing(name))]
 
 
-def all_defaults(config: type) -> bool:
-    """Whether a configuration can be built without a setting."""
-    return all(field.default is not MISSING or field.default_factory is not MISSING for field in fields(config))
+def _needs_nothing(name: str) -> bool:
+    """Whether a decoding method can be built without a setting."""
+    try:
+        registry.config_of("decoding", name)
+    except ConfigError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,12 +75,13 @@ class _Passes:
     @contextlib.contextmanager
     def counted(self, model: Any, cache: Any, assistant: Any) -> Iterator[None]:
         """Counts while it is open."""
-        whole = model.config.get_text_config().num_hidden_layers
+        text = model.config.get_text_config()
+        whole = text.num_hidden_layers
 
-        def count(module: Any, args: Any, kwargs: Any) -> None:
+        def count(module: Any, _args: Any, kwargs: Any) -> None:
             given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
             length = given.shape[1]
-            if module is assistant or model.config.get_text_config().num_hidden_layers != whole:
+            if module is assistant or text.num_hidden_layers != whole:
                 self.draft.append(length)
             elif kwargs.get(CACHE) is cache:
                 self.target.append(length)
@@ -91,6 +92,7 @@ class _Passes:
         try:
             yield
         finally:
+            text.num_hidden_layers = whole  # an early exit that fails leaves its own number
             for hook in hooks:
                 hook.remove()
 

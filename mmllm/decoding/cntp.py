@@ -109,7 +109,9 @@ class Cntp(MachineDecoding):
         if not request.text.sample:
             raise ConfigError("decoding cntp samples: give do_sample=True")
         if self.marks is None:
-            raise ConfigError("decoding cntp needs the ids of punctuation: Cntp(config, marks=...), or ask through VideoQA")
+            raise ConfigError(
+                "decoding cntp needs the ids of punctuation: Cntp(config, marks=...), or ask through VideoQA"
+            )
         steps = _Steps(self.config, set(self.marks), request, target)
         steps.step(logits)
         while not request.text.ended:

@@ -63,7 +63,9 @@ def added(all_counts: Sequence[DecodingCounts]) -> DecodingCounts:
         all_counts: at least one.
     """
     names = [entry.name for entry in fields(DecodingCounts) if entry.name not in ("peak_kv_positions", "extra")]
-    sums = {name: sum((getattr(counts, name) for counts in all_counts[1:]), getattr(all_counts[0], name)) for name in names}
+    sums = {
+        name: sum((getattr(counts, name) for counts in all_counts[1:]), getattr(all_counts[0], name)) for name in names
+    }
     extra: dict[str, Any] = {}
     for counts in all_counts:
         for name, value in counts.extra.items():

@@ -56,7 +56,7 @@ class DraftedDecoding(MachineDecoding):
         clip = encoded.clip
         if self.config.frames is not None:
             clip = part_of_clip(clip, evenly(len(clip), self.config.frames))
-        seen = drafting.encode_fed(lambda sink: clip)
+        seen = drafting.encode_fed(lambda _sink: clip)
         model = drafting.model
         ids = input_ids.masked_fill(input_ids == qa.model.config.video_token_id, model.config.video_token_id)
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask

@@ -41,7 +41,9 @@ class DrafterConfig:
         require(bool(self.draft.strip()), self, "draft", "own, or the folder or hub id of a model")
         require(self.layers is None or self.layers >= 1, self, "layers", "at least 1")
         require(self.frames is None or self.frames >= 1, self, "frames", "at least 1")
-        require(self.layers is None or self.draft == OWN, self, "layers", "left out: only draft=own can leave out layers")
+        require(
+            self.layers is None or self.draft == OWN, self, "layers", "left out: only draft=own can leave out layers"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""Prompt lookup of transformers: what followed the last words earlier in the text is drafted. Exact; nothing is trained."""
+"""Prompt lookup of transformers: what followed the last words earlier in the text is drafted. Exact, untrained."""
 
 from __future__ import annotations
 

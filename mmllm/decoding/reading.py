@@ -36,6 +36,8 @@ class CachedReader:
         self.config = model.config.get_text_config()
         self.dtype = model.get_input_embeddings().weight.dtype
         self.passes, self.positions, self.peak = 0, 0, len(attended)
+        self.logits: Tensor = torch.empty(0)
+        """N V, of the nodes of the tree."""
         self.drop()
 
     @classmethod

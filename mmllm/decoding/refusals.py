@@ -1,4 +1,4 @@
-"""What the machine cannot work with, refused by name before anything is computed. Nothing falls back to plain decoding."""
+"""What the machine cannot work with, refused by name before anything is computed. Nothing falls back silently."""
 
 from __future__ import annotations
 

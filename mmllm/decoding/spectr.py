@@ -98,7 +98,9 @@ class Chains(DrafterSource):
                 chain.append(node_of[parent, token])
             if level + 1 < length:  # nobody asks for the laws behind the last tokens
                 logits = self.drafter.grow(tokens[before:], [parent - 1 for parent in parents[before:]])
-                laws |= {node: self.drafter.law(logits[node - before], words[node]) for node in range(before, len(tokens))}
+                laws |= {
+                    node: self.drafter.law(logits[node - before], words[node]) for node in range(before, len(tokens))
+                }
         chains = [chain for chain in chains if chain]
         return ChainsDraft(
             tokens=torch.tensor(tokens),

@@ -195,9 +195,9 @@ class VideoAnswering(ABC):
         if decoding is None:
             return self._answers(encoded, questions, duration_s, histories, systems, about, **generate)
         method, answers = decoding_of(decoding), []
-        for asked in zip(questions, histories, systems, about, strict=True):
-            alone = [[part] for part in asked]
-            (answer,) = self._answers(encoded, alone[0], duration_s, *alone[1:], **generate, decoding=method)
+        generate["decoding"] = method
+        for question, history, system, words in zip(questions, histories, systems, about, strict=True):
+            (answer,) = self._answers(encoded, [question], duration_s, [history], [system], [words], **generate)
             answers.append(replace(answer, decoding=method.said))
         return answers
 

@@ -45,7 +45,10 @@ class _Fixed(DraftSource):
 
     def propose(self, root, room):
         done = self.text.count
-        words = [(word + self.shift) % 120 if self.shift else word for word in self.answer[done : done + min(self.depth, room)]]
+        words = [
+            (word + self.shift) % 120 if self.shift else word
+            for word in self.answer[done : done + min(self.depth, room)]
+        ]
         return Draft.chain([root, *words])
 
     def observe(self, draft, logits, path):

@@ -98,7 +98,7 @@ def test_the_enumeration_sees_a_rule_that_is_not_exact():
 def test_laws_that_drop_a_drawn_sibling_afterwards_are_seen_to_be_wrong():
     def pruned(chance):
         draft = siblings(False)(chance)
-        keep = [0] + sorted(range(1, 4), key=lambda node: -float(TARGET[0, draft.ids[node]]))[:2]
+        keep = [0, *sorted(range(1, 4), key=lambda node: -float(TARGET[0, draft.ids[node]]))[:2]]
         return Draft(tokens=draft.tokens[keep], parents=draft.parents[keep], proposal=draft.proposal[keep])
 
     assert distance(emitted_by(acceptance.recursive, pruned, 2), joint_law(TARGET, 0, 2)) > 0.01
@@ -144,7 +144,10 @@ def test_kseq_has_the_numbers_of_its_formulas(case):
 
 
 def test_kseq_of_the_papers_kind_of_example():
-    target, drafter = torch.tensor([0.5, 0.3, 0.1, 0.05, 0.05]).double(), torch.tensor([0.1, 0.2, 0.3, 0.2, 0.2]).double()
+    target, drafter = (
+        torch.tensor([0.5, 0.3, 0.1, 0.05, 0.05]).double(),
+        torch.tensor([0.1, 0.2, 0.3, 0.2, 0.2]).double(),
+    )
     rho = smallest_rho(target, drafter, 4)
     assert rho == pytest.approx(2.547, abs=1e-3)
     assert acceptance_of(target, drafter, rho, 4) == pytest.approx(0.755, abs=1e-3)

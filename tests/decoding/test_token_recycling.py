@@ -129,8 +129,8 @@ def test_a_matrix_of_another_vocabulary_is_refused(make_decoder):
         make_decoder().generate(torch.tensor([[5]]), custom_generate=method, max_new_tokens=3)
     with pytest.raises(ValueError, match=r"\(V, 8\)"):
         method.load_state_dict({"matrix": torch.zeros(50, 3, dtype=torch.long)})
+    text = Written(torch.tensor([[1]]), LogitsProcessorList(), StoppingCriteriaList(), limit=9)
     with pytest.raises(ValueError, match="only 5 ids"):
-        text = Written(torch.tensor([[1]]), LogitsProcessorList(), StoppingCriteriaList(), limit=9)
         TokenRecycling(TokenRecyclingConfig()).start(request_of(text, 5))
 
 
