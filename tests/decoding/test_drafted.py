@@ -20,7 +20,8 @@ from mmllm.decoding.spectr import Chains, SpecTrConfig, accept_chains
 
 DATA = Path(__file__).parents[1] / "data"
 EXACT = ["spectr", "spectr:candidates=1", "dyspec", "dyspec:nodes=5", "dyspec:threshold=0.05", "pearl",
-         "pearl:gamma=1", "llmcad", "llmcad:provisional=0,siblings=0", "rapid:confidence=0.05", "bild:rollback=0,fallback=0.2"]  # fmt: skip
+         "pearl:gamma=1", "llmcad", "llmcad:provisional=0,siblings=0",
+         "rapid:confidence=0.05", "bild:rollback=0,fallback=0.2"]  # fmt: skip
 V = 5
 TARGET, DRAFTER = torch.randn(2, V, V, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 1.5
 
