@@ -121,10 +121,11 @@ class RecycledDrafts(DraftSource):
         self.barred = set(request.forbidden)
 
     def propose(self, root: int, room: int) -> Draft:
-        """The tree of ranks below the root, as deep as there is room."""
+        """The tree of ranks below the root, as deep as there is room. Equal siblings are one node."""
         rows: dict[int, list[int]] = {}
         tokens, parents = [root], [-1]
         node_of = {0: 0}  # node of the whole template -> node of this draft
+        child_of: dict[tuple[int, int], int] = {}  # (node, token) -> its child with that token
         for whole, path in enumerate(self.template, start=1):
             above = self.parents[whole]
             if len(path) > room or above not in node_of:
@@ -133,10 +134,14 @@ class RecycledDrafts(DraftSource):
             if before not in rows:
                 rows[before] = self.matrix[before].tolist()
             token = rows[before][path[-1]]
-            if token not in self.barred:  # id 0 in rows that were never written may stand for visual tokens
-                node_of[whole] = len(tokens)
+            if token in self.barred:  # id 0 in rows that were never written may stand for visual tokens
+                continue
+            parent = node_of[above]
+            if (parent, token) not in child_of:
+                child_of[parent, token] = len(tokens)
                 tokens.append(token)
-                parents.append(node_of[above])
+                parents.append(parent)
+            node_of[whole] = child_of[parent, token]
         return Draft(tokens=torch.tensor(tokens), parents=torch.tensor(parents))
 
     def observe(self, draft: Draft, logits: Tensor, path: Sequence[int]) -> None:
