@@ -54,6 +54,17 @@ def _faster(name: str) -> tuple[str, str]:
 
 
 LAYOUTS: dict[str, tuple[Column, ...]] = {
+    "decoding": _columns(
+        ("decoding", "`{method}`", "{method}"),
+        ("law", "{law}"),
+        ("the same answers", "{same_percent:.0f} %"),
+        ("mIoU", "{miou_percent:.1f}"),
+        ("passes, of greedy's", "{passes_ratio:.2f}", "1"),
+        ("tokens a pass", "{tokens_per_pass:.2f}", "1"),
+        ("drafts accepted", "{acceptance_percent:.0f} %", "-"),
+        ("drafter's passes", "{draft_passes}", "-"),
+        ("processor time, of greedy's", "{time_ratio:.2f}"),
+    ),
     "ablations": _columns(
         ("", "{group}"),
         ("", "{name}"),

@@ -13,6 +13,7 @@
 | tokenizer | `VisualTokenizer` | `(config, *, in_width, out_width, grid, tower_widths, class_count)` |
 | path | `VideoPath` | `(config, *, width, audio_width)` |
 | inside the LLM, with or without weights | `LlmStage` | `(config, *, decoder)`: the LLM's configuration |
+| decoding | `Decoding`; `mmllm.decoding.tree.TreeDecoding`, which only drafts | `(config)` |
 | time | `TimeFormat` | `(config, *, count)` |
 
 A constructor may leave out any argument besides its config. B videos, T frames, N tokens of a frame, C encoder
@@ -554,6 +555,45 @@ class VideoPath(Part, nn.Module):
     def beside_counts(self, frames: int, grid: Grid, tokens_per_frame: int) -> dict[str, int]:
         """Tokens beside the sequence, by name, for the same video."""
         return {}
+
+
+class Decoding(Part):
+    """How an answer is written, in place of one pass for each token. It has to write `options`, or be callable."""
+
+    hosted: ClassVar[bool] = True
+    """Whether it works with video LLMs that transformers runs."""
+    samples: ClassVar[bool] = False
+    """Whether it cannot write greedily. Its configuration then has the `temperature` for callers that do not sample."""
+    last: Any = None
+    """The counters of its last answer, a `mmllm.decoding.counts.DecodingCounts`; None before the first."""
+    total: Any = None
+    """Those of all its answers."""
+
+    @property
+    def other_law(self) -> str:
+        """What it writes in place of the model's own answers, in a few words; empty if it writes the same greedy ids,
+        and samples of the same law. It is said beside every answer."""
+        return ""
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What is said beside an answer: the method, the law that it writes if it is another one, and the counters."""
+        counts = None if self.last is None else self.last.to_json()
+        return {"name": self.registered_name, "other_law": self.other_law, "counts": counts}
+
+    def options(self, qa: Any, encoded: Any, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
+        """Options of transformers' `generate` for an answer about a video.
+
+        Args:
+            qa: the model that is asked.
+            encoded: the video.
+            input_ids: int64, 1 L, with the video's placeholder.
+            attention_mask: 1 L; None for no padding.
+
+        Raises:
+            ConfigError: if it does not work with this model.
+        """
+        return {"custom_generate": self}
 
 
 class TimeFormat(Part):

@@ -19,14 +19,17 @@ from typing import Any
 from mmllm.app.confined_reading import SHARED, ConfinedReading
 from mmllm.app.limits import DemoLimits
 from mmllm.app.session import ChatTurn
-from mmllm.app.settings import CHAIN_OFF, OWN, Settings
+from mmllm.app.settings import CHAIN_OFF, ONE_BY_ONE, OWN, Settings
 from mmllm.app.shelf import Shelf
+from mmllm.decoding.choosing import decoding_of
 from mmllm.errors import InputError
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.chain import steps_of, thought
 from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.streaming import PartialAnswer, stream
+from mmllm.interfaces import Decoding
+from mmllm.registry import named
 from mmllm.times.answers import Span, Step
 
 _SECONDS = re.compile(r"(?<![\w.<])(\d+(?:\.\d+)?) ?(?:s|sec|secs|seconds?)\b", re.IGNORECASE)
@@ -65,6 +68,7 @@ class Engine:
         self.qa, self.limits, self.reading = qa, limits, reading
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
         self._variants: OrderedDict[str, VideoAnswering] = OrderedDict()
+        self._methods: OrderedDict[str, Decoding] = OrderedDict()
         self._digests: OrderedDict[tuple[str, int, int], str] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -99,6 +103,28 @@ class Engine:
         if chain is not None and chain.parts != "auto" and chain.parts > self.limits.parts:
             raise InputError(f"a chain may have {self.limits.parts} parts at most, not {chain.parts}")
         return chain and replace(chain, max_new_tokens=min(chain.max_new_tokens, self.limits.new_tokens))
+
+    def decoding(self, choice: Any) -> Decoding | None:
+        """How answers are written; None for one token a pass. A method is kept, with what it learns of answers.
+
+        Raises:
+            InputError: for an unknown method, or one that would load a model which the visitor names.
+        """
+        if not isinstance(choice, str) or len(choice) > _MAX_NAME_CHARACTERS:
+            raise InputError(
+                f"a decoding must be a text of at most {_MAX_NAME_CHARACTERS} characters, not {choice!r:.50}"
+            )
+        if choice.strip() in (ONE_BY_ONE, ""):
+            return None
+        if "draft" in named("decoding", choice)[1]:
+            raise InputError("draft: the demo loads no other models; leave it out for the model's own weights")
+        with self._lock:
+            if choice not in self._methods:
+                self._methods[choice] = decoding_of(choice)
+                while len(self._methods) > _MAX_VARIANTS:
+                    self._methods.popitem(last=False)
+            self._methods.move_to_end(choice)
+            return self._methods[choice]
 
     def unknown_words(self, question: str) -> list[str]:
         """The words of a question that the tokenizer maps to its unknown token; small models know few words."""
@@ -165,6 +191,7 @@ class Engine:
         earlier: Sequence[ChatTurn] = (),
         truth: Span | None = None,
         chain: ChainConfig | None = None,
+        decoding: Decoding | None = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Generator[Reply, None, None]:
         """Answers a question: a reply after each token; the last reply carries the finished turn.
@@ -176,6 +203,7 @@ class Engine:
             earlier: turns about this video that the LLM reads before the question.
             truth: the true span of the event, if there is one on record.
             chain: look at the parts of the video first, and reply after each of them.
+            decoding: how answers are written; one token a pass if None.
             stopped: called after each part and each token; the answer ends once it returns True.
 
         Raises:
@@ -193,7 +221,7 @@ class Engine:
         if stage_s:
             yield Reply(partial=None, encoded=encoded)
         asked, steps = stamped(question), tuple[Step, ...]()
-        for (step,) in steps_of(qa, encoded, [asked], chain, encoded.duration_s) if chain else ():
+        for (step,) in steps_of(qa, encoded, [asked], chain, encoded.duration_s, decoding=decoding) if chain else ():
             steps = (*steps, step)
             yield Reply(partial=None, encoded=encoded, steps=steps)
             if stopped():
@@ -208,6 +236,7 @@ class Engine:
             about=asked if chain and chain.read == "question" else None,
             stopped=stopped,
             limit_s=self.limits.answer_s,
+            decoding=decoding,
             max_new_tokens=min(qa.max_new_tokens, self.limits.new_tokens),
         ):
             if partial.answer is None:
@@ -217,7 +246,7 @@ class Engine:
         turn = ChatTurn(
             question=question,
             answer=replace(partial.answer, steps=steps),
-            settings=f"{settings}, {len(steps)} parts first" if steps else str(settings),
+            settings=f"{settings}{f', {len(steps)} parts first' if steps else ''}{_written(decoding)}",
             stage_s={**stage_s, "prefill": partial.first_token_s},
             first_token_s=encoding_s + partial.first_token_s,
             seconds=encoding_s + partial.seconds,
@@ -272,3 +301,11 @@ class Engine:
 def stamped(question: str) -> str:
     """The question with "12.4 s" or "12.4 seconds" replaced by the stamp `<12.4>`, which the processor reads."""
     return _SECONDS.sub(r"<\1>", question)
+
+
+def _written(decoding: Decoding | None) -> str:
+    """How an answer was written, as the end of a line of settings."""
+    if decoding is None:
+        return ""
+    other = f" ({decoding.other_law})" if decoding.other_law else ""
+    return f", decoding {decoding.registered_name}{other}"

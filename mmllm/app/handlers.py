@@ -19,7 +19,7 @@ from mmllm.app.exports import export
 from mmllm.app.markup import interval, readable, safe, seconds
 from mmllm.app.private_folder import remove_upload
 from mmllm.app.session import ChatTurn, Session, Visit
-from mmllm.app.settings import CHAIN_OFF, Settings, cost_of
+from mmllm.app.settings import CHAIN_OFF, ONE_BY_ONE, Settings, cost_of
 from mmllm.app.sight import comparison, cost_table, refusal, sight
 from mmllm.app.timeline import bars, timeline
 from mmllm.errors import InputError, MmllmError, is_out_of_memory
@@ -159,6 +159,7 @@ class Handlers:
         frames: float,
         remember: bool,
         chain: str = CHAIN_OFF,
+        decoding: str = ONE_BY_ONE,
     ) -> Generator[Update, None, None]:
         """The answer word by word, then the timeline, the panel and the session."""
         stop = self._stops[visitor] = threading.Event()
@@ -167,12 +168,19 @@ class Handlers:
             if session is None or visit is None:
                 raise InputError(_NO_VIDEO)
             settings, in_chain = self.engine.settings(frames, reducer, share, path), self.engine.chain(chain)
-            question = self.engine.limits.question(question)
+            question, method = self.engine.limits.question(question), self.engine.decoding(decoding)
             reply, updated_s = Reply(partial=None), 0.0
             earlier = visit.turns if remember else ()
             truth = visit.truths.get(question)
             for reply in self.engine.ask(
-                visit.path, question, settings, earlier=earlier, truth=truth, chain=in_chain, stopped=stop.is_set
+                visit.path,
+                question,
+                settings,
+                earlier=earlier,
+                truth=truth,
+                chain=in_chain,
+                decoding=method,
+                stopped=stop.is_set,
             ):
                 if reply.turn is None and (reply.partial is None or time.monotonic() - updated_s > _PACE_S):
                     updated_s = time.monotonic()

@@ -9,7 +9,15 @@ from typing import Any
 import gradio as gr
 
 from mmllm.app.handlers import Handlers, Update, note, question_at
-from mmllm.app.settings import CHAIN_CHOICES, CHAIN_OFF, Settings, path_choices, reducer_choices
+from mmllm.app.settings import (
+    CHAIN_CHOICES,
+    CHAIN_OFF,
+    ONE_BY_ONE,
+    Settings,
+    decoding_choices,
+    path_choices,
+    reducer_choices,
+)
 from mmllm.app.timeline import SCRIPT
 
 STYLE = Path(__file__).with_name("style.css")
@@ -80,6 +88,14 @@ def page(handlers: Handlers) -> gr.Blocks:
                     label="Look at parts first",
                     info="what is said of them is read before the question; auto: 2 from 10 minutes on, 3 from 15",
                     elem_id="mm-chain",
+                )
+                parts["decoding"] = gr.Dropdown(
+                    decoding_choices(),
+                    value=ONE_BY_ONE,
+                    allow_custom_value=True,
+                    label="Decoding",
+                    info="how tokens are written; or with settings: token-recycling:tree=40",
+                    elem_id="mm-decoding",
                 )
             with gr.Tab("What the model sees"):
                 parts["sight"] = _panel("mm-sight")
@@ -212,7 +228,7 @@ def _wire(
     demo: gr.Blocks, parts: dict[str, Any], handlers: Handlers, chosen: list[Any], other: list[Any], compare: gr.Button
 ) -> None:
     """Connects the events of the page's parts with the handlers."""
-    video_parts = [part for name, part in parts.items() if name not in ("here", "remember", "chain")]
+    video_parts = [part for name, part in parts.items() if name not in ("here", "remember", "chain", "decoding")]
     session, video, question = parts["session"], parts["video"], parts["question"]
     model = {"concurrency_id": _MODEL, "concurrency_limit": 1, "api_visibility": "private"}
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -244,7 +260,7 @@ def _wire(
     answered = gr.on(
         [parts["send"].click, question.submit],
         ask,
-        [question, session, *chosen, parts["remember"], parts["chain"]],
+        [question, session, *chosen, parts["remember"], parts["chain"], parts["decoding"]],
         [parts[name] for name in _ASKING],
         show_progress="hidden",
         **model,

@@ -9,11 +9,14 @@ from typing import Any, Literal
 
 from mmllm import registry
 from mmllm.app.limits import MOST_FRAMES
+from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.inference.asking import VideoAnswering
 
 OWN, NONE = "as trained", "none"
 """Choices that are no names of parts: the model's own stage, and no reducer."""
+ONE_BY_ONE = "one by one"
+"""The choice of writing answers one token a pass."""
 CHAIN_OFF = "off"
 CHAIN_CHOICES = (CHAIN_OFF, "auto", "2", "3", "4")
 """Choices of how many parts of a video are looked at first."""
@@ -76,6 +79,20 @@ def path_choices() -> list[str]:
             if typing.get_origin(kind) is Literal:
                 choices += [f"{name}:{field}={value}" for value in typing.get_args(kind)]
     return choices
+
+
+def decoding_choices() -> list[str]:
+    """Entries of the list of decoding methods; those that need a setting can be typed with it."""
+    return [ONE_BY_ONE, *(name for name in registry.parts("decoding") if _needs_nothing(name))]
+
+
+def _needs_nothing(name: str) -> bool:
+    """Whether a decoding method can be built without a setting."""
+    try:
+        registry.config_of("decoding", name)
+    except ConfigError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

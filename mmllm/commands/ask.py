@@ -45,6 +45,7 @@ def ask(
     fps: float | None = None,
     audio: bool = True,
     chain: ChainFlags = NO_CHAIN,
+    decoding: str | None = None,
     sampling: str | None = None,
     max_new_tokens: int = 64,
     json: bool = False,
@@ -66,6 +67,7 @@ def ask(
         fps: images a second, if the video is a folder of frames; by default the model's own, 5.
         audio: hear the video, too, if the model can; --no-audio looks at the pictures only.
         chain: asking in a chain.
+        decoding: how the answer is written, such as token-recycling:tree=80; by default one token a pass.
         sampling: how frames are chosen: uniform, slow-fast, slow-fast:fps=2 or slow-fast-demo; by default as the model
             was trained.
         max_new_tokens: most tokens of the answer.
@@ -94,8 +96,10 @@ def ask(
     source = video if fps is None else FrameFolder(path=video, fps=fps)
     given = given_flags(chosen)
     encoded = qa.encode_video(source, progress=True, **given)
-    answer = qa.ask(encoded, question, chain=in_chain, progress=True)
+    answer = qa.ask(encoded, question, chain=in_chain, decoding=decoding, progress=True)
     notes = [qa.note] if qa.note else []
+    if answer.decoding is not None and answer.decoding["other_law"]:
+        notes.append(f"decoding {answer.decoding['name']} writes {answer.decoding['other_law']}")
     if end is not None and end > encoded.duration_s + 1e-3:
         notes.append(f"--end {end:g} is behind the end of the video, which lasts {encoded.duration_s:.3f} s")
     note = "; ".join(notes) or None

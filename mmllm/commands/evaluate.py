@@ -23,6 +23,7 @@ from mmllm.commands.flags import (
 )
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
+from mmllm.registry import describe
 from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder, read_json, without_paths, write_json
 from mmllm.stages import NO_CHANGES
@@ -51,6 +52,7 @@ def evaluate(
     stages: StageFlags = NO_CHANGES,
     hosted: HostedFlags = AS_USUAL,
     chain: ChainFlags = NO_CHAIN,
+    decoding: str | None = None,
     max_new_tokens: int = 64,
     trials: int = 1,
     temperature: float | None = None,
@@ -84,6 +86,7 @@ def evaluate(
         stages: stages that replace the model's own.
         hosted: settings of hosted models.
         chain: asking in a chain.
+        decoding: how answers are written, such as token-recycling:tree=80; by default one token a pass.
         max_new_tokens: most tokens of an answer.
         trials: number of times that everything is asked; mean and spread are reported. The paper uses three.
         temperature: sampling temperature; by default one trial is greedy, several use 0.2.
@@ -95,6 +98,7 @@ def evaluate(
         workers: processes that decode videos.
         json: print the scores as JSON instead of a table.
     """
+    from mmllm.decoding.choosing import decoding_of
     from mmllm.evaluation.judge import Judge
     from mmllm.evaluation.run import read_benchmark
     from mmllm.evaluation.trials import Trials
@@ -116,12 +120,21 @@ def evaluate(
     _tell(data, benchmark.notes)
     folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
+    method = None if decoding is None else decoding_of(decoding)
     qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
     qa.max_new_tokens = checked_count("--max-new-tokens", max_new_tokens)
     if not audio:
         qa.processor.sound = None
     scores = evaluate_into(
-        folder, qa, benchmark, shuffle=shuffle, trials=rounds, judge=judge, workers=workers, chain=in_chain
+        folder,
+        qa,
+        benchmark,
+        shuffle=shuffle,
+        trials=rounds,
+        judge=judge,
+        workers=workers,
+        chain=in_chain,
+        decoding=method,
     )
     if not processes.is_main():
         return 0
@@ -156,6 +169,7 @@ def evaluate_into(
     judge: Any = None,
     workers: int = 1,
     chain: Any = None,
+    decoding: Any = None,
 ) -> dict[str, Any]:
     """Answers and scores a benchmark; writes `samples.jsonl`, `shuffled.jsonl` and `metrics.json` into `folder`.
 
@@ -171,6 +185,7 @@ def evaluate_into(
         judge: rates explanations after all other scores are written; None for no judge.
         workers: processes that decode.
         chain: settings of asking in a chain, `ChainConfig`; None for no chain.
+        decoding: the method that writes the answers; None for one token a pass.
 
     Raises:
         InputError: if the folder holds the answers of another model or of other settings.
@@ -184,7 +199,7 @@ def evaluate_into(
     make_folder(folder)
     if processes.is_main():
         write_places(folder, {question.vid: question.video for question in benchmark.questions})
-    _same_model(folder, qa, rounds, benchmark, chain)
+    _same_model(folder, qa, rounds, benchmark, chain, decoding)
     start = time.perf_counter()
     samples_by_trial, all_scores = [], []
     for trial in range(rounds.count):
@@ -197,6 +212,7 @@ def evaluate_into(
             seed=seed_of,
             workers=workers,
             chain=chain,
+            decoding=decoding,
             **rounds.generate,
         )
         samples_by_trial.append((trial_folder, samples))
@@ -214,6 +230,9 @@ def evaluate_into(
             "left_out": benchmark.bad_rows,
             "set_aside": set_aside,
         }
+        if decoding is not None:
+            counts = None if decoding.total is None else decoding.total.to_json()
+            scores["decoding"] = {**decoding.said, "counts": counts}
         if not processes.is_main():
             return scores
         write_json(folder / "metrics.json", scores)
@@ -227,7 +246,7 @@ def evaluate_into(
     return scores
 
 
-def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any, chain: Any) -> None:
+def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any, chain: Any, decoding: Any) -> None:
     """Writes into the folder which model and settings its answers are from; refuses a folder of other answers."""
     from mmllm.datasets.folder_rates import folder_rates
 
@@ -236,6 +255,8 @@ def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any, chain: Any) 
         identity["folder_rates"] = rates
     if chain is not None:
         identity["chain"] = to_mapping(chain)
+    if decoding is not None:
+        identity["decoding"] = describe("decoding", decoding.config)
     file = folder / "answered_by.json"
     if not any(folder.rglob("*.jsonl")):
         file.unlink(missing_ok=True)  # it speaks of no answers; an older version left it empty on a full disk

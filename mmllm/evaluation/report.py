@@ -94,6 +94,8 @@ def score_summary(scores: dict[str, Any]) -> str:
         )
     parts.append(f"{scores['scored']:g} of {scores['questions']} questions were answered")
     summary = " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")
+    if decoding := scores.get("decoding"):
+        summary += f" Decoding {decoding['name']}: {decoding['other_law'] or 'exact, the same answers'}."
     if missing := scores.get("missing"):
         difference = f"{missing} of the {scores['expected']} questions that were asked are not in the file"
         more = f"The file has {-missing} questions more than the {scores['expected']} that were expected"

@@ -21,6 +21,7 @@ from mmllm.checkpoints.adapters import base_of, merged_with
 from mmllm.checkpoints.loading import is_ours, load, own_config, own_processor
 from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
+from mmllm.decoding.choosing import options_with
 from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import local_folder
@@ -480,10 +481,12 @@ class VideoQA(VideoAnswering):
             encoded: the video.
             input_ids: int64, Q L, each row with the video's placeholder.
             attention_mask: Q L.
-            generate: options of transformers' `generate`; greedy by default.
+            generate: options of transformers' `generate`; greedy by default. `decoding` is a method that writes the
+                answer, or its description.
 
         Raises:
             InputError: if the model reads questions, and the video was encoded without one.
+            ConfigError: if the decoding method does not work with this model.
         """
         if self.reads_question and encoded.question is None:
             raise InputError("this model looks at a video for one question: give for_question(encoded, question)")
@@ -497,6 +500,7 @@ class VideoQA(VideoAnswering):
             "eos_token_id": self.stop_tokens or None,
             **generate,
         }
+        options = options_with(options, self, encoded, input_ids, attention_mask)
         ids = self.model.generate(
             input_ids=input_ids.to(device),
             attention_mask=None if attention_mask is None else attention_mask.to(device),

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mmllm.decoding.choosing import decoding_of
 from mmllm.inference.chain import ask_in_chain
 from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.encoded import EncodedVideo
@@ -147,7 +149,8 @@ class VideoAnswering(ABC):
             question: in words; it may hold `<seconds>` stamps.
             chain: look at so many parts of the video first (LVCoT), or "auto" by its length; see `ChainConfig`. What
                 was said of them is in the answer's `steps`.
-            generate: options of transformers' `generate`; greedy by default.
+            generate: `decoding` and other arguments of `ask_all`, and options of transformers' `generate`; greedy by
+                default.
         """
         encoded = video if isinstance(video, EncodedVideo) else self.encode_video(video)
         return self.ask_all(encoded, [question], chain=chain, **generate)[0]
@@ -163,6 +166,7 @@ class VideoAnswering(ABC):
         systems: Sequence[str] | None = None,
         about: Sequence[str] | None = None,
         chain: ChainConfig | int | str | None = None,
+        decoding: Any = None,
         progress: bool = False,
         **generate: Any,
     ) -> list[Answer]:
@@ -179,6 +183,8 @@ class VideoAnswering(ABC):
             systems: for each question its own system prompt, or an empty text for the processor's.
             about: for each question the words that visual parts read in its place, if the model reads questions.
             chain: as in `ask`.
+            decoding: how answers are written, such as `token-recycling`; a method of `mmllm.decoding` or its
+                description, one token a pass if None. Questions are then asked one by one.
             progress: whether the progress of a chain is shown.
             generate: as in `ask`.
         """
@@ -187,16 +193,18 @@ class VideoAnswering(ABC):
         duration_s = encoded.duration_s if duration_s is None else duration_s
         if (config := ChainConfig.of(chain)) is not None:
             beside: dict[str, Any] = {"histories": histories, "systems": systems, "progress": progress}
+            beside["decoding"] = None if decoding is None else decoding_of(decoding)
             return ask_in_chain(self, encoded, questions, config, duration_s, **beside, **generate)
-        return self._answers(
-            encoded,
-            questions,
-            duration_s,
-            histories or [()] * len(questions),
-            systems or [""] * len(questions),
-            about or questions,
-            **generate,
-        )
+        histories, systems = histories or [()] * len(questions), systems or [""] * len(questions)
+        about = about or questions
+        if decoding is None:
+            return self._answers(encoded, questions, duration_s, histories, systems, about, **generate)
+        method, answers = decoding_of(decoding), []
+        generate["decoding"] = method
+        for question, history, system, words in zip(questions, histories, systems, about, strict=True):
+            (answer,) = self._answers(encoded, [question], duration_s, [history], [system], [words], **generate)
+            answers.append(replace(answer, decoding=method.said))
+        return answers
 
     def tell(
         self,
@@ -233,7 +241,7 @@ class VideoAnswering(ABC):
             encoded: the video, as this model sees it for the question.
             question: in words.
             history: earlier questions with their raw answers.
-            generate: options of transformers' `generate`, such as a streamer.
+            generate: `decoding`, and options of transformers' `generate`, such as a streamer.
         """
 
     @abstractmethod

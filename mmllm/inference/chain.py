@@ -85,6 +85,7 @@ def steps_of(
     duration_s: float,
     *,
     systems: Sequence[str] | None = None,
+    decoding: Any = None,
 ) -> Iterator[list[Step]]:
     """What the model says of each part of a video: after each part a list of steps, one for each question.
 
@@ -98,6 +99,7 @@ def steps_of(
         chain: the settings.
         duration_s: length of the video on the clock of the answers.
         systems: for each question its own system prompt.
+        decoding: how answers are written, as for `VideoQA.ask_all`.
     """
     # Times of the answers may be on an annotated clock, which is a little faster or slower than the file's.
     times_s = encoded.times_s * (duration_s / encoded.duration_s)
@@ -113,6 +115,7 @@ def steps_of(
             systems=None if chain.steps == "describe" else systems,
             max_new_tokens=chain.max_new_tokens,
             do_sample=False,
+            decoding=decoding,
         )
         steps = [_moved(answer, part, duration_s, qa.processor) for answer in answers]
         yield steps * len(questions) if chain.steps == "describe" else steps
@@ -153,6 +156,7 @@ def ask_in_chain(
     duration_s: float,
     *,
     systems: Sequence[str] | None = None,
+    decoding: Any = None,
     progress: bool = False,
     **options: Any,
 ) -> list[Answer]:
@@ -165,6 +169,7 @@ def ask_in_chain(
         chain: the settings.
         duration_s: length of the video, as for `VideoQA.ask_all`.
         systems: for each question its own system prompt.
+        decoding: how answers are written, as for `VideoQA.ask_all`.
         progress: whether progress is shown.
         options: of `VideoQA.ask_all`, for the last pass.
 
@@ -174,12 +179,12 @@ def ask_in_chain(
     count = chain.parts_of(len(encoded.times_s), duration_s)
     with Progress("ask in a chain", count + 1, "steps", shown=progress and count > 0) as bar:
         said: list[list[Step]] = [[] for _ in questions]
-        for steps in steps_of(qa, encoded, questions, chain, duration_s, systems=systems):
+        for steps in steps_of(qa, encoded, questions, chain, duration_s, systems=systems, decoding=decoding):
             for earlier, step in zip(said, steps, strict=True):
                 earlier.append(step)
             bar.advance()
         texts = [thought(steps, question, chain) for steps, question in zip(said, questions, strict=True)]
         about = list(questions) if chain.read == "question" and count else None
-        answers = qa.ask_all(encoded, texts, duration_s, systems=systems, about=about, **options)
+        answers = qa.ask_all(encoded, texts, duration_s, systems=systems, about=about, decoding=decoding, **options)
         bar.advance()
     return [replace(answer, steps=tuple(steps)) for answer, steps in zip(answers, said, strict=True)]

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from mmllm.decoding.choosing import options_with
 from mmllm.errors import ConfigError
 from mmllm.fields import to_mapping
 from mmllm.hosting.encoding import is_pixels
@@ -319,7 +320,11 @@ class HostedVideoQA(VideoAnswering):
         Args:
             video: the video.
             prompts: inputs of one row each, as the model's processor makes them.
-            generate: options of transformers' `generate`; greedy by default.
+            generate: options of transformers' `generate`; greedy by default. `decoding` is a method that writes the
+                answer, or its description.
+
+        Raises:
+            ConfigError: if the decoding method does not work with this model.
         """
         tokenizer = self.prompting.tokenizer
         stops = self.stop_tokens
@@ -337,6 +342,7 @@ class HostedVideoQA(VideoAnswering):
         if not options["do_sample"]:
             options = {"temperature": None, "top_p": None, "top_k": None, **options}
         prompt = self.model.prepare(rows, features)
+        options = options_with(options, self, video, rows["input_ids"], rows["attention_mask"])
         ids = self.model.generate(prompt, **options)
         return ids[:, prompt.inputs["input_ids"].shape[1] :]
 

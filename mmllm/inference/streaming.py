@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from mmllm.decoding.choosing import decoding_of
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.times.answers import Answer
@@ -53,6 +54,7 @@ def stream(
     about: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
     limit_s: float = 60.0,
+    decoding: Any = None,
     **generate: Any,
 ) -> Generator[PartialAnswer, None, None]:
     """The answer so far, after each token. The last item carries the whole answer.
@@ -65,6 +67,7 @@ def stream(
         about: the words that visual parts read in place of the question, if the model reads questions.
         stopped: called after each token. Once it returns True, the answer ends with the text so far.
         limit_s: after so many seconds the answer ends with the text so far.
+        decoding: how the answer is written, as for `VideoQA.ask_all`; the tokens of a pass come at once.
         generate: options of transformers' `generate`.
     """
     started = time.perf_counter()
@@ -77,9 +80,10 @@ def stream(
 
     ids: list[int] = []
     times_s: list[float] = []  # of each token, since the question
+    method = None if decoding is None else decoding_of(decoding)
     words = question if about is None else about
     encoded = qa.for_question(encoded, qa.question_about_video(words, encoded.duration_s, history))
-    tokens = _tokens(qa, encoded, question, history, cut_reason, generate)
+    tokens = _tokens(qa, encoded, question, history, cut_reason, {**generate, "decoding": method})
     try:
         for token, token_time in tokens:
             ids.append(token)
@@ -90,6 +94,7 @@ def stream(
         closed.set()
         tokens.close()
     answer = qa.answer_of(encoded, ids, encoded.duration_s)
+    answer = answer if method is None else replace(answer, decoding=method.said)
     yield _partial(qa, encoded, ids, times_s, answer=answer, cut=cut)
 
 

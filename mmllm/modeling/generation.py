@@ -60,6 +60,8 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             InputError: if media and text do not fit each other, or an option does not work with media.
             ConfigError: if an option does not work with a stage inside the LLM.
         """
+        if kwargs.get("visual_embeddings") is not None:  # a draft inside `generate`: tokens have their places already
+            return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
         named, kwargs = media_apart(kwargs)
         given = {} if sequences is not None else one_media(media, named)
         for name in ("past_key_values", "cache"):  # transformers 5.24 has the second name

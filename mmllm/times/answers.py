@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmllm.errors import InputError
@@ -76,6 +77,9 @@ class Answer:
     """True if the answer has fewer than two times. Its span is the whole video."""
     steps: tuple[Step, ...] = ()
     """What the model said before of the parts of the video, if it was asked in a chain."""
+    decoding: Mapping[str, Any] | None = field(default=None, compare=False)
+    """How it was written, if a decoding method was asked for: its `name`, the `other_law` that it writes (empty if it
+    is exact) and its `counts`."""
 
     @property
     def absent(self) -> bool:
@@ -90,6 +94,7 @@ class Answer:
             "raw": self.raw,
             "fallback": self.fallback,
             **({"steps": [step.to_json() for step in self.steps]} if self.steps else {}),
+            **({"decoding": dict(self.decoding)} if self.decoding else {}),
         }
 
 

@@ -166,3 +166,21 @@ def test_a_long_video_is_encoded_in_pieces_and_read_again_only_for_its_frames(un
     assert set(seconds) == {"decode", "encode", "reduce"}
     assert ranked.long.reduced.shape[1:3] == (600, 4)
     assert ranked.kept.sum() == 600 * 4
+
+
+def test_the_demo_writes_through_a_method_and_loads_no_model_that_a_visitor_names(engine, short_clip):
+    method = engine.decoding("token-recycling")
+    assert engine.decoding("token-recycling") is method
+    assert engine.decoding("one by one") is None
+    plain = engine.answer(short_clip, QUESTION, engine.own_settings)
+    turn = engine.answer(short_clip, QUESTION, engine.own_settings, decoding=method)
+    assert turn.answer == plain.answer
+    assert turn.settings.endswith("decoding token-recycling")
+    other = engine.answer(short_clip, QUESTION, engine.own_settings, decoding=engine.decoding("bild:layers=1"))
+    assert "(tokens of a small model" in other.settings
+    with pytest.raises(InputError, match="loads no other models"):
+        engine.decoding("spectr:draft=/etc")
+    with pytest.raises(InputError, match="at most"):
+        engine.decoding("a" * 300)
+    with pytest.raises(InputError, match="unknown decoding"):
+        engine.decoding("telepathy")

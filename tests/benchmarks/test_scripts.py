@@ -16,8 +16,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video", "paths",
-    "reducer_costs", "reducers", "reinforce", "tokenizer_training", "train", "video", "when",
+    "ablations", "decoding", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video",
+    "paths", "reducer_costs", "reducers", "reinforce", "tokenizer_training", "train", "video", "when",
 )  # fmt: skip
 
 
@@ -265,6 +265,22 @@ def test_paths_are_measured_trained_and_not_trained_again(tmp_path):
 
 
 @pytest.mark.slow
+def test_decoding_methods_beside_greedy(tmp_path):
+    from benchmarks import decoding
+    from mmllm.errors import MmllmError
+
+    options = ["--videos", "2", "--methods", "token-recycling:tree=13", "bild:layers=1"]
+    kept = run("decoding", options, tmp_path)
+    greedy, recycled, bild, again = kept.tables["decoding"]
+    assert greedy.numbers["same_percent"] == recycled.numbers["same_percent"] == 100
+    assert recycled.numbers["passes_ratio"] < 0.7
+    assert again.numbers["passes_ratio"] < recycled.numbers["passes_ratio"]
+    assert bild.labels["law"] == "another"
+    wrong = decoding.Asked(answers=["other"] * 2)
+    with pytest.raises(MmllmError, match="changed 2 answers"):
+        decoding.add_row(kept, "x", None, wrong, decoding.Asked(answers=["right"] * 2, seconds=1.0))
+
+
 def test_what_pruning_does_to_when(tmp_path, monkeypatch):
     from benchmarks import when
 

@@ -1,0 +1,149 @@
+"""A model with the cache of what it has read. Branches of a tree are read beside each other, then cut back to one.
+
+    cache  | prompt and text, L positions | nodes of a tree, M |  settle(path) ->  | L + len(path) |
+
+Keys are stored rotated, and a node's depth is its later position: what is kept needs no change.
+
+L positions kept, N new nodes, M nodes of the tree, V vocabulary, A axes of a position (1, or more with M-RoPE)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from mmllm.decoding.masks import ancestry, masks_for
+from mmllm.errors import InputError
+from mmllm.llm.cache import CACHE
+
+
+class CachedReader:
+    """Reads trees of tokens behind what is in a cache.
+
+    Args:
+        model: a decoder LLM of transformers, or one of our models.
+        cache: with L positions.
+        attended: bool, L. False at padding.
+        position: int64, A 1 1 or 1 1. The position of the next token.
+    """
+
+    def __init__(self, model: Any, cache: Any, attended: Tensor, position: Tensor) -> None:
+        self.model, self.cache, self.attended, self.position = model, cache, attended, position
+        self.config = model.config.get_text_config()
+        self.dtype = model.get_input_embeddings().weight.dtype
+        self.passes, self.positions, self.peak = 0, 0, len(attended)
+        self.logits: Tensor = torch.empty(0)
+        """N V, of the nodes of the tree."""
+        self.drop()
+
+    @classmethod
+    def after_prompt(cls, model: Any, input_ids: Tensor, inputs: Mapping[str, Any]) -> tuple[CachedReader, Tensor]:
+        """A reader of a prompt, and the logits (V) of the first new token.
+
+        Args:
+            model: the model.
+            input_ids: int64, 1 L; empty if `inputs` has `inputs_embeds`.
+            inputs: what transformers' `generate` gives to a decoding method. Its cache may hold a beginning of the
+                prompt.
+        """
+        embeddings = inputs.get("inputs_embeds")
+        given = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
+        mask = inputs.get("attention_mask")
+        before = inputs[CACHE].get_seq_length()
+        is_whole = mask is None or mask.shape[1] == given
+        prepared = model.prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=given - before if before and is_whole else None,
+            is_first_iteration=True,
+            **inputs,
+        )
+        outputs = model(**prepared, return_dict=True)
+        length = inputs[CACHE].get_seq_length()
+        attended = torch.ones(length, dtype=torch.bool) if mask is None else mask[0].bool()
+        attended = attended.to(input_ids.device)
+        positions = inputs.get("position_ids")
+        last = attended.sum().view(1, 1) - 1 if positions is None else positions[..., -1:]
+        return cls(model, inputs[CACHE], attended, last + 1), outputs.logits[0, -1]
+
+    @classmethod
+    def of_embeddings(cls, model: Any, embeddings: Tensor, mask: Tensor) -> tuple[CachedReader, Tensor]:
+        """A reader of a prompt of embeddings, and the logits (V) of the first new token.
+
+        Args:
+            model: a decoder LLM.
+            embeddings: 1 L D.
+            mask: 1 L. 0 at padding, on the left.
+        """
+        cache, attended = DynamicCache(), mask[0].bool()
+        positions = (attended.long().cumsum(0) - 1).clamp(min=0)[None]
+        outputs = model(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+            **{CACHE: cache},
+        )
+        return cls(model, cache, attended, positions[..., -1:] + 1), outputs.logits[0, -1]
+
+    def read(self, tokens: Tensor, parents: Sequence[int], embeddings: Tensor | None = None) -> Tensor:
+        """Logits N V of new nodes, which join the tree.
+
+        Args:
+            tokens: int64, N.
+            parents: for each its parent among the nodes of the tree, those of this call included; -1 if it follows
+                the text.
+            embeddings: N D, in place of the tokens.
+
+        Raises:
+            InputError: if the logits hold NaN.
+        """
+        device, before = self.attended.device, len(self.tokens)
+        self.tokens += tokens.tolist()
+        self.parents += [int(parent) for parent in parents]
+        visible, depth = (part.to(device) for part in ancestry(tuple(self.parents)))
+        given = {"input_ids": tokens.to(device)[None]} if embeddings is None else {"inputs_embeds": embeddings[None]}
+        outputs = self.model(
+            **given,
+            attention_mask=masks_for(self.config, self.attended, visible[before:], depth, self.dtype),
+            position_ids=self.position + depth[before:],
+            use_cache=True,
+            return_dict=True,
+            **{CACHE: self.cache},
+        )
+        logits = outputs.logits[0]
+        if bool(logits.isnan().any()):
+            raise InputError("the logits of a draft hold NaN: the model's numbers overflow")
+        self.logits = logits if not before else torch.cat([self.logits, logits])
+        self.passes, self.positions = self.passes + 1, self.positions + len(tokens)
+        self.peak = max(self.peak, len(self.attended) + len(self.tokens))
+        return logits
+
+    def settle(self, path: Sequence[int]) -> None:
+        """Keeps the nodes of a path of the tree as text, and drops all others."""
+        length, count = len(self.attended), len(path)
+        in_front = list(path) == list(range(count))
+        index = torch.cat([torch.arange(length), length + torch.tensor(path, dtype=torch.long)])
+        for layer in self.cache.layers:
+            place = slice(0, length + count) if in_front else index.to(layer.keys.device)
+            layer.keys, layer.values = layer.keys[:, :, place], layer.values[:, :, place]
+        self.attended = torch.cat([self.attended, self.attended.new_ones(count)])
+        self.position = self.position + count
+        self.drop()
+
+    def cut(self, count: int) -> None:
+        """Takes back the last `count` positions of the text."""
+        length = len(self.attended) - count
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+        self.attended, self.position = self.attended[:length], self.position - count
+
+    def drop(self) -> None:
+        """Forgets the tree, whose keys the cache no longer holds."""
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.logits = torch.empty(0, device=self.attended.device)

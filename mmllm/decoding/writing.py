@@ -1,0 +1,130 @@
+"""The text while it is written: the law of its next token, where it ends, and who is told of new tokens.
+
+V vocabulary, P ids so far
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmllm.errors import InputError
+
+
+class Chance(Protocol):
+    """Random decisions. Tests enumerate them."""
+
+    def accepts(self, probability: float) -> bool:
+        """True with this probability."""
+
+    def draw(self, law: Tensor) -> int:
+        """An id of a law (V)."""
+
+
+class TorchChance:
+    """Decisions of torch's own random numbers, drawn as transformers draws tokens."""
+
+    def accepts(self, probability: float) -> bool:
+        """True with this probability."""
+        return bool(torch.rand(()) < probability)
+
+    def draw(self, law: Tensor) -> int:
+        """An id of a law (V)."""
+        return int(torch.multinomial(law[None], num_samples=1))
+
+
+class Written:
+    """Prompt and answer so far.
+
+    Args:
+        input_ids: int64, 1 P. The prompt.
+        processor: transformers' processors of logits, which may depend on all ids before.
+        stops: transformers' stopping criteria.
+        limit: the largest number of ids, with the prompt's.
+        sample: whether tokens are drawn, and not the most probable ones.
+        streamer: gets the new tokens of each round at once; None for none.
+        chance: of what is drawn.
+    """
+
+    def __init__(
+        self,
+        input_ids: Tensor,
+        processor: Callable[[Tensor, Tensor], Tensor],
+        stops: Callable[[Tensor, Any], Tensor],
+        limit: int,
+        *,
+        sample: bool = False,
+        streamer: Any = None,
+        chance: Chance | None = None,
+    ) -> None:
+        self.ids, self.prompt_length = input_ids, input_ids.shape[1]
+        self.processor, self.stops, self.limit, self.sample, self.streamer = processor, stops, limit, sample, streamer
+        self.chance: Chance = TorchChance() if chance is None else chance
+        self.ended = False
+        self._waiting: list[int] = []
+
+    @property
+    def count(self) -> int:
+        """How many tokens are new."""
+        return self.ids.shape[1] - self.prompt_length
+
+    @property
+    def new(self) -> list[int]:
+        """The new tokens."""
+        return self.ids[0, self.prompt_length :].tolist()
+
+    @property
+    def last(self) -> int:
+        """The last id of the text."""
+        return int(self.ids[0, -1])
+
+    @property
+    def room(self) -> int:
+        """How deep a draft may be: the tokens still allowed, without the one that a verification always adds."""
+        return max(0, self.limit - self.ids.shape[1] - 1)
+
+    def scores(self, logits: Tensor, ahead: list[int] | None = None) -> Tensor:
+        """float32, V: logits (V) as transformers' processors change them.
+
+        Args:
+            logits: V.
+            ahead: tokens that would follow the text; for laws of a drafter.
+
+        Raises:
+            InputError: if they hold NaN.
+        """
+        ids = self.ids if not ahead else torch.cat([self.ids, self.ids.new_tensor([ahead])], dim=1)
+        scores = self.processor(ids, logits[None].to(copy=True, dtype=torch.float32, device=ids.device))[0]
+        if bool(scores.isnan().any()):
+            raise InputError("the scores of the next token hold NaN")
+        return scores
+
+    def law(self, logits: Tensor, ahead: list[int] | None = None) -> Tensor:
+        """float32, V: the law of the next token; arguments are as in `scores`."""
+        return self.scores(logits, ahead).softmax(-1)
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token: the most probable one, or one draw."""
+        scores = self.scores(logits)
+        return self.chance.draw(scores.softmax(-1)) if self.sample else int(scores.argmax())
+
+    def ends_with(self, tokens: list[int]) -> bool:
+        """Whether the text would end if these tokens followed."""
+        ids = torch.cat([self.ids, self.ids.new_tensor([tokens])], dim=1)
+        return bool(self.stops(ids, None).all()) or ids.shape[1] >= self.limit
+
+    def add(self, token: int) -> bool:
+        """Appends a token. True if the text ends with it."""
+        self.ended = self.ends_with([token])
+        self.ids = torch.cat([self.ids, self.ids.new_tensor([[token]])], dim=1)
+        self._waiting.append(token)
+        return self.ended
+
+    def flush(self) -> None:
+        """Tells the streamer of the tokens since the last call."""
+        if self.streamer is not None and self._waiting:
+            self.streamer.put(torch.tensor(self._waiting))
+        self._waiting = []
