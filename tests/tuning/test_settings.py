@@ -27,7 +27,9 @@ def test_about_the_share_remains(name, share):
         return
     if where_it_acts(cls) in ("behind the encoder", "behind the projector"):
         kept = registry.build("reducer", text).kept_tokens(TOKENS, FRAMES)
-        assert kept == pytest.approx(share * TOKENS * FRAMES, rel={"pool": 0.3, "flashvid": 0.1, "holitom": 0.1}.get(name, 0.02))
+        assert kept == pytest.approx(
+            share * TOKENS * FRAMES, rel={"pool": 0.3, "flashvid": 0.1, "holitom": 0.1}.get(name, 0.02)
+        )
 
 
 def test_settings_inside_the_llm_are_the_papers():
