@@ -32,7 +32,7 @@ from benchmarks.measuring import in_turns, seconds_on
 from benchmarks.reducers import CLIP_SEED, FAMILIES, blind, questions_by_clip
 from benchmarks.results import Number, Results, command_line, machine, option_parser
 from mmllm.datasets.folder_rates import folder_rates
-from mmllm.errors import ConfigError, InputError
+from mmllm.errors import InputError
 from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.metrics import by_video, sample_iou, text_match
 from mmllm.evaluation.run import Benchmark, answered, read_benchmark
@@ -52,7 +52,8 @@ REDUCERS = (
     "cdpruner:relevance=none", "vidcom2", "flashvid", "holitom", "fastvid", "evs", "video_budget", "fastv",
     "fastv:merge=true", "pyramiddrop", "sparsevlm", "dart",
 )  # fmt: skip
-"""In the order of the tables. A model is asked behind those that fit it, at the budgets that they have."""
+"""In the order of the tables; fields may follow a name. A model is asked behind those that fit it, at the budgets that
+they have."""
 LENGTHS = ("short", "middle", "long")
 MOTIONS = ("still", "moving")
 SCORED = ("whole", *LENGTHS, *MOTIONS)
@@ -63,7 +64,7 @@ def variants(settings: ReducerSettings, seed: int) -> dict[str, VideoAnswering]:
     made: dict[str, VideoAnswering] = {"everything": settings.qa}
     for budget, share in BUDGETS.items():
         for name in REDUCERS:
-            with suppress(ConfigError):
+            with suppress(InputError):
                 setting = settings.at(f"random:seed={seed}" if name == "random" else name, share)
                 made[f"{name} {budget}"] = settings.qa.with_stages(reducers=[setting.flag])
     return made

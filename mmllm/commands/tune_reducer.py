@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json as json_text
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from mmllm.commands.flags import AS_USUAL, HostedFlags, checked_count, require_rate
 from mmllm.errors import require_extra
+from mmllm.tuning.config import Cost, TuneConfig
+
+USUAL = TuneConfig()
 
 
 def tune_reducer(
     model: Annotated[str, tyro.conf.Positional],
     data: Annotated[Path, tyro.conf.Positional],
-    target_miou: float = 0.95,
-    reducers: tuple[str, ...] = (),
-    budgets: tuple[float, ...] = (0.75, 0.5, 0.25, 0.125, 0.05),
-    cost: Literal["operations", "tokens"] = "operations",
+    target_miou: float = USUAL.target_miou,
+    reducers: tuple[str, ...] = USUAL.reducers,
+    budgets: tuple[float, ...] = USUAL.budgets,
+    cost: Cost = USUAL.cost,
     path: str | None = None,
     hosted: HostedFlags = AS_USUAL,
     videos: Path | None = None,
@@ -26,10 +29,10 @@ def tune_reducer(
     durations: Path | None = None,
     fps: float | None = None,
     limit: int | None = None,
-    first_clips: int = 8,
-    halving: int = 2,
-    max_new_tokens: int = 64,
-    seed: int = 0,
+    first_clips: int = USUAL.first_clips,
+    halving: int = USUAL.halving,
+    max_new_tokens: int = USUAL.max_new_tokens,
+    seed: int = USUAL.seed,
     output: Path | None = None,
     workers: int = 1,
     json: bool = False,
@@ -65,7 +68,6 @@ def tune_reducer(
     from mmllm.inference.answering import VideoQA
     from mmllm.tuning.report import plot_of
     from mmllm.tuning.run import tune
-    from mmllm.tuning.search import TuneConfig
 
     require_rate(fps)
     config = TuneConfig(

@@ -16,8 +16,9 @@ from mmllm.runtime.files import make_folder, without_paths, write_json
 from mmllm.train.record import claim, digest
 from mmllm.train.run import locked
 from mmllm.tuning.answers import ReducerAnswers
+from mmllm.tuning.config import TuneConfig
 from mmllm.tuning.report import results_of
-from mmllm.tuning.search import ReducerSearch, TuneConfig
+from mmllm.tuning.search import ReducerSearch
 from mmllm.tuning.settings import ReducerSettings
 
 

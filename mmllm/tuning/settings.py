@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmllm import registry
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, InputError
 from mmllm.inference.asking import VideoAnswering
 from mmllm.interfaces import ProjectedReducer, TokenReducer
 
@@ -51,7 +51,7 @@ class ReducerSettings:
             share: above 0 and at most 1.
 
         Raises:
-            ConfigError: if the reducer does not fit the model, or has no setting near this share.
+            InputError: if the reducer does not fit the model, or has no setting near this share.
         """
         name, given = registry.named("reducer", reducer)
         cls: type[TokenReducer] = registry.find("reducer", name).cls
@@ -65,7 +65,7 @@ class ReducerSettings:
             flag = registry.text_of(name, {**fields, **more})
             try:
                 self.qa.with_stages(reducers=[flag])
-            except ConfigError as problem:
+            except InputError as problem:
                 problems.append(problem)
             else:
                 return Setting(reducer, share, flag)
@@ -79,7 +79,7 @@ class ReducerSettings:
             for share in shares:
                 try:
                     setting = self.at(reducer, share)
-                except ConfigError as problem:
+                except InputError as problem:
                     refused[f"{reducer} at {share:g}"] = str(problem)
                 else:
                     settings.setdefault(setting.flag, setting)
@@ -95,6 +95,6 @@ class ReducerSettings:
         for reducer in reducers:
             cls: Any = registry.find("reducer", registry.named("reducer", reducer)[0]).cls
             if cls.score_choices or cls.needs_keys:
-                with suppress(ConfigError):
+                with suppress(InputError):
                     ranking[self.at(reducer, 1.0).flag] = issubclass(cls, ProjectedReducer)
         return self.qa.with_stages(reducers=sorted(ranking, key=lambda flag: ranking[flag]))

@@ -4,8 +4,8 @@ import json
 
 from mmllm.evaluation.run import read_benchmark
 from mmllm.inference.answering import VideoQA
+from mmllm.tuning.config import TuneConfig
 from mmllm.tuning.run import tune
-from mmllm.tuning.search import TuneConfig
 
 
 def test_a_published_model(published, short_clip, tmp_path):

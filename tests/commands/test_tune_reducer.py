@@ -13,8 +13,8 @@ from mmllm import cli
 from mmllm.evaluation.run import read_benchmark
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.rendering import render
+from mmllm.tuning.config import TuneConfig
 from mmllm.tuning.run import tune
-from mmllm.tuning.search import TuneConfig
 
 
 @pytest.fixture(scope="module")

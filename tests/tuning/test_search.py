@@ -8,8 +8,9 @@ import pytest
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.tuning.answers import UNREDUCED, ReducerAnswers
+from mmllm.tuning.config import TuneConfig
 from mmllm.tuning.report import results_of, summary_of, table_of
-from mmllm.tuning.search import ReducerSearch, TuneConfig
+from mmllm.tuning.search import ReducerSearch
 from mmllm.tuning.settings import Setting
 
 CLIPS = [f"clip{number:02}" for number in range(40)]

@@ -84,3 +84,24 @@ def test_one_look_of_the_encoder_is_enough_for_all(untrained_qa, short_clip):
     assert len(taken) > 10
     for setting in taken:
         assert not settings.qa.with_stages(reducers=[setting.flag]).needs_frames(encoded), setting.flag
+
+
+def test_one_look_of_a_hosted_tower_is_enough_for_all(short_clip):
+    from tiny_models import CASES
+    from tiny_processors import processor
+
+    from mmllm.hosting.model import HostedModel
+    from mmllm.inference.hosted import HostedVideoQA
+
+    model = HostedModel(CASES["qwen3_vl"].fresh(), processor("qwen3_vl"), reducers=["uniform:ratio=0.5"])
+    settings = ReducerSettings(HostedVideoQA(model))
+    assert settings.layers == model.model.get_decoder().config.num_hidden_layers
+    names = list(registry.parts("reducer"))
+    encoded = settings.scout(names).encode_video(short_clip, num_frames=4)
+    assert encoded.token_counts["reducers"] == encoded.token_counts["encoder"]
+    taken, refused = settings.all_at(names, [0.5])
+    assert {"evs", "fastv"} <= {setting.reducer for setting in taken}
+    assert any(setting.reducer in ("fastervlm", "vispruner") for setting in taken), "one that needs a score"
+    assert "a hosted model runs its own tower" in refused["diffrate at 0.5"]
+    for setting in taken:
+        assert not settings.qa.with_stages(reducers=[setting.flag]).needs_frames(encoded), setting.flag
