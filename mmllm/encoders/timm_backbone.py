@@ -110,8 +110,13 @@ class TimmEncoder(Encoder):
         return slice(0, self.width - self.class_count)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; batch norms keep their statistics: frames of one video are too similar to estimate them."""
+        """Training mode, for a tower that is trained; a frozen one stays as it is.
+
+        Batch norms always keep their statistics: frames of one video are too similar to estimate them.
+        """
         super().train(mode)
+        if not needs_gradient(self):
+            self.tower.eval()
         keep_statistics(self)
         return self
 

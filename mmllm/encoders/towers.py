@@ -68,7 +68,8 @@ class TowersConfig:
     def frames(self) -> FrameTransform:
         """How frames are prepared: for the tower that sees more pixels."""
         larger = max((tower.frames for tower in self.towers), key=lambda transform: transform.size)
-        return dataclasses.replace(larger, fit=self.fit)
+        crop = larger.crop if larger.fit == self.fit else 1.0
+        return dataclasses.replace(larger, fit=self.fit, crop=crop)
 
 
 @register("encoder", "towers", config=TowersConfig)

@@ -283,6 +283,16 @@ def test_gradients_reach_a_tower_that_is_trained_and_no_other():
     assert not encoder(frames(encoder)).features.requires_grad
 
 
+def test_a_frozen_tower_drops_nothing_in_training():
+    encoder = built("convnext_atto").requires_grad_(False)
+    encoder.tower.stages[0].blocks[0].drop_path = timm.layers.DropPath(0.9).eval()
+    pixels = frames(encoder)
+    before = encoder(pixels).features
+    assert torch.equal(encoder.train()(pixels).features, before)
+    encoder.requires_grad_(True)
+    assert not torch.equal(encoder.train()(pixels).features, before)
+
+
 def test_a_model_is_saved_and_loaded_and_takes_other_stages(make_model, tmp_path):
     encoder = "timm:name=swin_tiny_patch4_window7_224,stage=-1"
     model = make_model(encoder=encoder, path="plain")

@@ -84,6 +84,15 @@ def test_text_describes_towers_with_semicolons_and_settings_survive_saving():
     assert (encoder.grid, encoder.width) == ((4, 4), 12)
 
 
+def test_a_backbone_of_timm_is_a_tower():
+    config = TowersConfig(first="timm:name=resnet18;stage=3;image_size=64", second=SIGLIP, grid=None)
+    assert (config.frames.size, config.frames.fit, config.frames.crop) == (64, "pad", 1.0)
+    assert TowersConfig(first="timm:name=resnet18;image_size=64", second=SIGLIP, fit="crop").frames.crop == 0.95
+    encoder = registry.build("encoder", config).eval()
+    assert (encoder.grid, encoder.tower_widths) == ((4, 4), (256, 8))
+    assert encoder(torch.rand(1, 1, 3, 64, 64)).features.shape == (1, 1, 16, 264)
+
+
 def test_the_published_towers_have_the_published_sizes():
     with torch.device("meta"):
         encoder = registry.build("encoder", "towers")
