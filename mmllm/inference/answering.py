@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -482,7 +482,17 @@ class VideoQA(VideoAnswering):
             raise InputError("this model looks at a video for one question: give for_question(encoded, question)")
         device = self.model.input_device
         rows = torch.zeros(len(input_ids), dtype=torch.long, device=device)
-        options = {
+        ids = self.model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=None if attention_mask is None else attention_mask.to(device),
+            sequences={placeholder: sequence.select(rows) for placeholder, sequence in encoded.sequences.items()},
+            **self.generation_options(generate),
+        )
+        return ids[:, input_ids.shape[1] :]
+
+    def generation_options(self, generate: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of transformers' `generate`: those that are given, and ours for the others; greedy by default."""
+        return {
             "max_new_tokens": self.max_new_tokens,
             "max_length": None,
             "do_sample": False,
@@ -490,13 +500,6 @@ class VideoQA(VideoAnswering):
             "eos_token_id": self.stop_tokens or None,
             **generate,
         }
-        ids = self.model.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=None if attention_mask is None else attention_mask.to(device),
-            sequences={placeholder: sequence.select(rows) for placeholder, sequence in encoded.sequences.items()},
-            **options,
-        )
-        return ids[:, input_ids.shape[1] :]
 
     def prompt(
         self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = (), system: str = ""
@@ -511,7 +514,7 @@ class VideoQA(VideoAnswering):
         """
         messages = self._messages(question, duration_s, history)
         if system:
-            messages.insert(0, {"role": "system", "content": self._plain(system)})
+            messages.insert(0, {"role": "system", "content": self.plain(system)})
         return self.processor.encode(self.processor.apply_chat_template(messages, add_generation_prompt=True))
 
     def _messages(self, question: str, duration_s: float, history: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -519,13 +522,13 @@ class VideoQA(VideoAnswering):
         turns = [text for pair in history for text in pair] + [question]
         turns = [self.processor.writing.write(text, duration_s) for text in turns]
         messages: list[dict[str, Any]] = [
-            {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": self._plain(text)}]}
+            {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": self.plain(text)}]}
             for i, text in enumerate(turns)
         ]
         messages[0]["content"].insert(0, {"type": "video"})
         return messages
 
-    def _plain(self, text: str) -> str:
+    def plain(self, text: str) -> str:
         """The text with a space inside everything that the tokenizer would read as a special token."""
         special = [re.escape(token) for token in self.processor.tokenizer.all_special_tokens]
         return re.sub("|".join(special), lambda match: f"{match[0][0]} {match[0][1:]}", text) if special else text
