@@ -103,8 +103,9 @@ def read_clip(
     heard = None if sound is None else from_mapping(SoundOptions, sound)
     with open_video(path, limits=from_mapping(VideoLimits, limits)) as video:
         if fps is None:
-            part = {"start_s": start_s, "end_s": end_s}
-            clip = video.sample_uniform(num_frames, transform=prepare, rule=FrameRule.of(rule), sink=sink, **part)
+            clip = video.sample_uniform(
+                num_frames, start_s=start_s, end_s=end_s, transform=prepare, sink=sink, rule=FrameRule.of(rule)
+            )
             clip = with_sound(clip, video, heard, start_s, end_s)
         else:
             if (count := len(instants(video.info.duration_s, fps, start_s, end_s))) > num_frames:

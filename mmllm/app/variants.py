@@ -22,11 +22,13 @@ class Variants:
         self._lock = threading.Lock()
 
     def of(self, stages: Mapping[str, Any]) -> VideoAnswering:
-        """The model with these stages, by slot; None for its own.
+        """The model with these stages, by slot; None for its own. Without any, the model itself.
 
         Raises:
             InputError: if the stages do not fit the model; the message gives the reason.
         """
+        if not stages:
+            return self.qa
         key = repr(sorted(stages.items()))
         with self._lock:
             if key not in self._variants:

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from mmllm.app.confined_reading import ConfinedReading
 from mmllm.app.shelf import Shelf
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
+from mmllm.tokens import VideoClip
 from mmllm.video.limits import VideoLimits
 
 
@@ -31,16 +31,23 @@ class View(NamedTuple):
     """Whether the visitor chose the number of frames, so that no rate of the model's own lowers it."""
 
 
+class Reading(Protocol):
+    """What opens files: `ConfinedReading`, or several of them."""
+
+    def read(self, path: Path, num_frames: int, *arguments: Any, **options: Any) -> VideoClip:
+        """Frames of a video; see `ConfinedReading.read`."""
+
+
 class Watcher:
     """Watches videos for several models; several threads may use it, and each view is decoded once.
 
     Args:
         shelf: where encoded videos are kept.
-        reading: the process that opens files.
+        reading: what opens files.
         limits: of one file.
     """
 
-    def __init__(self, shelf: Shelf, reading: ConfinedReading, limits: VideoLimits) -> None:
+    def __init__(self, shelf: Shelf, reading: Reading, limits: VideoLimits) -> None:
         self.shelf, self.reading, self.limits = shelf, reading, limits
         self._busy: dict[Any, tuple[threading.Lock, int]] = {}
         self._lock = threading.Lock()

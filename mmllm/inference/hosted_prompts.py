@@ -19,6 +19,7 @@ from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.hosted import HostedVideoQA
 from mmllm.inference.hosted_video import HostedVideo, hosted_video
 from mmllm.inference.prompts import Medium, Prompt, Prompts, PromptTooLong, Turn, chat_messages, media_of, watched_of
+from mmllm.times.stamps import stamped
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +76,7 @@ class HostedPrompts(Prompts[PromptOfHosted]):
             return list(self.qa.prompting.content(len(seen.clip), "", still=medium.kind == "image")[:-1])
 
         def read(text: str) -> str:
-            written = self.qa.written(text, seen) if seen is not None and has_video else text
+            written = self.qa.written(stamped(text), seen) if seen is not None and has_video else text
             return self.qa.prompting.plain(written)
 
         def formed(turn: Turn) -> Turn:

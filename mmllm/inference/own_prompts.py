@@ -20,6 +20,7 @@ from mmllm.inference.prompts import Medium, Prompt, Prompts, PromptTooLong, Turn
 from mmllm.modeling.placeholders import place, require_room
 from mmllm.modeling.sequence_rows import as_rows
 from mmllm.preprocessing.text_encoding import Encoded
+from mmllm.times.stamps import stamped
 from mmllm.tokens import VideoClip, VisualSequence
 
 
@@ -67,7 +68,7 @@ class OwnPrompts(Prompts[OwnPrompt]):
 
         def read(text: str) -> str:
             if watched is not None:
-                text = text if clock is None else clock.question(text)
+                text = stamped(text) if clock is None else clock.question(stamped(text))
                 text = self.qa.processor.writing.write(text, watched.duration_s)
             return self.qa.plain(text)
 

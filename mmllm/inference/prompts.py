@@ -31,7 +31,7 @@ class Medium:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Turn:
-    """What somebody says: texts and media in order. Texts may hold `<seconds>` stamps of the conversation's video."""
+    """What somebody says: texts and media in order. In texts, "12.4 s" and `<12.4>` are times of the video."""
 
     role: Literal["system", "user", "assistant"]
     content: tuple[str | Medium, ...]
