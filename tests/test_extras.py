@@ -53,6 +53,7 @@ def test_an_extra_of_several_packages_has_the_same_bounds_everywhere():
     ("arguments", "hidden", "line"),
     [
         (["demo"], ["gradio"], "mmllm: the demo needs gradio: pip install 'mmllm[demo]'"),
+        (["serve"], ["uvicorn"], "mmllm: the server needs uvicorn: pip install 'mmllm[serve]'"),
         (
             ["train", "smoke", "--output", "run"],
             ["peft", "accelerate"],

@@ -76,17 +76,11 @@ class HostedPrompts(Prompts[PromptOfHosted]):
             return list(self.qa.prompting.content(len(seen.clip), "", still=medium.kind == "image")[:-1])
 
         def read(text: str) -> str:
-            written = self.qa.written(stamped(text), seen) if seen is not None and has_video else text
-            return self.qa.prompting.plain(written)
+            return self.qa.prompting.plain(text if seen is None or not has_video else self.qa.written(text, seen))
 
-        def formed(turn: Turn) -> Turn:
-            texts = [number for number, item in enumerate(turn.content) if isinstance(item, str)]
-            content = list(turn.content)
-            content[texts[-1]] = self.qa.form_of(self.qa.prompt_setting).replace("{}", str(content[texts[-1]]))
-            return Turn(role=turn.role, content=tuple(content))
-
-        if has_video:
-            turns = [formed(turn) if number == asked else turn for number, turn in enumerate(turns)]
+        if has_video:  # the form of the question comes last: what it says of seconds is no time of the video
+            form = self.qa.form_of(self.qa.prompt_setting)
+            turns = [_asked(turn, form if number == asked else "{}") for number, turn in enumerate(turns)]
         return chat_messages(turns, read, items)
 
     def generate(self, prompts: Sequence[PromptOfHosted], **options: Any) -> Tensor:
@@ -97,3 +91,12 @@ class HostedPrompts(Prompts[PromptOfHosted]):
     def plain(self, ids: Sequence[int]) -> str:
         """The text of an answer without a video."""
         return self.qa.prompting.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def _asked(turn: Turn, form: str) -> Turn:
+    """A turn with stamps for its times, and its last text put into a form."""
+    content = [stamped(item) if isinstance(item, str) else item for item in turn.content]
+    texts = [number for number, item in enumerate(content) if isinstance(item, str)]
+    for number in texts[-1:]:
+        content[number] = form.replace("{}", str(content[number]))
+    return Turn(role=turn.role, content=tuple(content))
