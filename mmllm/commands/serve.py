@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KEY = "MMLLM_SERVE_KEY"
 """Environment variable with API keys, separated by commas."""
+_PORTS = 1 << 16
 _MOST_SECONDS = 24 * 3600.0
 
 
@@ -75,6 +76,8 @@ def serve(
     keys = api_keys(key_file)
     if not keys and not no_auth and host not in LOOPBACK:
         raise InputError(f"--host {host}: others can reach it; give keys by --key-file or {KEY}, or --no-auth")
+    if not 0 <= port < _PORTS:
+        raise InputError(f"--port {port}: cannot listen there; ports are from 0 to {_PORTS - 1}")
     checked_count("--rows", rows)
     checked_count("--decoders", decoders)
     checked_seconds("--drain-s", drain_s)

@@ -43,6 +43,8 @@ from mmllm.times.answers import Answer, Span
 from mmllm.times.frame_clock import FrameClock, clock_of_clip
 from mmllm.tokens import VideoClip, VisualTokens
 
+_PAIR = re.compile(r"(<t?[0-9.]+> )(?=<t?[0-9.]+>)")
+"""A time with another behind it, as tokens or as stamps."""
 _TRIED_FRAMES = 4
 """Most frames of the zeros with which a path is tried."""
 
@@ -457,8 +459,8 @@ class VideoQA(VideoAnswering):
         return answer if clock is None else clock.answer(answer)
 
     def text_of(self, encoded: EncodedVideo, ids: Sequence[int], duration_s: float) -> str:
-        """The text of ids so far, with times such as `12.4 s`."""
-        text, writing = self.processor.decode_text(list(ids)), self.processor.writing
+        """The text of ids so far, with times such as `12.4 s`, and `12.4 s - 20 s` where one follows another."""
+        text, writing = _PAIR.sub(r"\1- ", self.processor.decode_text(list(ids))), self.processor.writing
         if (clock := self.frame_clock(encoded, duration_s)) is not None:
             return clock.text(writing.read(text, duration_s), template="{} s")
         return writing.read(text, duration_s, template="{} s")

@@ -125,5 +125,6 @@ class OwnPrompts(Prompts[OwnPrompt]):
         return ids[:, inputs["input_ids"].shape[1] :]
 
     def plain(self, ids: Sequence[int]) -> str:
-        """The text of an answer without a video; time tokens are words then."""
-        return self.qa.processor.decode_text(list(ids))
+        """The text of an answer without a video; time tokens are left out: there is nothing they are times of."""
+        times = self.qa.model.config.time_token_ids or ()
+        return self.qa.processor.decode_text([token for token in ids if token not in times])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -60,7 +59,7 @@ class MediaAddresses:
             content = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError):
             raise Refused(400, f"{place}: the content of its data: address is no base64", "bad_media", place) from None
-        return self.files.keep(io.BytesIO(content))
+        return self.files.keep_bytes(content)
 
     def _downloaded(self, address: str, place: str) -> StoredFile:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import threading
@@ -90,9 +91,9 @@ class FileStore:
             self._make_room(size)
             number = digest.hexdigest()
             stored = StoredFile(
-                id=f"file-{number[:24]}",
+                id=_id_of(number),
                 digest=number,
-                path=self.whole / f"file-{number[:24]}",
+                path=self.whole / _id_of(number),
                 bytes=size,
                 created_s=int(time.time()),
                 name=name,
@@ -107,6 +108,15 @@ class FileStore:
             return stored
         finally:
             part.unlink(missing_ok=True)
+
+    def keep_bytes(self, content: bytes) -> StoredFile:
+        """Stores what came inside a request; nothing is written if it is there already.
+
+        Raises:
+            Refused: as `keep` does.
+        """
+        stored = self._files.get(_id_of(hashlib.sha256(content).hexdigest()))
+        return stored if stored is not None and stored.path.is_file() else self.keep(io.BytesIO(content))
 
     def find(self, name: str) -> StoredFile:
         """The file of an id.
@@ -148,3 +158,8 @@ class FileStore:
                     stored.path.unlink()
         if excess > 0:
             raise Refused(503, "there is no room for more files: they are removed after a while", "no_room")
+
+
+def _id_of(digest: str) -> str:
+    """The id of a file, by its digest."""
+    return f"file-{digest[:24]}"

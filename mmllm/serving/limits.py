@@ -21,7 +21,7 @@ class ServeLimits(VisitorLimits):
     """Questions that are under way; more are refused."""
     inline_mb: int = 32
     """Megabytes of a request with its videos and images inside."""
-    media: int = 16
+    media: int = 64
     """Videos and images of a conversation."""
     parts: int = 256
     """Parts of all messages."""

@@ -112,6 +112,15 @@ def test_times_belong_to_the_chosen_video(prompts, untrained_qa):
         prompts.prompt(turns, 2)
 
 
+def test_times_without_a_video_are_left_out_and_pairs_are_joined(prompts, untrained_qa):
+    ids = untrained_qa.processor.tokenizer.convert_tokens_to_ids(["<t10>", "<t50>", "the", "<t99>"])
+    assert prompts.text(prompts.prompt(asked("Who?")), ids) == "the"
+    times = prompts.text(prompts.prompt(asked(video(untrained_qa, 12, 8.0, 1), "When?")), ids)
+    first, dash, second, unit, word, last, _ = times.replace(" s ", " ", 1).split(" ")
+    assert (dash, unit, word) == ("-", "s", "the")
+    assert float(first) < float(second) < float(last)
+
+
 def test_a_conversation_that_is_too_long_is_told(prompts, untrained_qa):
     with pytest.raises(PromptTooLong, match="the LLM can read"):
         prompts.prompt(asked(video(untrained_qa, 12, 8.0, 1), "When? " * 9000))

@@ -51,7 +51,8 @@ def test_a_client_that_leaves_a_stream_ends_its_answer(server, slow, short_clip)
     before = metric(server, 'mmllm_cancelled_total{reason="answering"}')
     body = {"model": "tiny", "messages": about(short_clip), "stream": True, **LONG}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()
+        next(lines)
         assert server.answering.under_way == 1
     left_s = time.monotonic()
     until(lambda: not server.answering.llm.running, 5)
@@ -72,7 +73,8 @@ def test_a_question_whose_client_left_while_it_waited_is_not_run(untrained_qa, l
     with served({"tiny": untrained_qa}, limits, batching={"rows": 1}) as ready:
         body = {"model": "tiny", "messages": about(short_clip), "stream": True, **LONG}
         with httpx.stream("POST", f"{ready.url}/v1/chat/completions", json=body, timeout=60) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # the stream ends with this iterator
+            next(lines)
             generated = metric(ready, "mmllm_generated_tokens_total")
             with contextlib.suppress(httpx.ReadTimeout):
                 httpx.post(f"{ready.url}/v1/chat/completions", json={**body, "stream": False}, timeout=1.0)
@@ -111,7 +113,8 @@ def test_a_full_queue_is_told_at_once(untrained_qa, limits, slow, short_clip):
     with served({"tiny": untrained_qa}, dataclasses.replace(limits, waiting=1)) as ready:
         body = {"model": "tiny", "messages": about(short_clip), "stream": True, **LONG}
         with httpx.stream("POST", f"{ready.url}/v1/chat/completions", json=body, timeout=60) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()
+            next(lines)
             second = httpx.post(f"{ready.url}/v1/chat/completions", json=asked(), timeout=60)
             refused(second, 429, "queue_full")
             assert int(second.headers["retry-after"]) > 0

@@ -33,9 +33,17 @@ def test_the_events_of_a_response(client, short_clip):
     last = events[-1]
     assert last.type == "response.incomplete"
     assert last.response.output[0].content[0].spans == whole.output[0].content[0].spans
+
+
+def test_the_clients_own_stream_gets_the_whole_response(client, short_clip, untrained_qa, monkeypatch):
+    every = list(range(len(untrained_qa.processor.tokenizer)))
+    monkeypatch.setattr(type(untrained_qa), "stop_tokens", property(lambda _: every))  # the first token ends the answer
     with client.responses.stream(model="tiny", input=inputs(short_clip)) as stream:
         final = stream.get_final_response()
-    assert final.output_text == client.responses.create(model="tiny", input=inputs(short_clip)).output_text
+    whole = client.responses.create(model="tiny", input=inputs(short_clip))
+    assert final.status == whole.status == "completed"
+    assert final.output_text == whole.output_text
+    assert final.output[0].content[0].spans == whole.output[0].content[0].spans
 
 
 def test_instructions_and_a_schema(client, short_clip):
