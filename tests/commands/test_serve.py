@@ -9,7 +9,8 @@ import time
 import httpx
 import pytest
 
-from mmllm.commands.serve import KEY, api_keys, named
+from mmllm.commands.serve import named
+from mmllm.commands.serve_flags import KEY, api_keys
 from mmllm.errors import CheckpointError, InputError
 
 
