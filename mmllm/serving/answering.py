@@ -25,7 +25,7 @@ from mmllm.serving.metrics import Metrics
 from mmllm.serving.models import LoadedModel, Models
 from mmllm.serving.question import MediaPart, Question, Saying
 from mmllm.serving.reading_pool import ReadingPool
-from mmllm.serving.refusals import Refused, refusal_of
+from mmllm.serving.refusals import Refused, client_left, refusal_of
 from mmllm.serving.speech import Speech
 
 _THREADS = 8
@@ -210,4 +210,4 @@ def _visual(job: Job) -> int:
 def _require_wanted(gone: threading.Event) -> None:
     """Stops the preparation of a question whose client has left."""
     if gone.is_set():
-        raise Refused(499, "the client has left", "cancelled")
+        raise client_left()

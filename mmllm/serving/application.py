@@ -30,8 +30,6 @@ from mmllm.serving.response_requests import response_question
 
 _LONG_JSON = 1 << 20
 """JSON of more bytes is parsed in a thread."""
-_LOOK_S = 0.05
-"""Seconds between two looks at whether the client is still there."""
 
 Parse = Callable[[Any, ServeLimits], Question]
 
@@ -168,12 +166,10 @@ async def _answered(request: Request, answering: Answering, parse: Parse, form: 
 
 
 async def _watched(request: Request, gone: threading.Event) -> None:
-    """Looks whether the client is still there, and says so when it is not."""
-    while not gone.is_set():
-        if await request.is_disconnected():
-            gone.set()
-            return
-        await asyncio.sleep(_LOOK_S)
+    """Waits until the client is no longer there, and says so."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
 
 
 async def _json(request: Request) -> Any:

@@ -13,6 +13,7 @@ import torch
 from mmllm.inference.row_streaming import Row, answer_rows
 from mmllm.serving.jobs import Job
 from mmllm.serving.metrics import Metrics
+from mmllm.serving.refusals import client_left
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +83,11 @@ class LlmThread:
 
     def _run(self) -> None:
         while (batch := self._batch()) is not None:
-            jobs = [job for job in batch if not job.gone.is_set()]
-            for job in batch:
-                if job.gone.is_set():
-                    self.metrics.add("cancelled", reason="waiting")
+            abandoned = [job for job in batch if job.gone.is_set()]
+            jobs = [job for job in batch if job not in abandoned]
+            for job in abandoned:
+                self.metrics.add("cancelled", reason="waiting")
+                job.emit(client_left())
             if jobs:
                 self._answer(jobs)
             self.running = ()

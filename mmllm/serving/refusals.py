@@ -44,6 +44,11 @@ class Refused(Exception):
         return {"retry-after": str(_RETRY_S)} if self.status in (429, 503) else {}
 
 
+def client_left() -> Refused:
+    """What ends a question whose client has left; nobody reads it."""
+    return Refused(499, "the client has left", "cancelled")
+
+
 def refusal_of(problem: BaseException, folder: Path, param: str | None = None) -> Refused:
     """What a client is told of a problem. A path of the server never is.
 
