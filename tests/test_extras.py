@@ -12,7 +12,7 @@ from mmllm import cli, registry
 from mmllm.errors import EXTRAS, MissingExtra, is_installed, require_extra
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
-IMPORTED = {"open_clip_torch": "open_clip"}
+IMPORTED = {"open_clip_torch": "open_clip", "python-multipart": "python_multipart"}
 """Name in the registry -> name under which it is imported, where they differ."""
 
 
@@ -34,7 +34,7 @@ def without(monkeypatch):
 
 def test_the_table_of_extras_is_that_of_the_package():
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {*EXTRAS, "all", "docs", "dev"}
+    assert set(extras) == {*EXTRAS, "all", "docs", "dev", "lmms-eval"}
     for extra, libraries in EXTRAS.items():
         assert names(extras[extra]) == set(libraries), extra
         assert not names(PROJECT["dependencies"]) & set(libraries), f"the core has libraries of {extra}"
