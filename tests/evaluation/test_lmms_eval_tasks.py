@@ -76,16 +76,9 @@ def test_lmms_eval_runs_two_rows(tmp_path, short_clip):
     for row in rows:
         shutil.copy(short_clip, tmp_path / "videos" / f"{row['vid']}.mp4")
     (tmp_path / "activitynet-rtl.json").write_text(json.dumps(rows))
-    command = [
-        sys.executable,
-        "-m",
-        "lmms_eval",
-        "--model",
-        "mmllm",
-        "--model_args",
-        "pretrained=default,num_frames=20",
-    ]
-    command += ["--include_path", str(FOLDER), "--tasks", "activitynet_rtl", "--limit", "2", "--batch_size", "2"]
+    command = f"{sys.executable} -m lmms_eval --model mmllm --tasks activitynet_rtl --limit 2 --batch_size 2".split()
+    command += "--model_args pretrained=default,num_frames=20 --log_samples --output_path out".split()
+    command += ["--include_path", str(FOLDER)]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
