@@ -90,6 +90,15 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
     "at-once": _columns(
         ("questions at once", "{questions}"), ("what became of them", "{outcomes}"), ("process", "{process_mb:,.0f} MB")
     ),
+    "serving": _columns(
+        ("clients", "{clients}"),
+        ("ask about", "{videos}"),
+        ("one at a time", "{alone_per_s:.1f} a second"),
+        ("all at once", "{clients_per_s:.1f} a second"),
+        ("", "{faster_ratio:.1f} times"),
+        ("lost", "{lost}"),
+        ("memory after each half", "{first_half_mb:,.0f} MB, {second_half_mb:,.0f} MB"),
+    ),
     "everything": _columns(("seed", "{seed}"), ("right with all tokens", "{right_percent:.1f} %")),
     "kept": _columns(
         ("tokens of each partition", "{tokens}"),

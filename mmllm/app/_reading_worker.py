@@ -16,9 +16,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from mmllm.errors import is_out_of_memory
+from mmllm.errors import InputError, is_out_of_memory
 from mmllm.fields import from_mapping, to_mapping
-from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.frames import FrameTransform, read_image
+from mmllm.preprocessing.memory_video import instants
+from mmllm.preprocessing.video_options import at_rate
 from mmllm.preprocessing.whole_frames import WholeFrames
 from mmllm.runtime.processes import end_with_parent, limit_memory
 from mmllm.tokens import VideoClip
@@ -26,6 +28,7 @@ from mmllm.video.audio import SoundOptions, with_sound
 from mmllm.video.limits import VideoLimits
 from mmllm.video.opening import FrameSink, open_video
 from mmllm.video.sampling import FrameRule
+from mmllm.video.still_images import opened_image
 
 MEMORY_BYTES = 3 << 30
 """What decoding may use: enough for 8K with sixteen reference frames."""
@@ -43,7 +46,9 @@ def main() -> None:
     _answer(answers, {"ready": True})
     for line in sys.stdin:
         try:
-            clip = read_clip(**json.loads(line), sink=_Sending(answers))
+            request = json.loads(line)
+            read = read_picture if request.pop("still", False) else read_clip
+            clip = read(**request, sink=_Sending(answers))
         except Exception as problem:  # libraries raise errors of their own types
             name = "MemoryError" if is_out_of_memory(problem) else type(problem).__name__
             _answer(answers, {"error": name, "message": " ".join(str(problem).split())[:1000]})
@@ -52,7 +57,7 @@ def main() -> None:
 
 
 class _Sending:
-    """A sink that sends each frame to the demo."""
+    """A sink that sends each frame to the process that asked for it."""
 
     def __init__(self, answers: IO[bytes]) -> None:
         self.answers, self.sent = answers, 0
@@ -78,20 +83,51 @@ def read_clip(
     limits: Mapping[str, Any],
     sound: Mapping[str, Any] | None = None,
     rule: Mapping[str, Any] | None = None,
+    fps: float | None = None,
+    start_s: float | None = None,
+    end_s: float | None = None,
     sink: FrameSink | None = None,
 ) -> VideoClip:
     """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
     `transform` has the fields of a `FrameTransform`, or of `WholeFrames`. Frames go to `sink`, if it wants them. With
-    `sound`, fields of `SoundOptions`, the clip has its sound.
+    `sound`, fields of `SoundOptions`, the clip has its sound. `start_s` and `end_s` are the part that is looked at.
+    With `fps`, frames are sampled at that rate, and `num_frames` is how many they may be.
+
+    Raises:
+        InputError: if the rate gives more frames, or the part is empty.
     """
     whole = set(transform) == set(to_mapping(WholeFrames()))
     kind: type[FrameTransform | WholeFrames] = WholeFrames if whole else FrameTransform
     prepare = from_mapping(kind, transform).video_frame
+    heard = None if sound is None else from_mapping(SoundOptions, sound)
     with open_video(path, limits=from_mapping(VideoLimits, limits)) as video:
-        clip = video.sample_uniform(num_frames, transform=prepare, rule=FrameRule.of(rule), sink=sink)
-        clip = with_sound(clip, video, None if sound is None else from_mapping(SoundOptions, sound), None, None)
+        if fps is None:
+            clip = video.sample_uniform(
+                num_frames, start_s=start_s, end_s=end_s, transform=prepare, sink=sink, rule=FrameRule.of(rule)
+            )
+            clip = with_sound(clip, video, heard, start_s, end_s)
+        else:
+            if (count := len(instants(video.info.duration_s, fps, start_s, end_s))) > num_frames:
+                raise InputError(f"fps={fps:g} gives {count} frames of this video; at most {num_frames} are allowed")
+            clip = at_rate(video, fps, start_s, end_s, prepare, sink, heard)
         return dataclasses.replace(clip, metadata={**clip.metadata, "codec": video.info.codec})
+
+
+def read_picture(*, path: str, limits: Mapping[str, Any], sink: FrameSink) -> VideoClip:
+    """A still image as a clip of one frame, which goes to `sink`."""
+    with opened_image(path) as image:
+        from_mapping(VideoLimits, limits).check_size(path, *image.size)
+    picture = read_image(path)
+    sink.takes(1)
+    sink.put(picture)
+    return VideoClip(
+        frames=np.empty((1, 0, 0, 3), dtype=np.uint8),
+        times_s=np.zeros(1),
+        duration_s=1.0,
+        source=path,
+        original_size=picture.shape[:2],
+    )
 
 
 def _header(clip: VideoClip) -> dict[str, Any]:

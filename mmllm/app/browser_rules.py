@@ -1,4 +1,4 @@
-"""What browsers may do with the demo: only its own page talks to it, under its own address, and in no frame.
+"""What browsers may do with the demo and the server: only own pages talk to them, under their own address.
 
 A page of another site can send requests to a server on the visitor's machine, and a name of another site can be made to
 point at it. So hosts, origins and the browser's own notes on a request are checked.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_FOREIGN = "requests from pages of other sites are refused"
 _READING = ("GET", "HEAD", "OPTIONS")
 
 ANSWER_HEADERS = {
@@ -41,12 +42,14 @@ class BrowserRules:
     """Which hosts and origins are served.
 
     Args:
-        host: the address at which the demo listens.
+        host: the address at which the server listens.
         allowed_hosts: further names of this server, such as that of a proxy in front of it.
+        name: what is served, for messages.
     """
 
     host: str = "127.0.0.1"
     allowed_hosts: Iterable[str] = ()
+    name: str = "the demo"
     names: set[str] = field(init=False)
     """All names under which the demo is served."""
     any_name: bool = field(init=False)
@@ -69,16 +72,25 @@ class BrowserRules:
             method: of the request.
             headers: by their names in lower case.
         """
+        problem = self.unknown_host(headers) or self.foreign_page(method, headers)
+        return None if problem is None else (403, problem)
+
+    def unknown_host(self, headers: Mapping[str, str]) -> str | None:
+        """Why a request under this name is refused; None if it is not."""
         host = headers.get("host", "")
         if host and not self.any_name and _name_of(host) not in self.names:
-            return 403, f"the demo is not served as {host[:80]!r}; start it with --allowed-host to allow this name"
-        origin = headers.get("origin")
+            return f"{self.name} is not served as {host[:80]!r}; start it with --allowed-host to allow this name"
+        return None
+
+    def foreign_page(self, method: str, headers: Mapping[str, str]) -> str | None:
+        """Why a request of a page of another site is refused; None if it is not."""
+        host, origin = headers.get("host", ""), headers.get("origin")
         if origin is not None and not self._is_own(origin, host):
-            return 403, "requests from pages of other sites are refused"
+            return _FOREIGN
         site = headers.get("sec-fetch-site", "none")
         opened = method in _READING and headers.get("sec-fetch-mode") == "navigate"  # a link to the page
         if site not in ("same-origin", "none") and not opened and origin is None:
-            return 403, "requests from pages of other sites are refused"
+            return _FOREIGN
         return None
 
     def _is_own(self, origin: str, host: str) -> bool:

@@ -1,4 +1,4 @@
-"""Reading uploads in a child process, so that neither their memory nor a crash of FFmpeg reaches the demo."""
+"""Reading uploads in a child process, so that neither their memory nor a crash of FFmpeg reaches this one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.preprocessing.frames import FrameTransform
 from mmllm.preprocessing.whole_frames import WholeFrames
@@ -49,6 +50,10 @@ class ConfinedReading:
         sink: FrameSink | None = None,
         sound: SoundOptions | None = None,
         rule: FrameRule = UNIFORM,
+        *,
+        fps: float | None = None,
+        start_s: float | None = None,
+        end_s: float | None = None,
     ) -> VideoClip:
         """Frames of a video, chosen by a rule and brought to the encoder's size; its codec is in the metadata.
 
@@ -60,9 +65,12 @@ class ConfinedReading:
             sink: takes the frames as they come, if it wants them; the clip then has frames (T 0 0 3).
             sound: which sound is read beside the frames; None for none.
             rule: how frames are chosen.
+            fps: frames a second in place of a rule; `num_frames` is then how many they may be.
+            start_s, end_s: the part that is looked at, in seconds.
 
         Raises:
             VideoError: if the file cannot be read, takes too long, needs too much memory or crashes the decoder.
+            InputError: if the rate gives more frames, or the part is empty.
         """
         request = {
             "path": str(path),
@@ -71,13 +79,36 @@ class ConfinedReading:
             "limits": to_mapping(limits),
             "sound": None if sound is None else to_mapping(sound),
             "rule": to_mapping(rule),
+            "fps": fps,
+            "start_s": start_s,
+            "end_s": end_s,
         }
         if sys.platform == "win32":  # pipes cannot be waited for there
             from mmllm.app._reading_worker import read_clip
 
             return read_clip(**request, sink=sink)
         side = None if isinstance(transform, WholeFrames) else transform.size
-        frames = _Frames(path, num_frames, side, limits, sink)
+        return self._answer(request, _Frames(path, num_frames, side, limits, sink))
+
+    def picture(self, path: Path, limits: VideoLimits) -> np.ndarray:
+        """uint8, H W 3: a still image.
+
+        Raises:
+            VideoError, InputError: if it cannot be read, or is too large.
+        """
+        request = {"path": str(path), "limits": to_mapping(limits)}
+        frames = _Frames(path, 1, None, limits, None)
+        if sys.platform == "win32":
+            from mmllm.app._reading_worker import read_picture
+
+            collected = _Collecting()
+            read_picture(**request, sink=collected)
+            return collected.frame
+        return self._answer({**request, "still": True}, frames).frames[0]
+
+    def _answer(self, request: dict[str, Any], frames: _Frames) -> VideoClip:
+        """The clip that the child sends for a request."""
+        path, limits = frames.path, frames.limits
         with self._lock:
             child = self._running()
             complete = False
@@ -119,6 +150,21 @@ class ConfinedReading:
         if self._child is not None:
             self._child.kill()
         self._child = None
+
+
+class _Collecting:
+    """A sink that keeps one frame."""
+
+    frame: np.ndarray
+
+    def takes(self, count: int) -> bool:
+        """The frame."""
+        return True
+
+    def put(self, frame: np.ndarray) -> bool:
+        """Keeps it."""
+        self.frame = frame
+        return False
 
 
 class _NoClip(Exception):
@@ -199,6 +245,8 @@ def _clip(path: Path, header: dict[str, Any], frames: _Frames, sound: bytearray)
         error = getattr(errors, kind, None)
         if isinstance(error, type) and issubclass(error, VideoError):
             raise error(message)
+        if kind == "InputError":
+            raise InputError(message)
         raise VideoDecodeError(f"{path}: {kind}: {message}")
     try:
         return VideoClip(

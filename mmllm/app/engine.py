@@ -21,6 +21,8 @@ from mmllm.app.limits import DemoLimits
 from mmllm.app.session import ChatTurn
 from mmllm.app.settings import CHAIN_OFF, ONE_BY_ONE, OWN, Settings
 from mmllm.app.shelf import Shelf
+from mmllm.app.variants import Variants
+from mmllm.app.watching import View, Watcher
 from mmllm.decoding.choosing import decoding_of
 from mmllm.errors import InputError
 from mmllm.inference.asking import VideoAnswering
@@ -31,15 +33,13 @@ from mmllm.inference.streaming import PartialAnswer, stream
 from mmllm.interfaces import Decoding
 from mmllm.registry import named
 from mmllm.times.answers import Span, Step
+from mmllm.times.stamps import stamped
 
-_SECONDS = re.compile(r"(?<![\w.<])(\d+(?:\.\d+)?) ?(?:s|sec|secs|seconds?)\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+")
 _MAX_NAME_CHARACTERS = 200
-_MAX_VARIANTS = 16
-"""How many variants of the model are kept; all of them share the weights."""
 _MAX_DIGESTS = 1000
-_BEFORE_LLM = ("encoder", "reducers")
-"""Token counts of stages before the path; the LLM does not read these tokens."""
+_MAX_METHODS = 16
+"""How many decoding methods are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,8 @@ class Engine:
     def __init__(self, qa: VideoAnswering, limits: DemoLimits, reading: ConfinedReading = SHARED) -> None:
         self.qa, self.limits, self.reading = qa, limits, reading
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
-        self._variants: OrderedDict[str, VideoAnswering] = OrderedDict()
+        self._variants = Variants(qa)
+        self._watcher = Watcher(self.shelf, reading, limits.video)
         self._methods: OrderedDict[str, Decoding] = OrderedDict()
         self._digests: OrderedDict[tuple[str, int, int], str] = OrderedDict()
         self._lock = threading.Lock()
@@ -121,7 +122,7 @@ class Engine:
         with self._lock:
             if choice not in self._methods:
                 self._methods[choice] = decoding_of(choice)
-                while len(self._methods) > _MAX_VARIANTS:
+                while len(self._methods) > _MAX_METHODS:
                     self._methods.popitem(last=False)
             self._methods.move_to_end(choice)
             return self._methods[choice]
@@ -139,48 +140,16 @@ class Engine:
         Raises:
             InputError: if the stages do not fit the model; the message gives the reason.
         """
-        stages = settings.stages
-        key = repr(stages)
-        with self._lock:
-            if key not in self._variants:
-                self._variants[key] = self.qa.with_stages(**stages)
-                while len(self._variants) > _MAX_VARIANTS:
-                    self._variants.popitem(last=False)
-            self._variants.move_to_end(key)
-            return self._variants[key]
+        return self._variants.of(settings.stages)
 
     def encode_video(self, path: Path, settings: Settings) -> tuple[EncodedVideo, dict[str, float]]:
-        """The encoded video under these settings, and the seconds of each stage that had to run.
-
-        If the result is on the shelf, no stage runs. If the shelf has the same video with the same number of frames,
-        only reducers, projector and path run, unless they need frames of a long video, whose pixels were not kept.
+        """The encoded video under these settings, and the seconds of each stage that had to run; see `Watcher.watch`.
 
         Raises:
             InputError: if the file is no video, or if the limits refuse it.
         """
-        qa = self.variant(settings)
-        digest = self._digest(path)
-        key = (digest, settings.frames, repr(settings.stages))
-        if (stored := self.shelf.get(key)) is not None:
-            return stored, {}
-        same_frames = self.shelf.find(lambda other: other[:2] == key[:2])
-        if same_frames is not None and not (same_frames.long and qa.needs_frames(same_frames)):
-            encoded = qa.encode_again(same_frames)
-        else:
-            processor, limits = qa.processor, self.limits.video
-            encoded = qa.encode_fed(
-                lambda sink: self.reading.read(
-                    path,
-                    settings.frames,
-                    processor.frame_transform,
-                    limits,
-                    sink,
-                    processor.sound,
-                    processor.frame_rule,
-                )
-            )
-        self.shelf.put(key, encoded)
-        return encoded, encoded.seconds
+        view = View(content=self._digest(path), model="", num_frames=settings.frames)
+        return self._watcher.watch(self.variant(settings), path, view, settings.stages)
 
     def ask(
         self,
@@ -252,7 +221,7 @@ class Engine:
             seconds=encoding_s + partial.seconds,
             tokens=partial.tokens,
             tokens_per_s=partial.tokens_per_s,
-            visual_tokens=sum(count for name, count in encoded.token_counts.items() if name not in _BEFORE_LLM),
+            visual_tokens=encoded.read_tokens,
             cut=partial.cut,
             truth=truth,
         )
@@ -296,11 +265,6 @@ class Engine:
             while len(self._digests) > _MAX_DIGESTS:
                 self._digests.popitem(last=False)
         return digest
-
-
-def stamped(question: str) -> str:
-    """The question with "12.4 s" or "12.4 seconds" replaced by the stamp `<12.4>`, which the processor reads."""
-    return _SECONDS.sub(r"<\1>", question)
 
 
 def _written(decoding: Decoding | None) -> str:

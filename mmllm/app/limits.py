@@ -1,4 +1,4 @@
-"""Limits of the demo: for one visitor, and for all visitors together."""
+"""Limits of the demo and of the server: for each visitor, and for all visitors together."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MOST_FRAMES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoLimits:
-    """Upper bounds; a visitor cannot raise them."""
+class VisitorLimits:
+    """Upper bounds of everything that is open to visitors; a visitor cannot raise them."""
 
     upload_mb: int = 200
     """Megabytes of one uploaded file."""
@@ -30,16 +30,10 @@ class DemoLimits:
     """Characters of a question."""
     new_tokens: int = 128
     """Tokens of an answer."""
-    parts: int = 8
-    """Parts of a video that are looked at before one answer."""
     answer_s: float = 60.0
     """Seconds of generation for one answer."""
     waiting: int = 64
     """Questions in the queue; more are refused with a message."""
-    turns: int = 100
-    """Questions about one video in one visit."""
-    visits: int = 12
-    """Videos that one visitor has open."""
     kept_videos: int = 32
     """Encoded videos in memory."""
     kept_bytes: int = 1 << 30
@@ -76,3 +70,15 @@ class DemoLimits:
         if not isinstance(frames, (int, float)) or not 1 <= frames <= self.frames or frames != int(frames):
             raise InputError(f"the number of frames must be a whole number from 1 to {self.frames}, not {frames}")
         return int(frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoLimits(VisitorLimits):
+    """Upper bounds of the demo."""
+
+    parts: int = 8
+    """Parts of a video that are looked at before one answer."""
+    turns: int = 100
+    """Questions about one video in one visit."""
+    visits: int = 12
+    """Videos that one visitor has open."""

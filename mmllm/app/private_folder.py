@@ -1,6 +1,6 @@
-"""The demo's private folder: old files are removed while the demo runs, the whole folder when it ends.
+"""A private folder of a process: old files are removed while it runs, the whole folder when it ends.
 
-A demo that is killed cannot remove its folder. The next one does.
+A process that is killed cannot remove its folder. The next one does.
 """
 
 from __future__ import annotations
@@ -23,48 +23,62 @@ _PREFIX, _LOCK = "mmllm-demo-", ".lock"
 _SWEEP_S = 60.0
 """Seconds between two removals of old files."""
 _OLD_S = 24 * 3600.0
-"""Seconds after which a folder without a lock, of an older version, belongs to no running demo."""
+"""Seconds after which a folder without a lock, of an older version, belongs to no running process."""
 
 
 @contextlib.contextmanager
 def private_folder(limits: DemoLimits) -> Iterator[Path]:
-    """A new folder for uploads and exported files; it is removed with all its files at the end.
+    """The demo's folder for uploads and exported files; it is removed with all its files at the end.
 
     Environment variables name it to Gradio, so enter this block before Gradio's components are made.
     """
-    remove_dead_folders()
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    with folder_of_process(_PREFIX, limits.upload_age_s) as folder:
+        environment = {
+            "GRADIO_TEMP_DIR": str(folder),
+            "GRADIO_EXAMPLES_CACHE": str(folder),
+            "GRADIO_ANALYTICS_ENABLED": "False",
+        }
+        before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
+        try:
+            yield folder
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+@contextlib.contextmanager
+def folder_of_process(prefix: str, age_s: float) -> Iterator[Path]:
+    """A new folder that only this process's user reads; it is removed with all its files at the end.
+
+    Args:
+        prefix: how its name begins. Folders of that prefix whose process is dead are removed first.
+        age_s: seconds after which a file in it is removed.
+    """
+    remove_dead_folders(prefix)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
     lock = FileLock(folder / _LOCK)
     lock.acquire(timeout=0)
-    environment = {
-        "GRADIO_TEMP_DIR": str(folder),
-        "GRADIO_EXAMPLES_CACHE": str(folder),
-        "GRADIO_ANALYTICS_ENABLED": "False",
-    }
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
     ended = threading.Event()
 
     def keep_sweeping() -> None:
         while not ended.wait(_SWEEP_S):
-            sweep(folder, limits.upload_age_s)
+            sweep(folder, age_s)
 
-    sweeper = threading.Thread(target=keep_sweeping, daemon=True, name="mmllm-demo-sweeper")
+    sweeper = threading.Thread(target=keep_sweeping, daemon=True, name="mmllm-sweeper")
     sweeper.start()
     try:
         yield folder
     finally:
         ended.set()
         sweeper.join()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
         lock.release()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_dead_folders() -> None:
-    """Removes the folders of this user's demos that no longer run. A running demo holds the lock in its folder."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+def remove_dead_folders(prefix: str = _PREFIX) -> None:
+    """Removes this user's folders of processes that no longer run. A running one holds the lock in its folder."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with contextlib.suppress(OSError, Timeout):
             status = folder.lstat()
             if hasattr(os, "getuid") and status.st_uid != os.getuid():

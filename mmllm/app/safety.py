@@ -6,25 +6,19 @@ uploads for which there is no room, and messages that fit no endpoint.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from starlette.formparsers import MultiPartException
-
+from mmllm.app.bodies import LimitedBody, Receive, Scope, Send, TooLarge, UploadBody, replayed
 from mmllm.app.browser_rules import ANSWER_HEADERS, BrowserRules
 from mmllm.app.calls import Calls
 from mmllm.app.limits import DemoLimits
-from mmllm.app.uploads import STALL_S, Room, Upload, announced_length
+from mmllm.app.uploads import Room, announced_length
 
 log = logging.getLogger(__name__)
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _API = "/gradio_api"
 _UNUSED = (
@@ -93,7 +87,7 @@ class Guard:
                 await self._take_upload(scope, receive, answer, headers)
             else:
                 await self._pass_on(scope, receive, answer, path)
-        except _TooLarge as problem:
+        except TooLarge as problem:
             await answer.refuse(413, problem.message)
         except Exception as problem:  # Gradio's own errors have traces of many lines
             text = " ".join(str(problem).split())
@@ -112,20 +106,20 @@ class Guard:
             await answer.refuse(*_NO_ROOM)
             return
         try:
-            await self.app(scope, _UploadBody(receive, most, upload), answer)
+            await self.app(scope, UploadBody(receive, most, upload), answer)
         finally:
             self.room.release(upload)
 
     async def _pass_on(self, scope: Scope, receive: Receive, answer: _Answer, path: str) -> None:
         """Passes on a request that is no upload. A message is read whole and checked first."""
-        limited = _LimitedBody(receive, _MESSAGE_BYTES)
+        limited = LimitedBody(receive, _MESSAGE_BYTES)
         if scope["method"] == "POST":
             body = await limited.whole()
             if (refused := self.refused_message(path, body)) is not None:
                 log.warning("refused %s: %s", answer.request, refused[1])
                 await answer.refuse(*refused)
                 return
-            limited = _LimitedBody(_replayed(body, receive), _MESSAGE_BYTES)
+            limited = LimitedBody(replayed(body, receive), _MESSAGE_BYTES)
         await self.app(scope, limited, answer)
 
     def refused(self, path: str) -> tuple[int, str] | None:
@@ -156,61 +150,6 @@ class Guard:
         except (OSError, ValueError, TypeError, RuntimeError):
             return False
         return path.is_file() and any(path.is_relative_to(folder) for folder in self.folders)
-
-
-class _TooLarge(MultiPartException):
-    """A request is too long. Gradio's reader of uploads catches the base class and removes the partial file."""
-
-
-class _LimitedBody:
-    """A request's body; reading it raises `_TooLarge` once it has more than `limit` bytes."""
-
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self.receive, self.limit, self.read = receive, limit, 0
-
-    async def __call__(self) -> MutableMapping[str, Any]:
-        message = await self.receive()
-        self.read += len(message.get("body", b""))
-        if self.read > self.limit:
-            raise _TooLarge(f"the request exceeds the maximum allowed size of {self.limit} bytes")
-        return message
-
-    async def whole(self) -> bytes:
-        """The whole body, or the part that was received if the visitor leaves."""
-        parts, more = [], True
-        while more:
-            message = await self()
-            parts.append(message.get("body", b""))
-            more = message.get("more_body", False)
-        return b"".join(parts)
-
-
-class _Gone(MultiPartException):
-    """The visitor has left, or has to give way. Gradio's reader then removes the partial file."""
-
-
-class _UploadBody(_LimitedBody):
-    """The body of an upload; reading it raises `_Gone` once the visitor leaves or sends nothing."""
-
-    def __init__(self, receive: Receive, limit: int, upload: Upload) -> None:
-        super().__init__(receive, limit)
-        self.upload = upload
-
-    async def __call__(self) -> MutableMapping[str, Any]:
-        arriving = asyncio.ensure_future(super().__call__())
-        leaving = asyncio.ensure_future(self.upload.given_up.wait())
-        try:
-            done, _ = await asyncio.wait({arriving, leaving}, timeout=STALL_S, return_when=asyncio.FIRST_COMPLETED)
-            if arriving not in done:
-                raise _Gone("the upload was ended, because it did not go on")
-            message = arriving.result()
-        finally:
-            for waiting in (arriving, leaving):
-                waiting.cancel()
-        if message["type"] == "http.disconnect":
-            raise _Gone("the visitor has left")
-        self.upload.received = self.read
-        return message
 
 
 class _Answer:
@@ -252,20 +191,6 @@ class _Answer:
             await self.refuse(status, "this request cannot be answered")
         elif not self.ended:
             await self({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives a body that was read already, and after it the messages of the given `receive`."""
-    sent = False
-
-    async def replay() -> MutableMapping[str, Any]:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
 
 
 def _named_files(message: Any) -> Iterator[Any]:

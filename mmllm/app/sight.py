@@ -37,8 +37,7 @@ def token_rows(encoded: EncodedVideo) -> list[tuple[str, str]]:
     """Each stage and its number of tokens, then the number that the LLM reads."""
     names = {"encoder": "encoder", "reducers": "after the reducer"}
     rows = [(names.get(name, f"path: {name} tokens"), f"{count:,}") for name, count in encoded.token_counts.items()]
-    llm_tokens = sum(count for name, count in encoded.token_counts.items() if name not in names)
-    return [*rows, ("read by the LLM", f"{llm_tokens:,}")]
+    return [*rows, ("read by the LLM", f"{encoded.read_tokens:,}")]
 
 
 def time_rows(turn: ChatTurn) -> list[tuple[str, str]]:

@@ -37,6 +37,8 @@ class PreparedVideo:
 
     clip: VideoClip
     times: Times
+    still: bool = False
+    """Whether the clip is one still image."""
     remembered: Mapping[str, Any]
     """Part of the processor -> what it returned, without the values of pixels."""
     inputs: Mapping[str, Any]
@@ -73,21 +75,24 @@ class Prompting:
         part = getattr(self.processor, "video_processor", None)
         return (getattr(part, "temporal_patch_size", None) or 1) if self.family.reads_videos else 1
 
-    def prepare(self, clip: VideoClip, times: Times = "own") -> PreparedVideo:
+    def prepare(self, clip: VideoClip, times: Times = "own", *, still: bool = False) -> PreparedVideo:
         """The clip for the tower and for prompts.
 
         Args:
             clip: T frames at the size at which they are decoded; the processor brings them to the model's.
             times: whose times the frames get.
+            still: whether the clip is one still image.
 
         Raises:
             InputError: if the processor cannot take these frames; the message says why.
         """
         parts = {name: _Remembering(part) for name in _PARTS if (part := getattr(self.processor, name, None))}
-        messages = [{"role": "user", "content": self.content(len(clip), "?")}]
-        inputs = self._process(parts, clip, times, messages)
+        messages = [{"role": "user", "content": self.content(len(clip), "?", still=still)}]
+        inputs = self._process(parts, messages, self._media(clip, times, still))
         remembered = {name: _hollow(part.outputs) for name, part in parts.items() if part.outputs is not None}
-        return PreparedVideo(clip=clip, times=times, remembered=remembered, inputs=self.family.mended(inputs))
+        return PreparedVideo(
+            clip=clip, times=times, still=still, remembered=remembered, inputs=self.family.mended(inputs)
+        )
 
     def inputs(self, video: PreparedVideo, messages: Messages) -> dict[str, Any]:
         """The prompt of a conversation about a prepared video, B = 1, without pixels.
@@ -98,12 +103,20 @@ class Prompting:
         parts = {
             name: _Remembering(getattr(self.processor, name), outputs) for name, outputs in video.remembered.items()
         }
-        inputs = self._process(parts, video.clip, video.times, messages)
+        inputs = self._process(parts, messages, self._media(video.clip, video.times, video.still))
         return {name: value for name, value in inputs.items() if not is_pixels(name)}
 
-    def content(self, frames: int, text: str) -> list[dict[str, str]]:
-        """The turn that holds the video: the video or its frames, then the text."""
-        kinds = ["video"] if self.family.reads_videos else ["image"] * frames
+    def text_inputs(self, messages: Messages) -> dict[str, Any]:
+        """The prompt of a conversation without media, B = 1.
+
+        Raises:
+            InputError: if the chat template or the processor refuses the conversation.
+        """
+        return self._process({}, messages, {})
+
+    def content(self, frames: int, text: str, *, still: bool = False) -> list[dict[str, str]]:
+        """The turn that holds the video: the video or its frames, then the text; an image if it is still."""
+        kinds = ["video"] if self.family.reads_videos and not still else ["image"] * frames
         return [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]
 
     def plain(self, text: str) -> str:
@@ -113,9 +126,16 @@ class Prompting:
         pattern = "|".join(re.escape(token) for token in special)
         return re.sub(pattern, lambda match: f"{match[0][0]} {match[0][1:]}", text) if special else text
 
-    def _process(
-        self, parts: Mapping[str, _Remembering], clip: VideoClip, times: Times, messages: Messages
-    ) -> dict[str, Any]:
+    def _media(self, clip: VideoClip, times: Times, still: bool) -> dict[str, Any]:
+        """The arguments of a processor that are the clip."""
+        if still or not self.family.reads_videos:
+            return {"images": list(clip.frames)}
+        frames = self._filled(clip)
+        metadata = metadata_of(frames, times)
+        beside = {} if metadata is None else {"video_metadata": [metadata]}
+        return {"videos": [frames.frames], "do_sample_frames": False, **beside}
+
+    def _process(self, parts: Mapping[str, _Remembering], messages: Messages, media: dict[str, Any]) -> dict[str, Any]:
         """What a copy of the processor with other parts gives for one conversation."""
         processor = copy.copy(self.processor)
         for name, part in parts.items():
@@ -128,19 +148,10 @@ class Prompting:
         if (begin := self.tokenizer.bos_token) is not None and text.startswith(begin):
             options["add_special_tokens"] = False
         try:
-            if not self.family.reads_videos:
-                return dict(processor(text=[text], images=[list(clip.frames)], **options))
-            frames = self._filled(clip)
-            metadata = metadata_of(frames, times)
-            if metadata is not None:
-                options["video_metadata"] = [metadata]
-            videos = [frames.frames]
-            return dict(processor(text=[text], videos=videos, do_sample_frames=False, **options))
+            return dict(processor(text=[text], **media, **options))
         except (ValueError, TypeError, RuntimeError, IndexError) as problem:
-            raise InputError(
-                f"{type(self.processor).__name__} cannot prepare {len(clip)} frames of "
-                f"{clip.frames.shape[2]} x {clip.frames.shape[1]}: {_short(problem)}"
-            ) from problem
+            what = _described(media.get("images") or next(iter(media.get("videos", ())), ()))
+            raise InputError(f"{type(self.processor).__name__} cannot prepare {what}: {_short(problem)}") from problem
 
     def _filled(self, clip: VideoClip) -> VideoClip:
         """The clip; one with fewer frames than a temporal grid repeats its last, which some processors demand."""
@@ -190,6 +201,14 @@ def _emptied(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return np.broadcast_to(np.zeros((), value.dtype), value.shape)
     return [_emptied(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _described(pictures: Sequence[np.ndarray] | np.ndarray) -> str:
+    """How many pictures of which size, for messages."""
+    if not len(pictures):
+        return "this text"
+    height, width = pictures[0].shape[:2]
+    return f"{len(pictures)} frames of {width} x {height}"
 
 
 def _short(problem: BaseException) -> str:

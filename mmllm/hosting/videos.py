@@ -75,8 +75,12 @@ class HostedReading(MediaReading):
         self.sound = None
         self.writing = Seconds(SecondsConfig(), family.unit)
 
+    def rule_of(self, num_frames: int | None) -> FrameRule:
+        """The model's own rate; a number of frames that is asked for is not lowered by it."""
+        return self.frame_rule if num_frames is None else UNIFORM
+
     def load(self, video: Any, num_frames: int | None = None, **options: Any) -> VideoClip:
-        """Frames of a video; see `MediaReading.load`. A number of frames that is asked for is not lowered by a rate."""
+        """Frames of a video; see `MediaReading.load` and `rule_of`."""
         if num_frames is not None and options.get("sampling") is None and not isinstance(video, VideoClip):
-            options["sampling"] = UNIFORM
+            options["sampling"] = self.rule_of(num_frames)
         return super().load(video, num_frames, **options)

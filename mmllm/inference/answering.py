@@ -44,6 +44,8 @@ from mmllm.times.answers import Answer, Span
 from mmllm.times.frame_clock import FrameClock, clock_of_clip
 from mmllm.tokens import VideoClip, VisualTokens
 
+_PAIR = re.compile(r"(<t?[0-9.]+> )(?=<t?[0-9.]+>)")
+"""A time with another behind it, as tokens or as stamps."""
 _TRIED_FRAMES = 4
 """Most frames of the zeros with which a path is tried."""
 
@@ -465,8 +467,8 @@ class VideoQA(VideoAnswering):
         return answer if clock is None else clock.answer(answer)
 
     def text_of(self, encoded: EncodedVideo, ids: Sequence[int], duration_s: float) -> str:
-        """The text of ids so far, with times such as `12.4 s`."""
-        text, writing = self.processor.decode_text(list(ids)), self.processor.writing
+        """The text of ids so far, with times such as `12.4 s`, and `12.4 s - 20 s` where one follows another."""
+        text, writing = _PAIR.sub(r"\1- ", self.processor.decode_text(list(ids))), self.processor.writing
         if (clock := self.frame_clock(encoded, duration_s)) is not None:
             return clock.text(writing.read(text, duration_s), template="{} s")
         return writing.read(text, duration_s, template="{} s")
@@ -490,9 +492,20 @@ class VideoQA(VideoAnswering):
         """
         if self.reads_question and encoded.question is None:
             raise InputError("this model looks at a video for one question: give for_question(encoded, question)")
+        options = options_with(generate, self, encoded, input_ids, attention_mask)
         device = self.model.input_device
         rows = torch.zeros(len(input_ids), dtype=torch.long, device=device)
-        options = {
+        ids = self.model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=None if attention_mask is None else attention_mask.to(device),
+            sequences={placeholder: sequence.select(rows) for placeholder, sequence in encoded.sequences.items()},
+            **self.generation_options(options),
+        )
+        return ids[:, input_ids.shape[1] :]
+
+    def generation_options(self, generate: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of transformers' `generate`: those that are given, and ours for the others; greedy by default."""
+        return {
             "max_new_tokens": self.max_new_tokens,
             "max_length": None,
             "do_sample": False,
@@ -500,14 +513,6 @@ class VideoQA(VideoAnswering):
             "eos_token_id": self.stop_tokens or None,
             **generate,
         }
-        options = options_with(options, self, encoded, input_ids, attention_mask)
-        ids = self.model.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=None if attention_mask is None else attention_mask.to(device),
-            sequences={placeholder: sequence.select(rows) for placeholder, sequence in encoded.sequences.items()},
-            **options,
-        )
-        return ids[:, input_ids.shape[1] :]
 
     def prompt(
         self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = (), system: str = ""
@@ -522,7 +527,7 @@ class VideoQA(VideoAnswering):
         """
         messages = self._messages(question, duration_s, history)
         if system:
-            messages.insert(0, {"role": "system", "content": self._plain(system)})
+            messages.insert(0, {"role": "system", "content": self.plain(system)})
         return self.processor.encode(self.processor.apply_chat_template(messages, add_generation_prompt=True))
 
     def _messages(self, question: str, duration_s: float, history: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -530,13 +535,13 @@ class VideoQA(VideoAnswering):
         turns = [text for pair in history for text in pair] + [question]
         turns = [self.processor.writing.write(text, duration_s) for text in turns]
         messages: list[dict[str, Any]] = [
-            {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": self._plain(text)}]}
+            {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": self.plain(text)}]}
             for i, text in enumerate(turns)
         ]
         messages[0]["content"].insert(0, {"type": "video"})
         return messages
 
-    def _plain(self, text: str) -> str:
+    def plain(self, text: str) -> str:
         """The text with a space inside everything that the tokenizer would read as a special token."""
         special = [re.escape(token) for token in self.processor.tokenizer.all_special_tokens]
         return re.sub("|".join(special), lambda match: f"{match[0][0]} {match[0][1:]}", text) if special else text

@@ -47,6 +47,11 @@ class EncodedVideo:
         return values if self.long is None else values[self.long.pictured]
 
     @property
+    def read_tokens(self) -> int:
+        """How many visual tokens the LLM reads: those of the path, not those of the stages before it."""
+        return sum(count for name, count in self.token_counts.items() if name not in ("encoder", "reducers"))
+
+    @property
     def duration_s(self) -> float:
         """Length of the whole video."""
         return self.clip.duration_s

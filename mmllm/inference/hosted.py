@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from mmllm.fields import to_mapping
 from mmllm.hosting.encoding import is_pixels
 from mmllm.hosting.media import in_prompt
 from mmllm.hosting.model import HostedModel
+from mmllm.hosting.narrowing import HostedPrompt
 from mmllm.hosting.prompting import Prompting, collated
 from mmllm.hosting.reading import Reader, read_spans
 from mmllm.hosting.times import Times, grid_times, of_one_grid_each, part_of_clip, with_time_text
@@ -220,19 +222,28 @@ class HostedVideoQA(VideoAnswering):
         times_s = encoded.times_s[frames] - start_s
         return self._encode(part_of_clip(encoded.clip, frames, times_s=times_s, duration_s=span.length_s), {})
 
-    def _encode(self, clip: VideoClip, seconds: dict[str, float]) -> HostedVideo:
+    @torch.no_grad()
+    def encode_picture(self, pixels: np.ndarray) -> HostedVideo:
+        """A still image (uint8, H W 3) as the tower sees it.
+
+        Raises:
+            InputError: if the model's processor takes no images.
+        """
+        return self._encode(VideoClip(frames=pixels[None], times_s=np.zeros(1), duration_s=1.0), {}, still=True)
+
+    def _encode(self, clip: VideoClip, seconds: dict[str, float], *, still: bool = False) -> HostedVideo:
         started = time.perf_counter()
-        prepared = self.prompting.prepare(clip, self.times)
+        prepared = self.prompting.prepare(clip, self.times, still=still)
         features = self.model.encode(self.moved(prepared.inputs))
         self._wait()
         seconds = {**seconds, "encode": time.perf_counter() - started}
         family, facts = self.model.family, dict(features.facts)
         times_s = grid_times(clip.times_s, self.prompting.frames_together)
         text: tuple[tuple[int, ...], ...] = ()
-        if self.times == "text":
+        if self.times == "text" and not still:
             facts = of_one_grid_each(facts)
             text = tuple(tuple(self._ids(f"{time_s:.1f}s: ")) for time_s in times_s)
-        elif family.times_in_positions and self.times == "own":
+        elif family.times_in_positions and self.times == "own" and not still:
             facts["grid_times_s"] = [torch.as_tensor(times_s)]
         told = bool(family.time_text) or self.times == "text"
         video = HostedVideo(
@@ -256,7 +267,8 @@ class HostedVideoQA(VideoAnswering):
     def _seen(self, video: HostedVideo) -> HostedVideo:
         """The video with what the reducers keep of it, and the seconds that they take."""
         started = time.perf_counter()
-        inputs = self.moved(self.prompt(video, video.question or "?", (), ""))
+        content = self.prompting.content(len(video.clip), video.question or "?", still=video.prepared.still)
+        inputs = self.moved(self.prompt_of(video, [{"role": "user", "content": content}]))
         media = in_prompt(video.features.media, self.model.family.token_ids(self.model.config), inputs["input_ids"])
         keep = self.model.choose(inputs, replace(video.features, media=media))[0].cpu()
         self._wait()
@@ -326,23 +338,30 @@ class HostedVideoQA(VideoAnswering):
         Raises:
             ConfigError: if the decoding method does not work with this model.
         """
-        tokenizer = self.prompting.tokenizer
-        stops = self.stop_tokens
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), 0)
-        rows = self.moved(collated(prompts, pad))
+        rows = self.moved(collated(prompts, self._filling))
         features = video.features.repeated(len(prompts)) if len(prompts) > 1 else video.features
+        options = options_with(generate, self, video, rows["input_ids"], rows["attention_mask"])
+        return self.generate_prepared(self.model.prepare(rows, features), **options)
+
+    @property
+    def _filling(self) -> int:
+        """Id of the padding."""
+        pad = self.prompting.tokenizer.pad_token_id
+        return pad if pad is not None else next(iter(self.stop_tokens), 0)
+
+    @torch.no_grad()
+    def generate_prepared(self, prompt: HostedPrompt, **generate: Any) -> Tensor:
+        """int64, Q K: new ids for a prompt of Q rows whose visual tokens are in place."""
         options = {
             "max_new_tokens": self.max_new_tokens,
             "max_length": None,
             "do_sample": False,
-            "pad_token_id": pad,
-            "eos_token_id": stops or None,
+            "pad_token_id": self._filling,
+            "eos_token_id": self.stop_tokens or None,
             **generate,
         }
         if not options["do_sample"]:
             options = {"temperature": None, "top_p": None, "top_k": None, **options}
-        prompt = self.model.prepare(rows, features)
-        options = options_with(options, self, video, rows["input_ids"], rows["attention_mask"])
         ids = self.model.generate(prompt, **options)
         return ids[:, prompt.inputs["input_ids"].shape[1] :]
 
@@ -376,8 +395,7 @@ class HostedVideoQA(VideoAnswering):
         setting: str | None = None,
     ) -> dict[str, Any]:
         """The inputs of a question about a video, one row, without pixels."""
-        setting = self.prompt_setting if setting is None else setting
-        form = {GROUNDING: self.model.family.grounding, PLAIN: "{}"}.get(setting, setting)
+        form = self.form_of(self.prompt_setting if setting is None else setting)
         turns = [*(text for pair in history for text in pair), form.replace("{}", question)]
         turns = [self.prompting.plain(self.written(text, video)) for text in turns]
         messages: list[dict[str, Any]] = [
@@ -388,6 +406,21 @@ class HostedVideoQA(VideoAnswering):
         if system:
             text = self.prompting.plain(system)
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": text}]})
+        return self.prompt_of(video, messages)
+
+    def form_of(self, setting: str) -> str:
+        """The text of a setting `prompt`, with `{}` in place of the question."""
+        return {GROUNDING: self.model.family.grounding, PLAIN: "{}"}.get(setting, setting)
+
+    def prompt_of(self, video: HostedVideo | None, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The inputs of a conversation about a video or about none, one row, without pixels.
+
+        Args:
+            video: the only one in the conversation.
+            messages: of transformers' chat templates, with `Prompting.content` where the video stands.
+        """
+        if video is None:
+            return self.prompting.text_inputs(messages)
         inputs = self.prompting.inputs(video.prepared, messages)
         if not video.frame_text:
             return inputs

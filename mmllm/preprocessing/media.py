@@ -49,6 +49,10 @@ class MediaReading:
     frame_sizes: bool = False
     """Whether the size of frames before they were padded is given with their pixels."""
 
+    def rule_of(self, num_frames: int | None) -> FrameRule:
+        """How frames are chosen if so many are asked for, or None for the processor's own number."""
+        return self.frame_rule
+
     def load(
         self,
         video: Any,

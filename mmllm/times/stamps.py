@@ -13,6 +13,7 @@ from decimal import Decimal
 from mmllm.errors import InputError
 
 STAMP = re.compile(r"<([0-9]*\.[0-9]+|[0-9]+\.?)>")
+_SECONDS = re.compile(r"(?<![\w.<])(\d+(?:\.\d+)?) ?(?:s|sec|secs|seconds?)\b", re.IGNORECASE)
 
 
 def replace_stamps(text: str, write: Callable[[float], str]) -> str:
@@ -29,6 +30,11 @@ def stamp(time_s: float) -> str:
     if not (math.isfinite(time_s) and time_s >= 0):
         raise InputError(f"a stamp needs finite seconds, zero or more, not {time_s}")
     return f"<{Decimal(repr(float(abs(time_s)))):f}>"
+
+
+def stamped(text: str) -> str:
+    """The text with "12.4 s" or "12.4 seconds" replaced by the stamp `<12.4>`."""
+    return _SECONDS.sub(r"<\1>", text)
 
 
 def checked_duration(duration_s: float | None) -> float:

@@ -12,6 +12,7 @@ import socket
 import ssl
 import tempfile
 import time
+from collections.abc import Collection
 from typing import IO, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -28,18 +29,24 @@ def is_url(source: Any) -> bool:
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
-def fetch(url: str, limits: VideoLimits) -> IO[bytes]:
+def fetch(url: str, limits: VideoLimits, *, hosts: Collection[str] | None = None) -> IO[bytes]:
     """The file at a URL, as a temporary file that is deleted when it is closed.
 
+    Args:
+        url: its address.
+        limits: `download_bytes` and `download_s`.
+        hosts: the only names, in lower case, that are connected to, also after a redirection; None for all. An IP
+            address among them need not be public.
+
     Raises:
-        VideoOpenError: if the host is not public, or does not send the file.
+        VideoOpenError: if the host is not public or not among `hosts`, or does not send the file.
         LimitExceeded: if the file is larger than `limits.download_bytes`.
         VideoTimeout: if the download takes longer than `limits.download_s`.
     """
     until = time.monotonic() + limits.download_s
     for _ in range(_MAX_REDIRECTIONS + 1):
         parts = urlsplit(url)
-        connection = _connection(url, parts)
+        connection = _connection(url, parts, hosts)
         try:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", path, headers={"Accept": "*/*", "User-Agent": "mmllm"})
@@ -81,11 +88,14 @@ def _downloaded(response: http.client.HTTPResponse, url: str, limits: VideoLimit
     return file
 
 
-def _connection(url: str, parts: SplitResult) -> http.client.HTTPConnection:
+def _connection(url: str, parts: SplitResult, hosts: Collection[str] | None) -> http.client.HTTPConnection:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise VideoOpenError(f"{url}: only http and https URLs are opened")
+    if hosts is not None and parts.hostname not in hosts:
+        raise VideoOpenError(f"{url}: {parts.hostname} is not among the hosts that are allowed")
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    address = public_address(url, parts.hostname, port)
+    named = hosts is not None and _is_number(parts.hostname)  # whoever lists an IP address means it
+    address = parts.hostname if named else public_address(url, parts.hostname, port)
     if parts.scheme == "http":
         connection = http.client.HTTPConnection(parts.hostname, port, timeout=_SILENCE_S)
         connection.sock = socket.create_connection((address, port), timeout=_SILENCE_S)
@@ -95,6 +105,15 @@ def _connection(url: str, parts: SplitResult) -> http.client.HTTPConnection:
     plain = socket.create_connection((address, port), timeout=_SILENCE_S)
     secure.sock = context.wrap_socket(plain, server_hostname=parts.hostname)
     return secure
+
+
+def _is_number(host: str) -> bool:
+    """Whether a host is an IP address itself."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def public_address(url: str, host: str, port: int) -> str:

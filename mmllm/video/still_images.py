@@ -64,6 +64,12 @@ def opened_image(source: Any) -> PilImage:
         raise VideoDecodeError(f"{source}: not a readable image: {problem}") from None
 
 
+def is_still_image(path: Path) -> bool:
+    """Whether a file begins as an image does that is no animation; GIF and WebP may be animations."""
+    with path.open("rb") as file:
+        return _format_of(file.read(_HEAD_BYTES)) not in ("", "GIF", "WEBP")
+
+
 def _format_of(head: bytes) -> str:
     """Pillow's name of the format; empty if it is not an allowed one."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":

@@ -25,47 +25,6 @@ def engine(untrained_qa, demo_limits):
     return Engine(untrained_qa, demo_limits)
 
 
-@pytest.fixture(scope="session")
-def bad_videos(tmp_path_factory, short_clip):
-    """Name -> path of files that are no usable videos in spite of their names, and of two good ones."""
-    import shutil
-    import struct
-
-    import av
-
-    folder = tmp_path_factory.mktemp("bad")
-    whole = short_clip.read_bytes()
-    contents = {
-        "text.mp4": b"this is not a video\n" * 50,
-        "empty.mp4": b"",
-        "cut.mp4": whole[: len(whole) // 3],
-        "list.mp4": b"ffconcat version 1.0\nfile '/etc/passwd'\n",
-    }
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    with av.open(str(folder / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
-        frame.sample_rate = 16000
-        for plane in frame.planes:
-            plane.update(bytes(plane.buffer_size))
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    with av.open(str(folder / "long.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=1, options={"preset": "ultrafast"})
-        stream.width = stream.height = 32
-        for _ in range(90):
-            container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
-        container.mux(stream.encode())
-    # a canvas of 20,000 x 20,000 pixels in 40 bytes
-    side = struct.pack("<HH", 20000, 20000)
-    picture = b"\x2c\x00\x00\x00\x00" + side + b"\x00\x02\x02\x44\x01\x00\x3b"
-    (folder / "huge.mp4").write_bytes(b"GIF89a" + side + b"\x80\x00\x00" + b"\x00\x00\x00\xff\xff\xff" + picture)
-    shutil.copy(short_clip, folder / "good.jpg")
-    shutil.copy(short_clip, folder / "mine.mp4")
-    return {path.name: path for path in folder.iterdir()}
-
-
 @pytest.fixture(scope="module")
 def example(demo):
     """The first example clip of the running demo."""

@@ -17,7 +17,7 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "ablations", "decoding", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video",
-    "paths", "reducer_costs", "reducers", "reinforce", "tokenizer_training", "train", "video", "when",
+    "paths", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train", "video", "when",
 )  # fmt: skip
 
 
@@ -159,6 +159,13 @@ def test_the_demo_is_asked(tmp_path):
     assert filled_columns(kept, "stages") == 3  # a second question is neither decoded, encoded nor reduced
     assert kept.tables["at-once"][0].labels["outcomes"] == "2 answered"
     assert kept.tables["sooner"][0].numbers["sooner_ratio"].middle > 1
+
+
+@pytest.mark.slow
+def test_the_server_is_asked_by_several_clients(tmp_path):
+    kept = run("serving", ["--clients", "3", "--seconds", "2", "--video-s", "8"], tmp_path)
+    assert [row.labels["videos"] for row in kept.tables["serving"]] == ["one video", "a new video each"]
+    assert all(row.numbers["lost"] == 0 < row.numbers["clients_per_s"] for row in kept.tables["serving"])
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from mmllm.errors import EXTRAS, is_installed
 TESTS = Path(__file__).resolve().parents[1]
 NEEDED = {
     "demo": ("app/", "commands/test_demo.py", "hosting/test_hosted_commands.py::test_the_demo"),
+    "serve": ("serving/", "commands/test_serve.py", "benchmarks/test_scripts.py"),
     "train": (
         "train/",
         "docs/",

@@ -1,0 +1,102 @@
+"""Conversations with a video LLM that transformers runs: about one video or one image, or about none.
+
+R = 1 row, K new ids
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmllm.errors import InputError
+from mmllm.hosting.narrowing import HostedPrompt
+from mmllm.inference.encoded import EncodedVideo
+from mmllm.inference.hosted import HostedVideoQA
+from mmllm.inference.hosted_video import HostedVideo, hosted_video
+from mmllm.inference.prompts import Medium, Prompt, Prompts, PromptTooLong, Turn, chat_messages, media_of, watched_of
+from mmllm.times.stamps import stamped
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptOfHosted(Prompt):
+    """A conversation with its visual tokens in place."""
+
+    prepared: HostedPrompt
+
+
+class HostedPrompts(Prompts[PromptOfHosted]):
+    """Conversations with a `HostedVideoQA`."""
+
+    def __init__(self, qa: HostedVideoQA) -> None:
+        self.qa: HostedVideoQA = qa
+
+    def picture(self, pixels: np.ndarray) -> EncodedVideo:
+        """A still image as the tower sees it."""
+        return self.qa.encode_picture(pixels)
+
+    @torch.no_grad()
+    def prompt(self, turns: Sequence[Turn], times_of: int = -1) -> PromptOfHosted:
+        """A conversation as the model reads it; see `Prompts.prompt`.
+
+        Raises:
+            InputError: if there is more than one medium.
+        """
+        media = tuple(media_of(turns))
+        if len(media) > 1:
+            raise InputError(
+                f"this conversation has {len(media)} videos and images: a model that transformers runs is asked about "
+                "one at a time"
+            )
+        watched = watched_of(media, times_of)
+        seen = hosted_video(media[0].encoded) if media else None
+        asked = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=-1)
+        inputs = self.qa.prompt_of(seen, self._messages(turns, seen, watched is not None, asked))
+        prepared = self.qa.model.prepare(self.qa.moved(inputs), None if seen is None else seen.features)
+        positions = prepared.inputs["input_ids"].shape[1]
+        limit = getattr(self.qa.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and positions > limit:
+            raise PromptTooLong(
+                f"the prompt has {positions} positions; the LLM can read {limit}: take fewer frames or a token reducer"
+            )
+        hosted_watched = None if watched is None else hosted_video(watched)
+        return PromptOfHosted(media=media, watched=hosted_watched, positions=positions, prepared=prepared)
+
+    def _messages(
+        self, turns: Sequence[Turn], seen: HostedVideo | None, has_video: bool, asked: int
+    ) -> list[dict[str, Any]]:
+        """The turns as the model's processor reads them; the question about a video in the form of the family."""
+
+        def items(medium: Medium) -> list[dict[str, Any]]:
+            assert seen is not None
+            return list(self.qa.prompting.content(len(seen.clip), "", still=medium.kind == "image")[:-1])
+
+        def read(text: str) -> str:
+            return self.qa.prompting.plain(text if seen is None or not has_video else self.qa.written(text, seen))
+
+        if has_video:  # the form of the question comes last: what it says of seconds is no time of the video
+            form = self.qa.form_of(self.qa.prompt_setting)
+            turns = [_asked(turn, form if number == asked else "{}") for number, turn in enumerate(turns)]
+        return chat_messages(turns, read, items)
+
+    def generate(self, prompts: Sequence[PromptOfHosted], **options: Any) -> Tensor:
+        """int64, 1 K: new ids; see `Prompts.generate`."""
+        (prompt,) = prompts
+        return self.qa.generate_prepared(prompt.prepared, **options)
+
+    def plain(self, ids: Sequence[int]) -> str:
+        """The text of an answer without a video."""
+        return self.qa.prompting.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def _asked(turn: Turn, form: str) -> Turn:
+    """A turn with stamps for its times, and its last text put into a form."""
+    content = [stamped(item) if isinstance(item, str) else item for item in turn.content]
+    texts = [number for number, item in enumerate(content) if isinstance(item, str)]
+    for number in texts[-1:]:
+        content[number] = form.replace("{}", str(content[number]))
+    return Turn(role=turn.role, content=tuple(content))

@@ -1,0 +1,130 @@
+"""Conversations with a model that mmllm builds: any number of videos and images, several conversations as one batch.
+
+L text positions, R rows, K new ids
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmllm.errors import InputError
+from mmllm.inference.answering import VideoQA
+from mmllm.inference.encoded import EncodedVideo
+from mmllm.inference.prompts import Medium, Prompt, Prompts, PromptTooLong, Turn, chat_messages, media_of, watched_of
+from mmllm.modeling.placeholders import place, require_room
+from mmllm.modeling.sequence_rows import as_rows
+from mmllm.preprocessing.text_encoding import Encoded
+from mmllm.times.stamps import stamped
+from mmllm.tokens import VideoClip, VisualSequence
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OwnPrompt(Prompt):
+    """A conversation as ids with placeholders, and what is put in their places."""
+
+    encoded: Encoded
+    sequences: dict[int, list[VisualSequence]]
+    """Placeholder id -> what stands for each of them, in order."""
+
+
+class OwnPrompts(Prompts[OwnPrompt]):
+    """Conversations with a `VideoQA`."""
+
+    takes_rows = True
+
+    def __init__(self, qa: VideoQA) -> None:
+        self.qa: VideoQA = qa
+
+    @torch.no_grad()
+    def picture(self, pixels: np.ndarray, question: str | None = None) -> EncodedVideo:
+        """A still image as the encoder sees it; without visual tokens if the model reads questions and there is none.
+
+        Args:
+            pixels: uint8, H W 3.
+            question: for a model that reads questions.
+        """
+        clip = VideoClip(frames=pixels[None], times_s=np.zeros(1), duration_s=1.0)
+        if self.qa.reads_question and question is None:
+            return EncodedVideo(clip=clip, sequences={})
+        inputs = self.qa.processor.media_inputs("image", [pixels])
+        if question is not None:
+            inputs = inputs.asked(self.qa.processor.question_ids([question]))
+        sequences = self.qa.model.visual_sequences({"image": inputs.to(self.qa.model.input_device)})
+        count = sum(int(sequence.mask.sum()) for sequence in sequences.values())
+        return EncodedVideo(clip=clip, sequences=sequences, token_counts={"image": count})
+
+    @torch.no_grad()
+    def prompt(self, turns: Sequence[Turn], times_of: int = -1) -> OwnPrompt:
+        """A conversation as the model reads it; see `Prompts.prompt`."""
+        media = list(media_of(turns))
+        watched = watched_of(media, times_of)
+        clock = None if watched is None else self.qa.frame_clock(watched)
+
+        def read(text: str) -> str:
+            if watched is not None:
+                text = stamped(text) if clock is None else clock.question(stamped(text))
+                text = self.qa.processor.writing.write(text, watched.duration_s)
+            return self.qa.plain(text)
+
+        messages = chat_messages(turns, read, lambda medium: [{"type": medium.kind}])
+        for message in messages:
+            if message["role"] == "system":
+                message["content"] = "".join(item["text"] for item in message["content"])
+        encoded = self.qa.processor.encode(self.qa.processor.apply_chat_template(messages, add_generation_prompt=True))
+        if self.qa.reads_question:
+            questions = self.qa.processor.questions_about(messages)
+            media = [self._asked(medium, words) for medium, words in zip(media, questions, strict=True)]
+        sequences: dict[int, list[VisualSequence]] = {}
+        for medium in media:
+            for placeholder, sequence in medium.encoded.sequences.items():
+                sequences.setdefault(placeholder, []).append(sequence)
+        return OwnPrompt(
+            media=tuple(media),
+            watched=watched,
+            positions=self._positions(encoded, sequences),
+            encoded=encoded,
+            sequences=sequences,
+        )
+
+    def _asked(self, medium: Medium, question: str) -> Medium:
+        """A medium as a model that reads questions sees it for one."""
+        if medium.kind == "video":
+            return Medium(kind="video", encoded=self.qa.for_question(medium.encoded, question))
+        return Medium(kind="image", encoded=self.picture(medium.encoded.clip.frames[0], question))
+
+    def _positions(self, encoded: Encoded, sequences: dict[int, list[VisualSequence]]) -> int:
+        ids = encoded.input_ids.unsqueeze(0).to(self.qa.model.input_device)
+        placed = place(ids, torch.ones_like(ids), {token: as_rows(own) for token, own in sequences.items()})
+        try:
+            require_room(placed, getattr(self.qa.model.config.text_config, "max_position_embeddings", None))
+        except InputError as problem:
+            raise PromptTooLong(str(problem)) from None
+        return placed.input_ids.shape[1]
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[OwnPrompt], **options: Any) -> Tensor:
+        """int64, R K: new ids; see `Prompts.generate`."""
+        inputs = self.qa.processor.collate([prompt.encoded for prompt in prompts])
+        rows: dict[int, list[VisualSequence]] = {}
+        for prompt in prompts:
+            for placeholder, sequences in prompt.sequences.items():
+                rows.setdefault(placeholder, []).extend(sequences)
+        device = self.qa.model.input_device
+        ids = self.qa.model.generate(
+            input_ids=inputs["input_ids"].to(device),
+            attention_mask=inputs["attention_mask"].to(device),
+            sequences={placeholder: as_rows(sequences) for placeholder, sequences in rows.items()},
+            **self.qa.generation_options(options),
+        )
+        return ids[:, inputs["input_ids"].shape[1] :]
+
+    def plain(self, ids: Sequence[int]) -> str:
+        """The text of an answer without a video; time tokens are left out: there is nothing they are times of."""
+        times = self.qa.model.config.time_token_ids or ()
+        return self.qa.processor.decode_text([token for token in ids if token not in times])

@@ -1,0 +1,150 @@
+"""Requests to `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmllm.serving.answer_forms import keys_of
+from mmllm.serving.fields import Fields
+from mmllm.serving.limits import ServeLimits
+from mmllm.serving.question import LATER, Look, MediaPart, Question, Saying, checked, sampling_of, stages_of
+from mmllm.serving.refusals import Refused
+
+_MOST_STOPS = 4
+_ECHOED = ("name", "refusal", "annotations", "spans", "answer")
+"""Keys of a message that a client may send back as it got them; they say nothing new."""
+
+
+def chat_question(body: Any, limits: ServeLimits) -> Question:
+    """The question of a request's body.
+
+    Raises:
+        Refused: naming the field.
+    """
+    fields = Fields(body)
+    look, stages = Look.of(fields, limits).over(Look(), ""), stages_of(fields)
+    reading = PartReading(look, stages, limits)
+    sayings = [_saying(message, f"messages[{i}].", reading) for i, message in enumerate(_messages(fields))]
+    fields.whole("n", 1, 1)
+    stream = fields.flag("stream")
+    question = Question(
+        model=fields.text("model", required=True),
+        sayings=tuple(sayings),
+        stages=reading.stages,
+        times_of=times_of(fields, reading.videos),
+        most_tokens=_most_tokens(fields),
+        stops=fields.texts("stop", _MOST_STOPS),
+        stream=stream,
+        include_usage=_includes_usage(fields, stream),
+        keys=keys_of(form, "response_format") if (form := fields.any("response_format")) is not None else None,
+        **sampling_of(fields),
+    )
+    fields.text("user")
+    fields.any("metadata")
+    fields.close(LATER)
+    return checked(question, limits)
+
+
+class PartReading:
+    """Reads the parts of messages; their own settings come before those of the request.
+
+    Args:
+        look: of the request.
+        stages: of the request.
+        limits: of the server.
+    """
+
+    def __init__(self, look: Look, stages: dict[str, Any], limits: ServeLimits) -> None:
+        self.look, self.stages, self.limits = look, stages, limits
+        self.videos = self.parts = 0
+        self._own: dict[str, Any] = {}
+
+    def medium(self, kind: Any, address: Any, fields: Fields) -> MediaPart:
+        """A medium with the settings that stand beside its address."""
+        if not isinstance(address, str):
+            allowed = "data:, a file id, or http(s) of an allowed host"
+            raise Refused(400, f"{fields.place}: its address is missing: {allowed}", "bad_request", fields.place)
+        look = Look.of(fields, self.limits)
+        for name, stage in stages_of(fields).items():
+            if self._own.setdefault(name, stage) != stage:
+                raise fields.refused(name.rstrip("s"), "the same for all media of a conversation")
+            self.stages = {**self.stages, name: stage}
+        if kind == "image" and look != Look():
+            raise Refused(400, f"{fields.place}: an image has no frames to choose", "bad_settings", fields.place)
+        self.videos += kind != "image"
+        return MediaPart(kind=kind, address=address, look=look.over(self.look, fields.place), place=fields.place)
+
+    def count(self, parts: int) -> None:
+        """Refuses a conversation of too many parts."""
+        self.parts += parts
+        if self.parts > self.limits.parts:
+            raise Refused(400, f"more than {self.limits.parts} parts of messages", "bad_request", "messages")
+
+
+def times_of(fields: Fields, videos: int) -> int:
+    """Number of the video that times belong to; the last one by default."""
+    chosen = fields.whole("spans_of", 0, max(videos - 1, 0))
+    return -1 if chosen is None else chosen
+
+
+def _messages(fields: Fields) -> list[Any]:
+    messages = fields.any("messages")
+    if not isinstance(messages, list) or not messages:
+        raise Refused(400, "messages must be a list with at least one message", "bad_request", "messages")
+    return messages
+
+
+def _saying(message: Any, place: str, reading: PartReading) -> Saying:
+    fields = Fields(message, place)
+    content = fields.any("content")
+    listed = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(listed, list):
+        raise fields.refused("content", "a text or a list of parts", "bad_request")
+    reading.count(len(listed))
+    parts = [_part(part, f"{place}content[{i}].", reading) for i, part in enumerate(listed)]
+    saying = Saying.of(fields.any("role"), parts, place)
+    for name in _ECHOED:
+        fields.any(name)
+    fields.close()
+    return saying
+
+
+def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:
+    fields = Fields(part, place)
+    kind = fields.any("type")
+    if kind == "text":
+        text = fields.text("text", required=True)
+        fields.close()
+        return text
+    if kind not in ("image_url", "video_url", "file"):
+        raise fields.refused("type", "text, image_url, video_url or file", "bad_request")
+    inside = fields.any(kind)
+    address = Fields({"url": inside} if isinstance(inside, str) else inside, f"{place}{kind}.")
+    if kind == "file":
+        given = address.text("file_id") or address.text("file_data")
+        address.text("filename")
+    else:
+        given = address.text("url")
+        address.text("detail")
+    medium = reading.medium(kind.removesuffix("_url"), given, fields)
+    address.close()
+    fields.close(LATER)
+    return medium
+
+
+def _most_tokens(fields: Fields) -> int | None:
+    given = [fields.whole(name, 1, 2**31) for name in ("max_completion_tokens", "max_tokens")]
+    return next((count for count in given if count is not None), None)
+
+
+def _includes_usage(fields: Fields, stream: bool) -> bool:
+    options = fields.any("stream_options")
+    if options is None:
+        return False
+    if not stream:
+        raise fields.refused("stream_options", "left out without stream")
+    inside = Fields(options, "stream_options.")
+    wanted = inside.flag("include_usage")
+    inside.flag("include_obfuscation")
+    inside.close()
+    return wanted

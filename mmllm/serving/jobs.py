@@ -1,0 +1,84 @@
+"""A question on its way through the server, and what comes back of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mmllm.inference.prompts import Prompt, Prompts
+from mmllm.inference.streaming import Cut
+from mmllm.serving.answer_forms import as_json
+from mmllm.serving.question import Question
+from mmllm.serving.speech import Speech
+from mmllm.times.answers import Answer
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """The end of an answer."""
+
+    piece: str
+    """The last piece of its text."""
+    answer: Answer
+    cut: Cut | None
+    tokens: int
+    """Of the answer."""
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """As OpenAI's clients read it."""
+        return "stop" if self.cut is None else "length"
+
+
+Event = str | Ending | BaseException
+"""A piece of text, the end of the answer, or why there is none."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Job:
+    """A question that is ready for the LLM."""
+
+    question: Question
+    prompts: Prompts[Any]
+    prompt: Prompt
+    speech: Speech
+    most_tokens: int
+    gone: threading.Event
+    """Set when nobody waits for the answer any more."""
+    emit: Callable[[Event], None]
+    """Takes what comes; called in the thread of the LLM."""
+    began_s: float = field(default_factory=time.monotonic)
+    ending: bool = False
+    """Set when the server ends: the answer ends with the text so far."""
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Options of `generate`: how words are chosen."""
+        if not self.question.temperature:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.question.temperature, "top_p": self.question.top_p, "top_k": 0}
+
+    def fits(self, other: Job) -> bool:
+        """Whether both can be answered as one batch: the same model and stages, and no drawing of words."""
+        same = self.prompts.qa is other.prompts.qa and self.prompts.takes_rows
+        return same and not (self.question.temperature or other.question.temperature)
+
+    def take(self, token: int) -> bool:
+        """The next id of the answer; True if the answer ends with it."""
+        piece = self.speech.add(token)
+        if piece and self.question.keys is None:
+            self.emit(piece)
+        return self.speech.ended
+
+    def end(self, cut: Cut | None, tokens: int) -> None:
+        """Emits the end of the answer."""
+        answer = self.prompts.answer(self.prompt, self.speech.ids)
+        piece = self.speech.end()
+        if self.question.keys is not None:
+            piece = as_json(answer, self.question.keys)
+        self.emit(Ending(piece=piece, answer=answer, cut=cut, tokens=tokens))

@@ -1,0 +1,131 @@
+"""Conversations with several media, alone and as rows of one batch."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmllm.inference.own_prompts import OwnPrompts
+from mmllm.inference.prompts import Medium, PromptTooLong, Turn
+from mmllm.inference.row_streaming import Row, answer_rows
+from mmllm.tokens import VideoClip
+
+
+@pytest.fixture(scope="module")
+def prompts(untrained_qa):
+    return OwnPrompts(untrained_qa)
+
+
+def video(qa, frames, duration_s, seed):
+    """A video of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (frames, 64, 64, 3), dtype=np.uint8)
+    times_s = np.linspace(0, duration_s, frames, endpoint=False)
+    clip = VideoClip(frames=pixels, times_s=times_s, duration_s=duration_s)
+    return Medium(kind="video", encoded=qa.encode_video(clip))
+
+
+def asked(*content):
+    return [Turn(role="user", content=content)]
+
+
+def test_the_prompt_of_one_video_is_that_of_ask(prompts, untrained_qa, short_clip):
+    encoded = untrained_qa.encode_video(short_clip)
+    prompt = prompts.prompt(asked(Medium(kind="video", encoded=encoded), "When is it at 3.5 s?"))
+    expected = untrained_qa.prompt("When is it at <3.5>?", encoded.duration_s)
+    assert torch.equal(prompt.encoded.input_ids, expected.input_ids)
+    ids = prompts.generate([prompt])[0].tolist()
+    assert prompts.answer(prompt, ids) == untrained_qa.ask(encoded, "When is it at <3.5>?")
+
+
+def test_rows_of_a_batch_have_the_ids_of_one_at_a_time(prompts, untrained_qa):
+    first, second = video(untrained_qa, 12, 8.0, 1), video(untrained_qa, 5, 20.0, 2)
+    picture = Medium(kind="image", encoded=prompts.picture(np.full((40, 60, 3), 90, dtype=np.uint8)))
+    conversations = [
+        asked(first, "When?"),
+        asked(second, "When does the red circle spin around the blue square?"),
+        asked(first, "and", second, "When?"),
+        asked(picture, "What?"),
+        asked("Who?"),
+        asked(second, picture, first, "When is it?"),
+    ]
+    rows = [prompts.prompt(turns) for turns in conversations]
+    together = prompts.generate(rows).tolist()
+    pad = untrained_qa.processor.tokenizer.pad_token_id
+    for prompt, ids in zip(rows, together, strict=True):
+        alone = prompts.generate([prompt])[0].tolist()
+        assert ids[: len(alone)] == alone
+        assert set(ids[len(alone) :]) <= {pad}
+
+
+def test_each_row_is_taken_cut_and_ended_by_itself(prompts, untrained_qa):
+    medium = video(untrained_qa, 12, 8.0, 3)
+    prompt = prompts.prompt(asked(medium, "When?"))
+    whole = prompts.generate([prompt], eos_token_id=-1)[0].tolist()
+    taken = [[] for _ in range(4)]
+
+    def take(number, most=100):
+        def add(token):
+            if number == 3 and len(taken[3]) == 2:
+                raise ValueError("broken")
+            taken[number].append(token)
+            return len(taken[number]) >= most
+
+        return add
+
+    rows = [
+        Row(prompt=prompt, take=take(0), most_tokens=12),
+        Row(prompt=prompt, take=take(1, most=4), most_tokens=12),
+        Row(prompt=prompt, take=take(2), most_tokens=12, stopped=lambda: len(taken[2]) >= 3),
+        Row(prompt=prompt, take=take(3), most_tokens=12),
+    ]
+    stops = type(untrained_qa).stop_tokens
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(untrained_qa), "stop_tokens", property(lambda _: []))
+        answer_rows(prompts, rows, eos_token_id=-1)
+    assert stops is not None
+    assert [len(ids) for ids in taken] == [12, 4, 3, 2]
+    assert all(ids == whole[: len(ids)] for ids in taken)
+    assert [row.cut for row in rows] == ["tokens", None, "stopped", None]
+    assert [type(row.problem) for row in rows] == [type(None)] * 3 + [ValueError]
+
+
+def test_usage_adds_all_videos_and_images(prompts, untrained_qa):
+    first, second = video(untrained_qa, 12, 8.0, 1), video(untrained_qa, 5, 20.0, 2)
+    picture = Medium(kind="image", encoded=prompts.picture(np.zeros((40, 60, 3), dtype=np.uint8)))
+    prompt = prompts.prompt(asked(first, second, picture, "When?"))
+    words = len(prompt.encoded.input_ids) - 3
+    tokens = {medium: int(next(iter(medium.encoded.sequences.values())).mask.sum()) for medium in prompt.media}
+    assert prompt.positions == words + sum(tokens.values())
+    assert prompt.usage["video_tokens"] == tokens[first] + tokens[second]
+    assert prompt.usage["image_tokens"] == tokens[picture]
+    assert prompt.usage["frames"] == 12 + len(second.encoded.times_s)
+
+
+def test_times_belong_to_the_chosen_video(prompts, untrained_qa):
+    first, second = video(untrained_qa, 12, 8.0, 1), video(untrained_qa, 12, 80.0, 2)
+    turns = asked(first, second, "When?")
+    token = untrained_qa.processor.tokenizer.convert_tokens_to_ids("<t50>")
+    times = [prompts.text(prompts.prompt(turns, number), [token]) for number in (0, 1, -1)]
+    assert times[1] == times[2] != times[0]
+    seconds = [float(text.split()[0]) for text in times]
+    assert seconds[1] == pytest.approx(10 * seconds[0], rel=0.01)
+    with pytest.raises(IndexError):
+        prompts.prompt(turns, 2)
+
+
+def test_times_without_a_video_are_left_out_and_pairs_are_joined(prompts, untrained_qa):
+    ids = untrained_qa.processor.tokenizer.convert_tokens_to_ids(["<t10>", "<t50>", "the", "<t99>"])
+    assert prompts.text(prompts.prompt(asked("Who?")), ids) == "the"
+    times = prompts.text(prompts.prompt(asked(video(untrained_qa, 12, 8.0, 1), "When?")), ids)
+    first, dash, second, unit, word, last, _ = times.replace(" s ", " ", 1).split(" ")
+    assert (dash, unit, word) == ("-", "s", "the")
+    assert float(first) < float(second) < float(last)
+
+
+def test_a_conversation_that_is_too_long_is_told(prompts, untrained_qa):
+    with pytest.raises(PromptTooLong, match="the LLM can read"):
+        prompts.prompt(asked(video(untrained_qa, 12, 8.0, 1), "When? " * 9000))
+
+
+def test_words_that_spell_a_placeholder_are_words(prompts, untrained_qa):
+    prompt = prompts.prompt(asked(video(untrained_qa, 12, 8.0, 1), "When is <video> or <image>?"))
+    assert int((prompt.encoded.input_ids == untrained_qa.processor.video_token_id).sum()) == 1

@@ -1,0 +1,199 @@
+"""Chat completions by OpenAI's own client: whole and streamed, with spans, several videos, images and text."""
+
+import json
+
+import httpx
+import pytest
+from running_server import QUESTION, about, data
+
+from mmllm.serving.answer_forms import sentence_of, spans_of
+
+
+@pytest.fixture(scope="module")
+def answer(untrained_qa, short_clip):
+    """What the model answers without a server."""
+    return untrained_qa.ask(short_clip, QUESTION)
+
+
+def streamed(client, **options):
+    """Text, spans, finish reason and usage of a stream."""
+    text, spans, reason, usage = "", None, None, None
+    chunks = client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **options)
+    for chunk in chunks:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            spans = getattr(choice.delta, "spans", spans)
+            reason = choice.finish_reason or reason
+    return text, spans, reason, usage
+
+
+def test_a_whole_answer_is_that_of_the_model_with_its_spans(client, short_clip, answer):
+    reply = client.chat.completions.create(model="tiny", messages=about(short_clip))
+    message = reply.choices[0].message
+    assert message.spans == spans_of(answer)
+    assert message.answer == sentence_of(answer)
+    assert "<t" not in message.content
+    assert reply.choices[0].finish_reason in ("stop", "length")
+
+
+def test_a_streamed_answer_is_the_whole_one(client, short_clip):
+    asked = {"model": "tiny", "messages": about(short_clip)}
+    whole = client.chat.completions.create(**asked)
+    text, spans, reason, usage = streamed(client, **asked)
+    assert text == whole.choices[0].message.content
+    assert spans == whole.choices[0].message.spans
+    assert reason == whole.choices[0].finish_reason
+    assert usage == whole.usage
+
+
+def test_usage_is_what_the_llm_read(client, untrained_qa, short_clip):
+    encoded = untrained_qa.encode_video(short_clip)
+    prompt = untrained_qa.prompt(QUESTION, encoded.duration_s)
+    usage = client.chat.completions.create(model="tiny", messages=about(short_clip)).usage
+    (sequence,) = encoded.sequences.values()
+    assert usage.prompt_tokens == len(prompt.input_ids) - 1 + int(sequence.mask.sum())
+    details = usage.prompt_tokens_details
+    assert details.video_tokens == int(sequence.mask.sum())
+    assert details.video_tokens_before_reduction == encoded.token_counts["encoder"]
+    assert details.video_tokens_after_reducers == encoded.token_counts["reducers"]
+    assert details.frames == 12
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_a_reducer_of_the_request_is_used_and_counted(client, untrained_qa, short_clip):
+    reply = client.chat.completions.create(
+        model="tiny", messages=about(short_clip), extra_body={"reducer": "uniform:ratio=0.5", "num_frames": 8}
+    )
+    reduced = untrained_qa.with_stages(reducers=["uniform:ratio=0.5"])
+    encoded = reduced.encode_video(short_clip, num_frames=8)
+    details = reply.usage.prompt_tokens_details
+    assert details.frames == 8
+    assert details.video_tokens_after_reducers == encoded.token_counts["reducers"] < encoded.token_counts["encoder"]
+    assert reply.choices[0].message.spans == spans_of(reduced.ask(encoded, QUESTION))
+
+
+def test_a_part_of_a_video_at_a_rate(client, untrained_qa, short_clip):
+    settings = {"fps": 2, "start_s": 1.0, "end_s": 5.0}
+    reply = client.chat.completions.create(model="tiny", messages=about(short_clip), extra_body=settings)
+    encoded = untrained_qa.encode_video(short_clip, **settings)
+    assert reply.usage.prompt_tokens_details.frames == len(encoded.times_s) == 8
+    assert reply.choices[0].message.spans == spans_of(untrained_qa.ask(encoded, QUESTION))
+
+
+def test_settings_of_a_part_come_before_those_of_the_request(client, short_clip):
+    reply = client.chat.completions.create(
+        model="tiny", messages=about(short_clip, num_frames=5), extra_body={"num_frames": 9}
+    )
+    assert reply.usage.prompt_tokens_details.frames == 5
+
+
+def test_two_videos_in_a_message(client, untrained_qa, short_clip, second_clip):
+    first, second = (about(path)[0]["content"][0] for path in (short_clip, second_clip))
+    content = [first, second, {"type": "text", "text": QUESTION}]
+    messages = [{"role": "user", "content": content}]
+    reply = client.chat.completions.create(model="tiny", messages=messages)
+    other = client.chat.completions.create(model="tiny", messages=messages, extra_body={"spans_of": 0})
+    assert reply.usage.prompt_tokens_details.frames == 24
+    assert streamed(client, model="tiny", messages=messages)[0] == reply.choices[0].message.content
+    last = untrained_qa.encode_video(second_clip).duration_s
+    assert all(span["end_s"] <= last for span in reply.choices[0].message.spans)
+    for mine, theirs in zip(reply.choices[0].message.spans, other.choices[0].message.spans, strict=True):
+        assert mine["end_s"] * 8 == pytest.approx(theirs["end_s"] * 9, rel=0.05)  # a share of another length
+
+
+def test_an_image(client, picture):
+    content = [
+        {"type": "image_url", "image_url": {"url": data(picture, "image/png")}},
+        {"type": "text", "text": "What?"},
+    ]
+    reply = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": content}])
+    details = reply.usage.prompt_tokens_details
+    assert details.image_tokens > 0
+    assert details.video_tokens == 0
+    assert reply.choices[0].message.spans == []
+
+
+def test_text_only(client):
+    reply = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Who are you?"}])
+    assert reply.choices[0].message.spans == []
+    assert reply.usage.prompt_tokens_details.video_tokens == 0
+    assert reply.usage.completion_tokens > 0
+
+
+def test_earlier_turns_and_a_system_prompt_are_read(client, short_clip):
+    begin = [{"role": "system", "content": "Say when."}, *about(short_clip)]
+    reply = client.chat.completions.create(model="tiny", messages=begin)
+    more = [*begin, reply.choices[0].message.model_dump(), {"role": "user", "content": "And at 3.5 s?"}]
+    later = client.chat.completions.create(model="tiny", messages=more)
+    assert later.usage.prompt_tokens > reply.usage.prompt_tokens
+
+
+def test_spans_as_content_for_clients_that_drop_unknown_fields(client, short_clip, answer):
+    asked = {"model": "tiny", "messages": about(short_clip)}
+    reply = client.chat.completions.create(**asked, response_format={"type": "json_object"})
+    content = json.loads(reply.choices[0].message.content)
+    assert content == {"answer": sentence_of(answer), "spans": spans_of(answer)}
+    span = {"type": "object", "properties": {"start_s": {"type": "number"}, "end_s": {"type": "number"}}}
+    schema = {
+        "type": "object",
+        "properties": {"spans": {"type": "array", "items": {"$ref": "#/$defs/Span"}}},
+        "$defs": {"Span": span},
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "when", "schema": schema}}
+    reply = client.chat.completions.create(**asked, response_format=form)
+    assert json.loads(reply.choices[0].message.content) == {"spans": spans_of(answer)}
+    assert streamed(client, **asked, response_format=form)[0] == reply.choices[0].message.content
+
+
+def test_a_stop_text_ends_the_answer_before_it(client, short_clip):
+    asked = {"model": "tiny", "messages": about(short_clip)}
+    whole = client.chat.completions.create(**asked).choices[0].message.content
+    words = whole.split(" ")
+    stop = words[len(words) // 2]
+    reply = client.chat.completions.create(**asked, stop=stop).choices[0]
+    assert reply.message.content == whole[: whole.index(stop)]
+    assert reply.finish_reason == "stop"
+    assert streamed(client, **asked, stop=[stop])[0] == reply.message.content
+
+
+def test_a_limit_of_tokens_is_said(client, short_clip):
+    reply = client.chat.completions.create(model="tiny", messages=about(short_clip), max_completion_tokens=2)
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.usage.completion_tokens == 2
+
+
+def test_drawn_words_are_the_same_for_a_seed(client, short_clip):
+    asked = {"model": "tiny", "messages": about(short_clip), "temperature": 1.5, "top_p": 0.9}
+    texts = [client.chat.completions.create(**asked, seed=seed).choices[0].message.content for seed in (1, 1, 2, 3)]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+
+
+def test_the_same_content_is_decoded_once(client, server, short_clip):
+    def decoded():
+        return server.answering.metrics.text().split('videos_total{kind="decoded"} ')[1].split("\n")[0]
+
+    client.chat.completions.create(model="tiny", messages=about(short_clip, num_frames=7))
+    before = decoded()
+    client.chat.completions.create(model="tiny", messages=about(short_clip, "And the blue one?", num_frames=7))
+    assert decoded() == before
+    client.chat.completions.create(model="tiny", messages=about(short_clip, num_frames=7, start_s=1.0))
+    assert decoded() != before
+
+
+def test_a_raw_stream_ends_as_openai_ends_it(server, short_clip):
+    body = {"model": "tiny", "messages": about(short_clip), "stream": True}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in answer.text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert "spans" in chunks[-1]["choices"][0]["delta"]
+    assert "usage" not in chunks[-1]
+
+
+def test_models_are_listed(client):
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"

@@ -1,0 +1,123 @@
+"""Several models behind one address, hosted ones, many clients at once, and metrics."""
+
+import threading
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import torch
+from running_server import QUESTION, about, served
+
+from mmllm.serving.models import Models
+from mmllm.serving.refusals import Refused
+
+
+class Weights(torch.nn.Module):
+    """A model of so many bytes."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(size // 4))
+
+
+def models(most, **sizes):
+    """Models of some sizes, and the names that were loaded."""
+    loads = []
+
+    def load(name):
+        loads.append(name)
+        return SimpleNamespace(model=Weights(sizes[name]))
+
+    return Models({name: name for name in sizes}, load, most), loads
+
+
+def test_the_models_used_least_recently_are_dropped():
+    served_models, loads = models(1000, a=400, b=400, c=400)
+    for name in ("a", "b", "a", "c", "a", "b"):
+        with served_models.use(name) as model:
+            assert model.name == name
+    assert loads == ["a", "b", "c", "b"]
+    assert served_models.loaded == ["a", "b"]
+
+
+def test_a_model_in_use_is_never_dropped():
+    served_models, _ = models(500, a=400, b=400)
+    with served_models.use("a"), served_models.use("b"):
+        assert served_models.loaded == ["a", "b"]
+    assert served_models.loaded == ["b"]
+    with pytest.raises(Refused, match="known: a, b"):
+        served_models.taken("c")
+
+
+def test_a_model_that_cannot_be_loaded_is_tried_again():
+    tries = []
+
+    def load(name):
+        tries.append(name)
+        raise RuntimeError("broken")
+
+    broken = Models({"a": "a"}, load, 100)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            broken.taken("a")
+    assert len(tries) == 2
+    assert broken.loaded == []
+
+
+def test_a_question_goes_to_the_model_that_it_names(untrained_qa, limits, short_clip):
+    other = untrained_qa.with_stages(reducers=["uniform:ratio=0.5"])
+    with served({"whole": untrained_qa, "half": other}, limits) as ready:
+        tokens = {}
+        for name in ("whole", "half"):
+            body = {"model": name, "messages": about(short_clip)}
+            usage = httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=60).json()["usage"]
+            tokens[name] = usage["prompt_tokens_details"]["video_tokens_after_reducers"]
+        assert tokens["half"] * 2 == tokens["whole"]
+        listed = httpx.get(f"{ready.url}/v1/models").json()["data"]
+        assert [model["id"] for model in listed] == ["whole", "half"]
+
+
+def test_many_clients_at_once_get_the_answers_of_one_at_a_time(untrained_qa, limits, short_clip, second_clip):
+    questions = [QUESTION, "What?", "When does the blue square grow on the left?", "When is it?"]
+    bodies = [
+        {"model": "tiny", "messages": about(path, question)}
+        for question in questions
+        for path in (short_clip, second_clip)
+    ]
+
+    def content(answer):
+        message = answer.json()["choices"][0]["message"]
+        return message["content"], str(message["spans"])
+
+    with served({"tiny": untrained_qa}, limits, batching={"rows": 8, "window_s": 0.3}) as ready:
+        url = f"{ready.url}/v1/chat/completions"
+        alone = [content(httpx.post(url, json=body, timeout=120)) for body in bodies]
+        together = [None] * len(bodies)
+
+        def ask(number):
+            together[number] = content(httpx.post(url, json=bodies[number], timeout=120))
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(bodies))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert together == alone
+        text = ready.answering.metrics.text()
+    batches = float(text.split("mmllm_batch_rows_count ")[1].split("\n")[0])
+    assert batches < 2 * len(bodies)
+    assert len(set(alone)) > 1
+
+
+def test_metrics_count_and_say_no_word_of_a_user(server, client, short_clip):
+    client.chat.completions.create(model="tiny", messages=about(short_clip, "When does the secret word come?"))
+    httpx.get(f"{server.url}/v1/secret")
+    text = httpx.get(f"{server.url}/metrics").text
+    assert 'mmllm_requests_total{endpoint="/v1/chat/completions",code="200"}' in text
+    assert 'mmllm_requests_total{endpoint="other",code="404"}' in text
+    assert 'mmllm_prompt_tokens_total{kind="visual"}' in text
+    assert "mmllm_first_token_seconds_count" in text
+    assert "secret" not in text
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            float(line.split()[-1])

@@ -1,0 +1,95 @@
+"""Responses and uploads by OpenAI's own client."""
+
+import json
+
+import openai
+import pytest
+from running_server import QUESTION, about, data
+
+
+def inputs(path):
+    """A question about a video for `/v1/responses`."""
+    content = [{"type": "input_video", "video_url": data(path)}, {"type": "input_text", "text": QUESTION}]
+    return [{"role": "user", "content": content}]
+
+
+def test_a_response_is_the_chat_completion(client, short_clip):
+    chat = client.chat.completions.create(model="tiny", messages=about(short_clip))
+    reply = client.responses.create(model="tiny", input=inputs(short_clip))
+    assert reply.output_text == chat.choices[0].message.content
+    assert reply.output[0].content[0].spans == chat.choices[0].message.spans
+    assert reply.usage.input_tokens == chat.usage.prompt_tokens
+    assert reply.usage.input_tokens_details.frames == 12
+
+
+def test_the_events_of_a_response(client, short_clip):
+    whole = client.responses.create(model="tiny", input=inputs(short_clip), max_output_tokens=5)
+    assert whole.status == "incomplete"
+    assert whole.incomplete_details.reason == "max_output_tokens"
+    events = list(client.responses.create(model="tiny", input=inputs(short_clip), max_output_tokens=5, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == whole.output_text
+    last = events[-1]
+    assert last.type == "response.incomplete"
+    assert last.response.output[0].content[0].spans == whole.output[0].content[0].spans
+
+
+def test_the_clients_own_stream_gets_the_whole_response(client, short_clip, untrained_qa, monkeypatch):
+    every = list(range(len(untrained_qa.processor.tokenizer)))
+    monkeypatch.setattr(type(untrained_qa), "stop_tokens", property(lambda _: every))  # the first token ends the answer
+    with client.responses.stream(model="tiny", input=inputs(short_clip)) as stream:
+        final = stream.get_final_response()
+    whole = client.responses.create(model="tiny", input=inputs(short_clip))
+    assert final.status == whole.status == "completed"
+    assert final.output_text == whole.output_text
+    assert final.output[0].content[0].spans == whole.output[0].content[0].spans
+
+
+def test_instructions_and_a_schema(client, short_clip):
+    schema = {"type": "object", "properties": {"spans": {"type": "array"}, "answer": {"type": "string"}}}
+    reply = client.responses.create(
+        model="tiny",
+        instructions="Say when.",
+        input=inputs(short_clip),
+        text={"format": {"type": "json_schema", "name": "when", "schema": schema}},
+    )
+    assert list(json.loads(reply.output_text)) == ["spans", "answer"]
+
+
+def test_an_uploaded_file_is_asked_by_its_id(client, server, short_clip):
+    file = client.files.create(file=("clip.mp4", short_clip.read_bytes()), purpose="user_data")
+    assert file.bytes == short_clip.stat().st_size
+    assert client.files.retrieve(file.id).filename == "clip.mp4"
+    assert file.id in [listed.id for listed in client.files.list()]
+    question = {"type": "text", "text": QUESTION}
+    for part in (
+        {"type": "file", "file": {"file_id": file.id}},
+        {"type": "video_url", "video_url": {"url": file.id}},
+    ):
+        reply = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": [part, question]}])
+        assert reply.choices[0].message.content == (
+            client.chat.completions.create(model="tiny", messages=about(short_clip)).choices[0].message.content
+        )
+    part = {"type": "input_file", "file_id": file.id}
+    text = {"type": "input_text", "text": QUESTION}
+    reply = client.responses.create(model="tiny", input=[{"role": "user", "content": [part, text]}])
+    assert reply.usage.input_tokens_details.frames == 12
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+
+
+def test_a_file_that_is_a_picture_is_told_by_its_content(client, picture):
+    file = client.files.create(file=("film.mp4", picture.read_bytes()), purpose="user_data")
+    content = [{"type": "file", "file": {"file_id": file.id}}, {"type": "text", "text": "What?"}]
+    reply = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": content}])
+    assert reply.usage.prompt_tokens_details.image_tokens > 0
+
+
+def test_files_are_kept_once_and_only_for_their_user(client, server, short_clip):
+    content = short_clip.read_bytes()
+    ids = {client.files.create(file=(name, content), purpose="user_data").id for name in ("a.mp4", "b.mp4")}
+    assert len(ids) == 1
+    assert server.folder.stat().st_mode & 0o077 == 0
+    assert not [path for path in server.folder.iterdir() if path.is_file() and path.name != ".lock"]

@@ -1,0 +1,150 @@
+"""Wrong input gives a status below 500 and an error in OpenAI's form, whole and streamed."""
+
+import base64
+import json
+import math
+
+import httpx
+import openai
+import pytest
+from running_server import about, asked, data, refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code", "param"),
+    [
+        ({"messages": []}, 400, "bad_request", "messages"),
+        ({"messages": "When?"}, 400, "bad_request", "messages"),
+        ({"messages": [7]}, 400, "bad_request", "messages[0]"),
+        ({"messages": [{"role": "user"}]}, 400, "bad_request", "messages[0].content"),
+        ({"messages": [{"role": "king", "content": "When?"}]}, 400, "bad_request", "messages[0].role"),
+        ({"messages": [{"role": ["user"], "content": "When?"}]}, 400, "bad_request", "messages[0].role"),
+        ({"messages": [{"role": "user", "content": "  "}]}, 400, "bad_request", "messages"),
+        ({"messages": [{"role": "assistant", "content": "Now."}]}, 400, "bad_request", "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "song"}]}]}, 400, "bad_request", None),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 400, "bad_request", None),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 30}]}, 400, "bad_request", None),
+        ({"messages": [{"role": "user", "content": "a" * 200_000}]}, 400, "context_length_exceeded", None),
+        ({"messages": [{"role": "user", "content": "When? " * 9000}]}, 400, "context_length_exceeded", None),
+        ({"model": "huge"}, 404, "model_not_found", "model"),
+        ({"model": None}, 400, None, "model"),
+        ({"model": 3}, 400, None, "model"),
+        ({"logprobs": True}, 400, "unknown_parameter", "logprobs"),
+        ({"tools": []}, 400, "unknown_parameter", "tools"),
+        ({"context": "chunks"}, 400, "unknown_parameter", "context"),
+        ({"decoding": "drafts"}, 400, "unknown_parameter", "decoding"),
+        ({"n": 2}, 400, "bad_settings", "n"),
+        ({"stream": "yes"}, 400, "bad_settings", "stream"),
+        ({"stream_options": {"include_usage": True}}, 400, "bad_settings", "stream_options"),
+        ({"seed": 2**70}, 400, "bad_settings", "seed"),
+        ({"temperature": -1}, 400, "bad_settings", "temperature"),
+        ({"top_p": 0}, 400, "bad_settings", "top_p"),
+        ({"max_tokens": 0}, 400, "bad_settings", "max_tokens"),
+        ({"max_completion_tokens": 1.5}, 400, "bad_settings", "max_completion_tokens"),
+        ({"stop": ["a"] * 9}, 400, "bad_settings", "stop"),
+        ({"num_frames": 0}, 400, "bad_settings", "num_frames"),
+        ({"num_frames": 10**9}, 400, "bad_settings", "num_frames"),
+        ({"num_frames": 4, "fps": 1}, 400, "bad_settings", "fps"),
+        ({"fps": 0}, 400, "bad_settings", "fps"),
+        ({"start_s": 5, "end_s": 5}, 400, "bad_settings", "start_s"),
+        ({"end_s": True}, 400, "bad_settings", "end_s"),
+        ({"reducer": "nothing"}, 400, "bad_settings", None),
+        ({"reducer": 5}, 400, "bad_settings", "reducer"),
+        ({"path": "nowhere"}, 400, "bad_settings", None),
+        ({"spans_of": 1}, 400, "bad_settings", "spans_of"),
+        ({"response_format": {"type": "yaml"}}, 400, "bad_settings", None),
+        ({"response_format": {"type": "json_schema"}}, 400, "bad_settings", None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_wrong_field_is_named(post, changes, status, code, param, stream):
+    body = asked(**changes)
+    if stream and "stream" not in changes and "stream_options" not in changes:
+        body["stream"] = True
+    refused(post("/v1/chat/completions", body), status, code, param)
+
+
+def test_a_schema_that_asks_for_something_else(post):
+    schema = {"type": "object", "properties": {"weather": {"type": "string"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    assert "weather" in refused(post("/v1/chat/completions", asked(response_format=form)), 400, "bad_settings")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff", b"[]", b'"a"', b"null"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_bodies_that_are_no_object(server, body, path):
+    refused(httpx.post(f"{server.url}{path}", content=body), 400, "bad_request")
+
+
+def test_numbers_that_are_none(server):
+    body = json.dumps(asked(temperature=math.nan, start_s=math.inf))
+    refused(httpx.post(f"{server.url}/v1/chat/completions", content=body), 400, "bad_settings")
+
+
+def test_settings_that_the_video_does_not_allow(post, short_clip):
+    def send(**changes):
+        return post("/v1/chat/completions", {"model": "tiny", "messages": about(short_clip), **changes})
+
+    assert "at most 40" in refused(send(fps=30), 400)
+    assert "no part from" in refused(send(start_s=100, end_s=200), 400)
+    many = [{"role": "user", "content": [*about(short_clip)[0]["content"][:1] * 5, {"type": "text", "text": "When?"}]}]
+    assert "at most 4" in refused(post("/v1/chat/completions", asked(messages=many)), 400)
+    image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}, "num_frames": 3}]
+    refused(post("/v1/chat/completions", asked(messages=[{"role": "user", "content": image}])), 400, "bad_settings")
+    assistant = [
+        {"role": "assistant", "content": about(short_clip)[0]["content"]},
+        {"role": "user", "content": "When?"},
+    ]
+    refused(post("/v1/chat/completions", asked(messages=assistant)), 400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input": None},
+        {"input": []},
+        {"input": [{"type": "function_call"}]},
+        {"input": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        {"previous_response_id": "resp_1"},
+        {"store": True},
+        {"text": {"format": {"type": "grammar"}}},
+        {"text": {"shape": 1}},
+        {"max_output_tokens": 0},
+        {"instructions": 5},
+    ],
+)
+def test_wrong_responses(post, changes):
+    refused(post("/v1/responses", {"model": "tiny", "input": "When?", **changes}), 400)
+
+
+def test_the_client_raises_its_own_errors(client):
+    with pytest.raises(openai.NotFoundError, match="tiny") as problem:
+        client.chat.completions.create(model="huge", messages=[{"role": "user", "content": "When?"}])
+    assert problem.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="tiny", messages=[], stream=True)
+
+
+def test_paths_and_methods_that_are_not_there(server):
+    assert refused(httpx.get(f"{server.url}/v1/nothing"), 404)
+    assert refused(httpx.get(f"{server.url}/docs"), 404)
+    assert refused(httpx.get(f"{server.url}/openapi.json"), 404)
+    assert refused(httpx.get(f"{server.url}/v1/chat/completions"), 405)
+    assert refused(httpx.get(f"{server.url}/v1/models/huge"), 404, "model_not_found")
+
+
+def test_files_that_are_none(post, tmp_path, short_clip):
+    empty = tmp_path / "empty.mp4"
+    empty.write_bytes(b"")
+    for address in (
+        "data:video/mp4;base64,§§§",
+        "data:video/mp4;base64,AAA",
+        "data:video/mp4,plain",
+        "data:",
+        data(empty),
+        f"data:video/mp4;base64,{base64.b64encode(b'no video').decode()}",
+    ):
+        part = {"type": "video_url", "video_url": {"url": address}}
+        content = [part, {"type": "text", "text": "When?"}]
+        answer = post("/v1/chat/completions", asked(messages=[{"role": "user", "content": content}]))
+        refused(answer, 400, "bad_media", "messages[0].content[0]." if "no video" in address else None)
