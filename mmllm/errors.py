@@ -11,6 +11,7 @@ EXTRAS = {
     "diffusers": ("diffusers",),
     "train": ("accelerate", "datasets", "peft", "matplotlib"),
     "eval": ("accelerate", "matplotlib"),
+    "kv": ("constriction",),
     "rl": ("trl", "accelerate", "datasets", "peft"),
 }
 """Extra of the package -> the libraries that it installs, by the names under which they are imported."""

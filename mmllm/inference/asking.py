@@ -14,10 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mmllm.errors import InputError
 from mmllm.inference.chain import ask_in_chain
 from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.piecewise import Feed
+from mmllm.inference.prefix_file import is_prefix_file, open_prefix
 from mmllm.times.answers import Answer, Span
 
 
@@ -30,6 +32,8 @@ class VideoAnswering(ABC):
     """How videos are read (`MediaReading`), how times are written (`writing`), and the tokenizer."""
     max_new_tokens: int
     """The longest answer, in tokens."""
+    keeps_prefix: bool = True
+    """Whether an encoded video keeps the LLM's cache of itself, from which further questions about it start."""
     settings: ClassVar[tuple[str, ...]] = ()
     """Options of `from_pretrained` that only some layouts have, such as `times`."""
 
@@ -47,6 +51,11 @@ class VideoAnswering(ABC):
     def reads_question(self) -> bool:
         """Whether the model looks at a video again for each question."""
         return False
+
+    @property
+    @abstractmethod
+    def prefix_problem(self) -> str | None:
+        """Why the LLM has to read a video again for each question; None if its cache of the video can be kept."""
 
     @property
     @abstractmethod
@@ -79,10 +88,18 @@ class VideoAnswering(ABC):
         """Decodes and encodes a video once.
 
         Args:
-            video: whatever `MediaReading.load` takes: files, frames in memory, a `VideoClip`.
+            video: whatever `MediaReading.load` takes: files, frames in memory, a `VideoClip`; or a file that
+                `save_prefix` wrote, which is only opened.
             progress: whether the progress of a long video is shown.
             limits: `num_frames`, `start_s`, `end_s`, `fps` and other options of `MediaReading.load`.
+
+        Raises:
+            CheckpointError: for a file of another LLM; see `open_prefix`.
         """
+        if is_prefix_file(video):
+            if limits:
+                raise InputError(f"{video}: its frames were chosen when it was written: leave {', '.join(limits)} out")
+            return open_prefix(video, self)
         return self.encode_fed(lambda sink: self.processor.load(video, sink=sink, **limits), progress=progress)
 
     @abstractmethod

@@ -17,7 +17,7 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "ablations", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video", "paths",
-    "reducers", "reinforce", "tokenizer_training", "train", "video", "when",
+    "prefix", "reducers", "reinforce", "tokenizer_training", "train", "video", "when",
 )  # fmt: skip
 
 
@@ -100,6 +100,18 @@ def test_encoders_of_1d_tokens_and_the_sampling_beside_diffusers(tmp_path, monke
     assert filled_columns(kept, "encoders") >= 5  # the memory is told on Linux only
     assert [row.numbers["largest"] <= 1e-4 for row in kept.tables["sampling"]] == [True, True]
     assert filled_columns(kept, "sampling") == 4
+
+
+def test_a_kept_prefix_and_its_codecs(tmp_path):
+    pytest.importorskip("constriction")
+    kept = run("prefix", ["--frames", "4", "--rounds", "1", "--videos", "1"], tmp_path)
+    batch, one_by_one, later = kept.tables["prefix-times"]
+    assert (batch.numbers["same"], one_by_one.numbers["same"], later.numbers["same"]) == (8, 8, 7)
+    assert filled_columns(kept, "prefix-times") == 7
+    plain, *coded = kept.tables["prefix-codecs"]
+    assert plain.numbers["same_percent"] == 100
+    assert all(row.numbers["bits"] < plain.numbers["bits"] for row in coded)
+    assert filled_columns(kept, "prefix-codecs") == 6
 
 
 def test_directions_of_two_seeds(tmp_path):
