@@ -29,38 +29,34 @@ from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.prefix_file import open_prefix, save_prefix
 from mmllm.times.answers import Answer
 
-QUESTIONS = [
-    f"When {rest}?"
-    for rest in (
-        "does the red circle spin", "is the blue square on screen", "does something spin", "is the red circle on screen",
-        "does the green square move", "is the yellow star on screen", "does something grow", "is something on screen",
-    )
-]  # fmt: skip
+THINGS = (
+    "the red circle spin", "the blue square move", "something spin", "the red circle move", "the green square grow",
+    "the yellow star appear", "something grow", "something blink",
+)  # fmt: skip
+QUESTIONS = [f"When does {thing}?" for thing in THINGS]
 CLIP_SEED = 100
 """The clips of training are rendered from seed 0."""
 CODECS = {
     "plain": "plain",
-    **{
-        f"{bins} bins": f"kvcode:keys={bins},values={bins},later={bins}" for bins in (128, 64, 32, 16, 8)
-    },
+    **{f"{bins} bins": f"kvcode:keys={bins},values={bins},later={bins}" for bins in (128, 64, 32, 16, 8)},
     "64 bins, differences from anchors": "kvcode:keys=64,values=64,later=64,anchors=10",
     "32 bins, differences from anchors": "kvcode:keys=32,values=32,later=32,anchors=10",
     "32 bins, a scale for each head": "kvcode:keys=32,values=32,later=32,scale=head",
     "32 bins, zlib": "kvcode:keys=32,values=32,later=32,coder=zlib",
     "as released": "kvcode",
-}  # fmt: skip
+}
 Asking = Callable[[VideoQA, EncodedVideo], list[Answer]]
 
 
 def in_one_batch(qa: VideoQA, encoded: EncodedVideo) -> list[Answer]:
     """All questions at once; the video is read anew."""
-    encoded.prefix.clear()
+    encoded.prefix.kept = None
     return qa.ask_all(encoded, QUESTIONS)
 
 
 def one_by_one(qa: VideoQA, encoded: EncodedVideo) -> list[Answer]:
     """One question after the other; the video is read anew for the first."""
-    encoded.prefix.clear()
+    encoded.prefix.kept = None
     return [qa.ask(encoded, question) for question in QUESTIONS]
 
 

@@ -27,7 +27,7 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import EncoderStage
 from mmllm.llm.cache import CACHE
 from mmllm.llm.harness import decoder_layers, install
-from mmllm.llm.prefix import Prefix, check_layers, digest_of
+from mmllm.llm.prefix import Prefix, Reader, check_layers, digest_of
 from mmllm.llm.values import LlmPass
 from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, refuse_unknown
 from mmllm.modalities.inputs import Media
@@ -374,14 +374,14 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
                     cross_attention_mask,
                 )
                 kwargs["llm_pass"] = current
-        if new_valid is not None:
-            kwargs["new_valid"] = new_valid
+        behind = {} if new_valid is None else {"new_valid": new_valid}
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             logits_to_keep=logits_to_keep,
             **{CACHE: cache},
+            **behind,
             **kwargs,
         )
         out = MmllmOutput.of(outputs)
@@ -449,7 +449,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         Args:
             given: int64, G. Its ids, with a placeholder for each video or image, the last of them at the end.
             sequences: placeholder id -> its videos or images.
-            kept: returned if it has the same ids, and the LLM would read the same embeddings.
+            kept: returned if this LLM has read it, it has the same ids, and the LLM would read the same embeddings.
 
         Raises:
             ConfigError: if a stage inside the LLM decides by what follows, or the LLM's cache cannot be kept.
@@ -459,7 +459,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         arguments = self._decoder_inputs(placed)
         beside = [] if placed.cross_attention_states is None else [placed.cross_attention_states]
         digest = digest_of(arguments["inputs_embeds"], *beside)
-        if kept is not None and kept.digest == digest and torch.equal(kept.given, given):
+        if kept is not None and kept.is_of(self.language_model, digest) and torch.equal(kept.given, given):
             return kept
         cache = DynamicCache(config=self.config.text_config)
         self.language_model.base_model(**arguments, **{CACHE: cache, "use_cache": True})
@@ -472,6 +472,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             following=given.new_tensor([count]),
             layers=tuple(cache.layers),
             digest=digest,
+            reader=Reader.of(self.language_model),
             current=None if current is None else current.repeated(1),
         )
 

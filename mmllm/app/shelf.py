@@ -61,7 +61,7 @@ class Shelf:
         for encoded in list(self._entries.values()):
             if self._bytes() <= self.size:
                 break
-            encoded.prefix.clear()
+            encoded.prefix.kept = None
         while self._entries and (len(self._entries) > self.count or self._bytes() > self.size):
             self._entries.popitem(last=False)
 

@@ -82,11 +82,9 @@ def _changed(qa: VideoAnswering, encoded: EncodedVideo, output: Path, questions:
 
 def _told(record: dict[str, Any]) -> str:
     """The record in a line."""
-    share = record["file_bytes"] / record["kv_cache_bytes"]
-    text = (
-        f"{record['file']}: {record['positions']:,} positions, {record['kv_cache_bytes'] / 2**20:,.2f} MiB of key-value "
-        f"cache in {record['file_bytes'] / 2**20:,.2f} MiB ({share:.0%})"
-    )
+    cache, stored = record["kv_cache_bytes"] / 2**20, record["file_bytes"] / 2**20
+    text = f"{record['file']}: {record['positions']:,} positions, {cache:,.2f} MiB of key-value cache in "
+    text += f"{stored:,.2f} MiB ({stored / cache:.0%})"
     if "compared" in record:
         text += f"; {record['answers_changed']} of {record['compared']} answers changed"
     return text

@@ -33,7 +33,7 @@ from mmllm.hosting.positions import PositionRule
 from mmllm.hosting.reduction import ReducerChain
 from mmllm.interfaces import LlmStage
 from mmllm.llm.cache import CACHE
-from mmllm.llm.prefix import Prefix, check_layers, copies_of_rows, digest_of, starts_from_prefix
+from mmllm.llm.prefix import Prefix, Reader, check_layers, copies_of_rows, digest_of, starts_from_prefix
 
 _log = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ class HostedModel:
         Args:
             inputs: of one row, as the processor made them.
             features: of its media, from `encode`.
-            kept: returned if it has the same ids, and the LLM would read the same.
+            kept: returned if this model has read it, it has the same ids, and the LLM would read the same.
 
         Raises:
             ConfigError: as `require_keeping`.
@@ -275,7 +275,7 @@ class HostedModel:
         given = self.given(inputs, features)
         parts = [(part.registered_name, part.config) for part in self.reducers]
         digest = digest_of(given, *features.tensors(), about=f"{parts} {self.position_rule}")
-        if kept is not None and kept.digest == digest:
+        if kept is not None and kept.is_of(self.model, digest):
             return kept
         prompt = self.prepare(inputs, features)
         count = int((prompt.index[0] < len(given)).sum())
@@ -290,6 +290,7 @@ class HostedModel:
             following=position[:, count],
             layers=tuple(cache.layers),
             digest=digest,
+            reader=Reader.of(self.model),
         )
 
     @torch.no_grad()
@@ -300,7 +301,12 @@ class HostedModel:
             prefix: from `read_prefix`.
             prompts: inputs of one row each, as the processor made them, without padding.
             options: those of `generate`, with a `pad_token_id`.
+
+        Raises:
+            CheckpointError: if another model has read the prefix, or its weights have changed since.
+            InputError: if a prompt begins otherwise.
         """
+        prefix.require_reader(self.model)
         rows: dict[str, Any] = prefix.rows([prompt["input_ids"][0] for prompt in prompts], options["pad_token_id"])
         types = [name for name in ROW_INPUTS if name in prompts[0] and name not in (*rows, "labels")]
         rows |= {name: torch.zeros_like(rows["input_ids"]) for name in types}  # what follows is text

@@ -474,12 +474,24 @@ class VideoQA(VideoAnswering):
 
     def read_prefix(self, encoded: EncodedVideo, given: Tensor) -> Prefix:
         """The LLM's cache of a prompt's beginning (int64, G, up to the video's placeholder), kept with the video."""
-        slot, reader = encoded.prefix, self.model.language_model
+        slot = encoded.prefix
         if encoded.from_file:
-            return _from_file(slot.of(reader), given)
-        prefix = self.model.read_prefix(given.to(self.model.input_device), encoded.sequences, slot.of(reader))
-        slot.put(reader, prefix)
-        return prefix
+            return self._from_file(slot.kept, given)
+        slot.kept = self.model.read_prefix(given.to(self.model.input_device), encoded.sequences, slot.kept)
+        return slot.kept
+
+    def _from_file(self, kept: Prefix | None, given: Tensor) -> Prefix:
+        """The prefix that a file holds, for a prompt that begins with given ids.
+
+        Raises:
+            CheckpointError: if it was opened for another LLM, or its weights have changed since.
+            InputError: if the prompt begins otherwise.
+        """
+        assert kept is not None
+        kept.require_reader(self.model.language_model)
+        if not torch.equal(kept.given, given.to(kept.given.device)):
+            raise InputError("the prompt begins otherwise than that of the file, such as with another system prompt")
+        return kept
 
     def frame_clock(self, encoded: EncodedVideo, duration_s: float | None = None) -> FrameClock | None:
         """When the frames are shown that the model takes for evenly spaced from 0 on; None if they are, or if it knows.
@@ -591,22 +603,6 @@ class VideoQA(VideoAnswering):
         """The text with a space inside everything that the tokenizer would read as a special token."""
         special = [re.escape(token) for token in self.processor.tokenizer.all_special_tokens]
         return re.sub("|".join(special), lambda match: f"{match[0][0]} {match[0][1:]}", text) if special else text
-
-
-def _from_file(kept: Prefix | None, given: Tensor) -> Prefix:
-    """The prefix that a file holds, for a prompt that begins with given ids.
-
-    Raises:
-        CheckpointError: if it was opened for another LLM, or its weights have changed since.
-        InputError: if the prompt begins otherwise.
-    """
-    if kept is None:
-        raise CheckpointError(
-            "this video was opened for another model, or the weights have changed since: open it again"
-        )
-    if not torch.equal(kept.given, given.to(kept.given.device)):
-        raise InputError("the prompt begins otherwise than that of the file, such as with another system prompt")
-    return kept
 
 
 def _moved(model: MmllmForConditionalGeneration, device: str) -> MmllmForConditionalGeneration:

@@ -311,10 +311,8 @@ class HostedVideoQA(VideoAnswering):
 
     def read_prefix(self, video: HostedVideo, prompt: Mapping[str, Any]) -> Prefix:
         """The LLM's cache of a prompt up to its last visual token, kept with the video."""
-        reader = self.model.model
-        prefix = self.model.read_prefix(self.moved(prompt), video.features, video.prefix.of(reader))
-        video.prefix.put(reader, prefix)
-        return prefix
+        video.prefix.kept = self.model.read_prefix(self.moved(prompt), video.features, video.prefix.kept)
+        return video.prefix.kept
 
     def tell(
         self,

@@ -27,7 +27,7 @@ from mmllm.errors import CheckpointError, ConfigError, InputError
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.kept_prefix import PrefixSlot
 from mmllm.llm.codec import CacheCodec, Role
-from mmllm.llm.prefix import Prefix
+from mmllm.llm.prefix import Prefix, Reader
 from mmllm.runtime.files import replacing
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.tokens import VideoClip
@@ -140,9 +140,7 @@ def open_prefix(path: str | Path, qa: Any) -> EncodedVideo:
     except (KeyError, ValueError, TypeError, RuntimeError) as problem:
         reason = f"it lacks {problem}" if isinstance(problem, KeyError) else str(problem)
         raise CheckpointError(f"{path}: holds no video as an LLM has read it: {reason:.300}") from None
-    slot = PrefixSlot()
-    slot.put(qa.model.language_model, prefix)
-    return EncodedVideo(clip=clip, sequences={}, prefix=slot, from_file=True)
+    return EncodedVideo(clip=clip, sequences={}, prefix=PrefixSlot(prefix), from_file=True)
 
 
 def _name(layer: int, role: str, part: str) -> str:
@@ -212,6 +210,7 @@ def _prefix(tensors: Mapping[str, Tensor], facts: Mapping[str, str], qa: Any) ->
         following=following.to(device),
         layers=tuple(cache.layers),
         digest=facts["digest"],
+        reader=Reader.of(model.language_model),
     )
 
 

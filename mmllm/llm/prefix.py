@@ -13,22 +13,50 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from mmllm.errors import ConfigError, InputError
+from mmllm.errors import CheckpointError, ConfigError, InputError
 from mmllm.llm.cache import RecordLayer
 from mmllm.llm.values import LlmPass
+from mmllm.runtime.fingerprint import fingerprint
 
 DYNAMIC = (None, "dynamic", "dynamic_full")
 """Values of `generate`'s `cache_implementation` that mean a cache which grows."""
 _KINDS = (DynamicLayer, DynamicSlidingWindowLayer, RecordLayer)
 """Layers whose tensors are never written into: several caches may share them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reader:
+    """An LLM with the weights that it had when it read a prefix."""
+
+    module: weakref.ref[nn.Module]
+    written: int
+    """How often its weights had been written to."""
+    places: frozenset[tuple[torch.dtype, torch.device]]
+    """Types and devices of its weights."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """The LLM as it is now."""
+        weights = list(model.parameters())
+        written = sum(0 if weight.is_inference() else weight._version for weight in weights)
+        places = frozenset((weight.dtype, weight.device) for weight in weights)
+        return cls(module=weakref.ref(model), written=written, places=places)
+
+    def is_still(self, model: nn.Module) -> bool:
+        """Whether this is the LLM, and it has the same weights."""
+        if self.module() is not model:
+            return False
+        now = Reader.of(model)
+        return now.written == self.written and now.places == self.places
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,11 +76,33 @@ class Prefix:
     """The layers of a cache of one row."""
     digest: str
     """SHA-256 of what the LLM has read, in hexadecimal digits."""
+    reader: Reader
+    """The LLM that has read it; no other can go on from it."""
     current: LlmPass | None = None
     """The pass of the stages inside the LLM; None without stages."""
 
     def __post_init__(self) -> None:
         check_layers(self.layers)
+
+    def is_of(self, model: nn.Module, digest: str) -> bool:
+        """Whether an LLM has read it, and would read the same again, of which this is the digest."""
+        return self.digest == digest and self.reader.is_still(model)
+
+    def require_reader(self, model: nn.Module) -> None:
+        """Refuses another LLM, other weights and another type of numbers.
+
+        Raises:
+            CheckpointError: with the fingerprints of both.
+        """
+        if self.reader.is_still(model):
+            return
+        reader = self.reader.module()
+        was = "a model that is gone" if reader is None else f"the LLM {fingerprint(reader)}"
+        types = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype, _ in self.reader.places))
+        raise CheckpointError(
+            f"the kept prefix was read by {was} in {types}, and cannot be continued by the LLM {fingerprint(model)}: "
+            "its weights are others, or have been changed, converted or moved since"
+        )
 
     @property
     def cache_bytes(self) -> int:
@@ -152,5 +202,5 @@ def digest_of(*read: Tensor, about: str = "") -> str:
     digest = hashlib.sha256(about.encode())
     for values in read:
         digest.update(f"{tuple(values.shape)} {values.dtype}".encode())
-        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -112,7 +112,13 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         return rows | self._visual_inputs(placed, options)
 
     def _behind(self, prefix: Prefix, input_ids: Tensor, mask: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of transformers' `generate` for prompts (B L) of which the LLM has read the beginning."""
+        """The arguments of transformers' `generate` for prompts (B L) of which the LLM has read the beginning.
+
+        Raises:
+            CheckpointError: if another LLM has, or its weights have changed since.
+            InputError: if a prompt begins otherwise, or is longer than the LLM can read.
+        """
+        prefix.require_reader(self.language_model)
         prompts = [row[own.bool()] for row, own in zip(input_ids, mask, strict=True)]
         rows: dict[str, Any] = prefix.rows(prompts, self._option(options, "pad_token_id") or 0)
         visual = int(self.is_placeholder(prefix.ids).sum())

@@ -171,7 +171,8 @@ def require_room(longest: int, visual: int, limit: int | None) -> None:
     """
     if limit is not None and longest > limit:
         raise InputError(
-            f"the prompt has {longest} positions, {visual} of them visual tokens; the LLM can read {limit}. Take fewer frames, a token reducer or another path, or shorten the text"
+            f"the prompt has {longest} positions, {visual} of them visual tokens; the LLM can read {limit}. Take fewer "
+            "frames, a token reducer or another path, or shorten the text"
         )
 
 

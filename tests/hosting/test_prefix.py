@@ -1,4 +1,4 @@
-"""Hosted models go on behind a kept prefix as if they had read the whole prompt: positions, padding, reducers, beams."""
+"""Hosted models go on behind a kept prefix as if they had read it with the question."""
 
 import dataclasses
 

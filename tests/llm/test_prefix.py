@@ -1,5 +1,6 @@
 """A kept prefix: the LLM goes on as if it had read the whole prompt at once, whatever stands beside it in the batch."""
 
+import gc
 from dataclasses import dataclass
 
 import pytest
@@ -8,13 +9,14 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.generation import GenerationMixin
 
-from mmllm.errors import ConfigError, InputError
+from mmllm.errors import CheckpointError, ConfigError, InputError
 from mmllm.inference.costs import cache_bytes
 from mmllm.interfaces import LlmReducer
 from mmllm.llm.prefix import Prefix, digest_of
 from mmllm.llm.values import PruneDecision
 from mmllm.modalities.video import VideoInputs
 from mmllm.registry import _parts, register
+from mmllm.runtime.fingerprint import fingerprint
 
 VIDEO = 200
 FAMILIES = ("llama", "qwen2", "gemma", "gemma2")
@@ -131,9 +133,49 @@ def test_a_prefix_is_read_again_unless_ids_and_embeddings_are_the_same(make_mode
     assert other_text is not first
     assert torch.equal(other_video.ids, first.ids)  # the ids alone do not tell
     with pytest.raises(InputError, match="does not begin"):
-        other_text.rows([torch.tensor(OPENING + [3])], 0)
+        other_text.rows([torch.tensor([*OPENING, 3])], 0)
     with pytest.raises(InputError, match="does not begin"):
         first.rows([torch.tensor(OPENING)], 0)  # no question behind it
+
+
+def test_other_weights_and_other_types_never_share_a_prefix(make_model):
+    one, other = make_model("llama"), make_model("qwen2")
+    prefix, (ids, mask) = read(one), prompts()
+    names = fingerprint(one.language_model), fingerprint(other.language_model)
+    assert names[0] != names[1]
+    with pytest.raises(CheckpointError, match=f"read by the LLM {names[0]} in float32, and .* by the LLM {names[1]}"):
+        generated(other, ids, mask, prefix=prefix)
+    assert read(other, kept=prefix) is not prefix
+    one.to(torch.bfloat16)
+    with pytest.raises(CheckpointError, match=r"float32.*converted"):
+        generated(one, ids, mask, prefix=prefix)
+    assert read(one, kept=prefix) is not prefix
+    one.to(torch.float32)
+    weight = next(one.language_model.parameters())
+    prefix = read(one)
+    with torch.no_grad():
+        weight.mul_(1.0)  # a step of training, whatever it changes
+    assert not prefix.reader.is_still(one.language_model)
+
+
+def test_a_prefix_outlives_its_reader_and_says_so(make_model):
+    prefix, other, (ids, mask) = read(make_model()), make_model("qwen2"), prompts()
+    gc.collect()
+    with pytest.raises(CheckpointError, match="a model that is gone"):
+        generated(other, ids, mask, prefix=prefix)
+
+
+def test_the_loop_of_generation_may_be_another(make_model):
+    """A `custom_generate` gets a cache that holds the prefix, and goes on by transformers' own prefill."""
+    model = make_model()
+    prefix, (ids, mask) = read(model), prompts()
+
+    def own(model, input_ids, **options):
+        assert options["past_key_values"].get_seq_length() == len(prefix.ids) < input_ids.shape[1]
+        return GenerationMixin._sample(model, input_ids, **options)
+
+    expected, _ = generated(model, ids, mask, prefix=prefix)
+    assert torch.equal(generated(model, ids, mask, prefix=prefix, custom_generate=own)[0], expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES[:3])
