@@ -77,6 +77,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("quartiles", "{sooner_ratio.low:.1f} to {sooner_ratio.high:.1f}"),
     ),
     "prefix-times": _columns(
+        ("LLM", "{llm}"),
         ("", "{asked}"),
         ("positions kept", "{positions:,}"),
         ("without", "{without_s:.2f} s"),
@@ -88,7 +89,8 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
     "prefix-codecs": _columns(
         ("codec", "{codec}"),
         ("as", "{setting}"),
-        ("bits a number", "{bits:.2f}"),
+        ("bits a number, 67 positions", "{bits:.2f}"),
+        ("1,441 positions", "{long_bits:.2f}"),
         ("of half precision", "{half_percent:.0f} %"),
         ("same answers", "{same_percent:.0f} %"),
         ("opened in", "{open_ms:.0f} ms"),

@@ -1,11 +1,14 @@
-"""Questions about a video whose beginning of the prompt is kept, and what codecs make of it.
+"""Questions about a video of which the LLM has read the beginning of the prompt, and what codecs make of its cache.
 
     python benchmarks/prefix.py [--frames 90] [--rounds 5] [--videos 12] [--json out.json]
 
-Time: eight questions about one clip, with and without the LLM's cache of the video, in turns on one thread. The model
-is the packaged one with the path `plain`, so that the prompt has some 1,450 positions; frames are encoded before.
+Time: eight questions about one clip, with and without the LLM's cache of the video, in turns on one thread; answers of
+at most 16 tokens, frames are encoded before. The packaged model has 3 layers of width 96, so each new token costs more
+in Python than in sums; so a second LLM, with random weights, has 4 layers of width 384. With the path `plain` the
+prompt has some 1,450 positions.
 
-Codecs: the packaged model is asked about clips that it has not seen, from its own cache and from files.
+Codecs: the packaged model is asked about clips that it has not seen, from its own cache and from files. Their prompts
+have 67 positions, for which tables weigh much; the size at 1,441 positions stands beside.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from mmllm.inference.costs import cache_bytes
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.prefix_file import open_prefix, save_prefix
 from mmllm.times.answers import Answer
+from mmllm.train.building import build_model
+from mmllm.train.model_config import DecoderConfig, ModelConfig
 
 THINGS = (
     "the red circle spin", "the blue square move", "something spin", "the red circle move", "the green square grow",
@@ -72,11 +77,18 @@ ASKED: dict[str, Asking] = {
 }
 
 
-def times(results: Results, qa: VideoQA, encoded: EncodedVideo, rounds: int) -> None:
+def wider(frames: int) -> VideoQA:
+    """An LLM of 8 million parameters with random weights; its answers mean nothing, their time does."""
+    decoder = DecoderConfig(width=384, layers=4, mlp_width=1536)
+    return VideoQA(*build_model(ModelConfig(path="plain", decoder=decoder, num_frames=frames), seed=0))
+
+
+def times(results: Results, name: str, qa: VideoQA, encoded: EncodedVideo, rounds: int) -> None:
     """A row for each way of asking."""
+    qa.max_new_tokens = 16
     without = qa.with_stages()
     without.keeps_prefix = False
-    for name, ask in ASKED.items():
+    for way, ask in ASKED.items():
         qa.ask(encoded, QUESTIONS[0])
         same = sum(a == b for a, b in zip(ask(qa, encoded), ask(without, encoded), strict=True))
         qa.ask(encoded, QUESTIONS[0])  # clears what the other way of asking has cleared
@@ -93,11 +105,13 @@ def times(results: Results, qa: VideoQA, encoded: EncodedVideo, rounds: int) -> 
             "same": same,
             "cache_mib": held / 2**20,
         }
-        results.add("prefix-times", {"asked": name}, numbers)
+        results.add("prefix-times", {"llm": name, "asked": way}, numbers)
 
 
-def codecs(results: Results, qa: VideoQA, benchmark: Benchmark, folder: Path) -> None:
-    """A row for each codec."""
+def codecs(
+    results: Results, qa: VideoQA, long: tuple[VideoQA, EncodedVideo], benchmark: Benchmark, folder: Path
+) -> None:
+    """A row for each codec; `long` is a model with a video of many positions."""
     asked: dict[Path, list[str]] = {}
     for question in benchmark.questions:
         if question.video is not None:
@@ -116,9 +130,12 @@ def codecs(results: Results, qa: VideoQA, benchmark: Benchmark, folder: Path) ->
             answers = qa.ask_all(stored, asked[path])
             same += sum(a.raw == b.raw for a, b in zip(own[path], answers, strict=True))
             count += len(answers)
+        long_size = save_prefix(file, *long, codec)
+        long_numbers = long[0].read_opening(long[1]).cache_bytes // 4
         row: dict[str, Number] = {
             "bits": 8 * size / numbers,
-            "half_percent": 100 * size / (2 * numbers),
+            "long_bits": 8 * long_size / long_numbers,
+            "half_percent": 100 * long_size / (2 * long_numbers),
             "same_percent": 100 * same / count,
             "questions": count,
             "open_ms": 1000 * sorted(opening_s)[len(opening_s) // 2],
@@ -138,9 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     benchmark = fresh_benchmark(CLIP_SEED, videos=options.videos, workers=1)
     qa = VideoQA.from_pretrained(DEFAULT, path="plain")
     clip = next(question.video for question in benchmark.questions if question.video is not None)
-    times(results, qa, qa.encode_video(clip, num_frames=options.frames), options.rounds)
+    encoded = qa.encode_video(clip, num_frames=options.frames)
+    times(results, "packaged", qa, encoded, options.rounds)
+    other = wider(options.frames)
+    times(results, "4 layers of 384", other, other.encode_video(clip, num_frames=options.frames), options.rounds)
     with tempfile.TemporaryDirectory() as folder:
-        codecs(results, VideoQA.from_pretrained(DEFAULT), benchmark, Path(folder))
+        codecs(results, VideoQA.from_pretrained(DEFAULT), (qa, encoded), benchmark, Path(folder))
     print(*(markdown(table, rows) for table, rows in results.tables.items()), sep="\n\n")
     results.save(options.json)
 

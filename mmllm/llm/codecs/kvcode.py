@@ -25,8 +25,8 @@ from mmllm.fields import require
 from mmllm.llm.codec import CacheCodec, Role
 from mmllm.registry import register
 
-ANCHOR_BINS = 256
-"""Bins of an anchor: a byte."""
+ANCHOR_BINS = SYMBOLS = 256
+"""Bins of an anchor, and symbols of a table: those of a byte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +109,11 @@ class KvCode(CacheCodec):
         else:
             coder, counts = _encoder(), []
             for own in (is_anchor.numpy(), ~is_anchor.numpy()):
-                counts.append(_counts(table[own], 256))
+                counts.append(_counts(table[own]))
                 for channel, frequencies in zip(table[own].T, counts[-1], strict=True):
                     _encode(coder, channel, frequencies)
             parts["codes"] = np.frombuffer(coder.get_compressed().astype("<u4").tobytes(), np.uint8)
-            parts["counts"] = _packed(np.stack(counts))
+            parts["counts"] = _packed(np.stack(counts).astype(_whole_numbers(len(table))))
         return {name: torch.from_numpy(part.copy()) for name, part in parts.items()}
 
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int, int], layer: int, role: Role) -> Tensor:
@@ -160,7 +160,7 @@ class KvCode(CacheCodec):
         data = stored["codes"].numpy().astype(np.uint8, copy=False).tobytes()
         if self.config.coder == "zlib":
             return _unpacked(data, np.uint8, (channels, positions)).T.copy()
-        counts = _unpacked(stored["counts"].numpy().tobytes(), np.dtype("<u4"), (2, channels, 256))
+        counts = _unpacked(stored["counts"].numpy().tobytes(), _whole_numbers(positions), (2, channels, SYMBOLS))
         is_anchor = self._is_anchor(positions).numpy()
         decoder = _decoder(np.frombuffer(data, "<u4").astype(np.uint32))
         table = np.empty((positions, channels), np.uint8)
@@ -194,11 +194,16 @@ def _unpacked(data: bytes, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(values, dtype).reshape(shape)
 
 
-def _counts(table: np.ndarray, symbols: int) -> np.ndarray:
-    """uint32, C S: how often each channel of a table (uint8, P C) has each symbol."""
+def _counts(table: np.ndarray) -> np.ndarray:
+    """int64, C S: how often each channel of a table (uint8, P C) has each symbol."""
     channels = table.shape[1]
-    places = table.astype(np.int64) + np.arange(channels) * symbols
-    return np.bincount(places.ravel(), minlength=channels * symbols).reshape(channels, symbols).astype("<u4")
+    places = table.astype(np.int64) + np.arange(channels) * SYMBOLS
+    return np.bincount(places.ravel(), minlength=channels * SYMBOLS).reshape(channels, SYMBOLS)
+
+
+def _whole_numbers(most: int) -> np.dtype[Any]:
+    """The smallest type that holds numbers up to `most`."""
+    return next(kind for kind in map(np.dtype, ("u1", "<u2", "<u4")) if most <= np.iinfo(kind).max)
 
 
 def _encoder() -> Any:
