@@ -34,7 +34,7 @@ from mmllm.modalities.inputs import Media
 from mmllm.modeling.exporting import place_traced
 from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
-from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions
+from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions, require_room
 from mmllm.modeling.settings import with_weights_of
 from mmllm.modeling.vision import listed
 from mmllm.pruning.needs import check_order, require_fit
@@ -453,6 +453,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
 
         Raises:
             ConfigError: if a stage inside the LLM decides by what follows, or the LLM's cache cannot be kept.
+            InputError: if placeholders and videos do not fit each other, or there is more than the LLM can read.
         """
         self.require_keeping()
         placed = place(given.unsqueeze(0), torch.ones_like(given).unsqueeze(0), sequences)
@@ -461,10 +462,11 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         digest = digest_of(arguments["inputs_embeds"], *beside)
         if kept is not None and kept.is_of(self.language_model, digest) and torch.equal(kept.given, given):
             return kept
+        count = placed.input_ids.shape[1]
+        require_room(count, placed.visual.shape[1], self.room)
         cache = DynamicCache(config=self.config.text_config)
         self.language_model.base_model(**arguments, **{CACHE: cache, "use_cache": True})
         current = arguments.get("llm_pass")
-        count = placed.input_ids.shape[1]
         return Prefix(
             given=given,
             ids=placed.input_ids[0],

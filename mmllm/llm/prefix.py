@@ -42,6 +42,8 @@ class Reader:
     """How often its weights had been written to."""
     places: frozenset[tuple[torch.dtype, torch.device]]
     """Types and devices of its weights."""
+    adapters: tuple[tuple[bool, str], ...]
+    """Of each layer with adapters: whether they are off, and which act."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
@@ -49,14 +51,16 @@ class Reader:
         weights = list(model.parameters())
         written = sum(0 if weight.is_inference() else weight._version for weight in weights)
         places = frozenset((weight.dtype, weight.device) for weight in weights)
-        return cls(module=weakref.ref(model), written=written, places=places)
+        tuned = (layer for layer in model.modules() if hasattr(layer, "disable_adapters"))
+        adapters = tuple((bool(layer.disable_adapters), str(layer.active_adapters)) for layer in tuned)
+        return cls(module=weakref.ref(model), written=written, places=places, adapters=adapters)
 
     def is_still(self, model: nn.Module) -> bool:
         """Whether this is the LLM, and it has the same weights."""
         if self.module() is not model:
             return False
         now = Reader.of(model)
-        return now.written == self.written and now.places == self.places
+        return (now.written, now.places, now.adapters) == (self.written, self.places, self.adapters)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -108,7 +108,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         rows = {"input_ids": placed.input_ids, "attention_mask": placed.attention_mask}
         if not sequences:
             return rows
-        require_room(placed.input_ids.shape[1], placed.visual.shape[1], self._room)
+        require_room(placed.input_ids.shape[1], placed.visual.shape[1], self.room)
         return rows | self._visual_inputs(placed, options)
 
     def _behind(self, prefix: Prefix, input_ids: Tensor, mask: Tensor, options: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         prompts = [row[own.bool()] for row, own in zip(input_ids, mask, strict=True)]
         rows: dict[str, Any] = prefix.rows(prompts, self._option(options, "pad_token_id") or 0)
         visual = int(self.is_placeholder(prefix.ids).sum())
-        require_room(rows["input_ids"].shape[1], visual, self._room)
+        require_room(rows["input_ids"].shape[1], visual, self.room)
         rows[CACHE] = prefix.cache(len(prompts) * copies_of_rows(partial(self._option, options)))
         if prefix.current is not None:
             rows["new_valid"] = rows["attention_mask"][:, len(prefix.ids) :].bool()
@@ -138,7 +138,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         return not takes_padding(DynamicCache(config=self.config.text_config).layers)
 
     @property
-    def _room(self) -> int | None:
+    def room(self) -> int | None:
         """How many positions the LLM can read; None if its configuration does not say."""
         return getattr(self.config.text_config, "max_position_embeddings", None)
 

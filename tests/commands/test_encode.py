@@ -68,4 +68,4 @@ def test_a_file_has_no_frames(short_clip, tmp_path, capsys):
     assert "leave num_frames out" in run(capsys, "ask", file, QUESTION, "--frames", 5)[2]
     assert "is written already" in run(capsys, "encode", file, "--output", tmp_path / "b.kv")[2]
     file.write_bytes(file.read_bytes()[:500])
-    assert "half-copied" in run(capsys, "ask", file, QUESTION)[2]
+    assert "only the start of one" in run(capsys, "ask", file, QUESTION)[2]

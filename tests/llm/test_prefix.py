@@ -1,5 +1,6 @@
 """A kept prefix: the LLM goes on as if it had read the whole prompt at once, whatever stands beside it in the batch."""
 
+import dataclasses
 import gc
 from dataclasses import dataclass
 
@@ -156,6 +157,39 @@ def test_other_weights_and_other_types_never_share_a_prefix(make_model):
     with torch.no_grad():
         weight.mul_(1.0)  # a step of training, whatever it changes
     assert not prefix.reader.is_still(one.language_model)
+
+
+def test_adapters_that_are_turned_off_are_another_llm(make_model):
+    peft = pytest.importorskip("peft")
+    model = make_model()
+    adapted = peft.get_peft_model(model.language_model, peft.LoraConfig(target_modules=["q_proj"], r=2))
+    prefix = read(model)
+    assert prefix.reader.is_still(model.language_model)
+    with adapted.disable_adapter():
+        assert not prefix.reader.is_still(model.language_model)
+    assert prefix.reader.is_still(model.language_model)
+
+
+def test_times_before_frames_are_in_the_prefix(make_model):
+    model, (ids, mask) = make_model(path="plain"), prompts()
+    given = sequences(model)[VIDEO]
+    frames = int(given.frame.max()) + 1
+    text = torch.arange(2 * frames).view(1, frames, 2) % 50 + 20
+    text[0, ::2, 1] = -1  # texts of one and of two ids
+    timed = dataclasses.replace(given, frame_text=text)
+    prefix = model.read_prefix(torch.tensor(OPENING), {VIDEO: timed})
+    assert len(prefix.ids) == len(read(model).ids) + int((text >= 0).sum())
+    rows = {VIDEO: timed.select(torch.zeros(3, dtype=torch.long))}
+    whole, own = generated(model, ids, mask, sequences=rows)
+    begun, continued = generated(model, ids, mask, prefix=prefix)
+    assert torch.equal(whole, begun)
+    torch.testing.assert_close(continued, own, atol=1e-5, rtol=1e-5)
+
+
+def test_what_the_llm_cannot_read_is_refused_before_it_reads(make_model):
+    model = make_model(decoder={"max_position_embeddings": 20}, path="plain")
+    with pytest.raises(InputError, match="the LLM can read 20"):
+        read(model)
 
 
 def test_a_prefix_outlives_its_reader_and_says_so(make_model):
