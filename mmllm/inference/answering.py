@@ -477,8 +477,9 @@ class VideoQA(VideoAnswering):
         slot = encoded.prefix
         if encoded.from_file:
             return self._from_file(slot.kept, given)
-        slot.kept = self.model.read_prefix(given.to(self.model.input_device), encoded.sequences, slot.kept)
-        return slot.kept
+        prefix = self.model.read_prefix(given.to(self.model.input_device), encoded.sequences, slot.kept)
+        slot.kept = prefix  # another thread may put its own here
+        return prefix
 
     def _from_file(self, kept: Prefix | None, given: Tensor) -> Prefix:
         """The prefix that a file holds, for a prompt that begins with given ids.

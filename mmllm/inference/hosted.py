@@ -311,8 +311,9 @@ class HostedVideoQA(VideoAnswering):
 
     def read_prefix(self, video: HostedVideo, prompt: Mapping[str, Any]) -> Prefix:
         """The LLM's cache of a prompt up to its last visual token, kept with the video."""
-        video.prefix.kept = self.model.read_prefix(self.moved(prompt), video.features, video.prefix.kept)
-        return video.prefix.kept
+        prefix = self.model.read_prefix(self.moved(prompt), video.features, video.prefix.kept)
+        video.prefix.kept = prefix  # another thread may put its own here
+        return prefix
 
     def tell(
         self,

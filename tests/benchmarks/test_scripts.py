@@ -103,7 +103,6 @@ def test_encoders_of_1d_tokens_and_the_sampling_beside_diffusers(tmp_path, monke
 
 
 def test_a_kept_prefix_and_its_codecs(tmp_path):
-    pytest.importorskip("constriction")
     kept = run("prefix", ["--frames", "4", "--rounds", "1", "--videos", "1"], tmp_path)
     assert [row.numbers["same"] for row in kept.tables["prefix-times"]] == 2 * [8, 8, 7]
     assert filled_columns(kept, "prefix-times") == 8

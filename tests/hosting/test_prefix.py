@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 import torch
 from test_hosted_qa import NO_PLACEHOLDERS, asking, clip
+from tiny_models import CASES
 from tiny_processors import PROCESSORS
 
-from mmllm.errors import ConfigError
+from mmllm.errors import CheckpointError, ConfigError
+from mmllm.hosting.model import HostedModel
 from mmllm.inference.costs import cache_bytes
 from mmllm.inference.streaming import stream
 from mmllm.interfaces import LlmStage
@@ -112,6 +114,21 @@ def test_what_decides_by_the_question_keeps_nothing():
     qa.ask_all(video, QUESTIONS, **NO_PLACEHOLDERS)
     assert video.prefix.kept is None
     assert isinstance(qa.model.stages[0], LlmStage)
+
+
+def test_layers_that_are_no_attention_keep_nothing():
+    with pytest.raises(ConfigError, match=r"kind LinearAttention\w*, which cannot be kept"):
+        HostedModel(CASES["qwen3_5"].model).require_keeping()
+
+
+def test_another_model_cannot_go_on():
+    qa, _ = pair("qwen3_vl")
+    video = qa.encode_video(clip())
+    prompts = [qa.prompt(video, "When?", (), "")]
+    prefix = qa.read_prefix(video, prompts[0])
+    other = HostedModel(CASES["qwen3_vl"].fresh())
+    with pytest.raises(CheckpointError, match=r"was read by the LLM .* cannot be continued by the LLM"):
+        other.generate_behind(prefix, prompts, pad_token_id=0)
 
 
 def test_a_hosted_video_is_not_written_to_a_file(tmp_path):
