@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
 from mmllm.inference.chain import ask_in_chain
 from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.piecewise import Feed
 from mmllm.inference.prefix_file import is_prefix_file, open_prefix
+from mmllm.llm.prefix import Prefix
 from mmllm.times.answers import Answer, Span
 
 
@@ -34,6 +35,8 @@ class VideoAnswering(ABC):
     """The longest answer, in tokens."""
     keeps_prefix: bool = True
     """Whether an encoded video keeps the LLM's cache of itself, from which further questions about it start."""
+    stores_prefix: ClassVar[bool] = True
+    """Whether this cache can also be written to a file: if prompts can be written without the video's frames."""
     settings: ClassVar[tuple[str, ...]] = ()
     """Options of `from_pretrained` that only some layouts have, such as `times`."""
 
@@ -61,6 +64,14 @@ class VideoAnswering(ABC):
     @abstractmethod
     def stop_tokens(self) -> list[int]:
         """Ids that end an answer."""
+
+    def read_opening(self, encoded: EncodedVideo) -> Prefix:
+        """The LLM's cache of the video as it stands in a prompt without a system prompt of its own.
+
+        Raises:
+            ConfigError: if it cannot be written to a file.
+        """
+        raise ConfigError("the prompts of a hosted model need its processor's outputs, which a file does not hold")
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class HostedVideoQA(VideoAnswering):
     """
 
     settings: ClassVar[tuple[str, ...]] = ("times", "reader", "prompt", "positions")
+    stores_prefix: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -72,8 +72,6 @@ def save_prefix(path: str | Path, qa: Any, encoded: EncodedVideo, codec: str | M
     path = Path(path)
     if path.suffix != SUFFIX:
         raise InputError(f"{path}: a file of a kept video ends in {SUFFIX}")
-    if not hasattr(qa, "read_opening"):
-        raise ConfigError("the prompts of a hosted model need its processor's outputs, which a file does not hold")
     if (problem := qa.prefix_problem) is not None:
         raise ConfigError(f"the LLM's cache of a video cannot be written: {problem}")
     prefix: Prefix = qa.read_opening(encoded)
@@ -122,7 +120,7 @@ def open_prefix(path: str | Path, qa: Any) -> EncodedVideo:
         ConfigError: if this model cannot start from a kept cache.
     """
     path = Path(path)
-    if not hasattr(qa, "read_opening"):
+    if not qa.stores_prefix:
         raise ConfigError(f"{path}: a hosted model cannot be asked from a file")
     if (problem := qa.prefix_problem) is not None:
         raise ConfigError(f"{path}: this model cannot start from a kept cache: {problem}")

@@ -51,8 +51,8 @@ class Reader:
         weights = list(model.parameters())
         written = sum(0 if weight.is_inference() else weight._version for weight in weights)
         places = frozenset((weight.dtype, weight.device) for weight in weights)
-        tuned = (layer for layer in model.modules() if hasattr(layer, "disable_adapters"))
-        adapters = tuple((bool(layer.disable_adapters), str(layer.active_adapters)) for layer in tuned)
+        off = ((layer, getattr(layer, "disable_adapters", None)) for layer in model.modules())
+        adapters = tuple((is_off, str(layer.active_adapters)) for layer, is_off in off if isinstance(is_off, bool))
         return cls(module=weakref.ref(model), written=written, places=places, adapters=adapters)
 
     def is_still(self, model: nn.Module) -> bool:
