@@ -163,7 +163,11 @@ class Prefix:
         cache = DynamicCache()
         cache.layers = [copy.copy(layer) for layer in self.layers]
         cache.layer_class_to_replicate = None
-        cache.batch_select_indices(torch.zeros(rows, dtype=torch.long))
+        for layer in cache.layers:
+            if isinstance(layer, RecordLayer):
+                layer.batch_select_indices(torch.zeros(rows, dtype=torch.long))
+            else:  # without a copy: the first update makes one
+                layer.keys, layer.values = (part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values))
         if self.current is not None:
             cache.llm_pass = self.current.repeated(rows)
         return cache
