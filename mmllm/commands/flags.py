@@ -79,6 +79,57 @@ class HostedChoice:
         return given_flags(vars(self))
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrameChoice:
+    """Which frames of a video are looked at."""
+
+    frames: int | None = None
+    """Number of sampled frames; by default the model's own number."""
+    start: float | None = None
+    """Use only the part of the video from this second on."""
+    end: float | None = None
+    """Use only the part of the video up to this second."""
+    sample_fps: float | None = None
+    """Sample so many frames a second, in place of a number of frames; 1 for an hour gives 3600."""
+    fps: float | None = None
+    """Images a second, if the video is a folder of frames; by default the model's own, 5."""
+    audio: bool = True
+    """Hear the video, too, if the model can; --no-audio looks at the pictures only."""
+    sampling: str | None = None
+    """How frames are chosen: uniform, slow-fast, slow-fast:fps=2 or slow-fast-demo; by default as the model was
+    trained."""
+
+    def check(self, video: str) -> None:
+        """Refuses what does not fit a video.
+
+        Raises:
+            InputError: naming the option.
+        """
+        folder_rate([video], self.fps)
+        if self.frames is not None:
+            checked_count("--frames", self.frames)
+        if self.sample_fps is not None:
+            _check_sampling(video, self.sample_fps, self.frames)
+
+    def source(self, video: str) -> Any:
+        """The video, with the rate of its images if it is a folder of them."""
+        from mmllm.video.opening import FrameFolder
+
+        return video if self.fps is None else FrameFolder(path=video, fps=self.fps)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options of `encode_video` that are given."""
+        chosen: dict[str, Any] = {"num_frames": self.frames, "start_s": self.start, "end_s": self.end}
+        chosen |= {"sampling": self.sampling, "audio": None if self.audio else False, "fps": self.sample_fps}
+        return given_flags(chosen)
+
+
+ALL_FRAMES = FrameChoice()
+FrameFlags = Annotated[FrameChoice, tyro.conf.arg(name="")]
+"""The flags `--frames`, `--start`, `--end`, `--sample-fps`, `--fps`, `--no-audio` and `--sampling`."""
+
+
 AS_USUAL = HostedChoice()
 HostedFlags = Annotated[HostedChoice, tyro.conf.arg(name="")]
 """The flags `--times`, `--positions`, `--reader` and `--prompt`."""
@@ -134,3 +185,17 @@ def checked_count(flag: str, value: int) -> int:
     if not 1 <= value <= MOST:
         raise InputError(f"{flag} {value!s:.30}: must be from 1 to {MOST}")
     return value
+
+
+def _check_sampling(video: str, sample_fps: float, frames: int | None) -> None:
+    """Refuses a value of `--sample-fps` that is no rate, is beside `--frames`, or is for a folder of images.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if not (math.isfinite(sample_fps) and sample_fps > 0):
+        raise InputError(f"--sample-fps {sample_fps:g}: must be a positive number of frames a second")
+    if frames is not None:
+        raise InputError(f"--sample-fps {sample_fps:g} and --frames {frames} both say how many frames are sampled")
+    if (existing(video) or Path(video)).is_dir():
+        raise InputError("--sample-fps is for video files; of a folder of images take --frames")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,12 +54,6 @@ class HostedPass(LlmPass):
 
     deepstack: Deepstack | None = None
     """Dropped behind the last layer that adds it."""
-
-    def repeated(self, times: int) -> HostedPass:
-        """A pass of the same prompt with every row `times` times, as beam search repeats them."""
-        names = ("visual", "question", "prompt", "place", "frame", "valid")
-        rows = {name: getattr(self, name).repeat_interleave(times, 0) for name in names}
-        return replace(self, **rows, kept={}, received={}, notes=[])
 
 
 def check_stages(decoder: nn.Module, stages: Sequence[LlmStage]) -> None:

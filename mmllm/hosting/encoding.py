@@ -66,6 +66,12 @@ class HostedFeatures:
         """V C for each early layer of the LLM that adds features; empty in most families."""
         return [flat(level) for level in getattr(self.outputs[source], "deepstack_features", None) or ()]
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors of which the LLM's embeddings and positions are made."""
+        features = [part for source in self.outputs for part in (self.flat(source), *self.deepstack(source))]
+        facts = [part for value in self.facts.values() for part in (value if isinstance(value, list) else [value])]
+        return features + [part for part in facts if isinstance(part, Tensor)]
+
     def of_source(self, source: Source) -> list[Medium]:
         """The media whose tokens a feature method made, in their order."""
         return [medium for medium in self.media if medium.source == source]

@@ -13,15 +13,17 @@ import inspect
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from functools import partial
+from typing import Any, cast, get_args
 
 import torch
 import transformers
 from torch import Tensor
+from transformers import DynamicCache
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.hosting.carry import prepare as prepare_decoder
-from mmllm.hosting.encoding import HostedFeatures, facts_of, is_pixels, slim
+from mmllm.hosting.encoding import ROW_INPUTS, HostedFeatures, facts_of, is_pixels, slim
 from mmllm.hosting.family import HostFamily, encoded, family_of
 from mmllm.hosting.fitting import build_reducers, build_stages, require_fit, split_by_place
 from mmllm.hosting.inside import check_options, with_pass
@@ -29,6 +31,9 @@ from mmllm.hosting.media import in_prompt
 from mmllm.hosting.narrowing import HostedPrompt, narrow
 from mmllm.hosting.positions import PositionRule
 from mmllm.hosting.reduction import ReducerChain
+from mmllm.interfaces import LlmStage
+from mmllm.llm.cache import CACHE
+from mmllm.llm.prefix import Prefix, Reader, check_layers, copies_of_rows, digest_of, starts_from_prefix
 
 _log = logging.getLogger(__name__)
 
@@ -234,6 +239,83 @@ class HostedModel:
         if self.stages:
             options = with_pass(prompt, self.stages, options, generates=False)
         return self.model(**prompt.arguments(), **options)
+
+    def require_keeping(self) -> None:
+        """Refuses what makes the LLM read a video in another way when another question follows.
+
+        Raises:
+            ConfigError: naming the part, or the kind of layer of a cache that cannot be kept.
+        """
+        for part in (*self.reducers, *self.stages):
+            if isinstance(part, LlmStage) or part.reads_question:
+                raise ConfigError(
+                    f"{part.registered_name!r} decides by the question, so the LLM has to read the video again for each"
+                )
+        check_layers(DynamicCache(config=self.config.get_text_config()).layers)
+
+    def given(self, inputs: Mapping[str, Any], features: HostedFeatures) -> Tensor:
+        """int64, G: the ids of a prompt of one row, up to its last visual token."""
+        ids = inputs["input_ids"]
+        media = in_prompt(features.media, self.family.token_ids(self.config), ids)
+        return ids[0, : 1 + max(int(cast(Tensor, medium.places).max()) for medium in media)]
+
+    @torch.no_grad()
+    def read_prefix(self, inputs: Mapping[str, Any], features: HostedFeatures, kept: Prefix | None = None) -> Prefix:
+        """The beginning of a prompt, up to its last visual token, with the LLM's cache of it.
+
+        Args:
+            inputs: of one row, as the processor made them.
+            features: of its media, from `encode`.
+            kept: returned if this model has read it, it has the same ids, and the LLM would read the same.
+
+        Raises:
+            ConfigError: as `require_keeping`.
+        """
+        self.require_keeping()
+        given = self.given(inputs, features)
+        parts = [(part.registered_name, part.config) for part in self.reducers]
+        digest = digest_of(given, *features.tensors(), about=f"{parts} {self.position_rule}")
+        if kept is not None and kept.is_of(self.model, digest):
+            return kept
+        prompt = self.prepare(inputs, features)
+        count = int((prompt.index[0] < len(given)).sum())
+        cache = DynamicCache(config=self.config.get_text_config())
+        self(prompt.beginning(count), use_cache=True, logits_to_keep=1, **{CACHE: cache})
+        position = prompt.inputs["position_ids"]
+        position = position[:, 0] if position.ndim == 3 else position  # A K
+        return Prefix(
+            given=given,
+            ids=prompt.inputs["input_ids"][0, :count],
+            position=position[:, :count],
+            following=position[:, count],
+            layers=tuple(cache.layers),
+            digest=digest,
+            reader=Reader.of(self.model),
+        )
+
+    @torch.no_grad()
+    def generate_behind(self, prefix: Prefix, prompts: Sequence[Mapping[str, Any]], **options: Any) -> Tensor:
+        """int64, Q K: new ids for prompts that begin with a prefix.
+
+        Args:
+            prefix: from `read_prefix`.
+            prompts: inputs of one row each, as the processor made them, without padding.
+            options: those of `generate`, with a `pad_token_id`.
+
+        Raises:
+            CheckpointError: if another model has read the prefix, or its weights have changed since.
+            InputError: if a prompt begins otherwise.
+        """
+        prefix.require_reader(self.model)
+        rows: dict[str, Any] = prefix.rows([prompt["input_ids"][0] for prompt in prompts], options["pad_token_id"])
+        types = [name for name in ROW_INPUTS if name in prompts[0] and name not in (*rows, "labels")]
+        rows |= {name: torch.zeros_like(rows["input_ids"]) for name in types}  # what follows is text
+        rows[CACHE] = prefix.cache(len(prompts) * copies_of_rows(partial(self._option, options)))
+        return self.model.generate(**rows, **options)[:, rows["input_ids"].shape[1] :]
+
+    def takes_prefix(self, options: Mapping[str, Any]) -> bool:
+        """Whether `generate_behind` can take these options."""
+        return starts_from_prefix(partial(self._option, options))
 
     @property
     def _is_untouched(self) -> bool:

@@ -44,6 +44,15 @@ class HostedPrompt:
         outputs = {source: slim(output) for source, output in self.outputs.items()}
         return {**self.inputs, **({"mm_encoder_outputs": outputs} if outputs else {})}
 
+    def beginning(self, count: int) -> HostedPrompt:
+        """The prompt up to a position behind its last medium.
+
+        Args:
+            count: how many of the K positions.
+        """
+        inputs = {name: values[..., :count] for name, values in self.inputs.items()}
+        return replace(self, inputs=inputs, index=self.index[:, :count], present=self.present[:, :count])
+
     def followed_by(self, sequences: Tensor, text_ids: Tensor, *, pad_token_id: int | None = None) -> HostedPrompt:
         """The next turn, for `generate` with the cache of this one: transformers would count its positions anew.
 

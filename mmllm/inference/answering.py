@@ -31,8 +31,10 @@ from mmllm.inference.decisions import encoded_for
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.hosted import HostedVideoQA
 from mmllm.inference.hosted_loading import is_hosted, load_hosted, with_adapter
+from mmllm.inference.kept_prefix import grouped
 from mmllm.inference.overlay import kept_patches, ranking_map
 from mmllm.inference.piecewise import WHOLE_FRAMES, Feed, LongVideo, PiecewiseEncoding
+from mmllm.llm.prefix import Prefix
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.token_store import piece_of
@@ -156,6 +158,19 @@ class VideoQA(VideoAnswering):
         """Whether a visual part reads questions: then the model looks at a video again for each of them."""
         return self.model.reads_question
 
+    @property
+    def prefix_problem(self) -> str | None:
+        """Why the LLM has to read a video again for each question; None if its cache of the video can be kept."""
+        if self.reads_question:
+            return "a visual part reads the question, so the LLM reads another video for each question"
+        if self.model.training:
+            return "the model is being trained"
+        try:
+            self.model.require_keeping()
+        except ConfigError as problem:
+            return str(problem)
+        return None
+
     def identity(self) -> dict[str, Any]:
         """The weights and all settings on which answers depend, as JSON values."""
         identity = {
@@ -236,6 +251,7 @@ class VideoQA(VideoAnswering):
 
         It is encoded again only if `needs_frames` says so, and then a long video is also decoded again.
         """
+        encoded.require_frames()
         if self.needs_frames(encoded):
             return self._encode_again(encoded)
         return self._arrange(encoded.clip, encoded.tokens, {}, None, encoded.long)
@@ -281,6 +297,7 @@ class VideoQA(VideoAnswering):
 
     def seen_for(self, encoded: EncodedVideo, question: str) -> EncodedVideo:
         """The video with `kept` and `ranking` as stages inside the LLM decide for a question."""
+        encoded.require_frames()
         return encoded_for(self, encoded, question)
 
     def question_about_video(self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = ()) -> str:
@@ -377,7 +394,9 @@ class VideoQA(VideoAnswering):
         """
         changes = {"reducers": reducers, "path": path, **others}
         model = self.model.with_stages(**changes)
-        return VideoQA(model, _asking(self.processor, model, changes), self.max_new_tokens)
+        new = VideoQA(model, _asking(self.processor, model, changes), self.max_new_tokens)
+        new.keeps_prefix = self.keeps_prefix
+        return new
 
     @torch.no_grad()
     def part_of(self, encoded: EncodedVideo, frames: slice, span: Span) -> EncodedVideo:
@@ -391,6 +410,7 @@ class VideoQA(VideoAnswering):
         Raises:
             InputError: if the encoder reads questions and the pixels of a long video were not kept.
         """
+        encoded.require_frames()
         times_s = encoded.times_s[frames] - encoded.times_s[frames.start]
         pictures: slice | np.ndarray = frames
         long = encoded.long
@@ -423,20 +443,67 @@ class VideoQA(VideoAnswering):
         clock = self.frame_clock(encoded, duration_s)
         if clock is not None:
             questions, histories = clock.questions(questions), [clock.history(history) for history in histories]
-        asked = list(zip(questions, histories, systems, about, strict=True))
-        answers: list[Answer] = []
-        for batch in [[alone] for alone in asked] if self.reads_question else [asked]:
-            _, history, _, words = batch[0]
-            prompts = [self.prompt(question, duration_s, history, system) for question, history, system, _ in batch]
+        prompts = [
+            self.prompt(question, duration_s, history, system)
+            for question, history, system in zip(questions, histories, systems, strict=True)
+        ]
+        answers: dict[int, Answer] = {}
+        for batch in self._batches([prompt.input_ids for prompt in prompts], generate):
+            first = batch[0]
             view = self.for_question(
                 encoded,
-                self.question_about_video(words, duration_s, history),
-                text_tokens=len(prompts[0].input_ids) - 1,
+                self.question_about_video(about[first], duration_s, histories[first]),
+                text_tokens=len(prompts[first].input_ids) - 1,
             )
-            inputs = self.processor.collate(prompts)
+            inputs = self.processor.collate([prompts[number] for number in batch])
             new = self.generate(view, inputs["input_ids"], inputs["attention_mask"], **generate)
-            answers += self.processor.batch_decode(new, [duration_s] * len(batch))
-        return answers if clock is None else [clock.answer(answer) for answer in answers]
+            answers |= zip(batch, self.processor.batch_decode(new, [duration_s] * len(batch)), strict=True)
+        ordered = [answers[number] for number in range(len(prompts))]
+        return ordered if clock is None else [clock.answer(answer) for answer in ordered]
+
+    def _batches(self, prompts: Sequence[Tensor], options: Mapping[str, Any]) -> list[list[int]]:
+        """Numbers of the prompts (int64, L each) that are one batch: with a prefix, those that begin alike."""
+        if self.reads_question:
+            return [[number] for number in range(len(prompts))]
+        if not self._keeps(options):
+            return [list(range(len(prompts)))]
+        apart = self.model.counts_padding
+        return grouped((*self._given(prompt).tolist(), len(prompt) if apart else 0) for prompt in prompts)
+
+    def _given(self, prompt: Tensor) -> Tensor:
+        """The ids of a prompt (int64, L) up to its last placeholder."""
+        places = self.model.is_placeholder(prompt).nonzero()
+        return prompt[: int(places.max()) + 1 if len(places) else 0]
+
+    def _keeps(self, options: Mapping[str, Any]) -> bool:
+        """Whether the LLM's cache of a video is kept, and `generate` can start from it with these options."""
+        return self.keeps_prefix and self.prefix_problem is None and self.model.takes_prefix(options)
+
+    def read_opening(self, encoded: EncodedVideo) -> Prefix:
+        """The LLM's cache of the video as it stands in a prompt without a system prompt of its own."""
+        return self.read_prefix(encoded, self._given(self.prompt("?", encoded.duration_s).input_ids))
+
+    def read_prefix(self, encoded: EncodedVideo, given: Tensor) -> Prefix:
+        """The LLM's cache of a prompt's beginning (int64, G, up to the video's placeholder), kept with the video."""
+        slot = encoded.prefix
+        if encoded.from_file:
+            return self._from_file(slot.kept, given)
+        prefix = self.model.read_prefix(given.to(self.model.input_device), encoded.sequences, slot.kept)
+        slot.kept = prefix  # another thread may put its own here
+        return prefix
+
+    def _from_file(self, kept: Prefix | None, given: Tensor) -> Prefix:
+        """The prefix that a file holds, for a prompt that begins with given ids.
+
+        Raises:
+            CheckpointError: if it was opened for another LLM, or its weights have changed since.
+            InputError: if the prompt begins otherwise.
+        """
+        assert kept is not None
+        kept.require_reader(self.model.language_model)
+        if not torch.equal(kept.given, given.to(kept.given.device)):
+            raise InputError("the prompt begins otherwise than that of the file, such as with another system prompt")
+        return kept
 
     def frame_clock(self, encoded: EncodedVideo, duration_s: float | None = None) -> FrameClock | None:
         """When the frames are shown that the model takes for evenly spaced from 0 on; None if they are, or if it knows.
@@ -494,13 +561,11 @@ class VideoQA(VideoAnswering):
             raise InputError("this model looks at a video for one question: give for_question(encoded, question)")
         options = options_with(generate, self, encoded, input_ids, attention_mask)
         device = self.model.input_device
-        rows = torch.zeros(len(input_ids), dtype=torch.long, device=device)
-        ids = self.model.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=None if attention_mask is None else attention_mask.to(device),
-            sequences={placeholder: sequence.select(rows) for placeholder, sequence in encoded.sequences.items()},
-            **self.generation_options(options),
-        )
+        input_ids = input_ids.to(device)
+        mask = None if attention_mask is None else attention_mask.to(device)
+        options = self.generation_options(options)
+        options |= self._seen(encoded, input_ids, torch.ones_like(input_ids) if mask is None else mask, options)
+        ids = self.model.generate(input_ids=input_ids, attention_mask=mask, **options)
         return ids[:, input_ids.shape[1] :]
 
     def generation_options(self, generate: Mapping[str, Any]) -> dict[str, Any]:
@@ -513,6 +578,18 @@ class VideoQA(VideoAnswering):
             "eos_token_id": self.stop_tokens or None,
             **generate,
         }
+
+    def _seen(
+        self, encoded: EncodedVideo, input_ids: Tensor, mask: Tensor, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """How `generate` gets the video: as the prefix of all rows, or as the sequence of each."""
+        if self._keeps(options):
+            given = [self._given(row[own.bool()]) for row, own in zip(input_ids, mask, strict=True)]
+            if all(torch.equal(other, given[0]) for other in given):
+                return {"prefix": self.read_prefix(encoded, given[0])}
+        encoded.require_frames()
+        rows = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        return {"sequences": {word: sequence.select(rows) for word, sequence in encoded.sequences.items()}}
 
     def prompt(
         self, question: str, duration_s: float, history: Sequence[tuple[str, str]] = (), system: str = ""

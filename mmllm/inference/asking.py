@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.decoding.choosing import decoding_of
+from mmllm.errors import ConfigError, InputError
 from mmllm.inference.chain import ask_in_chain
 from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.piecewise import Feed
+from mmllm.inference.prefix_file import is_prefix_file, open_prefix
+from mmllm.llm.prefix import Prefix
 from mmllm.times.answers import Answer, Span
 
 
@@ -32,6 +35,10 @@ class VideoAnswering(ABC):
     """How videos are read (`MediaReading`), how times are written (`writing`), and the tokenizer."""
     max_new_tokens: int
     """The longest answer, in tokens."""
+    keeps_prefix: bool = True
+    """Whether an encoded video keeps the LLM's cache of itself, from which further questions about it start."""
+    stores_prefix: ClassVar[bool] = True
+    """Whether this cache can also be written to a file: if prompts can be written without the video's frames."""
     settings: ClassVar[tuple[str, ...]] = ()
     """Options of `from_pretrained` that only some layouts have, such as `times`."""
 
@@ -57,8 +64,21 @@ class VideoAnswering(ABC):
 
     @property
     @abstractmethod
+    def prefix_problem(self) -> str | None:
+        """Why the LLM has to read a video again for each question; None if its cache of the video can be kept."""
+
+    @property
+    @abstractmethod
     def stop_tokens(self) -> list[int]:
         """Ids that end an answer."""
+
+    def read_opening(self, encoded: EncodedVideo) -> Prefix:
+        """The LLM's cache of the video as it stands in a prompt without a system prompt of its own.
+
+        Raises:
+            ConfigError: if it cannot be written to a file.
+        """
+        raise ConfigError("the prompts of a hosted model need its processor's outputs, which a file does not hold")
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -86,10 +106,18 @@ class VideoAnswering(ABC):
         """Decodes and encodes a video once.
 
         Args:
-            video: whatever `MediaReading.load` takes: files, frames in memory, a `VideoClip`.
+            video: whatever `MediaReading.load` takes: files, frames in memory, a `VideoClip`; or a file that
+                `save_prefix` wrote, which is only opened.
             progress: whether the progress of a long video is shown.
             limits: `num_frames`, `start_s`, `end_s`, `fps` and other options of `MediaReading.load`.
+
+        Raises:
+            CheckpointError: for a file of another LLM; see `open_prefix`.
         """
+        if is_prefix_file(video):
+            if limits:
+                raise InputError(f"{video}: its frames were chosen when it was written: leave {', '.join(limits)} out")
+            return open_prefix(video, self)
         return self.encode_fed(lambda sink: self.processor.load(video, sink=sink, **limits), progress=progress)
 
     @abstractmethod

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mmllm.errors import InputError
+from mmllm.inference.kept_prefix import PrefixSlot
 from mmllm.inference.piecewise import LongVideo
 from mmllm.tokens import VideoClip, VisualSequence, VisualTokens
 
@@ -36,6 +38,10 @@ class EncodedVideo:
     a video that was encoded without a question, which has only what does not depend on one."""
     long: LongVideo | None = None
     """What else is known of a long video, which was encoded in pieces."""
+    prefix: PrefixSlot = field(default_factory=PrefixSlot)
+    """The LLM's cache of the video, once a question has been asked: further questions start from it."""
+    from_file: bool = False
+    """Whether it comes from a file that holds this cache and nothing else: neither frames nor tokens."""
 
     @property
     def times_s(self) -> np.ndarray:
@@ -45,6 +51,18 @@ class EncodedVideo:
     def of_pictures(self, values: np.ndarray) -> np.ndarray:
         """The rows of values (T ...) that belong to the clip's frames."""
         return values if self.long is None else values[self.long.pictured]
+
+    def require_frames(self) -> None:
+        """Refuses to look at a video again that has no frames.
+
+        Raises:
+            InputError: if it comes from a file of the LLM's cache.
+        """
+        if self.from_file:
+            raise InputError(
+                f"{self.clip.source}: of this video there is only the LLM's cache, without frames and visual tokens: "
+                "give the video itself"
+            )
 
     @property
     def read_tokens(self) -> int:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, cast, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from mmllm.decoding.choosing import options_with
 from mmllm.errors import ConfigError
@@ -33,7 +34,9 @@ from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.hosted_costs import hosted_costs
 from mmllm.inference.hosted_video import HostedVideo, NoSink, hosted_video, kept_places
+from mmllm.inference.kept_prefix import PrefixSlot, grouped
 from mmllm.inference.piecewise import Feed
+from mmllm.llm.prefix import Prefix, takes_padding
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.times.answers import Answer, Span
 from mmllm.times.stamps import replace_stamps, stamp
@@ -62,6 +65,7 @@ class HostedVideoQA(VideoAnswering):
     """
 
     settings: ClassVar[tuple[str, ...]] = ("times", "reader", "prompt", "positions")
+    stores_prefix: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -126,6 +130,17 @@ class HostedVideoQA(VideoAnswering):
         return decoder
 
     @property
+    def prefix_problem(self) -> str | None:
+        """Why the LLM has to read a video again for each question; None if its cache of the video can be kept."""
+        if self.model.model.training:
+            return "the model is being trained"
+        try:
+            self.model.require_keeping()
+        except ConfigError as problem:
+            return str(problem)
+        return None
+
+    @property
     def stop_tokens(self) -> list[int]:
         """Ids that end an answer: those of the model's generation settings and the tokenizer's end of sequence."""
         configured = self.model.model.generation_config.eos_token_id
@@ -178,7 +193,7 @@ class HostedVideoQA(VideoAnswering):
             reducers=reducers, stages=given.pop("decoder_stages", None), positions=given.pop("positions", None)
         )
         new = HostedVideoQA(model, **{**chosen, **given}, max_new_tokens=self.max_new_tokens)
-        new.processor = self.processor
+        new.processor, new.keeps_prefix = self.processor, self.keeps_prefix
         return new
 
     # --- videos -----------------------------------------------------------------------------------------------
@@ -207,7 +222,7 @@ class HostedVideoQA(VideoAnswering):
         video = hosted_video(encoded)
         if self.needs_frames(video):
             return self._encode(video.clip, {})
-        return self._seen(replace(video, seconds={}, question=None))
+        return self._seen(replace(video, seconds={}, question=None, prefix=PrefixSlot()))
 
     def needs_frames(self, encoded: EncodedVideo) -> bool:
         """Whether the tower has to look again: if reducers need scores that were not noted, or times are others."""
@@ -300,11 +315,36 @@ class HostedVideoQA(VideoAnswering):
             self.prompt(video, question, history, system, setting)
             for question, history, system in zip(questions, histories, systems, strict=True)
         ]
-        answers = []
-        for first in range(0, len(prompts), QUESTIONS_AT_ONCE):
-            ids = self.generate(video, prompts[first : first + QUESTIONS_AT_ONCE], **generate)
-            answers += [self.answer_of(video, row, duration_s) for row in ids.tolist()]
-        return answers
+        answers: dict[int, Answer] = {}
+        for group in self._alike(video, prompts, generate):
+            for first in range(0, len(group), QUESTIONS_AT_ONCE):
+                batch = group[first : first + QUESTIONS_AT_ONCE]
+                ids = self.generate(video, [prompts[number] for number in batch], **generate)
+                rows = (self.answer_of(video, row, duration_s) for row in ids.tolist())
+                answers |= zip(batch, rows, strict=True)
+        return [answers[number] for number in range(len(prompts))]
+
+    def _alike(
+        self, video: HostedVideo, prompts: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> list[list[int]]:
+        """Numbers of the prompts that may be one batch: with a prefix, those that begin alike."""
+        if not self._keeps(options):
+            return [list(range(len(prompts)))]
+        apart = not takes_padding(DynamicCache(config=self.model.config.get_text_config()).layers)
+        return grouped(
+            (*self.model.given(prompt, video.features).tolist(), prompt["input_ids"].shape[1] if apart else 0)
+            for prompt in prompts
+        )
+
+    def _keeps(self, options: Mapping[str, Any]) -> bool:
+        """Whether the LLM's cache of a video is kept, and `generate` can start from it with these options."""
+        return self.keeps_prefix and self.prefix_problem is None and self.model.takes_prefix(options)
+
+    def read_prefix(self, video: HostedVideo, prompt: Mapping[str, Any]) -> Prefix:
+        """The LLM's cache of a prompt up to its last visual token, kept with the video."""
+        prefix = self.model.read_prefix(self.moved(prompt), video.features, video.prefix.kept)
+        video.prefix.kept = prefix  # another thread may put its own here
+        return prefix
 
     def tell(
         self,
@@ -339,8 +379,13 @@ class HostedVideoQA(VideoAnswering):
             ConfigError: if the decoding method does not work with this model.
         """
         rows = self.moved(collated(prompts, self._filling))
-        features = video.features.repeated(len(prompts)) if len(prompts) > 1 else video.features
         options = options_with(generate, self, video, rows["input_ids"], rows["attention_mask"])
+        options = self.generation_options(options)
+        if self._keeps(options):
+            prefix = self.read_prefix(video, prompts[0])
+            if all(prefix.begins(prompt["input_ids"][0]) for prompt in prompts):
+                return self.model.generate_behind(prefix, prompts, **options)
+        features = video.features.repeated(len(prompts)) if len(prompts) > 1 else video.features
         return self.generate_prepared(self.model.prepare(rows, features), **options)
 
     @property
@@ -352,6 +397,11 @@ class HostedVideoQA(VideoAnswering):
     @torch.no_grad()
     def generate_prepared(self, prompt: HostedPrompt, **generate: Any) -> Tensor:
         """int64, Q K: new ids for a prompt of Q rows whose visual tokens are in place."""
+        ids = self.model.generate(prompt, **self.generation_options(generate))
+        return ids[:, prompt.inputs["input_ids"].shape[1] :]
+
+    def generation_options(self, generate: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of transformers' `generate`: those that are given, and ours for the others; greedy by default."""
         options = {
             "max_new_tokens": self.max_new_tokens,
             "max_length": None,
@@ -362,8 +412,7 @@ class HostedVideoQA(VideoAnswering):
         }
         if not options["do_sample"]:
             options = {"temperature": None, "top_p": None, "top_k": None, **options}
-        ids = self.model.generate(prompt, **options)
-        return ids[:, prompt.inputs["input_ids"].shape[1] :]
+        return options
 
     @torch.no_grad()
     def logits(self, video: HostedVideo, question: str) -> Tensor:

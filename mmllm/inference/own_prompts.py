@@ -102,7 +102,7 @@ class OwnPrompts(Prompts[OwnPrompt]):
         ids = encoded.input_ids.unsqueeze(0).to(self.qa.model.input_device)
         placed = place(ids, torch.ones_like(ids), {token: as_rows(own) for token, own in sequences.items()})
         try:
-            require_room(placed, getattr(self.qa.model.config.text_config, "max_position_embeddings", None))
+            require_room(placed.input_ids.shape[1], placed.visual.shape[1], self.qa.model.room)
         except InputError as problem:
             raise PromptTooLong(str(problem)) from None
         return placed.input_ids.shape[1]

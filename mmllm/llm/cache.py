@@ -72,6 +72,10 @@ class RecordLayer(DynamicLayer):
         """The state of stage number `stage` in this layer: tensors with B as their first axis."""
         return self._states.setdefault(stage, {})
 
+    def stored_by_stages(self) -> list[Tensor]:
+        """The tensors of all stages in this layer."""
+        return [value for state in self._states.values() for value in state.values()]
+
     def keep(self, kept: KeptKeys) -> None:
         """Removes all other keys.
 

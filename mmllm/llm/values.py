@@ -7,8 +7,8 @@ H query heads, G key heads, D head width
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -120,6 +120,12 @@ class LlmPass:
 
     def __post_init__(self) -> None:
         self.notes = self.notes or [{} for _ in self.stages]
+
+    def repeated(self, times: int) -> Self:
+        """A pass of the same prompt with every row `times` times: for beams, or for several questions about it."""
+        names = ("visual", "question", "prompt", "place", "frame", "valid")
+        rows = {name: getattr(self, name).repeat_interleave(times, 0) for name in names}
+        return replace(self, **rows, kept={}, received={}, notes=[])
 
     def kept_at(self, layer: int) -> Kept:
         """The positions on which a layer works."""

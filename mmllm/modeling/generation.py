@@ -6,6 +6,8 @@ B rows of text, L given positions, P positions with the visual tokens in place, 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from transformers.generation.logits_process import (
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.llm.cache import CACHE
+from mmllm.llm.prefix import DYNAMIC, Prefix, copies_of_rows, starts_from_prefix, takes_padding
 from mmllm.modalities.border import media_apart, one_media, placeholders
 from mmllm.modalities.inputs import Media
 from mmllm.modeling.placeholders import Placed, place, require_room
@@ -33,7 +36,9 @@ _VISUAL = (
     "visual_grid",
     "cross_attention_states",
     "cross_attention_mask",
+    "new_valid",
 )
+"""Arguments of `forward` for the first step of `generate` only."""
 _LENGTHS = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
 
 
@@ -47,6 +52,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         attention_mask: Tensor | None = None,
         sequences: dict[int, VisualSequence] | None = None,
         media: Media | None = None,
+        prefix: Prefix | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' `generate` over text with videos and images: greedy, sampling, beams, streaming.
@@ -56,6 +62,9 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         returns an object that has them as `sequences`. Lengths such as `max_length` count the given ids, in which a
         video is one placeholder.
 
+        With a `prefix` that `read_prefix` returned, the LLM reads only what stands behind it in `input_ids`, and no
+        media are given.
+
         Raises:
             InputError: if media and text do not fit each other, or an option does not work with media.
             ConfigError: if an option does not work with a stage inside the LLM.
@@ -63,6 +72,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         if kwargs.get("visual_embeddings") is not None:  # a draft inside `generate`: tokens have their places already
             return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
         named, kwargs = media_apart(kwargs)
+        sequences = {} if prefix is not None else sequences
         given = {} if sequences is not None else one_media(media, named)
         for name in ("past_key_values", "cache"):  # transformers 5.24 has the second name
             if name != CACHE and kwargs.get(name) is not None:
@@ -76,20 +86,63 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             if sequences:
                 raise InputError("videos and images need input_ids with their placeholders, and an attention_mask B L")
             return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
-        self.require_media(input_ids, mask, sequences)
-        placed = place(input_ids, mask, sequences, pad_side="left")
-        if sequences:
-            require_room(placed, getattr(self.config.text_config, "max_position_embeddings", None))
-            kwargs |= self._visual_inputs(placed, kwargs)
-        kwargs = self._with_lengths(kwargs, placed.input_ids.shape[1] - input_ids.shape[1])
-        out = super().generate(placed.input_ids, attention_mask=placed.attention_mask, **kwargs)
+        if prefix is not None:
+            rows = self._behind(prefix, input_ids, mask, kwargs)
+        else:
+            rows = self._whole(input_ids, mask, sequences, kwargs)
+        length = rows["input_ids"].shape[1]
+        kwargs = self._with_lengths(kwargs, length - input_ids.shape[1])
+        out = super().generate(**rows, **kwargs)
         ids = out if isinstance(out, Tensor) else out.sequences
-        new = ids[:, placed.input_ids.shape[1] :]
+        new = ids[:, length:]
         prompts = input_ids.to(new.device).repeat_interleave(len(ids) // len(input_ids), dim=0)
         if isinstance(out, Tensor):
             return torch.cat([prompts, new], dim=1)
         out.sequences = torch.cat([prompts, new], dim=1)
         return out
+
+    def _whole(
+        self, input_ids: Tensor, mask: Tensor, sequences: dict[int, VisualSequence], options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of transformers' `generate` for whole prompts, padded in front."""
+        self.require_media(input_ids, mask, sequences)
+        placed = place(input_ids, mask, sequences, pad_side="left")
+        rows = {"input_ids": placed.input_ids, "attention_mask": placed.attention_mask}
+        if not sequences:
+            return rows
+        require_room(placed.input_ids.shape[1], placed.visual.shape[1], self.room)
+        return rows | self._visual_inputs(placed, options)
+
+    def _behind(self, prefix: Prefix, input_ids: Tensor, mask: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of transformers' `generate` for prompts (B L) of which the LLM has read the beginning.
+
+        Raises:
+            CheckpointError: if another LLM has, or its weights have changed since.
+            InputError: if a prompt begins otherwise, or is longer than the LLM can read.
+        """
+        prefix.require_reader(self.language_model)
+        prompts = [row[own.bool()] for row, own in zip(input_ids, mask, strict=True)]
+        rows: dict[str, Any] = prefix.rows(prompts, self._option(options, "pad_token_id") or 0)
+        visual = int(self.is_placeholder(prefix.ids).sum())
+        require_room(rows["input_ids"].shape[1], visual, self.room)
+        rows[CACHE] = prefix.cache(len(prompts) * copies_of_rows(partial(self._option, options)))
+        if prefix.current is not None:
+            rows["new_valid"] = rows["attention_mask"][:, len(prefix.ids) :].bool()
+        return rows
+
+    def takes_prefix(self, options: Mapping[str, Any]) -> bool:
+        """Whether `generate` can start from a prefix with these options."""
+        return starts_from_prefix(partial(self._option, options))
+
+    @property
+    def counts_padding(self) -> bool:
+        """Whether the LLM's cache has sliding windows, which would count the padding behind a prefix."""
+        return not takes_padding(DynamicCache(config=self.config.text_config).layers)
+
+    @property
+    def room(self) -> int | None:
+        """How many positions the LLM can read; None if its configuration does not say."""
+        return getattr(self.config.text_config, "max_position_embeddings", None)
 
     def require_media(self, input_ids: Tensor, mask: Tensor | None, sequences: dict[int, VisualSequence]) -> None:
         """Refuses a placeholder for which there is no medium.
@@ -149,7 +202,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             "generation_config": config
         }
 
-    def _option(self, options: dict[str, Any], name: str) -> Any:
+    def _option(self, options: Mapping[str, Any], name: str) -> Any:
         """An option of `generate`: as it is given, or in the given configuration, or in the model's own."""
         for value in (
             options.get(name),
@@ -167,7 +220,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             ConfigError: naming the option.
         """
         implementation = self._option(options, "cache_implementation")
-        if implementation not in (None, "dynamic", "dynamic_full"):
+        if implementation not in DYNAMIC:
             raise ConfigError(f"cache_implementation = {implementation!r}: stages inside the LLM need a dynamic cache")
         cache = options.get(CACHE)
         if cache is not None and type(cache) is not DynamicCache:

@@ -158,21 +158,21 @@ def _common_grid(sequences: Iterable[VisualSequence]) -> tuple[int, int] | None:
     return grids.pop() if len(grids) == 1 else None
 
 
-def require_room(placed: Placed, limit: int | None) -> None:
+def require_room(longest: int, visual: int, limit: int | None) -> None:
     """Refuses a prompt that is longer than the LLM can read. Visual tokens are never cut off.
 
     Args:
-        placed: the batch.
+        longest: positions of the longest prompt.
+        visual: how many of them are visual tokens.
         limit: how many positions the LLM can read; None if its configuration does not say.
 
     Raises:
         InputError: saying what to lower.
     """
-    longest = placed.input_ids.shape[1]
     if limit is not None and longest > limit:
         raise InputError(
-            f"the prompt has {longest} positions, {placed.visual.shape[1]} of them visual tokens; the LLM can read "
-            f"{limit}. Take fewer frames, a token reducer or another path, or shorten the text"
+            f"the prompt has {longest} positions, {visual} of them visual tokens; the LLM can read {limit}. Take fewer "
+            "frames, a token reducer or another path, or shorten the text"
         )
 
 

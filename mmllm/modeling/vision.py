@@ -51,6 +51,7 @@ class VisualStages(PreTrainedModel):
     visual_tokenizer: VisualTokenizer
     path: VideoPath
     decoder_stages: Sequence[LlmStage]
+    language_model: Any
 
     @property
     def scores_needed(self) -> tuple[str, ...]:

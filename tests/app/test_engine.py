@@ -21,6 +21,21 @@ def test_a_second_question_decodes_and_encodes_nothing_and_starts_sooner(engine,
     assert second.first_token_s < first.first_token_s
 
 
+def test_the_llm_reads_a_video_once_and_the_shelf_counts_its_cache(engine, short_clip, monkeypatch):
+    encoded, _ = engine.encode_video(short_clip, engine.own_settings)
+    encoded.prefix.kept = None
+    before = engine.shelf.bytes
+    first = engine.answer(short_clip, QUESTION, engine.own_settings)
+    kept = encoded.prefix.kept
+    assert engine.shelf.bytes == before + kept.nbytes
+    assert engine.answer(short_clip, QUESTION, engine.own_settings).answer == first.answer
+    assert encoded.prefix.kept is kept
+    monkeypatch.setattr(engine.shelf, "size", before)
+    engine.answer(short_clip, QUESTION, engine.own_settings)
+    assert engine.shelf.bytes <= before
+    assert engine.encode_video(short_clip, engine.own_settings)[0] is encoded  # the video has stayed
+
+
 def test_the_last_reply_has_the_turn_and_the_others_what_was_said(engine, short_clip):
     *before, last = list(engine.ask(short_clip, QUESTION, engine.own_settings, truth=Span(1.0, 2.0)))
     assert [reply.turn for reply in before] == [None] * len(before)

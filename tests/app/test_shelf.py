@@ -42,3 +42,23 @@ def test_entries_are_found_by_part_of_their_key():
     shelf.put(("x", 2), second)
     assert shelf.find(lambda key: key[0] == "x") is second
     assert shelf.find(lambda key: key[0] == "y") is None
+
+
+def test_caches_of_the_llm_are_counted_and_go_before_videos():
+    class Kept:
+        nbytes = 4000
+
+    first, second = encoded(3), encoded(3)
+    shelf = Shelf(10, 11_000)
+    shelf.put("a", first)
+    shelf.put("b", second)
+    held = shelf.bytes
+    first.prefix.kept, second.prefix.kept = Kept(), Kept()  # after a question about each
+    assert shelf.bytes == held + 8000
+    shelf.fit()
+    assert first.prefix.kept is None  # the least recently used one
+    assert second.prefix.kept is not None
+    assert shelf.bytes == held + 4000
+    shelf.put("c", encoded(4))
+    assert second.prefix.kept is None
+    assert len(shelf) == 3

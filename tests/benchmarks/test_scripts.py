@@ -17,7 +17,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "ablations", "decoding", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video",
-    "paths", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train", "video", "when",
+    "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
+    "video", "when",
 )  # fmt: skip
 
 
@@ -100,6 +101,16 @@ def test_encoders_of_1d_tokens_and_the_sampling_beside_diffusers(tmp_path, monke
     assert filled_columns(kept, "encoders") >= 5  # the memory is told on Linux only
     assert [row.numbers["largest"] <= 1e-4 for row in kept.tables["sampling"]] == [True, True]
     assert filled_columns(kept, "sampling") == 4
+
+
+def test_a_kept_prefix_and_its_codecs(tmp_path):
+    kept = run("prefix", ["--frames", "4", "--rounds", "1", "--videos", "1"], tmp_path)
+    assert [row.numbers["same"] for row in kept.tables["prefix-times"]] == 2 * [8, 8, 7]
+    assert filled_columns(kept, "prefix-times") == 8
+    plain, *coded = kept.tables["prefix-codecs"]
+    assert plain.numbers["same_percent"] == 100
+    assert all(row.numbers["bits"] < plain.numbers["bits"] for row in coded)
+    assert filled_columns(kept, "prefix-codecs") == 7
 
 
 def test_directions_of_two_seeds(tmp_path):

@@ -46,6 +46,7 @@ def asked(untrained_qa, clip, monkeypatch):
         passes = Passes(qa, said)
         encoded = qa.encode_video(video)
         monkeypatch.setattr(qa.model, "generate", passes, raising=False)
+        monkeypatch.setattr(qa, "keeps_prefix", False)  # so that every pass is given the whole prompt
         try:
             return qa.ask_all(encoded, list(questions), chain=chain, **options), passes.given
         finally:

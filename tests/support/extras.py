@@ -57,6 +57,7 @@ NEEDED = {
         "benchmarks/test_scripts.py::test_encoders_of_1d_tokens",
     ),
     "gguf": ("hub/test_gguf.py",),
+    "kv": ("llm/codecs/test_kvcode.py", "benchmarks/test_scripts.py::test_a_kept_prefix"),
     "openclip": ("encoders/test_clip_names.py", "test_rooms.py::test_transformers_timm_and_open_clip"),
 }
 """Extra -> how the names of its tests begin, seen from this folder."""

@@ -93,6 +93,11 @@ class SlowCrossAttention(LlmStage, nn.Module):
         chosen = config.layers(decoder.num_hidden_layers)
         self.layers = nn.ModuleDict({str(layer): GatedAttention(config, decoder) for layer in chosen})
 
+    @property
+    def keeps_prefix(self) -> bool:
+        """Not if later passes go without cross-attention: the question would be in one."""
+        return not self.config.upstream_decode
+
     def check_layers(self, layers: Sequence[nn.Module]) -> None:
         """Refuses an LLM whose layers have no norm before their attention.
 
