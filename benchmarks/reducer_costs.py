@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     parser.add_argument("--encoded", type=int, default=2, help="frames of the 100 that are encoded and scored")
     parser.add_argument("--scale", type=float, default=0.5, help="of the LLMs' widths: 1, 0.5 or 0.25")
-    parser.add_argument("--layers", type=int, default=2, help="of the LLMs, at most")
+    parser.add_argument("--layers", type=int, default=4, help="of the LLMs, at most")
     parser.add_argument("--frames", type=int, default=32, help="of 196 tokens, which the second LLM reads")
     parser.add_argument("--batch", type=int, default=1, help="rows of a prompt that the LLMs read")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="where it is measured")

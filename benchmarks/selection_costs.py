@@ -31,8 +31,8 @@ from mmllm.llm.values import LlmPass
 from mmllm.tokens import VisualTokens
 
 IMAGE_ALLOWED, VIDEO_ALLOWED, MERGING_ALLOWED = 3, 2, 8
-"""Per cent of the encoder's time that are allowed: for an image, for a video without attention, and where tokens of
-several frames are merged."""
+"""Per cent of the encoder's time that are allowed: for an image, for a video without attention, and for `MERGING`."""
+MERGING = ("flashvid", "holitom")
 IMAGE_REDUCERS = (
     "random:keep=64",
     "uniform:keep=64",
@@ -145,7 +145,7 @@ def measure_images(sizes: Sizes, rounds: int, device: torch.device, dtype: torch
         numbers = {
             "tokens": tokens.shape[2],
             "encoder_percent": median_ratio([100 * s for s in taken[text]], taken["encoder"]),
-            "allowed_percent": IMAGE_ALLOWED,
+            "allowed_percent": MERGING_ALLOWED if part.registered_name in MERGING else IMAGE_ALLOWED,
         }
         row = results.add("selection-images", {"reducer": f"`{text}`", "where": place_of(part)}, numbers)
         print(line("selection-images", row), flush=True)

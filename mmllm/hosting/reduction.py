@@ -192,12 +192,13 @@ def _check_only_chosen(reducer: TokenReducer, before: VisualTokens, after: Visua
     if same_grid:
         b, t, tokens, width = before.shape
         count = int(max(before.index.max(), after.index.max())) + 1 if before.index.numel() else 0
-        slots = before.index.new_zeros(b, t, count + 1)
+        slots = before.index.new_full((b, t, count + 1), -1)  # where in its frame the token of a place stood
         number = torch.arange(tokens, device=slots.device).expand(b, t, -1)
         slots = slots.scatter(2, before.index.where(before.mask, count), number)
-        stood = slots.gather(2, after.index.clamp(min=0)).unsqueeze(-1)
-        old = before.features.gather(2, stood.expand(*stood.shape[:3], width)) if tokens else before.features
-        if torch.equal(old[after.mask], after.features[after.mask]):
+        stood = slots.gather(2, after.index.clamp(min=0))
+        taken = stood.clamp(min=0).unsqueeze(-1).expand(*stood.shape, width)
+        old = before.features.gather(2, taken) if tokens else after.features
+        if bool((stood[after.mask] >= 0).all()) and torch.equal(old[after.mask], after.features[after.mask]):
             return
     raise ConfigError(
         f"{reducer.registered_name!r} merges tokens and does not say by which weights (`groups`): it cannot be used in "

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmllm.errors import InputError
-from mmllm.pruning.selection import ranks, top_attended, top_counted
+from mmllm.pruning.selection import check_features, ranks, top_attended, top_counted
 
 LEVELS = st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=1, max_size=3)
 
@@ -76,3 +76,16 @@ def test_k_must_be_a_count():
         top_attended(torch.rand(4), 1.5)
     with pytest.raises(InputError, match="-1"):
         top_attended(torch.rand(4), -1)
+
+
+def test_features_that_cannot_be_compared_are_refused_unless_they_are_masked():
+    features = torch.randn(2, 3, 4, dtype=torch.float16)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    check_features(features, mask)
+    for wrong in (torch.nan, torch.inf, -torch.inf):
+        features[1, 2, 3] = wrong
+        with pytest.raises(InputError, match="finite"):
+            check_features(features, mask)
+        mask[1, 2] = False
+        check_features(features, mask)
+        mask[1, 2] = True
