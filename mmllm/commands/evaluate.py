@@ -159,6 +159,7 @@ def _rendered(seed: int | None, world: Any, videos: int, fps: float | None) -> t
     return f"eval-seed{seed}-{world or 'default'}-{videos}", fresh_benchmark(seed, world=world, videos=videos)
 
 
+# long: each argument is described
 def evaluate_into(
     folder: Path,
     qa: Any,
