@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 from mmllm.fields import closest
 from mmllm.serving.refusals import Refused
+from mmllm.times.stamps import shortened
 
 
 class Fields:
@@ -39,8 +40,8 @@ class Fields:
     def refused(self, name: str, allowed: str, code: str = "bad_settings") -> Refused:
         """A refusal of a field's value."""
         given = repr(self.values.get(name))
-        shown = given if len(given) <= 80 else f"{given[:79]}…"
-        return Refused(400, f"{self.place}{name} must be {allowed}, not {shown}", code, f"{self.place}{name}")
+        place = f"{self.place}{name}"
+        return Refused(400, f"{place} must be {allowed}, not {shortened(given)}", code, place)
 
     @overload
     def text(self, name: str) -> str | None: ...

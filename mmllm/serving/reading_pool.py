@@ -26,21 +26,22 @@ class ReadingPool:
 
     def read(self, path: Path, num_frames: int, *arguments: Any, **options: Any) -> VideoClip:
         """Frames of a video; see `ConfinedReading.read`."""
-        with self._one() as reading:
+        with self._lent() as reading:
             return reading.read(path, num_frames, *arguments, **options)
 
     def picture(self, path: Path, limits: VideoLimits) -> np.ndarray:
         """A still image; see `ConfinedReading.picture`."""
-        with self._one() as reading:
+        with self._lent() as reading:
             return reading.picture(path, limits)
 
     def close(self) -> None:
-        """Ends all processes."""
+        """Ends all processes, also those that read; whoever waits for them gets an error."""
         for reading in self._readings:
+            reading.interrupt()
             reading.close()
 
     @contextmanager
-    def _one(self) -> Iterator[ConfinedReading]:
+    def _lent(self) -> Iterator[ConfinedReading]:
         reading = self._free.get()
         try:
             yield reading

@@ -2,14 +2,19 @@
 
 import os
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmllm.app.confined_reading import ConfinedReading
+from mmllm.errors import InputError
 from mmllm.preprocessing.frames import FrameTransform
+from mmllm.preprocessing.video_options import at_rate
 from mmllm.preprocessing.whole_frames import WholeFrames
 from mmllm.video.errors import LimitExceeded, NoVideoStream, VideoDecodeError, VideoError, VideoOpenError, VideoTimeout
 from mmllm.video.limits import UPLOAD_LIMITS
@@ -102,6 +107,44 @@ def test_the_child_ends_when_the_reading_is_closed(short_clip):
     reading.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_reading_is_interrupted_from_another_thread(tmp_path, short_clip):
+    reading = ConfinedReading(stub("time.sleep(60)"))
+    threading.Timer(1.0, reading.interrupt).start()
+    began_s = time.monotonic()
+    with pytest.raises(VideoDecodeError, match="crashes"):
+        reading.read(tmp_path / "a.mp4", 7, TRANSFORM, UPLOAD_LIMITS)
+    assert time.monotonic() - began_s < 30
+    reading.close()
+    reading.interrupt()
+
+
+def test_a_part_and_a_rate_are_those_without_a_child(reading, short_clip):
+    with open_video(short_clip) as video:
+        part = video.sample_uniform(5, start_s=2.0, end_s=6.0, transform=TRANSFORM.video_frame)
+        rated = at_rate(video, 1.5, 1.0, None, TRANSFORM.video_frame)
+    clip = reading.read(short_clip, 5, TRANSFORM, UPLOAD_LIMITS, start_s=2.0, end_s=6.0)
+    assert np.array_equal(clip.frames, part.frames)
+    assert np.array_equal(clip.times_s, part.times_s)
+    clip = reading.read(short_clip, 50, TRANSFORM, UPLOAD_LIMITS, fps=1.5, start_s=1.0)
+    assert np.array_equal(clip.frames, rated.frames)
+    assert np.array_equal(clip.times_s, rated.times_s)
+    with pytest.raises(InputError, match="at most 5"):
+        reading.read(short_clip, 5, TRANSFORM, UPLOAD_LIMITS, fps=10)
+    with pytest.raises(InputError, match="no part"):
+        reading.read(short_clip, 5, TRANSFORM, UPLOAD_LIMITS, start_s=20.0)
+
+
+def test_a_picture_is_read_in_the_child(reading, tmp_path, short_clip, bad_videos):
+    pixels = np.random.default_rng(0).integers(0, 255, (7, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(reading.picture(tmp_path / "a.png", UPLOAD_LIMITS), pixels)
+    with pytest.raises(LimitExceeded):
+        reading.picture(tmp_path / "a.png", replace(UPLOAD_LIMITS, pixels=60))
+    for path in (short_clip, bad_videos["text.mp4"], bad_videos["empty.mp4"], bad_videos["huge.mp4"]):
+        with pytest.raises(InputError, match=path.name):
+            reading.picture(path, UPLOAD_LIMITS)
 
 
 def test_thirty_million_samples_in_740_bytes_do_not_reach_the_demo(reading):
