@@ -189,16 +189,21 @@ def takes_padding(layers: Iterable[Any]) -> bool:
     return not any(isinstance(layer, DynamicSlidingWindowLayer) for layer in layers)
 
 
+OTHER_WAYS = (
+    "past_key_values", "cache", "inputs_embeds", "prefill_chunk_size", "custom_generate", "assistant_model",
+    "assistant_early_exit", "prompt_lookup_num_tokens",
+)  # fmt: skip
+"""Options of `generate` with which a prompt is read in another way."""
+
+
 def starts_from_prefix(option: Callable[[str], Any]) -> bool:
     """Whether `generate` can start from a prefix: if its own loop may use a dynamic cache that nobody else has given.
 
     Args:
         option: function from the name of an option to its value.
     """
-    others = ("past_key_values", "cache", "inputs_embeds", "prefill_chunk_size")
-    others += ("custom_generate", "assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
     is_dynamic = option("cache_implementation") in DYNAMIC and option("use_cache") is not False
-    return is_dynamic and all(option(name) is None for name in others)
+    return is_dynamic and all(option(name) is None for name in OTHER_WAYS)
 
 
 def copies_of_rows(option: Callable[[str], Any]) -> int:
