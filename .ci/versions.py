@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESOLUTIONS = {"lowest": "lowest-direct", "locked": "highest", "newest": "highest"}
-TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "psutil", "selenium")
+TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "num2words", "psutil", "selenium")
 SMOKE = ("tests/test_model.py", "tests/test_processor.py", "tests/test_default_model.py")
 
 

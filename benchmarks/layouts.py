@@ -274,7 +274,6 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("95 %", "{miou_percent.low:.1f} to {miou_percent.high:.1f}", "-"),
         ("short events", "{short_percent:.1f}", "-"),
         ("95 %", "{short_percent.low:.1f} to {short_percent.high:.1f}", "-"),
-        ("CPU seconds of training", "{cpu_s:.0f}", "-"),
     ),
     "when-budgets": _columns(
         ("left of all tokens", "{reducer}"),

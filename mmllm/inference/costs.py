@@ -139,7 +139,8 @@ def prefill_flops(text_config: Any, positions: int, *, causal: bool = False) -> 
     Args:
         text_config: configuration of the LLM.
         positions: of the prompt.
-        causal: whether attention counts half, as in kernels that skip the masked half; otherwise in full.
+        causal: count a position's attention to itself and those before it, as kernels do that skip the masked half.
+            Else attention counts in full.
     """
     width, layers = text_config.hidden_size, text_config.num_hidden_layers
     heads = text_config.num_attention_heads
@@ -147,7 +148,8 @@ def prefill_flops(text_config: Any, positions: int, *, causal: bool = False) -> 
     head_width = getattr(text_config, "head_dim", None) or width // heads
     projections = 2 * width * heads * head_width + 2 * width * key_heads * head_width
     weights = projections + 3 * width * text_config.intermediate_size
-    attention = (1 if causal else 2) * positions * heads * head_width
+    attended = (positions + 1) / 2 if causal else positions  # by a position, on average
+    attention = 2 * attended * heads * head_width
     return 2.0 * (layers * positions * (weights + attention) + width * text_config.vocab_size)
 
 

@@ -20,7 +20,6 @@ import torch
 from transformers import PrinterCallback
 
 from mmllm.checkpoints.adapters import with_adapters
-from mmllm.datasets.folder_rates import folder_rates
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import ConfigError, InputError, require_extra
 from mmllm.fields import to_mapping
@@ -35,12 +34,11 @@ from mmllm.reinforcement.rewards import REWARDS
 from mmllm.reinforcement.settings import ReinforceConfig, ReinforceTraining
 from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder
-from mmllm.runtime.fingerprint import fingerprint
 from mmllm.train.callbacks import MetricsFile, ShowProgress, SkipBadSteps, UpdateModuleProgress
 from mmllm.train.features import FeatureCache
-from mmllm.train.finetune import row_digest
 from mmllm.train.fitting import arguments, checkpoint_gradients, resumed, trained_model
 from mmllm.train.freezing import check_parts, freeze
+from mmllm.train.further import record_of, source_of, started_from
 from mmllm.train.hosted_finetune import check_hosted, prepared
 from mmllm.train.own_dialogues import checked_dialogues, report_problems
 from mmllm.train.record import claim
@@ -99,20 +97,10 @@ def reinforce(
         prompts = config.training.max_steps * config.training.prompts
         dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad, fps=fps)
         questions = timed_questions(dialogues, annotations, skip_bad=skip_bad)
-        base = Path(config.model)
-        source = str(base.resolve()) if base.is_dir() else config.model  # adapters store the path of their base model
-        reduced = {"reducers": config.reducers} if config.reducers else {}
-        qa: VideoAnswering = VideoQA.from_pretrained(source, **reduced)
+        qa = started_from(source_of(config.model), config.reducers, dialogues)
         hosted = qa if isinstance(qa, HostedVideoQA) else None
         check_model(qa, config)
-        qa.processor.folder_rates = folder_rates(dialogues)
-        record = {
-            **to_mapping(config),
-            "processes": processes.count(),
-            "weights": fingerprint(qa.model if hosted is None else hosted.model.model),
-            "rows": {dialogue.record_id: row_digest(dialogue) for dialogue in dialogues},
-        }
-        claim(output / "run.json", record, force=force)
+        claim(output / "run.json", record_of(to_mapping(config), qa, dialogues), force=force)
         finished = output / ("adapter" if config.adapter_only else "model")
         if finished.exists():
             log.info("%s is already trained", finished)

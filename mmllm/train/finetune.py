@@ -12,21 +12,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from mmllm.datasets.folder_rates import folder_rates
-from mmllm.datasets.records import Dialogue
 from mmllm.errors import require_extra
 from mmllm.fields import require, require_seed, to_mapping
 from mmllm.inference.answering import VideoQA
-from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.hosted import HostedVideoQA
 from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder
-from mmllm.runtime.fingerprint import fingerprint
+from mmllm.train.further import record_of, source_of, started_from
 from mmllm.train.hosted_finetune import check_hosted, hosted_questions, trained_hosted
 from mmllm.train.own_dialogues import OwnDialogues, checked_dialogues
-from mmllm.train.record import claim, digest
+from mmllm.train.record import claim
 from mmllm.train.run import locked, save_whole
 from mmllm.train.runner import check_stages, run_stages
 from mmllm.train.stage import TrainingRun
@@ -108,21 +104,19 @@ def finetune(
     with locked(output):
         # step 1: check data and settings, and compare them with an earlier run in this folder
         dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad, fps=fps)
-        base = Path(config.model)
-        source = str(base.resolve()) if base.is_dir() else config.model  # adapters store the path of their base model
-        qa: VideoAnswering = VideoQA.from_pretrained(
-            source, **({"reducers": config.reducers} if config.reducers else {})
-        )
+        source = source_of(config.model)
+        qa = started_from(source, config.reducers, dialogues)
         hosted = qa if isinstance(qa, HostedVideoQA) else None
-        qa.processor.folder_rates = folder_rates(dialogues)
-        record = _record(config, qa, dialogues)
+        settings = to_mapping(config)
+        if not config.reducers:
+            del settings["reducers"]  # earlier runs have none in their record
         stages = [LanguageStage(config.training, merge=not config.adapter_only)]
         if hosted is None:
             _check_own(config)
             check_stages(stages, qa.model)
         else:
             check_hosted(hosted, config.training)
-        claim(output / "run.json", record, force=force)
+        claim(output / "run.json", record_of(settings, qa, dialogues), force=force)
         finished = output / ("adapter" if config.adapter_only else "model")
         if finished.exists():
             log.info("%s is already trained", finished)
@@ -152,19 +146,6 @@ def finetune(
         return finished
 
 
-def _record(config: FinetuneConfig, qa: VideoAnswering, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
-    """What a run depends on."""
-    settings = to_mapping(config)
-    if not config.reducers:
-        del settings["reducers"]  # earlier runs have none in their record
-    return {
-        **settings,
-        "processes": processes.count(),
-        "weights": fingerprint(qa.model.model if isinstance(qa, HostedVideoQA) else qa.model),
-        "rows": {dialogue.record_id: row_digest(dialogue) for dialogue in dialogues},
-    }
-
-
 def _check_own(config: FinetuneConfig) -> None:
     """Refuses what only a hosted model takes.
 
@@ -174,22 +155,3 @@ def _check_own(config: FinetuneConfig) -> None:
     require(not config.reducers, config, "reducers", "empty: a model of ours has the reducers of its configuration")
     training = config.training
     require(training.questions_per_video == 1, training, "questions_per_video", "1: each dialogue is one row")
-
-
-def row_digest(dialogue: Dialogue) -> str:
-    """Returns a digest of all text and times of a dialogue, and of the kinds, names and sizes of its media."""
-    media = [f"{item.kind} {item.path.name} {_size(item.path)}{_heard(item.audio)}" for item in dialogue.media]
-    turns = [f"{turn.role} {turn.stamped}" for turn in dialogue.turns]
-    places = [str(turn.places) for turn in dialogue.turns if turn.places]
-    rate = [] if dialogue.fps is None else [f"fps {dialogue.fps:g}"]
-    return digest("\n".join([*media, *turns, *places, str(dialogue.duration_s), *rate]))
-
-
-def _heard(audio: bool | None) -> str:
-    """Returns what a row says about sound; empty if it says nothing, as rows before there was sound."""
-    return "" if audio is None else f" audio {audio}"
-
-
-def _size(path: Path) -> int:
-    """Returns the number of frames of a folder, or the bytes of a file."""
-    return sum(1 for _ in path.iterdir()) if path.is_dir() else path.stat().st_size

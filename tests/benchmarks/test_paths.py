@@ -70,7 +70,7 @@ def test_a_short_event_lasts_a_small_part_of_its_clip(tmp_path):
     )  # fmt: skip
     (tmp_path / "eval-0").mkdir()
     (tmp_path / "eval-0" / "samples.jsonl").write_text(json.dumps(sample.to_json()) + "\n")
-    run = path_training.Run(tmp_path, None)
+    run = path_training.Run(tmp_path)
     assert run.scores(0) == {"a": 1.0}
     assert run.scores(0, longest=path_training.SHORT_EVENT) == {"a": 1.0}
     assert run.scores(0, longest=0.09) == {}

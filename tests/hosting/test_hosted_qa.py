@@ -19,7 +19,7 @@ from mmllm.times.answers import Span
 from mmllm.tokens import VideoClip
 
 NO_PLACEHOLDERS = {"suppress_tokens": [190, 191]}
-NAMES = ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "gemma3"]
+NAMES = ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm", "gemma3"]
 
 
 def clip(times_s=(0.0, 0.5, 1.0, 1.5), duration_s=4.0, seed=0, **fields):

@@ -123,6 +123,19 @@ def perception_lm() -> Any:
     )
 
 
+def smolvlm() -> Any:
+    words = {"<image>": IMAGE, "<fake_token_around_image>": VISION_START, "<global-img>": VISION_END}
+    names = {"image_token": "<image>", "fake_image_token": "<fake_token_around_image>"}
+    side = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    return transformers.SmolVLMProcessor(
+        image_processor=transformers.SmolVLMImageProcessor(**side, do_image_splitting=False),
+        tokenizer=tokenizer(words, global_image_token="<global-img>", video_token="<video>", **names),
+        video_processor=transformers.SmolVLMVideoProcessor(**side),
+        image_seq_len=16,
+        chat_template=template("<video>", "<image>"),
+    )
+
+
 def gemma3() -> Any:
     words = {"<image_soft_token>": IMAGE, "<start_of_image>": VISION_START, "<end_of_image>": VISION_END}
     names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
@@ -152,6 +165,7 @@ PROCESSORS = {
     "qwen3_vl": lambda: qwen("qwen3_vl"),
     "llava_onevision": llava_onevision,
     "internvl": internvl,
+    "smolvlm": smolvlm,
     "video_llama_3": video_llama_3,
     "perception_lm": perception_lm,
     "gemma3": gemma3,

@@ -52,9 +52,11 @@ def test_most_bytes_of_a_forward_pass(key_heads, positions):
     assert max(itertools.accumulate(taken)) == pytest.approx(prefill_bytes(config, positions, 4), rel=0.01)
 
 
-def test_causal_attention_is_half_of_its_square():
-    whole, causal = (prefill_flops(VICUNA_7B, 1000, causal=causal) for causal in (False, True))
-    assert whole - causal == 2 * 32 * 1000 * 1000 * 4096
+def test_causal_attention_counts_the_pairs_that_are_attended():
+    config = LlamaConfig(**SMALL)
+    pairs = sum(1 for query in range(7) for key in range(7) if key > query)  # masked, and left out
+    per_pair = 2 * 2 * 32 * 3  # scores and values, a multiply-add as two operations, 3 layers
+    assert prefill_flops(config, 7) - prefill_flops(config, 7, causal=True) == pairs * per_pair
 
 
 def test_bytes_after_a_reducer_inside_the_llm(make_model):
