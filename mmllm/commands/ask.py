@@ -74,12 +74,7 @@ def ask(
     if plot is not None:
         encoded.require_frames()
     answer = qa.ask(encoded, question, chain=in_chain, decoding=decoding, progress=True)
-    notes = [qa.note] if qa.note else []
-    if answer.decoding is not None and answer.decoding["other_law"]:
-        notes.append(f"decoding {answer.decoding['name']} writes {answer.decoding['other_law']}")
-    if frames.end is not None and frames.end > encoded.duration_s + 1e-3:
-        notes.append(f"--end {frames.end:g} is behind the end of the video, which lasts {encoded.duration_s:.3f} s")
-    note = "; ".join(notes) or None
+    note = _note(qa, encoded, answer, frames.end)
     if plot is not None:
         _draw(qa, encoded, question, answer, plot)
     if json:
@@ -91,6 +86,16 @@ def ask(
         print(f"note: {note}", file=sys.stderr)
     if plot is not None:
         print(f"plot: {plot}", file=sys.stderr)
+
+
+def _note(qa: VideoAnswering, encoded: EncodedVideo, answer: Answer, end: float | None) -> str | None:
+    """What is said beside an answer: of the model, of how it was written, and of `--end`; None if there is nothing."""
+    notes = [qa.note] if qa.note else []
+    if answer.decoding is not None and answer.decoding["other_law"]:
+        notes.append(f"decoding {answer.decoding['name']} writes {answer.decoding['other_law']}")
+    if end is not None and end > encoded.duration_s + 1e-3:
+        notes.append(f"--end {end:g} is behind the end of the video, which lasts {encoded.duration_s:.3f} s")
+    return "; ".join(notes) or None
 
 
 def _draw(qa: VideoAnswering, encoded: EncodedVideo, question: str, answer: Answer, picture: Path) -> None:
