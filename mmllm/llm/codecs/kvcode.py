@@ -93,7 +93,7 @@ class KvCode(CacheCodec):
             require_extra("kv", "kvcode:coder=range")
 
     def encode(self, states: Tensor, layer: int, role: Role) -> dict[str, Tensor]:
-        """`codes` (bytes) and `scale`; with the range coder also `counts`, its tables."""
+        """`codes` (bytes), their `checksum` and `scale`; with the range coder also `counts`, its tables."""
         rows, bins = self._rows(states), self.config.bins(layer, role)
         is_anchor = self._is_anchor(len(rows))
         codes, scale = quantised(rows, bins)
@@ -103,7 +103,8 @@ class KvCode(CacheCodec):
             codes, scale = quantised(rows.float() - anchors[self._group(len(rows))], bins)
             codes[is_anchor], scale[is_anchor] = anchor_codes, anchor_scale
         table = codes.flatten(1).cpu().numpy()  # P C
-        parts: dict[str, np.ndarray] = {"scale": scale.squeeze(-1).cpu().numpy()}
+        checksum = np.array([zlib.crc32(table.tobytes())], np.int64)
+        parts: dict[str, np.ndarray] = {"scale": scale.squeeze(-1).cpu().numpy(), "checksum": checksum}
         if self.config.coder == "zlib":
             parts["codes"] = _packed(table.T)
         else:
@@ -121,6 +122,8 @@ class KvCode(CacheCodec):
         heads, positions, width = shape
         try:
             table = self._table(stored, positions, heads * width)
+            if stored["checksum"].tolist() != [zlib.crc32(table.tobytes())]:
+                raise ValueError("the codes do not fit their checksum")
             scale = stored["scale"].float().unsqueeze(-1)  # P 1, or P G 1
         except (KeyError, ValueError, AssertionError, zlib.error) as problem:
             raise CheckpointError(f"the {role} of layer {layer} cannot be decoded: {problem!s:.200}") from None
@@ -157,10 +160,10 @@ class KvCode(CacheCodec):
         Raises:
             KeyError, ValueError, AssertionError, zlib.error: if the bytes are something else.
         """
-        data = stored["codes"].numpy().astype(np.uint8, copy=False).tobytes()
+        data = _bytes(stored["codes"])
         if self.config.coder == "zlib":
             return _unpacked(data, np.uint8, (channels, positions)).T.copy()
-        counts = _unpacked(stored["counts"].numpy().tobytes(), _whole_numbers(positions), (2, channels, SYMBOLS))
+        counts = _unpacked(_bytes(stored["counts"]), _whole_numbers(positions), (2, channels, SYMBOLS))
         is_anchor = self._is_anchor(positions).numpy()
         decoder = _decoder(np.frombuffer(data, "<u4").astype(np.uint32))
         table = np.empty((positions, channels), np.uint8)
@@ -178,6 +181,17 @@ class KvCode(CacheCodec):
 def _packed(values: np.ndarray) -> np.ndarray:
     """uint8: the values, compressed by zlib."""
     return np.frombuffer(zlib.compress(np.ascontiguousarray(values).tobytes(), 9), np.uint8)
+
+
+def _bytes(values: Tensor) -> bytes:
+    """The bytes of a tensor of them.
+
+    Raises:
+        ValueError: if it is of another type.
+    """
+    if values.dtype != torch.uint8:
+        raise ValueError(f"bytes are needed, not {values.dtype}")
+    return values.numpy().tobytes()
 
 
 def _unpacked(data: bytes, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -135,6 +135,8 @@ def test_bytes_that_are_something_else_are_refused(coder):
         {**stored, "scale": stored["scale"][:-1]},
         {**stored, "scale": stored["scale"] * torch.inf},
         {"codes": stored["codes"]},
+        {**stored, "codes": stored["codes"].float()},
+        {**stored, "checksum": stored["checksum"] + 1},
     ]
     if coder == "zlib":
         wrong += [{**stored, "codes": noise}, {**stored, "codes": stored["codes"][:-9]}]
@@ -142,6 +144,7 @@ def test_bytes_that_are_something_else_are_refused(coder):
         other = codec.encode(states((2, 5, 4)), 0, "keys")
         wrong += [{**stored, "counts": noise}, {**stored, "counts": other["counts"]}]
         wrong += [{**stored, "codes": noise[:39]}]  # no whole words
+        wrong += [{**stored, "codes": noise}]  # words that say something else
     for parts in wrong:
         with pytest.raises(CheckpointError, match="of layer 0"):
             codec.decode(parts, SHAPE, 0, "keys")
