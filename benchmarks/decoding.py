@@ -59,6 +59,7 @@ class Asked:
 @torch.no_grad()
 def asked(qa: VideoQA, benchmark: Benchmark, methods: dict[str, Decoding | None]) -> dict[str, Asked]:
     """Every question through every method, in turns."""
+    qa.keeps_prefix = False  # every way of decoding reads the whole prompt
     results = {name: Asked() for name in methods}
     by_clip = questions_by_clip(benchmark)
     with Progress("ask", len(by_clip), "clips") as bar:

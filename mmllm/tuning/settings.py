@@ -40,6 +40,7 @@ class ReducerSettings:
 
     def __init__(self, qa: VideoAnswering) -> None:
         self.qa = qa.with_stages(reducers=[])
+        self.qa.keeps_prefix = False  # what it costs to read a video is counted for every question
         self.layers = int(self.qa.decoder.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
         self.tokens = self.qa.costs(_COUNTED_FRAMES)[0][0]["tokens"] // _COUNTED_FRAMES
 
