@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmllm.serving.answer_forms import keys_of
@@ -59,6 +60,33 @@ class PartReading:
         self.videos = self.parts = 0
         self._own: dict[str, Any] = {}
 
+    def saying(
+        self,
+        fields: Fields,
+        text: str,
+        read_part: Callable[[Any, str, PartReading], str | MediaPart],
+        echoed: Sequence[str],
+    ) -> Saying:
+        """One message.
+
+        Args:
+            fields: the message.
+            text: the type of a part that is text.
+            read_part: reads a part, which stands at a place.
+            echoed: keys that a client may send back as it got them.
+        """
+        content = fields.any("content")
+        parts = [{"type": text, "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list):
+            raise fields.refused("content", "a text or a list of parts", "bad_request")
+        self.count(len(parts))
+        read = [read_part(part, f"{fields.place}content[{i}].", self) for i, part in enumerate(parts)]
+        saying = Saying.of(fields.any("role"), read, fields.place)
+        for name in echoed:
+            fields.any(name)
+        fields.close()
+        return saying
+
     def medium(self, kind: Any, address: Any, fields: Fields) -> MediaPart:
         """A medium with the settings that stand beside its address."""
         if not isinstance(address, str):
@@ -95,18 +123,7 @@ def _messages(fields: Fields) -> list[Any]:
 
 
 def _saying(message: Any, place: str, reading: PartReading) -> Saying:
-    fields = Fields(message, place)
-    content = fields.any("content")
-    listed = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(listed, list):
-        raise fields.refused("content", "a text or a list of parts", "bad_request")
-    reading.count(len(listed))
-    parts = [_part(part, f"{place}content[{i}].", reading) for i, part in enumerate(listed)]
-    saying = Saying.of(fields.any("role"), parts, place)
-    for name in _ECHOED:
-        fields.any(name)
-    fields.close()
-    return saying
+    return reading.saying(Fields(message, place), "text", _part, _ECHOED)
 
 
 def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:

@@ -60,17 +60,7 @@ def _saying(item: Any, place: str, reading: PartReading) -> Saying:
     fields = Fields(item, place)
     if fields.values.get("type", "message") != "message":
         raise fields.refused("type", "message", "bad_request")
-    content = fields.any("content")
-    listed = [{"type": "input_text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(listed, list):
-        raise fields.refused("content", "a text or a list of parts", "bad_request")
-    reading.count(len(listed))
-    parts = [_part(part, f"{place}content[{i}].", reading) for i, part in enumerate(listed)]
-    saying = Saying.of(fields.any("role"), parts, place)
-    for name in _ECHOED:
-        fields.any(name)
-    fields.close()
-    return saying
+    return reading.saying(fields, "input_text", _part, _ECHOED)
 
 
 def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:

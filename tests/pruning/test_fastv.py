@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from nearness import assert_near
+from small_llm import AFTER, BEFORE, LENGTH, VISUAL, small_llm
 from transformers import DynamicCache
 
 from mmllm import registry
@@ -13,24 +14,10 @@ from mmllm.llm.harness import install
 from mmllm.llm.values import LlmPass
 from mmllm.pruning.fastv import FastvConfig, FastvReducer, averaged_into_kept
 
-BEFORE, VISUAL, AFTER = 3, 24, 4
-LENGTH = BEFORE + VISUAL + AFTER
-
 
 @pytest.fixture
 def llm():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
-            vocab_size=60, max_position_embeddings=128,
-        )
-    ).eval()  # fmt: skip
-    for weight in model.parameters():
-        weight.data.mul_(3.0)
-    return model
+    return small_llm()
 
 
 @pytest.fixture
