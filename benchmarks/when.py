@@ -31,6 +31,7 @@ from benchmarks.layouts import markdown
 from benchmarks.measuring import in_turns, seconds_on
 from benchmarks.reducers import CLIP_SEED, FAMILIES, blind, questions_by_clip
 from benchmarks.results import Number, Results, command_line, machine, option_parser
+from mmllm import registry
 from mmllm.datasets.folder_rates import folder_rates
 from mmllm.errors import InputError
 from mmllm.evaluation.fresh import fresh_benchmark
@@ -41,6 +42,7 @@ from mmllm.hub.sources import DEFAULT
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
+from mmllm.pruning.needs import where_it_acts
 from mmllm.pruning.video_budget import change_of
 from mmllm.runtime.progress import Progress
 from mmllm.tuning.settings import ReducerSettings
@@ -50,10 +52,14 @@ BUDGETS = {"50": 0.5, "25": 0.25, "12_5": 0.125, "5": 0.05}
 REDUCERS = (
     "uniform", "random", "pool", "fastervlm", "vispruner", "visionzip", "divprune", "cdpruner:relevance=words",
     "cdpruner:relevance=none", "vidcom2", "flashvid", "holitom", "fastvid", "evs", "video_budget", "fastv",
-    "fastv:merge=true", "pyramiddrop", "sparsevlm", "dart",
+    "fastv:merge=true", "pyramiddrop", "pyramiddrop:positions=keep", "sparsevlm", "sparsevlm:positions=keep", "dart",
 )  # fmt: skip
 """In the order of the tables; fields may follow a name. A model is asked behind those that fit it, at the budgets that
 they have."""
+PLACES = ("behind the encoder", "behind the projector", "inside the LLM")
+"""Where reducers act, as `where_it_acts` says it."""
+BASELINES = {"uniform": "--", "random": ":"}
+"""Drawn in each panel of the figure, in these styles."""
 LENGTHS = ("short", "middle", "long")
 MOTIONS = ("still", "moving")
 SCORED = ("whole", *LENGTHS, *MOTIONS)
@@ -170,28 +176,30 @@ def fill(results: Results, runs: Sequence[dict[str, dict[str, Any]]], ratios: di
 
 
 def figure(results: Results, file: Path) -> None:
-    """Draws mIoU over the budget, one line a reducer."""
+    """Draws mIoU over the budget: a panel for each place where reducers act, with what must be beaten in each."""
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(8, 5), layout="constrained")
-    axes = picture.subplots()
+    picture = Figure(figsize=(12, 5.5), layout="constrained")
     whole, *rows = results.tables["when-budgets"]
-    for number, row in enumerate(rows):
-        scores = {BUDGETS[b]: row.numbers[f"whole_{b}_percent"] for b in BUDGETS if f"whole_{b}_percent" in row.numbers}
-        name = row.labels["reducer"].strip("`")
-        color = "black" if name in ("random", "uniform") else None
-        style = ("--", "-", ":")[number % 3]
-        axes.plot(
-            [100 * ratio for ratio in scores], [middle(score) for score in scores.values()], style, marker="o",
-            label=name, color=color,
-        )  # fmt: skip
-    axes.axhline(middle(whole.numbers[f"whole_{next(iter(BUDGETS))}_percent"]), color="gray", label="every token")
-    axes.set(xscale="log", xlabel="tokens left of all, %", ylabel="mIoU, %")
-    ticks = [100 * ratio for ratio in BUDGETS.values()]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.legend(fontsize=8, ncols=2)
-    axes.grid(alpha=0.3)
-    picture.savefig(file, dpi=120)
+    every = middle(whole.numbers[f"whole_{next(iter(BUDGETS))}_percent"])
+    ticks = [100 * share for share in BUDGETS.values()]
+    for axes, place in zip(picture.subplots(1, len(PLACES), sharey=True), PLACES, strict=True):
+        for row in rows:
+            name = row.labels["reducer"].strip("`")
+            acts = where_it_acts(registry.find("reducer", registry.named("reducer", name)[0]).cls)
+            if name in BASELINES or acts == place:
+                scores = {b: middle(row.numbers[key]) for b in BUDGETS if (key := f"whole_{b}_percent") in row.numbers}
+                shares = [100 * BUDGETS[budget] for budget in scores]
+                style = {"color": "black", "linestyle": BASELINES[name]} if name in BASELINES else {}
+                axes.plot(shares, list(scores.values()), marker="o", markersize=4, label=name, **style)
+        axes.axhline(every, color="gray", label="every token")
+        axes.set(xscale="log", xlabel="tokens left of all, %", title=place)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        axes.grid(alpha=0.3)
+    picture.axes[0].set(ylabel="mIoU, %")
+    picture.savefig(file, dpi=110)
 
 
 def own_benchmarks(options: argparse.Namespace) -> list[Benchmark]:
