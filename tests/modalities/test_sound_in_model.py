@@ -9,6 +9,7 @@ import torch
 from nearness import assert_near
 
 from mmllm.commands.ask import ask
+from mmllm.commands.flags import FrameChoice
 from mmllm.datasets.dialogues import read_dialogues
 from mmllm.errors import ConfigError, InputError
 from mmllm.evaluation.run import answer_all
@@ -160,7 +161,13 @@ def test_a_saved_model_hears_and_ask_can_be_told_not_to(qa, heard_clip, tmp_path
     first, second = (other.encode_video(heard_clip).tokens.audio for other in (qa, again))
     assert_near(second, first)
     for audio in (True, False):
-        ask(str(heard_clip), "When is the low beep heard?", model=str(tmp_path), audio=audio, json=True)
+        ask(
+            str(heard_clip),
+            "When is the low beep heard?",
+            model=str(tmp_path),
+            frames=FrameChoice(audio=audio),
+            json=True,
+        )
         assert json.loads(capsys.readouterr().out)["question"] == "When is the low beep heard?"
 
 
