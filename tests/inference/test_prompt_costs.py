@@ -18,9 +18,11 @@ def prompt_length(qa, encoded):
 
 
 def test_every_layer_reads_the_whole_prompt(untrained_qa, short_clip):
-    encoded = untrained_qa.encode_video(short_clip)
+    qa = untrained_qa.with_stages()
+    qa.keeps_prefix = False  # as in a search for reducers
+    encoded = qa.encode_video(short_clip)
     with prompts_read(untrained_qa.decoder) as read:
-        answers = untrained_qa.ask_all(encoded, [QUESTION, QUESTION])
+        answers = qa.ask_all(encoded, [QUESTION, QUESTION])
     assert len(answers) == 2
     length = prompt_length(untrained_qa, encoded)
     assert read.passes == [(2, [length, length])]  # and not the words of the answers

