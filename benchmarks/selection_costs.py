@@ -42,6 +42,7 @@ IMAGE_REDUCERS = (
     "vispruner:keep=64",
     "visionzip:dominant=54,contextual=10",
     "divprune:keep=64",
+    "cdpruner:keep=64,relevance=none",
     "vidcom2:ratio=0.111",
     "flashvid:ratio=0.111,expansion=1,score=cls_attention",
     "holitom:ratio=0.111",
@@ -49,6 +50,7 @@ IMAGE_REDUCERS = (
     "fastv:layer=2,ratio=0.111",
     "fastv:layer=2,ratio=0.111,merge=true",
     "pyramiddrop:layers=1+2,ratios=0.5+0.111",
+    "sparsevlm:layers=1+2,ratios=0.5+0.111",
     "dart:layer=2,ratio=0.111",
 )
 """576 -> 64. Reducers that learn, and those inside an encoder, have no selection of their own; `evs` and
@@ -60,6 +62,7 @@ VIDEO_REDUCERS: dict[str, int | None] = {
     "video_budget:ratio=0.1": VIDEO_ALLOWED,
     "evs:ratio=0.1": VIDEO_ALLOWED,
     "divprune:ratio=0.1": VIDEO_ALLOWED,
+    "cdpruner:ratio=0.1,relevance=none": VIDEO_ALLOWED,
     "vidcom2:ratio=0.1": VIDEO_ALLOWED,
     "holitom:ratio=0.1,threshold=0.65": MERGING_ALLOWED,
     "flashvid:ratio=0.1": MERGING_ALLOWED,
