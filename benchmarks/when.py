@@ -29,7 +29,7 @@ import torch
 from benchmarks.intervals import middle, over_seeds_with_clips, turn_ratio
 from benchmarks.layouts import markdown
 from benchmarks.measuring import in_turns, seconds_on
-from benchmarks.reducers import CLIP_SEED, FAMILIES, blind, questions_by_clip
+from benchmarks.reducers import CLIP_SEED, FAMILIES, SCORES, blind, questions_by_clip
 from benchmarks.results import Number, Results, command_line, machine, option_parser
 from mmllm import registry
 from mmllm.datasets.folder_rates import folder_rates
@@ -249,8 +249,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [answers(settings, own, seed, families) for seed, own in zip(options.seeds, benchmarks, strict=True)]
     fill(results, runs, ratios)
     if families is not None:
-        score = statistics.mean(blind(benchmark)["mIoU"] for benchmark in benchmarks)
-        results.add("without-looking", {}, {"miou_percent": 100 * score})
+        blinds = [blind(benchmark) for benchmark in benchmarks]
+        scores = {
+            f"{key}_percent": 100 * statistics.mean(each[name] for each in blinds) for name, key in SCORES.items()
+        }
+        results.add("without-looking", {}, scores)
     print(*(markdown(table, rows) for table, rows in results.tables.items()), sep="\n\n")
     if options.figure is not None:
         figure(results, options.figure)
