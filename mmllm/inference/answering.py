@@ -475,10 +475,6 @@ class VideoQA(VideoAnswering):
         places = self.model.is_placeholder(prompt).nonzero()
         return prompt[: int(places.max()) + 1 if len(places) else 0]
 
-    def _keeps(self, options: Mapping[str, Any]) -> bool:
-        """Whether the LLM's cache of a video is kept, and `generate` can start from it with these options."""
-        return self.keeps_prefix and self.prefix_problem is None and self.model.takes_prefix(options)
-
     def read_opening(self, encoded: EncodedVideo) -> Prefix:
         """The LLM's cache of the video as it stands in a prompt without a system prompt of its own."""
         return self.read_prefix(encoded, self._given(self.prompt("?", encoded.duration_s).input_ids))

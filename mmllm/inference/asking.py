@@ -8,7 +8,7 @@ Q questions, R generated rows, K new ids
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -66,6 +66,10 @@ class VideoAnswering(ABC):
     @abstractmethod
     def prefix_problem(self) -> str | None:
         """Why the LLM has to read a video again for each question; None if its cache of the video can be kept."""
+
+    def _keeps(self, options: Mapping[str, Any]) -> bool:
+        """Whether the LLM's cache of a video is kept, and `generate` can start from it with these options."""
+        return self.keeps_prefix and self.prefix_problem is None and bool(self.model.takes_prefix(options))
 
     @property
     @abstractmethod

@@ -336,10 +336,6 @@ class HostedVideoQA(VideoAnswering):
             for prompt in prompts
         )
 
-    def _keeps(self, options: Mapping[str, Any]) -> bool:
-        """Whether the LLM's cache of a video is kept, and `generate` can start from it with these options."""
-        return self.keeps_prefix and self.prefix_problem is None and self.model.takes_prefix(options)
-
     def read_prefix(self, video: HostedVideo, prompt: Mapping[str, Any]) -> Prefix:
         """The LLM's cache of a prompt up to its last visual token, kept with the video."""
         prefix = self.model.read_prefix(self.moved(prompt), video.features, video.prefix.kept)
@@ -378,14 +374,14 @@ class HostedVideoQA(VideoAnswering):
         Raises:
             ConfigError: if the decoding method does not work with this model.
         """
-        rows = self.moved(collated(prompts, self._filling))
-        options = options_with(generate, self, video, rows["input_ids"], rows["attention_mask"])
-        options = self.generation_options(options)
-        if self._keeps(options):
+        plain = {name: value for name, value in generate.items() if name != "decoding"}
+        if generate.get("decoding") is None and self._keeps(plain):
             prefix = self.read_prefix(video, prompts[0])
             if all(prefix.begins(prompt["input_ids"][0]) for prompt in prompts):
-                return self.model.generate_behind(prefix, prompts, **options)
+                return self.model.generate_behind(prefix, prompts, **self.generation_options(plain))
+        rows = self.moved(collated(prompts, self._filling))
         features = video.features.repeated(len(prompts)) if len(prompts) > 1 else video.features
+        options = options_with(generate, self, video, rows["input_ids"], rows["attention_mask"])
         return self.generate_prepared(self.model.prepare(rows, features), **options)
 
     @property

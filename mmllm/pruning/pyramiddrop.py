@@ -19,7 +19,7 @@ from torch import Tensor
 from mmllm.fields import require
 from mmllm.llm.values import PruneDecision, PruneView
 from mmllm.pruning.budget import BUDGET_GUARD
-from mmllm.pruning.steps import StepReducer, require_steps
+from mmllm.pruning.steps import StepReducer, equal_steps, require_steps
 from mmllm.registry import register
 
 
@@ -52,8 +52,7 @@ class PyramidDropReducer(StepReducer):
         An LLM of few layers has fewer steps.
         """
         quarters = sorted({max(1, layers * quarter // 4) for quarter in (1, 2, 3)})
-        ratios = [round(share ** (step / len(quarters)), 4) for step in range(1, len(quarters) + 1)]
-        return {"layers": quarters, "ratios": ratios}
+        return {"layers": quarters, "ratios": equal_steps(share, len(quarters))}
 
     def prune(self, view: PruneView) -> PruneDecision | None:
         """The visual tokens that the next layer reads, and everything that is not visual.

@@ -25,7 +25,7 @@ from mmllm.fields import require
 from mmllm.llm.values import AttentionView, PruneDecision, PruneView
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.density_peaks import density_peaks
-from mmllm.pruning.steps import StepReducer, require_steps
+from mmllm.pruning.steps import StepReducer, equal_steps, require_steps
 from mmllm.registry import register
 
 
@@ -75,8 +75,7 @@ class SparseVlmReducer(StepReducer):
         An LLM of few layers has fewer steps.
         """
         behind = sorted({min(round(layers * depth / 32), layers - 2) for depth in (2, 6, 15)})
-        ratios = [round(share ** (step / len(behind)), 4) for step in range(1, len(behind) + 1)]
-        return {"layers": behind, "ratios": ratios}
+        return {"layers": behind, "ratios": equal_steps(share, len(behind))}
 
     @property
     def before_layers(self) -> tuple[int, ...]:

@@ -31,6 +31,11 @@ def require_steps(config: Any, first: int) -> None:
     require(falling, config, "ratios", "falling fractions from at most 1 to above 0")
 
 
+def equal_steps(share: float, count: int) -> list[float]:
+    """Falling fractions with equal ratios between them, the last of which is the share."""
+    return [round(share ** (step / count), 4) for step in range(1, count + 1)]
+
+
 class StepReducer(LlmReducer):
     """A reducer that ranks visual tokens in a few steps. Its notes are positions and scores (B K) by layer."""
 
