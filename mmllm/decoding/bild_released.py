@@ -113,19 +113,15 @@ class ReleasedBild:
 
     def counts(self, seconds: float) -> DecodingCounts:
         """The counters; `calls` are those that the released code makes."""
-        return DecodingCounts(
-            new_tokens=self.text.count,
-            rounds=len(self.emitted),
-            target_passes=1 + self.target.passes,
-            target_positions=self.target.positions,
+        return DecodingCounts.of(
+            self.text,
+            self.target,
+            self.emitted,
             draft_passes=self.drafter.passes,
             draft_positions=self.drafter.positions,
             drafted=self.drafted,
             matched=self.matched,
-            emitted_per_round=tuple(self.emitted),
-            first_tokens=self.text.count - sum(self.emitted),
             seconds_verify=self.verify_s,
             seconds_total=seconds,
-            peak_kv_positions=self.target.peak,
             extra={"calls": self.calls},
         )

@@ -181,16 +181,12 @@ class _Steps:
 
     def counts(self, seconds: float) -> DecodingCounts:
         """The counters; a pass that only goes on with trials emits nothing."""
-        return DecodingCounts(
-            new_tokens=self.text.count,
-            rounds=len(self.emitted),
-            target_passes=1 + self.target.passes,
-            target_positions=self.target.positions,
-            emitted_per_round=tuple(self.emitted),
-            first_tokens=self.text.count - sum(self.emitted),
+        return DecodingCounts.of(
+            self.text,
+            self.target,
+            self.emitted,
             seconds_verify=self.seconds,
             seconds_total=seconds,
-            peak_kv_positions=self.target.peak,
             extra={"trials": self.trials, "discarded_tokens": self.discarded},
         )
 

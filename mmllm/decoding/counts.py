@@ -39,6 +39,27 @@ class DecodingCounts:
     extra: dict[str, Any] = field(default_factory=dict)
     """What only one method counts."""
 
+    @classmethod
+    def of(cls, text: Any, target: Any, emitted: Sequence[int], **others: Any) -> DecodingCounts:
+        """The counters of one answer.
+
+        Args:
+            text: what was written, a `Written`.
+            target: what read it, a `CachedReader`.
+            emitted: tokens that each round added to the text.
+            others: further counters.
+        """
+        return cls(
+            new_tokens=text.count,
+            rounds=len(emitted),
+            target_passes=1 + target.passes,
+            target_positions=target.positions,
+            emitted_per_round=tuple(emitted),
+            first_tokens=text.count - sum(emitted),
+            peak_kv_positions=target.peak,
+            **others,
+        )
+
     @property
     def tokens_per_pass(self) -> float:
         """Tokens that a pass after the prompt added, on average; 0 if there was none."""

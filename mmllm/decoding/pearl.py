@@ -151,20 +151,16 @@ class _Schedule:
         """The counters; `extra` has the simulated time in passes of the target, at once and one after the other."""
         rounds, ratio = len(self.emitted), self.config.ratio or float(self.config.gamma)
         own = self.config.gamma / ratio
-        return DecodingCounts(
-            new_tokens=self.text.count,
-            rounds=rounds,
-            target_passes=1 + self.target.passes,
-            target_positions=self.target.positions,
+        return DecodingCounts.of(
+            self.text,
+            self.target,
+            self.emitted,
             draft_passes=self.drafter.passes,
             draft_positions=self.drafter.positions,
             drafted=self.drafted,
             matched=self.matched,
-            emitted_per_round=tuple(self.emitted),
-            first_tokens=self.text.count - sum(self.emitted),
             seconds_draft=self.draft_s,
             seconds_verify=self.verify_s,
             seconds_total=seconds,
-            peak_kv_positions=self.target.peak,
             extra={"critical_path": (rounds + 1) * max(own, 1.0), "one_after_another": (rounds + 1) * (own + 1.0)},
         )

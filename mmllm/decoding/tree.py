@@ -198,19 +198,16 @@ class TreeDecoding(MachineDecoding):
             drafted += sum(map(len, draft.children))
             emitted.append(text.count - before)
             text.flush()
-        return lambda seconds: DecodingCounts(
-            new_tokens=text.count,
-            rounds=len(emitted),
-            target_passes=1 + target.passes,
-            target_positions=target.positions,
+        return lambda seconds: DecodingCounts.of(
+            text,
+            target,
+            emitted,
             draft_passes=source.passes,
             draft_positions=source.positions,
             drafted=drafted,
             matched=sum(emitted) - len(emitted),
-            emitted_per_round=tuple(emitted),
             seconds_draft=draft_s,
             seconds_verify=verify_s,
             seconds_total=seconds,
-            peak_kv_positions=target.peak,
             extra=source.extra,
         )
