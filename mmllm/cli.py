@@ -50,6 +50,7 @@ VERBS = {
     "demo": Verb("mmllm.commands.demo:demo", "ask videos in the browser"),
     "serve": Verb("mmllm.commands.serve:serve", "answer at an OpenAI-compatible address, with spans in seconds"),
     "tokens": Verb("mmllm.commands.tokens:tokens", "what an input will cost, stage by stage"),
+    "card": Verb("mmllm.commands.card:card", "write the card of a model, and put both on the Hugging Face hub"),
     "convert": Verb("mmllm.checkpoints.convert:convert", "a published model into mmllm's layout, and back"),
     "doctor": Verb("mmllm.commands.doctor:doctor", "what a model is made of, and what is wrong with it"),
     "list": Verb("mmllm.commands.listing:list_parts", "list all parts, recipes and published models"),

@@ -18,7 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mmllm import registry
+from mmllm.checkpoints.cards import card_of, title_of
 from mmllm.errors import MmllmError, require_extra
+from mmllm.hub.model_card import write_card
 from mmllm.runtime import processes
 from mmllm.runtime.files import cannot_write, make_folder, new_folder
 from mmllm.synthetic.clips import THINGS
@@ -116,10 +118,11 @@ def metrics_files(recipe: Recipe, output: Path) -> dict[str, Path]:
 
 
 def save_whole(model: Any, processor: Any, folder: Path) -> None:
-    """Saves model and processor. The folder gets its final name at the end, so `folder` is never incomplete."""
+    """Saves model, processor and card. The folder gets its final name at the end, so `folder` is never incomplete."""
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
+        write_card(partial, card_of(partial, name=title_of(folder)))
 
 
 @contextlib.contextmanager
