@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -39,9 +40,11 @@ def main() -> None:
         folder = Path(temporary)
         wheel = build()
         check(wheel)
+        check_description()
         borrow, constraint = options.libraries_of_this_environment, options.constraint
         if not borrow:
             try_without_extras(install(wheel, folder / "core", False, constraint), folder)
+            try_each_extra(wheel, folder, constraint)
         python = install(f"mmllm[all] @ {wheel.as_uri()}", folder / "venv", borrow, constraint)
         try_out(python, folder)
     print(f"{wheel.relative_to(ROOT)} works")
@@ -61,13 +64,22 @@ def uv() -> str:
 
 
 def build() -> Path:
-    """The newly built wheel, in `dist`."""
+    """The newly built wheel, in `dist`, beside the sources that it was built from."""
     dist = ROOT / "dist"
-    for old in dist.glob("*.whl"):
+    for old in (*dist.glob("*.whl"), *dist.glob("*.tar.gz")):
         old.unlink()
-    run(uv(), "build", "--quiet", "--wheel", "--out-dir", dist, ROOT)
+    run(uv(), "build", "--quiet", "--out-dir", dist, ROOT)  # the sources first, and from them the wheel
     (wheel,) = dist.glob("*.whl")
     return wheel
+
+
+def check_description() -> None:
+    """Fails if the package index would refuse the files in `dist`, or could not show their description."""
+    files = sorted(map(str, (ROOT / "dist").glob("mmllm-*")))
+    assert len(files) == 2, files
+    own = importlib.util.find_spec("twine") is not None
+    twine = [sys.executable, "-m", "twine"] if own else [uv(), "tool", "run", "--quiet", "twine"]
+    run(*twine, "check", "--strict", *files)
 
 
 def check(wheel: Path) -> None:
@@ -122,6 +134,17 @@ def try_without_extras(python: Path, folder: Path) -> None:
         done = subprocess.run(list(map(str, [mmllm, *words])), check=False, capture_output=True, text=True, **options)
         assert done.returncode == 2, done
         assert done.stderr.strip().endswith(f"pip install 'mmllm[{extra}]'"), done.stderr
+
+
+def try_each_extra(wheel: Path, folder: Path, constraint: Path | None) -> None:
+    """Every extra alone brings the libraries that the package says it needs."""
+    names = run(sys.executable, "-c", "from mmllm.errors import EXTRAS; print(*EXTRAS)", cwd=ROOT).split()
+    for extra in names:
+        python = install(f"mmllm[{extra}] @ {wheel.as_uri()}", folder / f"extra-{extra}", False, constraint)
+        use = f"from mmllm.errors import require_extra; require_extra({extra!r}, 'this test')"
+        run(python, "-c", use, cwd=folder, env=quiet_environment())
+        print(f"mmllm[{extra}] has its libraries", flush=True)
+        shutil.rmtree(folder / f"extra-{extra}")
 
 
 def try_out(python: Path, folder: Path) -> None:
