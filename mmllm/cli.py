@@ -49,6 +49,9 @@ VERBS = {
     "encode": Verb("mmllm.commands.encode:encode", "write a video as the LLM has read it, to be asked at once"),
     "demo": Verb("mmllm.commands.demo:demo", "ask videos in the browser"),
     "serve": Verb("mmllm.commands.serve:serve", "answer at an OpenAI-compatible address, with spans in seconds"),
+    "simulate-serving": Verb(
+        "mmllm.commands.simulate_serving:simulate_serving", "what a way of serving would do to waiting times"
+    ),
     "tokens": Verb("mmllm.commands.tokens:tokens", "what an input will cost, stage by stage"),
     "card": Verb("mmllm.commands.card:card", "write the card of a model, and put both on the Hugging Face hub"),
     "convert": Verb("mmllm.checkpoints.convert:convert", "a published model into mmllm's layout, and back"),
