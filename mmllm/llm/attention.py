@@ -308,7 +308,7 @@ def _note(view: AttentionView, mask: Tensor | None, keys: int) -> None:
         visible = mask[:, :, -1, :keys].expand(batch, heads, -1)
     else:
         visible = (mask[:, :, -1, :keys] > torch.finfo(mask.dtype).min / 2).expand(batch, heads, -1)
-    counts.note_pass(view.layer, view.valid[:, 0, -new:], visible, view.phase)
+    counts.note_pass(view.layer, view.valid[:, 0, -new:], visible, view.valid[:, 0].sum(-1), view.phase)
 
 
 def _for_heads(mask: Tensor | None, heads: int) -> Tensor | None:
