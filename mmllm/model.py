@@ -28,6 +28,7 @@ from mmllm.interfaces import EncoderStage
 from mmllm.llm.cache import CACHE
 from mmllm.llm.counters import ContextCounts
 from mmllm.llm.harness import decoder_layers, install
+from mmllm.llm.int8 import is_int8
 from mmllm.llm.prefix import Prefix, Reader, check_layers, digest_of
 from mmllm.llm.rotary import Rotary
 from mmllm.llm.values import LlmPass
@@ -636,6 +637,16 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the LLM's table of token embeddings."""
         self.language_model.set_input_embeddings(value)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Writes weights and configuration.
+
+        Raises:
+            ConfigError: if the LLM is int8.
+        """
+        if is_int8(self.language_model):
+            raise ConfigError("an int8 LLM has lost its weights: save the model before, and quantise where it is loaded")
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_output_embeddings(self) -> Any:
         """The LM head."""

@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from mmllm.commands.flags import (
+    AS_STORED,
     AS_USUAL,
     NO_CHAIN,
     ChainFlags,
+    ComputeFlags,
     HostedFlags,
     StageFlags,
     checked_count,
@@ -51,6 +53,7 @@ def evaluate(
     shuffle: bool = True,
     stages: StageFlags = NO_CHANGES,
     hosted: HostedFlags = AS_USUAL,
+    compute: ComputeFlags = AS_STORED,
     chain: ChainFlags = NO_CHAIN,
     decoding: str | None = None,
     max_new_tokens: int = 64,
@@ -85,6 +88,7 @@ def evaluate(
         shuffle: also ask each question about another video; shows what the model guesses from the words alone.
         stages: stages that replace the model's own.
         hosted: settings of hosted models.
+        compute: how numbers are stored and multiplied.
         chain: asking in a chain.
         decoding: how answers are written, such as token-recycling:tree=80; by default one token a pass.
         max_new_tokens: most tokens of an answer.
@@ -121,7 +125,7 @@ def evaluate(
     folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
     method = None if decoding is None else decoding_of(decoding)
-    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
+    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given, **compute.given)
     qa.max_new_tokens = checked_count("--max-new-tokens", max_new_tokens)
     if not audio:
         qa.processor.sound = None

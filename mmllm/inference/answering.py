@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.checkpoints.adapters import base_of, merged_with
-from mmllm.checkpoints.loading import is_ours, load, own_config, own_processor
+from mmllm.checkpoints.loading import is_ours, load, number_type, own_config, own_processor
 from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.decoding.choosing import options_with
@@ -35,6 +35,7 @@ from mmllm.inference.kept_prefix import grouped
 from mmllm.inference.overlay import kept_patches, ranking_map
 from mmllm.inference.piecewise import WHOLE_FRAMES, Feed, LongVideo, PiecewiseEncoding
 from mmllm.llm.counters import ContextCounts
+from mmllm.llm.int8 import quantize
 from mmllm.llm.prefix import Prefix
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
@@ -78,7 +79,7 @@ class VideoQA(VideoAnswering):
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **kwargs: Any) -> VideoAnswering:
-        """Loads a model and its processor from a folder or a hub id. On a CPU in fp32, which is fastest there.
+        """Loads a model and its processor from a folder or a hub id. On a CPU in fp32, if no other `dtype` is given.
 
         A folder of adapters gives the base model with the adapters merged into its weights.
 
@@ -89,13 +90,26 @@ class VideoQA(VideoAnswering):
             kwargs: options of transformers' `from_pretrained`; `reducers` and `path` in place of the model's own;
                 `visual_tokenizer` and `encoder` with other settings of the model's own that need no new weights, such
                 as `mqt:tokens=16`. A published model also takes `allow_pickle`, a model that mmllm saved any other
-                field of `MmllmConfig`, a hosted one `times`, `reader`, `prompt` and `positions`.
+                field of `MmllmConfig`, a hosted one `times`, `reader`, `prompt` and `positions`. On a CPU,
+                `dtype="auto"` is the type of the files, unless a measurement finds it slow there (`on_cpu`), and
+                `quantize="int8"` makes the LLM's linear layers int8 (`mmllm.llm.int8`).
 
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
+            ConfigError: if an option is not allowed.
         """
+        quantize = kwargs.pop("quantize", None)
+        if quantize not in (None, "int8"):
+            raise ConfigError(f"quantize {quantize!r}: only int8 is known")
+        qa = cls._loaded(model, kwargs)
+        if quantize is not None:
+            qa.quantize()
+        return qa
+
+    @classmethod
+    def _loaded(cls, model: str | Path, kwargs: dict[str, Any]) -> VideoAnswering:
         if (base := base_of(model)) is not None:
-            qa = cls.from_pretrained(base, **kwargs)
+            qa = cls._loaded(base, kwargs)
             if isinstance(qa, HostedVideoQA):
                 return with_adapter(qa, model)
             processor = MmllmProcessor.from_pretrained(model)
@@ -107,7 +121,7 @@ class VideoQA(VideoAnswering):
             if kwargs.pop(name, None) is not None:
                 raise ConfigError(f"{name} is a setting of hosted models of transformers, and {model} is none")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
+        kwargs["dtype"] = number_type(kwargs.get("dtype"), source, device)
         if not is_ours(source):
             names = [name for name in SLOTS if name in kwargs and name != "visual_tokenizer"]
             stages = {name: kwargs.pop(name) for name in names}
@@ -153,6 +167,10 @@ class VideoQA(VideoAnswering):
         """The LLM without its head."""
         decoder: nn.Module = self.model.language_model.base_model
         return decoder
+
+    def quantize(self) -> None:
+        """Makes the LLM's linear layers int8, in place; see `mmllm.llm.int8`."""
+        quantize(self.model, self.decoder)
 
     @property
     def reads_question(self) -> bool:

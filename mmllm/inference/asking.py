@@ -59,6 +59,14 @@ class VideoAnswering(ABC):
     def decoder(self) -> nn.Module:
         """The LLM without its head."""
 
+    @abstractmethod
+    def quantize(self) -> None:
+        """Makes the LLM's linear layers int8, in place.
+
+        Raises:
+            ConfigError: if the LLM is not on a CPU, or is quantised already.
+        """
+
     @property
     def reads_question(self) -> bool:
         """Whether the model looks at a video again for each question."""

@@ -37,6 +37,7 @@ from mmllm.inference.hosted_video import HostedVideo, NoSink, hosted_video, kept
 from mmllm.inference.kept_prefix import PrefixSlot, grouped
 from mmllm.inference.piecewise import Feed
 from mmllm.llm.counters import ContextCounts
+from mmllm.llm.int8 import quantize
 from mmllm.llm.prefix import Prefix, takes_padding
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.times.answers import Answer, Span
@@ -118,6 +119,10 @@ class HostedVideoQA(VideoAnswering):
     def reduces(self) -> bool:
         """Whether tokens are dropped or merged."""
         return bool(self.model.reducers or self.model.stages)
+
+    def quantize(self) -> None:
+        """Makes the LLM's linear layers int8, in place; see `mmllm.llm.int8`."""
+        quantize(self.model.model, self.decoder)
 
     @property
     def reads_question(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mmllm import registry
-from mmllm.checkpoints.loading import families, read_config
+from mmllm.checkpoints.loading import families, number_type, read_config
 from mmllm.errors import CheckpointError, ConfigError, MmllmError, is_out_of_memory, require_extra
 from mmllm.hosting.family import family_of
 from mmllm.hosting.model import HostedModel
@@ -50,7 +50,7 @@ def load_hosted(folder: Path, options: Mapping[str, Any]) -> HostedVideoQA:
     positions: Any = given.pop("positions", None) or "transformers"
     given = {name: value for name, value in given.items() if name not in HostedVideoQA.settings}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    given.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
+    given["dtype"] = number_type(given.get("dtype"), folder, device)
     processor = hosted_processor(folder)
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
