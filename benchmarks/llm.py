@@ -3,8 +3,8 @@
     python benchmarks/llm.py [--rounds 7] [--threads 1] [--json out.json]
 
 A LLaVA of transformers with random weights and a Qwen2 of width 896 and six layers (97 million weights); images are of
-576 tokens. Its tower is small, and features are stored: the LLM is measured. Each row of `llm-reading` is one pass over a
-prompt with its cache and the last logits; `llm-writing` is one token more after a prompt; the machine's limits are
+576 tokens. Its tower is small, and features are stored: the LLM is measured. Each row of `llm-reading` is one pass over
+a prompt with its cache and the last logits; `llm-writing` is one token more after a prompt; the machine's limits are
 measured in the same run. `llm-answers` asks the packaged model in float32 and in int8.
 
 Times are processor time of the process, medians of turns; ratios above 1 are faster than transformers in float32.
@@ -74,7 +74,7 @@ Reader = Callable[[], Any]
 
 
 def readers(models: Mapping[str, Any], images: int) -> tuple[dict[str, Reader], dict[str, int]]:
-    """Name of a row -> its pass, and the positions of its last layer: whole prompts, and prompts shortened by FasterVLM.
+    """Name of a row -> its pass, and the positions of its prompt: whole, and shortened by FasterVLM.
 
     `ideal` is transformers' own pass over the shortened prompt: no reducer can be faster.
     """

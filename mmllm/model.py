@@ -645,7 +645,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             ConfigError: if the LLM is int8.
         """
         if is_int8(self.language_model):
-            raise ConfigError("an int8 LLM has lost its weights: save the model before, and quantise where it is loaded")
+            raise ConfigError("an int8 LLM has lost its weights: save the model before, quantise where it is loaded")
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_output_embeddings(self) -> Any:

@@ -30,12 +30,17 @@ class Int8Linear(nn.Module):
         layer: the layer that it replaces.
     """
 
+    weight: Tensor
+    """int8, O I."""
+    scale: Tensor
+    """float32, O."""
+
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         rounded, scale = _rounded(layer.weight.detach())
-        self.register_buffer("weight", rounded)  # int8, O I
-        self.register_buffer("scale", scale.squeeze(-1))  # float32, O
+        self.register_buffer("weight", rounded)
+        self.register_buffer("scale", scale.squeeze(-1))
         self.bias = layer.bias
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "decoding", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "llm", "long_video",
-    "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
+    "ablations", "decoding", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "llm",
+    "long_video", "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
     "video", "when",
 )  # fmt: skip
 
@@ -205,7 +205,7 @@ def test_hosted_models_read_shortened_prompts(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
 def test_passes_of_the_llm(tmp_path):
-    small = ["--layers", "1", "--width", "64", "--rounds", "1", "--images", "1", "--videos", "1"]
+    small = ["--layers", "1", "--width", "128", "--rounds", "1", "--images", "1", "--videos", "1"]
     kept = run("llm", small, tmp_path)
     assert [row.labels["pass"] for row in kept.tables["llm-writing"]] == [
         "transformers, float32",
