@@ -1,13 +1,15 @@
 """What the LLM's passes cost: reading a prompt and writing an answer, against transformers' own, and in int8.
 
     python benchmarks/llm.py [--rounds 7] [--threads 1] [--json out.json]
+    python benchmarks/llm.py --device cuda --width 4096 --layers 8
 
 A LLaVA of transformers with random weights and a Qwen2 of width 896 and six layers (97 million weights); images are of
 576 tokens. Its tower is small, and features are stored: the LLM is measured. Each row of `llm-reading` is one pass over
 a prompt with its cache and the last logits; `llm-writing` is one token more after a prompt; the machine's limits are
 measured in the same run. `llm-answers` asks the packaged model in float32 and in int8.
 
-Times are processor time of the process, medians of turns; ratios above 1 are faster than transformers in float32.
+Times are processor time of the process, or device time on an accelerator; medians of turns. Ratios above 1 are faster
+than transformers in float32. An accelerator has no int8 here; there, a compiled pass in bfloat16 stands beside.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlavaCon
 
 from benchmarks.intervals import median_ratio, middle, quartiles
 from benchmarks.layouts import head, line
-from benchmarks.measuring import in_turns, processor_s
+from benchmarks.measuring import in_turns, seconds_on
 from benchmarks.memory import extra_bytes_on
 from benchmarks.results import Results, command_line, machine, option_parser
 from mmllm.evaluation.fresh import fresh_benchmark
@@ -62,11 +64,20 @@ def in_int8(model: Any) -> Any:
     return model
 
 
-def prompt(images: int) -> dict[str, Tensor]:
+def compiled(model: Any) -> Any:
+    """A copy of the model whose LLM's layers are compiled."""
+    model = copy.deepcopy(model)
+    for layer in model.model.language_model.layers:
+        layer.compile(dynamic=True)
+    return model
+
+
+def prompt(images: int, device: torch.device) -> dict[str, Tensor]:
     """A prompt of text around so many images of random pixels."""
     ids = torch.tensor([[*range(10, 10 + TEXT // 2), *[IMAGE] * TOKENS * images, *range(100, 100 + TEXT // 2)]])
     pixels = torch.randn(images, 3, 336, 336, generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    return {name: value.to(device) for name, value in inputs.items()}
 
 
 Reader = Callable[[], Any]
@@ -78,8 +89,8 @@ def readers(models: Mapping[str, Any], images: int) -> tuple[dict[str, Reader], 
 
     `ideal` is transformers' own pass over the shortened prompt: no reducer can be faster.
     """
-    inputs, reducer = prompt(images), f"fastervlm:ratio={PRUNED[images]}"
     plain = HostedModel(models["transformers, float32"])
+    inputs, reducer = prompt(images, plain.model.device), f"fastervlm:ratio={PRUNED[images]}"
     pruning = HostedModel(plain.model, reducers=[reducer])
     features = plain.encode(inputs, sorted(pruning.scores_needed))
     whole, shortened = plain.prepare(inputs, features), pruning.prepare(inputs, features)
@@ -99,13 +110,14 @@ def readers(models: Mapping[str, Any], images: int) -> tuple[dict[str, Reader], 
 def measure_reading(models: Mapping[str, Any], images: int, rounds: int, results: Results) -> None:
     """Rows of `llm-reading` for a prompt."""
     works, lengths = readers(models, images)
-    taken = in_turns(works, rounds, and_back=True)
+    device = models["transformers, float32"].device
+    taken = in_turns(works, rounds, take=seconds_on(device), and_back=True)
     base, ideal = taken["transformers, float32"], taken["ideal"]
     for name, work in works.items():
         if name == "ideal":
             continue
         numbers: dict[str, Any] = {"positions": lengths[name], "reading_s": quartiles(taken[name])}
-        numbers["memory_mib"] = extra_bytes_on(torch.device("cpu"), work) / 2**20
+        numbers["memory_mib"] = extra_bytes_on(device, work) / 2**20
         if taken[name] is not base:
             numbers["time_ratio"] = median_ratio(base, taken[name])
         if lengths[name] < lengths["transformers, float32"]:
@@ -120,19 +132,21 @@ def measure_writing(models: Mapping[str, Any], images: int, rounds: int, results
     """Rows of `llm-writing`: tokens one by one behind a prompt."""
 
     def writer(model: Any) -> Callable[[], None]:
-        inputs = prompt(images)
+        inputs = prompt(images, model.device)
         outputs = model(**inputs, use_cache=True, logits_to_keep=1)
         token, length = outputs.logits.argmax(-1), inputs["input_ids"].shape[1]
 
         def write() -> None:
             cache = copy.deepcopy(outputs.past_key_values)
             for step in range(DECODED):
-                mask = torch.ones(1, length + step + 1, dtype=torch.long)
+                mask = torch.ones(1, length + step + 1, dtype=torch.long, device=model.device)
                 model(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
 
         return write
 
-    taken = in_turns({name: writer(model) for name, model in models.items()}, rounds, and_back=True)
+    works = {name: writer(model) for name, model in models.items()}
+    device = models["transformers, float32"].device
+    taken = in_turns(works, rounds, take=seconds_on(device), and_back=True)
     base = taken["transformers, float32"]
     for name, seconds in taken.items():
         numbers: dict[str, Any] = {"token_s": quartiles([one / DECODED for one in seconds])}
@@ -142,15 +156,15 @@ def measure_writing(models: Mapping[str, Any], images: int, rounds: int, results
         print(line("llm-writing", row), flush=True)
 
 
-def measure_limits(width: int, rounds: int, results: Results) -> None:
+def measure_limits(width: int, rounds: int, device: torch.device, results: Results) -> None:
     """The table `llm-limits`: what this machine multiplies and reads at most, at the LLM's own sizes."""
-    weights = [torch.randn(width * 38 // 7, width) for _ in range(12)]  # more than caches hold
-    many, one = torch.randn(TOKENS, width), torch.randn(1, width)
+    weights = [torch.randn(width * 38 // 7, width, device=device) for _ in range(12)]  # more than caches hold
+    many, one = torch.randn(TOKENS, width, device=device), torch.randn(1, width, device=device)
     works = {
         "products of 576 rows, float32": lambda: [torch.nn.functional.linear(many, weight) for weight in weights],
         "products of one row, float32": lambda: [torch.nn.functional.linear(one, weight) for weight in weights],
     }
-    taken = in_turns(works, rounds, take=processor_s)
+    taken = in_turns(works, rounds, take=seconds_on(device))
     operations = 2 * TOKENS * sum(weight.numel() for weight in weights)
     size = sum(weight.numel() for weight in weights) * 4
     for (name, seconds), amount, unit in zip(taken.items(), (operations, size), ("gflops", "gb_per_s"), strict=True):
@@ -186,23 +200,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=896, help="of the LLM, a multiple of 64")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 5], choices=tuple(PRUNED), help="of a prompt")
     parser.add_argument("--videos", type=int, default=20, help="that the packaged model is asked about")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="where it is measured")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     results = Results(command_line(__file__, arguments), machine("torch", "transformers", threads=options.threads))
     print(head("llm-limits"))
-    measure_limits(options.width, options.rounds, results)
-    model = build(options.layers, options.width)
-    models = {
-        "transformers, float32": model,
-        "transformers, bfloat16": copy.deepcopy(model).bfloat16(),
-        "int8": in_int8(model),
-    }
+    measure_limits(options.width, options.rounds, options.device, results)
+    model = build(options.layers, options.width).to(options.device)
+    half = copy.deepcopy(model).bfloat16()
+    models = {"transformers, float32": model, "transformers, bfloat16": half}
+    on_cpu = options.device.type == "cpu"
+    models |= {"int8": in_int8(model)} if on_cpu else {"compiled, bfloat16": compiled(half)}
     for title, measure in (("llm-reading", measure_reading), ("llm-writing", measure_writing)):
         print(f"\n{head(title)}")
         for images in options.images:
             measure(models, images, options.rounds, results)
-    print(f"\n{head('llm-answers')}")
-    measure_answers(options.videos, results)
+    if on_cpu:
+        print(f"\n{head('llm-answers')}")
+        measure_answers(options.videos, results)
     results.save(options.json)
 
 
