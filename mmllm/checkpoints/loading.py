@@ -24,6 +24,7 @@ from mmllm.model import MmllmForConditionalGeneration
 from mmllm.preprocessing.foreign_code import within_deadline
 from mmllm.preprocessing.question_reader import FOLDER as QUESTION_TOKENIZER
 from mmllm.processor import MmllmProcessor
+from mmllm.runtime.precision import on_cpu
 from mmllm.stages import changed, stages_of
 
 LOADING_S = 120.0
@@ -155,6 +156,23 @@ def own_processor(folder: Path) -> MmllmProcessor:
 def _described(family: Family, upstream: Mapping[str, Any], folder: Path) -> MmllmConfig:
     with _as_checkpoint_errors(f"{folder}: config.json describes no model of the family {family.NAME}"):
         return family.describe(upstream, folder)
+
+
+def number_type(asked: Any, folder: Path, device: str) -> Any:
+    """The `dtype` with which transformers loads a model, for the type that a user asks for; see `on_cpu`.
+
+    Args:
+        asked: a type or its name, "auto", or None for float32 on a CPU and the type of the files elsewhere.
+        folder: the model's.
+        device: where it will compute.
+
+    Raises:
+        ConfigError: if a model cannot compute in it.
+    """
+    if device != "cpu":
+        return asked or "auto"
+    upstream = read_config(folder)
+    return on_cpu(asked, upstream.get("dtype") or upstream.get("torch_dtype"))
 
 
 @contextlib.contextmanager

@@ -11,9 +11,11 @@ import tyro
 
 from mmllm.commands.flags import (
     ALL_FRAMES,
+    AS_STORED,
     AS_USUAL,
     NO_CHAIN,
     ChainFlags,
+    ComputeFlags,
     FrameFlags,
     HostedFlags,
     StageFlags,
@@ -35,6 +37,7 @@ def ask(
     model: str = DEFAULT,
     stages: StageFlags = NO_CHANGES,
     hosted: HostedFlags = AS_USUAL,
+    compute: ComputeFlags = AS_STORED,
     frames: FrameFlags = ALL_FRAMES,
     chain: ChainFlags = NO_CHAIN,
     decoding: str | None = None,
@@ -51,6 +54,7 @@ def ask(
             synthetic clips of coloured shapes.
         stages: stages that replace the model's own.
         hosted: settings of hosted models.
+        compute: how numbers are stored and multiplied.
         frames: which frames are looked at.
         chain: asking in a chain.
         decoding: how the answer is written, such as token-recycling:tree=80; by default one token a pass.
@@ -68,7 +72,7 @@ def ask(
         require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA
 
-    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
+    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given, **compute.given)
     qa.max_new_tokens = max_new_tokens
     encoded = qa.encode_video(frames.source(video), progress=True, **frames.given)
     if plot is not None:

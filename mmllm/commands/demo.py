@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mmllm.app.limits import MOST_FRAMES, DemoLimits
-from mmllm.commands.flags import AS_USUAL, HostedFlags, StageFlags
+from mmllm.commands.flags import AS_STORED, AS_USUAL, ComputeFlags, HostedFlags, StageFlags
 from mmllm.errors import InputError, require_extra
 from mmllm.stages import NO_CHANGES
 
@@ -50,6 +50,7 @@ def demo(
     allowed_host: tuple[str, ...] = (),
     stages: StageFlags = NO_CHANGES,
     hosted: HostedFlags = AS_USUAL,
+    compute: ComputeFlags = AS_STORED,
 ) -> None:
     """Ask questions about videos in the browser, and see the answers on a timeline.
 
@@ -65,12 +66,13 @@ def demo(
         browser: open the page in the default browser.
         allowed_host: names under which the demo is served beside those of this machine, such as a proxy's.
         hosted: settings of hosted models.
+        compute: how numbers are stored and multiplied.
         stages: stages that replace the model's own; a visitor can choose others for reducer and path.
     """
     require_extra("demo", "the demo")
     most = min(max(DemoLimits.frames, frames or 0), MOST_FRAMES)
     limits = DemoLimits(upload_mb=upload_mb, video_s=video_minutes * 60, frames=most)
-    qa, name = load(model, **stages.by_slot, **hosted.given)
+    qa, name = load(model, **stages.by_slot, **hosted.given, **compute.given)
     if frames is not None:
         qa.processor.num_frames = limits.checked_frames(frames)
     if qa.note:

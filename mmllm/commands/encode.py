@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmllm.commands.flags import ALL_FRAMES, AS_USUAL, FrameFlags, HostedFlags, StageFlags, checked_count
+from mmllm.commands.flags import (
+    ALL_FRAMES,
+    AS_STORED,
+    AS_USUAL,
+    ComputeFlags,
+    FrameFlags,
+    HostedFlags,
+    StageFlags,
+    checked_count,
+)
 from mmllm.errors import InputError
 from mmllm.hub.sources import DEFAULT
 from mmllm.stages import NO_CHANGES
@@ -24,6 +33,7 @@ def encode(
     model: str = DEFAULT,
     stages: StageFlags = NO_CHANGES,
     hosted: HostedFlags = AS_USUAL,
+    compute: ComputeFlags = AS_STORED,
     frames: FrameFlags = ALL_FRAMES,
     codec: str = "plain",
     compare: tuple[str, ...] = (),
@@ -38,6 +48,7 @@ def encode(
         model: folder or hub id of a model; by default the one that comes with mmllm.
         stages: stages that replace the model's own.
         hosted: settings of hosted models.
+        compute: how numbers are stored and multiplied.
         frames: which frames are looked at.
         codec: how the LLM's cache is stored: plain, or smaller and not exact, such as kvcode:keys=64,values=64.
         compare: questions that are asked with the LLM's own cache and from the file; answers that differ are counted.
@@ -54,7 +65,7 @@ def encode(
     if is_prefix_file(video):
         raise InputError(f"{video}: is written already: give the video itself")
     registry.build("codec", codec)  # refuses a wrong one before anything is read
-    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
+    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given, **compute.given)
     qa.max_new_tokens = checked_count("--max-new-tokens", max_new_tokens)
     encoded = qa.encode_video(frames.source(video), progress=True, **frames.given)
     size = save_prefix(output, qa, encoded, codec)

@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from mmllm.commands.flags import (
+    AS_STORED,
     AS_USUAL,
     NO_CHAIN,
     ChainFlags,
+    ComputeFlags,
     HostedFlags,
     StageFlags,
     checked_count,
@@ -51,6 +53,7 @@ def evaluate(
     shuffle: bool = True,
     stages: StageFlags = NO_CHANGES,
     hosted: HostedFlags = AS_USUAL,
+    compute: ComputeFlags = AS_STORED,
     chain: ChainFlags = NO_CHAIN,
     decoding: str | None = None,
     max_new_tokens: int = 64,
@@ -85,6 +88,7 @@ def evaluate(
         shuffle: also ask each question about another video; shows what the model guesses from the words alone.
         stages: stages that replace the model's own.
         hosted: settings of hosted models.
+        compute: how numbers are stored and multiplied.
         chain: asking in a chain.
         decoding: how answers are written, such as token-recycling:tree=80; by default one token a pass.
         max_new_tokens: most tokens of an answer.
@@ -121,7 +125,7 @@ def evaluate(
     folder = output or (Path(model) / name if Path(model).is_dir() else Path("runs") / name)
     judge = Judge.of(judge_url, judge_model, judge_captions, folder)
     method = None if decoding is None else decoding_of(decoding)
-    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
+    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given, **compute.given)
     qa.max_new_tokens = checked_count("--max-new-tokens", max_new_tokens)
     if not audio:
         qa.processor.sound = None
@@ -195,6 +199,7 @@ def evaluate_into(
     from mmllm.evaluation.pictures import write_places
     from mmllm.evaluation.run import answer_all, scores_of
     from mmllm.evaluation.trials import Trials, averaged
+    from mmllm.inference.contexts import mean_of, written
 
     rounds = Trials() if trials is None else trials
     make_folder(folder)
@@ -234,6 +239,9 @@ def evaluate_into(
         if decoding is not None:
             counts = None if decoding.total is None else decoding.total.to_json()
             scores["decoding"] = {**decoding.said, "counts": counts}
+        counted = [sample.context for _, samples in samples_by_trial for sample in samples if sample.context]
+        if counted:
+            scores["context"] = {"policies": written(qa.context), **mean_of(counted)}
         if not processes.is_main():
             return scores
         write_json(folder / "metrics.json", scores)

@@ -80,6 +80,27 @@ class HostedChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputeChoice:
+    """How a model's numbers are stored and multiplied."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Number type of the weights; auto takes that of the files, on a CPU unless it is slow there. By default float32 on
+    a CPU, else auto."""
+    quantize: Literal["int8"] | None = None
+    """int8: the LLM's linear layers as whole numbers, on a CPU; answers change a little."""
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The settings that are given: options of `VideoQA.from_pretrained`."""
+        return given_flags(vars(self))
+
+
+AS_STORED = ComputeChoice()
+ComputeFlags = Annotated[ComputeChoice, tyro.conf.arg(name="")]
+"""The flags `--dtype` and `--quantize`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrameChoice:
     """Which frames of a video are looked at."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from mmllm.app.browser_rules import LOOPBACK
-from mmllm.commands.flags import AS_USUAL, HostedFlags, StageFlags
+from mmllm.commands.flags import AS_STORED, AS_USUAL, ComputeFlags, HostedFlags, StageFlags
 from mmllm.commands.serve_flags import LISTEN, LOAD, ListenFlags, LoadFlags
 from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT, checked_source
@@ -24,6 +24,7 @@ def serve(
     load: LoadFlags = LOAD,
     stages: StageFlags = NO_CHANGES,
     hosted: HostedFlags = AS_USUAL,
+    compute: ComputeFlags = AS_STORED,
 ) -> None:
     """Answer questions about videos at an OpenAI-compatible address, with spans in seconds.
 
@@ -34,6 +35,7 @@ def serve(
         load: how much it takes, and how much it does at once.
         stages: stages that replace the models' own; a request can choose reducer and path.
         hosted: settings of hosted models.
+        compute: how numbers are stored and multiplied.
     """
     require_extra("serve", "the server")
     sources = named(models)
@@ -45,7 +47,7 @@ def serve(
     def loaded(source: str) -> VideoAnswering:
         from mmllm.inference.answering import VideoQA
 
-        qa = VideoQA.from_pretrained(source, **stages.by_slot, **hosted.given)
+        qa = VideoQA.from_pretrained(source, **stages.by_slot, **hosted.given, **compute.given)
         if qa.note:
             print(f"note: {source}: {qa.note}", file=sys.stderr)
         return qa

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmllm.commands.flags import AS_USUAL, HostedFlags, checked_count, require_rate
+from mmllm.commands.flags import AS_STORED, AS_USUAL, ComputeFlags, HostedFlags, checked_count, require_rate
 from mmllm.errors import require_extra
 from mmllm.tuning.config import Cost, TuneConfig
 
@@ -24,6 +24,7 @@ def tune_reducer(
     cost: Cost = USUAL.cost,
     path: str | None = None,
     hosted: HostedFlags = AS_USUAL,
+    compute: ComputeFlags = AS_STORED,
     videos: Path | None = None,
     format: str = "auto",
     durations: Path | None = None,
@@ -49,6 +50,7 @@ def tune_reducer(
         cost: what is cheap: few operations of the LLM's pass over the prompt, or few tokens in its layers.
         path: path in place of the model's own, such as plain.
         hosted: settings of hosted models.
+        compute: how numbers are stored and multiplied.
         videos: folder of the videos; by default `videos` beside the annotations.
         format: as in `mmllm eval`.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
@@ -82,7 +84,7 @@ def tune_reducer(
     )
     benchmark = read_benchmark(data, videos, format, durations, fps)
     benchmark = benchmark if limit is None else benchmark.first(checked_count("--limit", limit))
-    qa = VideoQA.from_pretrained(model, **({} if path is None else {"path": path}), **hosted.given)
+    qa = VideoQA.from_pretrained(model, **({} if path is None else {"path": path}), **hosted.given, **compute.given)
     folder = output or (Path(model) if Path(model).is_dir() else Path("runs")) / "tune-reducer"
     results = tune(folder, qa, benchmark, config, workers=workers)
     plot_of(results, folder / "plot.png")

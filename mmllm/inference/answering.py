@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.checkpoints.adapters import base_of, merged_with
-from mmllm.checkpoints.loading import is_ours, load, own_config, own_processor
+from mmllm.checkpoints.loading import is_ours, load, number_type, own_config, own_processor
 from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.decoding.choosing import options_with
@@ -26,7 +26,7 @@ from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import local_folder
 from mmllm.inference.asking import VideoAnswering
-from mmllm.inference.costs import cache_bytes, stage_costs
+from mmllm.inference.costs import cache_bytes, keys_held, stage_costs
 from mmllm.inference.decisions import encoded_for
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.hosted import HostedVideoQA
@@ -34,6 +34,8 @@ from mmllm.inference.hosted_loading import is_hosted, load_hosted, with_adapter
 from mmllm.inference.kept_prefix import grouped
 from mmllm.inference.overlay import kept_patches, ranking_map
 from mmllm.inference.piecewise import WHOLE_FRAMES, Feed, LongVideo, PiecewiseEncoding
+from mmllm.llm.counters import ContextCounts
+from mmllm.llm.int8 import quantize
 from mmllm.llm.prefix import Prefix
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
@@ -77,7 +79,7 @@ class VideoQA(VideoAnswering):
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **kwargs: Any) -> VideoAnswering:
-        """Loads a model and its processor from a folder or a hub id. On a CPU in fp32, which is fastest there.
+        """Loads a model and its processor from a folder or a hub id. On a CPU in fp32, if no other `dtype` is given.
 
         A folder of adapters gives the base model with the adapters merged into its weights.
 
@@ -88,13 +90,26 @@ class VideoQA(VideoAnswering):
             kwargs: options of transformers' `from_pretrained`; `reducers` and `path` in place of the model's own;
                 `visual_tokenizer` and `encoder` with other settings of the model's own that need no new weights, such
                 as `mqt:tokens=16`. A published model also takes `allow_pickle`, a model that mmllm saved any other
-                field of `MmllmConfig`, a hosted one `times`, `reader`, `prompt` and `positions`.
+                field of `MmllmConfig`, a hosted one `times`, `reader`, `prompt` and `positions`. On a CPU,
+                `dtype="auto"` is the type of the files, unless a measurement finds it slow there (`on_cpu`), and
+                `quantize="int8"` makes the LLM's linear layers int8 (`mmllm.llm.int8`).
 
         Raises:
             CheckpointError: if there is no such model, or its weights do not fit its configuration.
+            ConfigError: if an option is not allowed.
         """
+        quantize = kwargs.pop("quantize", None)
+        if quantize not in (None, "int8"):
+            raise ConfigError(f"quantize {quantize!r}: only int8 is known")
+        qa = cls._loaded(model, kwargs)
+        if quantize is not None:
+            qa.quantize()
+        return qa
+
+    @classmethod
+    def _loaded(cls, model: str | Path, kwargs: dict[str, Any]) -> VideoAnswering:
         if (base := base_of(model)) is not None:
-            qa = cls.from_pretrained(base, **kwargs)
+            qa = cls._loaded(base, kwargs)
             if isinstance(qa, HostedVideoQA):
                 return with_adapter(qa, model)
             processor = MmllmProcessor.from_pretrained(model)
@@ -106,7 +121,7 @@ class VideoQA(VideoAnswering):
             if kwargs.pop(name, None) is not None:
                 raise ConfigError(f"{name} is a setting of hosted models of transformers, and {model} is none")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        kwargs.setdefault("dtype", torch.float32 if device == "cpu" else "auto")
+        kwargs["dtype"] = number_type(kwargs.get("dtype"), source, device)
         if not is_ours(source):
             names = [name for name in SLOTS if name in kwargs and name != "visual_tokenizer"]
             stages = {name: kwargs.pop(name) for name in names}
@@ -153,10 +168,19 @@ class VideoQA(VideoAnswering):
         decoder: nn.Module = self.model.language_model.base_model
         return decoder
 
+    def quantize(self) -> None:
+        """Makes the LLM's linear layers int8, in place; see `mmllm.llm.int8`."""
+        quantize(self.model, self.decoder)
+
     @property
     def reads_question(self) -> bool:
         """Whether a visual part reads questions: then the model looks at a video again for each of them."""
         return self.model.reads_question
+
+    @property
+    def context(self) -> list[dict[str, Any]]:
+        """The policies of the cache, as JSON mappings."""
+        return list(self.model.config.context)
 
     @property
     def prefix_problem(self) -> str | None:
@@ -193,7 +217,8 @@ class VideoQA(VideoAnswering):
         config = self.model.config
         stages = stage_costs(**stages_of(config), frames=frames, width=config.text_config.hidden_size)
         bytes_per_number = next(self.model.language_model.parameters()).element_size()
-        return stages, cache_bytes(config.text_config, stages[-1]["tokens"], bytes_per_number)
+        kept = keys_held(config.context, stages[-1]["tokens"])
+        return stages, cache_bytes(config.text_config, kept, bytes_per_number)
 
     @torch.no_grad()
     def _try_path(self, frames: int) -> None:
@@ -494,8 +519,12 @@ class VideoQA(VideoAnswering):
         Raises:
             CheckpointError: if it was opened for another LLM, or its weights have changed since.
             InputError: if the prompt begins otherwise.
+            ConfigError: for a model with policies of the cache.
         """
         assert kept is not None
+        if self.context:
+            names = ", ".join(policy["name"] for policy in self.context)
+            raise ConfigError(f"context {names}: a file holds no record of its keys; ask about the video itself")
         kept.require_reader(self.model.language_model)
         if not torch.equal(kept.given, given.to(kept.given.device)):
             raise InputError("the prompt begins otherwise than that of the file, such as with another system prompt")
@@ -538,7 +567,13 @@ class VideoQA(VideoAnswering):
 
     @torch.no_grad()
     def generate(
-        self, encoded: EncodedVideo, input_ids: Tensor, attention_mask: Tensor | None = None, **generate: Any
+        self,
+        encoded: EncodedVideo,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        tally: list[ContextCounts] | None = None,
+        **generate: Any,
     ) -> Tensor:
         """New ids Q K for prompts about one video.
 
@@ -546,6 +581,7 @@ class VideoQA(VideoAnswering):
             encoded: the video.
             input_ids: int64, Q L, each row with the video's placeholder.
             attention_mask: Q L.
+            tally: gets the counters of the cache, if there are policies for it.
             generate: options of transformers' `generate`; greedy by default. `decoding` is a method that writes the
                 answer, or its description.
 
@@ -561,6 +597,9 @@ class VideoQA(VideoAnswering):
         mask = None if attention_mask is None else attention_mask.to(device)
         options = self.generation_options(options)
         options |= self._seen(encoded, input_ids, torch.ones_like(input_ids) if mask is None else mask, options)
+        if tally is not None:
+            tally.append(ContextCounts())
+            options["context_counts"] = tally[-1]
         ids = self.model.generate(input_ids=input_ids, attention_mask=mask, **options)
         return ids[:, input_ids.shape[1] :]
 

@@ -16,8 +16,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "decoding", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video",
-    "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
+    "ablations", "decoding", "demo", "directions", "encoders", "finetune", "gpu", "hosting", "image_tokenizers", "llm",
+    "long_video", "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
     "video", "when",
 )  # fmt: skip
 
@@ -201,6 +201,35 @@ def test_hosted_models_read_shortened_prompts(tmp_path):
     assert whole.numbers["positions"] - quarter.numbers["positions"] == 24
     assert quarter.numbers["operations_ratio"] > 1
     assert filled_columns(kept, "hosted-untouched") == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+def test_passes_of_the_llm(tmp_path):
+    small = ["--layers", "1", "--width", "128", "--rounds", "1", "--images", "1", "--videos", "1"]
+    kept = run("llm", small, tmp_path)
+    assert [row.labels["pass"] for row in kept.tables["llm-writing"]] == [
+        "transformers, float32",
+        "transformers, bfloat16",
+        "int8",
+    ]
+    *whole, pruned = kept.tables["llm-reading"]
+    assert {row.numbers["positions"] for row in whole} == {608}
+    assert pruned.numbers["positions"] == 608 - 576 + 144
+    exact, int8 = kept.tables["llm-answers"]
+    assert exact.numbers["same_percent"] == 100
+    assert abs(exact.numbers["miou_percent"] - int8.numbers["miou_percent"]) < 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+def test_the_script_for_accelerators_on_the_processor(tmp_path, monkeypatch):
+    from benchmarks import gpu
+
+    small = ("--shares", "0.25", "--layers", "2", "--width", "64", "--grids", "2", "--side", "4", "--rounds", "1")
+    monkeypatch.setattr(gpu, "PARTS", {"hosting": small, "image_tokenizers": ("--only", "nothing")})
+    kept = run("gpu", ["--device", "cpu", "--short", "--rounds", "1"], tmp_path)
+    assert set(kept.tables) == {"step", "hosted-reading", "hosted-untouched"}
+    assert kept.tables["step"][-1].numbers["step_ratio"].middle > 0
+    assert kept.note.startswith("image_tokenizers: ended with code 2")
 
 
 @pytest.mark.slow
