@@ -1,4 +1,4 @@
-"""The Dockerfile copies what exists, installs extras that exist, runs as a user without rights, and shows commands that work."""
+"""The Dockerfile copies what exists, installs extras that exist, and runs as a user without rights."""
 
 import re
 import shlex

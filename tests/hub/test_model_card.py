@@ -34,7 +34,10 @@ def test_the_hub_reads_the_metadata(folder):
     assert (read.library_name, read.pipeline_tag, read.license) == ("mmllm", "video-text-to-text", "mit")
     assert read.datasets == ["me/clips"]
     assert read.model_name == "finder"
-    found = {(r.dataset_name, r.metric_name): (r.dataset_type, r.metric_type, r.metric_value) for r in read.eval_results}
+    found = {
+        (result.dataset_name, result.metric_name): (result.dataset_type, result.metric_type, result.metric_value)
+        for result in read.eval_results
+    }
     assert found == {
         ("ActivityNet RTL", "mIoU"): ("activitynet-rtl", "miou", 43.2),
         ("ActivityNet RTL", "P@0.5"): ("activitynet-rtl", "p@0.5", 50.0),

@@ -55,7 +55,7 @@ def test_transformers_own_way_puts_model_and_processor_on_the_hub(hub, untrained
 
 def test_a_hub_that_refuses_is_quoted(hub, folder):
     hub.refuses = True
-    with pytest.raises(MmllmError, match="someone/finder: the hub has not taken the model: .*403"):
+    with pytest.raises(MmllmError, match=r"someone/finder: the hub has not taken the model: .*403"):
         upload(folder, "someone/finder")
 
 
