@@ -34,6 +34,7 @@ from mmllm.llm.rotary import Rotary
 from mmllm.llm.values import LlmPass
 from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, refuse_unknown
 from mmllm.modalities.inputs import Media
+from mmllm.modeling.chunked_loss import chunked_loss
 from mmllm.modeling.exporting import place_traced
 from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
@@ -78,6 +79,10 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
     _tied_weights_keys: ClassVar[dict[str, str]] = {}  # none besides the LLM's own; peft asks for a mapping
     _skip_keys_device_placement = ("past_key_values", "cache", "inside")
     accepts_loss_kwargs = True  # num_items_in_batch
+    loss_chunks: int = 1
+    """In training: the chunks of a row whose gradients are computed one after another; see `chunked_loss`."""
+    loss_chunk_share: float = 1.0
+    """In training: the probability with which a chunk's gradient is computed."""
 
     def __init__(self, config: MmllmConfig, shared: MmllmForConditionalGeneration | None = None) -> None:
         """A model with new weights, or with those of `shared` and other stages (see `with_stages`)."""
@@ -514,6 +519,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         With `answer_logits` = K only the logits of the last given positions, B K V.
         """
         arguments = self._decoder_inputs(placed)
+        if self.training and self.loss_chunks > 1:
+            return self._with_chunked_loss(arguments, placed, items)
         kwargs["output_hidden_states"] = self.grounding is not None
         outputs = self.language_model.base_model(**arguments, **{**kwargs, "use_cache": False})
         hidden = outputs.last_hidden_state
@@ -527,6 +534,24 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         total = torch.stack([loss.to(hidden.device) for loss in losses.values()]).sum()
         logits = None if self.training else self.lm_logits(placed.as_given(hidden))
         return MmllmOutput(loss=total, logits=logits, losses=losses)
+
+    def _with_chunked_loss(self, arguments: dict[str, Any], placed: Placed, items: Tensor | int | None) -> MmllmOutput:
+        """The loss of a batch, whose backward pass works on one chunk of the positions at a time."""
+        labels = placed.labels
+        assert labels is not None
+        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)  # what each position predicts
+        time_ids = self.time_ids_on(labels.device)
+        counted = (targets != IGNORED).sum().clamp(min=1) if items is None else items
+
+        def loss_of(hidden: Tensor, where: slice) -> Tensor:
+            wanted = targets[:, where]
+            labelled = wanted != IGNORED
+            logits = self.lm_logits(hidden[labelled])
+            return token_loss(logits, wanted[labelled], time_ids, self.config.losses.time_sigma, counted)
+
+        decoder = self.language_model.base_model
+        loss = chunked_loss(decoder, arguments, loss_of, chunks=self.loss_chunks, share=self.loss_chunk_share)
+        return MmllmOutput(loss=loss, losses={"token": loss.detach()})
 
     def losses(
         self,

@@ -110,6 +110,8 @@ def finetune(
         settings = to_mapping(config)
         if not config.reducers:
             del settings["reducers"]  # earlier runs have none in their record
+        if config.training.chunks == 1:
+            del settings["training"]["chunks"], settings["training"]["chunk_share"]  # nor these
         stages = [LanguageStage(config.training, merge=not config.adapter_only)]
         if hosted is None:
             _check_own(config)

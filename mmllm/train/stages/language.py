@@ -8,10 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicCache
 
 from mmllm.checkpoints.adapters import with_adapters
+from mmllm.errors import ConfigError
 from mmllm.fields import require
+from mmllm.llm.prefix import check_layers
 from mmllm.registry import register
+from mmllm.runtime import processes
 from mmllm.train.fitting import fit, trained_model
 from mmllm.train.freezing import check_parts, freeze
 from mmllm.train.packing import RowCollator
@@ -31,9 +35,19 @@ class LanguageTraining(RowTraining):
     lora_rank: int = 0
     """Rank of low-rank adapters (peft) in the LLM, whose own weights are then frozen; 0 trains all weights."""
 
+    chunks: int = 1
+    """So many chunks of a row are computed one after another in the backward pass (SeCO): the same gradient, in the
+    memory of one chunk and the cache, for one more forward pass."""
+    chunk_share: float = 1.0
+    """Probability with which a chunk's gradient is computed (SpaCO); below 1 the gradient is right in the mean only."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.lora_rank >= 0, self, "lora_rank", "zero or more")
+        require(self.chunks >= 1, self, "chunks", "at least 1")
+        require(0 < self.chunk_share <= 1, self, "chunk_share", "above 0, at most 1")
+        require(self.chunk_share == 1 or self.chunks > 1, self, "chunk_share", "1 with chunks = 1")
+        require(self.chunks == 1 or not self.gradient_checkpointing, self, "chunks", "1 with gradient_checkpointing")
 
 
 @register("training", "language", config=LanguageTraining)
@@ -52,6 +66,8 @@ class LanguageStage(TrainingStage):
     def check(self, model: Any) -> None:
         """Checks that the model has all parts in `frozen`."""
         check_parts(model, self.config.frozen, "LanguageTraining.frozen")
+        if self.config.chunks > 1:
+            check_chunks(model)
 
     def part(self, model: Any) -> nn.Module:
         """Returns the whole model."""
@@ -66,6 +82,7 @@ class LanguageStage(TrainingStage):
         keep = config.keep_features and "encoder" in config.frozen and cacheable
         rows = run.rows(config, keep_features=keep)
         torch.manual_seed(run.seed)  # for the initial weights of the adapters
+        run.model.loss_chunks, run.model.loss_chunk_share = config.chunks, config.chunk_share
         trainer = fit(
             self._prepared(run.model),
             rows.dataset,
@@ -84,3 +101,24 @@ class LanguageStage(TrainingStage):
         """Freezes the named parts and, if `lora_rank` is above 0, adds adapters to the LLM; returns the model."""
         freeze(model, self.config.frozen)
         return with_adapters(model, self.config.lora_rank) if self.config.lora_rank else model
+
+
+def check_chunks(model: Any) -> None:
+    """Refuses chunks where the gradient would be another one.
+
+    Raises:
+        ConfigError: naming the reason.
+    """
+    llm = model.language_model
+    drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in llm.modules())
+    reasons = {
+        "a loss that looks at whole rows (loss.grounding_weight)": model.grounding is not None,
+        "stages inside the LLM": bool(model.llm_stages),
+        "a part inside the encoder that has a loss": model.encoder_stage is not None,
+        "dropout in the LLM": drops or getattr(llm.config, "attention_dropout", 0.0) > 0,
+        "several processes": processes.count() > 1,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(f"LanguageTraining.chunks above 1 does not go with {reason}")
+    check_layers(DynamicCache(config=model.config.text_config).layers)

@@ -1,13 +1,17 @@
 """Projector and LLM as a stage: what is frozen, what is trained beside adapters, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmllm.config import LossConfig
 from mmllm.errors import ConfigError
 from mmllm.inference.answering import VideoQA
 from mmllm.train.building import build_model
 from mmllm.train.data import DataConfig
+from mmllm.train.metrics import read_metrics
 from mmllm.train.recipe import Recipe
 from mmllm.train.run import train
 from mmllm.train.stages.language import LanguageStage, LanguageTraining
@@ -19,8 +23,6 @@ ATP = ("atp:depths=0.3+0.6,ratio=0.5",)
 @pytest.fixture
 def make_recipe(own_clips, tiny_parts):
     """Makes a recipe with only the language stage."""
-    from dataclasses import replace
-
     deep = replace(tiny_parts.decoder, layers=4)
 
     def make(reducers=(), **fields):
@@ -71,3 +73,43 @@ def test_a_model_built_again_has_the_same_weights_to_load(make_recipe):
         assert [name for name, weight in first.named_parameters() if weight.requires_grad] == [
             name for name, weight in second.named_parameters() if weight.requires_grad
         ]
+
+
+NO_GROUNDING = {"loss": LossConfig(time_sigma=1.0)}
+
+
+@pytest.mark.slow
+def test_a_run_in_chunks_learns_what_a_run_in_one_piece_learns(make_recipe, tmp_path):
+    losses = []
+    for chunks in (1, 3):
+        recipe = make_recipe(chunks=chunks, lora_rank=2)
+        recipe = replace(recipe, model=replace(recipe.model, **NO_GROUNDING))
+        train(recipe, tmp_path / str(chunks), workers=0)
+        losses.append(
+            [
+                line["loss"]
+                for line in read_metrics(tmp_path / str(chunks) / "language" / "metrics.jsonl")
+                if "loss" in line
+            ]
+        )
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("reducers", "loss", "reason"),
+    [((), LossConfig(grounding_weight=1.0), "grounding_weight"), (ATP, LossConfig(), "stages inside the LLM")],
+)
+def test_chunks_are_refused_where_the_gradient_would_be_another(make_recipe, tmp_path, reducers, loss, reason):
+    recipe = make_recipe(reducers, chunks=2)
+    recipe = replace(recipe, model=replace(recipe.model, loss=loss))
+    with pytest.raises(ConfigError, match=f"chunks above 1 does not go with .*{reason}"):
+        train(recipe, tmp_path, workers=0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"chunks": 0}, {"chunk_share": 0.0}, {"chunk_share": 0.5}, {"chunks": 2, "gradient_checkpointing": True}],
+)
+def test_settings_of_chunks(fields):
+    with pytest.raises(ConfigError, match="chunk"):
+        LanguageTraining(**fields)
