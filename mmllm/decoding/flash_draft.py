@@ -24,7 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, smooth_l1_loss
 
-from mmllm.decoding.rotary import rotated
+from mmllm.decoding.small_attention import attended, rotated
 from mmllm.decoding.trained_draft import TargetRows, TrainedDraft
 from mmllm.errors import ConfigError
 from mmllm.fields import require
@@ -147,12 +147,10 @@ class FlashDraft(TrainedDraft):
         """
         queries = rearrange(self.q_proj(self.attention_norm(states)), "b q (h d) -> b h q d", h=self.heads)
         queries = rotated(queries, positions)
-        if not self.config.released:
-            repeats = self.heads // self.groups
-            context = _attended(queries, keys.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1), seen)
-        else:
-            groups = zip(keys.split(1, dim=1), values.split(1, dim=1), strict=True)
-            context = torch.stack([_attended(queries, *group, seen) for group in groups]).sum(0)
+        groups = (
+            zip(keys.split(1, dim=1), values.split(1, dim=1), strict=True) if self.config.released else [(keys, values)]
+        )
+        context = torch.stack([attended(queries, *group, seen)[0] for group in groups]).sum(0)
         mixed = self.o_proj(rearrange(context, "b h q d -> b q (h d)"))
         mixed = mixed if self.config.released else states + mixed
         ahead = rearrange(self.ar_proj(self.mlp_norm(mixed)), "b q (k d) -> b q k d", k=self.config.ahead)
@@ -202,10 +200,3 @@ def rearranged(guesses: Tensor) -> Tensor:
     """
     blocks = [pad(guesses[:, : guesses.shape[1] - i, i], (0, 0, i, 0)) for i in range(guesses.shape[2])]
     return torch.cat(blocks, dim=1)
-
-
-def _attended(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-    """B H Q d: what queries (B H Q d) read of keys and values (B H M d, or B 1 M d) that they see (bool, B Q M)."""
-    scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
-    scores = scores.masked_fill(~seen.unsqueeze(1), torch.finfo(scores.dtype).min)
-    return scores.softmax(-1) @ values

@@ -14,7 +14,7 @@ from mmllm.decoding.draft import Draft
 from mmllm.decoding.draft_files import save_draft
 from mmllm.llm.cache import CACHE
 
-NAMES = ("flash",)
+NAMES = ("flash", "longspec")
 FAMILIES = ("llama", "qwen2", "gemma")
 V = 5
 TARGET = torch.randn(V, V, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 1.5
