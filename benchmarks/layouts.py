@@ -65,6 +65,14 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("drafter's passes", "{draft_passes}", "-"),
         ("processor time, of greedy's", "{time_ratio:.2f}"),
     ),
+    "drafts": _columns(
+        ("draft", "`{draft}`"),
+        ("trained on", "{state}"),
+        ("tokens a pass", "{tokens_per_pass:.2f} ({tokens_per_pass.low:.2f} to {tokens_per_pass.high:.2f})",
+         "{tokens_per_pass:.2f}"),
+        ("drafts accepted", "{acceptance_percent:.0f} %"),
+        ("positions that the draft computed", "{draft_positions:,.0f}"),
+    ),
     "ablations": _columns(
         ("", "{group}"),
         ("", "{name}"),
