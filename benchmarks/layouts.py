@@ -68,8 +68,11 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
     "drafts": _columns(
         ("draft", "`{draft}`"),
         ("trained on", "{state}"),
-        ("tokens a pass", "{tokens_per_pass:.2f} ({tokens_per_pass.low:.2f} to {tokens_per_pass.high:.2f})",
-         "{tokens_per_pass:.2f}"),
+        (
+            "tokens a pass",
+            "{tokens_per_pass:.2f} ({tokens_per_pass.low:.2f} to {tokens_per_pass.high:.2f})",
+            "{tokens_per_pass:.2f}",
+        ),
         ("drafts accepted", "{acceptance_percent:.0f} %"),
         ("positions that the draft computed", "{draft_positions:,.0f}"),
     ),
