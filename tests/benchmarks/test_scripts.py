@@ -16,8 +16,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "decoding", "demo", "directions", "drafts", "encoders", "finetune", "hosting", "image_tokenizers", "long_video",
-    "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
+    "ablations", "decoding", "demo", "directions", "drafts", "encoders", "finetune", "hosting", "image_tokenizers",
+    "long_video", "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
     "video", "when",
 )  # fmt: skip
 
