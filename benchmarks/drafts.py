@@ -33,7 +33,8 @@ from mmllm.train.draft_recipe import DraftRecipe, draft_recipe
 from mmllm.train.draft_run import built, train_draft
 
 DRAFTS = ("fastdraft", "s2d", "longspec", "longspec:cross=false", "flash", "flash:queries=64")
-STATES = ("untrained", "answers of the data", "trained")
+SETTINGS = {"s2d": ("threshold=0", "threshold=1.1")}
+"""Draft -> settings of its method with which the trained one is asked, too."""
 
 
 def trained(recipe: DraftRecipe, qa: VideoQA, work: Path, folder: Path) -> dict[str, Path]:
@@ -49,11 +50,12 @@ def trained(recipe: DraftRecipe, qa: VideoQA, work: Path, folder: Path) -> dict[
     if not (folder / "features").exists() and (work / "features").exists():
         (folder / "features").symlink_to(work / "features")
         shutil.copy(work / "answers.jsonl", folder / "answers.jsonl")
-    found = {"trained": train_draft(recipe, folder, workers=0)}
+    last = train_draft(recipe, folder, workers=0)
     if not (work / "features").exists():
         shutil.copytree(folder / "features", work / "features")
         shutil.copy(folder / "answers.jsonl", work / "answers.jsonl")
-    files = {"untrained": None}
+    found: dict[str, Path] = {}
+    files: dict[str, Path | None] = {"untrained": None}
     if recipe.pretraining is not None:
         files["answers of the data"] = folder / "pretraining" / "draft.safetensors"
     for state, weights in files.items():
@@ -63,7 +65,7 @@ def trained(recipe: DraftRecipe, qa: VideoQA, work: Path, folder: Path) -> dict[
         found[state] = folder / state.replace(" ", "-")
         found[state].mkdir(exist_ok=True)
         save_draft(draft, found[state], qa.model, processor=qa.processor)
-    return found
+    return {**found, "trained": last}
 
 
 def compare(results: Results, options: Any, work: Path) -> None:
@@ -85,16 +87,16 @@ def compare(results: Results, options: Any, work: Path) -> None:
             steps = {stage: size for stage, config in stages.items() if config is not None}
             run = work / f"{name.replace(':', '-').replace('=', '-')}-{seed}"
             for state, folder in trained(recipe.changed(steps), qa, work, run).items():
-                methods[f"{name}|{state}|{seed}"] = decoding_of(f"{name.partition(':')[0]}:draft={folder}")
+                description = f"{name.partition(':')[0]}:draft={folder}"
+                methods[f"{name}|{state}|{seed}"] = decoding_of(description)
+                for setting in SETTINGS.get(name, ()) if state == "trained" else ():
+                    methods[f"{name}|trained, {setting}|{seed}"] = decoding_of(f"{description},{setting}")
     found = asked(qa, fresh_benchmark(options.seed, videos=options.held_out, workers=1), methods)
-    for name in options.drafts:
-        for state in STATES:
-            runs = [f"{name}|{state}|{seed}" for seed in range(options.seeds)]
-            if runs[0] in methods:
-                for run in runs:
-                    if found[run].answers != found[GREEDY].answers:
-                        raise MmllmError(f"{run} is exact, and has changed answers")
-                add_row(results, name, state, [methods[run].total for run in runs])
+    changed = [name for name, each in found.items() if each.answers != found[GREEDY].answers]
+    if changed:
+        raise MmllmError(f"{', '.join(changed)}: exact, and answers have changed")
+    for name, state in dict.fromkeys(tuple(run.split("|")[:2]) for run in methods if run != GREEDY):
+        add_row(results, name, state, [methods[f"{name}|{state}|{seed}"].total for seed in range(options.seeds)])
 
 
 def add_row(results: Results, name: str, state: str, counts: Sequence[Any]) -> None:
@@ -104,6 +106,8 @@ def add_row(results: Results, name: str, state: str, counts: Sequence[Any]) -> N
         "acceptance_percent": student([100 * each.acceptance for each in counts]),
         "draft_positions": sum(each.draft_positions for each in counts) / len(counts),
     }
+    if "layer_positions" in counts[0].extra:
+        numbers["layer_positions"] = sum(each.extra["layer_positions"] for each in counts) / len(counts)
     results.add("drafts", {"draft": name, "state": state, "seeds": str(len(counts))}, numbers)
 
 
