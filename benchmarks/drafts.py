@@ -9,6 +9,7 @@ the greedy one, or the script ends with an error. All runs share the clips, thei
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -85,7 +86,7 @@ def compare(results: Results, options: Any, work: Path) -> None:
             stages = {"training": recipe.training, "pretraining": recipe.pretraining}
             size = {"max_steps": options.steps, "batch_size": options.rows}
             steps = {stage: size for stage, config in stages.items() if config is not None}
-            run = work / f"{name.replace(':', '-').replace('=', '-')}-{seed}"
+            run = work / f"{re.sub('[^a-z0-9]+', '-', name)}-{seed}"
             for state, folder in trained(recipe.changed(steps), qa, work, run).items():
                 description = f"{name.partition(':')[0]}:draft={folder}"
                 methods[f"{name}|{state}|{seed}"] = decoding_of(description)
