@@ -88,6 +88,18 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("mIoU", "{miou_percent:.1f}"),
         ("the same answers", "{same_percent:.0f} %"),
     ),
+    "drafts": _columns(
+        ("draft", "`{draft}`"),
+        ("state", "{state}"),
+        (
+            "tokens a pass",
+            "{tokens_per_pass:.2f} ({tokens_per_pass.low:.2f} to {tokens_per_pass.high:.2f})",
+            "{tokens_per_pass:.2f}",
+        ),
+        ("drafts accepted", "{acceptance_percent:.0f} %"),
+        ("positions that the draft computed", "{draft_positions:,.0f}"),
+        ("over all its layers", "{layer_positions:,.0f}", "-"),
+    ),
     "ablations": _columns(
         ("", "{group}"),
         ("", "{name}"),

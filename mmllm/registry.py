@@ -42,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "decoder_stage": Kind(rooms=("llm/stages",), interface="mmllm.interfaces:LlmStage"),
     "context": Kind(rooms=("context",), interface="mmllm.interfaces:ContextPolicy"),
     "decoding": Kind(rooms=("decoding",), interface="mmllm.interfaces:Decoding"),
+    "draft": Kind(rooms=("decoding", "train/drafts"), interface="mmllm.decoding.trained_draft:TrainedDraft"),
     "codec": Kind(rooms=("llm/codecs",), interface="mmllm.llm.codec:CacheCodec"),
     "time": Kind(rooms=("times",), interface="mmllm.interfaces:TimeFormat"),
     "modality": Kind(rooms=("modalities",), interface="mmllm.modalities.modality:Modality"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -87,9 +87,14 @@ def path_choices() -> list[str]:
     return choices
 
 
-def decoding_choices() -> list[str]:
-    """Entries of the list of decoding methods; those that need a setting can be typed with it."""
-    return [ONE_BY_ONE, *(name for name in registry.parts("decoding") if _needs_nothing("decoding", name))]
+def decoding_choices(own: Iterable[str] = ()) -> list[str]:
+    """Entries of the list of decoding methods; those that need a setting can be typed with it.
+
+    Args:
+        own: names of methods that the demo's owner has set.
+    """
+    ready = (name for name in registry.parts("decoding") if _needs_nothing("decoding", name))
+    return [ONE_BY_ONE, *dict.fromkeys([*own, *ready])]
 
 
 def context_choices() -> list[str]:

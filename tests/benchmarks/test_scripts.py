@@ -16,7 +16,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "decoding", "demo", "directions", "encoders", "finetune", "gpu", "hosting", "image_tokenizers", "llm",
+    "ablations", "decoding", "demo", "directions", "drafts", "encoders", "finetune", "gpu", "hosting",
+    "image_tokenizers", "llm",
     "long_video", "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
     "video", "when",
 )  # fmt: skip
@@ -326,6 +327,18 @@ def test_decoding_methods_beside_greedy(tmp_path):
     wrong = decoding.Asked(answers=["other"] * 2)
     with pytest.raises(MmllmError, match="changed 2 answers"):
         decoding.add_row(kept, "x", None, wrong, decoding.Asked(answers=["right"] * 2, seconds=1.0))
+
+
+@pytest.mark.slow
+def test_drafts_before_and_after_their_training(tmp_path):
+    options = ["--videos", "2", "--held-out", "1", "--seeds", "1", "--steps", "2", "--drafts", "flash", "fastdraft"]
+    kept = run("drafts", [*options, "--work", str(tmp_path / "work")], tmp_path)
+    states = [(row.labels["draft"], row.labels["state"]) for row in kept.tables["drafts"]]
+    assert states == [
+        ("flash", "untrained"), ("flash", "trained"), ("fastdraft", "untrained"),
+        ("fastdraft", "answers of the data"), ("fastdraft", "trained"),
+    ]  # fmt: skip
+    assert all(row.numbers["tokens_per_pass"] >= 1 for row in kept.tables["drafts"])
 
 
 def test_what_pruning_does_to_when(tmp_path, monkeypatch):
