@@ -1,0 +1,185 @@
+"""Double Sparsity: a few channels of queries and keys say which keys an attention reads (arXiv 2408.07092).
+
+    calibration: importance of a channel = mean |q_c k_c| over tokens -> the first D / factor channels of each head
+    each step: logits of these channels (label logits) -> the heavy best keys -> their exact attention
+
+The cache stays whole. Label logits are computed for all keys, from few channels, and a plain cache does not store those
+apart: so it reads fewer keys, and is no faster on a CPU.
+
+B rows, N new positions, H query heads, G key heads, K keys, D head width, C channels that are looked at
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from mmllm.context.budgets import Budget, counts_of, require_budget
+from mmllm.context.choosing import SelectingPolicy, chosen_keys, note_refreshes
+from mmllm.context.keeping import best_keys
+from mmllm.errors import ConfigError
+from mmllm.fields import require
+from mmllm.llm.calibration import read_calibration, require_same_layers
+from mmllm.llm.values import AttentionView, GatheredKeys
+from mmllm.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoubleSparseConfig:
+    """How many channels and keys."""
+
+    channels: str | None = None
+    """File that `mmllm calibrate` has written for this LLM; None to calibrate by each prompt itself."""
+    factor: int = 8
+    """f: one in so many channels is looked at; 1 for all, and so for the true highest logits."""
+    heavy: Budget = 0.0625
+    """Keys that each query head reads: a count, or a share of all keys."""
+    bits: Literal[4, 16] = 16
+    """Bits of a number in the channels that are looked at; 4 rounds them as released."""
+    dense_layers: int = 2
+    """First layers that read all keys."""
+
+    def __post_init__(self) -> None:
+        require(self.factor >= 1, self, "factor", "at least 1")
+        require_budget(self, "heavy")
+        require(self.dense_layers >= 0, self, "dense_layers", "0 or more")
+
+
+def channel_importance(query: Tensor, keys: Tensor, valid: Tensor | None = None) -> Tensor:
+    """float32, B H D: the mean of |q_c k_c| over positions, each key repeated for the query heads of its group.
+
+    Args:
+        query: B H N D, rotated.
+        keys: B G N D, rotated, of the same positions.
+        valid: bool, B N. False at padding; None for none.
+    """
+    groups = keys.shape[1]
+    query = rearrange(query.float(), "b (g r) n d -> b g r n d", g=groups)
+    product = rearrange((query * keys.float().unsqueeze(2)).abs(), "b g r n d -> b (g r) n d")
+    if valid is None:
+        return product.mean(2)
+    weight = valid[:, None, :, None]
+    return (product * weight).sum(2) / weight.sum(2).clamp(min=1)
+
+
+def by_key_head(importance: Tensor, groups: int) -> Tensor:
+    """float32, ... G D: importance of query heads (... H D), added up over those of each key head."""
+    return reduce(importance, "... (g r) d -> ... g d", "sum", g=groups)
+
+
+def best_channels(importance: Tensor, factor: int) -> Tensor:
+    """int64, ... C: the most important of the channels (float, ... D), the best first, one in `factor`."""
+    count = max(1, importance.shape[-1] // factor)
+    return importance.argsort(dim=-1, descending=True, stable=True)[..., :count]
+
+
+def rounded(values: Tensor, bits: int) -> Tensor:
+    """Values (... C), each vector rounded to 2 ** bits steps between its lowest and its highest number."""
+    low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+    spread = high - low
+    scale = (2**bits - 1) / spread.masked_fill(spread == 0, 1.0)
+    return ((values - low) * scale).round() / scale + low
+
+
+def label_logits(query: Tensor, keys: Tensor, channels: Tensor, bits: int = 16) -> Tensor:
+    """float32, B H N K: logits of the chosen channels only, scaled by the root of their number.
+
+    Args:
+        query: B H N D, rotated.
+        keys: B G K D, rotated.
+        channels: int64, (B or 1) G C: for each key head.
+        bits: of a number; below 16 queries and keys are rounded.
+    """
+    rows, heads, new, _ = query.shape
+    groups = keys.shape[1]
+    channels = channels.expand(rows, -1, -1)
+    query = rearrange(query.float(), "b (g r) n d -> b g (r n) d", g=groups)
+    asked, labels = (
+        part.gather(-1, channels.unsqueeze(2).expand(-1, -1, part.shape[2], -1)) for part in (query, keys.float())
+    )
+    if bits < 16:
+        asked, labels = rounded(asked, bits), rounded(labels, bits)
+    logits = asked @ labels.mT / channels.shape[-1] ** 0.5
+    return rearrange(logits, "b g (r n) k -> b (g r) n k", n=new)
+
+
+def channels_of(values: Mapping[str, Any], layers: int) -> Tensor:
+    """int64, L G D: the order of channels in a file.
+
+    Raises:
+        ConfigError: if it is not one order for each layer and key head.
+    """
+    try:
+        order = torch.tensor(values["channels"], dtype=torch.long)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"a calibration of 'doublesparse' needs channels, layers x heads x channels: {error}") from error
+    if order.ndim != 3 or len(order) != layers or not bool((order.sort(-1).values == torch.arange(order.shape[-1])).all()):
+        raise ConfigError(
+            f"a calibration of 'doublesparse' needs an order of channels for each of {layers} layers, not {tuple(order.shape)}"
+        )
+    return order
+
+
+@register("context", "doublesparse", config=DoubleSparseConfig)
+class DoubleSparse(SelectingPolicy):
+    """Double Sparsity: a few channels of queries and keys rank all keys, and only the best are read."""
+
+    @property
+    def keeps_prefix(self) -> bool:
+        """Whether channels come from a file: then a question is answered alike if the video was read before."""
+        return self.config.channels is not None
+
+    def __init__(self, config: DoubleSparseConfig) -> None:
+        self.config = config
+        self.calibration = None if config.channels is None else read_calibration(config.channels, "doublesparse")
+        self.channels: Tensor | None = None
+        """int64, L G D: the channels of each layer and key head, the most important first; None without a file."""
+
+    def check_layers(self, layers: Sequence[nn.Module]) -> None:
+        """Takes the channels from the file.
+
+        Raises:
+            CheckpointError: if they were measured in another LLM.
+            ConfigError: if the heads have fewer channels than one in `factor`, or the file does not fit.
+        """
+        width = getattr(layers[0].self_attn, "head_dim", None)
+        if width is not None and self.config.factor > width:
+            raise ConfigError(f"DoubleSparseConfig.factor = {self.config.factor}: must be at most the {width} channels")
+        if self.calibration is not None:
+            require_same_layers(str(self.config.channels), self.calibration, layers)
+            self.channels = channels_of(self.calibration["values"], len(layers))
+
+    def select(self, view: AttentionView) -> GatheredKeys | None:
+        """The best keys, for each query head; None while the prompt is read, and in dense layers."""
+        if view.layer < self.config.dense_layers:
+            return None
+        if view.phase != "token":
+            self._measure(view)
+            return None
+        valid = view.valid
+        count = counts_of(self.config.heavy, valid)
+        if bool((count >= valid.sum((1, 2))).all()):
+            return None
+        logits = label_logits(view.query, view.keys, self._channels(view), self.config.bits)[:, :, 0]
+        seen = best_keys(logits, valid.expand_as(logits), count)
+        note_refreshes(view, torch.ones(len(seen), dtype=torch.bool))
+        return chosen_keys(seen, valid, new=1)
+
+    def _measure(self, view: AttentionView) -> None:
+        """Without a file: the order of channels by the first pass of a row; later passes keep it."""
+        if self.channels is None and "channels" not in view.state:
+            valid = view.valid[:, 0, -view.query.shape[2] :]
+            importance = channel_importance(view.query, view.keys[:, :, -view.query.shape[2] :], valid)
+            view.state["channels"] = best_channels(by_key_head(importance, view.keys.shape[1]), self.config.factor)
+
+    def _channels(self, view: AttentionView) -> Tensor:
+        """int64, (B or 1) G C."""
+        if self.channels is None:
+            return view.state["channels"]
+        count = max(1, view.query.shape[-1] // self.config.factor)
+        return self.channels[view.layer, :, :count].unsqueeze(0).to(view.query.device)

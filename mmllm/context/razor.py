@@ -1,0 +1,157 @@
+"""RazorAttention: heads that look back keep all keys, the others keep the ends and one token for the rest (2407.15891).
+
+    protected heads: everything | others: [compensation token | sinks | window], in banks of their own in each layer
+
+The compensation token has the mean key and the mean value of all keys that are gone, and counts as often as there were:
+its logit gets the logarithm of their number. Heads are found once for an LLM, by `mmllm calibrate`.
+
+B rows, G key heads, K keys, D head width, L layers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmllm.context.budgets import Budget, require_budget
+from mmllm.context.evicting import EvictingConfig, EvictingPolicy
+from mmllm.context.keeping import first_keys, kept_keys, recent_keys
+from mmllm.context.razor_heads import protected_heads
+from mmllm.errors import ConfigError
+from mmllm.fields import require
+from mmllm.llm.calibration import read_calibration, require_same_layers
+from mmllm.llm.values import AttentionView, KeptBank, KeptKeys, Reweighed
+from mmllm.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class RazorConfig(EvictingConfig):
+    """The defaults are those of the paper."""
+
+    heads: str | None = None
+    """File that `mmllm calibrate --context razor` has written for this LLM. It has to be given."""
+    echo: float = 0.01
+    """Share of all key heads that is protected as echo heads; at least one, if not 0."""
+    induction: float = 0.14
+    """Share of all key heads that is protected as induction heads; at least one, if not 0."""
+    sinks: int = 4
+    """First positions that the other heads keep."""
+    window: Budget = 0.2
+    """Last positions that the other heads keep: a count, or a share of the prompt."""
+    least: int = 4000
+    """The window has at least so many positions."""
+    compensate: bool = True
+    """One token stands for all keys that are gone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_budget(self, "window")
+        for field in ("echo", "induction"):
+            require(0 <= getattr(self, field) <= 1, self, field, "from 0 to 1")
+        require(self.sinks >= 0, self, "sinks", "0 or more")
+        require(self.least >= 0, self, "least", "0 or more")
+
+
+@register("context", "razor", config=RazorConfig)
+class Razor(EvictingPolicy):
+    """RazorAttention: heads that look back keep all keys, the others the ends, and one token for the rest."""
+
+    config: RazorConfig
+    protected: Tensor
+    """bool, L G: the heads that keep all keys."""
+
+    def __init__(self, config: RazorConfig) -> None:
+        self.config = config
+        self.calibration = None if config.heads is None else read_calibration(config.heads, "razor")
+
+    def check_layers(self, layers: Sequence[nn.Module]) -> None:
+        """Takes the scores of the heads from the file.
+
+        Raises:
+            CheckpointError: if they were measured in another LLM.
+            ConfigError: if there is no file, or it does not fit.
+        """
+        if self.calibration is None:
+            raise ConfigError(
+                "context 'razor' needs heads=FILE: `mmllm calibrate MODEL --context razor --output FILE` writes it"
+            )
+        require_same_layers(str(self.config.heads), self.calibration, layers)
+        scores = [_scores(self.calibration["values"], kind, len(layers)) for kind in ("echo", "induction")]
+        self.protected = protected_heads(*scores, self.config.echo, self.config.induction)
+
+    def reweigh(self, view: AttentionView) -> Reweighed | None:
+        """The compensation token counts as often as there were keys that it stands for."""
+        if "gone" not in view.state or self._is_protected(view):
+            return None
+        gone = view.state["gone"].clamp(min=1).log()
+        bias = torch.nn.functional.pad(gone.unsqueeze(-1), (0, view.keys.shape[2] - 1))
+        return Reweighed(keys=view.keys, values=view.values, bias=rearrange(bias, "b k -> b 1 1 k"))
+
+    def evict(self, view: AttentionView) -> KeptKeys | tuple[KeptBank, ...] | None:
+        """What the other heads keep; once they have lost a key, the protected heads are a bank of their own."""
+        protected = self.protected[view.layer]
+        if self._is_protected(view) or bool(protected.all()):
+            return None
+        kept = self._ends(view)
+        if kept is None or view.heads is not None or not bool(protected.any()):
+            return kept
+        banks = [tuple((protected == part).nonzero()[:, 0].tolist()) for part in (True, False)]
+        return KeptBank(heads=banks[0], kept=None), KeptBank(heads=banks[1], kept=kept)
+
+    def _is_protected(self, view: AttentionView) -> bool:
+        """Whether a view is of the bank of protected heads."""
+        return view.heads is not None and bool(self.protected[view.layer, view.heads[0]])
+
+    def _ends(self, view: AttentionView) -> KeptKeys | None:
+        """The compensation token, sinks and window, and protected kinds; None while nothing else is there."""
+        config, state = self.config, view.state
+        valid = view.valid[:, :1]
+        real = valid.clone()
+        if "gone" in state:  # the first slot is the compensation token
+            real[..., 0] = False
+        free = self.free(view.kind[:, :1], real, 1)
+        window = self.budgets(view, free, window=config.window)[0].clamp(min=config.least)
+        stay = real & (~free | first_keys(real, torch.full_like(window, config.sinks)) | recent_keys(free, window))
+        drop = real & ~stay
+        if int(drop.sum(-1).max()) < (config.every if view.phase == "token" else 1):
+            return None
+        if not config.compensate:
+            return kept_keys(stay, valid)
+        return _compensated(view, stay, drop)
+
+
+def _compensated(view: AttentionView, stay: Tensor, drop: Tensor) -> KeptKeys:
+    """The keys that stay (bool, B 1 K), behind a slot for all that are gone, with those that go now (bool, B 1 K)."""
+    before = view.state.get("gone", torch.zeros(len(stay), device=stay.device))
+    gone = before + drop.sum((1, 2))
+    view.state["gone"] = gone
+    first: list[Tensor] = []
+    for stored in (view.keys, view.values):
+        total = torch.einsum("bk,bgkd->bgd", drop[:, 0].float(), stored.float())
+        total = total + before[:, None, None] * stored[:, :, 0].float()
+        first.append((total / gone.clamp(min=1)[:, None, None]).to(stored.dtype))
+    most = int(stay.sum(-1).max())
+    index = stay.to(torch.uint8).argsort(dim=-1, stable=True)[..., stay.shape[-1] - most :]
+    # the slot gets the position of a key that is gone, so that all later queries see it
+    slot = torch.where((before > 0)[:, None, None], 0, drop.to(torch.uint8).argmax(-1, keepdim=True))
+    valid = torch.cat([(gone > 0)[:, None, None], stay.gather(-1, index)], dim=-1)
+    return KeptKeys(index=torch.cat([slot, index], dim=-1), valid=valid, first=(first[0], first[1]))
+
+
+def _scores(values: dict[str, object], kind: str, layers: int) -> Tensor:
+    """float32, L G: scores in a file.
+
+    Raises:
+        ConfigError: if they are not a number for each head of each layer.
+    """
+    try:
+        scores = torch.tensor(values[kind], dtype=torch.float32)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"a calibration of 'razor' needs {kind}, layers x heads: {error}") from error
+    if scores.ndim != 2 or len(scores) != layers or not bool(scores.isfinite().all()):
+        raise ConfigError(f"a calibration of 'razor' needs {kind} of {layers} layers, not {tuple(scores.shape)}")
+    return scores

@@ -1,0 +1,117 @@
+"""Every policy that selects, shortens or sparsifies, in LLMs of three families: exact at full budget, rows apart."""
+
+import json
+
+import pytest
+import torch
+from policy_runs import FAMILIES, KEY_HEADS, LAYERS, answer, built, dense, embeddings, llm, prompt
+
+from mmllm.llm.calibration import write_calibration
+from mmllm.llm.harness import decoder_layers
+
+FULL = [
+    "tokenselect:top_k=64",
+    "tokenselect:sinks=64,local=64,top_k=1",
+    "tidal:top_k=64",
+    "recycled:stride=1,top_k=1",
+    "recycled:top_k=64",
+    "recycled:top_k=1.0",
+    "doublesparse:heavy=1.0",
+    "doublesparse:dense_layers=5",
+    "gemfilter:top_k=64,text=false",
+    "gemfilter:top_k=24",
+    "lazyllm:keep=1.0+1.0+1.0",
+    "minference:vertical=64",
+    "minference:slash=64",
+    "minference:pattern=block-sparse,block=4,blocks=20",
+    "tempscale:tau=1.0",
+    "tempscale:above=64",
+]
+SMALL = [
+    "tokenselect:sinks=2,local=3,top_k=6",
+    "tokenselect:sinks=2,local=3,top_k=6,threshold=1.1,pool=3,scores=scaled",
+    "tidal:top_k=8",
+    "tidal:top_k=6,start=0,correction=3",
+    "recycled:stride=3,top_k=6",
+    "recycled:stride=4,top_k=6,bound=0.0",
+    "doublesparse:heavy=6,factor=2,dense_layers=1",
+    "doublesparse:heavy=0.25,factor=4,bits=4",
+    "gemfilter:top_k=8,layer=1",
+    "gemfilter:top_k=8,layer=2,text=false,positions=keep",
+    "lazyllm:depths=0.2+0.6,keep=0.6+0.3",
+    "lazyllm",
+    "minference:pattern=block-sparse,block=4,blocks=2",
+    "minference:pattern=a-shape,vertical=2,slash=3",
+    "tempscale:tau=0.5",
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pad", [(0, 0), (0, 6)])
+@pytest.mark.parametrize("description", FULL)
+def test_a_full_budget_is_the_plain_llm(family, pad, description):
+    wanted, logits = dense(family, pad=pad)
+    ids, ours, _ = answer(llm(family), prompt(built(description, family), pad=pad))
+    assert torch.equal(ids, wanted)
+    torch.testing.assert_close(ours, logits, atol=1e-5 * float(logits.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("description", SMALL)
+def test_a_small_budget_changes_the_answer(description):
+    _, logits = dense()
+    _, ours, _ = answer(llm(), prompt(built(description)))
+    assert float((ours - logits).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("description", SMALL)
+def test_a_row_alone_is_as_in_a_batch(family, description):
+    """The second row is shorter: its padding, and the other row, change nothing."""
+    both = prompt(built(description, family), pad=(0, 6))
+    embeds = embeddings(both)
+    both.visual[1, :12] = False  # the shorter row has fewer visual tokens
+    ids, logits, _ = answer(llm(family), both, embeds=embeds)
+    for row in range(2):
+        start = 6 * row
+        alone = prompt(built(description, family), rows=1, lead=3)
+        names = ("visual", "question", "prompt", "place", "frame", "valid")
+        for name in names:
+            setattr(alone, name, getattr(both, name)[row : row + 1, start:])
+        own, own_logits, _ = answer(llm(family), alone, embeds=embeds[row : row + 1, start:])
+        assert torch.equal(own, ids[row : row + 1])
+        scale = float(logits.abs().max())
+        torch.testing.assert_close(own_logits, logits[:, row : row + 1], atol=1e-5 * scale, rtol=0)
+
+
+@pytest.mark.parametrize("description", SMALL)
+def test_what_is_noted_follows_beams(description):
+    """Two beams of one prompt that write different words, exchanged at each step, go on as each would by itself."""
+    twin = embeddings(prompt())
+    twin[:] = twin[:1]
+    model, policy = llm(), built(description)
+    straight, logits, _ = answer(model, prompt(policy), embeds=twin)
+    crossed, crossed_logits, _ = answer(model, prompt(policy), embeds=twin, beams=torch.tensor([1, 0]))
+    assert torch.equal(straight, crossed)
+    torch.testing.assert_close(logits, crossed_logits)
+    options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False}
+    ids = torch.randint(3, 60, (1, 20), generator=torch.Generator().manual_seed(3))
+    assert model.generate(ids, **options).shape[1] > 20
+
+
+@pytest.mark.parametrize("description", [text for text in SMALL if text.split(":")[0] in ("tokenselect", "tidal")])
+def test_a_question_behind_a_kept_prefix_is_answered_alike(description):
+    whole, logits, _ = answer(llm(), prompt(built(description)))
+    apart, apart_logits, _ = answer(llm(), prompt(built(description)), question=5)
+    assert built(description).keeps_prefix
+    assert torch.equal(whole, apart)
+    torch.testing.assert_close(logits, apart_logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("description", [text for text in SMALL if not text.startswith(("minference", "tempscale"))])
+def test_fewer_keys_are_attended_to(description):
+    current = prompt(built(description), rows=1)
+    answer(llm(), current)
+    counts = current.counts.to_json()
+    positions = current.visual.shape[1] + 8
+    assert counts["attended_mean"] < 0.95 * positions
+    assert (counts["refreshes"] > 0) == (not description.startswith("gemfilter"))
