@@ -35,10 +35,13 @@ from mmllm.errors import ConfigError
 from mmllm.llm.values import (
     AttentionView,
     GatheredKeys,
+    KeptBank,
     KeptKeys,
     LlmPass,
     PruneDecision,
     PruneView,
+    Rejoined,
+    RejoinView,
     Reweighed,
     RoomView,
 )
@@ -408,6 +411,9 @@ class LlmStage(Part):
     needs_states: ClassVar[bool] = False
     """Whether it works on `cross_attention_states`. The path must then give some."""
 
+    rejoins: ClassVar[bool] = False
+    """Whether it lets positions of the prompt come back in later passes: it writes `rejoin`."""
+
     @property
     def turns_keys(self) -> bool:
         """Whether positions count what is in the cache: keys are rotated anew once others before them have gone."""
@@ -479,8 +485,15 @@ class LlmStage(Part):
         """Keys, values and logits for this attention; None changes nothing."""
         return None
 
-    def evict(self, view: AttentionView) -> KeptKeys | None:
-        """The keys that stay in this layer's cache; None for all."""
+    def rejoin(self, view: RejoinView) -> Rejoined | None:
+        """The positions of the prompt that go through the layers from here on, beside those of a later pass.
+
+        None for those that have come back before. Keys of theirs must not be in the caches of these layers yet.
+        """
+        return None
+
+    def evict(self, view: AttentionView) -> KeptKeys | Sequence[KeptBank] | None:
+        """The keys that stay in this layer's cache, for all key heads or for banks of them; None for all."""
         return None
 
     def attended(self, view: AttentionView) -> Tensor | None:

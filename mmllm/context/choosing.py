@@ -47,6 +47,12 @@ def chosen_keys(seen: Tensor, valid: Tensor, new: int) -> GatheredKeys | None:
     return GatheredKeys(index=kept.index, valid=kept.valid if filled else None)
 
 
+def last_row(view: AttentionView) -> Tensor:
+    """bool, B N: the last real query. In a prompt of which positions are gone, filling stands behind shorter rows."""
+    place = view.query_position.masked_fill(~view.valid[:, 0, -view.query.shape[2] :], -1)
+    return place == place.amax(-1, keepdim=True)
+
+
 def note_refreshes(view: AttentionView | RejoinView, rows: Tensor) -> None:
     """Counts that some of the rows (bool, B) have chosen keys anew."""
     if view.current.counts is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmllm.context.choosing import best_of_rows, chosen_keys, note_refreshes
+from mmllm.context.choosing import best_of_rows, chosen_keys, last_row, note_refreshes
 from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.interfaces import ContextPolicy
@@ -75,8 +75,7 @@ class LazyLlm(ContextPolicy):
         """The last row, in the layer before a cut."""
         if view.layer + 1 not in cuts_of(self.config, view.layers):
             return None
-        rows, count = view.query.shape[0], view.query.shape[2]
-        return {"last": torch.nn.functional.one_hot(torch.tensor(count - 1), count).expand(rows, -1)}
+        return {"last": last_row(view).float()}
 
     def prune(self, view: PruneView) -> PruneDecision | None:
         """Behind a cut of the prompt: the positions that go on; the states of the others wait in the layer's state."""

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from mmllm.context.budgets import Budget, counts_of, require_budget
-from mmllm.context.choosing import SelectingPolicy, chosen_keys, note_refreshes
+from mmllm.context.choosing import SelectingPolicy, chosen_keys, last_row, note_refreshes
 from mmllm.context.keeping import best_keys
 from mmllm.fields import require
 from mmllm.llm.values import AttentionView, GatheredKeys
@@ -77,12 +77,12 @@ class Recycled(SelectingPolicy):
         dense = self._dense(view).float()
         if self.config.stride == 1 or not bool(dense.any()):
             return None
-        return {"last": torch.nn.functional.pad(dense.unsqueeze(-1), (view.query.shape[2] - 1, 0))}
+        return {"last": dense.unsqueeze(-1) * last_row(view)}
 
     def evict(self, view: AttentionView) -> None:
         """Evicts nothing: after a dense step, remembers its query and what it attended to."""
         state, dense = view.state, self._dense(view)
-        query = rearrange(view.query[:, :, -1], "b h d -> b (h d)").float()
+        query = _last_query(view)
         if view.phase != "token":
             state["count"] = counts_of(self.config.top_k, view.valid)
         if view.received:
@@ -101,5 +101,10 @@ class Recycled(SelectingPolicy):
         due = state["step"] >= self.config.stride
         if self.config.bound == -1:
             return due
-        query = rearrange(view.query[:, :, -1], "b h d -> b (h d)").float()
+        query = _last_query(view)
         return due | (cosine_similarity(query, state["query"], dim=-1) < self.config.bound)
+
+
+def _last_query(view: AttentionView) -> Tensor:
+    """float32, B (H D): the last real query of each row."""
+    return torch.einsum("bhnd,bn->bhd", view.query.float(), last_row(view).float()).flatten(1)

@@ -101,7 +101,7 @@ def answer(model, current, steps=8, embeds=None, beams=None, question=0):
             token, mask, positions = token[beams], mask[beams], positions[beams]
         out = model(token.unsqueeze(1), attention_mask=mask, position_ids=positions, past_key_values=cache)
         logits.append(out.logits[:, -1])
-    return torch.stack(ids, 1), torch.stack(logits), cache
+    return torch.stack(ids, 1) if ids else mask[:, :0], torch.stack(logits), cache
 
 
 def _beginning(current, length):
