@@ -11,7 +11,7 @@ B rows, G key heads, K keys, D head width, L layers
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -99,8 +99,11 @@ class Razor(EvictingPolicy):
         kept = self._ends(view)
         if kept is None or view.heads is not None or not bool(protected.any()):
             return kept
-        banks = [tuple((protected == part).nonzero()[:, 0].tolist()) for part in (True, False)]
-        return KeptBank(heads=banks[0], kept=None), KeptBank(heads=banks[1], kept=kept)
+        whole, ends = (tuple((protected == part).nonzero()[:, 0].tolist()) for part in (True, False))
+        if kept.first is not None:
+            key, value = (part[:, list(ends)] for part in kept.first)
+            kept = replace(kept, first=(key, value))
+        return KeptBank(heads=whole, kept=None), KeptBank(heads=ends, kept=kept)
 
     def _is_protected(self, view: AttentionView) -> bool:
         """Whether a view is of the bank of protected heads."""
