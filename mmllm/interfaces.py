@@ -24,7 +24,7 @@ A audio tokens of a second, E their width
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
@@ -415,6 +415,11 @@ class LlmStage(Part):
     """Whether it lets positions of the prompt come back in later passes: it writes `rejoin`."""
 
     @property
+    def needs_cache(self) -> bool:
+        """Whether it can only work behind a cache, and so neither in training nor with `use_cache=False`."""
+        return self.evicts
+
+    @property
     def turns_keys(self) -> bool:
         """Whether positions count what is in the cache: keys are rotated anew once others before them have gone."""
         return False
@@ -538,21 +543,32 @@ class ContextPolicy(LlmStage):
     What it must remember of a text is in the cache: `view.state` of a layer, `view.by_key` of each of its keys.
     """
 
-    family: ClassVar[ContextFamily]
+    family: ContextFamily
 
     @property
     def evicts(self) -> bool:  # type: ignore[override]
         """Whether it removes keys from the cache."""
         return self.family == "evict"
 
-    def keys_held(self, positions: int, free: int) -> int:
-        """Most keys of a head that the cache holds after a prompt; all of them unless it evicts.
+    @property
+    def needs_cache(self) -> bool:
+        """Whether it can only work behind a cache; others may also be trained with."""
+        return self.family in _ONE_FAMILY
+
+    @classmethod
+    def calibrate(cls, decoder: nn.Module, ask: Callable[[], object], seed: int) -> dict[str, Any] | None:
+        """What is measured of an LLM once, as JSON values for `mmllm calibrate`; None if it measures nothing.
 
         Args:
-            positions: of the prompt.
-            free: how many of them are of no kind that the policy protects.
+            decoder: the LLM without its head.
+            ask: asks it about some videos.
+            seed: of random numbers.
         """
-        return positions
+        return None
+
+    def keys_held(self, visual: int) -> int:
+        """Keys of a head that the cache still holds of so many visual tokens, once an answer is written."""
+        return visual
 
 
 class LlmReducer(TokenReducer, LlmStage):

@@ -11,7 +11,7 @@ B rows, N new positions, H query heads, G key heads, K keys, D head width, C cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,8 @@ from mmllm.context.choosing import SelectingPolicy, chosen_keys, note_refreshes
 from mmllm.context.keeping import best_keys
 from mmllm.errors import ConfigError
 from mmllm.fields import require
-from mmllm.llm.calibration import read_calibration, require_same_layers
+from mmllm.interfaces import LlmStage
+from mmllm.llm.calibration import read_calibration, require_same_layers, watch
 from mmllm.llm.values import AttentionView, GatheredKeys
 from mmllm.registry import register
 
@@ -125,6 +126,24 @@ def channels_of(values: Mapping[str, Any], layers: int) -> Tensor:
     return order
 
 
+class _Measuring(LlmStage):
+    """Adds up the importance of channels over prompts, and changes nothing."""
+
+    depends_on_question = False
+
+    def __init__(self) -> None:
+        self.total: dict[int, Tensor] = {}
+        """Layer -> float32, G D."""
+
+    def select(self, view: AttentionView) -> None:
+        """Adds the importance in one prompt, with as much weight as it has positions."""
+        if view.phase == "prompt":
+            valid = view.valid[:, 0]
+            importance = by_key_head(channel_importance(view.query, view.keys, valid), view.keys.shape[1])
+            added = (importance * valid.sum(-1)[:, None, None]).sum(0).cpu()
+            self.total[view.layer] = self.total.get(view.layer, torch.zeros_like(added)) + added
+
+
 @register("context", "doublesparse", config=DoubleSparseConfig)
 class DoubleSparse(SelectingPolicy):
     """Double Sparsity: a few channels of queries and keys rank all keys, and only the best are read."""
@@ -139,6 +158,13 @@ class DoubleSparse(SelectingPolicy):
         self.calibration = None if config.channels is None else read_calibration(config.channels, "doublesparse")
         self.channels: Tensor | None = None
         """int64, L G D: the channels of each layer and key head, the most important first; None without a file."""
+
+    @classmethod
+    def calibrate(cls, decoder: nn.Module, ask: Callable[[], object], seed: int) -> dict[str, Any]:
+        """The order of the channels of each key head, in prompts about videos."""
+        measuring = _Measuring()
+        watch(decoder, measuring, ask)
+        return {"channels": [best_channels(total, 1).tolist() for _, total in sorted(measuring.total.items())]}
 
     def check_layers(self, layers: Sequence[nn.Module]) -> None:
         """Takes the channels from the file.

@@ -10,8 +10,9 @@ B rows, G key heads, K keys, D head width, L layers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from mmllm.context.budgets import Budget, require_budget
 from mmllm.context.evicting import EvictingConfig, EvictingPolicy
 from mmllm.context.keeping import first_keys, kept_keys, recent_keys
-from mmllm.context.razor_heads import protected_heads
+from mmllm.context.razor_heads import protected_heads, search_heads
 from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.llm.calibration import read_calibration, require_same_layers
@@ -67,6 +68,11 @@ class Razor(EvictingPolicy):
     def __init__(self, config: RazorConfig) -> None:
         self.config = config
         self.calibration = None if config.heads is None else read_calibration(config.heads, "razor")
+
+    @classmethod
+    def calibrate(cls, decoder: nn.Module, ask: Callable[[], object], seed: int) -> dict[str, Any]:
+        """The echo and the induction score of each key head, in a prompt of random words."""
+        return search_heads(decoder, getattr(decoder.config, "bos_token_id", None), seed)
 
     def check_layers(self, layers: Sequence[nn.Module]) -> None:
         """Takes the scores of the heads from the file.
@@ -145,7 +151,7 @@ def _compensated(view: AttentionView, stay: Tensor, drop: Tensor) -> KeptKeys:
     return KeptKeys(index=torch.cat([slot, index], dim=-1), valid=valid, first=(first[0], first[1]))
 
 
-def _scores(values: dict[str, object], kind: str, layers: int) -> Tensor:
+def _scores(values: dict[str, Any], kind: str, layers: int) -> Tensor:
     """float32, L G: scores in a file.
 
     Raises:

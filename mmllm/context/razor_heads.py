@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from mmllm.context.choosing import logits_of
 from mmllm.context.keeping import best_keys
 from mmllm.interfaces import LlmStage
-from mmllm.llm.harness import decoder_layers, install
-from mmllm.llm.values import AttentionView, LlmPass
+from mmllm.llm.calibration import watch
+from mmllm.llm.harness import decoder_layers
+from mmllm.llm.values import AttentionView
 
 COPIES = 4
 LONGEST_BLOCK = 2500
@@ -72,10 +73,11 @@ class _Watching(LlmStage):
 
     def __init__(self, block: int) -> None:
         self.block = block
+        self.scores: dict[int, tuple[Tensor, Tensor]] = {}
 
     def select(self, view: AttentionView) -> None:
         """Notes the scores of this layer."""
-        view.current.notes_of(self)[view.layer] = looking_back(view.query, view.keys, self.block, view.scaling)
+        self.scores[view.layer] = looking_back(view.query, view.keys, self.block, view.scaling)
 
 
 @torch.no_grad()
@@ -93,14 +95,7 @@ def search_heads(decoder: nn.Module, begin: int | None = None, seed: int = 0) ->
     words = torch.randint(config.vocab_size, (block + 1,), generator=generator)
     first = words[-1:] if begin is None else words.new_tensor([begin])
     ids = torch.cat([first, words[:-1].repeat(COPIES)]).unsqueeze(0).to(next(decoder.parameters()).device)
-    install(decoder)
-    watching, nothing = _Watching(block), torch.zeros_like(ids)
-    everywhere = nothing == 0
-    current = LlmPass(
-        visual=~everywhere, question=everywhere, prompt=everywhere, place=nothing, frame=nothing, valid=everywhere,
-        stages=(watching,),
-    )  # fmt: skip
-    decoder(input_ids=ids, use_cache=False, llm_pass=current)
-    notes = current.notes_of(watching)
-    scores = [notes[layer] for layer in range(len(decoder_layers(decoder)))]
+    watching = _Watching(block)
+    watch(decoder, watching, lambda: decoder(input_ids=ids, use_cache=False))
+    scores = [watching.scores[layer] for layer in range(len(decoder_layers(decoder)))]
     return {name: [layer[kind].tolist() for layer in scores] for kind, name in enumerate(("echo", "induction"))}

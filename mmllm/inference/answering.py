@@ -26,7 +26,7 @@ from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import local_folder
 from mmllm.inference.asking import VideoAnswering
-from mmllm.inference.costs import cache_bytes, stage_costs
+from mmllm.inference.costs import cache_bytes, keys_held, stage_costs
 from mmllm.inference.decisions import encoded_for
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.hosted import HostedVideoQA
@@ -199,7 +199,8 @@ class VideoQA(VideoAnswering):
         config = self.model.config
         stages = stage_costs(**stages_of(config), frames=frames, width=config.text_config.hidden_size)
         bytes_per_number = next(self.model.language_model.parameters()).element_size()
-        return stages, cache_bytes(config.text_config, stages[-1]["tokens"], bytes_per_number)
+        kept = keys_held(config.context, stages[-1]["tokens"])
+        return stages, cache_bytes(config.text_config, kept, bytes_per_number)
 
     @torch.no_grad()
     def _try_path(self, frames: int) -> None:

@@ -347,7 +347,9 @@ def _note(view: AttentionView, seen: Tensor) -> None:
     """Notes in the counters of the pass how many keys the last query saw (float, B H)."""
     if view.current.counts is not None:
         new = view.valid[:, 0, -view.query.shape[2] :]
-        view.current.counts.note_pass(view.layer, new[:, :-1] if view.phase == "token" else new, seen)
+        view.current.counts.note_pass(
+            view.layer, new[:, :-1] if view.phase == "token" else new, seen, view.valid[:, 0].sum(-1)
+        )
 
 
 def _for_heads(mask: Tensor | None, heads: int) -> Tensor | None:

@@ -1,16 +1,24 @@
-"""Files with what a policy has measured of an LLM once: JSON with the fingerprint of the LLM's layers."""
+"""What a policy measures of an LLM once, and the file that keeps it: JSON with the fingerprint of the LLM's layers.
+
+B rows, P positions
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.fields import shown
+from mmllm.llm.cache import CACHE
+from mmllm.llm.harness import install
+from mmllm.llm.values import LlmPass
 from mmllm.runtime.fingerprint import fingerprint
 
 _KEYS = ("policy", "fingerprint", "values")
@@ -58,3 +66,41 @@ def require_same_layers(path: str | Path, content: Mapping[str, Any], layers: Se
             f"{shown(str(path))} was measured in an LLM whose layers are {shown(content['fingerprint'])}, and cannot be "
             f"used in one whose layers are {own!r}: measure it again with `mmllm calibrate`"
         )
+
+
+def pass_of_text(valid: Tensor, stages: Sequence[Any]) -> LlmPass:
+    """The pass of rows of text (bool, B P; False at padding), with stages that do not ask what a position holds."""
+    nothing = torch.zeros_like(valid, dtype=torch.long)
+    return LlmPass(
+        visual=nothing.bool(), question=valid, prompt=valid, place=nothing, frame=nothing, valid=valid, stages=tuple(stages)
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def watch(decoder: nn.Module, stage: Any, run: Callable[[], object]) -> None:
+    """Runs something that uses an LLM, with a stage in each of its prompts that watches and changes nothing.
+
+    Args:
+        decoder: the LLM without its head.
+        stage: an `LlmStage`.
+        run: whatever uses the LLM.
+    """
+    install(decoder)
+
+    def add(_decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        cache, given = kwargs.get(CACHE), kwargs.get("llm_pass")
+        if cache is not None and cache.get_seq_length():
+            return None
+        if given is not None:
+            return args, {**kwargs, "llm_pass": replace(given, stages=(*given.stages, stage), notes=[])}
+        ids, embeddings = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        shape = (ids if embeddings is None else embeddings).shape[:2]
+        mask = kwargs.get("attention_mask")
+        valid = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool()
+        return args, {**kwargs, "llm_pass": pass_of_text(valid.to(next(decoder.parameters()).device), (stage,))}
+
+    handle = decoder.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        run()
+    finally:
+        handle.remove()

@@ -22,7 +22,7 @@ def test_every_so_many_steps_all_keys_are_read():
     current = prompt(built("recycled:stride=3,top_k=6"), rows=1)
     seen = []
     note = current.counts.note_pass
-    current.counts.note_pass = lambda layer, new, keys: (seen.append(int(keys.amax())), note(layer, new, keys))
+    current.counts.note_pass = lambda layer, new, keys, there: (seen.append(int(keys.amax())), note(layer, new, keys, there))
     answer(llm(), current, steps=7)
     length = current.visual.shape[1]
     first_layer = seen[::5]
