@@ -1,6 +1,6 @@
 """What policies that choose keys have in common: logits, the slots of a choice, and the count of choices.
 
-B rows, H query heads, G key heads, h heads of a choice (1, G or H), N new positions, K keys, S chosen keys, D head width
+B rows, H query heads, G key heads, h heads of a choice (1, G or H), N new positions, K keys, S chosen, D head width
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def best_of_rows(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
 
 
 def chosen_keys(seen: Tensor, valid: Tensor, new: int) -> GatheredKeys | None:
-    """The chosen keys (bool, B h K) that are real (bool, B 1 K), with the `new` last ones; None if all real ones are."""
+    """The chosen keys (bool, B h K) that are real (bool, B 1 K), and the `new` last ones; None if all real ones are."""
     own = torch.arange(seen.shape[-1], device=seen.device) >= seen.shape[-1] - new
     kept = kept_keys((seen | own) & valid, valid)
     if kept is None:

@@ -25,7 +25,7 @@ from mmllm.context.keeping import best_keys
 from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.interfaces import LlmStage
-from mmllm.llm.calibration import read_calibration, require_same_layers, watch
+from mmllm.llm.calibration import Calibration, watch
 from mmllm.llm.values import AttentionView, GatheredKeys
 from mmllm.registry import register
 
@@ -96,8 +96,7 @@ def label_logits(query: Tensor, keys: Tensor, channels: Tensor, bits: int = 16) 
         channels: int64, (B or 1) G C: for each key head.
         bits: of a number; below 16 queries and keys are rounded.
     """
-    rows, heads, new, _ = query.shape
-    groups = keys.shape[1]
+    rows, new, groups = len(query), query.shape[2], keys.shape[1]
     channels = channels.expand(rows, -1, -1)
     query = rearrange(query.float(), "b (g r) n d -> b g (r n) d", g=groups)
     asked, labels = (
@@ -116,12 +115,15 @@ def channels_of(values: Mapping[str, Any], layers: int) -> Tensor:
         ConfigError: if it is not one order for each layer and key head.
     """
     try:
-        order = torch.tensor(values["channels"], dtype=torch.long)
+        order = torch.tensor(values["channels"], dtype=torch.long, device="cpu")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"a calibration of 'doublesparse' needs channels, layers x heads x channels: {error}") from error
-    if order.ndim != 3 or len(order) != layers or not bool((order.sort(-1).values == torch.arange(order.shape[-1])).all()):
         raise ConfigError(
-            f"a calibration of 'doublesparse' needs an order of channels for each of {layers} layers, not {tuple(order.shape)}"
+            f"a calibration of 'doublesparse' needs channels, layers x heads x channels: {error}"
+        ) from error
+    numbers = torch.arange(order.shape[-1], device="cpu")
+    if order.ndim != 3 or len(order) != layers or not bool((order.sort(-1).values == numbers).all()):
+        raise ConfigError(
+            f"a calibration of 'doublesparse' needs channels of {layers} layers in some order, not {tuple(order.shape)}"
         )
     return order
 
@@ -155,7 +157,7 @@ class DoubleSparse(SelectingPolicy):
 
     def __init__(self, config: DoubleSparseConfig) -> None:
         self.config = config
-        self.calibration = None if config.channels is None else read_calibration(config.channels, "doublesparse")
+        self.calibration = None if config.channels is None else Calibration(config.channels, "doublesparse")
         self.channels: Tensor | None = None
         """int64, L G D: the channels of each layer and key head, the most important first; None without a file."""
 
@@ -170,18 +172,23 @@ class DoubleSparse(SelectingPolicy):
         """Takes the channels from the file.
 
         Raises:
-            CheckpointError: if they were measured in another LLM.
             ConfigError: if the heads have fewer channels than one in `factor`, or the file does not fit.
         """
         width = getattr(layers[0].self_attn, "head_dim", None)
         if width is not None and self.config.factor > width:
             raise ConfigError(f"DoubleSparseConfig.factor = {self.config.factor}: must be at most the {width} channels")
         if self.calibration is not None:
-            require_same_layers(str(self.config.channels), self.calibration, layers)
-            self.channels = channels_of(self.calibration["values"], len(layers))
+            self.calibration.belongs_to(layers)
+            self.channels = channels_of(self.calibration.values, len(layers))
 
     def select(self, view: AttentionView) -> GatheredKeys | None:
-        """The best keys, for each query head; None while the prompt is read, and in dense layers."""
+        """The best keys, for each query head; None while the prompt is read, and in dense layers.
+
+        Raises:
+            CheckpointError: if the channels were measured in another LLM.
+        """
+        if self.calibration is not None:
+            self.calibration.require_same_layers()
         if view.layer < self.config.dense_layers:
             return None
         if view.phase != "token":

@@ -6,7 +6,7 @@
 Each position goes through each layer at most once. A token sees, behind a cut, what this step has chosen there, and all
 that was written since the prompt (arXiv 2407.14057; shares and depths are ours, the paper's code is not published).
 
-B rows, P positions of the prompt, N new positions, M positions that came back before a layer, R behind it, K keys, D width
+B rows, P positions of the prompt, N new ones, M that came back before a layer, R behind it, K keys, D width
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from mmllm.fields import require
 from mmllm.interfaces import ContextPolicy
 from mmllm.llm.values import AttentionView, GatheredKeys, LlmPass, PruneDecision, PruneView, Rejoined, RejoinView
 from mmllm.registry import register
-
 
 _CHOSEN = -1
 """Under which number the notes of a pass have what its last cut has chosen."""
@@ -44,7 +43,9 @@ class LazyLlmConfig:
         require(list(self.depths) == sorted(set(self.depths)), self, "depths", "ascending")
         require(len(self.keep) == len(self.depths), self, "keep", f"as many as depths: {len(self.depths)}")
         require(all(0 < share <= 1 for share in self.keep), self, "keep", "above 0 and at most 1")
-        require(list(self.keep) == sorted(self.keep, reverse=True), self, "keep", "descending: who has stopped is not read")
+        require(
+            list(self.keep) == sorted(self.keep, reverse=True), self, "keep", "descending: who has stopped is not read"
+        )
 
 
 def cuts_of(config: LazyLlmConfig, layers: int) -> dict[int, float]:

@@ -98,11 +98,12 @@ def vertical_slash(
     columns = columns.masked_fill((number < FORCED_COLUMNS) & valid.unsqueeze(1), torch.finfo(columns.dtype).max)
     diagonals = diagonals.masked_fill(place < FORCED_DIAGONALS, torch.finfo(diagonals.dtype).max)
     among = (place < valid.sum(-1, keepdim=True)).unsqueeze(1)  # a row has as many diagonals as positions
-    counts = [max(vertical, FORCED_COLUMNS), max(slash, FEWEST_DIAGONALS)]
-    counts = [torch.full((len(valid),), count, device=valid.device) for count in counts]
+    rows = len(valid)
+    column_count = torch.full((rows,), max(vertical, FORCED_COLUMNS), device=valid.device)
+    diagonal_count = torch.full((rows,), max(slash, FEWEST_DIAGONALS), device=valid.device)
     return (
-        best_keys(columns, valid.unsqueeze(1).expand_as(columns), counts[0]),
-        best_keys(diagonals, among.expand_as(diagonals), counts[1]),
+        best_keys(columns, valid.unsqueeze(1).expand_as(columns), column_count),
+        best_keys(diagonals, among.expand_as(diagonals), diagonal_count),
     )
 
 
@@ -127,7 +128,10 @@ def block_index(query: Tensor, keys: Tensor, blocks: int, block: int) -> Tensor:
         block: positions of one.
     """
     missing = block - query.shape[2] % block
-    means = [reduce(pad(part.float(), (0, 0, 0, missing)), "b h (m w) d -> b h m d", "mean", w=block) for part in (query, keys)]
+    means = [
+        reduce(pad(part.float(), (0, 0, 0, missing)), "b h (m w) d -> b h m d", "mean", w=block)
+        for part in (query, keys)
+    ]
     logits = means[0] @ means[1].mT
     count = logits.shape[-1]
     later = torch.ones(count, count, dtype=torch.bool, device=query.device).triu(1)
@@ -155,10 +159,9 @@ def blocks_seen(query: Tensor, keys: Tensor, valid: Tensor, blocks: int, block: 
     count = query.shape[2]
     order = (~valid).to(torch.uint8).argsort(dim=-1, stable=True)  # real positions first
     along = order[:, None, :, None]
-    aligned = [
-        part.gather(2, along.expand(part.shape)) * valid.gather(1, order)[:, None, :, None] for part in (query, keys)
-    ]
-    seen = seen_in_blocks(block_index(*aligned, blocks, block), count, block)
+    real = valid.gather(1, order)[:, None, :, None]
+    query, keys = (part.gather(2, along.expand(part.shape)) * real for part in (query, keys))
+    seen = seen_in_blocks(block_index(query, keys, blocks, block), count, block)
     number = (valid.cumsum(-1) - 1).clamp(min=0)
     lines = number[:, None, :, None].expand(-1, seen.shape[1], -1, count)
     columns = number[:, None, None, :].expand(-1, seen.shape[1], count, -1)
@@ -191,6 +194,4 @@ class MInference(ContextPolicy):
             number = valid.cumsum(-1) - 1
             place = torch.arange(count, device=valid.device).expand(number.shape)
             return seen_by((number < config.vertical).unsqueeze(1), (place < config.slash).unsqueeze(1))
-        return seen_by(
-            *vertical_slash(view.query, view.keys, valid, config.vertical, config.slash, view.scaling)
-        )
+        return seen_by(*vertical_slash(view.query, view.keys, valid, config.vertical, config.slash, view.scaling))

@@ -24,7 +24,7 @@ from mmllm.context.keeping import first_keys, kept_keys, recent_keys
 from mmllm.context.razor_heads import protected_heads, search_heads
 from mmllm.errors import ConfigError
 from mmllm.fields import require
-from mmllm.llm.calibration import read_calibration, require_same_layers
+from mmllm.llm.calibration import Calibration
 from mmllm.llm.values import AttentionView, KeptBank, KeptKeys, Reweighed
 from mmllm.registry import register
 
@@ -67,7 +67,7 @@ class Razor(EvictingPolicy):
 
     def __init__(self, config: RazorConfig) -> None:
         self.config = config
-        self.calibration = None if config.heads is None else read_calibration(config.heads, "razor")
+        self.calibration = None if config.heads is None else Calibration(config.heads, "razor")
 
     @classmethod
     def calibrate(cls, decoder: nn.Module, ask: Callable[[], object], seed: int) -> dict[str, Any]:
@@ -78,16 +78,15 @@ class Razor(EvictingPolicy):
         """Takes the scores of the heads from the file.
 
         Raises:
-            CheckpointError: if they were measured in another LLM.
             ConfigError: if there is no file, or it does not fit.
         """
         if self.calibration is None:
             raise ConfigError(
                 "context 'razor' needs heads=FILE: `mmllm calibrate MODEL --context razor --output FILE` writes it"
             )
-        require_same_layers(str(self.config.heads), self.calibration, layers)
-        scores = [_scores(self.calibration["values"], kind, len(layers)) for kind in ("echo", "induction")]
-        self.protected = protected_heads(*scores, self.config.echo, self.config.induction)
+        self.calibration.belongs_to(layers)
+        echo, induction = (_scores(self.calibration.values, kind, len(layers)) for kind in ("echo", "induction"))
+        self.protected = protected_heads(echo, induction, self.config.echo, self.config.induction)
 
     def reweigh(self, view: AttentionView) -> Reweighed | None:
         """The compensation token counts as often as there were keys that it stands for."""
@@ -98,7 +97,13 @@ class Razor(EvictingPolicy):
         return Reweighed(keys=view.keys, values=view.values, bias=rearrange(bias, "b k -> b 1 1 k"))
 
     def evict(self, view: AttentionView) -> KeptKeys | tuple[KeptBank, ...] | None:
-        """What the other heads keep; once they have lost a key, the protected heads are a bank of their own."""
+        """What the other heads keep; once they have lost a key, the protected heads are a bank of their own.
+
+        Raises:
+            CheckpointError: if heads were searched for in another LLM.
+        """
+        assert self.calibration is not None, "check_layers has refused"
+        self.calibration.require_same_layers()
         protected = self.protected[view.layer]
         if self._is_protected(view) or bool(protected.all()):
             return None
@@ -158,7 +163,7 @@ def _scores(values: dict[str, Any], kind: str, layers: int) -> Tensor:
         ConfigError: if they are not a number for each head of each layer.
     """
     try:
-        scores = torch.tensor(values[kind], dtype=torch.float32)
+        scores = torch.tensor(values[kind], dtype=torch.float32, device="cpu")
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"a calibration of 'razor' needs {kind}, layers x heads: {error}") from error
     if scores.ndim != 2 or len(scores) != layers or not bool(scores.isfinite().all()):

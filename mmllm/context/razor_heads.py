@@ -59,9 +59,9 @@ def protected_heads(echo: Tensor, induction: Tensor, echo_share: float, inductio
         echo, induction: float, L G.
         echo_share, induction_share: of all key heads of all layers; 0 for none of a kind.
     """
-    chosen = torch.zeros(1, 1, echo.numel(), dtype=torch.bool)
+    chosen = torch.zeros(1, 1, echo.numel(), dtype=torch.bool, device=echo.device)
     for scores, share in ((echo, echo_share), (induction, induction_share)):
-        count = torch.tensor([max(1, int(scores.numel() * share + 1e-6)) if share else 0])
+        count = torch.full((1,), max(1, int(scores.numel() * share + 1e-6)) if share else 0, device=echo.device)
         chosen |= best_keys(scores.view(1, 1, -1), torch.ones_like(chosen), count)
     return chosen.view(echo.shape)
 

@@ -56,7 +56,6 @@ def top_seen(query: Tensor, keys: Tensor, top_k: int, among: Tensor | None = Non
     return best_keys(logits.flatten(1, 2), among.flatten(1, 2), count).view(logits.shape)
 
 
-
 def seen_at(seen: Tensor, position: Tensor, wanted: Tensor) -> Tensor:
     """bool, B H J: whether positions (int64, B 1 J) are among the seen ones (bool, B H K) of others (int64, B 1 K)."""
     length = int(torch.maximum(position.max(), wanted.max())) + 1

@@ -49,8 +49,8 @@ class TokenSelectConfig:
         require(self.sinks >= 0, self, "sinks", "0 or more")
         require(self.local >= 1, self, "local", "at least 1: the new position")
         require(self.top_k >= 1, self, "top_k", "at least 1")
-        require(self.pool == 0 or self.pool % 2 == 1 and self.pool > 0, self, "pool", "0, or an odd width")
-        require(-1 <= self.threshold, self, "threshold", "at least -1")
+        require(self.pool == 0 or (self.pool % 2 == 1 and self.pool > 0), self, "pool", "0, or an odd width")
+        require(self.threshold >= -1, self, "threshold", "at least -1")
 
 
 def token_scores(query: Tensor, keys: Tensor, among: Tensor, *, scaling: float | None = None, pool: int = 0) -> Tensor:

@@ -8,6 +8,7 @@ B rows, G key heads, K keys, N new keys, D head width
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -186,7 +187,7 @@ class RecordLayer(DynamicLayer):
         made = []
         for bank in banks:
             record = self._copy()
-            record._change(lambda value, own=bank.heads: value if value.shape[1] == 1 < heads else value[:, list(own)])
+            record._change(functools.partial(_of_heads, heads=bank.heads, whole=heads))
             if bank.kept is not None:
                 record.keep(bank.kept)
             made.append(Bank(heads=bank.heads, record=record))
@@ -275,6 +276,11 @@ class Bank:
 
     heads: tuple[int, ...]
     record: RecordLayer
+
+
+def _of_heads(value: Tensor, heads: Sequence[int], whole: int) -> Tensor:
+    """What is noted of some of `whole` key heads, or of all alike."""
+    return value if value.shape[1] == 1 < whole else value[:, list(heads)]
 
 
 def _gathered(values: Tensor, index: Tensor) -> Tensor:

@@ -35,44 +35,57 @@ def write_calibration(path: str | Path, policy: str, layers: Sequence[nn.Module]
     Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_calibration(path: str | Path, policy: str) -> dict[str, Any]:
-    """The content of such a file: `policy`, `fingerprint` and `values`.
+class Calibration:
+    """A file that a policy takes, and the LLM in which the policy works.
 
-    Raises:
-        ConfigError: if there is none, or it is not of this policy.
+    The weights are compared once, when the LLM is first asked: a model is put together before they are loaded.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"context {policy!r}: {shown(str(path))} cannot be read: {error}") from error
-    if not isinstance(content, dict) or any(key not in content for key in _KEYS):
-        raise ConfigError(f"context {policy!r}: {shown(str(path))} is no calibration: it needs {', '.join(_KEYS)}")
-    if content["policy"] != policy:
-        raise ConfigError(
-            f"context {policy!r}: {shown(str(path))} is a calibration of {shown(content['policy'])}, not of {policy!r}"
-        )
-    return content
 
+    def __init__(self, path: str, policy: str) -> None:
+        """Reads the file.
 
-def require_same_layers(path: str | Path, content: Mapping[str, Any], layers: Sequence[nn.Module]) -> None:
-    """Refuses a calibration of another LLM, or of other weights.
+        Raises:
+            ConfigError: if there is none, or it is not of this policy.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"context {policy!r}: {shown(path)} cannot be read: {error}") from error
+        if not isinstance(content, dict) or any(key not in content for key in _KEYS):
+            raise ConfigError(f"context {policy!r}: {shown(path)} is no calibration: it needs {', '.join(_KEYS)}")
+        if content["policy"] != policy:
+            own = shown(content["policy"])
+            raise ConfigError(f"context {policy!r}: {shown(path)} is a calibration of {own}, not of {policy!r}")
+        self.path, self.fingerprint, self.values = path, content["fingerprint"], content["values"]
+        self._layers: list[nn.Module] = []
 
-    Raises:
-        CheckpointError: naming both fingerprints.
-    """
-    own = layers_fingerprint(layers)
-    if content["fingerprint"] != own:
-        raise CheckpointError(
-            f"{shown(str(path))} was measured in an LLM whose layers are {shown(content['fingerprint'])}, and cannot be "
-            f"used in one whose layers are {own!r}: measure it again with `mmllm calibrate`"
-        )
+    def belongs_to(self, layers: Sequence[nn.Module]) -> None:
+        """Remembers the layers of the LLM in which the policy works."""
+        self._layers = list(layers)
+
+    def require_same_layers(self) -> None:
+        """Refuses another LLM, and other weights.
+
+        Raises:
+            CheckpointError: naming both fingerprints.
+        """
+        if not self._layers:
+            return
+        own = layers_fingerprint(self._layers)
+        if self.fingerprint != own:
+            raise CheckpointError(
+                f"{shown(self.path)} was measured in an LLM whose layers are {shown(self.fingerprint)}, and cannot be "
+                f"used in one whose layers are {own!r}: measure it again with `mmllm calibrate`"
+            )
+        self._layers = []  # once is enough
 
 
 def pass_of_text(valid: Tensor, stages: Sequence[Any]) -> LlmPass:
     """The pass of rows of text (bool, B P; False at padding), with stages that do not ask what a position holds."""
     nothing = torch.zeros_like(valid, dtype=torch.long)
     return LlmPass(
-        visual=nothing.bool(), question=valid, prompt=valid, place=nothing, frame=nothing, valid=valid, stages=tuple(stages)
+        visual=nothing.bool(), question=valid, prompt=valid, place=nothing, frame=nothing, valid=valid,
+        stages=tuple(stages),
     )  # fmt: skip
 
 
@@ -93,11 +106,10 @@ def watch(decoder: nn.Module, stage: Any, run: Callable[[], object]) -> None:
             return None
         if given is not None:
             return args, {**kwargs, "llm_pass": replace(given, stages=(*given.stages, stage), notes=[])}
-        ids, embeddings = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-        shape = (ids if embeddings is None else embeddings).shape[:2]
+        read: Any = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
         mask = kwargs.get("attention_mask")
-        valid = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool()
-        return args, {**kwargs, "llm_pass": pass_of_text(valid.to(next(decoder.parameters()).device), (stage,))}
+        valid = torch.ones(read.shape[:2], dtype=torch.bool, device=read.device) if mask is None else mask.bool()
+        return args, {**kwargs, "llm_pass": pass_of_text(valid, (stage,))}
 
     handle = decoder.register_forward_pre_hook(add, with_kwargs=True)
     try:

@@ -97,7 +97,7 @@ def later_pass(
     if any(stage.turns_keys for stage in current.stages) and bool(record.evicted.any()):
         changed, angle = _inside_cache(record, valid, hidden, kwargs, rotary())
     number = record.read.unsqueeze(1) + (valid.cumsum(-1) - 1).clamp(min=0)
-    marks = {"position": position, "valid": valid, "number": number, "kind": kind, "angle": angle}
+    marks: dict[str, Any] = {"position": position, "valid": valid, "number": number, "kind": kind, "angle": angle}
     if current.rejoined is not None:
         marks = {name: _with_prompt(name, value, current) for name, value in marks.items()}
         changed |= {"position_embeddings": _with_prompt_angles(current, kwargs | changed)}
@@ -119,7 +119,8 @@ def _with_prompt(name: str, own: Tensor | None, current: LlmPass) -> Tensor | No
 
 def _with_prompt_angles(current: LlmPass, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
     """Cosines and sines of a pass, behind those of the prompt's positions that have come back."""
-    assert current.rejoined is not None and current.prompt_angles is not None
+    assert current.rejoined is not None
+    assert current.prompt_angles is not None
     position = current.rejoined[0]
     pairs = zip(current.prompt_angles, kwargs["position_embeddings"], strict=True)
     return tuple(

@@ -251,7 +251,7 @@ class PruneView:
     final_norm: Callable[[Tensor], Tensor]
     """The norm behind the LLM's last layer."""
     state: dict[str, Tensor]
-    """The stage's own tensors of this layer in the cache, with B as their first axis; nothing is kept without a cache."""
+    """The stage's own tensors of this layer in the cache, with B as their first axis; without a cache all are lost."""
     attention_ahead: Callable[[Tensor], Tensor]
     """Of weighted query rows (float, B K): the attention that the positions of `before` would receive from them in the
     layer that comes next, as it stands: float32, B K. It costs that layer's projections."""

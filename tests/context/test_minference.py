@@ -7,6 +7,7 @@ import torch
 from nearness import assert_near
 from safetensors.torch import load_file
 
+from mmllm import registry
 from mmllm.context.minference import (
     MInferenceConfig,
     block_index,
@@ -87,6 +88,4 @@ def test_bad_settings(field):
     with pytest.raises(ConfigError, match=f"MInferenceConfig.{field} = 0"):
         MInferenceConfig(**{field: 0})
     with pytest.raises(ConfigError, match="pattern"):
-        from mmllm import registry
-
         registry.config_of("context", "minference:pattern=dense")

@@ -114,9 +114,12 @@ def test_equal_positions_that_are_gone_change_nothing(heads, family):
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
             mask = torch.zeros(1, 1, 32, 32)  # everything sees everything, so that equal tokens stay equal
-            model(inputs_embeds=embeds, past_key_values=cache, position_ids=still, attention_mask=mask, llm_pass=current)
+            model(
+                inputs_embeds=embeds, past_key_values=cache, position_ids=still, attention_mask=mask, llm_pass=current
+            )
             logits = [
-                model(torch.tensor([[token]]), past_key_values=cache, position_ids=still[:, :1]).logits for token in (5, 9)
+                model(torch.tensor([[token]]), past_key_values=cache, position_ids=still[:, :1]).logits
+                for token in (5, 9)
             ]
         outs.append(torch.cat(logits))
     assert cache.layers[0].banks[1].record.keys.shape[2] == 9
@@ -125,7 +128,9 @@ def test_equal_positions_that_are_gone_change_nothing(heads, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("fields", [{"sinks": 2, "window": 5}, {"window": 0.3, "every": 4}, {"window": 4, "compensate": False}])
+@pytest.mark.parametrize(
+    "fields", [{"sinks": 2, "window": 5}, {"window": 0.3, "every": 4}, {"window": 4, "compensate": False}]
+)
 def test_a_row_alone_is_as_in_a_batch(heads, family, fields):
     policy = razor(heads(family), family, **fields)
     both = prompt(policy, pad=(0, 6))
@@ -209,13 +214,20 @@ def test_bad_files_and_settings(heads, tmp_path):
     with pytest.raises(ConfigError, match="needs heads=FILE"):
         Razor(RazorConfig()).check_layers(layers)
     with pytest.raises(CheckpointError, match=r"measured in an LLM whose layers are '\w{16}'"):
-        Razor(RazorConfig(heads=str(heads("qwen2")))).check_layers(layers)
+        answer(llm(), prompt(razor(heads("qwen2"))))
     for induction in ([[0.0, 1.0]], [["a", "b"]] * LAYERS, [[float("nan")] * 2] * LAYERS):
         with pytest.raises(ConfigError, match="a calibration of 'razor' needs induction"):
             Razor(RazorConfig(heads=str(heads(induction=induction)))).check_layers(layers)
     with pytest.raises(ConfigError, match="cannot be read"):
         Razor(RazorConfig(heads=str(tmp_path / "none.json")))
-    for field, value in (("window", 0), ("window", 1.5), ("sinks", -1), ("least", -1), ("echo", 2.0), ("induction", -0.1)):
+    for field, value in (
+        ("window", 0),
+        ("window", 1.5),
+        ("sinks", -1),
+        ("least", -1),
+        ("echo", 2.0),
+        ("induction", -0.1),
+    ):
         with pytest.raises(ConfigError, match=f"RazorConfig.{field} = {value}"):
             RazorConfig(**{field: value})
 

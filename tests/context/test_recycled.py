@@ -22,7 +22,10 @@ def test_every_so_many_steps_all_keys_are_read():
     current = prompt(built("recycled:stride=3,top_k=6"), rows=1)
     seen = []
     note = current.counts.note_pass
-    current.counts.note_pass = lambda layer, new, keys, there: (seen.append(int(keys.amax())), note(layer, new, keys, there))
+    current.counts.note_pass = lambda layer, new, keys, there: (
+        seen.append(int(keys.amax())),
+        note(layer, new, keys, there),
+    )
     answer(llm(), current, steps=7)
     length = current.visual.shape[1]
     first_layer = seen[::5]
@@ -38,7 +41,8 @@ def test_a_query_that_turns_away_reads_all_keys():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("stride", 0), ("top_k", 0), ("top_k", 1.5), ("top_k", -0.5), ("bound", 2.0), ("bound", float("nan"))]
+    ("field", "value"),
+    [("stride", 0), ("top_k", 0), ("top_k", 1.5), ("top_k", -0.5), ("bound", 2.0), ("bound", float("nan"))],
 )
 def test_bad_settings(field, value):
     with pytest.raises(ConfigError, match=f"RecycledConfig.{field} = {value}"):

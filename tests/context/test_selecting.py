@@ -1,13 +1,9 @@
 """Every policy that selects, shortens or sparsifies, in LLMs of three families: exact at full budget, rows apart."""
 
-import json
 
 import pytest
 import torch
-from policy_runs import FAMILIES, KEY_HEADS, LAYERS, answer, built, dense, embeddings, llm, prompt
-
-from mmllm.llm.calibration import write_calibration
-from mmllm.llm.harness import decoder_layers
+from policy_runs import FAMILIES, answer, built, dense, embeddings, llm, prompt
 
 FULL = [
     "tokenselect:top_k=64",
