@@ -544,6 +544,8 @@ class ContextPolicy(LlmStage):
     """
 
     family: ContextFamily
+    is_trained: ClassVar[bool] = False
+    """Whether the LLM must have been trained with it."""
 
     @property
     def evicts(self) -> bool:  # type: ignore[override]
