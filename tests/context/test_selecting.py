@@ -1,6 +1,5 @@
 """Every policy that selects, shortens or sparsifies, in LLMs of three families: exact at full budget, rows apart."""
 
-
 import pytest
 import torch
 from policy_runs import FAMILIES, answer, built, dense, embeddings, llm, prompt
