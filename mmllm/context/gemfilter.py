@@ -82,6 +82,15 @@ class GemFilter(ContextPolicy):
         return int(layers * 0.4) if self.config.layer is None else self.config.layer
 
     @property
+    def needs_cache(self) -> bool:
+        """True: the last position of a row asks, which in training is one of the answer."""
+        return True
+
+    def keys_held(self, visual: int) -> int:
+        """As many keys as positions are read."""
+        return min(visual, self.config.top_k)
+
+    @property
     def restarts_positions(self) -> bool:
         """Whether positions count anew."""
         return self.config.positions == "restart"

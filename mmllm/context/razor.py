@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmllm.context.budgets import Budget, require_budget
+from mmllm.context.budgets import Budget, count_of, require_budget
 from mmllm.context.evicting import EvictingConfig, EvictingPolicy
 from mmllm.context.keeping import first_keys, kept_keys, recent_keys
 from mmllm.context.razor_heads import protected_heads, search_heads
@@ -29,12 +29,15 @@ from mmllm.llm.values import AttentionView, KeptBank, KeptKeys, Reweighed
 from mmllm.registry import register
 
 
+_MADE = "`mmllm calibrate razor --output FILE` writes it"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RazorConfig(EvictingConfig):
     """The defaults are those of the paper."""
 
     heads: str | None = None
-    """File that `mmllm calibrate --context razor` has written for this LLM. It has to be given."""
+    """File that `mmllm calibrate razor` has written for this LLM. It has to be given."""
     echo: float = 0.01
     """Share of all key heads that is protected as echo heads; at least one, if not 0."""
     induction: float = 0.14
@@ -62,12 +65,26 @@ class Razor(EvictingPolicy):
     """RazorAttention: heads that look back keep all keys, the others the ends, and one token for the rest."""
 
     config: RazorConfig
-    protected: Tensor
-    """bool, L G: the heads that keep all keys."""
 
     def __init__(self, config: RazorConfig) -> None:
+        """Reads the file with the scores of the heads.
+
+        Raises:
+            ConfigError: if there is none, it cannot be read, or has other content.
+        """
+        if config.heads is None:
+            raise ConfigError(f"context 'razor' needs heads=FILE: {_MADE}")
         self.config = config
-        self.calibration = None if config.heads is None else Calibration(config.heads, "razor")
+        self.calibration = Calibration(config.heads, "razor")
+        echo, induction = (_scores(self.calibration.values, kind) for kind in ("echo", "induction"))
+        self.protected = protected_heads(echo, induction, config.echo, config.induction)
+        """bool, L G: the heads that keep all keys."""
+
+    def budget_of(self, free: int) -> int:
+        """How many of so many keys stay, on average over all heads of the LLM."""
+        ends = max(self.config.least, count_of(self.config.window, free)) + self.config.compensate
+        share = float(self.protected.float().mean())
+        return round(free * share + min(free, ends) * (1 - share))
 
     @classmethod
     def calibrate(cls, decoder: nn.Module, ask: Callable[[], object], seed: int) -> dict[str, Any]:
@@ -75,18 +92,15 @@ class Razor(EvictingPolicy):
         return search_heads(decoder, getattr(decoder.config, "bos_token_id", None), seed)
 
     def check_layers(self, layers: Sequence[nn.Module]) -> None:
-        """Takes the scores of the heads from the file.
+        """Refuses a file of an LLM of another depth.
 
         Raises:
-            ConfigError: if there is no file, or it does not fit.
+            ConfigError: naming both depths.
         """
-        if self.calibration is None:
-            raise ConfigError(
-                "context 'razor' needs heads=FILE: `mmllm calibrate MODEL --context razor --output FILE` writes it"
-            )
+        if len(self.protected) != len(layers):
+            path = self.calibration.path
+            raise ConfigError(f"{path} is of an LLM of {len(self.protected)} layers, not {len(layers)}: {_MADE}")
         self.calibration.belongs_to(layers)
-        echo, induction = (_scores(self.calibration.values, kind, len(layers)) for kind in ("echo", "induction"))
-        self.protected = protected_heads(echo, induction, self.config.echo, self.config.induction)
 
     def reweigh(self, view: AttentionView) -> Reweighed | None:
         """The compensation token counts as often as there were keys that it stands for."""
@@ -102,7 +116,6 @@ class Razor(EvictingPolicy):
         Raises:
             CheckpointError: if heads were searched for in another LLM.
         """
-        assert self.calibration is not None, "check_layers has refused"
         self.calibration.require_same_layers()
         protected = self.protected[view.layer]
         if self._is_protected(view) or bool(protected.all()):
@@ -156,7 +169,7 @@ def _compensated(view: AttentionView, stay: Tensor, drop: Tensor) -> KeptKeys:
     return KeptKeys(index=torch.cat([slot, index], dim=-1), valid=valid, first=(first[0], first[1]))
 
 
-def _scores(values: dict[str, Any], kind: str, layers: int) -> Tensor:
+def _scores(values: dict[str, Any], kind: str) -> Tensor:
     """float32, L G: scores in a file.
 
     Raises:
@@ -166,6 +179,6 @@ def _scores(values: dict[str, Any], kind: str, layers: int) -> Tensor:
         scores = torch.tensor(values[kind], dtype=torch.float32, device="cpu")
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"a calibration of 'razor' needs {kind}, layers x heads: {error}") from error
-    if scores.ndim != 2 or len(scores) != layers or not bool(scores.isfinite().all()):
-        raise ConfigError(f"a calibration of 'razor' needs {kind} of {layers} layers, not {tuple(scores.shape)}")
+    if scores.ndim != 2 or not scores.numel() or not bool(scores.isfinite().all()):
+        raise ConfigError(f"a calibration of 'razor' needs {kind}, layers x heads, not {tuple(scores.shape)}")
     return scores

@@ -41,6 +41,11 @@ class TempScale(ContextPolicy):
 
     depends_on_question = False
 
+    @property
+    def keeps_prefix(self) -> bool:
+        """Whether it works at every length: a video's part of a prompt may be shorter than `above`."""
+        return not self.config.above
+
     def __init__(self, config: TempScaleConfig) -> None:
         self.config = config
 

@@ -212,12 +212,14 @@ def test_the_search_is_of_the_llm_and_its_seed():
 def test_bad_files_and_settings(heads, tmp_path):
     layers = list(decoder_layers(llm().model))
     with pytest.raises(ConfigError, match="needs heads=FILE"):
-        Razor(RazorConfig()).check_layers(layers)
+        Razor(RazorConfig())
     with pytest.raises(CheckpointError, match=r"measured in an LLM whose layers are '\w{16}'"):
         answer(llm(), prompt(razor(heads("qwen2"))))
-    for induction in ([[0.0, 1.0]], [["a", "b"]] * LAYERS, [[float("nan")] * 2] * LAYERS):
+    for induction in ([0.0, 1.0], [["a", "b"]] * LAYERS, [[float("nan")] * 2] * LAYERS):
         with pytest.raises(ConfigError, match="a calibration of 'razor' needs induction"):
-            Razor(RazorConfig(heads=str(heads(induction=induction)))).check_layers(layers)
+            Razor(RazorConfig(heads=str(heads(induction=induction))))
+    with pytest.raises(ConfigError, match=f"is of an LLM of {LAYERS} layers, not 4"):
+        Razor(RazorConfig(heads=str(heads()))).check_layers(layers[:4])
     with pytest.raises(ConfigError, match="cannot be read"):
         Razor(RazorConfig(heads=str(tmp_path / "none.json")))
     for field, value in (

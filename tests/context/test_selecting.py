@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from policy_runs import FAMILIES, answer, built, dense, embeddings, llm, prompt
+from policy_runs import FAMILIES, Hiding, answer, built, dense, embeddings, llm, prompt, texts, written
+
+from mmllm import registry
 
 FULL = [
     "tokenselect:top_k=64",
@@ -22,6 +24,7 @@ FULL = [
     "tempscale:tau=1.0",
     "tempscale:above=64",
 ]
+SELECTING = ("tokenselect", "tidal", "recycled", "doublesparse", "lazyllm")
 SMALL = [
     "tokenselect:sinks=2,local=3,top_k=6",
     "tokenselect:sinks=2,local=3,top_k=6,threshold=1.1,pool=3,scores=scaled",
@@ -78,19 +81,58 @@ def test_a_row_alone_is_as_in_a_batch(family, description):
         torch.testing.assert_close(own_logits, logits[:, row : row + 1], atol=1e-5 * scale, rtol=0)
 
 
+@pytest.fixture(scope="module")
+def models(make_model):
+    """Models of three families with four layers."""
+    return {family: make_model(family, decoder={"num_hidden_layers": 4}, context=["full"]) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("description", [text for text in FULL if "dense_layers=5" not in text])
+def test_fifty_prompts_and_beams_at_a_full_budget(models, family, description):
+    model, (ids, mask) = models[family], texts(50)
+    plain, logits = written(model, ids, mask)
+    ours, our_logits = written(model, ids, mask, [registry.build("context", description)])
+    assert torch.equal(ours, plain)
+    torch.testing.assert_close(our_logits, logits, atol=1e-5, rtol=1e-5)
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    plain, _ = written(model, ids[:5], mask[:5], **beams)
+    ours, _ = written(model, ids[:5], mask[:5], [registry.build("context", description)], **beams)
+    assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("description", [text for text in SMALL if text.startswith(SELECTING)])
+def test_gathering_is_hiding(models, family, beams, description):
+    model, (ids, mask) = models[family], texts(4)
+    policy, options = registry.build("context", description), {"num_beams": beams} if beams > 1 else {}
+    gathered, logits = written(model, ids, mask, [policy], **options)
+    hidden, hidden_logits = written(model, ids, mask, [Hiding(policy)], **options)
+    assert torch.equal(gathered, hidden)
+    torch.testing.assert_close(logits, hidden_logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("description", SMALL)
+def test_beams_of_a_row_are_those_of_the_row_in_a_batch(models, description):
+    model, (ids, mask), policy = models["qwen2"], texts(3), registry.build("context", description)
+    together, _ = written(model, ids, mask, [policy], num_beams=3)
+    for row in range(3):
+        real = mask[row].bool()
+        alone, _ = written(model, ids[row : row + 1, real], mask[row : row + 1, real], [policy], num_beams=3)
+        assert torch.equal(alone[0], together[row])
+
+
 @pytest.mark.parametrize("description", SMALL)
 def test_what_is_noted_follows_beams(description):
-    """Two beams of one prompt that write different words, exchanged at each step, go on as each would by itself."""
+    """Two rows of one prompt that are exchanged before each step go on as each would by itself."""
     twin = embeddings(prompt())
     twin[:] = twin[:1]
-    model, policy = llm(), built(description)
-    straight, logits, _ = answer(model, prompt(policy), embeds=twin)
-    crossed, crossed_logits, _ = answer(model, prompt(policy), embeds=twin, beams=torch.tensor([1, 0]))
+    policy = built(description)
+    straight, logits, _ = answer(llm(), prompt(policy), embeds=twin)
+    crossed, crossed_logits, _ = answer(llm(), prompt(policy), embeds=twin, beams=torch.tensor([1, 0]))
     assert torch.equal(straight, crossed)
     torch.testing.assert_close(logits, crossed_logits)
-    options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False}
-    ids = torch.randint(3, 60, (1, 20), generator=torch.Generator().manual_seed(3))
-    assert model.generate(ids, **options).shape[1] > 20
 
 
 @pytest.mark.parametrize("description", [text for text in SMALL if text.split(":")[0] in ("tokenselect", "tidal")])

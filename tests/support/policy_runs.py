@@ -14,9 +14,10 @@ from transformers import (
 )
 
 from mmllm import registry
+from mmllm.interfaces import LlmStage
 from mmllm.llm.counters import ContextCounts
 from mmllm.llm.harness import decoder_layers, install
-from mmllm.llm.values import LlmPass
+from mmllm.llm.values import GatheredKeys, LlmPass
 
 WIDTH, LAYERS, HEADS, KEY_HEADS = 32, 5, 4, 2
 FAMILIES = {
@@ -114,3 +115,42 @@ def dense(family="llama", **shape):
     """Ids and logits of the plain LLM."""
     ids, logits, _ = answer(llm(family), prompt(**shape))
     return ids, logits
+
+
+def texts(count, longest=40, seed=1):
+    """Prompts of varied length, padded in front, and their mask."""
+    drawn = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(6, longest, (count,), generator=drawn)
+    ids = torch.randint(3, 99, (count, int(lengths.max())), generator=drawn)
+    mask = (torch.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]).long()
+    return ids * mask, mask
+
+
+def written(model, ids, mask, policies=(), tokens=8, **options):
+    """The new ids, and the logits B N V behind which they were chosen."""
+    model.context = list(policies)
+    out = model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+        output_logits=True, return_dict_in_generate=True, **options,
+    )  # fmt: skip
+    return out.sequences[:, ids.shape[1] :], torch.stack(out.logits, 1)
+
+
+class Hiding(LlmStage):
+    """A selecting policy's twin that hides the other keys, where the policy gathers its own."""
+
+    def __init__(self, policy):
+        self.policy, self.config, self.heads_apart, self.rejoins = (
+            policy, policy.config, policy.heads_apart, policy.rejoins,
+        )  # fmt: skip
+        for name in ("attention_rows", "prune", "evict", "rejoin"):
+            setattr(self, name, getattr(policy, name))
+
+    def select(self, view):
+        """The chosen keys as a mask B h 1 K."""
+        chosen = self.policy.select(view)
+        if not isinstance(chosen, GatheredKeys):
+            return chosen
+        valid = torch.ones_like(chosen.index) if chosen.valid is None else chosen.valid.long()
+        seen = torch.zeros(*chosen.index.shape[:2], view.keys.shape[2], dtype=torch.long)
+        return seen.scatter_reduce(-1, chosen.index, valid, "amax").bool().unsqueeze(2)
