@@ -118,8 +118,8 @@ def block_index(query: Tensor, keys: Tensor, blocks: int, block: int) -> Tensor:
     """int64, B H M S: for each block of queries, the blocks of keys with the highest logits of their means, ascending.
 
     As released, positions are filled up with zeros to the next multiple of the block, by a whole block where there is
-    nothing to fill; means are not scaled; a block sees those that begin no later. A block with fewer visible blocks than
-    S has others in its list, which hide nothing: the attention stays causal.
+    nothing to fill; means are not scaled; a block sees those that begin no later. A block that sees fewer blocks than S
+    has others in its list, which change nothing: the attention stays causal.
 
     Args:
         query: B H N D, rotated.

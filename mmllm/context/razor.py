@@ -28,7 +28,6 @@ from mmllm.llm.calibration import Calibration
 from mmllm.llm.values import AttentionView, KeptBank, KeptKeys, Reweighed
 from mmllm.registry import register
 
-
 _MADE = "`mmllm calibrate razor --output FILE` writes it"
 
 
