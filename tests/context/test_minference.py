@@ -75,6 +75,22 @@ def test_blocks_are_those_of_the_highest_means(count):
         assert bool(seen[0, 0, row, column]) == (listed and column <= row)
 
 
+def test_most_attention_of_the_last_rows_is_in_the_pattern():
+    """A head that looks at a few columns and along a few diagonals: with a quarter of the cells."""
+    generator = torch.Generator().manual_seed(0)
+    count = 400
+    query, keys = (torch.randn(1, 1, count, 16, generator=generator) for _ in range(2))
+    keys[:, :, ::50] += 6 * query.mean(2, keepdim=True).sign()
+    query = query + query.mean(2, keepdim=True).sign()
+    valid = torch.ones(1, count, dtype=torch.bool)
+    seen = seen_by(*vertical_slash(query, keys, valid, 40, 60, SCALING))[0, 0]
+    causal = torch.ones(count, count, dtype=torch.bool).tril()
+    weights = (query[0, 0] @ keys[0, 0].T * SCALING).masked_fill(~causal, -torch.inf).softmax(-1)
+    late = slice(count // 4, None)
+    assert float(seen.sum() / causal.sum()) < 0.45
+    assert float((weights * seen)[late].sum() / weights[late].sum()) > 0.9
+
+
 def test_everything_is_seen_with_all_columns_or_all_diagonals():
     query, keys = part("b", "q"), part("b", "k")
     valid = torch.ones(1, 96, dtype=torch.bool)

@@ -145,6 +145,35 @@ def test_a_row_alone_is_as_in_a_batch(heads, family, fields):
         assert_near(own_logits, logits[:, row : row + 1], terms=1 << 14)
 
 
+class Hidden(Razor):
+    """Razor's twin that hides what the other heads would have lost, and stores everything."""
+
+    family = "select"
+
+    def select(self, view):
+        if view.phase == "prompt":
+            return None
+        before = view.valid[:, 0].clone()
+        before[:, -1] = False  # what was there when keys were last evicted
+        number, length = before.cumsum(-1) - 1, before.sum(-1, keepdim=True)
+        ends = (number < self.config.sinks) | (number >= length - self.config.window) | ~before
+        return (ends.unsqueeze(1) | self.protected[view.layer][:, None]).unsqueeze(2)
+
+    def evict(self, view):
+        return None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evicting_from_banks_is_hiding(heads, family):
+    fields = {"sinks": 2, "window": 5, "compensate": False}
+    policy = razor(heads(family), family, **fields)
+    ids, logits, _ = answer(llm(family), prompt(policy, pad=(0, 6)))
+    hidden, hidden_logits, cache = answer(llm(family), prompt(Hidden(policy.config), pad=(0, 6)))
+    assert torch.equal(ids, hidden)
+    assert_near(logits, hidden_logits, terms=1 << 14)
+    assert cache.layers[0].keys.shape[2] == 46
+
+
 def test_banks_follow_beams_and_copies(heads):
     policy, model = razor(heads(), sinks=2, window=5), llm()
     twin = embeddings(prompt())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from policy_runs import FAMILIES, Hiding, answer, built, dense, embeddings, llm, prompt, texts, written
+from policy_runs import FAMILIES, answer, built, dense, embeddings, hiding, llm, prompt, texts, written
 
 from mmllm import registry
 
@@ -108,7 +108,7 @@ def test_gathering_is_hiding(models, family, beams, description):
     model, (ids, mask) = models[family], texts(4)
     policy, options = registry.build("context", description), {"num_beams": beams} if beams > 1 else {}
     gathered, logits = written(model, ids, mask, [policy], **options)
-    hidden, hidden_logits = written(model, ids, mask, [Hiding(policy)], **options)
+    hidden, hidden_logits = written(model, ids, mask, [hiding(policy)], **options)
     assert torch.equal(gathered, hidden)
     torch.testing.assert_close(logits, hidden_logits, atol=1e-4, rtol=1e-4)
 

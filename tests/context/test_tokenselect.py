@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from policy_runs import answer, built, llm, prompt
 from safetensors.torch import load_file
 
 from mmllm.context.choosing import best_of_rows
@@ -42,6 +43,15 @@ def test_scaled_scores_are_attention():
     weights = (query.unsqueeze(2) @ keys.repeat_interleave(2, 1).mT * 8**-0.5).softmax(-1)
     scores = token_scores(query, keys, everything, scaling=8**-0.5)
     torch.testing.assert_close(scores.float(), weights.sum((1, 2)))
+
+
+def test_a_list_is_used_again_while_the_query_points_the_same_way():
+    refreshes = {}
+    for threshold in (1.1, -1.0):
+        current = prompt(built(f"tokenselect:sinks=2,local=3,top_k=6,threshold={threshold}"), rows=1)
+        answer(llm(), current, steps=8)
+        refreshes[threshold] = current.counts.refreshes
+    assert refreshes == {1.1: 8 * 5, -1.0: 5}  # in each of five layers, at every step or once
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from transformers import (
 )
 
 from mmllm import registry
-from mmllm.interfaces import LlmStage
 from mmllm.llm.counters import ContextCounts
 from mmllm.llm.harness import decoder_layers, install
 from mmllm.llm.values import GatheredKeys, LlmPass
@@ -136,21 +135,16 @@ def written(model, ids, mask, policies=(), tokens=8, **options):
     return out.sequences[:, ids.shape[1] :], torch.stack(out.logits, 1)
 
 
-class Hiding(LlmStage):
+def hiding(policy):
     """A selecting policy's twin that hides the other keys, where the policy gathers its own."""
 
-    def __init__(self, policy):
-        self.policy, self.config, self.heads_apart, self.rejoins = (
-            policy, policy.config, policy.heads_apart, policy.rejoins,
-        )  # fmt: skip
-        for name in ("attention_rows", "prune", "evict", "rejoin"):
-            setattr(self, name, getattr(policy, name))
+    class Hiding(type(policy)):
+        def select(self, view):
+            chosen = super().select(view)
+            if not isinstance(chosen, GatheredKeys):
+                return chosen
+            valid = torch.ones_like(chosen.index) if chosen.valid is None else chosen.valid.long()
+            seen = torch.zeros(*chosen.index.shape[:2], view.keys.shape[2], dtype=torch.long)
+            return seen.scatter_reduce(-1, chosen.index, valid, "amax").bool().unsqueeze(2)
 
-    def select(self, view):
-        """The chosen keys as a mask B h 1 K."""
-        chosen = self.policy.select(view)
-        if not isinstance(chosen, GatheredKeys):
-            return chosen
-        valid = torch.ones_like(chosen.index) if chosen.valid is None else chosen.valid.long()
-        seen = torch.zeros(*chosen.index.shape[:2], view.keys.shape[2], dtype=torch.long)
-        return seen.scatter_reduce(-1, chosen.index, valid, "amax").bool().unsqueeze(2)
+    return Hiding(policy.config)
