@@ -107,7 +107,11 @@ class GemFilter(ContextPolicy):
         times, seen = kind == PositionKind.TIME, (kind == PositionKind.VISUAL) & valid
         forced = valid & ~seen & ~times & self.config.text
         count = torch.full((len(valid),), self.config.top_k, device=valid.device)
-        chosen = best_of_rows(scores, valid & ~forced & ~(times & self.config.text), count) | forced
+        last = torch.arange(valid.shape[1], device=valid.device) == valid.shape[1] - 1  # the answer starts from it
+        chosen = (
+            best_of_rows(scores.masked_fill(last, torch.inf), valid & ~forced & ~(times & self.config.text), count)
+            | forced
+        )
         if self.config.text:
             chosen |= times & valid & of_kept_frames(chosen & seen, seen, view.before.of(current.frame))
         view.notes[0] = scores
