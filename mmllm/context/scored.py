@@ -37,6 +37,11 @@ class ScoredPolicy(EvictingPolicy):
         """
         raise NotImplementedError
 
+    @property
+    def takes_back(self) -> bool:
+        """False: scores hold what every position has looked at."""
+        return False
+
     def keys_held(self, visual: int) -> int:
         """As every evicting policy; all keys if they are only hidden."""
         return visual if self.masks else super().keys_held(visual)

@@ -16,6 +16,7 @@ from mmllm.evaluation.samples import read_samples
 from mmllm.hosting.model import HostedModel
 from mmllm.inference.contexts import policies_of, written
 from mmllm.inference.hosted import HostedVideoQA
+from mmllm.inference.prefix_file import save_prefix
 from mmllm.llm.counters import ContextCounts
 from mmllm.tokens import VideoClip
 
@@ -156,6 +157,22 @@ def test_decoding_methods_are_refused_by_name(untrained_qa, encoded, method):
 def test_options_of_generate_that_do_not_work(untrained_qa, encoded, options, message):
     with pytest.raises(ConfigError, match=message):
         untrained_qa.ask(encoded, QUESTIONS[0], context="h2o", **options)
+
+
+def test_guessed_tokens_are_refused_by_scores_and_taken_back_by_a_whole_cache(untrained_qa, encoded):
+    with pytest.raises(ConfigError, match="noted what guessed tokens looked at"):
+        untrained_qa.ask(encoded, QUESTIONS[0], context="h2o:rule=mask", prompt_lookup_num_tokens=3)
+    guessed = untrained_qa.ask(encoded, QUESTIONS[0], context="full", prompt_lookup_num_tokens=3)
+    assert guessed == untrained_qa.ask(encoded, QUESTIONS[0])
+
+
+def test_a_file_of_a_kept_video_is_refused_with_a_policy(untrained_qa, encoded, tmp_path):
+    save_prefix(tmp_path / "clip.kv", untrained_qa, encoded)
+    with pytest.raises(ConfigError, match="context h2o: a file holds no record of its keys"):
+        untrained_qa.ask(tmp_path / "clip.kv", QUESTIONS[0], context="h2o")
+    small = untrained_qa.with_context("h2o")
+    with pytest.raises(ConfigError, match="h2o keeps tensors of its own beside the LLM's cache"):
+        save_prefix(tmp_path / "small.kv", small, small.encode_again(encoded))
 
 
 def test_caches_of_other_kinds_are_refused(make_model):
