@@ -72,6 +72,11 @@ class LazyLlm(ContextPolicy):
         if layers < 2:
             raise ConfigError(f"context 'lazyllm' needs an LLM of at least 2 layers, not {layers}")
 
+    @property
+    def takes_back(self) -> bool:
+        """False: positions that have come back stand among the newest in the cache."""
+        return False
+
     def attention_rows(self, view: AttentionView) -> Mapping[str, Tensor] | None:
         """The last row, in the layer before a cut."""
         if view.layer + 1 not in cuts_of(self.config, view.layers):

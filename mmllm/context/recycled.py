@@ -64,6 +64,11 @@ class Recycled(SelectingPolicy):
     def __init__(self, config: RecycledConfig) -> None:
         self.config = config
 
+    @property
+    def takes_back(self) -> bool:
+        """False: what the last of several positions attends to is remembered."""
+        return False
+
     def select(self, view: AttentionView) -> GatheredKeys | None:
         """What rows without a dense step remember, and everything newer; None where all rows read everything."""
         dense = self._dense(view)

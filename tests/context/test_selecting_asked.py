@@ -9,9 +9,12 @@ from tiny_models import CASES
 from tiny_processors import processor
 
 from mmllm.cli import main
+from mmllm.context.razor_heads import search_heads
 from mmllm.errors import ConfigError
 from mmllm.hosting.model import HostedModel
 from mmllm.inference.hosted import HostedVideoQA
+from mmllm.llm.calibration import write_calibration
+from mmllm.llm.harness import decoder_layers
 from mmllm.tokens import VideoClip
 
 QUESTIONS = ["When does the red circle spin?", "When is the blue square on screen?", "When?"]
@@ -101,6 +104,37 @@ def test_a_hosted_model_has_positions_of_its_own():
     qa = HostedVideoQA(HostedModel(CASES["internvl"].model, processor("internvl")))
     with pytest.raises(ConfigError, match="positions=keep"):
         qa.with_context("gemfilter")
+
+
+@pytest.mark.parametrize("policy", ["recycled", "lazyllm:depths=0.5,keep=0.3"])
+def test_guessed_tokens_are_refused_where_they_are_noted(untrained_qa, encoded, policy):
+    with pytest.raises(ConfigError, match=r"prompt_lookup_num_tokens: .* cannot be removed from the cache"):
+        untrained_qa.ask(encoded, QUESTIONS[0], context=policy, prompt_lookup_num_tokens=3)
+
+
+@pytest.mark.parametrize("policy", ["tokenselect", "doublesparse:heavy=1.0,dense_layers=0", "gemfilter"])
+def test_guessed_tokens_are_taken_back(untrained_qa, encoded, policy):
+    plain = untrained_qa.ask(encoded, QUESTIONS[0])
+    assert untrained_qa.ask(encoded, QUESTIONS[0], context=policy, prompt_lookup_num_tokens=3).raw == plain.raw
+    small = f"{policy.split(':')[0]}:{'heavy=5,dense_layers=0' if policy.startswith('double') else 'top_k=5'}"
+    untrained_qa.ask(encoded, QUESTIONS[0], context=small, prompt_lookup_num_tokens=3)
+
+
+def test_a_prefix_in_banks_counts_their_bytes(untrained_qa, encoded, tmp_path):
+    heads = tmp_path / "heads.json"
+    decoder = untrained_qa.decoder
+    write_calibration(heads, "razor", list(decoder_layers(decoder)), search_heads(decoder))
+    qa = untrained_qa.with_context(f"razor:heads={heads},window=6,least=0")
+    qa.keeps_prefix = True
+    video = untrained_qa.encode_again(encoded)
+    together = qa.ask_all(video, QUESTIONS)
+    assert [qa.ask(video, question) for question in QUESTIONS] == together
+    assert together[0].context["bytes_needed"] < together[0].context["bytes_dense"]
+    kept = video.prefix.kept
+    counted = sum(
+        part.nbytes for layer in kept.layers for bank in layer.banks for part in (bank.record.keys, bank.record.values)
+    )
+    assert 0 < counted <= kept.cache_bytes < kept.nbytes
 
 
 # --- calibrate --------------------------------------------------------------------------------------------------
