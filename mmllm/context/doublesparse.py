@@ -11,21 +11,27 @@ B rows, N new positions, H query heads, G key heads, K keys, D head width, C cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from mmllm.context.budgets import Budget, counts_of, require_budget
 from mmllm.context.choosing import SelectingPolicy, chosen_keys, note_refreshes
+from mmllm.context.doublesparse_channels import (
+    best_channels,
+    by_key_head,
+    channel_importance,
+    channels_of,
+    label_logits,
+    measured_channels,
+)
 from mmllm.context.keeping import best_keys
 from mmllm.errors import ConfigError
 from mmllm.fields import require
-from mmllm.interfaces import LlmStage
-from mmllm.llm.calibration import Calibration, watch
+from mmllm.llm.calibration import Calibration
 from mmllm.llm.values import AttentionView, GatheredKeys
 from mmllm.registry import register
 
@@ -51,101 +57,6 @@ class DoubleSparseConfig:
         require(self.dense_layers >= 0, self, "dense_layers", "0 or more")
 
 
-def channel_importance(query: Tensor, keys: Tensor, valid: Tensor | None = None) -> Tensor:
-    """float32, B H D: the mean of |q_c k_c| over positions, each key repeated for the query heads of its group.
-
-    Args:
-        query: B H N D, rotated.
-        keys: B G N D, rotated, of the same positions.
-        valid: bool, B N. False at padding; None for none.
-    """
-    groups = keys.shape[1]
-    query = rearrange(query.float(), "b (g r) n d -> b g r n d", g=groups)
-    product = rearrange((query * keys.float().unsqueeze(2)).abs(), "b g r n d -> b (g r) n d")
-    if valid is None:
-        return product.mean(2)
-    weight = valid[:, None, :, None]
-    return (product * weight).sum(2) / weight.sum(2).clamp(min=1)
-
-
-def by_key_head(importance: Tensor, groups: int) -> Tensor:
-    """float32, ... G D: importance of query heads (... H D), added up over those of each key head."""
-    return reduce(importance, "... (g r) d -> ... g d", "sum", g=groups)
-
-
-def best_channels(importance: Tensor, factor: int) -> Tensor:
-    """int64, ... C: the most important of the channels (float, ... D), the best first, one in `factor`."""
-    count = max(1, importance.shape[-1] // factor)
-    return importance.argsort(dim=-1, descending=True, stable=True)[..., :count]
-
-
-def rounded(values: Tensor, bits: int) -> Tensor:
-    """Values (... C), each vector rounded to 2 ** bits steps between its lowest and its highest number."""
-    low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
-    spread = high - low
-    scale = (2**bits - 1) / spread.masked_fill(spread == 0, 1.0)
-    return ((values - low) * scale).round() / scale + low
-
-
-def label_logits(query: Tensor, keys: Tensor, channels: Tensor, bits: int = 16) -> Tensor:
-    """float32, B H N K: logits of the chosen channels only, scaled by the root of their number.
-
-    Args:
-        query: B H N D, rotated.
-        keys: B G K D, rotated.
-        channels: int64, (B or 1) G C: for each key head.
-        bits: of a number; below 16 queries and keys are rounded.
-    """
-    rows, new, groups = len(query), query.shape[2], keys.shape[1]
-    channels = channels.expand(rows, -1, -1)
-    query = rearrange(query.float(), "b (g r) n d -> b g (r n) d", g=groups)
-    asked, labels = (
-        part.gather(-1, channels.unsqueeze(2).expand(-1, -1, part.shape[2], -1)) for part in (query, keys.float())
-    )
-    if bits < 16:
-        asked, labels = rounded(asked, bits), rounded(labels, bits)
-    logits = asked @ labels.mT / channels.shape[-1] ** 0.5
-    return rearrange(logits, "b g (r n) k -> b (g r) n k", n=new)
-
-
-def channels_of(values: Mapping[str, Any], layers: int) -> Tensor:
-    """int64, L G D: the order of channels in a file.
-
-    Raises:
-        ConfigError: if it is not one order for each layer and key head.
-    """
-    try:
-        order = torch.tensor(values["channels"], dtype=torch.long, device="cpu")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"a calibration of 'doublesparse' needs channels, layers x heads x channels: {error}"
-        ) from error
-    numbers = torch.arange(order.shape[-1], device="cpu")
-    if order.ndim != 3 or len(order) != layers or not bool((order.sort(-1).values == numbers).all()):
-        raise ConfigError(
-            f"a calibration of 'doublesparse' needs channels of {layers} layers in some order, not {tuple(order.shape)}"
-        )
-    return order
-
-
-class _Measuring(LlmStage):
-    """Adds up the importance of channels over prompts, and changes nothing."""
-
-    depends_on_question = False
-
-    def __init__(self) -> None:
-        self.total: dict[int, Tensor] = {}
-        """Layer -> float32, G D."""
-
-    def select(self, view: AttentionView) -> None:
-        """Adds the importance in one prompt, with as much weight as it has positions."""
-        if view.phase == "prompt":
-            valid = view.valid[:, 0]
-            importance = by_key_head(channel_importance(view.query, view.keys, valid), view.keys.shape[1])
-            added = (importance * valid.sum(-1)[:, None, None]).sum(0).cpu()
-            self.total[view.layer] = self.total.get(view.layer, torch.zeros_like(added)) + added
-
-
 @register("context", "doublesparse", config=DoubleSparseConfig)
 class DoubleSparse(SelectingPolicy):
     """Double Sparsity: a few channels of queries and keys rank all keys, and only the best are read."""
@@ -164,9 +75,7 @@ class DoubleSparse(SelectingPolicy):
     @classmethod
     def calibrate(cls, decoder: nn.Module, ask: Callable[[], object], seed: int) -> dict[str, Any]:
         """The order of the channels of each key head, in prompts about videos."""
-        measuring = _Measuring()
-        watch(decoder, measuring, ask)
-        return {"channels": [best_channels(total, 1).tolist() for _, total in sorted(measuring.total.items())]}
+        return measured_channels(decoder, ask)
 
     def check_layers(self, layers: Sequence[nn.Module]) -> None:
         """Takes the channels from the file.

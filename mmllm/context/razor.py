@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmllm.context.budgets import Budget, count_of, require_budget
 from mmllm.context.evicting import EvictingConfig, EvictingPolicy
 from mmllm.context.keeping import first_keys, kept_keys, recent_keys
-from mmllm.context.razor_heads import protected_heads, search_heads
+from mmllm.context.razor_heads import protected_heads, scores_of, search_heads
 from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.llm.calibration import Calibration
@@ -75,7 +75,7 @@ class Razor(EvictingPolicy):
             raise ConfigError(f"context 'razor' needs heads=FILE: {_MADE}")
         self.config = config
         self.calibration = Calibration(config.heads, "razor")
-        echo, induction = (_scores(self.calibration.values, kind) for kind in ("echo", "induction"))
+        echo, induction = (scores_of(self.calibration.values, kind) for kind in ("echo", "induction"))
         self.protected = protected_heads(echo, induction, config.echo, config.induction)
         """bool, L G: the heads that keep all keys."""
 
@@ -166,18 +166,3 @@ def _compensated(view: AttentionView, stay: Tensor, drop: Tensor) -> KeptKeys:
     slot = torch.where((before > 0)[:, None, None], 0, drop.to(torch.uint8).argmax(-1, keepdim=True))
     valid = torch.cat([(gone > 0)[:, None, None], stay.gather(-1, index)], dim=-1)
     return KeptKeys(index=torch.cat([slot, index], dim=-1), valid=valid, first=(first[0], first[1]))
-
-
-def _scores(values: dict[str, Any], kind: str) -> Tensor:
-    """float32, L G: scores in a file.
-
-    Raises:
-        ConfigError: if they are not a number for each head of each layer.
-    """
-    try:
-        scores = torch.tensor(values[kind], dtype=torch.float32, device="cpu")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"a calibration of 'razor' needs {kind}, layers x heads: {error}") from error
-    if scores.ndim != 2 or not scores.numel() or not bool(scores.isfinite().all()):
-        raise ConfigError(f"a calibration of 'razor' needs {kind}, layers x heads, not {tuple(scores.shape)}")
-    return scores

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmllm.context.choosing import logits_of
 from mmllm.context.keeping import best_keys
+from mmllm.errors import ConfigError
 from mmllm.interfaces import LlmStage
 from mmllm.llm.calibration import watch
 from mmllm.llm.harness import decoder_layers
@@ -64,6 +65,21 @@ def protected_heads(echo: Tensor, induction: Tensor, echo_share: float, inductio
         count = torch.full((1,), max(1, int(scores.numel() * share + 1e-6)) if share else 0, device=echo.device)
         chosen |= best_keys(scores.view(1, 1, -1), torch.ones_like(chosen), count)
     return chosen.view(echo.shape)
+
+
+def scores_of(values: dict[str, Any], kind: str) -> Tensor:
+    """float32, L G: scores in a file.
+
+    Raises:
+        ConfigError: if they are not a number for each head of each layer.
+    """
+    try:
+        scores = torch.tensor(values[kind], dtype=torch.float32, device="cpu")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"a calibration of 'razor' needs {kind}, layers x heads: {error}") from error
+    if scores.ndim != 2 or not scores.numel() or not bool(scores.isfinite().all()):
+        raise ConfigError(f"a calibration of 'razor' needs {kind}, layers x heads, not {tuple(scores.shape)}")
+    return scores
 
 
 class _Watching(LlmStage):

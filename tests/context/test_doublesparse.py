@@ -8,14 +8,8 @@ import torch
 from nearness import assert_near
 from safetensors.torch import load_file
 
-from mmllm.context.doublesparse import (
-    DoubleSparse,
-    DoubleSparseConfig,
-    best_channels,
-    by_key_head,
-    channel_importance,
-    label_logits,
-)
+from mmllm.context.doublesparse import DoubleSparse, DoubleSparseConfig
+from mmllm.context.doublesparse_channels import best_channels, by_key_head, channel_importance, label_logits
 from mmllm.context.keeping import best_keys
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.llm.calibration import write_calibration

@@ -8,8 +8,8 @@ from nearness import assert_near
 from safetensors.torch import load_file
 
 from mmllm import registry
-from mmllm.context.minference import (
-    MInferenceConfig,
+from mmllm.context.minference import MInferenceConfig
+from mmllm.context.minference_patterns import (
     block_index,
     blocks_seen,
     seen_by,
