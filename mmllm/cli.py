@@ -48,6 +48,7 @@ VERBS = {
     "plot": Verb("mmllm.evaluation.pictures:plot", "draw the losses of a run, its scores, its best and worst answers"),
     "ask": Verb("mmllm.commands.ask:ask", "ask a question about a video"),
     "encode": Verb("mmllm.commands.encode:encode", "write a video as the LLM has read it, to be asked at once"),
+    "calibrate": Verb("mmllm.commands.calibrate:calibrate", "measure an LLM once, for a policy that needs it"),
     "demo": Verb("mmllm.commands.demo:demo", "ask videos in the browser"),
     "serve": Verb("mmllm.commands.serve:serve", "answer at an OpenAI-compatible address, with spans in seconds"),
     "simulate-serving": Verb(

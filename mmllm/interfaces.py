@@ -25,7 +25,7 @@ A audio tokens of a second, E their width
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
@@ -36,10 +36,13 @@ from mmllm.errors import ConfigError
 from mmllm.llm.values import (
     AttentionView,
     GatheredKeys,
+    KeptBank,
     KeptKeys,
     LlmPass,
     PruneDecision,
     PruneView,
+    Rejoined,
+    RejoinView,
     Reweighed,
     RoomView,
 )
@@ -409,6 +412,9 @@ class LlmStage(Part):
     needs_states: ClassVar[bool] = False
     """Whether it works on `cross_attention_states`. The path must then give some."""
 
+    rejoins: ClassVar[bool] = False
+    """Whether it lets positions of the prompt come back in later passes: it writes `rejoin`."""
+
     @property
     def needs_cache(self) -> bool:
         """Whether it can only work behind a cache, and so neither in training nor with `use_cache=False`."""
@@ -491,8 +497,15 @@ class LlmStage(Part):
         """Keys, values and logits for this attention; None changes nothing."""
         return None
 
-    def evict(self, view: AttentionView) -> KeptKeys | None:
-        """The keys that stay in this layer's cache; None for all."""
+    def rejoin(self, view: RejoinView) -> Rejoined | None:
+        """The positions of the prompt that go through the layers from here on, beside those of a later pass.
+
+        None for those that have come back before. Keys of theirs must not be in the caches of these layers yet.
+        """
+        return None
+
+    def evict(self, view: AttentionView) -> KeptKeys | Sequence[KeptBank] | None:
+        """The keys that stay in this layer's cache, for all key heads or for banks of them; None for all."""
         return None
 
     def attended(self, view: AttentionView) -> Tensor | None:
@@ -552,6 +565,17 @@ class ContextPolicy(LlmStage):
     def needs_cache(self) -> bool:
         """Whether it can only work behind a cache; others may also be trained with."""
         return self.family in _ONE_FAMILY
+
+    @classmethod
+    def calibrate(cls, decoder: nn.Module, ask: Callable[[], object], seed: int) -> dict[str, Any] | None:
+        """What is measured of an LLM once, as JSON values for `mmllm calibrate`; None if it measures nothing.
+
+        Args:
+            decoder: the LLM without its head.
+            ask: asks it about some videos.
+            seed: of random numbers.
+        """
+        return None
 
     def keys_held(self, visual: int) -> int:
         """Keys of a head that the cache still holds of so many visual tokens, once an answer is written."""

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from einops import repeat
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mmllm.errors import InputError
 from mmllm.llm.cache import RecordLayer
-from mmllm.llm.values import AttentionView, GatheredKeys, LlmPass
+from mmllm.llm.values import AttentionView, GatheredKeys, KeptKeys, LlmPass
 
 STAGED = "mmllm_staged"
 """Name under which transformers knows the attention function that calls stages."""
@@ -50,9 +51,36 @@ def staged_attention(
     input_norm: Callable[[Tensor], Tensor] | None = kwargs.pop("input_norm", None)
     if current is None:
         return own_attention(module)(module, query, key, value, attention_mask, **kwargs)
-    view = _view(module, query, key, value, current, record, kwargs)
-    view.input_norm = input_norm
-    keys, values, mask = key, value, _for_heads(attention_mask, query.shape[1])
+    masks = kwargs.pop("bank_masks", None)
+    if record is None or not record.banks:
+        view = _view(module, query, key, value, current, record, kwargs)
+        view.input_norm = input_norm
+        out, seen = _staged(module, view, attention_mask, record, kwargs)
+        _note(view, seen)
+        return out, None
+    # heads that hold other keys are banks: each has an attention of its own
+    out, group = query.new_empty(query.transpose(1, 2).shape), query.shape[1] // key.shape[1]
+    seen = torch.empty(query.shape[:2], device=query.device)
+    for bank, mask in zip(record.banks, masks, strict=True):
+        heads = [head * group + number for head in bank.heads for number in range(group)]
+        stored = bank.record
+        view = _view(module, query[:, heads], stored.keys, stored.values, current, stored, kwargs)
+        view.input_norm, view.heads = input_norm, bank.heads
+        out[:, :, heads], seen[:, heads] = _staged(module, view, mask, stored, kwargs)
+    _note(view, seen)
+    return out, None
+
+
+def _staged(
+    module: nn.Module,
+    view: AttentionView,
+    attention_mask: Tensor | None,
+    record: RecordLayer | None,
+    kwargs: Mapping[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """The attention's output (B N H D) as the stages change it, and how many keys the last query sees (float, B H)."""
+    current, query = view.current, view.query
+    keys, values, mask = view.keys, view.values, _for_heads(attention_mask, query.shape[1])
     gathered: GatheredKeys | None = None
     # before attention: each stage may hide keys, and change keys, values and logits
     for number, stage in enumerate(current.stages):
@@ -67,13 +95,15 @@ def staged_attention(
             mask = mask if reweighed.bias is None else _dense(mask, view) + reweighed.bias.to(query.dtype)
     if gathered is not None:
         keys, values, mask = _only(gathered, keys, values, mask, view)
-    if mask is attention_mask and keys is key and values is value:  # nothing was changed
+    if mask is attention_mask and keys is view.keys and values is view.values:  # nothing was changed
         out, _ = own_attention(module)(module, query, keys, values, mask, **kwargs)
+    elif keys.shape[1] != view.keys.shape[1]:  # each query head has chosen keys of its own
+        out = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=view.scaling).transpose(1, 2)
     else:
         out, _ = sdpa_attention_forward(module, query, keys, values, mask, **kwargs)
-    _note(view, mask, keys.shape[2])
+    seen = _seen(view, mask, keys.shape[2])
     _after(view, keys, mask, record, gathered)
-    return _attended(view, out, record), None
+    return _attended(view, out, record), seen
 
 
 @dataclass
@@ -122,7 +152,7 @@ def _view(
     else:
         marks = {name: getattr(record, name) for name in ("position", "valid", "number", "kind", "angle")}
         query_position = record.position[:, 0, -new:]
-        phase = "prompt" if record.passes == 1 else "token" if new == 1 else "more prompt"
+        phase = "prompt" if record.passes == 1 else "token" if new - current.back == 1 else "more prompt"
     return AttentionView(
         layer=layer,
         layers=int(module.config.num_hidden_layers),  # type: ignore[union-attr,arg-type]
@@ -171,7 +201,10 @@ def _after(
             view.received = _of_all_keys(view, gathered, heads_apart=stage.heads_apart)
         received.append(view.received)
         if record is not None and (kept := stage.evict(view)) is not None:
-            record.keep(kept)
+            if isinstance(kept, KeptKeys):
+                record.keep(kept)
+            else:
+                record.split(kept)
     if view.phase == "prompt":
         view.current.received[view.layer] = received
 
@@ -264,32 +297,35 @@ def _narrowed(mask: Tensor | None, selected: Tensor, view: AttentionView) -> Ten
 def _only(
     gathered: GatheredKeys, keys: Tensor, values: Tensor, mask: Tensor | None, view: AttentionView
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The keys and values (B G K' D) at the slots that a stage has chosen, and their mask.
+    """The keys and values (B (G or H) K' D) at the slots that a stage has chosen, and their mask.
 
     Raises:
         InputError: if the slots have another shape.
     """
     batch, heads, new, _ = view.query.shape
     key_heads, index = keys.shape[1], gathered.index
-    if index.ndim != 3 or index.shape[0] != batch or index.shape[1] not in (1, key_heads):
+    if index.ndim != 3 or index.shape[0] != batch or index.shape[1] not in (1, key_heads, heads):
         raise InputError(f"chosen slots must be (B G K) = ({batch}, {key_heads}, ...), not {tuple(index.shape)}")
-    index = index.expand(-1, key_heads, -1)
-    slots = repeat(index, "b g k -> b g k d", d=keys.shape[-1])
-    slots_of_heads = repeat(index, "b g k -> b (g r) n k", r=heads // key_heads, n=new)
+    index = index if index.shape[1] == heads else index.expand(-1, key_heads, -1)
+    group = heads // index.shape[1]
+    slots_of_heads = repeat(index, "b g k -> b (g r) n k", r=group, n=new)
     if mask is not None or new > 1 or gathered.valid is not None:
         mask = _dense(mask, view).expand(batch, heads, new, -1).gather(3, slots_of_heads)
     if gathered.valid is not None and mask is not None:
-        hidden = ~gathered.valid.expand(-1, key_heads, -1)
-        hidden = repeat(hidden, "b g k -> b (g r) 1 k", r=heads // key_heads)
+        hidden = ~gathered.valid.expand(-1, index.shape[1], -1)
+        hidden = repeat(hidden, "b g k -> b (g r) 1 k", r=group)
         mask = mask.masked_fill(hidden, torch.finfo(view.query.dtype).min)
-    return keys.gather(2, slots), values.gather(2, slots), mask
+    slots = repeat(index, "b (g r) k -> b g r k d", g=key_heads, d=keys.shape[-1])
+    # each key head as often as there are choices for it, without a copy
+    stored = (part.unsqueeze(2).expand(-1, -1, slots.shape[2], -1, -1) for part in (keys, values))
+    keys, values = (part.gather(3, slots).flatten(1, 2) for part in stored)
+    return keys, values, mask
 
 
 def _of_all_keys(view: AttentionView, gathered: GatheredKeys, *, heads_apart: bool) -> dict[str, Tensor]:
     """What the chosen keys (B H K') received, at their slots of all keys: B H K, or B K; 0 for the others."""
     batch, heads = view.query.shape[:2]
-    index = gathered.index.expand(-1, view.keys.shape[1], -1)
-    index = repeat(index, "b g k -> b (g r) k", r=heads // view.keys.shape[1])
+    index = repeat(gathered.index, "b g k -> b (g r) k", r=heads // gathered.index.shape[1])
     whole = {
         name: value.new_zeros(batch, heads, view.keys.shape[2]).scatter_add(2, index, value)
         for name, value in view.received.items()
@@ -297,18 +333,23 @@ def _of_all_keys(view: AttentionView, gathered: GatheredKeys, *, heads_apart: bo
     return whole if heads_apart else {name: value.mean(1) for name, value in whole.items()}
 
 
-def _note(view: AttentionView, mask: Tensor | None, keys: int) -> None:
-    """Notes in the counters of the pass which keys the last query saw."""
-    counts, (batch, heads, new, _) = view.current.counts, view.query.shape
-    if counts is None:
-        return
+def _seen(view: AttentionView, mask: Tensor | None, keys: int) -> Tensor:
+    """float, B H: how many of so many keys the last query sees."""
+    batch, heads = view.query.shape[:2]
     if mask is None:
-        visible = torch.ones(batch, heads, keys, dtype=torch.bool, device=view.query.device)
-    elif mask.dtype == torch.bool:
-        visible = mask[:, :, -1, :keys].expand(batch, heads, -1)
-    else:
-        visible = (mask[:, :, -1, :keys] > torch.finfo(mask.dtype).min / 2).expand(batch, heads, -1)
-    counts.note_pass(view.layer, view.valid[:, 0, -new:], visible, view.valid[:, 0].sum(-1), view.phase)
+        return torch.full((batch, heads), float(keys), device=view.query.device)
+    last = mask[:, :, -1, :keys]
+    visible = last if mask.dtype == torch.bool else last > torch.finfo(mask.dtype).min / 2
+    return visible.sum(-1).float().expand(batch, heads)
+
+
+def _note(view: AttentionView, seen: Tensor) -> None:
+    """Notes in the counters of the pass how many keys the last query saw (float, B H)."""
+    if view.current.counts is not None:
+        new = view.valid[:, 0, -view.query.shape[2] :]
+        view.current.counts.note_pass(
+            view.layer, new[:, :-1] if view.phase == "token" else new, seen, view.valid[:, 0].sum(-1)
+        )
 
 
 def _for_heads(mask: Tensor | None, heads: int) -> Tensor | None:

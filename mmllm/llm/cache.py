@@ -7,8 +7,10 @@ B rows, G key heads, K keys, N new keys, D head width
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.llm.rotary import Rotary
-from mmllm.llm.values import KeptKeys, LlmPass
+from mmllm.llm.values import KeptBank, KeptKeys, LlmPass
 
 CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 """transformers' name of the cache, in arguments and in outputs: `cache` from version 5.24 on."""
@@ -61,6 +63,8 @@ class RecordLayer(DynamicLayer):
         """Whether it holds all positions that have been read, in order. Then a mask of transformers fits it."""
         self.turning: Rotary | None = None
         """Rotates the keys in each pass, once a stage has changed their angles: `keys` are then stored unrotated."""
+        self.banks: tuple[Bank, ...] = ()
+        """Key heads that hold other keys than others; then nothing is in the layer's own tensors."""
         self._states: dict[int, dict[str, Tensor]] = {}
         self._by_key: dict[int, dict[str, Tensor]] = {}
         self._incoming: tuple[dict[str, Tensor], int, Tensor] | None = None
@@ -94,9 +98,15 @@ class RecordLayer(DynamicLayer):
         """All keys and values (B G K D), the new ones at the end."""
         assert self._incoming is not None, "the harness announces every pass"
         (marks, read, real), self._incoming = self._incoming, None
+        for bank in self.banks:
+            heads = list(bank.heads)
+            bank.record._incoming = marks, read, real
+            bank.record.update(key_states[:, heads], value_states[:, heads])
         self.read = self.read + real if self.passes else real
         self.evicted = self.evicted if self.passes else torch.zeros_like(real, dtype=torch.bool)
         self.seen, self.passes = self.seen + read, self.passes + 1
+        if self.banks:
+            return key_states, value_states  # nobody reads them
         if self.turning is not None:
             key_states = self.turning.turned(key_states, -marks["angle"].unsqueeze(1))
         for name, value in marks.items():
@@ -157,6 +167,45 @@ class RecordLayer(DynamicLayer):
         slots = repeat(index.expand(-1, heads, -1), "b g k -> b g k d", d=width)
         self.is_whole = False
         self.keys, self.values = self.keys.gather(2, slots), self.values.gather(2, slots)
+        if kept.first is not None:
+            self.keys[:, :, 0], self.values[:, :, 0] = kept.first
+
+    @property
+    def parts(self) -> list[RecordLayer]:
+        """The banks, or the layer itself."""
+        return [bank.record for bank in self.banks] or [self]
+
+    def split(self, banks: Sequence[KeptBank]) -> None:
+        """Divides the key heads into banks, which hold keys and states of their own from now on.
+
+        Raises:
+            InputError: if not every key head is in one of them.
+        """
+        heads = self.keys.shape[1]
+        if sorted(head for bank in banks for head in bank.heads) != list(range(heads)):
+            raise InputError(f"each of {heads} key heads must be in one bank: {[bank.heads for bank in banks]}")
+        made = []
+        for bank in banks:
+            record = self._copy()
+            record._change(functools.partial(_of_heads, heads=bank.heads, whole=heads))
+            if bank.kept is not None:
+                record.keep(bank.kept)
+            made.append(Bank(heads=bank.heads, record=record))
+        self._change(lambda value: value[:, :, :0])
+        self.banks, self.is_whole = tuple(made), False
+
+    def _copy(self) -> RecordLayer:
+        """A second layer with the same tensors, which can be given others."""
+        record = copy.copy(self)
+        record._states = {stage: dict(state) for stage, state in self._states.items()}
+        record._by_key = {stage: dict(notes) for stage, notes in self._by_key.items()}
+        return record
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Changes keys, values and everything that is noted of each key."""
+        for name in ("keys", "values", *_MARKS):
+            setattr(self, name, change(getattr(self, name)))
+        self._map_by_key(change)
 
     def get_seq_length(self) -> int:
         """How many positions have been read."""
@@ -172,6 +221,11 @@ class RecordLayer(DynamicLayer):
         count = -tokens_to_remove if tokens_to_remove <= 0 else max(0, self.seen - tokens_to_remove)
         if not count or not self.passes:
             return
+        if self.banks:
+            for bank in self.banks:
+                bank.record.crop(-count)
+            self.seen, self.read = self.seen - count, self.banks[0].record.read
+            return
         if int(self.position[..., -count:].amin()) < self.seen - count:
             raise ConfigError("the newest positions cannot be removed from a cache from which a stage has evicted keys")
         self.read = self.read - self.valid[:, 0, -count:].sum(-1)
@@ -185,7 +239,7 @@ class RecordLayer(DynamicLayer):
         """Empties the cache."""
         super().reset()
         self.seen, self.passes, self.is_whole, self.turning, self._incoming = 0, 0, True, None, None
-        self._states, self._by_key = {}, {}
+        self._states, self._by_key, self.banks = {}, {}, ()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Replaces the rows by those with the indices `beam_idx` (int64, B)."""
@@ -205,12 +259,28 @@ class RecordLayer(DynamicLayer):
         if not self.passes:
             return
         rows = rows.to(self.keys.device)
+        self.banks = tuple(Bank(heads=bank.heads, record=bank.record._copy()) for bank in self.banks)
+        for bank in self.banks:
+            bank.record._take(rows)
         for name in ("keys", "values", "read", "evicted", *_MARKS):
             setattr(self, name, getattr(self, name)[rows])
         self._map_by_key(lambda value: value[rows])
         self._states = {
             stage: {name: value[rows] for name, value in state.items()} for stage, state in self._states.items()
         }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bank:
+    """Key heads of a layer with keys of their own."""
+
+    heads: tuple[int, ...]
+    record: RecordLayer
+
+
+def _of_heads(value: Tensor, heads: Sequence[int], whole: int) -> Tensor:
+    """What is noted of some of `whole` key heads, or of all alike."""
+    return value if value.shape[1] == 1 < whole else value[:, list(heads)]
 
 
 def _gathered(values: Tensor, index: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class ContextCounts:
     """The most bytes of keys and values at a time."""
     prompt_positions: float = 0.0
     """Positions times layers that were computed before the answer."""
-    refreshes: int = 0
+    refreshes: float = 0.0
     """How often a policy has chosen keys anew, over all layers."""
     narrowed: bool = False
     """Whether a query has seen fewer keys than there were."""
@@ -40,25 +40,22 @@ class ContextCounts:
         """Notes how much is held now."""
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
-    def note_pass(self, layer: int, new: Tensor, visible: Tensor, there: Tensor, phase: str) -> None:
+    def note_pass(self, layer: int, new: Tensor, seen: Tensor, there: Tensor) -> None:
         """Notes one attention.
 
         Args:
             layer: its number.
-            new: bool, B N. Real queries.
-            visible: bool, B H K. Keys that the last query saw.
+            new: bool, B N. Queries of the prompt that are real.
+            seen: float, B H. How many keys the last query saw.
             there: int64, B. How many real keys there were.
-            phase: of the pass.
         """
-        if phase != "token":
-            self.prompt_positions += float(new.sum()) / len(new)
-        seen = visible.sum(-1).float()
+        self.prompt_positions += float(new.sum()) / len(new)
         self.narrowed = self.narrowed or bool((seen < there[:, None]).any())
         self.attended[layer] = float(seen.amax(1).mean()), float(seen.mean())
 
     @property
     def _filled(self) -> list[Any]:
-        return [record for record in self.records if record.passes]
+        return [part for record in self.records for part in record.parts if record.passes]
 
     @property
     def held_bytes(self) -> float:
@@ -88,11 +85,12 @@ class ContextCounts:
         """float, P': the share of layers and heads in which each position of a row (up to the last kept) is held."""
         length = max((int(record.position.max()) + 1 for record in self._filled), default=0)
         total = torch.zeros(length)
+        heads = sum(record.keys.shape[1] for record in self._filled)
         for record in self._filled:
             position, valid = record.position[row].cpu(), record.valid[row].cpu()  # G K
             held = torch.zeros(len(position), length)
-            held.scatter_(1, position, valid.float())  # a filling slot may repeat a position, and stands in front
-            total += held.mean(0) / len(self._filled)
+            held = held.scatter_reduce(1, position, valid.float(), "amax")  # a filling slot may repeat a position
+            total += held.mean(0) * record.keys.shape[1] / heads
         return total
 
     @property

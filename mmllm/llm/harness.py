@@ -27,7 +27,7 @@ from transformers import AttentionInterface
 from mmllm.errors import ConfigError, InputError
 from mmllm.llm.attention import STAGED, Probe, additive, receive, staged_attention
 from mmllm.llm.cache import CACHE, RecordLayer, adopt, pass_of
-from mmllm.llm.later import angles, later_pass
+from mmllm.llm.later import angles, later_pass, rows_at, with_rejoined
 from mmllm.llm.rotary import Rotary
 from mmllm.llm.values import Kept, LlmPass, PruneView
 
@@ -132,6 +132,7 @@ def _before_layer(
     if record is None or not record.seen:
         hidden, changed = _prompt(layer, around, module, current, record, hidden, kwargs)
     else:
+        hidden = with_rejoined(layer, len(around.layers), record, current, hidden)
         changed = later_pass(layer, cache.layers[0], record, current, hidden, kwargs, around.rotary)
     kwargs = {**kwargs, **changed, "llm_pass": current, "record": record, "input_norm": input_norm(module)}
     return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
@@ -149,7 +150,9 @@ def _prompt(
     """The hidden states that go into this layer, and the arguments that change with them: mask and positions."""
     if layer == 0 and hidden.shape[:2] != current.visual.shape:
         raise InputError(f"the pass is for rows of {tuple(current.visual.shape)}, not {tuple(hidden.shape[:2])}")
-    hidden = _pruned(layer, around, module, current, hidden, kwargs)
+    hidden = _pruned(layer, around, module, current, record, hidden, kwargs)
+    if layer == 0 and any(stage.rejoins for stage in current.stages):
+        current.prompt_angles = kwargs["position_embeddings"]
     kept, whole = current.kept_at(layer), not any(start <= layer for start in current.kept)
     changed = {} if whole else _of_kept(kept, kwargs, hidden.dtype)
     if record is not None:
@@ -171,10 +174,10 @@ def _of_kept(kept: Kept, kwargs: dict[str, Any], dtype: torch.dtype) -> dict[str
     rotated_as = kept.position if kept.rotated_as is None else kept.rotated_as
     changed: dict[str, Any] = {
         "attention_mask": _mask_of_prompt(kept, kwargs.get("attention_mask"), dtype),
-        "position_embeddings": tuple(_rows(part, rotated_as) for part in kwargs["position_embeddings"]),
+        "position_embeddings": tuple(rows_at(part, rotated_as) for part in kwargs["position_embeddings"]),
     }
     if kwargs.get("position_ids") is not None:
-        changed["position_ids"] = _rows(kwargs["position_ids"], rotated_as)
+        changed["position_ids"] = rows_at(kwargs["position_ids"], rotated_as)
     return changed
 
 
@@ -198,16 +201,21 @@ def _probed(module: nn.Module, normed: Tensor, inputs: dict[str, Any]) -> tuple[
     return attention, probe
 
 
-def _probe_of(around: Around, layer: int, kept: Kept, hidden: Tensor, kwargs: dict[str, Any], number: int) -> Probe:
+def _probe_of(
+    around: Around, layer: int, kept: Kept, hidden: Tensor, kwargs: dict[str, Any], current: LlmPass, number: int
+) -> Probe:
     """The queries and keys of layer `number`, if the kept positions went on to it as they stand.
 
     Raises:
         ConfigError: if it has no norm before its attention under the usual name.
     """
     inputs = _of_kept(kept, kwargs, hidden.dtype)
+    beside = {}
+    if layer == 0 and kept.position.shape == current.visual.shape:  # what else comes to the prompt comes here too
+        beside = {"llm_pass": replace(current, stages=(), kept={}, received={}, notes=[], counts=None)}
     with torch.no_grad():
         for module in around.layers[layer:number]:
-            hidden = module(hidden, **inputs, use_cache=False, **{CACHE: None})
+            hidden = module(hidden, **inputs, **beside, use_cache=False, **{CACHE: None})
     return _probed(around.layers[number], _norm_of(around.layers[number])(hidden), inputs)[1]
 
 
@@ -230,6 +238,7 @@ def _pruned(
     around: Around,
     module: nn.Module,
     current: LlmPass,
+    record: RecordLayer | None,
     hidden: Tensor,
     kwargs: dict[str, Any],
 ) -> Tensor:
@@ -252,8 +261,9 @@ def _pruned(
             notes=notes,
             hidden=hidden,
             final_norm=around.norm,
+            state={} if record is None else record.state_of(number),
             attention_ahead=functools.partial(_attention_ahead, module, kept, hidden, kwargs),
-            probe_of=functools.partial(_probe_of, around, layer, kept, hidden, kwargs),
+            probe_of=functools.partial(_probe_of, around, layer, kept, hidden, kwargs, current),
         )
         decision = stage.prune(view)
         if decision is None:
@@ -265,6 +275,8 @@ def _pruned(
         hidden = hidden if decision.hidden is None else decision.hidden
         if decision.restart:
             kept = replace(kept, rotated_as=_without_gaps(kept, current))
+            if decision.answer_follows:
+                current.moved = (current.valid.sum(-1) - kept.valid.sum(-1)).unsqueeze(1)
         hidden = hidden.gather(1, slot.unsqueeze(-1).expand(*slot.shape, hidden.shape[-1]))
         # the next stage sees only what remains
         received = [{name: _columns(value, slot) for name, value in own.items()} for own in received]
@@ -302,13 +314,6 @@ def _columns(values: Tensor, slot: Tensor) -> Tensor:
     return values.gather(-1, slot if values.ndim == 2 else slot.unsqueeze(1).expand(-1, values.shape[1], -1))
 
 
-def _rows(values: Tensor, position: Tensor) -> Tensor:
-    """Values (B or 1) P ... at positions B K: B K ..."""
-    values = values.expand(len(position), *values.shape[1:])
-    index = position.view(*position.shape, *[1] * (values.ndim - 2)).expand(*position.shape, *values.shape[2:])
-    return values.gather(1, index)
-
-
 def _mask_of_prompt(kept: Kept, given: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Additive mask, B 1 K K: causal over kept positions, or cut from the mask of the whole row. Filling is hidden."""
     count, lowest = kept.position.shape[1], torch.finfo(dtype).min
@@ -341,7 +346,9 @@ def _fill_up(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any],
     """After the last layer: hidden states B P D of the whole row again, zero where a position was removed."""
     current: LlmPass | None = kwargs.get("llm_pass")
     record = kwargs.get("record")
-    if current is None or not current.kept or (record is not None and record.passes > 1):
+    if current is not None and record is not None and record.passes > 1:
+        return output[:, current.back :] if current.back else None
+    if current is None or not current.kept:
         return None
     kept = current.kept[max(current.kept)]
     if torch.equal(kept.position, current.everything().position):

@@ -15,13 +15,48 @@ from mmllm.llm.attention import additive
 from mmllm.llm.cache import RecordLayer
 from mmllm.llm.kinds import PositionKind
 from mmllm.llm.rotary import Rotary
-from mmllm.llm.values import LlmPass, RoomView
+from mmllm.llm.values import LlmPass, RejoinView, RoomView
 
 
 def angles(kwargs: dict[str, Any], like: Tensor) -> Tensor | None:
     """int64, B N: as which positions the keys of a pass are rotated; None if a position has several numbers."""
     position = kwargs.get("position_ids")
     return position.expand_as(like) if isinstance(position, Tensor) and position.ndim == 2 else None
+
+
+def rows_at(values: Tensor, position: Tensor) -> Tensor:
+    """Values (B or 1) P ... at positions B K: B K ..."""
+    values = values.expand(len(position), *values.shape[1:])
+    index = position.view(*position.shape, *[1] * (values.ndim - 2)).expand(*position.shape, *values.shape[2:])
+    return values.gather(1, index)
+
+
+def with_rejoined(layer: int, layers: int, record: RecordLayer, current: LlmPass, hidden: Tensor) -> Tensor:
+    """States B (R + N) D that go into a layer: of positions of the prompt that come back, and of new ones.
+
+    Args:
+        layer: its number.
+        layers: how many the LLM has.
+        record: what this layer has stored.
+        current: the pass of the prompt, which learns who comes back.
+        hidden: B (M + N) D, as they come out of the layer before.
+    """
+    if not any(stage.rejoins for stage in current.stages):
+        return hidden
+    if layer == 0:
+        current.rejoined = None
+    for number, stage in enumerate(current.stages):
+        back, own = hidden[:, : current.back], hidden[:, current.back :]
+        nothing = torch.empty(len(hidden), 0, dtype=torch.long, device=hidden.device)
+        position, valid = (nothing, nothing.bool()) if current.rejoined is None else current.rejoined
+        view = RejoinView(
+            layer=layer, layers=layers, current=current, hidden=back, position=position, valid=valid,
+            state=record.state_of(number),
+        )  # fmt: skip
+        if stage.rejoins and (rejoined := stage.rejoin(view)) is not None:
+            current.rejoined = rejoined.position, rejoined.valid
+            hidden = torch.cat([rejoined.hidden, own], dim=1)
+    return hidden
 
 
 def later_pass(
@@ -42,12 +77,12 @@ def later_pass(
         first: what the first layer has stored.
         record: what this layer has stored.
         current: the pass of the prompt.
-        hidden: B N D.
+        hidden: B (R + N) D, with R positions of the prompt that have come back.
         kwargs: of the layer; `new_valid` and `new_kind` (B N) say what the new positions are, if they are not all real
             and text.
         rotary: gives the decoder's rotary embedding.
     """
-    rows, new = hidden.shape[:2]
+    rows, new = len(hidden), hidden.shape[1] - current.back
     position = record.seen + torch.arange(new, device=hidden.device).expand(rows, new)
     valid, kind = kwargs.get("new_valid"), kwargs.get("new_kind")
     valid = torch.ones_like(position, dtype=torch.bool) if valid is None else valid
@@ -56,13 +91,41 @@ def later_pass(
     _make_room(layer, record, current, valid)
     changed: dict[str, Any] = {}
     angle = angles(kwargs, position)
+    if current.moved is not None and angle is not None:
+        angle = angle - current.moved
+        changed = {"position_ids": angle, "position_embeddings": rotary().embed(hidden, angle)}
     if any(stage.turns_keys for stage in current.stages) and bool(record.evicted.any()):
         changed, angle = _inside_cache(record, valid, hidden, kwargs, rotary())
     number = record.read.unsqueeze(1) + (valid.cumsum(-1) - 1).clamp(min=0)
-    record.announce(position, valid, new, number=number, kind=kind, angle=angle)
+    marks: dict[str, Any] = {"position": position, "valid": valid, "number": number, "kind": kind, "angle": angle}
+    if current.rejoined is not None:
+        marks = {name: _with_prompt(name, value, current) for name, value in marks.items()}
+        changed |= {"position_embeddings": _with_prompt_angles(current, kwargs | changed)}
+    record.announce(read=new, whole=not current.back, real=valid.sum(-1), **marks)
     if record.is_whole and first.is_whole:
         return changed  # the mask of transformers, made for the first layer, fits this layer too
-    return {**changed, "attention_mask": additive(_visible(record, position, valid), hidden.dtype)}
+    masks = [additive(_visible(part, marks["position"], marks["valid"]), hidden.dtype) for part in record.parts]
+    return {**changed, "attention_mask": None if record.banks else masks[0], "bank_masks": masks}
+
+
+def _with_prompt(name: str, own: Tensor | None, current: LlmPass) -> Tensor | None:
+    """What is noted of each position of a pass (B N), behind that of the prompt's positions that have come back."""
+    assert current.rejoined is not None
+    position, valid = current.rejoined
+    notes = {"position": position, "valid": valid}
+    back = notes[name] if name in notes else (current.kind if name == "kind" else current.number).gather(1, position)
+    return None if own is None else torch.cat([back, own], dim=1)
+
+
+def _with_prompt_angles(current: LlmPass, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Cosines and sines of a pass, behind those of the prompt's positions that have come back."""
+    assert current.rejoined is not None
+    assert current.prompt_angles is not None
+    position = current.rejoined[0]
+    pairs = zip(current.prompt_angles, kwargs["position_embeddings"], strict=True)
+    return tuple(
+        torch.cat([rows_at(prompt, position), own.expand(len(position), -1, -1)], dim=1) for prompt, own in pairs
+    )
 
 
 def _make_room(layer: int, record: RecordLayer, current: LlmPass, valid: Tensor) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -111,13 +111,13 @@ class Prefix:
     @property
     def cache_bytes(self) -> int:
         """Bytes of the keys and values."""
-        return sum(part.nbytes for layer in self.layers for part in (layer.keys, layer.values))
+        return sum(part.nbytes for layer in _stored(self.layers) for part in (layer.keys, layer.values))
 
     @property
     def nbytes(self) -> int:
         """Bytes of everything that is held: also positions, and what stages inside the LLM have stored."""
         tensors = [self.given, self.ids, self.position]
-        for layer in self.layers:
+        for layer in _stored(self.layers):
             if isinstance(layer, RecordLayer):
                 tensors += [layer.position, layer.valid, *layer.stored_by_stages()]
         return self.cache_bytes + sum(tensor.nbytes for tensor in tensors)
@@ -171,6 +171,12 @@ class Prefix:
         if self.current is not None:
             cache.llm_pass = self.current.repeated(rows)
         return cache
+
+
+def _stored(layers: Iterable[Any]) -> Iterator[Any]:
+    """The layers of a cache, with the banks of one that is divided in its place."""
+    for layer in layers:
+        yield from layer.parts if isinstance(layer, RecordLayer) else (layer,)
 
 
 def check_layers(layers: Iterable[Any]) -> None:

@@ -63,6 +63,8 @@ class PruneDecision:
     restart: bool = False
     """Whether the rotary embeddings of what remains of the prompt count from the start of the row without gaps. Those
     of an answer stay."""
+    answer_follows: bool = False
+    """Whether an answer that is written with a cache counts on from them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +75,48 @@ class KeptKeys:
     """int64, B G K. Slots of the layer's keys; the same number for all heads."""
     valid: Tensor | None = None
     """bool, B G K. False at filling; None if there is no filling."""
+    first: tuple[Tensor, Tensor] | None = None
+    """B G D each: the key and the value that the first slot then holds in place of its own."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KeptBank:
+    """Key heads of a layer that go on by themselves, so that they may hold more keys than others, or fewer."""
+
+    heads: tuple[int, ...]
+    """Numbers of the key heads, ascending."""
+    kept: KeptKeys | None
+    """The keys that stay, for one head or for each of these; None for all."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rejoined:
+    """Positions of the prompt that go through the layers again behind a layer, beside those of a later pass."""
+
+    hidden: Tensor
+    """B R D: their states in front of the layer."""
+    position: Tensor
+    """int64, B R. Their positions in the whole row."""
+    valid: Tensor
+    """bool, B R. False at filling, which stands in front."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RejoinView:
+    """What a stage sees before a layer of a later pass, where positions of the prompt may come back."""
+
+    layer: int
+    layers: int
+    """How many layers the LLM has."""
+    current: LlmPass
+    hidden: Tensor
+    """B M D: the states in front of the layer of those that have come back before an earlier layer."""
+    position: Tensor
+    """int64, B M."""
+    valid: Tensor
+    """bool, B M. False at filling."""
+    state: dict[str, Tensor]
+    """The stage's own tensors of this layer."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,6 +170,13 @@ class LlmPass:
     """bool, B P. Where `frame` says nothing: at text, and at tokens that show several frames; None for text only."""
     counts: ContextCounts | None = None
     """Where is noted what the cache holds; None if nobody asks."""
+    rejoined: tuple[Tensor, Tensor] | None = None
+    """Positions of the prompt that have come back in the pass that is going on (int64, B R), and which of them are no
+    filling (bool, B R); None if none have."""
+    prompt_angles: tuple[Tensor, Tensor] | None = None
+    """Cosines and sines of the prompt's positions, (B or 1) P D, where a stage lets positions come back."""
+    moved: Tensor | None = None
+    """int64, B 1. By how many positions an answer moves up, behind a prompt whose positions count anew; None for 0."""
     unusable: bool = False
     """Set in training if numbers are not finite: nothing is learned from this pass."""
 
@@ -134,7 +185,9 @@ class LlmPass:
 
     def repeated(self, times: int) -> Self:
         """A pass of the same prompt with every row `times` times: for beams, or for several questions about it."""
-        names = ("visual", "question", "prompt", "place", "frame", "valid", "time_text", "sound", "frameless")
+        names = (
+            "visual", "question", "prompt", "place", "frame", "valid", "time_text", "sound", "frameless", "moved",
+        )  # fmt: skip
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         rows = {name: value.repeat_interleave(times, 0) for name, value in given.items()}
         return replace(self, **rows, kept={}, received={}, notes=[])
@@ -148,6 +201,11 @@ class LlmPass:
         """All positions of the row."""
         rows, count = self.visual.shape
         return Kept(position=torch.arange(count, device=self.visual.device).expand(rows, count), valid=self.valid)
+
+    @property
+    def back(self) -> int:
+        """How many positions of the prompt go through the layers again, in front of those of the pass."""
+        return 0 if self.rejoined is None else self.rejoined[0].shape[1]
 
     @property
     def kind(self) -> Tensor:
@@ -197,6 +255,8 @@ class PruneView:
     """B K D: the states of these positions that would go into the layer; before layer 0 the embeddings."""
     final_norm: Callable[[Tensor], Tensor]
     """The norm behind the LLM's last layer."""
+    state: dict[str, Tensor]
+    """The stage's own tensors of this layer in the cache, with B as their first axis; without a cache all are lost."""
     attention_ahead: Callable[[Tensor], Tensor]
     """Of weighted query rows (float, B K): the attention that the positions of `before` would receive from them in the
     layer that comes next, as it stands: float32, B K. It costs that layer's projections."""
@@ -271,6 +331,8 @@ class AttentionView:
     """int64, like `position`. A `PositionKind`."""
     angle: Tensor = None  # type: ignore[assignment]
     """int64, like `position`. The position as which a key is rotated in this pass."""
+    heads: tuple[int, ...] | None = None
+    """The key heads of the layer that this view is of; None for all."""
     received: Mapping[str, Tensor] = field(default_factory=dict)
     """After attention: name -> float32 B K, or B H K for a stage with `heads_apart`."""
     context: Tensor | None = None

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from masked import Masked
+from policy_runs import texts, written
 
 from mmllm import registry
 from mmllm.interfaces import ContextPolicy
@@ -35,25 +36,6 @@ EVICTING = [name for name in SMALL if name != "streaming inside"]
 
 def policy(name, fields, **more):
     return registry.build("context", {"name": name.split()[0], **fields, **more})
-
-
-def texts(count, longest=40, seed=1):
-    """Prompts of varied length, padded in front, and their mask."""
-    drawn = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(6, longest, (count,), generator=drawn)
-    ids = torch.randint(3, 99, (count, int(lengths.max())), generator=drawn)
-    mask = (torch.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]).long()
-    return ids * mask, mask
-
-
-def written(model, ids, mask, policies=(), tokens=8, **options):
-    """The new ids, and the logits B N V behind which they were chosen."""
-    model.context = list(policies)
-    out = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
-        output_logits=True, return_dict_in_generate=True, **options,
-    )  # fmt: skip
-    return out.sequences[:, ids.shape[1] :], torch.stack(out.logits, 1)
 
 
 @pytest.fixture(scope="module")
