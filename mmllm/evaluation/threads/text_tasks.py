@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from mmllm.errors import InputError
@@ -116,7 +117,7 @@ def _threads(task: Task, seed: int, count: int, threads: int, steps: int, direct
     drawn = _places(generator, count, threads * steps, "random")
     chains = [sorted(drawn[i::threads], reverse=direction == "backward") for i in range(threads)]
     for chain in chains:
-        for place, following in zip(chain, chain[1:], strict=False):
+        for place, following in pairwise(chain):
             pairs[place] = pairs[place][0], pairs[following][0]
     ends = [chain[-1] for chain in chains]
     keys = ", ".join(f'"{pairs[chain[0]][0]}"' for chain in chains)
