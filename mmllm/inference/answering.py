@@ -26,7 +26,7 @@ from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import local_folder
 from mmllm.inference.asking import VideoAnswering
-from mmllm.inference.costs import cache_bytes, stage_costs
+from mmllm.inference.costs import cache_bytes, keys_held, stage_costs
 from mmllm.inference.decisions import encoded_for
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.hosted import HostedVideoQA
@@ -34,6 +34,7 @@ from mmllm.inference.hosted_loading import is_hosted, load_hosted, with_adapter
 from mmllm.inference.kept_prefix import grouped
 from mmllm.inference.overlay import kept_patches, ranking_map
 from mmllm.inference.piecewise import WHOLE_FRAMES, Feed, LongVideo, PiecewiseEncoding
+from mmllm.llm.counters import ContextCounts
 from mmllm.llm.prefix import Prefix
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
@@ -159,6 +160,11 @@ class VideoQA(VideoAnswering):
         return self.model.reads_question
 
     @property
+    def context(self) -> list[dict[str, Any]]:
+        """The policies of the cache, as JSON mappings."""
+        return list(self.model.config.context)
+
+    @property
     def prefix_problem(self) -> str | None:
         """Why the LLM has to read a video again for each question; None if its cache of the video can be kept."""
         if self.reads_question:
@@ -193,7 +199,8 @@ class VideoQA(VideoAnswering):
         config = self.model.config
         stages = stage_costs(**stages_of(config), frames=frames, width=config.text_config.hidden_size)
         bytes_per_number = next(self.model.language_model.parameters()).element_size()
-        return stages, cache_bytes(config.text_config, stages[-1]["tokens"], bytes_per_number)
+        kept = keys_held(config.context, stages[-1]["tokens"])
+        return stages, cache_bytes(config.text_config, kept, bytes_per_number)
 
     @torch.no_grad()
     def _try_path(self, frames: int) -> None:
@@ -494,8 +501,12 @@ class VideoQA(VideoAnswering):
         Raises:
             CheckpointError: if it was opened for another LLM, or its weights have changed since.
             InputError: if the prompt begins otherwise.
+            ConfigError: for a model with policies of the cache.
         """
         assert kept is not None
+        if self.context:
+            names = ", ".join(policy["name"] for policy in self.context)
+            raise ConfigError(f"context {names}: a file holds no record of its keys; ask about the video itself")
         kept.require_reader(self.model.language_model)
         if not torch.equal(kept.given, given.to(kept.given.device)):
             raise InputError("the prompt begins otherwise than that of the file, such as with another system prompt")
@@ -538,7 +549,13 @@ class VideoQA(VideoAnswering):
 
     @torch.no_grad()
     def generate(
-        self, encoded: EncodedVideo, input_ids: Tensor, attention_mask: Tensor | None = None, **generate: Any
+        self,
+        encoded: EncodedVideo,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        tally: list[ContextCounts] | None = None,
+        **generate: Any,
     ) -> Tensor:
         """New ids Q K for prompts about one video.
 
@@ -546,6 +563,7 @@ class VideoQA(VideoAnswering):
             encoded: the video.
             input_ids: int64, Q L, each row with the video's placeholder.
             attention_mask: Q L.
+            tally: gets the counters of the cache, if there are policies for it.
             generate: options of transformers' `generate`; greedy by default. `decoding` is a method that writes the
                 answer, or its description.
 
@@ -561,6 +579,9 @@ class VideoQA(VideoAnswering):
         mask = None if attention_mask is None else attention_mask.to(device)
         options = self.generation_options(options)
         options |= self._seen(encoded, input_ids, torch.ones_like(input_ids) if mask is None else mask, options)
+        if tally is not None:
+            tally.append(ContextCounts())
+            options["context_counts"] = tally[-1]
         ids = self.model.generate(input_ids=input_ids, attention_mask=mask, **options)
         return ids[:, input_ids.shape[1] :]
 

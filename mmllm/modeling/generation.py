@@ -21,7 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from mmllm.errors import ConfigError, InputError
-from mmllm.llm.cache import CACHE
+from mmllm.llm.cache import CACHE, QUANTISED, pass_of
 from mmllm.llm.prefix import DYNAMIC, Prefix, copies_of_rows, starts_from_prefix, takes_padding
 from mmllm.modalities.border import media_apart, one_media, placeholders
 from mmllm.modalities.inputs import Media
@@ -37,6 +37,7 @@ _VISUAL = (
     "cross_attention_states",
     "cross_attention_mask",
     "new_valid",
+    "context_counts",
 )
 """Arguments of `forward` for the first step of `generate` only."""
 _LENGTHS = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
@@ -109,7 +110,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         placed = place(input_ids, mask, sequences, pad_side="left")
         rows = {"input_ids": placed.input_ids, "attention_mask": placed.attention_mask}
         if not sequences:
-            return rows
+            return rows | self._text_inputs(placed, options)
         require_room(placed.input_ids.shape[1], placed.visual.shape[1], self.room)
         return rows | self._visual_inputs(placed, options)
 
@@ -128,6 +129,9 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         rows[CACHE] = prefix.cache(len(prompts) * copies_of_rows(partial(self._option, options)))
         if prefix.current is not None:
             rows["new_valid"] = rows["attention_mask"][:, len(prefix.ids) :].bool()
+            current = pass_of(rows[CACHE])
+            assert current is not None
+            current.count_in(options.pop("context_counts", None), rows[CACHE].layers)
         return rows
 
     def takes_prefix(self, options: Mapping[str, Any]) -> bool:
@@ -187,6 +191,17 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
                 visual |= {"cross_attention_states": states, "cross_attention_mask": mask}
         return visual
 
+    def _text_inputs(self, placed: Placed, options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of `forward` for a text without media: policies of the cache act on it, too.
+
+        Raises:
+            ConfigError: if an option does not work with a policy.
+        """
+        if not self.context:
+            return {}
+        self._refuse_for_stages(options)
+        return {"visual_place": placed.place, "visual_frame": placed.frame}
+
     def _with_lengths(self, options: dict[str, Any], more: int) -> dict[str, Any]:
         """The options, with lengths that also count the `more` positions that visual tokens need."""
         changed = {
@@ -221,10 +236,16 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         """
         implementation = self._option(options, "cache_implementation")
         if implementation not in DYNAMIC:
-            raise ConfigError(f"cache_implementation = {implementation!r}: stages inside the LLM need a dynamic cache")
+            raise ConfigError(
+                f"cache_implementation = {implementation!r}: stages inside the LLM need a dynamic cache; {QUANTISED}"
+            )
         cache = options.get(CACHE)
         if cache is not None and type(cache) is not DynamicCache:
-            raise ConfigError(f"{CACHE}: stages inside the LLM need a DynamicCache, not {type(cache).__name__}")
+            raise ConfigError(
+                f"{CACHE}: stages inside the LLM need a DynamicCache, not {type(cache).__name__}; {QUANTISED}"
+            )
+        if any(stage.needs_cache for stage in self.llm_stages) and self._option(options, "use_cache") is False:
+            raise ConfigError("use_cache = False: a stage that removes or chooses keys of the cache needs a cache")
         if not any(stage.evicts for stage in self.llm_stages):
             return
         for name in ("assistant_model", "prompt_lookup_num_tokens"):
@@ -232,8 +253,6 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
                 raise ConfigError(
                     f"{name}: after a stage has removed keys, guessed tokens cannot be removed from the cache"
                 )
-        if self._option(options, "use_cache") is False:
-            raise ConfigError("use_cache = False: a stage that removes keys from the cache needs a cache")
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any

@@ -80,11 +80,21 @@ class Answer:
     decoding: Mapping[str, Any] | None = field(default=None, compare=False)
     """How it was written, if a decoding method was asked for: its `name`, the `other_law` that it writes (empty if it
     is exact) and its `counts`."""
+    context: Mapping[str, Any] | None = field(default=None, compare=False)
+    """What the LLM's cache held, if there were policies for it: the `policies`, and their counters as
+    `ContextCounts.to_json` gives them, for one question on average."""
 
     @property
     def absent(self) -> bool:
         """Whether a model's answer is the empty set: it says that the event does not happen."""
         return not (self.spans or self.fallback)
+
+    @property
+    def counters(self) -> dict[str, Any] | None:
+        """The numbers of `context`, without policies and frames; None without policies."""
+        if self.context is None:
+            return None
+        return {name: value for name, value in self.context.items() if name not in ("policies", "kept_by_frame")}
 
     def to_json(self) -> dict[str, Any]:
         """A mapping of plain JSON values; `steps` only if there are any."""
@@ -95,6 +105,7 @@ class Answer:
             "fallback": self.fallback,
             **({"steps": [step.to_json() for step in self.steps]} if self.steps else {}),
             **({"decoding": dict(self.decoding)} if self.decoding else {}),
+            **({"context": dict(self.context)} if self.context else {}),
         }
 
 
