@@ -314,4 +314,4 @@ def _show(scores: dict[str, Any], json: bool, chance: float | None = None) -> No
     if chance is not None:
         from mmllm.evaluation.threads.tables import depth_tables
 
-        console.print(*depth_tables(scores, chance))
+        console.print(*depth_tables(scores, chance), sep="\n", highlight=False)

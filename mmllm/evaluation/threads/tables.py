@@ -9,7 +9,7 @@ _PLACE = re.compile(r"(?P<length>[0-9.]+) s, depth (?P<depth>[0-9.]+) %")
 
 
 def depth_tables(scores: dict[str, Any], chance: float) -> list[Any]:
-    """Tables of rich, in per cent: mIoU of needles, and right answers of threads of one step, by depth and length.
+    """Titles and tables of rich, in per cent: mIoU of needles, and right answers of threads of one step.
 
     Args:
         scores: of `mmllm eval`, with the groups that the suite of clips gives its questions.
@@ -22,16 +22,18 @@ def depth_tables(scores: dict[str, Any], chance: float) -> list[Any]:
     }
     blind = scores["families"]["needle"]["best_constant_miou"]
     return [
-        _table(f"Needles: mIoU in % (best constant interval: {100 * blind:.1f})", cells, "miou"),
-        _table(f"Threads of 1: right in % (chance: {100 * chance:.1f})", cells, "text_accuracy"),
+        f"Needles: mIoU in % (best constant interval: {100 * blind:.1f})",
+        _table(cells, "miou"),
+        f"Threads of 1: right in % (chance: {100 * chance:.1f})",
+        _table(cells, "text_accuracy"),
     ]
 
 
-def _table(title: str, cells: dict[tuple[float, float], dict[str, Any]], key: str) -> Any:
+def _table(cells: dict[tuple[float, float], dict[str, Any]], key: str) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     lengths = sorted({length for length, _ in cells})
     table.add_column("depth", justify="right")
     for length in lengths:
