@@ -19,7 +19,7 @@ from typing import Any
 from mmllm.app.confined_reading import SHARED, ConfinedReading
 from mmllm.app.limits import DemoLimits
 from mmllm.app.session import ChatTurn
-from mmllm.app.settings import CHAIN_OFF, ONE_BY_ONE, OWN, Settings
+from mmllm.app.settings import CHAIN_OFF, EVERYTHING, ONE_BY_ONE, OWN, Settings
 from mmllm.app.shelf import Shelf
 from mmllm.app.variants import Variants
 from mmllm.app.watching import View, Watcher
@@ -31,7 +31,7 @@ from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.streaming import PartialAnswer, stream
 from mmllm.interfaces import Decoding
-from mmllm.registry import named
+from mmllm.registry import find, named
 from mmllm.times.answers import Span, Step
 from mmllm.times.stamps import stamped
 
@@ -78,21 +78,26 @@ class Engine:
         """The model's own stages and number of frames, or fewer frames if the limits require it."""
         return Settings(frames=min(self.qa.processor.num_frames, self.limits.frames))
 
-    def settings(self, frames: float, reducer: str, share: float, path: str) -> Settings:
+    def settings(self, frames: float, reducer: str, share: float, path: str, context: str = EVERYTHING) -> Settings:
         """The settings that a visitor chose.
 
         Raises:
             InputError: if a value has the wrong type or is outside its limits.
         """
-        for name in (reducer, path):
+        for name in (reducer, path, context):
             if not isinstance(name, str) or len(name) > _MAX_NAME_CHARACTERS:
                 raise InputError(
-                    f"a reducer or path must be a text of at most {_MAX_NAME_CHARACTERS} characters, not {name!r:.50}"
+                    f"a reducer, path or context must be a text of at most {_MAX_NAME_CHARACTERS} characters, not "
+                    f"{name!r:.50}"
                 )
+        context = context.strip() or EVERYTHING
+        _refuse_files(context)
         if not isinstance(share, (int, float)):
             raise InputError(f"the share of tokens must be a number, not {share!r:.50}")
         frames = self.limits.checked_frames(frames)
-        return Settings(frames=frames, reducer=reducer.strip() or OWN, share=share, path=path.strip() or OWN)
+        return Settings(
+            frames=frames, reducer=reducer.strip() or OWN, share=share, path=path.strip() or OWN, context=context
+        )
 
     def chain(self, choice: Any) -> ChainConfig | None:
         """How a visitor wants a video to be asked; None for "off".
@@ -266,6 +271,19 @@ class Engine:
             while len(self._digests) > _MAX_DIGESTS:
                 self._digests.popitem(last=False)
         return digest
+
+
+def _refuse_files(context: str) -> None:
+    """Refuses settings of a policy that would open a file which the visitor names.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    for policy in () if context == EVERYTHING else context.split():
+        name, fields = named("context", policy)
+        cls: Any = find("context", name).cls
+        if files := set(fields) & set(cls.names_files):
+            raise InputError(f"{name}: {', '.join(sorted(files))}: the demo opens no other files; leave it out")
 
 
 def _written(decoding: Decoding | None) -> str:
