@@ -87,6 +87,17 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("second question", "{sooner_ratio:.1f} times sooner"),
         ("quartiles", "{sooner_ratio.low:.1f} to {sooner_ratio.high:.1f}"),
     ),
+    "context-budgets": _columns(
+        ("policy", "{policy}"),
+        ("mIoU at 50 %", *_mean("iou_50_percent")),
+        ("25 %", *_mean("iou_25_percent")),
+        ("12.5 %", *_mean("iou_12_5_percent")),
+        ("bytes held at 50 %", "{held_50_percent:.0f} %"),
+        ("25 %", "{held_25_percent:.0f} %"),
+        ("12.5 %", "{held_12_5_percent:.0f} %"),
+        ("tokens a second at 25 %", "{tokens_s:.0f}"),
+        ("of those without", "{speed_ratio:.2f} x"),
+    ),
     "watch-events": _columns(
         ("question", "{question}"),
         ("events", "{events:.0f}"),
