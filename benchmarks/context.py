@@ -25,6 +25,7 @@ from benchmarks.measuring import in_turns
 from benchmarks.reducers import CLIP_SEED, FAMILIES, questions_by_clip
 from benchmarks.results import Number, Results, command_line, machine, option_parser
 from mmllm import registry
+from mmllm.errors import ConfigError
 from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.metrics import by_video, sample_iou
 from mmllm.evaluation.run import Benchmark, answered
@@ -68,21 +69,30 @@ LEFT_OUT = {
 }
 
 
-def measured() -> list[str]:
-    """The registered policies that are measured, in the order of the table."""
-    return [name for name in SETTINGS if name in registry.parts("context")]
-
-
 def variants(qa: VideoAnswering, positions: int, seed: int) -> dict[str, VideoAnswering]:
-    """The model under each policy, as `policy budget`; the first has none."""
+    """The model under each policy that fits it, as `policy budget`; the first has none."""
     made = {"everything": qa}
-    for name in measured():
+    for name in fitting(qa, positions):
         for budget, share in BUDGETS.items():
             text = SETTINGS[name](share, positions)
-            made[f"{name} {budget}"] = qa.with_context(
-                f"{text},seed={seed}" if name in ("random", "keyformer") else text
-            )
+            seeded = f"{text},seed={seed}" if name in ("random", "keyformer") else text
+            made[f"{name} {budget}"] = qa.with_context(seeded)
     return made
+
+
+def fitting(qa: VideoAnswering, positions: int) -> list[str]:
+    """The registered policies that have a budget and fit the model, in the order of the table."""
+    names = []
+    for name in SETTINGS:
+        if name not in registry.parts("context"):
+            continue
+        try:
+            qa.with_context(SETTINGS[name](0.5, positions))
+        except ConfigError as problem:
+            print(f"{name} is left out: {problem}")
+            continue
+        names.append(name)
+    return names
 
 
 def answers(qa: VideoAnswering, benchmark: Benchmark, positions: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -136,7 +146,8 @@ def fill(
 ) -> None:
     """A row for each policy: mIoU, bytes and speed at each budget."""
     labels: dict[str, dict[str, str]] = {"none": dict.fromkeys(BUDGETS, "everything")}
-    labels |= {f"`{name}`": {budget: f"{name} {budget}" for budget in BUDGETS} for name in measured()}
+    names = dict.fromkeys(name.split()[0] for name in rates if name != "everything")
+    labels |= {f"`{name}`": {budget: f"{name} {budget}" for budget in BUDGETS} for name in names}
     for label, by_budget in labels.items():
         numbers: dict[str, Number] = {}
         for budget, name in by_budget.items():

@@ -69,20 +69,17 @@ def watch(
     """
     from mmllm.inference.answering import VideoQA
     from mmllm.video.live.sources import follow
+    from mmllm.watch.choosing import memory_of
     from mmllm.watch.config import WatchConfig
-    from mmllm.watch.memory import memory_of
-    from mmllm.watch.watcher import Watcher
+    from mmllm.watch.watcher import Watcher, require_questions
 
     require_rate(fps)
-    if not question:
-        raise InputError('there is no question: give --question "When does the red circle spin?"')
     if seconds is not None and not 0 < seconds < float("inf"):
         raise InputError(f"--seconds {seconds:g}: must be a positive number")
     chosen: dict[str, Any] = {"window_s": window, "settle_s": settle, "gap_s": gap}
     config = WatchConfig(memory=memory, rate=rate, every_s=every, late_s=late, agree=agree, **given_flags(chosen))
-    qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
-    qa.max_new_tokens = checked_count("--max-new-tokens", max_new_tokens)
-    watcher = Watcher(memory_of(qa, config), question, config)
+    checked_count("--max-new-tokens", max_new_tokens)
+    require_questions(question)
     why = "the stream is over"
     assert config.gap_s is not None
     with stopped_by_signals() as stopped:
@@ -96,6 +93,9 @@ def watch(
             stopped=lambda: bool(stopped),
             skipped=_say_skipped,
         )
+        qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
+        qa.max_new_tokens = max_new_tokens
+        watcher = Watcher(memory_of(qa, config), question, config)
         for record in watcher.watch(_until(frames, seconds, lambda: bool(stopped))):
             _say(record)
     if stopped:

@@ -68,12 +68,3 @@ def moved(answer: Answer, start_s: float) -> Answer:
     spans = () if answer.fallback else answer.spans
     shifted = tuple(Span(span.start_s + start_s, span.end_s + start_s) for span in spans)
     return Answer(text=answer.text, spans=shifted, raw=answer.raw, fallback=answer.fallback)
-
-
-def memory_of(qa: VideoAnswering, config: WatchConfig) -> StreamMemory:
-    """The memory that the settings name.
-
-    Raises:
-        ConfigError: if it does not work with this model.
-    """
-    return SlidingWindow(qa, config)

@@ -6,7 +6,6 @@ T frames that are kept, S side of the encoder's input, N tokens of a frame, C wi
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -81,6 +80,25 @@ class RecentFrames:
             return self.qa.encode_video(clip)
         return self.qa.encode_again(EncodedVideo(clip=clip, sequences={}, tokens=self._joined(clip)))
 
+    def settled(self) -> EncodedVideo | None:
+        """The newest frame that all its neighbours have come to, as a video of its own; None if there is none yet.
+
+        Its time is that of the stream.
+        """
+        assert isinstance(self.qa, VideoQA)
+        number = len(self) - 1 - self.qa.model.encoder.reach
+        if number < 0:
+            return None
+        clip = VideoClip(
+            frames=self._pixels[number][None],
+            times_s=np.array([self._times_s[number]]),
+            duration_s=self._times_s[-1] + 1 / self.rate,
+            source="stream",
+            original_size=self._size,
+        )
+        tokens = self._beside(self._tokens[number], clip)
+        return self.qa.encode_again(EncodedVideo(clip=clip, sequences={}, tokens=tokens))
+
     def _look(self) -> None:
         """Encodes the newest frame, and those again that had no later neighbour so far."""
         assert isinstance(self.qa, VideoQA)
@@ -97,12 +115,16 @@ class RecentFrames:
         self.encoded_frames += again + 1
 
     def _joined(self, clip: VideoClip) -> VisualTokens:
-        """1 T N C: the tokens of all frames, with what is known beside them."""
+        """1 T N C: the tokens of all frames."""
         store = TokenStore(len(self))
         for number, tokens in enumerate(self._tokens):
             store.add(tokens, np.array([number]))
+        return self._beside(store.tokens, clip)
+
+    def _beside(self, tokens: VisualTokens, clip: VideoClip) -> VisualTokens:
+        """The tokens of a clip, with what is known beside them."""
         assert isinstance(self.qa, VideoQA)
         device = self.qa.model.input_device
         size = torch.tensor([clip.original_size], device=device) if self.qa.processor.frame_sizes else None
         times_s = torch.from_numpy(clip.times_s).float().unsqueeze(0).to(device)
-        return replace(store.tokens, times_s=times_s, frame_size=size)
+        return tokens.replace(times_s=times_s, frame_size=size)

@@ -29,10 +29,7 @@ class Watcher:
     """
 
     def __init__(self, memory: StreamMemory, questions: Sequence[str], config: WatchConfig) -> None:
-        if not questions or not all(question.strip() for question in questions):
-            raise InputError("a stream is watched with at least one question, and none of them may be empty")
-        if len(set(questions)) < len(questions):
-            raise InputError("a question is there twice: ask each once")
+        require_questions(questions)
         self.memory, self.questions, self.config = memory, list(questions), config
         self.finders = [EventFinder(config) for _ in questions]
         self.figures = Figures()
@@ -87,3 +84,15 @@ class Watcher:
         self.figures.rounds += 1
         self.figures.rounds_s.append(behind_s)
         return records
+
+
+def require_questions(questions: Sequence[str]) -> None:
+    """Refuses questions that cannot be asked.
+
+    Raises:
+        InputError: if there is none, or one is empty or there twice.
+    """
+    if not questions or not all(question.strip() for question in questions):
+        raise InputError('a stream needs questions, such as --question "When does the red circle spin?", none empty')
+    if len(set(questions)) < len(questions):
+        raise InputError("a question is there twice: ask each once")

@@ -59,21 +59,37 @@ def follow(
     _check(rate=rate, fps=fps, gap_s=gap_s)
     if not (math.isfinite(idle_s) and idle_s >= 0):
         raise InputError(f"idle_s must be zero or more seconds, not {idle_s}")
-    clock, ticks, limits = StreamClock(gap_s), Ticks(rate), limits or VideoLimits()
     place = _place(source, allow_address)
-    count = 0
+    clock, ticks, limits = StreamClock(gap_s), Ticks(rate), limits or VideoLimits()
     if isinstance(place, Path) and place.is_dir():
-        for item in folder_frames(place, fps, clock, ticks, limits, idle_s, stopped):
-            if isinstance(item, LiveFrame):
-                count += 1
-                yield item
-            elif skipped is not None:
-                skipped(item)
+        frames = _without_skipped(folder_frames(place, fps, clock, ticks, limits, idle_s, stopped), skipped)
     else:
-        for frame in _followed(place, source, clock, ticks, limits, idle_s, stopped):
-            count += 1
-            yield frame
-    if not count and not stopped():
+        frames = _followed(place, source, clock, ticks, limits, idle_s, stopped)
+    return _at_least_one(frames, source, idle_s, stopped)
+
+
+def _without_skipped(items: Iterator[LiveFrame | str], skipped: Callable[[str], None] | None) -> Iterator[LiveFrame]:
+    """The frames of a folder; its files that cannot be read are told."""
+    for item in items:
+        if isinstance(item, LiveFrame):
+            yield item
+        elif skipped is not None:
+            skipped(item)
+
+
+def _at_least_one(
+    frames: Iterator[LiveFrame], source: str, idle_s: float, stopped: Callable[[], bool]
+) -> Iterator[LiveFrame]:
+    """The frames.
+
+    Raises:
+        NoFrames: if there are none, and nobody has stopped the stream.
+    """
+    came = False
+    for frame in frames:
+        came = True
+        yield frame
+    if not came and not stopped():
         raise NoFrames(f"{source}: nothing to see came within {idle_s:g} s")
 
 
