@@ -12,6 +12,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from mmllm import cli, registry
 from mmllm.errors import ConfigError, InputError
+from mmllm.evaluation.samples import read_samples
 from mmllm.hosting.model import HostedModel
 from mmllm.inference.contexts import policies_of, written
 from mmllm.inference.hosted import HostedVideoQA
@@ -230,6 +231,22 @@ def test_ask_says_what_was_held_and_draws_it(saved, short_clip, tmp_path, capsys
     assert said["context"]["policies"] == ["h2o:heavy=4,recent=4"]
     assert (tmp_path / "held.png").stat().st_size > 1000
     assert "context: h2o:heavy=4,recent=4:" in run(command, capsys).err
+
+
+def test_eval_says_what_was_held(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    output = tmp_path / "held"
+    command = ["eval", "default", "--render-seed", "7", "--render-videos", "1", "--no-shuffle", "--limit", "1",
+               "--output", str(output), "--context", "h2o:heavy=0.2,recent=0.2"]  # fmt: skip
+    assert "Context h2o:heavy=0.2,recent=0.2:" in " ".join(run(command, capsys).out.split())
+    said = json.loads((output / "metrics.json").read_text())["context"]
+    assert said["policies"] == ["h2o:heavy=0.2,recent=0.2"]
+    assert 0 < said["bytes_held"] < said["bytes_dense"]
+    (file,) = [path for path in output.rglob("*.jsonl") if "context" in path.read_text()]
+    samples = read_samples(file)
+    assert sum(sample.context["bytes_held"] for sample in samples) == pytest.approx(said["bytes_held"] * len(samples))
+    assert all("kept_by_frame" not in sample.context for sample in samples)
+    assert json.loads((output / "answered_by.json").read_text())["config"]["context"][0]["name"] == "h2o"
 
 
 def test_tokens_and_list(saved, capsys):

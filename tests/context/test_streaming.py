@@ -55,6 +55,32 @@ def test_outputs_keys_and_lengths_are_the_originals():
     torch.testing.assert_close(record.values, GOLDEN["kept_values"], atol=1e-6, rtol=0)
 
 
+def test_frames_go_whole_and_with_their_time(make_model):
+    """A stream in chunks of two frames, each of two positions of time text and three visual ones."""
+    model = make_model().language_model
+    install(model.model)
+    policy = streaming(sinks=2, window=3, unit="frames", positions="inside", protect=("system",))
+    head = plain_pass(torch.ones(1, 12, dtype=torch.bool), [policy])
+    number = torch.arange(12)[None]
+    head.visual, head.time_text = ((number - 2) % 5 >= 2) & (number >= 2), ((number - 2) % 5 < 2) & (number >= 2)
+    cache, drawn = DynamicCache(config=model.config), torch.Generator().manual_seed(0)
+    embeds = torch.randn(1, 12, 32, generator=drawn)
+    sizes = []
+    with torch.no_grad():
+        model.model(inputs_embeds=embeds, past_key_values=cache, llm_pass=head)
+        for _ in range(10):
+            kind = torch.tensor([[1, 1, 2, 2, 2] * 2])
+            embeds = torch.randn(1, 10, 32, generator=drawn)
+            model.model(inputs_embeds=embeds, past_key_values=cache, new_kind=kind)
+            sizes.append(cache.layers[0].keys.shape[2])
+    record = cache.layers[0]
+    assert len(set(sizes[2:])) == 1  # flat
+    assert record.kind[0, 0].tolist() == [0, 0, 1, 1] + [1, 1, 2, 2, 2] * 5  # system, sinks, 3 frames and the chunk
+    assert record.position[0, 0, -25:].tolist() == list(range(87, 112))
+    assert record.angle[0, 0].tolist() == list(range(29))  # positions inside the cache
+    assert cache.get_seq_length() == 112
+
+
 def test_bad_input():
     with pytest.raises(ConfigError, match=r"window = 0.0: must be a share"):
         streaming(sinks=0, window=0)
