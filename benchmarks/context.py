@@ -83,11 +83,11 @@ def variants(qa: VideoAnswering, positions: int, seed: int) -> dict[str, VideoAn
 def fitting(qa: VideoAnswering, positions: int) -> list[str]:
     """The registered policies that have a budget and fit the model, in the order of the table."""
     names = []
-    for name in SETTINGS:
+    for name, setting in SETTINGS.items():
         if name not in registry.parts("context"):
             continue
         try:
-            qa.with_context(SETTINGS[name](0.5, positions))
+            qa.with_context(setting(0.5, positions))
         except ConfigError as problem:
             print(f"{name} is left out: {problem}")
             continue

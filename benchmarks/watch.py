@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,9 @@ def watched(
     with tempfile.TemporaryDirectory() as folder:
         pipe = Path(folder) / "stream"
         os.mkfifo(pipe)
-        command = [sys.executable, "-m", "mmllm", "watch", str(pipe), "--model", model, "--idle", "60"]
+        command = [sys.executable, "-m", "mmllm", "watch", str(pipe), "--model", model]
         with subprocess.Popen([*command, *asked, *options], stdout=subprocess.PIPE, text=True) as process:
-            writer = threading.Thread(target=write_stream, args=(stream, seconds, pipe))
+            writer = threading.Thread(target=_write, args=(stream, seconds, pipe))
             writer.start()
             lines: list[dict[str, Any]] = []
             reader = threading.Thread(target=lambda: lines.extend(map(json.loads, process.stdout or ())))
@@ -92,6 +93,12 @@ def watched(
             writer.join()
             reader.join()
     return lines, memory
+
+
+def _write(stream: SyntheticStream, seconds: float, pipe: Path) -> None:
+    """Writes the stream, until it is over or nobody reads it any more."""
+    with suppress(OSError):
+        write_stream(stream, seconds, pipe)
 
 
 def _memory(process: subprocess.Popen[str], stream: SyntheticStream) -> list[tuple[float, int]]:
@@ -127,7 +134,7 @@ def memory_row(results: Results, lines: Sequence[dict[str, Any]], memory: Sequen
     """Memory in the first and the second half of the stream, and how fast it was watched."""
     end = lines[-1]
     half_s = end["seconds"] / 2
-    # the first tenth is left out: weights and libraries are loaded there
+    # the first tenth is left out: there weights and libraries are loaded
     first = [size for at_s, size in memory if 0.2 * half_s < at_s <= half_s]
     second = [size for at_s, size in memory if at_s > half_s]
     numbers: dict[str, Number] = {
@@ -151,12 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fps", type=int, default=2, help="frames a second of the stream")
     parser.add_argument("--questions", type=int, default=1, help="how many of the stream's questions are asked")
     parser.add_argument("--model", default=DEFAULT, help="folder or hub id of a model")
+    parser.add_argument("--idle", type=float, default=60.0, help="seconds after which the stream is over")
     options, others = parser.parse_known_args(arguments)
     stream = SyntheticStream(StreamConfig(seed=options.seed, fps=options.fps))
     seconds, asked = HOUR_S * options.hours, stream.questions[: options.questions]
     results = Results(command_line(__file__, arguments), machine("torch", "transformers", "av"))
-    lines, memory = watched(stream, seconds, asked, options.model, others)
-    truth = [event for event in stream.events(seconds - 3.0) if event.question in asked]
+    further = ["--idle", str(options.idle), *others]
+    lines, memory = watched(stream, seconds, asked, options.model, further)
+    watched_s = lines[-1]["seconds"]  # what ends shortly before the stream does cannot be reported any more
+    truth = [event for event in stream.events(watched_s - 3.0) if event.question in asked]
     events(results, lines, truth)
     memory_row(results, lines, memory)
     print(*(markdown(table, rows) for table, rows in results.tables.items()), sep="\n\n")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmllm.watch.records import Record
 
 
+# long: a parameter and a line of help for each option
 def watch(
     source: Annotated[str, tyro.conf.Positional],
     question: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
