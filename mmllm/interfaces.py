@@ -414,6 +414,12 @@ class LlmStage(Part):
         return self.evicts
 
     @property
+    def takes_back(self) -> bool:
+        """Whether the newest positions can be removed from the cache as if they had never been read, as guessed tokens
+        are: it neither evicts keys nor remembers what these positions looked at."""
+        return not self.evicts
+
+    @property
     def turns_keys(self) -> bool:
         """Whether positions count what is in the cache: keys are rotated anew once others before them have gone."""
         return False

@@ -25,8 +25,9 @@ class H2OConfig(EvictingConfig):
     """Keys that stay because they have received most attention: a count, or a share of the prompt."""
     recent: Budget = 0.1
     """The newest keys, which stay."""
-    rule: Literal["drop", "mask"] = "drop"
-    """drop evicts; mask hides keys as the authors' simulation does, and saves no memory."""
+    rule: Literal["drop", "mask", "mask-as-run"] = "drop"
+    """drop evicts; mask hides keys by the masks of the authors' simulation, and saves no memory; mask-as-run sees one
+    key more, because a line of that simulation writes into the mask through a view."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +42,8 @@ class H2O(ScoredPolicy):
     config: H2OConfig
 
     def __init__(self, config: H2OConfig) -> None:
-        self.config, self.masks = config, config.rule == "mask"
+        self.config, self.masks = config, config.rule != "drop"
+        self.sees_border = config.rule == "mask-as-run"
         self.family = "select" if self.masks else "evict"
 
     def budget_of(self, free: int) -> int:

@@ -27,6 +27,8 @@ class ScoredPolicy(EvictingPolicy):
     masks: bool = False
     loses: bool = False
     """With `masks`: whether a key that was hidden once never returns."""
+    sees_border: bool = False
+    """With `masks`: whether the key between the heavy and the recent ones is seen."""
 
     def counts(self, view: AttentionView, free: Tensor) -> tuple[Tensor, Tensor]:
         """int64, B each: how many heavy and how many recent keys stay.
@@ -36,6 +38,11 @@ class ScoredPolicy(EvictingPolicy):
             free: bool, B G K. The keys among which is chosen.
         """
         raise NotImplementedError
+
+    @property
+    def takes_back(self) -> bool:
+        """False: scores hold what every position has looked at."""
+        return False
 
     def keys_held(self, visual: int) -> int:
         """As every evicting policy; all keys if they are only hidden."""
@@ -63,7 +70,7 @@ class ScoredPolicy(EvictingPolicy):
         heavy, recent = self.counts(view, free)
         if not self.masks:
             return self.kept(view, free, heavy_and_recent(score, free, heavy, recent))
-        visible = seen_next(score, free, heavy, recent)
+        visible = seen_next(score, free, heavy, recent, sees_border=self.sees_border)
         if self.loses and "visible" in view.by_key:
             visible = visible & (view.by_key["visible"].bool() | _is_new(view))
         stays = visible if self.loses else visible | newest(free, recent)
@@ -88,7 +95,7 @@ def newest(free: Tensor, count: Tensor) -> Tensor:
     return free & ((behind <= count) | (count == 0))
 
 
-def seen_next(score: Tensor, free: Tensor, heavy: Tensor, recent: Tensor) -> Tensor:
+def seen_next(score: Tensor, free: Tensor, heavy: Tensor, recent: Tensor, *, sees_border: bool = False) -> Tensor:
     """bool, B G K: the free keys that the next token sees, by the masks of released code.
 
     The coming token counts as recent, so only `recent` - 1 keys do. The heavy ones are among those before the last
@@ -98,9 +105,10 @@ def seen_next(score: Tensor, free: Tensor, heavy: Tensor, recent: Tensor) -> Ten
         score: float32, B G K.
         free: bool, B G K.
         heavy, recent: int64, B.
+        sees_border: let the key between the two be seen.
     """
     behind = free.flip(-1).cumsum(-1).flip(-1)  # 1 for the newest
     many, few = recent[:, None, None], (heavy + recent)[:, None, None]
-    seen = (free & (behind < many)) | best_keys(score, free & (behind > many), heavy)
+    seen = (free & (behind < many + sees_border)) | best_keys(score, free & (behind > many), heavy)
     everything = (free.sum(-1, keepdim=True) <= few) | (many == 0)
     return torch.where(everything, free, seen)

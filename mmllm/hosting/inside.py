@@ -96,7 +96,7 @@ def check_options(stages: Sequence[LlmStage], option: Any) -> None:
         raise ConfigError(
             f"prefill_chunk_size = {chunk}: stages inside the LLM read a prompt in one pass: leave it out"
         )
-    if any(stage.evicts for stage in stages) and option("prompt_lookup_num_tokens") is not None:
+    if not all(stage.takes_back for stage in stages) and option("prompt_lookup_num_tokens") is not None:
         raise ConfigError(
             "prompt_lookup_num_tokens: after a stage has removed keys, guessed tokens cannot be removed from the cache"
         )

@@ -303,7 +303,7 @@ def _note(view: AttentionView, mask: Tensor | None, keys: int) -> None:
     if counts is None:
         return
     if mask is None:
-        visible = torch.ones(batch, heads, keys, dtype=torch.bool)
+        visible = torch.ones(batch, heads, keys, dtype=torch.bool, device=view.query.device)
     elif mask.dtype == torch.bool:
         visible = mask[:, :, -1, :keys].expand(batch, heads, -1)
     else:

@@ -246,12 +246,13 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             )
         if any(stage.needs_cache for stage in self.llm_stages) and self._option(options, "use_cache") is False:
             raise ConfigError("use_cache = False: a stage that removes or chooses keys of the cache needs a cache")
-        if not any(stage.evicts for stage in self.llm_stages):
+        if all(stage.takes_back for stage in self.llm_stages):
             return
         for name in ("assistant_model", "prompt_lookup_num_tokens"):
             if self._option(options, name) is not None:
                 raise ConfigError(
-                    f"{name}: after a stage has removed keys, guessed tokens cannot be removed from the cache"
+                    f"{name}: after a stage has removed keys, or has noted what guessed tokens looked at, these cannot "
+                    "be removed from the cache"
                 )
 
     def prepare_inputs_for_generation(

@@ -95,6 +95,20 @@ def test_evicting_is_masking(models, family, name, beams):
     assert not torch.equal(gone, dense)  # so it did something
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_sinks_positions_inside_the_cache_are_those_of_the_text(models, family):
+    """Attention depends on distances only, and these are the same then: turned keys are right in every family."""
+    ids, mask = texts(6)
+    inside, absolute = (
+        policy("streaming", {"sinks": 0, "window": 7}, protect=("none",), positions=positions)
+        for positions in ("inside", "absolute")
+    )
+    turned, logits = written(models[family], ids, mask, [inside], tokens=30)
+    plain, plain_logits = written(models[family], ids, mask, [absolute], tokens=30)
+    assert torch.equal(turned, plain)
+    torch.testing.assert_close(logits, plain_logits, atol=2e-4, rtol=2e-4)
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("every", [1, 5])
 def test_a_row_alone_is_the_row_in_a_batch(models, name, every):

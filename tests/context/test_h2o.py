@@ -28,8 +28,11 @@ def test_kept_keys_scores_and_outputs_are_the_originals():
         torch.testing.assert_close(step.by_key["score"][0], GOLDEN[f"score_{number}"], atol=1e-5, rtol=0)
 
 
-def by_hand(query, key, value, prompt, heavy, recent):
-    """The masks of the released simulation, with its lists of slots: what each token sees, and the outputs."""
+def by_hand(query, key, value, prompt, heavy, recent, through_a_view):
+    """The masks of the released simulation, with its lists of slots: what each token sees, and the outputs.
+
+    With `through_a_view`, the line on scores also writes into the mask, as it does in the release.
+    """
     heads, length, width = query.shape[1:]
     outs, masks, scores, visible = [], [], None, None
     for start, stop in [(0, prompt), *((at, at + 1) for at in range(prompt, length))]:
@@ -47,18 +50,19 @@ def by_hand(query, key, value, prompt, heavy, recent):
                 visible[head, : stop + 1 - recent] = False
                 best = sorted(range(stop - recent), key=lambda slot, head=head: -float(total[head, slot]))[:heavy]
                 visible[head, best] = True
-        stays = visible[:, :-1].clone()
+        stays = visible[:, :-1] if through_a_view else visible[:, :-1].clone()
         stays[:, stop - recent :] = True
         scores = total * stays
         masks.append(visible[:, :-1])
     return torch.cat(outs, 1), masks, scores
 
 
-def test_masks_follow_the_released_simulation():
+@pytest.mark.parametrize("rule", ["mask", "mask-as-run"])
+def test_masks_follow_the_released_simulation(rule):
     drawn = torch.Generator().manual_seed(4)
     query, key, value = (torch.randn(1, 3, 26, 8, generator=drawn) for _ in range(3))
-    out, masks, scores = by_hand(query, key, value, prompt=16, heavy=4, recent=3)
-    steps = replayed(h2o(heavy=4, recent=3, rule="mask"), query, key, value, prompt=16)
+    out, masks, scores = by_hand(query, key, value, 16, heavy=4, recent=3, through_a_view="run" in rule)
+    steps = replayed(h2o(heavy=4, recent=3, rule=rule), query, key, value, prompt=16)
     assert_near(torch.cat([step.out for step in steps], dim=2)[0], out)
     for step, mask in zip(steps, masks, strict=True):
         assert torch.equal(step.by_key["visible"][0].bool(), mask)

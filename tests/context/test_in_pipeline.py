@@ -16,11 +16,18 @@ from mmllm.evaluation.samples import read_samples
 from mmllm.hosting.model import HostedModel
 from mmllm.inference.contexts import policies_of, written
 from mmllm.inference.hosted import HostedVideoQA
+from mmllm.inference.prefix_file import save_prefix
 from mmllm.llm.counters import ContextCounts
 from mmllm.tokens import VideoClip
 
 QUESTIONS = ["When does the red circle spin?", "When is the blue square on screen?", "When?"]
-SMALL = ["h2o:heavy=4,recent=4", "streaming:sinks=2,window=6", "keyformer:budget=8", "random:drawn=4,recent=4"]
+SMALL = [
+    "h2o:heavy=4,recent=4",
+    "streaming:sinks=2,window=6",
+    "streaming:window=6,positions=inside",
+    "keyformer:budget=8",
+    "random:drawn=4,recent=4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +67,7 @@ def test_a_batch_of_questions_is_answered_as_one_by_one(untrained_qa, encoded, p
     assert not said["dense"]
     assert said["bytes_needed"] < said["bytes_dense"]
     assert len(said["kept_by_frame"]) == len(encoded.times_s)
-    assert sum(said["kept_by_frame"]) <= 8.5
+    assert sum(said["kept_by_frame"]) <= 10.5
 
 
 def test_a_kept_prefix_is_that_of_its_policy(untrained_qa, encoded):
@@ -156,6 +163,22 @@ def test_decoding_methods_are_refused_by_name(untrained_qa, encoded, method):
 def test_options_of_generate_that_do_not_work(untrained_qa, encoded, options, message):
     with pytest.raises(ConfigError, match=message):
         untrained_qa.ask(encoded, QUESTIONS[0], context="h2o", **options)
+
+
+def test_guessed_tokens_are_refused_by_scores_and_taken_back_by_a_whole_cache(untrained_qa, encoded):
+    with pytest.raises(ConfigError, match="noted what guessed tokens looked at"):
+        untrained_qa.ask(encoded, QUESTIONS[0], context="h2o:rule=mask", prompt_lookup_num_tokens=3)
+    guessed = untrained_qa.ask(encoded, QUESTIONS[0], context="full", prompt_lookup_num_tokens=3)
+    assert guessed == untrained_qa.ask(encoded, QUESTIONS[0])
+
+
+def test_a_file_of_a_kept_video_is_refused_with_a_policy(untrained_qa, encoded, tmp_path):
+    save_prefix(tmp_path / "clip.kv", untrained_qa, encoded)
+    with pytest.raises(ConfigError, match="context h2o: a file holds no record of its keys"):
+        untrained_qa.ask(tmp_path / "clip.kv", QUESTIONS[0], context="h2o")
+    small = untrained_qa.with_context("h2o")
+    with pytest.raises(ConfigError, match="h2o keeps tensors of its own beside the LLM's cache"):
+        save_prefix(tmp_path / "small.kv", small, small.encode_again(encoded))
 
 
 def test_caches_of_other_kinds_are_refused(make_model):
