@@ -47,6 +47,7 @@ VERBS = {
     "score": Verb("mmllm.evaluation.score:score", "score a file of answers without a model, also of lmms-eval"),
     "plot": Verb("mmllm.evaluation.pictures:plot", "draw the losses of a run, its scores, its best and worst answers"),
     "ask": Verb("mmllm.commands.ask:ask", "ask a question about a video"),
+    "watch": Verb("mmllm.commands.watch:watch", "follow a stream and tell when something happens in it"),
     "encode": Verb("mmllm.commands.encode:encode", "write a video as the LLM has read it, to be asked at once"),
     "calibrate": Verb("mmllm.commands.calibrate:calibrate", "measure an LLM once, for a policy that needs it"),
     "demo": Verb("mmllm.commands.demo:demo", "ask videos in the browser"),

@@ -48,6 +48,7 @@ def evaluate(
     render_seed: int | None = None,
     render_world: Literal["basic", "easy", "full", "hard", "scenes", "things"] | None = None,
     render_videos: int = 100,
+    suite: str | None = None,
     limit: int | None = None,
     audio: bool = True,
     shuffle: bool = True,
@@ -83,6 +84,8 @@ def evaluate(
         render_world: kind of these clips, as in `mmllm render`; by default the kind that the packaged model knows.
             things needs the extra things.
         render_videos: number of these clips.
+        suite: without DATA: threads asks for needles and threads in rendered clips, by depth and length; threads-text
+            is Needle Threading, in JSON objects of random keys. Settings follow, as in threads:lengths=30+60,clips=2.
         limit: use only so many videos, the first ones.
         audio: hear the videos, if the model can; --no-audio looks at the pictures only.
         shuffle: also ask each question about another video; shows what the model guesses from the words alone.
@@ -105,17 +108,26 @@ def evaluate(
     from mmllm.decoding.choosing import decoding_of
     from mmllm.evaluation.judge import Judge
     from mmllm.evaluation.run import read_benchmark
+    from mmllm.evaluation.threads.clip_tasks import ClipThreadsConfig
+    from mmllm.evaluation.threads.suites import clip_benchmark, name_of, suite_of
+    from mmllm.evaluation.threads.text_run import TextThreadsConfig
     from mmllm.evaluation.trials import Trials
     from mmllm.inference.answering import VideoQA
 
-    if (data is None) == (render_seed is None):
-        raise InputError("give either DATA or --render-seed")
+    if sum(given is not None for given in (data, render_seed, suite)) != 1:
+        raise InputError("give one of DATA, --render-seed and --suite")
+    threads = None if suite is None else suite_of(suite)
     processes.wait()  # starts the group of processes, which gives each process its own device
     rounds = Trials.of(trials, temperature, seed)
     require_rate(fps)
     in_chain = chain.config
+    if isinstance(threads, TextThreadsConfig):
+        qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
+        return _follow_text(qa, threads, output or Path("runs") / name_of(threads), json)
     if data is not None:
         name, benchmark = "eval", read_benchmark(data, videos, format, durations, fps)
+    elif threads is not None:
+        name, benchmark = name_of(threads), clip_benchmark(threads)
     else:
         name, benchmark = _rendered(render_seed, render_world, render_videos, fps)
     benchmark = benchmark if limit is None else benchmark.first(limit)
@@ -142,7 +154,7 @@ def evaluate(
     )
     if not processes.is_main():
         return 0
-    _show(scores, json)
+    _show(scores, json, threads.chance if isinstance(threads, ClipThreadsConfig) else None)
     return 3 if scores["failed"] or scores["bad_rows"] else 0
 
 
@@ -276,8 +288,23 @@ def _same_model(folder: Path, qa: Any, trials: Any, benchmark: Any, chain: Any, 
         write_json(file, identity, indent=None)
 
 
-def _show(scores: dict[str, Any], json: bool) -> None:
-    """Prints the scores as JSON or as a table."""
+def _follow_text(qa: Any, threads: Any, folder: Path, json: bool) -> int:
+    """Answers and scores the tasks of Needle Threading; exit code 3 if some do not fit into the model's context."""
+    from rich.console import Console
+
+    from mmllm.evaluation.threads.tables import text_table
+    from mmllm.evaluation.threads.text_run import run_text
+
+    scores = run_text(qa, threads, folder)
+    if json:
+        print(json_text.dumps(scores, indent=2))
+    else:
+        Console().print(text_table(scores))
+    return 3 if scores["too_long"] else 0
+
+
+def _show(scores: dict[str, Any], json: bool, chance: float | None = None) -> None:
+    """Prints the scores as JSON or as tables; those of threads in clips with the chance of a shape."""
     if json:
         print(json_text.dumps(scores, indent=2))
         return
@@ -288,3 +315,7 @@ def _show(scores: dict[str, Any], json: bool) -> None:
     console = Console()
     console.print(score_table(scores))
     console.print(score_summary(scores), highlight=False, markup=False)
+    if chance is not None:
+        from mmllm.evaluation.threads.tables import depth_tables
+
+        console.print(*depth_tables(scores, chance), sep="\n", highlight=False)

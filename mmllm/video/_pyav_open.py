@@ -89,7 +89,7 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
         target: Any = media.path
         if joined is not None or target is None:
             target = _PatientStream(joined or media.stream(), patience)
-        settings: dict[str, Any] = {_options_keyword(): options, "metadata_errors": "ignore"}
+        settings: dict[str, Any] = {options_keyword(): options, "metadata_errors": "ignore"}
         opened = av.open(target, format=container, timeout=patience.stall_s, **settings)
     except (av.error.FFmpegError, ValueError) as problem:
         if isinstance(problem, av.error.ExitError) or patience.lost:
@@ -104,7 +104,7 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
     return opened
 
 
-def _options_keyword() -> str:
+def options_keyword() -> str:
     """The keyword of `av.open` for the options of the container and of all its streams.
 
     Before version 17.1, PyAV crashes on options of streams that are not in the header, as in MPEG-PS. There only the

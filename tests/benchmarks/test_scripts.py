@@ -1,5 +1,6 @@
 """Each benchmark explains itself and runs at its smallest, and its results can be read and shown."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -11,15 +12,15 @@ from safetensors.torch import save_file
 
 from benchmarks.layouts import LAYOUTS, markdown
 from benchmarks.results import Results
-from mmllm.registry import build
+from mmllm.registry import build, parts
+from mmllm.times.answers import Span
 from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "decoding", "demo", "directions", "drafts", "encoders", "finetune", "gpu", "hosting",
-    "image_tokenizers", "llm",
-    "long_video", "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
-    "video", "when",
+    "ablations", "context", "decoding", "demo", "directions", "drafts", "encoders", "finetune", "gpu", "hosting",
+    "image_tokenizers", "llm", "long_video", "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving",
+    "shared_prefix", "tokenizer_training", "train", "video", "watch", "when",
 )  # fmt: skip
 
 
@@ -350,3 +351,38 @@ def test_what_pruning_does_to_when(tmp_path, monkeypatch):
     assert 0 <= whole.numbers["whole_25_percent"].middle <= 100
     assert [row.labels["reducer"] for row in others] == [f"`{name}`" for name in when.REDUCERS]
     assert filled_columns(kept, "when-groups") == 9
+
+
+def test_every_policy_of_the_cache_has_settings_or_a_reason(tmp_path):
+    context = import_module("benchmarks.context")
+    assert set(parts("context")) <= set(context.SETTINGS) | set(context.LEFT_OUT)
+    kept = run("context", ["--seeds", "0", "1", "--videos", "1", "--rounds", "1"], tmp_path)
+    everything, *policies = kept.tables["context-budgets"]
+    assert everything.numbers["held_25_percent"] == 100
+    assert {row.labels["policy"] for row in policies} >= {"`random`", "`window`", "`streaming`", "`h2o`", "`keyformer`"}
+    assert filled_columns(kept, "context-budgets") == 9
+    (window,) = [row for row in policies if row.labels["policy"] == "`window`"]
+    held = [window.numbers[f"held_{budget}_percent"] for budget in context.BUDGETS]
+    assert held == sorted(held, reverse=True)
+    assert held[-1] < 50
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_stream_is_watched_and_scored(tmp_path):
+    kept = run("watch", ["--hours", "0.02", "--seed", "5", "--idle", "1"], tmp_path)
+    (events,) = kept.tables["watch-events"]
+    assert events.numbers["recall_percent"] >= 50
+    (memory,) = kept.tables["watch-memory"]
+    assert memory.numbers["growth_percent"] < 10
+    assert memory.numbers["hours"] == pytest.approx(0.02, rel=0.05)
+
+
+def test_reports_are_scored_by_overlap_and_by_when_they_come():
+    watch = import_module("benchmarks.watch")
+    truth = [Span(10.0, 14.0), Span(30.0, 34.0), Span(50.0, 54.0)]
+    reports = [(Span(10.0, 14.5), 15.0), (Span(30.0, 34.0), 37.0), (Span(80.0, 84.0), 85.0)]
+    scores = watch.event_scores(truth, reports)
+    assert scores.recall == pytest.approx(1 / 3)
+    assert scores.precision == pytest.approx(2 / 3)
+    assert (scores.median_after_s, scores.longest_after_s) == (2.0, 3.0)
+    assert watch.event_scores([], []).recall == 1
