@@ -33,7 +33,7 @@ from mmllm.hosting.positions import PositionRule
 from mmllm.hosting.reduction import ReducerChain
 from mmllm.interfaces import LlmStage
 from mmllm.llm.cache import CACHE
-from mmllm.llm.prefix import Prefix, Reader, check_layers, copies_of_rows, digest_of, starts_from_prefix
+from mmllm.llm.prefix import Prefix, Reader, check_layers, copies_of_rows, digest_of, starts_from_prefix, takes_padding
 
 _log = logging.getLogger(__name__)
 
@@ -316,6 +316,11 @@ class HostedModel:
     def takes_prefix(self, options: Mapping[str, Any]) -> bool:
         """Whether `generate_behind` can take these options."""
         return starts_from_prefix(partial(self._option, options))
+
+    @property
+    def counts_padding(self) -> bool:
+        """Whether the LLM's cache has sliding windows, which would count the padding behind a prefix."""
+        return not takes_padding(DynamicCache(config=self.config.get_text_config()).layers)
 
     @property
     def _is_untouched(self) -> bool:

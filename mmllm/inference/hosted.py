@@ -36,7 +36,7 @@ from mmllm.inference.hosted_costs import hosted_costs
 from mmllm.inference.hosted_video import HostedVideo, NoSink, hosted_video, kept_places
 from mmllm.inference.kept_prefix import PrefixSlot, grouped
 from mmllm.inference.piecewise import Feed
-from mmllm.llm.prefix import Prefix, takes_padding
+from mmllm.llm.prefix import Prefix
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.times.answers import Answer, Span
 from mmllm.times.stamps import replace_stamps, stamp
@@ -328,9 +328,9 @@ class HostedVideoQA(VideoAnswering):
         self, video: HostedVideo, prompts: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> list[list[int]]:
         """Numbers of the prompts that may be one batch: with a prefix, those that begin alike."""
-        if not self._keeps(options):
+        if not self.keeps(options):
             return [list(range(len(prompts)))]
-        apart = not takes_padding(DynamicCache(config=self.model.config.get_text_config()).layers)
+        apart = self.model.counts_padding
         return grouped(
             (*self.model.given(prompt, video.features).tolist(), prompt["input_ids"].shape[1] if apart else 0)
             for prompt in prompts
@@ -375,7 +375,7 @@ class HostedVideoQA(VideoAnswering):
             ConfigError: if the decoding method does not work with this model.
         """
         plain = {name: value for name, value in generate.items() if name != "decoding"}
-        if generate.get("decoding") is None and self._keeps(plain):
+        if generate.get("decoding") is None and self.keeps(plain):
             prefix = self.read_prefix(video, prompts[0])
             if all(prefix.begins(prompt["input_ids"][0]) for prompt in prompts):
                 return self.model.generate_behind(prefix, prompts, **self.generation_options(plain))

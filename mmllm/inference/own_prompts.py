@@ -5,7 +5,7 @@ L text positions, R rows, K new ids
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,18 @@ from torch import Tensor
 from mmllm.errors import InputError
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.encoded import EncodedVideo
-from mmllm.inference.prompts import Medium, Prompt, Prompts, PromptTooLong, Turn, chat_messages, media_of, watched_of
+from mmllm.inference.prompts import (
+    Medium,
+    Opening,
+    Prompt,
+    Prompts,
+    PromptTooLong,
+    Turn,
+    chat_messages,
+    media_of,
+    watched_of,
+)
+from mmllm.llm.prefix import Prefix
 from mmllm.modeling.placeholders import place, require_room
 from mmllm.modeling.sequence_rows import as_rows
 from mmllm.preprocessing.text_encoding import Encoded
@@ -31,6 +42,8 @@ class OwnPrompt(Prompt):
     encoded: Encoded
     sequences: dict[int, list[VisualSequence]]
     """Placeholder id -> what stands for each of them, in order."""
+    given: Tensor | None
+    """int64, G. The ids up to the last video, whose LLM's cache is kept with it; None if whole prompts are read."""
 
 
 class OwnPrompts(Prompts[OwnPrompt]):
@@ -90,7 +103,14 @@ class OwnPrompts(Prompts[OwnPrompt]):
             positions=self._positions(encoded, sequences),
             encoded=encoded,
             sequences=sequences,
+            given=self._given(media, encoded),
         )
+
+    def _given(self, media: Sequence[Medium], encoded: Encoded) -> Tensor | None:
+        """The ids of a prompt up to its last medium, if that is a video: images are in nobody's store."""
+        if not media or media[-1].kind != "video" or not self.qa.keeps({}):
+            return None
+        return self.qa.given(encoded.input_ids)
 
     def _asked(self, medium: Medium, question: str) -> Medium:
         """A medium as a model that reads questions sees it for one."""
@@ -107,22 +127,61 @@ class OwnPrompts(Prompts[OwnPrompt]):
             raise PromptTooLong(str(problem)) from None
         return placed.input_ids.shape[1]
 
+    def opens_like(self, prompt: OwnPrompt, other: OwnPrompt) -> bool:
+        """Whether two prompts begin with the same text and the same media."""
+        if prompt.given is None or other.given is None or len(prompt.media) != len(other.media):
+            return False
+        same = (first.encoded is second.encoded for first, second in zip(prompt.media, other.media, strict=True))
+        return torch.equal(prompt.given, other.given) and all(same)
+
+    def fits(self, prompt: OwnPrompt, other: OwnPrompt) -> bool:
+        """Whether two prompts may be rows of a batch.
+
+        Whole prompts do. Behind kept caches, those of one video do unless the LLM's windows count padding; those of
+        different videos do if nothing works inside the LLM.
+        """
+        if prompt.given is None or other.given is None:
+            return prompt.given is other.given
+        if self.qa.model.counts_padding:
+            questions = {len(each.encoded.input_ids) - len(each.given) for each in (prompt, other)}
+            return self.opens_like(prompt, other) and len(questions) == 1
+        return not self.qa.model.llm_stages or self.opens_like(prompt, other)
+
     @torch.no_grad()
-    def generate(self, prompts: Sequence[OwnPrompt], **options: Any) -> Tensor:
+    def openings(self, prompts: Sequence[OwnPrompt], options: Mapping[str, Any]) -> list[Opening] | None:
+        """What the LLM has read of each prompt; see `Prompts.openings`."""
+        if prompts[0].given is None or not self.qa.keeps(options):
+            return None
+
+        def read(prompt: OwnPrompt, kept: Prefix | None) -> Prefix:
+            assert prompt.given is not None
+            sequences = {placeholder: as_rows(own) for placeholder, own in prompt.sequences.items()}
+            return self.qa.model.read_prefix(prompt.given.to(self.qa.model.input_device), sequences, kept)
+
+        return self.kept_openings(prompts, read)
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[OwnPrompt], openings: Sequence[Opening] | None = None, **options: Any
+    ) -> Tensor:
         """int64, R K: new ids; see `Prompts.generate`."""
         inputs = self.qa.processor.collate([prompt.encoded for prompt in prompts])
-        rows: dict[int, list[VisualSequence]] = {}
-        for prompt in prompts:
-            for placeholder, sequences in prompt.sequences.items():
-                rows.setdefault(placeholder, []).extend(sequences)
         device = self.qa.model.input_device
         ids = self.qa.model.generate(
             input_ids=inputs["input_ids"].to(device),
             attention_mask=inputs["attention_mask"].to(device),
-            sequences={placeholder: as_rows(sequences) for placeholder, sequences in rows.items()},
+            **self._seen(prompts) if openings is None else {"prefix": [opening.prefix for opening in openings]},
             **self.qa.generation_options(options),
         )
         return ids[:, inputs["input_ids"].shape[1] :]
+
+    def _seen(self, prompts: Sequence[OwnPrompt]) -> dict[str, Any]:
+        """The media of whole prompts, as `generate` takes them."""
+        rows: dict[int, list[VisualSequence]] = {}
+        for prompt in prompts:
+            for placeholder, sequences in prompt.sequences.items():
+                rows.setdefault(placeholder, []).extend(sequences)
+        return {"sequences": {placeholder: as_rows(sequences) for placeholder, sequences in rows.items()}}
 
     def plain(self, ids: Sequence[int]) -> str:
         """The text of an answer without a video; time tokens are left out: there is nothing they are times of."""

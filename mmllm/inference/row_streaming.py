@@ -31,6 +31,8 @@ class Row:
     """Called after each token; True ends the answer."""
     until_s: float = float("inf")
     """`time.monotonic()` at which the answer ends with the text so far."""
+    cached: int = 0
+    """Positions of the prompt that the LLM did not read, since its cache of them was kept."""
     tokens: int = 0
     """How many ids came."""
     first_s: float | None = None
@@ -47,12 +49,17 @@ def answer_rows(prompts: Prompts[Any], rows: Sequence[Row], **generate: Any) -> 
 
     Args:
         prompts: of the model that answers.
-        rows: at least one, several if the model `takes_rows`.
+        rows: at least one, whose prompts fit together.
         generate: options of `generate`.
     """
     writing = _Rows(rows, prompts.qa.stop_tokens)
+    asked = [row.prompt for row in rows]
+    openings = prompts.openings(asked, generate)
+    for row, opening in zip(rows, openings or (), strict=False):
+        row.cached = opening.cached
     prompts.generate(
-        [row.prompt for row in rows],
+        asked,
+        openings=openings,
         max_new_tokens=max(row.most_tokens for row in rows),
         streamer=writing.streamer,
         stopping_criteria=StoppingCriteriaList([writing.stops]),

@@ -66,6 +66,7 @@ class Answering:
             answer_s=limits.answer_s,
             metrics=metrics,
             expected=lambda: self._preparing,
+            answered=self.shelf.fit,  # videos have kept the LLM's cache of themselves
             **batching,  # type: ignore[arg-type]
         )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mmllm-prepare")

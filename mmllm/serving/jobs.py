@@ -28,6 +28,8 @@ class Ending:
     cut: Cut | None
     tokens: int
     """Of the answer."""
+    cached: int
+    """Positions of the prompt that the LLM did not read, since its cache of them was kept."""
 
     @property
     def finish_reason(self) -> FinishReason:
@@ -65,8 +67,9 @@ class Job:
 
     def fits(self, other: Job) -> bool:
         """Whether both can be answered as one batch: the same model and stages, and no drawing of words."""
-        same = self.prompts.qa is other.prompts.qa and self.prompts.takes_rows
-        return same and not (self.question.temperature or other.question.temperature)
+        same = self.prompts.qa is other.prompts.qa
+        drawn = self.question.temperature or other.question.temperature
+        return same and not drawn and self.prompts.fits(self.prompt, other.prompt)
 
     def take(self, token: int) -> bool:
         """The next id of the answer; True if the answer ends with it."""
@@ -75,10 +78,10 @@ class Job:
             self.emit(piece)
         return self.speech.ended
 
-    def end(self, cut: Cut | None, tokens: int) -> None:
+    def end(self, cut: Cut | None, tokens: int, cached: int) -> None:
         """Emits the end of the answer."""
         answer = self.prompts.answer(self.prompt, self.speech.ids)
         piece = self.speech.end()
         if self.question.keys is not None:
             piece = as_json(answer, self.question.keys)
-        self.emit(Ending(piece=piece, answer=answer, cut=cut, tokens=tokens))
+        self.emit(Ending(piece=piece, answer=answer, cut=cut, tokens=tokens, cached=cached))
