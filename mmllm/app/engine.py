@@ -18,12 +18,12 @@ from typing import Any
 
 from mmllm.app.confined_reading import SHARED, ConfinedReading
 from mmllm.app.limits import DemoLimits
+from mmllm.app.methods import MOST_CHARACTERS, Methods
 from mmllm.app.session import ChatTurn
 from mmllm.app.settings import CHAIN_OFF, ONE_BY_ONE, OWN, Settings
 from mmllm.app.shelf import Shelf
 from mmllm.app.variants import Variants
 from mmllm.app.watching import View, Watcher
-from mmllm.decoding.choosing import decoding_of
 from mmllm.errors import InputError
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.chain import steps_of, thought
@@ -31,15 +31,11 @@ from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.streaming import PartialAnswer, stream
 from mmllm.interfaces import Decoding
-from mmllm.registry import named
 from mmllm.times.answers import Span, Step
 from mmllm.times.stamps import stamped
 
 _WORD = re.compile(r"[^\W\d_]+")
-_MAX_NAME_CHARACTERS = 200
 _MAX_DIGESTS = 1000
-_MAX_METHODS = 16
-"""How many decoding methods are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +65,7 @@ class Engine:
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
         self._variants = Variants(qa)
         self._watcher = Watcher(self.shelf, reading, limits.video)
-        self._methods: OrderedDict[str, Decoding] = OrderedDict()
+        self._methods = Methods()
         self._digests: OrderedDict[tuple[str, int, int], str] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -85,9 +81,9 @@ class Engine:
             InputError: if a value has the wrong type or is outside its limits.
         """
         for name in (reducer, path):
-            if not isinstance(name, str) or len(name) > _MAX_NAME_CHARACTERS:
+            if not isinstance(name, str) or len(name) > MOST_CHARACTERS:
                 raise InputError(
-                    f"a reducer or path must be a text of at most {_MAX_NAME_CHARACTERS} characters, not {name!r:.50}"
+                    f"a reducer or path must be a text of at most {MOST_CHARACTERS} characters, not {name!r:.50}"
                 )
         if not isinstance(share, (int, float)):
             raise InputError(f"the share of tokens must be a number, not {share!r:.50}")
@@ -111,21 +107,9 @@ class Engine:
         Raises:
             InputError: for an unknown method, or one that would load a model which the visitor names.
         """
-        if not isinstance(choice, str) or len(choice) > _MAX_NAME_CHARACTERS:
-            raise InputError(
-                f"a decoding must be a text of at most {_MAX_NAME_CHARACTERS} characters, not {choice!r:.50}"
-            )
-        if choice.strip() in (ONE_BY_ONE, ""):
-            return None
-        if "draft" in named("decoding", choice)[1]:
-            raise InputError("draft: the demo loads no other models; leave it out for the model's own weights")
-        with self._lock:
-            if choice not in self._methods:
-                self._methods[choice] = decoding_of(choice)
-                while len(self._methods) > _MAX_METHODS:
-                    self._methods.popitem(last=False)
-            self._methods.move_to_end(choice)
-            return self._methods[choice]
+        if not isinstance(choice, str):
+            raise InputError(f"a decoding must be a text, not {choice!r:.50}")
+        return None if choice.strip() in (ONE_BY_ONE, "") else self._methods.of(choice)
 
     def unknown_words(self, question: str) -> list[str]:
         """The words of a question that the tokenizer maps to its unknown token; small models know few words."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmllm.decoding.choosing import options_with
 from mmllm.errors import InputError
 from mmllm.hosting.narrowing import HostedPrompt
 from mmllm.inference.encoded import EncodedVideo
@@ -120,7 +121,7 @@ class HostedPrompts(Prompts[PromptOfHosted]):
 
     def openings(self, prompts: Sequence[PromptOfHosted], options: Mapping[str, Any]) -> list[Opening] | None:
         """What the LLM has read of each prompt; see `Prompts.openings`."""
-        if prompts[0].opening is None or not self.qa.keeps(options):
+        if prompts[0].opening is None or options.get("decoding") is not None or not self.qa.keeps(options):
             return None
 
         def read(prompt: PromptOfHosted, _kept: Prefix | None) -> Prefix:
@@ -134,6 +135,8 @@ class HostedPrompts(Prompts[PromptOfHosted]):
         """int64, R K: new ids; see `Prompts.generate`."""
         if openings is None:
             (prompt,) = prompts
+            ids, mask = prompt.inputs["input_ids"], prompt.inputs.get("attention_mask")
+            options = options_with(options, self.qa, prompt.watched, ids, mask)
             return self.qa.generate_prepared(prompt.prepared, **options)
         rows = [prompt.inputs for prompt in prompts]
         return self.qa.model.generate_behind(openings[0].prefix, rows, **self.qa.generation_options(options))

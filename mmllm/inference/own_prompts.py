@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmllm.decoding.choosing import options_with
 from mmllm.errors import InputError
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.encoded import EncodedVideo
@@ -150,7 +151,7 @@ class OwnPrompts(Prompts[OwnPrompt]):
     @torch.no_grad()
     def openings(self, prompts: Sequence[OwnPrompt], options: Mapping[str, Any]) -> list[Opening] | None:
         """What the LLM has read of each prompt; see `Prompts.openings`."""
-        if prompts[0].given is None or not self.qa.keeps(options):
+        if prompts[0].given is None or options.get("decoding") is not None or not self.qa.keeps(options):
             return None
 
         def read(prompt: OwnPrompt, kept: Prefix | None) -> Prefix:
@@ -167,9 +168,11 @@ class OwnPrompts(Prompts[OwnPrompt]):
         """int64, R K: new ids; see `Prompts.generate`."""
         inputs = self.qa.processor.collate([prompt.encoded for prompt in prompts])
         device = self.qa.model.input_device
+        ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
+        options = options_with(options, self.qa, prompts[0].watched, ids, mask)
         ids = self.qa.model.generate(
-            input_ids=inputs["input_ids"].to(device),
-            attention_mask=inputs["attention_mask"].to(device),
+            input_ids=ids,
+            attention_mask=mask,
             **self._seen(prompts) if openings is None else {"prefix": [opening.prefix for opening in openings]},
             **self.qa.generation_options(options),
         )

@@ -50,9 +50,9 @@ def answer_rows(prompts: Prompts[Any], rows: Sequence[Row], **generate: Any) -> 
     Args:
         prompts: of the model that answers.
         rows: at least one, whose prompts fit together.
-        generate: options of `generate`.
+        generate: options of `generate`; with `decoding`, a method that writes the answer of a single row.
     """
-    writing = _Rows(rows, prompts.qa.stop_tokens)
+    writing = _Rows(list(rows), prompts.qa.stop_tokens)
     asked = [row.prompt for row in rows]
     openings = prompts.openings(asked, generate)
     for row, opening in zip(rows, openings or (), strict=False):
@@ -71,7 +71,7 @@ def answer_rows(prompts: Prompts[Any], rows: Sequence[Row], **generate: Any) -> 
 class _Rows:
     """Hands new ids to their rows, and says which rows have ended."""
 
-    rows: Sequence[Row]
+    rows: list[Row]
     stop_tokens: Sequence[int]
     streamer: BaseStreamer = field(init=False)
 
@@ -79,8 +79,9 @@ class _Rows:
         self.streamer = _RowStreamer(self.give)
 
     def give(self, ids: Sequence[int]) -> None:
-        """Takes the next id of each row; those of ended rows are filling."""
-        for row, token in zip(self.rows, ids, strict=True):
+        """Takes the next id of each row; those of ended rows are filling. A single row may get several ids at once."""
+        rows = self.rows * len(ids) if len(self.rows) == 1 else self.rows
+        for row, token in zip(rows, ids, strict=True):
             if row.ended:
                 continue
             row.tokens += 1

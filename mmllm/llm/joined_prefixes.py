@@ -78,7 +78,9 @@ def _is_shared(prefixes: Sequence[Prefix]) -> bool:
 
 def _require_joinable(prefixes: Sequence[Prefix]) -> None:
     if not all(map(is_joinable, prefixes)):
-        raise ConfigError("questions about different videos cannot share a batch: the LLM has stages or sliding windows")
+        raise ConfigError(
+            "questions about different videos cannot share a batch: the LLM has stages or sliding windows"
+        )
 
 
 def _filled(parts: Sequence[Tensor], filling: int, rows: int) -> Tensor:

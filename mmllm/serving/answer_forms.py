@@ -26,8 +26,9 @@ def sentence_of(answer: Answer) -> str:
 
 
 def content_fields(answer: Answer) -> dict[str, Any]:
-    """Spans and sentence of an answer, by the names in `KEYS`."""
-    return {"spans": spans_of(answer), "answer": sentence_of(answer)}
+    """Spans and sentence of an answer, by the names in `KEYS`; and how it was written, if by a decoding method."""
+    written = {} if answer.decoding is None else {"decoding": answer.decoding}
+    return {"spans": spans_of(answer), "answer": sentence_of(answer), **written}
 
 
 def as_json(answer: Answer, keys: tuple[str, ...]) -> str:

@@ -33,6 +33,7 @@ def chat_question(body: Any, limits: ServeLimits) -> Question:
         sayings=tuple(sayings),
         stages=reading.stages,
         times_of=times_of(fields, reading.videos),
+        decoding=fields.text("decoding"),
         most_tokens=_most_tokens(fields),
         stops=fields.texts("stop", _MOST_STOPS),
         stream=stream,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mmllm.inference.prompts import Prompt, Prompts
 from mmllm.inference.streaming import Cut
+from mmllm.interfaces import Decoding
 from mmllm.serving.answer_forms import as_json
 from mmllm.serving.question import Question
 from mmllm.serving.speech import Speech
@@ -55,21 +56,26 @@ class Job:
     emit: Callable[[Event], None]
     """Takes what comes; called in the thread of the LLM."""
     began_s: float = field(default_factory=time.monotonic)
+    decoding: Decoding | None = None
+    """How the answer is written; one token a pass if None."""
     ending: bool = False
     """Set when the server ends: the answer ends with the text so far."""
 
     @property
-    def sampling(self) -> dict[str, Any]:
-        """Options of `generate`: how words are chosen."""
+    def options(self) -> dict[str, Any]:
+        """Options of `generate`: how words are chosen and written."""
+        written = {} if self.decoding is None else {"decoding": self.decoding}
         if not self.question.temperature:
-            return {"do_sample": False}
-        return {"do_sample": True, "temperature": self.question.temperature, "top_p": self.question.top_p, "top_k": 0}
+            return {"do_sample": False, **written}
+        drawn = {"temperature": self.question.temperature, "top_p": self.question.top_p, "top_k": 0}
+        return {"do_sample": True, **drawn, **written}
 
     def fits(self, other: Job) -> bool:
-        """Whether both can be answered as one batch: the same model and stages, and no drawing of words."""
-        same = self.prompts.qa is other.prompts.qa
-        drawn = self.question.temperature or other.question.temperature
-        return same and not drawn and self.prompts.fits(self.prompt, other.prompt)
+        """Whether both can be answered as one batch: the same model and stages, and nothing that is done row by row."""
+        jobs = (self, other)
+        if self.prompts.qa is not other.prompts.qa or any(job.question.temperature or job.decoding for job in jobs):
+            return False
+        return self.prompts.fits(self.prompt, other.prompt)
 
     def take(self, token: int) -> bool:
         """The next id of the answer; True if the answer ends with it."""
@@ -81,6 +87,7 @@ class Job:
     def end(self, cut: Cut | None, tokens: int, cached: int) -> None:
         """Emits the end of the answer."""
         answer = self.prompts.answer(self.prompt, self.speech.ids)
+        answer = answer if self.decoding is None else replace(answer, decoding=self.decoding.said)
         piece = self.speech.end()
         if self.question.keys is not None:
             piece = as_json(answer, self.question.keys)

@@ -134,7 +134,7 @@ class LlmThread:
         try:
             if (seed := jobs[0].question.seed) is not None:
                 torch.manual_seed(seed)
-            answer_rows(jobs[0].prompts, rows, **jobs[0].sampling)
+            answer_rows(jobs[0].prompts, rows, **jobs[0].options)
         except Exception as problem:
             log.warning("a batch of %d questions failed: %s", len(jobs), type(problem).__name__)
             for job in jobs:

@@ -11,9 +11,8 @@ from mmllm.serving.limits import ServeLimits
 from mmllm.serving.refusals import Refused
 
 Role = Literal["system", "user", "assistant"]
-LATER = ("context", "decoding")
+LATER = ("context",)
 """Settings of a request that are not there yet."""
-SETTINGS = ("reducer", "path")
 _ROLES: Mapping[Any, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LARGEST_SEED = 2**63 - 1
 
@@ -108,6 +107,8 @@ class Question:
     """By slot, what replaces the model's own."""
     times_of: int = -1
     """Number of the video that times belong to."""
+    decoding: str | None = None
+    """How the answer is written; one token a pass if None."""
     most_tokens: int | None = None
     temperature: float = 0.0
     """0 for the likeliest words."""

@@ -34,6 +34,7 @@ def response_question(body: Any, limits: ServeLimits) -> Question:
         sayings=tuple(sayings),
         stages=reading.stages,
         times_of=times_of(fields, reading.videos),
+        decoding=fields.text("decoding"),
         most_tokens=fields.whole("max_output_tokens", 1, 2**31),
         stream=fields.flag("stream"),
         keys=_keys(fields),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import httpx
+import openai
 import pytest
 from running_server import QUESTION, about, data, served
 
@@ -77,6 +78,46 @@ def test_a_second_question_about_a_video_is_told_as_cached(client, server, untra
     assert third.choices[0].message == first.choices[0].message
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     assert any(line.startswith('mmllm_prompt_tokens_total{kind="cached"}') for line in lines)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("decoding", ["token-recycling", "prompt-lookup", "spectr:layers=1", "rapid:frames=4,layers=1"])
+def test_an_answer_written_by_a_decoding_method(client, short_clip, answer, decoding, stream):
+    asked = {"model": "tiny", "messages": about(short_clip), "extra_body": {"decoding": decoding}}
+    if stream:
+        content, spans, _, usage = streamed(client, **asked)
+        assert spans == spans_of(answer)
+    else:
+        reply = client.chat.completions.create(**asked)
+        content, usage, message = reply.choices[0].message.content, reply.usage, reply.choices[0].message
+        assert message.spans == spans_of(answer)
+        assert message.decoding["name"] == decoding.split(":")[0]
+        assert message.decoding["other_law"] == ""
+        assert message.decoding["counts"]["new_tokens"] == usage.completion_tokens
+    assert (
+        content == client.chat.completions.create(model="tiny", messages=about(short_clip)).choices[0].message.content
+    )
+    assert usage.prompt_tokens_details.cached_tokens == 0  # drafts are verified behind a prompt that was read whole
+
+
+def test_a_method_that_writes_another_law_says_so(client, short_clip):
+    reply = client.chat.completions.create(
+        model="tiny", messages=about(short_clip), extra_body={"decoding": "bild:layers=1"}
+    )
+    assert "small model" in reply.choices[0].message.decoding["other_law"]
+
+
+def test_a_method_does_not_take_two_videos_or_an_image(client, short_clip, second_clip, picture):
+    question = {"type": "text", "text": QUESTION}
+    videos = [about(path)[0]["content"][0] for path in (short_clip, second_clip)]
+    image = {"type": "file", "file": {"file_data": data(picture, "image/png")}}
+    for content in ([*videos, question], [image, question], [videos[0], image, question]):
+        with pytest.raises(openai.BadRequestError, match="about one video"):
+            client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": content}],
+                extra_body={"decoding": "token-recycling"},
+            )
 
 
 def test_a_cache_that_is_no_longer_kept_is_read_again(untrained_qa, limits, short_clip):

@@ -92,6 +92,16 @@ def test_questions_about_one_video_are_rows_of_a_batch(ask, qa, short_clip):
     assert together == [ids for row in asked for ids in answered([row])]
 
 
+def test_a_decoding_method_writes_the_same_answer(ask, short_clip):
+    plain, drafted = (
+        ask(about(short_clip, QUESTION, num_frames=4), **more).json()["choices"][0]["message"]
+        for more in ({}, {"decoding": "token-recycling"})
+    )
+    assert drafted["content"] == plain["content"]
+    assert drafted["decoding"]["name"] == "token-recycling"
+    refused(ask(about(short_clip, QUESTION, num_frames=4), decoding="spectr"), 400, "bad_settings", "decoding")
+
+
 def test_an_image_and_text_alone(ask, picture):
     image = {"type": "image_url", "image_url": {"url": data(picture, "image/png")}}
     reply = ask([{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}])
