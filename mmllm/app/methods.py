@@ -52,9 +52,8 @@ def _checked(choice: str) -> Decoding:
     name, given = registry.named("decoding", choice)
     for field, kind in get_type_hints(registry.find("decoding", name).config).items():
         if field in given and kind in _PLACES:
-            raise InputError(
-                f"{field}: what visitors and clients name loads no other models; leave it out for the model's own weights"
-            )
+            own = "leave it out for the model's own weights"
+            raise InputError(f"{field}: a description that others write loads no other models; {own}")
     method = decoding_of(choice)
     for field in given:
         if isinstance(value := getattr(method.config, field), int) and value > _LARGEST:

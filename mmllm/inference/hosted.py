@@ -17,7 +17,6 @@ from typing import Any, ClassVar, cast, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from mmllm.decoding.choosing import options_with
 from mmllm.errors import ConfigError

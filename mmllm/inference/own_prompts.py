@@ -144,8 +144,8 @@ class OwnPrompts(Prompts[OwnPrompt]):
         if prompt.given is None or other.given is None:
             return prompt.given is other.given
         if self.qa.model.counts_padding:
-            questions = {len(each.encoded.input_ids) - len(each.given) for each in (prompt, other)}
-            return self.opens_like(prompt, other) and len(questions) == 1
+            lengths = {len(each.encoded.input_ids) for each in (prompt, other)}
+            return self.opens_like(prompt, other) and len(lengths) == 1
         return not self.qa.model.llm_stages or self.opens_like(prompt, other)
 
     @torch.no_grad()
