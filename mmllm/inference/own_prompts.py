@@ -1,6 +1,6 @@
 """Conversations with a model that mmllm builds: any number of videos and images, several conversations as one batch.
 
-L text positions, R rows, K new ids
+L text positions, P positions in the LLM, D its width, R rows, K new ids
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mmllm.inference.prompts import (
     watched_of,
 )
 from mmllm.llm.prefix import Prefix
-from mmllm.modeling.placeholders import place, require_room
+from mmllm.modeling.placeholders import Placed, place, require_room
 from mmllm.modeling.sequence_rows import as_rows
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.times.stamps import stamped
@@ -119,9 +119,18 @@ class OwnPrompts(Prompts[OwnPrompt]):
             return Medium(kind="video", encoded=self.qa.for_question(medium.encoded, question))
         return Medium(kind="image", encoded=self.picture(medium.encoded.clip.frames[0], question))
 
-    def _positions(self, encoded: Encoded, sequences: dict[int, list[VisualSequence]]) -> int:
+    @torch.no_grad()
+    def embeddings(self, prompt: OwnPrompt) -> Tensor:
+        """P D: the prompt as the LLM reads it, one embedding a position, for an engine that runs the LLM alone."""
+        placed = self._placed(prompt.encoded, prompt.sequences)
+        return self.qa.model.embed(placed.input_ids, placed.visual if prompt.sequences else None)[0]
+
+    def _placed(self, encoded: Encoded, sequences: dict[int, list[VisualSequence]]) -> Placed:
         ids = encoded.input_ids.unsqueeze(0).to(self.qa.model.input_device)
-        placed = place(ids, torch.ones_like(ids), {token: as_rows(own) for token, own in sequences.items()})
+        return place(ids, torch.ones_like(ids), {token: as_rows(own) for token, own in sequences.items()})
+
+    def _positions(self, encoded: Encoded, sequences: dict[int, list[VisualSequence]]) -> int:
+        placed = self._placed(encoded, sequences)
         try:
             require_room(placed.input_ids.shape[1], placed.visual.shape[1], self.qa.model.room)
         except InputError as problem:
