@@ -147,8 +147,13 @@ class Prompts(ABC, Generic[P]):
             prompts: those of a batch.
             read: reads the beginning of a prompt, or returns what was kept, if that is the same.
         """
-        openings = []
+        openings: list[Opening] = []
         for prompt in prompts:
+            earlier = next((number for number, other in enumerate(prompts) if self.opens_like(other, prompt)))
+            if earlier < len(openings):
+                prefix = openings[earlier].prefix
+                openings.append(Opening(prefix=prefix, cached=len(prefix.ids)))
+                continue
             slot = prompt.media[-1].encoded.prefix
             before = slot.kept
             slot.kept = prefix = read(prompt, before)
