@@ -59,6 +59,7 @@ class MmllmConfig(PreTrainedConfig):
         visual_tokenizer: features to tokens of the LLM's width, such as `"linear"`.
         path: tokens of all frames to what the LLM reads, such as `"slowfast"`.
         decoder_stages: parts inside the LLM, in order.
+        context: policies of the LLM's cache, such as `["h2o:heavy=0.1,recent=0.1"]`.
         blend: fields of `BlendConfig`.
         loss: fields of `LossConfig`.
         num_time_tokens: number of time tokens; 0 for a model without them.
@@ -90,6 +91,7 @@ class MmllmConfig(PreTrainedConfig):
     visual_tokenizer: Any = field(default_factory=lambda: {"name": "linear"})
     path: Any = field(default_factory=lambda: {"name": "slowfast"})
     decoder_stages: list[Any] = field(default_factory=list[Any])
+    context: list[Any] = field(default_factory=list[Any])
     blend: dict[str, Any] = field(default_factory=dict[str, Any])
     loss: dict[str, Any] = field(default_factory=dict[str, Any])
     num_time_tokens: int = 100

@@ -13,6 +13,7 @@
 | tokenizer | `VisualTokenizer` | `(config, *, in_width, out_width, grid, tower_widths, class_count)` |
 | path | `VideoPath` | `(config, *, width, audio_width)` |
 | inside the LLM, with or without weights | `LlmStage` | `(config, *, decoder)`: the LLM's configuration |
+| context | `ContextPolicy` | `(config)` |
 | decoding | `Decoding`; `mmllm.decoding.tree.TreeDecoding`, which only drafts | `(config)` |
 | time | `TimeFormat` | `(config, *, count)` |
 
@@ -31,7 +32,16 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
-from mmllm.llm.values import AttentionView, KeptKeys, LlmPass, PruneDecision, PruneView, Reweighed
+from mmllm.llm.values import (
+    AttentionView,
+    GatheredKeys,
+    KeptKeys,
+    LlmPass,
+    PruneDecision,
+    PruneView,
+    Reweighed,
+    RoomView,
+)
 from mmllm.preprocessing.question_reader import QuestionReaderConfig
 from mmllm.times.vocabulary import TimeTokens
 from mmllm.tokens import VisualSequence, VisualTokens
@@ -398,6 +408,11 @@ class LlmStage(Part):
     needs_states: ClassVar[bool] = False
     """Whether it works on `cross_attention_states`. The path must then give some."""
 
+    @property
+    def turns_keys(self) -> bool:
+        """Whether positions count what is in the cache: keys are rotated anew once others before them have gone."""
+        return False
+
     def check(self, layers: int) -> None:
         """Refuses an LLM with this number of layers; called when a model is built.
 
@@ -441,8 +456,23 @@ class LlmStage(Part):
         """The positions that go on into the next layer; None for all."""
         return None
 
-    def select(self, view: AttentionView) -> Tensor | None:
-        """bool, B (G or H) N K: the keys that each query sees; None for all."""
+    def select(self, view: AttentionView) -> Tensor | GatheredKeys | None:
+        """The keys that are seen: bool, B (G or H) N K, for each query; or the slots that this pass looks at, which
+        saves time where few are chosen; None for all."""
+        return None
+
+    def shaped_logits(self, view: AttentionView, logits: Tensor, rows: Tensor) -> Tensor:
+        """The logits that count in `view.received` in place of the attention's own; it is not changed by them.
+
+        Args:
+            view: of the attention.
+            logits: float32, B H R K, scaled; the lowest number where a key is not seen.
+            rows: int64, R. Which of the N queries they are.
+        """
+        return logits
+
+    def make_room(self, view: RoomView) -> KeptKeys | None:
+        """The keys that stay in a layer's cache, before a later pass adds new ones; None for all."""
         return None
 
     def reweigh(self, view: AttentionView) -> Reweighed | None:
@@ -480,6 +510,36 @@ class LlmStage(Part):
     def explain_pass(self, current: LlmPass) -> Explanation | None:
         """The values by which it decided in a finished pass, B P; None if there is nothing to show."""
         return None
+
+
+ContextFamily = Literal["keep", "evict", "select", "pattern", "shorten", "store"]
+"""What a policy does: nothing, remove keys from the cache, choose the keys that each pass sees, leave out parts of the
+attention of a prompt, let the LLM read fewer positions of the prompt, or store keys and values in another form."""
+_ONE_FAMILY = ("evict", "select")
+"""Families of which one policy may be used: both decide what a query sees of the cache."""
+
+
+class ContextPolicy(LlmStage):
+    """What the LLM still sees of a text that it has read: a stage without weights and without state of its own.
+
+    What it must remember of a text is in the cache: `view.state` of a layer, `view.by_key` of each of its keys.
+    """
+
+    family: ClassVar[ContextFamily]
+
+    @property
+    def evicts(self) -> bool:  # type: ignore[override]
+        """Whether it removes keys from the cache."""
+        return self.family == "evict"
+
+    def keys_held(self, positions: int, free: int) -> int:
+        """Most keys of a head that the cache holds after a prompt; all of them unless it evicts.
+
+        Args:
+            positions: of the prompt.
+            free: how many of them are of no kind that the policy protects.
+        """
+        return positions
 
 
 class LlmReducer(TokenReducer, LlmStage):
@@ -634,4 +694,13 @@ def llm_stages(parts: Sequence[Any]) -> list[LlmStage]:
     evicting = [stage.registered_name for stage in stages if stage.evicts]
     if len(evicting) > 1:
         raise ConfigError(f"one stage at most removes keys from the cache, not {' and '.join(evicting)}")
+    families: dict[str, str] = {}
+    for policy in (stage for stage in stages if isinstance(stage, ContextPolicy)):
+        family = "evict" if policy.family in _ONE_FAMILY else policy.family
+        if family in families:
+            raise ConfigError(
+                f"context {families[family]!r} and {policy.registered_name!r} both decide what is seen of the cache: "
+                "one policy that evicts or selects, and beside it one of another family, such as a pattern"
+            )
+        families[family] = policy.registered_name
     return stages

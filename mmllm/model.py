@@ -26,8 +26,10 @@ from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import EncoderStage
 from mmllm.llm.cache import CACHE
+from mmllm.llm.counters import ContextCounts
 from mmllm.llm.harness import decoder_layers, install
 from mmllm.llm.prefix import Prefix, Reader, check_layers, digest_of
+from mmllm.llm.rotary import Rotary
 from mmllm.llm.values import LlmPass
 from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, refuse_unknown
 from mmllm.modalities.inputs import Media
@@ -40,7 +42,7 @@ from mmllm.modeling.vision import listed
 from mmllm.pruning.needs import check_order, require_fit
 from mmllm.stages import build as build_stages
 from mmllm.stages import changed, model_slots, question_reader, stages_of, takes_settings
-from mmllm.tokens import IGNORED, NOWHERE, VisualSequence
+from mmllm.tokens import HEARD, IGNORED, NOWHERE, PATCHLESS, TIME_TEXT, VisualSequence
 
 
 @dataclass
@@ -149,6 +151,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         for stage in self.llm_stages:
             stage.check(len(layers))
             stage.check_layers(layers)
+            if stage.turns_keys:
+                Rotary.of(decoder)  # says why keys cannot be turned
             if stage.needs_states and not self.path.gives_states:
                 paths: dict[str, Any] = {name: part.cls for name, part in registry.parts("path").items()}
                 giving = " or ".join(name for name, path in paths.items() if path.gives_states)
@@ -293,6 +297,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         cross_attention_states: Tensor | None = None,
         cross_attention_mask: Tensor | None = None,
         new_valid: Tensor | None = None,
+        context_counts: ContextCounts | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -318,6 +323,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             cross_attention_states, cross_attention_mask: B S D and bool, B S. Visual tokens of each row without a
                 position, for the same stages.
             new_valid: bool, B N. False at padding among the positions behind those of the cache, for the same stages.
+            context_counts: where the first pass of a cache notes what the cache holds, for the same stages.
             logits_to_keep: how many of the last positions get logits, or which; 0 for all.
             num_items_in_batch: what the loss of the labels is divided by, as transformers' Trainer gives it: the number
                 of labels in all batches of a step. Without it, the loss is the mean over this batch's labels.
@@ -369,6 +375,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             if visual_place is not None and visual_frame is not None and self.llm_stages:
                 valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
                 current = self.llm_pass(visual_place, visual_frame, valid.bool(), visual_grid)
+                current.counts = context_counts
                 current.cross_attention_states, current.cross_attention_mask = (
                     cross_attention_states,
                     cross_attention_mask,
@@ -459,7 +466,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         placed = place(given.unsqueeze(0), torch.ones_like(given).unsqueeze(0), sequences)
         arguments = self._decoder_inputs(placed)
         beside = [] if placed.cross_attention_states is None else [placed.cross_attention_states]
-        digest = digest_of(arguments["inputs_embeds"], *beside)
+        about = "".join(f"{stage.registered_name} {stage.config}" for stage in self.context)
+        digest = digest_of(arguments["inputs_embeds"], *beside, about=about)
         if kept is not None and kept.is_of(self.language_model, digest) and torch.equal(kept.given, given):
             return kept
         count = placed.input_ids.shape[1]
@@ -586,6 +594,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             visual=place >= 0,
             question=prompt & behind,
             prompt=prompt,
+            time_text=place == TIME_TEXT,
+            sound=(place == HEARD) | (place == PATCHLESS),
             place=place.clamp(min=0),
             grid=grid,
             frame=frame.clamp(min=0),

@@ -40,6 +40,7 @@ KINDS: dict[str, Kind] = {
     "tokenizer": Kind(rooms=("tokenizers",), interface="mmllm.interfaces:VisualTokenizer"),
     "path": Kind(rooms=("paths",), interface="mmllm.interfaces:VideoPath"),
     "decoder_stage": Kind(rooms=("llm/stages",), interface="mmllm.interfaces:LlmStage"),
+    "context": Kind(rooms=("context",), interface="mmllm.interfaces:ContextPolicy"),
     "decoding": Kind(rooms=("decoding",), interface="mmllm.interfaces:Decoding"),
     "codec": Kind(rooms=("llm/codecs",), interface="mmllm.llm.codec:CacheCodec"),
     "time": Kind(rooms=("times",), interface="mmllm.interfaces:TimeFormat"),

@@ -2,6 +2,7 @@
 
     frames -> encoder -> reducers -> visual_tokenizer -> path -> LLM with decoder_stages inside
               (reducers act inside or behind the encoder, behind the visual_tokenizer, or inside the LLM)
+    context: what the LLM still sees of what it has read
     sound  -> audio_encoder -> audio_projector, between the frames; or a path that reads sound itself
     time: how times are written, in the processor
 
@@ -15,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from tyro.conf import UseAppendAction
 
 from mmllm import registry
 from mmllm.errors import ConfigError
@@ -63,6 +66,7 @@ SLOTS: dict[str, Slot] = {
     "visual_tokenizer": Slot(kind="tokenizer", default="linear"),
     "path": Slot(kind="path", default="slowfast", changeable=True),
     "decoder_stages": Slot(kind="decoder_stage", default=(), several=True, changeable=True),
+    "context": Slot(kind="context", default=(), several=True, changeable=True),
     "time": Slot(kind="time", default=None, in_processor=True),
 }
 """Name of the field in configurations and recipes -> slot, in the order in which data flows."""
@@ -217,6 +221,8 @@ class StageNames:
     path: str = "slowfast"
     decoder_stages: tuple[str, ...] = ()
     """Parts with or without weights inside the LLM."""
+    context: tuple[str, ...] = ()
+    """Policies of the LLM's cache with which it is trained."""
     time: str = "tokens"
     """How times are written: LITA's time tokens, text, or text that also stands before each frame (interleaved)."""
 
@@ -235,6 +241,8 @@ class StageChanges:
     """other settings of the model's own encoder that need no new weights, such as flextok:tokens=16."""
     decoder_stage: tuple[str, ...] | None = None
     """stages inside the LLM in place of the model's own; one with weights keeps those that it has been trained with."""
+    context: UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """what the LLM still sees of what it has read, such as h2o:heavy=0.1,recent=0.1; by default everything."""
 
     @property
     def by_slot(self) -> dict[str, Any]:
@@ -245,6 +253,7 @@ class StageChanges:
             "visual_tokenizer": self.tokenizer,
             "path": self.path,
             "decoder_stages": None if self.decoder_stage is None else list(self.decoder_stage),
+            "context": [policy for given in self.context for policy in given] if self.context else None,
         }
         return {name: value for name, value in given.items() if value is not None}
 

@@ -29,6 +29,8 @@ PATCHLESS = -2
 """Place of a visual token that shows no patch, such as the end of a row."""
 HEARD = -3
 """Place of a token of sound."""
+TIME_TEXT = -4
+"""Place of the text before a frame."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

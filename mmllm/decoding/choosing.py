@@ -66,7 +66,7 @@ def require_model(method: Decoding, qa: Any) -> None:
         ConfigError: naming what does not fit.
     """
     name = method.registered_name
-    if stages := getattr(qa.model, "stages", None):
+    if stages := getattr(qa.model, "stages", None) or getattr(qa.model, "llm_stages", None):
         inside = ", ".join(stage.registered_name for stage in stages)
         raise ConfigError(f"decoding {name}: {inside} works inside the LLM, where one mask cannot fit all layers")
     if qa.settings and not method.hosted:

@@ -25,6 +25,7 @@ from mmllm.errors import ConfigError
 from mmllm.interfaces import LlmStage
 from mmllm.llm.cache import CACHE, pass_of
 from mmllm.llm.harness import decoder_layers, install
+from mmllm.llm.rotary import Rotary
 from mmllm.llm.values import LlmPass
 from mmllm.tokens import IGNORED
 
@@ -83,6 +84,8 @@ def check_stages(decoder: nn.Module, stages: Sequence[LlmStage]) -> None:
             )
         stage.check(len(layers))
         stage.check_layers(list(layers))
+        if stage.turns_keys:
+            Rotary.of(decoder)  # says why keys cannot be turned
 
 
 def prepare(model: Any) -> None:
@@ -131,7 +134,7 @@ def _take_pass(
     cache = kwargs.get(CACHE)
     current: HostedPass | None = kwargs.get("llm_pass") or getattr(cache, "waiting_pass", None)
     if current is None:
-        return None
+        return _take_valid(cache, args, kwargs)
     if cache is not None:
         cache.waiting_pass = None
     embeddings = kwargs["inputs_embeds"]  # B P C
@@ -145,6 +148,18 @@ def _take_pass(
         current.deepstack = Deepstack(features=features, row=number.masked_fill(~mask, -1))
         kwargs = {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}
     return args, {**kwargs, "llm_pass": current}
+
+
+def _take_valid(
+    cache: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before a later pass: hands the layers which new positions are no padding, if that waits on the cache."""
+    valid: Tensor | None = getattr(cache, "waiting_valid", None)
+    if valid is None:
+        return None
+    cache.waiting_valid = None
+    rows = len(kwargs["inputs_embeds"])
+    return args, {**kwargs, "new_valid": valid.repeat_interleave(rows // len(valid), 0)}
 
 
 def _add_deepstack(
@@ -182,11 +197,13 @@ def pass_of_prompt(
         labels: int64, B P, in training; answers are where they are not `IGNORED`.
     """
     behind = visual.long().flip(1).cumsum(1).flip(1) == 0
+    begun = visual.cumsum(1) > 0
     prompt = valid if labels is None else valid & (labels == IGNORED)
     return HostedPass(
         visual=visual & valid,
         question=prompt & behind,
         prompt=prompt,
+        time_text=valid & begun & ~behind & ~visual,
         place=place.masked_fill(~visual, 0),
         frame=frame.masked_fill(~visual, 0),
         grid=grid,

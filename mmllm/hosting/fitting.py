@@ -36,7 +36,7 @@ def build_stages(descriptions: Sequence[Any], decoder: Any, device: torch.device
     """Stages inside the LLM, from text, mappings, configurations or stages.
 
     Args:
-        descriptions: of kind `decoder_stage`, or of reducers that work inside the LLM.
+        descriptions: of kind `decoder_stage` or `context`, or of reducers that work inside the LLM.
         decoder: configuration of the LLM.
         device: where the weights of stages belong that are built here.
 
@@ -56,16 +56,20 @@ def build_stages(descriptions: Sequence[Any], decoder: Any, device: torch.device
     return stages
 
 
+_KINDS = ("decoder_stage", "context")
+"""Kinds of stages that are no reducers."""
+
+
 def _kind(description: Any) -> str:
     """The kind of part that a stage's description names."""
-    if not isinstance(description, (str, Mapping)):
-        return "decoder_stage" if any(p.config is type(description) for p in _stage_parts()) else "reducer"
-    name = registry.named("decoder_stage", description)[0]
-    return "decoder_stage" if name in registry.parts("decoder_stage") else "reducer"
-
-
-def _stage_parts() -> list[registry.RegisteredPart]:
-    return list(registry.parts("decoder_stage").values())
+    for kind in _KINDS:
+        known = registry.parts(kind)
+        if isinstance(description, (str, Mapping)):
+            if registry.named(kind, description)[0] in known:
+                return kind
+        elif any(part.config is type(description) for part in known.values()):
+            return kind
+    return "reducer"
 
 
 def split_by_place(

@@ -16,6 +16,7 @@ from mmllm.hosting.carry import HostedPass, carrying, has_pass, pass_of_prompt
 from mmllm.hosting.narrowing import HostedPrompt
 from mmllm.interfaces import LlmStage
 from mmllm.llm.cache import CACHE
+from mmllm.llm.counters import ContextCounts
 
 
 def pass_of(prompt: HostedPrompt, stages: Sequence[LlmStage]) -> HostedPass:
@@ -48,7 +49,12 @@ def pass_of(prompt: HostedPrompt, stages: Sequence[LlmStage]) -> HostedPass:
 
 
 def with_pass(
-    prompt: HostedPrompt, stages: Sequence[LlmStage], options: Mapping[str, Any], *, generates: bool
+    prompt: HostedPrompt,
+    stages: Sequence[LlmStage],
+    options: Mapping[str, Any],
+    *,
+    generates: bool,
+    counts: ContextCounts | None = None,
 ) -> dict[str, Any]:
     """Options of `generate` or `forward` with the pass of a prompt: on the cache, or as an argument of `forward`.
 
@@ -65,6 +71,7 @@ def with_pass(
     if has_pass(cache) or not prompt.outputs:
         return options
     current = pass_of(prompt, stages)
+    current.counts = counts
     if generates or cache is not None:
         return {**options, CACHE: carrying(cache, current)}
     return {**options, "llm_pass": current}

@@ -31,8 +31,9 @@ from mmllm.hosting.media import in_prompt
 from mmllm.hosting.narrowing import HostedPrompt, narrow
 from mmllm.hosting.positions import PositionRule
 from mmllm.hosting.reduction import ReducerChain
-from mmllm.interfaces import LlmStage
-from mmllm.llm.cache import CACHE
+from mmllm.interfaces import ContextPolicy, LlmStage
+from mmllm.llm.cache import CACHE, pass_of
+from mmllm.llm.counters import ContextCounts
 from mmllm.llm.prefix import Prefix, Reader, check_layers, copies_of_rows, digest_of, starts_from_prefix, takes_padding
 
 _log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class HostedModel:
         *,
         reducers: Sequence[Any] = (),
         stages: Sequence[Any] = (),
+        context: Sequence[Any] = (),
         reduction: Reduction | None = None,
         positions: PositionRule = "transformers",
     ) -> None:
@@ -82,7 +84,8 @@ class HostedModel:
         self.reducers = build_reducers(reducers, self.device)
         decoder = self.model.get_decoder()
         self._own_stages = build_stages(stages, decoder.config, self.device)
-        before, self.stages = split_by_place(self.reducers, self._own_stages)
+        self.context = build_stages(context, decoder.config, self.device)
+        before, self.stages = split_by_place(self.reducers, [*self._own_stages, *self.context])
         if before and reduction is not None:
             raise ConfigError("reduction stands in place of reducers before the LLM: give one of the two")
         if before or self.stages:
@@ -98,13 +101,14 @@ class HostedModel:
         *,
         reducers: Sequence[Any] | None = None,
         stages: Sequence[Any] | None = None,
+        context: Sequence[Any] | None = None,
         reduction: Reduction | None = None,
         positions: PositionRule | None = None,
     ) -> HostedModel:
         """The same model with other reducers and stages, for a request: its weights are shared.
 
         Args:
-            reducers, stages: as in the constructor; those of this model if None, `[]` for none.
+            reducers, stages, context: as in the constructor; those of this model if None, `[]` for none.
             reduction: a function in place of reducers before the LLM; this model's own if reducers are None as well.
             positions: those of this model if None.
 
@@ -119,6 +123,7 @@ class HostedModel:
             self.processor,
             reducers=reducers or (),
             stages=self._own_stages if stages is None else stages,
+            context=self.context if context is None else context,
             reduction=reduction,
             positions=self.position_rule if positions is None else positions,
         )
@@ -193,6 +198,7 @@ class HostedModel:
         features: HostedFeatures | None = None,
         *,
         keep: Tensor | None = None,
+        counts: ContextCounts | None = None,
         **options: Any,
     ) -> Any:
         """What transformers' own `generate` returns, for the shortened prompt. It holds the prompt's K positions first.
@@ -201,6 +207,7 @@ class HostedModel:
             inputs: what the processor gave, or a prompt from `prepare` or its `followed_by`.
             features: as in `prepare`.
             keep: as in `prepare`.
+            counts: where is noted what the cache holds, if there are policies for it.
             options: those of `generate`.
 
         Raises:
@@ -216,7 +223,7 @@ class HostedModel:
         self._check_options(prompt, options)
         if self.stages:
             check_options(self.stages, lambda name: self._option(options, name))
-            options = with_pass(prompt, self.stages, options, generates=True)
+            options = with_pass(prompt, self.stages, options, generates=True, counts=counts)
         return self.model.generate(**prompt.arguments(), **options)
 
     def __call__(
@@ -247,7 +254,8 @@ class HostedModel:
             ConfigError: naming the part, or the kind of layer of a cache that cannot be kept.
         """
         for part in (*self.reducers, *self.stages):
-            if isinstance(part, LlmStage) or part.reads_question:
+            keeps = part.keeps_prefix if isinstance(part, ContextPolicy) else not isinstance(part, LlmStage)
+            if not keeps or part.reads_question:
                 raise ConfigError(
                     f"{part.registered_name!r} decides by the question, so the LLM has to read the video again for each"
                 )
@@ -273,7 +281,7 @@ class HostedModel:
         """
         self.require_keeping()
         given = self.given(inputs, features)
-        parts = [(part.registered_name, part.config) for part in self.reducers]
+        parts = [(part.registered_name, part.config) for part in (*self.reducers, *self.context)]
         digest = digest_of(given, *features.tensors(), about=f"{parts} {self.position_rule}")
         if kept is not None and kept.is_of(self.model, digest):
             return kept
@@ -291,15 +299,24 @@ class HostedModel:
             layers=tuple(cache.layers),
             digest=digest,
             reader=Reader.of(self.model),
+            current=None if (current := pass_of(cache)) is None else current.repeated(1),
         )
 
     @torch.no_grad()
-    def generate_behind(self, prefix: Prefix, prompts: Sequence[Mapping[str, Any]], **options: Any) -> Tensor:
+    def generate_behind(
+        self,
+        prefix: Prefix,
+        prompts: Sequence[Mapping[str, Any]],
+        *,
+        counts: ContextCounts | None = None,
+        **options: Any,
+    ) -> Tensor:
         """int64, Q K: new ids for prompts that begin with a prefix.
 
         Args:
             prefix: from `read_prefix`.
             prompts: inputs of one row each, as the processor made them, without padding.
+            counts: where is noted what the cache holds, if there are policies for it.
             options: those of `generate`, with a `pad_token_id`.
 
         Raises:
@@ -311,6 +328,9 @@ class HostedModel:
         types = [name for name in ROW_INPUTS if name in prompts[0] and name not in (*rows, "labels")]
         rows |= {name: torch.zeros_like(rows["input_ids"]) for name in types}  # what follows is text
         rows[CACHE] = prefix.cache(len(prompts) * copies_of_rows(partial(self._option, options)))
+        if (current := pass_of(rows[CACHE])) is not None:
+            current.count_in(counts, rows[CACHE].layers)
+            rows[CACHE].waiting_valid = rows["attention_mask"][:, len(prefix.ids) :].bool()
         return self.model.generate(**rows, **options)[:, rows["input_ids"].shape[1] :]
 
     def takes_prefix(self, options: Mapping[str, Any]) -> bool:

@@ -34,6 +34,7 @@ from mmllm.inference.hosted_loading import is_hosted, load_hosted, with_adapter
 from mmllm.inference.kept_prefix import grouped
 from mmllm.inference.overlay import kept_patches, ranking_map
 from mmllm.inference.piecewise import WHOLE_FRAMES, Feed, LongVideo, PiecewiseEncoding
+from mmllm.llm.counters import ContextCounts
 from mmllm.llm.prefix import Prefix
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
@@ -157,6 +158,11 @@ class VideoQA(VideoAnswering):
     def reads_question(self) -> bool:
         """Whether a visual part reads questions: then the model looks at a video again for each of them."""
         return self.model.reads_question
+
+    @property
+    def context(self) -> list[dict[str, Any]]:
+        """The policies of the cache, as JSON mappings."""
+        return list(self.model.config.context)
 
     @property
     def prefix_problem(self) -> str | None:
@@ -494,8 +500,12 @@ class VideoQA(VideoAnswering):
         Raises:
             CheckpointError: if it was opened for another LLM, or its weights have changed since.
             InputError: if the prompt begins otherwise.
+            ConfigError: for a model with policies of the cache.
         """
         assert kept is not None
+        if self.context:
+            names = ", ".join(policy["name"] for policy in self.context)
+            raise ConfigError(f"context {names}: a file holds no record of its keys; ask about the video itself")
         kept.require_reader(self.model.language_model)
         if not torch.equal(kept.given, given.to(kept.given.device)):
             raise InputError("the prompt begins otherwise than that of the file, such as with another system prompt")
@@ -538,7 +548,13 @@ class VideoQA(VideoAnswering):
 
     @torch.no_grad()
     def generate(
-        self, encoded: EncodedVideo, input_ids: Tensor, attention_mask: Tensor | None = None, **generate: Any
+        self,
+        encoded: EncodedVideo,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        tally: list[ContextCounts] | None = None,
+        **generate: Any,
     ) -> Tensor:
         """New ids Q K for prompts about one video.
 
@@ -546,6 +562,7 @@ class VideoQA(VideoAnswering):
             encoded: the video.
             input_ids: int64, Q L, each row with the video's placeholder.
             attention_mask: Q L.
+            tally: gets the counters of the cache, if there are policies for it.
             generate: options of transformers' `generate`; greedy by default. `decoding` is a method that writes the
                 answer, or its description.
 
@@ -561,6 +578,9 @@ class VideoQA(VideoAnswering):
         mask = None if attention_mask is None else attention_mask.to(device)
         options = self.generation_options(options)
         options |= self._seen(encoded, input_ids, torch.ones_like(input_ids) if mask is None else mask, options)
+        if tally is not None:
+            tally.append(ContextCounts())
+            options["context_counts"] = tally[-1]
         ids = self.model.generate(input_ids=input_ids, attention_mask=mask, **options)
         return ids[:, input_ids.shape[1] :]
 

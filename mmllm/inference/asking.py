@@ -19,9 +19,11 @@ from mmllm.decoding.choosing import decoding_of
 from mmllm.errors import ConfigError, InputError
 from mmllm.inference.chain import ask_in_chain
 from mmllm.inference.chain_config import ChainConfig
+from mmllm.inference.contexts import policies_of, said
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.piecewise import Feed
 from mmllm.inference.prefix_file import is_prefix_file, open_prefix
+from mmllm.llm.counters import ContextCounts
 from mmllm.llm.prefix import Prefix
 from mmllm.times.answers import Answer, Span
 
@@ -171,6 +173,19 @@ class VideoAnswering(ABC):
             ConfigError: if a stage is unknown, does not fit, or cannot be changed.
         """
 
+    def with_context(self, context: Any) -> VideoAnswering:
+        """The same weights with policies of the cache, such as `h2o:heavy=0.1,recent=0.1`; a list for several.
+
+        Raises:
+            ConfigError: if a policy is unknown, or does not fit the LLM or another one.
+        """
+        return self.with_stages(context=policies_of(context))
+
+    @property
+    def context(self) -> list[dict[str, Any]]:
+        """The policies of the cache, as JSON mappings."""
+        return []
+
     def ask(
         self, video: Any, question: str, *, chain: ChainConfig | int | str | None = None, **generate: Any
     ) -> Answer:
@@ -181,8 +196,8 @@ class VideoAnswering(ABC):
             question: in words; it may hold `<seconds>` stamps.
             chain: look at so many parts of the video first (LVCoT), or "auto" by its length; see `ChainConfig`. What
                 was said of them is in the answer's `steps`.
-            generate: `decoding` and other arguments of `ask_all`, and options of transformers' `generate`; greedy by
-                default.
+            generate: `context`, `decoding` and other arguments of `ask_all`, and options of transformers' `generate`;
+                greedy by default.
         """
         encoded = video if isinstance(video, EncodedVideo) else self.encode_video(video)
         return self.ask_all(encoded, [question], chain=chain, **generate)[0]
@@ -199,6 +214,7 @@ class VideoAnswering(ABC):
         about: Sequence[str] | None = None,
         chain: ChainConfig | int | str | None = None,
         decoding: Any = None,
+        context: Any = None,
         progress: bool = False,
         **generate: Any,
     ) -> list[Answer]:
@@ -217,11 +233,16 @@ class VideoAnswering(ABC):
             chain: as in `ask`.
             decoding: how answers are written, such as `token-recycling`; a method of `mmllm.decoding` or its
                 description, one token a pass if None. Questions are then asked one by one.
+            context: policies of the LLM's cache in place of the model's own, as in `with_context`.
             progress: whether the progress of a chain is shown.
             generate: as in `ask`.
         """
         if not questions:
             return []
+        if context is not None:
+            others: dict[str, Any] = {"histories": histories, "systems": systems, "about": about, "chain": chain}
+            others |= {"decoding": decoding, "progress": progress, **generate}
+            return self.with_context(context).ask_all(encoded, questions, duration_s, **others)
         duration_s = encoded.duration_s if duration_s is None else duration_s
         if (config := ChainConfig.of(chain)) is not None:
             beside: dict[str, Any] = {"histories": histories, "systems": systems, "progress": progress}
@@ -229,6 +250,10 @@ class VideoAnswering(ABC):
             return ask_in_chain(self, encoded, questions, config, duration_s, **beside, **generate)
         histories, systems = histories or [()] * len(questions), systems or [""] * len(questions)
         about = about or questions
+        if decoding is None and self.context:
+            tally: list[ContextCounts] = []
+            answers = self._answers(encoded, questions, duration_s, histories, systems, about, tally=tally, **generate)
+            return [replace(answer, context=said(self.context, tally)) for answer in answers]
         if decoding is None:
             return self._answers(encoded, questions, duration_s, histories, systems, about, **generate)
         method, answers = decoding_of(decoding), []

@@ -35,6 +35,7 @@ from mmllm.inference.hosted_costs import hosted_costs
 from mmllm.inference.hosted_video import HostedVideo, NoSink, hosted_video, kept_places
 from mmllm.inference.kept_prefix import PrefixSlot, grouped
 from mmllm.inference.piecewise import Feed
+from mmllm.llm.counters import ContextCounts
 from mmllm.llm.prefix import Prefix
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.times.answers import Answer, Span
@@ -129,6 +130,11 @@ class HostedVideoQA(VideoAnswering):
         return decoder
 
     @property
+    def context(self) -> list[dict[str, Any]]:
+        """The policies of the cache, as JSON mappings."""
+        return [_described(policy) for policy in self.model.context]
+
+    @property
     def prefix_problem(self) -> str | None:
         """Why the LLM has to read a video again for each question; None if its cache of the video can be kept."""
         if self.model.model.training:
@@ -161,7 +167,8 @@ class HostedVideoQA(VideoAnswering):
                 "reader": self.reader,
                 "prompt": self.prompt_setting,
                 "reducers": [_described(reducer) for reducer in model.reducers],
-                "stages": [_described(stage) for stage in model.stages],
+                "stages": [_described(stage) for stage in model.stages if stage not in model.context],
+                **({"context": self.context} if model.context else {}),
             },
         }
 
@@ -175,21 +182,24 @@ class HostedVideoQA(VideoAnswering):
 
         Args:
             reducers: descriptions such as `evs:rate=0.5`; the model's own if None.
-            others: `decoder_stages`, or one of `times`, `reader`, `prompt` and `positions`.
+            others: `decoder_stages`, `context`, or one of `times`, `reader`, `prompt` and `positions`.
 
         Raises:
             ConfigError: for a stage that a hosted model has not, or that does not fit.
         """
         given = {name: value for name, value in others.items() if value is not None}
         for name in given:
-            if name not in (*self.settings, "decoder_stages"):
+            if name not in (*self.settings, "decoder_stages", "context"):
                 raise ConfigError(
-                    f"stage {name!r} cannot be changed in a hosted model: it runs its own; reducers and decoder_stages "
-                    "can be changed"
+                    f"stage {name!r} cannot be changed in a hosted model: it runs its own; reducers, decoder_stages "
+                    "and context can be changed"
                 )
         chosen: dict[str, Any] = {"times": self.times, "reader": self.reader, "prompt": self.prompt_setting}
         model = self.model.with_stages(
-            reducers=reducers, stages=given.pop("decoder_stages", None), positions=given.pop("positions", None)
+            reducers=reducers,
+            stages=given.pop("decoder_stages", None),
+            context=given.pop("context", None),
+            positions=given.pop("positions", None),
         )
         new = HostedVideoQA(model, **{**chosen, **given}, max_new_tokens=self.max_new_tokens)
         new.processor, new.keeps_prefix = self.processor, self.keeps_prefix
@@ -361,27 +371,39 @@ class HostedVideoQA(VideoAnswering):
         return self.generate(video, [self.prompt(video, question, history, "")], **generate)
 
     @torch.no_grad()
-    def generate(self, video: HostedVideo, prompts: Sequence[Mapping[str, Any]], **generate: Any) -> Tensor:
+    def generate(
+        self,
+        video: HostedVideo,
+        prompts: Sequence[Mapping[str, Any]],
+        *,
+        tally: list[ContextCounts] | None = None,
+        **generate: Any,
+    ) -> Tensor:
         """int64, Q K: new ids for prompts about one video.
 
         Args:
             video: the video.
             prompts: inputs of one row each, as the model's processor makes them.
+            tally: gets the counters of the cache, if there are policies for it.
             generate: options of transformers' `generate`; greedy by default. `decoding` is a method that writes the
                 answer, or its description.
 
         Raises:
             ConfigError: if the decoding method does not work with this model.
         """
+        counts: dict[str, Any] = {}
+        if tally is not None:
+            tally.append(ContextCounts())
+            counts = {"counts": tally[-1]}
         plain = {name: value for name, value in generate.items() if name != "decoding"}
         if generate.get("decoding") is None and self.keeps(plain):
             prefix = self.read_prefix(video, prompts[0])
             if all(prefix.begins(prompt["input_ids"][0]) for prompt in prompts):
-                return self.model.generate_behind(prefix, prompts, **self.generation_options(plain))
+                return self.model.generate_behind(prefix, prompts, **counts, **self.generation_options(plain))
         rows = self.moved(collated(prompts, self._filling))
         features = video.features.repeated(len(prompts)) if len(prompts) > 1 else video.features
         options = options_with(generate, self, video, rows["input_ids"], rows["attention_mask"])
-        return self.generate_prepared(self.model.prepare(rows, features), **options)
+        return self.generate_prepared(self.model.prepare(rows, features), **counts, **options)
 
     @property
     def _filling(self) -> int:

@@ -31,7 +31,7 @@ def load_hosted(folder: Path, options: Mapping[str, Any]) -> HostedVideoQA:
 
     Args:
         folder: as transformers saved it.
-        options: `reducers`, `decoder_stages`, the settings of `HostedVideoQA`, and those of transformers'
+        options: `reducers`, `decoder_stages`, `context`, the settings of `HostedVideoQA`, and those of transformers'
             `from_pretrained`, such as `dtype`, `device_map` and `quantization_config`.
 
     Raises:
@@ -45,6 +45,7 @@ def load_hosted(folder: Path, options: Mapping[str, Any]) -> HostedVideoQA:
         if given.pop(name, None) is not None:
             raise ConfigError(f"{name} cannot be given for a hosted model: it runs its own")
     reducers, stages = given.pop("reducers", None) or (), given.pop("decoder_stages", None) or ()
+    context = given.pop("context", None) or ()
     settings = {name: given.pop(name) for name in ("times", "reader", "prompt") if given.get(name) is not None}
     positions: Any = given.pop("positions", None) or "transformers"
     given = {name: value for name, value in given.items() if name not in HostedVideoQA.settings}
@@ -66,7 +67,8 @@ def load_hosted(folder: Path, options: Mapping[str, Any]) -> HostedVideoQA:
     placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
     model = model if placed else model.to(device)
     return HostedVideoQA(
-        HostedModel(model, processor, reducers=reducers, stages=stages, positions=positions), **settings
+        HostedModel(model, processor, reducers=reducers, stages=stages, context=context, positions=positions),
+        **settings,
     )
 
 

@@ -30,6 +30,7 @@ from mmllm.inference.prompts import (
     media_of,
     watched_of,
 )
+from mmllm.llm.counters import ContextCounts
 from mmllm.llm.prefix import Prefix
 from mmllm.times.stamps import stamped
 
@@ -130,9 +131,16 @@ class HostedPrompts(Prompts[PromptOfHosted]):
         return self.kept_openings(prompts, read)
 
     def generate(
-        self, prompts: Sequence[PromptOfHosted], openings: Sequence[Opening] | None = None, **options: Any
+        self,
+        prompts: Sequence[PromptOfHosted],
+        openings: Sequence[Opening] | None = None,
+        tally: list[ContextCounts] | None = None,
+        **options: Any,
     ) -> Tensor:
         """int64, R K: new ids; see `Prompts.generate`."""
+        if tally is not None:
+            tally.append(ContextCounts())
+            options["counts"] = tally[-1]
         if openings is None:
             (prompt,) = prompts
             ids, mask = prompt.inputs["input_ids"], prompt.inputs.get("attention_mask")

@@ -28,6 +28,7 @@ from mmllm.inference.prompts import (
     media_of,
     watched_of,
 )
+from mmllm.llm.counters import ContextCounts
 from mmllm.llm.prefix import Prefix
 from mmllm.modeling.placeholders import Placed, place, require_room
 from mmllm.modeling.sequence_rows import as_rows
@@ -172,13 +173,20 @@ class OwnPrompts(Prompts[OwnPrompt]):
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[OwnPrompt], openings: Sequence[Opening] | None = None, **options: Any
+        self,
+        prompts: Sequence[OwnPrompt],
+        openings: Sequence[Opening] | None = None,
+        tally: list[ContextCounts] | None = None,
+        **options: Any,
     ) -> Tensor:
         """int64, R K: new ids; see `Prompts.generate`."""
         inputs = self.qa.processor.collate([prompt.encoded for prompt in prompts])
         device = self.qa.model.input_device
         ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
         options = options_with(options, self.qa, prompts[0].watched, ids, mask)
+        if tally is not None:
+            tally.append(ContextCounts())
+            options["context_counts"] = tally[-1]
         ids = self.qa.model.generate(
             input_ids=ids,
             attention_mask=mask,

@@ -18,6 +18,7 @@ from torch import Tensor
 from mmllm.errors import InputError
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
+from mmllm.llm.counters import ContextCounts
 from mmllm.llm.prefix import Prefix
 from mmllm.times.answers import Answer
 
@@ -127,13 +128,20 @@ class Prompts(ABC, Generic[P]):
         """
 
     @abstractmethod
-    def generate(self, prompts: Sequence[P], openings: Sequence[Opening] | None = None, **options: Any) -> Tensor:
+    def generate(
+        self,
+        prompts: Sequence[P],
+        openings: Sequence[Opening] | None = None,
+        tally: list[ContextCounts] | None = None,
+        **options: Any,
+    ) -> Tensor:
         """int64, R K: new ids for each prompt.
 
         Args:
             prompts: at least one, all of which fit the first.
             openings: of the prompts, from `openings`; None to read whole prompts.
-            options: of transformers' `generate`.
+            tally: gets the counters of the cache, for a model with policies of it.
+            options: of transformers' `generate`, and `decoding`: a method that writes the answer to a single prompt.
         """
 
     def size(self, prompts: Sequence[P]) -> int:

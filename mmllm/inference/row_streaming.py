@@ -6,7 +6,7 @@ R rows, V vocabulary
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from mmllm.inference.contexts import said
 from mmllm.inference.prompts import Prompt, Prompts
 from mmllm.inference.streaming import Cut
+from mmllm.llm.counters import ContextCounts
 
 
 @dataclass(kw_only=True, eq=False)
@@ -37,6 +39,8 @@ class Row:
     """How many ids came."""
     first_s: float | None = None
     """`time.monotonic()` of the first of them."""
+    context: Mapping[str, Any] | None = None
+    """What the LLM's policies of its cache did, if it has some; rows of a batch have one account of it."""
     ended: bool = False
     cut: Cut | None = None
     """Why the answer ended early; None if it is complete."""
@@ -57,14 +61,18 @@ def answer_rows(prompts: Prompts[Any], rows: Sequence[Row], **generate: Any) -> 
     openings = prompts.openings(asked, generate)
     for row, opening in zip(rows, openings or (), strict=False):
         row.cached = opening.cached
+    tally: list[ContextCounts] = []
     prompts.generate(
         asked,
         openings=openings,
         max_new_tokens=max(row.most_tokens for row in rows),
         streamer=writing.streamer,
         stopping_criteria=StoppingCriteriaList([writing.stops]),
+        **{"tally": tally} if prompts.qa.context else {},
         **generate,
     )
+    for row in rows if tally else ():
+        row.context = said(prompts.qa.context, tally)
 
 
 @dataclass

@@ -5,6 +5,7 @@ B rows, N new positions, K keys, H query heads, G key heads, R query rows of a b
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mmllm.errors import InputError
 from mmllm.llm.cache import RecordLayer
-from mmllm.llm.values import AttentionView, LlmPass
+from mmllm.llm.values import AttentionView, GatheredKeys, LlmPass
 
 STAGED = "mmllm_staged"
 """Name under which transformers knows the attention function that calls stages."""
@@ -52,19 +53,26 @@ def staged_attention(
     view = _view(module, query, key, value, current, record, kwargs)
     view.input_norm = input_norm
     keys, values, mask = key, value, _for_heads(attention_mask, query.shape[1])
+    gathered: GatheredKeys | None = None
     # before attention: each stage may hide keys, and change keys, values and logits
     for number, stage in enumerate(current.stages):
-        view.state = {} if record is None else record.state_of(number)
-        if (selected := stage.select(view)) is not None:
+        _point_at(view, number, record)
+        selected = stage.select(view)
+        if isinstance(selected, GatheredKeys):
+            gathered = selected
+        elif selected is not None:
             mask = _narrowed(mask, selected, view)
         if (reweighed := stage.reweigh(view)) is not None:
             keys, values = reweighed.keys, reweighed.values
             mask = mask if reweighed.bias is None else _dense(mask, view) + reweighed.bias.to(query.dtype)
+    if gathered is not None:
+        keys, values, mask = _only(gathered, keys, values, mask, view)
     if mask is attention_mask and keys is key and values is value:  # nothing was changed
         out, _ = own_attention(module)(module, query, keys, values, mask, **kwargs)
     else:
         out, _ = sdpa_attention_forward(module, query, keys, values, mask, **kwargs)
-    _after(view, keys, mask, record)
+    _note(view, mask, keys.shape[2])
+    _after(view, keys, mask, record, gathered)
     return _attended(view, out, record), None
 
 
@@ -85,7 +93,7 @@ def _attended(view: AttentionView, out: Tensor, record: RecordLayer | None) -> T
         InputError: if a stage gives another shape.
     """
     for number, stage in enumerate(view.current.stages):
-        view.state = {} if record is None else record.state_of(number)
+        _point_at(view, number, record)
         view.context = out
         if (changed := stage.attended(view)) is not None:
             if changed.shape != out.shape:
@@ -107,10 +115,13 @@ def _view(
     layer, new = int(module.layer_idx), query.shape[2]  # type: ignore[arg-type]
     if record is None:  # no cache: every pass reads the whole row
         kept = current.kept_at(layer)
-        position, valid = kept.position.unsqueeze(1), kept.valid.unsqueeze(1)
+        marks = {"position": kept.position, "valid": kept.valid}
+        marks |= {"number": kept.of(current.number), "kind": kept.of(current.kind), "angle": kept.position}
+        marks = {name: value.unsqueeze(1) for name, value in marks.items()}
         phase, query_position = "prompt", kept.position
     else:
-        position, valid, query_position = record.position, record.valid, record.position[:, 0, -new:]
+        marks = {name: getattr(record, name) for name in ("position", "valid", "number", "kind", "angle")}
+        query_position = record.position[:, 0, -new:]
         phase = "prompt" if record.passes == 1 else "token" if new == 1 else "more prompt"
     return AttentionView(
         layer=layer,
@@ -121,20 +132,43 @@ def _view(
         keys=key,
         values=value,
         query_position=query_position,
-        position=position,
-        valid=valid,
+        position=marks["position"],
+        valid=marks["valid"],
+        number=marks["number"],
+        kind=marks["kind"],
+        angle=marks["angle"],
         scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
         state={},
     )
 
 
-def _after(view: AttentionView, keys: Tensor, mask: Tensor | None, record: RecordLayer | None) -> None:
+def _point_at(view: AttentionView, stage: int, record: RecordLayer | None) -> None:
+    """Gives a stage what it has noted in this layer."""
+    view.state, view.by_key = ({}, {}) if record is None else (record.state_of(stage), record.by_key_of(stage))
+
+
+def _after(
+    view: AttentionView,
+    keys: Tensor,
+    mask: Tensor | None,
+    record: RecordLayer | None,
+    gathered: GatheredKeys | None,
+) -> None:
     """After attention: adds up what keys received from the rows that stages ask for; a stage may evict keys."""
     received: list[Mapping[str, Tensor]] = []
+    counts = view.current.counts
+    if counts is not None:
+        counts.note_bytes()
     for number, stage in enumerate(view.current.stages):
-        view.state = {} if record is None else record.state_of(number)
+        _point_at(view, number, record)
         rows = stage.attention_rows(view) or {}
-        view.received = receive(view.query, keys, mask, rows, view.scaling, per_head=stage.heads_apart) if rows else {}
+        view.received = {}
+        if rows:
+            shaped = functools.partial(stage.shaped_logits, view)
+            apart = stage.heads_apart or gathered is not None
+            view.received = receive(view.query, keys, mask, rows, view.scaling, per_head=apart, shaped=shaped)
+        if gathered is not None:
+            view.received = _of_all_keys(view, gathered, heads_apart=stage.heads_apart)
         received.append(view.received)
         if record is not None and (kept := stage.evict(view)) is not None:
             record.keep(kept)
@@ -151,6 +185,7 @@ def receive(
     scaling: float,
     *,
     per_head: bool = False,
+    shaped: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Attention that each key receives, added up over query rows.
 
@@ -161,6 +196,7 @@ def receive(
         rows: name -> float, B N. Weight of each query row.
         scaling: of the logits.
         per_head: give each head separately.
+        shaped: of logits (float32, B H R K) and their query rows (int64, R): the logits that count in their place.
 
     Returns:
         Name -> float32, B K, mean over heads; with `per_head`, B H K.
@@ -182,7 +218,7 @@ def receive(
             logits = logits.masked_fill(~mask[:, :, block, :count], torch.finfo(torch.float32).min)
         else:
             logits = logits + mask[:, :, block, :count].float()
-        weights = logits.softmax(-1)  # B H R K
+        weights = (logits if shaped is None else shaped(logits, block)).softmax(-1)  # B H R K
         for name, weight in rows.items():
             axes = "bhrk,br->bhk" if per_head else "bhrk,br->bk"
             totals[name] += torch.einsum(axes, weights, weight[:, block].float()) / (1 if per_head else heads)
@@ -223,6 +259,56 @@ def _narrowed(mask: Tensor | None, selected: Tensor, view: AttentionView) -> Ten
     itself = torch.eye(new, dtype=torch.bool, device=selected.device)
     selected = selected | torch.nn.functional.pad(itself, (count - new, 0))
     return _dense(mask, view).masked_fill(~selected, torch.finfo(view.query.dtype).min)
+
+
+def _only(
+    gathered: GatheredKeys, keys: Tensor, values: Tensor, mask: Tensor | None, view: AttentionView
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The keys and values (B G K' D) at the slots that a stage has chosen, and their mask.
+
+    Raises:
+        InputError: if the slots have another shape.
+    """
+    batch, heads, new, _ = view.query.shape
+    key_heads, index = keys.shape[1], gathered.index
+    if index.ndim != 3 or index.shape[0] != batch or index.shape[1] not in (1, key_heads):
+        raise InputError(f"chosen slots must be (B G K) = ({batch}, {key_heads}, ...), not {tuple(index.shape)}")
+    index = index.expand(-1, key_heads, -1)
+    slots = repeat(index, "b g k -> b g k d", d=keys.shape[-1])
+    slots_of_heads = repeat(index, "b g k -> b (g r) n k", r=heads // key_heads, n=new)
+    if mask is not None or new > 1 or gathered.valid is not None:
+        mask = _dense(mask, view).expand(batch, heads, new, -1).gather(3, slots_of_heads)
+    if gathered.valid is not None and mask is not None:
+        hidden = ~gathered.valid.expand(-1, key_heads, -1)
+        hidden = repeat(hidden, "b g k -> b (g r) 1 k", r=heads // key_heads)
+        mask = mask.masked_fill(hidden, torch.finfo(view.query.dtype).min)
+    return keys.gather(2, slots), values.gather(2, slots), mask
+
+
+def _of_all_keys(view: AttentionView, gathered: GatheredKeys, *, heads_apart: bool) -> dict[str, Tensor]:
+    """What the chosen keys (B H K') received, at their slots of all keys: B H K, or B K; 0 for the others."""
+    batch, heads = view.query.shape[:2]
+    index = gathered.index.expand(-1, view.keys.shape[1], -1)
+    index = repeat(index, "b g k -> b (g r) k", r=heads // view.keys.shape[1])
+    whole = {
+        name: value.new_zeros(batch, heads, view.keys.shape[2]).scatter_add(2, index, value)
+        for name, value in view.received.items()
+    }
+    return whole if heads_apart else {name: value.mean(1) for name, value in whole.items()}
+
+
+def _note(view: AttentionView, mask: Tensor | None, keys: int) -> None:
+    """Notes in the counters of the pass which keys the last query saw."""
+    counts, (batch, heads, new, _) = view.current.counts, view.query.shape
+    if counts is None:
+        return
+    if mask is None:
+        visible = torch.ones(batch, heads, keys, dtype=torch.bool)
+    elif mask.dtype == torch.bool:
+        visible = mask[:, :, -1, :keys].expand(batch, heads, -1)
+    else:
+        visible = (mask[:, :, -1, :keys] > torch.finfo(mask.dtype).min / 2).expand(batch, heads, -1)
+    counts.note_pass(view.layer, view.valid[:, 0, -new:], visible, view.phase)
 
 
 def _for_heads(mask: Tensor | None, heads: int) -> Tensor | None:

@@ -16,7 +16,7 @@ import copy
 import functools
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,9 +27,22 @@ from transformers import AttentionInterface
 from mmllm.errors import ConfigError, InputError
 from mmllm.llm.attention import STAGED, Probe, additive, receive, staged_attention
 from mmllm.llm.cache import CACHE, RecordLayer, adopt, pass_of
+from mmllm.llm.later import angles, later_pass
+from mmllm.llm.rotary import Rotary
 from mmllm.llm.values import Kept, LlmPass, PruneView
 
 _INSTALLING = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Around:
+    """What a layer's hook uses of the decoder around it."""
+
+    layers: nn.ModuleList
+    norm: Callable[[Tensor], Tensor]
+    """The norm behind the last layer."""
+    rotary: Callable[[], Rotary]
+    """Gives the rotary embedding, or says why keys cannot be turned."""
 
 
 def decoder_layers(decoder: nn.Module) -> nn.ModuleList:
@@ -62,8 +75,9 @@ def install(decoder: nn.Module) -> None:
         if first.config._attn_implementation == STAGED:
             return
         AttentionInterface.register(STAGED, staged_attention)
+        around = Around(layers=layers, norm=final_norm(decoder), rotary=functools.partial(Rotary.of, decoder))
         for number, layer in enumerate(layers):
-            hook = functools.partial(_before_layer, number, len(layers), final_norm(decoder))
+            hook = functools.partial(_before_layer, number, around)
             layer.register_forward_pre_hook(hook, with_kwargs=True)
             attention: Any = layer.self_attn
             own = copy.copy(
@@ -92,8 +106,7 @@ def final_norm(decoder: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def _before_layer(
     layer: int,
-    layers: int,
-    norm: Callable[[Tensor], Tensor],
+    around: Around,
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -103,7 +116,7 @@ def _before_layer(
     cache: Any = kwargs.get(CACHE)
     current: LlmPass | None = kwargs.get("llm_pass")
     if current is not None and cache is not None and layer == 0 and pass_of(cache) is not current:
-        adopt(cache, current, layers)
+        adopt(cache, current, len(around.layers))
     if current is None:
         current = pass_of(cache)
     if current is None:
@@ -114,17 +127,16 @@ def _before_layer(
     hidden = args[0] if args else kwargs["hidden_states"]
     record = None if cache is None else cache.layers[layer]
     if record is None or not record.seen:
-        hidden, changed = _prompt(layer, layers, norm, module, current, record, hidden, kwargs)
+        hidden, changed = _prompt(layer, around, module, current, record, hidden, kwargs)
     else:
-        changed = _later(cache.layers[0], record, hidden, kwargs)
+        changed = later_pass(layer, cache.layers[0], record, current, hidden, kwargs, around.rotary)
     kwargs = {**kwargs, **changed, "llm_pass": current, "record": record, "input_norm": input_norm(module)}
     return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
 
 
 def _prompt(
     layer: int,
-    layers: int,
-    norm: Callable[[Tensor], Tensor],
+    around: Around,
     module: nn.Module,
     current: LlmPass,
     record: RecordLayer | None,
@@ -134,11 +146,21 @@ def _prompt(
     """The hidden states that go into this layer, and the arguments that change with them: mask and positions."""
     if layer == 0 and hidden.shape[:2] != current.visual.shape:
         raise InputError(f"the pass is for rows of {tuple(current.visual.shape)}, not {tuple(hidden.shape[:2])}")
-    hidden = _pruned(layer, layers, norm, module, current, hidden, kwargs)
+    hidden = _pruned(layer, around, module, current, hidden, kwargs)
     kept, whole = current.kept_at(layer), not any(start <= layer for start in current.kept)
+    changed = {} if whole else _of_kept(kept, kwargs, hidden.dtype)
     if record is not None:
-        record.announce(kept.position, kept.valid, current.visual.shape[1], whole=whole)
-    return hidden, {} if whole else _of_kept(kept, kwargs, hidden.dtype)
+        record.announce(
+            kept.position,
+            kept.valid,
+            current.visual.shape[1],
+            whole=whole,
+            real=current.valid.sum(-1),
+            number=kept.of(current.number),
+            kind=kept.of(current.kind),
+            angle=angles({**kwargs, **changed}, kept.position),
+        )
+    return hidden, changed
 
 
 def _of_kept(kept: Kept, kwargs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -159,23 +181,50 @@ def _attention_ahead(module: nn.Module, kept: Kept, hidden: Tensor, kwargs: dict
     Raises:
         ConfigError: if the layer has no norm before its attention under the usual name.
     """
+    changed = _of_kept(kept, kwargs, hidden.dtype)
+    attention, probe = _probed(module, _norm_of(module)(hidden), changed)
+    scaling = getattr(attention, "scaling", probe.query.shape[-1] ** -0.5)
+    return receive(probe.query, probe.key, changed["attention_mask"], {"rows": rows}, scaling)["rows"]
+
+
+def _probed(module: nn.Module, normed: Tensor, inputs: dict[str, Any]) -> tuple[Any, Probe]:
+    """A layer's attention, and its queries and keys for states behind the layer's norm (B K D); nothing is attended."""
+    probe, attention = Probe(), module.self_attn
+    with torch.no_grad():
+        attention(hidden_states=normed, probe=probe, **inputs, **{CACHE: None})  # type: ignore[operator]
+    return attention, probe
+
+
+def _probe_of(around: Around, layer: int, kept: Kept, hidden: Tensor, kwargs: dict[str, Any], number: int) -> Probe:
+    """The queries and keys of layer `number`, if the kept positions went on to it as they stand.
+
+    Raises:
+        ConfigError: if it has no norm before its attention under the usual name.
+    """
+    inputs = _of_kept(kept, kwargs, hidden.dtype)
+    with torch.no_grad():
+        for module in around.layers[layer:number]:
+            hidden = module(hidden, **inputs, use_cache=False, **{CACHE: None})
+    return _probed(around.layers[number], _norm_of(around.layers[number])(hidden), inputs)[1]
+
+
+def _norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The norm before a layer's attention.
+
+    Raises:
+        ConfigError: if the layer has none under the usual name.
+    """
     norm = input_norm(module)
     if norm is None:
         raise ConfigError(
             f"{type(module).__name__} has no input_layernorm: its attention cannot be looked at beforehand"
         )
-    probe, changed = Probe(), _of_kept(kept, kwargs, hidden.dtype)
-    attention: Any = module.self_attn
-    with torch.no_grad():
-        attention(hidden_states=norm(hidden), probe=probe, **changed, **{CACHE: None})
-    scaling = getattr(attention, "scaling", probe.query.shape[-1] ** -0.5)
-    return receive(probe.query, probe.key, changed["attention_mask"], {"rows": rows}, scaling)["rows"]
+    return norm
 
 
 def _pruned(
     layer: int,
-    layers: int,
-    norm: Callable[[Tensor], Tensor],
+    around: Around,
     module: nn.Module,
     current: LlmPass,
     hidden: Tensor,
@@ -193,14 +242,15 @@ def _pruned(
     for number, (stage, notes) in enumerate(zip(current.stages, current.notes, strict=True)):
         view = PruneView(
             layer=layer,
-            layers=layers,
+            layers=len(around.layers),
             current=current,
             before=kept,
             received=received[number],
             notes=notes,
             hidden=hidden,
-            final_norm=norm,
+            final_norm=around.norm,
             attention_ahead=functools.partial(_attention_ahead, module, kept, hidden, kwargs),
+            probe_of=functools.partial(_probe_of, around, layer, kept, hidden, kwargs),
         )
         decision = stage.prune(view)
         if decision is None:
@@ -282,26 +332,6 @@ def _ascending(kept: Kept) -> Tensor:
     in_order = kept.position.masked_fill(~kept.valid, last).sort(-1).values
     number = (kept.valid.cumsum(-1) - 1).clamp(min=0)
     return torch.where(kept.valid, in_order.gather(-1, number), kept.position)
-
-
-def _later(first: RecordLayer, record: RecordLayer, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The mask that lets new positions see the keys of this layer and earlier new ones; keys differ between layers."""
-    rows, new = hidden.shape[:2]
-    position = record.seen + torch.arange(new, device=hidden.device).expand(rows, new)
-    valid = kwargs.get("new_valid")
-    valid = torch.ones_like(position, dtype=torch.bool) if valid is None else valid
-    record.announce(position, valid, new)
-    if record.is_whole and first.is_whole:
-        return {}  # the mask of transformers, made for the first layer, fits this layer too
-    heads = record.position.shape[1]
-    keys = torch.cat([record.position, position.unsqueeze(1).expand(-1, heads, -1)], dim=-1)  # B G K
-    present = torch.cat([record.valid, valid.unsqueeze(1).expand(-1, heads, -1)], dim=-1)
-    visible = present.unsqueeze(2) & (keys.unsqueeze(2) <= position[:, None, :, None])
-    itself = torch.eye(new, dtype=torch.bool, device=hidden.device)
-    visible = visible | nn.functional.pad(
-        itself, (keys.shape[-1] - new, 0)
-    )  # padding sees itself: no empty softmax row
-    return {"attention_mask": additive(visible, hidden.dtype)}
 
 
 def _fill_up(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:

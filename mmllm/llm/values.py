@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
+from mmllm.llm.counters import ContextCounts
+from mmllm.llm.kinds import kinds_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -115,6 +118,12 @@ class LlmPass:
     """Layer -> for each stage, name -> float32 B K: the attention that kept positions receive from the stage's rows."""
     notes: list[dict[int, Any]] = field(default_factory=list)
     """For each stage: layer -> its notes there, for its losses and for display."""
+    time_text: Tensor | None = None
+    """bool, B P. Text that says when frames are shown; None if there is none."""
+    sound: Tensor | None = None
+    """bool, B P. Tokens of a video that show no patch, such as sound; None if there are none."""
+    counts: ContextCounts | None = None
+    """Where is noted what the cache holds; None if nobody asks."""
     unusable: bool = False
     """Set in training if numbers are not finite: nothing is learned from this pass."""
 
@@ -123,8 +132,9 @@ class LlmPass:
 
     def repeated(self, times: int) -> Self:
         """A pass of the same prompt with every row `times` times: for beams, or for several questions about it."""
-        names = ("visual", "question", "prompt", "place", "frame", "valid")
-        rows = {name: getattr(self, name).repeat_interleave(times, 0) for name in names}
+        names = ("visual", "question", "prompt", "place", "frame", "valid", "time_text", "sound")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        rows = {name: value.repeat_interleave(times, 0) for name, value in given.items()}
         return replace(self, **rows, kept={}, received={}, notes=[])
 
     def kept_at(self, layer: int) -> Kept:
@@ -136,6 +146,24 @@ class LlmPass:
         """All positions of the row."""
         rows, count = self.visual.shape
         return Kept(position=torch.arange(count, device=self.visual.device).expand(rows, count), valid=self.valid)
+
+    @property
+    def kind(self) -> Tensor:
+        """int64, B P. A `PositionKind` for each position."""
+        nothing = torch.zeros_like(self.visual)
+        medium = self.visual | (nothing if self.sound is None else self.sound)
+        return kinds_of(medium, nothing if self.time_text is None else self.time_text, self.prompt)
+
+    @property
+    def number(self) -> Tensor:
+        """int64, B P. How many real positions of the row come before each."""
+        return (self.valid.cumsum(-1) - 1).clamp(min=0)
+
+    def count_in(self, counts: ContextCounts | None, layers: Sequence[Any]) -> None:
+        """Lets counters, if there are some, watch the layers of the cache that this prompt fills."""
+        if counts is not None:
+            self.counts = counts
+            counts.records, counts.frame, counts.kind = layers, self.frame[0], self.kind[0]
 
     def on_visual(self, position: Tensor, values: Tensor) -> Tensor:
         """float32, B P: values (B K) at positions (int64, B K) of the row; not a number where nothing visual is."""
@@ -169,6 +197,42 @@ class PruneView:
     attention_ahead: Callable[[Tensor], Tensor]
     """Of weighted query rows (float, B K): the attention that the positions of `before` would receive from them in the
     layer that comes next, as it stands: float32, B K. It costs that layer's projections."""
+    probe_of: Callable[[int], Any]
+    """Of a layer's number, this one or a later one: its `query` (B H K D) and `key` (B G K D), rotated, as they would
+    be if all positions of `before` went on to it. It costs the layers in between."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GatheredKeys:
+    """The keys of a layer that one pass sees; the others stay in the cache."""
+
+    index: Tensor
+    """int64, B G K' (or B 1 K'). Slots in ascending order; the same number for all heads. The new keys are among
+    them."""
+    valid: Tensor | None = None
+    """bool, like `index`. False at filling; None if there is no filling."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RoomView:
+    """What a stage sees of a layer before a later pass adds keys to it."""
+
+    layer: int
+    current: LlmPass
+    coming: Tensor
+    """int64, B. How many real keys the pass will add."""
+    position: Tensor
+    """int64, B G K (or B 1 K). Position of each key in the whole row."""
+    valid: Tensor
+    """bool, like `position`."""
+    number: Tensor
+    """int64, like `position`. How many real positions of the row come before."""
+    kind: Tensor
+    """int64, like `position`. A `PositionKind`."""
+    state: dict[str, Tensor]
+    """The stage's own tensors of this layer."""
+    by_key: dict[str, Tensor]
+    """What the stage notes of each key."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -196,6 +260,14 @@ class AttentionView:
     """Of the logits."""
     state: dict[str, Tensor]
     """The stage's own tensors of this layer, with B as their first axis. In beam search they move with their beam."""
+    by_key: dict[str, Tensor] = field(default_factory=dict)
+    """What the stage notes of each key of this layer, B G K or B 1 K. It goes with its key, and is 0 for a new one."""
+    number: Tensor = None  # type: ignore[assignment]
+    """int64, like `position`. How many real positions of the row come before a key; padding does not change it."""
+    kind: Tensor = None  # type: ignore[assignment]
+    """int64, like `position`. A `PositionKind`."""
+    angle: Tensor = None  # type: ignore[assignment]
+    """int64, like `position`. The position as which a key is rotated in this pass."""
     received: Mapping[str, Tensor] = field(default_factory=dict)
     """After attention: name -> float32 B K, or B H K for a stage with `heads_apart`."""
     context: Tensor | None = None

@@ -21,7 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from mmllm.errors import ConfigError, InputError
-from mmllm.llm.cache import CACHE
+from mmllm.llm.cache import CACHE, pass_of
 from mmllm.llm.joined_prefixes import cache_behind, rows_behind
 from mmllm.llm.prefix import DYNAMIC, Prefix, copies_of_rows, starts_from_prefix, takes_padding
 from mmllm.modalities.border import media_apart, one_media, placeholders
@@ -38,6 +38,7 @@ _VISUAL = (
     "cross_attention_states",
     "cross_attention_mask",
     "new_valid",
+    "context_counts",
 )
 """Arguments of `forward` for the first step of `generate` only."""
 _LENGTHS = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
@@ -111,7 +112,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         placed = place(input_ids, mask, sequences, pad_side="left")
         rows = {"input_ids": placed.input_ids, "attention_mask": placed.attention_mask}
         if not sequences:
-            return rows
+            return rows | self._text_inputs(placed, options)
         require_room(placed.input_ids.shape[1], placed.visual.shape[1], self.room)
         return rows | self._visual_inputs(placed, options)
 
@@ -133,8 +134,9 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         visual = max(int(self.is_placeholder(prefix.ids).sum()) for prefix in own)
         require_room(rows["input_ids"].shape[1], visual, self.room)
         rows[CACHE] = cache_behind(prefixes, copies_of_rows(partial(self._option, options)))
-        if prefixes[0].current is not None:
+        if (current := pass_of(rows[CACHE])) is not None:
             rows["new_valid"] = rows["attention_mask"][:, len(prefixes[0].ids) :].bool()
+            current.count_in(options.pop("context_counts", None), rows[CACHE].layers)
         return rows
 
     def takes_prefix(self, options: Mapping[str, Any]) -> bool:
@@ -193,6 +195,17 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
                 states, mask = placed.cross_attention_states, placed.cross_attention_mask
                 visual |= {"cross_attention_states": states, "cross_attention_mask": mask}
         return visual
+
+    def _text_inputs(self, placed: Placed, options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of `forward` for a text without media: policies of the cache act on it, too.
+
+        Raises:
+            ConfigError: if an option does not work with a policy.
+        """
+        if not self.context:
+            return {}
+        self._refuse_for_stages(options)
+        return {"visual_place": placed.place, "visual_frame": placed.frame}
 
     def _with_lengths(self, options: dict[str, Any], more: int) -> dict[str, Any]:
         """The options, with lengths that also count the `more` positions that visual tokens need."""

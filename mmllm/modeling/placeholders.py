@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmllm.errors import InputError
-from mmllm.tokens import IGNORED, VisualSequence
+from mmllm.tokens import IGNORED, TIME_TEXT, VisualSequence
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +43,8 @@ class Placed:
     which: Tensor
     """int64, B P. Number of the video or image within its row; -1 at text."""
     place: Tensor
-    """int64, B P. Raster position of a visual token on its frame's grid; for pooled tokens, its number. -1 at text."""
+    """int64, B P. Raster position of a visual token on its frame's grid; for pooled tokens, its number. -1 at text, and
+    `TIME_TEXT` at text before a frame."""
     ends: Tensor
     """int64, B L. Where each given position is now; for a placeholder, the last token in its place. 0 at padding."""
     grid: tuple[int, int] | None = None
@@ -220,6 +221,7 @@ def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], used
         run = torch.cat(id_runs)
         out["input_ids"][expanded] = run
         is_token[expanded] = torch.isin(run, run.new_tensor(list(sequences)))
+        out["place"][expanded & ~is_token] = TIME_TEXT
         out["place"][is_token] = torch.cat(places)
         out["frame"][is_token] = torch.cat(frames)
         out["which"][is_token] = torch.cat([torch.full_like(f, i) for i, f in enumerate(frames)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -84,10 +84,11 @@ class Job:
             self.emit(piece)
         return self.speech.ended
 
-    def end(self, cut: Cut | None, tokens: int, cached: int) -> None:
-        """Emits the end of the answer."""
+    def end(self, cut: Cut | None, tokens: int, cached: int, context: Mapping[str, Any] | None = None) -> None:
+        """Emits the end of the answer; the arguments are those of a `Row`."""
         answer = self.prompts.answer(self.prompt, self.speech.ids)
-        answer = answer if self.decoding is None else replace(answer, decoding=self.decoding.said)
+        decoding = None if self.decoding is None else self.decoding.said
+        answer = replace(answer, decoding=decoding, context=context)
         piece = self.speech.end()
         if self.question.keys is not None:
             piece = as_json(answer, self.question.keys)

@@ -150,7 +150,7 @@ class LlmThread:
             try:
                 if row.problem is not None:
                     raise row.problem
-                job.end(row.cut, row.tokens, row.cached)
+                job.end(row.cut, row.tokens, row.cached, row.context)
             except Exception as problem:
                 job.emit(problem)
 

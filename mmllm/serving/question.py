@@ -11,8 +11,6 @@ from mmllm.serving.limits import ServeLimits
 from mmllm.serving.refusals import Refused
 
 Role = Literal["system", "user", "assistant"]
-LATER = ("context",)
-"""Settings of a request that are not there yet."""
 _ROLES: Mapping[Any, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LARGEST_SEED = 2**63 - 1
 
@@ -138,6 +136,8 @@ def stages_of(fields: Fields) -> dict[str, Any]:
         stages["reducers"] = [] if named == ("none",) else list(named)
     if (path := fields.text("path")) is not None:
         stages["path"] = path
+    if "context" in fields:
+        stages["context"] = list(fields.texts("context", 4))
     return stages
 
 

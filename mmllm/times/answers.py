@@ -80,6 +80,9 @@ class Answer:
     decoding: Mapping[str, Any] | None = field(default=None, compare=False)
     """How it was written, if a decoding method was asked for: its `name`, the `other_law` that it writes (empty if it
     is exact) and its `counts`."""
+    context: Mapping[str, Any] | None = field(default=None, compare=False)
+    """What the LLM's cache held, if there were policies for it: the `policies`, and their counters as
+    `ContextCounts.to_json` gives them, for one question on average."""
 
     @property
     def absent(self) -> bool:
@@ -95,6 +98,7 @@ class Answer:
             "fallback": self.fallback,
             **({"steps": [step.to_json() for step in self.steps]} if self.steps else {}),
             **({"decoding": dict(self.decoding)} if self.decoding else {}),
+            **({"context": dict(self.context)} if self.context else {}),
         }
 
 

@@ -148,6 +148,18 @@ def test_a_batch_reads_each_video_once_and_answers_as_one_at_a_time(prompts, unt
         untrained_qa.keeps_prefix = True
 
 
+def test_rows_under_a_policy_of_the_cache_are_answered_as_alone(untrained_qa):
+    asking = OwnPrompts(untrained_qa.with_context("h2o:heavy=0.2,recent=0.2"))
+    medium = video(asking.qa, 12, 8.0, 9)
+    other = video(asking.qa, 12, 8.0, 10)
+    turns = [asked(medium, question) for question in ("When?", "When does the red circle spin around the blue square?")]
+    ids, _, rows = answered(asking, turns, asking.qa)
+    assert asking.fits(*rows)
+    assert not asking.fits(rows[0], asking.prompt(asked(other, "When?")))  # what is kept of a video is its own
+    for each, own in zip(turns, ids, strict=True):
+        assert answered(asking, [each], asking.qa)[0] == [own]
+
+
 def test_which_conversations_fit_into_one_batch(prompts, untrained_qa):
     first, second = video(untrained_qa, 12, 8.0, 1), video(untrained_qa, 5, 20.0, 2)
     picture = Medium(kind="image", encoded=prompts.picture(np.zeros((40, 60, 3), dtype=np.uint8)))

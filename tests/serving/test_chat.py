@@ -120,11 +120,32 @@ def test_a_method_does_not_take_two_videos_or_an_image(client, short_clip, secon
             )
 
 
+def test_policies_of_the_cache_are_chosen_and_told(client, untrained_qa, short_clip):
+    policy = "h2o:heavy=0.2,recent=0.2"
+    replies = [
+        client.chat.completions.create(model="tiny", messages=about(short_clip), extra_body={"context": given})
+        for given in (policy, [policy])
+    ]
+    expected = untrained_qa.ask(short_clip, QUESTION, context=policy)
+    for reply in replies:
+        message = reply.choices[0].message
+        assert (message.spans, message.answer) == (spans_of(expected), sentence_of(expected))
+        assert message.context["policies"] == expected.context["policies"]
+        assert message.context["bytes_peak"] == expected.context["bytes_peak"]
+    plain = client.chat.completions.create(model="tiny", messages=about(short_clip))
+    assert "context" not in plain.choices[0].message.model_extra
+    both = {"context": policy, "decoding": "token-recycling"}
+    with pytest.raises(openai.BadRequestError, match="h2o works inside the LLM"):
+        client.chat.completions.create(model="tiny", messages=about(short_clip), extra_body=both)
+
+
 def test_a_cache_that_is_no_longer_kept_is_read_again(untrained_qa, limits, short_clip):
     small = dataclasses.replace(limits, kept_bytes=1)  # nothing stays
     with served({"tiny": untrained_qa}, small) as ready:
         replies = [
-            httpx.post(f"{ready.url}/v1/chat/completions", json={"model": "tiny", "messages": about(short_clip)})
+            httpx.post(
+                f"{ready.url}/v1/chat/completions", json={"model": "tiny", "messages": about(short_clip)}, timeout=120
+            )
             for _ in range(2)
         ]
         assert len(ready.answering.shelf) == 0
