@@ -29,6 +29,7 @@ from mmllm.inference.prompts import (
     watched_of,
 )
 from mmllm.llm.counters import ContextCounts
+from mmllm.llm.joined_prefixes import LEAST_SHARED
 from mmllm.llm.prefix import Prefix
 from mmllm.modeling.placeholders import Placed, place, require_room
 from mmllm.modeling.sequence_rows import as_rows
@@ -157,6 +158,17 @@ class OwnPrompts(Prompts[OwnPrompt]):
             lengths = {len(each.encoded.input_ids) for each in (prompt, other)}
             return self.opens_like(prompt, other) and len(lengths) == 1
         return not self.qa.model.llm_stages or self.opens_like(prompt, other)
+
+    def size(self, prompts: Sequence[OwnPrompt]) -> int:
+        """Positions of a batch, with filling; a long beginning that all rows share is held and counted once."""
+        whole = super().size(prompts)
+        if len(prompts) == 1 or whole < LEAST_SHARED or not all(self.opens_like(prompts[0], each) for each in prompts):
+            return whole
+        first = prompts[0]
+        assert first.given is not None
+        behind = len(first.encoded.input_ids) - len(first.given)
+        longest = max(prompt.positions for prompt in prompts)
+        return longest + (len(prompts) - 1) * (longest - first.positions + behind)
 
     @torch.no_grad()
     def openings(self, prompts: Sequence[OwnPrompt], options: Mapping[str, Any]) -> list[Opening] | None:

@@ -13,11 +13,18 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mmllm.errors import ConfigError
+from mmllm.llm.harness import takes_shared_prefix
 from mmllm.llm.prefix import Prefix
+from mmllm.llm.shared_prefix import SharedPrefixLayer
+
+
+LEAST_SHARED = 4096
+"""Positions of a prefix in all rows together, from which on it is read once for all of them: `benchmarks/prefix.py`
+measures it."""
 
 
 def is_joinable(prefix: Prefix) -> bool:
@@ -53,14 +60,34 @@ def rows_behind(prefixes: Sequence[Prefix], prompts: Sequence[Tensor], pad_token
     return rows
 
 
-def cache_behind(prefixes: Sequence[Prefix], copies: int = 1) -> DynamicCache:
+def shares(prefix: Prefix, rows: int, decoder: nn.Module) -> bool:
+    """Whether so many rows read one copy of a prefix: where that costs less than a copy for each.
+
+    Args:
+        prefix: of all rows.
+        rows: of the batch.
+        decoder: the LLM without its head. It is prepared for it.
+    """
+    worth = rows > 1 and rows * len(prefix.ids) >= LEAST_SHARED
+    return worth and is_joinable(prefix) and takes_shared_prefix(decoder)
+
+
+def cache_behind(prefixes: Sequence[Prefix], copies: int, decoder: nn.Module) -> DynamicCache:
     """A cache with a row for each prefix, every row `copies` times. What is added to it changes no prefix.
+
+    Args:
+        prefixes: of the rows.
+        copies: how often each row stands in the batch.
+        decoder: the LLM without its head that goes on from it.
 
     Raises:
         ConfigError: if different prefixes cannot stand in one batch.
     """
     if _is_shared(prefixes):
-        return prefixes[0].cache(len(prefixes) * copies)
+        cache = prefixes[0].cache(len(prefixes) * copies)
+        if shares(prefixes[0], len(prefixes) * copies, decoder):
+            cache.layers = [SharedPrefixLayer(layer.keys, layer.values) for layer in prefixes[0].layers]
+        return cache
     _require_joinable(prefixes)
     cache = prefixes[0].cache(1)
     for number, layer in enumerate(cache.layers):

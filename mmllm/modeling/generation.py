@@ -133,7 +133,8 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         rows: dict[str, Any] = rows_behind(prefixes, prompts, self._option(options, "pad_token_id") or 0)
         visual = max(int(self.is_placeholder(prefix.ids).sum()) for prefix in own)
         require_room(rows["input_ids"].shape[1], visual, self.room)
-        rows[CACHE] = cache_behind(prefixes, copies_of_rows(partial(self._option, options)))
+        copies = copies_of_rows(partial(self._option, options))
+        rows[CACHE] = cache_behind(prefixes, copies, self.language_model.base_model)
         if (current := pass_of(rows[CACHE])) is not None:
             rows["new_valid"] = rows["attention_mask"][:, len(prefixes[0].ids) :].bool()
             current.count_in(options.pop("context_counts", None), rows[CACHE].layers)

@@ -71,10 +71,10 @@ def test_rows_are_padded_on_both_sides_of_the_border(make_model):
 def test_one_prefix_for_all_rows_is_not_copied(make_model):
     model = make_model()
     prefix = prefixes(model)[0]
-    cache = cache_behind([prefix] * 3)
+    cache = cache_behind([prefix] * 3, 1, model.language_model.base_model)
     assert isinstance(cache, DynamicCache)
     assert cache.layers[0].keys.data_ptr() == prefix.layers[0].keys.data_ptr()
-    assert len(cache_behind([prefix] * 3, copies=2).layers[0].keys) == 6
+    assert len(cache_behind([prefix] * 3, 2, model.language_model.base_model).layers[0].keys) == 6
 
 
 def test_what_is_generated_changes_no_prefix(make_model):
@@ -92,7 +92,7 @@ def test_windows_and_stages_are_never_joined(make_model):
     with pytest.raises(ConfigError, match="cannot share a batch"):
         rows_behind(windows, [torch.tensor(prompt) for prompt in PROMPTS], 0)
     with pytest.raises(ConfigError, match="cannot share a batch"):
-        cache_behind(windows)
+        cache_behind(windows, 1, None)
 
 
 def test_a_prompt_behind_the_prefix_of_another_is_refused(make_model):
