@@ -23,8 +23,8 @@ from mmllm.llm.shared_prefix import SharedPrefixLayer
 
 
 LEAST_SHARED = 4096
-"""Positions of a prefix in all rows together, from which on it is read once for all of them: `benchmarks/prefix.py`
-measures it."""
+"""Positions of a prefix in all rows together, from which on reading it once costs less than copies:
+`benchmarks/shared_prefix.py` measures it."""
 
 
 def is_joinable(prefix: Prefix) -> bool:

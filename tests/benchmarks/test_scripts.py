@@ -17,8 +17,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "ablations", "decoding", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video",
-    "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
-    "video", "when",
+    "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "shared_prefix",
+    "tokenizer_training", "train", "video", "when",
 )  # fmt: skip
 
 
@@ -280,6 +280,12 @@ def test_paths_are_measured_trained_and_not_trained_again(tmp_path):
     again = run("paths", [*arguments, "--only", "hybrid", "sound"], tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("run/*/runs/*/model/config.json")} == trained
     assert all(row.numbers == rows[row.labels["group"], row.labels["name"]] for row in again.tables["path-answers"])
+
+
+def test_a_prefix_read_once_for_all_rows(tmp_path):
+    kept = run("shared_prefix", ["--frames", "4", "--rows", "2", "--rounds", "1"], tmp_path)
+    assert [row.numbers["same"] for row in kept.tables["shared-prefix"]] == [2, 2]
+    assert filled_columns(kept, "shared-prefix") == 8
 
 
 @pytest.mark.slow

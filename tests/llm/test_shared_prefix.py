@@ -93,9 +93,7 @@ def always(monkeypatch):
 
 def read(model):
     pixels = torch.randn(1, 6, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    return model.read_prefix(
-        torch.tensor(OPENING), model.visual_sequences({"video": VideoInputs(pixels=pixels)})
-    )
+    return model.read_prefix(torch.tensor(OPENING), model.visual_sequences({"video": VideoInputs(pixels=pixels)}))
 
 
 def generated(model, prefix, way):
