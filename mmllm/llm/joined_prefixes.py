@@ -21,7 +21,6 @@ from mmllm.llm.harness import takes_shared_prefix
 from mmllm.llm.prefix import Prefix
 from mmllm.llm.shared_prefix import SharedPrefixLayer
 
-
 LEAST_SHARED = 4096
 """Positions of a prefix in all rows together, from which on reading it once costs less than copies:
 `benchmarks/shared_prefix.py` measures it."""

@@ -1,7 +1,7 @@
 """Attention over parts of the keys, put together: what a softmax over all of them would give.
 
-Of a part there is its output o = softmax(s) v and l = logsumexp(s). With m the larger of two l, z = e^(l1-m) + e^(l2-m):
-o = (e^(l1-m) o1 + e^(l2-m) o2) / z and l = m + ln z. In any order, and in any grouping.
+Of a part there is its output o = softmax(s) v and l = logsumexp(s). With m the larger of two l and z = e^(l1-m) +
+e^(l2-m), both together have o = (e^(l1-m) o1 + e^(l2-m) o2) / z and l = m + ln z. In any order, and in any grouping.
 
 B rows, H query heads, N queries, D head width
 """
@@ -20,7 +20,7 @@ class Attended(NamedTuple):
     out: Tensor
     """B H N D."""
     logsum: Tensor
-    """float32 or wider, B H N 1. The logarithm of the sum of exponentiated logits; -inf for a query that sees no key."""
+    """float32 or wider, B H N 1. Logarithm of the sum of exponentiated logits; -inf for a query that sees no key."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Attended:

@@ -22,6 +22,7 @@ from mmllm.inference.conversations import prompts_of
 from mmllm.inference.prompts import Medium, Prompt, Prompts, Turn
 from mmllm.interfaces import Decoding
 from mmllm.serving.addresses import MediaAddresses
+from mmllm.serving.engine_threads import EngineThreads
 from mmllm.serving.jobs import Event, Job
 from mmllm.serving.limits import ServeLimits
 from mmllm.serving.llm_thread import LlmThread
@@ -46,6 +47,7 @@ class Answering:
         limits: upper bounds.
         metrics: counts what is done.
         decoders: files that are decoded at once.
+        engine: address of an engine that runs the LLM in place of this process; see `EngineThreads`.
         batching: options of `LlmThread`: `rows`, `positions`, `window_s`.
     """
 
@@ -58,6 +60,7 @@ class Answering:
         metrics: Metrics,
         *,
         decoders: int = 2,
+        engine: str | None = None,
         **batching: float,
     ) -> None:
         self.models, self.addresses, self.folder = models, addresses, folder
@@ -66,13 +69,17 @@ class Answering:
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
         self.watcher = Watcher(self.shelf, self.reading, limits.video)
         self.under_way = self._preparing = 0
-        self.llm = LlmThread(
-            answer_s=limits.answer_s,
-            metrics=metrics,
-            expected=lambda: self._preparing,
-            answered=self.shelf.fit,  # videos have kept the LLM's cache of themselves
-            **batching,  # type: ignore[arg-type]
-        )
+        self.llm: LlmThread | EngineThreads
+        if engine is not None:
+            self.llm = EngineThreads(engine, answer_s=limits.answer_s, metrics=metrics)
+        else:
+            self.llm = LlmThread(
+                answer_s=limits.answer_s,
+                metrics=metrics,
+                expected=lambda: self._preparing,
+                answered=self.shelf.fit,  # videos have kept the LLM's cache of themselves
+                **batching,  # type: ignore[arg-type]
+            )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mmllm-prepare")
         metrics.gauges |= {
             "queue": lambda: self.llm.waiting,
@@ -162,6 +169,7 @@ class Answering:
                 emit=emit,
                 decoding=method,
             )
+            self.llm.check(job)
         except BaseException as problem:
             self.models.release(model)
             if isinstance(problem, Exception):

@@ -61,6 +61,9 @@ class LlmThread:
         """How many questions wait."""
         return len(self._waiting)
 
+    def check(self, job: Job) -> None:
+        """Does nothing: this process answers whatever its models can."""
+
     def put(self, job: Job) -> None:
         """Adds a job."""
         with self._changed:
