@@ -83,13 +83,15 @@ class HostedPrompts(Prompts[PromptOfHosted]):
             )
         hosted_watched = None if watched is None else hosted_video(watched)
         keeps = hosted_watched is not None and self.qa.keeps({})
+        opening = self.qa.model.given(inputs, hosted_watched.features) if keeps and hosted_watched else None
         return PromptOfHosted(
             media=media,
             watched=hosted_watched,
             positions=positions,
+            behind=None if opening is None else inputs["input_ids"].shape[1] - len(opening),
             prepared=prepared,
             inputs=inputs,
-            opening=self.qa.model.given(inputs, hosted_watched.features) if keeps and hosted_watched else None,
+            opening=opening,
         )
 
     def _messages(
@@ -119,6 +121,11 @@ class HostedPrompts(Prompts[PromptOfHosted]):
         """Whether two prompts may be rows of a batch: questions about one video, behind the LLM's cache of it."""
         lengths = {each.inputs["input_ids"].shape[1] for each in (prompt, other)}
         return self.opens_like(prompt, other) and (len(lengths) == 1 or not self.qa.model.counts_padding)
+
+    @property
+    def has_plain_caches(self) -> bool:
+        """Whether caches of videos hold nothing but all keys."""
+        return not self.qa.model.stages and not self.qa.model.counts_padding
 
     def openings(self, prompts: Sequence[PromptOfHosted], options: Mapping[str, Any]) -> list[Opening] | None:
         """What the LLM has read of each prompt; see `Prompts.openings`."""

@@ -29,7 +29,6 @@ from mmllm.inference.prompts import (
     watched_of,
 )
 from mmllm.llm.counters import ContextCounts
-from mmllm.llm.joined_prefixes import LEAST_SHARED
 from mmllm.llm.prefix import Prefix
 from mmllm.modeling.placeholders import Placed, place, require_room
 from mmllm.modeling.sequence_rows import as_rows
@@ -100,13 +99,15 @@ class OwnPrompts(Prompts[OwnPrompt]):
         for medium in media:
             for placeholder, sequence in medium.encoded.sequences.items():
                 sequences.setdefault(placeholder, []).append(sequence)
+        given = self._given(media, encoded)
         return OwnPrompt(
             media=tuple(media),
             watched=watched,
             positions=self._positions(encoded, sequences),
+            behind=None if given is None else len(encoded.input_ids) - len(given),
             encoded=encoded,
             sequences=sequences,
-            given=self._given(media, encoded),
+            given=given,
         )
 
     def _given(self, media: Sequence[Medium], encoded: Encoded) -> Tensor | None:
@@ -157,18 +158,12 @@ class OwnPrompts(Prompts[OwnPrompt]):
         if self.qa.model.counts_padding:
             lengths = {len(each.encoded.input_ids) for each in (prompt, other)}
             return self.opens_like(prompt, other) and len(lengths) == 1
-        return not self.qa.model.llm_stages or self.opens_like(prompt, other)
+        return self.has_plain_caches or self.opens_like(prompt, other)
 
-    def size(self, prompts: Sequence[OwnPrompt]) -> int:
-        """Positions of a batch, with filling; a long beginning that all rows share is held and counted once."""
-        whole = super().size(prompts)
-        if len(prompts) == 1 or whole < LEAST_SHARED or not all(self.opens_like(prompts[0], each) for each in prompts):
-            return whole
-        first = prompts[0]
-        assert first.given is not None
-        behind = len(first.encoded.input_ids) - len(first.given)
-        longest = max(prompt.positions for prompt in prompts)
-        return longest + (len(prompts) - 1) * (longest - first.positions + behind)
+    @property
+    def has_plain_caches(self) -> bool:
+        """Whether caches of videos hold nothing but all keys."""
+        return not self.qa.model.llm_stages and not self.qa.model.counts_padding
 
     @torch.no_grad()
     def openings(self, prompts: Sequence[OwnPrompt], options: Mapping[str, Any]) -> list[Opening] | None:

@@ -19,6 +19,7 @@ from mmllm.errors import InputError
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.llm.counters import ContextCounts
+from mmllm.llm.joined_prefixes import LEAST_SHARED
 from mmllm.llm.prefix import Prefix
 from mmllm.times.answers import Answer
 
@@ -48,6 +49,9 @@ class Prompt:
     """The video that times belong to; None if there is no video."""
     positions: int
     """How many positions the LLM reads: of text, of visual tokens, of text between frames."""
+    behind: int | None
+    """How many of them stand behind the last visual token, if the LLM's cache of those before is kept; None if the whole
+    prompt is read."""
 
     @property
     def usage(self) -> dict[str, int]:
@@ -144,9 +148,20 @@ class Prompts(ABC, Generic[P]):
             options: of transformers' `generate`, and `decoding`: a method that writes the answer to a single prompt.
         """
 
+    @property
+    @abstractmethod
+    def has_plain_caches(self) -> bool:
+        """Whether caches of videos hold nothing but all keys: no stage acts inside the LLM, and no window slides."""
+
     def size(self, prompts: Sequence[P]) -> int:
-        """Positions of a batch, with filling: those of whole rows."""
-        return len(prompts) * max(prompt.positions for prompt in prompts)
+        """Positions of a batch, with filling; a beginning that is held once for all rows counts once."""
+        first, rows = prompts[0], len(prompts)
+        longest = max(prompt.positions for prompt in prompts)
+        beginning = 0 if first.behind is None else first.positions - first.behind
+        alike = self.has_plain_caches and all(self.opens_like(first, prompt) for prompt in prompts)
+        if rows == 1 or rows * beginning < LEAST_SHARED or not alike:
+            return rows * longest
+        return beginning + rows * (longest - beginning)
 
     def kept_openings(self, prompts: Sequence[P], read: Callable[[P, Prefix | None], Prefix]) -> list[Opening]:
         """The openings of prompts whose last media keep them.

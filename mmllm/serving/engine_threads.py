@@ -25,7 +25,8 @@ import torch
 
 from mmllm.checkpoints.plain_decoder import require_plain
 from mmllm.errors import ConfigError, MmllmError
-from mmllm.inference.own_prompts import OwnPrompts
+from mmllm.inference.own_prompts import OwnPrompt, OwnPrompts
+from mmllm.inference.prompts import Prompts
 from mmllm.inference.streaming import Cut
 from mmllm.serving.jobs import Job
 from mmllm.serving.metrics import Metrics
@@ -166,8 +167,11 @@ class EngineThreads:
 
 def _body(job: Job) -> dict[str, Any]:
     """The request for a job's answer."""
+    prompts: Prompts[Any] = job.prompts
+    assert isinstance(prompts, OwnPrompts)  # `check` refuses others
+    assert isinstance(job.prompt, OwnPrompt)
     embeddings = io.BytesIO()
-    torch.save(job.prompts.embeddings(job.prompt).cpu(), embeddings)
+    torch.save(prompts.embeddings(job.prompt).cpu(), embeddings)
     question = job.question
     seed = {} if question.seed is None else {"seed": question.seed}
     return {

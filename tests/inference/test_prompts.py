@@ -179,6 +179,21 @@ def test_which_conversations_fit_into_one_batch(prompts, untrained_qa):
     assert fit((first, "When?"), (second, "When?"), qa=inside) == (True, False)
 
 
+def test_a_beginning_that_is_held_once_counts_once(prompts, untrained_qa, monkeypatch):
+    first, second = video(untrained_qa, 12, 8.0, 1), video(untrained_qa, 12, 8.0, 2)
+    rows = [prompts.prompt(asked(first, question)) for question in ("When?", "When is it at the left?", "Who?")]
+    longest, beginning = max(row.positions for row in rows), rows[0].positions - rows[0].behind
+    assert all(row.positions - row.behind == beginning for row in rows)
+    assert prompts.size(rows) == 3 * longest  # short: copies cost less
+    monkeypatch.setattr("mmllm.inference.prompts.LEAST_SHARED", 3 * beginning)
+    assert prompts.size(rows) == beginning + 3 * (longest - beginning)
+    assert prompts.size(rows[:1]) == rows[0].positions
+    assert prompts.size([*rows, prompts.prompt(asked(second, "When?"))]) == 4 * longest
+    assert prompts.size([prompts.prompt(asked("Who?"))] * 2) == 2 * prompts.prompt(asked("Who?")).positions
+    evicting = OwnPrompts(untrained_qa.with_context("h2o"))
+    assert evicting.size(rows) == 3 * longest
+
+
 def test_usage_adds_all_videos_and_images(prompts, untrained_qa):
     first, second = video(untrained_qa, 12, 8.0, 1), video(untrained_qa, 5, 20.0, 2)
     picture = Medium(kind="image", encoded=prompts.picture(np.zeros((40, 60, 3), dtype=np.uint8)))
