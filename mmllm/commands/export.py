@@ -30,8 +30,8 @@ def export(
     checked_source(model)
     if folder.exists():
         raise InputError(f"{folder} exists already; name a folder that does not exist")
-    from mmllm.checkpoints.plain_decoder import save_decoder
     from mmllm.inference.answering import VideoQA
+    from mmllm.inference.plain_decoder import save_decoder
 
     qa = VideoQA.from_pretrained(model, dtype="auto", **stages.by_slot)
     if not isinstance(qa, VideoQA):

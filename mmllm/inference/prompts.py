@@ -50,8 +50,8 @@ class Prompt:
     positions: int
     """How many positions the LLM reads: of text, of visual tokens, of text between frames."""
     behind: int | None
-    """How many of them stand behind the last visual token, if the LLM's cache of those before is kept; None if the whole
-    prompt is read."""
+    """How many of them stand behind the last visual token, if the LLM's cache of those before is kept; None if whole
+    prompts are read."""
 
     @property
     def usage(self) -> dict[str, int]:

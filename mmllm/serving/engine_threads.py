@@ -23,9 +23,9 @@ from urllib.parse import urlsplit
 
 import torch
 
-from mmllm.checkpoints.plain_decoder import require_plain
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.inference.own_prompts import OwnPrompt, OwnPrompts
+from mmllm.inference.plain_decoder import require_plain
 from mmllm.inference.prompts import Prompts
 from mmllm.inference.streaming import Cut
 from mmllm.serving.jobs import Job

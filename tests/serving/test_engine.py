@@ -9,7 +9,7 @@ import pytest
 from engine_stub import engine
 from running_server import QUESTION, about, asked, data, refused, served, until
 
-from mmllm.checkpoints.plain_decoder import save_decoder
+from mmllm.inference.plain_decoder import save_decoder
 from mmllm.serving.engine_threads import KEY
 
 

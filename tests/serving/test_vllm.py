@@ -2,9 +2,9 @@
 
 import pytest
 
-from mmllm.checkpoints.plain_decoder import save_decoder
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.own_prompts import OwnPrompts
+from mmllm.inference.plain_decoder import save_decoder
 from mmllm.inference.prompts import Medium, Turn
 from mmllm.train.building import build_model
 from mmllm.train.model_config import DecoderConfig, ModelConfig

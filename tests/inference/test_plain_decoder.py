@@ -5,11 +5,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmllm import cli
-from mmllm.checkpoints.plain_decoder import require_plain
 from mmllm.errors import ConfigError
 from mmllm.hub.sources import DEFAULT
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.own_prompts import OwnPrompts
+from mmllm.inference.plain_decoder import require_plain
 from mmllm.inference.prompts import Medium, Turn
 
 QUESTIONS = ("When does the red circle spin?", "When is the blue square on screen at 3.5 s?", "Who?")
