@@ -15,13 +15,10 @@ from typing import Any
 
 from mmllm.app.shelf import Shelf
 from mmllm.app.watching import View, Watcher
-from mmllm.decoding.choosing import require_model
-from mmllm.errors import InputError
-from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.conversations import prompts_of
-from mmllm.inference.prompts import Medium, Prompt, Prompts, Turn
-from mmllm.interfaces import Decoding
+from mmllm.inference.prompts import Medium, Prompts, Turn
 from mmllm.serving.addresses import MediaAddresses
+from mmllm.serving.decoding_choice import method_of, require_one_video
 from mmllm.serving.engine_threads import EngineThreads
 from mmllm.serving.jobs import Event, Job
 from mmllm.serving.limits import ServeLimits
@@ -152,13 +149,13 @@ class Answering:
         model = self.models.taken(question.model)
         try:
             qa = model.variants.of(question.stages)
-            method = None if question.decoding is None else _method(question.decoding, model, qa)
+            method = None if question.decoding is None else method_of(question.decoding, model, qa)
             prompts = prompts_of(qa)
             turns = [self._turn(saying, prompts, model.name, question, gone) for saying in question.sayings]
             _require_wanted(gone)
             prompt = prompts.prompt(turns, question.times_of)
             if method is not None:
-                _require_one_video(method, prompt)
+                require_one_video(method, prompt)
             job = Job(
                 question=question,
                 prompts=prompts,
@@ -216,27 +213,6 @@ def _emit(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: 
     """Hands an event to the loop; a loop that has ended needs none."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(events.put_nowait, event)
-
-
-def _method(choice: str, model: LoadedModel, qa: VideoAnswering) -> Decoding:
-    """How an answer is written.
-
-    Raises:
-        Refused: if there is no such method, or it does not work with the model.
-    """
-    try:
-        method = model.methods.of(choice)
-        require_model(method, qa)
-    except InputError as problem:
-        raise Refused(400, str(problem), "bad_settings", "decoding") from None
-    return method
-
-
-def _require_one_video(method: Decoding, prompt: Prompt) -> None:
-    """Refuses conversations in which a drafter cannot look at the video."""
-    if len(prompt.media) != 1 or prompt.watched is None:
-        message = f"decoding {method.registered_name} writes answers about one video, and no other media"
-        raise Refused(400, message, "bad_settings", "decoding")
 
 
 def _visual(job: Job) -> int:

@@ -10,7 +10,7 @@ from engine_stub import engine
 from running_server import QUESTION, about, asked, data, refused, served, until
 
 from mmllm.inference.plain_decoder import save_decoder
-from mmllm.serving.engine_threads import KEY
+from mmllm.serving.engine_requests import KEY
 
 
 @pytest.fixture(scope="module")
