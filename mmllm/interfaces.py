@@ -409,6 +409,17 @@ class LlmStage(Part):
     """Whether it works on `cross_attention_states`. The path must then give some."""
 
     @property
+    def needs_cache(self) -> bool:
+        """Whether it can only work behind a cache, and so neither in training nor with `use_cache=False`."""
+        return self.evicts
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether the newest positions can be removed from the cache as if they had never been read, as guessed tokens
+        are: it neither evicts keys nor remembers what these positions looked at."""
+        return not self.evicts
+
+    @property
     def turns_keys(self) -> bool:
         """Whether positions count what is in the cache: keys are rotated anew once others before them have gone."""
         return False
@@ -525,21 +536,25 @@ class ContextPolicy(LlmStage):
     What it must remember of a text is in the cache: `view.state` of a layer, `view.by_key` of each of its keys.
     """
 
-    family: ClassVar[ContextFamily]
+    family: ContextFamily
+    is_trained: ClassVar[bool] = False
+    """Whether the LLM must have been trained with it."""
+    names_files: ClassVar[tuple[str, ...]] = ()
+    """Settings that name files: visitors of the demo may not give them."""
 
     @property
     def evicts(self) -> bool:  # type: ignore[override]
         """Whether it removes keys from the cache."""
         return self.family == "evict"
 
-    def keys_held(self, positions: int, free: int) -> int:
-        """Most keys of a head that the cache holds after a prompt; all of them unless it evicts.
+    @property
+    def needs_cache(self) -> bool:
+        """Whether it can only work behind a cache; others may also be trained with."""
+        return self.family in _ONE_FAMILY
 
-        Args:
-            positions: of the prompt.
-            free: how many of them are of no kind that the policy protects.
-        """
-        return positions
+    def keys_held(self, visual: int) -> int:
+        """Keys of a head that the cache still holds of so many visual tokens, once an answer is written."""
+        return visual
 
 
 class LlmReducer(TokenReducer, LlmStage):

@@ -595,6 +595,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             question=prompt & behind,
             prompt=prompt,
             time_text=place == TIME_TEXT,
+            frameless=frame < 0,
             sound=(place == HEARD) | (place == PATCHLESS),
             place=place.clamp(min=0),
             grid=grid,

@@ -18,9 +18,9 @@ from typing import Any
 
 from mmllm.app.confined_reading import SHARED, ConfinedReading
 from mmllm.app.limits import DemoLimits
-from mmllm.app.methods import MOST_CHARACTERS, Methods
+from mmllm.app.methods import MOST_CHARACTERS, Methods, refuse_files
 from mmllm.app.session import ChatTurn
-from mmllm.app.settings import CHAIN_OFF, ONE_BY_ONE, OWN, Settings
+from mmllm.app.settings import CHAIN_OFF, EVERYTHING, ONE_BY_ONE, OWN, Settings
 from mmllm.app.shelf import Shelf
 from mmllm.app.variants import Variants
 from mmllm.app.watching import View, Watcher
@@ -74,21 +74,25 @@ class Engine:
         """The model's own stages and number of frames, or fewer frames if the limits require it."""
         return Settings(frames=min(self.qa.processor.num_frames, self.limits.frames))
 
-    def settings(self, frames: float, reducer: str, share: float, path: str) -> Settings:
+    def settings(self, frames: float, reducer: str, share: float, path: str, context: str = EVERYTHING) -> Settings:
         """The settings that a visitor chose.
 
         Raises:
             InputError: if a value has the wrong type or is outside its limits.
         """
-        for name in (reducer, path):
+        for name in (reducer, path, context):
             if not isinstance(name, str) or len(name) > MOST_CHARACTERS:
                 raise InputError(
-                    f"a reducer or path must be a text of at most {MOST_CHARACTERS} characters, not {name!r:.50}"
+                    f"reducer, path and context must be texts of at most {MOST_CHARACTERS} characters, not {name!r:.50}"
                 )
+        context = context.strip() or EVERYTHING
+        refuse_files(() if context == EVERYTHING else context.split())
         if not isinstance(share, (int, float)):
             raise InputError(f"the share of tokens must be a number, not {share!r:.50}")
         frames = self.limits.checked_frames(frames)
-        return Settings(frames=frames, reducer=reducer.strip() or OWN, share=share, path=path.strip() or OWN)
+        return Settings(
+            frames=frames, reducer=reducer.strip() or OWN, share=share, path=path.strip() or OWN, context=context
+        )
 
     def chain(self, choice: Any) -> ChainConfig | None:
         """How a visitor wants a video to be asked; None for "off".

@@ -19,7 +19,7 @@ from mmllm.app.exports import export
 from mmllm.app.markup import interval, readable, safe, seconds
 from mmllm.app.private_folder import remove_upload
 from mmllm.app.session import ChatTurn, Session, Visit
-from mmllm.app.settings import CHAIN_OFF, ONE_BY_ONE, Settings, cost_of
+from mmllm.app.settings import CHAIN_OFF, EVERYTHING, ONE_BY_ONE, Settings, cost_of
 from mmllm.app.sight import comparison, cost_table, refusal, sight
 from mmllm.app.timeline import bars, timeline
 from mmllm.errors import InputError, MmllmError, is_out_of_memory
@@ -160,6 +160,7 @@ class Handlers:
         remember: bool,
         chain: str = CHAIN_OFF,
         decoding: str = ONE_BY_ONE,
+        context: str = EVERYTHING,
     ) -> Generator[Update, None, None]:
         """The answer word by word, then the timeline, the panel and the session."""
         stop = self._stops[visitor] = threading.Event()
@@ -167,7 +168,7 @@ class Handlers:
         try:
             if session is None or visit is None:
                 raise InputError(_NO_VIDEO)
-            settings, in_chain = self.engine.settings(frames, reducer, share, path), self.engine.chain(chain)
+            settings, in_chain = self._settings(reducer, share, path, frames, context), self.engine.chain(chain)
             question, method = self.engine.limits.question(question), self.engine.decoding(decoding)
             reply, updated_s = Reply(partial=None), 0.0
             earlier = visit.turns if remember else ()
@@ -239,10 +240,10 @@ class Handlers:
 
     # --- settings, comparing, the player --------------------------------------------------------------------
 
-    def cost(self, reducer: str, share: float, path: str, frames: float) -> str:
+    def cost(self, reducer: str, share: float, path: str, frames: float, context: str = EVERYTHING) -> str:
         """HTML of what these settings cost, or of the reason why they are impossible."""
         try:
-            return cost_table(cost_of(self.engine.qa, self.engine.settings(frames, reducer, share, path)))
+            return cost_table(cost_of(self.engine.qa, self._settings(reducer, share, path, frames, context)))
         except Exception as problem:
             return refusal(reason(problem))
 
@@ -252,7 +253,7 @@ class Handlers:
         Args:
             question: the question; if empty, the last one about this video.
             session: the visitor's session.
-            chosen: values of the four controls of A, then of B.
+            chosen: values of the five controls of A, then of B.
         """
         visit = session.visit if session else None
         try:
@@ -260,7 +261,7 @@ class Handlers:
                 raise InputError(_NO_VIDEO)
             if not question.strip() and visit.turns:
                 question = visit.turns[-1].question
-            choices = [self._settings(*chosen[:4]), self._settings(*chosen[4:])]
+            choices = [self._settings(*chosen[:5]), self._settings(*chosen[5:])]
             turns = self.engine.compare(visit.path, question, choices, truth=visit.truths.get(question.strip()))
         except Exception as problem:
             return {"comparison": refusal(_without_path(reason(problem), visit))}
@@ -270,8 +271,8 @@ class Handlers:
         heading = f'<p class="mm-note">{safe(turns[0].question)}</p>'
         return {"comparison": heading + bars(visit.duration_s, lanes) + comparison(turns)}
 
-    def _settings(self, reducer: str, share: float, path: str, frames: float) -> Settings:
-        return self.engine.settings(frames, reducer, share, path)
+    def _settings(self, reducer: str, share: float, path: str, frames: float, context: str = EVERYTHING) -> Settings:
+        return self.engine.settings(frames, reducer, share, path, context)
 
     # --- for programs ---------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from mmllm.app.settings import (
     CHAIN_OFF,
     ONE_BY_ONE,
     Settings,
+    context_choices,
     decoding_choices,
     path_choices,
     reducer_choices,
@@ -27,6 +28,8 @@ _CONTROL = 240
 _ASKING = ("session", "question", "chat", "timeline", "sight", "status", "send", "halt")
 _FILES = ("status", "json", "vtt", "png")
 """The parts that an answer and its files change; few of them, because a browser checks each part for every word."""
+_CHOICES = ("here", "remember", "chain", "decoding", "context")
+"""The parts that another video does not change."""
 _MODEL = "model"
 """Name of the group of events that run the model; one of them runs at a time."""
 
@@ -77,7 +80,7 @@ def page(handlers: Handlers) -> gr.Blocks:
                 _panel(
                     "mm-about-a", note("How the video is shown to the model. The next question uses these settings.")
                 )
-                chosen = _controls(handlers, own, "a")
+                *chosen, parts["context"] = _controls(handlers, own, "a")
                 parts["remember"] = gr.Checkbox(
                     False, label="The model reads earlier turns", info="Off: each question is answered by itself."
                 )
@@ -169,7 +172,7 @@ def _chat_column(parts: dict[str, Any], max_characters: int) -> None:
 
 
 def _controls(handlers: Handlers, own: Settings, side: str) -> list[Any]:
-    """Controls of reducer, share, path and frames; the cost below them follows every change."""
+    """Controls of reducer, share, path, frames and context; the cost below them follows every change."""
     with gr.Row():
         reducer = gr.Dropdown(
             reducer_choices(),
@@ -208,7 +211,16 @@ def _controls(handlers: Handlers, own: Settings, side: str) -> list[Any]:
             info="sampled evenly",
             min_width=_CONTROL,
         )
-    chosen = [reducer, share, path, frames]
+    context = gr.Dropdown(
+        context_choices(),
+        value=own.context,
+        allow_custom_value=True,
+        label="Context",
+        info="what the LLM still sees of what it has read; or with settings: h2o:heavy=0.1,recent=0.1",
+        elem_id=f"mm-context-{side}",
+        min_width=_CONTROL,
+    )
+    chosen = [reducer, share, path, frames, context]
     cost = _panel(f"mm-cost-{side}", handlers.cost(own.reducer, own.share, own.path, own.frames))
     for control in chosen:
         control.change(
@@ -228,7 +240,7 @@ def _wire(
     demo: gr.Blocks, parts: dict[str, Any], handlers: Handlers, chosen: list[Any], other: list[Any], compare: gr.Button
 ) -> None:
     """Connects the events of the page's parts with the handlers."""
-    video_parts = [part for name, part in parts.items() if name not in ("here", "remember", "chain", "decoding")]
+    video_parts = [part for name, part in parts.items() if name not in _CHOICES]
     session, video, question = parts["session"], parts["video"], parts["question"]
     model = {"concurrency_id": _MODEL, "concurrency_limit": 1, "api_visibility": "private"}
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -260,7 +272,7 @@ def _wire(
     answered = gr.on(
         [parts["send"].click, question.submit],
         ask,
-        [question, session, *chosen, parts["remember"], parts["chain"], parts["decoding"]],
+        [question, session, *chosen, *(parts[name] for name in ("remember", "chain", "decoding", "context"))],
         [parts[name] for name in _ASKING],
         show_progress="hidden",
         **model,
@@ -276,7 +288,8 @@ def _wire(
         panel.select(seek, None, video, trigger_mode="always_last", **quick)
     parts["here"].click(here, [video, question], question, **quick)
     parts["suggestions"].click(lambda sample: sample[0], parts["suggestions"], question, **quick)
-    compare.click(as_event(handlers.compare), [question, session, *chosen, *other], [parts["comparison"]], **model)
+    both = [*chosen, parts["context"], *other]
+    compare.click(as_event(handlers.compare), [question, session, *both], [parts["comparison"]], **model)
 
 
 def _programs(handlers: Handlers, parts: dict[str, Any], chosen: list[Any]) -> None:

@@ -17,6 +17,8 @@ OWN, NONE = "as trained", "none"
 """Choices that are no names of parts: the model's own stage, and no reducer."""
 ONE_BY_ONE = "one by one"
 """The choice of writing answers one token a pass."""
+EVERYTHING = "everything"
+"""The choice of a cache from which nothing is left out, unless the model's own policies do so."""
 CHAIN_OFF = "off"
 CHAIN_CHOICES = (CHAIN_OFF, "auto", "2", "3", "4")
 """Choices of how many parts of a video are looked at first."""
@@ -34,6 +36,8 @@ class Settings:
     """Fraction of the tokens that a reducer without settings keeps."""
     path: str = OWN
     """A name, or a name with settings such as `slowfast:mode=temporal`."""
+    context: str = EVERYTHING
+    """What the LLM still sees of what it has read: policies such as `h2o:heavy=0.1,recent=0.1`, separated by spaces."""
 
     def __post_init__(self) -> None:
         allowed = isinstance(self.frames, int) and 1 <= self.frames <= MOST_FRAMES
@@ -48,7 +52,8 @@ class Settings:
             ConfigError: if a name is unknown.
         """
         reducers = None if self.reducer == OWN else [] if self.reducer == NONE else [self._reducer]
-        return {"reducers": reducers, "path": None if self.path == OWN else self.path}
+        context = None if self.context == EVERYTHING else self.context.split()
+        return {"reducers": reducers, "path": None if self.path == OWN else self.path, "context": context}
 
     @property
     def _reducer(self) -> str:
@@ -62,7 +67,8 @@ class Settings:
 
     def __str__(self) -> str:
         reducer = self.reducer if self.reducer in (OWN, NONE) else self._reducer
-        return f"{self.frames} frames, reducer {reducer}, path {self.path}"
+        context = "" if self.context == EVERYTHING else f", context {self.context}"
+        return f"{self.frames} frames, reducer {reducer}, path {self.path}{context}"
 
 
 def reducer_choices() -> list[str]:
@@ -83,13 +89,18 @@ def path_choices() -> list[str]:
 
 def decoding_choices() -> list[str]:
     """Entries of the list of decoding methods; those that need a setting can be typed with it."""
-    return [ONE_BY_ONE, *(name for name in registry.parts("decoding") if _needs_nothing(name))]
+    return [ONE_BY_ONE, *(name for name in registry.parts("decoding") if _needs_nothing("decoding", name))]
 
 
-def _needs_nothing(name: str) -> bool:
-    """Whether a decoding method can be built without a setting."""
+def context_choices() -> list[str]:
+    """Entries of the list of policies of the cache; those that need a setting can be typed with it."""
+    return [EVERYTHING, *(name for name in registry.parts("context") if _needs_nothing("context", name))]
+
+
+def _needs_nothing(kind: str, name: str) -> bool:
+    """Whether a part can be built without a setting."""
     try:
-        registry.config_of("decoding", name)
+        registry.config_of(kind, name)
     except ConfigError:
         return False
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +58,7 @@ def ask(
         max_new_tokens: most tokens of the answer.
         json: print one JSON object.
         plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
-            that they keep, and their ranking.
+            that they keep, and their ranking; with a context how much of each frame the LLM still holds.
     """
     if not question.strip():
         raise InputError('the question is empty: write one, such as "When does the red circle spin?"')
@@ -84,6 +85,8 @@ def ask(
     _say(answer)
     if note:
         print(f"note: {note}", file=sys.stderr)
+    if answer.context is not None:
+        print(f"context: {_held(answer.context)}", file=sys.stderr)
     if plot is not None:
         print(f"plot: {plot}", file=sys.stderr)
 
@@ -98,13 +101,28 @@ def _note(qa: VideoAnswering, encoded: EncodedVideo, answer: Answer, end: float 
     return "; ".join(notes) or None
 
 
+def _held(context: Mapping[str, Any]) -> str:
+    """What the LLM's cache held, in a line."""
+    if context["dense"]:
+        return f"{' '.join(context['policies'])}: everything was kept, {context['bytes_held'] / 1024:,.0f} KiB"
+    return (
+        f"{' '.join(context['policies'])}: {context['bytes_held'] / 1024:,.0f} KiB of the LLM's cache held of "
+        f"{context['bytes_dense'] / 1024:,.0f}, {context['attended_mean']:,.0f} keys attended at the last step"
+    )
+
+
 def _draw(qa: VideoAnswering, encoded: EncodedVideo, question: str, answer: Answer, picture: Path) -> None:
-    """Draws the video with the answered span and, with reducers, the patches that they keep."""
+    """Draws the video with the answered span, the patches that reducers keep, and what the LLM's cache still holds."""
     from mmllm.inference.plotting import plot_answer
 
     plotted = qa.seen_for(encoded, question)
-    patches: dict[str, Any] = {"kept": plotted.kept, "ranking": plotted.ranking} if qa.reduces else {}
+    some_gone = bool(qa.context) and plotted.kept is not None and not plotted.kept.all()
+    patches: dict[str, Any] = {}
+    if qa.reduces or some_gone:
+        patches = {"kept": plotted.kept, "ranking": plotted.ranking}
     pictured = None if encoded.long is None else encoded.long.pictured
+    if answer.context and (counts := answer.context["kept_by_frame"]):
+        patches["held"] = encoded.times_s[: len(counts)], counts
     plot_answer(encoded.clip, question, answer.spans, picture, **patches, pictured=pictured)
 
 

@@ -195,6 +195,7 @@ def evaluate_into(
     from mmllm.evaluation.pictures import write_places
     from mmllm.evaluation.run import answer_all, scores_of
     from mmllm.evaluation.trials import Trials, averaged
+    from mmllm.inference.contexts import mean_of, written
 
     rounds = Trials() if trials is None else trials
     make_folder(folder)
@@ -234,6 +235,9 @@ def evaluate_into(
         if decoding is not None:
             counts = None if decoding.total is None else decoding.total.to_json()
             scores["decoding"] = {**decoding.said, "counts": counts}
+        counted = [sample.context for _, samples in samples_by_trial for sample in samples if sample.context]
+        if counted:
+            scores["context"] = {"policies": written(qa.context), **mean_of(counted)}
         if not processes.is_main():
             return scores
         write_json(folder / "metrics.json", scores)

@@ -25,8 +25,8 @@ def list_parts(kind: Annotated[str, tyro.conf.Positional] = "all", json: bool = 
     """List the parts of models with their settings, the recipes, and the short names of published models.
 
     Args:
-        kind: the list to print: encoders, reducers, tokenizers, paths, codecs, decodings, times, modalities, trainings,
-            recipes, presets, or all.
+        kind: the list to print: encoders, reducers, tokenizers, paths, codecs, contexts, decodings, times, modalities,
+            trainings, recipes, presets, or all.
         json: print one JSON object instead of tables.
     """
     if kind not in ("all", *LISTS):
@@ -91,6 +91,7 @@ def _rows(kind: str) -> list[dict[str, str]]:
         {
             "name": part.name,
             **_about_reducer(part.cls),
+            **_about_context(part.cls),
             "summary": part.summary,
             "settings": ", ".join(f"{key}={_short(value)}" for key, value in _defaults(part.config).items()),
         }
@@ -106,6 +107,19 @@ def _about_reducer(cls: type) -> dict[str, str]:
     if not issubclass(cls, TokenReducer):
         return {}
     return {"where": where_it_acts(cls), "needs": what_it_needs(cls), "question-aware": is_question_aware(cls)}
+
+
+def _about_context(cls: type) -> dict[str, str]:
+    """What a policy of the cache does, and whether it looks at the question; nothing for another part."""
+    from mmllm.interfaces import ContextPolicy
+
+    if not issubclass(cls, ContextPolicy):
+        return {}
+    return {
+        "does": cls.family,
+        "question": "aware" if cls.depends_on_question else "blind",
+        "training": "needs training" if cls.is_trained else "training-free",
+    }
 
 
 def _defaults(config: type) -> dict[str, object]:

@@ -11,7 +11,7 @@ import tyro
 from mmllm.commands.flags import StageFlags
 from mmllm.errors import InputError, require_extra
 from mmllm.hub.sources import DEFAULT
-from mmllm.inference.costs import cache_bytes, costs_inside, prefill_flops, stage_costs, time_costs
+from mmllm.inference.costs import cache_bytes, costs_inside, keys_held, prefill_flops, stage_costs, time_costs
 from mmllm.stages import NO_CHANGES, StageChanges, changed, stages_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ def tokens(
         cost["stages"] += time_costs(processor, cost["stages"][-1]["tokens"], count, seconds)
     if text_config is not None:
         visual_tokens = cost["stages"][-1]["tokens"]
-        cost["kv_cache_bytes"] = cache_bytes(text_config, visual_tokens, bytes_per_number)
+        kept = keys_held(chosen_stages["context"], visual_tokens)
+        cost["kv_cache_bytes"] = cache_bytes(text_config, kept, bytes_per_number)
+        if chosen_stages["context"]:
+            cost["kv_cache_bytes_dense"] = cache_bytes(text_config, visual_tokens, bytes_per_number)
         cost["prefill_flops"] = prefill_flops(text_config, visual_tokens)
         beside = sum(row.get("beside", 0) for row in cost["stages"])
         operations, numbers = costs_inside(chosen_stages["decoder_stages"], text_config, beside)
@@ -110,8 +113,8 @@ def _cost_of_hosted(folder: Path, frames: int | None, stages: StageChanges, vide
     from mmllm.inference.hosted_loading import hosted_prompting
 
     for slot in stages.by_slot:
-        if slot != "reducers":
-            raise InputError(f"{slot} of a hosted model cannot be counted or changed here; --reducer can")
+        if slot not in ("reducers", "context"):
+            raise InputError(f"{slot} of a hosted model cannot be counted or changed here; --reducer and --context can")
     config, prompting = hosted_prompting(folder)
     reading = HostedReading(prompting.processor, prompting.family)
     info = None if video is None else _probed(video)
@@ -125,11 +128,14 @@ def _cost_of_hosted(folder: Path, frames: int | None, stages: StageChanges, vide
         raise InputError(f"--frames {count}: must be at least 1")
     bytes_per_number = config.dtype.itemsize if config.dtype else 4
     reducers = build_reducers(stages.by_slot.get("reducers", ()), torch.device("cpu"))
+    policies = stages.by_slot.get("context", ())
     rows, size_of_cache = hosted_costs(
-        config, prompting, reducers, count, bytes_per_number, size=size, duration_s=seconds
+        config, prompting, reducers, count, bytes_per_number, context=policies, size=size, duration_s=seconds
     )
     cost: dict[str, Any] = {"stages": rows, "frames": count, "kv_cache_bytes": size_of_cache}
     text_config = config.get_text_config()
+    if policies:
+        cost["kv_cache_bytes_dense"] = cache_bytes(text_config, rows[-1]["tokens"], bytes_per_number)
     if getattr(text_config, "num_experts", None) is None:
         cost["prefill_flops"] = prefill_flops(text_config, rows[-1]["tokens"])
     if video is not None:
@@ -192,7 +198,8 @@ def _show(cost: dict[str, Any], video: Path | None) -> None:
     if "kv_cache_bytes" in cost:
         what = "the LLM's prompt" if "frames" in cost else "the LLM's visual tokens"
         reading = f", {cost['prefill_flops'] / 1e9:,.2f} GFLOP to read" if "prefill_flops" in cost else ""
-        console.print(f"{what}: {cost['kv_cache_bytes'] / 2**20:,.2f} MiB of key-value cache{reading}")
+        dense = f" ({cost['kv_cache_bytes_dense'] / 2**20:,.2f} whole)" if "kv_cache_bytes_dense" in cost else ""
+        console.print(f"{what}: {cost['kv_cache_bytes'] / 2**20:,.2f} MiB of key-value cache{dense}{reading}")
     if video is not None:
         sampling = cost["video"]
         interval_s = sampling["seconds_between_frames"]

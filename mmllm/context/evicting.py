@@ -1,20 +1,19 @@
 """What policies that evict keys have in common: budgets fixed by the prompt, protected kinds, and how often they act.
 
-B rows, N new positions, H query heads, G key heads, K keys
+B rows, G key heads, K keys
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from einops import reduce
 from torch import Tensor
 
 from mmllm.context.budgets import Budget, counts_of
 from mmllm.context.keeping import kept_keys
 from mmllm.context.protecting import is_protected, require_kinds
 from mmllm.fields import require
-from mmllm.interfaces import ContextPolicy
+from mmllm.interfaces import ContextFamily, ContextPolicy
 from mmllm.llm.values import AttentionView, KeptKeys
 
 PROTECTED = ("system", "time", "question")
@@ -37,7 +36,7 @@ class EvictingConfig:
 class EvictingPolicy(ContextPolicy):
     """Evicts keys after a pass, or before the next one."""
 
-    family = "evict"
+    family: ContextFamily = "evict"
     depends_on_question = False
     config: EvictingConfig
 
@@ -46,15 +45,24 @@ class EvictingPolicy(ContextPolicy):
         """Whether the video's part of the cache is kept: keys are then evicted before a question is read."""
         return not self.depends_on_question
 
-    def free(self, kind: Tensor, valid: Tensor, heads: int) -> Tensor:
-        """bool, B G K: the real keys that are not protected.
+    def free(self, kind: Tensor, valid: Tensor, heads: int = 1) -> Tensor:
+        """bool, B G K: the real keys that are not protected; B 1 K for one head, if all heads have the same keys.
 
         Args:
             kind: int64, B G K (or B 1 K).
             valid: bool, like `kind`.
             heads: G.
         """
-        return (valid & ~is_protected(kind, self.config.protect)).expand(-1, heads, -1)
+        free = valid & ~is_protected(kind, self.config.protect)
+        return free.expand(-1, max(heads, free.shape[1]), -1)
+
+    def keys_held(self, visual: int) -> int:
+        """The budget, unless visual tokens are protected."""
+        return visual if "visual" in self.config.protect else min(visual, self.budget_of(visual))
+
+    def budget_of(self, free: int) -> int:
+        """How many keys stay of so many that are not protected."""
+        raise NotImplementedError
 
     def budgets(self, view: AttentionView, free: Tensor, **budgets: Budget) -> list[Tensor]:
         """int64, B each: the counts of budgets, which the prompt fixes.
@@ -72,11 +80,7 @@ class EvictingPolicy(ContextPolicy):
     def kept(self, view: AttentionView, free: Tensor, stay: Tensor) -> KeptKeys | None:
         """What stays of the free keys (bool, B G K), and all protected ones; None while too few would go."""
         valid = view.valid.expand_as(free)
-        if view.phase == "token" and int((free & ~stay).sum(-1).max()) < self.config.every:
-            return None
+        if view.phase == "token":
+            waits = (free & ~stay).sum(-1).amax(-1) < self.config.every
+            stay = stay | (free & waits[:, None, None])
         return kept_keys(stay | (valid & ~free), valid)
-
-
-def of_key_heads(received: Tensor, heads: int) -> Tensor:
-    """float32, B G K: the sum over the query heads (B H K) of each key head."""
-    return reduce(received, "b (g r) k -> b g k", "sum", g=heads)

@@ -5,15 +5,15 @@ B rows, G key heads, K keys
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from mmllm.context.budgets import Budget, require_budget
-from mmllm.context.evicting import EvictingConfig, EvictingPolicy, of_key_heads
-from mmllm.context.keeping import heavy_and_recent
-from mmllm.llm.values import AttentionView, KeptKeys
+from mmllm.context.budgets import Budget, count_of, require_budget
+from mmllm.context.evicting import EvictingConfig
+from mmllm.context.scored import ScoredPolicy
+from mmllm.llm.values import AttentionView
 from mmllm.registry import register
 
 
@@ -25,6 +25,8 @@ class H2OConfig(EvictingConfig):
     """Keys that stay because they have received most attention: a count, or a share of the prompt."""
     recent: Budget = 0.1
     """The newest keys, which stay."""
+    rule: Literal["drop", "mask"] = "drop"
+    """drop evicts; mask hides keys as the authors' simulation does, and saves no memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,25 +35,20 @@ class H2OConfig(EvictingConfig):
 
 
 @register("context", "h2o", config=H2OConfig)
-class H2O(EvictingPolicy):
+class H2O(ScoredPolicy):
     """Heavy hitters: the keys that have received most attention so far, and the most recent ones."""
 
-    heads_apart = True
     config: H2OConfig
 
     def __init__(self, config: H2OConfig) -> None:
-        self.config = config
+        self.config, self.masks = config, config.rule == "mask"
+        self.family = "select" if self.masks else "evict"
 
-    def attention_rows(self, view: AttentionView) -> Mapping[str, Tensor]:
-        """All real queries."""
-        return {"all": view.valid[:, 0, -view.query.shape[2] :].float()}
+    def budget_of(self, free: int) -> int:
+        """Heavy and recent keys."""
+        return count_of(self.config.heavy, free) + count_of(self.config.recent, free)
 
-    def evict(self, view: AttentionView) -> KeptKeys | None:
-        """The keys that stay, by the attention of all passes."""
-        score = of_key_heads(view.received["all"], view.keys.shape[1])
-        if "score" in view.by_key:
-            score = score + view.by_key["score"]
-        view.by_key["score"] = score
-        free = self.free(view.kind, view.valid, view.keys.shape[1])
+    def counts(self, view: AttentionView, free: Tensor) -> tuple[Tensor, Tensor]:
+        """int64, B each: the settings as counts."""
         heavy, recent = self.budgets(view, free, heavy=self.config.heavy, recent=self.config.recent)
-        return self.kept(view, free, heavy_and_recent(score, free, heavy, recent))
+        return heavy, recent

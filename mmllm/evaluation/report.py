@@ -96,6 +96,12 @@ def score_summary(scores: dict[str, Any]) -> str:
     summary = " ".join(parts) + ("; the others count as 0." if scores["failed"] else ".")
     if decoding := scores.get("decoding"):
         summary += f" Decoding {decoding['name']}: {decoding['other_law'] or 'exact, the same answers'}."
+    if context := scores.get("context"):
+        held, dense = context["bytes_held"] / 1024, context["bytes_dense"] / 1024
+        summary += (
+            f" Context {' '.join(context['policies'])}: {held:,.0f} KiB of the cache held of {dense:,.0f}, at most "
+            f"{context['bytes_peak'] / 1024:,.0f}; {context['attended_mean']:,.1f} keys attended at the last step."
+        )
     if missing := scores.get("missing"):
         difference = f"{missing} of the {scores['expected']} questions that were asked are not in the file"
         more = f"The file has {-missing} questions more than the {scores['expected']} that were expected"

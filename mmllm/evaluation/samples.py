@@ -51,6 +51,8 @@ class Sample:
     """Why there is no answer, for example a video that cannot be read. Empty if the question was answered."""
     steps: tuple[dict[str, Any], ...] = ()
     """What was said before of the parts of the video, as `Step.to_json` gives it, if it was asked in a chain."""
+    context: dict[str, Any] | None = None
+    """Counters of the LLM's cache, if there were policies for it; see `ContextCounts.to_json`."""
     of: int | None = None
     """Number of questions of the evaluation that this is one of, so that a part of its file is known as a part."""
 
@@ -80,7 +82,7 @@ class Sample:
     def failed(self, error: str) -> Sample:
         """The same question without an answer, and the reason for that."""
         nothing: dict[str, Any] = {"prediction_raw": "", "prediction_spans": (), "prediction_text": "", "steps": ()}
-        return replace(self, **nothing, fallback=False, error=error)
+        return replace(self, **nothing, context=None, fallback=False, error=error)
 
     def answered(self, answer: Answer) -> Sample:
         """The same question with a model's answer."""
@@ -92,6 +94,7 @@ class Sample:
             fallback=answer.fallback,
             error="",
             steps=tuple(step.to_json() for step in answer.steps),
+            context=answer.counters,
         )
 
     @property
@@ -131,6 +134,7 @@ class Sample:
             "fallback": self.fallback,
             "error": self.error,
             **({"steps": list(self.steps)} if self.steps else {}),
+            **({"context": self.context} if self.context else {}),
             **({} if self.of is None else {"of": self.of}),
         }
 
@@ -161,6 +165,7 @@ class Sample:
             fallback=_get(row, "fallback", bool),
             error=_get(row, "error", str),
             steps=tuple(_get(row, "steps", list)) if "steps" in row else (),
+            context=_get(row, "context", dict) if "context" in row else None,
             of=_get(row, "of", int) if "of" in row else None,
         )
 

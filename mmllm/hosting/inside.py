@@ -14,7 +14,7 @@ from torch import Tensor
 from mmllm.errors import ConfigError
 from mmllm.hosting.carry import HostedPass, carrying, has_pass, pass_of_prompt
 from mmllm.hosting.narrowing import HostedPrompt
-from mmllm.interfaces import LlmStage
+from mmllm.interfaces import ContextPolicy, LlmStage
 from mmllm.llm.cache import CACHE
 from mmllm.llm.counters import ContextCounts
 
@@ -68,7 +68,8 @@ def with_pass(
         if name != CACHE and options.get(name) is not None:
             options[CACHE] = options.pop(name)
     cache = options.get(CACHE)
-    if has_pass(cache) or not prompt.outputs:
+    acts_on_text = any(isinstance(stage, ContextPolicy) for stage in stages)
+    if has_pass(cache) or not (prompt.outputs or acts_on_text):
         return options
     current = pass_of(prompt, stages)
     current.counts = counts
@@ -95,7 +96,7 @@ def check_options(stages: Sequence[LlmStage], option: Any) -> None:
         raise ConfigError(
             f"prefill_chunk_size = {chunk}: stages inside the LLM read a prompt in one pass: leave it out"
         )
-    if any(stage.evicts for stage in stages) and option("prompt_lookup_num_tokens") is not None:
+    if not all(stage.takes_back for stage in stages) and option("prompt_lookup_num_tokens") is not None:
         raise ConfigError(
             "prompt_lookup_num_tokens: after a stage has removed keys, guessed tokens cannot be removed from the cache"
         )

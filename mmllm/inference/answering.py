@@ -26,7 +26,8 @@ from mmllm.errors import CheckpointError, ConfigError, InputError, MmllmError
 from mmllm.fields import to_mapping
 from mmllm.hub.sources import local_folder
 from mmllm.inference.asking import VideoAnswering
-from mmllm.inference.costs import cache_bytes, stage_costs
+from mmllm.inference.contexts import policies_of
+from mmllm.inference.costs import cache_bytes, keys_held, stage_costs
 from mmllm.inference.decisions import encoded_for
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.hosted import HostedVideoQA
@@ -162,7 +163,7 @@ class VideoQA(VideoAnswering):
     @property
     def context(self) -> list[dict[str, Any]]:
         """The policies of the cache, as JSON mappings."""
-        return list(self.model.config.context)
+        return policies_of(self.model.config.context)
 
     @property
     def prefix_problem(self) -> str | None:
@@ -179,9 +180,13 @@ class VideoQA(VideoAnswering):
 
     def identity(self) -> dict[str, Any]:
         """The weights and all settings on which answers depend, as JSON values."""
+        config = json.loads(self.model.config.to_json_string(use_diff=False))
+        policies = config.pop("context")
+        if policies:  # not named otherwise: as for answers from before there were any
+            config["context"] = policies_of(policies)
         identity = {
             "weights": fingerprint(self.model),
-            "config": json.loads(self.model.config.to_json_string(use_diff=False)),
+            "config": config,
             "num_frames": self.processor.num_frames,
             "max_new_tokens": self.max_new_tokens,
         }
@@ -199,7 +204,8 @@ class VideoQA(VideoAnswering):
         config = self.model.config
         stages = stage_costs(**stages_of(config), frames=frames, width=config.text_config.hidden_size)
         bytes_per_number = next(self.model.language_model.parameters()).element_size()
-        return stages, cache_bytes(config.text_config, stages[-1]["tokens"], bytes_per_number)
+        kept = keys_held(config.context, stages[-1]["tokens"])
+        return stages, cache_bytes(config.text_config, kept, bytes_per_number)
 
     @torch.no_grad()
     def _try_path(self, frames: int) -> None:

@@ -19,7 +19,7 @@ from mmllm.decoding.choosing import decoding_of
 from mmllm.errors import ConfigError, InputError
 from mmllm.inference.chain import ask_in_chain
 from mmllm.inference.chain_config import ChainConfig
-from mmllm.inference.contexts import policies_of, said
+from mmllm.inference.contexts import policies_of, said_of
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.piecewise import Feed
 from mmllm.inference.prefix_file import is_prefix_file, open_prefix
@@ -253,7 +253,8 @@ class VideoAnswering(ABC):
         if decoding is None and self.context:
             tally: list[ContextCounts] = []
             answers = self._answers(encoded, questions, duration_s, histories, systems, about, tally=tally, **generate)
-            return [replace(answer, context=said(self.context, tally)) for answer in answers]
+            said = said_of(self.context, tally)
+            return [replace(answer, context=said) for answer in answers]
         if decoding is None:
             return self._answers(encoded, questions, duration_s, histories, systems, about, **generate)
         method, answers = decoding_of(decoding), []

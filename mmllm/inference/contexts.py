@@ -36,21 +36,19 @@ def written(policies: Sequence[Mapping[str, Any]]) -> list[str]:
     return texts
 
 
-def said(policies: Sequence[Mapping[str, Any]], tally: Sequence[ContextCounts]) -> dict[str, Any]:
-    """What is said beside an answer: the policies, and the counters of the caches that wrote it."""
-    return {"policies": written(policies), **summed_up(tally)}
-
-
-def summed_up(tally: Sequence[ContextCounts]) -> dict[str, Any]:
-    """The counters of the caches that wrote an answer, as JSON values: of several the mean, and the highest peak."""
-    each = [counts.to_json() for counts in tally]
-    return mean_of(each)
-
-
 def mean_of(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of counters as JSON values, and the highest peak; kept tokens of frames only if there is one of them."""
-    if len(each) == 1:
-        return dict(each[0])
-    numbers = {name: [counts[name] for counts in each] for name in each[0] if name != "kept_by_frame"}
-    means = {name: sum(values) / len(values) for name, values in numbers.items()}
-    return {**means, "bytes_peak": max(numbers["bytes_peak"])}
+    """The means of counters, and the highest peak; of flags whether all are true."""
+    means: dict[str, Any] = {}
+    for name in each[0]:
+        values = [counts[name] for counts in each]
+        means[name] = all(values) if isinstance(values[0], bool) else sum(values) / len(values)
+    return {**means, "bytes_peak": max(counts["bytes_peak"] for counts in each)}
+
+
+def said_of(policies: Sequence[Mapping[str, Any]], tally: Sequence[ContextCounts]) -> dict[str, Any]:
+    """What is said beside an answer: the policies, and the counters of the caches that wrote it.
+
+    Of several caches, such as batches of questions, these are means, and the kept tokens are those of the first.
+    """
+    means = mean_of([counts.to_json() for counts in tally])
+    return {"policies": written(policies), **means, "kept_by_frame": tally[0].kept_by_frame}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mmllm import registry
 from mmllm.interfaces import Encoder, LlmStage, Part, ProjectedReducer, TokenReducer
 from mmllm.stages import Description, build
 
@@ -118,6 +119,12 @@ def cache_bytes(text_config: Any, tokens: int, bytes_per_number: int) -> int:
     heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
     head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
     return 2 * text_config.num_hidden_layers * heads * head_width * tokens * bytes_per_number
+
+
+def keys_held(context: Sequence[Description], visual: int) -> int:
+    """How many keys of so many visual tokens a head still holds under policies, once an answer is written."""
+    policies = [registry.build("context", policy) for policy in context]
+    return min((policy.keys_held(visual) for policy in policies), default=visual)
 
 
 def prefill_bytes(text_config: Any, positions: int, bytes_per_number: int) -> int:

@@ -175,7 +175,9 @@ class HostedVideoQA(VideoAnswering):
     def costs(self, frames: int) -> tuple[list[dict[str, Any]], int]:
         """Tokens after each stage for so many frames of 640 x 360, and bytes of the LLM's cache for them."""
         bytes_per_number = self.model.model.dtype.itemsize
-        return hosted_costs(self.model.config, self.prompting, self.model.reducers, frames, bytes_per_number)
+        model = self.model
+        options: dict[str, Any] = {"context": self.context}
+        return hosted_costs(model.config, self.prompting, model.reducers, frames, bytes_per_number, **options)
 
     def with_stages(self, reducers: Sequence[Any] | None = None, **others: Any) -> HostedVideoQA:
         """The same weights with other stages, or other settings. Nothing is loaded or copied.

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from mmllm.hosting.prompting import Prompting
-from mmllm.inference.costs import cache_bytes
+from mmllm.inference.costs import cache_bytes, keys_held
 from mmllm.interfaces import LlmStage, TokenReducer
 from mmllm.tokens import VideoClip
 
@@ -27,6 +27,7 @@ def hosted_costs(
     frames: int,
     bytes_per_number: int,
     *,
+    context: Sequence[Any] = (),
     size: tuple[int, int] = SIZE,
     duration_s: float = 60.0,
 ) -> tuple[list[dict[str, Any]], int]:
@@ -40,6 +41,7 @@ def hosted_costs(
         reducers: in order.
         frames: T.
         bytes_per_number: of the cache.
+        context: policies of the cache; the text is counted as kept.
         size: height and width of the frames.
         duration_s: length of the video.
 
@@ -76,4 +78,5 @@ def hosted_costs(
     if prompting.family.time_text:
         detail += f" and times such as {prompting.family.time_text}"
     rows.append({"stage": "prompt", "tokens": remaining + text, "detail": detail})
-    return rows, cache_bytes(config.get_text_config(), remaining + text, bytes_per_number)
+    held = keys_held(context, remaining) + text
+    return rows, cache_bytes(config.get_text_config(), held, bytes_per_number)

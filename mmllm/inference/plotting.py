@@ -18,7 +18,9 @@ from mmllm.runtime.files import replacing
 from mmllm.times.answers import Span
 from mmllm.tokens import VideoClip
 
-ANSWER, TRUTH = "#e4572e", "#2e8b57"
+ANSWER, TRUTH, HELD = "#e4572e", "#2e8b57", "#4c78a8"
+_BARS_IN = 0.9
+"""Height of the row of bars in inches."""
 _MOST_FRAMES = 12
 
 
@@ -32,6 +34,7 @@ def plot_answer(
     kept: np.ndarray | None = None,
     ranking: tuple[str, np.ndarray] | None = None,
     pictured: np.ndarray | None = None,
+    held: tuple[np.ndarray, Sequence[float]] | None = None,
 ) -> Path:
     """Draws frames of a clip over its time axis, the answered spans and, if given, the true ones.
 
@@ -44,6 +47,7 @@ def plot_answer(
         kept: bool, T H W. Adds a strip in which patches without a token are dark.
         ranking: name and float T H W. Adds a strip with what patches were ranked by, as a heat map.
         pictured: int64. Which of the T frames the clip has, if it is that of a long video; None if it has all.
+        held: seconds of each frame, and how many of its tokens the LLM's cache still holds. Adds a row of bars.
 
     Raises:
         InputError: if matplotlib cannot write that format, or the file cannot be written.
@@ -63,11 +67,14 @@ def plot_answer(
     frame_height, frame_width = clip.frames.shape[1:3]
     strip_in = 10.6 / len(clip) * frame_height / frame_width * 1.15 + 0.25
     axis_in = 0.55 + 0.35 * len(rows)
-    figure = Figure(figsize=(11, 0.35 + strip_in * len(strips) + axis_in), layout="constrained")
-    axes = figure.subplots(len(strips) + 1, 1, height_ratios=[strip_in] * len(strips) + [axis_in], sharex=True)
+    heights = [strip_in] * len(strips) + ([_BARS_IN] if held else []) + [axis_in]
+    figure = Figure(figsize=(11, 0.35 + sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), 1, height_ratios=heights, sharex=True)
     for axis, (name, frames) in zip(axes, strips.items(), strict=False):
         draw_frames(axis, clip, frames, np.arange(len(clip)), spans)
         axis.set_title(name or title, fontsize=9 if name else 12, loc="left")
+    if held is not None:
+        draw_held(axes[-2], *held, clip.duration_s)
     draw_spans(axes[-1], rows, clip.duration_s)
     return saved(figure, picture)
 
@@ -105,6 +112,15 @@ def draw_frames(axis: Any, clip: VideoClip, frames: np.ndarray, drawn: np.ndarra
     axis.set_ylim(-0.15, 1)
     axis.set_aspect(0.96 * width * frame_height / frame_width, anchor="S")
     axis.axis("off")
+
+
+def draw_held(axis: Any, times_s: np.ndarray, counts: Sequence[float], duration_s: float) -> None:
+    """Draws a bar for each frame, as high as the number of its tokens that the LLM's cache still holds."""
+    axis.bar(times_s, counts, width=0.8 * duration_s / max(len(counts), 1), color=HELD)
+    axis.set_title(f"tokens of each frame that the LLM still holds: {sum(counts):,.1f}", fontsize=9, loc="left")
+    axis.tick_params(labelsize=7)
+    for side in ("right", "top"):
+        axis.spines[side].set_visible(False)
 
 
 def draw_spans(axis: Any, rows: Sequence[tuple[str, Sequence[Span], str]], duration_s: float) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from mmllm.inference.contexts import said
+from mmllm.inference.contexts import said_of
 from mmllm.inference.prompts import Prompt, Prompts
 from mmllm.inference.streaming import Cut
 from mmllm.llm.counters import ContextCounts
@@ -72,7 +72,7 @@ def answer_rows(prompts: Prompts[Any], rows: Sequence[Row], **generate: Any) -> 
         **generate,
     )
     for row in rows if tally else ():
-        row.context = said(prompts.qa.context, tally)
+        row.context = said_of(prompts.qa.context, tally)
 
 
 @dataclass

@@ -308,12 +308,12 @@ def _note(view: AttentionView, mask: Tensor | None, keys: int) -> None:
     if counts is None:
         return
     if mask is None:
-        visible = torch.ones(batch, heads, keys, dtype=torch.bool)
+        visible = torch.ones(batch, heads, keys, dtype=torch.bool, device=view.query.device)
     elif mask.dtype == torch.bool:
         visible = mask[:, :, -1, :keys].expand(batch, heads, -1)
     else:
         visible = (mask[:, :, -1, :keys] > torch.finfo(mask.dtype).min / 2).expand(batch, heads, -1)
-    counts.note_pass(view.layer, view.valid[:, 0, -new:], visible, view.phase)
+    counts.note_pass(view.layer, view.valid[:, 0, -new:], visible, view.valid[:, 0].sum(-1), view.phase)
 
 
 def _for_heads(mask: Tensor | None, heads: int) -> Tensor | None:

@@ -25,6 +25,8 @@ CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWith
 """transformers' name of the cache, in arguments and in outputs: `cache` from version 5.24 on."""
 
 
+QUANTISED = "a quantised one can be kept on disk: mmllm encode VIDEO --output clip.kv --codec kvcode"
+"""What is said of caches that no stage can work with."""
 _MARKS = ("position", "valid", "number", "kind", "angle")
 """What is noted of each key."""
 
@@ -231,7 +233,7 @@ def adopt(cache: Cache, current: LlmPass, layers: int) -> None:
     """
     if type(cache) is not DynamicCache or cache.offloading:
         kind = f"offloaded {type(cache).__name__}" if getattr(cache, "offloading", False) else type(cache).__name__
-        raise ConfigError(f"stages inside the LLM need a DynamicCache, not {kind}")
+        raise ConfigError(f"stages inside the LLM need a DynamicCache, not {kind}; {QUANTISED}")
     if cache.get_seq_length():
         raise InputError("the cache holds a text already: a prompt with stages inside the LLM needs an empty one")
     cache.layers = [RecordLayer() for _ in range(layers)]

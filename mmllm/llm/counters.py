@@ -31,6 +31,8 @@ class ContextCounts:
     """Positions times layers that were computed before the answer."""
     refreshes: int = 0
     """How often a policy has chosen keys anew, over all layers."""
+    narrowed: bool = False
+    """Whether a query has seen fewer keys than there were."""
     attended: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Layer -> keys that the last query saw: in the head that saw most, and the mean of all heads."""
 
@@ -38,18 +40,20 @@ class ContextCounts:
         """Notes how much is held now."""
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
-    def note_pass(self, layer: int, new: Tensor, visible: Tensor, phase: str) -> None:
+    def note_pass(self, layer: int, new: Tensor, visible: Tensor, there: Tensor, phase: str) -> None:
         """Notes one attention.
 
         Args:
             layer: its number.
             new: bool, B N. Real queries.
             visible: bool, B H K. Keys that the last query saw.
+            there: int64, B. How many real keys there were.
             phase: of the pass.
         """
         if phase != "token":
             self.prompt_positions += float(new.sum()) / len(new)
         seen = visible.sum(-1).float()
+        self.narrowed = self.narrowed or bool((seen < there[:, None]).any())
         self.attended[layer] = float(seen.amax(1).mean()), float(seen.mean())
 
     @property
@@ -99,12 +103,14 @@ class ContextCounts:
             return []
         share = torch.nn.functional.pad(self.kept_share(), (0, len(visual)))[: len(visual)][visual]
         number = self.frame.cpu()[visual]
-        return torch.zeros(int(number.max()) + 1).index_add(0, number, share).tolist()
+        kept = torch.zeros(int(number.max()) + 1).index_add(0, number, share)
+        return [round(count, 4) for count in kept.tolist()]
 
     def to_json(self) -> dict[str, Any]:
-        """The counters as plain JSON values."""
+        """The counters as plain JSON values. `dense` says that nothing was left out."""
         most, mean = zip(*self.attended.values(), strict=True) if self.attended else ((0.0,), (0.0,))
         return {
+            "dense": not self.narrowed and not any(bool(record.evicted.any()) for record in self._filled),
             "bytes_held": self.held_bytes,
             "bytes_needed": self.needed_bytes,
             "bytes_dense": self.dense_bytes,
@@ -113,5 +119,4 @@ class ContextCounts:
             "attended_mean": sum(mean) / len(mean),
             "prompt_positions": self.prompt_positions,
             "refreshes": self.refreshes,
-            "kept_by_frame": self.kept_by_frame,
         }

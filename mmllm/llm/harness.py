@@ -136,8 +136,11 @@ def _before_layer(
         current = pass_of(cache)
     if current is None:
         return _with_shared(layer, cache, args, kwargs)
-    if cache is None and any(stage.evicts for stage in current.stages):
-        raise ConfigError("a stage that removes keys from the cache needs a cache, so it cannot work in training")
+    if cache is None and (waiting := [stage for stage in current.stages if stage.needs_cache]):
+        names = " and ".join(stage.registered_name or type(stage).__name__ for stage in waiting)
+        raise ConfigError(
+            f"{names} removes or chooses keys of the cache, so it needs a cache: it cannot work in training"
+        )
     # step 2: hidden states, masks and positions that fit what this layer works on
     hidden = args[0] if args else kwargs["hidden_states"]
     record = None if cache is None else cache.layers[layer]

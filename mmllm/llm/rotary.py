@@ -43,18 +43,17 @@ class Rotary:
         kind = parameters.get("rope_type", "default")
         if kind in _CHANGING:
             raise ConfigError(
-                f"rotary embedding {kind!r}: its frequencies change with the length, so no key can be turned"
+                f"no key can be turned: the frequencies of rotary embedding {kind!r} change with the length"
             )
         if "mrope_section" in parameters or "mrope_section" in (getattr(config, "rope_scaling", None) or {}):
-            raise ConfigError("multi-axis rotary embedding: a position has several numbers, so no key can be turned")
+            raise ConfigError("no key can be turned: a multi-axis rotary embedding gives a position several numbers")
         embedding: Any = getattr(decoder, "rotary_emb", None)
         layers: Any = getattr(decoder, "layers", None)
         module = None if not layers else sys.modules[type(layers[0].self_attn).__module__]
         apply = getattr(module, "apply_rotary_pos_emb", None)
         if embedding is None or apply is None:
-            raise ConfigError(
-                f"{type(decoder).__name__} has no rotary embedding under the usual names: no key can be turned"
-            )
+            name = type(decoder).__name__
+            raise ConfigError(f"no key can be turned: {name} has no rotary embedding under the usual names")
         return cls(embed=embedding.__call__, apply=apply, scaling=float(getattr(embedding, "attention_scaling", 1.0)))
 
     def turned(self, keys: Tensor, by: Tensor) -> Tensor:

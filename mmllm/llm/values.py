@@ -122,6 +122,8 @@ class LlmPass:
     """bool, B P. Text that says when frames are shown; None if there is none."""
     sound: Tensor | None = None
     """bool, B P. Tokens of a video that show no patch, such as sound; None if there are none."""
+    frameless: Tensor | None = None
+    """bool, B P. Where `frame` says nothing: at text, and at tokens that show several frames; None for text only."""
     counts: ContextCounts | None = None
     """Where is noted what the cache holds; None if nobody asks."""
     unusable: bool = False
@@ -132,7 +134,7 @@ class LlmPass:
 
     def repeated(self, times: int) -> Self:
         """A pass of the same prompt with every row `times` times: for beams, or for several questions about it."""
-        names = ("visual", "question", "prompt", "place", "frame", "valid", "time_text", "sound")
+        names = ("visual", "question", "prompt", "place", "frame", "valid", "time_text", "sound", "frameless")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         rows = {name: value.repeat_interleave(times, 0) for name, value in given.items()}
         return replace(self, **rows, kept={}, received={}, notes=[])
@@ -163,7 +165,8 @@ class LlmPass:
         """Lets counters, if there are some, watch the layers of the cache that this prompt fills."""
         if counts is not None:
             self.counts = counts
-            counts.records, counts.frame, counts.kind = layers, self.frame[0], self.kind[0]
+            frame = self.frame if self.frameless is None else self.frame.masked_fill(self.frameless, -1)
+            counts.records, counts.frame, counts.kind = layers, frame[0], self.kind[0]
 
     def on_visual(self, position: Tensor, values: Tensor) -> Tensor:
         """float32, B P: values (B K) at positions (int64, B K) of the row; not a number where nothing visual is."""

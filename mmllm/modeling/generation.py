@@ -21,7 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from mmllm.errors import ConfigError, InputError
-from mmllm.llm.cache import CACHE, pass_of
+from mmllm.llm.cache import CACHE, QUANTISED, pass_of
 from mmllm.llm.joined_prefixes import cache_behind, rows_behind
 from mmllm.llm.prefix import DYNAMIC, Prefix, copies_of_rows, starts_from_prefix, takes_padding
 from mmllm.modalities.border import media_apart, one_media, placeholders
@@ -242,19 +242,24 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         """
         implementation = self._option(options, "cache_implementation")
         if implementation not in DYNAMIC:
-            raise ConfigError(f"cache_implementation = {implementation!r}: stages inside the LLM need a dynamic cache")
+            raise ConfigError(
+                f"cache_implementation = {implementation!r}: stages inside the LLM need a dynamic cache; {QUANTISED}"
+            )
         cache = options.get(CACHE)
         if cache is not None and type(cache) is not DynamicCache:
-            raise ConfigError(f"{CACHE}: stages inside the LLM need a DynamicCache, not {type(cache).__name__}")
-        if not any(stage.evicts for stage in self.llm_stages):
+            raise ConfigError(
+                f"{CACHE}: stages inside the LLM need a DynamicCache, not {type(cache).__name__}; {QUANTISED}"
+            )
+        if any(stage.needs_cache for stage in self.llm_stages) and self._option(options, "use_cache") is False:
+            raise ConfigError("use_cache = False: a stage that removes or chooses keys of the cache needs a cache")
+        if all(stage.takes_back for stage in self.llm_stages):
             return
         for name in ("assistant_model", "prompt_lookup_num_tokens"):
             if self._option(options, name) is not None:
                 raise ConfigError(
-                    f"{name}: after a stage has removed keys, guessed tokens cannot be removed from the cache"
+                    f"{name}: after a stage has removed keys, or has noted what guessed tokens looked at, these cannot "
+                    "be removed from the cache"
                 )
-        if self._option(options, "use_cache") is False:
-            raise ConfigError("use_cache = False: a stage that removes keys from the cache needs a cache")
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from mmllm.app.methods import refuse_files
 from mmllm.app.shelf import Shelf
 from mmllm.app.watching import View, Watcher
 from mmllm.inference.conversations import prompts_of
@@ -148,6 +149,7 @@ class Answering:
         _require_wanted(gone)
         model = self.models.taken(question.model)
         try:
+            refuse_files(question.stages.get("context", ()))
             qa = model.variants.of(question.stages)
             method = None if question.decoding is None else method_of(question.decoding, model, qa)
             prompts = prompts_of(qa)

@@ -89,6 +89,13 @@ class Answer:
         """Whether a model's answer is the empty set: it says that the event does not happen."""
         return not (self.spans or self.fallback)
 
+    @property
+    def counters(self) -> dict[str, Any] | None:
+        """The numbers of `context`, without policies and frames; None without policies."""
+        if self.context is None:
+            return None
+        return {name: value for name, value in self.context.items() if name not in ("policies", "kept_by_frame")}
+
     def to_json(self) -> dict[str, Any]:
         """A mapping of plain JSON values; `steps` only if there are any."""
         return {

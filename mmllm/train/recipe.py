@@ -45,6 +45,12 @@ class Recipe:
                     "a part of the model reads the question before the LLM does, so questions cannot share a row: "
                     f"set {name}.questions_per_video = 1 (it is {stage.questions_per_video}) in a --config file"
                 )
+        for policy in self.model.context:
+            if registry.build("context", policy).needs_cache:
+                raise ConfigError(
+                    f"model.context: {policy} removes or chooses keys of a cache, and training has none: give it when "
+                    "the model is asked (--context)"
+                )
         inside = [("reducer", part) for part in self.model.reducers]
         inside += [("decoder_stage", part) for part in self.model.decoder_stages]
         for kind, described in inside:

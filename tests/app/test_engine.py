@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mmllm.app.engine import stamped
+from mmllm.context.h2o import H2O
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 
@@ -87,6 +88,20 @@ def test_what_a_file_is_called_does_not_matter(engine, bad_videos):
 def test_a_removed_file_is_reported(engine, tmp_path):
     with pytest.raises(InputError, match="upload it again"):
         engine.encode_video(tmp_path / "gone.mp4", engine.own_settings)
+
+
+def test_the_demo_asks_under_a_policy_of_the_cache(engine, short_clip, monkeypatch):
+    settings = engine.settings(12, "none", 0.5, "as trained", " h2o:heavy=4,recent=4 ")
+    turn = engine.answer(short_clip, QUESTION, settings)
+    assert turn.settings.endswith("context h2o:heavy=4,recent=4")
+    assert engine.settings(12, "none", 0.5, "as trained", "") == engine.settings(12, "none", 0.5, "as trained")
+    plain = engine.answer(short_clip, QUESTION, engine.settings(12, "none", 0.5, "as trained"))
+    assert engine.answer(short_clip, QUESTION, engine.settings(12, "none", 0.5, "as trained", "full")).answer == (
+        plain.answer
+    )
+    monkeypatch.setattr(H2O, "names_files", ("heavy",))
+    with pytest.raises(InputError, match="opens no other files"):
+        engine.settings(12, "none", 0.5, "as trained", "h2o:heavy=/etc/passwd")
 
 
 @pytest.mark.parametrize(("question", "why"), [("  ", "is empty"), ("x" * 501, "501 characters")])

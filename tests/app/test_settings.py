@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from mmllm.app.settings import Settings, cost_of, path_choices, reducer_choices
+from mmllm.app.settings import Settings, context_choices, cost_of, path_choices, reducer_choices
 from mmllm.errors import ConfigError, InputError
 
 
 def test_every_registered_part_can_be_chosen():
     assert {"as trained", "none", "fastervlm", "hired", "random", "uniform"} <= set(reducer_choices())
     assert {"as trained", "slowfast", "slowfast:mode=temporal"} <= set(path_choices())
+    assert {"everything", "full", "h2o", "streaming", "keyformer", "window", "random"} <= set(context_choices())
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,16 @@ def test_every_registered_part_can_be_chosen():
 )
 def test_the_share_goes_to_reducers_that_take_one(reducer, stages):
     assert Settings(frames=4, reducer=reducer, share=0.5).stages["reducers"] == stages
+
+
+def test_policies_of_the_cache_are_settings(engine):
+    assert Settings(frames=4).stages["context"] is None
+    chosen = Settings(frames=4, context="full h2o:heavy=4,recent=4")
+    assert chosen.stages["context"] == ["full", "h2o:heavy=4,recent=4"]
+    assert str(chosen).endswith(", context full h2o:heavy=4,recent=4")
+    whole, part = (cost_of(engine.qa, replace(engine.own_settings, context=name)) for name in ("full", chosen.context))
+    assert part.tokens == whole.tokens
+    assert part.cache_bytes * whole.tokens == 8 * whole.cache_bytes
 
 
 def test_the_cost_told_before_is_the_cost_that_is_paid(engine, short_clip):
@@ -45,6 +56,8 @@ def test_the_cost_told_before_is_the_cost_that_is_paid(engine, short_clip):
         ({"path": "slowfast:pool=3"}, "divisible"),
         ({"reducer": "hird"}, "did you mean 'hired'"),
         ({"path": "tdc_"}, "unknown path"),
+        ({"context": "h20"}, "did you mean 'h2o'"),
+        ({"context": "h2o window"}, "one stage at most removes keys"),
     ],
 )
 def test_impossible_choices_are_refused_with_the_reason(engine, changes, why):

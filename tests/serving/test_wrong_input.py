@@ -74,6 +74,15 @@ def test_a_wrong_field_is_named(post, changes, status, code, param, stream):
     refused(post("/v1/chat/completions", body), status, code, param)
 
 
+def test_a_policy_opens_no_file_that_a_client_names(post, monkeypatch):
+    from mmllm.context.h2o import H2O
+
+    monkeypatch.setattr(H2O, "names_files", ("heavy",))
+    message = refused(post("/v1/chat/completions", asked(context="h2o:heavy=0.3")), 400, "bad_settings")
+    assert "heavy" in message
+    assert post("/v1/chat/completions", asked(context="h2o:recent=0.3")).status_code == 200
+
+
 def test_a_schema_that_asks_for_something_else(post):
     schema = {"type": "object", "properties": {"weather": {"type": "string"}}}
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}

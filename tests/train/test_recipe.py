@@ -106,6 +106,14 @@ def test_a_run_that_was_written_down_with_two_fields_goes_on(name, tmp_path):
     assert json.loads((run / "recipe.json").read_text())["stages"] == list(recipe(name).names)
 
 
+def test_policies_that_need_a_cache_are_refused_before_training_begins():
+    own = recipe("smoke")
+    for policy in ("h2o:heavy=0.2", "h2o:rule=mask", "streaming"):
+        with pytest.raises(ConfigError, match=r"model.context: .* removes or chooses keys of a cache"):
+            own.changed({"model": {"context": [policy]}})
+    assert own.changed({"model": {"context": ["full"]}}).model.context == ("full",)
+
+
 def test_metrics_are_those_of_stages_that_learn_from_the_runs_data():
     chosen = recipe("quickstart").changed({"diffrate": {}})
     files = metrics_files(chosen, Path("run"))
