@@ -183,6 +183,16 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("lost", "{lost}"),
         ("memory after each half", "{first_half_mb:,.0f} MB, {second_half_mb:,.0f} MB"),
     ),
+    "shared-prefix": _columns(
+        ("LLM", "{llm}"),
+        ("positions", "{positions}"),
+        ("rows", "{rows}"),
+        ("a copy for each", "{copied_s:.2f} s"),
+        ("read once", "{shared_s:.2f} s"),
+        ("sooner", "{sooner_ratio:.1f} times ({sooner_ratio.low:.1f} to {sooner_ratio.high:.1f})"),
+        ("what is done", "{done}"),
+        ("same answers", "{same} of {rows}"),
+    ),
     "everything": _columns(("seed", "{seed}"), ("right with all tokens", "{right_percent:.1f} %")),
     "kept": _columns(
         ("tokens of each partition", "{tokens}"),

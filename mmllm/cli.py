@@ -58,6 +58,7 @@ VERBS = {
     "tokens": Verb("mmllm.commands.tokens:tokens", "what an input will cost, stage by stage"),
     "card": Verb("mmllm.commands.card:card", "write the card of a model, and put both on the Hugging Face hub"),
     "convert": Verb("mmllm.checkpoints.convert:convert", "a published model into mmllm's layout, and back"),
+    "export": Verb("mmllm.commands.export:export", "the LLM of a model for an engine such as vLLM"),
     "doctor": Verb("mmllm.commands.doctor:doctor", "what a model is made of, and what is wrong with it"),
     "list": Verb("mmllm.commands.listing:list_parts", "list all parts, recipes and published models"),
 }

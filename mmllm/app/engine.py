@@ -18,6 +18,7 @@ from typing import Any
 
 from mmllm.app.confined_reading import SHARED, ConfinedReading
 from mmllm.app.limits import DemoLimits
+from mmllm.app.methods import MOST_CHARACTERS, Methods, refuse_files
 from mmllm.app.session import ChatTurn
 from mmllm.app.settings import CHAIN_OFF, EVERYTHING, ONE_BY_ONE, OWN, Settings
 from mmllm.app.shelf import Shelf
@@ -31,15 +32,11 @@ from mmllm.inference.chain_config import ChainConfig
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.streaming import PartialAnswer, stream
 from mmllm.interfaces import Decoding
-from mmllm.registry import find, named
 from mmllm.times.answers import Span, Step
 from mmllm.times.stamps import stamped
 
 _WORD = re.compile(r"[^\W\d_]+")
-_MAX_NAME_CHARACTERS = 200
 _MAX_DIGESTS = 1000
-_MAX_METHODS = 16
-"""How many decoding methods are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +73,7 @@ class Engine:
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
         self._variants = Variants(qa)
         self._watcher = Watcher(self.shelf, reading, limits.video)
-        self._methods: OrderedDict[str, Decoding] = OrderedDict()
+        self._methods = Methods()
         self.own_methods = {method.registered_name: method for method in map(decoding_of, decodings)}
         """Those of the demo's owner, by name."""
         self._digests: OrderedDict[tuple[str, int, int], str] = OrderedDict()
@@ -94,13 +91,12 @@ class Engine:
             InputError: if a value has the wrong type or is outside its limits.
         """
         for name in (reducer, path, context):
-            if not isinstance(name, str) or len(name) > _MAX_NAME_CHARACTERS:
+            if not isinstance(name, str) or len(name) > MOST_CHARACTERS:
                 raise InputError(
-                    f"a reducer, path or context must be a text of at most {_MAX_NAME_CHARACTERS} characters, not "
-                    f"{name!r:.50}"
+                    f"reducer, path and context must be texts of at most {MOST_CHARACTERS} characters, not {name!r:.50}"
                 )
         context = context.strip() or EVERYTHING
-        _refuse_files(context)
+        refuse_files(() if context == EVERYTHING else context.split())
         if not isinstance(share, (int, float)):
             raise InputError(f"the share of tokens must be a number, not {share!r:.50}")
         frames = self.limits.checked_frames(frames)
@@ -125,23 +121,12 @@ class Engine:
         Raises:
             InputError: for an unknown method, or one that would load a model which the visitor names.
         """
-        if not isinstance(choice, str) or len(choice) > _MAX_NAME_CHARACTERS:
-            raise InputError(
-                f"a decoding must be a text of at most {_MAX_NAME_CHARACTERS} characters, not {choice!r:.50}"
-            )
-        if choice.strip() in (ONE_BY_ONE, ""):
+        if not isinstance(choice, str):
+            raise InputError(f"a decoding must be a text, not {choice!r:.50}")
+        name = choice.strip()
+        if name in (ONE_BY_ONE, ""):
             return None
-        if choice.strip() in self.own_methods:
-            return self.own_methods[choice.strip()]
-        if "draft" in named("decoding", choice)[1]:
-            raise InputError("draft: the demo loads no other models; leave it out for the model's own weights")
-        with self._lock:
-            if choice not in self._methods:
-                self._methods[choice] = decoding_of(choice)
-                while len(self._methods) > _MAX_METHODS:
-                    self._methods.popitem(last=False)
-            self._methods.move_to_end(choice)
-            return self._methods[choice]
+        return self.own_methods.get(name) or self._methods.of(choice)
 
     def unknown_words(self, question: str) -> list[str]:
         """The words of a question that the tokenizer maps to its unknown token; small models know few words."""
@@ -282,19 +267,6 @@ class Engine:
             while len(self._digests) > _MAX_DIGESTS:
                 self._digests.popitem(last=False)
         return digest
-
-
-def _refuse_files(context: str) -> None:
-    """Refuses settings of a policy that would open a file which the visitor names.
-
-    Raises:
-        InputError: naming the setting.
-    """
-    for policy in () if context == EVERYTHING else context.split():
-        name, fields = named("context", policy)
-        cls: Any = find("context", name).cls
-        if files := set(fields) & set(cls.names_files):
-            raise InputError(f"{name}: {', '.join(sorted(files))}: the demo opens no other files; leave it out")
 
 
 def _written(decoding: Decoding | None) -> str:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -82,6 +83,9 @@ class LoadChoice:
     """Most questions of a batch; 1 for one at a time."""
     window_ms: float = 20.0
     """Milliseconds that a question waits for others."""
+    engine: str | None = None
+    """Address of an engine such as vLLM, http://127.0.0.1:8001/v1, that runs the LLM in place of this process; its key
+    is in the environment variable MMLLM_ENGINE_KEY."""
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -97,8 +101,11 @@ class LoadChoice:
             InputError: naming the flag whose value is not allowed.
         """
         window_s = checked_seconds("--window-ms", self.window_ms / 1000)
+        if self.engine is not None and not is_engine_address(self.engine):
+            raise InputError(f"--engine {self.engine}: must be an address such as http://127.0.0.1:8001/v1")
         return {
             "decoders": checked_count("--decoders", self.decoders),
+            "engine": self.engine,
             "batching": {"rows": checked_count("--rows", self.rows), "window_s": window_s},
         }
 
@@ -126,6 +133,15 @@ def api_keys(file: Path | None) -> tuple[str, ...]:
             raise InputError(f"--key-file {file}: no key is in it")
         given += lines
     return tuple(dict.fromkeys(key.strip() for key in given if key.strip()))
+
+
+def is_engine_address(address: str) -> bool:
+    """Whether an address can be one of an engine's."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def checked_seconds(flag: str, value: float) -> float:

@@ -46,14 +46,10 @@ def options_with(
     if (decoding := options.pop("decoding", None)) is None:
         return options
     method = decoding_of(decoding)
-    name = method.registered_name
     if options.get("custom_generate") is not None:
+        name = method.registered_name
         raise ConfigError(f"decoding {name} and custom_generate both write the text: give one of them")
-    if stages := getattr(qa.model, "stages", None):
-        inside = ", ".join(stage.registered_name for stage in stages)
-        raise ConfigError(f"decoding {name}: {inside} works inside the LLM, where one mask cannot fit all layers")
-    if qa.settings and not method.hosted:
-        raise ConfigError(f"decoding {name} does not work with hosted models of transformers")
+    require_model(method, qa)
     if method.samples and not options.get("do_sample"):
         options |= {"do_sample": True, "temperature": method.config.temperature, "top_k": 0, "top_p": 1.0}
     options |= method.options(qa, encoded, input_ids, attention_mask)
@@ -61,3 +57,17 @@ def options_with(
         # transformers hands a streamer to its own loops only
         options["custom_generate"] = functools.partial(options["custom_generate"], streamer=options["streamer"])
     return options
+
+
+def require_model(method: Decoding, qa: Any) -> None:
+    """Refuses a method that does not work with a model.
+
+    Raises:
+        ConfigError: naming what does not fit.
+    """
+    name = method.registered_name
+    if stages := getattr(qa.model, "stages", None) or getattr(qa.model, "llm_stages", None):
+        inside = ", ".join(stage.registered_name for stage in stages)
+        raise ConfigError(f"decoding {name}: {inside} works inside the LLM, where one mask cannot fit all layers")
+    if qa.settings and not method.hosted:
+        raise ConfigError(f"decoding {name} does not work with hosted models of transformers")

@@ -34,7 +34,8 @@ from mmllm.hosting.reduction import ReducerChain
 from mmllm.interfaces import ContextPolicy, LlmStage
 from mmllm.llm.cache import CACHE, pass_of
 from mmllm.llm.counters import ContextCounts
-from mmllm.llm.prefix import Prefix, Reader, check_layers, copies_of_rows, digest_of, starts_from_prefix
+from mmllm.llm.joined_prefixes import cache_behind
+from mmllm.llm.prefix import Prefix, Reader, check_layers, copies_of_rows, digest_of, starts_from_prefix, takes_padding
 
 _log = logging.getLogger(__name__)
 
@@ -327,7 +328,8 @@ class HostedModel:
         rows: dict[str, Any] = prefix.rows([prompt["input_ids"][0] for prompt in prompts], options["pad_token_id"])
         types = [name for name in ROW_INPUTS if name in prompts[0] and name not in (*rows, "labels")]
         rows |= {name: torch.zeros_like(rows["input_ids"]) for name in types}  # what follows is text
-        rows[CACHE] = prefix.cache(len(prompts) * copies_of_rows(partial(self._option, options)))
+        copies = copies_of_rows(partial(self._option, options))
+        rows[CACHE] = cache_behind([prefix] * len(prompts), copies, self.model.get_decoder())
         if (current := pass_of(rows[CACHE])) is not None:
             current.count_in(counts, rows[CACHE].layers)
             rows[CACHE].waiting_valid = rows["attention_mask"][:, len(prefix.ids) :].bool()
@@ -336,6 +338,11 @@ class HostedModel:
     def takes_prefix(self, options: Mapping[str, Any]) -> bool:
         """Whether `generate_behind` can take these options."""
         return starts_from_prefix(partial(self._option, options))
+
+    @property
+    def counts_padding(self) -> bool:
+        """Whether the LLM's cache has sliding windows, which would count the padding behind a prefix."""
+        return not takes_padding(DynamicCache(config=self.config.get_text_config()).layers)
 
     @property
     def _is_untouched(self) -> bool:

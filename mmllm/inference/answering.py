@@ -495,19 +495,19 @@ class VideoQA(VideoAnswering):
         """Numbers of the prompts (int64, L each) that are one batch: with a prefix, those that begin alike."""
         if self.reads_question:
             return [[number] for number in range(len(prompts))]
-        if not self._keeps(options):
+        if not self.keeps(options):
             return [list(range(len(prompts)))]
         apart = self.model.counts_padding
-        return grouped((*self._given(prompt).tolist(), len(prompt) if apart else 0) for prompt in prompts)
+        return grouped((*self.given(prompt).tolist(), len(prompt) if apart else 0) for prompt in prompts)
 
-    def _given(self, prompt: Tensor) -> Tensor:
+    def given(self, prompt: Tensor) -> Tensor:
         """The ids of a prompt (int64, L) up to its last placeholder."""
         places = self.model.is_placeholder(prompt).nonzero()
         return prompt[: int(places.max()) + 1 if len(places) else 0]
 
     def read_opening(self, encoded: EncodedVideo) -> Prefix:
         """The LLM's cache of the video as it stands in a prompt without a system prompt of its own."""
-        return self.read_prefix(encoded, self._given(self.prompt("?", encoded.duration_s).input_ids))
+        return self.read_prefix(encoded, self.given(self.prompt("?", encoded.duration_s).input_ids))
 
     def read_prefix(self, encoded: EncodedVideo, given: Tensor) -> Prefix:
         """The LLM's cache of a prompt's beginning (int64, G, up to the video's placeholder), kept with the video."""
@@ -623,8 +623,8 @@ class VideoQA(VideoAnswering):
         self, encoded: EncodedVideo, input_ids: Tensor, mask: Tensor, options: Mapping[str, Any]
     ) -> dict[str, Any]:
         """How `generate` gets the video: as the prefix of all rows, or as the sequence of each."""
-        if self._keeps(options):
-            given = [self._given(row[own.bool()]) for row, own in zip(input_ids, mask, strict=True)]
+        if self.keeps(options):
+            given = [self.given(row[own.bool()]) for row, own in zip(input_ids, mask, strict=True)]
             if all(torch.equal(other, given[0]) for other in given):
                 return {"prefix": self.read_prefix(encoded, given[0])}
         encoded.require_frames()

@@ -77,7 +77,7 @@ class VideoAnswering(ABC):
     def prefix_problem(self) -> str | None:
         """Why the LLM has to read a video again for each question; None if its cache of the video can be kept."""
 
-    def _keeps(self, options: Mapping[str, Any]) -> bool:
+    def keeps(self, options: Mapping[str, Any]) -> bool:
         """Whether the LLM's cache of a video is kept, and `generate` can start from it with these options."""
         return self.keeps_prefix and self.prefix_problem is None and bool(self.model.takes_prefix(options))
 

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, cast, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from mmllm.decoding.choosing import options_with
 from mmllm.errors import ConfigError
@@ -38,7 +37,7 @@ from mmllm.inference.kept_prefix import PrefixSlot, grouped
 from mmllm.inference.piecewise import Feed
 from mmllm.llm.counters import ContextCounts
 from mmllm.llm.int8 import quantize
-from mmllm.llm.prefix import Prefix, takes_padding
+from mmllm.llm.prefix import Prefix
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.times.answers import Answer, Span
 from mmllm.times.stamps import replace_stamps, stamp
@@ -345,9 +344,9 @@ class HostedVideoQA(VideoAnswering):
         self, video: HostedVideo, prompts: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> list[list[int]]:
         """Numbers of the prompts that may be one batch: with a prefix, those that begin alike."""
-        if not self._keeps(options):
+        if not self.keeps(options):
             return [list(range(len(prompts)))]
-        apart = not takes_padding(DynamicCache(config=self.model.config.get_text_config()).layers)
+        apart = self.model.counts_padding
         return grouped(
             (*self.model.given(prompt, video.features).tolist(), prompt["input_ids"].shape[1] if apart else 0)
             for prompt in prompts
@@ -404,7 +403,7 @@ class HostedVideoQA(VideoAnswering):
             tally.append(ContextCounts())
             counts = {"counts": tally[-1]}
         plain = {name: value for name, value in generate.items() if name != "decoding"}
-        if generate.get("decoding") is None and self._keeps(plain):
+        if generate.get("decoding") is None and self.keeps(plain):
             prefix = self.read_prefix(video, prompts[0])
             if all(prefix.begins(prompt["input_ids"][0]) for prompt in prompts):
                 return self.model.generate_behind(prefix, prompts, **counts, **self.generation_options(plain))

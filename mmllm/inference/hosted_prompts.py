@@ -1,11 +1,11 @@
 """Conversations with a video LLM that transformers runs: about one video or one image, or about none.
 
-R = 1 row, K new ids
+R rows, G positions of a beginning, K new ids
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmllm.decoding.choosing import options_with
 from mmllm.errors import InputError
 from mmllm.hosting.narrowing import HostedPrompt
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.hosted import HostedVideoQA
 from mmllm.inference.hosted_video import HostedVideo, hosted_video
-from mmllm.inference.prompts import Medium, Prompt, Prompts, PromptTooLong, Turn, chat_messages, media_of, watched_of
+from mmllm.inference.prompts import (
+    Medium,
+    Opening,
+    Prompt,
+    Prompts,
+    PromptTooLong,
+    Turn,
+    chat_messages,
+    media_of,
+    watched_of,
+)
+from mmllm.llm.counters import ContextCounts
+from mmllm.llm.prefix import Prefix
 from mmllm.times.stamps import stamped
 
 
@@ -27,6 +40,11 @@ class PromptOfHosted(Prompt):
     """A conversation with its visual tokens in place."""
 
     prepared: HostedPrompt
+    inputs: Mapping[str, Any]
+    """What the model's processor made of it, one row."""
+    opening: Tensor | None
+    """int64, G. The ids up to the last visual token of a video, whose LLM's cache is kept with it; None if whole
+    prompts are read."""
 
 
 class HostedPrompts(Prompts[PromptOfHosted]):
@@ -64,7 +82,17 @@ class HostedPrompts(Prompts[PromptOfHosted]):
                 f"the prompt has {positions} positions; the LLM can read {limit}: take fewer frames or a token reducer"
             )
         hosted_watched = None if watched is None else hosted_video(watched)
-        return PromptOfHosted(media=media, watched=hosted_watched, positions=positions, prepared=prepared)
+        keeps = hosted_watched is not None and self.qa.keeps({})
+        opening = self.qa.model.given(inputs, hosted_watched.features) if keeps and hosted_watched else None
+        return PromptOfHosted(
+            media=media,
+            watched=hosted_watched,
+            positions=positions,
+            behind=None if opening is None else inputs["input_ids"].shape[1] - len(opening),
+            prepared=prepared,
+            inputs=inputs,
+            opening=opening,
+        )
 
     def _messages(
         self, turns: Sequence[Turn], seen: HostedVideo | None, has_video: bool, asked: int
@@ -83,10 +111,50 @@ class HostedPrompts(Prompts[PromptOfHosted]):
             turns = [_asked(turn, form if number == asked else "{}") for number, turn in enumerate(turns)]
         return chat_messages(turns, read, items)
 
-    def generate(self, prompts: Sequence[PromptOfHosted], **options: Any) -> Tensor:
-        """int64, 1 K: new ids; see `Prompts.generate`."""
-        (prompt,) = prompts
-        return self.qa.generate_prepared(prompt.prepared, **options)
+    def opens_like(self, prompt: PromptOfHosted, other: PromptOfHosted) -> bool:
+        """Whether two prompts begin with the same text and the same video."""
+        if prompt.opening is None or other.opening is None or prompt.watched is not other.watched:
+            return False
+        return torch.equal(prompt.opening, other.opening)
+
+    def fits(self, prompt: PromptOfHosted, other: PromptOfHosted) -> bool:
+        """Whether two prompts may be rows of a batch: questions about one video, behind the LLM's cache of it."""
+        lengths = {each.inputs["input_ids"].shape[1] for each in (prompt, other)}
+        return self.opens_like(prompt, other) and (len(lengths) == 1 or not self.qa.model.counts_padding)
+
+    @property
+    def has_plain_caches(self) -> bool:
+        """Whether caches of videos hold nothing but all keys."""
+        return not self.qa.model.stages and not self.qa.model.counts_padding
+
+    def openings(self, prompts: Sequence[PromptOfHosted], options: Mapping[str, Any]) -> list[Opening] | None:
+        """What the LLM has read of each prompt; see `Prompts.openings`."""
+        if prompts[0].opening is None or options.get("decoding") is not None or not self.qa.keeps(options):
+            return None
+
+        def read(prompt: PromptOfHosted, _kept: Prefix | None) -> Prefix:
+            return self.qa.read_prefix(hosted_video(prompt.media[-1].encoded), prompt.inputs)
+
+        return self.kept_openings(prompts, read)
+
+    def generate(
+        self,
+        prompts: Sequence[PromptOfHosted],
+        openings: Sequence[Opening] | None = None,
+        tally: list[ContextCounts] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """int64, R K: new ids; see `Prompts.generate`."""
+        if tally is not None:
+            tally.append(ContextCounts())
+            options["counts"] = tally[-1]
+        if openings is None:
+            (prompt,) = prompts
+            ids, mask = prompt.inputs["input_ids"], prompt.inputs.get("attention_mask")
+            options = options_with(options, self.qa, prompt.watched, ids, mask)
+            return self.qa.generate_prepared(prompt.prepared, **options)
+        rows = [prompt.inputs for prompt in prompts]
+        return self.qa.model.generate_behind(openings[0].prefix, rows, **self.qa.generation_options(options))
 
     def plain(self, ids: Sequence[int]) -> str:
         """The text of an answer without a video."""

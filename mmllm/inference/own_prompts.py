@@ -1,11 +1,11 @@
 """Conversations with a model that mmllm builds: any number of videos and images, several conversations as one batch.
 
-L text positions, R rows, K new ids
+L text positions, P positions in the LLM, D its width, R rows, K new ids
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmllm.decoding.choosing import options_with
 from mmllm.errors import InputError
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.encoded import EncodedVideo
-from mmllm.inference.prompts import Medium, Prompt, Prompts, PromptTooLong, Turn, chat_messages, media_of, watched_of
-from mmllm.modeling.placeholders import place, require_room
+from mmllm.inference.prompts import (
+    Medium,
+    Opening,
+    Prompt,
+    Prompts,
+    PromptTooLong,
+    Turn,
+    chat_messages,
+    media_of,
+    watched_of,
+)
+from mmllm.llm.counters import ContextCounts
+from mmllm.llm.prefix import Prefix
+from mmllm.modeling.placeholders import Placed, place, require_room
 from mmllm.modeling.sequence_rows import as_rows
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.times.stamps import stamped
@@ -31,6 +44,8 @@ class OwnPrompt(Prompt):
     encoded: Encoded
     sequences: dict[int, list[VisualSequence]]
     """Placeholder id -> what stands for each of them, in order."""
+    given: Tensor | None
+    """int64, G. The ids up to the last video, whose LLM's cache is kept with it; None if whole prompts are read."""
 
 
 class OwnPrompts(Prompts[OwnPrompt]):
@@ -84,13 +99,22 @@ class OwnPrompts(Prompts[OwnPrompt]):
         for medium in media:
             for placeholder, sequence in medium.encoded.sequences.items():
                 sequences.setdefault(placeholder, []).append(sequence)
+        given = self._given(media, encoded)
         return OwnPrompt(
             media=tuple(media),
             watched=watched,
             positions=self._positions(encoded, sequences),
+            behind=None if given is None else len(encoded.input_ids) - len(given),
             encoded=encoded,
             sequences=sequences,
+            given=given,
         )
+
+    def _given(self, media: Sequence[Medium], encoded: Encoded) -> Tensor | None:
+        """The ids of a prompt up to its last medium, if that is a video: images are in nobody's store."""
+        if not media or media[-1].kind != "video" or not self.qa.keeps({}):
+            return None
+        return self.qa.given(encoded.input_ids)
 
     def _asked(self, medium: Medium, question: str) -> Medium:
         """A medium as a model that reads questions sees it for one."""
@@ -98,31 +122,93 @@ class OwnPrompts(Prompts[OwnPrompt]):
             return Medium(kind="video", encoded=self.qa.for_question(medium.encoded, question))
         return Medium(kind="image", encoded=self.picture(medium.encoded.clip.frames[0], question))
 
-    def _positions(self, encoded: Encoded, sequences: dict[int, list[VisualSequence]]) -> int:
+    @torch.no_grad()
+    def embeddings(self, prompt: OwnPrompt) -> Tensor:
+        """P D: the prompt as the LLM reads it, one embedding a position, for an engine that runs the LLM alone."""
+        placed = self._placed(prompt.encoded, prompt.sequences)
+        return self.qa.model.embed(placed.input_ids, placed.visual if prompt.sequences else None)[0]
+
+    def _placed(self, encoded: Encoded, sequences: dict[int, list[VisualSequence]]) -> Placed:
         ids = encoded.input_ids.unsqueeze(0).to(self.qa.model.input_device)
-        placed = place(ids, torch.ones_like(ids), {token: as_rows(own) for token, own in sequences.items()})
+        return place(ids, torch.ones_like(ids), {token: as_rows(own) for token, own in sequences.items()})
+
+    def _positions(self, encoded: Encoded, sequences: dict[int, list[VisualSequence]]) -> int:
+        placed = self._placed(encoded, sequences)
         try:
             require_room(placed.input_ids.shape[1], placed.visual.shape[1], self.qa.model.room)
         except InputError as problem:
             raise PromptTooLong(str(problem)) from None
         return placed.input_ids.shape[1]
 
+    def opens_like(self, prompt: OwnPrompt, other: OwnPrompt) -> bool:
+        """Whether two prompts begin with the same text and the same media."""
+        if prompt.given is None or other.given is None or len(prompt.media) != len(other.media):
+            return False
+        same = (first.encoded is second.encoded for first, second in zip(prompt.media, other.media, strict=True))
+        return torch.equal(prompt.given, other.given) and all(same)
+
+    def fits(self, prompt: OwnPrompt, other: OwnPrompt) -> bool:
+        """Whether two prompts may be rows of a batch.
+
+        Whole prompts do. Behind kept caches, those of one video do unless the LLM's windows count padding; those of
+        different videos do if nothing works inside the LLM.
+        """
+        if prompt.given is None or other.given is None:
+            return prompt.given is other.given
+        if self.qa.model.counts_padding:
+            lengths = {len(each.encoded.input_ids) for each in (prompt, other)}
+            return self.opens_like(prompt, other) and len(lengths) == 1
+        return self.has_plain_caches or self.opens_like(prompt, other)
+
+    @property
+    def has_plain_caches(self) -> bool:
+        """Whether caches of videos hold nothing but all keys."""
+        return not self.qa.model.llm_stages and not self.qa.model.counts_padding
+
     @torch.no_grad()
-    def generate(self, prompts: Sequence[OwnPrompt], **options: Any) -> Tensor:
+    def openings(self, prompts: Sequence[OwnPrompt], options: Mapping[str, Any]) -> list[Opening] | None:
+        """What the LLM has read of each prompt; see `Prompts.openings`."""
+        if prompts[0].given is None or options.get("decoding") is not None or not self.qa.keeps(options):
+            return None
+
+        def read(prompt: OwnPrompt, kept: Prefix | None) -> Prefix:
+            assert prompt.given is not None
+            sequences = {placeholder: as_rows(own) for placeholder, own in prompt.sequences.items()}
+            return self.qa.model.read_prefix(prompt.given.to(self.qa.model.input_device), sequences, kept)
+
+        return self.kept_openings(prompts, read)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[OwnPrompt],
+        openings: Sequence[Opening] | None = None,
+        tally: list[ContextCounts] | None = None,
+        **options: Any,
+    ) -> Tensor:
         """int64, R K: new ids; see `Prompts.generate`."""
         inputs = self.qa.processor.collate([prompt.encoded for prompt in prompts])
+        device = self.qa.model.input_device
+        ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
+        options = options_with(options, self.qa, prompts[0].watched, ids, mask)
+        if tally is not None:
+            tally.append(ContextCounts())
+            options["context_counts"] = tally[-1]
+        ids = self.qa.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            **self._seen(prompts) if openings is None else {"prefix": [opening.prefix for opening in openings]},
+            **self.qa.generation_options(options),
+        )
+        return ids[:, inputs["input_ids"].shape[1] :]
+
+    def _seen(self, prompts: Sequence[OwnPrompt]) -> dict[str, Any]:
+        """The media of whole prompts, as `generate` takes them."""
         rows: dict[int, list[VisualSequence]] = {}
         for prompt in prompts:
             for placeholder, sequences in prompt.sequences.items():
                 rows.setdefault(placeholder, []).extend(sequences)
-        device = self.qa.model.input_device
-        ids = self.qa.model.generate(
-            input_ids=inputs["input_ids"].to(device),
-            attention_mask=inputs["attention_mask"].to(device),
-            sequences={placeholder: as_rows(sequences) for placeholder, sequences in rows.items()},
-            **self.qa.generation_options(options),
-        )
-        return ids[:, inputs["input_ids"].shape[1] :]
+        return {"sequences": {placeholder: as_rows(sequences) for placeholder, sequences in rows.items()}}
 
     def plain(self, ids: Sequence[int]) -> str:
         """The text of an answer without a video; time tokens are left out: there is nothing they are times of."""

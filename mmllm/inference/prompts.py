@@ -8,7 +8,7 @@ R rows, K new ids
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -18,6 +18,9 @@ from torch import Tensor
 from mmllm.errors import InputError
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
+from mmllm.llm.counters import ContextCounts
+from mmllm.llm.joined_prefixes import LEAST_SHARED
+from mmllm.llm.prefix import Prefix
 from mmllm.times.answers import Answer
 
 
@@ -46,6 +49,9 @@ class Prompt:
     """The video that times belong to; None if there is no video."""
     positions: int
     """How many positions the LLM reads: of text, of visual tokens, of text between frames."""
+    behind: int | None
+    """How many of them stand behind the last visual token, if the LLM's cache of those before is kept; None if whole
+    prompts are read."""
 
     @property
     def usage(self) -> dict[str, int]:
@@ -68,6 +74,15 @@ class PromptTooLong(InputError):
     """A conversation has more positions than the LLM can read."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Opening:
+    """The beginning of a prompt, up to its last visual token, as the LLM has read it."""
+
+    prefix: Prefix
+    cached: int
+    """Its positions, if the LLM did not read them for this prompt: they were kept, or read for an earlier row."""
+
+
 P = TypeVar("P", bound=Prompt)
 
 
@@ -76,7 +91,7 @@ class Prompts(ABC, Generic[P]):
 
     qa: VideoAnswering
     takes_rows: bool = False
-    """Whether several prompts may be answered as one batch."""
+    """Whether prompts about different videos may be one batch, if `fits` says so."""
 
     @abstractmethod
     def picture(self, pixels: np.ndarray) -> EncodedVideo:
@@ -100,13 +115,73 @@ class Prompts(ABC, Generic[P]):
         """
 
     @abstractmethod
-    def generate(self, prompts: Sequence[P], **options: Any) -> Tensor:
+    def fits(self, prompt: P, other: P) -> bool:
+        """Whether two prompts may be answered as one batch, with the ids of one at a time."""
+
+    @abstractmethod
+    def opens_like(self, prompt: P, other: P) -> bool:
+        """Whether two prompts begin alike, up to their last visual tokens, and the LLM's cache of that is kept."""
+
+    @abstractmethod
+    def openings(self, prompts: Sequence[P], options: Mapping[str, Any]) -> list[Opening] | None:
+        """What the LLM has read of each prompt: kept, or read now and kept with its video. None for whole prompts.
+
+        Args:
+            prompts: those of a batch.
+            options: of transformers' `generate`.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[P],
+        openings: Sequence[Opening] | None = None,
+        tally: list[ContextCounts] | None = None,
+        **options: Any,
+    ) -> Tensor:
         """int64, R K: new ids for each prompt.
 
         Args:
-            prompts: one, or several if `takes_rows`.
-            options: of transformers' `generate`.
+            prompts: at least one, all of which fit the first.
+            openings: of the prompts, from `openings`; None to read whole prompts.
+            tally: gets the counters of the cache, for a model with policies of it.
+            options: of transformers' `generate`, and `decoding`: a method that writes the answer to a single prompt.
         """
+
+    @property
+    @abstractmethod
+    def has_plain_caches(self) -> bool:
+        """Whether caches of videos hold nothing but all keys: no stage acts inside the LLM, and no window slides."""
+
+    def size(self, prompts: Sequence[P]) -> int:
+        """Positions of a batch, with filling; a beginning that is held once for all rows counts once."""
+        first, rows = prompts[0], len(prompts)
+        longest = max(prompt.positions for prompt in prompts)
+        beginning = 0 if first.behind is None else first.positions - first.behind
+        alike = self.has_plain_caches and all(self.opens_like(first, prompt) for prompt in prompts)
+        if rows == 1 or rows * beginning < LEAST_SHARED or not alike:
+            return rows * longest
+        return beginning + rows * (longest - beginning)
+
+    def kept_openings(self, prompts: Sequence[P], read: Callable[[P, Prefix | None], Prefix]) -> list[Opening]:
+        """The openings of prompts whose last media keep them.
+
+        Args:
+            prompts: those of a batch.
+            read: reads the beginning of a prompt, or returns what was kept, if that is the same.
+        """
+        openings: list[Opening] = []
+        for prompt in prompts:
+            earlier = next((number for number, other in enumerate(prompts) if self.opens_like(other, prompt)))
+            if earlier < len(openings):
+                prefix = openings[earlier].prefix
+                openings.append(Opening(prefix=prefix, cached=len(prefix.ids)))
+                continue
+            slot = prompt.media[-1].encoded.prefix
+            before = slot.kept
+            slot.kept = prefix = read(prompt, before)
+            openings.append(Opening(prefix=prefix, cached=len(prefix.ids) if prefix is before else 0))
+        return openings
 
     def text(self, prompt: P, ids: Sequence[int]) -> str:
         """The text of an answer so far, with times as text."""

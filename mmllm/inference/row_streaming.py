@@ -6,7 +6,7 @@ R rows, V vocabulary
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from mmllm.inference.contexts import said_of
 from mmllm.inference.prompts import Prompt, Prompts
 from mmllm.inference.streaming import Cut
+from mmllm.llm.counters import ContextCounts
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,10 +33,14 @@ class Row:
     """Called after each token; True ends the answer."""
     until_s: float = float("inf")
     """`time.monotonic()` at which the answer ends with the text so far."""
+    cached: int = 0
+    """Positions of the prompt that the LLM did not read, since its cache of them was kept."""
     tokens: int = 0
     """How many ids came."""
     first_s: float | None = None
     """`time.monotonic()` of the first of them."""
+    context: Mapping[str, Any] | None = None
+    """What the LLM's policies of its cache did, if it has some; rows of a batch have one account of it."""
     ended: bool = False
     cut: Cut | None = None
     """Why the answer ended early; None if it is complete."""
@@ -47,24 +53,33 @@ def answer_rows(prompts: Prompts[Any], rows: Sequence[Row], **generate: Any) -> 
 
     Args:
         prompts: of the model that answers.
-        rows: at least one, several if the model `takes_rows`.
-        generate: options of `generate`.
+        rows: at least one, whose prompts fit together.
+        generate: options of `generate`; with `decoding`, a method that writes the answer of a single row.
     """
-    writing = _Rows(rows, prompts.qa.stop_tokens)
+    writing = _Rows(list(rows), prompts.qa.stop_tokens)
+    asked = [row.prompt for row in rows]
+    openings = prompts.openings(asked, generate)
+    for row, opening in zip(rows, openings or (), strict=False):
+        row.cached = opening.cached
+    tally: list[ContextCounts] = []
     prompts.generate(
-        [row.prompt for row in rows],
+        asked,
+        openings=openings,
         max_new_tokens=max(row.most_tokens for row in rows),
         streamer=writing.streamer,
         stopping_criteria=StoppingCriteriaList([writing.stops]),
+        **{"tally": tally} if prompts.qa.context else {},
         **generate,
     )
+    for row in rows if tally else ():
+        row.context = said_of(prompts.qa.context, tally)
 
 
 @dataclass
 class _Rows:
     """Hands new ids to their rows, and says which rows have ended."""
 
-    rows: Sequence[Row]
+    rows: list[Row]
     stop_tokens: Sequence[int]
     streamer: BaseStreamer = field(init=False)
 
@@ -72,8 +87,9 @@ class _Rows:
         self.streamer = _RowStreamer(self.give)
 
     def give(self, ids: Sequence[int]) -> None:
-        """Takes the next id of each row; those of ended rows are filling."""
-        for row, token in zip(self.rows, ids, strict=True):
+        """Takes the next id of each row; those of ended rows are filling. A single row may get several ids at once."""
+        rows = self.rows * len(ids) if len(self.rows) == 1 else self.rows
+        for row, token in zip(rows, ids, strict=True):
             if row.ended:
                 continue
             row.tokens += 1

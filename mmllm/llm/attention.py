@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mmllm.errors import InputError
 from mmllm.llm.cache import RecordLayer
+from mmllm.llm.shared_prefix import SHARED, SharedPrefixLayer
 from mmllm.llm.values import AttentionView, GatheredKeys, KeptKeys, LlmPass
 
 STAGED = "mmllm_staged"
@@ -41,14 +42,18 @@ def staged_attention(
         key, value: B G K D; all keys of the cache, if there is one.
         attention_mask: B 1 N K, additive or bool.
         kwargs: of transformers' attention functions; the harness adds `llm_pass`, `record` and `input_norm`, or
-            `probe`, which gets queries and keys; then there is no attention.
+            `probe`, which gets queries and keys; then there is no attention; or the layer of a cache whose rows share
+            the keys of their beginning.
     """
     if (probe := kwargs.pop("probe", None)) is not None:
         probe.query, probe.key = query, key
         return torch.zeros_like(query).transpose(1, 2), None
     current: LlmPass | None = kwargs.pop("llm_pass", None)
+    shared: SharedPrefixLayer | None = kwargs.pop(SHARED, None)
     record: RecordLayer | None = kwargs.pop("record", None)
     input_norm: Callable[[Tensor], Tensor] | None = kwargs.pop("input_norm", None)
+    if current is None and shared is not None:
+        return shared.attention(query, key, value, attention_mask, kwargs.get("scaling")), None
     if current is None:
         return own_attention(module)(module, query, key, value, attention_mask, **kwargs)
     masks = kwargs.pop("bank_masks", None)

@@ -29,6 +29,7 @@ from mmllm.llm.attention import STAGED, Probe, additive, receive, staged_attenti
 from mmllm.llm.cache import CACHE, RecordLayer, adopt, pass_of
 from mmllm.llm.later import angles, later_pass, rows_at, with_rejoined
 from mmllm.llm.rotary import Rotary
+from mmllm.llm.shared_prefix import SHARED, SharedPrefixLayer
 from mmllm.llm.values import Kept, LlmPass, PruneView
 
 _INSTALLING = threading.Lock()
@@ -89,6 +90,20 @@ def install(decoder: nn.Module) -> None:
         layers[-1].register_forward_hook(_drop_states, with_kwargs=True)
 
 
+def takes_shared_prefix(decoder: nn.Module) -> bool:
+    """Whether attentions of a decoder can read a prefix once for all rows: full ones, whose logits are plain products.
+
+    Then it is prepared for it, as `install` does.
+    """
+    if getattr(decoder.config, "attn_logit_softcapping", None) is not None:
+        return False
+    try:
+        install(decoder)
+    except ConfigError:
+        return False
+    return True
+
+
 def input_norm(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The norm before a layer's attention; None if the layer has none under the name that Hugging Face gives it.
 
@@ -120,7 +135,7 @@ def _before_layer(
     if current is None:
         current = pass_of(cache)
     if current is None:
-        return None
+        return _with_shared(layer, cache, args, kwargs)
     if cache is None and (waiting := [stage for stage in current.stages if stage.needs_cache]):
         names = " and ".join(stage.registered_name or type(stage).__name__ for stage in waiting)
         raise ConfigError(
@@ -136,6 +151,22 @@ def _before_layer(
         changed = later_pass(layer, cache.layers[0], record, current, hidden, kwargs, around.rotary)
     kwargs = {**kwargs, **changed, "llm_pass": current, "record": record, "input_norm": input_norm(module)}
     return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
+
+
+def _with_shared(
+    layer: int, cache: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments of a layer with the cache's layer among them, if rows share keys in it; None for no change.
+
+    Raises:
+        ConfigError: if the attention of the layer before did not get that argument.
+    """
+    own = None if cache is None or layer >= len(cache.layers) else cache.layers[layer]
+    if not isinstance(own, SharedPrefixLayer):
+        return None
+    if layer and cache.layers[layer - 1].waits:
+        raise ConfigError("this LLM does not pass keyword arguments to its attention: its rows cannot share a prefix")
+    return args, {**kwargs, SHARED: own}
 
 
 def _prompt(

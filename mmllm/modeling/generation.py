@@ -6,7 +6,7 @@ B rows of text, L given positions, P positions with the visual tokens in place, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.generation.logits_process import (
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.llm.cache import CACHE, QUANTISED, pass_of
+from mmllm.llm.joined_prefixes import cache_behind, rows_behind
 from mmllm.llm.prefix import DYNAMIC, Prefix, copies_of_rows, starts_from_prefix, takes_padding
 from mmllm.modalities.border import media_apart, one_media, placeholders
 from mmllm.modalities.inputs import Media
@@ -53,7 +54,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         attention_mask: Tensor | None = None,
         sequences: dict[int, VisualSequence] | None = None,
         media: Media | None = None,
-        prefix: Prefix | None = None,
+        prefix: Prefix | Sequence[Prefix] | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' `generate` over text with videos and images: greedy, sampling, beams, streaming.
@@ -63,8 +64,8 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         returns an object that has them as `sequences`. Lengths such as `max_length` count the given ids, in which a
         video is one placeholder.
 
-        With a `prefix` that `read_prefix` returned, the LLM reads only what stands behind it in `input_ids`, and no
-        media are given.
+        With a `prefix` that `read_prefix` returned, or one for each row, the LLM reads only what stands behind it in
+        `input_ids`, and no media are given.
 
         Raises:
             InputError: if media and text do not fit each other, or an option does not work with media.
@@ -88,7 +89,8 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
                 raise InputError("videos and images need input_ids with their placeholders, and an attention_mask B L")
             return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
         if prefix is not None:
-            rows = self._behind(prefix, input_ids, mask, kwargs)
+            prefixes = [prefix] * len(input_ids) if isinstance(prefix, Prefix) else prefix
+            rows = self._behind(prefixes, input_ids, mask, kwargs)
         else:
             rows = self._whole(input_ids, mask, sequences, kwargs)
         length = rows["input_ids"].shape[1]
@@ -114,23 +116,27 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         require_room(placed.input_ids.shape[1], placed.visual.shape[1], self.room)
         return rows | self._visual_inputs(placed, options)
 
-    def _behind(self, prefix: Prefix, input_ids: Tensor, mask: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of transformers' `generate` for prompts (B L) of which the LLM has read the beginning.
+    def _behind(
+        self, prefixes: Sequence[Prefix], input_ids: Tensor, mask: Tensor, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of transformers' `generate` for prompts (B L) of which the LLM has read the beginnings.
 
         Raises:
             CheckpointError: if another LLM has, or its weights have changed since.
             InputError: if a prompt begins otherwise, or is longer than the LLM can read.
+            ConfigError: if different prefixes cannot stand in one batch.
         """
-        prefix.require_reader(self.language_model)
-        prompts = [row[own.bool()] for row, own in zip(input_ids, mask, strict=True)]
-        rows: dict[str, Any] = prefix.rows(prompts, self._option(options, "pad_token_id") or 0)
-        visual = int(self.is_placeholder(prefix.ids).sum())
+        own = {id(prefix): prefix for prefix in prefixes}.values()
+        for prefix in own:
+            prefix.require_reader(self.language_model)
+        prompts = [row[valid.bool()] for row, valid in zip(input_ids, mask, strict=True)]
+        rows: dict[str, Any] = rows_behind(prefixes, prompts, self._option(options, "pad_token_id") or 0)
+        visual = max(int(self.is_placeholder(prefix.ids).sum()) for prefix in own)
         require_room(rows["input_ids"].shape[1], visual, self.room)
-        rows[CACHE] = prefix.cache(len(prompts) * copies_of_rows(partial(self._option, options)))
-        if prefix.current is not None:
-            rows["new_valid"] = rows["attention_mask"][:, len(prefix.ids) :].bool()
-            current = pass_of(rows[CACHE])
-            assert current is not None
+        copies = copies_of_rows(partial(self._option, options))
+        rows[CACHE] = cache_behind(prefixes, copies, self.language_model.base_model)
+        if (current := pass_of(rows[CACHE])) is not None:
+            rows["new_valid"] = rows["attention_mask"][:, len(prefixes[0].ids) :].bool()
             current.count_in(options.pop("context_counts", None), rows[CACHE].layers)
         return rows
 

@@ -26,8 +26,11 @@ def sentence_of(answer: Answer) -> str:
 
 
 def content_fields(answer: Answer) -> dict[str, Any]:
-    """Spans and sentence of an answer, by the names in `KEYS`."""
-    return {"spans": spans_of(answer), "answer": sentence_of(answer)}
+    """Spans and sentence of an answer, by the names in `KEYS`; and what a decoding method or policies of the cache did,
+    by the names of those settings."""
+    beside = {"decoding": answer.decoding, "context": answer.context}
+    given = {name: said for name, said in beside.items() if said is not None}
+    return {"spans": spans_of(answer), "answer": sentence_of(answer), **given}
 
 
 def as_json(answer: Answer, keys: tuple[str, ...]) -> str:

@@ -13,11 +13,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from mmllm.app.methods import refuse_files
 from mmllm.app.shelf import Shelf
 from mmllm.app.watching import View, Watcher
 from mmllm.inference.conversations import prompts_of
 from mmllm.inference.prompts import Medium, Prompts, Turn
 from mmllm.serving.addresses import MediaAddresses
+from mmllm.serving.decoding_choice import method_of, require_one_video
+from mmllm.serving.engine_threads import EngineThreads
 from mmllm.serving.jobs import Event, Job
 from mmllm.serving.limits import ServeLimits
 from mmllm.serving.llm_thread import LlmThread
@@ -42,6 +45,7 @@ class Answering:
         limits: upper bounds.
         metrics: counts what is done.
         decoders: files that are decoded at once.
+        engine: address of an engine that runs the LLM in place of this process; see `EngineThreads`.
         batching: options of `LlmThread`: `rows`, `positions`, `window_s`.
     """
 
@@ -54,6 +58,7 @@ class Answering:
         metrics: Metrics,
         *,
         decoders: int = 2,
+        engine: str | None = None,
         **batching: float,
     ) -> None:
         self.models, self.addresses, self.folder = models, addresses, folder
@@ -62,12 +67,17 @@ class Answering:
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
         self.watcher = Watcher(self.shelf, self.reading, limits.video)
         self.under_way = self._preparing = 0
-        self.llm = LlmThread(
-            answer_s=limits.answer_s,
-            metrics=metrics,
-            expected=lambda: self._preparing,
-            **batching,  # type: ignore[arg-type]
-        )
+        self.llm: LlmThread | EngineThreads
+        if engine is not None:
+            self.llm = EngineThreads(engine, answer_s=limits.answer_s, metrics=metrics)
+        else:
+            self.llm = LlmThread(
+                answer_s=limits.answer_s,
+                metrics=metrics,
+                expected=lambda: self._preparing,
+                answered=self.shelf.fit,  # videos have kept the LLM's cache of themselves
+                **batching,  # type: ignore[arg-type]
+            )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mmllm-prepare")
         metrics.gauges |= {
             "queue": lambda: self.llm.waiting,
@@ -139,11 +149,15 @@ class Answering:
         _require_wanted(gone)
         model = self.models.taken(question.model)
         try:
+            refuse_files(question.stages.get("context", ()))
             qa = model.variants.of(question.stages)
+            method = None if question.decoding is None else method_of(question.decoding, model, qa)
             prompts = prompts_of(qa)
             turns = [self._turn(saying, prompts, model.name, question, gone) for saying in question.sayings]
             _require_wanted(gone)
             prompt = prompts.prompt(turns, question.times_of)
+            if method is not None:
+                require_one_video(method, prompt)
             job = Job(
                 question=question,
                 prompts=prompts,
@@ -152,7 +166,9 @@ class Answering:
                 most_tokens=min(question.most_tokens or qa.max_new_tokens, self.limits.new_tokens),
                 gone=gone,
                 emit=emit,
+                decoding=method,
             )
+            self.llm.check(job)
         except BaseException as problem:
             self.models.release(model)
             if isinstance(problem, Exception):

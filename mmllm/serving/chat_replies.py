@@ -54,5 +54,5 @@ class ChatReply(Reply):
             "prompt_tokens": read,
             "completion_tokens": ending.tokens,
             "total_tokens": read + ending.tokens,
-            "prompt_tokens_details": self.details,
+            "prompt_tokens_details": self.details(ending),
         }

@@ -8,11 +8,11 @@ from typing import Any
 from mmllm.serving.answer_forms import keys_of
 from mmllm.serving.fields import Fields
 from mmllm.serving.limits import ServeLimits
-from mmllm.serving.question import LATER, Look, MediaPart, Question, Saying, checked, sampling_of, stages_of
+from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, sampling_of, stages_of
 from mmllm.serving.refusals import Refused
 
 _MOST_STOPS = 4
-_ECHOED = ("name", "refusal", "annotations", "spans", "answer")
+_ECHOED = ("name", "refusal", "annotations", "spans", "answer", "decoding", "context")
 """Keys of a message that a client may send back as it got them; they say nothing new."""
 
 
@@ -33,6 +33,7 @@ def chat_question(body: Any, limits: ServeLimits) -> Question:
         sayings=tuple(sayings),
         stages=reading.stages,
         times_of=times_of(fields, reading.videos),
+        decoding=fields.text("decoding"),
         most_tokens=_most_tokens(fields),
         stops=fields.texts("stop", _MOST_STOPS),
         stream=stream,
@@ -42,7 +43,7 @@ def chat_question(body: Any, limits: ServeLimits) -> Question:
     )
     fields.text("user")
     fields.any("metadata")
-    fields.close(LATER)
+    fields.close()
     return checked(question, limits)
 
 
@@ -145,7 +146,7 @@ def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:
         address.text("detail")
     medium = reading.medium(kind.removesuffix("_url"), given, fields)
     address.close()
-    fields.close(LATER)
+    fields.close()
     return medium
 
 

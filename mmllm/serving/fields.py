@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 from mmllm.fields import closest
@@ -87,16 +87,10 @@ class Fields:
             raise self.refused(name, f"a text or a list of at most {most} texts")
         return tuple(listed)
 
-    def close(self, later: Collection[str] = ()) -> None:
-        """Refuses fields that nobody has read.
-
-        Args:
-            later: names that are not there yet, with a message of their own.
-        """
+    def close(self) -> None:
+        """Refuses fields that nobody has read."""
         for name in self.values:
             param = f"{self.place}{name}"
-            if name in later:
-                raise Refused(400, f"{param} cannot be chosen for a request yet", "unknown_parameter", param)
             if name not in self._read:
                 raise Refused(
                     400,

@@ -28,6 +28,7 @@ class LlmThread:
         positions: the most positions of a batch together, with filling: above, batches cost more than they save.
         window_s: how long a question waits for others that are on their way.
         expected: how many questions are being prepared.
+        answered: called after each batch.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class LlmThread:
         positions: int = 4096,
         window_s: float = 0.02,
         expected: Callable[[], int] = lambda: 0,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         self.answer_s, self.metrics, self.rows, self.positions = answer_s, metrics, rows, positions
-        self.window_s, self.expected = window_s, expected
+        self.window_s, self.expected, self.answered = window_s, expected, answered
         self.running: Sequence[Job] = ()
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -58,6 +60,9 @@ class LlmThread:
     def waiting(self) -> int:
         """How many questions wait."""
         return len(self._waiting)
+
+    def check(self, job: Job) -> None:
+        """Does nothing: this process answers whatever its models can."""
 
     def put(self, job: Job) -> None:
         """Adds a job."""
@@ -90,6 +95,7 @@ class LlmThread:
                 job.emit(client_left())
             if jobs:
                 self._answer(jobs)
+                self.answered()
             self.running = ()
 
     def _batch(self) -> Sequence[Job] | None:
@@ -102,7 +108,7 @@ class LlmThread:
             until_s = time.monotonic() + self.window_s
             while len(batch := self._fitting()) < self.rows and self.expected():
                 remaining_s = until_s - time.monotonic()
-                if remaining_s <= 0 or not batch[0].prompts.takes_rows or batch[0].question.temperature:
+                if remaining_s <= 0 or not batch[0].fits(batch[0]):
                     break
                 self._changed.wait(remaining_s)
                 if not self._waiting:  # all were dropped meanwhile
@@ -115,12 +121,12 @@ class LlmThread:
     def _fitting(self) -> list[Job]:
         """The first waiting job, and others that fit to it."""
         first, batch = self._waiting[0], [self._waiting[0]]
-        longest = first.prompt.positions
         for job in list(self._waiting)[1:]:
-            wider = max(longest, job.prompt.positions)
-            if len(batch) < self.rows and job.fits(first) and wider * (len(batch) + 1) <= self.positions:
-                batch.append(job)
-                longest = wider
+            if len(batch) == self.rows:
+                break
+            if job.fits(first):
+                size = job.prompts.size([other.prompt for other in (*batch, job)])
+                batch += [job] if size <= self.positions else []
         return batch
 
     def _answer(self, jobs: Sequence[Job]) -> None:
@@ -131,7 +137,7 @@ class LlmThread:
         try:
             if (seed := jobs[0].question.seed) is not None:
                 torch.manual_seed(seed)
-            answer_rows(jobs[0].prompts, rows, **jobs[0].sampling)
+            answer_rows(jobs[0].prompts, rows, **jobs[0].options)
         except Exception as problem:
             log.warning("a batch of %d questions failed: %s", len(jobs), type(problem).__name__)
             for job in jobs:
@@ -139,6 +145,7 @@ class LlmThread:
             return
         for job, row in zip(jobs, rows, strict=True):
             self.metrics.add("generated_tokens", row.tokens)
+            self.metrics.add("prompt_tokens", row.cached, kind="cached")
             if row.first_s is not None:
                 self.metrics.observe("first_token_seconds", row.first_s - job.began_s)
             if job.gone.is_set():
@@ -146,7 +153,7 @@ class LlmThread:
             try:
                 if row.problem is not None:
                     raise row.problem
-                job.end(row.cut, row.tokens)
+                job.end(row.cut, row.tokens, row.cached, row.context)
             except Exception as problem:
                 job.emit(problem)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmllm.app.methods import Methods
 from mmllm.app.variants import Variants
 from mmllm.fields import closest
 from mmllm.inference.asking import VideoAnswering
@@ -27,9 +28,11 @@ class LoadedModel:
     users: int = 0
     """Questions that need it now; it is not dropped while there are some."""
     variants: Variants = field(init=False)
+    methods: Methods = field(init=False)
+    """How its answers are written."""
 
     def __post_init__(self) -> None:
-        self.variants = Variants(self.qa)
+        self.variants, self.methods = Variants(self.qa), Methods()
 
 
 class Models:

@@ -11,9 +11,6 @@ from mmllm.serving.limits import ServeLimits
 from mmllm.serving.refusals import Refused
 
 Role = Literal["system", "user", "assistant"]
-LATER = ("context", "decoding")
-"""Settings of a request that are not there yet."""
-SETTINGS = ("reducer", "path")
 _ROLES: Mapping[Any, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LARGEST_SEED = 2**63 - 1
 
@@ -108,6 +105,8 @@ class Question:
     """By slot, what replaces the model's own."""
     times_of: int = -1
     """Number of the video that times belong to."""
+    decoding: str | None = None
+    """How the answer is written; one token a pass if None."""
     most_tokens: int | None = None
     temperature: float = 0.0
     """0 for the likeliest words."""
@@ -137,6 +136,8 @@ def stages_of(fields: Fields) -> dict[str, Any]:
         stages["reducers"] = [] if named == ("none",) else list(named)
     if (path := fields.text("path")) is not None:
         stages["path"] = path
+    if "context" in fields:
+        stages["context"] = list(fields.texts("context", 4))
     return stages
 
 

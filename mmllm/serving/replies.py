@@ -52,10 +52,9 @@ class Reply(ABC):
     def failed(self, problem: Refused) -> list[str]:
         """The events of a failure after the first words."""
 
-    @property
-    def details(self) -> dict[str, int]:
-        """What the LLM read: nothing of it came from a kept cache."""
-        return {"cached_tokens": 0, **self.job.prompt.usage}
+    def details(self, ending: Ending) -> dict[str, int]:
+        """What the prompt consists of, and how much of it the LLM had kept."""
+        return {"cached_tokens": ending.cached, **self.job.prompt.usage}
 
 
 async def content_of(events: asyncio.Queue[Event]) -> tuple[str, Ending]:

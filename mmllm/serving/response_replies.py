@@ -30,7 +30,7 @@ class ResponseReply(Reply):
             "input_tokens": read,
             "output_tokens": ending.tokens,
             "total_tokens": read + ending.tokens,
-            "input_tokens_details": self.details,
+            "input_tokens_details": self.details(ending),
             "output_tokens_details": {"reasoning_tokens": 0},
         }
         details = None if complete else {"reason": "max_output_tokens"}

@@ -8,12 +8,12 @@ from mmllm.serving.answer_forms import keys_of
 from mmllm.serving.chat_requests import PartReading, times_of
 from mmllm.serving.fields import Fields
 from mmllm.serving.limits import ServeLimits
-from mmllm.serving.question import LATER, Look, MediaPart, Question, Saying, checked, sampling_of, stages_of
+from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, sampling_of, stages_of
 
 _TEXTS = ("input_text", "output_text")
 _MEDIA = {"input_image": "image", "input_video": "video", "input_file": "file"}
 _ECHOED = ("id", "status", "type", "phase")
-_ECHOED_IN_TEXT = ("annotations", "logprobs", "spans", "answer")
+_ECHOED_IN_TEXT = ("annotations", "logprobs", "spans", "answer", "decoding", "context")
 """Keys that a client may send back as it got them; they say nothing new."""
 
 
@@ -34,6 +34,7 @@ def response_question(body: Any, limits: ServeLimits) -> Question:
         sayings=tuple(sayings),
         stages=reading.stages,
         times_of=times_of(fields, reading.videos),
+        decoding=fields.text("decoding"),
         most_tokens=fields.whole("max_output_tokens", 1, 2**31),
         stream=fields.flag("stream"),
         keys=_keys(fields),
@@ -43,7 +44,7 @@ def response_question(body: Any, limits: ServeLimits) -> Question:
         raise fields.refused("store", "false: nothing is stored here")
     fields.text("user")
     fields.any("metadata")
-    fields.close(LATER)
+    fields.close()
     return checked(question, limits)
 
 
@@ -80,7 +81,7 @@ def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:
     fields.text("detail")
     address = next((address for address in given if address is not None), None)
     read = reading.medium(medium, address, fields)
-    fields.close(LATER)
+    fields.close()
     return read
 
 

@@ -52,6 +52,8 @@ class ServeOptions:
     """Seconds that running answers have at the end of the server."""
     decoders: int = 2
     """Files that are decoded at once."""
+    engine: str | None = None
+    """Address of an engine that runs the LLM in place of this process."""
     batching: Mapping[str, Any] = field(default_factory=dict)
     """Options of `LlmThread`."""
 
@@ -143,7 +145,8 @@ def ready_server(models: Models, limits: ServeLimits, options: ServeOptions) -> 
         metrics = Metrics()
         files = FileStore(folder, limits)
         addresses = MediaAddresses(files, limits.video, options.media_hosts)
-        answering = Answering(models, addresses, folder, limits, metrics, decoders=options.decoders, **options.batching)
+        parts = {"decoders": options.decoders, "engine": options.engine, **options.batching}
+        answering = Answering(models, addresses, folder, limits, metrics, **parts)
         stack.callback(answering.close)
         guard = ServeGuard(
             application(answering, ending=lambda: server.draining),

@@ -100,7 +100,7 @@ def test_the_demo_asks_under_a_policy_of_the_cache(engine, short_clip, monkeypat
         plain.answer
     )
     monkeypatch.setattr(H2O, "names_files", ("heavy",))
-    with pytest.raises(InputError, match="h2o: heavy: the demo opens no other files"):
+    with pytest.raises(InputError, match="opens no other files"):
         engine.settings(12, "none", 0.5, "as trained", "h2o:heavy=/etc/passwd")
 
 

@@ -313,6 +313,12 @@ def test_paths_are_measured_trained_and_not_trained_again(tmp_path):
     assert all(row.numbers == rows[row.labels["group"], row.labels["name"]] for row in again.tables["path-answers"])
 
 
+def test_a_prefix_read_once_for_all_rows(tmp_path):
+    kept = run("shared_prefix", ["--frames", "4", "--rows", "2", "--rounds", "1"], tmp_path)
+    assert [row.numbers["same"] for row in kept.tables["shared-prefix"]] == [2, 2]
+    assert filled_columns(kept, "shared-prefix") == 8
+
+
 @pytest.mark.slow
 def test_decoding_methods_beside_greedy(tmp_path):
     from benchmarks import decoding

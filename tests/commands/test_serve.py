@@ -53,6 +53,9 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path, monkeypatch):
         (["--window-ms", "-1"], "--window-ms"),
         (["--upload-mb", "0"], "upload_mb"),
         (["--port", "99999"], "cannot listen"),
+        (["--engine", "vllm"], "--engine"),
+        (["--engine", "ftp://127.0.0.1/v1"], "--engine"),
+        (["--engine", "http://127.0.0.1:99999/v1"], "--engine"),
         (["--host", "no.such.host.invalid", "--no-auth"], "cannot listen"),
     ],
 )

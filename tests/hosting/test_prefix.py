@@ -13,6 +13,7 @@ from mmllm.hosting.model import HostedModel
 from mmllm.inference.costs import cache_bytes
 from mmllm.inference.streaming import stream
 from mmllm.interfaces import LlmStage
+from mmllm.llm import joined_prefixes
 
 QUESTIONS = ["When?", "Where does the red thing go?", "Who", "What is it?", "Why does it stop there?"]
 HISTORIES = [(), [("Who?", "A man.")], (), (), ()]
@@ -40,6 +41,16 @@ def test_answers_with_and_without_are_the_same(name, reducers):
     assert len({answer.raw for answer in expected}) > 1
     parts = list(stream(qa, video, QUESTIONS[1], history=HISTORIES[1], **NO_PLACEHOLDERS))
     assert parts[-1].answer == expected[1]
+
+
+@pytest.mark.parametrize("name", list(PROCESSORS))
+def test_answers_of_rows_that_read_one_prefix_together_are_the_same(name, monkeypatch):
+    qa, without = pair(name)
+    video = qa.encode_video(clip())
+    expected = without.ask_all(video, QUESTIONS, **NO_PLACEHOLDERS)
+    monkeypatch.setattr(joined_prefixes, "LEAST_SHARED", 0)
+    assert qa.ask_all(video, QUESTIONS, **NO_PLACEHOLDERS) == expected
+    assert qa.ask(video, QUESTIONS[0], **NO_PLACEHOLDERS) == expected[0]
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl"])

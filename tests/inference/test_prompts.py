@@ -88,6 +88,112 @@ def test_each_row_is_taken_cut_and_ended_by_itself(prompts, untrained_qa):
     assert [type(row.problem) for row in rows] == [type(None)] * 3 + [ValueError]
 
 
+@pytest.fixture
+def passes(untrained_qa):
+    """Rows and positions of each pass through the LLM."""
+    seen = []
+    hook = untrained_qa.model.language_model.base_model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    yield seen
+    hook.remove()
+
+
+def answered(prompts, turns, qa, **options):
+    """Ids of each conversation, and how many positions of it were kept."""
+    asked = [prompts.prompt(each) for each in turns]
+    taken = [[] for _ in asked]
+    rows = [Row(prompt=prompt, take=ids.append, most_tokens=8) for prompt, ids in zip(asked, taken, strict=True)]
+    answer_rows(prompts, rows, **options)
+    stops = qa.stop_tokens
+    ids = [ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))] for ids in taken]
+    return ids, [row.cached for row in rows], asked
+
+
+def test_a_second_question_about_a_video_reads_the_question_only(prompts, untrained_qa, passes):
+    medium = video(untrained_qa, 12, 8.0, 6)
+    first, cached, (prompt,) = answered(prompts, [asked(medium, "When?")], untrained_qa)
+    assert cached == [0]
+    beginning = len(medium.encoded.prefix.kept.ids)
+    assert passes[0] == (1, beginning)
+    passes.clear()
+    again, cached, _ = answered(prompts, [asked(medium, "When?")], untrained_qa)
+    assert again == first
+    assert cached == [beginning]
+    assert passes[0] == (1, prompt.positions - beginning)
+    passes.clear()
+    untrained_qa.model.generate(  # whole prompts, as without a kept cache
+        prompt.encoded.input_ids[None],
+        sequences=prompts._seen([prompt])["sequences"],
+        **untrained_qa.generation_options({}),
+    )
+    assert passes[0] == (1, prompt.positions)
+
+
+def test_a_batch_reads_each_video_once_and_answers_as_one_at_a_time(prompts, untrained_qa, passes):
+    first, second = video(untrained_qa, 12, 8.0, 7), video(untrained_qa, 5, 20.0, 8)
+    words = ["When?", "When does the red circle spin around the blue square?", "Is it?"]
+    turns = [asked(medium, question) for medium in (first, second) for question in words]
+    turns.append(asked(first, "and", second, "When is it?"))  # behind a beginning of its own, kept with the last video
+    ids, cached, rows = answered(prompts, turns, untrained_qa)
+    assert all(prompts.fits(rows[0], row) for row in rows)
+    assert passes[3][0] == len(turns)  # three beginnings, then all questions together
+    assert [rows for rows, _ in passes[:3]] == [1, 1, 1]
+    assert [count > 0 for count in cached] == [False, True, True, False, True, True, False]
+    untrained_qa.keeps_prefix = False
+    try:
+        for each, own in zip(turns, ids, strict=True):
+            assert answered(prompts, [each], untrained_qa)[:2] == ([own], [0])
+    finally:
+        untrained_qa.keeps_prefix = True
+
+
+def test_rows_under_a_policy_of_the_cache_are_answered_as_alone(untrained_qa):
+    asking = OwnPrompts(untrained_qa.with_context("h2o:heavy=0.2,recent=0.2"))
+    medium = video(asking.qa, 12, 8.0, 9)
+    other = video(asking.qa, 12, 8.0, 10)
+    turns = [asked(medium, question) for question in ("When?", "When does the red circle spin around the blue square?")]
+    ids, _, rows = answered(asking, turns, asking.qa)
+    assert asking.fits(*rows)
+    assert not asking.fits(rows[0], asking.prompt(asked(other, "When?")))  # what is kept of a video is its own
+    for each, own in zip(turns, ids, strict=True):
+        assert answered(asking, [each], asking.qa)[0] == [own]
+
+
+def test_which_conversations_fit_into_one_batch(prompts, untrained_qa):
+    first, second = video(untrained_qa, 12, 8.0, 1), video(untrained_qa, 5, 20.0, 2)
+    picture = Medium(kind="image", encoded=prompts.picture(np.zeros((40, 60, 3), dtype=np.uint8)))
+
+    def fit(*contents, qa=untrained_qa):
+        asking = OwnPrompts(qa)
+        one, other = (asking.prompt(asked(*content)) for content in contents)
+        return asking.fits(one, other), asking.opens_like(one, other)
+
+    assert fit((first, "When?"), (first, "Who is it?")) == (True, True)
+    assert fit((first, "When?"), (second, "When?")) == (True, False)
+    assert fit((first, "When?"), (first, second, "When?")) == (True, False)
+    assert fit((picture, "When?"), ("When?",)) == (True, False)  # both are read whole
+    assert fit((first, "When?"), ("When?",)) == (False, False)
+    assert fit((first, picture, "When?"), ("When?",)) == (True, False)
+    inside = untrained_qa.with_stages(reducers=["fastv:layer=1"])
+    assert fit((first, "When?"), (second, "When?"), qa=inside) == (True, False)
+
+
+def test_a_beginning_that_is_held_once_counts_once(prompts, untrained_qa, monkeypatch):
+    first, second = video(untrained_qa, 12, 8.0, 1), video(untrained_qa, 12, 8.0, 2)
+    rows = [prompts.prompt(asked(first, question)) for question in ("When?", "When is it at the left?", "Who?")]
+    longest, beginning = max(row.positions for row in rows), rows[0].positions - rows[0].behind
+    assert all(row.positions - row.behind == beginning for row in rows)
+    assert prompts.size(rows) == 3 * longest  # short: copies cost less
+    monkeypatch.setattr("mmllm.inference.prompts.LEAST_SHARED", 3 * beginning)
+    assert prompts.size(rows) == beginning + 3 * (longest - beginning)
+    assert prompts.size(rows[:1]) == rows[0].positions
+    assert prompts.size([*rows, prompts.prompt(asked(second, "When?"))]) == 4 * longest
+    assert prompts.size([prompts.prompt(asked("Who?"))] * 2) == 2 * prompts.prompt(asked("Who?")).positions
+    evicting = OwnPrompts(untrained_qa.with_context("h2o"))
+    assert evicting.size(rows) == 3 * longest
+
+
 def test_usage_adds_all_videos_and_images(prompts, untrained_qa):
     first, second = video(untrained_qa, 12, 8.0, 1), video(untrained_qa, 5, 20.0, 2)
     picture = Medium(kind="image", encoded=prompts.picture(np.zeros((40, 60, 3), dtype=np.uint8)))

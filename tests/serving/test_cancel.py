@@ -54,6 +54,7 @@ def test_a_client_that_leaves_a_stream_ends_its_answer(server, slow, short_clip)
         lines = answer.iter_lines()
         next(lines)
         assert server.answering.under_way == 1
+        until(lambda: server.answering.llm.running)  # its first line comes before the LLM begins
     left_s = time.monotonic()
     until(lambda: not server.answering.llm.running, 5)
     assert time.monotonic() - left_s < 3

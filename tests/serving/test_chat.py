@@ -1,10 +1,12 @@
 """Chat completions by OpenAI's own client: whole and streamed, with spans, several videos, images and text."""
 
+import dataclasses
 import json
 
 import httpx
+import openai
 import pytest
-from running_server import QUESTION, about, data
+from running_server import QUESTION, about, data, served
 
 from mmllm.serving.answer_forms import sentence_of, spans_of
 
@@ -39,6 +41,7 @@ def test_a_whole_answer_is_that_of_the_model_with_its_spans(client, short_clip, 
 
 def test_a_streamed_answer_is_the_whole_one(client, short_clip):
     asked = {"model": "tiny", "messages": about(short_clip)}
+    client.chat.completions.create(**asked)  # from here on, the LLM's cache of the video is kept
     whole = client.chat.completions.create(**asked)
     text, spans, reason, usage = streamed(client, **asked)
     assert text == whole.choices[0].message.content
@@ -59,6 +62,96 @@ def test_usage_is_what_the_llm_read(client, untrained_qa, short_clip):
     assert details.video_tokens_after_reducers == encoded.token_counts["reducers"]
     assert details.frames == 12
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_a_second_question_about_a_video_is_told_as_cached(client, server, untrained_qa, short_clip):
+    def ask(question):
+        messages = about(short_clip, question, num_frames=7)
+        return client.chat.completions.create(model="tiny", messages=messages)
+
+    first, second, third = ask(QUESTION), ask("When?"), ask(QUESTION)
+    prompt = untrained_qa.prompt("When?", 8.0)
+    behind = len(prompt.input_ids) - len(untrained_qa.given(prompt.input_ids))
+    counts = [reply.usage.prompt_tokens_details.cached_tokens for reply in (first, second, third)]
+    assert counts == [0, second.usage.prompt_tokens - behind, second.usage.prompt_tokens - behind]
+    assert counts[1] >= second.usage.prompt_tokens_details.video_tokens > 0
+    assert third.choices[0].message == first.choices[0].message
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    assert any(line.startswith('mmllm_prompt_tokens_total{kind="cached"}') for line in lines)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("decoding", ["token-recycling", "prompt-lookup", "spectr:layers=1", "rapid:frames=4,layers=1"])
+def test_an_answer_written_by_a_decoding_method(client, short_clip, answer, decoding, stream):
+    asked = {"model": "tiny", "messages": about(short_clip), "extra_body": {"decoding": decoding}}
+    if stream:
+        content, spans, _, usage = streamed(client, **asked)
+        assert spans == spans_of(answer)
+    else:
+        reply = client.chat.completions.create(**asked)
+        content, usage, message = reply.choices[0].message.content, reply.usage, reply.choices[0].message
+        assert message.spans == spans_of(answer)
+        assert message.decoding["name"] == decoding.split(":")[0]
+        assert message.decoding["other_law"] == ""
+        assert message.decoding["counts"]["new_tokens"] == usage.completion_tokens
+    assert (
+        content == client.chat.completions.create(model="tiny", messages=about(short_clip)).choices[0].message.content
+    )
+    assert usage.prompt_tokens_details.cached_tokens == 0  # drafts are verified behind a prompt that was read whole
+
+
+def test_a_method_that_writes_another_law_says_so(client, short_clip):
+    reply = client.chat.completions.create(
+        model="tiny", messages=about(short_clip), extra_body={"decoding": "bild:layers=1"}
+    )
+    assert "small model" in reply.choices[0].message.decoding["other_law"]
+
+
+def test_a_method_does_not_take_two_videos_or_an_image(client, short_clip, second_clip, picture):
+    question = {"type": "text", "text": QUESTION}
+    videos = [about(path)[0]["content"][0] for path in (short_clip, second_clip)]
+    image = {"type": "file", "file": {"file_data": data(picture, "image/png")}}
+    for content in ([*videos, question], [image, question], [videos[0], image, question]):
+        with pytest.raises(openai.BadRequestError, match="about one video"):
+            client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": content}],
+                extra_body={"decoding": "token-recycling"},
+            )
+
+
+def test_policies_of_the_cache_are_chosen_and_told(client, untrained_qa, short_clip):
+    policy = "h2o:heavy=0.2,recent=0.2"
+    replies = [
+        client.chat.completions.create(model="tiny", messages=about(short_clip), extra_body={"context": given})
+        for given in (policy, [policy])
+    ]
+    expected = untrained_qa.ask(short_clip, QUESTION, context=policy)
+    for reply in replies:
+        message = reply.choices[0].message
+        assert (message.spans, message.answer) == (spans_of(expected), sentence_of(expected))
+        assert message.context["policies"] == expected.context["policies"]
+        assert message.context["bytes_peak"] == expected.context["bytes_peak"]
+    plain = client.chat.completions.create(model="tiny", messages=about(short_clip))
+    assert "context" not in plain.choices[0].message.model_extra
+    both = {"context": policy, "decoding": "token-recycling"}
+    with pytest.raises(openai.BadRequestError, match="h2o works inside the LLM"):
+        client.chat.completions.create(model="tiny", messages=about(short_clip), extra_body=both)
+
+
+def test_a_cache_that_is_no_longer_kept_is_read_again(untrained_qa, limits, short_clip):
+    small = dataclasses.replace(limits, kept_bytes=1)  # nothing stays
+    with served({"tiny": untrained_qa}, small) as ready:
+        replies = [
+            httpx.post(
+                f"{ready.url}/v1/chat/completions", json={"model": "tiny", "messages": about(short_clip)}, timeout=120
+            )
+            for _ in range(2)
+        ]
+        assert len(ready.answering.shelf) == 0
+    assert [reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in replies] == [0, 0]
+    contents = [reply.json()["choices"][0]["message"]["content"] for reply in replies]
+    assert contents[0] == contents[1]
 
 
 def test_a_reducer_of_the_request_is_used_and_counted(client, untrained_qa, short_clip):

@@ -9,6 +9,8 @@ from tiny_processors import processor
 from mmllm.hosting.model import HostedModel
 from mmllm.inference.hosted import HostedVideoQA
 from mmllm.inference.hosted_prompts import HostedPrompts
+from mmllm.inference.prompts import Medium, Turn
+from mmllm.inference.row_streaming import Row, answer_rows
 from mmllm.serving.answer_forms import spans_of
 
 NO_PLACEHOLDERS = {"suppress_tokens": [190, 191]}
@@ -48,6 +50,56 @@ def test_a_video_is_answered_as_without_a_server(ask, qa, short_clip):
     half = ask(about(short_clip, QUESTION, num_frames=4), reducer="uniform:ratio=0.5").json()["usage"]
     assert half["prompt_tokens_details"]["video_tokens"] * 2 == details["video_tokens"]
     assert half["prompt_tokens"] == reply["usage"]["prompt_tokens"] - details["video_tokens"] // 2
+
+
+def test_a_second_question_reads_the_question_only(ask, qa, short_clip):
+    def usage(question):
+        return ask(about(short_clip, question, num_frames=6)).json()["usage"]
+
+    first, second = usage(QUESTION), usage("When?")
+    assert first["prompt_tokens_details"]["cached_tokens"] == 0
+    cached = second["prompt_tokens_details"]["cached_tokens"]
+    assert second["prompt_tokens_details"]["video_tokens"] <= cached < second["prompt_tokens"]
+    answers = [ask(about(short_clip, "When?", num_frames=6)).json()["choices"][0]["message"] for _ in range(2)]
+    encoded = qa.encode_video(short_clip, num_frames=6)
+    qa.keeps_prefix = False
+    try:
+        alone = qa.ask(encoded, "When?", **NO_PLACEHOLDERS)
+    finally:
+        qa.keeps_prefix = True
+    assert [answer["content"] for answer in answers] == [alone.raw] * 2
+
+
+def test_questions_about_one_video_are_rows_of_a_batch(ask, qa, short_clip):
+    prompts = HostedPrompts(qa)
+    first, second = (Medium(kind="video", encoded=qa.encode_video(short_clip, num_frames=4)) for _ in range(2))
+
+    def prompt(*content):
+        return prompts.prompt([Turn(role="user", content=content)])
+
+    asked = [prompt(first, "When?"), prompt(first, QUESTION), prompt(first, "When does it spin?")]
+    assert all(prompts.fits(asked[0], other) for other in asked)
+    assert not prompts.fits(asked[0], prompt(second, "When?"))
+    assert not prompts.fits(prompt("When?"), prompt("When?"))  # whole prompts are read one by one
+
+    def answered(rows):
+        taken = [[] for _ in rows]
+        given = [Row(prompt=row, take=ids.append, most_tokens=6) for row, ids in zip(rows, taken, strict=True)]
+        answer_rows(prompts, given)
+        return taken
+
+    together = answered(asked)
+    assert together == [ids for row in asked for ids in answered([row])]
+
+
+def test_a_decoding_method_writes_the_same_answer(ask, short_clip):
+    plain, drafted = (
+        ask(about(short_clip, QUESTION, num_frames=4), **more).json()["choices"][0]["message"]
+        for more in ({}, {"decoding": "token-recycling"})
+    )
+    assert drafted["content"] == plain["content"]
+    assert drafted["decoding"]["name"] == "token-recycling"
+    refused(ask(about(short_clip, QUESTION, num_frames=4), decoding="spectr"), 400, "bad_settings", "decoding")
 
 
 def test_an_image_and_text_alone(ask, picture):

@@ -109,6 +109,64 @@ def test_many_clients_at_once_get_the_answers_of_one_at_a_time(untrained_qa, lim
     assert len(set(alone)) > 1
 
 
+def test_a_video_that_is_decoded_holds_up_no_answer_about_another(untrained_qa, limits, short_clip, second_clip):
+    from mmllm.serving.reading_pool import ReadingPool
+
+    begun, going_on, read = threading.Event(), threading.Event(), ReadingPool.read
+
+    def slowly(self, path, *arguments, **options):
+        if path.read_bytes() == second_clip.read_bytes():
+            begun.set()
+            assert going_on.wait(120)
+        return read(self, path, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch, served({"tiny": untrained_qa}, limits) as ready:
+        patch.setattr(ReadingPool, "read", slowly)
+
+        def ask(path):
+            body = {"model": "tiny", "messages": about(path)}
+            return httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=120).status_code
+
+        held = []
+        thread = threading.Thread(target=lambda: held.append(ask(second_clip)))
+        thread.start()
+        try:
+            assert begun.wait(60)
+            assert [ask(short_clip), ask(short_clip)] == [200, 200]  # decoded, then kept
+            assert httpx.get(f"{ready.url}/health").status_code == 200
+            assert not held
+        finally:
+            going_on.set()
+            thread.join(60)
+        assert held == [200]
+
+
+def test_questions_about_one_video_are_one_batch_behind_its_cache(untrained_qa, limits, short_clip):
+    with served({"tiny": untrained_qa}, limits, batching={"rows": 8, "window_s": 2.0}) as ready:
+        url = f"{ready.url}/v1/chat/completions"
+        bodies = [{"model": "tiny", "messages": about(short_clip, f"When is it {'there ' * n}?")} for n in range(4)]
+        alone = [httpx.post(url, json=body, timeout=120).json() for body in bodies]
+        before = ready.answering.metrics.text()
+        together = [None] * len(bodies)
+
+        def ask(number):
+            together[number] = httpx.post(url, json=bodies[number], timeout=120).json()
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(bodies))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        texts = (before, ready.answering.metrics.text())
+    batches = [float(text.split("mmllm_batch_rows_count ")[1].split()[0]) for text in texts]
+    assert [reply["choices"] for reply in together] == [reply["choices"] for reply in alone]
+    assert batches[1] - batches[0] < len(bodies)
+    cached = [reply["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in (*alone, *together)]
+    assert cached[0] == 0
+    assert len(set(cached[1:])) == 1
+    assert cached[1] > 0
+
+
 def test_metrics_count_and_say_no_word_of_a_user(server, client, short_clip):
     client.chat.completions.create(model="tiny", messages=about(short_clip, "When does the secret word come?"))
     httpx.get(f"{server.url}/v1/secret")

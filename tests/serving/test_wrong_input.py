@@ -31,8 +31,18 @@ from running_server import about, asked, data, refused
         ({"model": 3}, 400, None, "model"),
         ({"logprobs": True}, 400, "unknown_parameter", "logprobs"),
         ({"tools": []}, 400, "unknown_parameter", "tools"),
-        ({"context": "chunks"}, 400, "unknown_parameter", "context"),
-        ({"decoding": "drafts"}, 400, "unknown_parameter", "decoding"),
+        ({"context": "chunks"}, 400, "bad_settings", None),
+        ({"context": 5}, 400, "bad_settings", "context"),
+        ({"context": ["h2o"] * 9}, 400, "bad_settings", "context"),
+        ({"context": ["h2o", "h2o"]}, 400, "bad_settings", None),
+        ({"context": "h2o:heavy=nan"}, 400, "bad_settings", None),
+        ({"decoding": "telepathy"}, 400, "bad_settings", "decoding"),
+        ({"decoding": 5}, 400, "bad_settings", "decoding"),
+        ({"decoding": "token-recycling:tree=0"}, 400, "bad_settings", "decoding"),
+        ({"decoding": "token-recycling:tree=100000"}, 400, "bad_settings", "decoding"),
+        ({"decoding": "spectr:draft=/etc"}, 400, "bad_settings", "decoding"),
+        ({"decoding": "token-recycling" + " " * 300}, 400, "bad_settings", "decoding"),
+        ({"decoding": "token-recycling"}, 400, "bad_settings", "decoding"),  # text alone
         ({"n": 2}, 400, "bad_settings", "n"),
         ({"stream": "yes"}, 400, "bad_settings", "stream"),
         ({"stream_options": {"include_usage": True}}, 400, "bad_settings", "stream_options"),
@@ -62,6 +72,15 @@ def test_a_wrong_field_is_named(post, changes, status, code, param, stream):
     if stream and "stream" not in changes and "stream_options" not in changes:
         body["stream"] = True
     refused(post("/v1/chat/completions", body), status, code, param)
+
+
+def test_a_policy_opens_no_file_that_a_client_names(post, monkeypatch):
+    from mmllm.context.h2o import H2O
+
+    monkeypatch.setattr(H2O, "names_files", ("heavy",))
+    message = refused(post("/v1/chat/completions", asked(context="h2o:heavy=0.3")), 400, "bad_settings")
+    assert "heavy" in message
+    assert post("/v1/chat/completions", asked(context="h2o:recent=0.3")).status_code == 200
 
 
 def test_a_schema_that_asks_for_something_else(post):

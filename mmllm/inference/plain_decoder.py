@@ -1,0 +1,46 @@
+"""The decoder of a model as a causal LM of its own, for engines that know its family and take prompts as embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+from mmllm.errors import ConfigError
+from mmllm.inference.answering import VideoQA
+from mmllm.runtime.files import new_folder
+
+
+def require_plain(qa: VideoQA) -> None:
+    """Refuses a model of whose LLM an engine would compute something else.
+
+    Raises:
+        ConfigError: naming the stages inside it.
+    """
+    if stages := qa.model.llm_stages:
+        inside = ", ".join(stage.registered_name for stage in stages)
+        raise ConfigError(f"{inside} works inside the LLM, where an engine cannot run it: choose others, or none")
+
+
+def save_decoder(qa: VideoQA, folder: Path) -> None:
+    """Writes the LLM in its own layout: weights with the rows of time tokens, tokenizer, and the ids that end answers.
+
+    Args:
+        qa: the model.
+        folder: to write; must not exist.
+
+    Raises:
+        ConfigError: if something of ours works inside the LLM.
+        MmllmError: if the folder cannot be written.
+    """
+    require_plain(qa)
+    decoder, tokenizer = qa.model.language_model, qa.processor.tokenizer
+    answers = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=qa.stop_tokens or None,
+        do_sample=False,
+    )
+    with new_folder(folder) as written:
+        for part in (decoder, tokenizer, answers):  # the last replaces the LLM's own generation settings
+            part.save_pretrained(written)
