@@ -72,7 +72,7 @@ def evaluate(
         videos: folder of the videos; by default `videos` beside the annotations.
         output: folder for samples.jsonl and metrics.json; MODEL/eval if MODEL is a folder. Its answers are reused.
         format: rtl, captions, nextqa, charades, timeit, qvhighlights, timelens, vue-tr, ego4d-nlq, momentseeker,
-            tacos or dialogues; auto detects it from the content.
+            tacos, dialogues or shards; auto detects it from the content.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
         fps: images a second of folders of frames, for rows that have no `fps`; by default the model's own, 5.
         render_seed: without DATA: render synthetic clips from this seed and ask about them. The clips stay in the cache

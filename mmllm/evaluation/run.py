@@ -15,6 +15,7 @@ from mmllm.datasets.folder_rates import folder_rates, with_rate
 from mmllm.datasets.formats import BESIDE, format_of, questions_of, read_annotations, read_questions
 from mmllm.datasets.lengths import Lengths, fit_to_videos
 from mmllm.datasets.records import Question
+from mmllm.datasets.shards import is_shards, with_split
 from mmllm.errors import InputError
 from mmllm.evaluation.baselines import BlindBaseline
 from mmllm.evaluation.metrics import over_videos, sample_iou
@@ -81,7 +82,9 @@ def read_benchmark(
     """
     data = existing(data) or data
     path = data / "val.json" if data.is_dir() else data
-    if not path.exists():
+    if is_shards(data):
+        path = with_split(data, "val")
+    elif not path.exists():
         raise InputError(f"{data}: has no annotations (expected a JSON file, or a folder with val.json){nearest(path)}")
     form = format_of(path) if format == "auto" else format
     folder = videos if videos is not None or form in BESIDE else path.parent / "videos"
@@ -98,14 +101,21 @@ def read_benchmark(
         raise InputError(f"{path}: the benchmark has no question{': ' + reasons if reasons else ''}")
     if not any(question.video for question in questions):
         raise InputError(f"{folder}: has none of the videos of {path}")
-    train = path.parent / "train.json"
-    fit = read_questions(train).items if train.exists() and train != path else []
     return Benchmark(
         questions=with_rate(_with_own_ids(questions), fps),
-        fit=fit,
+        fit=_questions_to_fit(path),
         bad_rows=[str(problem) for problem in every.bad],
         notes=[*(f"repaired: {problem}" for problem in every.repaired), *every.unused],
     )
+
+
+def _questions_to_fit(path: Path) -> list[Question]:
+    """The training questions beside the scored ones: of train.json, or of the shards' split `train`; else none."""
+    train = path.parent / "train.json"
+    if is_shards(path) and not path.exists():  # a split of shards
+        train = with_split(path.parent, "train")
+    readable = train.exists() or is_shards(train)
+    return read_questions(train).items if readable and train not in (path, path.parent) else []
 
 
 def _with_own_ids(questions: Sequence[Question]) -> list[Question]:

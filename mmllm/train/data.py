@@ -19,10 +19,13 @@ from typing import Any
 
 from mmllm.datasets.dialogues import read_dialogues
 from mmllm.datasets.folder_rates import folder_rates
+from mmllm.datasets.formats import questions_of
 from mmllm.datasets.mixture import Mixture, MixtureConfig, annotation_files, lita_mixture
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.rtl import FAMILY as RTL_FAMILY
 from mmllm.datasets.rtl import read_rtl
+from mmllm.datasets.shard_samples import read_shards
+from mmllm.datasets.shards import is_shards, states_of, with_split
 from mmllm.errors import InputError
 from mmllm.fields import require
 from mmllm.preprocessing.clip_reader import unreadable
@@ -53,8 +56,8 @@ class DataConfig:
     """Where the questions come from."""
 
     root: str | None = None
-    """Folder with ActivityNet-RTL's `train.json`, `val.json` and `videos/`; with a `mixture`, folder with the data
-    sets of LITA's five tasks. If None, clips are rendered."""
+    """Folder with ActivityNet-RTL's `train.json`, `val.json` and `videos/`, or a folder of shards; with a `mixture`,
+    folder with the data sets of LITA's five tasks. If None, clips are rendered."""
     mixture: MixtureConfig | None = None
     """LITA's tasks and their sampling rates. Its `draws` follow from the steps, its `seed` from the recipe."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
@@ -68,9 +71,11 @@ class DataConfig:
         require(0 <= self.talk < 1 and (self.mixture is None or self.talk == 0), self, "talk", allowed)
 
     def digests(self) -> dict[str, str] | None:
-        """Returns path -> digest of each annotation file, or None if clips are rendered."""
+        """Returns path -> digest of each annotation file, or state of each shard; None if clips are rendered."""
         if self.root is None:
             return None
+        if self.mixture is None and is_shards(Path(self.root)):
+            return states_of(with_split(Path(self.root), "train"))
         files = ["train.json"] if self.mixture is None else annotation_files(self.mixture)
         files += [TALK] if self.talk else []
         return file_digests(Path(self.root) / file for file in files)
@@ -124,6 +129,7 @@ class RunData:
             rows=training.rows,
             questions_per_row=training.questions_per_video,
             seed=self.seed,
+            batch=training.batch_size,
         )
         if not self.talk:
             return Rows(dataset=packed, workers=workers)
@@ -189,8 +195,11 @@ def read_data(config: DataConfig, output: Path, *, rows: int, seed: int, workers
     """
     if config.mixture is None:
         root = data_root(config, output, workers)
-        annotations = read_rtl(root / "train.json", root / "videos", policy="skip")
-        left_out = [f"train.json, {problem}" for problem in annotations.bad]
+        if is_shards(root):
+            annotations = questions_of(read_shards(with_split(root, "train"), policy="skip"))
+        else:
+            annotations = read_rtl(root / "train.json", root / "videos", policy="skip")
+        left_out = [f"{Path(annotations.source).name}, {problem}" for problem in annotations.bad]
         items: Mixture | list[Question] = annotations.items
         talk = _talk(root / TALK) if config.talk else []
     else:
@@ -231,7 +240,7 @@ def data_root(config: DataConfig, output: Path, workers: int) -> Path:
     """
     if config.root is not None:
         root = Path(config.root)
-        if not (root / "train.json").exists():
+        if not is_shards(root) and not (root / "train.json").exists():
             raise InputError(f"{root}: it has no train.json (expected layout: train.json, val.json, videos/)")
         return root
     with processes.main_first():
