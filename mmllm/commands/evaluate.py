@@ -21,6 +21,7 @@ from mmllm.commands.flags import (
     checked_count,
     require_rate,
 )
+from mmllm.datasets.streams import is_stream
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.registry import describe
@@ -67,8 +68,9 @@ def evaluate(
 
     Args:
         model: folder or hub id of a model, or default for the one that comes with mmllm.
-        data: folder with val.json (and train.json, to fit baselines to), or an annotation file that `mmllm check`
-            reads; in captioned videos, each caption becomes a question.
+        data: folder with val.json (and train.json, to fit baselines to), an annotation file or a folder of shards that
+            `mmllm check` reads, or hf:NAME, a data set that is streamed; in captioned videos, each caption becomes a
+            question.
         videos: folder of the videos; by default `videos` beside the annotations.
         output: folder for samples.jsonl and metrics.json; MODEL/eval if MODEL is a folder. Its answers are reused.
         format: rtl, captions, nextqa, charades, timeit, qvhighlights, timelens, vue-tr, ego4d-nlq, momentseeker,
@@ -101,6 +103,7 @@ def evaluate(
     from mmllm.decoding.choosing import decoding_of
     from mmllm.evaluation.judge import Judge
     from mmllm.evaluation.run import read_benchmark
+    from mmllm.evaluation.streamed import stream_benchmark
     from mmllm.evaluation.trials import Trials
     from mmllm.inference.answering import VideoQA
 
@@ -110,7 +113,13 @@ def evaluate(
     rounds = Trials.of(trials, temperature, seed)
     require_rate(fps)
     in_chain = chain.config
-    if data is not None:
+    if data is not None and is_stream(data):
+        if (videos, durations, fps, format) != (None, None, None, "auto"):
+            raise InputError(
+                f"{data}: a stream has its videos in it: leave --videos, --durations, --fps and --format out"
+            )
+        name, benchmark = "eval", stream_benchmark(data, limit)
+    elif data is not None:
         name, benchmark = "eval", read_benchmark(data, videos, format, durations, fps)
     else:
         name, benchmark = _rendered(render_seed, render_world, render_videos, fps)

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from mmllm.commands.flags import given_file, given_flags, require_rate
+from mmllm.datasets.streams import is_stream
 from mmllm.errors import require_extra
 from mmllm.fields import merged
 
@@ -38,7 +39,8 @@ def finetune_command(
     {"video": "cook.mp4", "question": "When does he chop?", "answer": "He chops.", "spans": [[12.4, 30]]}
 
     Args:
-        annotations: JSON or JSON lines with your questions, or a file in any format that `mmllm check` reads.
+        annotations: JSON or JSON lines with your questions, or anything that `mmllm check` reads, such as a folder of
+            shards; or hf:NAME, a data set of the Hugging Face library that is streamed.
         model: folder or hub id of the model to start from: one of ours, or a video LLM of transformers.
         output: the run's folder; by default runs/finetune-NAME.
         media: folder that the paths of videos are relative to; by default the folder of the file.
@@ -63,7 +65,7 @@ def finetune_command(
 
     require_extra("train", "fine-tuning")
     require_rate(fps)
-    annotations = given_file(annotations)
+    annotations = annotations if is_stream(annotations) else given_file(annotations)
     settings = merged(FinetuneConfig(model=model), fields_of_file(config), str(config))
     top_fields = {"seed": seed, "adapter_only": adapter_only, "reducers": reducer or None}
     training_fields = {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ class Benchmark:
     """Rows of the annotations that are no question, with the reason."""
     notes: list[str] = field(default_factory=list)
     """Times that were clipped, and keys of the annotations that nobody reads."""
+    kept: TemporaryDirectory[str] | None = None
+    """The folder of videos that were streamed; it is deleted with the last benchmark that needs it."""
 
     def first(self, videos: int) -> Benchmark:
         """The benchmark with the questions of at most so many videos."""

@@ -15,8 +15,8 @@ from mmllm.datasets.formats import dialogues_of
 from mmllm.datasets.records import Dialogue
 from mmllm.datasets.shards import with_split
 from mmllm.errors import InputError
-from mmllm.train.data import writer_of
 from mmllm.train.features import FeatureCache
+from mmllm.train.row_texts import writer_of
 from mmllm.train.rows import DialogueRows, MediaLoader, Shuffled, text_row
 from mmllm.train.schedule import RowTraining
 from mmllm.train.stage import Rows, TrainingRun

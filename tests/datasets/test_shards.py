@@ -292,9 +292,9 @@ def test_splits(data, tmp_path, capsys):
     benchmark = read_benchmark(folder)
     assert [question.question_id for question in benchmark.questions] == ["r4_turn1", "r4_turn2"]
     assert [question.question_id for question in benchmark.fit] == ["r1", "r2", "r3"]
-    with pytest.raises(InputError, match="name one of them, as in .*shards/train"):
+    with pytest.raises(InputError, match=r"name one of them, as in .*shards/train"):
         read_annotations(folder)
-    with pytest.raises(InputError, match="there is no split 'vall'.*val"):
+    with pytest.raises(InputError, match=r"there is no split 'vall'.*val"):
         read_annotations(folder / "vall")
     assert run("check", folder / "trian") == 2
     assert "did you mean 'train'" in capsys.readouterr().err

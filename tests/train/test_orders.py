@@ -1,6 +1,7 @@
 """The order in which items are taken: each once an epoch, by any number of processes, and the same after a stop."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def rows_of_rank(order, rank, ranks, batch, count):
 def shards(draw):
     sizes = draw(st.lists(st.integers(1, 7), min_size=3, max_size=8))
     starts = np.cumsum([0, *sizes])
-    return [list(range(start, end)) for start, end in zip(starts, starts[1:], strict=False)]
+    return [list(range(start, end)) for start, end in pairwise(starts)]
 
 
 @given(shards(), st.integers(1, 3), st.integers(1, 4), st.integers(0, 3))
@@ -41,7 +42,7 @@ def test_every_item_comes_once_an_epoch_and_no_two_processes_read_one_shard(shar
         assert sum(map(len, read)) == len(set().union(*read)) == len(shards)
         for items in own:  # a shard is read to its end before the next one begins
             runs = [shard_of[item] for item in items]
-            assert len(set(runs)) == 1 + sum(a != b for a, b in zip(runs, runs[1:], strict=False))
+            assert len(set(runs)) == 1 + sum(a != b for a, b in pairwise(runs))
 
 
 @given(shards(), st.integers(1, 3), st.integers(1, 4))
@@ -69,5 +70,5 @@ def test_items_outside_shards_are_shuffled_as_ever():
 
 
 def test_fewer_shards_than_processes_are_refused():
-    with pytest.raises(InputError, match="1 shards for 2 processes.*--shard-mb"):
+    with pytest.raises(InputError, match=r"1 shards for 2 processes.*--shard-mb"):
         ShardOrder([[0, 1]], 0, 2, 1)

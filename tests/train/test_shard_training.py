@@ -102,7 +102,7 @@ def test_a_bad_shard_is_refused_or_left_out(shards, tiny_base, tmp_path):
     copied = shutil.copytree(shards, tmp_path / "shards")
     (copied / "index.json").unlink()
     shutil.copy(copied / "train-000000.tar", copied / "train-000009.tar")
-    with pytest.raises(InputError, match="train-000009.tar.*occurs in train-000000.tar.*--skip-bad"):
+    with pytest.raises(InputError, match=r"train-000009\.tar.*occurs in train-000000\.tar.*--skip-bad"):
         finetune(settings(tiny_base, max_steps=1), copied, tmp_path / "run", workers=0)
     finetune(settings(tiny_base, max_steps=1), copied, tmp_path / "run", workers=0, skip_bad=True)
 

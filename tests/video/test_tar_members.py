@@ -102,7 +102,7 @@ def test_links_and_paths_outside_are_not_followed(packed, tmp_path, short_clip):
         link = tarfile.TarInfo("a.mp4")
         link.type, link.linkname = tarfile.SYMTYPE, str(short_clip)
         archive.addfile(link)
-    with pytest.raises(VideoOpenError, match="no a.mp4"):
+    with pytest.raises(VideoOpenError, match=r"no a\.mp4"):
         open_video(tar / "a.mp4")
     (tmp_path / "other").mkdir()
     with pytest.raises(VideoOpenError, match="outside"):
