@@ -189,7 +189,7 @@ def answer_all(
             for target, group in zip((log, shuffled_log), open_questions[vid], strict=True):
                 if seed is not None:
                     torch.manual_seed(seed(f"{vid} {target.path.stem}"))
-                target.write(_heard_and_answered(qa, clip, encoded, problem, group, {"chain": chain, **generate}))
+                target.write(heard_and_answered(qa, clip, encoded, problem, group, {"chain": chain, **generate}))
             bar.advance()
     # one file of all processes, in the order in which one process would have written it
     for target, order in ((log, vids), (shuffled_log, vids[-1:] + vids[:-1])):
@@ -226,7 +226,7 @@ def encoded_or_reason(qa: VideoAnswering, video: VideoClip | Path, **options: An
         return None, f"{type(problem).__name__}: {' '.join(str(problem).split())}"
 
 
-def _heard_and_answered(
+def heard_and_answered(
     qa: VideoAnswering,
     clip: VideoClip | Path | str,
     encoded: EncodedVideo | None,

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmllm.datasets.streams import VideoStream, is_stream
 from mmllm.errors import InputError, require_extra
@@ -111,11 +112,6 @@ def finetune(
         source = source_of(config.model)
         qa = started_from(source, config.reducers, dialogues)
         hosted = qa if isinstance(qa, HostedVideoQA) else None
-        settings = to_mapping(config)
-        if not config.reducers:
-            del settings["reducers"]  # earlier runs have none in their record
-        if stream is not None:
-            settings["stream"] = stream.name
         stages = [LanguageStage(config.training, merge=not config.adapter_only)]
         if hosted is None:
             _check_own(config)
@@ -123,10 +119,8 @@ def finetune(
         else:
             check_hosted(hosted, config.training)
             if stream is not None:
-                raise InputError(
-                    f"{stream.name}: a hosted model is trained on files or shards: store the data set first"
-                )
-        claim(output / "run.json", record_of(settings, qa, dialogues), force=force)
+                raise InputError(f"{stream.name}: a hosted model is trained on files or shards: store the data first")
+        claim(output / "run.json", record_of(_settings(config, stream), qa, dialogues), force=force)
         finished = output / ("adapter" if config.adapter_only else "model")
         if finished.exists():
             log.info("%s is already trained", finished)
@@ -155,6 +149,14 @@ def finetune(
             save_whole(trained, qa.processor if hosted is None else hosted.model.processor, finished)
         processes.wait()
         return finished
+
+
+def _settings(config: FinetuneConfig, stream: VideoStream | None) -> dict[str, Any]:
+    """The settings in the record of a run."""
+    settings = to_mapping(config)
+    if not config.reducers:
+        del settings["reducers"]  # earlier runs have none in their record
+    return settings if stream is None else {**settings, "stream": stream.name}
 
 
 def streamed(name: Path, media: Path | None, fps: float | None) -> VideoStream:
