@@ -19,6 +19,7 @@ from mmllm.datasets.annotations import RowReader, list_of
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.shard_rows import KEYS, item_of
 from mmllm.datasets.shard_samples import KEYS as SAMPLE_KEYS
+from mmllm.datasets.shards import is_shards, splits_of
 from mmllm.errors import InputError, require_extra
 from mmllm.fields import closest
 from mmllm.times.stamps import shortened
@@ -77,7 +78,7 @@ class VideoStream:
         from datasets import load_dataset
 
         try:
-            splits = load_dataset(self.place, streaming=True)
+            splits = load_dataset(*self._source, streaming=True)
         except (OSError, ValueError, RuntimeError) as problem:
             raise InputError(f"{self.name}: cannot be opened: {shortened(str(problem), 300)}") from None
         names = list(map(str, splits))
@@ -90,6 +91,14 @@ class VideoStream:
             raise InputError(f"{self.name}: has the splits {', '.join(names)}: name one, as in {self.name}#{names[0]}")
         return splits[chosen[0]]
 
+    @property
+    def _source(self) -> tuple[Any, ...]:
+        """Arguments of `load_dataset`: a folder of shards is read by its tar files alone, whatever else lies there."""
+        if not is_shards(Path(self.place)):
+            return (self.place,)
+        files = {split: list(map(str, tars)) for split, tars in splits_of(Path(self.place)).items()}
+        return "webdataset", None, None, files
+
     @cached_property
     def _columns(self) -> list[str]:
         """Names of the columns."""
@@ -97,6 +106,8 @@ class VideoStream:
 
         try:
             return list(self._rows.column_names or next(iter(self._rows)))
+        except InputError:
+            raise
         except (OSError, ValueError, DatasetGenerationError, StopIteration) as problem:
             raise InputError(f"{self.name}: cannot be read: {shortened(repr(problem), 300)}") from None
 

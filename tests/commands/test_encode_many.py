@@ -201,6 +201,7 @@ def test_the_objects_are_sent_to_other_processes(kind, shards, tiny_base, tmp_pa
     assert list(here["video"]) == list(batch["video"])
 
 
+@pytest.mark.timeout(600)
 def test_with_ray_data(shards, tiny_base, tmp_path):
     """Two local workers of Ray, each with its own model."""
     ray = pytest.importorskip("ray", reason="not installed: pip install 'mmllm[ray]'")

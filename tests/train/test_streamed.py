@@ -42,12 +42,7 @@ def folder(own_clips, tmp_path_factory):
     file = own_clips / "seven.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [none, *rows, text]))
     items = read_annotations(file).items
-    write_shards({"train": planned(items, "train", 1)}, folder)
-    write_shards({"validation": planned(items[:3], "validation", 1)}, folder / "more")
-    for tar in (folder / "more").glob("*.tar"):
-        tar.rename(folder / tar.name)
-    shutil.rmtree(folder / "more")
-    (folder / "index.json").unlink()
+    write_shards({"train": planned(items, "train", 1), "val": planned(items[:3], "val", 1)}, folder)
     return folder
 
 
@@ -165,7 +160,7 @@ def test_a_stopped_training_goes_on(name, tiny_base, tmp_path):
     finetune(config, name, tmp_path / "two", workers=0)
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
     with pytest.raises(ConfigError, match="stream"):
-        finetune(config, f"{name}#validation", tmp_path / "two", workers=0)
+        finetune(config, f"{name}#val", tmp_path / "two", workers=0)
 
 
 def shared(config, name, output):
@@ -219,7 +214,7 @@ def test_a_bad_video_is_set_aside_and_the_next_one_comes_twice(folder, tiny_base
 def test_an_evaluation_of_a_stream(name, folder, tiny_base, tmp_path):
     from mmllm.commands.evaluate import evaluate
 
-    for kind, data in (("stream", name), ("shards", folder / "validation")):
+    for kind, data in (("stream", name), ("shards", folder / "val")):
         assert evaluate(str(tiny_base), Path(data), output=tmp_path / kind, max_new_tokens=6, json=True) == 0
     texts = [(tmp_path / kind / "samples.jsonl").read_text() for kind in ("stream", "shards")]
     assert texts[0] == texts[1]
