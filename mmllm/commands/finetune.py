@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -76,7 +77,8 @@ def finetune_command(
     }
     settings = merged(settings, {**given_flags(top_fields), "training": given_flags(training_fields)})
     logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
-    folder = output or Path("runs") / f"finetune-{annotations.name.split('.')[0]}"
+    name = re.sub(r"[:#]", "-", annotations.name.split(".")[0])
+    folder = output or Path("runs") / f"finetune-{name}"
     model_folder = finetune(
         settings, annotations, folder,
         media=media, skip_bad=skip_bad, force=force, report_to=report_to, workers=workers, fps=fps,

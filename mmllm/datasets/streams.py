@@ -9,6 +9,7 @@ would lose what it holds when a training is stopped, so there is none.
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,7 +80,7 @@ class VideoStream:
 
         try:
             splits = load_dataset(*self._source, streaming=True)
-        except (OSError, ValueError, RuntimeError) as problem:
+        except (OSError, ValueError, RuntimeError, tarfile.TarError) as problem:
             raise InputError(f"{self.name}: cannot be opened: {shortened(str(problem), 300)}") from None
         names = list(map(str, splits))
         if self._split:
@@ -142,9 +143,9 @@ class VideoStream:
         try:
             for number, row in enumerate(rows):
                 yield self._sample(row, f"sample {number + 1}", rows.state_dict())
-        except (OSError, RuntimeError, ValueError) as problem:
-            if isinstance(problem, InputError):
-                raise
+        except InputError:
+            raise
+        except (OSError, RuntimeError, ValueError, tarfile.TarError) as problem:
             raise InputError(f"{self.name}: the stream broke off: {shortened(str(problem), 300)}") from None
 
     def _sample(self, row: Mapping[str, Any], where: str, state: Mapping[str, Any]) -> StreamSample:

@@ -3,8 +3,8 @@
 Row n of a process is its n-th question, counted over the epochs. So a stopped training goes on with the very next
 one. Where the stream stood is noted every now and then, so that going on does not read all that came before.
 
-OUTPUT/stream/state-RANK.jsonl     where the stream of a process stood, a line each
-OUTPUT/stream/RANK.mp4             the video of the current row
+OUTPUT/stream/state-SEED-PROCESSES-RANK.jsonl     where the stream of a process stood, a line each
+OUTPUT/stream/RANK.mp4                            the video of the current row
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class StreamDraws:
     def __init__(self, stream: VideoStream, seed: int, batch: int, folder: Path) -> None:
         self.stream, self.seed, self.batch = stream, seed, batch
         self.rank, self.ranks = processes.rank(), processes.count()
-        self.notes = make_folder(folder) / f"state-{self.rank}.jsonl"
+        self.notes = make_folder(folder) / f"state-{seed}-{self.ranks}-{self.rank}.jsonl"
         self._window: deque[_Read] = deque()
         self._shown: str | None = None
         self._samples: Iterator[StreamSample] | None = None

@@ -249,6 +249,26 @@ def test_what_is_no_stream_of_videos_is_refused(name, folder, own_clips, tiny_ba
         finetune(settings(tiny_base), name, tmp_path / "run", fps=2.0)
 
 
+def test_a_stream_that_breaks_off_is_told(folder, tmp_path):
+    for tar in folder.glob("train-*.tar"):
+        (tmp_path / tar.name).write_bytes(tar.read_bytes())
+    last = tmp_path / "train-000005.tar"
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    with pytest.raises(InputError, match="the stream broke off"):
+        list(VideoStream(f"hf:{tmp_path}", "train").samples())
+
+
+def test_a_video_without_json_is_a_bad_row(folder, tmp_path):
+    (tmp_path / "train-000000.tar").write_bytes((folder / "train-000000.tar").read_bytes())
+    damaged = (folder / "train-000001.tar").read_bytes().replace(b".json", b".jsoX")
+    (tmp_path / "train-000001.tar").write_bytes(damaged)
+    reader = RowReader(tmp_path, "skip")
+    for sample in VideoStream(f"hf:{tmp_path}", "train").samples():
+        items_of(sample, tmp_path / "a.mp4", reader)
+    assert [problem.reason for problem in reader.result.bad] == ["the key 'answer' is missing"]
+    assert len(reader.result.items) == 2
+
+
 def test_parquet_with_bytes_is_read(own_clips, tmp_path):
     from datasets import Dataset
 
