@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmllm.commands.flags import given_file
+from mmllm.datasets.shards import is_shards
 from mmllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,9 +76,11 @@ def _files(data: Path) -> dict[str, Path]:
     """Split -> its annotation file.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or these are shards.
     """
     data = given_file(data)
+    if is_shards(data):
+        raise InputError(f"{data}: these are shards already")
     if not data.is_dir():
         return {data.name.split(".")[0]: data}
     files = {split: data / f"{split}.json" for split in SPLITS if (data / f"{split}.json").is_file()}
@@ -100,8 +103,6 @@ def _checked(
     from mmllm.datasets.shard_rows import single_items
 
     form = format_of(file) if format == "auto" else format
-    if form == "shards":
-        raise InputError(f"{file}: these are shards already")
     if videos is None and form not in BESIDE:
         videos = file.parent / "videos"
     inspection = inspect(file, videos, form, durations)

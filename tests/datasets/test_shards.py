@@ -362,10 +362,11 @@ def test_wrong_options_are_refused(data, tmp_path, capsys, words, reason):
 
 
 def test_other_sources_are_refused(data, written, tmp_path, capsys):
-    assert run("shard", written, "--output", tmp_path / "out") == 2
+    for source in (written, written / "own", written / "own-000000.tar"):
+        assert run("shard", source, "--output", tmp_path / "out") == 2
+        assert "these are shards already" in capsys.readouterr().err
+    assert run("shard", data, "--output", tmp_path / "out") == 2
     assert "none of train.json" in capsys.readouterr().err
-    assert run("shard", written / "own", "--output", tmp_path / "out") == 2
-    assert "these are shards already" in capsys.readouterr().err
     assert run("shard", data / "none.jsonl", "--output", tmp_path / "out") == 2
 
 
