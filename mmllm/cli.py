@@ -32,6 +32,7 @@ VERBS = {
     "info": Verb("mmllm.commands.info:info", "what a video file holds"),
     "check": Verb("mmllm.commands.check:check", "what is wrong or missing in annotations and videos, before training"),
     "check-times": Verb("mmllm.commands.check_times:check_times", "whether a model is told and says the right times"),
+    "shard": Verb("mmllm.commands.shard:shard", "write annotated videos as WebDataset shards"),
     "train": Verb("mmllm.commands.train:train_command", "train a recipe"),
     "train-tokenizer": Verb(
         "mmllm.commands.train_tokenizer:train_tokenizer_command", "train an image tokenizer on pictures"

@@ -35,7 +35,7 @@ def check(
             JSON, JSON lines, a table or text, possibly gzipped.
         videos: folder of its videos, files or folders of frames; for dialogues the folder that paths are relative to.
         format: rtl, captions, nextqa, charades, timeit, qvhighlights, timelens, vue-tr, ego4d-nlq, momentseeker,
-            tacos or dialogues; auto recognises it from the content.
+            tacos, dialogues or shards; auto recognises it from the content.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
         strict: count rows as bad whose times would otherwise be clipped to the video.
         probe: open every video and image.

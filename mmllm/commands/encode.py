@@ -1,4 +1,7 @@
-"""`mmllm encode VIDEO --output FILE.kv`: a video as the LLM has read it, for `mmllm ask FILE.kv QUESTION`."""
+"""`mmllm encode VIDEO --output FILE.kv`: a video as the LLM has read it, for `mmllm ask FILE.kv QUESTION`.
+
+`mmllm encode DATA --output DIR`: features of many videos, for training, or answers to their questions.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from mmllm.inference.encoded import EncodedVideo
 
 
+# long: a parameter and a line of help for each option
 def encode(
     video: Annotated[str, tyro.conf.Positional],
     output: Path,
@@ -38,13 +42,19 @@ def encode(
     codec: str = "plain",
     compare: tuple[str, ...] = (),
     max_new_tokens: int = 64,
+    answers: bool = False,
+    workers: int = 1,
     json: bool = False,
 ) -> None:
     """Write a video as the LLM has read it; asked from this file, questions cost neither decoding nor reading.
 
+    Of annotations or a folder of shards: write the features of all videos, which a training in that place reads, or
+    with --answers the answers to all questions, which mmllm score reads. A stopped command goes on at the next shard.
+
     Args:
-        video: a video file, or a folder of frames.
-        output: the file, which ends in .kv. Only the same model can be asked from it.
+        video: a video file, or a folder of frames; or an annotation file or a folder of shards with many videos.
+        output: the file, which ends in .kv. Only the same model can be asked from it. For many videos a folder; for
+            their features OUTPUT/features of the training.
         model: folder or hub id of a model; by default the one that comes with mmllm.
         stages: stages that replace the model's own.
         hosted: settings of hosted models.
@@ -53,12 +63,27 @@ def encode(
         codec: how the LLM's cache is stored: plain, or smaller and not exact, such as kvcode:keys=64,values=64.
         compare: questions that are asked with the LLM's own cache and from the file; answers that differ are counted.
         max_new_tokens: most tokens of these answers.
+        answers: of many videos, write answers in place of features.
+        workers: of many videos, processes that decode.
         json: print one JSON object.
     """
     from mmllm import registry
+    from mmllm.commands.encode_many import encode_many, is_many, tell_many
     from mmllm.inference.answering import VideoQA
     from mmllm.inference.prefix_file import SUFFIX, is_prefix_file, save_prefix
 
+    if is_many(Path(video)):
+        if (codec, compare, frames) != ("plain", (), ALL_FRAMES):
+            raise InputError(f"{video}: --codec, --compare and flags for frames are for one video: leave them out")
+        options = {**stages.by_slot, **hosted.given}
+        tokens = checked_count("--max-new-tokens", max_new_tokens)
+        done = encode_many(
+            Path(video), output, model, answers=answers, options=options, max_new_tokens=tokens, workers=workers
+        )
+        tell_many(done, json)
+        return
+    if answers or workers != 1:
+        raise InputError(f"{video}: --answers and --workers are for annotations and shards, not for one video")
     frames.check(video)
     if output.suffix != SUFFIX:
         raise InputError(f"--output {output}: must end in {SUFFIX}")

@@ -23,6 +23,7 @@ from mmllm.commands.flags import (
     checked_count,
     require_rate,
 )
+from mmllm.datasets.streams import is_stream
 from mmllm.errors import InputError
 from mmllm.fields import to_mapping
 from mmllm.registry import describe
@@ -71,12 +72,13 @@ def evaluate(
 
     Args:
         model: folder or hub id of a model, or default for the one that comes with mmllm.
-        data: folder with val.json (and train.json, to fit baselines to), or an annotation file that `mmllm check`
-            reads; in captioned videos, each caption becomes a question.
+        data: folder with val.json (and train.json, to fit baselines to), an annotation file or a folder of shards that
+            `mmllm check` reads, or hf:NAME, a data set that is streamed; in captioned videos, each caption becomes a
+            question.
         videos: folder of the videos; by default `videos` beside the annotations.
         output: folder for samples.jsonl and metrics.json; MODEL/eval if MODEL is a folder. Its answers are reused.
         format: rtl, captions, nextqa, charades, timeit, qvhighlights, timelens, vue-tr, ego4d-nlq, momentseeker,
-            tacos or dialogues; auto detects it from the content.
+            tacos, dialogues or shards; auto detects it from the content.
         durations: Charades' table of lengths, or the map from NExT-QA's ids to paths.
         fps: images a second of folders of frames, for rows that have no `fps`; by default the model's own, 5.
         render_seed: without DATA: render synthetic clips from this seed and ask about them. The clips stay in the cache
@@ -108,6 +110,7 @@ def evaluate(
     from mmllm.decoding.choosing import decoding_of
     from mmllm.evaluation.judge import Judge
     from mmllm.evaluation.run import read_benchmark
+    from mmllm.evaluation.streamed import stream_benchmark
     from mmllm.evaluation.threads.clip_tasks import ClipThreadsConfig
     from mmllm.evaluation.threads.suites import clip_benchmark, name_of, suite_of
     from mmllm.evaluation.threads.text_run import TextThreadsConfig
@@ -122,9 +125,15 @@ def evaluate(
     require_rate(fps)
     in_chain = chain.config
     if isinstance(threads, TextThreadsConfig):
-        qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given)
+        qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given, **compute.given)
         return _follow_text(qa, threads, output or Path("runs") / name_of(threads), json)
-    if data is not None:
+    if data is not None and is_stream(data):
+        if (videos, durations, fps, format) != (None, None, None, "auto"):
+            raise InputError(
+                f"{data}: a stream has its videos in it: leave --videos, --durations, --fps and --format out"
+            )
+        name, benchmark = "eval", stream_benchmark(data, limit)
+    elif data is not None:
         name, benchmark = "eval", read_benchmark(data, videos, format, durations, fps)
     elif threads is not None:
         name, benchmark = name_of(threads), clip_benchmark(threads)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from mmllm.commands.flags import given_file, given_flags, require_rate
+from mmllm.datasets.streams import is_stream
 from mmllm.errors import require_extra
 from mmllm.fields import merged
 
@@ -38,7 +40,8 @@ def finetune_command(
     {"video": "cook.mp4", "question": "When does he chop?", "answer": "He chops.", "spans": [[12.4, 30]]}
 
     Args:
-        annotations: JSON or JSON lines with your questions, or a file in any format that `mmllm check` reads.
+        annotations: JSON or JSON lines with your questions, or anything that `mmllm check` reads, such as a folder of
+            shards; or hf:NAME, a data set of the Hugging Face library that is streamed.
         model: folder or hub id of the model to start from: one of ours, or a video LLM of transformers.
         output: the run's folder; by default runs/finetune-NAME.
         media: folder that the paths of videos are relative to; by default the folder of the file.
@@ -63,7 +66,7 @@ def finetune_command(
 
     require_extra("train", "fine-tuning")
     require_rate(fps)
-    annotations = given_file(annotations)
+    annotations = annotations if is_stream(annotations) else given_file(annotations)
     settings = merged(FinetuneConfig(model=model), fields_of_file(config), str(config))
     top_fields = {"seed": seed, "adapter_only": adapter_only, "reducers": reducer or None}
     training_fields = {
@@ -74,7 +77,8 @@ def finetune_command(
     }
     settings = merged(settings, {**given_flags(top_fields), "training": given_flags(training_fields)})
     logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
-    folder = output or Path("runs") / f"finetune-{annotations.name.split('.')[0]}"
+    name = re.sub(r"[:#]", "-", annotations.name.split(".")[0])
+    folder = output or Path("runs") / f"finetune-{name}"
     model_folder = finetune(
         settings, annotations, folder,
         media=media, skip_bad=skip_bad, force=force, report_to=report_to, workers=workers, fps=fps,

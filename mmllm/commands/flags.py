@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from mmllm.datasets.shards import is_shards
 from mmllm.errors import InputError
 from mmllm.inference.chain_config import REQUEST, ChainConfig
 from mmllm.stages import StageChanges
@@ -165,12 +166,12 @@ def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given_file(path: Path) -> Path:
-    """The file of a command's argument, whatever the Unicode form of its name.
+    """The file of a command's argument, whatever the Unicode form of its name; or a split of a folder of shards.
 
     Raises:
         InputError: if it is missing; the message shows the nearest name.
     """
-    place = existing(path)
+    place = path if is_shards(path) else existing(path)
     if place is None:
         raise InputError(f"{path}: cannot be read: No such file or directory{nearest(path)}")
     return place

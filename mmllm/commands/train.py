@@ -43,8 +43,8 @@ def train_command(
         name: one of `mmllm list recipes`.
         output: the run's folder; by default runs/RECIPE.
         config: YAML file with new values for fields of the recipe.
-        data_root: folder with train.json, val.json and videos/ in ActivityNet-RTL's layout; for the lita recipes, with
-            the data sets of LITA's five tasks.
+        data_root: folder with train.json, val.json and videos/ in ActivityNet-RTL's layout, a folder of shards, or
+            hf:NAME (a data set that is streamed); for the lita recipes, with the data sets of LITA's five tasks.
         seed: seed of all random numbers.
         steps: training steps of projector and LLM.
         encoder: an encoder, such as clip or tiny:width=128.

@@ -14,6 +14,7 @@ from mmllm.datasets.captions import CaptionedVideo
 from mmllm.datasets.formats import BESIDE, format_of, read_annotations
 from mmllm.datasets.lengths import Lengths, VideoFacts, fit_to_videos
 from mmllm.datasets.records import Dialogue, Question
+from mmllm.datasets.shard_damage import damage_of
 from mmllm.errors import InputError
 from mmllm.runtime.progress import Progress
 from mmllm.times.answers import Span
@@ -82,13 +83,18 @@ def check_annotations(
         format: `auto`, or the format's name.
         durations: see `read_annotations`.
         policy: see `read_annotations`.
-        probe: open every existing video and image.
+        probe: open every existing video and image, and compare every byte of shards with their SHA-256 sums.
         fps: images a second of folders of frames, for rows that have no `fps`; 5 if it is not given.
 
     Raises:
         InputError: if the file cannot be read or its format is unknown.
     """
-    return inspect(annotations, videos, format, durations, policy, probe, fps).summary
+    summary = inspect(annotations, videos, format, durations, policy, probe, fps).summary
+    if probe and summary["format"] == "shards":
+        damage = damage_of(annotations)
+        for key in ("refused", "problems"):
+            summary[key] = [*damage, *summary[key]]
+    return summary
 
 
 def inspect(

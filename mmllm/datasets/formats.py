@@ -18,6 +18,8 @@ from mmllm.datasets.nextqa import is_table, read_nextqa
 from mmllm.datasets.qvhighlights import read_qvhighlights
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.rtl import read_rtl
+from mmllm.datasets.shard_samples import read_shards
+from mmllm.datasets.shards import is_shards
 from mmllm.datasets.tacos import read_tacos
 from mmllm.datasets.text_files import load_json, load_text
 from mmllm.datasets.timeit import names_times, read_timeit
@@ -40,10 +42,11 @@ Format = Literal[
     "ego4d-nlq",
     "momentseeker",
     "tacos",
+    "shards",
 ]
 FORMATS: tuple[str, ...] = get_args(Format)
-BESIDE = ("dialogues", "timeit")
-"""Formats whose rows have paths of media; without a folder they are relative to the file's own."""
+BESIDE = ("dialogues", "timeit", "shards")
+"""Formats whose rows have paths of media, by default relative to the file's own folder, or the media themselves."""
 NEEDED_KEYS = {
     "dialogues": "question and answer, or messages, or conversations; in a list, or one row a line",
     "captions": 'an object of videos with duration, timestamps, sentences: {"v_1": {"duration": ...}}',
@@ -57,6 +60,7 @@ NEEDED_KEYS = {
     "ego4d-nlq": "videos with clips with annotations with language_queries",
     "momentseeker": "src_video_path, qry_text, answering_time_interval",
     "tacos": "an object of videos with timestamps, sentences, fps, num_frames",
+    "shards": "a folder of tar files, each sample a video and its JSON",
 }
 ANSWERS: tuple[tuple[set[str], str], ...] = (
     ({"truth", "prediction"}, "mmllm eval wrote, not annotations; mmllm score reads them"),
@@ -73,6 +77,8 @@ def format_of(path: Path) -> Format:
     Raises:
         InputError: if the file cannot be read, or its format is unknown; the message lists what each format needs.
     """
+    if is_shards(path):
+        return "shards"
     if is_table(path):
         return "nextqa"
     text = load_text(path).strip().lstrip("\ufeff")
@@ -165,6 +171,7 @@ def read_annotations(
         "ego4d-nlq": lambda: read_ego4d_nlq(path, videos, policy),
         "momentseeker": lambda: read_momentseeker(path, videos, policy),
         "tacos": lambda: read_tacos(path, videos, policy),
+        "shards": lambda: read_shards(path, policy),
     }
     if format not in readers:
         raise InputError(f"unknown format of annotations {format!r}; {closest(format, readers)}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from mmllm.datasets.folder_rates import folder_rates, with_rate
 from mmllm.datasets.formats import BESIDE, format_of, questions_of, read_annotations, read_questions
 from mmllm.datasets.lengths import Lengths, fit_to_videos
 from mmllm.datasets.records import Question
+from mmllm.datasets.shards import is_shards, with_split
 from mmllm.errors import InputError
 from mmllm.evaluation.baselines import BlindBaseline
 from mmllm.evaluation.metrics import over_videos, sample_iou
@@ -50,6 +52,8 @@ class Benchmark:
     """Rows of the annotations that are no question, with the reason."""
     notes: list[str] = field(default_factory=list)
     """Times that were clipped, and keys of the annotations that nobody reads."""
+    kept: TemporaryDirectory[str] | None = None
+    """The folder of videos that were streamed; it is deleted with the last benchmark that needs it."""
 
     def first(self, videos: int) -> Benchmark:
         """The benchmark with the questions of at most so many videos."""
@@ -81,7 +85,9 @@ def read_benchmark(
     """
     data = existing(data) or data
     path = data / "val.json" if data.is_dir() else data
-    if not path.exists():
+    if is_shards(data):
+        path = with_split(data, "val")
+    elif not path.exists():
         raise InputError(f"{data}: has no annotations (expected a JSON file, or a folder with val.json){nearest(path)}")
     form = format_of(path) if format == "auto" else format
     folder = videos if videos is not None or form in BESIDE else path.parent / "videos"
@@ -98,14 +104,21 @@ def read_benchmark(
         raise InputError(f"{path}: the benchmark has no question{': ' + reasons if reasons else ''}")
     if not any(question.video for question in questions):
         raise InputError(f"{folder}: has none of the videos of {path}")
-    train = path.parent / "train.json"
-    fit = read_questions(train).items if train.exists() and train != path else []
     return Benchmark(
         questions=with_rate(_with_own_ids(questions), fps),
-        fit=fit,
+        fit=_questions_to_fit(path),
         bad_rows=[str(problem) for problem in every.bad],
         notes=[*(f"repaired: {problem}" for problem in every.repaired), *every.unused],
     )
+
+
+def _questions_to_fit(path: Path) -> list[Question]:
+    """The training questions beside the scored ones: of train.json, or of the shards' split `train`; else none."""
+    train = path.parent / "train.json"
+    if is_shards(path) and not path.exists():  # a split of shards
+        train = with_split(path.parent, "train")
+    readable = train.exists() or is_shards(train)
+    return read_questions(train).items if readable and train not in (path, path.parent) else []
 
 
 def _with_own_ids(questions: Sequence[Question]) -> list[Question]:
@@ -176,7 +189,7 @@ def answer_all(
             for target, group in zip((log, shuffled_log), open_questions[vid], strict=True):
                 if seed is not None:
                     torch.manual_seed(seed(f"{vid} {target.path.stem}"))
-                target.write(_heard_and_answered(qa, clip, encoded, problem, group, {"chain": chain, **generate}))
+                target.write(heard_and_answered(qa, clip, encoded, problem, group, {"chain": chain, **generate}))
             bar.advance()
     # one file of all processes, in the order in which one process would have written it
     for target, order in ((log, vids), (shuffled_log, vids[-1:] + vids[:-1])):
@@ -213,7 +226,7 @@ def encoded_or_reason(qa: VideoAnswering, video: VideoClip | Path, **options: An
         return None, f"{type(problem).__name__}: {' '.join(str(problem).split())}"
 
 
-def _heard_and_answered(
+def heard_and_answered(
     qa: VideoAnswering,
     clip: VideoClip | Path | str,
     encoded: EncodedVideo | None,

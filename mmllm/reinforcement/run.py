@@ -20,6 +20,7 @@ import torch
 from transformers import PrinterCallback
 
 from mmllm.checkpoints.adapters import with_adapters
+from mmllm.datasets.bad_rows import report_problems
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import ConfigError, InputError, require_extra
 from mmllm.fields import to_mapping
@@ -40,7 +41,7 @@ from mmllm.train.fitting import arguments, checkpoint_gradients, resumed, traine
 from mmllm.train.freezing import check_parts, freeze
 from mmllm.train.further import record_of, source_of, started_from
 from mmllm.train.hosted_finetune import check_hosted, prepared
-from mmllm.train.own_dialogues import checked_dialogues, report_problems
+from mmllm.train.own_dialogues import checked_dialogues
 from mmllm.train.record import claim
 from mmllm.train.rows import MediaLoader
 from mmllm.train.run import locked, save_whole

@@ -9,37 +9,37 @@ OUTPUT/features/       features of the frozen encoder
 
 from __future__ import annotations
 
-import copy
 import logging
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from mmllm.datasets.dialogues import read_dialogues
 from mmllm.datasets.folder_rates import folder_rates
+from mmllm.datasets.formats import questions_of
 from mmllm.datasets.mixture import Mixture, MixtureConfig, annotation_files, lita_mixture
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.rtl import FAMILY as RTL_FAMILY
 from mmllm.datasets.rtl import read_rtl
+from mmllm.datasets.shard_samples import read_shards
+from mmllm.datasets.shards import is_shards, states_of, with_split
+from mmllm.datasets.streams import VideoStream, is_stream
 from mmllm.errors import InputError
 from mmllm.fields import require
 from mmllm.preprocessing.clip_reader import unreadable
-from mmllm.preprocessing.templates import named_system_prompt
 from mmllm.runtime import processes
 from mmllm.runtime.files import write_text
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.questions import SOUND_FAMILIES, sound_vocabulary, vocabulary
 from mmllm.synthetic.rendering import TALK, render
-from mmllm.times.answers import absent_text
-from mmllm.times.stamps import STAMP
 from mmllm.train.features import FeatureCache
 from mmllm.train.packing import PackedQuestions
 from mmllm.train.record import file_digests
+from mmllm.train.row_texts import words_of, writer_of
 from mmllm.train.rows import DialogueRows, MediaLoader, Shuffled
 from mmllm.train.schedule import RowTraining
 from mmllm.train.stage import Rows, TrainingRun
+from mmllm.train.streamed import StreamedDialogues
 from mmllm.train.talk import WithTalk
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ class DataConfig:
     """Where the questions come from."""
 
     root: str | None = None
-    """Folder with ActivityNet-RTL's `train.json`, `val.json` and `videos/`; with a `mixture`, folder with the data
-    sets of LITA's five tasks. If None, clips are rendered."""
+    """Folder with ActivityNet-RTL's `train.json`, `val.json` and `videos/`, a folder of shards, or a stream (hf:NAME);
+    with a `mixture`, folder with the data sets of LITA's five tasks. If None, clips are rendered."""
     mixture: MixtureConfig | None = None
     """LITA's tasks and their sampling rates. Its `draws` follow from the steps, its `seed` from the recipe."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
@@ -66,11 +66,16 @@ class DataConfig:
     def __post_init__(self) -> None:
         allowed = "from 0 to below 1, and 0 with a mixture"
         require(0 <= self.talk < 1 and (self.mixture is None or self.talk == 0), self, "talk", allowed)
+        if self.root is not None and is_stream(self.root):
+            require(self.mixture is None, self, "mixture", "null with a stream (hf:...)")
+            require(self.talk == 0, self, "talk", "0 with a stream (hf:...)")
 
     def digests(self) -> dict[str, str] | None:
-        """Returns path -> digest of each annotation file, or None if clips are rendered."""
-        if self.root is None:
+        """Returns path -> digest of each annotation file, or state of each shard; None if there are no such files."""
+        if self.root is None or is_stream(self.root):
             return None
+        if self.mixture is None and is_shards(Path(self.root)):
+            return states_of(with_split(Path(self.root), "train"))
         files = ["train.json"] if self.mixture is None else annotation_files(self.mixture)
         files += [TALK] if self.talk else []
         return file_digests(Path(self.root) / file for file in files)
@@ -102,10 +107,10 @@ class RunData:
         Of questions, only those about sound and those that questions about shapes do not have.
         """
         if isinstance(self.items, Mixture):
-            return _words_of(self.items.dialogue(number) for number in range(WORD_DRAWS))
+            return words_of(self.items.dialogue(number) for number in range(WORD_DRAWS))
         sound = sound_vocabulary() if any(item.family in SOUND_FAMILIES for item in self.items) else []
         asked = [item.dialogue() for item in self.items if item.family != RTL_FAMILY]
-        return [*sound, *(word for word in _words_of([*asked, *self.talk]) if word not in {*vocabulary(), *sound})]
+        return [*sound, *(word for word in words_of([*asked, *self.talk]) if word not in {*vocabulary(), *sound})]
 
     def rows(self, run: TrainingRun, training: RowTraining, *, keep_features: bool) -> Rows:
         """Returns as many rows as the training needs; see `RowSource`."""
@@ -124,6 +129,7 @@ class RunData:
             rows=training.rows,
             questions_per_row=training.questions_per_video,
             seed=self.seed,
+            batch=training.batch_size,
         )
         if not self.talk:
             return Rows(dataset=packed, workers=workers)
@@ -158,23 +164,7 @@ class RunData:
             log.warning("%d videos could not be read and were set aside:\n  %s", len(lines), "\n  ".join(lines))
 
 
-def _words_of(dialogues: Iterable[Dialogue]) -> list[str]:
-    """The lower-case words of all turns with punctuation, without times."""
-    texts = (absent_text(turn.text) if turn.absent else turn.text for each in dialogues for turn in each.turns)
-    return list(
-        dict.fromkeys(word for text in texts for word in re.findall(r"\w+|[^\w\s]", STAMP.sub("", text).lower()))
-    )
-
-
-def writer_of(processor: Any, training: RowTraining) -> Any:
-    """Returns a copy of the processor with the system prompt for training."""
-    writer = copy.copy(processor)
-    if training.system_prompt is not None:
-        writer.system_prompt = named_system_prompt(training.system_prompt)
-    return writer
-
-
-def read_data(config: DataConfig, output: Path, *, rows: int, seed: int, workers: int) -> RunData:
+def read_data(config: DataConfig, output: Path, *, rows: int, seed: int, workers: int) -> RunData | StreamedDialogues:
     """Reads the data of a recipe, before any model is loaded; lists annotation rows that cannot be used in a file.
 
     Args:
@@ -187,10 +177,15 @@ def read_data(config: DataConfig, output: Path, *, rows: int, seed: int, workers
     Raises:
         InputError: if there is nothing to train on.
     """
+    if config.root is not None and is_stream(config.root):
+        return StreamedDialogues(VideoStream(config.root, "train"), seed)
     if config.mixture is None:
         root = data_root(config, output, workers)
-        annotations = read_rtl(root / "train.json", root / "videos", policy="skip")
-        left_out = [f"train.json, {problem}" for problem in annotations.bad]
+        if is_shards(root):
+            annotations = questions_of(read_shards(with_split(root, "train"), policy="skip"))
+        else:
+            annotations = read_rtl(root / "train.json", root / "videos", policy="skip")
+        left_out = [f"{Path(annotations.source).name}, {problem}" for problem in annotations.bad]
         items: Mixture | list[Question] = annotations.items
         talk = _talk(root / TALK) if config.talk else []
     else:
@@ -231,7 +226,7 @@ def data_root(config: DataConfig, output: Path, workers: int) -> Path:
     """
     if config.root is not None:
         root = Path(config.root)
-        if not (root / "train.json").exists():
+        if not is_shards(root) and not (root / "train.json").exists():
             raise InputError(f"{root}: it has no train.json (expected layout: train.json, val.json, videos/)")
         return root
     with processes.main_first():

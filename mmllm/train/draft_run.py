@@ -24,7 +24,7 @@ from mmllm.errors import ConfigError, require_extra
 from mmllm.inference.answering import VideoQA
 from mmllm.runtime import processes
 from mmllm.runtime.files import make_folder, new_folder
-from mmllm.train.data import read_data
+from mmllm.train.data import RunData, read_data
 from mmllm.train.draft_answers import DraftRows
 from mmllm.train.draft_recipe import DraftRecipe
 from mmllm.train.recipe import KIND
@@ -77,6 +77,8 @@ def train_draft(
             check_stages(stages, beside)
             rows = max(stage.rows_needed for stage in stages)
             data = read_data(recipe.data, output, rows=rows, seed=recipe.seed, workers=workers)
+            if not isinstance(data, RunData):
+                raise ConfigError(f"{recipe.data.root}: a draft is trained on files or shards: store the data first")
         # step 2: train all stages, save the draft
         run = TrainingRun(
             folder=output,

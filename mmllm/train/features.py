@@ -25,6 +25,7 @@ from mmllm.runtime.fingerprint import fingerprint
 from mmllm.runtime.progress import Progress
 from mmllm.video.quarantine import Failure, Quarantine
 from mmllm.video.sampling import UNIFORM
+from mmllm.video.tar_members import status_of
 
 
 class FeatureCache:
@@ -68,11 +69,8 @@ class FeatureCache:
         Raises:
             InputError: if the video cannot be accessed.
         """
-        try:
-            stat = video.stat()
-        except OSError as problem:
-            raise InputError(f"{video}: {problem.strerror}") from None
-        identity = f"{video.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        size, changed = status_of(video)
+        identity = f"{video.resolve()}|{size}|{changed}"
         if (rate := self.processor.folder_rates.get(str(video))) is not None:
             identity += f"|{rate}"
         return self.folder / f"{video.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.safetensors"

@@ -12,8 +12,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from mmllm.errors import require_extra
+from mmllm.datasets.streams import VideoStream, is_stream
+from mmllm.errors import InputError, require_extra
 from mmllm.fields import require, require_seed, to_mapping
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.hosted import HostedVideoQA
@@ -27,6 +29,7 @@ from mmllm.train.run import locked, save_whole
 from mmllm.train.runner import check_stages, run_stages
 from mmllm.train.stage import TrainingRun
 from mmllm.train.stages.language import LanguageStage, LanguageTraining
+from mmllm.train.streamed import StreamedDialogues
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +85,8 @@ def finetune(
 
     Args:
         config: the model and the settings.
-        annotations: a file in any format of `read_annotations`; for own data see `mmllm.datasets.dialogues`.
+        annotations: a file in any format of `read_annotations`, shards, or the name of a stream (hf:...); for own data
+            see `mmllm.datasets.dialogues`.
         output: the run's folder.
         media: folder of the videos and images; by default, for own data, the folder of `annotations`.
         skip_bad: leave bad rows out instead of refusing the file.
@@ -103,22 +107,21 @@ def finetune(
     processes.wait()
     with locked(output):
         # step 1: check data and settings, and compare them with an earlier run in this folder
-        dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad, fps=fps)
+        stream = streamed(annotations, media, fps) if is_stream(annotations) else None
+        dialogues = checked_dialogues(annotations, media, skip_bad=skip_bad, fps=fps) if stream is None else []
         source = source_of(config.model)
         qa = started_from(source, config.reducers, dialogues)
         hosted = qa if isinstance(qa, HostedVideoQA) else None
-        settings = to_mapping(config)
-        if not config.reducers:
-            del settings["reducers"]  # earlier runs have none in their record
-        if config.training.chunks == 1:
-            del settings["training"]["chunks"], settings["training"]["chunk_share"]  # nor these
         stages = [LanguageStage(config.training, merge=not config.adapter_only)]
         if hosted is None:
             _check_own(config)
             check_stages(stages, qa.model)
         else:
             check_hosted(hosted, config.training)
-        claim(output / "run.json", record_of(settings, qa, dialogues), force=force)
+            require(config.training.chunks == 1, config.training, "chunks", "1 for a hosted model")
+            if stream is not None:
+                raise InputError(f"{stream.name}: a hosted model is trained on files or shards: store the data first")
+        claim(output / "run.json", record_of(_settings(config, stream), qa, dialogues), force=force)
         finished = output / ("adapter" if config.adapter_only else "model")
         if finished.exists():
             log.info("%s is already trained", finished)
@@ -131,12 +134,13 @@ def finetune(
                 seed=config.seed, merge=not config.adapter_only, report_to=report_to,
             )  # fmt: skip
         else:
+            own = OwnDialogues(dialogues, annotations, seed=config.seed, skip_bad=skip_bad)
             run = TrainingRun(
                 folder=output,
                 model=qa.model,
                 processor=qa.processor,
                 build=lambda: VideoQA.from_pretrained(source).model,
-                source=OwnDialogues(dialogues, annotations, seed=config.seed, skip_bad=skip_bad),
+                source=own if stream is None else StreamedDialogues(stream, config.seed),
                 seed=config.seed,
                 report_to=report_to,
                 workers=workers,
@@ -146,6 +150,27 @@ def finetune(
             save_whole(trained, qa.processor if hosted is None else hosted.model.processor, finished)
         processes.wait()
         return finished
+
+
+def _settings(config: FinetuneConfig, stream: VideoStream | None) -> dict[str, Any]:
+    """The settings in the record of a run."""
+    settings = to_mapping(config)
+    if not config.reducers:
+        del settings["reducers"]  # earlier runs have none in their record
+    if config.training.chunks == 1:
+        del settings["training"]["chunks"], settings["training"]["chunk_share"]  # nor these
+    return settings if stream is None else {**settings, "stream": stream.name}
+
+
+def streamed(name: Path, media: Path | None, fps: float | None) -> VideoStream:
+    """The stream of a fine-tuning.
+
+    Raises:
+        InputError: if it cannot be opened, or options are given that belong to files.
+    """
+    if media is not None or fps is not None:
+        raise InputError(f"{name}: a stream has its videos in it: leave --media and --fps out")
+    return VideoStream(name, "train")
 
 
 def _check_own(config: FinetuneConfig) -> None:

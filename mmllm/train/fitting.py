@@ -24,6 +24,7 @@ from mmllm.train.freezing import check_parts
 from mmllm.train.optimizers import give_rates, muon
 from mmllm.train.packing import NAMES
 from mmllm.train.schedule import TrainingSchedule
+from mmllm.train.spreading import spread_layers
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,8 @@ def fit(
         The Trainer; `trained_model` gets the model from it.
 
     Raises:
-        ConfigError: if Muon or an own optimizer is used and weights are spread, or a part with its own rate is missing.
+        ConfigError: if Muon or an own optimizer is used and weights are spread, a part with its own rate is missing, or
+            FSDP does not fit (see `spread_layers`).
         MmllmError: if memory runs out, a checkpoint cannot be saved, or too many gradients are not finite.
     """
     make_folder(output)
@@ -200,6 +202,7 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     if optimizer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         raise ConfigError(_WHOLE_MATRICES)
+    spread_layers(trainer)
     # step 2: train all remaining steps, from the newest complete checkpoint
     resumed(trainer, output, what, lambda: trainer.names)
     return trainer

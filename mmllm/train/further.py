@@ -14,6 +14,7 @@ from mmllm.inference.hosted import HostedVideoQA
 from mmllm.runtime import processes
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.train.record import digest
+from mmllm.video.tar_members import status_of
 
 
 def started_from(source: str, reducers: Sequence[str], dialogues: Sequence[Dialogue]) -> VideoAnswering:
@@ -60,4 +61,4 @@ def _heard(audio: bool | None) -> str:
 
 def _size(path: Path) -> int:
     """Returns the number of frames of a folder, or the bytes of a file."""
-    return sum(1 for _ in path.iterdir()) if path.is_dir() else path.stat().st_size
+    return sum(1 for _ in path.iterdir()) if path.is_dir() else status_of(path)[0]

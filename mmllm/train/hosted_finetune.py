@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 import torch
 
+from mmllm.datasets.bad_rows import report_problems
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.errors import ConfigError, InputError
 from mmllm.inference.hosted import HostedVideoQA
 from mmllm.train.fitting import fit, trained_model
 from mmllm.train.hosted_rows import HostedRows, OneRow
-from mmllm.train.own_dialogues import report_problems
 from mmllm.train.stages.language import LanguageTraining
 
 

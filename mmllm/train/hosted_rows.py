@@ -28,6 +28,7 @@ from mmllm.inference.hosted import PLAIN, HostedVideoQA
 from mmllm.inference.hosted_video import HostedVideo
 from mmllm.modeling.placeholders import block_mask
 from mmllm.times.answers import absent_text
+from mmllm.train.orders import order_of
 from mmllm.train.packing import NAMES
 
 KEPT = 64
@@ -72,15 +73,15 @@ class HostedRows(torch.utils.data.Dataset[Any]):
         groups = [by_video[key] for key in sorted(by_video, key=str)]
         # a question of its own is a row of its own: all are seen equally often
         self.groups = groups if questions_per_row > 1 else [[question] for group in groups for question in group]
+        self.order = order_of([group[0].video for group in self.groups], seed, batch=1)
         self.video = lru_cache(maxsize=KEPT if keep else 1)(self.qa.encode_evaluating)
 
     def __len__(self) -> int:
         return self.rows
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        epoch, place = divmod(row, len(self.groups))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.groups))
-        group = self.groups[order[place]]
+        epoch, place, number = self.order.at(row)
+        group = self.groups[number]
         draw = np.random.default_rng((self.seed, epoch, place, 1))
         chosen = [group[i] for i in draw.permutation(len(group))[: self.questions_per_row]]
         names = ", ".join(question.question_id for question in chosen)

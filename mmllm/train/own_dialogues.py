@@ -8,21 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmllm.datasets.bad_rows import listed, report_problems
 from mmllm.datasets.check import inspect
 from mmllm.datasets.folder_rates import with_rate
 from mmllm.datasets.formats import dialogues_of
 from mmllm.datasets.records import Dialogue
+from mmllm.datasets.shards import with_split
 from mmllm.errors import InputError
-from mmllm.train.data import writer_of
 from mmllm.train.features import FeatureCache
+from mmllm.train.row_texts import writer_of
 from mmllm.train.rows import DialogueRows, MediaLoader, Shuffled, text_row
 from mmllm.train.schedule import RowTraining
 from mmllm.train.stage import Rows, TrainingRun
 
 log = logging.getLogger(__name__)
-
-MAX_LISTED = 5
-"""At most so many problems are listed in a message; the others are counted."""
 
 
 class OwnDialogues:
@@ -53,7 +52,7 @@ class OwnDialogues:
             )
             dialogues = self._usable(failed, cache, writer, training.max_text_tokens)
         dataset = DialogueRows(
-            Shuffled(dialogues, self.seed),
+            Shuffled(dialogues, self.seed, training.batch_size),
             writer,
             MediaLoader(writer, cache),
             rows=training.rows,
@@ -106,30 +105,15 @@ def checked_dialogues(
     Raises:
         InputError: if a row or a medium is bad and `skip_bad` is False, or if no dialogue remains.
     """
+    annotations = with_split(annotations, "train")
     inspection = inspect(annotations, media, fps=fps)
     refused = inspection.summary["refused"]
     report_problems(refused, annotations, skip_bad)
     notes = [problem for problem in inspection.summary["problems"] if problem not in refused]
     if notes or inspection.summary["notes"]:
-        log.warning("%s: %s", annotations, _listed([*notes, *inspection.summary["notes"]]))
+        log.warning("%s: %s", annotations, listed([*notes, *inspection.summary["notes"]]))
     rows = dialogues_of(inspection.usable)
     if not rows.items:
         reason = f": {rows.bad[0]}" if rows.bad else ""
         raise InputError(f"{annotations}: it has no dialogue for training{reason}")
     return with_rate(rows.items, fps)
-
-
-def _listed(problems: Sequence[str]) -> str:
-    """The first problems, and how many more there are."""
-    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-    return "; ".join(problems[:MAX_LISTED]) + more
-
-
-def report_problems(problems: Sequence[str], annotations: Path, skip_bad: bool) -> None:
-    """Raises an InputError with the first problems, or warns of them if bad dialogues are skipped."""
-    if not problems:
-        return
-    listed = _listed(problems)
-    if not skip_bad:
-        raise InputError(f"{annotations}: {listed}. Correct them (mmllm check lists all), or skip them with --skip-bad")
-    log.warning("%s: these are left out: %s", annotations, listed)

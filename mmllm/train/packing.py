@@ -29,6 +29,7 @@ from mmllm.modalities.video import VideoInputs
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
 from mmllm.tokens import IGNORED
+from mmllm.train.orders import order_of
 
 NAMES = "row_names"
 """Batch key of the rows' names; it is removed before the batch goes to the model."""
@@ -122,6 +123,7 @@ class PackedQuestions(torch.utils.data.Dataset[Any]):
         rows: number of rows.
         questions_per_row: at most so many questions of a video are packed in a row.
         seed: random seed of the draw.
+        batch: rows of a batch, by which processes share shards.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class PackedQuestions(torch.utils.data.Dataset[Any]):
         rows: int,
         questions_per_row: int,
         seed: int,
+        batch: int = 1,
     ) -> None:
         if not questions:
             raise InputError("there is no question for training")
@@ -150,20 +153,21 @@ class PackedQuestions(torch.utils.data.Dataset[Any]):
         for question in questions:
             by_video.setdefault(question.vid, []).append(question)
         self.videos = [by_video[vid] for vid in sorted(by_video)]
+        self.order = order_of([group[0].video for group in self.videos], seed, batch)
         self.encoded: dict[str, Encoded] = {}
 
     def __len__(self) -> int:
         return self.rows
 
     def __getitem__(self, row: int) -> Row:
-        epoch, place = divmod(row, len(self.videos))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.videos))
-        questions = self.videos[order[place]]
+        epoch, place, number = self.order.at(row)
+        questions = self.videos[number]
         draw = np.random.default_rng((self.seed, epoch, place, 1))
         chosen = draw.permutation(len(questions))[: self.questions_per_row]
         encoded = [self._conversation(questions[i]) for i in chosen]
         first = questions[chosen[0]]
-        videos = [self.load(questions[0].video)]
+        assert first.video is not None
+        videos = [self.load(first.video)]
         return Row(
             name=first.vid,
             text=pack(encoded, self.processor.video_token_id),

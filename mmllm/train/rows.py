@@ -25,6 +25,7 @@ from mmllm.modalities.video import VideoInputs
 from mmllm.processor import MmllmProcessor
 from mmllm.tokens import IGNORED
 from mmllm.train.features import FeatureCache
+from mmllm.train.orders import order_of
 from mmllm.train.packing import Row, asked_media, conversation
 
 log = logging.getLogger(__name__)
@@ -43,19 +44,25 @@ class Draws(Protocol):
 class Shuffled:
     """An endless shuffle of dialogues: each epoch has all of them, in a new order."""
 
-    def __init__(self, dialogues: Sequence[Dialogue], seed: int) -> None:
+    def __init__(self, dialogues: Sequence[Dialogue], seed: int, batch: int = 1) -> None:
+        """`batch` is the number of rows of a batch, by which processes share shards."""
         if not dialogues:
             raise InputError("there is no dialogue for training")
         self.dialogues = dialogues
         self.seed = seed
+        self.order = order_of([_first_video(dialogue) for dialogue in dialogues], seed, batch)
 
     def dialogue(self, number: int, attempt: int = 0) -> Dialogue:
         """Returns the next dialogue of the epoch's order; with `attempt` above 0, a random one."""
-        epoch, place = divmod(number, len(self.dialogues))
+        epoch, place, item = self.order.at(number)
         if attempt:
             draw = np.random.default_rng((self.seed, epoch, place, attempt))
             return self.dialogues[int(draw.integers(len(self.dialogues)))]
-        return self.dialogues[int(np.random.default_rng((self.seed, epoch)).permutation(len(self.dialogues))[place])]
+        return self.dialogues[item]
+
+
+def _first_video(dialogue: Dialogue) -> Path | None:
+    return next((medium.path for medium in dialogue.media if medium.kind == "video"), None)
 
 
 class MediaLoader:

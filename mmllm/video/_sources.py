@@ -1,4 +1,7 @@
-"""Sources that can be opened: a regular file, bytes, or a file object. No library gets a name to interpret."""
+"""Sources that can be opened: a regular file, also inside a tar file, bytes, or a file object.
+
+No library gets a name to interpret.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from mmllm.errors import InputError
 from mmllm.video._containers import HEAD_BYTES
 from mmllm.video.errors import VideoOpenError
 from mmllm.video.names import existing, is_address, nearest
+from mmllm.video.tar_members import Member, member_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,8 @@ def regular_file(path: str | os.PathLike[str], *, inside: str | os.PathLike[str]
 
 def _from_path(name: str | bytes, inside: str | os.PathLike[str] | None) -> MediaFile:
     name = os.fsdecode(name)
+    if "\0" not in name and (member := _member(name, inside)) is not None:
+        return _from_stream(cast(BinaryIO, member.open()), name)
     path = regular_file(name, inside=inside)
     try:
         with open(path, "rb") as file:
@@ -103,6 +110,17 @@ def _from_path(name: str | bytes, inside: str | os.PathLike[str] | None) -> Medi
     if not head:
         raise VideoOpenError(f"{name}: not a video: the file is empty")
     return MediaFile(name=name, head=head, length=length, path=str(path))
+
+
+def _member(name: str, inside: str | os.PathLike[str] | None) -> Member | None:
+    """The file inside a tar file that a path names; None if it names another file."""
+    try:
+        member = member_of(name)
+    except InputError as problem:
+        raise VideoOpenError(str(problem)) from None
+    if member is not None:
+        regular_file(member.tar, inside=inside)
+    return member
 
 
 def _from_stream(stream: BinaryIO, name: str) -> MediaFile:

@@ -17,6 +17,7 @@ NEEDED = {
         "docs/",
         "benchmarks/",
         "checkpoints/test_adapters.py",
+        "commands/test_encode_many.py",
         "datasets/test_fault_cases.py",
         "datasets/test_moments.py::test_it_can_be_evaluated_and_trained_on",
         "datasets/test_stored.py",

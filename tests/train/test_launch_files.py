@@ -1,4 +1,4 @@
-"""The files for `accelerate launch` are what accelerate reads, and name a layer that the LLM has."""
+"""The files for `accelerate launch` are what accelerate reads."""
 
 from pathlib import Path
 
@@ -25,9 +25,7 @@ def test_accelerate_reads_it(name):
     assert (config.num_processes, config.mixed_precision) == ((2, "no") if name == "cpu" else (8, "bf16"))
 
 
-def test_the_layer_that_is_spread_is_the_llms(make_model):
+def test_fsdp_names_no_class_of_layers_and_spreads_its_checkpoints():
     fields = yaml.safe_load((FOLDER / "fsdp.yaml").read_text())["fsdp_config"]
-    layer_class = fields["fsdp_transformer_layer_cls_to_wrap"]
-    model = make_model()
-    layers = [name for name, module in model.named_modules() if type(module).__name__ == layer_class]
-    assert layers == [f"language_model.model.layers.{i}" for i in range(2)]
+    assert "fsdp_transformer_layer_cls_to_wrap" not in fields
+    assert (fields["fsdp_version"], fields["fsdp_state_dict_type"]) == (2, "SHARDED_STATE_DICT")
