@@ -36,6 +36,7 @@ VERBS = {
     "train-tokenizer": Verb(
         "mmllm.commands.train_tokenizer:train_tokenizer_command", "train an image tokenizer on pictures"
     ),
+    "train-draft": Verb("mmllm.commands.train_draft:train_draft_command", "train a draft of a model's answers"),
     "reconstruct": Verb("mmllm.commands.reconstruct:reconstruct", "show what an image tokenizer keeps of a picture"),
     "finetune": Verb("mmllm.commands.finetune:finetune_command", "train a model further, on your own videos"),
     "reinforce": Verb("mmllm.commands.reinforce:reinforce_command", "train a model by rewards of its own answers"),
@@ -88,6 +89,8 @@ def _run(words: list[str]) -> int:
 
         print(f"mmllm {__version__}")
         return 0
+    if words[:2] == ["train", "draft"]:
+        words = ["train-draft", *words[2:]]
     name = words[0]
     if name not in VERBS:
         raise InputError(f"unknown command {name!r}; {closest(name, VERBS)}")

@@ -27,6 +27,7 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import EncoderStage
 from mmllm.llm.cache import CACHE
 from mmllm.llm.harness import decoder_layers, install
+from mmllm.llm.head import lm_logits
 from mmllm.llm.prefix import Prefix, Reader, check_layers, digest_of
 from mmllm.llm.values import LlmPass
 from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, refuse_unknown
@@ -595,15 +596,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states (..., D), as the LLM's own forward would scale them."""
-        logits = self.get_output_embeddings()(hidden)
-        text = self.config.text_config
-        if (scale := getattr(text, "logit_scale", None)) is not None:
-            logits = logits * scale
-        if (divisor := getattr(text, "logits_scaling", None)) is not None:
-            logits = logits / divisor
-        if (cap := getattr(text, "final_logit_softcapping", None)) is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        return lm_logits(self, hidden)
 
     def _frame_fraction(self, placed: Placed, media: Media) -> Tensor | None:
         """B T: when each frame of a row's first video is shown, as a fraction of its duration; -1 without a video."""

@@ -4,7 +4,7 @@
 
 Keys are stored rotated, and a node's depth is its later position: what is kept needs no change.
 
-L positions kept, N new nodes, M nodes of the tree, V vocabulary, A axes of a position (1, or more with M-RoPE)
+L positions kept, N new nodes, M nodes of the tree, V vocabulary, D width, A axes of a position (1, or more with M-RoPE)
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ class CachedReader:
         self.config = model.config.get_text_config()
         self.dtype = model.get_input_embeddings().weight.dtype
         self.passes, self.positions, self.peak = 0, 0, len(attended)
+        self.states: Tensor | None = None
+        """L D: the last hidden states of the text; None if nobody reads them."""
         self.logits: Tensor = torch.empty(0)
         """N V, of the nodes of the tree."""
         self.drop()
 
     @classmethod
-    def after_prompt(cls, model: Any, input_ids: Tensor, inputs: Mapping[str, Any]) -> tuple[CachedReader, Tensor]:
+    def after_prompt(
+        cls, model: Any, input_ids: Tensor, inputs: Mapping[str, Any], *, keep_states: bool = False
+    ) -> tuple[CachedReader, Tensor]:
         """A reader of a prompt, and the logits (V) of the first new token.
 
         Args:
@@ -49,6 +53,10 @@ class CachedReader:
             input_ids: int64, 1 L; empty if `inputs` has `inputs_embeds`.
             inputs: what transformers' `generate` gives to a decoding method. Its cache may hold a beginning of the
                 prompt.
+            keep_states: keep the last hidden states of the text.
+
+        Raises:
+            InputError: if states are to be kept, and the beginning was read by somebody else.
         """
         embeddings = inputs.get("inputs_embeds")
         given = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
@@ -61,13 +69,17 @@ class CachedReader:
             is_first_iteration=True,
             **inputs,
         )
-        outputs = model(**prepared, return_dict=True)
+        if keep_states and before:
+            raise InputError(f"{CACHE} holds {before} positions, whose hidden states nobody has kept: give none")
+        outputs = model(**prepared, return_dict=True, **({"output_hidden_states": True} if keep_states else {}))
         length = inputs[CACHE].get_seq_length()
         attended = torch.ones(length, dtype=torch.bool) if mask is None else mask[0].bool()
         attended = attended.to(input_ids.device)
         positions = inputs.get("position_ids")
         last = attended.sum().view(1, 1) - 1 if positions is None else positions[..., -1:]
-        return cls(model, inputs[CACHE], attended, last + 1), outputs.logits[0, -1]
+        reader = cls(model, inputs[CACHE], attended, last + 1)
+        reader.states = outputs.hidden_states[-1][0] if keep_states else None
+        return reader, outputs.logits[0, -1]
 
     @classmethod
     def of_embeddings(cls, model: Any, embeddings: Tensor, mask: Tensor) -> tuple[CachedReader, Tensor]:
@@ -113,8 +125,11 @@ class CachedReader:
             position_ids=self.position + depth[before:],
             use_cache=True,
             return_dict=True,
+            **({} if self.states is None else {"output_hidden_states": True}),
             **{CACHE: self.cache},
         )
+        if self.states is not None:
+            self._tree_states.append(outputs.hidden_states[-1][0])
         logits = outputs.logits[0]
         if bool(logits.isnan().any()):
             raise InputError("the logits of a draft hold NaN: the model's numbers overflow")
@@ -133,6 +148,8 @@ class CachedReader:
             layer.keys, layer.values = layer.keys[:, :, place], layer.values[:, :, place]
         self.attended = torch.cat([self.attended, self.attended.new_ones(count)])
         self.position = self.position + count
+        if self.states is not None and count:
+            self.states = torch.cat([self.states, torch.cat(self._tree_states)[list(path)]])
         self.drop()
 
     def cut(self, count: int) -> None:
@@ -141,9 +158,11 @@ class CachedReader:
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
         self.attended, self.position = self.attended[:length], self.position - count
+        self.states = None if self.states is None else self.states[:length]
 
     def drop(self) -> None:
         """Forgets the tree, whose keys the cache no longer holds."""
         self.tokens: list[int] = []
         self.parents: list[int] = []
         self.logits = torch.empty(0, device=self.attended.device)
+        self._tree_states: list[Tensor] = []

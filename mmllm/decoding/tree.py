@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class Request:
     """Ids that stand for visual tokens: no draft may hold one."""
     drafter_prompt: Any = None
     """The prompt as a drafter sees it, if it is another one than the target's."""
+    target: Any = None
+    """The `CachedReader` of the text: its cache, and its states if the method `reads_states`."""
 
     def words_only(self, logits: Tensor) -> Tensor:
         """Logits ... V without the forbidden ids."""
@@ -95,6 +97,8 @@ class MachineDecoding(Decoding):
 
     chance: Chance | None = None
     """Random decisions; torch's own if None."""
+    reads_states: ClassVar[bool] = False
+    """Whether drafts are made of the target's last hidden states."""
 
     def __call__(
         self,
@@ -127,7 +131,7 @@ class MachineDecoding(Decoding):
             chance=self.chance,
         )
         started = time.perf_counter()
-        target, logits = CachedReader.after_prompt(model, input_ids, inputs)
+        target, logits = CachedReader.after_prompt(model, input_ids, inputs, keep_states=self.reads_states)
         request = Request(
             model=model,
             text=text,
@@ -136,6 +140,7 @@ class MachineDecoding(Decoding):
             vocabulary=logits.shape[-1],
             forbidden=forbidden_ids(model),
             drafter_prompt=drafter_prompt,
+            target=target,
         )
         counts = self.write(request, target, logits)
         self.last = counts(time.perf_counter() - started)

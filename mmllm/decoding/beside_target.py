@@ -1,0 +1,56 @@
+"""What methods with a trained draft beside the target share: how they get it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mmllm.decoding.draft_files import load_draft
+from mmllm.decoding.trained_draft import TrainedDraft
+from mmllm.decoding.tree import TreeDecoding
+from mmllm.fields import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesideTargetConfig:
+    """Which draft."""
+
+    draft: str
+    """Folder of the draft, as `mmllm train-draft` wrote it."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.draft.strip()), self, "draft", "the folder of a trained draft")
+
+
+class BesideTargetDecoding(TreeDecoding):
+    """A method with a trained draft that reads what its target computes.
+
+    Args:
+        config: its settings.
+        trained: a draft in place of the one that `config.draft` names.
+    """
+
+    draft_name: ClassVar[str]
+    """Under which its draft is registered."""
+    config: BesideTargetConfig
+
+    def __init__(self, config: BesideTargetConfig, trained: TrainedDraft | None = None) -> None:
+        self.config = config
+        self._given = trained
+        self._loaded: tuple[Any, TrainedDraft] | None = None
+
+    def draft_for(self, model: Any) -> TrainedDraft:
+        """The draft of a target; it is loaded once.
+
+        Raises:
+            CheckpointError: if there is none, or it was trained for other weights.
+            ConfigError: if it does not fit the target.
+        """
+        if self._given is not None:
+            self._given.check(model)
+            return self._given
+        if self._loaded is None or self._loaded[0] is not model:
+            draft = load_draft(self.draft_name, self.config.draft, model)
+            draft.check(model)
+            self._loaded = (model, draft)
+        return self._loaded[1]
