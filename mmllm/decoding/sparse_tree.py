@@ -197,14 +197,20 @@ def _tree(paths: Sequence[Path], chances: Sequence[float], size: int, gains: Any
     )
 
 
-def full_tree(accuracies: Tensor, count: int) -> SparseTree:
-    """The `count` most probable guesses, each with k extra rows; `accuracies` is k R."""
+def full_trees(accuracies: Tensor, count: int) -> dict[int, SparseTree]:
+    """Levels -> the tree of the `count` most probable guesses, each with all k extra rows.
+
+    Args:
+        accuracies: k R, measured.
+        count: at least 1.
+    """
     accuracies = checked_accuracies(accuracies)
-    paths, chances = best_paths(accuracies, count)
-    stops = stop_probabilities(paths, chances)
-    return SparseTree(
-        levels=len(accuracies), paths=tuple(paths), stops=tuple(stops), extras=(len(accuracies),) * len(paths)
-    )
+    trees = {}
+    for levels in range(1, len(accuracies) + 1):
+        paths, chances = best_paths(accuracies[:levels], count)
+        stops, extras = stop_probabilities(paths, chances), (len(accuracies),) * len(paths)
+        trees[levels] = SparseTree(levels=len(accuracies), paths=tuple(paths), stops=tuple(stops), extras=extras)
+    return trees
 
 
 def measured_accuracies(ranks: Tensor, width: int) -> Tensor:

@@ -7,6 +7,7 @@ N nodes, V vocabulary
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,10 @@ class DraftSource:
             room: how deep the draft may be; 0 for the root alone.
         """
         raise NotImplementedError
+
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        """Is open while the target reads a draft, for sources that change what happens inside."""
+        return contextlib.nullcontext()
 
     def observe(self, draft: Draft, logits: Tensor, path: Sequence[int]) -> None:
         """Learns what the target computed (N V) and which path went into the text."""
@@ -192,7 +197,8 @@ class TreeDecoding(MachineDecoding):
             if max(draft.depth) > text.room:
                 raise InputError(f"a draft of depth {max(draft.depth)} in a text with room for {text.room}")
             proposed = time.perf_counter()
-            node_logits = target.read(draft.tokens, draft.parent_of, draft.embeddings)
+            with source.reading():
+                node_logits = target.read(draft.tokens, draft.parent_of, draft.embeddings)
             before = text.count
             path = self.accept(draft, node_logits, text)
             target.settle(path)

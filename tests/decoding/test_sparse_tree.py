@@ -12,7 +12,7 @@ from mmllm.decoding.sparse_tree import (
     best_paths,
     expected_accepted,
     extra_rows,
-    full_tree,
+    full_trees,
     measured_accuracies,
     sparse_trees,
     stop_probabilities,
@@ -92,10 +92,13 @@ def test_trees_of_any_limit_keep_it(levels, limit):
         assert len(tree.rows) == len(tree.paths) + sum(tree.extras) + levels
 
 
-def test_a_full_tree_has_all_extra_rows_behind_every_node():
-    tree = full_tree(torch.tensor([[0.5, 0.3], [0.4, 0.1]]), 4)
-    assert tree.paths == ((0,), (1,), (0, 0), (1, 0))
-    assert tree.extras == (2, 2, 2, 2)
+def test_full_trees_have_all_extra_rows_behind_every_node():
+    trees = full_trees(torch.tensor([[0.5, 0.3], [0.4, 0.1]]), 4)
+    assert trees[1].paths == ((0,), (1,))
+    assert trees[2].paths == ((0,), (1,), (0, 0), (1, 0))
+    assert trees[1].extras == (2, 2)
+    assert trees[2].extras == (2, 2, 2, 2)
+    assert trees[1].levels == 2
 
 
 def test_accuracies_are_counted_by_rank():
