@@ -136,7 +136,7 @@ class MachineDecoding(Decoding):
             chance=self.chance,
         )
         started = time.perf_counter()
-        target, logits = CachedReader.after_prompt(model, input_ids, inputs, keep_states=self.reads_states)
+        target, logits = self.read_prompt(model, input_ids, inputs)
         request = Request(
             model=model,
             text=text,
@@ -155,6 +155,10 @@ class MachineDecoding(Decoding):
         if generation_config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=text.ids, past_key_values=inputs[CACHE])
         return text.ids
+
+    def read_prompt(self, model: Any, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[CachedReader, Tensor]:
+        """A reader of the prompt, and the logits (V) of the first new token; see `CachedReader.after_prompt`."""
+        return CachedReader.after_prompt(model, input_ids, inputs, keep_states=self.reads_states)
 
     def write(self, request: Request, target: CachedReader, logits: Tensor) -> Callable[[float], DecodingCounts]:
         """Writes the text to its end, and returns the counters as a function of all seconds.

@@ -7,18 +7,19 @@ import pytest
 import torch
 from nearness import assert_near
 from safetensors.torch import load_file
+from target_rows import rows_of, train
 from transformers import LogitsProcessorList, StoppingCriteriaList, TemperatureLogitsWarper
 
+from mmllm import registry
 from mmllm.decoding import acceptance
 from mmllm.decoding.ahead import Places, ranks_of
 from mmllm.decoding.ahead_drafts import AheadDrafts
 from mmllm.decoding.hidden_transfer import HiddenTransfer, HiddenTransferConfig, Transfer, TransferConfig
 from mmllm.decoding.ppd import Ppd, PpdConfig, PromptTokens, PromptTokensConfig
 from mmllm.decoding.sparse_tree import sparse_trees
-from mmllm.decoding.trained_draft import TargetRows, text_decoder
+from mmllm.decoding.trained_draft import text_decoder
 from mmllm.decoding.tree import Request
 from mmllm.decoding.writing import Written
-from mmllm.tokens import IGNORED
 
 GOLDEN = load_file(Path(__file__).parents[1] / "data" / "decoding-ppd-tree.safetensors")
 
@@ -77,20 +78,6 @@ def test_what_is_accepted_is_what_the_released_step_accepts(rule):
 # --- learning ---------------------------------------------------------------------------------------------------
 
 
-def rows_of(model, texts, answers):
-    """Rows of a target: prompts, then answers of these lengths, padded on the right."""
-    longest = max(map(len, texts))
-    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts])
-    mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
-    labels = torch.full_like(ids, IGNORED)
-    for row, (text, count) in enumerate(zip(texts, answers, strict=True)):
-        labels[row, len(text) - count : len(text)] = torch.tensor(text[len(text) - count :])
-    return TargetRows(
-        model=model, ids=ids, embeddings=model.get_input_embeddings()(ids), mask=mask, labels=labels,
-        visual=torch.zeros_like(mask, dtype=torch.bool), positions=torch.arange(longest).expand(len(ids), -1), batch={},
-    )  # fmt: skip
-
-
 TEXTS, ANSWERS = [[5, 9, 11, 30, 31, 32, 33], [7, 8, 40, 41, 42]], [4, 3]
 
 
@@ -138,19 +125,12 @@ def test_guessed_states_see_the_text_and_each_other_in_the_upper_layers_only(mak
         assert_near(guesses[0, place], model.lm_head(decoder.norm(hidden))[0, -2:])
 
 
-@pytest.mark.parametrize("make", [lambda model: PromptTokens(PromptTokensConfig(tokens=2), model=model),
-                                  lambda model: Transfer(TransferConfig(tokens=2), model=model)])  # fmt: skip
-def test_training_lowers_the_divergence_and_the_target_stays(make_decoder, make):
+@pytest.mark.parametrize("name", ["ppd", "hidden-transfer"])
+def test_training_lowers_the_divergence_and_the_target_stays(make_decoder, name):
     model = make_decoder(num_hidden_layers=3, initializer_range=0.1).requires_grad_(False)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    draft, losses = make(model), []
-    optimizer = torch.optim.AdamW(draft.parameters(), lr=0.02, weight_decay=0.0)
-    for _ in range(30):
-        loss = draft.loss(rows_of(model, TEXTS, ANSWERS))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss))
+    draft = registry.build("draft", {"name": name, "tokens": 2}, model=model)
+    losses = train(draft, lambda: rows_of(model, TEXTS, ANSWERS), steps=30, rate=0.02)
     assert losses[-1] < 0.7 * losses[0]
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert torch.all(draft.accuracies.diff(dim=1) <= 0)
@@ -257,15 +237,11 @@ def test_a_memorised_answer_is_guessed_ahead(make_decoder, greedy):
     draft = PromptTokens(PromptTokensConfig(tokens=1), model=model)
     method = Ppd(PpdConfig(draft="given", limit=20), trained=draft)
     counted = []
-    optimizer = torch.optim.Adam(draft.parameters(), lr=0.05)
     for _ in range(2):
         out = model.generate(torch.tensor([prompt]), do_sample=False, custom_generate=method, max_new_tokens=12)
         assert out[0, 3:].tolist() == answer
         counted.append(method.last.matched)
-        for _ in range(150):
-            optimizer.zero_grad()
-            draft.loss(rows_of(model, [[*prompt, *answer]], [12])).backward()
-            optimizer.step()
+        train(draft, lambda: rows_of(model, [[*prompt, *answer]], [12]), steps=150, rate=0.05)
     assert counted[1] > counted[0]
 
 
