@@ -32,9 +32,10 @@ class WithTrainedDraft(MachineDecoding):
 
     draft_name: ClassVar[str]
     """Under which its draft is registered."""
-    config: BesideTargetConfig
+    config: Any
+    """Its `draft` is the folder."""
 
-    def __init__(self, config: BesideTargetConfig, trained: TrainedDraft | None = None) -> None:
+    def __init__(self, config: Any, trained: TrainedDraft | None = None) -> None:
         self.config = config
         self._given = trained
         self._loaded: tuple[Any, TrainedDraft] | None = None

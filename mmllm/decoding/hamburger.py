@@ -201,7 +201,7 @@ class Hamburger(TunedDecoding):
         draft = self.draft_for(model)
         assert isinstance(draft, Burger)
         with outputs_of(draft.tapped, inputs[CACHE]) as outputs:
-            reader, logits = FeatureReader.after_prompt(self.reading_model(model), input_ids, inputs)
+            reader, logits = FeatureReader.after_prompt(draft.model_of(model), input_ids, inputs)
             reader.note(draft, outputs)
         return reader, logits
 

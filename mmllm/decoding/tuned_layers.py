@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmllm.decoding.beside_target import WithTrainedDraft
+from mmllm.decoding.drafter import OWN
 from mmllm.decoding.reading import CachedReader
 from mmllm.decoding.trained_draft import TrainedDraft, text_decoder
 from mmllm.errors import ConfigError
@@ -62,15 +63,14 @@ class TunedLayers(TrainedDraft):
 
 
 class TunedDecoding(WithTrainedDraft):
-    """A method that writes with the target's layers as they were trained further. It has to write `write`."""
+    """A method that writes with the target's layers as they were trained further, or with its own (`draft=own`). It has
+    to write `write`."""
 
     hosted = False
 
-    def reading_model(self, model: Any) -> Any:
-        """The model that reads the prompt."""
-        draft = self.draft_for(model)
-        assert isinstance(draft, TunedLayers)
-        return draft.model_of(model)
+    def trained_for(self, model: Any) -> Any:
+        """The trained draft of a target; None for the target's own layers."""
+        return None if self.config.draft == OWN and self._given is None else self.draft_for(model)
 
     def read_prompt(self, model: Any, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[CachedReader, Tensor]:
         """A reader with the trained layers.
@@ -78,8 +78,10 @@ class TunedDecoding(WithTrainedDraft):
         Raises:
             ConfigError: for a cache with what other weights have read.
         """
+        if (draft := self.trained_for(model)) is None:
+            return super().read_prompt(model, input_ids, inputs)
         refuse_read(self.registered_name, inputs)
-        return CachedReader.after_prompt(self.reading_model(model), input_ids, inputs)
+        return CachedReader.after_prompt(draft.model_of(model), input_ids, inputs)
 
 
 def refuse_read(name: str, inputs: dict[str, Any]) -> None:
