@@ -104,9 +104,7 @@ class Burger(TunedLayers):
     def _features(self, rows: TargetRows, groups: Groups, merged: Tensor) -> Tensor:
         """G F D: what the layers make of the position before each group, in rows of merged groups (G D)."""
         embeddings, places, parts = [], [], list(zip(groups.prompts, merged.split(groups.counts), strict=True))
-        for row, ((prompt, own), sizes) in enumerate(
-            zip(parts, groups.sizes.split(groups.counts), strict=True)
-        ):
+        for row, ((prompt, own), sizes) in enumerate(zip(parts, groups.sizes.split(groups.counts), strict=True)):
             embeddings.append(torch.cat([rows.embeddings[row, :prompt], own]))
             behind = group_positions(prompt, sizes.tolist())
             places.append(torch.tensor([*range(prompt), *behind], device=own.device))

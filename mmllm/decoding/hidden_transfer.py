@@ -63,7 +63,9 @@ class Transfer(AheadDraft):
         """Refuses a target of another width, or without layers behind the states."""
         check_width("hidden-transfer", self.width, model)
         if (layers := len(text_decoder(model).layers)) <= self.layer:
-            raise ConfigError(f"draft hidden-transfer: it guesses behind layer {self.layer}, and the model has {layers}")
+            raise ConfigError(
+                f"draft hidden-transfer: it guesses behind layer {self.layer}, and the model has {layers}"
+            )
 
     def outputs(self, rows: TargetRows, places: Places) -> Tensor:
         """B A k D: what the upper layers compute of the guessed states."""

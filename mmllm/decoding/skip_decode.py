@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,8 +27,8 @@ from mmllm.decoding.tree import Request
 from mmllm.decoding.tuned_layers import TunedDecoding, TunedLayers
 from mmllm.errors import ConfigError
 from mmllm.fields import require
-from mmllm.llm.head import lm_logits
 from mmllm.llm.harness import decoder_layers
+from mmllm.llm.head import lm_logits
 from mmllm.llm.layers import with_layers
 from mmllm.registry import register
 from mmllm.tokens import IGNORED
@@ -90,7 +90,7 @@ class SkippingLayers(TunedLayers):
 
 
 @contextlib.contextmanager
-def _leaving_out(layers: Sequence[nn.Module], step: Tensor, used: Sequence[Sequence[int]]) -> Iterator[None]:
+def _leaving_out(layers: Iterable[nn.Module], step: Tensor, used: Sequence[Sequence[int]]) -> Iterator[None]:
     """While it is open, positions go around layers. Those that do are the end of a row, which nobody else sees.
 
     Args:
@@ -107,9 +107,7 @@ def _leaving_out(layers: Sequence[nn.Module], step: Tensor, used: Sequence[Seque
 
         return hook
 
-    handles = [
-        layer.register_forward_hook(around(number), with_kwargs=True) for number, layer in enumerate(layers)
-    ]
+    handles = [layer.register_forward_hook(around(number), with_kwargs=True) for number, layer in enumerate(layers)]
     try:
         yield
     finally:

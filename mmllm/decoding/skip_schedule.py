@@ -1,10 +1,10 @@
 """Which layers a token goes through, when later tokens need fewer (SkipDecode).
 
-    token  0  1  2  3  4  5  6  7       bottom layers (warm-up) and top layers; the middle is left out.
-    top    x  x  x  x  x  x  x  x       The sets are nested, so each layer's cache is a beginning of the text
-           x  x  x  x  x                without gaps.
-           x  x
-    bottom x  x  x  x  x  x  x  x
+token  0  1  2  3  4  5  6  7       bottom layers (warm-up) and top layers; the middle is left out.
+top    x  x  x  x  x  x  x  x       The sets are nested, so each layer's cache is a beginning of the text
+       x  x  x  x  x                without gaps.
+       x  x
+bottom x  x  x  x  x  x  x  x
 """
 
 from __future__ import annotations

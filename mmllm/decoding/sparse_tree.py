@@ -1,4 +1,4 @@
-"""Trees of the most probable guesses further ahead, with extra rows that make the next guesses (Parallel Prompt Decoding).
+"""Trees of the most probable guesses, with extra rows that make the next ones (Parallel Prompt Decoding).
 
     root - 0 - 0 - s1        node "rank 0, then rank 1" has the path (0, 1); s1, s2 are extra rows behind a node,
     |    |   - 1 - s1        written -1, -2 in a path. A node that is accepted gives its extra rows' laws, from which

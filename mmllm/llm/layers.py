@@ -25,9 +25,9 @@ def with_layers(model: Any, decoder: Any, layers: Sequence[nn.Module], numbers: 
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[number] for number in numbers]
     config._attn_implementation = decoder.config._attn_implementation
-    holders = [_with_modules(model)]
+    holders = [with_modules(model)]
     for name in filter(None, path.split(".")):
-        holders.append(_with_modules(holders[-1]._modules[name]))
+        holders.append(with_modules(holders[-1]._modules[name]))
         holders[-2]._modules[name] = holders[-1]
     for holder in holders:
         if holder.config is decoder.config:
@@ -37,8 +37,8 @@ def with_layers(model: Any, decoder: Any, layers: Sequence[nn.Module], numbers: 
     return holders[0]
 
 
-def _with_modules(module: Any) -> Any:
-    """A module with the same weights, whose list of parts is its own."""
+def with_modules(module: Any, **parts: Any) -> Any:
+    """A module with the same weights, whose list of parts is its own, with some of them replaced."""
     other = copy.copy(module)
-    other._modules = dict(module._modules)
+    other._modules = {**module._modules, **parts}
     return other

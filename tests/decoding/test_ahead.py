@@ -59,7 +59,9 @@ def test_drafts_are_those_of_the_released_step():
     found, _ = candidates(draft)
     expected = GOLDEN["step.candidates"].tolist()
     retrieved = GOLDEN["state3.retrieve_indices"].tolist()
-    assert found == [row[: sum(place >= 0 for place in places)] for row, places in zip(expected, retrieved, strict=True)]
+    assert found == [
+        row[: sum(place >= 0 for place in places)] for row, places in zip(expected, retrieved, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("rule", ["greedy", "typical"])
