@@ -211,6 +211,8 @@ class DuoLlmConfig:
     def __post_init__(self) -> None:
         require(bool(self.draft.strip()), self, "draft", "own, or the folder of trained siblings")
         require(all(name in CHOICES for name in self.route), self, "route", f"of {', '.join(CHOICES)}")
+        own = bool(self.route) and "small" not in self.route
+        require(self.draft != OWN or own, self, "route", "of big and skip: small parts and routers need draft=FOLDER")
 
 
 @register("decoding", "duo-llm", config=DuoLlmConfig)
@@ -229,14 +231,11 @@ class DuoLlm(TunedDecoding):
         """One token a pass, along its route.
 
         Raises:
-            ConfigError: if there is neither a router nor a route, or the route does not fit the model.
+            ConfigError: if the route does not fit the model.
         """
         text, model = request.text, request.model
         siblings = self.trained_for(model)
         route = route_of(self.config.route, len(feed_forward_layers(model))) if self.config.route else None
-        if siblings is None and (route is None or SMALL in route):
-            raise ConfigError("decoding duo-llm: small parts and routers are trained: give draft=FOLDER, or a route of "
-                              "big and skip")  # fmt: skip
         chosen: list[Tensor] = []
 
         def choose(layer: int, hidden: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def by_hand(model, siblings, text, prompt, route):
 def test_tokens_take_their_route_and_cost_its_widths(make_decoder, names):
     model = make_decoder(eos_token_id=None, num_hidden_layers=3)
     siblings, ids = siblings_of(model), torch.tensor([[5, 9, 11]])
-    method = DuoLlm(DuoLlmConfig(route=names), trained=siblings)
+    method = DuoLlm(DuoLlmConfig(draft="given", route=names), trained=siblings)
     text = model.generate(ids, do_sample=False, custom_generate=method, max_new_tokens=9)
     route = route_of(names, 3)
     logits = by_hand(model, siblings, text[:, :-1], 3, route)
@@ -93,7 +93,7 @@ def test_tokens_take_their_route_and_cost_its_widths(make_decoder, names):
 def test_routers_choose_as_in_training(make_decoder):
     model = make_decoder(eos_token_id=None, num_hidden_layers=3)
     siblings, ids = siblings_of(model), torch.tensor([[5, 9, 11]])
-    method = DuoLlm(DuoLlmConfig(), trained=siblings)
+    method = DuoLlm(DuoLlmConfig(draft="given"), trained=siblings)
     text = model.generate(ids, do_sample=False, custom_generate=method, max_new_tokens=9)
     logits = siblings.logits(rows_of(model, [text[0].tolist()], [9]), siblings.route)
     assert text[0, 3:].tolist() == logits[0, 2:-1].argmax(-1).tolist()
@@ -132,7 +132,7 @@ def test_small_parts_learn_first_and_routers_later_and_the_model_stays(make_deco
     after = siblings.state_dict()
     assert all(torch.equal(after[name], middle[name]) for name in start if name.startswith("small"))
     assert not all(torch.equal(after[name], middle[name]) for name in start if name.startswith("routers"))
-    method = DuoLlm(DuoLlmConfig(), trained=siblings)
+    method = DuoLlm(DuoLlmConfig(draft="given"), trained=siblings)
     model.generate(torch.tensor([TEXT[:3]]), do_sample=False, custom_generate=method, max_new_tokens=ANSWER)
     assert method.last.extra["ffn_width"] <= 0.5 * method.last.extra["all_big_width"]
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
@@ -145,16 +145,16 @@ def test_what_does_not_fit_is_refused(make_decoder):
             SiblingsConfig(**fields)
     with pytest.raises(ValueError, match="route"):
         DuoLlmConfig(route=("huge",))
-    for route in ((), ("small",)):
-        with pytest.raises(ValueError, match="are trained: give draft=FOLDER"):
-            model.generate(ids, custom_generate=DuoLlm(DuoLlmConfig(route=route)), max_new_tokens=3)
+    for route in ((), ("small",), ("big", "small")):
+        with pytest.raises(ValueError, match="routers need draft=FOLDER"):
+            DuoLlmConfig(route=route)
     with pytest.raises(ValueError, match="route has 3 entries"):
         model.generate(ids, custom_generate=DuoLlm(DuoLlmConfig(route=("big",) * 3)), max_new_tokens=3)
     with pytest.raises(ValueError, match="huge: a layer can do skip, small, big"):
         route_of(["huge"], 2)
     other = siblings_of(make_decoder(num_hidden_layers=3))
     with pytest.raises(ValueError, match="3 layers and the model 2"):
-        model.generate(ids, custom_generate=DuoLlm(DuoLlmConfig(), trained=other), max_new_tokens=3)
+        model.generate(ids, custom_generate=DuoLlm(DuoLlmConfig(draft="given"), trained=other), max_new_tokens=3)
     layers = make_decoder()
     del layers.model.layers[0].mlp
     with pytest.raises(ValueError, match="named mlp"):
