@@ -174,7 +174,9 @@ def prompt_of(name: str, request: Request, config: DrafterConfig, model: Any = N
     """
     if model is None and config.draft == OWN:
         return DrafterPrompt(
-            model=own_llm(request.model, config.layers), embeddings=_embedded(request), mask=_mask(request)
+            model=own_llm(request.model, config.layers),
+            embeddings=prompt_embeddings(request),
+            mask=prompt_mask(request),
         )
     if request.inputs.get("inputs_embeds") is not None or request.inputs.get("visual_embeddings") is not None:
         raise ConfigError(
@@ -183,10 +185,10 @@ def prompt_of(name: str, request: Request, config: DrafterConfig, model: Any = N
         )
     llm = loaded(config.draft) if model is None else model
     embeddings = llm.get_input_embeddings()(request.input_ids.to(llm.get_input_embeddings().weight.device))
-    return DrafterPrompt(model=llm, embeddings=embeddings, mask=_mask(request))
+    return DrafterPrompt(model=llm, embeddings=embeddings, mask=prompt_mask(request))
 
 
-def _embedded(request: Request) -> Tensor:
+def prompt_embeddings(request: Request) -> Tensor:
     """1 L D: the target's prompt."""
     given: Tensor | None = request.inputs.get("inputs_embeds")
     if given is not None:
@@ -196,7 +198,7 @@ def _embedded(request: Request) -> Tensor:
     return request.model.get_input_embeddings()(request.input_ids)
 
 
-def _mask(request: Request) -> Tensor:
+def prompt_mask(request: Request) -> Tensor:
     """1 L: the target's mask of the prompt."""
     mask: Tensor | None = request.inputs.get("attention_mask")
     if mask is not None:

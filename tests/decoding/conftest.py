@@ -39,6 +39,22 @@ def prompts():
     return make
 
 
+@pytest.fixture
+def visual_prompt(prompts):
+    """Makes arguments of `generate` with so many visual tokens in front of a random prompt; width 32."""
+    from mmllm.tokens import VisualSequence
+
+    def make(count, ids=None):
+        video = VisualSequence(
+            embeddings=torch.randn(1, count, 32), mask=torch.ones(1, count, dtype=torch.bool),
+            frame=torch.arange(count)[None], blocks=(("frames", count),),
+        )  # fmt: skip
+        ids = prompts(1, vocabulary=100)[0] if ids is None else ids
+        return {"input_ids": torch.cat([torch.tensor([[200]]), ids], dim=1), "sequences": {200: video}}
+
+    return make
+
+
 class _Fixed(DraftSource):
     def __init__(self, request, answer, depth, shift):
         self.text, self.answer, self.depth, self.shift = request.text, answer, depth, shift
