@@ -16,9 +16,9 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
-    "ablations", "decoding", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video",
-    "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
-    "video", "when",
+    "ablations", "decoding", "demo", "directions", "drafts", "encoders", "finetune", "hosting", "image_tokenizers",
+    "long_video", "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training",
+    "train", "video", "when",
 )  # fmt: skip
 
 
@@ -283,6 +283,20 @@ def test_paths_are_measured_trained_and_not_trained_again(tmp_path):
 
 
 @pytest.mark.slow
+def test_drafts_before_and_after_training(tmp_path):
+    options = ["--drafts", "ppd", "duo-llm", "--seeds", "0", "--videos", "2", "--steps", "2", "--held-out", "1",
+               "--runs", str(tmp_path / "runs")]  # fmt: skip
+    kept = run("drafts", options, tmp_path)
+    rows = {(row.labels["method"], row.labels["training"]): row for row in kept.tables["drafts"]}
+    assert [row.labels["law"] for row in rows.values()] == ["exact", "exact", "another", "another"]
+    assert rows["ppd", "after"].numbers["same_percent"].middle == 100
+    assert 0 <= rows["duo-llm", "after"].numbers["work_percent"].middle <= 100
+    losses = {name: number.middle for name, number in kept.tables["routes"][0].numbers.items()}
+    assert losses["oracle_nats"] <= losses["oracle_one_big_nats"]
+    assert losses["oracle_nats"] <= min(losses["router_nats"], losses["all_big_nats"]) + 1e-5
+    assert losses["oracle_nats"] <= losses["best_drawn_nats"] <= losses["mean_drawn_nats"]
+
+
 def test_decoding_methods_beside_greedy(tmp_path):
     from benchmarks import decoding
     from mmllm.errors import MmllmError
