@@ -64,7 +64,9 @@ def trained(recipe: DraftRecipe, runs: Path) -> Path:
     folder = runs / f"{recipe.name}-{recipe.seed}"
     earlier = next((run for run in sorted(runs.glob("*")) if (run / "draft").exists()), None)
     if earlier is not None and not folder.exists():
-        shutil.copytree(earlier / "data", folder / "data")
+        for name in ("data", "features"):
+            if (earlier / name).exists():
+                shutil.copytree(earlier / name, folder / name)
         shutil.copy(earlier / "answers.jsonl", folder)
     return train_draft(recipe, folder, workers=1)
 

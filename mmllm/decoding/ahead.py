@@ -11,9 +11,8 @@ B rows, P positions, A tokens of an answer, k extra rows of each, R ranks, D wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -95,7 +94,6 @@ def _later(values: Tensor, position: Tensor, distance: int) -> Tensor:
 class AheadDraft(TrainedDraft):
     """Weights of extra rows. It has to write `outputs`."""
 
-    training_defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.01, "weight_decay": 0.0}
     config: AheadConfig
     hits: Tensor
     places: Tensor

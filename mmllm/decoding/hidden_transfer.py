@@ -48,7 +48,7 @@ class TransferConfig(AheadConfig):
 class Transfer(AheadDraft):
     """Linear maps from a token's hidden state to those of the tokens behind it (Hidden Transfer)."""
 
-    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 0.001, "weight_decay": 0.0, "max_steps": 400}
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 0.001, "max_steps": 400, "batch_size": 16}
     config: TransferConfig
 
     def __init__(self, config: TransferConfig, *, model: Any) -> None:

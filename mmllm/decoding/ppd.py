@@ -38,7 +38,7 @@ class PromptTokensConfig(AheadConfig):
 class PromptTokens(AheadDraft):
     """A few embeddings behind each token that make the model guess ahead (Parallel Prompt Decoding)."""
 
-    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 0.01, "weight_decay": 0.0, "max_steps": 400}
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 0.01, "max_steps": 400, "batch_size": 16}
 
     def __init__(self, config: PromptTokensConfig, *, model: Any) -> None:
         super().__init__(config, model=model)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from enumeration import ExactText, distance, joint_law, law_of
 from nearness import assert_near
 from safetensors.torch import load_file
 from target_rows import rows_of, train
@@ -16,10 +17,11 @@ from mmllm.decoding.ahead import Places, ranks_of
 from mmllm.decoding.ahead_drafts import AheadDrafts
 from mmllm.decoding.hidden_transfer import HiddenTransfer, HiddenTransferConfig, Transfer, TransferConfig
 from mmllm.decoding.ppd import Ppd, PpdConfig, PromptTokens, PromptTokensConfig
-from mmllm.decoding.sparse_tree import sparse_trees
+from mmllm.decoding.sparse_tree import full_trees, sparse_trees
 from mmllm.decoding.trained_draft import text_decoder
 from mmllm.decoding.tree import Request
 from mmllm.decoding.writing import Written
+from mmllm.tokens import VisualSequence
 
 GOLDEN = load_file(Path(__file__).parents[1] / "data" / "decoding-ppd-tree.safetensors")
 
@@ -220,6 +222,90 @@ def test_sampled_ids_are_those_of_plain_sampling_with_the_same_seed(make_decoder
         expected = model.generate(ids, **options)
         torch.manual_seed(seed)
         assert torch.equal(model.generate(ids, custom_generate=method, **options), expected)
+
+
+@pytest.mark.parametrize(("levels", "count", "words"), [(1, 3, 5), (2, 3, 5), (2, 4, 3)])
+def test_sampled_texts_keep_the_law(levels, count, words):
+    """All decisions are enumerated: five words, laws of the target from a table, guesses of extra rows from another."""
+    generator = torch.Generator().manual_seed(3)
+    target, other = torch.randn(2, words, words, generator=generator, dtype=torch.float64) * 1.5
+    trees = full_trees(torch.tensor([[0.5, 0.3, 0.1]] * levels), 4)
+    drafted = []
+
+    def run(chance):
+        text = ExactText(0, count, chance)
+        request = Request(model=None, text=text, input_ids=text.ids, inputs={}, vocabulary=words, forbidden=())
+        source = AheadDrafts(request, trees, embeddings=None)
+        while not text.ended:
+            draft = source.propose(text.last, text.room)
+            drafted.append(sum(map(len, draft.children)))
+            logits = target[draft.tokens]
+            for row, number in enumerate(source.number):
+                if number:
+                    logits[row] = other[draft.ids[source.behind[row]]].roll(number)
+            path = acceptance.point(draft, logits, text)
+            source.observe(draft, logits, path)
+        return tuple(text.new)
+
+    assert distance(law_of(run), joint_law(target, 0, count)) < 1e-12
+    assert max(drafted) >= 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_visual_tokens_in_the_prompt(make_model, prompts, name):
+    for family in ("llama", "qwen2", "gemma"):
+        model = make_model(family)
+        method = method_of(name, model)
+        for ids in prompts(3, vocabulary=100):
+            video = VisualSequence(
+                embeddings=torch.randn(1, 6, 32), mask=torch.ones(1, 6, dtype=torch.bool),
+                frame=torch.arange(6)[None], blocks=(("frames", 6),),
+            )  # fmt: skip
+            ids = torch.cat([torch.tensor([[200]]), ids], dim=1)
+            given = {"input_ids": ids, "sequences": {200: video}, "max_new_tokens": 10, "do_sample": False}
+            assert torch.equal(model.generate(**given, custom_generate=method), model.generate(**given))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_end_tokens_and_stopping_criteria_inside_a_draft(make_decoder, greedy, name):
+    model, ids = make_decoder(eos_token_id=None), torch.tensor([[5, 9, 11]])
+    answer = greedy(model, ids, max_new_tokens=14)
+    method = method_of(name, model)
+    for end in dict.fromkeys(answer):
+        expected = answer[: answer.index(end) + 1]
+        out = model.generate(ids, do_sample=False, custom_generate=method, max_new_tokens=14, eos_token_id=end)
+        assert out[0, 3:].tolist() == expected
+    stop = StoppingCriteriaList([lambda text, _: torch.tensor([text.shape[1] >= 3 + 7])])
+    out = model.generate(ids, do_sample=False, custom_generate=method, max_new_tokens=14, stopping_criteria=stop)
+    assert out[0, 3:].tolist() == answer[:7]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_guesses_that_are_always_right_or_always_wrong(make_decoder, greedy, check_counts, shift):
+    """With one level, right guesses give two tokens a pass, wrong ones one."""
+    model, ids = make_decoder(eos_token_id=None), torch.tensor([[5, 9, 11]])
+    answer = greedy(model, ids, max_new_tokens=12)
+
+    class Known(Ppd):
+        def start(self, request):
+            source = super().start(request)
+            observe = source.observe
+
+            def known(draft, logits, path):
+                observe(draft, logits, path)
+                word = answer[min(request.text.count, 11)]
+                source.guesses = [[(word + shift) % 120]]
+
+            source.observe = known
+            return source
+
+    draft = PromptTokens(PromptTokensConfig(tokens=1), model=model)
+    method = Known(PpdConfig(draft="given"), trained=draft)
+    out = model.generate(ids, do_sample=False, custom_generate=method, max_new_tokens=12)
+    assert out[0, 3:].tolist() == answer
+    check_counts(method.last, 12)
+    assert method.last.emitted_per_round == ((1,) * 11 if shift else (1, 2, 2, 2, 2, 2))
+    assert method.last.matched == (0 if shift else method.last.drafted)
 
 
 @pytest.mark.parametrize("name", NAMES)
