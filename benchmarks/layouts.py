@@ -66,14 +66,23 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("processor time, of greedy's", "{time_ratio:.2f}"),
     ),
     "drafts": _columns(
+        ("draft", "`{draft}`"),
+        ("trained on", "{state}"),
+        (
+            "tokens a pass",
+            "{tokens_per_pass:.2f} ({tokens_per_pass.low:.2f} to {tokens_per_pass.high:.2f})",
+            "{tokens_per_pass:.2f}",
+        ),
+        ("drafts accepted", "{acceptance_percent:.0f} %"),
+        ("positions that the draft computed", "{draft_positions:,.0f}"),
+    ),
+    "other_laws": _columns(
         ("decoding", "`{method}`"),
         ("training", "{training}"),
-        ("law", "{law}"),
         ("the same answers", "{same_percent:.0f} %"),
-        ("mIoU", "{miou_percent:.1f}"),
-        ("tokens a pass", "{tokens_per_pass:.2f} ({tokens_per_pass.low:.2f} to {tokens_per_pass.high:.2f})"),
-        ("drafts accepted", "{acceptance_percent:.1f} %", "-"),
-        ("positions, layers or widths, of the model's", "{work_percent:.0f} %", "-"),
+        ("mIoU", "{miou_percent:.1f} ({miou_percent.low:.1f} to {miou_percent.high:.1f})"),
+        ("tokens a pass", "{tokens_per_pass:.2f}"),
+        ("computed, of the model's", "{work_percent:.0f} %"),
     ),
     "routes": _columns(
         ("all big", "{all_big_nats:.3f}"),

@@ -41,7 +41,7 @@ KINDS: dict[str, Kind] = {
     "path": Kind(rooms=("paths",), interface="mmllm.interfaces:VideoPath"),
     "decoder_stage": Kind(rooms=("llm/stages",), interface="mmllm.interfaces:LlmStage"),
     "decoding": Kind(rooms=("decoding",), interface="mmllm.interfaces:Decoding"),
-    "draft": Kind(rooms=("decoding",), interface="mmllm.decoding.trained_draft:TrainedDraft"),
+    "draft": Kind(rooms=("decoding", "train/drafts"), interface="mmllm.decoding.trained_draft:TrainedDraft"),
     "codec": Kind(rooms=("llm/codecs",), interface="mmllm.llm.codec:CacheCodec"),
     "time": Kind(rooms=("times",), interface="mmllm.interfaces:TimeFormat"),
     "modality": Kind(rooms=("modalities",), interface="mmllm.modalities.modality:Modality"),

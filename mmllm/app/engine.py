@@ -62,14 +62,23 @@ class Engine:
         qa: the model.
         limits: upper bounds for what visitors may ask.
         reading: the process that opens their files.
+        decodings: descriptions of decoding methods that visitors find by their names, such as one with a trained draft.
     """
 
-    def __init__(self, qa: VideoAnswering, limits: DemoLimits, reading: ConfinedReading = SHARED) -> None:
+    def __init__(
+        self,
+        qa: VideoAnswering,
+        limits: DemoLimits,
+        reading: ConfinedReading = SHARED,
+        decodings: Sequence[str] = (),
+    ) -> None:
         self.qa, self.limits, self.reading = qa, limits, reading
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
         self._variants = Variants(qa)
         self._watcher = Watcher(self.shelf, reading, limits.video)
         self._methods: OrderedDict[str, Decoding] = OrderedDict()
+        self.own_methods = {method.registered_name: method for method in map(decoding_of, decodings)}
+        """Those of the demo's owner, by name."""
         self._digests: OrderedDict[tuple[str, int, int], str] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -117,6 +126,8 @@ class Engine:
             )
         if choice.strip() in (ONE_BY_ONE, ""):
             return None
+        if choice.strip() in self.own_methods:
+            return self.own_methods[choice.strip()]
         if "draft" in named("decoding", choice)[1]:
             raise InputError("draft: the demo loads no other models; leave it out for the model's own weights")
         with self._lock:

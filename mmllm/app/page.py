@@ -90,7 +90,7 @@ def page(handlers: Handlers) -> gr.Blocks:
                     elem_id="mm-chain",
                 )
                 parts["decoding"] = gr.Dropdown(
-                    decoding_choices(),
+                    decoding_choices(handlers.engine.own_methods),
                     value=ONE_BY_ONE,
                     allow_custom_value=True,
                     label="Decoding",

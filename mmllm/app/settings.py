@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -81,9 +81,14 @@ def path_choices() -> list[str]:
     return choices
 
 
-def decoding_choices() -> list[str]:
-    """Entries of the list of decoding methods; those that need a setting can be typed with it."""
-    return [ONE_BY_ONE, *(name for name in registry.parts("decoding") if _needs_nothing(name))]
+def decoding_choices(own: Iterable[str] = ()) -> list[str]:
+    """Entries of the list of decoding methods; those that need a setting can be typed with it.
+
+    Args:
+        own: names of methods that the demo's owner has set.
+    """
+    names = dict.fromkeys([*own, *(name for name in registry.parts("decoding") if _needs_nothing(name))])
+    return [ONE_BY_ONE, *names]
 
 
 def _needs_nothing(name: str) -> bool:

@@ -48,6 +48,7 @@ def demo(
     video_minutes: float = 90.0,
     browser: bool = False,
     allowed_host: tuple[str, ...] = (),
+    decoding: tuple[str, ...] = (),
     stages: StageFlags = NO_CHANGES,
     hosted: HostedFlags = AS_USUAL,
 ) -> None:
@@ -64,6 +65,7 @@ def demo(
         video_minutes: most minutes of a video.
         browser: open the page in the default browser.
         allowed_host: names under which the demo is served beside those of this machine, such as a proxy's.
+        decoding: decoding methods that visitors find by their names beside the others, such as flash:draft=FOLDER.
         hosted: settings of hosted models.
         stages: stages that replace the model's own; a visitor can choose others for reducer and path.
     """
@@ -77,8 +79,9 @@ def demo(
         print(f"note: {qa.note}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _exit)
     with running(
-        qa, name, limits, host=host, port=port, share=share, browser=browser, allowed_hosts=allowed_host
-    ) as server:
+        qa, name, limits, host=host, port=port, share=share, browser=browser, allowed_hosts=allowed_host,
+        decodings=decoding,
+    ) as server:  # fmt: skip
         public = f" and {server.share_url}" if server.share_url else ""
         print(f"{name} answers at {server.url}{public}", flush=True)
         if host not in ("127.0.0.1", "localhost", "::1") or share:
@@ -112,6 +115,7 @@ def running(
     share: bool = False,
     browser: bool = False,
     allowed_hosts: Sequence[str] = (),
+    decodings: Sequence[str] = (),
 ) -> Iterator[Running]:
     """A demo that runs in the background until the block ends; then its folder is removed.
 
@@ -120,6 +124,7 @@ def running(
         name: the model's name on the page.
         limits: upper bounds for what visitors may ask.
         host, port, share, browser, allowed_hosts: as for `demo`.
+        decodings: the decoding methods of its owner.
 
     Raises:
         InputError: if the server cannot listen at this address.
@@ -140,7 +145,7 @@ def running(
 
         examples = example_clips()
         example_folders = list(dict.fromkeys(example.path.parent for example in examples))
-        handlers = Handlers(Engine(qa, limits), examples, folder, name)
+        handlers = Handlers(Engine(qa, limits, decodings=decodings), examples, folder, name)
         handlers.open_first()  # encodes the first example, so that the first visitor does not wait for it
         blocks = page(handlers)
         rules = BrowserRules(host=host, allowed_hosts=allowed_hosts)

@@ -25,8 +25,8 @@ def list_parts(kind: Annotated[str, tyro.conf.Positional] = "all", json: bool = 
     """List the parts of models with their settings, the recipes, and the short names of published models.
 
     Args:
-        kind: the list to print: encoders, reducers, tokenizers, paths, codecs, decodings, times, modalities, trainings,
-            recipes, presets, or all.
+        kind: the list to print: encoders, reducers, tokenizers, paths, codecs, decodings, drafts, times, modalities,
+            trainings, recipes, presets, or all.
         json: print one JSON object instead of tables.
     """
     if kind not in ("all", *LISTS):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mmllm.decoding.draft_files import load_draft
-from mmllm.decoding.trained_draft import TrainedDraft
+from mmllm.decoding.trained_draft import TrainedDraft, text_decoder
 from mmllm.decoding.tree import MachineDecoding, TreeDecoding
 from mmllm.fields import require
 
@@ -50,10 +50,11 @@ class WithTrainedDraft(MachineDecoding):
         if self._given is not None:
             self._given.check(model)
             return self._given
-        if self._loaded is None or self._loaded[0] is not model:
+        decoder = text_decoder(model)  # the same one behind other reducers and paths
+        if self._loaded is None or self._loaded[0] is not decoder:
             draft = load_draft(self.draft_name, self.config.draft, model)
             draft.check(model)
-            self._loaded = (model, draft)
+            self._loaded = (decoder, draft)
         return self._loaded[1]
 
 

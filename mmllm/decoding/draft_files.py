@@ -21,6 +21,7 @@ from mmllm.runtime.fingerprint import fingerprint
 KIND = "draft"
 """The registry's kind of trained drafts."""
 RECORD = "draft.json"
+AGAIN = "train the draft again"
 
 
 def save_draft(draft: TrainedDraft, folder: Path, model: Any, *, processor: Any = None, name: str = "") -> None:
@@ -50,15 +51,7 @@ def load_draft(name: str, folder: str | Path, model: Any) -> TrainedDraft:
         CheckpointError: if there is none, it is damaged, or it was trained for other weights.
         ConfigError: if it is another kind of draft.
     """
-    file = Path(folder) / RECORD
-    if not file.is_file():
-        raise CheckpointError(f"{folder}: no trained draft is there; train one: mmllm train-draft {name}")
-    record = read_json(file, "train the draft again")
-    settings = record.get("draft")
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{file}: it does not say which draft it describes: train the draft again")
-    if settings.get("name") != name:
-        raise ConfigError(f"{folder} holds a draft of {settings.get('name')!r}, not of {name!r}")
+    settings, record = recorded(name, Path(folder)), read_json(Path(folder) / RECORD, AGAIN)
     before = torch.random.get_rng_state()
     draft: TrainedDraft = registry.build(KIND, settings, model=model)
     torch.random.set_rng_state(before)  # the weights that it draws are replaced: sampling goes on as without
@@ -73,6 +66,24 @@ def load_draft(name: str, folder: str | Path, model: Any) -> TrainedDraft:
         raise CheckpointError(f"{folder}: its weights cannot be loaded: {problem!s:.300}") from None
     weight = model.get_input_embeddings().weight
     return draft.to(device=weight.device, dtype=weight.dtype).eval().requires_grad_(False)
+
+
+def recorded(name: str, folder: Path) -> dict[str, Any]:
+    """The settings of a draft in a folder.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged.
+        ConfigError: if it is another kind of draft than the one of that name.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: no trained draft is there; train one: mmllm train-draft {name}")
+    settings = read_json(file, AGAIN).get("draft")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file}: it does not say which draft it describes: {AGAIN}")
+    if settings.get("name") != name:
+        raise ConfigError(f"{folder} holds a draft of {settings.get('name')!r}, not of {name!r}")
+    return settings
 
 
 def target_print(model: Any) -> str:

@@ -17,6 +17,7 @@ from mmllm.decoding.tree import MachineDecoding, Request
 from mmllm.errors import ConfigError
 from mmllm.hosting.times import part_of_clip
 from mmllm.modeling.placeholders import place
+from mmllm.runtime.fingerprint import fingerprint
 
 
 class DraftedDecoding(MachineDecoding):
@@ -33,6 +34,7 @@ class DraftedDecoding(MachineDecoding):
     def __init__(self, config: DrafterConfig, draft_model: Any = None) -> None:
         self.config, self.draft_model = config, draft_model
         self._loaded: Any = None
+        self._same_encoder: bool | None = None
 
     def drafter(self, request: Request) -> Drafter:
         """The drafter of a text, behind its prompt."""
@@ -53,10 +55,7 @@ class DraftedDecoding(MachineDecoding):
             ConfigError: if the drafter cannot look at the target's frames, or has another vocabulary.
         """
         drafting = qa if self.config.draft == OWN else self._other(qa)
-        clip = encoded.clip
-        if self.config.frames is not None:
-            clip = part_of_clip(clip, evenly(len(clip), self.config.frames))
-        seen = drafting.encode_fed(lambda _sink: clip)
+        seen = self._seen(qa, drafting, encoded)
         model = drafting.model
         ids = input_ids.masked_fill(input_ids == qa.model.config.video_token_id, model.config.video_token_id)
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
@@ -66,6 +65,17 @@ class DraftedDecoding(MachineDecoding):
             embeddings=model.embed(placed.input_ids, placed.visual),
             mask=placed.attention_mask,
         )
+
+    def _seen(self, qa: Any, drafting: Any, encoded: Any) -> Any:
+        """The video as the drafter sees it; encoded once where it has the target's encoder and all frames."""
+        if self.config.frames is not None:
+            clip = part_of_clip(encoded.clip, evenly(len(encoded.clip), self.config.frames))
+            return drafting.encode_fed(lambda _sink: clip)
+        if self._same_encoder is None:
+            self._same_encoder = fingerprint(qa.model.encoder) == fingerprint(drafting.model.encoder)
+        if self._same_encoder:
+            return drafting.encode_again(encoded)
+        return drafting.encode_fed(lambda _sink: encoded.clip)
 
     def _other(self, qa: Any) -> Any:
         """The other model that drafts, loaded once.

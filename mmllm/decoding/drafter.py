@@ -96,7 +96,7 @@ class Drafter:
         Args:
             new: the tokens of the answer; also drafted ones, which a later call may take back.
         """
-        same = _common(self.said, new)
+        same = common(self.said, new)
         if same < len(self.said):
             stays = max(0, same - 1)  # the last token is read again: the law behind it is needed
             self.reader.settle([])
@@ -160,7 +160,7 @@ class DrafterSource(DraftSource):
         return self.drafter.positions
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def common(first: Sequence[int], second: Sequence[int]) -> int:
     """How many items two sequences begin with alike."""
     differing = (number for number, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(differing, min(len(first), len(second)))

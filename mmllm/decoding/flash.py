@@ -29,7 +29,7 @@ class FlashConfig(BesideTargetConfig):
 
 @register("decoding", "flash", config=FlashConfig)
 class Flash(BesideTargetDecoding):
-    """A chain from one pass of a trained layer over the target's hidden states, with a compressed video (FLASH): exact."""
+    """Chains of a trained layer that reads the target's hidden states, and a short view of the video (FLASH): exact."""
 
     reads_states: ClassVar[bool] = True
     draft_name: ClassVar[str] = "flash"

@@ -86,8 +86,8 @@ class FlashDraft(TrainedDraft):
         self.groups = config.groups or (text.num_key_value_heads if config.heads is None else 1)
         if width % (2 * self.heads) or self.heads % self.groups:
             raise ConfigError(
-                f"heads = {self.heads}, groups = {self.groups}: the width {width} must be divisible by twice the heads, "
-                "and the heads by the groups"
+                f"heads = {self.heads}, groups = {self.groups}: the width {width} must be divisible by twice the "
+                "heads, and the heads by the groups"
             )
         self.head_width = width // self.heads
         self.query = nn.Parameter(torch.randn(config.queries, width) / math.sqrt(width))
@@ -147,10 +147,9 @@ class FlashDraft(TrainedDraft):
         """
         queries = rearrange(self.q_proj(self.attention_norm(states)), "b q (h d) -> b h q d", h=self.heads)
         queries = rotated(queries, positions)
-        groups = (
-            zip(keys.split(1, dim=1), values.split(1, dim=1), strict=True) if self.config.released else [(keys, values)]
-        )
-        context = torch.stack([attended(queries, *group, seen)[0] for group in groups]).sum(0)
+        groups = self.groups if self.config.released else 1
+        parts = zip(keys.chunk(groups, dim=1), values.chunk(groups, dim=1), strict=True)
+        context = torch.stack([attended(queries, key, value, seen)[0] for key, value in parts]).sum(0)
         mixed = self.o_proj(rearrange(context, "b h q d -> b q (h d)"))
         mixed = mixed if self.config.released else states + mixed
         ahead = rearrange(self.ar_proj(self.mlp_norm(mixed)), "b q (k d) -> b q k d", k=self.config.ahead)

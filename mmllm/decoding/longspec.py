@@ -1,4 +1,4 @@
-"""LongSpec (arXiv 2502.17421): a tree grown by a layer whose own state is as small for long contexts as for short. Exact.
+"""LongSpec (arXiv 2502.17421): trees of a layer whose own state does not grow with the context. Exact.
 
 The tree has levels of fixed sizes: a level is the best words behind all nodes of the level before, by the product of
 the draft's probabilities on their path. Its siblings are no draws: where texts are sampled, the target draws each token

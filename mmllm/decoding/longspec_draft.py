@@ -1,4 +1,4 @@
-"""LongSpec's draft (arXiv 2502.17421): one layer with a window of its own keys, which also reads the target's last layer.
+"""LongSpec's draft (arXiv 2502.17421): one layer with a window of its own keys, and the target's last layer.
 
     x = embedding of a token
     x += self attention (norm x)     to the last W positions and the branch above it
@@ -44,7 +44,7 @@ class LongSpecDraftConfig:
     latest: int = 4
     """In training, the target's keys are missing for so many positions at most."""
     anchors: bool = False
-    """Train short texts at positions of long ones: the first 0 to 4 tokens keep theirs, all others move by an offset."""
+    """Train short texts at positions of long ones: 0 to 4 tokens in front keep theirs, others move by an offset."""
 
     def __post_init__(self) -> None:
         for name in ("window", "latest"):

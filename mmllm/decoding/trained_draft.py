@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from mmllm.interfaces import Part
 from mmllm.llm.cache import CACHE
+from mmllm.modalities.border import media_apart, one_media
+from mmllm.modeling.placeholders import place, positions
 from mmllm.tokens import IGNORED
 
 WEIGHTS = "draft.safetensors"
@@ -45,6 +47,30 @@ class TargetRows:
     """int64, B P."""
     batch: Mapping[str, Any]
     """The inputs of the target's `forward`, for drafts that look at the video themselves."""
+
+    @classmethod
+    def of_batch(cls, model: Any, batch: Mapping[str, Any]) -> TargetRows:
+        """Rows as one of our models reads them.
+
+        Args:
+            model: the target.
+            batch: `input_ids`, `attention_mask` and `labels` (B L), and media under their flat names.
+        """
+        named, _ = media_apart(batch)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        sequences = model.visual_sequences(one_media(None, named), ids, mask)
+        placed = place(ids, mask, sequences, labels=batch["labels"])
+        assert placed.labels is not None
+        return cls(
+            model=model,
+            ids=placed.input_ids,
+            embeddings=model.embed(placed.input_ids, placed.visual),
+            mask=placed.attention_mask,
+            labels=placed.labels,
+            visual=model.is_placeholder(placed.input_ids),
+            positions=positions(placed.attention_mask, None),
+            batch=batch,
+        )
 
     @property
     def answered(self) -> Tensor:

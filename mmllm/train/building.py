@@ -104,12 +104,12 @@ def build_model(
         model.language_model.load_state_dict(language_model.state_dict())
         model.tie_weights()
     elif config.decoder.copying:
-        _copying_(model.language_model)
+        copying_(model.language_model)
     _load_parts(model, config)
     if words := model.visual_tokenizer.words:
         model.visual_tokenizer.start_from(mean_embeddings(model.get_input_embeddings(), tokenizer, words))
     if time_ids and config.time_token_init == "sinusoid":
-        _sinusoid_(model, time_ids)
+        sinusoid_(model, time_ids)
     for name in ("bos", "eos", "pad"):
         setattr(model.generation_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     return model, processor
@@ -211,7 +211,7 @@ def _load_projector(model: MmllmForConditionalGeneration, file: Path) -> None:
 
 
 @torch.no_grad()
-def _copying_(llama: Any) -> None:
+def copying_(llama: Any) -> None:
     """Sets the value and output projections of every layer to an orthogonal matrix and its transpose."""
     for layer in llama.base_model.layers:
         torch.nn.init.orthogonal_(layer.self_attn.v_proj.weight)
@@ -219,7 +219,7 @@ def _copying_(llama: Any) -> None:
 
 
 @torch.no_grad()
-def _sinusoid_(model: MmllmForConditionalGeneration, time_ids: list[int]) -> None:
+def sinusoid_(model: MmllmForConditionalGeneration, time_ids: list[int]) -> None:
     """Sets the embedding of time token k to sines and cosines of k at many wavelengths, scaled like the other ones."""
     table = model.get_input_embeddings().weight
     spread = table[: time_ids[0]].std()

@@ -199,3 +199,21 @@ def test_the_demo_writes_through_a_method_and_loads_no_model_that_a_visitor_name
         engine.decoding("a" * 300)
     with pytest.raises(InputError, match="unknown decoding"):
         engine.decoding("telepathy")
+
+
+def test_methods_of_the_owner_are_found_by_their_names(untrained_qa, demo_limits, short_clip, tmp_path):
+    from mmllm import registry
+    from mmllm.app.engine import Engine
+    from mmllm.app.settings import decoding_choices
+    from mmllm.decoding.draft_files import save_draft
+
+    save_draft(registry.build("draft", "flash", model=untrained_qa.model), tmp_path, untrained_qa.model)
+    engine = Engine(untrained_qa, demo_limits, decodings=[f"flash:draft={tmp_path}"])
+    assert decoding_choices(engine.own_methods)[1] == "flash"
+    assert "flash" not in decoding_choices()
+    method = engine.decoding("flash")
+    turn = engine.answer(short_clip, QUESTION, engine.own_settings, decoding=method)
+    assert turn.answer == engine.answer(short_clip, QUESTION, engine.own_settings).answer
+    assert method.last.draft_passes > 0
+    with pytest.raises(InputError, match="loads no other models"):
+        engine.decoding("flash:draft=/etc")

@@ -17,8 +17,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "ablations", "decoding", "demo", "directions", "drafts", "encoders", "finetune", "hosting", "image_tokenizers",
-    "long_video", "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training",
-    "train", "video", "when",
+    "long_video", "other_laws", "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving",
+    "tokenizer_training", "train", "video", "when",
 )  # fmt: skip
 
 
@@ -283,14 +283,18 @@ def test_paths_are_measured_trained_and_not_trained_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_drafts_before_and_after_training(tmp_path):
-    options = ["--drafts", "ppd", "duo-llm", "--seeds", "0", "--videos", "2", "--steps", "2", "--held-out", "1",
-               "--runs", str(tmp_path / "runs")]  # fmt: skip
-    kept = run("drafts", options, tmp_path)
-    rows = {(row.labels["method"], row.labels["training"]): row for row in kept.tables["drafts"]}
-    assert [row.labels["law"] for row in rows.values()] == ["exact", "exact", "another", "another"]
-    assert rows["ppd", "after"].numbers["same_percent"].middle == 100
-    assert 0 <= rows["duo-llm", "after"].numbers["work_percent"].middle <= 100
+def test_other_laws_before_and_after_training(tmp_path):
+    options = ["--seeds", "1", "--videos", "2", "--steps", "2", "--rows", "2", "--held-out", "1",
+               "--work", str(tmp_path / "runs")]  # fmt: skip
+    kept = run("other_laws", options, tmp_path)
+    rows = {(row.labels["method"], row.labels["training"]): row.numbers for row in kept.tables["other_laws"]}
+    assert list(rows) == [
+        (name, state)
+        for name in ("hamburger", "skip-decode:tokens=4", "duo-llm:random_steps=100")
+        for state in ("untrained", "trained")
+    ]
+    assert all(0 <= numbers["work_percent"].middle <= 100 for numbers in rows.values())
+    assert rows["hamburger", "trained"]["tokens_per_pass"].middle >= 1
     losses = {name: number.middle for name, number in kept.tables["routes"][0].numbers.items()}
     assert losses["oracle_nats"] <= losses["oracle_one_big_nats"]
     assert losses["oracle_nats"] <= min(losses["router_nats"], losses["all_big_nats"]) + 1e-5
@@ -311,6 +315,18 @@ def test_decoding_methods_beside_greedy(tmp_path):
     wrong = decoding.Asked(answers=["other"] * 2)
     with pytest.raises(MmllmError, match="changed 2 answers"):
         decoding.add_row(kept, "x", None, wrong, decoding.Asked(answers=["right"] * 2, seconds=1.0))
+
+
+@pytest.mark.slow
+def test_drafts_before_and_after_their_training(tmp_path):
+    options = ["--videos", "2", "--held-out", "1", "--seeds", "1", "--steps", "2", "--drafts", "flash", "fastdraft"]
+    kept = run("drafts", [*options, "--work", str(tmp_path / "work")], tmp_path)
+    states = [(row.labels["draft"], row.labels["state"]) for row in kept.tables["drafts"]]
+    assert states == [
+        ("flash", "untrained"), ("flash", "trained"), ("fastdraft", "untrained"),
+        ("fastdraft", "answers of the data"), ("fastdraft", "trained"),
+    ]  # fmt: skip
+    assert all(row.numbers["tokens_per_pass"] >= 1 for row in kept.tables["drafts"])
 
 
 def test_what_pruning_does_to_when(tmp_path, monkeypatch):

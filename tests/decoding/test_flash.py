@@ -62,10 +62,10 @@ def test_the_released_layer(released):
 def test_usual_grouped_heads_read_one_group_each_and_the_release_reads_all():
     states = GOLDEN["x"]
     grouped, whole = built(sized(32, 4, 2), ahead=2), built(sized(32, 4, 4), ahead=2)
-    whole.load_state_dict({**grouped.state_dict(), **{
-        f"{part}.{kind}": getattr(getattr(grouped, part), kind).unflatten(0, (2, 8)).repeat_interleave(2, 0).flatten(0, 1)
-        for part in ("k_proj", "v_proj") for kind in ("weight", "bias")
-    }})  # fmt: skip
+    state = grouped.state_dict()
+    for name in ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias"):
+        state[name] = state[name].unflatten(0, (2, 8)).repeat_interleave(2, 0).flatten(0, 1)
+    whole.load_state_dict(state)
     assert_near(guessed(grouped, states), guessed(whole, states))
     groups = {released: built(sized(32, 4, 2), ahead=2, released=released) for released in (False, True)}
     assert not torch.allclose(guessed(groups[True], states), guessed(groups[False], states), atol=1e-2)

@@ -8,8 +8,9 @@ import torch
 from tiny_models import CASES
 from tiny_processors import processor
 
-from mmllm import cli
+from mmllm import cli, registry
 from mmllm.decoding.choosing import decoding_of
+from mmllm.decoding.draft_files import save_draft
 from mmllm.hosting.model import HostedModel
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.hosted import HostedVideoQA
@@ -102,6 +103,25 @@ def test_cntp_samples_with_the_punctuation_of_the_tokenizer(untrained_qa, encode
     assert answer.decoding["counts"]["extra"]["trials"] > 0
 
 
+def beside(name, model):
+    """The method with a draft of random weights beside a model."""
+    torch.manual_seed(4)
+    return registry.build("decoding", f"{name}:draft=given", trained=registry.build("draft", name, model=model))
+
+
+@pytest.mark.parametrize("name", ["flash", "longspec"])
+def test_a_draft_beside_the_target_is_read_from_its_folder(untrained_qa, encoded, name, tmp_path):
+    method = beside(name, untrained_qa.model)
+    save_draft(method.draft_for(untrained_qa.model), tmp_path, untrained_qa.model)
+    plain = untrained_qa.ask_all(encoded, QUESTIONS)
+    answers = untrained_qa.ask_all(encoded, QUESTIONS, decoding=f"{name}:draft={tmp_path}")
+    assert answers == plain
+    counts = answers[0].to_json()["decoding"]["counts"]
+    assert counts["draft_passes"] >= counts["rounds"]
+    *_, last = stream(untrained_qa, encoded, QUESTIONS[0], decoding=method)
+    assert last.answer == plain[0]
+
+
 def test_unknown_methods_and_two_methods_are_refused(untrained_qa, encoded):
     with pytest.raises(ValueError, match="did you mean 'token-recycling'"):
         untrained_qa.ask(encoded, QUESTIONS[0], decoding="token-recycle")
@@ -131,6 +151,16 @@ def test_hosted_models_write_the_same_ids(name, reducers):
     method = decoding_of("token-recycling")
     assert qa.ask_all(video, questions, decoding=method, **options) == qa.ask_all(video, questions, **options)
     assert method.total.rounds < method.total.new_tokens - len(questions)
+
+
+@pytest.mark.parametrize("draft", ["flash", "longspec"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "gemma3"])
+def test_drafts_beside_hosted_models_write_the_same_ids(name, draft):
+    qa = hosted(name, reducers=("uniform:ratio=0.5",) if draft == "flash" else ())
+    video, method = qa.encode_video(clip()), beside(draft, qa.model.model)
+    options, questions = {"suppress_tokens": [190, 191]}, ["When does it open?", "Who?"]
+    assert qa.ask_all(video, questions, decoding=method, **options) == qa.ask_all(video, questions, **options)
+    assert method.total.drafted > 0
 
 
 def test_what_hosted_models_cannot_do_is_refused_by_name():
@@ -165,6 +195,16 @@ def test_ask(short_clip, capsys):
     assert "decoding bild writes tokens of a small model" in err
 
 
+def test_ask_with_a_trained_draft(short_clip, capsys, tmp_path):
+    plain = json.loads(run(capsys, "ask", short_clip, QUESTIONS[0], "--json").out)
+    model = VideoQA.from_pretrained("default").model
+    save_draft(beside("flash", model).draft_for(model), tmp_path, model)
+    flag = f"flash:draft={tmp_path}"
+    record = json.loads(run(capsys, "ask", short_clip, QUESTIONS[0], "--decoding", flag, "--json").out)
+    assert record.pop("decoding")["other_law"] == ""
+    assert record == plain
+
+
 def test_eval_says_how_answers_were_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     arguments = ["eval", "default", "--render-seed", 7, "--render-videos", 1, "--no-shuffle", "--limit", 1,
@@ -179,5 +219,5 @@ def test_eval_says_how_answers_were_written(tmp_path, monkeypatch, capsys):
 def test_list(capsys):
     rows = json.loads(run(capsys, "list", "decodings", "--json").out)["decodings"]
     assert {"token-recycling", "prompt-lookup", "assisted", "spectr", "dyspec", "pearl", "llmcad", "rapid", "bild",
-            "cntp"} <= {row["name"] for row in rows}  # fmt: skip
+            "cntp", "fastdraft", "s2d", "longspec", "flash"} <= {row["name"] for row in rows}  # fmt: skip
     assert all("law" in row["summary"] or "exact" in row["summary"] for row in rows)

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from mmllm.decoding.trained_draft import TargetRows, TrainedDraft
 from mmllm.errors import ConfigError
 from mmllm.fields import require
-from mmllm.modalities.border import media_apart, one_media
-from mmllm.modeling.placeholders import place, positions
 from mmllm.registry import register
 from mmllm.train.fitting import fit, trained_model
 from mmllm.train.packing import RowCollator
@@ -65,33 +63,15 @@ class BesideTarget(nn.Module):
         """The target."""
         return self._target[0]
 
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The weights, shared ones under their first name only, as files of safetensors need it."""
+        names: dict[int, str] = {}
+        whole = super().state_dict(*arguments, **options)
+        return {name: weight for name, weight in whole.items() if names.setdefault(weight.data_ptr(), name) == name}
+
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """The draft's loss on rows as `RowCollator` makes them."""
-        return {"loss": self.draft.loss(target_rows(self.target, batch))}
-
-
-def target_rows(model: Any, batch: dict[str, Any]) -> TargetRows:
-    """Rows as a model of mmllm reads them.
-
-    Args:
-        model: the target.
-        batch: `input_ids`, `attention_mask` and `labels` (B L), and media under their flat names.
-    """
-    named, _ = media_apart(batch)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    sequences = model.visual_sequences(one_media(None, named), ids, mask)
-    placed = place(ids, mask, sequences, labels=batch["labels"])
-    assert placed.labels is not None
-    return TargetRows(
-        model=model,
-        ids=placed.input_ids,
-        embeddings=model.embed(placed.input_ids, placed.visual),
-        mask=placed.attention_mask,
-        labels=placed.labels,
-        visual=model.is_placeholder(placed.input_ids),
-        positions=positions(placed.attention_mask, None),
-        batch=batch,
-    )
+        return {"loss": self.draft.loss(TargetRows.of_batch(self.target, batch))}
 
 
 @register("training", "draft", config=DraftTraining)
