@@ -21,9 +21,11 @@ import torch
 from safetensors.torch import load_model
 
 from benchmarks.decoding import GREEDY, asked
+from benchmarks.guesses import add_ranks, rows_of
 from benchmarks.intervals import student
 from benchmarks.layouts import markdown
 from benchmarks.results import Results, command_line, machine, option_parser
+from mmllm.decoding.ahead import AheadDraft
 from mmllm.decoding.choosing import decoding_of
 from mmllm.decoding.draft_files import save_draft
 from mmllm.errors import MmllmError
@@ -96,7 +98,8 @@ def compare(results: Results, options: Any, work: Path) -> None:
         for seed in range(options.seeds):
             for state, folder in states_of(name, seed, options, qa, work).items():
                 methods[f"{name}|{state}|{seed}"] = decoding_of(f"{name.partition(':')[0]}:draft={folder}")
-    found = asked(qa, fresh_benchmark(options.seed, videos=options.held_out, workers=1), methods)
+    benchmark = fresh_benchmark(options.seed, videos=options.held_out, workers=1)
+    found = asked(qa, benchmark, methods)
     for name in options.drafts:
         for state in STATES:
             runs = [f"{name}|{state}|{seed}" for seed in range(options.seeds)]
@@ -105,6 +108,9 @@ def compare(results: Results, options: Any, work: Path) -> None:
                     if found[run].answers != found[GREEDY].answers:
                         raise MmllmError(f"{run} is exact, and has changed answers")
                 add_row(results, name, state, [methods[run].total for run in runs])
+                drafts = [methods[run].draft_for(qa.model) for run in runs]
+                if isinstance(drafts[0], AheadDraft):
+                    add_ranks(results, name, state, drafts, rows_of(qa, benchmark))
 
 
 def add_row(results: Results, name: str, state: str, counts: Sequence[Any]) -> None:
@@ -138,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Results(command_line(__file__, arguments), machine("torch", "transformers"))
     with tempfile.TemporaryDirectory() as temporary:
         compare(results, options, options.work or Path(temporary))
-    print(markdown("drafts", results.tables["drafts"]))
+    for table, rows in results.tables.items():
+        print(markdown(table, rows))
     results.save(options.json)
 
 

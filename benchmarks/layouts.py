@@ -76,6 +76,15 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("drafts accepted", "{acceptance_percent:.0f} %"),
         ("positions that the draft computed", "{draft_positions:,.0f}"),
     ),
+    "ahead": _columns(
+        ("draft", "`{draft}`"),
+        ("trained on", "{state}"),
+        *(
+            (f"{what}, {words} ahead", f"{{top{most}_at{words}_percent:.0f}} %", "-")
+            for words in (2, 3, 4)
+            for most, what in ((1, "first guess right"), (10, "among ten"))
+        ),
+    ),
     "other_laws": _columns(
         ("decoding", "`{method}`"),
         ("training", "{training}"),

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.decoding import GREEDY, Asked, asked
 from benchmarks.drafts import add_options, render_clips, states_of
+from benchmarks.guesses import rows_of
 from benchmarks.intervals import Interval
 from benchmarks.layouts import markdown
-from benchmarks.reducers import questions_by_clip
 from benchmarks.results import Results, command_line, machine, option_parser
 from mmllm.decoding.choosing import decoding_of
 from mmllm.decoding.counts import DecodingCounts
@@ -28,14 +28,11 @@ from mmllm.decoding.draft_files import load_draft
 from mmllm.decoding.duo_llm import Siblings
 from mmllm.decoding.route_losses import route_losses
 from mmllm.decoding.routes import all_routes, best_routes
-from mmllm.decoding.trained_draft import TargetRows
 from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.run import Benchmark
 from mmllm.hub.sources import DEFAULT
 from mmllm.inference.answering import VideoQA
 from mmllm.interfaces import Decoding
-from mmllm.modeling.placeholders import place, positions
-from mmllm.tokens import IGNORED
 
 METHODS = ("hamburger", "skip-decode:tokens=4", "duo-llm:random_steps=100")
 SETTINGS: dict[str, dict[str, Any]] = {"hamburger": {"confidence": 0.5}}
@@ -73,31 +70,15 @@ def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, Interval]:
     }
 
 
-def rows_about(qa: VideoQA, encoded: Any, question: str) -> TargetRows:
-    """A question with the model's greedy answer, as one row of a training."""
-    prompt = qa.prompt(question, encoded.duration_s).input_ids
-    answer = qa.generate(encoded, prompt[None])[0].cpu()
-    ids = torch.cat([prompt, answer])[None]
-    labels = torch.cat([torch.full_like(prompt, IGNORED), answer])[None]
-    placed = place(ids, torch.ones_like(ids), encoded.sequences, labels=labels)
-    return TargetRows(
-        model=qa.model, ids=placed.input_ids, embeddings=qa.model.embed(placed.input_ids, placed.visual),
-        mask=placed.attention_mask, labels=placed.labels, visual=qa.model.is_placeholder(placed.input_ids),
-        positions=positions(placed.attention_mask, None), batch={},
-    )  # fmt: skip
-
-
 @torch.no_grad()
 def routes_of(qa: VideoQA, benchmark: Benchmark, siblings: Siblings, seed: int, most_big: int = 1) -> dict[str, float]:
     """Mean loss in nats of the next token along routes of several origins."""
     routes = all_routes(len(siblings.small))
     losses, own = [], []
-    for clip, questions in questions_by_clip(benchmark).items():
-        encoded = qa.encode_video(clip)
-        for question in questions:
-            every, chosen = route_losses(siblings, rows_about(qa, encoded, question.question), routes)
-            losses.append(every)
-            own.append(chosen)
+    for row in rows_of(qa, benchmark):
+        every, chosen = route_losses(siblings, row, routes)
+        losses.append(every)
+        own.append(chosen)
     every = torch.cat(losses)  # tokens, routes
     drawn = torch.randint(len(routes), (100, len(every)), generator=torch.Generator().manual_seed(seed))
     means = every.gather(1, drawn.T).mean(dim=0)

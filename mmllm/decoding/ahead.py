@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from mmllm.decoding.masks import window_of
 from mmllm.decoding.sparse_tree import MOST_LEVELS, measured_accuracies
 from mmllm.decoding.trained_draft import TargetRows, TrainedDraft, text_decoder
-from mmllm.errors import InputError
+from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
 from mmllm.llm.cache import CACHE
 from mmllm.llm.head import lm_logits
@@ -105,6 +105,17 @@ class AheadDraft(TrainedDraft):
         # before anything is measured: half of the guesses of the first rank are right, a quarter of the second, ...
         self.register_buffer("hits", (0.5 ** torch.arange(1.0, RANKS + 1)).repeat(config.tokens, 1))
         self.register_buffer("places", torch.ones(config.tokens))
+
+    def check(self, model: Any) -> None:
+        """Refuses a target of another width.
+
+        Raises:
+            ConfigError: naming both.
+        """
+        if (own := model.get_input_embeddings().weight.shape[1]) != self.width:
+            raise ConfigError(
+                f"draft {self.registered_name}: it is {self.width} wide and the model {own}: train one for this model"
+            )
 
     @property
     def accuracies(self) -> Tensor:

@@ -45,8 +45,8 @@ class BurgerConfig:
 
     most: int = 4
     """S: tokens of a step."""
-    heads: int = 24
-    """Heads of the merging attention; they divide the width."""
+    heads: int | None = None
+    """Heads of the merging attention; as many as divide the width, and at most 64, if None."""
     layers: int = 2
     """Layers of the micro decoder."""
     features: tuple[int, ...] = ()
@@ -56,7 +56,7 @@ class BurgerConfig:
 
     def __post_init__(self) -> None:
         require(1 <= self.most <= 4, self, "most", "from 1 to 4")
-        require(self.heads >= 1, self, "heads", "at least 1")
+        require(self.heads is None or self.heads >= 1, self, "heads", "at least 1")
         require(self.layers >= 1, self, "layers", "at least 1")
         rising = all(a < b for a, b in zip(self.features, self.features[1:], strict=False))
         require(rising and min(self.features, default=1) >= 1, self, "features", "rising numbers from 1")
@@ -76,7 +76,9 @@ class Burger(TunedLayers):
         self.features = config.features or tuple(range(1, count + 1) if count <= 4 else spread)
         if self.features[-1] != count:
             raise ConfigError(f"features = {self.features}: the last must be {count}, the model's last layer")
-        self.embedder = CompositionalEmbedder(text.hidden_size, config.heads, config.most)
+        width = text.hidden_size
+        heads = config.heads or next(heads for heads in range(64, 0, -1) if width % heads == 0)
+        self.embedder = CompositionalEmbedder(width, heads, config.most)
         self.micro = MicroDecoder(micro_config(text), config.layers)
 
     @property

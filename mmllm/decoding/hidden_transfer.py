@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from mmllm.decoding.ahead import AheadConfig, AheadDraft, Places, read_extra
 from mmllm.decoding.ahead_drafts import AheadDrafts
 from mmllm.decoding.beside_target import BesideTargetConfig, BesideTargetDecoding
-from mmllm.decoding.ppd import check_width
 from mmllm.decoding.sparse_tree import full_trees
 from mmllm.decoding.trained_draft import TargetRows, text_decoder
 from mmllm.decoding.tree import DraftSource, Request
@@ -61,7 +60,7 @@ class Transfer(AheadDraft):
 
     def check(self, model: Any) -> None:
         """Refuses a target of another width, or without layers behind the states."""
-        check_width("hidden-transfer", self.width, model)
+        super().check(model)
         if (layers := len(text_decoder(model).layers)) <= self.layer:
             raise ConfigError(
                 f"draft hidden-transfer: it guesses behind layer {self.layer}, and the model has {layers}"

@@ -24,7 +24,6 @@ from mmllm.decoding.sparse_tree import sparse_trees
 from mmllm.decoding.trained_draft import TargetRows
 from mmllm.decoding.tree import DraftSource, Request
 from mmllm.decoding.writing import Written
-from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.registry import register
 
@@ -45,10 +44,6 @@ class PromptTokens(AheadDraft):
         words = model.get_input_embeddings()
         ids = torch.randint(len(words.weight), (config.tokens,), device=words.weight.device)
         self.embeddings = nn.Parameter(words(ids).detach().clone())
-
-    def check(self, model: Any) -> None:
-        """Refuses a target of another width."""
-        check_width("ppd", self.width, model)
 
     def outputs(self, rows: TargetRows, places: Places) -> Tensor:
         """B A k D: what the target computes of the prompt tokens."""
@@ -91,14 +86,3 @@ class Ppd(BesideTargetDecoding):
     def accept(self, draft: Draft, logits: Tensor, text: Written) -> list[int]:
         """The longest path that the target writes; with the typical rule, that it finds likely enough."""
         return (acceptance.typical if self.config.rule == "typical" else acceptance.point)(draft, logits, text)
-
-
-def check_width(name: str, width: int, model: Any) -> None:
-    """Refuses a target of another width.
-
-    Raises:
-        ConfigError: naming both.
-    """
-    own = model.get_input_embeddings().weight.shape[1]
-    if own != width:
-        raise ConfigError(f"draft {name}: it is {width} wide and the model {own}: train one for this model")

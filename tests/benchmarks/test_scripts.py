@@ -319,13 +319,16 @@ def test_decoding_methods_beside_greedy(tmp_path):
 
 @pytest.mark.slow
 def test_drafts_before_and_after_their_training(tmp_path):
-    options = ["--videos", "2", "--held-out", "1", "--seeds", "1", "--steps", "2", "--drafts", "flash", "fastdraft"]
+    options = ["--videos", "2", "--held-out", "1", "--seeds", "1", "--steps", "2", "--rows", "4",
+               "--drafts", "flash", "fastdraft", "ppd"]  # fmt: skip
     kept = run("drafts", [*options, "--work", str(tmp_path / "work")], tmp_path)
     states = [(row.labels["draft"], row.labels["state"]) for row in kept.tables["drafts"]]
     assert states == [
         ("flash", "untrained"), ("flash", "trained"), ("fastdraft", "untrained"),
-        ("fastdraft", "answers of the data"), ("fastdraft", "trained"),
+        ("fastdraft", "answers of the data"), ("fastdraft", "trained"), ("ppd", "untrained"), ("ppd", "trained"),
     ]  # fmt: skip
+    assert [(row.labels["draft"], row.labels["state"]) for row in kept.tables["ahead"]] == states[-2:]
+    assert all(row.numbers["top1_at2_percent"] <= row.numbers["top10_at2_percent"] for row in kept.tables["ahead"])
     assert all(row.numbers["tokens_per_pass"] >= 1 for row in kept.tables["drafts"])
 
 

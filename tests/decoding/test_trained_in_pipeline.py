@@ -20,14 +20,13 @@ QUESTIONS = ["When does the red circle spin?", "When is the blue square on scree
 EXACT = {"ppd": "limit=20", "hidden-transfer": "nodes=6"}
 AS_PLAIN = {**EXACT, "hamburger": "confidence=1.1", "skip-decode": "min_layers=2,max_layers=2", "duo-llm": "route=big"}
 """Methods with the settings with which they give plain answers."""
-SIZES = {"hamburger": {"heads": 4}}
 
 
 def saved(folder, name, model, **fields):
     """A draft of a model with new weights, in a folder."""
     torch.manual_seed(2)
     folder.mkdir()
-    save_draft(registry.build("draft", {"name": name, **SIZES.get(name, {}), **fields}, model=model), folder, model)
+    save_draft(registry.build("draft", {"name": name, **fields}, model=model), folder, model)
     return folder
 
 
@@ -58,7 +57,7 @@ def test_other_laws_write_through_their_weights(untrained_qa, encoded, name, tmp
     """Weights that were changed change answers, and not those of the model alone."""
     model = untrained_qa.model
     torch.manual_seed(2)
-    draft = registry.build("draft", {"name": name, **SIZES.get(name, {})}, model=model)
+    draft = registry.build("draft", {"name": name}, model=model)
     for weight in draft.parameters():
         weight.data += 0.5 * torch.randn_like(weight)
     plain = untrained_qa.ask_all(encoded, QUESTIONS)
