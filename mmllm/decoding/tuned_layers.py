@@ -50,16 +50,9 @@ class TunedLayers(TrainedDraft):
         if own != len(self.layers):
             raise ConfigError(f"draft {self.registered_name}: it has {len(self.layers)} layers and the model {own}")
 
-    def model_of(self, model: Any, numbers: Sequence[int] | None = None) -> Any:
-        """A model like the target, with these layers in place of its own.
-
-        Args:
-            model: the target.
-            numbers: of the layers that it has; all if None.
-        """
-        numbers = range(len(self.layers)) if numbers is None else numbers
-        chosen = [self.layers[number] for number in numbers]
-        return with_layers(model, text_decoder(model), chosen, numbers, norm=self.norm)
+    def model_of(self, model: Any) -> Any:
+        """A model like the target, with these layers in place of its own."""
+        return with_layers(model, text_decoder(model), list(self.layers), range(len(self.layers)), norm=self.norm)
 
 
 class TunedDecoding(WithTrainedDraft):
