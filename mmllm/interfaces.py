@@ -14,6 +14,7 @@
 | path | `VideoPath` | `(config, *, width, audio_width)` |
 | inside the LLM, with or without weights | `LlmStage` | `(config, *, decoder)`: the LLM's configuration |
 | decoding | `Decoding`; `mmllm.decoding.tree.TreeDecoding`, which only drafts | `(config)` |
+| draft beside a frozen model | `mmllm.decoding.trained_draft.TrainedDraft` | `(config, *, model)`: the target |
 | time | `TimeFormat` | `(config, *, count)` |
 
 A constructor may leave out any argument besides its config. B videos, T frames, N tokens of a frame, C encoder

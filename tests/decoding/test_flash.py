@@ -151,6 +151,31 @@ def test_a_layer_that_learns_a_text_drafts_it(make_decoder):
     assert method.last.emitted_per_round[0] == 4
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("visual", [False, True])
+def test_the_layer_drafts_with_what_it_was_trained_on(make_decoder, visual):
+    """What it guesses while drafting, round by round, is what it guesses in training for the whole text at once."""
+    model, prompt = make_decoder(eos_token_id=None), torch.tensor([[5, 9, 7, 7, 7, 11, 30]])
+    model.config.video_token_id = 7 if visual else None
+    draft, drafted = built(model, noise=0.0, queries=2), []
+    guesses = draft.guesses
+    draft.guesses = lambda *arguments: drafted.append(guesses(*arguments)) or drafted[-1]
+    method = registry.build("decoding", "flash:draft=given", trained=draft)
+    whole = model.generate(prompt, max_new_tokens=10, do_sample=False, custom_generate=method)
+    roots = torch.tensor([0, *method.last.emitted_per_round]).cumsum(0)[: len(drafted)] + prompt.shape[1]
+    in_rounds = torch.cat(drafted, dim=1)[0]  # rounds k D
+    drafted.clear()
+    labels, mask = whole.clone(), torch.ones_like(whole)
+    labels[:, : prompt.shape[1]] = IGNORED
+    seen = (whole == 7) & (torch.arange(whole.shape[1]) < prompt.shape[1]) & visual
+    draft.loss(TargetRows(
+        model=model, ids=whole, embeddings=model.get_input_embeddings()(whole), mask=mask, labels=labels, visual=seen,
+        positions=mask.cumsum(1) - 1, batch={},
+    ))  # fmt: skip
+    assert len(roots) > 3
+    assert_near(drafted[0][0, roots], in_rounds)
+
+
 def test_the_loss_reads_answers_alone(make_decoder):
     model = make_decoder()
     rows, draft = rows_of(model), built(model, noise=0.0)
