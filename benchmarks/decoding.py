@@ -5,7 +5,8 @@
 Each question is asked greedily and through each method, in turns. An exact method must give the greedy ids in the same
 run, or the script ends with an error. Answers share a format, which makes them easy to guess: about other texts these
 numbers say nothing. A draft model would be trained; here the model's own first layer drafts, or the whole model from
-fewer frames, so that acceptance can be seen but no time be saved.
+fewer frames, so that acceptance can be seen but no time be saved. Trained drafts are named with their folders
+(--methods flash:draft=FOLDER); benchmarks/drafts.py compares them with untrained ones.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from benchmarks.intervals import student
 from benchmarks.layouts import markdown
 from benchmarks.results import Results, command_line, machine, option_parser
 from mmllm.decoding.ahead import AheadDraft
+from mmllm.decoding.beside_target import WithTrainedDraft
 from mmllm.decoding.choosing import decoding_of
 from mmllm.decoding.draft_files import save_draft
 from mmllm.errors import MmllmError
@@ -35,8 +36,12 @@ from mmllm.synthetic.rendering import render
 from mmllm.train.draft_recipe import DraftRecipe, draft_recipe
 from mmllm.train.draft_run import built, train_draft
 
-DRAFTS = ("fastdraft", "s2d", "longspec", "longspec:cross=false", "flash", "flash:queries=64", "ppd", "hidden-transfer")
-STATES = ("untrained", "answers of the data", "trained")
+DRAFTS = (
+    "fastdraft", "s2d", "longspec", "longspec:cross=false", "flash", "flash:queries=64",
+    "ppd", "hidden-transfer",
+)  # fmt: skip
+SETTINGS = {"s2d": ("threshold=0", "threshold=1.1")}
+"""Draft -> settings of its method with which the trained one is asked, too."""
 
 
 def trained(recipe: DraftRecipe, qa: VideoQA, work: Path, folder: Path) -> dict[str, Path]:
@@ -52,11 +57,12 @@ def trained(recipe: DraftRecipe, qa: VideoQA, work: Path, folder: Path) -> dict[
     if not (folder / "features").exists() and (work / "features").exists():
         (folder / "features").symlink_to(work / "features")
         shutil.copy(work / "answers.jsonl", folder / "answers.jsonl")
-    found = {"trained": train_draft(recipe, folder, workers=0)}
+    last = train_draft(recipe, folder, workers=0)
     if not (work / "features").exists():
         shutil.copytree(folder / "features", work / "features")
         shutil.copy(folder / "answers.jsonl", work / "answers.jsonl")
-    files = {"untrained": None}
+    found: dict[str, Path] = {}
+    files: dict[str, Path | None] = {"untrained": None}
     if recipe.pretraining is not None:
         files["answers of the data"] = folder / "pretraining" / "draft.safetensors"
     for state, weights in files.items():
@@ -66,7 +72,7 @@ def trained(recipe: DraftRecipe, qa: VideoQA, work: Path, folder: Path) -> dict[
         found[state] = folder / state.replace(" ", "-")
         found[state].mkdir(exist_ok=True)
         save_draft(draft, found[state], qa.model, processor=qa.processor)
-    return found
+    return {**found, "trained": last}
 
 
 def render_clips(options: Any, work: Path) -> None:
@@ -97,20 +103,21 @@ def compare(results: Results, options: Any, work: Path) -> None:
     for name in options.drafts:
         for seed in range(options.seeds):
             for state, folder in states_of(name, seed, options, qa, work).items():
-                methods[f"{name}|{state}|{seed}"] = decoding_of(f"{name.partition(':')[0]}:draft={folder}")
+                description = f"{name.partition(':')[0]}:draft={folder}"
+                methods[f"{name}|{state}|{seed}"] = decoding_of(description)
+                for setting in SETTINGS.get(name, ()) if state == "trained" else ():
+                    methods[f"{name}|trained, {setting}|{seed}"] = decoding_of(f"{description},{setting}")
     benchmark = fresh_benchmark(options.seed, videos=options.held_out, workers=1)
     found = asked(qa, benchmark, methods)
-    for name in options.drafts:
-        for state in STATES:
-            runs = [f"{name}|{state}|{seed}" for seed in range(options.seeds)]
-            if runs[0] in methods:
-                for run in runs:
-                    if found[run].answers != found[GREEDY].answers:
-                        raise MmllmError(f"{run} is exact, and has changed answers")
-                add_row(results, name, state, [methods[run].total for run in runs])
-                drafts = [methods[run].draft_for(qa.model) for run in runs]
-                if isinstance(drafts[0], AheadDraft):
-                    add_ranks(results, name, state, drafts, rows_of(qa, benchmark))
+    changed = [name for name, each in found.items() if each.answers != found[GREEDY].answers]
+    if changed:
+        raise MmllmError(f"{', '.join(changed)}: exact, and answers have changed")
+    for name, state in dict.fromkeys(tuple(run.split("|")[:2]) for run in methods if run != GREEDY):
+        runs = [methods[f"{name}|{state}|{seed}"] for seed in range(options.seeds)]
+        add_row(results, name, state, [method.total for method in runs])
+        drafts = [method.draft_for(qa.model) for method in runs if isinstance(method, WithTrainedDraft)]
+        if drafts and isinstance(drafts[0], AheadDraft):
+            add_ranks(results, name, state, drafts, rows_of(qa, benchmark))
 
 
 def add_row(results: Results, name: str, state: str, counts: Sequence[Any]) -> None:
@@ -120,6 +127,8 @@ def add_row(results: Results, name: str, state: str, counts: Sequence[Any]) -> N
         "acceptance_percent": student([100 * each.acceptance for each in counts]),
         "draft_positions": sum(each.draft_positions for each in counts) / len(counts),
     }
+    if "layer_positions" in counts[0].extra:
+        numbers["layer_positions"] = sum(each.extra["layer_positions"] for each in counts) / len(counts)
     results.add("drafts", {"draft": name, "state": state, "seeds": str(len(counts))}, numbers)
 
 

@@ -67,7 +67,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
     ),
     "drafts": _columns(
         ("draft", "`{draft}`"),
-        ("trained on", "{state}"),
+        ("state", "{state}"),
         (
             "tokens a pass",
             "{tokens_per_pass:.2f} ({tokens_per_pass.low:.2f} to {tokens_per_pass.high:.2f})",
@@ -75,6 +75,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ),
         ("drafts accepted", "{acceptance_percent:.0f} %"),
         ("positions that the draft computed", "{draft_positions:,.0f}"),
+        ("over all its layers", "{layer_positions:,.0f}", "-"),
     ),
     "ahead": _columns(
         ("draft", "`{draft}`"),

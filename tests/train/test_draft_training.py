@@ -185,3 +185,14 @@ def test_the_command(tiny_base, own_clips, tmp_path, capsys):
     assert not ended.value.code
     assert f"draft: {tmp_path / 'run' / 'draft'}" in capsys.readouterr().out
     assert len(losses(tmp_path / "run", "training")) == 2
+
+
+def test_targets_that_cannot_have_a_draft_are_refused_before_anything_is_trained(
+    recipe, untrained_qa, monkeypatch, tmp_path
+):
+    inside = untrained_qa.with_stages(reducers=["fastv:layer=1,ratio=0.5"])
+    for target, message in ((object(), "is a hosted model of transformers"), (inside, "fastv works inside the LLM")):
+        monkeypatch.setattr(VideoQA, "from_pretrained", classmethod(lambda cls, source, target=target: target))
+        with pytest.raises(ValueError, match=message):
+            train_draft(recipe, tmp_path, workers=0)
+        assert not (tmp_path / "recipe.json").exists()
