@@ -90,7 +90,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("decoding", "`{method}`"),
         ("training", "{training}"),
         ("the same answers", "{same_percent:.0f} %"),
-        ("mIoU", "{miou_percent:.1f} ({miou_percent.low:.1f} to {miou_percent.high:.1f})"),
+        ("mIoU", "{miou_percent:.1f}"),
         ("tokens a pass", "{tokens_per_pass:.2f}"),
         ("computed, of the model's", "{work_percent:.0f} %"),
     ),

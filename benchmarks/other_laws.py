@@ -99,6 +99,7 @@ def compare(results: Results, options: Any, work: Path) -> None:
     assert isinstance(qa, VideoQA)
     render_clips(options, work)
     benchmark = fresh_benchmark(options.seed, videos=options.held_out, workers=1)
+    greedy: list[float] = []
     for draft in options.drafts:
         name = draft.partition(":")[0]
         found: dict[str, list[dict[str, float]]] = {}
@@ -107,6 +108,7 @@ def compare(results: Results, options: Any, work: Path) -> None:
             folders = states_of(draft, seed, options, qa, work)
             methods = {state: method_of(name, folders[state]) for state in ("untrained", "trained")}
             answers = asked(qa, benchmark, {GREEDY: None, **methods})
+            greedy.append(answers[GREEDY].miou)
             for state, method in methods.items():
                 numbers = numbers_of(name, answers[state], answers[GREEDY], method.total)
                 found.setdefault(state, []).append(numbers)
@@ -118,6 +120,8 @@ def compare(results: Results, options: Any, work: Path) -> None:
             results.add("other_laws", {"method": draft, "training": state, "seeds": str(len(seeds))}, over_seeds(seeds))
         if routes:
             results.add("routes", {"method": draft}, over_seeds(routes))
+    plain = {"same_percent": 100.0, "miou_percent": greedy[0], "tokens_per_pass": 1.0, "work_percent": 100.0}
+    results.add("other_laws", {"method": GREEDY, "training": "-", "seeds": "1"}, over_seeds([plain]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -292,7 +292,7 @@ def test_other_laws_before_and_after_training(tmp_path):
         (name, state)
         for name in ("hamburger", "skip-decode:tokens=4", "duo-llm:random_steps=100")
         for state in ("untrained", "trained")
-    ]
+    ] + [("one token a pass", "-")]
     assert all(0 <= numbers["work_percent"].middle <= 100 for numbers in rows.values())
     assert rows["hamburger", "trained"]["tokens_per_pass"].middle >= 1
     losses = {name: number.middle for name, number in kept.tables["routes"][0].numbers.items()}
