@@ -10,6 +10,7 @@ the greedy one, or the script ends with an error. All runs share the clips, thei
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ def states_of(name: str, seed: int, options: Any, qa: VideoQA, work: Path) -> di
     stages = {"training": recipe.training, "pretraining": recipe.pretraining}
     size = {"max_steps": options.steps, "batch_size": options.rows}
     steps = {stage: size for stage, config in stages.items() if config is not None}
-    run = work / f"{name.replace(':', '-').replace('=', '-')}-{seed}"
+    run = work / f"{re.sub('[^a-z0-9]+', '-', name)}-{seed}"
     return trained(recipe.changed(steps), qa, work, run)
 
 
