@@ -9,6 +9,7 @@ the greedy one, or the script ends with an error. All runs share the clips, thei
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import tempfile
@@ -21,9 +22,12 @@ import torch
 from safetensors.torch import load_model
 
 from benchmarks.decoding import GREEDY, asked
+from benchmarks.guesses import add_ranks, rows_of
 from benchmarks.intervals import student
 from benchmarks.layouts import markdown
 from benchmarks.results import Results, command_line, machine, option_parser
+from mmllm.decoding.ahead import AheadDraft
+from mmllm.decoding.beside_target import WithTrainedDraft
 from mmllm.decoding.choosing import decoding_of
 from mmllm.decoding.draft_files import save_draft
 from mmllm.errors import MmllmError
@@ -33,7 +37,10 @@ from mmllm.synthetic.rendering import render
 from mmllm.train.draft_recipe import DraftRecipe, draft_recipe
 from mmllm.train.draft_run import built, train_draft
 
-DRAFTS = ("fastdraft", "s2d", "longspec", "longspec:cross=false", "flash", "flash:queries=64")
+DRAFTS = (
+    "fastdraft", "s2d", "longspec", "longspec:cross=false", "flash", "flash:queries=64",
+    "ppd", "hidden-transfer",
+)  # fmt: skip
 SETTINGS = {"s2d": ("threshold=0", "threshold=1.1")}
 """Draft -> settings of its method with which the trained one is asked, too."""
 
@@ -69,6 +76,21 @@ def trained(recipe: DraftRecipe, qa: VideoQA, work: Path, folder: Path) -> dict[
     return {**found, "trained": last}
 
 
+def render_clips(options: Any, work: Path) -> None:
+    """Renders the clips that all runs share."""
+    render(work / "data", replace(draft_recipe("flash").data.synthetic, train_videos=options.videos), workers=1)
+
+
+def states_of(name: str, seed: int, options: Any, qa: VideoQA, work: Path) -> dict[str, Path]:
+    """State -> folder of a draft that is trained from a seed on the shared clips."""
+    recipe = draft_recipe(name).changed({"seed": seed, "data": {"root": str(work / "data")}})
+    stages = {"training": recipe.training, "pretraining": recipe.pretraining}
+    size = {"max_steps": options.steps, "batch_size": options.rows}
+    steps = {stage: size for stage, config in stages.items() if config is not None}
+    run = work / f"{re.sub('[^a-z0-9]+', '-', name)}-{seed}"
+    return trained(recipe.changed(steps), qa, work, run)
+
+
 def compare(results: Results, options: Any, work: Path) -> None:
     """The table of all drafts.
 
@@ -77,27 +99,26 @@ def compare(results: Results, options: Any, work: Path) -> None:
     """
     qa = VideoQA.from_pretrained("default")
     assert isinstance(qa, VideoQA)
-    synthetic = replace(draft_recipe("flash").data.synthetic, train_videos=options.videos)
-    render(work / "data", synthetic, workers=1)
+    render_clips(options, work)
     methods: dict[str, Any] = {GREEDY: None}
     for name in options.drafts:
         for seed in range(options.seeds):
-            recipe = draft_recipe(name).changed({"seed": seed, "data": {"root": str(work / "data")}})
-            stages = {"training": recipe.training, "pretraining": recipe.pretraining}
-            size = {"max_steps": options.steps, "batch_size": options.rows}
-            steps = {stage: size for stage, config in stages.items() if config is not None}
-            run = work / f"{re.sub('[^a-z0-9]+', '-', name)}-{seed}"
-            for state, folder in trained(recipe.changed(steps), qa, work, run).items():
+            for state, folder in states_of(name, seed, options, qa, work).items():
                 description = f"{name.partition(':')[0]}:draft={folder}"
                 methods[f"{name}|{state}|{seed}"] = decoding_of(description)
                 for setting in SETTINGS.get(name, ()) if state == "trained" else ():
                     methods[f"{name}|trained, {setting}|{seed}"] = decoding_of(f"{description},{setting}")
-    found = asked(qa, fresh_benchmark(options.seed, videos=options.held_out, workers=1), methods)
+    benchmark = fresh_benchmark(options.seed, videos=options.held_out, workers=1)
+    found = asked(qa, benchmark, methods)
     changed = [name for name, each in found.items() if each.answers != found[GREEDY].answers]
     if changed:
         raise MmllmError(f"{', '.join(changed)}: exact, and answers have changed")
     for name, state in dict.fromkeys(tuple(run.split("|")[:2]) for run in methods if run != GREEDY):
-        add_row(results, name, state, [methods[f"{name}|{state}|{seed}"].total for seed in range(options.seeds)])
+        runs = [methods[f"{name}|{state}|{seed}"] for seed in range(options.seeds)]
+        add_row(results, name, state, [method.total for method in runs])
+        drafts = [method.draft_for(qa.model) for method in runs if isinstance(method, WithTrainedDraft)]
+        if drafts and isinstance(drafts[0], AheadDraft):
+            add_ranks(results, name, state, drafts, rows_of(qa, benchmark))
 
 
 def add_row(results: Results, name: str, state: str, counts: Sequence[Any]) -> None:
@@ -112,10 +133,9 @@ def add_row(results: Results, name: str, state: str, counts: Sequence[Any]) -> N
     results.add("drafts", {"draft": name, "state": state, "seeds": str(len(counts))}, numbers)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains all drafts, runs the comparison and prints it."""
-    parser = option_parser(__doc__)
-    parser.add_argument("--drafts", nargs="*", default=list(DRAFTS), help="drafts, as for mmllm train-draft")
+def add_options(parser: argparse.ArgumentParser, drafts: Sequence[str]) -> None:
+    """The options of trainings and of the clips that are asked about afterwards."""
+    parser.add_argument("--drafts", nargs="*", default=list(drafts), help="drafts, as for mmllm train-draft")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each draft")
     parser.add_argument("--videos", type=int, default=120, help="clips that drafts are trained on")
     parser.add_argument("--steps", type=int, default=300, help="steps of each stage")
@@ -123,12 +143,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=5, help="of the held-out clips")
     parser.add_argument("--held-out", type=int, default=6, help="clips that are asked about")
     parser.add_argument("--work", type=Path, help="folder of the runs, which go on there; else a temporary one")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains all drafts, runs the comparison and prints it."""
+    parser = option_parser(__doc__)
+    add_options(parser, DRAFTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results = Results(command_line(__file__, arguments), machine("torch", "transformers"))
     with tempfile.TemporaryDirectory() as temporary:
         compare(results, options, options.work or Path(temporary))
-    print(markdown("drafts", results.tables["drafts"]))
+    for table, rows in results.tables.items():
+        print(markdown(table, rows))
     results.save(options.json)
 
 

@@ -100,6 +100,31 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("positions that the draft computed", "{draft_positions:,.0f}"),
         ("over all its layers", "{layer_positions:,.0f}", "-"),
     ),
+    "ahead": _columns(
+        ("draft", "`{draft}`"),
+        ("trained on", "{state}"),
+        *(
+            (f"{what}, {words} ahead", f"{{top{most}_at{words}_percent:.0f}} %", "-")
+            for words in (2, 3, 4)
+            for most, what in ((1, "first guess right"), (10, "among ten"))
+        ),
+    ),
+    "other_laws": _columns(
+        ("decoding", "`{method}`"),
+        ("training", "{training}"),
+        ("the same answers", "{same_percent:.0f} %"),
+        ("mIoU", "{miou_percent:.1f}"),
+        ("tokens a pass", "{tokens_per_pass:.2f}"),
+        ("computed, of the model's", "{work_percent:.0f} %"),
+    ),
+    "routes": _columns(
+        ("all big", "{all_big_nats:.3f}"),
+        ("oracle", "{oracle_nats:.3f}"),
+        ("oracle, one big part at most", "{oracle_one_big_nats:.3f}"),
+        ("routers", "{router_nats:.3f}"),
+        ("best of 100 drawn", "{best_drawn_nats:.3f}"),
+        ("mean of 100 drawn", "{mean_drawn_nats:.3f}"),
+    ),
     "ablations": _columns(
         ("", "{group}"),
         ("", "{name}"),

@@ -100,6 +100,8 @@ def residual(law: Tensor, proposal: Tensor) -> Tensor:
 
 TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3
 """Medusa's thresholds, as Parallel Prompt Decoding has them."""
+TYPICAL_LAW = "tokens that the model finds likely enough (typical acceptance)"
+"""What the typical rule writes."""
 
 
 def typical(draft: Draft, logits: Tensor, text: Written) -> list[int]:

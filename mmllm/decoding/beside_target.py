@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from mmllm.decoding.draft_files import load_draft
 from mmllm.decoding.trained_draft import TrainedDraft, text_decoder
-from mmllm.decoding.tree import TreeDecoding
+from mmllm.decoding.tree import MachineDecoding, TreeDecoding
 from mmllm.fields import require
 
 
@@ -22,8 +22,8 @@ class BesideTargetConfig:
         require(bool(self.draft.strip()), self, "draft", "the folder of a trained draft")
 
 
-class BesideTargetDecoding(TreeDecoding):
-    """A method with a trained draft that reads what its target computes.
+class WithTrainedDraft(MachineDecoding):
+    """A method with weights that were trained for its target.
 
     Args:
         config: its settings.
@@ -32,9 +32,10 @@ class BesideTargetDecoding(TreeDecoding):
 
     draft_name: ClassVar[str]
     """Under which its draft is registered."""
-    config: BesideTargetConfig
+    config: Any
+    """Its `draft` is the folder."""
 
-    def __init__(self, config: BesideTargetConfig, trained: TrainedDraft | None = None) -> None:
+    def __init__(self, config: Any, trained: TrainedDraft | None = None) -> None:
         self.config = config
         self._given = trained
         self._loaded: tuple[Any, TrainedDraft] | None = None
@@ -55,3 +56,7 @@ class BesideTargetDecoding(TreeDecoding):
             draft.check(model)
             self._loaded = (decoder, draft)
         return self._loaded[1]
+
+
+class BesideTargetDecoding(WithTrainedDraft, TreeDecoding):
+    """A method with a trained draft that reads what its target computes. It has to write `start`."""

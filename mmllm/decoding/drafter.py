@@ -8,13 +8,12 @@ L positions of a prompt, D width, V vocabulary, N nodes
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmllm.decoding.reading import CachedReader
 from mmllm.decoding.refusals import check_llm, same_vocabulary
@@ -22,6 +21,7 @@ from mmllm.decoding.tree import DraftSource, Request
 from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.llm.harness import decoder_layers
+from mmllm.llm.layers import with_layers
 
 OWN = "own"
 
@@ -220,23 +220,7 @@ def own_llm(model: Any, layers: int | None) -> Any:
     whole = decoder_layers(llm.base_model)
     if layers >= len(whole):
         raise ConfigError(f"layers = {layers}: the model has {len(whole)}: take fewer, or leave layers out")
-    short, decoder = _with_modules(llm), _with_modules(llm.base_model)
-    config = copy.deepcopy(llm.config)
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
-    config._attn_implementation = llm.config._attn_implementation
-    short.config = decoder.config = config
-    decoder._modules["layers"] = nn.ModuleList(list(whole)[:layers])
-    short._modules[llm.base_model_prefix] = decoder
-    return short
-
-
-def _with_modules(module: Any) -> Any:
-    """A module with the same weights, whose list of parts is its own."""
-    other = copy.copy(module)
-    other._modules = dict(module._modules)
-    return other
+    return with_layers(llm, llm.base_model, list(whole)[:layers], range(layers))
 
 
 def loaded(path: str) -> Any:

@@ -10,7 +10,7 @@ L positions kept, N new nodes, M nodes of the tree, V vocabulary, D width, A axe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class CachedReader:
     @classmethod
     def after_prompt(
         cls, model: Any, input_ids: Tensor, inputs: Mapping[str, Any], *, keep_states: bool = False
-    ) -> tuple[CachedReader, Tensor]:
+    ) -> tuple[Self, Tensor]:
         """A reader of a prompt, and the logits (V) of the first new token.
 
         Args:
@@ -82,7 +82,7 @@ class CachedReader:
         return reader, outputs.logits[0, -1]
 
     @classmethod
-    def of_embeddings(cls, model: Any, embeddings: Tensor, mask: Tensor) -> tuple[CachedReader, Tensor]:
+    def of_embeddings(cls, model: Any, embeddings: Tensor, mask: Tensor) -> tuple[Self, Tensor]:
         """A reader of a prompt of embeddings, and the logits (V) of the first new token.
 
         Args:

@@ -74,7 +74,7 @@ class TokenRecycling(TreeDecoding):
     @property
     def other_law(self) -> str:
         """What is written with the typical rule."""
-        return "tokens that the model finds likely enough (typical acceptance)" if self.config.rule == "typical" else ""
+        return acceptance.TYPICAL_LAW if self.config.rule == "typical" else ""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was learned of earlier texts."""

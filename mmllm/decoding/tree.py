@@ -7,6 +7,7 @@ N nodes, V vocabulary
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,10 @@ class DraftSource:
         """
         raise NotImplementedError
 
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        """Is open while the target reads a draft, for sources that change what happens inside."""
+        return contextlib.nullcontext()
+
     def observe(self, draft: Draft, logits: Tensor, path: Sequence[int]) -> None:
         """Learns what the target computed (N V) and which path went into the text."""
 
@@ -131,7 +136,7 @@ class MachineDecoding(Decoding):
             chance=self.chance,
         )
         started = time.perf_counter()
-        target, logits = CachedReader.after_prompt(model, input_ids, inputs, keep_states=self.reads_states)
+        target, logits = self.read_prompt(model, input_ids, inputs)
         request = Request(
             model=model,
             text=text,
@@ -150,6 +155,10 @@ class MachineDecoding(Decoding):
         if generation_config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=text.ids, past_key_values=inputs[CACHE])
         return text.ids
+
+    def read_prompt(self, model: Any, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[CachedReader, Tensor]:
+        """A reader of the prompt, and the logits (V) of the first new token; see `CachedReader.after_prompt`."""
+        return CachedReader.after_prompt(model, input_ids, inputs, keep_states=self.reads_states)
 
     def write(self, request: Request, target: CachedReader, logits: Tensor) -> Callable[[float], DecodingCounts]:
         """Writes the text to its end, and returns the counters as a function of all seconds.
@@ -192,7 +201,8 @@ class TreeDecoding(MachineDecoding):
             if max(draft.depth) > text.room:
                 raise InputError(f"a draft of depth {max(draft.depth)} in a text with room for {text.room}")
             proposed = time.perf_counter()
-            node_logits = target.read(draft.tokens, draft.parent_of, draft.embeddings)
+            with source.reading():
+                node_logits = target.read(draft.tokens, draft.parent_of, draft.embeddings)
             before = text.count
             path = self.accept(draft, node_logits, text)
             target.settle(path)

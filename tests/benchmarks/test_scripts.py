@@ -19,8 +19,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "ablations", "context", "decoding", "demo", "directions", "drafts", "encoders", "finetune", "gpu", "hosting",
-    "image_tokenizers", "llm", "long_video", "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving",
-    "shared_prefix", "tokenizer_training", "train", "video", "watch", "when",
+    "image_tokenizers", "llm", "long_video", "other_laws", "paths", "prefix", "reducer_costs", "reducers", "reinforce",
+    "serving", "shared_prefix", "tokenizer_training", "train", "video", "watch", "when",
 )  # fmt: skip
 
 
@@ -320,6 +320,24 @@ def test_a_prefix_read_once_for_all_rows(tmp_path):
 
 
 @pytest.mark.slow
+def test_other_laws_before_and_after_training(tmp_path):
+    options = ["--seeds", "1", "--videos", "2", "--steps", "2", "--rows", "2", "--held-out", "1",
+               "--work", str(tmp_path / "runs")]  # fmt: skip
+    kept = run("other_laws", options, tmp_path)
+    rows = {(row.labels["method"], row.labels["training"]): row.numbers for row in kept.tables["other_laws"]}
+    assert list(rows) == [
+        (name, state)
+        for name in ("hamburger", "skip-decode:tokens=4", "duo-llm:random_steps=100")
+        for state in ("untrained", "trained")
+    ] + [("one token a pass", "-")]
+    assert all(0 <= numbers["work_percent"].middle <= 100 for numbers in rows.values())
+    assert rows["hamburger", "trained"]["tokens_per_pass"].middle >= 1
+    losses = {name: number.middle for name, number in kept.tables["routes"][0].numbers.items()}
+    assert losses["oracle_nats"] <= losses["oracle_one_big_nats"]
+    assert losses["oracle_nats"] <= min(losses["router_nats"], losses["all_big_nats"]) + 1e-5
+    assert losses["oracle_nats"] <= losses["best_drawn_nats"] <= losses["mean_drawn_nats"]
+
+
 def test_decoding_methods_beside_greedy(tmp_path):
     from benchmarks import decoding
     from mmllm.errors import MmllmError
@@ -338,13 +356,16 @@ def test_decoding_methods_beside_greedy(tmp_path):
 
 @pytest.mark.slow
 def test_drafts_before_and_after_their_training(tmp_path):
-    options = ["--videos", "2", "--held-out", "1", "--seeds", "1", "--steps", "2", "--drafts", "flash", "fastdraft"]
+    options = ["--videos", "2", "--held-out", "1", "--seeds", "1", "--steps", "2", "--rows", "4",
+               "--drafts", "flash", "fastdraft", "ppd"]  # fmt: skip
     kept = run("drafts", [*options, "--work", str(tmp_path / "work")], tmp_path)
     states = [(row.labels["draft"], row.labels["state"]) for row in kept.tables["drafts"]]
     assert states == [
         ("flash", "untrained"), ("flash", "trained"), ("fastdraft", "untrained"),
-        ("fastdraft", "answers of the data"), ("fastdraft", "trained"),
+        ("fastdraft", "answers of the data"), ("fastdraft", "trained"), ("ppd", "untrained"), ("ppd", "trained"),
     ]  # fmt: skip
+    assert [(row.labels["draft"], row.labels["state"]) for row in kept.tables["ahead"]] == states[-2:]
+    assert all(row.numbers["top1_at2_percent"] <= row.numbers["top10_at2_percent"] for row in kept.tables["ahead"])
     assert all(row.numbers["tokens_per_pass"] >= 1 for row in kept.tables["drafts"])
 
 
