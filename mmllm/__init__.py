@@ -6,7 +6,7 @@ Each public name is imported when it is first used. So `import mmllm` takes no t
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Answer": "mmllm.times.answers",
