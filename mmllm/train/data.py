@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from mmllm.synthetic.rendering import TALK, render
 from mmllm.times.answers import absent_text
 from mmllm.times.stamps import STAMP
 from mmllm.train.features import FeatureCache
+from mmllm.train.named_frames import NamedFrames, Spans, read_on_screen
 from mmllm.train.packing import PackedQuestions
 from mmllm.train.record import file_digests
 from mmllm.train.rows import DialogueRows, MediaLoader, Shuffled
@@ -84,14 +85,22 @@ class RunData:
         seed: random seed for drawing questions.
         talk: dialogues of text alone.
         talk_share: part of all rows that is talk.
+        on_screen: id of each video -> name -> when it is on screen.
     """
 
     def __init__(
-        self, items: Mixture | list[Question], seed: int, *, talk: Sequence[Dialogue] = (), talk_share: float = 0.0
+        self,
+        items: Mixture | list[Question],
+        seed: int,
+        *,
+        talk: Sequence[Dialogue] = (),
+        talk_share: float = 0.0,
+        on_screen: Mapping[str, Mapping[str, Spans]] | None = None,
     ) -> None:
         self.items = items
         self.seed = seed
         self.talk, self.talk_share = talk, talk_share
+        self.on_screen = on_screen or {}
         self.set_aside: dict[Path, str] = {}
         """Videos that cannot be read -> the reason; filled when a stage first asks for rows."""
         self._videos_checked = False
@@ -130,6 +139,18 @@ class RunData:
         shuffled = Shuffled(self.talk, self.seed)
         talk = DialogueRows(shuffled, writer, media, rows=training.rows, max_text_tokens=training.max_text_tokens)
         return Rows(dataset=WithTalk(packed, talk, self.talk_share), workers=workers)
+
+    def named_frames(self, run: TrainingRun, videos: int) -> NamedFrames:
+        """Returns videos with the names of what each of their frames shows; see `RowSource`."""
+        files = {} if isinstance(self.items, Mixture) else {each.vid: each.video for each in self.items if each.video}
+        cache = self._media(run, keep_features=True).cache
+        assert cache is not None
+        named = {
+            file: self.on_screen[vid]
+            for vid, file in files.items()
+            if vid in self.on_screen and file not in self.set_aside
+        }
+        return NamedFrames(named, cache, rows=videos, seed=self.seed)
 
     def _media(self, run: TrainingRun, keep_features: bool) -> MediaLoader:
         """Returns the loader of videos, after checking that each video can be read.
@@ -193,16 +214,17 @@ def read_data(config: DataConfig, output: Path, *, rows: int, seed: int, workers
         left_out = [f"train.json, {problem}" for problem in annotations.bad]
         items: Mixture | list[Question] = annotations.items
         talk = _talk(root / TALK) if config.talk else []
+        on_screen = read_on_screen(root)
     else:
         if config.root is None:
             raise InputError("LITA's tasks cannot be rendered: give the folder of their data with --data-root")
         mixture = replace(config.mixture, draws=max(rows, 1), seed=seed)
         items = lita_mixture(Path(config.root), mixture, output / "tables")
-        left_out, talk = items.left_out, []
+        left_out, talk, on_screen = items.left_out, [], {}
     if left_out and processes.is_main():
         write_text(output / "left_out.txt", "".join(f"{line}\n" for line in left_out))
         log.warning("%d annotation rows are left out; see %s for the reasons", len(left_out), output / "left_out.txt")
-    return RunData(items, seed, talk=talk, talk_share=config.talk)
+    return RunData(items, seed, talk=talk, talk_share=config.talk, on_screen=on_screen)
 
 
 def _talk(file: Path) -> list[Dialogue]:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from mmllm.errors import ConfigError
 from mmllm.interfaces import Part
 from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.train.named_frames import NamedFrames
 from mmllm.train.schedule import RowTraining
 
 
@@ -43,6 +44,13 @@ class RowSource(Protocol):
 
         Raises:
             InputError: if no row can be used.
+        """
+
+    def named_frames(self, run: TrainingRun, videos: int) -> NamedFrames:
+        """Returns so many videos with cached features and with the names of what each of their frames shows.
+
+        Raises:
+            InputError: if nothing says what the videos show.
         """
 
 
@@ -80,6 +88,16 @@ class TrainingRun:
         if self.source is None:
             raise ConfigError("this run has pictures and no questions: train on questions with `mmllm train`")
         return self.source.rows(self, training, keep_features=keep_features)
+
+    def named_frames(self, videos: int) -> NamedFrames:
+        """So many videos with the names of what each of their frames shows; see `RowSource.named_frames`.
+
+        Raises:
+            ConfigError: if the run has no videos.
+        """
+        if self.source is None:
+            raise ConfigError("this run has pictures and no videos: train on videos with `mmllm train`")
+        return self.source.named_frames(self, videos)
 
     def numbered_pictures(self, count: int) -> Dataset[Any]:
         """`count` pictures in training order.
