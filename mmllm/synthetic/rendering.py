@@ -4,7 +4,7 @@
     root/videos/v_<id>.mp4
     root/train.json              {"v_<id>": {"duration", "QA": [{"q", "a", "family"}]}}
     root/talk.jsonl              talk without a video, beside clips of things
-    root/on_screen.json          {"v_<id>": {"elephant": [[2.0, 8.0]]}}: when each thing is on screen, for all clips of things
+    root/on_screen.json          {"v_<id>": {"elephant": [[2.0, 8.0]]}}, for clips of things: when each is on screen
     root/val.json                [{"vid", "question_id", "question", "answer", "duration", "family"}]
 
 Questions about things also have `group`, and those about time have `spans`, see `mmllm.datasets.rtl`. A split without

@@ -5,6 +5,7 @@ OUTPUT/left_out.txt    annotation rows that cannot be used, each with the reason
 OUTPUT/set_aside.txt   videos that cannot be read, each with the reason
 OUTPUT/tables/         dialogues as Arrow files, shared by all processes
 OUTPUT/features/       features of the frozen encoder
+OUTPUT/talk.jsonl      the LLM's own answers to talk, from before training
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from mmllm.times.answers import absent_text
 from mmllm.times.stamps import STAMP
 from mmllm.train.features import FeatureCache
 from mmllm.train.named_frames import NamedFrames, Spans, read_on_screen
+from mmllm.train.own_talk import own_talk, questions_about
 from mmllm.train.packing import PackedQuestions
 from mmllm.train.record import file_digests
 from mmllm.train.rows import DialogueRows, MediaLoader, Shuffled
@@ -63,8 +65,12 @@ class DataConfig:
     talk: float = 0.0
     """Part of all rows that is talk without a video: dialogues of `talk.jsonl` beside `train.json`. Rendered clips of
     things have such a file."""
+    own_talk: bool = False
+    """The pretrained LLM's own answers, from before training, take the place of those of that file; it is also asked
+    about the names of what is on screen. So it keeps its way of speaking."""
 
     def __post_init__(self) -> None:
+        require(self.talk > 0 or not self.own_talk, self, "own_talk", "False without talk")
         allowed = "from 0 to below 1, and 0 with a mixture"
         require(0 <= self.talk < 1 and (self.mixture is None or self.talk == 0), self, "talk", allowed)
 
@@ -139,6 +145,12 @@ class RunData:
         shuffled = Shuffled(self.talk, self.seed)
         talk = DialogueRows(shuffled, writer, media, rows=training.rows, max_text_tokens=training.max_text_tokens)
         return Rows(dataset=WithTalk(packed, talk, self.talk_share), workers=workers)
+
+    def answer_talk(self, model: Any, processor: Any, file: Path) -> None:
+        """Puts the LLM's own answers in place of those of the talk; see `own_talk`."""
+        asked = [dialogue.turns[0].text for dialogue in self.talk]
+        names = sorted({name for names in self.on_screen.values() for name in names})
+        self.talk = own_talk(model, processor, [*asked, *questions_about(names)], file)
 
     def named_frames(self, run: TrainingRun, videos: int) -> NamedFrames:
         """Returns videos with the names of what each of their frames shows; see `RowSource`."""

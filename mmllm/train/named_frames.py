@@ -74,7 +74,8 @@ class NamedFrames(torch.utils.data.Dataset[Any]):
         epoch, place = divmod(row, len(self.videos))
         video, names = self.videos[int(np.random.default_rng((self.seed, epoch)).permutation(len(self.videos))[place])]
         inputs = self.cache.load(video)
-        assert inputs.features is not None and inputs.times_s is not None
+        assert inputs.features is not None
+        assert inputs.times_s is not None
         return {"features": inputs.features[0].float(), "shown": shown_at(inputs.times_s[0], names, self.names)}
 
 

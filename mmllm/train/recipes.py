@@ -136,7 +136,8 @@ def speak() -> Recipe:
     return Recipe(
         name="speak",
         data=DataConfig(
-            talk=0.1,
+            talk=0.12,
+            own_talk=True,
             synthetic=SyntheticConfig(
                 train_videos=2000, val_videos=90, world="things", size=192, questions_per_video=16
             ),
@@ -166,6 +167,7 @@ def speak() -> Recipe:
                 **both,
             ),
         ),
+        adapter_only=True,
     )
 
 

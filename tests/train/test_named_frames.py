@@ -54,7 +54,8 @@ def test_rows_are_videos_in_an_order_that_the_seed_decides():
     cache = SimpleNamespace(load=load)
     videos = {Path(name): spans for name, spans in names.items()}
     rows = NamedFrames(videos, cache, rows=10, seed=3)
-    assert rows.names == ["kite", "owl"] and len(rows) == 10
+    assert rows.names == ["kite", "owl"]
+    assert len(rows) == 10
     drawn = [rows[number] for number in range(10)]
     order = [int(row["features"][0, 0, 0]) for row in drawn]
     assert sorted(order[:5]) == sorted(order[5:]) == [0, 1, 2, 3, 4]

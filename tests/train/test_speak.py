@@ -5,19 +5,27 @@ from dataclasses import replace
 
 import pytest
 import torch
+from open_llm import open_llm, save_open_llm
 from own_clips import TINY
 from own_pictures import pictures_folder
+from safetensors.torch import save_file
 
-from mmllm.errors import InputError
+from mmllm import cli, registry
+from mmllm.datasets.dialogues import read_dialogues
+from mmllm.errors import ConfigError, InputError
 from mmllm.inference.answering import VideoQA
+from mmllm.inference.own_prompts import OwnPrompts
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.rendering import ON_SCREEN, render
 from mmllm.synthetic.things.config import ThingsConfig
+from mmllm.train.building import build_model
+from mmllm.train.data import RunData
 from mmllm.train.metrics import read_metrics
+from mmllm.train.own_talk import questions_about
 from mmllm.train.recipes import recipe
 from mmllm.train.run import train
 
-__all__ = ["pictures_folder"]
+__all__ = ["open_llm", "pictures_folder"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,8 @@ def small(pictures_folder, tmp_path_factory):
     loss = replace(recipe("speak").model.loss, grounding_layer=-2)
     model = replace(TINY, visual_tokenizer="mlp", template="chatml", system_prompt="smollm2", loss=loss)
     steps = {"max_steps": 4, "batch_size": 2, "save_steps": 2, "logging_steps": 1}
-    return replace(recipe("speak"), model=model).changed(
+    start = replace(recipe("speak"), adapter_only=False, data=replace(recipe("speak").data, own_talk=False))
+    return replace(start, model=model).changed(
         {"data": {"root": str(root), "talk": 0.25}, "word_alignment": steps, "language": {**steps, "lora_rank": 2}}
     )
 
@@ -66,6 +75,76 @@ def test_it_trains_projector_then_adapters_and_goes_on_where_it_was_stopped(smal
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     answer = VideoQA.from_pretrained(whole)
     assert answer.note is None or "things" in answer.note
+
+
+@pytest.mark.slow
+def test_of_a_pretrained_llm_only_what_was_trained_is_saved(small, open_llm, tmp_path, short_clip, capsys):
+    encoder = "timm:name=resnet18,image_size=32,classes=frame"
+    save_file(registry.build("encoder", encoder).tower.state_dict(), tmp_path / "resnet.safetensors")
+    parts = {"language_model": str(open_llm), "encoder_weights": str(tmp_path / "resnet.safetensors")}
+    words = {"visual_tokenizer": "words:best=2", "encoder": encoder, "path": "slowfast:mode=temporal,image_frames=8"}
+    made = small.changed({"model": {**parts, **words}, "adapter_only": True, "language": {"max_steps": 2}})
+    folder = train(made, tmp_path / "run", workers=0)
+    assert folder == tmp_path / "run" / "adapter"
+    assert json.loads((folder / "pretrained.json").read_text()) == parts
+    assert train(made, tmp_path / "run", workers=0) == folder  # it is finished
+    for arguments in ([str(short_clip), "When?"], ["What is the capital of France?"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["ask", *arguments, "--model", str(folder), "--max-new-tokens", "4"])
+        assert not ended.value.code
+    untied = save_open_llm(tmp_path / "untied", tied=False)
+    with pytest.raises(ConfigError, match="table of its own"):
+        train(made.changed({"model": {"language_model": str(untied)}}), tmp_path / "other", workers=0)
+
+
+def test_the_llm_keeps_its_own_words(open_llm, tmp_path, monkeypatch):
+    model, processor = build_model(replace(TINY, language_model=str(open_llm), template="chatml"))
+    whole = replace(recipe("speak").data, own_talk=True)
+    data = RunData(
+        [], 0, talk=talk_dialogues(tmp_path), talk_share=whole.talk, on_screen={"a": {"owl": [], "kite": []}}
+    )
+    questions = [
+        *(turn.text for dialogue in data.talk for turn in dialogue.turns[:1]),
+        *questions_about(["kite", "owl"]),
+    ]
+    assert questions[-2:] == ["What is a kite?", "Tell me something short about the owl."]
+    stop = VideoQA(model, processor).stop_tokens[0]
+    asked = []
+
+    def generate(prompts, batch, **options):
+        asked.extend(batch)
+        ends = [[70 + len(asked), stop], [71]]  # every other answer has no end
+        return torch.tensor([[*ends[number % 2], 0][:2] for number in range(len(batch))])
+
+    monkeypatch.setattr(OwnPrompts, "generate", generate)
+    data.answer_talk(model, processor, tmp_path / "talk.jsonl")
+    assert len(asked) == len(questions) == 4
+    assert [dialogue.turns[0].text for dialogue in data.talk] == questions[::2]
+    assert all(dialogue.turns[1].text and not dialogue.media for dialogue in data.talk)
+    data.answer_talk(model, processor, tmp_path / "talk.jsonl")
+    assert len(asked) == 4  # they are kept
+    monkeypatch.setattr(OwnPrompts, "generate", lambda prompts, batch, **options: torch.full((len(batch), 1), 71))
+    with pytest.raises(InputError, match="ends none of its answers"):
+        data.answer_talk(model, processor, tmp_path / "other.jsonl")
+
+
+def talk_dialogues(folder):
+    """Two dialogues of text."""
+    rows = [{"id": name, "question": f"What is {name}?", "answer": "It."} for name in ("bread", "ice")]
+    (folder / "given.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return read_dialogues(folder / "given.jsonl", policy="raise").items
+
+
+def test_own_talk_needs_a_pretrained_llm(small):
+    with pytest.raises(ConfigError, match="own_talk needs a pretrained"):
+        small.changed({"data": {"own_talk": True}})
+    with pytest.raises(ConfigError, match="own_talk"):
+        small.changed({"data": {"own_talk": True, "talk": 0.0}})
+
+
+def test_adapters_need_pretrained_parts_with_names(small):
+    with pytest.raises(ConfigError, match="adapter_only"):
+        small.changed({"adapter_only": True})
 
 
 def test_clips_without_names_cannot_be_aligned(small, tmp_path):

@@ -1,10 +1,10 @@
 """Aligns the projector with the LLM's own words, without a pass through the LLM.
 
-    features of a frame ── projector ── mean over the patches ── frame token ── cosine ──┬── sigmoid: is it on screen?
-    names of things ── LLM's word embeddings, their mean subtracted ─────────────────────┘
+    features of a frame ── projector ── mean over patches ── frame token ─┐         ┌─ softmax: which names are there
+    names of things ── LLM's word embeddings, their mean subtracted ──────┴─ cosine ┴─ sigmoid: is this name there
 
-What a frame shows has a name, and the LLM has embeddings of its words. The token of a frame learns to point at the names
-of what can be seen in it, and at no other. The LLM then finds visual tokens that resemble words which it knows.
+What a frame shows has a name, and the LLM has embeddings of its words. The token of a frame learns to point at the
+names of what can be seen in it, and at no other. The LLM then finds visual tokens that resemble words which it knows.
 
 F frames, N patches, C encoder width, W names, D LLM width
 """
@@ -37,16 +37,20 @@ class WordAlignmentTraining(TrainingSchedule):
 
     max_steps: int = 1000
     batch_size: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
+    sigmoid_weight: float = 0.25
+    """Weight of the loss of each name by itself, beside that of the names against each other. The second learns faster;
+    the first also says that nothing is there."""
     first_scale: float = 10.0
-    """Factor of the cosines before the sigmoid at the start of training; it is learned."""
+    """Factor of the cosines at the start of training; it is learned."""
     first_bias: float = -6.0
-    """What is added to them at the start: few of all names are in a frame."""
+    """What is added to them before the sigmoid at the start: few of all names are in a frame. It is learned, too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.first_scale > 0, self, "first_scale", "above zero")
+        require(self.sigmoid_weight >= 0, self, "sigmoid_weight", "zero or more")
 
     @property
     def videos(self) -> int:
@@ -114,17 +118,21 @@ class WordPointing(nn.Module):
         self.words: Tensor
         self.scale = nn.Parameter(torch.tensor(math.log(config.first_scale)))
         self.bias = nn.Parameter(torch.tensor(config.first_bias))
+        self.sigmoid_weight = config.sigmoid_weight
 
     def forward(self, features: Tensor, shown: Tensor) -> dict[str, Tensor]:
-        """Returns the `loss`, the mean over frames of the sum over names.
+        """Returns the `loss`: of the softmax the mean over frames that show a name, of the sigmoid that over all.
 
         Args:
             features: F N C.
             shown: bool, F W.
         """
-        logits = self.cosines(features) * self.scale.exp() + self.bias
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, shown.to(logits.dtype), reduction="sum")
-        return {"loss": loss / len(features)}
+        logits = self.cosines(features) * self.scale.exp()
+        targets = shown.to(logits.dtype)
+        count = targets.sum(-1)  # F
+        among = -(logits.log_softmax(-1) * targets).sum(-1) / count.clamp(min=1)
+        alone = nn.functional.binary_cross_entropy_with_logits(logits + self.bias, targets, reduction="none").sum(-1)
+        return {"loss": among.sum() / (count > 0).sum().clamp(min=1) + self.sigmoid_weight * alone.mean()}
 
     def cosines(self, features: Tensor) -> Tensor:
         """F W: the cosine of each frame's token and each name."""
