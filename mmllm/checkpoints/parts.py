@@ -58,12 +58,21 @@ def load_assembled(folder: str | Path) -> MmllmForConditionalGeneration:
     Raises:
         CheckpointError: if a part cannot be had, with what to install, or the adapters do not fit.
     """
+    return merged_with(load_unadapted(folder), folder)
+
+
+def load_unadapted(folder: str | Path) -> MmllmForConditionalGeneration:
+    """The model before its training: with its pretrained parts, and new weights everywhere else.
+
+    Raises:
+        CheckpointError: if a part cannot be had, with what to install.
+    """
     parts = pretrained_parts(folder)
     config, _ = own_config(Path(folder))
     model = MmllmForConditionalGeneration(config)
     fill_llm(model, load_llm(parts["language_model"]))
     load_tower(model.encoder, parts["encoder_weights"])
-    return merged_with(model, folder)
+    return model
 
 
 def load_llm(name: str) -> Any:

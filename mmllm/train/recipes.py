@@ -150,6 +150,7 @@ def speak() -> Recipe:
             language_model="smollm2-135m",
             template="chatml",
             system_prompt="smollm2",
+            strip_time_tokens="spaces",
             num_frames=40,
             time_token_init="sinusoid",
             blend=BlendConfig(rms=0.136, time_anchor=1.0),  # the root mean square of the LLM's word embeddings

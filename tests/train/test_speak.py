@@ -157,6 +157,20 @@ def test_clips_without_names_cannot_be_aligned(small, tmp_path):
         train(small.changed({"data": {"root": str(root)}}), tmp_path / "run", workers=0)
 
 
+def test_a_prompt_is_the_beginning_of_what_is_trained(open_llm):
+    """With chatml an answer begins on a new line; a time token at its beginning must not swallow that."""
+    settings = recipe("speak").model
+    changes = {"template": settings.template, "strip_time_tokens": settings.strip_time_tokens}
+    _, processor = build_model(replace(TINY, language_model=str(open_llm), **changes))
+    asked = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When?"}]}
+    prompt = processor.encode(processor.apply_chat_template([asked], add_generation_prompt=True)).input_ids
+    for answer in ("<t1> <t2> It is there.", "It does not happen."):
+        whole = processor.encode_conversation([asked, {"role": "assistant", "content": answer}])
+        assert torch.equal(whole.input_ids[: len(prompt)], prompt)
+        assert (whole.labels[: len(prompt)] == -100).all()
+        assert whole.labels[len(prompt)] != -100
+
+
 def test_its_parts_are_those_of_the_presets_and_its_settings_are_a_file():
     made = recipe("speak")
     assert made.model.encoder.startswith("timm:name=tf_efficientnet_lite0,image_size=192,mean=0.498039")
