@@ -17,8 +17,8 @@ from mmllm.tokenizers.autoencoders.flextok_config import FlexTokDecoderConfig
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "ablations", "decoding", "demo", "directions", "encoders", "finetune", "hosting", "image_tokenizers", "long_video",
-    "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "tokenizer_training", "train",
-    "video", "when",
+    "paths", "prefix", "reducer_costs", "reducers", "reinforce", "serving", "speaks", "tokenizer_training",
+    "train", "video", "when",
 )  # fmt: skip
 
 
