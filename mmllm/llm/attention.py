@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mmllm.errors import InputError
 from mmllm.llm.cache import RecordLayer
+from mmllm.llm.packed_attention import PackedRows, packed_attention
 from mmllm.llm.values import AttentionView, LlmPass
 
 STAGED = "mmllm_staged"
@@ -39,7 +40,8 @@ def staged_attention(
         key, value: B G K D; all keys of the cache, if there is one.
         attention_mask: B 1 N K, additive or bool.
         kwargs: of transformers' attention functions; the harness adds `llm_pass`, `record` and `input_norm`, or
-            `probe`, which gets queries and keys; then there is no attention.
+            `probe`, which gets queries and keys; then there is no attention. `packed` says where several questions
+            of a row are; the mask is then not read.
     """
     if (probe := kwargs.pop("probe", None)) is not None:
         probe.query, probe.key = query, key
@@ -47,6 +49,9 @@ def staged_attention(
     current: LlmPass | None = kwargs.pop("llm_pass", None)
     record: RecordLayer | None = kwargs.pop("record", None)
     input_norm: Callable[[Tensor], Tensor] | None = kwargs.pop("input_norm", None)
+    packed: PackedRows | None = kwargs.pop("packed", None)
+    if current is None and packed is not None:
+        return packed_attention(query, key, value, packed, kwargs["scaling"]), None
     if current is None:
         return own_attention(module)(module, query, key, value, attention_mask, **kwargs)
     view = _view(module, query, key, value, current, record, kwargs)

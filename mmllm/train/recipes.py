@@ -160,9 +160,11 @@ def speak() -> Recipe:
             WordAlignmentTraining(max_steps=2500, save_steps=100, **both),
             LanguageTraining(
                 max_steps=1600,
-                learning_rate=5e-4,
+                learning_rate=7e-4,
+                learning_rates={"visual_tokenizer": 3e-4, "grounding": 2e-3},
                 weight_decay=0.0,
                 lora_rank=16,
+                packed_attention=True,
                 questions_per_video=12,
                 save_steps=25,
                 **both,
