@@ -134,6 +134,7 @@ def save_adapted(adapted: Any, processor: Any, folder: Path, parts: dict[str, st
     adapted.get_base_model().generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_json(folder / PARTS, parts)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a card
 
 
 def _read(file: Path) -> dict[str, Tensor]:

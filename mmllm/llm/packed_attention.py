@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
 
@@ -42,12 +43,12 @@ def packed_rows(segments: Tensor) -> PackedRows | None:
     """
     counts = (segments == 0).sum(1)
     positions, rows = [], []
-    for row in range(len(segments)):
-        for question in range(1, int(segments[row].max()) + 1):
-            own = (segments[row] == question).nonzero().squeeze(1)
+    for number, numbered in enumerate(segments):
+        for question in range(1, int(numbered.max()) + 1):
+            own = (numbered == question).nonzero().squeeze(1)
             if len(own):
-                positions.append(own + row * segments.shape[1])
-                rows.append(row)
+                positions.append(own + number * segments.shape[1])
+                rows.append(number)
     if not rows:
         return None
     row = torch.tensor(rows, device=segments.device)
@@ -74,9 +75,8 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows
     """
     query, key = query.to(value.dtype), key.to(value.dtype)  # in autocast, rotation has made them float32
     count, places = rows.beginning, query.shape[2]
-    first = torch.nn.functional.scaled_dot_product_attention(
-        *(part[:, :, :count] for part in (query, key, value)), is_causal=True, scale=scaling, enable_gqa=True
-    )
+    begun = [part[:, :, :count] for part in (query, key, value)]
+    first = scaled_dot_product_attention(begun[0], begun[1], begun[2], is_causal=True, scale=scaling, enable_gqa=True)
     whole = rearrange(torch.nn.functional.pad(first, (0, 0, 0, places - count)), "b h p d -> (b p) h d")
     out = _questions(query, key, value, rows, scaling).to(whole.dtype)  # Q L H D
     whole = whole.index_copy(0, rows.position[rows.valid], out[rows.valid])

@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 ABOUT_NAMES = ("What is {an}?", "Tell me something short about the {name}.", "Where can I find {an}?")
 """What the LLM is asked about each name, one of these in turn."""
-LONGEST = 96
+LONGEST = 64
 """Most tokens of an answer; a longer one is left out, because it has no end."""
-_BATCH = 8
+_BATCH = 32
 
 
 def questions_about(names: Sequence[str]) -> list[str]:

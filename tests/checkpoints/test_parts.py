@@ -70,6 +70,7 @@ def merged(trained):
 
 def test_it_is_the_trained_model_without_the_weights_that_are_elsewhere(folder, merged):
     names = set(load_file(folder / WEIGHTS))
+    assert not (folder / "README.md").exists()
     assert not any("tower" in name or "grounding" in name or "base_layer" in name for name in names)
     assert all(any(part in name for name in names) for part in ("lora_A", "trainable_tokens"))
     loaded, expected = load_assembled(folder).state_dict(), merged.state_dict()
