@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from mmllm import registry
@@ -81,6 +82,8 @@ def train(
                     "new time tokens would not be trained: set adapter_only to false, and language.lora_rank to 0"
                 )
         # step 2: train all stages, save the model
+        if processes.count() == 1 and torch.cuda.is_available():
+            model.to("cuda")  # features and talk, too, are made there; several processes place their parts themselves
         if recipe.data.own_talk:
             data.answer_talk(model, processor, output / TALK)
         run = TrainingRun(

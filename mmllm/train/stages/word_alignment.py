@@ -87,7 +87,10 @@ class WordAlignmentStage(TrainingStage):
         """Trains the projector; see `TrainingStage`."""
         config = self.config
         videos = run.named_frames(config.videos)
-        words = mean_embeddings(run.model.get_input_embeddings(), run.processor.tokenizer, videos.names)
+        table = run.model.get_input_embeddings()
+        words = mean_embeddings(
+            lambda ids: table(ids.to(table.weight.device)).cpu(), run.processor.tokenizer, videos.names
+        )
         trainer = fit(
             self._pointing(run.model, words),
             videos,
