@@ -67,12 +67,13 @@ def own_talk(model: Any, processor: Any, questions: Sequence[str], file: Path) -
 @torch.no_grad()
 def _answered(qa: VideoQA, questions: Sequence[str]) -> Iterator[dict[str, str]]:
     """Rows with the answers that end."""
-    prompts = prompts_of(qa)
+    prompts, times = prompts_of(qa), qa.model.config.time_token_ids
+    options = {"suppress_tokens": times} if times else {}  # new rows of its table, which mean nothing yet
     with Progress("ask the LLM before training", len(questions), "questions") as progress:
         for start in range(0, len(questions), _BATCH):
             asked = questions[start : start + _BATCH]
             batch = [prompts.prompt([Turn(role="user", content=(question,))]) for question in asked]
-            for number, ids in enumerate(prompts.generate(batch).tolist(), start=start):
+            for number, ids in enumerate(prompts.generate(batch, **options).tolist(), start=start):
                 answer = prompts.plain(ids).strip()
                 if answer and set(ids) & set(qa.stop_tokens):
                     yield {"id": f"own_{number}", "question": questions[number], "answer": answer, "family": "talk"}
