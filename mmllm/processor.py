@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoProcessor, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
@@ -62,7 +62,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         num_time_tokens: number of time tokens; 0 if times are written as text.
         time: how times are written, one of `mmllm list times`, such as `interleaved:decimals=1`.
         strip_time_tokens: drop white space around time tokens before text is split into pieces, as the tokenizer of
-            LITA's training did. Newer tokenizers would make pieces of the white space.
+            LITA's training did. Newer tokenizers would make pieces of the white space. `spaces` keeps line ends.
         chat_template: Jinja text, or the name of a template of `mmllm.preprocessing.templates`. If it can
             write images only, videos are written as images.
         whole_text: give the tokenizer the whole text; it splits off the placeholders and adds its own first tokens,
@@ -91,7 +91,7 @@ class MmllmProcessor(AnswerDecoding, MediaReading, QuestionReading, ProcessorMix
         frames: Mapping[str, Any] | FrameTransform | None = None,
         num_frames: int = 100,
         num_time_tokens: int = 100,
-        strip_time_tokens: bool = True,
+        strip_time_tokens: bool | Literal["spaces"] = True,
         chat_template: str = "plain",
         whole_text: bool = False,
         system_prompt: str = "",

@@ -100,6 +100,9 @@ def test_time_tokens_swallow_the_space_around_them_only_if_asked_to(processor):
     processor.strip_time_tokens = False
     pieces = list(processor._pieces("spin . <t1> <t2> the"))
     assert [piece for _, piece in pieces] == ["spin . ", "<t1>", " ", "<t2>", " the"]
+    processor.strip_time_tokens = "spaces"
+    pieces = list(processor._pieces("spin\n <t1> <t2> the\n"))
+    assert [piece for _, piece in pieces] == ["spin\n", "<t1>", "<t2>", "the\n"]
 
 
 def test_placeholders_that_somebody_types_stay_words(processor):

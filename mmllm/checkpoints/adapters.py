@@ -17,6 +17,8 @@ from mmllm.interfaces import LlmStage, TokenReducer
 from mmllm.model import MmllmForConditionalGeneration
 
 CONFIG = "adapter_config.json"
+PARTS = "pretrained.json"
+"""File beside adapters whose model is not in one place; see `mmllm.checkpoints.parts`."""
 LINEAR = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 """The LLM's linear layers."""
 ADAPTER = "default"
@@ -96,13 +98,13 @@ def _adapted(model: nn.Module, config: Any) -> Any:
 
 
 def base_of(folder: str | Path) -> str | None:
-    """The model that the adapters of a folder belong to; None if the folder has no adapters.
+    """The model that the adapters of a folder belong to; None if the folder has none, or is a model of several parts.
 
     Raises:
         CheckpointError: if its configuration names no model, or cannot be read.
     """
     record = Path(folder) / CONFIG
-    if not record.is_file():
+    if not record.is_file() or (Path(folder) / PARTS).is_file():
         return None
     base = read_json(record).get("base_model_name_or_path")
     if not base:

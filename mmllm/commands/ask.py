@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def ask(
     video: Annotated[str, tyro.conf.Positional],
-    question: Annotated[str, tyro.conf.Positional],
+    question: Annotated[str | None, tyro.conf.Positional] = None,
     model: str = DEFAULT,
     stages: StageFlags = NO_CHANGES,
     hosted: HostedFlags = AS_USUAL,
@@ -46,13 +46,13 @@ def ask(
     json: bool = False,
     plot: Path | None = None,
 ) -> None:
-    """Ask when something happens in a video.
+    """Ask when something happens in a video; or, with a question alone, talk without one.
 
     Args:
-        video: a video file, a folder of frames, or a file that `mmllm encode` wrote.
+        video: a video file, a folder of frames, or a file that `mmllm encode` wrote; or a question without a video.
         question: for example "When does the red circle spin?"
-        model: folder or hub id of a model; by default the one that comes with mmllm, which knows only
-            synthetic clips of coloured shapes.
+        model: folder or hub id of a model; by default one that comes with mmllm. The small one knows only synthetic
+            clips of coloured shapes.
         stages: stages that replace the model's own.
         hosted: settings of hosted models.
         compute: how numbers are stored and multiplied.
@@ -64,6 +64,9 @@ def ask(
         plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
             that they keep, and their ranking; with a context how much of each frame the LLM still holds.
     """
+    if question is None:
+        _talk(video, model, max_new_tokens, json=json)
+        return
     if not question.strip():
         raise InputError('the question is empty: write one, such as "When does the red circle spin?"')
     frames.check(video)
@@ -93,6 +96,30 @@ def ask(
         print(f"context: {_held(answer.context)}", file=sys.stderr)
     if plot is not None:
         print(f"plot: {plot}", file=sys.stderr)
+
+
+def _talk(question: str, model: str, max_new_tokens: int, *, json: bool) -> None:
+    """Prints the answer to a question without a video.
+
+    Raises:
+        InputError: if the question is a file or an address: what is asked about it is missing.
+    """
+    checked_count("--max-new-tokens", max_new_tokens)
+    if not question.strip() or Path(question).exists() or "://" in question:
+        raise InputError(f"{question!r}: what is asked about it is missing: give a video and a question")
+    from mmllm.inference.answering import VideoQA
+    from mmllm.inference.conversations import prompts_of
+    from mmllm.inference.prompts import Turn
+
+    qa = VideoQA.from_pretrained(model)
+    qa.max_new_tokens = max_new_tokens
+    prompts = prompts_of(qa)
+    prompt = prompts.prompt([Turn(role="user", content=(question,))])
+    text = prompts.answer(prompt, prompts.generate([prompt])[0].tolist()).text
+    if json:
+        print(json_text.dumps({"question": question, "text": text, "model": model}, ensure_ascii=False))
+    else:
+        print(text)
 
 
 def _note(qa: VideoAnswering, encoded: EncodedVideo, answer: Answer, end: float | None) -> str | None:

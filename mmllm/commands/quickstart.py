@@ -57,7 +57,7 @@ def _ask(output: Path, model: Path) -> tuple[Path, str]:
         The picture's path, and the answers of this model and of the packaged one as text.
     """
     from mmllm.evaluation.run import read_benchmark
-    from mmllm.hub.sources import DEFAULT
+    from mmllm.hub.sources import DEFAULT_SMALL
     from mmllm.inference.answering import VideoQA
     from mmllm.inference.plotting import plot_answer
 
@@ -69,7 +69,7 @@ def _ask(output: Path, model: Path) -> tuple[Path, str]:
     encoded = qa.encode_video(question.video)
     answer = qa.ask(encoded, question.question)
     picture = plot_answer(encoded.clip, question.question, answer.spans, output / PICTURE, truth=question.truth().spans)
-    packaged = VideoQA.from_pretrained(DEFAULT)
+    packaged = VideoQA.from_pretrained(DEFAULT_SMALL)
     packaged_answer = packaged.ask(packaged.encode_video(question.video), question.question)
     answers = {"trained here": answer, "comes with mmllm": packaged_answer, "truth": question.truth()}
     lines = [f"  {name + ':':<18}{_seconds(row.spans)}  {row.text}" for name, row in answers.items()]

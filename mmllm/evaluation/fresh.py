@@ -23,7 +23,9 @@ _FITTED_TO = 400
 """Number of clips whose questions the blind baselines are fitted to. These clips are not rendered."""
 
 
-def fresh_benchmark(seed: int, *, world: str | None = None, videos: int = 100, workers: int | None = None) -> Benchmark:
+def fresh_benchmark(
+    seed: int, *, world: str | None = None, videos: int = 100, size: int = 0, workers: int | None = None
+) -> Benchmark:
     """Clips of a seed, with the default model's families of questions, or all of a world of things.
 
     They are rendered once, then read again.
@@ -34,6 +36,7 @@ def fresh_benchmark(seed: int, *, world: str | None = None, videos: int = 100, w
         seed: any but that of the recipes' training clips.
         world: kind of clips, see `SyntheticConfig`. If None, the one that the default model was trained on.
         videos: number of clips.
+        size: side of a frame in pixels; 0 for the world's own.
         workers: processes that render.
 
     Raises:
@@ -44,7 +47,8 @@ def fresh_benchmark(seed: int, *, world: str | None = None, videos: int = 100, w
         raise InputError(f"seed {seed} gives the clips that recipes train on; any other seed is allowed")
     if world == THINGS:  # it has other kinds of questions
         trained_on = SyntheticConfig(world=THINGS, questions_per_video=trained_on.questions_per_video)
-    config = replace(trained_on, seed=seed, world=world or trained_on.world, train_videos=0, val_videos=videos)
+    world, size = world or trained_on.world, size or trained_on.size
+    config = replace(trained_on, seed=seed, world=world, size=size, train_videos=0, val_videos=videos)
     fingerprint = hashlib.sha256(json.dumps(to_mapping(config), sort_keys=True).encode()).hexdigest()[:8]
     folder = _cache() / f"seed{seed}-{config.world}-{videos}-{fingerprint}"
     render(folder, config, workers=workers)

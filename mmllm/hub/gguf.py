@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 
 from mmllm.errors import CheckpointError, is_out_of_memory, require_extra
@@ -21,7 +22,7 @@ def converted(file: Path) -> Path:
         MissingExtra: if the libraries that read such a file are not installed.
         CheckpointError: if transformers cannot read it.
     """
-    folder = cache_folder("gguf") / f"{file.stem}-{sha256_of(file)[:16]}"
+    folder = _folder_of(file)
     if (folder / "config.json").is_file():
         return folder
     require_extra("gguf", f"reading {file.name}")
@@ -29,6 +30,15 @@ def converted(file: Path) -> Path:
     with new_folder(folder) as partial:
         _convert(file, partial)
     return folder
+
+
+def can_convert(file: Path) -> bool:
+    """Whether `converted` lacks nothing: the library is installed, or the file was converted earlier."""
+    return importlib.util.find_spec("gguf") is not None or (_folder_of(file) / "config.json").is_file()
+
+
+def _folder_of(file: Path) -> Path:
+    return cache_folder("gguf") / f"{file.stem}-{sha256_of(file)[:16]}"
 
 
 def _convert(file: Path, folder: Path) -> None:

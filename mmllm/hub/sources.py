@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import Any
 
 from mmllm.errors import CheckpointError
 from mmllm.fields import closest
-from mmllm.hub.gguf import SUFFIX, converted
-from mmllm.hub.packages import SCHEME, PackagedFile, located, packaged_file
+from mmllm.hub.gguf import SUFFIX, can_convert, converted
+from mmllm.hub.packages import SCHEME, PackagedFile, existing, located, packaged_file
 from mmllm.hub.presets import PRESETS
 
 DEFAULT = "default"
 """Name of the model that comes with the package. It is also used where no model is named."""
+DEFAULT_SMALL = "default-small"
+"""Name of the smallest of these, which needs nothing besides the package."""
 PACKAGED = Path(__file__).resolve().parents[1] / "default_model"
+PACKAGED_SPEAKING = Path(__file__).resolve().parents[1] / "default_model_speaks"
+"""The one with a pretrained LLM and encoder, if both are at hand."""
 _LARGEST_JSON = 256 << 20
 """Most bytes of a JSON file of a model; tokenizers have up to some 30 MB."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -24,14 +29,17 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def checked_source(name: str | Path) -> str:
     """The source that a name stands for: a folder with a `config.json`, or `owner/name` on the hub.
 
-    A preset gives its hub id. `default` gives the folder of the packaged model, unless there is a folder `default` with
-    a model.
+    A preset gives its hub id. `default` gives the folder of a packaged model, unless there is a folder `default` with a
+    model: of the one that speaks, if its pretrained parts are at hand, else of the small one. `default-small` gives
+    that of the small one.
 
     Raises:
         CheckpointError: if the name is no folder with a model, no hub id and no preset, or an LLM alone.
     """
     if str(name) == DEFAULT and not (Path(DEFAULT) / "config.json").exists():
         return str(packaged_model())
+    if str(name) == DEFAULT_SMALL and not (Path(DEFAULT_SMALL) / "config.json").exists():
+        return str(small_model())
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -144,7 +152,33 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def packaged_model() -> Path:
-    """The folder of the model that comes with the package.
+    """The folder of the model that comes with the package: the one that speaks if its parts are at hand.
+
+    Raises:
+        CheckpointError: if this installation has no such model.
+    """
+    return PACKAGED_SPEAKING if speaks_here() else small_model()
+
+
+def speaks_here() -> bool:
+    """Whether the packaged model that speaks can be loaded without a network."""
+    file = PACKAGED_SPEAKING / "pretrained.json"
+    if not file.is_file() or not all(importlib.util.find_spec(name) for name in ("peft", "timm")):
+        return False
+    return all(is_at_hand(name) for name in read_json(file).values())
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether the weights of a preset or of a file of a package are on this machine; False for any other name."""
+    source = PRESETS[name].package if name in PRESETS else name
+    if not source.startswith(SCHEME):
+        return False
+    file = existing(packaged_file(source))
+    return file is not None and (file.suffix != SUFFIX or can_convert(file))
+
+
+def small_model() -> Path:
+    """The folder of the small model that comes with the package.
 
     Raises:
         CheckpointError: if this installation has no such model.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmllm.checkpoints.adapters import base_of, merged_with
 from mmllm.checkpoints.loading import is_ours, load, number_type, own_config, own_processor
+from mmllm.checkpoints.parts import has_parts_elsewhere, load_assembled
 from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.decoding.choosing import options_with
@@ -116,6 +117,8 @@ class VideoQA(VideoAnswering):
             processor = MmllmProcessor.from_pretrained(model)
             return cls(merged_with(qa.model, model), _asking(processor, qa.model, kwargs))
         source = local_folder(model)
+        if has_parts_elsewhere(source):
+            return cls._assembled(source, **kwargs)
         if is_hosted(source):
             return load_hosted(source, kwargs)
         for name in HostedVideoQA.settings:
@@ -152,6 +155,21 @@ class VideoQA(VideoAnswering):
         if problems:
             raise CheckpointError(f"the weights in {model} do not fit its configuration: {problems}")
         return cls(_moved(loaded, device), _asking(processor, loaded, kwargs))
+
+    @classmethod
+    def _assembled(cls, folder: Path, **kwargs: Any) -> VideoQA:
+        """A model whose pretrained parts are found by their names, with other stages if `kwargs` name some.
+
+        Raises:
+            ConfigError: for options that only weights in a folder have.
+        """
+        stages = {name: value for name, value in kwargs.items() if name in SLOTS}
+        others = [name for name, value in kwargs.items() if name not in SLOTS and value is not None]
+        if others:
+            raise ConfigError(f"{folder}: its weights are of several sources, and {', '.join(others)} cannot be given")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        qa = cls(_moved(load_assembled(folder), device), own_processor(folder))
+        return qa.with_stages(**stages) if any(value is not None for value in stages.values()) else qa
 
     @property
     def note(self) -> str | None:

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mmllm.errors import InputError
 from mmllm.llm.cache import RecordLayer
+from mmllm.llm.packed_attention import PackedRows, packed_attention
 from mmllm.llm.shared_prefix import SHARED, SharedPrefixLayer
 from mmllm.llm.values import AttentionView, GatheredKeys, KeptKeys, LlmPass
 
@@ -43,7 +44,7 @@ def staged_attention(
         attention_mask: B 1 N K, additive or bool.
         kwargs: of transformers' attention functions; the harness adds `llm_pass`, `record` and `input_norm`, or
             `probe`, which gets queries and keys; then there is no attention; or the layer of a cache whose rows share
-            the keys of their beginning.
+            the keys of their beginning. `packed` says where several questions of a row are; the mask is then not read.
     """
     if (probe := kwargs.pop("probe", None)) is not None:
         probe.query, probe.key = query, key
@@ -52,8 +53,11 @@ def staged_attention(
     shared: SharedPrefixLayer | None = kwargs.pop(SHARED, None)
     record: RecordLayer | None = kwargs.pop("record", None)
     input_norm: Callable[[Tensor], Tensor] | None = kwargs.pop("input_norm", None)
+    packed: PackedRows | None = kwargs.pop("packed", None)
     if current is None and shared is not None:
         return shared.attention(query, key, value, attention_mask, kwargs.get("scaling")), None
+    if current is None and packed is not None:
+        return packed_attention(query, key, value, packed, kwargs["scaling"]), None
     if current is None:
         return own_attention(module)(module, query, key, value, attention_mask, **kwargs)
     masks = kwargs.pop("bank_masks", None)

@@ -114,6 +114,7 @@ SYSTEM_PROMPTS = {
     "vicuna": _HELPFUL.format("user"),
     "vicuna-human": _HELPFUL.format("human"),
     "qwen": "You are a helpful assistant.",
+    "smollm2": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
 }
 """What the system says. LITA was trained with the first, and is evaluated and shown with the second."""
 

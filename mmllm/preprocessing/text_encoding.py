@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class TextEncoding:
 
     tokenizer: PreTrainedTokenizerBase
     time_tokens: TimeTokens | None
-    strip_time_tokens: bool
+    strip_time_tokens: bool | Literal["spaces"]
     whole_text: bool
     placeholder_ids: Mapping[str, int]
     """Word -> id of each placeholder."""
@@ -104,14 +104,15 @@ class TextEncoding:
     def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
         """Where each piece of a text begins, and the piece: words that are one id, and the text between them."""
         word = "|".join([r"<t\d+>", *map(re.escape, self.placeholder_ids)])
+        stripped = " " if self.strip_time_tokens == "spaces" else None  # None: all white space
         for match in re.finditer(rf"{word}|.+?(?={word}|\Z)", text, flags=re.DOTALL):
             start, piece = match.start(), match[0]
             if piece not in self._single and self.strip_time_tokens:
                 before, after = text[:start], text[match.end() :]
                 if re.search(r"<t\d+>$", before):
-                    start, piece = start + len(piece) - len(piece.lstrip()), piece.lstrip()
+                    start, piece = start + len(piece) - len(piece.lstrip(stripped)), piece.lstrip(stripped)
                 if re.match(r"<t\d+>", after):
-                    piece = piece.rstrip()
+                    piece = piece.rstrip(stripped)
             if piece:
                 yield start, piece
 

@@ -52,6 +52,14 @@ def only_cpus() -> bool:
     return count() > 1 and not torch.cuda.is_available()
 
 
+def multiplies_bfloat16() -> bool:
+    """True if there is no GPU, and the CPU has instructions that multiply matrices in bfloat16."""
+    import torch
+
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older versions of torch lack them
+    return not torch.cuda.is_available() and any(getattr(torch.cpu, name, bool)() for name in names)
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
     """Runs the block in the main process first, then in the others, which can use its result."""

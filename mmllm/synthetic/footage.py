@@ -15,6 +15,7 @@ import numpy as np
 from mmllm.synthetic.clips import THINGS, Split, SyntheticConfig, clip
 from mmllm.synthetic.drawing import draw_pieces
 from mmllm.synthetic.sounds import Sounding, soundtrack
+from mmllm.synthetic.world import SceneSpan
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,6 +27,8 @@ class Footage:
     """Its questions, as in the training file."""
     pieces: Callable[[], Iterator[np.ndarray]]
     """Gives its frames in order, in pieces: each is uint8 (F S S 3), RGB."""
+    on_screen: dict[str, list[SceneSpan]] | None = None
+    """When each name is on screen, for a world of things."""
 
     @property
     def duration_s(self) -> float:
@@ -70,4 +73,4 @@ def _of_things(config: SyntheticConfig, split: Split, index: int) -> Footage:
     pairs = [question.to_json(made.group) for question in made.questions]
     pictures, grounds = sources_of(config)
     pieces = partial(drawing.draw_pieces, made.staging, pictures, grounds, config.size)
-    return Footage(world=made.staging.world, pairs=pairs, pieces=pieces)
+    return Footage(world=made.staging.world, pairs=pairs, pieces=pieces, on_screen=made.staging.on_screen)

@@ -4,6 +4,7 @@
     root/videos/v_<id>.mp4
     root/train.json              {"v_<id>": {"duration", "QA": [{"q", "a", "family"}]}}
     root/talk.jsonl              talk without a video, beside clips of things
+    root/on_screen.json          {"v_<id>": {"elephant": [[2.0, 8.0]]}}, for clips of things: when each is on screen
     root/val.json                [{"vid", "question_id", "question", "answer", "duration", "family"}]
 
 Questions about things also have `group`, and those about time have `spans`, see `mmllm.datasets.rtl`. A split without
@@ -42,6 +43,9 @@ mixes both."""
 
 TALK = "talk.jsonl"
 """File of talk without a video."""
+ON_SCREEN = "on_screen.json"
+"""File of when each thing is on screen."""
+_SCREEN_KEY = "on_screen"
 _CLIPS_A_TASK = 4
 _DEFAULTS = SyntheticConfig()
 """What a set has in fields that its file, of an older version, does not name."""
@@ -220,6 +224,8 @@ def _render_clips(root: Path, config: SyntheticConfig, jobs: Sequence[_Job]) -> 
             with replacing(path) as part:
                 encode(footage.pieces(), config.size, config.fps, part, crf=config.crf, sound=footage.sound())
         entries[split, index] = {"duration": footage.duration_s, "QA": footage.pairs}
+        if footage.on_screen is not None:
+            entries[split, index][_SCREEN_KEY] = footage.on_screen
     return entries
 
 
@@ -240,15 +246,17 @@ def test_rows(name: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _annotate(root: Path, entries: Sequence[tuple[Split, int, dict[str, Any]]], config: SyntheticConfig) -> None:
     """Writes the annotation files."""
-    train, val = {}, []
+    train, val, on_screen = {}, [], {}
     for split, index, entry in entries:
         name = video_id(config, split, index)
+        on_screen[f"v_{name}"] = entry.pop(_SCREEN_KEY, {})
         if split == "train":
             train[f"v_{name}"] = entry
             continue
         val += test_rows(name, entry)
     if config.world == THINGS:
         write_text(root / TALK, "".join(f"{json.dumps(row)}\n" for row in talk_rows()))
+        write_json(root / ON_SCREEN, on_screen, indent=1)
     if config.train_videos:
         write_json(root / "train.json", train, indent=1)
     if config.val_videos:

@@ -21,6 +21,7 @@ from torch import Tensor
 from mmllm import registry
 from mmllm.checkpoints.audio import load_audio_encoder
 from mmllm.checkpoints.bert import load_bert
+from mmllm.checkpoints.parts import fill_llm, load_llm
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError, ConfigError
@@ -56,8 +57,10 @@ def build_model(
     torch.manual_seed(seed)
     config = _without_unused_time_tokens(config)
     # step 1: the tokenizer and the processor
-    language_model, tokenizer = _pretrained(config.language_model) if config.language_model else (None, None)
-    if tokenizer is None:
+    language_model = load_llm(config.language_model) if config.language_model else None
+    if config.language_model:
+        tokenizer = _tokenizer_of(config.language_model)
+    else:
         numbers = not config.num_time_tokens
         tokenizer = word_tokenizer([*vocabulary(), "answer", ":", *words], numbers=numbers)
     text_size = len(tokenizer)
@@ -99,10 +102,7 @@ def build_model(
     )
     # step 3: pretrained weights of LLM, encoder and projector, and special initial values
     if language_model is not None:
-        # as in LITA, new rows of both matrices are drawn with the LLM's own spread, not around the mean of the rows
-        language_model.resize_token_embeddings(rows, mean_resizing=False)
-        model.language_model.load_state_dict(language_model.state_dict())
-        model.tie_weights()
+        fill_llm(model, language_model)
     elif config.decoder.copying:
         copying_(model.language_model)
     _load_parts(model, config)
@@ -176,18 +176,17 @@ def decoder_config(config: DecoderConfig, **fields: Any) -> Any:
     )
 
 
-def _pretrained(name: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _tokenizer_of(name: str) -> Any:
+    from transformers import AutoTokenizer
 
-    name = llm_source(name)
+    source = llm_source(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as problem:
-        raise CheckpointError(f"cannot load the LLM {name}: {problem}") from None
+        raise CheckpointError(f"cannot load the LLM {source}: {problem}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return model, tokenizer
+    return tokenizer
 
 
 def _load_encoder(model: MmllmForConditionalGeneration, name: str) -> None:

@@ -5,14 +5,16 @@ OUTPUT/left_out.txt    annotation rows that cannot be used, each with the reason
 OUTPUT/set_aside.txt   videos that cannot be read, each with the reason
 OUTPUT/tables/         dialogues as Arrow files, shared by all processes
 OUTPUT/features/       features of the frozen encoder
+OUTPUT/talk.jsonl      the LLM's own answers to talk, from before training
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mmllm.datasets.dialogues import read_dialogues
 from mmllm.datasets.folder_rates import folder_rates
@@ -33,6 +35,8 @@ from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.questions import SOUND_FAMILIES, sound_vocabulary, vocabulary
 from mmllm.synthetic.rendering import TALK, render
 from mmllm.train.features import FeatureCache
+from mmllm.train.named_frames import NamedFrames, Spans, read_on_screen
+from mmllm.train.own_talk import own_talk, questions_about
 from mmllm.train.packing import PackedQuestions
 from mmllm.train.record import file_digests
 from mmllm.train.row_texts import words_of, writer_of
@@ -62,8 +66,12 @@ class DataConfig:
     talk: float = 0.0
     """Part of all rows that is talk without a video: dialogues of `talk.jsonl` beside `train.json`. Rendered clips of
     things have such a file."""
+    own_talk: bool = False
+    """The pretrained LLM's own answers, from before training, take the place of those of that file; it is also asked
+    about the names of what is on screen. So it keeps its way of speaking."""
 
     def __post_init__(self) -> None:
+        require(self.talk > 0 or not self.own_talk, self, "own_talk", "False without talk")
         allowed = "from 0 to below 1, and 0 with a mixture"
         require(0 <= self.talk < 1 and (self.mixture is None or self.talk == 0), self, "talk", allowed)
         if self.root is not None and is_stream(self.root):
@@ -89,14 +97,22 @@ class RunData:
         seed: random seed for drawing questions.
         talk: dialogues of text alone.
         talk_share: part of all rows that is talk.
+        on_screen: id of each video -> name -> when it is on screen.
     """
 
     def __init__(
-        self, items: Mixture | list[Question], seed: int, *, talk: Sequence[Dialogue] = (), talk_share: float = 0.0
+        self,
+        items: Mixture | list[Question],
+        seed: int,
+        *,
+        talk: Sequence[Dialogue] = (),
+        talk_share: float = 0.0,
+        on_screen: Mapping[str, Mapping[str, Spans]] | None = None,
     ) -> None:
         self.items = items
         self.seed = seed
         self.talk, self.talk_share = talk, talk_share
+        self.on_screen = on_screen or {}
         self.set_aside: dict[Path, str] = {}
         """Videos that cannot be read -> the reason; filled when a stage first asks for rows."""
         self._videos_checked = False
@@ -136,6 +152,24 @@ class RunData:
         shuffled = Shuffled(self.talk, self.seed)
         talk = DialogueRows(shuffled, writer, media, rows=training.rows, max_text_tokens=training.max_text_tokens)
         return Rows(dataset=WithTalk(packed, talk, self.talk_share), workers=workers)
+
+    def answer_talk(self, model: Any, processor: Any, file: Path) -> None:
+        """Puts the LLM's own answers in place of those of the talk; see `own_talk`."""
+        asked = [dialogue.turns[0].text for dialogue in self.talk]
+        names = sorted({name for names in self.on_screen.values() for name in names})
+        self.talk = own_talk(model, processor, [*asked, *questions_about(names)], file)
+
+    def named_frames(self, run: TrainingRun, videos: int) -> NamedFrames:
+        """Returns videos with the names of what each of their frames shows; see `RowSource`."""
+        files = {} if isinstance(self.items, Mixture) else {each.vid: each.video for each in self.items if each.video}
+        cache = self._media(run, keep_features=True).cache
+        assert cache is not None
+        named = {
+            file: self.on_screen[vid]
+            for vid, file in files.items()
+            if vid in self.on_screen and file not in self.set_aside
+        }
+        return NamedFrames(named, cache, rows=videos, seed=self.seed)
 
     def _media(self, run: TrainingRun, keep_features: bool) -> MediaLoader:
         """Returns the loader of videos, after checking that each video can be read.
@@ -188,16 +222,17 @@ def read_data(config: DataConfig, output: Path, *, rows: int, seed: int, workers
         left_out = [f"{Path(annotations.source).name}, {problem}" for problem in annotations.bad]
         items: Mixture | list[Question] = annotations.items
         talk = _talk(root / TALK) if config.talk else []
+        on_screen = read_on_screen(root)
     else:
         if config.root is None:
             raise InputError("LITA's tasks cannot be rendered: give the folder of their data with --data-root")
         mixture = replace(config.mixture, draws=max(rows, 1), seed=seed)
         items = lita_mixture(Path(config.root), mixture, output / "tables")
-        left_out, talk = items.left_out, []
+        left_out, talk, on_screen = items.left_out, [], {}
     if left_out and processes.is_main():
         write_text(output / "left_out.txt", "".join(f"{line}\n" for line in left_out))
         log.warning("%d annotation rows are left out; see %s for the reasons", len(left_out), output / "left_out.txt")
-    return RunData(items, seed, talk=talk, talk_share=config.talk)
+    return RunData(items, seed, talk=talk, talk_share=config.talk, on_screen=on_screen)
 
 
 def _talk(file: Path) -> list[Dialogue]:

@@ -249,6 +249,7 @@ def arguments(
     training: TrainingSchedule, output: Path, *, seed: int, report_to: Sequence[str], workers: int
 ) -> dict[str, Any]:
     """Returns a schedule as keywords of transformers' TrainingArguments."""
+    in_bfloat16 = training.bfloat16 and processes.multiplies_bfloat16()
     return {
         "output_dir": str(output / "checkpoints"),
         "max_steps": training.max_steps,
@@ -260,8 +261,8 @@ def arguments(
         "weight_decay": training.weight_decay,
         "adam_beta2": training.adam_beta2,
         "max_grad_norm": training.max_grad_norm,
-        "use_cpu": processes.only_cpus(),
-        "bf16": torch.cuda.is_available(),
+        "use_cpu": processes.only_cpus() or in_bfloat16,
+        "bf16": torch.cuda.is_available() or in_bfloat16,
         "logging_steps": training.logging_steps,
         "logging_first_step": True,
         "save_steps": training.save_steps,

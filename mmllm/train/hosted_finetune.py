@@ -69,6 +69,8 @@ def check_hosted(qa: HostedVideoQA, training: HasParts) -> None:
         raise ConfigError(
             f"frozen = {list(training.frozen)}: must be ['encoder'], for of a hosted model all but the LLM is frozen"
         )
+    if getattr(training, "packed_attention", False):
+        raise ConfigError("packed_attention: a hosted model attends with the function of transformers; leave it out")
     if qa.model.stages:
         names = ", ".join(stage.registered_name for stage in qa.model.stages)
         raise ConfigError(f"{names}: a hosted model is not trained with stages inside its LLM; reducers before it are")

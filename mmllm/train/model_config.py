@@ -63,7 +63,8 @@ class ModelConfig(StageNames):
     template: str = "plain"
     system_prompt: str = ""
     """System prompt when the model answers: a text, or the name of a prompt in `mmllm.preprocessing.templates`."""
-    strip_time_tokens: bool = True
-    """Remove white space beside time tokens, as the published model's tokenizer did."""
+    strip_time_tokens: bool | Literal["spaces"] = True
+    """Remove white space beside time tokens, as the published model's tokenizer did; `spaces` keeps line ends. With a
+    template that begins an answer on a new line, such as chatml, they have to stay: a prompt ends with one."""
     blend: BlendConfig = field(default_factory=BlendConfig)
     loss: LossConfig = field(default_factory=LossConfig)

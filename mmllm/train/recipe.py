@@ -33,11 +33,23 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     stages: tuple[Any, ...]
     """Configurations of the stages, in order, such as `(FrameEncoderTraining(), LanguageTraining())`."""
+    adapter_only: bool = False
+    """Save low-rank adapters and what else was trained, in `adapter/`, and the names of the pretrained LLM and encoder
+    in place of their weights; False saves the whole model, in `model/`."""
 
     def __post_init__(self) -> None:
         require_seed(self.seed, "Recipe.seed")
         require(bool(self.stages), self, "stages", f"at least one of: {', '.join(registry.parts(KIND))}")
         require(len(set(self.names)) == len(self.stages), self, "stages", "a list with each stage at most once")
+        if self.data.own_talk and self.model.language_model is None:
+            raise ConfigError(
+                "data.own_talk needs a pretrained language_model: another one has no words of its own yet"
+            )
+        if self.adapter_only:
+            named = self.model.language_model and self.model.encoder_weights
+            adapted = getattr(self.stages[-1], "lora_rank", 0) > 0
+            needs = "False without a language_model, encoder_weights and a last stage with lora_rank"
+            require(bool(named) and adapted, self, "adapter_only", needs)
         reads = question_reader(stages_of(self.model)) is not None
         for name, stage in zip(self.names, self.stages, strict=True):
             if reads and getattr(stage, "questions_per_video", 1) > 1:
@@ -125,7 +137,7 @@ class Recipe:
         # step 3: change all other fields
         hints = get_type_hints(type(self))
         values: dict[str, Any] = {"stages": tuple(stages.values())}
-        for name in [key for key in ("name", "seed", "data", "model") if key in changes]:
+        for name in [key for key in ("name", "seed", "data", "model", "adapter_only") if key in changes]:
             current, value = getattr(self, name), changes[name]
             nested = is_dataclass(current) and isinstance(value, Mapping)
             place = f"{where}.{name}"
@@ -160,7 +172,7 @@ def normalised(saved: Mapping[str, Any]) -> dict[str, Any]:
     Older runs have no `stages`. They have the fields `frame_encoder` and `language`, with null for a removed stage. A
     field that is newer than the run has its default.
     """
-    saved = with_renamed_keys(saved)
+    saved = {"adapter_only": False, **with_renamed_keys(saved)}
     if "stages" not in saved:
         names = [name for name in ("frame_encoder", "language") if saved.get(name) is not None]
         saved = {key: value for key, value in saved.items() if key != "frame_encoder" or value is not None}

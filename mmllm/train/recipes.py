@@ -10,6 +10,7 @@ from mmllm.config import LossConfig
 from mmllm.datasets.mixture import MixtureConfig
 from mmllm.errors import ConfigError
 from mmllm.fields import closest
+from mmllm.hub.presets import PRESETS
 from mmllm.modeling.blending import BlendConfig
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.questions import TIME_FAMILIES, vocabulary
@@ -20,6 +21,7 @@ from mmllm.train.stages.alignment import AlignmentTraining
 from mmllm.train.stages.audio_encoder import AudioEncoderTraining
 from mmllm.train.stages.frame_encoder import FrameEncoderTraining
 from mmllm.train.stages.language import LanguageTraining
+from mmllm.train.stages.word_alignment import WordAlignmentTraining
 from mmllm.video.sampling import FrameRule
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "LanguageTraining",
     "ModelConfig",
     "Recipe",
+    "WordAlignmentTraining",
     "recipe",
 ]
 
@@ -117,6 +120,57 @@ def full() -> Recipe:
             FrameEncoderTraining(max_steps=1200, matrix_learning_rate=0.02),
             replace(start.stage("language"), max_steps=3600, questions_per_video=12, matrix_learning_rate=0.02),
         ),
+    )
+
+
+def speak() -> Recipe:
+    """A small pretrained LLM learns to see hundreds of things and to say when they are there, and still speaks.
+
+    EfficientNet-Lite0 is frozen. The projector first learns the LLM's own words for what it sees; then low-rank
+    adapters in the LLM, projector and time tokens are trained. It takes two to three hours of two CPU cores, with
+    instructions for bfloat16, or minutes of a GPU; and the packages that docs/speak.md names.
+    """
+    weights = "efficientnet-lite0"
+    encoder = f"{PRESETS[weights].encoder},classes=frame,output_grid=4".replace("image_size=224", "image_size=192")
+    both: dict[str, Any] = {"bfloat16": True, "logging_steps": 10}
+    return Recipe(
+        name="speak",
+        data=DataConfig(
+            talk=0.12,
+            own_talk=True,
+            synthetic=SyntheticConfig(
+                train_videos=2000, val_videos=90, world="things", size=192, questions_per_video=16
+            ),
+        ),
+        model=ModelConfig(
+            encoder=encoder,
+            encoder_weights=weights,
+            visual_tokenizer="words:beside=mlp:norm=true",
+            path="slowfast:image_frames=40",
+            language_model="smollm2-135m",
+            template="chatml",
+            system_prompt="smollm2",
+            strip_time_tokens="spaces",
+            num_frames=40,
+            time_token_init="sinusoid",
+            blend=BlendConfig(rms=0.136, time_anchor=1.0),  # the root mean square of the LLM's word embeddings
+            loss=LossConfig(time_sigma=1.5, grounding_weight=1.0, grounding_layer=-6),
+        ),
+        stages=(
+            WordAlignmentTraining(max_steps=2500, save_steps=100, **both),
+            LanguageTraining(
+                max_steps=1600,
+                learning_rate=7e-4,
+                learning_rates={"visual_tokenizer": 3e-4, "grounding": 2e-3},
+                weight_decay=0.0,
+                lora_rank=16,
+                packed_attention=True,
+                questions_per_video=12,
+                save_steps=25,
+                **both,
+            ),
+        ),
+        adapter_only=True,
     )
 
 
@@ -285,6 +339,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "quickstart": quickstart,
     "tiny-audio": tiny_audio,
     "full": full,
+    "speak": speak,
     "lita-tiny": lita_tiny,
     "lita-7b": lita_7b,
     "lita-13b": lita_13b,

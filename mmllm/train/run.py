@@ -4,7 +4,7 @@ OUTPUT/recipe.json     recipe and digests of the annotations; a run continues on
 OUTPUT/data/ ...       see `mmllm.train.data`
 OUTPUT/encoder/        pre-training of the frame encoder
 OUTPUT/language/       checkpoints and metrics.jsonl of projector and LLM; each other stage has a folder like it
-OUTPUT/model/          the trained model with its processor
+OUTPUT/model/          the trained model with its processor; or OUTPUT/adapter/: what of it was trained
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from mmllm import registry
 from mmllm.checkpoints.cards import card_of, title_of
-from mmllm.errors import MmllmError, require_extra
+from mmllm.checkpoints.parts import PARTS_NAMED, save_adapted
+from mmllm.errors import ConfigError, MmllmError, require_extra
 from mmllm.hub.model_card import write_card
 from mmllm.runtime import processes
 from mmllm.runtime.files import cannot_write, make_folder, new_folder
 from mmllm.synthetic.clips import THINGS
+from mmllm.synthetic.rendering import TALK
 from mmllm.train.building import build_model
-from mmllm.train.data import read_data
+from mmllm.train.data import RunData, read_data
 from mmllm.train.recipe import KIND, Recipe, normalised
 from mmllm.train.record import claim, withdrawn_if_refused
 from mmllm.train.runner import check_stages, run_stages
@@ -65,7 +68,7 @@ def train(
         # step 1: compare the recipe with an earlier run, read the data, build the model, check that it can be trained
         with withdrawn_if_refused(record):
             claim(record, record_of(recipe), read=normalised, force=force)
-            finished = output / "model"
+            finished = output / ("adapter" if recipe.adapter_only else "model")
             if (finished / "config.json").exists():
                 log.info("%s is already trained", finished)
                 return finished
@@ -75,7 +78,16 @@ def train(
             words = data.words() if recipe.model.language_model is None else []
             model, processor = build_model(recipe.model, recipe.seed, words)
             check_stages(stages, model)
+            if recipe.adapter_only and not model.config.tie_word_embeddings:
+                raise ConfigError(
+                    f"adapter_only: {recipe.model.language_model} has a table of its own for what it writes, in which "
+                    "new time tokens would not be trained: set adapter_only to false, and language.lora_rank to 0"
+                )
         # step 2: train all stages, save the model
+        if processes.count() == 1 and torch.cuda.is_available():
+            model.to("cuda")  # features and talk, too, are made there; several processes place their parts themselves
+        if isinstance(data, RunData) and recipe.data.own_talk:
+            data.answer_talk(model, processor, output / TALK)
         run = TrainingRun(
             folder=output,
             model=model,
@@ -91,8 +103,14 @@ def train(
         if processes.is_main():
             if recipe.data.root is None:
                 content = CONTENT.get(recipe.data.synthetic.world, "coloured shapes")
-                trained.config.training_note = SYNTHETIC_NOTE.format(content=content)
-            save_whole(trained, processor, finished)
+                whole = trained.get_base_model() if recipe.adapter_only else trained
+                whole.config.training_note = SYNTHETIC_NOTE.format(content=content)
+            if recipe.adapter_only:
+                parts = {part: getattr(recipe.model, part) for part in PARTS_NAMED}
+                with new_folder(finished) as partial:
+                    save_adapted(trained, processor, partial, parts)
+            else:
+                save_whole(trained, processor, finished)
             data.report_unreadable(output / "set_aside.txt")
         processes.wait()
         return finished
@@ -107,7 +125,10 @@ def record_of(recipe: Recipe) -> dict[str, Any]:
 
 def stages_of(recipe: Recipe) -> list[TrainingStage]:
     """Builds the stages of a recipe, in order."""
-    return [registry.build(KIND, config) for config in recipe.stages]
+    stages = [registry.build(KIND, config) for config in recipe.stages]
+    if recipe.adapter_only:
+        stages[-1].merge = False
+    return stages
 
 
 def metrics_files(recipe: Recipe, output: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
 from torch.utils.data import Dataset
@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from mmllm.errors import ConfigError
 from mmllm.interfaces import Part
 from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.train.named_frames import NamedFrames
 from mmllm.train.schedule import RowTraining
 
 
@@ -44,6 +45,14 @@ class RowSource(Protocol):
         Raises:
             InputError: if no row can be used.
         """
+
+
+@runtime_checkable
+class NamedSource(Protocol):
+    """A source that also says what can be seen in its videos: the rendered clips of a recipe."""
+
+    def named_frames(self, run: TrainingRun, videos: int) -> NamedFrames:
+        """Returns so many videos; see `TrainingRun.named_frames`."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -80,6 +89,17 @@ class TrainingRun:
         if self.source is None:
             raise ConfigError("this run has pictures and no questions: train on questions with `mmllm train`")
         return self.source.rows(self, training, keep_features=keep_features)
+
+    def named_frames(self, videos: int) -> NamedFrames:
+        """So many videos with cached features and with the names of what each of their frames shows.
+
+        Raises:
+            ConfigError: if the run has no source that says what videos show.
+            InputError: if that source has no names.
+        """
+        if not isinstance(self.source, NamedSource):
+            raise ConfigError("nothing says what the videos of this run show: train with `mmllm train`")
+        return self.source.named_frames(self, videos)
 
     def numbered_pictures(self, count: int) -> Dataset[Any]:
         """`count` pictures in training order.

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from nearness import assert_near
+from open_llm import open_llm
 from own_clips import TINY
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mmllm import cli, registry
 from mmllm.errors import ConfigError
@@ -17,26 +17,8 @@ from mmllm.preprocessing.class_names import class_names
 from mmllm.train.building import build_model
 from mmllm.train.model_config import ModelConfig
 
+__all__ = ["open_llm"]
 ENCODER = "timm:name=resnet18,image_size=64"
-
-
-@pytest.fixture(scope="module")
-def open_llm(tmp_path_factory):
-    """Folder of a tiny LLM with random weights that writes any text, byte by byte."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    folder = tmp_path_factory.mktemp("llm")
-    letters = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(letters)}, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(letters), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, bos_token_id=1, eos_token_id=2)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @torch.no_grad()

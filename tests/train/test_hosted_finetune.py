@@ -91,6 +91,7 @@ def test_a_stopped_run_ends_the_same(fork, own_clips, hosted, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"packed_attention": True}, "packed_attention"),
         ({"frozen": ("encoder", "path")}, r"must be \['encoder'\]"),
         ({"reducers": ("fastervlm:keep=4",)}, "fastervlm"),
     ],

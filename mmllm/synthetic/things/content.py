@@ -53,8 +53,7 @@ class Content:
     @cached_property
     def spans(self) -> dict[str, list[SceneSpan]]:
         """When each name is on screen; names that are never seen have no entry."""
-        found = {name: self.staging.spans(name) for name in self.staging.world.names}
-        return {name: spans for name, spans in found.items() if spans}
+        return self.staging.on_screen
 
     def answerable(self, spans: Sequence[SceneSpan]) -> bool:
         """Whether intervals are long and short enough to be asked for, and well apart."""

@@ -56,6 +56,12 @@ class Staging:
         """When a name is on screen, in order of time. The end is the time of the first frame after it."""
         return runs(self.frames(name), self.world.fps)
 
+    @property
+    def on_screen(self) -> dict[str, list[SceneSpan]]:
+        """When each name is on screen; names that are never seen have no entry."""
+        spans = {name: self.spans(name) for name in self.world.names}
+        return {name: own for name, own in spans.items() if own}
+
 
 def runs(frames: np.ndarray, fps: int) -> list[SceneSpan]:
     """The runs of true values (bool, F) as intervals in seconds."""

@@ -32,9 +32,11 @@ class LanguageTraining(RowTraining):
     language_model."""
     keep_features: bool = True
     """Cache the features of a frozen encoder on disk; False encodes a video each time it is drawn."""
+    packed_attention: bool = False
+    """Attend to the questions of a row one by one, in place of a mask over the whole row: the same loss in less time
+    and memory. For LLMs with plain attention over all positions."""
     lora_rank: int = 0
     """Rank of low-rank adapters (peft) in the LLM, whose own weights are then frozen; 0 trains all weights."""
-
     chunks: int = 1
     """So many chunks of a row are computed one after another in the backward pass (SeCO): the same gradient, in the
     memory of one chunk and the cache, for one more forward pass."""
@@ -48,6 +50,7 @@ class LanguageTraining(RowTraining):
         require(0 < self.chunk_share <= 1, self, "chunk_share", "above 0, at most 1")
         require(self.chunk_share == 1 or self.chunks > 1, self, "chunk_share", "1 with chunks = 1")
         require(self.chunks == 1 or not self.gradient_checkpointing, self, "chunks", "1 with gradient_checkpointing")
+        require(self.chunks == 1 or not self.packed_attention, self, "chunks", "1 with packed_attention")
 
 
 @register("training", "language", config=LanguageTraining)
@@ -98,8 +101,10 @@ class LanguageStage(TrainingStage):
         return trained.merge_and_unload() if trained is not None and config.lora_rank and self.merge else trained
 
     def _prepared(self, model: Any) -> Any:
-        """Freezes the named parts and, if `lora_rank` is above 0, adds adapters to the LLM; returns the model."""
+        """The model with the named parts frozen and, if `lora_rank` is above 0, with adapters in the LLM."""
         freeze(model, self.config.frozen)
+        if self.config.packed_attention:
+            model.pack_attention()
         return with_adapters(model, self.config.lora_rank) if self.config.lora_rank else model
 
 

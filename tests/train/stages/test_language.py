@@ -108,7 +108,13 @@ def test_chunks_are_refused_where_the_gradient_would_be_another(make_recipe, tmp
 
 @pytest.mark.parametrize(
     "fields",
-    [{"chunks": 0}, {"chunk_share": 0.0}, {"chunk_share": 0.5}, {"chunks": 2, "gradient_checkpointing": True}],
+    [
+        {"chunks": 0},
+        {"chunk_share": 0.0},
+        {"chunk_share": 0.5},
+        {"chunks": 2, "gradient_checkpointing": True},
+        {"chunks": 2, "packed_attention": True},
+    ],
 )
 def test_settings_of_chunks(fields):
     with pytest.raises(ConfigError, match="chunk"):
