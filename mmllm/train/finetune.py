@@ -118,7 +118,6 @@ def finetune(
             check_stages(stages, qa.model)
         else:
             check_hosted(hosted, config.training)
-            require(config.training.chunks == 1, config.training, "chunks", "1 for a hosted model")
             if stream is not None:
                 raise InputError(f"{stream.name}: a hosted model is trained on files or shards: store the data first")
         claim(output / "run.json", record_of(_settings(config, stream), qa, dialogues), force=force)
