@@ -3,7 +3,7 @@
     python benchmarks/watch.py [--hours 2] [--seed 100] [--fps 2] [--questions 1] [--json out.json]
 
 The stream is rendered while it is watched, and goes through a named pipe into a process of its own. Its resident
-memory is noted every second. An event counts as reported in time if a report overlaps it by half of their union and
+memory is noted twenty times a second. An event counts as reported in time if a report overlaps it by half of their union and
 comes at most 2 s of the stream after its end; a report counts as right if it overlaps an event that much.
 """
 
@@ -102,14 +102,14 @@ def _write(stream: SyntheticStream, seconds: float, pipe: Path) -> None:
 
 
 def _memory(process: subprocess.Popen[str], stream: SyntheticStream) -> list[tuple[float, int]]:
-    """Resident bytes each second, by the seconds of the stream that were written."""
+    """Resident bytes twenty times a second, by the seconds of the stream that were written."""
     measured, watching = [], psutil.Process(process.pid)
     while process.poll() is None:
         try:
             measured.append((stream.drawn / stream.config.fps, watching.memory_info().rss))
         except psutil.Error:
             break
-        time.sleep(1.0)
+        time.sleep(0.05)
     return measured
 
 

@@ -110,7 +110,7 @@ def test_a_policy_that_looks_at_the_question_keeps_no_prefix(untrained_qa):
     assert qa.prefix_problem is None
     qa.model.context = [Aware(qa.model.context[0].config)]
     assert "'h2o' decides inside the LLM by what follows the video" in qa.prefix_problem
-    assert not qa._keeps({})
+    assert not qa.keeps({})
 
 
 @pytest.mark.parametrize("first", ["fastv:layer=1,ratio=0.5", "random:keep=6"])

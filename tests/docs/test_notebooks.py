@@ -56,8 +56,9 @@ def test_reducers_on_qwen3_vl(tmp_path, short_clip):
     printed = run("reducers_on_qwen3_vl.ipynb", tmp_path, {"Qwen/Qwen3-VL-2B-Instruct": "qwen"})
     rows = {row.split(" | ")[0]: int(row.split(" | ")[1]) for row in printed[2].splitlines() if " | " in row}
     assert len(rows) == 5
-    assert rows["everything"] == 8  # one for each pair of frames, which every reducer leaves
-    assert set(rows.values()) == {8}
+    assert rows["everything"] == 8  # one for each pair of frames
+    assert rows["evs:ratio=0.25"] == 2
+    assert all(2 <= count <= 8 for count in rows.values())
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from mmllm.modeling.placeholders import place
 from mmllm.preprocessing.closed_vocabulary import word_tokenizer
 from mmllm.processor import MmllmProcessor, add_special_words
 from mmllm.times.answers import Span, parse_answer
-from mmllm.tokens import IGNORED, VideoClip, VisualSequence
+from mmllm.tokens import IGNORED, TIME_TEXT, VideoClip, VisualSequence
 from mmllm.train.building import build_model
 from mmllm.train.packing import conversation, pack
 from mmllm.train.recipes import DataConfig, DecoderConfig, ModelConfig, recipe
@@ -102,7 +102,8 @@ def test_the_text_of_a_frame_stands_where_its_tokens_begin():
     assert placed.segments[0].tolist() == [0] * 9 + [1]
     assert placed.frame[0].tolist() == [-1, -1, 0, 0, -1, -1, 1, -1, 0, -1]
     assert placed.which[0].tolist() == [-1, -1, 0, 0, -1, -1, 0, -1, 0, -1]
-    assert placed.place[0].tolist() == [-1, -1, 0, 1, -1, -1, 2, -1, 3, -1]
+    before = TIME_TEXT  # text before a frame has a place of its own
+    assert placed.place[0].tolist() == [-1, before, 0, 1, before, before, 2, before, 3, -1]
     assert placed.visual[:, :, 0].tolist() == [[1, 2, 3, 4], [6, 7, 8, 0]]
     assert placed.attention_mask[1].tolist() == [1] * 6 + [0] * 4
 
