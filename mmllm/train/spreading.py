@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from accelerate.utils import DistributedType
 from torch import nn
 from transformers import Trainer
 
@@ -34,6 +33,8 @@ def spread_layers(trainer: Trainer) -> None:
         ConfigError: if FSDP was asked for and accelerate does not use it, as on a machine without a GPU; if the model
             has adapters; or if a launch file names a class of layers that the model does not have.
     """
+    from accelerate.utils import DistributedType
+
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if trainer.accelerator.distributed_type != DistributedType.FSDP:
         if plugin is not None or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
