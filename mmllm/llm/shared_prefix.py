@@ -24,11 +24,7 @@ SHARED = "shared_prefix"
 
 
 class SharedPrefixLayer(DynamicLayer):
-    """Keys and values of one layer.
-
-    Args:
-        keys, values: 1 G P D, of the prefix. They are not changed.
-    """
+    """Keys and values of one layer behind those of a prefix (1 G P D each), which are not changed."""
 
     keys: Tensor
     values: Tensor
