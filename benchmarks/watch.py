@@ -3,8 +3,8 @@
     python benchmarks/watch.py [--hours 2] [--seed 100] [--fps 2] [--questions 1] [--json out.json]
 
 The stream is rendered while it is watched, and goes through a named pipe into a process of its own. Its resident
-memory is noted twenty times a second. An event counts as reported in time if a report overlaps it by half of their union and
-comes at most 2 s of the stream after its end; a report counts as right if it overlaps an event that much.
+memory is noted twenty times a second. An event counts as reported in time if a report overlaps it by half of their
+union and comes at most 2 s of the stream after its end; a report counts as right if it overlaps an event that much.
 """
 
 from __future__ import annotations
