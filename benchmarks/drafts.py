@@ -13,7 +13,7 @@ import argparse
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,18 +145,35 @@ def add_options(parser: argparse.ArgumentParser, drafts: Sequence[str]) -> None:
     parser.add_argument("--work", type=Path, help="folder of the runs, which go on there; else a temporary one")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains all drafts, runs the comparison and prints it."""
-    parser = option_parser(__doc__)
-    add_options(parser, DRAFTS)
+def run_comparison(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    script: str,
+    compare: Callable[[Results, argparse.Namespace, Path], None],
+) -> None:
+    """Reads the options of a script, runs its comparison in a folder, prints the tables and saves them.
+
+    Args:
+        parser: of the script, with its options.
+        arguments: of the command line; those of this process if None.
+        script: the script's `__file__`.
+        compare: fills the results.
+    """
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    results = Results(command_line(__file__, arguments), machine("torch", "transformers"))
+    results = Results(command_line(script, arguments), machine("torch", "transformers"))
     with tempfile.TemporaryDirectory() as temporary:
         compare(results, options, options.work or Path(temporary))
     for table, rows in results.tables.items():
         print(markdown(table, rows))
     results.save(options.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains all drafts, runs the comparison and prints it."""
+    parser = option_parser(__doc__)
+    add_options(parser, DRAFTS)
+    run_comparison(parser, arguments, __file__, compare)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -63,7 +62,8 @@ def measure_step(setting: train.Setting, rounds: int, device: torch.device, resu
     """
     steps: dict[str, Callable[[], float]] = {}
     for which, build, tokens in (("ours", train.ours, 1), ("llava", train.llava, train.TOKENS_OF_IMAGE)):
-        steps[which] = stepper(build(setting).to(device), train.row(setting, tokens), device)
+        inputs = {name: value.to(device) for name, value in train.row(setting, tokens).items()}
+        steps[which] = train.stepper(build(setting).to(device), inputs)
     with torch.autocast(device.type, torch.bfloat16):
         first = {which: step() for which, step in steps.items()}
         torch.testing.assert_close(first["ours"], first["llava"], rtol=1e-2, atol=0.0)
@@ -75,24 +75,6 @@ def measure_step(setting: train.Setting, rounds: int, device: torch.device, resu
     better = {"step_ratio": median_ratio(taken["llava"], taken["ours"])}
     better |= {"above_ratio": memory["llava"] / memory["ours"]} if memory["ours"] else {}
     results.add("step", {"model": "better by"}, better)
-
-
-def stepper(model: Any, row: dict[str, torch.Tensor], device: torch.device) -> Callable[[], float]:
-    """What takes a training step of a model, whose vision tower is frozen, and gives the loss."""
-    inputs = {name: value.to(device) for name, value in row.items()}
-    (model.encoder if hasattr(model, "encoder") else model.model.vision_tower).requires_grad_(False)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=True)
-    model.train()
-
-    def step() -> float:
-        loss = model(**inputs).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
-
-    return step
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

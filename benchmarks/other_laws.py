@@ -9,7 +9,6 @@ of the oracle, which tries all routes, and of drawn routes.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks.decoding import GREEDY, Asked, asked
-from benchmarks.drafts import add_options, render_clips, states_of
+from benchmarks.drafts import add_options, render_clips, run_comparison, states_of
 from benchmarks.guesses import rows_of
 from benchmarks.intervals import Interval
-from benchmarks.layouts import markdown
-from benchmarks.results import Results, command_line, machine, option_parser
+from benchmarks.results import Results, option_parser
 from mmllm.decoding.choosing import decoding_of
 from mmllm.decoding.counts import DecodingCounts
 from mmllm.decoding.draft_files import load_draft
@@ -128,14 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Trains all weights, runs the comparison and prints it."""
     parser = option_parser(__doc__)
     add_options(parser, METHODS)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    results = Results(command_line(__file__, arguments), machine("torch", "transformers"))
-    with tempfile.TemporaryDirectory() as temporary:
-        compare(results, options, options.work or Path(temporary))
-    for table, rows in results.tables.items():
-        print(markdown(table, rows))
-    results.save(options.json)
+    run_comparison(parser, arguments, __file__, compare)
 
 
 if __name__ == "__main__":

@@ -121,13 +121,9 @@ def row(setting: Setting, tokens_an_image: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels}
 
 
-def work(which: str, setting: Setting, pipe: Connection) -> None:
-    """A process with one of the models, which takes a step for each message until the pipe is closed."""
-    torch.set_num_threads(setting.threads)
-    model, inputs = (
-        (llava(setting), row(setting, TOKENS_OF_IMAGE)) if which == "llava" else (ours(setting), row(setting, 1))
-    )
-    (model.model.vision_tower if which == "llava" else model.encoder).requires_grad_(False)
+def stepper(model: Any, inputs: dict[str, torch.Tensor]) -> Callable[[], float]:
+    """What takes a training step of a model, whose vision tower is frozen, and gives the loss."""
+    (model.encoder if hasattr(model, "encoder") else model.model.vision_tower).requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     model.train()
 
@@ -138,6 +134,16 @@ def work(which: str, setting: Setting, pipe: Connection) -> None:
         optimizer.zero_grad()
         return loss.item()
 
+    return step
+
+
+def work(which: str, setting: Setting, pipe: Connection) -> None:
+    """A process with one of the models, which takes a step for each message until the pipe is closed."""
+    torch.set_num_threads(setting.threads)
+    model, inputs = (
+        (llava(setting), row(setting, TOKENS_OF_IMAGE)) if which == "llava" else (ours(setting), row(setting, 1))
+    )
+    step = stepper(model, inputs)
     with suppress(EOFError):
         while pipe.recv():
             (loss, seconds), memory = peak_memory(lambda: timed(step), trim=False)  # a trainer does not trim either

@@ -171,17 +171,22 @@ def _chat_column(parts: dict[str, Any], max_characters: int) -> None:
     )
 
 
+def _parts(choices: list[str], own: str, label: str, info: str, element: str) -> Any:
+    """A list of parts, in which a description with settings can be typed, too."""
+    return gr.Dropdown(
+        choices, value=own, allow_custom_value=True, label=label, info=info, elem_id=element, min_width=_CONTROL
+    )
+
+
 def _controls(handlers: Handlers, own: Settings, side: str) -> list[Any]:
     """Controls of reducer, share, path, frames and context; the cost below them follows every change."""
     with gr.Row():
-        reducer = gr.Dropdown(
+        reducer = _parts(
             reducer_choices(),
-            value=own.reducer,
-            allow_custom_value=True,
-            label="Reducer",
-            info="or with settings: hired:ratio=0.2,alpha=0.5",
-            elem_id=f"mm-reducer-{side}",
-            min_width=_CONTROL,
+            own.reducer,
+            "Reducer",
+            "or with settings: hired:ratio=0.2,alpha=0.5",
+            f"mm-reducer-{side}",
         )
         share = gr.Slider(
             0.05,
@@ -193,14 +198,12 @@ def _controls(handlers: Handlers, own: Settings, side: str) -> list[Any]:
             min_width=_CONTROL,
         )
     with gr.Row():
-        path = gr.Dropdown(
+        path = _parts(
             path_choices(),
-            value=own.path,
-            allow_custom_value=True,
-            label="Path",
-            info="how the tokens of all frames become what the LLM reads",
-            elem_id=f"mm-path-{side}",
-            min_width=_CONTROL,
+            own.path,
+            "Path",
+            "how the tokens of all frames become what the LLM reads",
+            f"mm-path-{side}",
         )
         frames = gr.Slider(
             1,
@@ -211,14 +214,12 @@ def _controls(handlers: Handlers, own: Settings, side: str) -> list[Any]:
             info="sampled evenly",
             min_width=_CONTROL,
         )
-    context = gr.Dropdown(
+    context = _parts(
         context_choices(),
-        value=own.context,
-        allow_custom_value=True,
-        label="Context",
-        info="what the LLM still sees of what it has read; or with settings: h2o:heavy=0.1,recent=0.1",
-        elem_id=f"mm-context-{side}",
-        min_width=_CONTROL,
+        own.context,
+        "Context",
+        "what the LLM still sees of what it has read; or with settings: h2o:heavy=0.1,recent=0.1",
+        f"mm-context-{side}",
     )
     chosen = [reducer, share, path, frames, context]
     cost = _panel(f"mm-cost-{side}", handlers.cost(own.reducer, own.share, own.path, own.frames))

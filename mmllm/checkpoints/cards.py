@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ from mmllm.checkpoints.adapters import base_of
 from mmllm.checkpoints.loading import is_ours, own_config, read_config
 from mmllm.hub.model_card import ModelCard, Scores
 from mmllm.hub.presets import PRESETS
-from mmllm.hub.sources import read_json
+from mmllm.hub.sources import HUB_ID, read_json
 from mmllm.registry import named, text_of
 from mmllm.stages import SLOTS, stages_of
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 RECORDS = ("recipe.json", "run.json")
 """Files of a run's folder, beside the folder of its model: of training from a recipe, and of training further."""
 
@@ -104,4 +102,4 @@ def hub_ids(names: Sequence[Any]) -> list[str]:
     """The hub ids among names of weights; a preset gives its own. Folders of this machine are left out."""
     given = [name for name in names if isinstance(name, str)]
     resolved = [PRESETS[name].source if name in PRESETS else name for name in given]
-    return [name for name in dict.fromkeys(resolved) if _HUB_ID.fullmatch(name) and not Path(name).exists()]
+    return [name for name in dict.fromkeys(resolved) if HUB_ID.fullmatch(name) and not Path(name).exists()]

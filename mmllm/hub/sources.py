@@ -23,7 +23,7 @@ PACKAGED_SPEAKING = Path(__file__).resolve().parents[1] / "default_model_speaks"
 """The one with a pretrained LLM and encoder, if both are at hand."""
 _LARGEST_JSON = 256 << 20
 """Most bytes of a JSON file of a model; tokenizers have up to some 30 MB."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def checked_source(name: str | Path) -> str:
@@ -53,7 +53,7 @@ def checked_source(name: str | Path) -> str:
         return PRESETS[str(name)].source
     if str(name).startswith(SCHEME):
         raise CheckpointError(f"{name}: a file of a package has weights only: of an encoder, or a GGUF of an LLM")
-    if not _HUB_ID.fullmatch(str(name)):
+    if not HUB_ID.fullmatch(str(name)):
         raise CheckpointError(
             f"{name}: there is no such folder and no such preset, and a hub id has the form owner/name; "
             f"{closest(str(name), [*PRESETS, DEFAULT])}"

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from enumeration import ExactText, distance, joint_law, law_of
+from greedy_checks import check_embeddings
 from nearness import assert_near
 from safetensors.torch import load_file
 from target_rows import rows_of, train
@@ -202,14 +203,7 @@ def test_prompts_of_embeddings_and_left_padding(make_decoder, prompts, name):
     for family in ("llama", "qwen2", "gemma"):
         model = make_decoder(family)
         method = method_of(name, model)
-        for number, ids in enumerate(prompts(4)):
-            embeddings = model.get_input_embeddings()(ids) + 0.1
-            mask = torch.ones_like(ids)
-            if number % 2:
-                embeddings = torch.cat([torch.randn(1, 3, embeddings.shape[-1]), embeddings], dim=1)
-                mask = torch.cat([torch.zeros(1, 3, dtype=torch.long), mask], dim=1)
-            given = {"inputs_embeds": embeddings, "attention_mask": mask, "max_new_tokens": 10, "do_sample": False}
-            assert torch.equal(model.generate(**given, custom_generate=method), model.generate(**given))
+        check_embeddings(model, method, prompts(4))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from enumeration import ExactText, distance, joint_law, law_of
+from greedy_checks import check_embeddings, check_greedy, through
 from transformers import DynamicCache
 
 from mmllm import registry
@@ -27,23 +28,13 @@ def untrained(name, model, **settings):
     return registry.build("decoding", f"{name}:draft=given", trained=draft)
 
 
-def through(model, method, ids, **options):
-    return model.generate(ids, do_sample=False, custom_generate=method, **options)[0, ids.shape[1] :].tolist()
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_are_those_of_greedy_decoding(make_decoder, prompts, greedy, check_counts, name, family, attention):
     model = make_decoder(family, attention)
     method = untrained(name, model)
-    for number, ids in enumerate(prompts(34)):  # 204 prompts with all families and attentions
-        options = {"max_new_tokens": 4 + number % 9}
-        if number % 3 == 1:
-            options |= {"repetition_penalty": 1.3, "min_new_tokens": 4}
-        expected = greedy(model, ids, **options)
-        assert through(model, method, ids, **options) == expected
-        check_counts(method.last, len(expected))
+    check_greedy(model, method, prompts(34), greedy, check_counts)  # 204 prompts with all families and attentions
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -60,14 +51,7 @@ def test_layers_with_sliding_windows(make_decoder, prompts, greedy, name, attent
 def test_prompts_of_embeddings_and_left_padding(make_decoder, prompts, name, family):
     model = make_decoder(family)
     method = untrained(name, model)
-    for number, ids in enumerate(prompts(6)):
-        embeddings = model.get_input_embeddings()(ids) + 0.1
-        mask = torch.ones_like(ids)
-        if number % 2:
-            embeddings = torch.cat([torch.randn(1, 3, embeddings.shape[-1]), embeddings], dim=1)
-            mask = torch.cat([torch.zeros(1, 3, dtype=torch.long), mask], dim=1)
-        given = {"inputs_embeds": embeddings, "attention_mask": mask, "max_new_tokens": 10, "do_sample": False}
-        assert torch.equal(model.generate(**given, custom_generate=method), model.generate(**given))
+    check_embeddings(model, method, prompts(6))
 
 
 @pytest.mark.parametrize("name", NAMES)

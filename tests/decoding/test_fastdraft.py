@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from enumeration import ExactText, TableDrafter, distance, joint_law, law_of
+from greedy_checks import check_greedy, through
 
 from mmllm import registry
 from mmllm.decoding.fastdraft import FastDraft, FastDraftConfig
@@ -20,23 +21,13 @@ def built(description, drafter):
     return registry.build("decoding", description, draft_model=drafter)
 
 
-def through(model, method, ids, **options):
-    return model.generate(ids, do_sample=False, custom_generate=method, **options)[0, ids.shape[1] :].tolist()
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("description", METHODS)
 def test_ids_are_those_of_greedy_decoding(make_decoder, prompts, greedy, check_counts, description, family, attention):
     model = make_decoder(family, attention)
     method = built(description, make_decoder("llama", attention, seed=5))
-    for number, ids in enumerate(prompts(34)):  # 204 prompts with all families and attentions
-        options = {"max_new_tokens": 4 + number % 9}
-        if number % 3 == 1:
-            options |= {"repetition_penalty": 1.3, "min_new_tokens": 4}
-        expected = greedy(model, ids, **options)
-        assert through(model, method, ids, **options) == expected
-        check_counts(method.last, len(expected))
+    check_greedy(model, method, prompts(34), greedy, check_counts)  # 204 prompts with all families and attentions
 
 
 @pytest.mark.parametrize("description", METHODS)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from greedy_checks import check_embeddings, check_greedy
 from nearness import assert_near
 from transformers import DynamicCache, LogitsProcessorList, QuantizedCache, StaticCache, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
@@ -23,13 +24,7 @@ def through(model, ids, method, **options):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids_are_those_of_greedy_decoding(make_decoder, prompts, greedy, check_counts, family, attention):
     model, method = make_decoder(family, attention), decoding_of("token-recycling")
-    for number, ids in enumerate(prompts(34)):  # 204 prompts with all families and attentions
-        options = {"max_new_tokens": 4 + number % 9}
-        if number % 3 == 1:
-            options |= {"repetition_penalty": 1.3, "min_new_tokens": 4}
-        expected = greedy(model, ids, **options)
-        assert through(model, ids, method, **options) == expected
-        check_counts(method.last, len(expected))
+    check_greedy(model, method, prompts(34), greedy, check_counts)  # 204 prompts with all families and attentions
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -42,14 +37,7 @@ def test_layers_with_sliding_windows(make_decoder, prompts, greedy, attention):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_of_embeddings_and_left_padding(make_decoder, prompts, family):
     model, method = make_decoder(family), decoding_of("token-recycling:tree=20")
-    for number, ids in enumerate(prompts(8)):
-        embeddings = model.get_input_embeddings()(ids) + 0.1
-        mask = torch.ones_like(ids)
-        if number % 2:
-            embeddings = torch.cat([torch.randn(1, 3, embeddings.shape[-1]), embeddings], dim=1)
-            mask = torch.cat([torch.zeros(1, 3, dtype=torch.long), mask], dim=1)
-        given = {"inputs_embeds": embeddings, "attention_mask": mask, "max_new_tokens": 10, "do_sample": False}
-        assert torch.equal(model.generate(**given, custom_generate=method), model.generate(**given))
+    check_embeddings(model, method, prompts(8))
 
 
 def test_visual_tokens_in_the_prompt(make_model, prompts):
