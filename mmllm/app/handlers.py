@@ -136,8 +136,7 @@ class Handlers:
 
     def _empty_parts(self) -> Update:
         """The page's parts without a video."""
-        no_file = gr.DownloadButton(value=None, interactive=False)
-        return {"chat": [], "timeline": "", "sight": "", "status": "", "json": no_file, "vtt": no_file, "png": no_file}
+        return {"chat": [], "timeline": "", "sight": "", "status": "", **self.no_files()}
 
     def _encoded(self, visit: Visit) -> EncodedVideo | None:
         """The video encoded under the model's own settings; None if the file can no longer be read."""
@@ -209,6 +208,10 @@ class Handlers:
         """Ends the visitor's answer at its next token: the visitor has pressed stop or left the page."""
         if (event := self._stops.get(visitor)) is not None:
             event.set()
+
+    def no_files(self) -> Update:
+        """Nothing to download: files of earlier answers are not taken for those of the answer being written."""
+        return {ending: gr.DownloadButton(value=None, interactive=False) for ending in ("json", "vtt", "png")}
 
     def files(self, session: Session | None) -> Update:
         """Exports the turns about the selected video as files to download."""

@@ -270,8 +270,10 @@ def _wire(
     parts["chat"].clear(as_event(handlers.forget), [session], video_parts, **quick)
     video.clear(as_event(handlers.close), [session], video_parts, **quick)
     # a question, and the files of its answer
+    asking = [parts["send"].click, question.submit]
+    gr.on(asking, as_event(handlers.no_files), None, [parts[name] for name in _FILES], **quick)
     answered = gr.on(
-        [parts["send"].click, question.submit],
+        asking,
         ask,
         [question, session, *chosen, *(parts[name] for name in ("remember", "chain", "decoding", "context"))],
         [parts[name] for name in _ASKING],

@@ -78,6 +78,19 @@ def test_from_a_question_to_its_instant_and_to_the_exports(page, demo, script, t
     assert not page.problems()
 
 
+def test_files_of_an_earlier_answer_are_not_those_of_the_next(page, script):
+    page.open()
+    page.ask("When does the red circle spin?")
+    page.tab("Export")
+    page.wait(lambda: page.first("#mm-json").is_enabled())
+    script.words, script.pause_s = ("<t20>", "<t60>", *["the", "red", "circle", "spins", "."] * 30), 0.03
+    page.type("When does the red circle spin?")
+    page.press("#mm-ask")
+    page.wait(lambda: not page.first("#mm-json").is_enabled())
+    page.wait(lambda: page.first("#mm-json").is_enabled())
+    assert len(page.all("#mm-timeline .mm-answer")) == 2
+
+
 def test_bad_uploads_get_a_message_and_the_page_goes_on(page, demo, bad_videos):
     page.open()
     page.press("#mm-player button[aria-label='Clear']")
