@@ -28,7 +28,7 @@ from benchmarks.results import Number, Results, Row, command_line, machine, opti
 from mmllm.commands.evaluate import evaluate_into
 from mmllm.config import LossConfig
 from mmllm.evaluation.metrics import by_video, sample_iou
-from mmllm.evaluation.run import read_benchmark
+from mmllm.evaluation.run import Benchmark, read_benchmark
 from mmllm.evaluation.samples import Sample, read_samples
 from mmllm.fields import merged
 from mmllm.inference.answering import VideoQA
@@ -192,20 +192,24 @@ def run_variant(variant: Variant, *, seed: int, base: Recipe, output: Path, enco
         if own_encoder:
             changes["encoder_weights"] = str(output / "flextok" / "tokenizer")
         changed = replace(base, name=variant.folder, seed=seed, data=data, model=merged(base.model, changes))
-        changed = changed.changed(variant.training)
-        continued = (folder / "language").exists()  # then the seconds before the stop are unknown
-        model, seconds = timed(lambda: train(changed, folder, force=True, workers=1))
-        cpu_s = None if continued else seconds
         benchmark = read_benchmark(output / "data").first(base.data.synthetic.val_videos)
-        qa = VideoQA.from_pretrained(model)
-        scores = {}
-        for number, (name, request) in enumerate(variant.rows.items()):
-            answers = folder / f"eval-{number}"
-            evaluate_into(answers, qa.with_stages(**request) if request else qa, benchmark, shuffle=False)
-            samples = [sample for sample in read_samples(answers / "samples.jsonl") if sample.truth_spans]
-            scores[name] = _by_clip(samples)
-        done.write_text(json.dumps({"cpu_s": cpu_s, "miou": scores}, indent=1) + "\n")
+        train_and_ask(variant, changed.changed(variant.training), folder, benchmark)
     return json.loads(done.read_text())
+
+
+def train_and_ask(variant: Variant, made: Recipe, folder: Path, benchmark: Benchmark) -> None:
+    """Trains a variant in a folder, asks each of its rows, and writes what `run_variant` returns to ablation.json."""
+    continued = (folder / "language").exists()  # then the seconds before the stop are unknown
+    model, seconds = timed(lambda: train(made, folder, force=True, workers=1))
+    cpu_s = None if continued else seconds
+    qa = VideoQA.from_pretrained(model)
+    scores = {}
+    for number, (name, request) in enumerate(variant.rows.items()):
+        answers = folder / f"eval-{number}"
+        evaluate_into(answers, qa.with_stages(**request) if request else qa, benchmark, shuffle=False)
+        samples = [sample for sample in read_samples(answers / "samples.jsonl") if sample.truth_spans]
+        scores[name] = _by_clip(samples)
+    (folder / "ablation.json").write_text(json.dumps({"cpu_s": cpu_s, "miou": scores}, indent=1) + "\n")
 
 
 def _by_clip(samples: Sequence[Sample]) -> dict[str, float]:

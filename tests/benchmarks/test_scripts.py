@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "ablations", "context", "decoding", "demo", "directions", "drafts", "encoders", "finetune", "gpu", "hosting",
     "image_tokenizers", "llm", "long_video", "other_laws", "paths", "prefix", "reducer_costs", "reducers", "reinforce",
-    "serving", "shared_prefix", "speaks", "tokenizer_training", "train", "video", "watch", "when",
+    "serving", "shared_prefix", "speak_ablations", "speaks", "tokenizer_training", "train", "video", "watch", "when",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import torch
 from open_llm import open_llm, save_open_llm
 from own_clips import TINY
 from own_pictures import pictures_folder
+from own_speak import small
 from safetensors.torch import save_file
 
 from mmllm import cli, registry
@@ -15,9 +16,7 @@ from mmllm.datasets.dialogues import read_dialogues
 from mmllm.errors import ConfigError, InputError
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.own_prompts import OwnPrompts
-from mmllm.synthetic.clips import SyntheticConfig
-from mmllm.synthetic.rendering import ON_SCREEN, render
-from mmllm.synthetic.things.config import ThingsConfig
+from mmllm.synthetic.rendering import ON_SCREEN
 from mmllm.train.building import build_model
 from mmllm.train.data import RunData
 from mmllm.train.metrics import read_metrics
@@ -25,30 +24,7 @@ from mmllm.train.own_talk import questions_about
 from mmllm.train.recipes import recipe
 from mmllm.train.run import train
 
-__all__ = ["open_llm", "pictures_folder"]
-
-
-@pytest.fixture(scope="module")
-def small(pictures_folder, tmp_path_factory):
-    """The recipe with tiny random parts and three clips."""
-    config = SyntheticConfig(
-        world="things",
-        things=ThingsConfig(pictures=str(pictures_folder)),
-        train_videos=3,
-        val_videos=0,
-        min_duration_s=10,
-        max_duration_s=12,
-        size=32,
-    )
-    root = tmp_path_factory.mktemp("set") / "things"
-    render(root, config, workers=1, progress=False)
-    loss = replace(recipe("speak").model.loss, grounding_layer=-2)
-    model = replace(TINY, visual_tokenizer="mlp", template="chatml", system_prompt="smollm2", loss=loss)
-    steps = {"max_steps": 4, "batch_size": 2, "save_steps": 2, "logging_steps": 1}
-    start = replace(recipe("speak"), adapter_only=False, data=replace(recipe("speak").data, own_talk=False))
-    return replace(start, model=model).changed(
-        {"data": {"root": str(root), "talk": 0.25}, "word_alignment": steps, "language": {**steps, "lora_rank": 2}}
-    )
+__all__ = ["open_llm", "pictures_folder", "small"]
 
 
 def test_it_trains_projector_then_adapters_and_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch):

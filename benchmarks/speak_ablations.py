@@ -1,0 +1,137 @@
+"""Does a pretrained LLM change what the ablations of tiny models say? The recipe `speak`, changed in one thing a row.
+
+    python benchmarks/speak_ablations.py --run runs/speak   # an hour of two CPU cores for each three or four rows
+
+Clips, kept features, talk and the aligned projector are those of a run of `mmllm train speak`; each row trains the
+adapters of the LLM for equally many steps, fewer than the run itself. Rows are asked about clips of the run that no row
+was trained on. Goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ablations import Variant, numbers, train_and_ask
+from benchmarks.jobs import results_of
+from benchmarks.layouts import markdown
+from benchmarks.results import Results, command_line, machine, option_parser
+from mmllm.config import LossConfig
+from mmllm.errors import InputError
+from mmllm.evaluation.run import read_benchmark
+from mmllm.fields import merged
+from mmllm.modeling.blending import BlendConfig
+from mmllm.synthetic.rendering import TALK
+from mmllm.train.recipe import Recipe, normalised
+from mmllm.train.recipes import recipe
+
+RUN_FACTS = ("processes", "annotations")
+"""What a run's recipe.json says of the run itself."""
+_ALIGNED = Path("word_alignment") / "projector.safetensors"
+
+
+def variants(base: Recipe) -> list[Variant]:
+    """All rows; the first is the recipe."""
+    loss, rms = base.model.loss, base.model.blend.rms
+    rates = {part: rate for part, rate in base.stage("language").learning_rates.items() if part != "grounding"}
+    ungrounded: dict[str, Any] = {"language": {"learning_rates": rates}}  # no head, no rate of it
+    alone: dict[str, Any] = {"blend": BlendConfig(rms=rms), "loss": LossConfig(), "time_token_init": "normal"}
+    return [
+        Variant(group="times", name="time tokens, with what the recipe adds"),
+        Variant(group="times", name="time tokens alone, as published", changes=alone, training=ungrounded),
+        Variant(group="times", name="text", changes={**alone, "time": "text"}, training=ungrounded),
+        Variant(
+            group="times",
+            name="text, also before each frame",
+            changes={**alone, "time": "interleaved"},
+            training=ungrounded,
+        ),
+        Variant(
+            group="without",
+            name="grounding loss",
+            changes={"loss": replace(loss, grounding_weight=0.0)},
+            training=ungrounded,
+        ),
+        Variant(group="without", name="soft time targets", changes={"loss": replace(loss, time_sigma=0.0)}),
+        Variant(group="without", name="visual tokens anchored in time", changes={"blend": BlendConfig(rms=rms)}),
+        Variant(group="without", name="time tokens that begin as a sinusoid", changes={"time_token_init": "normal"}),
+        Variant(group="without", name="alignment with words", training={"word_alignment": None}),
+        Variant(group="without", name="several questions to a row", training={"language": {"questions_per_video": 1}}),
+    ]
+
+
+def run_variant(variant: Variant, *, seed: int, base: Recipe, source: Path, output: Path) -> dict[str, Any]:
+    """CPU seconds, and IoU of each clip, of a variant, which is trained unless its results exist.
+
+    Args:
+        variant: what to change.
+        seed: of the adapters and of the order of the clips.
+        base: what to change it in.
+        source: the finished run of `mmllm train speak`.
+        output: folder of all rows.
+    """
+    folder = output / f"{variant.folder}-{seed}"
+    done = folder / "ablation.json"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for shared in ("features", TALK):
+            if (source / shared).exists() and not (folder / shared).exists():
+                (folder / shared).symlink_to((source / shared).resolve())
+        if "word_alignment" not in variant.training:
+            (folder / _ALIGNED).parent.mkdir(exist_ok=True)
+            shutil.copy(source / _ALIGNED, folder / _ALIGNED)
+        made = replace(base, name=variant.folder, seed=seed, model=merged(base.model, dict(variant.changes)))
+        benchmark = read_benchmark(source / "data").first(base.data.synthetic.val_videos)
+        train_and_ask(variant, made.changed(variant.training), folder, benchmark)
+    return json.loads(done.read_text())
+
+
+def base_of(source: Path, steps: int, videos: int) -> Recipe:
+    """The recipe of a finished run, with its clips and so many steps, asked about so many clips.
+
+    Raises:
+        InputError: if the folder has no aligned projector.
+    """
+    if not (source / _ALIGNED).exists():
+        raise InputError(f"{source}: has no {_ALIGNED}: give a folder in which `mmllm train speak` has run")
+    saved = normalised(json.loads((source / "recipe.json").read_text()))
+    kept = recipe("speak").changed({field: value for field, value in saved.items() if field not in RUN_FACTS})
+    data = replace(kept.data, root=str(source / "data"), synthetic=replace(kept.data.synthetic, val_videos=videos))
+    return replace(kept, data=data).with_stage("language", max_steps=steps)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains and asks what is missing and prints the table."""
+    parser = option_parser(__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/speak"), help="folder of `mmllm train speak`")
+    parser.add_argument("--output", type=Path, default=Path("runs/speak_ablations"))
+    parser.add_argument("--steps", type=int, default=300, help="of the LLM")
+    parser.add_argument("--videos", type=int, default=30, help="clips that each row is asked about")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="*", help="groups or names to run")
+    given = parser.parse_args(arguments)
+    results = Results(command_line(__file__, arguments), machine("torch", "transformers", "timm"))
+    base = base_of(given.run, given.steps, given.videos)
+    chosen = [row for row in variants(base) if not given.only or {row.group, row.name} & set(given.only)]
+    turns = [(variant, seed) for seed in range(given.seeds) for variant in chosen]  # all rows of a seed first
+
+    def work(variant: Variant, seed: int) -> dict[str, Any]:
+        return run_variant(variant, seed=seed, base=base, source=given.run, output=given.output)
+
+    runs: dict[Variant, list[dict[str, Any]]] = {variant: [] for variant in chosen}
+    for (variant, _), run in zip(turns, results_of(work, turns, jobs=1), strict=True):
+        runs[variant].append(run)
+    rows = [
+        results.add("ablations", {"group": variant.group, "name": variant.name}, numbers(runs[variant], variant.name))
+        for variant in chosen
+    ]
+    results.save(given.json)
+    print(markdown("ablations", rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""benchmarks/speak_ablations.py: rows that start from a run of the recipe `speak`."""
+
+import pytest
+from own_pictures import pictures_folder
+from own_speak import small
+
+from benchmarks import speak_ablations
+from benchmarks.results import Results
+from mmllm.errors import InputError
+from mmllm.train.run import train
+
+__all__ = ["pictures_folder", "small"]
+
+
+def test_each_row_changes_one_thing(small):
+    first, *others = speak_ablations.variants(small)
+    assert not first.changes
+    assert not first.training
+    assert len({(str(row.changes), str(row.training)) for row in others}) == len(others)
+    assert len({row.folder for row in others}) == len(others)
+    for row in others:
+        small.changed(row.training)
+
+
+@pytest.mark.slow
+def test_rows_share_what_the_run_has_made(small, tmp_path):
+    train(small, tmp_path / "run", workers=0)
+    (tmp_path / "run" / "data").symlink_to(small.data.root)
+    names = ["text", "alignment with words"]
+    given = ["--run", str(tmp_path / "run"), "--output", str(tmp_path / "rows"), "--steps", "2", "--videos", "1"]
+    given += ["--only", *names, "--json", str(tmp_path / "out.json")]
+    speak_ablations.main(given)
+    kept = Results.read(tmp_path / "out.json")
+    assert [row.labels["name"] for row in kept.tables["ablations"]] == names
+    run, text = (tmp_path / part / "word_alignment/projector.safetensors" for part in ("run", "rows/times-text-0"))
+    assert run.read_bytes() == text.read_bytes()
+    assert not (tmp_path / "rows/without-alignment-with-words-0/word_alignment").exists()
+    trained = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("rows/*/model/config.json"))]
+    assert len(trained) == 2
+    speak_ablations.main(given)
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("rows/*/model/config.json"))] == trained
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"has no word_alignment/projector\.safetensors"):
+        speak_ablations.main(["--run", str(tmp_path)])
