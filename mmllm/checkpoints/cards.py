@@ -8,6 +8,7 @@ from typing import Any
 
 from mmllm.checkpoints.adapters import base_of
 from mmllm.checkpoints.loading import is_ours, own_config, read_config
+from mmllm.checkpoints.parts import has_parts_elsewhere, pretrained_parts
 from mmllm.hub.model_card import ModelCard, Scores
 from mmllm.hub.presets import PRESETS
 from mmllm.hub.sources import HUB_ID, read_json
@@ -45,7 +46,7 @@ def card_of(
         name=name or title_of(folder),
         library=library,
         parts=parts,
-        base_models=base_models or [*bases, *_bases_of_run(folder)],
+        base_models=base_models or list(dict.fromkeys([*bases, *_bases_of_run(folder)])),
         datasets=datasets,
         licence=licence,
         note=note,
@@ -60,7 +61,7 @@ def title_of(folder: Path) -> str:
 
 
 def _facts(folder: Path) -> tuple[str, dict[str, str], str | None, list[str]]:
-    """The library of a model's folder, its parts, the note on its training, and the hub id of its base."""
+    """The library of a model's folder, its parts, the note on its training, and the hub ids that the folder names."""
     if (base := base_of(folder)) is not None:
         return "peft", {"adapters of": Path(base).name}, None, hub_ids([base])
     upstream = read_config(folder)
@@ -68,7 +69,8 @@ def _facts(folder: Path) -> tuple[str, dict[str, str], str | None, list[str]]:
         architecture = ", ".join(map(str, upstream.get("architectures") or [upstream.get("model_type")]))
         return "transformers", {"architecture": architecture}, None, []
     config, _ = own_config(folder)
-    return "mmllm", parts_of(config), config.training_note, []
+    elsewhere = list(pretrained_parts(folder).values()) if has_parts_elsewhere(folder) else []
+    return "mmllm", parts_of(config), config.training_note, hub_ids(elsewhere)
 
 
 def parts_of(config: Any) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json as json_text
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,6 +34,15 @@ from mmllm.stages import NO_CHANGES
 
 log = logging.getLogger(__name__)
 
+_OF_DATA = ("videos", "format", "durations", "fps")
+"""Options of DATA alone."""
+_OF_RENDERING = ("render_world", "render_videos")
+"""Options of --render-seed alone."""
+_OF_VIDEOS = (
+    "limit", "audio", "shuffle", "chain", "decoding", "max_new_tokens", "trials", "temperature", "seed", "judge_url",
+    "judge_model", "judge_captions", "workers",
+)  # fmt: skip
+"""Options of questions about videos."""
 MOST_LISTED = 5
 """At most so many remarks on the annotations are printed."""
 
@@ -107,6 +117,7 @@ def evaluate(
         workers: processes that decode videos.
         json: print the scores as JSON instead of a table.
     """
+    given = dict(locals())
     from mmllm.decoding.choosing import decoding_of
     from mmllm.evaluation.judge import Judge
     from mmllm.evaluation.run import read_benchmark
@@ -120,6 +131,12 @@ def evaluate(
     if sum(given is not None for given in (data, render_seed, suite)) != 1:
         raise InputError("give one of DATA, --render-seed and --suite")
     threads = None if suite is None else suite_of(suite)
+    if data is None:
+        _refuse(given, _OF_DATA, f"--suite {suite}" if threads else "--render-seed")
+    if render_seed is None:
+        _refuse(given, _OF_RENDERING, f"--suite {suite}" if threads else str(data))
+    if isinstance(threads, TextThreadsConfig):
+        _refuse(given, _OF_VIDEOS, f"--suite {suite}")
     processes.wait()  # starts the group of processes, which gives each process its own device
     rounds = Trials.of(trials, temperature, seed)
     require_rate(fps)
@@ -128,17 +145,14 @@ def evaluate(
         qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given, **compute.given)
         return _follow_text(qa, threads, output or Path("runs") / name_of(threads), json)
     if data is not None and is_stream(data):
-        if (videos, durations, fps, format) != (None, None, None, "auto"):
-            raise InputError(
-                f"{data}: a stream has its videos in it: leave --videos, --durations, --fps and --format out"
-            )
+        _refuse(given, _OF_DATA, f"{data}, a stream that has its videos in it")
         name, benchmark = "eval", stream_benchmark(data, limit)
     elif data is not None:
         name, benchmark = "eval", read_benchmark(data, videos, format, durations, fps)
     elif threads is not None:
         name, benchmark = name_of(threads), clip_benchmark(threads)
     else:
-        name, benchmark = _rendered(render_seed, render_world, render_videos, fps)
+        name, benchmark = _rendered(render_seed, render_world, render_videos)
     benchmark = benchmark if limit is None else benchmark.first(limit)
     if not benchmark.questions:
         raise InputError(f"{data}: the benchmark has no question")
@@ -174,13 +188,26 @@ def _tell(data: Path | None, notes: Sequence[str]) -> None:
         log.warning("%s: %s%s", data, "; ".join(notes[:MOST_LISTED]), more)
 
 
-def _rendered(seed: int | None, world: Any, videos: int, fps: float | None) -> tuple[str, Any]:
+def _refuse(given: Mapping[str, Any], options: Sequence[str], source: str) -> None:
+    """Refuses options that say nothing about the source of the questions.
+
+    Raises:
+        InputError: if one of them has another value than by default; the message names all such options.
+    """
+    usual = {name: parameter.default for name, parameter in inspect.signature(evaluate).parameters.items()}
+    no = [name for name in options if given[name] != usual[name]]
+    if no:
+        flags = [f"--{'no-' if given[name] is False else ''}{name.replace('_', '-')}" for name in no]
+        raise InputError(
+            f"{', '.join(flags)}: cannot be used with {source}: leave {'it' if len(no) == 1 else 'them'} out"
+        )
+
+
+def _rendered(seed: int | None, world: Any, videos: int) -> tuple[str, Any]:
     """Name and questions of synthetic clips; those of the cache folder are used again."""
     from mmllm.evaluation.fresh import fresh_benchmark
 
     assert seed is not None
-    if fps is not None:
-        raise InputError("--fps is the rate of folders of images in DATA; rendered clips have their own times")
     return f"eval-seed{seed}-{world or 'default'}-{videos}", fresh_benchmark(seed, world=world, videos=videos)
 
 

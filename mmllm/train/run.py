@@ -109,6 +109,7 @@ def train(
                 parts = {part: getattr(recipe.model, part) for part in PARTS_NAMED}
                 with new_folder(finished) as partial:
                     save_adapted(trained, processor, partial, parts)
+                    write_card(partial, card_of(partial, name=title_of(finished)))
             else:
                 save_whole(trained, processor, finished)
             data.report_unreadable(output / "set_aside.txt")

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from own_pictures import write_pictures
 
 from mmllm.commands.evaluate import evaluate
+from mmllm.commands.flags import ChainChoice
 from mmllm.errors import InputError
 from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.synthetic.clips import SyntheticConfig
@@ -51,6 +53,23 @@ def test_data_or_a_seed_has_to_be_given(tmp_path):
         evaluate("nowhere")
     with pytest.raises(InputError, match="--render-seed"):
         evaluate("nowhere", tmp_path, render_seed=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"render_seed": 7, "fps": 2.0}, r"--fps: cannot be used with --render-seed: leave it out"),
+        ({"suite": "threads", "videos": Path("."), "format": "rtl"}, r"--videos, --format: .* --suite threads"),
+        ({"data": Path("x.json"), "render_world": "easy"}, r"--render-world: .* x\.json"),
+        ({"suite": "threads", "render_videos": 3}, "--render-videos"),
+        ({"suite": "threads-text", "audio": False, "limit": 2}, r"--limit, --no-audio: .* leave them out"),
+        ({"suite": "threads-text", "decoding": "prompt-lookup"}, "--decoding"),
+        ({"suite": "threads-text", "chain": ChainChoice(chain="2")}, "--chain"),
+    ],
+)
+def test_options_that_say_nothing_about_the_questions_are_refused(options, refused):
+    with pytest.raises(InputError, match=refused):
+        evaluate("nowhere", **options)
 
 
 def test_clips_of_things_have_all_their_questions_and_groups(tmp_path, monkeypatch):

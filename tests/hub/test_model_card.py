@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard as HubCard
 from mmllm.checkpoints.cards import card_of, hub_ids
 from mmllm.errors import InputError
 from mmllm.hub.model_card import MARK, ModelCard, Scores, write_card
+from mmllm.hub.presets import PRESETS
 
 METRICS = {
     "questions": 120,
@@ -67,6 +68,15 @@ def test_base_models_come_from_the_record_of_the_run(folder, file, record, bases
     card = card_of(folder)
     assert list(card.base_models) == bases
     assert all(base in HubCard(card.text).data.base_model for base in bases)
+
+
+def test_a_model_names_the_parts_that_are_elsewhere(folder):
+    parts = {"language_model": "smollm2-135m", "encoder_weights": "efficientnet-lite0"}
+    (folder / "pretrained.json").write_text(json.dumps(parts))
+    assert list(card_of(folder).base_models) == [
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        PRESETS["efficientnet-lite0"].source,
+    ]
 
 
 def test_adapters_name_the_model_that_they_belong_to(tmp_path):

@@ -63,6 +63,7 @@ def test_of_a_pretrained_llm_only_what_was_trained_is_saved(small, open_llm, tmp
     folder = train(made, tmp_path / "run", workers=0)
     assert folder == tmp_path / "run" / "adapter"
     assert json.loads((folder / "pretrained.json").read_text()) == parts
+    assert "# run\n" in (folder / "README.md").read_text()  # its card
     assert train(made, tmp_path / "run", workers=0) == folder  # it is finished
     for arguments in ([str(short_clip), "When?"], ["What is the capital of France?"]):
         with pytest.raises(SystemExit) as ended:
