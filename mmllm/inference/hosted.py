@@ -38,6 +38,7 @@ from mmllm.inference.piecewise import Feed
 from mmllm.llm.counters import ContextCounts
 from mmllm.llm.int8 import quantize
 from mmllm.llm.prefix import Prefix
+from mmllm.modeling.modes import evaluating
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.times.answers import Answer, Span
 from mmllm.times.stamps import replace_stamps, stamp
@@ -217,13 +218,8 @@ class HostedVideoQA(VideoAnswering):
     @torch.no_grad()
     def encode_evaluating(self, path: Any) -> HostedVideo:
         """A video as the tower sees it when it is asked, while the model is being trained."""
-        model = self.model.model
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(self.model.model):
             return hosted_video(self.encode_video(path))
-        finally:
-            model.train(training)
 
     def encode_fed(self, feed: Feed, *, progress: bool = False) -> HostedVideo:
         """Encodes the video that `feed` reads; all its frames are held at once."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOConfig, GRPOTrainer
 
+from mmllm.modeling.modes import evaluating
 from mmllm.reinforcement.policy import Policy
 from mmllm.train.fitting import Scheduled
 
@@ -72,13 +73,10 @@ class VideoGRPO(Scheduled, GRPOTrainer):
         mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], batch_first=True, padding_side="left")
         wrapped = self.accelerator.unwrap_model(self.model)
         model = getattr(wrapped, "get_base_model", lambda: wrapped)()
-        training = model.training
-        model.eval()  # a model in training would compute without a cache where gradients are recomputed
         device = self.accelerator.device
         options = {**self.generation_kwargs, "suppress_tokens": list(self.policy.unsaid) or None}
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):  # in training it keeps no cache where gradients are recomputed
             new = self.policy.sampled(model, self.rows, ids.to(device), mask.to(device), options)
-        model.train(training)
         completions = [_until_end(row, self.eos_token_ids) for row in new.tolist()]
         said = [self.policy.read(row, answer) for row, answer in zip(self.rows, completions, strict=True)]
         return {

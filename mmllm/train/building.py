@@ -112,7 +112,7 @@ def build_model(
         sinusoid_(model, time_ids)
     for name in ("bos", "eos", "pad"):
         setattr(model.generation_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
-    return model, processor
+    return model.train(), processor  # a part may keep modules of it out of this mode, such as batch norms
 
 
 def _load_parts(model: MmllmForConditionalGeneration, config: ModelConfig) -> None:

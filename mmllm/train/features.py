@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from mmllm.errors import ConfigError, InputError
 from mmllm.modalities.video import VideoInputs, clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.modeling.modes import evaluating
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.processor import MmllmProcessor
 from mmllm.runtime import processes
@@ -87,7 +88,7 @@ class FeatureCache:
             except InputError as problem:
                 failed[video] = str(problem)
         reading = Quarantine(self.processor.clip_reader(), in_workers(workers))
-        with Progress("encode videos", len(missing), "videos") as progress:
+        with Progress("encode videos", len(missing), "videos") as progress, evaluating(self.model):
             clips: list[tuple[Path, Any]] = []
             for number, clip in reading.outcomes(missing):
                 if isinstance(clip, Failure):

@@ -1,5 +1,6 @@
 import torch
 
+from mmllm.runtime.fingerprint import fingerprint
 from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.rendering import render
 from mmllm.train.building import build_model
@@ -26,6 +27,24 @@ def test_features_equal_the_encoders_output_and_are_computed_once(tmp_path):
     written = cache.path(videos[0]).stat().st_mtime_ns
     cache.fill(videos, workers=0)
     assert cache.path(videos[0]).stat().st_mtime_ns == written
+
+
+def test_batch_norms_see_frames_as_they_do_in_a_model_that_is_asked(tmp_path, short_clip):
+    encoder = "timm:name=tf_efficientnet_lite0,image_size=32"
+    model, processor = build_model(ModelConfig(num_frames=4, encoder=encoder, visual_tokenizer="linear"))
+    norms = [part for part in model.encoder.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    for norm in norms:
+        norm.train()
+    before = fingerprint(model.encoder)
+    cache = FeatureCache(tmp_path, model, processor)
+    cache.fill([short_clip], workers=0)
+    assert model.training
+    assert fingerprint(model.encoder) == before
+    with torch.no_grad():
+        expected = model.eval().encode(processor.media_inputs("video", [short_clip]).pixels)
+    torch.testing.assert_close(cache.load(short_clip).features.float(), expected.features, rtol=2e-3, atol=2e-3)
 
 
 def test_another_encoder_or_another_sampling_has_another_cache(tmp_path):
