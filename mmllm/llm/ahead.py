@@ -33,7 +33,8 @@ class Look:
 
     def __init__(self, attention: Any) -> None:
         self.attention = attention
-        self._keys: Tensor | None = None  # B K W, not rotated
+        self.keys: Tensor | None = None
+        """B K W: what the positions' keys are projected to, before their rotation; None if nobody has looked."""
 
     def received(self, normed: Tensor, inputs: dict[str, Any], rows: Tensor) -> Tensor:
         """float32, B K: the attention that positions would receive from weighted rows.
@@ -46,23 +47,23 @@ class Look:
         asking = (rows != 0).any(0).nonzero().squeeze(1)
         keys = NotedProjection(self.attention.k_proj) if _has(self.attention, "k_proj") else None
         probe = probed(self.attention, normed, inputs, asking, k_proj=keys)
-        self._keys = None if keys is None else keys.output
+        self.keys = None if keys is None else keys.output
         scaling = getattr(self.attention, "scaling", probe.query.shape[-1] ** -0.5)
         return receive(probe.query, probe.key, inputs["attention_mask"], {"rows": rows}, scaling)["rows"]
 
     def narrow(self, slot: Tensor) -> None:
         """Positions were removed: those at the slots (int64, B K') remain."""
-        if self._keys is not None:
-            self._keys = self._keys.gather(1, slot.unsqueeze(-1).expand(*slot.shape, self._keys.shape[-1]))
+        if self.keys is not None:
+            self.keys = self.keys.gather(1, slot.unsqueeze(-1).expand(*slot.shape, self.keys.shape[-1]))
 
     def forget(self) -> None:
         """States were changed: keys must be projected again."""
-        self._keys = None
+        self.keys = None
 
     def hand_on(self) -> None:
         """The layer, which runs next, takes the keys as they are. With gradients it projects them again."""
-        if self._keys is not None and not torch.is_grad_enabled():
-            _TAKEN.set((self.attention.k_proj, self._keys))
+        if self.keys is not None and not torch.is_grad_enabled():
+            _TAKEN.set((self.attention.k_proj, self.keys))
 
 
 def probed(attention: Any, normed: Tensor, inputs: dict[str, Any], asking: Tensor | None = None, **parts: Any) -> Probe:
