@@ -385,6 +385,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("where", "{where}"),
         ("of the encoder's time", "{encoder_percent:.2f} %"),
         ("95 %", "{encoder_percent.low:.2f} to {encoder_percent.high:.2f}"),
+        ("of its operations", "{operations_percent:.2f} %"),
         ("allowed", "{allowed_percent:.0f} %", "-"),
     ),
     "selection-video": _columns(
@@ -402,6 +403,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("operations fall", "{operations_ratio:.2f} x", "-"),
         ("time falls", "{time_ratio:.2f} x", "-"),
         ("of what operations say", "{of_operations_percent:.0f} %", "-"),
+        ("of what transformers gains on as many positions", "{of_same_percent:.0f} %", "-"),
         ("memory", "{memory_mib:,.0f} MiB"),
         ("of that of all", "{memory_percent:.0f} %", "-"),
         ("by the formula", "{formula_percent:.0f} %", "-"),

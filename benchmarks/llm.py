@@ -4,9 +4,10 @@
     python benchmarks/llm.py --device cuda --width 4096 --layers 8
 
 A LLaVA of transformers with random weights and a Qwen2 of width 896 and six layers (97 million weights); images are of
-576 tokens. Its tower is small, and features are stored: the LLM is measured. Each row of `llm-reading` is one pass over
-a prompt with its cache and the last logits; `llm-writing` is one token more after a prompt; the machine's limits are
-measured in the same run. `llm-answers` asks the packaged model in float32 and in int8.
+576 tokens; one in tiles stands in the last rows of reading (`tiled_reading.py`). Its tower is small, and features are
+stored: the LLM is measured. Each row of `llm-reading` is one pass over a prompt with its cache and the last logits;
+`llm-writing` is one token more after a prompt; the machine's limits are measured in the same run. `llm-answers` asks
+the packaged model in float32 and in int8.
 
 Times are processor time of the process, or device time on an accelerator; medians of turns. Ratios above 1 are faster
 than transformers in float32. An accelerator has no int8 here; there, a compiled pass in bfloat16 stands beside.
@@ -27,6 +28,7 @@ from benchmarks.layouts import head, line
 from benchmarks.measuring import in_turns, seconds_on
 from benchmarks.memory import extra_bytes_on
 from benchmarks.results import Results, command_line, machine, option_parser
+from benchmarks.tiled_reading import measure_tiles
 from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.span_metrics import iou
 from mmllm.hosting.model import HostedModel
@@ -36,6 +38,8 @@ from mmllm.llm.int8 import quantize
 IMAGE, TEXT, TOKENS, VOCABULARY = 8000, 32, 576, 8192
 PRUNED = {1: 0.25, 5: 0.2}
 """Images of a prompt -> share of their tokens that FasterVLM keeps: 576 -> 144, 2,880 -> 576."""
+AROUND = (range(10, 10 + TEXT // 2), range(100, 100 + TEXT // 2))
+"""The ids before and behind the images."""
 DECODED = 16
 
 
@@ -74,7 +78,7 @@ def compiled(model: Any) -> Any:
 
 def prompt(images: int, device: torch.device) -> dict[str, Tensor]:
     """A prompt of text around so many images of random pixels."""
-    ids = torch.tensor([[*range(10, 10 + TEXT // 2), *[IMAGE] * TOKENS * images, *range(100, 100 + TEXT // 2)]])
+    ids = torch.tensor([[*AROUND[0], *[IMAGE] * TOKENS * images, *AROUND[1]]])
     pixels = torch.randn(images, 3, 336, 336, generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
     return {name: value.to(device) for name, value in inputs.items()}
@@ -215,6 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{head(title)}")
         for images in options.images:
             measure(models, images, options.rounds, results)
+        if measure is measure_reading:
+            text, ids = model.config.get_text_config(), torch.tensor([[*AROUND[0], IMAGE, *AROUND[1]]])
+            measure_tiles(text, ids, IMAGE, options.rounds, options.device, results)
     if on_cpu:
         print(f"\n{head('llm-answers')}")
         measure_answers(options.videos, results)

@@ -6,8 +6,10 @@
 Weights are random, which changes no cost. `images` and `video`: choosing and merging, as a share of the encoder's time.
 `reading`: the LLM's pass over a prompt, with reducing and shortening, against transformers' own pass over the whole
 prompt in the same turns; 576 -> 64 tokens in LLaVA-1.5's LLM, 32 x 196 -> a tenth in LLaVA-OneVision's. `--scale` and
-`--layers` make these LLMs smaller, so that two cores can run them. Operations, bytes of the cache and the most memory
-come from the formulas in `mmllm/inference/costs.py`. Attention counts half of its square, as its kernels skip the rest.
+`--layers` make these LLMs smaller, so that two cores can run them. Products of few rows are less efficient than those
+of many, so transformers' own pass over a prompt that is as short from the start stands beside: nothing is faster with
+these kernels. Operations, bytes of the cache and the most memory come from the formulas in `mmllm/inference/costs.py`.
+Attention counts half of its square, as its kernels skip the rest.
 
 Times are processor time of the process (all its threads), or device time on an accelerator: medians of turns.
 """
@@ -17,8 +19,9 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +41,7 @@ from benchmarks.measuring import in_turns, seconds_on
 from benchmarks.memory import extra_bytes_on
 from benchmarks.results import Results, command_line, machine, option_parser
 from benchmarks.selection_costs import Sizes, measure_images, measure_video
+from benchmarks.stage_costs import Shape
 from mmllm.hosting.model import HostedModel
 from mmllm.inference.costs import cache_bytes, prefill_bytes, prefill_flops
 
@@ -86,11 +90,25 @@ def onevision(scale: float, layers: int, frames: int) -> tuple[Any, Inputs]:
 
 ON_IMAGE = ("divprune:keep=64", "fastervlm:keep=64", "fastv:layer={0},ratio=0.1112")
 ON_VIDEO = ("vidcom2:ratio=0.1", "holitom:ratio=0.1", "fastvid:ratio=0.1", "flashvid:ratio=0.1,expansion=1")
-MODELS: dict[str, tuple[Callable[[float, int, int], tuple[Any, Inputs]], int, tuple[str, ...]]] = {
-    "LLaVA-1.5, 576": (llava_15, 32, ON_IMAGE),
-    "LLaVA-OneVision, frames of 196": (onevision, 28, ON_VIDEO),
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A model whose LLM reads a prompt."""
+
+    label: str
+    make: Callable[[float, int, int], tuple[Any, Inputs]]
+    """From a share of the LLM's width, its layers and a number of frames to a configuration and inputs."""
+    layers: int
+    """Of the original LLM."""
+    reducers: tuple[str, ...]
+    """For a layer of the LLM, a sixteenth from its start."""
+
+
+READINGS = {
+    "llava-1.5": Reading("LLaVA-1.5, 576", llava_15, 32, ON_IMAGE),
+    "llava-onevision": Reading("LLaVA-OneVision, frames of 196", onevision, 28, ON_VIDEO),
 }
-"""Name -> what builds it, its layers, and the reducers; for a layer of the LLM, a sixteenth from its start."""
 
 
 def prompt(placeholder: int, count: int) -> torch.Tensor:
@@ -104,10 +122,9 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def build(name: str, options: argparse.Namespace) -> tuple[Any, Inputs]:
+def build(reading: Reading, options: argparse.Namespace) -> tuple[Any, Inputs]:
     """A model with random weights, and inputs of `--batch` equal rows."""
-    make, layers, _ = MODELS[name]
-    config, inputs = make(options.scale, min(options.layers, layers), options.frames)
+    config, inputs = reading.make(options.scale, min(options.layers, reading.layers), options.frames)
     torch.manual_seed(0)
     with torch.device(options.device):
         model = AutoModelForImageTextToText.from_config(config, dtype=options.dtype).eval().requires_grad_(False)
@@ -128,46 +145,60 @@ def most_bytes(text: Any, lengths: Sequence[int], size: int) -> float:
     return max(stored + own for stored, own in zip(cached, live, strict=True))
 
 
+def shortest(plain: HostedModel, inputs: Inputs, features: Any, length: int) -> Any:
+    """A prompt of so many positions; the first visual tokens are missing."""
+    keep, ids = plain.keep_all(inputs), inputs["input_ids"][0]
+    visual = ((ids == IMAGE) | (ids == VIDEO)).nonzero()[:, 0]
+    keep[:, visual[: len(ids) - length]] = False
+    return plain.prepare(inputs, features, keep)
+
+
 @torch.no_grad()
-def measure_reading(name: str, options: argparse.Namespace, results: Results) -> None:
+def measure_reading(reading: Reading, options: argparse.Namespace, results: Results) -> None:
     """Rows of the table `reducer-reading`: the whole prompt, then each reducer."""
-    model, inputs = build(name, options)
+    model, inputs = build(reading, options)
     device, text = model.device, model.config.get_text_config()
     layer = max(1, text.num_hidden_layers // 16)
-    hosts = {reducer: HostedModel(model, reducers=[reducer.format(layer)]) for reducer in MODELS[name][2]}
+    hosts = {reducer: HostedModel(model, reducers=[reducer.format(layer)]) for reducer in reading.reducers}
     plain = HostedModel(model)
     features = plain.encode(inputs, sorted({score for host in hosts.values() for score in host.scores_needed}))
-    whole = plain.prepare(inputs, features)
 
-    def bare() -> Any:
-        return model(**whole.arguments(), use_cache=True, logits_to_keep=1).past_key_values
+    def bare(length: int) -> Callable[[], Any]:
+        prompt = shortest(plain, inputs, features, length)
+        return lambda: model(**prompt.arguments(), use_cache=True, logits_to_keep=1).past_key_values
 
     def hosted(host: HostedModel) -> Any:
         return host(inputs, features, use_cache=True, logits_to_keep=1).past_key_values
 
-    works: Mapping[str, Callable[[], Any]] = {
-        "": bare, **{reducer: functools.partial(hosted, host) for reducer, host in hosts.items()}
+    whole = inputs["input_ids"].shape[1]
+    works: dict[str | int, Callable[[], Any]] = {
+        whole: bare(whole), **{reducer: functools.partial(hosted, host) for reducer, host in hosts.items()}
     }  # fmt: skip
     lengths = {key: [layer.keys.shape[2] for layer in work().layers] for key, work in works.items()}
+    works |= {length: bare(length) for own in lengths.values() for length in own if length != whole}
     taken = in_turns(works, options.rounds, take=seconds_on(device), and_back=True)
-    memory = {key: extra_bytes_on(device, work) for key, work in works.items()}
     size = model.dtype.itemsize
-    for key in works:
-        numbers: dict[str, Any] = {"positions": lengths[key][-1], "reading_s": quartiles(taken[key])}
+    read_by = reading.label if options.batch == 1 else f"{reading.label}, {options.batch} rows"
+    memory = {key: extra_bytes_on(device, works[key]) for key in lengths}
+    for key, own in lengths.items():
+        numbers: dict[str, Any] = {"positions": own[-1], "reading_s": quartiles(taken[key])}
         numbers["memory_mib"] = memory[key] / 2**20
-        if key:
-            fall = operations(text, lengths[""]) / operations(text, lengths[key])
-            ratio = median_ratio(taken[""], taken[key])
-            formula = most_bytes(text, lengths[key], size) / most_bytes(text, lengths[""], size)
+        if key != whole:
+            fall = operations(text, lengths[whole]) / operations(text, own)
+            ratio = median_ratio(taken[whole], taken[key])
+            formula = most_bytes(text, own, size) / most_bytes(text, lengths[whole], size)
+            # its layers at their lengths, if transformers had read as many positions from the start
+            same_s = statistics.mean(statistics.median(taken[length]) for length in own)
             numbers |= {
                 "operations_ratio": fall,
                 "time_ratio": ratio,
                 "of_operations_percent": 100 * middle(ratio) / fall,
-                "memory_percent": 100 * memory[key] / memory[""],
+                "of_same_percent": 100 * same_s / statistics.median(taken[key]),
+                "memory_percent": 100 * memory[key] / memory[whole],
                 "formula_percent": 100 * formula,
             }
-        label = f"`{key.format(layer)}`" if key else "all, transformers alone"
-        row = results.add("reducer-reading", {"model": name, "reducer": label}, numbers)
+        label = "all, transformers alone" if key == whole else f"`{str(key).format(layer)}`"
+        row = results.add("reducer-reading", {"model": read_by, "reducer": label}, numbers)
         print(line("reducer-reading", row), flush=True)
 
 
@@ -176,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = option_parser(__doc__)
     parts = ("images", "video", "reading")
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--llms", nargs="+", choices=tuple(READINGS), default=list(READINGS), help="that read")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     parser.add_argument("--encoded", type=int, default=2, help="frames of the 100 that are encoded and scored")
     parser.add_argument("--scale", type=float, default=0.5, help="of the LLMs' widths: 1, 0.5 or 0.25")
@@ -190,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.short:
         tiny = "width=32,layers=2,heads=2,mlp_width=64"
         encoders = {"image_encoder": f"clip:{tiny}", "video_encoder": f"siglip:{tiny},output_grid=14"}
-        sizes = replace(sizes, **encoders, llm_width=128, frames=12, encoded=1)
+        llms = {where: Shape(128, 4, shape.key_heads // 8 or 1) for where, shape in sizes.llms.items()}
+        sizes = replace(sizes, **encoders, llm_width=128, llms=llms, frames=12, encoded=1)
         options.rounds, options.scale, options.layers, options.frames = 1, 0.25, 2, 4
     results = Results(command_line(__file__, arguments), machine("torch", "transformers"))
     for part, measure in (("images", measure_images), ("video", measure_video)):
@@ -199,8 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure(sizes, options.rounds, options.device, options.dtype, results)
     if "reading" in options.only:
         print(f"\n{head('reducer-reading')}")
-        for name in MODELS:
-            measure_reading(name, options, results)
+        for name in options.llms:
+            measure_reading(READINGS[name], options, results)
     results.save(options.json)
 
 

@@ -1,7 +1,7 @@
 """What choosing and merging tokens takes, as a share of the encoder's time, for `reducer_costs.py`.
 
 The encoder runs as a model runs it. Beside it, a reducer's own work is measured: the scores that it asks the encoder
-for, and the reduction. Of a reducer inside the LLM that is what it computes between the layers.
+for, and the reduction. Of a reducer inside the LLM that is what it computes beside the layers (`stage_costs.py`).
 
     image  576 tokens of CLIP ViT-L/14 at 336 pixels; behind the projector the width of a 7B LLM
     video  100 frames of SigLIP so400m at 384 pixels, pooled to 196 tokens; about 3 of 4 places stay as they were
@@ -9,30 +9,29 @@ for, and the reduction. Of a reducer inside the LLM that is what it computes bet
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaModel
 
-import mmllm.llm.attention
 from benchmarks.encoders import build
 from benchmarks.intervals import median_ratio
 from benchmarks.layouts import line
 from benchmarks.measuring import in_turns, seconds_on
 from benchmarks.results import Results
+from benchmarks.stage_costs import LLMS, Shape, decoder, operations, stage_operations, stage_seconds
 from mmllm import registry
 from mmllm.interfaces import LlmStage, ProjectedReducer, TokenReducer
-from mmllm.llm.harness import install
-from mmllm.llm.values import LlmPass
 from mmllm.tokens import VisualTokens
 
 IMAGE_ALLOWED, VIDEO_ALLOWED, MERGING_ALLOWED = 3, 2, 8
 """Per cent of the encoder's time that are allowed: for an image, for a video without attention, and for `MERGING`."""
 MERGING = ("flashvid", "holitom")
+ENCODER = ("encoder", "")
+"""What is measured beside the reducers and their places."""
 IMAGE_REDUCERS = (
     "random:keep=64",
     "uniform:keep=64",
@@ -82,6 +81,8 @@ class Sizes:
     video_encoder: str = "siglip:output_grid=14"
     llm_width: int = 4096
     """D, behind the projector."""
+    llms: Mapping[str, Shape] = field(default_factory=lambda: LLMS)
+    """Place -> the LLM in which reducers are measured."""
     frames: int = 100
     encoded: int = 2
     """So many frames are encoded and scored at a time, and count for all; frames do not matter to each other."""
@@ -134,23 +135,29 @@ def measure_images(sizes: Sizes, rounds: int, device: torch.device, dtype: torch
     tokens = encoder(pixels, scores=names)
     wide = moving_tokens(1, tokens.shape[2], sizes.llm_width, device, dtype)
     seconds = seconds_on(device)
-    works: dict[str, Callable[[], float]] = {"encoder": lambda: seconds(lambda: encoder(pixels))}
-    parts = {text: registry.build("reducer", text) for text in IMAGE_REDUCERS}
-    llm = decoder(sizes.llm_width, device, dtype)
-    for text, part in parts.items():
+    llms = {where: decoder(shape, device, dtype) for where, shape in sizes.llms.items()}
+    works: dict[tuple[str, str], Callable[[], float]] = {ENCODER: lambda: seconds(lambda: encoder(pixels))}
+    whole, most = operations(lambda: encoder(pixels)), {}
+    for text in IMAGE_REDUCERS:
+        part = registry.build("reducer", text)
         if isinstance(part, LlmStage):
-            works[text] = lambda part=part: stage_seconds(llm, part, tokens.shape[2], device)
+            for where, llm in llms.items():
+                works[text, where] = functools.partial(stage_seconds, llm, part, tokens.shape[2])
+                most[text, where] = stage_operations(llm, part, tokens.shape[2])
         else:
             given = tokens.replace(features=wide) if isinstance(part, ProjectedReducer) else tokens
-            works[text] = lambda part=part, given=given: seconds(lambda: reduce(part, given, score))
+            work = functools.partial(reduce, part, given, score)
+            works[text, place_of(part)] = functools.partial(seconds, work)
+            most[text, place_of(part)] = operations(work)
     taken = in_turns(works, rounds, take=lambda work: work())
-    for text, part in parts.items():
+    for (text, where), count in most.items():
         numbers = {
             "tokens": tokens.shape[2],
-            "encoder_percent": median_ratio([100 * s for s in taken[text]], taken["encoder"]),
-            "allowed_percent": MERGING_ALLOWED if part.registered_name in MERGING else IMAGE_ALLOWED,
+            "encoder_percent": median_ratio([100 * s for s in taken[text, where]], taken[ENCODER]),
+            "operations_percent": 100 * count / whole,
+            "allowed_percent": MERGING_ALLOWED if text.startswith(MERGING) else IMAGE_ALLOWED,
         }
-        row = results.add("selection-images", {"reducer": f"`{text}`", "where": place_of(part)}, numbers)
+        row = results.add("selection-images", {"reducer": f"`{text}`", "where": where}, numbers)
         print(line("selection-images", row), flush=True)
 
 
@@ -199,54 +206,5 @@ def reduce(part: TokenReducer, tokens: VisualTokens, score: Scorer) -> VisualTok
 
 
 def place_of(part: TokenReducer) -> str:
-    """Where a reducer acts, in words."""
-    if isinstance(part, LlmStage):
-        return "inside the LLM"
+    """Where a reducer before the LLM acts, in words."""
     return "behind the projector" if isinstance(part, ProjectedReducer) else "behind the encoder"
-
-
-# --- inside the LLM -----------------------------------------------------------------------------------------
-
-
-def decoder(width: int, device: torch.device, dtype: torch.dtype) -> LlamaModel:
-    """Three layers with attention of that width; their MLP is narrow, as no reducer works there."""
-    heads = max(1, width // 128)
-    config = LlamaConfig(
-        hidden_size=width, intermediate_size=64, num_hidden_layers=3, num_attention_heads=heads,
-        num_key_value_heads=heads, vocab_size=64,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = LlamaModel(config).to(device, dtype).eval()
-    install(model)
-    return model
-
-
-def stage_seconds(llm: LlamaModel, stage: Any, visual: int, device: torch.device, text: int = 64) -> float:
-    """Seconds of a prompt's pass that are spent in the stage and in the attention rows that it asks for."""
-    length = visual + text
-    number = torch.arange(length, device=device).unsqueeze(0)
-    everywhere = torch.ones_like(number, dtype=torch.bool)
-    shown = (number >= text // 2) & (number < text // 2 + visual)
-    current = LlmPass(
-        visual=shown, question=number >= text // 2 + visual, prompt=everywhere, place=(number - text // 2).clamp(0),
-        frame=torch.zeros_like(number), valid=everywhere, stages=(stage,),
-    )  # fmt: skip
-    weight = next(llm.parameters())
-    embeds = torch.randn(1, length, llm.config.hidden_size, device=device, dtype=weight.dtype)
-    seconds, spent = seconds_on(device), [0.0]
-
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            made: list[Any] = []
-            spent[0] += seconds(lambda: made.append(function(*args, **kwargs)))
-            return made[0]
-
-        return run
-
-    with (
-        patch.object(stage, "prune", timed(stage.prune)),
-        patch.object(stage, "attention_rows", timed(stage.attention_rows)),
-        patch.object(mmllm.llm.attention, "receive", timed(mmllm.llm.attention.receive)),
-    ):
-        llm(inputs_embeds=embeds, llm_pass=current, use_cache=True)
-    return spent[0]

@@ -48,7 +48,7 @@ def staged_attention(
     """
     if (probe := kwargs.pop("probe", None)) is not None:
         probe.query, probe.key = query, key
-        return torch.zeros_like(query).transpose(1, 2), None
+        return query.transpose(1, 2), None  # of its shape; nobody reads it
     current: LlmPass | None = kwargs.pop("llm_pass", None)
     shared: SharedPrefixLayer | None = kwargs.pop(SHARED, None)
     record: RecordLayer | None = kwargs.pop("record", None)

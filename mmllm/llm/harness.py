@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from mmllm.errors import ConfigError, InputError
-from mmllm.llm.attention import STAGED, Probe, additive, receive, staged_attention
+from mmllm.llm.ahead import Look, nothing_taken, probed, take_keys
+from mmllm.llm.attention import STAGED, Probe, additive, staged_attention
 from mmllm.llm.cache import CACHE, RecordLayer, adopt, pass_of
 from mmllm.llm.later import angles, later_pass, rows_at, with_rejoined
 from mmllm.llm.rotary import Rotary
@@ -86,6 +87,7 @@ def install(decoder: nn.Module) -> None:
             )  # a copy: the decoder's own configuration still decides how masks are made
             own.own_attn_implementation, own._attn_implementation = own._attn_implementation, STAGED
             attention.config = own
+            take_keys(attention)
         layers[-1].register_forward_hook(_fill_up, with_kwargs=True)
         layers[-1].register_forward_hook(_drop_states, with_kwargs=True)
 
@@ -127,6 +129,7 @@ def _before_layer(
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a layer: in a pass with stages, removes positions and gives the layer inputs for those that remain."""
+    nothing_taken()
     # step 1: the pass, given with a prompt, or kept by the cache in later steps
     cache: Any = kwargs.get(CACHE)
     current: LlmPass | None = kwargs.get("llm_pass")
@@ -212,24 +215,15 @@ def _of_kept(kept: Kept, kwargs: dict[str, Any], dtype: torch.dtype) -> dict[str
     return changed
 
 
-def _attention_ahead(module: nn.Module, kept: Kept, hidden: Tensor, kwargs: dict[str, Any], rows: Tensor) -> Tensor:
+def _attention_ahead(
+    look: Look, module: nn.Module, kept: Kept, hidden: Tensor, kwargs: dict[str, Any], rows: Tensor
+) -> Tensor:
     """float32, B K: the attention that kept positions receive from weighted rows (B K) in a layer that has not run.
 
     Raises:
         ConfigError: if the layer has no norm before its attention under the usual name.
     """
-    changed = _of_kept(kept, kwargs, hidden.dtype)
-    attention, probe = _probed(module, _norm_of(module)(hidden), changed)
-    scaling = getattr(attention, "scaling", probe.query.shape[-1] ** -0.5)
-    return receive(probe.query, probe.key, changed["attention_mask"], {"rows": rows}, scaling)["rows"]
-
-
-def _probed(module: nn.Module, normed: Tensor, inputs: dict[str, Any]) -> tuple[Any, Probe]:
-    """A layer's attention, and its queries and keys for states behind the layer's norm (B K D); nothing is attended."""
-    probe, attention = Probe(), module.self_attn
-    with torch.no_grad():
-        attention(hidden_states=normed, probe=probe, **inputs, **{CACHE: None})  # type: ignore[operator]
-    return attention, probe
+    return look.received(_norm_of(module)(hidden), _of_kept(kept, kwargs, hidden.dtype), rows)
 
 
 def _probe_of(
@@ -247,7 +241,8 @@ def _probe_of(
     with torch.no_grad():
         for module in around.layers[layer:number]:
             hidden = module(hidden, **inputs, **beside, use_cache=False, **{CACHE: None})
-    return _probed(around.layers[number], _norm_of(around.layers[number])(hidden), inputs)[1]
+    asked: Any = around.layers[number]
+    return probed(asked.self_attn, _norm_of(asked)(hidden), inputs)
 
 
 def _norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -282,6 +277,7 @@ def _pruned(
         raise ConfigError("this LLM does not pass keyword arguments to its attention, so no stage can work inside it")
     kept = before = current.kept_at(layer - 1)
     received = current.received[layer - 1] if layer else [{} for _ in current.stages]
+    look = Look(module.self_attn)
     for number, (stage, notes) in enumerate(zip(current.stages, current.notes, strict=True)):
         view = PruneView(
             layer=layer,
@@ -293,7 +289,7 @@ def _pruned(
             hidden=hidden,
             final_norm=around.norm,
             state={} if record is None else record.state_of(number),
-            attention_ahead=functools.partial(_attention_ahead, module, kept, hidden, kwargs),
+            attention_ahead=functools.partial(_attention_ahead, look, module, kept, hidden, kwargs),
             probe_of=functools.partial(_probe_of, around, layer, kept, hidden, kwargs, current),
         )
         decision = stage.prune(view)
@@ -303,16 +299,20 @@ def _pruned(
             kept = replace(kept, weight=decision.weight)
             continue
         kept, slot = _without_removed(kept, decision.keep, decision.order)
-        hidden = hidden if decision.hidden is None else decision.hidden
+        if decision.hidden is not None:
+            hidden = decision.hidden
+            look.forget()
         if decision.restart:
             kept = replace(kept, rotated_as=_without_gaps(kept, current))
             if decision.answer_follows:
                 current.moved = (current.valid.sum(-1) - kept.valid.sum(-1)).unsqueeze(1)
         hidden = hidden.gather(1, slot.unsqueeze(-1).expand(*slot.shape, hidden.shape[-1]))
+        look.narrow(slot)
         # the next stage sees only what remains
         received = [{name: _columns(value, slot) for name, value in own.items()} for own in received]
     if kept is not before:
         current.kept[layer] = kept
+    look.hand_on()
     return hidden
 
 

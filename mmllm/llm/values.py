@@ -259,7 +259,7 @@ class PruneView:
     """The stage's own tensors of this layer in the cache, with B as their first axis; without a cache all are lost."""
     attention_ahead: Callable[[Tensor], Tensor]
     """Of weighted query rows (float, B K): the attention that the positions of `before` would receive from them in the
-    layer that comes next, as it stands: float32, B K. It costs that layer's projections."""
+    layer that comes next, as it stands: float32, B K. It costs the keys of positions that are then removed."""
     probe_of: Callable[[int], Any]
     """Of a layer's number, this one or a later one: its `query` (B H K D) and `key` (B G K D), rotated, as they would
     be if all positions of `before` went on to it. It costs the layers in between."""

@@ -50,26 +50,18 @@ def max_min_order(distance: Tensor, count: int, mask: Tensor | None = None) -> T
         mask = torch.ones(frames, tokens, dtype=torch.bool, device=distance.device)
     others = distance.masked_fill(~mask.unsqueeze(-1), torch.inf)
     # the smallest of a column is the token itself, which has distance 0
-    nearest_other = others.kthvalue(min(2, tokens), dim=-2).values
+    nearest_other = others.topk(min(2, tokens), dim=-2, largest=False).values[:, -1]
     score = nearest_other.nan_to_num(posinf=torch.finfo(distance.dtype).max)
     nearest = torch.full_like(score, torch.inf)
-    free = mask.clone()
+    free, unused = mask.clone(), torch.ones_like(mask)
     order: list[Tensor] = []
     rows = torch.arange(frames, device=distance.device)
     for _ in range(count):
         # tokens that cannot be chosen come last, those chosen already after them
-        chosen = score.masked_fill(~free, -torch.inf).argmax(-1)
-        chosen = torch.where(free.any(-1), chosen, _first_unused(order, mask))
+        best = score.masked_fill(~free, -torch.inf).argmax(-1)
+        chosen = torch.where(free.any(-1), best, unused.to(torch.uint8).argmax(-1))
         order.append(chosen)
-        free[rows, chosen] = False
+        free[rows, chosen] = unused[rows, chosen] = False
         nearest = torch.minimum(nearest, distance[rows, chosen])
         score = nearest
     return torch.stack(order, dim=-1)
-
-
-def _first_unused(order: list[Tensor], mask: Tensor) -> Tensor:
-    """int64, F: the first token of each frame that is not in the order yet."""
-    unused = torch.ones_like(mask)
-    for chosen in order:
-        unused[torch.arange(len(mask), device=mask.device), chosen] = False
-    return unused.to(torch.uint8).argmax(-1)

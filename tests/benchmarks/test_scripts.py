@@ -135,20 +135,29 @@ def test_costs_of_reducers(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
 def test_costs_beside_an_encoder_and_against_transformers(tmp_path):
     from benchmarks import selection_costs
+    from benchmarks.stage_costs import LLMS
 
     kept = run("reducer_costs", ["--short"], tmp_path)
-    for table, reducers in (
-        ("selection-images", selection_costs.IMAGE_REDUCERS), ("selection-video", selection_costs.VIDEO_REDUCERS)
-    ):  # fmt: skip
-        assert [row.labels["reducer"] for row in kept.tables[table]] == [f"`{reducer}`" for reducer in reducers]
-        assert filled_columns(kept, table) == 5
-        assert all(row.numbers["encoder_percent"].middle > 0 for row in kept.tables[table])
+    images, video = kept.tables["selection-images"], kept.tables["selection-video"]
+    places = dict.fromkeys(selection_costs.IMAGE_REDUCERS, ())
+    for row in images:
+        places[row.labels["reducer"].strip("`")] += (row.labels["where"],)
+    inside = {text for text, where in places.items() if where == tuple(LLMS)}
+    assert {text.partition(":")[0] for text in inside} == {"fastv", "pyramiddrop", "sparsevlm", "dart"}
+    assert all(len(where) == 1 for text, where in places.items() if text not in inside)
+    assert [row.labels["reducer"] for row in video] == [f"`{reducer}`" for reducer in selection_costs.VIDEO_REDUCERS]
+    assert filled_columns(kept, "selection-images") == 6
+    assert filled_columns(kept, "selection-video") == 5
+    assert all(row.numbers["encoder_percent"].middle > 0 for row in (*images, *video))
     rows = kept.tables["reducer-reading"]
-    assert filled_columns(kept, "reducer-reading") == 10
+    assert filled_columns(kept, "reducer-reading") == 11
     assert [row.numbers["positions"] for row in rows[:5]] == [640, 128, 128, 128, 849]
     assert all(row.numbers["operations_ratio"] > 5 for row in rows[5:])
-    inside = rows[3].numbers  # one of two layers reads everything
-    assert 1.5 < inside["operations_ratio"] < 2
+    layers = rows[3].numbers  # one of two layers reads everything
+    assert 1.5 < layers["operations_ratio"] < 2
+    by_same = [row.numbers["of_same_percent"] for row in rows if "of_same_percent" in row.numbers]
+    assert len(by_same) == 7
+    assert all(20 < percent < 130 for percent in by_same)
 
 
 @pytest.mark.slow
@@ -214,9 +223,13 @@ def test_passes_of_the_llm(tmp_path):
         "transformers, bfloat16",
         "int8",
     ]
-    *whole, pruned = kept.tables["llm-reading"]
+    *whole, pruned, tiles, hired = kept.tables["llm-reading"]
     assert {row.numbers["positions"] for row in whole} == {608}
     assert pruned.numbers["positions"] == 608 - 576 + 144
+    ends_of_rows = 48
+    assert tiles.numbers["positions"] == 32 + 5 * 576 + ends_of_rows
+    assert 0 <= 32 + 576 + ends_of_rows - hired.numbers["positions"] <= 5  # a share of each partition is rounded down
+    assert hired.numbers["of_ideal_percent"] > 0
     exact, int8 = kept.tables["llm-answers"]
     assert exact.numbers["same_percent"] == 100
     assert abs(exact.numbers["miou_percent"] - int8.numbers["miou_percent"]) < 10
