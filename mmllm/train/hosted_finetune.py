@@ -69,8 +69,9 @@ def check_hosted(qa: HostedVideoQA, training: HasParts) -> None:
         raise ConfigError(
             f"frozen = {list(training.frozen)}: must be ['encoder'], for of a hosted model all but the LLM is frozen"
         )
-    if getattr(training, "chunks", 1) > 1:
-        raise ConfigError("chunks above 1: a row of a hosted model is trained in one piece")
+    for name in ("chunks", "ring"):
+        if getattr(training, name, 1) > 1:
+            raise ConfigError(f"{name} above 1: a row of a hosted model is trained in one piece")
     if getattr(training, "packed_attention", False):
         raise ConfigError("packed_attention: a hosted model attends with the function of transformers; leave it out")
     if qa.model.stages:
