@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 from torch.utils.data import Dataset
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from mmllm.errors import ConfigError
 from mmllm.llm.harness import install
-from mmllm.llm.prefix import check_layers
+from mmllm.llm.prefix import check_layers, has_full_attention
 from mmllm.runtime import processes
 from mmllm.train.streamed import StreamedDialogues
 
@@ -32,10 +32,9 @@ def check_ring(model: Any, size: int) -> None:
         ConfigError: naming the reason.
     """
     text = model.config.text_config
-    kinds = {type(layer) for layer in DynamicCache(config=text).layers}
     others = {
         "an LLM with capped attention scores": getattr(text, "attn_logit_softcapping", None) is not None,
-        "a sliding window, or another layer without full attention": not kinds <= {DynamicLayer},
+        "a sliding window, or another layer without full attention": not has_full_attention(text),
     }
     _refuse("ring", {**_reasons(model), **others})
     count = processes.count()
