@@ -45,13 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="for each measurement")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--video-s", type=float, default=30.0)
+    parser.add_argument("--batching", choices=("static", "continuous"), default="static", help="of the server")
     given = parser.parse_args(arguments)
     clients = min(given.clients, _MOST_CLIENTS)
     results = Results(command_line(__file__, arguments), machine("torch", "fastapi", "uvicorn"))
     with tempfile.TemporaryDirectory() as folder:
         clips = rendered(Path(folder), given.video_s)
         for videos in ("one video", "a new video each"):
-            with served(given.rows) as (url, process):
+            with served(given.rows, given.batching) as (url, process):
                 body = bodies(clips, new=videos != "one video")
                 measured(url, body, 1, min(5.0, given.seconds))  # everything is loaded and was run once
                 alone = measured(url, body, 1, given.seconds)
@@ -69,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "first_half_mb": memory_mb[0],
                 "second_half_mb": memory_mb[1],
             }
-            print(line("serving", results.add("serving", {"videos": videos}, numbers)), flush=True)
+            print(
+                line("serving", results.add("serving", {"videos": videos, "batching": given.batching}, numbers)),
+                flush=True,
+            )
     results.save(given.json)
 
 
@@ -136,9 +140,9 @@ def measured(url: str, body: Callable[[], dict[str, Any]], clients: int, seconds
 
 
 @contextmanager
-def served(rows: int) -> Iterator[tuple[str, psutil.Process]]:
+def served(rows: int, batching: str) -> Iterator[tuple[str, psutil.Process]]:
     """A server at 127.0.0.1."""
-    command = [sys.executable, "-m", "mmllm", "serve", "--port", "0", "--rows", str(rows)]
+    command = [sys.executable, "-m", "mmllm", "serve", "--port", "0", "--rows", str(rows), "--batching", batching]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:

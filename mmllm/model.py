@@ -32,6 +32,7 @@ from mmllm.llm.head import lm_logits
 from mmllm.llm.int8 import is_int8
 from mmllm.llm.packed_attention import packed_rows
 from mmllm.llm.prefix import Prefix, Reader, check_layers, digest_of
+from mmllm.llm.ring import Ring
 from mmllm.llm.rotary import Rotary
 from mmllm.llm.values import LlmPass
 from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, refuse_unknown
@@ -41,6 +42,7 @@ from mmllm.modeling.exporting import place_traced
 from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions, require_room
+from mmllm.modeling.ring_loss import ring_loss
 from mmllm.modeling.settings import with_weights_of
 from mmllm.modeling.vision import listed
 from mmllm.pruning.needs import check_order, require_fit
@@ -85,6 +87,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
     """In training: the chunks of a row whose gradients are computed one after another; see `chunked_loss`."""
     loss_chunk_share: float = 1.0
     """In training: the probability with which a chunk's gradient is computed."""
+    loss_ring: Ring | None = None
+    """In training: the processes that share the positions of each row; see `ring_loss`."""
     packs_attention = False
     """Whether questions that share a row are attended to one by one; see `pack_attention`."""
 
@@ -430,7 +434,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         # step 1: embeddings, mask and positions
         embeddings = self.embed(placed.input_ids, placed.visual)
         mask = placed.attention_mask
-        if placed.segments is not None:
+        if placed.segments is not None and not self._in_ring:
             mask = block_mask(mask, placed.segments, embeddings.dtype)
         arguments: dict[str, Any] = {
             "inputs_embeds": embeddings,
@@ -537,8 +541,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         With `answer_logits` = K only the logits of the last given positions, B K V.
         """
         arguments = self._decoder_inputs(placed)
-        if self.training and self.loss_chunks > 1:
-            return self._with_chunked_loss(arguments, placed, items)
+        if (self.training and self.loss_chunks > 1) or self._in_ring:
+            return self._with_loss_in_parts(arguments, placed, items)
         kwargs["output_hidden_states"] = self.grounding is not None
         outputs = self.language_model.base_model(**arguments, **{**kwargs, "use_cache": False})
         hidden = outputs.last_hidden_state
@@ -553,22 +557,35 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         logits = None if self.training else self.lm_logits(placed.as_given(hidden))
         return MmllmOutput(loss=total, logits=logits, losses=losses)
 
-    def _with_chunked_loss(self, arguments: dict[str, Any], placed: Placed, items: Tensor | int | None) -> MmllmOutput:
-        """The loss of a batch, whose backward pass works on one chunk of the positions at a time."""
-        labels = placed.labels
+    @property
+    def _in_ring(self) -> bool:
+        """Whether several processes share the positions of a row."""
+        return self.training and self.loss_ring is not None
+
+    def _with_loss_in_parts(self, arguments: dict[str, Any], placed: Placed, items: Tensor | int | None) -> MmllmOutput:
+        """The loss of a batch, one chunk of whose positions is worked on at a time, or one process' share of them.
+
+        In a ring it is the loss of the share times the size of the ring, so that the mean over its processes is that of
+        the batch; they all count the labels of the same batch in `items`.
+        """
+        labels, ring = placed.labels, self.loss_ring
         assert labels is not None
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)  # what each position predicts
         time_ids = self.time_ids_on(labels.device)
         counted = (targets != IGNORED).sum().clamp(min=1) if items is None else items
 
-        def loss_of(hidden: Tensor, where: slice) -> Tensor:
+        def loss_of(hidden: Tensor, where: slice | Tensor) -> Tensor:
             wanted = targets[:, where]
             labelled = wanted != IGNORED
             logits = self.lm_logits(hidden[labelled])
             return token_loss(logits, wanted[labelled], time_ids, self.config.losses.time_sigma, counted)
 
         decoder = self.language_model.base_model
-        loss = chunked_loss(decoder, arguments, loss_of, chunks=self.loss_chunks, share=self.loss_chunk_share)
+        if ring is None:
+            loss = chunked_loss(decoder, arguments, loss_of, chunks=self.loss_chunks, share=self.loss_chunk_share)
+        else:
+            segments = placed.attention_mask.long() - 1 if placed.segments is None else placed.segments
+            loss = ring.size * ring_loss(decoder, arguments, segments, loss_of, ring)
         return MmllmOutput(loss=loss, losses={"token": loss.detach()})
 
     def losses(

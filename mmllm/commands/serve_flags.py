@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import tyro
@@ -16,6 +16,8 @@ from mmllm.errors import InputError
 
 KEY = "MMLLM_SERVE_KEY"
 """Environment variable with API keys, separated by commas."""
+CACHE_POSITIONS, STEP_TOKENS = 16384, 512
+"""Values of --cache-positions and --step-tokens unless they are given."""
 _PORTS = 1 << 16
 _MOST_SECONDS = 24 * 3600.0
 
@@ -83,6 +85,13 @@ class LoadChoice:
     """Most questions of a batch; 1 for one at a time."""
     window_ms: float = 20.0
     """Milliseconds that a question waits for others."""
+    batching: Literal["static", "continuous"] = "static"
+    """static: questions that come together are one batch. continuous: they join and leave between any two tokens, by
+    transformers' continuous batching; for own models, whose stages are all before the LLM."""
+    cache_positions: int = CACHE_POSITIONS
+    """With --batching continuous: positions that the LLM's cache holds, of all answers together."""
+    step_tokens: int = STEP_TOKENS
+    """With --batching continuous: tokens of prompts that are read between two tokens of other answers."""
     engine: str | None = None
     """Address of an engine such as vLLM, http://127.0.0.1:8001/v1, that runs the LLM in place of this process; its key
     is in the environment variable MMLLM_ENGINE_KEY."""
@@ -104,10 +113,27 @@ class LoadChoice:
         if self.engine is not None and not is_engine_address(self.engine):
             raise InputError(f"--engine {self.engine}: must be an address such as http://127.0.0.1:8001/v1")
         return {
+            "continuous": self._continuous,
             "decoders": checked_count("--decoders", self.decoders),
             "engine": self.engine,
             "batching": {"rows": checked_count("--rows", self.rows), "window_s": window_s},
         }
+
+    @property
+    def _continuous(self) -> dict[str, int] | None:
+        """Options of `ContinuousThreads`; None for batches."""
+        positions = checked_count("--cache-positions", self.cache_positions)
+        tokens = checked_count("--step-tokens", self.step_tokens)
+        if self.batching == "continuous":
+            if self.engine is not None:
+                raise InputError("--batching continuous: the engine of --engine makes its batches itself")
+            return {"positions": positions, "step_tokens": tokens}
+        for flag, value, usual in (
+            ("--cache-positions", positions, CACHE_POSITIONS), ("--step-tokens", tokens, STEP_TOKENS)
+        ):  # fmt: skip
+            if value != usual:
+                raise InputError(f"{flag} {value}: belongs to --batching continuous")
+        return None
 
 
 LISTEN, LOAD = ListenChoice(), LoadChoice()

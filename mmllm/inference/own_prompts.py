@@ -128,6 +128,13 @@ class OwnPrompts(Prompts[OwnPrompt]):
         placed = self._placed(prompt.encoded, prompt.sequences)
         return self.qa.model.embed(placed.input_ids, placed.visual if prompt.sequences else None)[0]
 
+    @torch.no_grad()
+    def laid_out(self, prompt: OwnPrompt) -> tuple[Tensor, Tensor, Tensor]:
+        """The prompt as the LLM reads it, with ids: int64, P; which of them are visual: bool, P; these tokens: M D."""
+        placed = self._placed(prompt.encoded, prompt.sequences)
+        is_visual = self.qa.model.is_placeholder(placed.input_ids[0])
+        return placed.input_ids[0], is_visual, placed.visual[0, : int(is_visual.sum())]
+
     def _placed(self, encoded: Encoded, sequences: dict[int, list[VisualSequence]]) -> Placed:
         ids = encoded.input_ids.unsqueeze(0).to(self.qa.model.input_device)
         return place(ids, torch.ones_like(ids), {token: as_rows(own) for token, own in sequences.items()})

@@ -8,6 +8,8 @@ from transformers import GenerationConfig
 
 from mmllm.errors import ConfigError
 from mmllm.inference.answering import VideoQA
+from mmllm.llm.int8 import is_int8
+from mmllm.llm.prefix import has_full_attention
 from mmllm.runtime.files import new_folder
 
 
@@ -20,6 +22,24 @@ def require_plain(qa: VideoQA) -> None:
     if stages := qa.model.llm_stages:
         inside = ", ".join(stage.registered_name for stage in stages)
         raise ConfigError(f"{inside} works inside the LLM, where an engine cannot run it: choose others, or none")
+
+
+def require_own_loop(qa: VideoQA) -> None:
+    """Refuses a model whose LLM the loop of transformers' continuous batching would run in another way.
+
+    Raises:
+        ConfigError: naming the reason.
+    """
+    require_plain(qa)
+    llm = qa.model.language_model
+    reasons = {
+        "layers without full attention": not has_full_attention(llm.config),
+        f"{llm.config._attn_implementation} attention, and not sdpa": llm.config._attn_implementation != "sdpa",
+        "quantised weights": is_int8(llm) or getattr(llm, "is_quantized", False),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(f"continuous batching does not go with {reason}: leave --batching out")
 
 
 def save_decoder(qa: VideoQA, folder: Path) -> None:

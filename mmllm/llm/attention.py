@@ -21,6 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from mmllm.errors import InputError
 from mmllm.llm.cache import RecordLayer
 from mmllm.llm.packed_attention import PackedRows, packed_attention
+from mmllm.llm.ring import RING, RingRow
+from mmllm.llm.ring_attention import ring_attention
 from mmllm.llm.shared_prefix import SHARED, SharedPrefixLayer
 from mmllm.llm.values import AttentionView, GatheredKeys, KeptKeys, LlmPass
 
@@ -44,22 +46,19 @@ def staged_attention(
         attention_mask: B 1 N K, additive or bool.
         kwargs: of transformers' attention functions; the harness adds `llm_pass`, `record` and `input_norm`, or
             `probe`, which gets queries and keys; then there is no attention; or the layer of a cache whose rows share
-            the keys of their beginning. `packed` says where several questions of a row are; the mask is then not read.
+            the keys of their beginning. `packed` says where several questions of a row are; the mask is then not read,
+            nor where rows are shared out over a ring of processes.
     """
     if (probe := kwargs.pop("probe", None)) is not None:
         probe.query, probe.key = query, key
         return query.transpose(1, 2), None  # of its shape; nobody reads it
     current: LlmPass | None = kwargs.pop("llm_pass", None)
-    shared: SharedPrefixLayer | None = kwargs.pop(SHARED, None)
     record: RecordLayer | None = kwargs.pop("record", None)
     input_norm: Callable[[Tensor], Tensor] | None = kwargs.pop("input_norm", None)
-    packed: PackedRows | None = kwargs.pop("packed", None)
-    if current is None and shared is not None:
-        return shared.attention(query, key, value, attention_mask, kwargs.get("scaling")), None
-    if current is None and packed is not None:
-        return packed_attention(query, key, value, packed, kwargs["scaling"]), None
     if current is None:
-        return own_attention(module)(module, query, key, value, attention_mask, **kwargs)
+        return _without_stages(module, query, key, value, attention_mask, kwargs)
+    for name in (SHARED, RING, "packed"):
+        kwargs.pop(name, None)
     masks = kwargs.pop("bank_masks", None)
     if record is None or not record.banks:
         view = _view(module, query, key, value, current, record, kwargs)
@@ -78,6 +77,23 @@ def staged_attention(
         out[:, :, heads], seen[:, heads] = _staged(module, view, mask, stored, kwargs)
     _note(view, seen)
     return out, None
+
+
+def _without_stages(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """The attention's output B N H D: of the LLM's own function, or of one that knows how its rows are made."""
+    shared: SharedPrefixLayer | None = kwargs.pop(SHARED, None)
+    ring_row: RingRow | None = kwargs.pop(RING, None)
+    packed: PackedRows | None = kwargs.pop("packed", None)
+    if shared is not None:
+        return shared.attention(query, key, value, attention_mask, kwargs.get("scaling")), None
+    if ring_row is not None:
+        ring_row.layers.append(int(module.layer_idx))  # type: ignore[arg-type]
+        return ring_attention(query, key, value, ring_row, kwargs), None
+    if packed is not None:
+        return packed_attention(query, key, value, packed, kwargs["scaling"]), None
+    return own_attention(module)(module, query, key, value, attention_mask, **kwargs)
 
 
 def _staged(

@@ -164,7 +164,8 @@ def _with_shared(
     Raises:
         ConfigError: if the attention of the layer before did not get that argument.
     """
-    own = None if cache is None or layer >= len(cache.layers) else cache.layers[layer]
+    layers = getattr(cache, "layers", ())  # that of continuous batching has none
+    own = layers[layer] if layer < len(layers) else None
     if not isinstance(own, SharedPrefixLayer):
         return None
     if layer and cache.layers[layer - 1].waits:

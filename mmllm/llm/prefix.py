@@ -190,6 +190,11 @@ def check_layers(layers: Iterable[Any]) -> None:
             raise ConfigError(f"the LLM's cache has layers of the kind {type(layer).__name__}, which cannot be kept")
 
 
+def has_full_attention(config: Any) -> bool:
+    """Whether all layers of an LLM, by its configuration, attend to all positions before."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
 def takes_padding(layers: Iterable[Any]) -> bool:
     """Whether questions of different lengths may share a batch: a sliding window would count the padding."""
     return not any(isinstance(layer, DynamicSlidingWindowLayer) for layer in layers)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from mmllm.app.watching import View, Watcher
 from mmllm.inference.conversations import prompts_of
 from mmllm.inference.prompts import Medium, Prompts, Turn
 from mmllm.serving.addresses import MediaAddresses
+from mmllm.serving.continuous_threads import ContinuousThreads
 from mmllm.serving.decoding_choice import method_of, require_one_video
 from mmllm.serving.engine_threads import EngineThreads
 from mmllm.serving.jobs import Event, Job
@@ -46,6 +47,7 @@ class Answering:
         metrics: counts what is done.
         decoders: files that are decoded at once.
         engine: address of an engine that runs the LLM in place of this process; see `EngineThreads`.
+        continuous: options of `ContinuousThreads`: `positions`, `step_tokens`; None for `LlmThread`.
         batching: options of `LlmThread`: `rows`, `positions`, `window_s`.
     """
 
@@ -59,6 +61,7 @@ class Answering:
         *,
         decoders: int = 2,
         engine: str | None = None,
+        continuous: Mapping[str, int] | None = None,
         **batching: float,
     ) -> None:
         self.models, self.addresses, self.folder = models, addresses, folder
@@ -67,9 +70,11 @@ class Answering:
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
         self.watcher = Watcher(self.shelf, self.reading, limits.video)
         self.under_way = self._preparing = 0
-        self.llm: LlmThread | EngineThreads
+        self.llm: LlmThread | EngineThreads | ContinuousThreads
         if engine is not None:
             self.llm = EngineThreads(engine, answer_s=limits.answer_s, metrics=metrics)
+        elif continuous is not None:
+            self.llm = ContinuousThreads(answer_s=limits.answer_s, metrics=metrics, **continuous)
         else:
             self.llm = LlmThread(
                 answer_s=limits.answer_s,

@@ -54,6 +54,8 @@ class ServeOptions:
     """Files that are decoded at once."""
     engine: str | None = None
     """Address of an engine that runs the LLM in place of this process."""
+    continuous: Mapping[str, int] | None = None
+    """Options of `ContinuousThreads`; None if questions are answered in batches."""
     batching: Mapping[str, Any] = field(default_factory=dict)
     """Options of `LlmThread`."""
 
@@ -145,7 +147,7 @@ def ready_server(models: Models, limits: ServeLimits, options: ServeOptions) -> 
         metrics = Metrics()
         files = FileStore(folder, limits)
         addresses = MediaAddresses(files, limits.video, options.media_hosts)
-        parts = {"decoders": options.decoders, "engine": options.engine, **options.batching}
+        parts = {name: getattr(options, name) for name in ("decoders", "engine", "continuous")} | dict(options.batching)
         answering = Answering(models, addresses, folder, limits, metrics, **parts)
         stack.callback(answering.close)
         guard = ServeGuard(

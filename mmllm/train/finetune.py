@@ -156,8 +156,9 @@ def _settings(config: FinetuneConfig, stream: VideoStream | None) -> dict[str, A
     settings = to_mapping(config)
     if not config.reducers:
         del settings["reducers"]  # earlier runs have none in their record
-    if config.training.chunks == 1:
-        del settings["training"]["chunks"], settings["training"]["chunk_share"]  # nor these
+    for newer, depends in (("chunks", "chunk_share"), ("ring", "ring_sends")):
+        if settings["training"][newer] == 1:
+            del settings["training"][newer], settings["training"][depends]  # nor these
     return settings if stream is None else {**settings, "stream": stream.name}
 
 

@@ -151,6 +151,7 @@ def fit(
     heads: Sequence[str] = (),
     optimizer: torch.optim.Optimizer | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    whole: Sequence[nn.Module] = (),
 ) -> Any:
     """Trains `model` on the rows of `dataset`, resuming from the newest complete checkpoint under `output`.
 
@@ -168,6 +169,7 @@ def fit(
         optimizer: replaces the one of the schedule. The gradient of its groups with `clipped_apart` is clipped by
             itself.
         callbacks: more callbacks of the Trainer; they may add to the metrics.
+        whole: parts of the model that FSDP does not spread; see `spread_layers`.
 
     Returns:
         The Trainer; `trained_model` gets the model from it.
@@ -202,7 +204,7 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     if optimizer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         raise ConfigError(_WHOLE_MATRICES)
-    spread_layers(trainer)
+    spread_layers(trainer, whole)
     # step 2: train all remaining steps, from the newest complete checkpoint
     resumed(trainer, output, what, lambda: trainer.names)
     return trainer

@@ -21,6 +21,7 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.inference.hosted import HostedVideoQA
 from mmllm.train.fitting import fit, trained_model
 from mmllm.train.hosted_rows import HostedRows, OneRow
+from mmllm.train.spreading import frozen_parts
 from mmllm.train.stages.language import LanguageTraining
 
 
@@ -69,8 +70,9 @@ def check_hosted(qa: HostedVideoQA, training: HasParts) -> None:
         raise ConfigError(
             f"frozen = {list(training.frozen)}: must be ['encoder'], for of a hosted model all but the LLM is frozen"
         )
-    if getattr(training, "chunks", 1) > 1:
-        raise ConfigError("chunks above 1: a row of a hosted model is trained in one piece")
+    for name in ("chunks", "ring"):
+        if getattr(training, name, 1) > 1:
+            raise ConfigError(f"{name} above 1: a row of a hosted model is trained in one piece")
     if getattr(training, "packed_attention", False):
         raise ConfigError("packed_attention: a hosted model attends with the function of transformers; leave it out")
     if qa.model.stages:
@@ -116,9 +118,11 @@ def trained_hosted(
     # a row of its own length at a time; the loss of a step is the mean over all its labels
     steps = training.batch_size * training.gradient_accumulation_steps
     one_by_one = replace(training, batch_size=1, gradient_accumulation_steps=steps)
+    build = BuiltAgain(qa.model.model, training.lora_rank)
     torch.manual_seed(seed)  # for the initial weights of the adapters
+    model = prepared(qa.model.model, training.lora_rank)
     trainer = fit(
-        prepared(qa.model.model, training.lora_rank),
+        model,
         rows,
         OneRow(),
         one_by_one,
@@ -126,9 +130,29 @@ def trained_hosted(
         what="train the LLM",
         seed=seed,
         report_to=report_to,
+        whole=list(frozen_parts(model)),  # rows are made with the tower, outside of the model's forward pass
     )
-    trained = trained_model(trainer, lambda: trainer.model)
+    trained = trained_model(trainer, build)
     return trained.merge_and_unload() if training.lora_rank and merge else trained
+
+
+class BuiltAgain:
+    """Builds a model of transformers like the one that is given, before its weights are spread.
+
+    Args:
+        model: only its settings are kept.
+        rank: of its adapters; see `prepared`.
+    """
+
+    def __init__(self, model: Any, rank: int) -> None:
+        self.cls, self.config, self.dtype = type(model), model.config, model.dtype
+        self.generation_config, self.rank = model.generation_config, rank
+
+    def __call__(self) -> Any:
+        """The model with new weights."""
+        model = self.cls(self.config).to(self.dtype)
+        model.generation_config = self.generation_config
+        return prepared(model, self.rank)
 
 
 def prepared(model: Any, rank: int) -> Any:

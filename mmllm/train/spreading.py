@@ -6,6 +6,7 @@ Which layers these are is asked of the model, so no launch file has to name the 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -26,8 +27,22 @@ def layer_classes(model: Any) -> list[str]:
     return list(dict.fromkeys(type(layer).__name__ for layer in layers)) if isinstance(layers, nn.ModuleList) else []
 
 
-def spread_layers(trainer: Trainer) -> None:
+def frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest parts of a model that have weights, and train none of them."""
+    trained = [weight.requires_grad for weight in module.parameters()]
+    if trained and not any(trained):
+        yield module
+    elif trained:
+        for child in module.children():
+            yield from frozen_parts(child)
+
+
+def spread_layers(trainer: Trainer, whole: Sequence[nn.Module] = ()) -> None:
     """Tells FSDP which layers of the trainer's model it spreads; does nothing in a run without FSDP.
+
+    Args:
+        trainer: before it trains.
+        whole: parts that every process keeps whole, for they are used outside of the model's forward pass.
 
     Raises:
         ConfigError: if FSDP was asked for and accelerate does not use it, as on a machine without a GPU; if the model
@@ -50,6 +65,8 @@ def spread_layers(trainer: Trainer) -> None:
             "FSDP trains whole weights, for peft's trained time tokens and the LM head share a weight that cannot be "
             "spread twice: set lora_rank = 0, or take mmllm/train/launch/ddp.yaml for adapters"
         )
+    if whole:
+        plugin.ignored_modules = list(whole)
     named = plugin.transformer_cls_names_to_wrap
     if not named:
         plugin.transformer_cls_names_to_wrap = layer_classes(trainer.model)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from own_clips import together
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
@@ -16,6 +17,8 @@ from transformers import (
 )
 
 from mmllm.llm.values import LlmPass
+
+__all__ = ["together"]
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 60, "max_position_embeddings": 128, "pad_token_id": 0, "head_dim": 8,

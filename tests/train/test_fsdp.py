@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from mmllm.errors import ConfigError
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
 from mmllm.train.metrics import read_metrics
 from mmllm.train.spreading import layer_classes
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "hosting"))
+from tiny_models import CASES
+from tiny_processors import processor
 
 pytestmark = pytest.mark.slow
 
@@ -127,3 +132,19 @@ def test_the_layers_are_those_of_the_llm(make_model):
     model = make_model()
     assert layer_classes(model) == ["LlamaDecoderLayer"]
     assert layer_classes(model.encoder) == []
+
+
+@pytest.fixture(scope="module")
+def hosted(tmp_path_factory):
+    """Folder of a tiny random Qwen3-VL."""
+    folder = tmp_path_factory.mktemp("qwen3_vl")
+    CASES["qwen3_vl"].model.save_pretrained(folder)
+    processor("qwen3_vl").save_pretrained(folder)
+    return folder
+
+
+def test_a_hosted_model_is_trained_and_saved_whole(together, launched, own_clips, hosted, tmp_path):
+    file, one, two = own_clips / "clips.jsonl", tmp_path / "one", tmp_path / "two"
+    finetune(settings(hosted, 2), file, one, workers=0)
+    together(2, spread, settings(hosted, 1), file, two, launched)
+    assert_same_training(one, two)

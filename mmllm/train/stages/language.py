@@ -8,16 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicCache
 
 from mmllm.checkpoints.adapters import with_adapters
-from mmllm.errors import ConfigError
 from mmllm.fields import require
-from mmllm.llm.prefix import check_layers
+from mmllm.llm.ring import Ring, Sends
 from mmllm.registry import register
-from mmllm.runtime import processes
 from mmllm.train.fitting import fit, trained_model
 from mmllm.train.freezing import check_parts, freeze
+from mmllm.train.long_rows import Repeated, check_chunks, check_ring, check_source
 from mmllm.train.packing import RowCollator
 from mmllm.train.schedule import RowTraining
 from mmllm.train.stage import TrainingRun, TrainingStage
@@ -42,6 +40,12 @@ class LanguageTraining(RowTraining):
     memory of one chunk and the cache, for one more forward pass."""
     chunk_share: float = 1.0
     """Probability with which a chunk's gradient is computed (SpaCO); below 1 the gradient is right in the mean only."""
+    ring: int = 1
+    """So many processes share the positions of each row (ring attention): the same gradient, and activations of a part
+    of the row in each. The number of processes is a multiple of it."""
+    ring_sends: Sends = "keys"
+    """What goes round between the attentions of a ring: keys and values, or queries (TokenRing). Keys are fewer where
+    several query heads share one; queries and what they have seen travel both ways at once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +55,15 @@ class LanguageTraining(RowTraining):
         require(self.chunk_share == 1 or self.chunks > 1, self, "chunk_share", "1 with chunks = 1")
         require(self.chunks == 1 or not self.gradient_checkpointing, self, "chunks", "1 with gradient_checkpointing")
         require(self.chunks == 1 or not self.packed_attention, self, "chunks", "1 with packed_attention")
+        require(self.ring >= 1, self, "ring", "at least 1")
+        require(self.ring == 1 or self.chunks == 1, self, "ring", "1 with chunks above 1")
+        require(self.ring == 1 or not self.packed_attention, self, "ring", "1 with packed_attention")
+        require(self.ring > 1 or self.ring_sends == "keys", self, "ring_sends", "'keys' with ring = 1")
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that the training uses, in all rings together."""
+        return super().rows // self.ring
 
 
 @register("training", "language", config=LanguageTraining)
@@ -71,6 +84,8 @@ class LanguageStage(TrainingStage):
         check_parts(model, self.config.frozen, "LanguageTraining.frozen")
         if self.config.chunks > 1:
             check_chunks(model)
+        if self.config.ring > 1:
+            check_ring(model, self.config.ring)
 
     def part(self, model: Any) -> nn.Module:
         """Returns the whole model."""
@@ -83,12 +98,15 @@ class LanguageStage(TrainingStage):
         # encoder reads questions, because each question has its own features
         cacheable = run.model.encoder_stage is None and not run.model.encoder_reads_question
         keep = config.keep_features and "encoder" in config.frozen and cacheable
+        if config.ring > 1:
+            check_source(run.source)
         rows = run.rows(config, keep_features=keep)
         torch.manual_seed(run.seed)  # for the initial weights of the adapters
         run.model.loss_chunks, run.model.loss_chunk_share = config.chunks, config.chunk_share
+        run.model.loss_ring = Ring.joined(config.ring, config.ring_sends) if config.ring > 1 else None
         trainer = fit(
             self._prepared(run.model),
-            rows.dataset,
+            rows.dataset if config.ring == 1 else Repeated(rows.dataset, config.batch_size, config.ring),
             RowCollator(pad_token_id=run.processor.tokenizer.pad_token_id),
             config,
             folder,
@@ -106,24 +124,3 @@ class LanguageStage(TrainingStage):
         if self.config.packed_attention:
             model.pack_attention()
         return with_adapters(model, self.config.lora_rank) if self.config.lora_rank else model
-
-
-def check_chunks(model: Any) -> None:
-    """Refuses chunks where the gradient would be another one.
-
-    Raises:
-        ConfigError: naming the reason.
-    """
-    llm = model.language_model
-    drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in llm.modules())
-    reasons = {
-        "a loss that looks at whole rows (loss.grounding_weight)": model.grounding is not None,
-        "stages inside the LLM": bool(model.llm_stages),
-        "a part inside the encoder that has a loss": model.encoder_stage is not None,
-        "dropout in the LLM": drops or getattr(llm.config, "attention_dropout", 0.0) > 0,
-        "several processes": processes.count() > 1,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise ConfigError(f"LanguageTraining.chunks above 1 does not go with {reason}")
-    check_layers(DynamicCache(config=model.config.text_config).layers)

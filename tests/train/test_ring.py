@@ -1,0 +1,159 @@
+"""Rows shared out over a ring of gloo processes: the training of one process, and what a ring is refused with."""
+
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+from torch import nn
+
+from mmllm.config import LossConfig
+from mmllm.errors import ConfigError
+from mmllm.fields import merged
+from mmllm.train.building import build_model
+from mmllm.train.data import DataConfig
+from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
+from mmllm.train.long_rows import Repeated, check_ring
+from mmllm.train.metrics import read_metrics
+from mmllm.train.recipe import Recipe
+from mmllm.train.run import train
+from mmllm.train.stages.language import LanguageTraining
+
+STEPS = 3
+TOKENS_ONLY = LossConfig(time_sigma=1.0)
+SHORT = {"max_steps": STEPS, "batch_size": 2, "save_steps": 2, "logging_steps": 1}
+
+
+def recipe(parts, clips, loss=TOKENS_ONLY, **fields):
+    """Trains all that a row goes through; questions share rows if `questions_per_video` says so."""
+    parts = replace(parts, path="plain", num_frames=3, loss=loss)
+    stage = LanguageTraining(**{**SHORT, **fields})
+    return Recipe(name="ring", data=DataConfig(root=str(clips)), model=parts, stages=(stage,))
+
+
+def in_this_folder(settings, output):
+    train(settings, output, workers=0)
+
+
+def assert_same(one, two):
+    for key in ("loss", "grad_norm"):
+        expected, got = (
+            [line[key] for line in read_metrics(run / "language" / "metrics.jsonl") if "loss" in line]
+            for run in (one, two)
+        )
+        assert len(expected) == STEPS
+        assert got == pytest.approx(expected, rel=1e-4), key
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (one, two))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        assert (theirs[name] - weight).abs().max() < 1e-4, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"questions_per_video": 1},
+        {"questions_per_video": 3, "ring_sends": "queries"},
+        {"questions_per_video": 1, "lora_rank": 2, "gradient_checkpointing": True},
+        {"questions_per_video": 1, "frozen": ("encoder", "visual_tokenizer"), "ring_sends": "queries"},
+    ],
+)
+def test_two_processes_that_share_rows_train_as_one(together, tiny_parts, own_clips, tmp_path, fields):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = {name: value for name, value in fields.items() if name != "ring_sends"}
+    train(recipe(tiny_parts, own_clips, **alone), one, workers=0)
+    together(2, in_this_folder, recipe(tiny_parts, own_clips, ring=2, **fields), two)
+    assert_same(one, two)
+
+
+@pytest.mark.slow
+def test_two_rings_train_as_one_process_with_twice_the_accumulation(together, tiny_parts, own_clips, tmp_path):
+    one, four = tmp_path / "one", tmp_path / "four"
+    train(recipe(tiny_parts, own_clips, gradient_accumulation_steps=2), one, workers=0)
+    together(4, in_this_folder, recipe(tiny_parts, own_clips, ring=2), four)
+    assert_same(one, four)
+
+
+@pytest.mark.slow
+def test_own_dialogues_are_trained_on_in_a_ring(together, own_clips, tiny_base, tmp_path):
+    def settings(**fields):
+        return FinetuneConfig(model=str(tiny_base), training=FinetuneTraining(**SHORT, lora_rank=2, **fields))
+
+    file, one, two = own_clips / "clips.jsonl", tmp_path / "one", tmp_path / "two"
+    finetune(settings(), file, one, workers=0)
+    together(2, finetune, settings(ring=2), file, two)
+    assert_same(one, two)
+
+
+def test_batches_are_repeated_for_the_processes_of_a_ring():
+    rows = Repeated(list(range(12)), batch=2, times=3)
+    assert len(rows) == 36
+    batches = [[rows[turn * 2 + slot] for slot in range(2)] for turn in range(18)]
+    for process in range(6):  # accelerate gives process r every sixth batch, beginning with the r-th
+        ring = process // 3
+        assert batches[process::6] == [[2 * turn, 2 * turn + 1] for turn in (ring, ring + 2, ring + 4)]
+
+
+@pytest.mark.parametrize(
+    ("reducers", "loss", "reason"),
+    [
+        ((), LossConfig(grounding_weight=1.0), "grounding_weight"),
+        (("atp:depths=0.3+0.6,ratio=0.5",), LossConfig(), "stages inside the LLM"),
+    ],
+)
+def test_a_model_whose_rows_cannot_be_shared_is_refused(tiny_parts, own_clips, tmp_path, reducers, loss, reason):
+    settings = recipe(tiny_parts, own_clips, loss=loss, ring=2, questions_per_video=1)
+    deep = replace(settings.model, reducers=reducers, decoder=replace(tiny_parts.decoder, layers=4))
+    with pytest.raises(ConfigError, match=f"ring above 1 does not go with .*{reason}"):
+        train(replace(settings, model=deep), tmp_path, workers=0)
+
+
+def test_processes_that_fill_no_ring_are_refused(tiny_parts, own_clips, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"ring = 2: 1 process does not fill rings of 2; .*--nproc_per_node 2"):
+        train(recipe(tiny_parts, own_clips, ring=2), tmp_path, workers=0)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="3 processes do not fill rings of 2"):
+        check_ring(build_model(replace(tiny_parts, loss=LossConfig()))[0], 2)
+
+
+def test_llms_with_another_attention_are_refused(tiny_parts, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    plain = replace(tiny_parts, loss=LossConfig())
+
+    def refused(reason, change):
+        model = build_model(plain)[0]
+        change(model)
+        with pytest.raises(ConfigError, match=f"ring above 1.*{reason}"):
+            check_ring(model, 2)
+
+    def slides(model):
+        model.config.text_config.sliding_window = 8
+
+    def caps(model):
+        model.config.text_config.attn_logit_softcapping = 50.0
+
+    def drops(model):
+        model.language_model.extra = nn.Dropout(0.1)
+
+    def flash(model):
+        model.language_model.config._attn_implementation = "flash_attention_2"
+
+    refused("sliding window", slides)
+    refused("capped attention scores", caps)
+    refused("dropout in the LLM", drops)
+    refused("eager or with sdpa attention, not 'flash_attention_2'", flash)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ring": 0},
+        {"ring": 2, "chunks": 2},
+        {"ring": 2, "packed_attention": True},
+        {"ring_sends": "queries"},
+        {"ring": 2, "ring_sends": "values"},
+    ],
+)
+def test_settings_of_a_ring(fields):
+    with pytest.raises(ConfigError, match="ring"):
+        merged(LanguageTraining(), fields, "language")
