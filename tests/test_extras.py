@@ -37,7 +37,7 @@ def without(monkeypatch):
 
 def test_the_table_of_extras_is_that_of_the_package():
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {*EXTRAS, "all", "docs", "dev", "lmms-eval", "ray"}
+    assert set(extras) == {*EXTRAS, "all", "docs", "dev", "lmms-eval", "ray", "vllm"}
     for extra, libraries in EXTRAS.items():
         assert names(extras[extra]) == set(libraries), extra
         assert not names(PROJECT["dependencies"]) & set(libraries), f"the core has libraries of {extra}"

@@ -1,5 +1,7 @@
 """The plugin against the part of vLLM's interface that it uses: counts, order, names of weights, and the same ids."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -88,8 +90,6 @@ def test_it_registers_once_however_often_it_is_called(vllm):
 
 
 def test_an_older_vllm_is_left_alone(monkeypatch, caplog):
-    import sys
-
     stub = vllm_stub.install(monkeypatch)
     sys.modules["vllm"].__version__ = "0.31.2"
     from mmllm.engines.vllm_plugin import register
@@ -266,3 +266,13 @@ def test_weights_of_another_model_are_refused(vllm, saved):
     served = vllm_stub.Served(folder, vllm, qa.processor)
     with pytest.raises(ValueError, match=r"visual\.path\.missing"):
         served.load([("path.missing", torch.zeros(1))])
+
+
+def test_nothing_of_ours_imports_vllm_by_itself():
+    code = (
+        "import sys, mmllm, mmllm.engines.vllm_plugin\n"
+        "assert not {'vllm', 'torch', 'transformers'} & set(sys.modules), sorted(sys.modules)\n"
+        "import mmllm.engines.whole_model, mmllm.engines.visual_half, mmllm.engines.vllm_videos, mmllm.commands.export\n"
+        "assert 'vllm' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
