@@ -39,11 +39,7 @@ class VllmModel(nn.Module, SupportsMultiModal, SupportsPP):
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        """The placeholder of a medium in a prompt.
-
-        Raises:
-            InputError: if models have none for this modality.
-        """
+        """The placeholder of a medium in a prompt."""
         return modalities()[modality].word
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature
@@ -58,8 +59,13 @@ class ProcessingInfo(BaseProcessingInfo):
         return require_servable(self.get_hf_config(), self.get_hf_processor())
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Any number of videos and images. vLLM asks this first, so here a model is refused."""
-        return dict.fromkeys(PIXELS) if self.counts else {}
+        """Any number of videos and images.
+
+        Raises:
+            ConfigError: naming what an engine cannot run of the model. vLLM asks this before its engine starts.
+        """
+        _ = self.counts
+        return dict.fromkeys(PIXELS)
 
     def get_data_parser(self) -> MultiModalDataParser:
         """A parser that gives videos with their metadata, where the times of frames are."""
@@ -90,10 +96,9 @@ class DummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
         pictures = self._get_dummy_videos(
             width=side, height=side, num_frames=frames, num_videos=videos, overrides=mm_options.get("video")
         )
-        times_s = torch.arange(frames, dtype=torch.float64).numpy()
         return {
             "image": images,
-            "video": [(video, seconds_as_numbers(times_s[: len(video)], float(len(video)))) for video in pictures],
+            "video": [(video, seconds_as_numbers(np.arange(len(video)), float(len(video)))) for video in pictures],
         }
 
 
@@ -107,6 +112,9 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
             InputError: if a medium cannot be read, or an option is not one of videos or images.
         """
         processor, options = self.info.get_hf_processor(), self.info.ctx.get_merged_mm_kwargs(hf_kwargs)
+        readable = {name for kind in PIXELS for name in processor.modalities[kind].options}
+        if unread := [name for name in options if name not in readable]:
+            raise InputError(f"mm_processor_kwargs: nobody reads {unread[0]!r}; {', '.join(sorted(readable))} are read")
         fields: dict[str, list[Tensor]] = {}
         for kind, pixels in PIXELS.items():
             own = {name: value for name, value in options.items() if name in processor.modalities[kind].options}
@@ -114,9 +122,6 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
                 inputs = processor.media_inputs(kind, [_without_vllms(source)], **own, **_sampling(source, kind))
                 fields.setdefault(pixels, []).append(inputs.pixels[0].to(self.info.ctx.model_config.dtype))
                 fields.setdefault(_run_field(kind), []).append(self._run(kind, inputs))
-        known = {name for kind in PIXELS for name in processor.modalities[kind].options}
-        if unread := [name for name in options if name not in known]:
-            raise InputError(f"mm_processor_kwargs: nobody reads {unread[0]!r}; {', '.join(sorted(known))} are read")
         return BatchFeature(fields)
 
     def _run(self, kind: str, inputs: Any) -> Tensor:
