@@ -319,6 +319,20 @@ class TokenReducer(Part, nn.Module):
         """The largest number of tokens that remain of a whole video."""
         return tokens_per_frame * frames
 
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> list[int] | int | None:
+        """How many tokens remain of any video of this shape: an engine reserves their places before it sees one.
+
+        Args:
+            tokens_per_frame: of each frame, before.
+            frames: of the video.
+            grid: rows and columns of the patches of a frame, some of which may have gone before.
+
+        Returns:
+            The number of each frame; or that of the whole video, if only what is shown says how frames share it; or
+            None, if the shape does not tell.
+        """
+        return None
+
     def grid_after(self, grid: Grid) -> Grid:
         """The patch grid of its output."""
         return grid

@@ -99,8 +99,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         width = config.text_config.hidden_size
         stages = stages_of(config)
         existing = {} if shared is None else shared.parts_for(config)
-        for name, parts in build_stages(stages, width, existing, config.text_config).items():
-            setattr(self, name, _registered(name, parts))
+        self.hold(build_stages(stages, width, existing, config.text_config))
         if shared is None:
             self.modality_parts = nn.ModuleDict(parts_of(config))
             self.language_model = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
@@ -731,23 +730,6 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         """Stops training of the named stages (`encoder`, `visual_tokenizer`, `language_model`)."""
         for stage in stages:
             getattr(self, stage).requires_grad_(False)
-
-
-def _registered(slot: str, parts: Any) -> Any:
-    """The parts of a slot in the form in which a module saves their weights.
-
-    Raises:
-        ConfigError: if a list has parts with weights beside parts that are no modules.
-    """
-    if not isinstance(parts, list):
-        return parts
-    modules = [isinstance(part, nn.Module) for part in parts]
-    if all(modules):
-        return nn.ModuleList(parts)
-    if any(modules):
-        plain = parts[modules.index(False)].registered_name
-        raise ConfigError(f"{slot}: {plain!r} is no torch module, so it cannot stand beside one with weights")
-    return parts
 
 
 def _missing(module: nn.Module) -> list[tuple[str, Tensor]]:

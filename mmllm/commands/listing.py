@@ -100,13 +100,19 @@ def _rows(kind: str) -> list[dict[str, str]]:
 
 
 def _about_reducer(cls: type) -> dict[str, str]:
-    """Where a reducer acts, what it needs of the encoder, whether it reads the question; nothing for another part."""
+    """Where a reducer acts, what it needs of the encoder, whether it reads the question, and whether its count follows
+    from a video's shape; nothing for another part."""
     from mmllm.interfaces import TokenReducer
-    from mmllm.pruning.needs import is_question_aware, what_it_needs, where_it_acts
+    from mmllm.pruning.needs import counts_by_shape, is_question_aware, what_it_needs, where_it_acts
 
     if not issubclass(cls, TokenReducer):
         return {}
-    return {"where": where_it_acts(cls), "needs": what_it_needs(cls), "question-aware": is_question_aware(cls)}
+    return {
+        "where": where_it_acts(cls),
+        "needs": what_it_needs(cls),
+        "question-aware": is_question_aware(cls),
+        "count by shape": counts_by_shape(cls),
+    }
 
 
 def _about_context(cls: type) -> dict[str, str]:

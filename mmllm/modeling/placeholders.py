@@ -203,7 +203,7 @@ def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], used
         tokens.append(sequence.embeddings[number][keep])
         frames.append(sequence.frame[number][keep])
         text = None if sequence.frame_text is None else sequence.frame_text[number]
-        id_runs.append(_run(placeholder, frames[-1], text))
+        id_runs.append(run_of_ids(placeholder, frames[-1], text))
         counts[position] = len(id_runs[-1])
         numbers = torch.arange(len(keep), device=keep.device)
         places.append((numbers if sequence.place is None else sequence.place[number])[keep])
@@ -234,7 +234,7 @@ def _expanded(row: dict[str, Tensor], sequences: dict[int, VisualSequence], used
     return out
 
 
-def _run(placeholder: int, frames: Tensor, text: Tensor | None) -> Tensor:
+def run_of_ids(placeholder: int, frames: Tensor, text: Tensor | None) -> Tensor:
     """Ids in place of one placeholder: its own id for each visual token, and each frame's text before the frame.
 
     Args:

@@ -7,7 +7,7 @@ N tokens of a frame, C encoder width, D LLM width
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,15 @@ class VisualStages(PreTrainedModel):
     path: VideoPath
     decoder_stages: Sequence[LlmStage]
     language_model: Any
+
+    def hold(self, parts: Mapping[str, Any]) -> None:
+        """Takes the parts that `mmllm.stages.build` made, by slot, as attributes.
+
+        Raises:
+            ConfigError: if a list has parts with weights beside parts that are no modules.
+        """
+        for name, part in parts.items():
+            setattr(self, name, _registered(name, part))
 
     @property
     def scores_needed(self) -> tuple[str, ...]:
@@ -280,6 +289,23 @@ def _reduced(tokens: VisualTokens, reducers: Sequence[TokenReducer]) -> VisualTo
             _required(reduced.question, reducer)
         reduced = reducer(reduced)
     return reduced.with_sound_of(tokens)
+
+
+def _registered(slot: str, parts: Any) -> Any:
+    """The parts of a slot in the form in which a module saves their weights.
+
+    Raises:
+        ConfigError: if a list has parts with weights beside parts that are no modules.
+    """
+    if not isinstance(parts, list):
+        return parts
+    modules = [isinstance(part, nn.Module) for part in parts]
+    if all(modules):
+        return nn.ModuleList(parts)
+    if any(modules):
+        plain = parts[modules.index(False)].registered_name
+        raise ConfigError(f"{slot}: {plain!r} is no torch module, so it cannot stand beside one with weights")
+    return parts
 
 
 def listed(parts: Any) -> list[Any]:

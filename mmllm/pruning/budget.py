@@ -91,6 +91,10 @@ class Budget:
             return self.fraction(tokens_per_frame) * frames
         return min(self.total or 0, tokens_per_frame * frames)
 
+    def of_each(self, tokens_per_frame: int, frames: int) -> list[int]:
+        """How many tokens each of `frames` whole frames keeps; see `per_frame`."""
+        return self.per_frame(torch.ones(1, frames, tokens_per_frame, dtype=torch.bool))[0].tolist()
+
     def for_video(self, present: np.ndarray) -> int:
         """Tokens that remain of one video whose frames have `present` (int, T) tokens."""
         if self.keep is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import ProjectedReducer
+from mmllm.interfaces import Grid, ProjectedReducer
 from mmllm.modeling.text_tower import ClipTextTower
 from mmllm.preprocessing.question_reader import QuestionReaderConfig
 from mmllm.pruning.budget import Budget
@@ -123,6 +123,10 @@ class CdPrunerReducer(ProjectedReducer):
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""
         return self.config.upper_bound(tokens_per_frame, frames)
+
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> list[int]:
+        """The budget of each frame."""
+        return self.config.of_each(tokens_per_frame, frames)
 
     def _scaled(self, tokens: VisualTokens) -> Tensor:
         """float32, B T N: the factors of the kernel."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mmllm.interfaces import ProjectedReducer
+from mmllm.interfaces import Grid, ProjectedReducer
 from mmllm.pruning.budget import Budget
 from mmllm.pruning.diversity import cosine_distance, max_min_order
 from mmllm.pruning.ordered import first_of_order
@@ -49,3 +49,7 @@ class DivPruneReducer(ProjectedReducer):
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""
         return self.config.upper_bound(tokens_per_frame, frames)
+
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> list[int]:
+        """The budget of each frame."""
+        return self.config.of_each(tokens_per_frame, frames)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import Explanation, ProjectedReducer
+from mmllm.interfaces import Explanation, Grid, ProjectedReducer
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.selection import check_scores, ranks, top_counted
 from mmllm.registry import register
@@ -129,3 +129,7 @@ class EvsReducer(ProjectedReducer):
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""
         return self.config.count(tokens_per_frame * frames, tokens_per_frame, frames)
+
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> int:
+        """`kept_tokens`, which is exact; what changes shares it among the frames."""
+        return self.kept_tokens(tokens_per_frame, frames)

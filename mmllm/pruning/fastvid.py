@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmllm.fields import require
+from mmllm.interfaces import Grid
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.density_peaks import peak_order
 from mmllm.pruning.needs import score_of
@@ -165,6 +166,10 @@ class FastVidReducer(VideoMerger):
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The tokens that remain of a whole video."""
         return sum(self.config.counts(tokens_per_frame)) * frames
+
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> int:
+        """`kept_tokens`, which is exact; its segments share it among the frames."""
+        return self.kept_tokens(tokens_per_frame, frames)
 
 
 def context_counts(length: int, context: int, *, room: int, interval: int) -> list[int]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import TokenReducer
+from mmllm.interfaces import Grid, TokenReducer
 from mmllm.preprocessing.mosaic import check_partitions
 from mmllm.pruning.budget import BUDGET_GUARD, Budget, apportion
 from mmllm.pruning.needs import score_of
@@ -152,6 +152,10 @@ class HiredReducer(TokenReducer):
         """The most tokens that remain of a whole video, or of an image and its tiles."""
         additional = frames * len(spaced(tokens_per_frame, self.config.spatial_budget))
         return min(self._budget(frames, tokens_per_frame) + additional, frames * tokens_per_frame)
+
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> list[int] | None:
+        """The budget of each frame; with `spatial_budget` attention decides how many of its patches are new."""
+        return None if self.config.spatial_budget else self.config.of_each(tokens_per_frame, frames)
 
 
 def spaced(patches: int, fraction: float) -> range:

@@ -49,6 +49,13 @@ def what_it_needs(reducer: type[TokenReducer]) -> str:
     return ", ".join(filter(None, (scores, "keys" if reducer.needs_keys else "", layout, tower)))
 
 
+def counts_by_shape(reducer: type[TokenReducer]) -> str:
+    """Whether a reducer says what remains of a video before it is seen, for most of its settings."""
+    if issubclass(reducer, LlmStage):
+        return "no"
+    return "no" if reducer.counts_by_shape is TokenReducer.counts_by_shape else "yes"
+
+
 def is_question_aware(reducer: type[TokenReducer]) -> str:
     """With which settings what a reducer keeps depends on the question, in words; `no` if it never does."""
     if issubclass(reducer, LlmStage):

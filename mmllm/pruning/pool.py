@@ -112,6 +112,13 @@ class PoolReducer(TokenReducer):
         """The most tokens that remain of a whole video."""
         return frames * (tokens_per_frame // self.config.stride**2)
 
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> list[int] | None:
+        """The whole squares of each frame; None if patches of the grid have gone before."""
+        smaller = self.grid_after(grid)
+        if grid is None or smaller is None or math.prod(grid) != tokens_per_frame:
+            return None
+        return [math.prod(smaller)] * frames
+
     def grid_after(self, grid: Grid) -> Grid:
         """Rows and columns of squares."""
         return None if grid is None else (grid[0] // self.config.stride, grid[1] // self.config.stride)

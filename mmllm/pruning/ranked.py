@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmllm.interfaces import TokenReducer
+from mmllm.interfaces import Grid, TokenReducer
 from mmllm.pruning.budget import Budget
 from mmllm.pruning.selection import top_counted
 from mmllm.tokens import VisualTokens
@@ -38,3 +38,7 @@ class BudgetReducer(TokenReducer):
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""
         return self.config.upper_bound(tokens_per_frame, frames)
+
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> list[int]:
+        """The budget of each frame."""
+        return self.config.of_each(tokens_per_frame, frames)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import ProjectedReducer
+from mmllm.interfaces import Grid, ProjectedReducer
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.selection import check_features, ranks, top_counted
 from mmllm.registry import register
@@ -90,6 +90,10 @@ class VidCom2Reducer(ProjectedReducer):
             return exact_count(frames, whole, self.config.ratio)
         # a frame gets at most twice the mean share, and each frame is rounded up by half a token at most
         return min(whole, int(whole * self.config.ratio) * 2 + frames)
+
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> int | None:
+        """`kept_tokens` if it is `exact`; what differs shares it among the frames."""
+        return self.kept_tokens(tokens_per_frame, frames) if self.config.exact else None
 
 
 def exact_count(frames: int, tokens: int, ratio: float) -> int:

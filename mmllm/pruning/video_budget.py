@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import TokenReducer
+from mmllm.interfaces import Grid, TokenReducer
 from mmllm.pruning.budget import Budget, apportion
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.selection import top_counted
@@ -86,6 +86,10 @@ class VideoBudgetReducer(TokenReducer):
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""
         return self.config.for_video(np.full(frames, tokens_per_frame))
+
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> int:
+        """`kept_tokens`, which is exact; what changes shares it among the frames."""
+        return self.kept_tokens(tokens_per_frame, frames)
 
 
 def change_of(tokens: VisualTokens) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import TokenReducer
+from mmllm.interfaces import Grid, TokenReducer
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.selection import check_scores, equal_frames, rows_at, top_attended
 from mmllm.registry import register
@@ -142,6 +142,10 @@ class VisionZipReducer(TokenReducer):
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The tokens that remain of a whole video."""
         return sum(self.config.counts(tokens_per_frame)) * frames
+
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> list[int]:
+        """Dominant and contextual tokens of each frame."""
+        return [sum(self.config.counts(tokens_per_frame))] * frames
 
 
 def contextual_tokens(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmllm.fields import require
-from mmllm.interfaces import TokenReducer
+from mmllm.interfaces import Grid, TokenReducer
 from mmllm.pruning.budget import BUDGET_GUARD, Budget
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.selection import check_scores, equal_frames, rows_at
@@ -90,6 +90,10 @@ class VisPrunerReducer(TokenReducer):
     def kept_tokens(self, tokens_per_frame: int, frames: int) -> int:
         """The most tokens that remain of a whole video."""
         return self.config.upper_bound(tokens_per_frame, frames)
+
+    def counts_by_shape(self, tokens_per_frame: int, frames: int, grid: Grid) -> list[int]:
+        """The budget of each frame."""
+        return self.config.of_each(tokens_per_frame, frames)
 
 
 def chosen(features: Tensor, scores: Tensor, count: int, config: VisPrunerConfig) -> Tensor:

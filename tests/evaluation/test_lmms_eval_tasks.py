@@ -70,19 +70,24 @@ def test_the_tasks_name_functions_that_are_there(spans):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not is_installed("lmms_eval"), reason="lmms-eval is not installed: pip install 'mmllm[lmms-eval]'")
-def test_lmms_eval_runs_two_rows(tmp_path, short_clip):
+@pytest.mark.parametrize(
+    ("task", "file"),
+    [("activitynet_rtl", "activitynet-rtl.json"), ("activitynet_captions_grounding", "activitynet-captions.json")],
+)
+def test_lmms_eval_runs_two_rows(tmp_path, short_clip, task, file):
     (tmp_path / "videos").mkdir()
     rows = [{**ROW, "vid": f"v_{name}", "question_id": name} for name in "abc"]
     for row in rows:
         shutil.copy(short_clip, tmp_path / "videos" / f"{row['vid']}.mp4")
-    (tmp_path / "activitynet-rtl.json").write_text(json.dumps(rows))
-    command = f"{sys.executable} -m lmms_eval --model mmllm --tasks activitynet_rtl --limit 2 --batch_size 2".split()
+    (tmp_path / file).write_text(json.dumps(rows))
+    command = f"{sys.executable} -m lmms_eval --model mmllm --tasks {task} --limit 2 --batch_size 2".split()
     command += "--model_args pretrained=default,num_frames=20 --log_samples --output_path out".split()
     command += ["--include_path", str(FOLDER)]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    (samples,) = (tmp_path / "out").rglob("*_samples_activitynet_rtl.jsonl")
+    assert "Error during evaluation" not in done.stdout + done.stderr, (done.stdout + done.stderr)[-3000:]
+    (samples,) = (tmp_path / "out").rglob(f"*_samples_{task}.jsonl")
     answers = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(answers) == 2
     assert all(0 <= answer["miou"] <= 100 for answer in answers)

@@ -28,6 +28,7 @@ def test_list_says_it(capsys, name, where, needs, aware):
     list_parts("reducers", json=True)
     row = next(row for row in json.loads(capsys.readouterr().out)["reducers"] if row["name"] == name)
     assert (row["where"], row["needs"], row["question-aware"]) == (where, needs, aware)
+    assert row["count by shape"] == ("yes" if name in ("divprune", "cdpruner", "fastervlm") else "no")
 
 
 def test_advice_names_a_setting_that_needs_nothing():
