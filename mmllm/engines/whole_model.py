@@ -80,9 +80,12 @@ def require_same_ids(processor: MmllmProcessor, template: str) -> None:
 
 
 def serve_command(processor: MmllmProcessor, folder: Path) -> str:
-    """The command that serves a folder, with frames chosen and timed as here."""
+    """The command that serves a folder, with frames chosen and timed and answers written as here."""
     video: dict[str, Any] = {"video_backend": VIDEO_BACKEND, "num_frames": processor.num_frames}
     if processor.frame_rule != UNIFORM:
         video["sampling"] = processor.sampling
     options = json.dumps({"video": video})
-    return f"vllm serve {folder} --media-io-kwargs '{options}' --chat-template-content-format openai"
+    return (
+        f"vllm serve {folder} --media-io-kwargs '{options}' --chat-template-content-format openai "
+        "--override-generation-config '{\"temperature\": 0}'"
+    )
