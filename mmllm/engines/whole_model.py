@@ -14,6 +14,7 @@ from mmllm.engines.servable import require_servable
 from mmllm.engines.vllm_plugin import VIDEO_BACKEND
 from mmllm.errors import ConfigError
 from mmllm.inference.answering import VideoQA
+from mmllm.inference.plain_decoder import answer_settings
 from mmllm.processor import MmllmProcessor
 from mmllm.runtime.files import new_folder
 from mmllm.video.sampling import UNIFORM
@@ -41,11 +42,9 @@ def save_whole(qa: VideoQA, folder: Path) -> None:
     template = with_system_prompt(qa.processor)
     require_same_ids(qa.processor, template)
     with new_folder(folder) as written:
-        qa.model.save_pretrained(written)
-        qa.processor.save_pretrained(written)
+        for part in (qa.model, qa.processor, answer_settings(qa)):
+            part.save_pretrained(written)
         (written / "chat_template.jinja").write_text(template, encoding="utf-8")
-        answers = qa.model.generation_config.to_dict() | {"eos_token_id": qa.stop_tokens or None, "do_sample": False}
-        (written / "generation_config.json").write_text(json.dumps(answers, indent=2), encoding="utf-8")
 
 
 def with_system_prompt(processor: MmllmProcessor) -> str:
@@ -53,7 +52,7 @@ def with_system_prompt(processor: MmllmProcessor) -> str:
     template = str(processor.chat_template)
     if not processor.system_prompt:
         return template
-    said = json.dumps(processor.system_prompt)
+    said = json.dumps(processor.system_prompt, ensure_ascii=False)
     return (
         "{%- if messages and messages[0]['role'] != 'system' -%}"
         f"{{%- set messages = [{{'role': 'system', 'content': {said}}}] + messages -%}}"
@@ -80,9 +79,12 @@ def require_same_ids(processor: MmllmProcessor, template: str) -> None:
 
 
 def serve_command(processor: MmllmProcessor, folder: Path) -> str:
-    """The command that serves a folder, with frames chosen and timed as here."""
+    """The command that serves a folder, with frames chosen and timed and answers written as here."""
     video: dict[str, Any] = {"video_backend": VIDEO_BACKEND, "num_frames": processor.num_frames}
     if processor.frame_rule != UNIFORM:
         video["sampling"] = processor.sampling
     options = json.dumps({"video": video})
-    return f"vllm serve {folder} --media-io-kwargs '{options}' --chat-template-content-format openai"
+    return (
+        f"vllm serve {folder} --media-io-kwargs '{options}' --chat-template-content-format openai "
+        "--override-generation-config '{\"temperature\": 0}'"
+    )

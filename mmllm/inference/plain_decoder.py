@@ -54,13 +54,17 @@ def save_decoder(qa: VideoQA, folder: Path) -> None:
         MmllmError: if the folder cannot be written.
     """
     require_plain(qa)
-    decoder, tokenizer = qa.model.language_model, qa.processor.tokenizer
-    answers = GenerationConfig(
+    with new_folder(folder) as written:
+        for part in (qa.model.language_model, qa.processor.tokenizer, answer_settings(qa)):
+            part.save_pretrained(written)  # the last replaces the LLM's own generation settings
+
+
+def answer_settings(qa: VideoQA) -> GenerationConfig:
+    """What an engine reads of answers: greedy, and the ids that end them."""
+    tokenizer = qa.processor.tokenizer
+    return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=qa.stop_tokens or None,
         do_sample=False,
     )
-    with new_folder(folder) as written:
-        for part in (decoder, tokenizer, answers):  # the last replaces the LLM's own generation settings
-            part.save_pretrained(written)

@@ -49,7 +49,7 @@ def test_the_command_writes_what_vllm_serves(trained, tmp_path, capsys):
 
 def test_a_system_prompt_is_in_the_template(tmp_path):
     qa = small_qa()
-    qa.processor.system_prompt = 'You are "helpful" and see.'
+    qa.processor.system_prompt = 'You are "helpful" and see \\ é 🎥.'
     save_whole(qa, tmp_path / "whole")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
     question = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When does it spin?"}]}
