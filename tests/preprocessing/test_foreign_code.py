@@ -57,9 +57,8 @@ def test_a_tokenizer_has_a_deadline():
 
 @pytest.mark.parametrize("numbers", [True, False])
 def test_only_tokenizers_like_ours_need_no_deadline(numbers):
-    from tokenizers import Regex, pre_tokenizers
-
     from mmllm.preprocessing.closed_vocabulary import is_word_tokenizer, word_tokenizer
+    from tokenizers import Regex, pre_tokenizers
 
     tokenizer = word_tokenizer(["when"], numbers=numbers)
     assert is_word_tokenizer(tokenizer)
