@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,10 @@ def written(llm: Any, prompts: Sequence[Tensor], methods: Mapping[str, Decoding 
     with Progress("write", len(prompts), "texts") as bar:
         for ids in prompts:
             for name, method in methods.items():
-                options = {} if method is None else {"custom_generate": method}
-                out, seconds = timed(
-                    lambda options=options: llm.generate(  # type: ignore[misc]
-                        ids,  # noqa: B023 - called at once
-                        attention_mask=torch.ones_like(ids),  # noqa: B023
-                        max_new_tokens=most,
-                        do_sample=False,
-                        **options,
-                    )
-                )
+                options: dict[str, Any] = {} if method is None else {"custom_generate": method}
+                mask = torch.ones_like(ids)
+                write = partial(llm.generate, ids, attention_mask=mask, max_new_tokens=most, do_sample=False, **options)
+                out, seconds = timed(write)
                 results[name].seconds += seconds
                 results[name].answers.append(str(out[0, ids.shape[1] :].tolist()))
             bar.advance()

@@ -33,7 +33,7 @@ def install(model: Any, decoder: nn.Module) -> None:
         decoder: the LLM in it, without the head.
     """
     layers = getattr(decoder, "layers", None)
-    mlp = getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) and len(layers) else None
+    mlp: Any = getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) and len(layers) else None
     if not all(isinstance(getattr(mlp, name, None), nn.Module) for name in _DENSE):
         return
     if _last_row not in mlp._forward_pre_hooks.values():

@@ -55,7 +55,7 @@ def is_word_tokenizer(tokenizer: Any) -> bool:
         return False
     settings = json.loads(backend.to_str())
     model, split = settings["model"], settings["pre_tokenizer"] or {}
-    return (
+    return bool(
         settings["normalizer"] == {"type": "Lowercase"}
         and split.get("type") == "Split"
         and split["pattern"].get("Regex") in _WHOLE.values()
