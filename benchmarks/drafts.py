@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_model
 
-from benchmarks.decoding import GREEDY, asked
+from benchmarks.asked import GREEDY
+from benchmarks.decoding import asked
 from benchmarks.guesses import add_ranks, rows_of
 from benchmarks.intervals import student
 from benchmarks.layouts import markdown

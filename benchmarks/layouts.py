@@ -65,6 +65,15 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("drafter's passes", "{draft_passes}", "-"),
         ("processor time, of greedy's", "{time_ratio:.2f}"),
     ),
+    "decoding-text": _columns(
+        ("decoding", "`{method}`", "{method}"),
+        ("the same texts", "{same_percent:.0f} %"),
+        ("passes, of greedy's", "{passes_ratio:.2f}", "1"),
+        ("tokens a pass", "{tokens_per_pass:.2f}", "1"),
+        ("drafts accepted", "{acceptance_percent:.0f} %", "-"),
+        ("drafter's passes", "{draft_passes}", "-"),
+        ("processor time, of greedy's", "{time_ratio:.2f}"),
+    ),
     "llm-limits": _columns(("limit", "{limit}"), ("", "{gflops:.0f} GFLOP/s", "{gb_per_s:.1f} GB/s")),
     "llm-reading": _columns(
         ("prompt", "{prompt}"),

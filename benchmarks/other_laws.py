@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.decoding import GREEDY, Asked, asked
+from benchmarks.asked import GREEDY, Asked
+from benchmarks.decoding import asked
 from benchmarks.drafts import add_options, render_clips, run_comparison, states_of
 from benchmarks.guesses import rows_of
 from benchmarks.intervals import Interval

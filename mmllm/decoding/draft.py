@@ -42,10 +42,10 @@ class Draft:
                 f"tokens and parents of a draft must be (N,) with N >= 1, not {tuple(self.tokens.shape)} and "
                 f"{tuple(self.parents.shape)}"
             )
-        number = torch.arange(count, device=self.parents.device)
-        if int(self.parents[0]) != -1 or bool(((self.parents >= number) | (self.parents < 0))[1:].any()):
+        root, *others = self.parent_of
+        if root != -1 or not all(0 <= parent < node for node, parent in enumerate(others, start=1)):
             raise InputError(
-                f"parents of a draft must be -1, then each an earlier node (topological order): {self.parents.tolist()}"
+                f"parents of a draft must be -1, then each an earlier node (topological order): {self.parent_of}"
             )
         for name in ("proposal", "embeddings", "is_token"):
             value: Tensor | None = getattr(self, name)

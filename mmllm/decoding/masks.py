@@ -77,10 +77,18 @@ def tree_mask(
 
 
 def masks_for(
-    config: Any, attended: Tensor, visible: Tensor, depth: Tensor, dtype: torch.dtype
+    windows: tuple[int | None, bool], attended: Tensor, visible: Tensor, depth: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """The mask in the form that an LLM takes: one, or by kind of layer where kinds differ. Arguments: `tree_mask`."""
-    window, mixed = window_of(config)
+    """The mask in the form that an LLM takes: one, or by kind of layer where kinds differ.
+
+    Args:
+        windows: as `window_of` gives them for the LLM.
+        attended: this and all others as in `tree_mask`.
+        visible: which nodes the new ones see.
+        depth: of all nodes.
+        dtype: of the attention's numbers.
+    """
+    window, mixed = windows
     if not mixed:
         return tree_mask(attended, visible, depth, dtype, window)
     return {

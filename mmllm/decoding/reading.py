@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from mmllm.decoding.masks import ancestry, masks_for
+from mmllm.decoding.masks import ancestry, masks_for, window_of
 from mmllm.errors import InputError
 from mmllm.llm.cache import CACHE
 
@@ -33,7 +33,7 @@ class CachedReader:
 
     def __init__(self, model: Any, cache: Any, attended: Tensor, position: Tensor) -> None:
         self.model, self.cache, self.attended, self.position = model, cache, attended, position
-        self.config = model.config.get_text_config()
+        self.window = window_of(model.config.get_text_config())
         self.dtype = model.get_input_embeddings().weight.dtype
         self.passes, self.positions, self.peak = 0, 0, len(attended)
         self.states: Tensor | None = None
@@ -121,7 +121,7 @@ class CachedReader:
         given = {"input_ids": tokens.to(device)[None]} if embeddings is None else {"inputs_embeds": embeddings[None]}
         outputs = self.model(
             **given,
-            attention_mask=masks_for(self.config, self.attended, visible[before:], depth, self.dtype),
+            attention_mask=masks_for(self.window, self.attended, visible[before:], depth, self.dtype),
             position_ids=self.position + depth[before:],
             use_cache=True,
             return_dict=True,
@@ -139,13 +139,18 @@ class CachedReader:
         return logits
 
     def settle(self, path: Sequence[int]) -> None:
-        """Keeps the nodes of a path of the tree as text, and drops all others."""
+        """Keeps the nodes of a path of the tree as text, and drops all others.
+
+        Only the path is moved: what stands in front of it has its place already. The pass that read the tree has made
+        the tensors that are written into, so that nobody else holds them.
+        """
         length, count = len(self.attended), len(path)
-        in_front = list(path) == list(range(count))
-        index = torch.cat([torch.arange(length), length + torch.tensor(path, dtype=torch.long)])
+        nodes = None if list(path) == list(range(count)) else length + torch.tensor(path)
         for layer in self.cache.layers:
-            place = slice(0, length + count) if in_front else index.to(layer.keys.device)
-            layer.keys, layer.values = layer.keys[:, :, place], layer.values[:, :, place]
+            for states in (layer.keys, layer.values):
+                if nodes is not None:
+                    states[:, :, length : length + count] = states[:, :, nodes.to(states.device)]
+            layer.keys, layer.values = (states[:, :, : length + count] for states in (layer.keys, layer.values))
         self.attended = torch.cat([self.attended, self.attended.new_ones(count)])
         self.position = self.position + count
         if self.states is not None and count:

@@ -9,6 +9,7 @@ V vocabulary, N nodes, k successors
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -35,18 +36,30 @@ TEMPLATE = tuple(
 """The published tree: each path is the ranks from the root to a node."""
 
 
+_STEP = 0.4
+"""What a level costs beside the rank, in bits: a first successor is right in about three of four places."""
+
+
 def smaller_template(count: int) -> tuple[tuple[int, ...], ...]:
-    """The `count` paths of the template whose ranks are the best, by depth; all are reached through each other."""
-    best = sorted(TEMPLATE, key=lambda path: (sum(rank + 1 for rank in path), len(path), path))[:count]
+    """The `count` likeliest paths of the template, by depth; all are reached through each other.
+
+    The successor of rank r is taken to be right with a chance that falls like 1 / (r + 1).
+    """
+    best = sorted(TEMPLATE, key=lambda path: (_bits(path), len(path), path))[:count]
     return tuple(sorted(best, key=lambda path: (len(path), path)))
+
+
+def _bits(path: tuple[int, ...]) -> float:
+    """How unlikely the ranks of a path are."""
+    return sum(math.log2(rank + 1) + _STEP for rank in path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRecyclingConfig:
     """How large drafts are."""
 
-    tree: int = 80
-    """Nodes of a draft behind its root: the best ones of the published tree."""
+    tree: int = 32
+    """Nodes of a draft behind its root: the likeliest ones of the published tree, which has 80."""
     width: int = 8
     """Successors that are kept of each token."""
     rule: Literal["exact", "typical"] = "exact"
@@ -89,7 +102,7 @@ class TokenRecycling(TreeDecoding):
         matrix = state.get("matrix")
         if matrix is not None and (matrix.ndim != 2 or matrix.shape[1] != self.config.width):
             raise InputError(f"matrix must be (V, {self.config.width}), not {tuple(matrix.shape)}")
-        self.matrix = matrix
+        self.matrix = None if matrix is None else matrix.cpu()
 
     def start(self, request: Request) -> DraftSource:
         """A source that reads and writes the matrix.
@@ -123,6 +136,7 @@ class RecycledDrafts(DraftSource):
     def propose(self, root: int, room: int) -> Draft:
         """The tree of ranks below the root, as deep as there is room. Equal siblings are one node."""
         rows: dict[int, list[int]] = {}
+        matrix = self.matrix.numpy()
         tokens, parents = [root], [-1]
         node_of = {0: 0}  # node of the whole template -> node of this draft
         child_of: dict[tuple[int, int], int] = {}  # (node, token) -> its child with that token
@@ -132,7 +146,7 @@ class RecycledDrafts(DraftSource):
                 continue
             before = tokens[node_of[above]]
             if before not in rows:
-                rows[before] = self.matrix[before].tolist()
+                rows[before] = matrix[before].tolist()
             token = rows[before][path[-1]]
             if token in self.barred:  # id 0 in rows that were never written may stand for visual tokens
                 continue
@@ -146,6 +160,5 @@ class RecycledDrafts(DraftSource):
 
     def observe(self, draft: Draft, logits: Tensor, path: Sequence[int]) -> None:
         """The successors of every node; of nodes with one token, the last writes its row."""
-        best = self.request.words_only(logits).topk(self.matrix.shape[1], dim=-1).indices.cpu()
-        node_of = {token: node for node, token in enumerate(draft.ids)}
-        self.matrix[list(node_of)] = best[list(node_of.values())]
+        best = self.request.words_only(logits).topk(self.matrix.shape[1], dim=-1).indices
+        self.matrix.numpy()[draft.ids] = best.numpy(force=True)  # of equal indices the last one is written

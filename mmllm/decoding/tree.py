@@ -8,6 +8,7 @@ N nodes, V vocabulary
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,8 +52,13 @@ class Request:
 
     def words_only(self, logits: Tensor) -> Tensor:
         """Logits ... V without the forbidden ids."""
-        barred = [token for token in self.forbidden if token < logits.shape[-1]]
-        return logits.index_fill(-1, torch.tensor(barred, device=logits.device), float("-inf")) if barred else logits
+        barred = self._barred.to(logits.device)
+        return logits.index_fill(-1, barred, float("-inf")) if len(barred) else logits
+
+    @functools.cached_property
+    def _barred(self) -> Tensor:
+        """int64: the forbidden ids that have a logit."""
+        return torch.tensor([token for token in self.forbidden if token < self.vocabulary], dtype=torch.long)
 
 
 class DraftSource:

@@ -96,7 +96,7 @@ class Written:
         Raises:
             InputError: if they hold NaN.
         """
-        ids = self.ids if not ahead else torch.cat([self.ids, self.ids.new_tensor([ahead])], dim=1)
+        ids = self._with(ahead) if ahead else self.ids
         scores = self.processor(ids, logits[None].to(copy=True, dtype=torch.float32, device=ids.device))[0]
         if bool(scores.isnan().any()):
             raise InputError("the scores of the next token hold NaN")
@@ -113,15 +113,22 @@ class Written:
 
     def ends_with(self, tokens: list[int]) -> bool:
         """Whether the text would end if these tokens followed."""
-        ids = torch.cat([self.ids, self.ids.new_tensor([tokens])], dim=1)
-        return bool(self.stops(ids, None).all()) or ids.shape[1] >= self.limit
+        return self._ends(self._with(tokens))
 
     def add(self, token: int) -> bool:
         """Appends a token. True if the text ends with it."""
-        self.ended = self.ends_with([token])
-        self.ids = torch.cat([self.ids, self.ids.new_tensor([[token]])], dim=1)
+        self.ids = self._with([token])
+        self.ended = self._ends(self.ids)
         self._waiting.append(token)
         return self.ended
+
+    def _with(self, tokens: list[int]) -> Tensor:
+        """int64, 1 P: the text with tokens behind it."""
+        return torch.cat([self.ids, self.ids.new_tensor([tokens])], dim=1)
+
+    def _ends(self, ids: Tensor) -> bool:
+        """Whether a text (1 P) ends here."""
+        return bool(self.stops(ids, None).all()) or ids.shape[1] >= self.limit
 
     def flush(self) -> None:
         """Tells the streamer of the tokens since the last call."""

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,7 @@ from mmllm.errors import ConfigError, InputError
 from mmllm.fields import closest
 from mmllm.modalities.inputs import Media, ModalityInputs
 from mmllm.modalities.modality import Modality
+from mmllm.registry import RegisteredPart
 
 if TYPE_CHECKING:
     from mmllm.config import MmllmConfig
@@ -33,7 +35,13 @@ def modalities() -> dict[str, Modality[Any]]:
     Raises:
         ConfigError: if one is registered under another name than that of its inputs.
     """
-    built = {name: part.cls(part.config()) for name, part in registry.parts("modality").items()}
+    return dict(_built(tuple(registry.parts("modality").values())))
+
+
+@functools.lru_cache(maxsize=4)
+def _built(parts: tuple[RegisteredPart, ...]) -> dict[str, Modality[Any]]:
+    """The modalities of registered parts; they are asked for in every pass of a model."""
+    built = {part.name: part.cls(part.config()) for part in parts}
     for name, modality in built.items():
         if modality.name != name:
             raise ConfigError(f"the modality {name!r} has inputs of {modality.name!r}: both need the same name")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 CONTINUED = "\u0000"
 """Stands before the second and each further piece of a number; no word begins with it."""
+_WHOLE = {True: r"\d+\.\d+|\w+|[^\w\s]", False: r"\w+|[^\w\s]"}
+"""With numbers or without -> the pattern of what is looked up as a whole."""
+_LONGEST = 100
+"""Characters of the longest word that is cut into pieces."""
 _CONTINUES: dict[bool, dict[str, str]] = {True: {"continuing_subword_prefix": CONTINUED}, False: {}}
 
 
@@ -28,12 +34,31 @@ def word_tokenizer(words: Sequence[str], numbers: bool = False) -> PreTrainedTok
     kind = models.WordPiece if numbers else models.WordLevel
     tokenizer = Tokenizer(kind(vocabulary, unk_token="<unk>", **_CONTINUES[numbers]))
     tokenizer.normalizer = normalizers.Lowercase()
-    whole = r"\d+\.\d+|\w+|[^\w\s]" if numbers else r"\w+|[^\w\s]"
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(whole), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WHOLE[numbers]), behavior="removed", invert=True)
     # joins words with spaces, punctuation and digits without
     together = decoders.WordPiece(prefix=CONTINUED, cleanup=True)
     stamps = [decoders.Fuse(), decoders.Replace("< ", "<"), decoders.Replace(" >", ">")]
     tokenizer.decoder = decoders.Sequence([together, *stamps]) if numbers else together
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def is_word_tokenizer(tokenizer: Any) -> bool:
+    """Whether a tokenizer works as those of `word_tokenizer`, whose time grows with the length of a text and no faster.
+
+    Args:
+        tokenizer: of transformers.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return False
+    settings = json.loads(backend.to_str())
+    model, split = settings["model"], settings["pre_tokenizer"] or {}
+    return bool(
+        settings["normalizer"] == {"type": "Lowercase"}
+        and split.get("type") == "Split"
+        and split["pattern"].get("Regex") in _WHOLE.values()
+        and model["type"] in ("WordLevel", "WordPiece")
+        and model.get("max_input_chars_per_word", 0) <= _LONGEST
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mmllm.errors import InputError
+from mmllm.preprocessing.closed_vocabulary import is_word_tokenizer
 from mmllm.preprocessing.foreign_code import within_deadline
 from mmllm.preprocessing.text_options import TextOptions
 from mmllm.times.vocabulary import TimeTokens
@@ -85,12 +86,21 @@ class TextEncoding:
         return _labelled(ids, starts, spoken_ranges)
 
     def _tokenized(self, text: str, **options: Any) -> Any:
-        """What the tokenizer makes of a text.
+        """What the tokenizer makes of a text. One of ours is not waited for in a thread: that costs more than it does.
 
         Raises:
             InputError: if it takes too long, or fails inside.
         """
+        if self._needs_no_deadline:
+            return self.tokenizer(text, **options)
         return within_deadline(lambda: self.tokenizer(text, **options))
+
+    @property
+    def _needs_no_deadline(self) -> bool:
+        """Whether the tokenizer is one of ours."""
+        if "_is_ours" not in self.__dict__:
+            self.__dict__["_is_ours"] = is_word_tokenizer(self.tokenizer)
+        return bool(self.__dict__["_is_ours"])
 
     @property
     def _single(self) -> dict[str, int]:

@@ -352,7 +352,7 @@ def test_other_laws_before_and_after_training(tmp_path):
 
 
 def test_decoding_methods_beside_greedy(tmp_path):
-    from benchmarks import decoding
+    from benchmarks.asked import Asked, add_row
     from mmllm.errors import MmllmError
 
     options = ["--videos", "2", "--methods", "token-recycling:tree=13", "bild:layers=1"]
@@ -362,9 +362,27 @@ def test_decoding_methods_beside_greedy(tmp_path):
     assert recycled.numbers["passes_ratio"] < 0.7
     assert again.numbers["passes_ratio"] < recycled.numbers["passes_ratio"]
     assert bild.labels["law"] == "another"
-    wrong = decoding.Asked(answers=["other"] * 2)
+    wrong = Asked(answers=["other"] * 2)
     with pytest.raises(MmllmError, match="changed 2 answers"):
-        decoding.add_row(kept, "x", None, wrong, decoding.Asked(answers=["right"] * 2, seconds=1.0))
+        add_row(kept, "decoding", "x", None, wrong, Asked(answers=["right"] * 2, seconds=1.0))
+
+
+def test_decoding_methods_of_a_plain_llm(tmp_path, decoder_configs):
+    from transformers import AutoModelForCausalLM
+
+    from mmllm.preprocessing.closed_vocabulary import word_tokenizer
+
+    tokenizer = word_tokenizer(["write", "a", "the", "of"])
+    tokenizer.chat_template = "{% for message in messages %}<s> {{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "llm")
+    AutoModelForCausalLM.from_config(decoder_configs["llama"]()).save_pretrained(tmp_path / "llm")
+    options = ["--llm", str(tmp_path / "llm"), "--texts", "3", "--tokens", "12"]
+    kept = run("decoding", [*options, "--methods", "token-recycling", "prompt-lookup", "spectr:layers=1"], tmp_path)
+    greedy, *others = kept.tables["decoding-text"]
+    assert {row.numbers["same_percent"] for row in others} == {100}
+    assert all(row.numbers["passes_ratio"] <= 1 for row in others)
+    assert "passes" not in greedy.numbers
+    assert "miou_percent" not in greedy.numbers
 
 
 @pytest.mark.slow

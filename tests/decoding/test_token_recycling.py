@@ -22,7 +22,7 @@ def request_of(text, vocabulary, forbidden=()):
 def test_the_template_is_the_published_one():
     rows = [tuple(rank for rank in row if rank >= 0) for row in GOLDEN["template"].tolist()]
     assert list(TEMPLATE) == rows
-    method = TokenRecycling(TokenRecyclingConfig())
+    method = TokenRecycling(TokenRecyclingConfig(tree=80))
     assert method.parents == GOLDEN["buffer.father_index"].tolist()
     assert [len(path) for path in method.template] == GOLDEN["buffer.position_ids"].tolist()[1:]
 
@@ -33,6 +33,13 @@ def test_smaller_trees_are_reached_through_their_own_nodes(count):
     assert len(set(paths)) == count
     assert all(path[:-1] in {(), *paths} for path in paths)
     assert set(paths) <= set(TEMPLATE)
+
+
+def test_a_smaller_tree_has_the_likeliest_paths():
+    """Two more levels of first successors are likelier than the second successor, three more are not."""
+    assert smaller_template(3) == ((0,), (0, 0), (0, 0, 0))
+    assert smaller_template(4) == ((0,), (1,), (0, 0), (0, 0, 0))
+    assert smaller_template(len(TEMPLATE)) == TEMPLATE
 
 
 def paths_of(tokens, parents):
@@ -48,7 +55,7 @@ def test_trees_matrix_and_ids_of_the_original_loop():
 
     Its trees have equal siblings where a row of the matrix was never written; here these are one node.
     """
-    table, method = GOLDEN["bigram_logits"], TokenRecycling(TokenRecyclingConfig())
+    table, method = GOLDEN["bigram_logits"], TokenRecycling(TokenRecyclingConfig(tree=80))
     for run in (0, 1):
         text = Written(GOLDEN["prompt"][None], LogitsProcessorList(), StoppingCriteriaList(), limit=1000)
         source = method.start(request_of(text, len(table)))
@@ -127,7 +134,7 @@ def test_the_state_goes_on_in_another_method(make_decoder):
         ({"width": 0}, "width"),
         ({"tree": 0}, "tree"),
         ({"tree": 81}, "tree"),
-        ({"width": 4}, "ranks in a tree of 80"),
+        ({"width": 4}, "ranks in a tree of 32"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):

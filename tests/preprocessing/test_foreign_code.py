@@ -55,6 +55,22 @@ def test_a_tokenizer_has_a_deadline():
         within_deadline(lambda: {}[1])
 
 
+@pytest.mark.parametrize("numbers", [True, False])
+def test_only_tokenizers_like_ours_need_no_deadline(numbers):
+    from mmllm.preprocessing.closed_vocabulary import is_word_tokenizer, word_tokenizer
+    from tokenizers import Regex, pre_tokenizers
+
+    tokenizer = word_tokenizer(["when"], numbers=numbers)
+    assert is_word_tokenizer(tokenizer)
+    if numbers:
+        tokenizer.backend_tokenizer.model.max_input_chars_per_word = 10**6
+        assert not is_word_tokenizer(tokenizer)
+    tokenizer = word_tokenizer(["when"], numbers=numbers)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(\w+)+!"), behavior="removed", invert=True)
+    assert not is_word_tokenizer(tokenizer)
+    assert not is_word_tokenizer(object())
+
+
 def test_a_panic_of_a_library_is_told_in_one_line():
     class PanicException(BaseException):
         pass
