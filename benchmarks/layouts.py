@@ -222,6 +222,12 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
     "at-once": _columns(
         ("questions at once", "{questions}"), ("what became of them", "{outcomes}"), ("process", "{process_mb:,.0f} MB")
     ),
+    "ring": _columns(
+        ("`language: {...}`", "`{recipe}`"),
+        ("memory of a process", "{extra_mib:,.0f} MiB"),
+        ("of the whole row's", "{whole_percent:.0f} %"),
+        ("processor seconds, all processes", "{step_s:.1f}"),
+    ),
     "serving": _columns(
         ("clients", "{clients}"),
         ("ask about", "{videos}"),
