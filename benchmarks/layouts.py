@@ -229,6 +229,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("processor seconds, all processes", "{step_s:.1f}"),
     ),
     "serving": _columns(
+        ("batching", "{batching}"),
         ("clients", "{clients}"),
         ("ask about", "{videos}"),
         ("one at a time", "{alone_per_s:.1f} a second"),
@@ -236,6 +237,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("", "{faster_ratio:.1f} times"),
         ("lost", "{lost}"),
         ("memory after each half", "{first_half_mb:,.0f} MB, {second_half_mb:,.0f} MB"),
+        ("processor of an answer", "{alone_cpu_ms:.0f} ms, {clients_cpu_ms:.0f} ms", "-"),
     ),
     "shared-prefix": _columns(
         ("LLM", "{llm}"),

@@ -25,6 +25,8 @@ _FIRST_ID = 1 << 24
 """Ids of visual tokens begin here; no vocabulary is as large."""
 _POLL_S = 0.01
 """How often new questions are looked for while others are answered."""
+_END_S = 10.0
+"""Longest wait for the end of a thread."""
 
 
 @dataclass(eq=False)
@@ -105,9 +107,10 @@ class ContinuousThreads:
         return [job for thread in self._all() for job in thread.drop_waiting()]
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads, and waits until no LLM runs any more."""
         for thread in self._all():
             thread.close()
+            thread.thread.join(_END_S)
 
     def _all(self) -> list[_LlmLoopThread]:
         with self._lock:
@@ -130,7 +133,8 @@ class _LlmLoopThread:
         self._loop: ContinuousLoop | None = None
         self._changed = threading.Condition()
         self._closed = False
-        threading.Thread(target=self._run, daemon=True, name="mmllm-continuous").start()
+        self.thread = threading.Thread(target=self._run, daemon=True, name="mmllm-continuous")
+        self.thread.start()
 
     @property
     def running(self) -> list[Job]:
