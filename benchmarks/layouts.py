@@ -231,7 +231,14 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
     "at-once": _columns(
         ("questions at once", "{questions}"), ("what became of them", "{outcomes}"), ("process", "{process_mb:,.0f} MB")
     ),
+    "ring": _columns(
+        ("`language: {...}`", "`{recipe}`"),
+        ("memory of a process", "{extra_mib:,.0f} MiB"),
+        ("of the whole row's", "{whole_percent:.0f} %"),
+        ("processor seconds, all processes", "{step_s:.1f}"),
+    ),
     "serving": _columns(
+        ("batching", "{batching}"),
         ("clients", "{clients}"),
         ("ask about", "{videos}"),
         ("one at a time", "{alone_per_s:.1f} a second"),
@@ -239,6 +246,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("", "{faster_ratio:.1f} times"),
         ("lost", "{lost}"),
         ("memory after each half", "{first_half_mb:,.0f} MB, {second_half_mb:,.0f} MB"),
+        ("processor of an answer", "{alone_cpu_ms:.0f} ms, {clients_cpu_ms:.0f} ms", "-"),
     ),
     "shared-prefix": _columns(
         ("LLM", "{llm}"),

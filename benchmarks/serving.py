@@ -4,7 +4,8 @@
     python benchmarks/serving.py --seconds 120 --json out.json
 
 All clients ask about one video, or each question comes with a video that the server has not seen. Questions without an
-answer are counted, and the server's memory is read after each half of the time.
+answer are counted, and the server's memory is read after each half of the time. The single client asks for a quarter of
+it. Processor time is that of the server alone, without the processes that decode.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from mmllm.synthetic.drawing import draw_pieces
 from mmllm.synthetic.rendering import encode
 
 QUESTIONS = ("When is the green square on screen?", "When does the red circle grow?", "When is the star visible?")
+VIDEOS = ("one video", "a new video each")
 _ANSWER_S = 120.0
 """Seconds after which a client gives a question up."""
 _MOST_CLIENTS = 256
@@ -45,27 +47,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="for each measurement")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--video-s", type=float, default=30.0)
+    parser.add_argument("--videos", choices=VIDEOS, nargs="+", default=VIDEOS, help="what is asked about")
     parser.add_argument("--batching", choices=("static", "continuous"), default="static", help="of the server")
     given = parser.parse_args(arguments)
     clients = min(given.clients, _MOST_CLIENTS)
     results = Results(command_line(__file__, arguments), machine("torch", "fastapi", "uvicorn"))
     with tempfile.TemporaryDirectory() as folder:
         clips = rendered(Path(folder), given.video_s)
-        for videos in ("one video", "a new video each"):
+        for videos in given.videos:
             with served(given.rows, given.batching) as (url, process):
-                body = bodies(clips, new=videos != "one video")
+                body = bodies(clips, new=videos != VIDEOS[0])
                 measured(url, body, 1, min(5.0, given.seconds))  # everything is loaded and was run once
-                alone = measured(url, body, 1, given.seconds)
+                before_s = processor_s(process)
+                alone = measured(url, body, 1, given.seconds / 4)
+                alone_s = processor_s(process) - before_s
                 halves, memory_mb = [], []
                 for _ in range(2):
                     halves.append(measured(url, body, clients, given.seconds / 2))
                     memory_mb.append(process.memory_info().rss / 10**6)
+                together_s = processor_s(process) - before_s - alone_s
             per_s = sum(half.per_s for half in halves) / 2
             numbers = {
                 "clients": clients,
                 "alone_per_s": alone.per_s,
                 "clients_per_s": per_s,
                 "faster_ratio": per_s / alone.per_s,
+                "alone_cpu_ms": 1000 * alone_s / alone.answers,
+                "clients_cpu_ms": 1000 * together_s / sum(half.answers for half in halves),
                 "lost": alone.lost + sum(half.lost for half in halves),
                 "first_half_mb": memory_mb[0],
                 "second_half_mb": memory_mb[1],
@@ -83,8 +91,15 @@ class Measured:
 
     per_s: float
     """Answers a second."""
+    answers: int
     lost: int
     """Questions without an answer."""
+
+
+def processor_s(process: psutil.Process) -> float:
+    """Seconds of the processor that a process has used."""
+    used = process.cpu_times()
+    return float(used.user + used.system)
 
 
 def rendered(folder: Path, seconds: float) -> list[bytes]:
@@ -136,7 +151,8 @@ def measured(url: str, body: Callable[[], dict[str, Any]], clients: int, seconds
         thread.start()
     for thread in threads:
         thread.join()
-    return Measured(per_s=sum(outcomes) / (time.monotonic() - began_s), lost=outcomes.count(False))
+    answers = sum(outcomes)
+    return Measured(per_s=answers / (time.monotonic() - began_s), answers=answers, lost=outcomes.count(False))
 
 
 @contextmanager

@@ -471,6 +471,16 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise ConfigError("packed_attention needs an LLM without capped attention scores")
         self.packs_attention = True
 
+    def share_rows(self, ring: Ring | None) -> None:
+        """Lets the processes of a ring share the positions of each row in training, from now on; None ends that.
+
+        Raises:
+            ConfigError: if the LLM's attention is no plain one.
+        """
+        if ring is not None:
+            install(self.language_model.base_model)
+        self.loss_ring = ring
+
     def _decode_placed(
         self, placed: Placed, cache: Cache | None, logits_to_keep: int | Tensor, **kwargs: Any
     ) -> MmllmOutput:

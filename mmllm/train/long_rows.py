@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers.cache_utils import DynamicCache
 
 from mmllm.errors import ConfigError
-from mmllm.llm.harness import install
+from mmllm.llm.harness import decoder_layers
 from mmllm.llm.prefix import check_layers, has_full_attention
 from mmllm.runtime import processes
 from mmllm.train.streamed import StreamedDialogues
@@ -26,7 +26,7 @@ def check_chunks(model: Any) -> None:
 
 
 def check_ring(model: Any, size: int) -> None:
-    """Refuses a ring where the gradient would be another one, and prepares the LLM's attention for it.
+    """Refuses a ring where the gradient would be another one.
 
     Raises:
         ConfigError: naming the reason.
@@ -44,7 +44,7 @@ def check_ring(model: Any, size: int) -> None:
             f"{size}; start the run with torchrun --nproc_per_node {size}, or a multiple of it"
         )
     try:
-        install(model.language_model.base_model)
+        decoder_layers(model.language_model.base_model)
     except ConfigError as problem:
         raise ConfigError(f"LanguageTraining.ring above 1: {problem}") from None
 

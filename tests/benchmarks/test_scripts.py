@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "ablations", "context", "decoding", "demo", "directions", "drafts", "encoders", "finetune", "gpu", "hosting",
     "image_tokenizers", "llm", "long_video", "other_laws", "paths", "prefix", "reducer_costs", "reducers", "reinforce",
-    "serving", "shared_prefix", "speak_ablations", "speaks", "tokenizer_training", "train", "video", "watch", "when",
+    "ring", "serving", "shared_prefix", "speak_ablations", "speaks", "tokenizer_training", "train", "video", "watch",
+    "when",
 )  # fmt: skip
 
 
@@ -181,6 +182,14 @@ def test_the_demo_is_asked(tmp_path):
     assert filled_columns(kept, "stages") == 3  # a second question is neither decoded, encoded nor reduced
     assert kept.tables["at-once"][0].labels["outcomes"] == "2 answered"
     assert kept.tables["sooner"][0].numbers["sooner_ratio"].middle > 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+@pytest.mark.slow
+def test_a_long_row_is_shared_out(tmp_path):
+    kept = run("ring", ["--positions", "700", "--rounds", "1"], tmp_path)
+    assert [row.labels["recipe"] for row in kept.tables["ring"]][::3] == ["whole", "ring: 2"]
+    assert filled_columns(kept, "ring") == 4
 
 
 @pytest.mark.slow

@@ -126,10 +126,11 @@ def test_a_killed_server_leaves_nothing_to_the_next_which_ends_cleanly(tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_running_answer_ends_before_the_server_does(tmp_path, short_clip):
+@pytest.mark.parametrize("batching", ["static", "continuous"])
+def test_a_running_answer_ends_before_the_server_does(tmp_path, short_clip, batching):
     from running_server import about
 
-    with Process(tmp_path, "--drain-s", "20") as server:
+    with Process(tmp_path, "--drain-s", "20", "--batching", batching) as server:
         body = {"model": "default", "messages": about(short_clip), "stream": True}
         with httpx.stream("POST", f"{server.url}/chat/completions", json=body, timeout=120) as answer:
             lines = answer.iter_lines()
@@ -139,3 +140,4 @@ def test_a_running_answer_ends_before_the_server_does(tmp_path, short_clip):
         assert rest[-1] == "data: [DONE]"
         assert '"finish_reason": "stop"' in rest[-2]
         assert server.process.wait(timeout=60) == 0
+        assert "terminate called" not in server.process.stdout.read()

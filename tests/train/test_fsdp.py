@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,14 @@ def test_two_processes_train_as_one_and_go_on(together, launched, own_clips, tin
     shutil.rmtree(checkpoints / "checkpoint-3")
     shutil.rmtree(two / "model")
     together(2, spread, settings(tiny_base, 1), file, two, launched)
+    assert_same_training(one, two)
+
+
+def test_a_ring_under_fsdp_trains_as_one(together, launched, own_clips, tiny_base, tmp_path):
+    file, one, two = own_clips / "clips.jsonl", tmp_path / "one", tmp_path / "two"
+    finetune(settings(tiny_base, 1), file, one, workers=0)
+    ring = settings(tiny_base, 1)
+    together(2, spread, replace(ring, training=replace(ring.training, ring=2)), file, two, launched)
     assert_same_training(one, two)
 
 

@@ -92,6 +92,8 @@ def test_a_stopped_run_ends_the_same(fork, own_clips, hosted, tmp_path):
     ("fields", "message"),
     [
         ({"packed_attention": True}, "packed_attention"),
+        ({"chunks": 2}, "chunks above 1"),
+        ({"ring": 2}, "ring above 1"),
         ({"frozen": ("encoder", "path")}, r"must be \['encoder'\]"),
         ({"reducers": ("fastervlm:keep=4",)}, "fastervlm"),
     ],

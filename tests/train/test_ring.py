@@ -1,6 +1,7 @@
 """Rows shared out over a ring of gloo processes: the training of one process, and what a ring is refused with."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -12,11 +13,12 @@ from mmllm.fields import merged
 from mmllm.train.building import build_model
 from mmllm.train.data import DataConfig
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
-from mmllm.train.long_rows import Repeated, check_ring
+from mmllm.train.long_rows import Repeated, check_ring, check_source
 from mmllm.train.metrics import read_metrics
 from mmllm.train.recipe import Recipe
 from mmllm.train.run import train
 from mmllm.train.stages.language import LanguageTraining
+from mmllm.train.streamed import StreamedDialogues
 
 STEPS = 3
 TOKENS_ONLY = LossConfig(time_sigma=1.0)
@@ -114,6 +116,12 @@ def test_processes_that_fill_no_ring_are_refused(tiny_parts, own_clips, tmp_path
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match="3 processes do not fill rings of 2"):
         check_ring(build_model(replace(tiny_parts, loss=LossConfig()))[0], 2)
+
+
+def test_a_stream_is_refused():
+    with pytest.raises(ConfigError, match="does not go with the stream hf:videos"):
+        check_source(StreamedDialogues(SimpleNamespace(name="hf:videos"), 0))
+    check_source(None)
 
 
 def test_llms_with_another_attention_are_refused(tiny_parts, monkeypatch):

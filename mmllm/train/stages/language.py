@@ -103,7 +103,7 @@ class LanguageStage(TrainingStage):
         rows = run.rows(config, keep_features=keep)
         torch.manual_seed(run.seed)  # for the initial weights of the adapters
         run.model.loss_chunks, run.model.loss_chunk_share = config.chunks, config.chunk_share
-        run.model.loss_ring = Ring.joined(config.ring, config.ring_sends) if config.ring > 1 else None
+        run.model.share_rows(Ring.joined(config.ring, config.ring_sends) if config.ring > 1 else None)
         trainer = fit(
             self._prepared(run.model),
             rows.dataset if config.ring == 1 else Repeated(rows.dataset, config.batch_size, config.ring),
