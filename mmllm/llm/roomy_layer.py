@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -33,7 +32,8 @@ class RoomyLayer(DynamicLayer):
         """A layer that goes on from another one, whose tensors are not written into."""
         new = cls(room)
         if layer.is_initialized:
-            assert layer.keys is not None and layer.values is not None
+            assert layer.keys is not None
+            assert layer.values is not None
             new.lazy_initialization(layer.keys, layer.values)
             new.keys, new.values = layer.keys, layer.values
         return new
