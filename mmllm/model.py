@@ -487,12 +487,12 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             ConfigError: if a stage inside the LLM decides by what follows, or the LLM's cache cannot be kept.
             InputError: if placeholders and videos do not fit each other, or there is more than the LLM can read.
         """
-        self.require_keeping()
-        about = "".join(f"{stage.registered_name} {stage.config}" for stage in self.context)
+        about = "".join(f"{stage.registered_name} {stage.config}" for stage in self.llm_stages)
         values = [value for sequence in sequences.values() for value in vars(sequence).values()]
         tensors = [value for value in values if isinstance(value, Tensor)]
         if kept is not None and kept.is_made_of(tensors, about, given, self.language_model):
             return kept
+        self.require_keeping()
         placed = place(given.unsqueeze(0), torch.ones_like(given).unsqueeze(0), sequences)
         arguments = self._decoder_inputs(placed)
         beside = [] if placed.cross_attention_states is None else [placed.cross_attention_states]

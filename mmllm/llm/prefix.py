@@ -49,10 +49,11 @@ class Reader:
     @classmethod
     def of(cls, model: nn.Module) -> Self:
         """The LLM as it is now."""
-        weights = list(model.parameters())
+        modules = list(model.modules())  # one walk: this is done at each question
+        weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
         written = sum(0 if weight.is_inference() else weight._version for weight in weights)
         places = frozenset((weight.dtype, weight.device) for weight in weights)
-        off = ((layer, getattr(layer, "disable_adapters", None)) for layer in model.modules())
+        off = ((layer, getattr(layer, "disable_adapters", None)) for layer in modules)
         adapters = tuple((is_off, str(layer.active_adapters)) for layer, is_off in off if isinstance(is_off, bool))
         return cls(module=weakref.ref(model), written=written, places=places, adapters=adapters)
 

@@ -26,7 +26,7 @@ from mmllm.llm.joined_prefixes import cache_behind, rows_behind
 from mmllm.llm.prefix import DYNAMIC, Prefix, copies_of_rows, starts_from_prefix, takes_padding
 from mmllm.modalities.border import media_apart, one_media, placeholders
 from mmllm.modalities.inputs import Media
-from mmllm.modeling.greedy import greedy_ids, is_plain
+from mmllm.modeling.greedy import greedy_ids, is_plain, settings_of
 from mmllm.modeling.placeholders import Placed, place, require_room
 from mmllm.modeling.vision import VisualStages
 from mmllm.tokens import VisualSequence
@@ -94,7 +94,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             rows = self._behind(prefixes, input_ids, mask, kwargs)
         else:
             rows = self._whole(input_ids, mask, sequences, kwargs)
-        settings = {**self.generation_config.to_diff_dict(), **kwargs}
+        settings = {**settings_of(self.generation_config), **kwargs}
         if self._writes_alone and is_plain(settings):
             new = self._written(rows, settings)
             return torch.cat([input_ids.to(new.device), new], dim=1)

@@ -13,16 +13,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from mmllm.llm.cache import CACHE
 from mmllm.llm.head import lm_logits
 from mmllm.llm.roomy_layer import with_room
 
-_WITHOUT_EFFECT = frozenset(
-    {"max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id", "transformers_version", "_from_model_config"}
+_READ = frozenset(
+    {"max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache", "transformers_version"}
 )
 """Settings of `generate` that this loop reads, or that change nothing."""
+_USUAL = GenerationConfig()
+
+
+def settings_of(config: GenerationConfig) -> dict[str, Any]:
+    """The settings of a configuration of `generate` that are not transformers' own."""
+    changed = {name: value for name, value in vars(config).items() if value != getattr(_USUAL, name, None)}
+    return {name: value for name, value in changed.items() if not name.startswith("_")}  # others are notes
 
 
 def is_plain(settings: Mapping[str, Any]) -> bool:
@@ -34,7 +41,7 @@ def is_plain(settings: Mapping[str, Any]) -> bool:
     limit = settings.get("max_new_tokens")
     asked = {name for name, value in settings.items() if value is not None and value is not False}
     is_counted = isinstance(limit, int) and limit >= 1
-    return is_counted and settings.get("use_cache") is not False and asked <= _WITHOUT_EFFECT | {"use_cache"}
+    return is_counted and settings.get("use_cache") is not False and asked <= _READ
 
 
 def greedy_ids(
