@@ -34,7 +34,7 @@ def watch(
     every: float = 0.5,
     settle: float | None = None,
     late: float = 2.0,
-    agree: int = 3,
+    agree: int = 4,
     gap: float | None = None,
     idle: float = 10.0,
     seconds: float | None = None,

@@ -1,4 +1,4 @@
-"""A server of RTSP on the loopback interface, as a camera is one: H.264 in RTP packets, interleaved with the commands."""
+"""A server of RTSP over loopback, as a camera is one: H.264 in RTP packets, interleaved with the commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SDP = (
 )
 
 
-class _Packets(list):
+class _Packets(list[bytes]):
     """RTP packets: FFmpeg writes one at a time."""
 
     def write(self, data: bytes) -> int:

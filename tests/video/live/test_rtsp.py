@@ -1,6 +1,7 @@
 """Cameras: an address of RTSP over the loopback interface, and a device of FFmpeg."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_after_an_interruption_the_camera_is_called_again():
     assert [number for number, gap in enumerate(gaps) if gap] == [15]
     assert not gaps[15].measured  # the clock began anew: the wall clock says how long it was away
     assert gaps[15].end_s - gaps[15].start_s >= 1.0
-    assert all(b.time_s > a.time_s for a, b in zip(frames, frames[1:], strict=False))
+    assert all(b.time_s > a.time_s for a, b in pairwise(frames))
 
 
 def test_a_camera_is_watched_by_the_command(capsys):
