@@ -29,8 +29,7 @@ class WatchConfig:
     settle_s: float = 0.6
     """An event has ended when it is over for so long: until then its end may still move."""
     late_s: float = 2.0
-    """An event is reported at most so long after its end, or after it last seemed to go on; one that is found later is
-    not."""
+    """An event is reported at most so long after its end; one that is found later is not."""
     agree: int = 4
     """So many of the last answers have to name an event before it is reported, or to say that it goes on."""
     gap_s: float | None = None

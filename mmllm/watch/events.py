@@ -3,11 +3,10 @@
 A model that never learned to say "it does not happen" names some interval each time. But what it makes up moves with
 the part of the stream that it sees, and what happened stays where it is.
 
-    it begins            it goes on: answers end at the newest frame            it is over
-    |---------------------------------------------------------------------------|   settle_s   | report
-                         named long enough from one beginning on: known             lost: the answer is elsewhere
-
-Of what has been known while it went on, less has to be said of its end: that it lies behind, or nothing more at all.
+    it begins          it goes on: answers end at the newest frame          it is over
+    |-----------------------------------------------------------------------|---------| report
+                       from one beginning on, for long enough: known         answers agree that it is over,
+                                                                             or have left what was known
 """
 
 from __future__ import annotations
@@ -31,8 +30,6 @@ _SAME_START_S = 0.75
 """Answers whose beginnings are at most so far apart mean one event that goes on."""
 _AT_EDGE_S = 1.0
 """An answer that ends at most so long before the newest frame says that the event goes on."""
-_BEHIND_S = 1.5
-"""What is known is over when one answer ends so long before the newest frame, or two that agree end earlier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +101,8 @@ class EventFinder:
 
     def _is_over(self, event: Event, now_s: float) -> bool:
         """Whether an event has ended, and is to be reported."""
-        since_s = now_s - event.span.end_s
-        if since_s < self.config.settle_s:
-            return False
-        if self._known is not None and _same_start(event.span, self._known[0].span):
-            return event.answers >= 2 or since_s >= _BEHIND_S
-        return event.answers >= self.config.agree and since_s <= self.config.late_s
+        is_behind = self.config.settle_s <= now_s - event.span.end_s <= self.config.late_s
+        return is_behind and event.answers >= self.config.agree
 
     def _note_known(self, whole: Sequence[Span], now_s: float) -> None:
         """Notes what this answer and those before it say: that it goes on, from one beginning on."""
