@@ -63,16 +63,25 @@ class Word:
     """The same as the classifier gives it."""
 
 
-def chunks_of(pieces: Sequence[str], most: int) -> list[slice]:
-    """Runs of at most `most` + 1 pieces, as released, each cut back behind its last end of a sentence if it has one."""
+def chunks_of(pieces: Sequence[str], most: int, spaced: Sequence[bool] | None = None) -> list[slice]:
+    """Runs of at most `most` + 1 pieces, each cut back behind its last end of a sentence if it has one.
+
+    Args:
+        pieces: of the text.
+        most: as released, one less than there may be.
+        spaced: whether a space stands before each piece: then no word and no number is cut, if there is another place.
+            None cuts as released, such as behind the point of 12.5.
+    """
     runs, start = [], 0
     while start < len(pieces):
         end = start + most
         if end > len(pieces) - 1:
             end = len(pieces) - 1
         else:
-            ends = [place for place in range(end, start, -1) if pieces[place] in CHUNK_ENDS]
-            end = ends[0] if ends else end
+            whole = [True] * len(pieces) if spaced is None else [*spaced[1:], True]
+            places = [place for place in range(end, start, -1) if whole[place]]
+            ends = [place for place in places if pieces[place] in CHUNK_ENDS]
+            end = next(iter(ends or (places if spaced is not None else [])), end)
         runs.append(slice(start, end + 1))
         start = end + 1
     return runs

@@ -51,8 +51,8 @@ class TextShortener:
         kind, labels = model.config.model_type, model.config.num_labels
         if kind not in _HASHES or labels != 2:
             raise ConfigError(
-                f"{source}: texts are shortened by a token classifier of the types {' or '.join(_HASHES)} with 2 labels, "
-                f"not by {kind} with {labels}"
+                f"{source}: texts are shortened by a token classifier of the types {' or '.join(_HASHES)} with 2 "
+                f"labels, not by {kind} with {labels}"
             )
         self.model, self.config, self.tokens = model.eval(), config, tokens
         self._hashes = _HASHES[kind]
@@ -77,7 +77,7 @@ class TextShortener:
         released = self.config.compat == "released"
         spaced = None if released else [_is_spaced(inside, begin) for begin, _ in places]
         chunks = []
-        for run in chunks_of(pieces, self._most - 1):
+        for run in chunks_of(pieces, self._most - 1, spaced):
             words = words_of(
                 pieces[run], self._probabilities(ids[run]), self.config, hashes=self._hashes,
                 spaced=None if spaced is None else spaced[run],

@@ -45,6 +45,14 @@ def test_texts_are_cut_into_the_chunks_of_the_original():
     assert chunks_of(["a"] * 50, 22) == [slice(0, 23), slice(23, 46), slice(46, 50)]  # no end of a sentence
 
 
+def test_no_number_is_cut_where_spaces_are_known():
+    pieces = ["At", "12", ".", "5", "s", "it", "stops", "."]
+    spaced = [False, True, False, False, True, True, True, False]
+    assert chunks_of(pieces, 3) == [slice(0, 3), slice(3, 7), slice(7, 8)]  # as released: behind the point of 12.5
+    assert chunks_of(pieces, 4, spaced) == [slice(0, 5), slice(5, 8)]
+    assert chunks_of(pieces, 3, spaced) == [slice(0, 4), slice(4, 8)]
+
+
 def drawn(seed: int):
     """Random pieces of words and numbers."""
     state = random.Random(seed)
