@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -57,10 +57,8 @@ class Word:
     text: str
     spaced: bool
     """Whether a space stands before it."""
-    certain: list[float] = field(default_factory=list)
+    certain: list[float]
     """The probability of each piece, 1 where it is forced."""
-    given: list[float] = field(default_factory=list)
-    """The same as the classifier gives it."""
 
 
 def chunks_of(pieces: Sequence[str], most: int, spaced: Sequence[bool] | None = None) -> list[slice]:
@@ -73,12 +71,12 @@ def chunks_of(pieces: Sequence[str], most: int, spaced: Sequence[bool] | None = 
             None cuts as released, such as behind the point of 12.5.
     """
     runs, start = [], 0
+    whole = [True] * len(pieces) if spaced is None else [*spaced[1:], True]
     while start < len(pieces):
         end = start + most
         if end > len(pieces) - 1:
             end = len(pieces) - 1
         else:
-            whole = [True] * len(pieces) if spaced is None else [*spaced[1:], True]
             places = [place for place in range(end, start, -1) if whole[place]]
             ends = [place for place in places if pieces[place] in CHUNK_ENDS]
             end = next(iter(ends or (places if spaced is not None else [])), end)
@@ -120,11 +118,10 @@ def words_of(
         if begins or not words:
             certain = 1.0 if text in config.force_tokens else certain
             before = (hashes or piece.startswith(MARKER)) if spaced is None else spaced[place]
-            words.append(Word(text, before, [certain], [probability]))
+            words.append(Word(text, before, [certain]))
         else:
             words[-1].text += text
             words[-1].certain.append(certain)
-            words[-1].given.append(probability)
     return words
 
 
