@@ -51,6 +51,8 @@ class EventFinder:
 
     def __init__(self, config: WatchConfig) -> None:
         self.config = config
+        assert config.agree is not None
+        self._agree = config.agree
         self._heard: deque[tuple[float, list[Span]]] = deque()
         """The last answers, each with the newest frame that it was given about."""
         self._reported: deque[Span] = deque()
@@ -70,6 +72,8 @@ class EventFinder:
             seen: the part of the stream that it was asked about.
             from_start: whether nothing was before that part; else what begins with it may have begun earlier.
         """
+        if not spans:  # an answer without a time says nothing of any event
+            return []
         edge_s = seen.start_s if from_start else seen.start_s + 1.5 / self.config.rate
         whole = [span for span in spans if span.start_s >= edge_s]
         self._heard.append((seen.end_s, whole))
@@ -86,7 +90,7 @@ class EventFinder:
 
     def _forget(self, seen: Span) -> None:
         """Forgets what has no bearing on later answers."""
-        enough = max(_ANSWERS, self.config.agree)
+        enough = max(_ANSWERS, self._agree)
         while len(self._heard) > enough and self._heard[1][0] <= seen.end_s - _KNOWN_S:
             self._heard.popleft()
         while self._reported and self._reported[0].end_s < seen.start_s - self.config.late_s:
@@ -96,13 +100,13 @@ class EventFinder:
 
     def _agreeing(self, span: Span) -> int:
         """How many of the last answers mean the same."""
-        last = list(self._heard)[-max(_ANSWERS, self.config.agree) :]
+        last = list(self._heard)[-max(_ANSWERS, self._agree) :]
         return sum(_same(span, other) for _, said in last for other in said)
 
     def _is_over(self, event: Event, now_s: float) -> bool:
         """Whether an event has ended, and is to be reported."""
         is_behind = self.config.settle_s <= now_s - event.span.end_s <= self.config.late_s
-        return is_behind and event.answers >= self.config.agree
+        return is_behind and event.answers >= self._agree
 
     def _note_known(self, whole: Sequence[Span], now_s: float) -> None:
         """Notes what this answer and those before it say: that it goes on, from one beginning on."""
@@ -114,7 +118,7 @@ class EventFinder:
                 if not any(_same_start(span, other) and at_s - other.end_s < _AT_EDGE_S for other in said):
                     break
                 since_s, answers = at_s, answers + 1
-            if now_s - since_s >= _KNOWN_S and answers >= self.config.agree:
+            if now_s - since_s >= _KNOWN_S and answers >= self._agree:
                 self._known = Event(span=span, answers=answers), now_s
 
     def _is_lost(self, whole: Sequence[Span], now_s: float) -> bool:
