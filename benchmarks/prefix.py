@@ -5,7 +5,7 @@
 Time: eight questions about one clip, with and without the LLM's cache of the video, in turns on one thread; answers of
 at most 16 tokens, frames are encoded before. The packaged model has 3 layers of width 96, so each new token costs more
 in Python than in sums; so a second LLM, with random weights, has 4 layers of width 384. With the path `plain` the
-prompt has some 1,450 positions.
+prompt has some 1,450 positions. Both ways of asking write their answers in the same loop.
 
 Codecs: the packaged model is asked about clips that it has not seen, from its own cache and from files. Their prompts
 have 67 positions, for which tables weigh much; the size at 1,441 positions stands beside.

@@ -35,6 +35,7 @@ from mmllm.llm.packed_attention import packed_rows
 from mmllm.llm.prefix import Prefix, Reader, check_layers, digest_of
 from mmllm.llm.ring import Ring
 from mmllm.llm.rotary import Rotary
+from mmllm.llm.unwritten import Unwritten
 from mmllm.llm.values import LlmPass
 from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, refuse_unknown
 from mmllm.modalities.inputs import Media
@@ -501,11 +502,15 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             ConfigError: if a stage inside the LLM decides by what follows, or the LLM's cache cannot be kept.
             InputError: if placeholders and videos do not fit each other, or there is more than the LLM can read.
         """
+        about = "".join(f"{stage.registered_name} {stage.config}" for stage in self.llm_stages)
+        values = [value for sequence in sequences.values() for value in vars(sequence).values()]
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if kept is not None and kept.is_made_of(tensors, about, given, self.language_model):
+            return kept
         self.require_keeping()
         placed = place(given.unsqueeze(0), torch.ones_like(given).unsqueeze(0), sequences)
         arguments = self._decoder_inputs(placed)
         beside = [] if placed.cross_attention_states is None else [placed.cross_attention_states]
-        about = "".join(f"{stage.registered_name} {stage.config}" for stage in self.context)
         digest = digest_of(arguments["inputs_embeds"], *beside, about=about)
         if kept is not None and kept.is_of(self.language_model, digest) and torch.equal(kept.given, given):
             return kept
@@ -523,6 +528,8 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             digest=digest,
             reader=Reader.of(self.language_model),
             current=None if current is None else current.repeated(1),
+            source=Unwritten.of(tensors),
+            about=about,
         )
 
     def require_keeping(self) -> None:

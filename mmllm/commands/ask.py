@@ -29,6 +29,7 @@ from mmllm.stages import NO_CHANGES
 if TYPE_CHECKING:
     from mmllm.inference.asking import VideoAnswering
     from mmllm.inference.encoded import EncodedVideo
+    from mmllm.preprocessing.text_shortener import TextShortener
     from mmllm.times.answers import Answer
 
 
@@ -42,6 +43,9 @@ def ask(
     frames: FrameFlags = ALL_FRAMES,
     chain: ChainFlags = NO_CHAIN,
     decoding: str | None = None,
+    system: Path | None = None,
+    shorten: str | None = None,
+    shorten_rate: float = 0.5,
     max_new_tokens: int = 64,
     json: bool = False,
     plot: Path | None = None,
@@ -59,6 +63,10 @@ def ask(
         frames: which frames are looked at.
         chain: asking in a chain.
         decoding: how the answer is written, such as token-recycling:tree=80; by default one token a pass.
+        system: text file with what the model reads first, such as instructions or subtitles.
+        shorten: folder or hub id of a classifier that makes that text shorter (LLMLingua-2), such as
+            microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank.
+        shorten_rate: share of the text's tokens that stays, about.
         max_new_tokens: most tokens of the answer.
         json: print one JSON object.
         plot: picture file to write: frames over a time axis with the answered span; with reducers also the patches
@@ -72,6 +80,9 @@ def ask(
     frames.check(video)
     checked_count("--max-new-tokens", max_new_tokens)
     in_chain = chain.config
+    read_first = [] if system is None else [_text_in(system)]
+    if shorten is not None and not read_first:
+        raise InputError("--shorten makes the text of --system shorter: give both")
     if plot is not None:
         require_extra("eval", "--plot", "matplotlib")
     from mmllm.inference.answering import VideoQA
@@ -81,7 +92,10 @@ def ask(
     encoded = qa.encode_video(frames.source(video), progress=True, **frames.given)
     if plot is not None:
         encoded.require_frames()
-    answer = qa.ask(encoded, question, chain=in_chain, decoding=decoding, progress=True)
+    others: dict[str, Any] = {"systems": read_first} if read_first else {}
+    if shorten is not None:
+        others["shorten"] = _shortener(qa, shorten, shorten_rate)
+    answer = qa.ask(encoded, question, chain=in_chain, decoding=decoding, progress=True, **others)
     note = _note(qa, encoded, answer, frames.end)
     if plot is not None:
         _draw(qa, encoded, question, answer, plot)
@@ -96,6 +110,31 @@ def ask(
         print(f"context: {_held(answer.context)}", file=sys.stderr)
     if plot is not None:
         print(f"plot: {plot}", file=sys.stderr)
+
+
+def _text_in(file: Path) -> str:
+    """The text in a file.
+
+    Raises:
+        InputError: if there is no such file, or it is empty or no text.
+    """
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"--system {file}: cannot be read as text: {problem!s:.200}") from None
+    if not text:
+        raise InputError(f"--system {file}: the file is empty")
+    return text
+
+
+def _shortener(qa: VideoAnswering, source: str, rate: float) -> TextShortener:
+    """What makes texts shorter for a model, by the tokens that its LLM has for them."""
+    from mmllm.preprocessing.llmlingua2 import LlmLingua2Config
+    from mmllm.preprocessing.text_shortener import TextShortener
+
+    tokenizer = qa.processor.tokenizer
+    tokens = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+    return TextShortener(source, LlmLingua2Config(rate=rate), tokens)
 
 
 def _talk(question: str, model: str, max_new_tokens: int, *, json: bool) -> None:

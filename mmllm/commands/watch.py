@@ -34,7 +34,7 @@ def watch(
     every: float = 0.5,
     settle: float | None = None,
     late: float = 2.0,
-    agree: int = 3,
+    agree: int | None = None,
     gap: float | None = None,
     idle: float = 10.0,
     seconds: float | None = None,
@@ -59,7 +59,7 @@ def watch(
         every: seconds of the stream from one round of questions to the next.
         settle: an event has ended when it is over for so many seconds; 0.6 by default.
         late: an event that is found more than so many seconds after its end is not reported.
-        agree: so many of the last answers have to name an event.
+        agree: so many of the last answers have to name an event; 4 by default, or fewer where rounds are rare.
         gap: frames that are more seconds apart have a gap between them, which is reported; 2 by default, and at least
             three frames at the rate.
         idle: the stream is over when nothing has come for so many seconds.
@@ -77,8 +77,8 @@ def watch(
     require_rate(fps)
     if seconds is not None and not 0 < seconds < float("inf"):
         raise InputError(f"--seconds {seconds:g}: must be a positive number")
-    chosen: dict[str, Any] = {"window_s": window, "settle_s": settle, "gap_s": gap}
-    config = WatchConfig(memory=memory, rate=rate, every_s=every, late_s=late, agree=agree, **given_flags(chosen))
+    chosen: dict[str, Any] = {"window_s": window, "settle_s": settle, "gap_s": gap, "agree": agree}
+    config = WatchConfig(memory=memory, rate=rate, every_s=every, late_s=late, **given_flags(chosen))
     checked_count("--max-new-tokens", max_new_tokens)
     require_questions(question)
     why = "the stream is over"

@@ -511,7 +511,7 @@ class VideoQA(VideoAnswering):
 
     def _batches(self, prompts: Sequence[Tensor], options: Mapping[str, Any]) -> list[list[int]]:
         """Numbers of the prompts (int64, L each) that are one batch: with a prefix, those that begin alike."""
-        if self.reads_question:
+        if self.reads_question or len(prompts) == 1:
             return [[number] for number in range(len(prompts))]
         if not self.keeps(options):
             return [list(range(len(prompts)))]

@@ -8,7 +8,7 @@ Q questions, R generated rows, K new ids
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -223,6 +223,7 @@ class VideoAnswering(ABC):
         chain: ChainConfig | int | str | None = None,
         decoding: Any = None,
         context: Any = None,
+        shorten: Callable[[str], str] | None = None,
         progress: bool = False,
         **generate: Any,
     ) -> list[Answer]:
@@ -242,11 +243,17 @@ class VideoAnswering(ABC):
             decoding: how answers are written, such as `token-recycling`; a method of `mmllm.decoding` or its
                 description, one token a pass if None. Questions are then asked one by one.
             context: policies of the LLM's cache in place of the model's own, as in `with_context`.
+            shorten: makes system prompts and earlier turns shorter, such as a `TextShortener`; the question stays.
             progress: whether the progress of a chain is shown.
             generate: as in `ask`.
         """
         if not questions:
             return []
+        if shorten is not None:
+            histories = histories and [
+                [(shorten(asked), shorten(said)) for asked, said in turns] for turns in histories
+            ]
+            systems = systems and [shorten(system) for system in systems]
         if context is not None:
             others: dict[str, Any] = {"histories": histories, "systems": systems, "about": about, "chain": chain}
             others |= {"decoding": decoding, "progress": progress, **generate}

@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from mmllm.errors import CheckpointError, ConfigError, InputError
 from mmllm.llm.cache import RecordLayer
+from mmllm.llm.unwritten import Unwritten
 from mmllm.llm.values import LlmPass
 from mmllm.runtime.fingerprint import fingerprint
 
@@ -48,10 +49,11 @@ class Reader:
     @classmethod
     def of(cls, model: nn.Module) -> Self:
         """The LLM as it is now."""
-        weights = list(model.parameters())
+        modules = list(model.modules())  # one walk: this is done at each question
+        weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
         written = sum(0 if weight.is_inference() else weight._version for weight in weights)
         places = frozenset((weight.dtype, weight.device) for weight in weights)
-        off = ((layer, getattr(layer, "disable_adapters", None)) for layer in model.modules())
+        off = ((layer, getattr(layer, "disable_adapters", None)) for layer in modules)
         adapters = tuple((is_off, str(layer.active_adapters)) for layer, is_off in off if isinstance(is_off, bool))
         return cls(module=weakref.ref(model), written=written, places=places, adapters=adapters)
 
@@ -84,6 +86,10 @@ class Prefix:
     """The LLM that has read it; no other can go on from it."""
     current: LlmPass | None = None
     """The pass of the stages inside the LLM; None without stages."""
+    source: Unwritten | None = None
+    """The visual tokens from which the digest was computed; None if that is not known."""
+    about: str = ""
+    """The text that went into the digest beside them."""
 
     def __post_init__(self) -> None:
         check_layers(self.layers)
@@ -91,6 +97,11 @@ class Prefix:
     def is_of(self, model: nn.Module, digest: str) -> bool:
         """Whether an LLM has read it, and would read the same again, of which this is the digest."""
         return self.digest == digest and self.reader.is_still(model)
+
+    def is_made_of(self, tensors: Sequence[Tensor], about: str, given: Tensor, model: nn.Module) -> bool:
+        """Whether an LLM has read it, from these very tensors, this text and these ids: then the digest is the same."""
+        same = self.source is not None and self.source.are(tensors) and self.about == about
+        return same and torch.equal(self.given, given) and self.reader.is_still(model)
 
     def require_reader(self, model: nn.Module) -> None:
         """Refuses another LLM, other weights and another type of numbers.

@@ -26,6 +26,7 @@ from mmllm.llm.joined_prefixes import cache_behind, rows_behind
 from mmllm.llm.prefix import DYNAMIC, Prefix, copies_of_rows, starts_from_prefix, takes_padding
 from mmllm.modalities.border import media_apart, one_media, placeholders
 from mmllm.modalities.inputs import Media
+from mmllm.modeling.greedy import greedy_ids, is_plain, settings_of
 from mmllm.modeling.placeholders import Placed, place, require_room
 from mmllm.modeling.vision import VisualStages
 from mmllm.tokens import VisualSequence
@@ -93,6 +94,10 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             rows = self._behind(prefixes, input_ids, mask, kwargs)
         else:
             rows = self._whole(input_ids, mask, sequences, kwargs)
+        settings = {**settings_of(self.generation_config), **kwargs}
+        if self._writes_alone and is_plain(settings):
+            new = self._written(rows, settings)
+            return torch.cat([input_ids.to(new.device), new], dim=1)
         length = rows["input_ids"].shape[1]
         kwargs = self._with_lengths(kwargs, length - input_ids.shape[1])
         out = super().generate(**rows, **kwargs)
@@ -103,6 +108,30 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             return torch.cat([prompts, new], dim=1)
         out.sequences = torch.cat([prompts, new], dim=1)
         return out
+
+    @property
+    def _writes_alone(self) -> bool:
+        """Whether the own loop can write: nothing works inside the LLM, and no other process waits for its passes."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return not distributed and not self.llm_stages
+
+    def _written(self, rows: Mapping[str, Any], settings: Mapping[str, Any]) -> Tensor:
+        """B K: greedy answers to rows that `_whole` or `_behind` has laid out."""
+        mask, cache = rows["attention_mask"], rows.get(CACHE)
+        position = rows.get("position_ids")
+        position = (mask.cumsum(-1) - 1).clamp(min=0) if position is None else position
+        before = 0 if cache is None else cache.get_seq_length()
+        ends, pad = _listed(settings.get("eos_token_id")), settings.get("pad_token_id")
+        return greedy_ids(
+            self,
+            self.embed(rows["input_ids"][:, before:], rows.get("visual_embeddings")),
+            mask,
+            position[:, before:],
+            DynamicCache(config=self.config.text_config) if cache is None else cache,
+            limit=settings["max_new_tokens"],
+            ends=ends,
+            pad=pad if pad is not None else (*ends, 0)[0],  # as transformers does
+        )
 
     def _whole(
         self, input_ids: Tensor, mask: Tensor, sequences: dict[int, VisualSequence], options: dict[str, Any]
@@ -172,8 +201,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         """
         if given is not None:
             return given if given.shape == input_ids.shape else None
-        pad, stops = self._option(options, "pad_token_id"), self._option(options, "eos_token_id")
-        stops = stops if isinstance(stops, (list, tuple)) else [stops]
+        pad, stops = self._option(options, "pad_token_id"), _listed(self._option(options, "eos_token_id"))
         if pad is None or pad in stops:
             return torch.ones_like(input_ids)
         return (input_ids != pad).long()
@@ -292,6 +320,11 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             elif isinstance(processor, RepetitionPenaltyLogitsProcessor):
                 processors[number] = _PenaltyOfWords(processor, self)
         return processors
+
+
+def _listed(ids: Any) -> list[int]:
+    """Ids that are given as one number, several, or none."""
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
 
 
 class _PenaltyOfWords(LogitsProcessor):

@@ -62,7 +62,7 @@ class TextEncoding:
         if self.whole_text:
             begun = text.startswith(self.tokenizer.bos_token or "\0")
             adds = not begun if add_special_tokens is None else add_special_tokens
-            out = self._tokenized(text, add_special_tokens=adds, return_offsets_mapping=True)
+            (out,) = self._tokenized([text], add_special_tokens=adds, return_offsets_mapping=True)
             return _labelled(
                 out["input_ids"], [max(end - 1, begin) for begin, end in out["offset_mapping"]], spoken_ranges
             )
@@ -71,29 +71,33 @@ class TextEncoding:
                 "add_special_tokens=True cannot be honoured: this processor encodes text piece by piece, and the chat "
                 "template writes the special tokens"
             )
+        pieces = list(self._pieces(text))
+        texts = [piece for _, piece in pieces if piece not in self._single]
+        outputs = iter(self._tokenized(texts, add_special_tokens=False, return_offsets_mapping=True))
         ids: list[int] = []
         starts: list[int] = []
-        for start, piece in self._pieces(text):
+        for start, piece in pieces:
             token = self._single.get(piece)
             if token is not None:
                 ids.append(token)
                 starts.append(start)
                 continue
-            out = self._tokenized(piece, add_special_tokens=False, return_offsets_mapping=True)
+            out = next(outputs)
             ids += out["input_ids"]
             # an offset may begin at the space before a word, so the place of its last character is taken
             starts += [start + max(end - 1, begin) for begin, end in out["offset_mapping"]]
         return _labelled(ids, starts, spoken_ranges)
 
-    def _tokenized(self, text: str, **options: Any) -> Any:
-        """What the tokenizer makes of a text. One of ours is not waited for in a thread: that costs more than it does.
+    def _tokenized(self, texts: Sequence[str], **options: Any) -> list[Any]:
+        """What the tokenizer makes of each text. One of ours is not waited for in a thread: that costs more than it
+        does.
 
         Raises:
             InputError: if it takes too long, or fails inside.
         """
         if self._needs_no_deadline:
-            return self.tokenizer(text, **options)
-        return within_deadline(lambda: self.tokenizer(text, **options))
+            return [self.tokenizer(text, **options) for text in texts]
+        return within_deadline(lambda: [self.tokenizer(text, **options) for text in texts])
 
     @property
     def _needs_no_deadline(self) -> bool:

@@ -30,8 +30,9 @@ class WatchConfig:
     """An event has ended when it is over for so long: until then its end may still move."""
     late_s: float = 2.0
     """An event is reported at most so long after its end; one that is found later is not."""
-    agree: int = 3
-    """So many of the last answers have to name an event before it is reported."""
+    agree: int | None = None
+    """So many of the last answers have to name an event before it is reported, or to say that it goes on. None for 4,
+    or for as many as are given within `late_s` if that is fewer."""
     gap_s: float | None = None
     """Frames that are further apart have a gap between them: what was remembered is dropped, the clock goes on. None
     for 2 s, or three frames at the rate if that is longer."""
@@ -49,6 +50,9 @@ class WatchConfig:
             window is None or (math.isfinite(window) and window * self.rate >= 4), self, "window_s", "4 frames long"
         )
         require(0 <= self.settle_s < self.late_s, self, "settle_s", f"from 0 to below late_s = {self.late_s:g}")
+        if self.agree is None:
+            object.__setattr__(self, "agree", max(1, min(4, 1 + int(self.late_s / self.every_s))))
+        assert self.agree is not None
         require(1 <= self.agree <= 20, self, "agree", "from 1 to 20")
         least_s = self.late_s - self.settle_s
         require(self.every_s < least_s, self, "every_s", f"below {least_s:g}, or ends would be missed")

@@ -63,6 +63,33 @@ def test_answers_that_wander_are_not_reported():
     assert not heard(EventFinder(CONFIG), edge, 200.0, start_s=30.0)
 
 
+def test_what_was_known_is_reported_when_the_answer_goes_elsewhere():
+    """Answers name it as long as it goes on, and something else from its end on."""
+
+    def said(now_s: float) -> list[Span]:
+        return [Span(30.0, now_s)] if 31.0 <= now_s <= 36.0 else [Span(now_s - 15.0, now_s - 13.0)]
+
+    ((event, at_s),) = heard(EventFinder(CONFIG), said, 50.0, start_s=10.0)
+    assert event.span == Span(30.0, 36.0)
+    assert 0 < at_s - event.span.end_s <= CONFIG.late_s
+
+    def shorter(now_s: float) -> list[Span]:  # named too shortly to be known
+        return [Span(30.0, now_s)] if 34.5 <= now_s <= 36.0 else [Span(now_s - 15.0, now_s - 13.0)]
+
+    assert not heard(EventFinder(CONFIG), shorter, 50.0, start_s=10.0)
+
+
+def test_one_answer_elsewhere_is_no_end():
+    config = WatchConfig(settle_s=0.6, agree=2, late_s=2.0, every_s=0.5)
+
+    def said(now_s: float) -> list[Span]:
+        elsewhere = now_s < 30.5 or now_s == 36.0
+        return [Span(now_s - 9.0, now_s - 7.0)] if elsewhere else [Span(30.0, min(now_s, 42.0))]
+
+    ((event, _),) = heard(EventFinder(config), said, 46.0, start_s=10.0)
+    assert event.span == Span(30.0, 42.0)
+
+
 def test_what_is_found_too_late_is_not_reported():
     def said(now_s: float) -> list[Span]:
         return [Span(10.0, 14.0)] if 18.0 <= now_s <= 30.0 else []
@@ -109,7 +136,7 @@ def test_what_is_kept_does_not_grow():
         start_s = now_s // 10 * 10
         said = [Span(start_s, min(now_s, start_s + 4.0))] if now_s > start_s else []
         found += len(finder.hear(said, Span(max(0.0, now_s - WINDOW_S), now_s), from_start=now_s < WINDOW_S))
-        kept = max(kept, len(finder._reported) + len(finder._answers))
+        kept = max(kept, len(finder._reported) + len(finder._heard))
     assert found == 2 * 360
     assert kept < 20
 

@@ -90,7 +90,7 @@ def open_by_ffmpeg(name: str, format: str, options: dict[str, str], idle_s: floa
     import av
 
     try:
-        return av.open(name, format=format, container_options=options, timeout=(10.0, max(idle_s, 1.0)))
+        return av.open(name, format=format, container_options=_PROBE | options, timeout=(10.0, max(idle_s, 1.0)))
     except (av.error.FFmpegError, ValueError, OSError) as problem:
         raise VideoOpenError(f"{name}: cannot be opened: {getattr(problem, 'strerror', None) or problem}") from None
 

@@ -21,7 +21,7 @@ from mmllm.video.live.frame import LiveFrame
 from mmllm.video.names import existing, is_address, nearest
 
 STDIN = "-"
-_RTSP = {"rtsp_transport": "tcp", "protocol_whitelist": "rtp,rtsp,rtsps,srtp,tcp,tls,udp", "fflags": "nobuffer"}
+_RTSP = {"rtsp_transport": "tcp", "protocol_whitelist": "rtp,rtsp,rtsps,srtp,tcp,tls,udp"}
 _RETRY_S = 1.0
 
 
