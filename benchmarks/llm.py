@@ -5,8 +5,7 @@
 
 A LLaVA of transformers with random weights and a Qwen2 of width 896 and six layers (97 million weights); images are of
 576 tokens; one in tiles stands in the last rows of reading (`tiled_reading.py`). Its tower is small, and features are
-stored: the LLM is measured. Each row of `llm-reading` is one pass over a prompt with its cache and the last logits; the
-feed-forward part of the last layer then reads the last position only (`mmllm, float32`; hosted models do so).
+stored: the LLM is measured. Each row of `llm-reading` is one pass over a prompt with its cache and the last logits;
 `llm-writing` is one token more after a prompt; the machine's limits are measured in the same run. `llm-answers` asks
 the packaged model in float32 and in int8.
 
@@ -92,10 +91,9 @@ Reader = Callable[[], Any]
 def readers(models: Mapping[str, Any], images: int) -> tuple[dict[str, Reader], dict[str, int]]:
     """Name of a row -> its pass, and the positions of its prompt: whole, and shortened by FasterVLM.
 
-    `ideal` is transformers' own pass over the shortened prompt.
+    `ideal` is transformers' own pass over the shortened prompt: no reducer can be faster.
     """
-    base = models["transformers, float32"]
-    plain = HostedModel(copy.deepcopy(base))  # hosting changes how the last layer reads a prompt
+    plain = HostedModel(models["transformers, float32"])
     inputs, reducer = prompt(images, plain.model.device), f"fastervlm:ratio={PRUNED[images]}"
     pruning = HostedModel(plain.model, reducers=[reducer])
     features = plain.encode(inputs, sorted(pruning.scores_needed))
@@ -105,8 +103,7 @@ def readers(models: Mapping[str, Any], images: int) -> tuple[dict[str, Reader], 
         return lambda: model(**given.arguments(), use_cache=True, logits_to_keep=1)
 
     works: dict[str, Reader] = {name: passing(model, whole) for name, model in models.items()}
-    works["mmllm, float32"] = passing(plain.model, whole)
-    works["ideal"] = passing(base, shortened)
+    works["ideal"] = passing(plain.model, shortened)
     works[f"{reducer}, float32"] = lambda: pruning(inputs, features, use_cache=True, logits_to_keep=1)
     short = {"ideal", f"{reducer}, float32"}
     lengths = {name: (shortened if name in short else whole).inputs["input_ids"].shape[1] for name in works}

@@ -25,7 +25,6 @@ from mmllm import registry
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import EncoderStage
-from mmllm.llm import last_position
 from mmllm.llm.cache import CACHE
 from mmllm.llm.counters import ContextCounts
 from mmllm.llm.harness import decoder_layers, install
@@ -105,7 +104,6 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         if shared is None:
             self.modality_parts = nn.ModuleDict(parts_of(config))
             self.language_model = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
-            last_position.install(self.language_model, self.language_model.base_model)
             grounded = config.losses.grounding_weight > 0
             self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
         else:

@@ -32,7 +32,6 @@ from mmllm.hosting.narrowing import HostedPrompt, narrow
 from mmllm.hosting.positions import PositionRule
 from mmllm.hosting.reduction import ReducerChain
 from mmllm.interfaces import ContextPolicy, LlmStage
-from mmllm.llm import last_position
 from mmllm.llm.cache import CACHE, pass_of
 from mmllm.llm.counters import ContextCounts
 from mmllm.llm.joined_prefixes import cache_behind
@@ -85,7 +84,6 @@ class HostedModel:
         self._warned = False
         self.reducers = build_reducers(reducers, self.device)
         decoder = self.model.get_decoder()
-        last_position.install(self.model, decoder)
         self._own_stages = build_stages(stages, decoder.config, self.device)
         self.context = build_stages(context, decoder.config, self.device)
         before, self.stages = split_by_place(self.reducers, [*self._own_stages, *self.context])

@@ -40,7 +40,8 @@ class LlmLoopThread:
     Args:
         answer_s: seconds after which an answer ends.
         metrics: counts what is done.
-        positions, step_tokens: of the `ContinuousLoop`.
+        positions: as `ContinuousLoop` takes it.
+        step_tokens: as `ContinuousLoop` takes it.
     """
 
     def __init__(self, *, answer_s: float, metrics: Metrics, positions: int, step_tokens: int) -> None:

@@ -220,7 +220,7 @@ def test_an_evaluation_of_a_stream(name, folder, tiny_base, tmp_path):
     assert texts[0] == texts[1]
     assert evaluate(str(tiny_base), Path(name), output=tmp_path / "one", limit=1, max_new_tokens=6, json=True) == 0
     assert len((tmp_path / "one" / "samples.jsonl").read_text().splitlines()) == 2
-    with pytest.raises(InputError, match="leave --videos"):
+    with pytest.raises(InputError, match="--videos: cannot be used with hf:"):
         evaluate(str(tiny_base), Path(name), videos=tmp_path)
 
 
