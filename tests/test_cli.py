@@ -11,6 +11,7 @@ import pytest
 
 from mmllm import cli
 from mmllm.errors import InputError
+from mmllm.registry import parts
 
 
 def run(*arguments, **options):
@@ -148,6 +149,14 @@ def test_a_wrong_flag_proposes_the_right_one():
     done = run("ask", "a.mp4", "When?", "--modle", "x")
     assert done.returncode == 2
     assert "--model" in done.stderr + done.stdout
+
+
+def test_a_narrow_terminal_has_whole_names(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = outcome(capsys, "list", "reducers")
+    assert code == 0
+    assert set(parts("reducer")) <= set(out.split())
+    assert "…" not in out
 
 
 def test_list_and_tokens_speak_json(capsys):

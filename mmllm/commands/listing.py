@@ -45,7 +45,9 @@ def list_parts(kind: Annotated[str, tyro.conf.Positional] = "all", json: bool = 
             _print_presets(console, rows)
             continue
         columns = ["what it is" if column == "summary" else column for column in rows[0]]
-        table = Table(*columns, title=name, title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD)
+        for column in columns:
+            table.add_column(column, no_wrap=column == "name", overflow="fold")
         for row in rows:
             table.add_row(*row.values())
         console.print(table)

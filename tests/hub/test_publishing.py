@@ -15,6 +15,8 @@ def hub(monkeypatch):
     stub = HubStub()
     with running(stub) as address:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        files = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         yield stub
