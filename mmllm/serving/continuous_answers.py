@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmllm.inference.own_prompts import OwnPrompt, OwnPrompts
 from mmllm.inference.streaming import Cut
 from mmllm.serving.continuous_loop import ContinuousLoop
+from mmllm.serving.job_thread import JobThread
 from mmllm.serving.jobs import Job
 from mmllm.serving.metrics import Metrics
 from mmllm.serving.refusals import Refused, client_left
@@ -34,7 +33,7 @@ class _Answer:
     tokens: int = 0
 
 
-class LlmLoopThread:
+class LlmLoopThread(JobThread):
     """Gives questions to the loop of an LLM, and what comes of their answers to who has asked.
 
     Args:
@@ -46,39 +45,14 @@ class LlmLoopThread:
 
     def __init__(self, *, answer_s: float, metrics: Metrics, positions: int, step_tokens: int) -> None:
         self.answer_s, self.metrics, self.positions, self.step_tokens = answer_s, metrics, positions, step_tokens
-        self.waiting: deque[Job] = deque()
         self._answers: dict[str, _Answer] = {}
         self._loop: ContinuousLoop | None = None
-        self._changed = threading.Condition()
-        self._closed = False
-        self.thread = threading.Thread(target=self._run, daemon=True, name="mmllm-continuous")
-        self.thread.start()
+        super().__init__("mmllm-continuous")
 
     @property
     def running(self) -> list[Job]:
         """The questions that are being answered."""
         return [answer.job for answer in list(self._answers.values())]
-
-    def put(self, job: Job) -> None:
-        """Adds a job."""
-        with self._changed:
-            self.waiting.append(job)
-            self._changed.notify()
-
-    def drop_waiting(self) -> list[Job]:
-        """Takes all waiting jobs away, and tells the running ones to end."""
-        with self._changed:
-            dropped = list(self.waiting)
-            self.waiting.clear()
-            for job in self.running:
-                job.ending = True
-        return dropped
-
-    def close(self) -> None:
-        """Lets the thread end."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
 
     # --- in the thread ----------------------------------------------------------------------------------------
 
@@ -94,9 +68,9 @@ class LlmLoopThread:
     def _took(self) -> bool:
         """Waits until there is something to do, and begins new answers; False once the thread is to end."""
         with self._changed:
-            while not (self.waiting or self._answers or self._closed):
+            while not (self._waiting or self._answers or self._closed):
                 self._changed.wait()
-            begun = [self.waiting.popleft() for _ in range(len(self.waiting))]
+            begun = [self._waiting.popleft() for _ in range(len(self._waiting))]
         for job in begun:
             self._begin(job)
         return not self._closed

@@ -52,7 +52,7 @@ class ContinuousThreads:
     @property
     def waiting(self) -> int:
         """How many questions wait for the next step."""
-        return sum(len(thread.waiting) for thread in self._all())
+        return sum(thread.waiting for thread in self._all())
 
     def check(self, job: Job) -> None:
         """Refuses what this loop would answer in another way.

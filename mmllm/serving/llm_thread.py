@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
 
 from mmllm.inference.row_streaming import Row, answer_rows
+from mmllm.serving.job_thread import JobThread
 from mmllm.serving.jobs import Job
 from mmllm.serving.metrics import Metrics
 from mmllm.serving.refusals import client_left
@@ -18,7 +17,7 @@ from mmllm.serving.refusals import client_left
 log = logging.getLogger(__name__)
 
 
-class LlmThread:
+class LlmThread(JobThread):
     """Answers jobs in the order in which they came.
 
     Args:
@@ -44,47 +43,26 @@ class LlmThread:
     ) -> None:
         self.answer_s, self.metrics, self.rows, self.positions = answer_s, metrics, rows, positions
         self.window_s, self.expected, self.answered = window_s, expected, answered
-        self.running: Sequence[Job] = ()
-        self._waiting: deque[Job] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, daemon=True, name="mmllm-llm")
-        self._thread.start()
+        self._batch_jobs: Sequence[Job] = ()
+        super().__init__("mmllm-llm")
 
     @property
     def alive(self) -> bool:
         """Whether questions are answered."""
-        return self._thread.is_alive()
+        return self.thread.is_alive()
 
     @property
-    def waiting(self) -> int:
-        """How many questions wait."""
-        return len(self._waiting)
+    def running(self) -> Sequence[Job]:
+        """The questions that are being answered."""
+        return self._batch_jobs
 
     def check(self, job: Job) -> None:
         """Does nothing: this process answers whatever its models can."""
 
-    def put(self, job: Job) -> None:
-        """Adds a job."""
-        with self._changed:
-            self._waiting.append(job)
-            self._changed.notify()
-
-    def drop_waiting(self) -> list[Job]:
-        """Takes all waiting jobs away, and tells the running ones to end."""
-        with self._changed:
-            dropped = list(self._waiting)
-            self._waiting.clear()
-            for job in self.running:
-                job.ending = True
-        return dropped
-
     def close(self) -> None:
         """Ends the thread after the running batch."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
+        super().close()
+        self.thread.join()
 
     def _run(self) -> None:
         while (batch := self._batch()) is not None:
@@ -96,7 +74,7 @@ class LlmThread:
             if jobs:
                 self._answer(jobs)
                 self.answered()
-            self.running = ()
+            self._batch_jobs = ()
 
     def _batch(self) -> Sequence[Job] | None:
         """The next jobs that fit together; None once the thread is to end."""
@@ -115,7 +93,7 @@ class LlmThread:
                     return ()
             for job in batch:
                 self._waiting.remove(job)
-            self.running = batch
+            self._batch_jobs = batch
             return batch
 
     def _fitting(self) -> list[Job]:
