@@ -1,10 +1,10 @@
 """Rewards of hosted models: what is drawn is what is learned, behind reducers as well."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from hosted_folder import save_hosted
+from tiny_models import CASES
+from tiny_processors import processor
 
 from mmllm.datasets.formats import read_questions
 from mmllm.hosting.model import HostedModel
@@ -15,10 +15,6 @@ from mmllm.reinforcement.rewards import REWARDS
 from mmllm.reinforcement.run import reinforce
 from mmllm.reinforcement.settings import ReinforceConfig, ReinforceTraining
 from mmllm.train.metrics import read_metrics
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "hosting"))
-from tiny_models import CASES
-from tiny_processors import processor
 
 
 @pytest.mark.slow
@@ -53,9 +49,7 @@ def test_what_is_learned_is_what_was_drawn(own_clips, name):
 
 @pytest.mark.slow
 def test_a_hosted_model_learns_what_is_rewarded(own_clips, tmp_path, monkeypatch):
-    folder = tmp_path / "base"
-    CASES["qwen3_vl"].model.save_pretrained(folder)
-    processor("qwen3_vl").save_pretrained(folder)
+    folder = save_hosted("qwen3_vl", tmp_path / "base")
 
     def vowels(prompts, completions, **columns):
         return [sum(letter in "aeiou" for letter in text) / max(1, len(text)) for text in completions]

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.synthetic.things.config import ThingsConfig
+
 NAMES = (
     "apple kite lamp drum boat tree fish owl ant cup bell key fire_engine hat leaf moon nut oak pear ring sun tent urn "
     "van"
@@ -23,6 +26,11 @@ def write_pictures(folder: Path, names=NAMES) -> Path:
         (draw.ellipse if number % 2 else draw.rectangle)((4, 4, 35, 35), fill=color)
         picture.save(folder / f"{name}.png")
     return folder
+
+
+def things_config(folder: Path, **settings) -> SyntheticConfig:
+    """Clips of the pictures in a folder."""
+    return SyntheticConfig(world="things", things=ThingsConfig(pictures=str(folder)), **settings)
 
 
 @pytest.fixture(scope="session")

@@ -4,25 +4,16 @@ from dataclasses import replace
 
 import pytest
 from own_clips import TINY
+from own_pictures import things_config
 
-from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.rendering import render
-from mmllm.synthetic.things.config import ThingsConfig
 from mmllm.train.recipes import recipe
 
 
 @pytest.fixture(scope="module")
 def small(pictures_folder, tmp_path_factory):
     """The recipe with tiny random parts, three clips to train on and two to ask about."""
-    config = SyntheticConfig(
-        world="things",
-        things=ThingsConfig(pictures=str(pictures_folder)),
-        train_videos=3,
-        val_videos=2,
-        min_duration_s=10,
-        max_duration_s=12,
-        size=32,
-    )
+    config = things_config(pictures_folder, train_videos=3, val_videos=2, min_duration_s=10, max_duration_s=12, size=32)
     root = tmp_path_factory.mktemp("set") / "things"
     render(root, config, workers=1, progress=False)
     loss = replace(recipe("speak").model.loss, grounding_layer=-2)

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from hosted_folder import hosted
 from safetensors.torch import load_file
 
 import mmllm
@@ -17,10 +17,7 @@ from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
 from mmllm.train.metrics import read_metrics
 from mmllm.train.spreading import layer_classes
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "hosting"))
-from tiny_models import CASES
-from tiny_processors import processor
-
+__all__ = ["hosted"]
 pytestmark = pytest.mark.slow
 
 STEPS = 3
@@ -141,15 +138,6 @@ def test_the_layers_are_those_of_the_llm(make_model):
     model = make_model()
     assert layer_classes(model) == ["LlamaDecoderLayer"]
     assert layer_classes(model.encoder) == []
-
-
-@pytest.fixture(scope="module")
-def hosted(tmp_path_factory):
-    """Folder of a tiny random Qwen3-VL."""
-    folder = tmp_path_factory.mktemp("qwen3_vl")
-    CASES["qwen3_vl"].model.save_pretrained(folder)
-    processor("qwen3_vl").save_pretrained(folder)
-    return folder
 
 
 def test_a_hosted_model_is_trained_and_saved_whole(together, launched, own_clips, hosted, tmp_path):

@@ -2,12 +2,11 @@
 
 import os
 import signal
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from hosted_folder import hosted
 from safetensors.torch import load_file
 
 from mmllm.errors import ConfigError, InputError
@@ -15,18 +14,7 @@ from mmllm.inference.answering import VideoQA
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
 from mmllm.train.metrics import read_metrics
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "hosting"))
-from tiny_models import CASES
-from tiny_processors import processor
-
-
-@pytest.fixture(scope="module")
-def hosted(tmp_path_factory):
-    """Folder of a tiny random Qwen3-VL, as transformers saves it."""
-    folder = tmp_path_factory.mktemp("qwen3_vl")
-    CASES["qwen3_vl"].model.save_pretrained(folder)
-    processor("qwen3_vl").save_pretrained(folder)
-    return folder
+__all__ = ["hosted"]
 
 
 def config(base, *, adapter_only=True, reducers=(), **training):

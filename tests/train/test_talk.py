@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from own_pictures import pictures_folder
+from own_pictures import pictures_folder, things_config
 
 from mmllm.datasets.mixture import MixtureConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.inference.answering import VideoQA
 from mmllm.synthetic.clips import SyntheticConfig
-from mmllm.synthetic.things.config import ThingsConfig
 from mmllm.synthetic.things.talk import TALK, talk_rows
 from mmllm.train.data import DataConfig, read_data
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
@@ -26,15 +25,7 @@ __all__ = ["pictures_folder"]
 
 @pytest.fixture(scope="module")
 def things(pictures_folder):
-    return SyntheticConfig(
-        world="things",
-        things=ThingsConfig(pictures=str(pictures_folder)),
-        train_videos=3,
-        val_videos=0,
-        min_duration_s=10,
-        max_duration_s=12,
-        size=32,
-    )
+    return things_config(pictures_folder, train_videos=3, val_videos=0, min_duration_s=10, max_duration_s=12, size=32)
 
 
 class Numbers(torch.utils.data.Dataset):

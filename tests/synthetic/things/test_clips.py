@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from own_pictures import things_config
 
 from mmllm.datasets.check import check_annotations
 from mmllm.datasets.dialogues import read_dialogues
@@ -23,15 +24,7 @@ from mmllm.video.opening import open_video
 
 @pytest.fixture(scope="module")
 def config(pictures_folder):
-    return SyntheticConfig(
-        world="things",
-        things=ThingsConfig(pictures=str(pictures_folder)),
-        train_videos=3,
-        val_videos=3,
-        min_duration_s=12,
-        max_duration_s=20,
-        size=64,
-    )
+    return things_config(pictures_folder, train_videos=3, val_videos=3, min_duration_s=12, max_duration_s=20, size=64)
 
 
 @pytest.fixture(scope="module")

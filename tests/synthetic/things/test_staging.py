@@ -6,11 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from own_pictures import things_config
 from PIL import Image
 
-from mmllm.synthetic.clips import SyntheticConfig
 from mmllm.synthetic.things.clips import sources_of, things_clip
-from mmllm.synthetic.things.config import ThingsConfig
 from mmllm.synthetic.things.drawing import draw, draw_pieces
 from mmllm.synthetic.things.grounds import Grounds
 from mmllm.synthetic.things.pictures import picture_set
@@ -21,9 +20,7 @@ from mmllm.synthetic.things.world import Actor, Key, Shot, ThingsWorld
 
 @pytest.fixture(scope="module")
 def config(pictures_folder):
-    return SyntheticConfig(
-        world="things", things=ThingsConfig(pictures=str(pictures_folder)), min_duration_s=10, max_duration_s=18
-    )
+    return things_config(pictures_folder, min_duration_s=10, max_duration_s=18)
 
 
 def drawn(staging, pictures, size=96, without=None):
