@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -246,6 +246,32 @@ def figure(results: Sequence[Row], file: Path) -> None:
     picture.savefig(file, dpi=120)
 
 
+def filled(
+    results: Results, chosen: Sequence[Variant], seeds: int, work: Callable[..., dict[str, Any]], jobs: int
+) -> list[Row]:
+    """The table's rows, after what is missing was trained and asked: all rows of a seed first.
+
+    Args:
+        results: what the rows are added to.
+        chosen: the variants.
+        seeds: how often each is trained.
+        work: what `run_variant` does, of a variant and `seed`.
+        jobs: how many are trained at once.
+    """
+    turns = [(variant, seed) for seed in range(seeds) for variant in chosen]
+    runs: dict[Variant, list[dict[str, Any]]] = {variant: [] for variant in chosen}
+    for (variant, seed), run in zip(turns, results_of(work, turns, jobs), strict=True):
+        runs[variant].append(run)
+        for row, clips in run["miou"].items():
+            score = 100 * statistics.mean(clips.values())
+            print(f"{variant.group}, {row}, seed {seed}: mIoU {score:.1f}", flush=True)
+    return [
+        results.add("ablations", {"group": variant.group, "name": row}, numbers(runs[variant], row))
+        for variant in chosen
+        for row in variant.rows
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and writes the table and the figure."""
     parser = option_parser(__doc__)
@@ -264,19 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [variant for variant in everything if not given.only or variant.group in given.only]
     if any(variant.group == "flextok" for variant in chosen):
         flextok_folder(given.output, base, short=given.short)
-    turns = [(variant, seed) for seed in range(seeds) for variant in chosen]  # all rows of a seed first
     work = partial(run_variant, base=base, output=given.output, encoder=encoder)
-    runs: dict[Variant, list[dict[str, Any]]] = {variant: [] for variant in chosen}
-    for (variant, seed), run in zip(turns, results_of(work, turns, given.jobs), strict=True):
-        runs[variant].append(run)
-        for row, clips in run["miou"].items():
-            score = 100 * statistics.mean(clips.values())
-            print(f"{variant.group}, {row}, seed {seed}: mIoU {score:.1f}", flush=True)
-    rows = [
-        results.add("ablations", {"group": variant.group, "name": row}, numbers(runs[variant], row))
-        for variant in chosen
-        for row in variant.rows
-    ]
+    rows = filled(results, chosen, seeds, work, given.jobs)
     for file in (given.output / "results.json", given.json):
         results.save(file)
     (given.output / "ablations.md").write_text(markdown("ablations", rows) + "\n")

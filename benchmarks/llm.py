@@ -28,7 +28,7 @@ from benchmarks.layouts import head, line
 from benchmarks.measuring import in_turns, seconds_on
 from benchmarks.memory import extra_bytes_on
 from benchmarks.results import Results, command_line, machine, option_parser
-from benchmarks.tiled_reading import measure_tiles
+from benchmarks.tiled_reading import BASE, tiled_readers
 from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.span_metrics import iou
 from mmllm.hosting.model import HostedModel
@@ -93,7 +93,7 @@ def readers(models: Mapping[str, Any], images: int) -> tuple[dict[str, Reader], 
 
     `ideal` is transformers' own pass over the shortened prompt: no reducer can be faster.
     """
-    plain = HostedModel(models["transformers, float32"])
+    plain = HostedModel(models[BASE])
     inputs, reducer = prompt(images, plain.model.device), f"fastervlm:ratio={PRUNED[images]}"
     pruning = HostedModel(plain.model, reducers=[reducer])
     features = plain.encode(inputs, sorted(pruning.scores_needed))
@@ -114,9 +114,33 @@ def readers(models: Mapping[str, Any], images: int) -> tuple[dict[str, Reader], 
 def measure_reading(models: Mapping[str, Any], images: int, rounds: int, results: Results) -> None:
     """Rows of `llm-reading` for a prompt."""
     works, lengths = readers(models, images)
-    device = models["transformers, float32"].device
+    add_reading(f"{images * TOKENS:,} visual tokens", works, lengths, rounds, models[BASE].device, results)
+
+
+@torch.no_grad()
+def measure_tiles(model: Any, rounds: int, results: Results) -> None:
+    """Rows of `llm-reading` for an image in tiles, read by an LLM of the model's size."""
+    ids = torch.tensor([[*AROUND[0], IMAGE, *AROUND[1]]])
+    works, lengths = tiled_readers(model.config.get_text_config(), ids, IMAGE, model.device)
+    add_reading("2,880 visual tokens, an image in tiles", works, lengths, rounds, model.device, results)
+
+
+def add_reading(
+    label: str, works: Mapping[str, Reader], lengths: Mapping[str, int], rounds: int, device: torch.device,
+    results: Results,
+) -> None:  # fmt: skip
+    """Rows of `llm-reading` for one prompt, each printed when it is there.
+
+    Args:
+        label: what the prompt is called.
+        works: name of a row -> its pass; `ideal` is measured and has no row.
+        lengths: the positions that each of them reads.
+        rounds: how often each is measured.
+        device: where.
+        results: what the rows are added to.
+    """
     taken = in_turns(works, rounds, take=seconds_on(device), and_back=True)
-    base, ideal = taken["transformers, float32"], taken["ideal"]
+    base, ideal = taken[BASE], taken["ideal"]
     for name, work in works.items():
         if name == "ideal":
             continue
@@ -124,10 +148,10 @@ def measure_reading(models: Mapping[str, Any], images: int, rounds: int, results
         numbers["memory_mib"] = extra_bytes_on(device, work) / 2**20
         if taken[name] is not base:
             numbers["time_ratio"] = median_ratio(base, taken[name])
-        if lengths[name] < lengths["transformers, float32"]:
+        if lengths[name] < lengths[BASE]:
             numbers["ideal_ratio"] = median_ratio(base, ideal)
             numbers["of_ideal_percent"] = 100 * middle(numbers["time_ratio"]) / middle(numbers["ideal_ratio"])
-        row = results.add("llm-reading", {"prompt": f"{images * TOKENS:,} visual tokens", "pass": name}, numbers)
+        row = results.add("llm-reading", {"prompt": label, "pass": name}, numbers)
         print(line("llm-reading", row), flush=True)
 
 
@@ -149,9 +173,9 @@ def measure_writing(models: Mapping[str, Any], images: int, rounds: int, results
         return write
 
     works = {name: writer(model) for name, model in models.items()}
-    device = models["transformers, float32"].device
+    device = models[BASE].device
     taken = in_turns(works, rounds, take=seconds_on(device), and_back=True)
-    base = taken["transformers, float32"]
+    base = taken[BASE]
     for name, seconds in taken.items():
         numbers: dict[str, Any] = {"token_s": quartiles([one / DECODED for one in seconds])}
         if seconds is not base:
@@ -212,16 +236,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure_limits(options.width, options.rounds, options.device, results)
     model = build(options.layers, options.width).to(options.device)
     half = copy.deepcopy(model).bfloat16()
-    models = {"transformers, float32": model, "transformers, bfloat16": half}
+    models = {BASE: model, "transformers, bfloat16": half}
     on_cpu = options.device.type == "cpu"
     models |= {"int8": in_int8(model)} if on_cpu else {"compiled, bfloat16": compiled(half)}
-    for title, measure in (("llm-reading", measure_reading), ("llm-writing", measure_writing)):
-        print(f"\n{head(title)}")
-        for images in options.images:
-            measure(models, images, options.rounds, results)
-        if measure is measure_reading:
-            text, ids = model.config.get_text_config(), torch.tensor([[*AROUND[0], IMAGE, *AROUND[1]]])
-            measure_tiles(text, ids, IMAGE, options.rounds, options.device, results)
+    print(f"\n{head('llm-reading')}")
+    for images in options.images:
+        measure_reading(models, images, options.rounds, results)
+    measure_tiles(model, options.rounds, results)
+    print(f"\n{head('llm-writing')}")
+    for images in options.images:
+        measure_writing(models, images, options.rounds, results)
     if on_cpu:
         print(f"\n{head('llm-answers')}")
         measure_answers(options.videos, results)

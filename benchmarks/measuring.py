@@ -34,6 +34,15 @@ def wall_s(work: Work) -> float:
     return timed(work, time.perf_counter)[1]
 
 
+def operations(work: Work) -> int:
+    """Operations of matrix products that work takes, as PyTorch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
 def seconds_on(device: torch.device) -> Callable[[Work], float]:
     """How seconds are counted on a device: of the processor, or on the wall until an accelerator has finished."""
     if device.type == "cpu":

@@ -9,18 +9,17 @@ T frames, D LLM width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config
 
 from benchmarks.intervals import median_ratio, quartiles
 from benchmarks.layouts import line
-from benchmarks.measuring import in_turns
+from benchmarks.measuring import in_turns, operations
 from benchmarks.memory import peak_memory
 from benchmarks.results import Number, Results
 from mmllm.config import MmllmConfig
@@ -143,17 +142,11 @@ class Reader:
     @torch.no_grad()
     def operations(self, frames: int) -> float:
         """Operations from features of frames to the first token's logits, as PyTorch counts them."""
-        return _counted(lambda: self.read(frames))
+        return float(operations(lambda: self.read(frames)))
 
     def counted(self, read: Read) -> float:
         """Operations of the LLM's part of it."""
-        return _counted(lambda: self.prefill(read))
-
-
-def _counted(work: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
+        return float(operations(lambda: self.prefill(read)))
 
 
 def by_formula(config: Qwen2Config, tokens: int, beside: int) -> float:

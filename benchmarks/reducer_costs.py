@@ -175,7 +175,8 @@ def measure_reading(reading: Reading, options: argparse.Namespace, results: Resu
         whole: bare(whole), **{reducer: functools.partial(hosted, host) for reducer, host in hosts.items()}
     }  # fmt: skip
     lengths = {key: [layer.keys.shape[2] for layer in work().layers] for key, work in works.items()}
-    works |= {length: bare(length) for own in lengths.values() for length in own if length != whole}
+    shorter = dict.fromkeys(length for own in lengths.values() for length in own if length != whole)
+    works |= {length: bare(length) for length in shorter}
     taken = in_turns(works, options.rounds, take=seconds_on(device), and_back=True)
     size = model.dtype.itemsize
     read_by = reading.label if options.batch == 1 else f"{reading.label}, {options.batch} rows"

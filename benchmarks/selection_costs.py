@@ -20,9 +20,9 @@ from torch import Tensor
 from benchmarks.encoders import build
 from benchmarks.intervals import median_ratio
 from benchmarks.layouts import line
-from benchmarks.measuring import in_turns, seconds_on
+from benchmarks.measuring import in_turns, operations, seconds_on
 from benchmarks.results import Results
-from benchmarks.stage_costs import LLMS, Shape, decoder, operations, stage_operations, stage_seconds
+from benchmarks.stage_costs import LLMS, Shape, decoder, stage_operations, stage_seconds
 from mmllm import registry
 from mmllm.interfaces import LlmStage, ProjectedReducer, TokenReducer
 from mmllm.tokens import VisualTokens

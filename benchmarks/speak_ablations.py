@@ -13,11 +13,11 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablations import Variant, numbers, train_and_ask
-from benchmarks.jobs import results_of
+from benchmarks.ablations import Variant, filled, train_and_ask
 from benchmarks.layouts import markdown
 from benchmarks.results import Results, command_line, machine, option_parser
 from mmllm.config import LossConfig
@@ -117,18 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Results(command_line(__file__, arguments), machine("torch", "transformers", "timm"))
     base = base_of(given.run, given.steps, given.videos)
     chosen = [row for row in variants(base) if not given.only or {row.group, row.name} & set(given.only)]
-    turns = [(variant, seed) for seed in range(given.seeds) for variant in chosen]  # all rows of a seed first
-
-    def work(variant: Variant, seed: int) -> dict[str, Any]:
-        return run_variant(variant, seed=seed, base=base, source=given.run, output=given.output)
-
-    runs: dict[Variant, list[dict[str, Any]]] = {variant: [] for variant in chosen}
-    for (variant, _), run in zip(turns, results_of(work, turns, jobs=1), strict=True):
-        runs[variant].append(run)
-    rows = [
-        results.add("ablations", {"group": variant.group, "name": variant.name}, numbers(runs[variant], variant.name))
-        for variant in chosen
-    ]
+    work = partial(run_variant, base=base, source=given.run, output=given.output)
+    rows = filled(results, chosen, given.seeds, work, jobs=1)
     results.save(given.json)
     print(markdown("ablations", rows))
 

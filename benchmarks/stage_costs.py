@@ -12,11 +12,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaModel
 
 import mmllm.llm.attention
-from benchmarks.measuring import Work, seconds_on
+from benchmarks.measuring import operations, seconds_on
 from mmllm.interfaces import LlmReducer
 from mmllm.llm.ahead import Look
 from mmllm.llm.harness import install
@@ -69,13 +68,6 @@ def read(llm: LlamaModel, stage: Any, visual: int) -> None:
         llm_pass=current,
         use_cache=True,
     )
-
-
-def operations(work: Work) -> int:
-    """Operations of matrix products, as PyTorch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 class SameDrops(LlmReducer):

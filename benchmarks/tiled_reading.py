@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config
 
-from benchmarks.intervals import median_ratio, middle, quartiles
-from benchmarks.layouts import line
-from benchmarks.measuring import in_turns, seconds_on
-from benchmarks.memory import extra_bytes_on
-from benchmarks.results import Results
 from mmllm.config import MmllmConfig
 from mmllm.model import MmllmForConditionalGeneration
 from mmllm.modeling.placeholders import place
 from mmllm.tokens import Tiling, VisualTokens
 
+BASE = "transformers, float32"
+"""The row of a table that the others are compared with."""
 HIRED = "hired:ratio=0.2"
 TOWER = "clip:image_size=336,patch_size=14,width=64,layers=3,heads=2,mlp_width=128"
 """A small tower: what it costs is in other tables."""
@@ -52,19 +49,16 @@ def prompt(model: Any, tokens: VisualTokens, ids: Tensor) -> dict[str, Any]:
     return model._decoder_inputs(placed)
 
 
-@torch.no_grad()
-def measure_tiles(
-    text: Qwen2Config, ids: Tensor, image: int, rounds: int, device: torch.device, results: Results
-) -> None:
-    """Rows of `llm-reading` for an image in tiles.
+def tiled_readers(
+    text: Qwen2Config, ids: Tensor, image: int, device: torch.device
+) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
+    """Name of a row of `llm-reading` -> its pass over an image in tiles, and the positions that it reads.
 
     Args:
         text: sizes of the LLM.
         ids: int64, 1 L. The prompt, with one placeholder.
         image: its id.
-        rounds: how often each pass is measured.
         device: where.
-        results: what the rows are added to.
     """
     model, ids = build(text, image, device), ids.to(device)
     tokens = encoded(model)
@@ -75,19 +69,9 @@ def measure_tiles(
         model.language_model(**given, use_cache=True, logits_to_keep=1)
 
     works: dict[str, Callable[[], None]] = {
-        "transformers, float32": lambda: read(whole),
+        BASE: lambda: read(whole),
         f"{HIRED}, float32": lambda: read(prompt(model, tokens, ids)),
+        "ideal": lambda: read(short),
     }
-    taken = in_turns({**works, "ideal": lambda: read(short)}, rounds, take=seconds_on(device), and_back=True)
-    base = taken["transformers, float32"]
-    for (name, work), given in zip(works.items(), (whole, short), strict=True):
-        numbers: dict[str, Any] = {"positions": given["inputs_embeds"].shape[1], "reading_s": quartiles(taken[name])}
-        numbers["memory_mib"] = extra_bytes_on(device, work) / 2**20
-        if given is short:
-            numbers |= {
-                "time_ratio": median_ratio(base, taken[name]),
-                "ideal_ratio": median_ratio(base, taken["ideal"]),
-            }
-            numbers["of_ideal_percent"] = 100 * middle(numbers["time_ratio"]) / middle(numbers["ideal_ratio"])
-        row = results.add("llm-reading", {"prompt": "2,880 visual tokens, an image in tiles", "pass": name}, numbers)
-        print(line("llm-reading", row), flush=True)
+    lengths = {name: given["inputs_embeds"].shape[1] for name, given in zip(works, (whole, short, short), strict=True)}
+    return works, lengths

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.stage_costs import TEXT, Shape, decoder, operations, read, stage_operations, stage_seconds
+from benchmarks.measuring import operations
+from benchmarks.stage_costs import TEXT, Shape, decoder, read, stage_operations, stage_seconds
 from mmllm import registry
 
 WIDTH, HEADS, VISUAL = 64, 4, 40

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from greedy_checks import check_embeddings, check_greedy
+from greedy_checks import check_embeddings, check_greedy, through
 from nearness import assert_near
 from transformers import DynamicCache, LogitsProcessorList, QuantizedCache, StaticCache, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
@@ -16,10 +16,6 @@ from mmllm.llm.cache import CACHE
 FAMILIES = ("llama", "qwen2", "gemma")
 
 
-def through(model, ids, method, **options):
-    return model.generate(ids, do_sample=False, custom_generate=method, **options)[0, ids.shape[1] :].tolist()
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids_are_those_of_greedy_decoding(make_decoder, prompts, greedy, check_counts, family, attention):
@@ -31,7 +27,7 @@ def test_ids_are_those_of_greedy_decoding(make_decoder, prompts, greedy, check_c
 def test_layers_with_sliding_windows(make_decoder, prompts, greedy, attention):
     model, method = make_decoder("gemma3", attention), decoding_of("token-recycling:tree=20")
     for ids in prompts(10):
-        assert through(model, ids, method, max_new_tokens=12) == greedy(model, ids, max_new_tokens=12)
+        assert through(model, method, ids, max_new_tokens=12) == greedy(model, ids, max_new_tokens=12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,7 +66,7 @@ def test_a_draft_that_is_always_wrong_costs_a_pass_for_each_token(make_decoder, 
     model, ids = make_decoder(eos_token_id=None), torch.tensor([[5, 9, 11]])
     answer = greedy(model, ids, max_new_tokens=13)
     method = oracle(answer, shift=1)
-    assert through(model, ids, method, max_new_tokens=13) == answer
+    assert through(model, method, ids, max_new_tokens=13) == answer
     check_counts(method.last, 13)
     assert method.last.rounds == 12
     assert method.last.matched == 0
@@ -80,7 +76,7 @@ def test_a_draft_that_is_always_right_gives_its_depth_and_one_more(make_decoder,
     model, ids = make_decoder(eos_token_id=None), torch.tensor([[5, 9, 11]])
     answer = greedy(model, ids, max_new_tokens=16)
     method = oracle(answer, depth=4)
-    assert through(model, ids, method, max_new_tokens=16) == answer
+    assert through(model, method, ids, max_new_tokens=16) == answer
     check_counts(method.last, 16)
     assert method.last.emitted_per_round == (5, 5, 5)
     assert method.last.acceptance == 1.0
@@ -94,21 +90,21 @@ def test_an_end_token_inside_a_right_draft_ends_the_text(make_decoder, greedy, o
         end = answer[place]
         first = answer.index(end)
         method = oracle(answer, depth=7)
-        assert through(model, ids, method, max_new_tokens=16, eos_token_id=end) == answer[: first + 1]
+        assert through(model, method, ids, max_new_tokens=16, eos_token_id=end) == answer[: first + 1]
 
 
 def test_the_limit_inside_a_draft_is_kept(make_decoder, greedy, oracle):
     model, ids = make_decoder(eos_token_id=None), torch.tensor([[5, 9, 11]])
     answer = greedy(model, ids, max_new_tokens=16)
     for limit in range(1, 12):
-        assert through(model, ids, oracle(answer, depth=7), max_new_tokens=limit) == answer[:limit]
+        assert through(model, oracle(answer, depth=7), ids, max_new_tokens=limit) == answer[:limit]
 
 
 def test_stopping_criteria_are_asked_after_each_token(make_decoder, greedy, oracle):
     model, ids = make_decoder(eos_token_id=None), torch.tensor([[5, 9, 11]])
     answer = greedy(model, ids, max_new_tokens=16)
     stop = StoppingCriteriaList([lambda text, _: torch.tensor([text.shape[1] >= 3 + 8])])
-    assert through(model, ids, oracle(answer), max_new_tokens=16, stopping_criteria=stop) == answer[:8]
+    assert through(model, oracle(answer), ids, max_new_tokens=16, stopping_criteria=stop) == answer[:8]
 
 
 def test_a_streamer_gets_one_put_a_round(make_decoder, greedy, oracle):
@@ -127,7 +123,7 @@ def test_a_streamer_gets_one_put_a_round(make_decoder, greedy, oracle):
     model, ids, streamer = make_decoder(eos_token_id=None), torch.tensor([[5, 9, 11]]), Streamer()
     answer = greedy(model, ids, max_new_tokens=11)
     method = oracle(answer)
-    through(model, ids, functools.partial(method, streamer=streamer), max_new_tokens=11)
+    through(model, functools.partial(method, streamer=streamer), ids, max_new_tokens=11)
     assert streamer.puts == [answer[:1], answer[1:6], answer[6:11]]
     assert streamer.ended
 
@@ -262,13 +258,13 @@ def test_a_draft_deeper_than_the_room_is_refused(make_decoder, oracle):
             return source
 
     with pytest.raises(ValueError, match="depth"):
-        through(make_decoder(), torch.tensor([[5, 9]]), Deep([]), max_new_tokens=4)
+        through(make_decoder(), Deep([]), torch.tensor([[5, 9]]), max_new_tokens=4)
 
 
 def test_a_placeholder_is_never_drafted(make_model, oracle):
     model = make_model()
     with pytest.raises(ValueError, match=r"id 20\d cannot be drafted"):
-        through(model, torch.tensor([[5, 9]]), oracle([200] * 9), max_new_tokens=6)
+        through(model, oracle([200] * 9), torch.tensor([[5, 9]]), max_new_tokens=6)
 
 
 def test_a_cache_with_a_beginning_of_the_prompt_is_used(make_decoder, greedy):

@@ -9,12 +9,11 @@ import pytest
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from hosted_folder import hosted
-from safetensors.torch import load_file
+from same_training import assert_same_training
 
 import mmllm
 from mmllm.errors import ConfigError
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
-from mmllm.train.metrics import read_metrics
 from mmllm.train.spreading import layer_classes
 
 __all__ = ["hosted"]
@@ -61,26 +60,11 @@ def spread(config, file, output, environment):
     finetune(config, file, output, workers=0)
 
 
-def lines(run):
-    return [line for line in read_metrics(run / "language" / "metrics.jsonl") if "loss" in line]
-
-
-def assert_same_training(one, two):
-    for key in ("loss", "grad_norm"):
-        expected = [line[key] for line in lines(one)]
-        assert [line[key] for line in lines(two)] == pytest.approx(expected, rel=1e-4)
-        assert len(expected) == STEPS
-    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (one, two))
-    assert ours.keys() == theirs.keys()
-    for name, weight in ours.items():
-        assert (theirs[name] - weight).abs().max() < 1e-4, name
-
-
 def test_two_processes_train_as_one_and_go_on(together, launched, own_clips, tiny_base, tmp_path):
     file, one, two = own_clips / "clips.jsonl", tmp_path / "one", tmp_path / "two"
     finetune(settings(tiny_base, 2), file, one, workers=0)
     together(2, spread, settings(tiny_base, 1), file, two, launched)
-    assert_same_training(one, two)
+    assert_same_training(one, two, STEPS)
     checkpoints = two / "language" / "checkpoints"
     for part in ("pytorch_model_fsdp_0", "optimizer_0"):
         files = {path.name.split("_")[2] for path in (checkpoints / "checkpoint-2" / part).glob("*.distcp")}
@@ -89,7 +73,7 @@ def test_two_processes_train_as_one_and_go_on(together, launched, own_clips, tin
     shutil.rmtree(checkpoints / "checkpoint-3")
     shutil.rmtree(two / "model")
     together(2, spread, settings(tiny_base, 1), file, two, launched)
-    assert_same_training(one, two)
+    assert_same_training(one, two, STEPS)
 
 
 def test_a_ring_under_fsdp_trains_as_one(together, launched, own_clips, tiny_base, tmp_path):
@@ -97,7 +81,7 @@ def test_a_ring_under_fsdp_trains_as_one(together, launched, own_clips, tiny_bas
     finetune(settings(tiny_base, 1), file, one, workers=0)
     ring = settings(tiny_base, 1)
     together(2, spread, replace(ring, training=replace(ring.training, ring=2)), file, two, launched)
-    assert_same_training(one, two)
+    assert_same_training(one, two, STEPS)
 
 
 def refused(reason, train, *arguments):
@@ -144,4 +128,4 @@ def test_a_hosted_model_is_trained_and_saved_whole(together, launched, own_clips
     file, one, two = own_clips / "clips.jsonl", tmp_path / "one", tmp_path / "two"
     finetune(settings(hosted, 2), file, one, workers=0)
     together(2, spread, settings(hosted, 1), file, two, launched)
-    assert_same_training(one, two)
+    assert_same_training(one, two, STEPS)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from safetensors.torch import load_file
+from same_training import assert_same_training
 from torch import nn
 
 from mmllm.config import LossConfig
@@ -14,7 +14,6 @@ from mmllm.train.building import build_model
 from mmllm.train.data import DataConfig
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
 from mmllm.train.long_rows import Repeated, check_ring, check_source
-from mmllm.train.metrics import read_metrics
 from mmllm.train.recipe import Recipe
 from mmllm.train.run import train
 from mmllm.train.stages.language import LanguageTraining
@@ -36,20 +35,6 @@ def in_this_folder(settings, output):
     train(settings, output, workers=0)
 
 
-def assert_same(one, two):
-    for key in ("loss", "grad_norm"):
-        expected, got = (
-            [line[key] for line in read_metrics(run / "language" / "metrics.jsonl") if "loss" in line]
-            for run in (one, two)
-        )
-        assert len(expected) == STEPS
-        assert got == pytest.approx(expected, rel=1e-4), key
-    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (one, two))
-    assert ours.keys() == theirs.keys()
-    for name, weight in ours.items():
-        assert (theirs[name] - weight).abs().max() < 1e-4, name
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
@@ -65,7 +50,7 @@ def test_two_processes_that_share_rows_train_as_one(together, tiny_parts, own_cl
     alone = {name: value for name, value in fields.items() if name != "ring_sends"}
     train(recipe(tiny_parts, own_clips, **alone), one, workers=0)
     together(2, in_this_folder, recipe(tiny_parts, own_clips, ring=2, **fields), two)
-    assert_same(one, two)
+    assert_same_training(one, two, STEPS)
 
 
 @pytest.mark.slow
@@ -73,7 +58,7 @@ def test_two_rings_train_as_one_process_with_twice_the_accumulation(together, ti
     one, four = tmp_path / "one", tmp_path / "four"
     train(recipe(tiny_parts, own_clips, gradient_accumulation_steps=2), one, workers=0)
     together(4, in_this_folder, recipe(tiny_parts, own_clips, ring=2), four)
-    assert_same(one, four)
+    assert_same_training(one, four, STEPS)
 
 
 @pytest.mark.slow
@@ -84,7 +69,7 @@ def test_own_dialogues_are_trained_on_in_a_ring(together, own_clips, tiny_base, 
     file, one, two = own_clips / "clips.jsonl", tmp_path / "one", tmp_path / "two"
     finetune(settings(), file, one, workers=0)
     together(2, finetune, settings(ring=2), file, two)
-    assert_same(one, two)
+    assert_same_training(one, two, STEPS)
 
 
 def test_batches_are_repeated_for_the_processes_of_a_ring():
