@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_text
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,12 +90,12 @@ def ask(
 
     qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given, **compute.given)
     qa.max_new_tokens = max_new_tokens
-    encoded = qa.encode_video(frames.source(video), progress=True, **frames.given)
-    if plot is not None:
-        encoded.require_frames()
     others: dict[str, Any] = {"systems": read_first} if read_first else {}
     if shorten is not None:
         others["shorten"] = _shortener(qa, shorten, shorten_rate)
+    encoded = qa.encode_video(frames.source(video), progress=True, **frames.given)
+    if plot is not None:
+        encoded.require_frames()
     answer = qa.ask(encoded, question, chain=in_chain, decoding=decoding, progress=True, **others)
     note = _note(qa, encoded, answer, frames.end)
     if plot is not None:
@@ -133,7 +134,11 @@ def _shortener(qa: VideoAnswering, source: str, rate: float) -> TextShortener:
     from mmllm.preprocessing.text_shortener import TextShortener
 
     tokenizer = qa.processor.tokenizer
-    tokens = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+
+    @cache  # words come again
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
     return TextShortener(source, LlmLingua2Config(rate=rate), tokens)
 
 

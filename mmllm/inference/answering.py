@@ -41,6 +41,7 @@ from mmllm.llm.int8 import quantize
 from mmllm.llm.prefix import Prefix
 from mmllm.modalities.video import clip_inputs, video_tokens
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.modeling.generation import listed_ids
 from mmllm.modeling.token_store import piece_of
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
@@ -255,9 +256,7 @@ class VideoQA(VideoAnswering):
     @property
     def stop_tokens(self) -> list[int]:
         """Ids that end an answer: those of the model's generation settings and the tokenizer's end of sequence."""
-        configured = self.model.generation_config.eos_token_id
-        configured_ids = configured if isinstance(configured, (list, tuple)) else [configured]
-        ids = [*configured_ids, self.processor.tokenizer.eos_token_id]
+        ids = [*listed_ids(self.model.generation_config.eos_token_id), self.processor.tokenizer.eos_token_id]
         return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
     @torch.no_grad()

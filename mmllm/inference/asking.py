@@ -7,6 +7,7 @@ Q questions, R generated rows, K new ids
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -250,6 +251,7 @@ class VideoAnswering(ABC):
         if not questions:
             return []
         if shorten is not None:
+            shorten = functools.cache(shorten)  # questions often share what is read first
             histories = histories and [
                 [(shorten(asked), shorten(said)) for asked, said in turns] for turns in histories
             ]

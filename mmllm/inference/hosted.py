@@ -38,6 +38,7 @@ from mmllm.inference.piecewise import Feed
 from mmllm.llm.counters import ContextCounts
 from mmllm.llm.int8 import quantize
 from mmllm.llm.prefix import Prefix
+from mmllm.modeling.generation import listed_ids
 from mmllm.modeling.modes import evaluating
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.times.answers import Answer, Span
@@ -154,9 +155,7 @@ class HostedVideoQA(VideoAnswering):
     @property
     def stop_tokens(self) -> list[int]:
         """Ids that end an answer: those of the model's generation settings and the tokenizer's end of sequence."""
-        configured = self.model.model.generation_config.eos_token_id
-        ids = [*(configured if isinstance(configured, (list, tuple)) else [configured])]
-        ids.append(self.prompting.tokenizer.eos_token_id)
+        ids = [*listed_ids(self.model.model.generation_config.eos_token_id), self.prompting.tokenizer.eos_token_id]
         return list(dict.fromkeys(token for token in ids if token is not None))
 
     def identity(self) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from mmllm.errors import ConfigError
 from mmllm.llm.harness import takes_shared_prefix
-from mmllm.llm.prefix import Prefix
+from mmllm.llm.prefix import Prefix, are_full
 from mmllm.llm.shared_prefix import SharedPrefixLayer
 
 LEAST_SHARED = 4096
@@ -31,7 +31,7 @@ def is_joinable(prefix: Prefix) -> bool:
 
     Not with stages inside the LLM, whose states belong to one video, nor with sliding windows, which count padding.
     """
-    return prefix.current is None and all(type(layer) is DynamicLayer for layer in prefix.layers)
+    return prefix.current is None and are_full(prefix.layers)
 
 
 def rows_behind(prefixes: Sequence[Prefix], prompts: Sequence[Tensor], pad_token_id: int) -> dict[str, Tensor]:

@@ -203,7 +203,12 @@ def check_layers(layers: Iterable[Any]) -> None:
 
 def has_full_attention(config: Any) -> bool:
     """Whether all layers of an LLM, by its configuration, attend to all positions before."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+    return are_full(DynamicCache(config=config).layers)
+
+
+def are_full(layers: Iterable[Any]) -> bool:
+    """Whether layers of a cache keep all positions."""
+    return all(type(layer) is DynamicLayer for layer in layers)
 
 
 def takes_padding(layers: Iterable[Any]) -> bool:

@@ -8,8 +8,6 @@ N ids, M visual tokens, D width
 
 from __future__ import annotations
 
-import bisect
-import copy
 import threading
 import weakref
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.errors import MmllmError
+from mmllm.llm.layers import with_modules
 
 LAST = 2**31 - 1
 """Ids are stored as int32."""
@@ -33,9 +32,8 @@ class VirtualIds:
 
     def __init__(self, first: int) -> None:
         self.first = self.following = first
-        self._starts: list[int] = []
-        """The first ids of all kept media, ascending."""
         self._rows: dict[int, Tensor] = {}
+        """First id of the tokens of each kept medium -> these tokens; ascending, as ids are given."""
         self._given: dict[tuple[int, ...], int] = {}
         """Identities of a prompt's media -> the first id of their tokens."""
         self._lock = threading.RLock()  # media may go while this thread holds it
@@ -60,7 +58,6 @@ class VirtualIds:
                         f"{self.following - self.first} ids of visual tokens are given, and there are no more"
                     )
                 self.following = end
-                self._starts.append(start)
                 self._rows[start], self._given[key] = rows, start
                 for medium in media:
                     weakref.finalize(medium, self._forget, key)
@@ -71,18 +68,16 @@ class VirtualIds:
             start = self._given.pop(key, None)
             if start is not None:
                 del self._rows[start]
-                self._starts.remove(start)
 
     def write(self, ids: Tensor, into: Tensor) -> None:
         """Writes the tokens of ids (int64, N) into rows (N D). Those of media that are gone stay as they are."""
         with self._lock:
-            for start in {self._starts[place - 1] for place in map(self._behind, ids.tolist()) if place}:
+            starts = torch.tensor(list(self._rows), dtype=torch.long)
+            places = torch.bucketize(ids.cpu(), starts, right=True).unique() - 1
+            for start in starts[places[places >= 0]].tolist():
                 rows = self._rows[start]
                 own = (ids >= start) & (ids < start + len(rows))
                 into[own] = rows[ids[own] - start].to(into)
-
-    def _behind(self, number: int) -> int:
-        return bisect.bisect_right(self._starts, number)
 
     def __len__(self) -> int:
         """Of how many media tokens are kept."""
@@ -121,17 +116,10 @@ def with_virtual_ids(llm: nn.Module, ids: VirtualIds) -> Any:
     """
     own: nn.Module = llm.get_input_embeddings()  # type: ignore[operator]
     *parents, last = next(name for name, module in llm.named_modules() if module is own).split(".")
-    whole = parent = _shallow(llm)
+    whole = parent = with_modules(llm)
     for name in parents:
-        child = _shallow(parent.get_submodule(name))
+        child = with_modules(parent._modules[name])
         parent._modules[name] = child
         parent = child
     parent._modules[last] = TableWithVirtualIds(own, ids)
     return whole
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    """A module with the same weights and parts, whose parts can be replaced by others."""
-    other = copy.copy(module)
-    other._modules = dict(module._modules)
-    return other

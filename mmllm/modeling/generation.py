@@ -27,7 +27,7 @@ from mmllm.llm.prefix import DYNAMIC, Prefix, copies_of_rows, starts_from_prefix
 from mmllm.modalities.border import media_apart, one_media, placeholders
 from mmllm.modalities.inputs import Media
 from mmllm.modeling.greedy import greedy_ids, is_plain, settings_of
-from mmllm.modeling.placeholders import Placed, place, require_room
+from mmllm.modeling.placeholders import Placed, place, positions, require_room
 from mmllm.modeling.vision import VisualStages
 from mmllm.tokens import VisualSequence
 
@@ -119,9 +119,9 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         """B K: greedy answers to rows that `_whole` or `_behind` has laid out."""
         mask, cache = rows["attention_mask"], rows.get(CACHE)
         position = rows.get("position_ids")
-        position = (mask.cumsum(-1) - 1).clamp(min=0) if position is None else position
+        position = positions(mask, None) if position is None else position
         before = 0 if cache is None else cache.get_seq_length()
-        ends, pad = _listed(settings.get("eos_token_id")), settings.get("pad_token_id")
+        ends, pad = listed_ids(settings.get("eos_token_id")), settings.get("pad_token_id")
         return greedy_ids(
             self,
             self.embed(rows["input_ids"][:, before:], rows.get("visual_embeddings")),
@@ -201,7 +201,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         """
         if given is not None:
             return given if given.shape == input_ids.shape else None
-        pad, stops = self._option(options, "pad_token_id"), _listed(self._option(options, "eos_token_id"))
+        pad, stops = self._option(options, "pad_token_id"), listed_ids(self._option(options, "eos_token_id"))
         if pad is None or pad in stops:
             return torch.ones_like(input_ids)
         return (input_ids != pad).long()
@@ -322,7 +322,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         return processors
 
 
-def _listed(ids: Any) -> list[int]:
+def listed_ids(ids: Any) -> list[int]:
     """Ids that are given as one number, several, or none."""
     return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
 

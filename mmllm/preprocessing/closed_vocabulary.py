@@ -53,12 +53,15 @@ def is_word_tokenizer(tokenizer: Any) -> bool:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return False
+    from tokenizers import models
+
+    if not isinstance(backend.model, models.WordLevel | models.WordPiece):
+        return False  # others are large: they are not written out to be looked at
     settings = json.loads(backend.to_str())
     model, split = settings["model"], settings["pre_tokenizer"] or {}
     return bool(
         settings["normalizer"] == {"type": "Lowercase"}
         and split.get("type") == "Split"
         and split["pattern"].get("Regex") in _WHOLE.values()
-        and model["type"] in ("WordLevel", "WordPiece")
         and model.get("max_input_chars_per_word", 0) <= _LONGEST
     )

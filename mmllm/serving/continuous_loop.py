@@ -6,7 +6,7 @@ is read once: a video, whose tokens have the same ids in every question about it
 
 from __future__ import annotations
 
-import threading
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,8 +90,7 @@ class ContinuousLoop:
                 generation_config=greedy, continuous_batching_config=settings
             )
         self._manager.start()
-        self._numbers = 0
-        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
 
     @property
     def alive(self) -> bool:
@@ -106,9 +105,7 @@ class ContinuousLoop:
             most_tokens: of the answer.
             ends: ids that end it.
         """
-        with self._lock:
-            self._numbers += 1
-            name = f"answer-{self._numbers}"
+        name = f"answer-{next(self._numbers)}"
         self._manager.add_request(
             ids, request_id=name, max_new_tokens=most_tokens, streaming=True, eos_token_id=list(ends)
         )

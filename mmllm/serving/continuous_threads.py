@@ -91,8 +91,10 @@ class ContinuousThreads:
 
     def close(self) -> None:
         """Ends the threads, and waits until no LLM runs any more."""
-        for thread in self._all():
+        threads = self._all()
+        for thread in threads:
             thread.close()
+        for thread in threads:
             thread.thread.join(_END_S)
 
     def _all(self) -> list[LlmLoopThread]:
