@@ -46,7 +46,7 @@ from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, posi
 from mmllm.modeling.ring_loss import ring_loss
 from mmllm.modeling.settings import with_weights_of
 from mmllm.modeling.vision import listed
-from mmllm.pruning.needs import check_order, require_fit
+from mmllm.pruning.needs import require_all_fit
 from mmllm.stages import build as build_stages
 from mmllm.stages import changed, model_slots, question_reader, stages_of, takes_settings
 from mmllm.tokens import HEARD, IGNORED, NOWHERE, PATCHLESS, TIME_TEXT, VisualSequence
@@ -140,10 +140,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
                 f"image_encoder and encoder share a projector, so they must be equally wide, not {widths}"
             )
         self._check_hearing()
-        for reducer in self.reducers:
-            for encoder in filter(None, (self.encoder, self.image_encoder)):
-                require_fit(reducer, encoder)
-        check_order(self.reducers)
+        require_all_fit(self.reducers, (self.encoder, self.image_encoder))
         question_reader(stages_of(self.config))
         for part in (part for name in model_slots() for part in listed(getattr(self, name))):
             if part.reads_question and part.question_reader is None:

@@ -131,12 +131,7 @@ def evaluate(
     if sum(given is not None for given in (data, render_seed, suite)) != 1:
         raise InputError("give one of DATA, --render-seed and --suite")
     threads = None if suite is None else suite_of(suite)
-    if data is None:
-        _refuse(given, _OF_DATA, f"--suite {suite}" if threads else "--render-seed")
-    if render_seed is None:
-        _refuse(given, _OF_RENDERING, f"--suite {suite}" if threads else str(data))
-    if isinstance(threads, TextThreadsConfig):
-        _refuse(given, _OF_VIDEOS, f"--suite {suite}")
+    _refuse_unread(given, threads)
     processes.wait()  # starts the group of processes, which gives each process its own device
     rounds = Trials.of(trials, temperature, seed)
     require_rate(fps)
@@ -145,7 +140,6 @@ def evaluate(
         qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given, **compute.given)
         return _follow_text(qa, threads, output or Path("runs") / name_of(threads), json)
     if data is not None and is_stream(data):
-        _refuse(given, _OF_DATA, f"{data}, a stream that has its videos in it")
         name, benchmark = "eval", stream_benchmark(data, limit)
     elif data is not None:
         name, benchmark = "eval", read_benchmark(data, videos, format, durations, fps)
@@ -186,6 +180,21 @@ def _tell(data: Path | None, notes: Sequence[str]) -> None:
     if notes and processes.is_main():
         more = f"; and {len(notes) - MOST_LISTED} more" if len(notes) > MOST_LISTED else ""
         log.warning("%s: %s%s", data, "; ".join(notes[:MOST_LISTED]), more)
+
+
+def _refuse_unread(given: Mapping[str, Any], threads: Any) -> None:
+    """Refuses the options that the source of the questions does not read; `threads` are the settings of a suite."""
+    from mmllm.evaluation.threads.text_run import TextThreadsConfig
+
+    data, suite = given["data"], f"--suite {given['suite']}"
+    if data is None:
+        _refuse(given, _OF_DATA, suite if threads else "--render-seed")
+    elif is_stream(data):
+        _refuse(given, _OF_DATA, f"{data}, a stream that has its videos in it")
+    if given["render_seed"] is None:
+        _refuse(given, _OF_RENDERING, suite if threads else str(data))
+    if isinstance(threads, TextThreadsConfig):
+        _refuse(given, _OF_VIDEOS, suite)
 
 
 def _refuse(given: Mapping[str, Any], options: Sequence[str], source: str) -> None:

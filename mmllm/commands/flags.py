@@ -41,9 +41,7 @@ class ChainChoice:
             InputError: naming the flag whose value is not allowed, or that is given without `--chain`.
         """
         if self.chain is None:
-            for flag in ("chain_steps", "chain_request", "chain_tokens"):
-                if getattr(self, flag) != getattr(NO_CHAIN, flag):
-                    raise InputError(f"--{flag.replace('_', '-')} belongs to --chain, which is not given")
+            refuse_without("--chain", self, NO_CHAIN, ("chain_steps", "chain_request", "chain_tokens"))
             return None
         checked_count("--chain-tokens", self.chain_tokens)
         request = REQUEST if self.chain_request is None else self.chain_request
@@ -158,6 +156,23 @@ HostedFlags = Annotated[HostedChoice, tyro.conf.arg(name="")]
 
 MOST = 1_000_000
 """Most frames and most tokens that a command takes; no model reads or writes as many."""
+
+
+def refuse_without(flag: str, choice: Any, usual: Any, names: Sequence[str]) -> None:
+    """Refuses flags that say nothing without another one, which is not given.
+
+    Args:
+        flag: the other one, as it is written.
+        choice: the values of all flags.
+        usual: the same by default.
+        names: the fields that belong to `flag`.
+
+    Raises:
+        InputError: naming the first of them that has another value than by default.
+    """
+    for name in names:
+        if getattr(choice, name) != getattr(usual, name):
+            raise InputError(f"--{name.replace('_', '-')} belongs to {flag}, which is not given")
 
 
 def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,11 @@ from urllib.parse import urlsplit
 import tyro
 
 from mmllm.app.browser_rules import LOOPBACK
-from mmllm.commands.flags import checked_count
+from mmllm.commands.flags import checked_count, refuse_without
 from mmllm.errors import InputError
 
 KEY = "MMLLM_SERVE_KEY"
 """Environment variable with API keys, separated by commas."""
-CACHE_POSITIONS, STEP_TOKENS = 16384, 512
-"""Values of --cache-positions and --step-tokens unless they are given."""
 _PORTS = 1 << 16
 _MOST_SECONDS = 24 * 3600.0
 
@@ -88,9 +86,9 @@ class LoadChoice:
     batching: Literal["static", "continuous"] = "static"
     """static: questions that come together are one batch. continuous: they join and leave between any two tokens, by
     transformers' continuous batching; for own models, whose stages are all before the LLM."""
-    cache_positions: int = CACHE_POSITIONS
+    cache_positions: int = 16384
     """With --batching continuous: positions that the LLM's cache holds, of all answers together."""
-    step_tokens: int = STEP_TOKENS
+    step_tokens: int = 512
     """With --batching continuous: tokens of prompts that are read between two tokens of other answers."""
     engine: str | None = None
     """Address of an engine such as vLLM, http://127.0.0.1:8001/v1, that runs the LLM in place of this process; its key
@@ -128,11 +126,7 @@ class LoadChoice:
             if self.engine is not None:
                 raise InputError("--batching continuous: the engine of --engine makes its batches itself")
             return {"positions": positions, "step_tokens": tokens}
-        for flag, value, usual in (
-            ("--cache-positions", positions, CACHE_POSITIONS), ("--step-tokens", tokens, STEP_TOKENS)
-        ):  # fmt: skip
-            if value != usual:
-                raise InputError(f"{flag} {value}: belongs to --batching continuous")
+        refuse_without("--batching continuous", self, LOAD, ("cache_positions", "step_tokens"))
         return None
 
 

@@ -13,7 +13,7 @@ from mmllm.engines.visual_counts import VisualCounts
 from mmllm.errors import ConfigError
 from mmllm.interfaces import llm_stages
 from mmllm.modeling.vision import listed
-from mmllm.pruning.needs import check_order, require_fit
+from mmllm.pruning.needs import require_all_fit
 
 _INSTEAD = "serve it with `mmllm serve --engine`, which sends the engine embeddings"
 
@@ -34,10 +34,7 @@ def require_servable(config: MmllmConfig, processor: Any) -> VisualCounts:
     counts = VisualCounts(config)
     for problem in _problems(config, processor, counts.parts):
         raise ConfigError(f"{problem}: {_INSTEAD}")
-    check_order(counts.parts["reducers"])
-    for reducer in counts.parts["reducers"]:
-        for encoder in filter(None, (counts.parts["encoder"], counts.parts["image_encoder"])):
-            require_fit(reducer, encoder)
+    require_all_fit(counts.parts["reducers"], (counts.parts["encoder"], counts.parts["image_encoder"]))
     of_video = counts.of_video(processor.num_frames)
     counts.of_image()
     if not isinstance(of_video, list) and processor.frame_text([[0.0]]) is not None:

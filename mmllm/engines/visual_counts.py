@@ -11,7 +11,8 @@ import torch
 
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError
-from mmllm.interfaces import Encoder, Grid, ProjectedReducer, TokenReducer
+from mmllm.interfaces import Encoder, Grid, TokenReducer
+from mmllm.pruning.needs import by_place
 from mmllm.stages import build, stages_of
 
 Counts = list[int] | int
@@ -46,10 +47,10 @@ class VisualCounts:
 
     def _after_all(self, encoder: Encoder, frames: int) -> Counts:
         """The encoder's tokens after the reducers and the projector."""
-        behind = [reducer for reducer in self.parts["reducers"] if isinstance(reducer, ProjectedReducer)]
+        in_front, behind = by_place(self.parts["reducers"])
         counts: Counts = [encoder.tokens_per_frame] * frames
         grid = encoder.grid
-        for reducer in (reducer for reducer in self.parts["reducers"] if reducer not in behind):
+        for reducer in in_front:
             counts, grid = _after(reducer, counts, frames, grid), reducer.grid_after(grid)
         projector = self.parts["visual_tokenizer"]
         if isinstance(counts, list):

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from mmllm import registry
-from mmllm.interfaces import Encoder, LlmStage, Part, ProjectedReducer, TokenReducer
+from mmllm.interfaces import Encoder, LlmStage, Part, TokenReducer
+from mmllm.pruning.needs import by_place
 from mmllm.stages import Description, build
 
 
@@ -50,8 +51,8 @@ def stage_costs(
         }
     ]
     kept = built_encoder.tokens_per_frame  # tokens of one frame, on average and rounded up
-    behind = [reducer for reducer in parts["reducers"] if isinstance(reducer, ProjectedReducer)]
-    for reducer in (reducer for reducer in parts["reducers"] if reducer not in behind):
+    in_front, behind = by_place(parts["reducers"])
+    for reducer in in_front:
         rows.append(_reduced(reducer, rows[-1]["tokens"], kept, frames))
         kept, grid = -(-rows[-1]["tokens"] // frames), reducer.grid_after(grid)
     projector = parts["visual_tokenizer"]

@@ -51,8 +51,6 @@ def what_it_needs(reducer: type[TokenReducer]) -> str:
 
 def counts_by_shape(reducer: type[TokenReducer]) -> str:
     """Whether a reducer says what remains of a video before it is seen, for most of its settings."""
-    if issubclass(reducer, LlmStage):
-        return "no"
     return "no" if reducer.counts_by_shape is TokenReducer.counts_by_shape else "yes"
 
 
@@ -61,6 +59,24 @@ def is_question_aware(reducer: type[TokenReducer]) -> str:
     if issubclass(reducer, LlmStage):
         return "yes" if reducer.depends_on_question else "no"
     return " or ".join(reducer.question_choices) or "no"
+
+
+def by_place(reducers: Sequence[TokenReducer]) -> tuple[list[TokenReducer], list[TokenReducer]]:
+    """The reducers in front of the projector, and those behind it."""
+    behind = [reducer for reducer in reducers if isinstance(reducer, ProjectedReducer)]
+    return [reducer for reducer in reducers if reducer not in behind], list(behind)
+
+
+def require_all_fit(reducers: Sequence[TokenReducer], encoders: Sequence[Encoder | None]) -> None:
+    """Refuses reducers that do not work with these encoders, or that stand in another order than they run in.
+
+    Raises:
+        ConfigError: naming what does not fit.
+    """
+    for reducer in reducers:
+        for encoder in filter(None, encoders):
+            require_fit(reducer, encoder)
+    check_order(reducers)
 
 
 def require_fit(reducer: TokenReducer, encoder: Encoder) -> None:

@@ -10,6 +10,8 @@ from mmllm.fields import require
 from mmllm.video.live.clock import GAP_S
 
 MEMORIES = ("window", "cache")
+ANSWERS = 4
+"""Among so many of the last answers those that agree are looked for; by default all of them have to agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class WatchConfig:
         )
         require(0 <= self.settle_s < self.late_s, self, "settle_s", f"from 0 to below late_s = {self.late_s:g}")
         if self.agree is None:
-            object.__setattr__(self, "agree", max(1, min(4, 1 + int(self.late_s / self.every_s))))
+            object.__setattr__(self, "agree", max(1, min(ANSWERS, 1 + int(self.late_s / self.every_s))))
         assert self.agree is not None
         require(1 <= self.agree <= 20, self, "agree", "from 1 to 20")
         least_s = self.late_s - self.settle_s

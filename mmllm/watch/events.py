@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmllm.times.answers import Span
-from mmllm.watch.config import WatchConfig
+from mmllm.watch.config import ANSWERS, WatchConfig
 
 _SAME = 0.7
 """Answers whose intervals overlap by this share of their union mean one event."""
 _REPEATED = 0.5
 """A report that overlaps an earlier one by this share of the shorter is the same event."""
-_ANSWERS = 4
-"""Among so many of the last answers those that agree are looked for."""
 _KNOWN_S = 2.5
 """What answers have named for so long without a break, while it went on, is known."""
 _SAME_START_S = 0.75
@@ -52,7 +50,7 @@ class EventFinder:
     def __init__(self, config: WatchConfig) -> None:
         self.config = config
         assert config.agree is not None
-        self._agree = config.agree
+        self._agree, self._looked_at = config.agree, max(ANSWERS, config.agree)
         self._heard: deque[tuple[float, list[Span]]] = deque()
         """The last answers, each with the newest frame that it was given about."""
         self._reported: deque[Span] = deque()
@@ -78,7 +76,8 @@ class EventFinder:
         whole = [span for span in spans if span.start_s >= edge_s]
         self._heard.append((seen.end_s, whole))
         self._forget(seen)
-        events = [Event(span=span, answers=self._agreeing(span)) for span in whole]
+        last = [other for _, said in list(self._heard)[-self._looked_at :] for other in said]
+        events = [Event(span=span, answers=sum(_same(span, other) for other in last)) for span in whole]
         over = [event for event in events if self._is_over(event, seen.end_s)]
         self._note_known(whole, seen.end_s)
         if self._known is not None and self._known[0].span.start_s < edge_s:
@@ -90,18 +89,12 @@ class EventFinder:
 
     def _forget(self, seen: Span) -> None:
         """Forgets what has no bearing on later answers."""
-        enough = max(_ANSWERS, self._agree)
-        while len(self._heard) > enough and self._heard[1][0] <= seen.end_s - _KNOWN_S:
+        while len(self._heard) > self._looked_at and self._heard[1][0] <= seen.end_s - _KNOWN_S:
             self._heard.popleft()
         while self._reported and self._reported[0].end_s < seen.start_s - self.config.late_s:
             self._reported.popleft()
         if self._known is not None and seen.end_s - self._known[1] > self.config.late_s:
             self._known = None
-
-    def _agreeing(self, span: Span) -> int:
-        """How many of the last answers mean the same."""
-        last = list(self._heard)[-max(_ANSWERS, self._agree) :]
-        return sum(_same(span, other) for _, said in last for other in said)
 
     def _is_over(self, event: Event, now_s: float) -> bool:
         """Whether an event has ended, and is to be reported."""
