@@ -28,9 +28,9 @@ def point(draft: Draft, logits: Tensor, text: Written) -> list[int]:
         logits: N V, of the target.
         text: grows.
     """
-    alive = [0]
+    alive, choose = [0], text.chooser(logits)
     while True:
-        token = text.choose(logits[alive[0]])
+        token = choose(alive[0])
         following = [child for node in alive for child in draft.children[node] if draft.ids[child] == token]
         if text.add(token) or not following:
             return draft.path_to(alive[0])

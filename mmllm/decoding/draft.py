@@ -107,6 +107,8 @@ class Draft:
             InputError: naming the id.
         """
         barred = set(forbidden)
+        if barred.isdisjoint(self.ids) and min(self.ids) >= 0 and max(self.ids) < vocabulary:
+            return
         for node, token in enumerate(self.ids[1:], start=1):
             is_word = self.is_token is None or bool(self.is_token[node])
             if is_word and (not 0 <= token < vocabulary or token in barred):

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from mmllm.decoding.masks import ancestry, masks_for, window_of
 from mmllm.errors import InputError
 from mmllm.llm.cache import CACHE
+from mmllm.llm.head import lm_logits
 
 
 class CachedReader:
@@ -34,7 +35,10 @@ class CachedReader:
     def __init__(self, model: Any, cache: Any, attended: Tensor, position: Tensor) -> None:
         self.model, self.cache, self.attended, self.position = model, cache, attended, position
         self.window = window_of(model.config.get_text_config())
-        self.dtype = model.get_input_embeddings().weight.dtype
+        self.words = model.get_input_embeddings()
+        self.dtype = self.words.weight.dtype
+        self.decoder = model.language_model.base_model if hasattr(model, "llm_stages") else None
+        """The decoder of one of our models; None for others, whose own forward may do more."""
         self.passes, self.positions, self.peak = 0, 0, len(attended)
         self.states: Tensor | None = None
         """L D: the last hidden states of the text; None if nobody reads them."""
@@ -102,6 +106,26 @@ class CachedReader:
         )
         return cls(model, cache, attended, positions[..., -1:] + 1), outputs.logits[0, -1]
 
+    @classmethod
+    def of_own_prompt(
+        cls, model: Any, embeddings: Tensor, mask: Tensor, position: Tensor, cache: DynamicCache
+    ) -> tuple[Self, Tensor]:
+        """A reader of a prompt of one of our models, and the logits (V) of the first new token.
+
+        Args:
+            model: one of our models.
+            embeddings: 1 N D, of what is not in the cache.
+            mask: 1 L. 0 at padding.
+            position: int64, 1 N.
+            cache: of what comes before.
+
+        Raises:
+            InputError: if the logits hold NaN.
+        """
+        reader = cls(model, cache, mask[0].bool(), position[:, -1:] + 1)
+        seen = None if bool(reader.attended.all()) else mask
+        return reader, reader._decoded(embeddings, seen, position, last=1)[0]
+
     def read(self, tokens: Tensor, parents: Sequence[int], embeddings: Tensor | None = None) -> Tensor:
         """Logits N V of new nodes, which join the tree.
 
@@ -118,24 +142,43 @@ class CachedReader:
         self.tokens += tokens.tolist()
         self.parents += [int(parent) for parent in parents]
         visible, depth = (part.to(device) for part in ancestry(tuple(self.parents)))
-        given = {"input_ids": tokens.to(device)[None]} if embeddings is None else {"inputs_embeds": embeddings[None]}
-        outputs = self.model(
-            **given,
-            attention_mask=masks_for(self.window, self.attended, visible[before:], depth, self.dtype),
-            position_ids=self.position + depth[before:],
-            use_cache=True,
-            return_dict=True,
-            **({} if self.states is None else {"output_hidden_states": True}),
-            **{CACHE: self.cache},
-        )
-        if self.states is not None:
-            self._tree_states.append(outputs.hidden_states[-1][0])
-        logits = outputs.logits[0]
-        if bool(logits.isnan().any()):
-            raise InputError("the logits of a draft hold NaN: the model's numbers overflow")
+        mask = masks_for(self.window, self.attended, visible[before:], depth, self.dtype)
+        position = self.position + depth[before:]
+        if self.decoder is not None:
+            given = self.words(tokens.to(device)) if embeddings is None else embeddings
+            logits = self._decoded(given[None], mask, position)
+        else:
+            logits = self._computed(tokens.to(device), embeddings, mask, position)
         self.logits = logits if not before else torch.cat([self.logits, logits])
         self.passes, self.positions = self.passes + 1, self.positions + len(tokens)
         self.peak = max(self.peak, len(self.attended) + len(self.tokens))
+        return logits
+
+    def _decoded(self, embeddings: Tensor, mask: Any, position: Tensor, last: int = 0) -> Tensor:
+        """Logits of the `last` positions of a pass of our decoder over 1 N D; of all for 0."""
+        assert self.decoder is not None
+        inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": position, CACHE: self.cache}
+        hidden = self.decoder(**inputs, use_cache=True).last_hidden_state[0, -last:]
+        return self._checked(lm_logits(self.model, hidden), hidden)
+
+    def _computed(self, tokens: Tensor, embeddings: Tensor | None, mask: Any, position: Tensor) -> Tensor:
+        """Logits N V of a pass through a model of transformers."""
+        given = {"input_ids": tokens[None]} if embeddings is None else {"inputs_embeds": embeddings[None]}
+        inputs = {**given, "attention_mask": mask, "position_ids": position, CACHE: self.cache, "use_cache": True}
+        states = {} if self.states is None else {"output_hidden_states": True}
+        outputs = self.model(**inputs, **states, return_dict=True)
+        return self._checked(outputs.logits[0], outputs.hidden_states[-1][0] if states else None)
+
+    def _checked(self, logits: Tensor, hidden: Tensor | None) -> Tensor:
+        """The logits of a pass (N V); its hidden states (N D) are kept if somebody reads them.
+
+        Raises:
+            InputError: if the logits hold NaN.
+        """
+        if bool(logits.isnan().any()):
+            raise InputError("the logits of a draft hold NaN: the model's numbers overflow")
+        if self.states is not None and hidden is not None:
+            self._tree_states.append(hidden)
         return logits
 
     def settle(self, path: Sequence[int]) -> None:
@@ -149,7 +192,7 @@ class CachedReader:
         for layer in self.cache.layers:
             for states in (layer.keys, layer.values):
                 if nodes is not None:
-                    states[:, :, length : length + count] = states[:, :, nodes.to(states.device)]
+                    states[:, :, length : length + count] = states.index_select(2, nodes.to(states.device))
             layer.keys, layer.values = (states[:, :, : length + count] for states in (layer.keys, layer.values))
         self.attended = torch.cat([self.attended, self.attended.new_ones(count)])
         self.position = self.position + count

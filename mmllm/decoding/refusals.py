@@ -35,8 +35,6 @@ def checked_inputs(name: str, model: Any, input_ids: Tensor, options: Any, input
             f"decoding {name}: drafts continue one text, and num_beams = {options.num_beams}, num_return_sequences = "
             f"{options.num_return_sequences} are asked for"
         )
-    if rows != 1:
-        raise ConfigError(f"decoding {name}: one text at a time, not a batch of {rows}: ask questions one by one")
     for output in _OUTPUTS:
         if getattr(options, output, None):
             raise ConfigError(f"decoding {name}: {output} is not given, since a pass computes other positions, too")
@@ -44,8 +42,25 @@ def checked_inputs(name: str, model: Any, input_ids: Tensor, options: Any, input
         raise ConfigError(f"decoding {name}: use_cache = False: drafts are verified behind a cache")
     if getattr(options, "prefill_chunk_size", None) is not None:
         raise ConfigError(f"decoding {name}: prefill_chunk_size: a prompt is read in one pass: leave it out")
+    return {**inputs, CACHE: checked_cache(name, model, rows, inputs.get(CACHE)), "use_cache": True}
+
+
+def checked_cache(name: str, model: Any, rows: int, cache: Any) -> DynamicCache:
+    """A cache that keeps every position: the given one, or a new one in place of an empty one.
+
+    Args:
+        name: of the method, for messages.
+        model: the target.
+        rows: how many texts are to be written.
+        cache: that is given; None for none.
+
+    Raises:
+        ConfigError: for several texts, an LLM that cannot read a tree, or a cache that holds only some positions.
+    """
+    if rows != 1:
+        raise ConfigError(f"decoding {name}: one text at a time, not a batch of {rows}: ask questions one by one")
     check_llm(name, model)
-    return {**inputs, CACHE: _kept_whole(name, inputs.get(CACHE)), "use_cache": True}
+    return _kept_whole(name, cache)
 
 
 def check_llm(name: str, model: Any) -> None:

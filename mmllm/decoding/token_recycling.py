@@ -76,6 +76,8 @@ class TokenRecyclingConfig:
 class TokenRecycling(TreeDecoding):
     """Drafts what lately followed each token (Token Recycling): exact, nothing to train."""
 
+    writes_alone = True
+
     def __init__(self, config: TokenRecyclingConfig) -> None:
         self.config = config
         self.template = smaller_template(config.tree)

@@ -16,17 +16,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.generation import GenerateDecoderOnlyOutput, LogitsProcessorList, StoppingCriteriaList
 
 from mmllm.decoding import acceptance
 from mmllm.decoding.counts import DecodingCounts, added
 from mmllm.decoding.draft import Draft
 from mmllm.decoding.reading import CachedReader
-from mmllm.decoding.refusals import checked_inputs
+from mmllm.decoding.refusals import checked_cache, checked_inputs
 from mmllm.decoding.writing import Chance, Written
 from mmllm.errors import InputError
 from mmllm.interfaces import Decoding
 from mmllm.llm.cache import CACHE
+from mmllm.llm.roomy_layer import with_room
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -154,13 +155,64 @@ class MachineDecoding(Decoding):
             target=target,
         )
         counts = self.write(request, target, logits)
-        self.last = counts(time.perf_counter() - started)
-        self.total = self.last if self.total is None else added([self.total, self.last])
+        self._note(counts(time.perf_counter() - started))
         if streamer is not None:
             streamer.end()
         if generation_config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=text.ids, past_key_values=inputs[CACHE])
         return text.ids
+
+    def greedy_ids(
+        self,
+        model: Any,
+        embeddings: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        cache: Any,
+        *,
+        input_ids: Tensor,
+        limit: int,
+        ends: Sequence[int],
+    ) -> Tensor:
+        """int64, 1 K: what the LLM writes behind a prompt, as `mmllm.modeling.greedy.greedy_ids` does.
+
+        It takes the place of `__call__` for plain greedy answers of our models, if the method `writes_alone`: what
+        transformers prepares in front of each answer takes as long as a pass of a small LLM.
+
+        Args:
+            model: one of our models.
+            embeddings: 1 N D, of what is not in the cache.
+            mask: 1 L. 0 at padding.
+            position: int64, 1 N.
+            cache: of what comes before; it grows.
+            input_ids: int64, 1 L, of the whole prompt.
+            limit: the most tokens.
+            ends: ids that end an answer.
+
+        Raises:
+            ConfigError: for what does not work with drafts; see `mmllm.decoding.refusals`.
+        """
+        started = time.perf_counter()
+        cache = with_room(checked_cache(self.registered_name, model, len(embeddings), cache), limit)
+        length, nothing = input_ids.shape[1] + limit, (LogitsProcessorList(), StoppingCriteriaList())
+        text = Written(input_ids, *nothing, length, ends=ends, chance=self.chance)
+        target, logits = CachedReader.of_own_prompt(model, embeddings, mask, position, cache)
+        request = Request(
+            model=model,
+            text=text,
+            input_ids=input_ids,
+            inputs={"attention_mask": mask, CACHE: cache},
+            vocabulary=logits.shape[-1],
+            forbidden=forbidden_ids(model),
+            target=target,
+        )
+        self._note(self.write(request, target, logits)(time.perf_counter() - started))
+        return input_ids.new_tensor([text.new])
+
+    def _note(self, counts: DecodingCounts) -> None:
+        """Keeps the counters of an answer."""
+        self.last = counts
+        self.total = counts if self.total is None else added([self.total, counts])
 
     def read_prompt(self, model: Any, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[CachedReader, Tensor]:
         """A reader of the prompt, and the logits (V) of the first new token; see `CachedReader.after_prompt`."""

@@ -5,6 +5,7 @@ B rows, G key heads, K keys, N new positions, D head width
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -65,5 +66,5 @@ class RoomyLayer(DynamicLayer):
 def with_room(cache: DynamicCache, room: int) -> DynamicCache:
     """The cache, in whose plain layers so many further positions are added without copies of the others."""
     cache.layers = [RoomyLayer.behind(layer, room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    cache.layer_class_to_replicate = None
+    cache.layer_class_to_replicate = None if cache.layers else partial(RoomyLayer, room)  # made in the first pass
     return cache

@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from mmllm.errors import ConfigError, InputError
+from mmllm.interfaces import Decoding
 from mmllm.llm.cache import CACHE, QUANTISED, pass_of
 from mmllm.llm.joined_prefixes import cache_behind, rows_behind
 from mmllm.llm.prefix import DYNAMIC, Prefix, copies_of_rows, starts_from_prefix, takes_padding
@@ -95,8 +96,9 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         else:
             rows = self._whole(input_ids, mask, sequences, kwargs)
         settings = {**settings_of(self.generation_config), **kwargs}
-        if self._writes_alone and is_plain(settings):
-            new = self._written(rows, settings)
+        method = settings.pop("custom_generate", None)
+        if self._writes_alone and is_plain(settings) and (method is None or writes_alone(method)):
+            new = self._written(rows, settings, method)
             return torch.cat([input_ids.to(new.device), new], dim=1)
         length = rows["input_ids"].shape[1]
         kwargs = self._with_lengths(kwargs, length - input_ids.shape[1])
@@ -115,23 +117,22 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         return not distributed and not self.llm_stages
 
-    def _written(self, rows: Mapping[str, Any], settings: Mapping[str, Any]) -> Tensor:
-        """B K: greedy answers to rows that `_whole` or `_behind` has laid out."""
+    def _written(self, rows: Mapping[str, Any], settings: Mapping[str, Any], method: Any = None) -> Tensor:
+        """B K: greedy answers to rows that `_whole` or `_behind` has laid out; a decoding method may write them."""
         mask, cache = rows["attention_mask"], rows.get(CACHE)
         position = rows.get("position_ids")
         position = positions(mask, None) if position is None else position
         before = 0 if cache is None else cache.get_seq_length()
         ends, pad = listed_ids(settings.get("eos_token_id")), settings.get("pad_token_id")
-        return greedy_ids(
-            self,
-            self.embed(rows["input_ids"][:, before:], rows.get("visual_embeddings")),
-            mask,
-            position[:, before:],
-            DynamicCache(config=self.config.text_config) if cache is None else cache,
-            limit=settings["max_new_tokens"],
-            ends=ends,
-            pad=pad if pad is not None else (*ends, 0)[0],  # as transformers does
-        )
+        embeddings = self.embed(rows["input_ids"][:, before:], rows.get("visual_embeddings"))
+        cache = DynamicCache(config=self.config.text_config) if cache is None else cache
+        prompt = (self, embeddings, mask, position[:, before:], cache)
+        limit = settings["max_new_tokens"]
+        if method is not None:
+            written: Tensor = method.greedy_ids(*prompt, input_ids=rows["input_ids"], limit=limit, ends=ends)
+            return written
+        pad = pad if pad is not None else (*ends, 0)[0]  # as transformers does
+        return greedy_ids(*prompt, limit=limit, ends=ends, pad=pad)
 
     def _whole(
         self, input_ids: Tensor, mask: Tensor, sequences: dict[int, VisualSequence], options: dict[str, Any]
@@ -170,7 +171,14 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         return rows
 
     def takes_prefix(self, options: Mapping[str, Any]) -> bool:
-        """Whether `generate` can start from a prefix with these options."""
+        """Whether `generate` can start from a prefix with these options.
+
+        A decoding method can that `writes_alone`: it needs nothing of the prompt but the cache. It reads trees, though,
+        for which the cache must keep what is outside of a sliding window.
+        """
+        method = options.get("custom_generate")
+        if writes_alone(getattr(method, "func", method)) and not self.counts_padding:  # `func`: beside a streamer
+            options = {**options, "custom_generate": None}
         return starts_from_prefix(partial(self._option, options))
 
     @property
@@ -320,6 +328,11 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             elif isinstance(processor, RepetitionPenaltyLogitsProcessor):
                 processors[number] = _PenaltyOfWords(processor, self)
         return processors
+
+
+def writes_alone(method: Any) -> bool:
+    """Whether a `custom_generate` is a decoding method with a loop of its own for plain greedy answers."""
+    return isinstance(method, Decoding) and method.writes_alone
 
 
 def listed_ids(ids: Any) -> list[int]:

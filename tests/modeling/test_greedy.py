@@ -1,11 +1,14 @@
 """The own loop of greedy answers writes what transformers' loop writes, whatever stands in the batch."""
 
+from functools import partial
+
 import pytest
 import torch
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation import GenerationMixin
 
-from mmllm.llm.roomy_layer import RoomyLayer
+from mmllm.decoding.choosing import decoding_of
+from mmllm.llm.roomy_layer import RoomyLayer, with_room
 from mmllm.modalities.video import VideoInputs
 from mmllm.modeling import generation
 from mmllm.modeling.greedy import is_plain
@@ -92,10 +95,74 @@ def test_stages_inside_the_llm_go_through_transformers(make_model, loops):
     assert loops == ["theirs"]
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "gemma2"])
+def test_a_method_with_a_loop_of_its_own_writes_the_same(make_model, loops, family):
+    model, method = make_model(family), decoding_of("token-recycling:tree=20")
+    for row in range(2):  # the first one is padded
+        given = {"sequences": sequences(model, 1), **PLAIN}
+        plain = model.generate(IDS[[row]], MASK[[row]], **given, eos_token_id=None)
+        for end in (None, int(plain[0, 9]), [int(plain[0, 6]), 199]):  # behind four tokens, or the first
+            expected = model.generate(IDS[[row]], MASK[[row]], **given, eos_token_id=end)
+            loops.clear()
+            for _ in range(2):  # with what was learned, drafts are right
+                written = model.generate(IDS[[row]], MASK[[row]], **given, eos_token_id=end, custom_generate=method)
+                assert torch.equal(written, expected)
+            assert loops == []
+            counts = method.last
+            assert counts.new_tokens == expected.shape[1] - 6 == counts.first_tokens + sum(counts.emitted_per_round)
+            assert counts.rounds == counts.target_passes - 1 == len(counts.emitted_per_round)
+    assert method.total.matched > 0
+
+
+def test_a_method_with_a_loop_of_its_own_goes_through_transformers_beside_other_options(make_model, loops):
+    model = make_model()
+    given = {"sequences": sequences(model, 1), **PLAIN, "repetition_penalty": 1.3}
+    expected = model.generate(IDS[1:], MASK[1:], **given)
+    method = decoding_of("token-recycling")
+    assert torch.equal(model.generate(IDS[1:], MASK[1:], **given, custom_generate=method), expected)
+    assert loops == ["theirs", "theirs"]
+    given["repetition_penalty"] = None
+    assert model.generate(IDS[1:], MASK[1:], **given, custom_generate=lambda *_, **__: IDS).shape[0] == 2
+    assert loops == ["theirs"] * 3
+
+
+def test_a_method_with_a_loop_of_its_own_refuses_several_texts(make_model):
+    model, method = make_model(), decoding_of("token-recycling")
+    with pytest.raises(ValueError, match="one text at a time, not a batch of 2"):
+        model.generate(IDS, MASK, sequences=sequences(model, 2), **PLAIN, custom_generate=method)
+
+
+def test_a_method_with_a_loop_of_its_own_goes_on_behind_a_prefix(make_model, loops):
+    model, method = make_model(), decoding_of("token-recycling")
+    prefix = model.read_prefix(torch.tensor([5, VIDEO]), sequences(model, 1))
+    stored = [layer.keys.clone() for layer in prefix.layers]
+    rows = IDS[1:], MASK[1:]
+    expected = model.generate(*rows, **PLAIN, prefix=prefix)
+    for _ in range(2):
+        assert torch.equal(model.generate(*rows, **PLAIN, prefix=prefix, custom_generate=method), expected)
+    assert loops == ["own"]
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(prefix.layers, stored, strict=True))
+
+
+def test_only_such_a_method_starts_from_a_prefix(make_model):
+    method, other = decoding_of("token-recycling"), decoding_of("spectr")
+    takes = [make_model().takes_prefix({"custom_generate": way}) for way in (method, partial(method), other, print)]
+    assert takes == [True, True, False, False]
+    assert not make_model("gemma2").takes_prefix({"custom_generate": method})  # a window would drop positions
+
+
 @pytest.mark.parametrize("limit", [None, 0, "8"])
 def test_a_number_of_tokens_has_to_be_asked_for(limit):
     assert not is_plain({"max_new_tokens": limit})
     assert is_plain({"max_new_tokens": 3, "do_sample": False, "max_length": None, "use_cache": True})
+
+
+def test_a_cache_without_layers_makes_layers_with_room():
+    cache = with_room(DynamicCache(), 3)
+    new = torch.randn(1, 3, 4, 8)
+    for layer in (0, 1):
+        assert torch.equal(cache.update(new, new, layer)[0], new)
+    assert [(type(layer), layer.room) for layer in cache.layers] == [(RoomyLayer, 3)] * 2
 
 
 @pytest.mark.parametrize("start", [0, 5])
