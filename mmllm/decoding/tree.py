@@ -162,6 +162,7 @@ class MachineDecoding(Decoding):
             return GenerateDecoderOnlyOutput(sequences=text.ids, past_key_values=inputs[CACHE])
         return text.ids
 
+    @torch.inference_mode()
     def greedy_ids(
         self,
         model: Any,

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 
 from mmllm.errors import InputError
 
@@ -53,8 +54,8 @@ class Written:
     def __init__(
         self,
         input_ids: Tensor,
-        processor: Callable[[Tensor, Tensor], Tensor],
-        stops: Callable[[Tensor, Any], Tensor],
+        processor: LogitsProcessorList,
+        stops: StoppingCriteriaList,
         limit: int,
         *,
         ends: Iterable[int] = (),

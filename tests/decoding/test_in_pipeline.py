@@ -46,6 +46,24 @@ def test_an_instance_keeps_what_it_has_learned(untrained_qa, encoded):
     assert method.total.new_tokens == 2 * counts[0]["new_tokens"]
 
 
+def test_token_recycling_starts_from_the_kept_prefix_of_a_video(untrained_qa, short_clip):
+    fresh = untrained_qa.encode_video(short_clip)
+    plain = untrained_qa.ask(untrained_qa.encode_video(short_clip), QUESTIONS[0])
+    untrained_qa.ask(fresh, QUESTIONS[0], decoding="spectr:layers=1")
+    assert fresh.prefix.kept is None
+    assert untrained_qa.ask(fresh, QUESTIONS[0], decoding="token-recycling") == plain
+    kept = fresh.prefix.kept
+    assert kept is not None
+    *_, last = stream(untrained_qa, fresh, QUESTIONS[0], decoding="token-recycling")
+    assert last.answer == plain
+    assert fresh.prefix.kept is kept
+    sampled = {"do_sample": True, "temperature": 0.8}
+    torch.manual_seed(3)
+    expected = untrained_qa.ask(fresh, QUESTIONS[0], **sampled)
+    torch.manual_seed(3)
+    assert untrained_qa.ask(fresh, QUESTIONS[0], **sampled, decoding="token-recycling") == expected
+
+
 def test_a_stream_gives_the_same_answer_and_the_tokens_of_a_round_at_once(untrained_qa, encoded):
     *parts, last = stream(untrained_qa, encoded, QUESTIONS[0], decoding="token-recycling")
     assert last.answer == untrained_qa.ask(encoded, QUESTIONS[0])
