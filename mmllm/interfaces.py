@@ -689,7 +689,7 @@ class Decoding(Part):
     """Whether it cannot write greedily. Its configuration then has the `temperature` for callers that do not sample."""
     writes_alone: ClassVar[bool] = False
     """Whether it has `greedy_ids`, a loop of its own for plain greedy answers of our models; see
-    `mmllm.decoding.tree.TreeDecoding`. All others go through transformers' `generate`."""
+    `mmllm.decoding.tree.MachineDecoding`. All others go through transformers' `generate`."""
     last: Any = None
     """The counters of its last answer, a `mmllm.decoding.counts.DecodingCounts`; None before the first."""
     total: Any = None

@@ -37,8 +37,6 @@ class CachedReader:
         self.window = window_of(model.config.get_text_config())
         self.words = model.get_input_embeddings()
         self.dtype = self.words.weight.dtype
-        self.decoder = model.language_model.base_model if hasattr(model, "llm_stages") else None
-        """The decoder of one of our models; None for others, whose own forward may do more."""
         self.passes, self.positions, self.peak = 0, 0, len(attended)
         self.states: Tensor | None = None
         """L D: the last hidden states of the text; None if nobody reads them."""
@@ -126,6 +124,12 @@ class CachedReader:
         seen = None if bool(reader.attended.all()) else mask
         return reader, reader._decoded(embeddings, seen, position, last=1)[0]
 
+    @property
+    def decoder(self) -> Any:
+        """The decoder of one of our models; None for others, whose own forward may do more. A method may put another
+        model in place of the first."""
+        return self.model.language_model.base_model if hasattr(self.model, "llm_stages") else None
+
     def read(self, tokens: Tensor, parents: Sequence[int], embeddings: Tensor | None = None) -> Tensor:
         """Logits N V of new nodes, which join the tree.
 
@@ -156,7 +160,6 @@ class CachedReader:
 
     def _decoded(self, embeddings: Tensor, mask: Any, position: Tensor, last: int = 0) -> Tensor:
         """Logits of the `last` positions of a pass of our decoder over 1 N D; of all for 0."""
-        assert self.decoder is not None
         inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": position, CACHE: self.cache}
         hidden = self.decoder(**inputs, use_cache=True).last_hidden_state[0, -last:]
         return self._checked(lm_logits(self.model, hidden), hidden)
