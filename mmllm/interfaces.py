@@ -287,7 +287,7 @@ class TokenReducer(Part, nn.Module):
     """What else it needs, in words, such as the attention of a layer of the LLM; empty for nothing."""
     origin: ClassVar[Origin | None] = None
     """What it reproduces, for `mmllm list`; None if it does not say so. Each reducer of mmllm does."""
-    training: ClassVar[str] = ""
+    learns: ClassVar[str] = ""
     """What is trained before it is of use, in words; empty if it is training-free."""
     layout: ClassVar[Literal["grid", "line"] | None] = None
     """What it needs of the encoder: patches on a grid, ordered 1D tokens on a line, or None for either."""

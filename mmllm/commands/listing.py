@@ -156,7 +156,7 @@ def _about_reducer(cls: type) -> dict[str, str]:
         "needs": what_it_needs(cls),
         "question-aware": is_question_aware(cls),
         "count by shape": counts_by_shape(cls),
-        "training": f"trains {cls.training}" if cls.training else _UNTRAINED,
+        "training": f"learns {cls.learns}" if cls.learns else _UNTRAINED,
         "original": cls.origin.original if cls.origin else "",
         "checked against": f"{cls.origin.compared_with}: {cls.origin.equal}" if cls.origin else "",
     }

@@ -193,7 +193,7 @@ class AtpReducer(LlmReducer):
         equal="cached answers are those of a whole pass; the soft mask of training tends to the hard one",
     )
     other_needs = "thresholds trained for this LLM"
-    training = "two thresholds of each stage, with the LLM"
+    learns = "two thresholds of each stage, with the LLM"
 
     def __init__(self, config: AtpConfig) -> None:
         super().__init__()

@@ -68,7 +68,7 @@ class DiffRateReducer(EncoderStage):
         equal="a block's step, <= 1e-5; costs of the published schedules",
     )
     other_needs = "blocks of a transformer with a class token"
-    training = "the schedule, unless it is given"
+    learns = "the schedule, unless it is given"
 
     def __init__(self, config: DiffRateConfig) -> None:
         super().__init__()
