@@ -8,7 +8,8 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY mmllm mmllm
 # the wheels of PyTorch without CUDA, a tenth of the size
-ENV UV_TORCH_BACKEND=cpu
+# bytecode: who runs it may not write beside the libraries
+ENV UV_TORCH_BACKEND=cpu UV_COMPILE_BYTECODE=1
 RUN uv venv /opt/mmllm && uv pip install --no-cache --python /opt/mmllm/bin/python ".[demo,serve,eval]"
 
 FROM python:3.12-slim

@@ -474,6 +474,13 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ("tokens read by the LLM", "{read_tokens}"),
         ("time to the first word", "{first_token_ratio:.2f} x"),
     ),
+    "when-memory": _columns(
+        ("left of all tokens", "{reducer}"),
+        ("50 %", "{memory_50_mib:.1f} MiB"),
+        ("25 %", "{memory_25_mib:.1f} MiB"),
+        ("12.5 %", "{memory_12_5_mib:.1f} MiB"),
+        ("5 %", "{memory_5_mib:.1f} MiB"),
+    ),
     "large-against": _columns(
         ("mmllm against", "{reader}"),
         ("times less memory", "{memory_ratio:.0f}"),

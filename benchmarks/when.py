@@ -1,12 +1,13 @@
 """What pruning does to *when*: answers of a model with every reducer at several budgets.
 
-    python benchmarks/when.py [--seeds 0 1 2] [--videos 24] [--json out.json]
+    python benchmarks/when.py [--seeds 0 1 2] [--videos 24] [--only answers memory] [--json out.json]
     python benchmarks/when.py --model NAME --data FILE --videos-dir DIR [--durations FILE]
 
 The model saw every token when it was trained. The packaged one is asked about clips that are rendered anew for each
 seed. With `--data`, any published or hosted model is asked about the clips of a benchmark, such as Charades-STA,
 ActivityNet Captions or QVHighlights: each seed has clips of its own.
 
+`answers` asks, and measures the time to the first word; `memory` measures what the process holds until then, at most.
 Scores are given for all events, for short, middle and long ones (thirds by their share of the clip), and for clips in
 which more or less changes (halves). A reducer has the settings that it says itself for a share of the tokens; one
 inside the LLM drops them early, so only its first layers read them all.
@@ -17,9 +18,10 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ import torch
 
 from benchmarks.intervals import middle, over_seeds_with_clips, turn_ratio
 from benchmarks.layouts import markdown
-from benchmarks.measuring import in_turns, seconds_on
+from benchmarks.measuring import Work, in_turns, seconds_on
+from benchmarks.memory import extra_bytes_on
 from benchmarks.reducers import CLIP_SEED, FAMILIES, SCORES, blind, questions_by_clip
 from benchmarks.results import Number, Results, command_line, machine, option_parser
 from mmllm import registry
@@ -139,8 +142,18 @@ def _percent(by_clip: dict[str, float]) -> list[float]:
 
 
 @torch.no_grad()
-def first_token_ratios(settings: ReducerSettings, clip: Path, question: str, rounds: int) -> dict[str, Number]:
-    """Time from the encoded frames to the first word, over that with every token, by variant."""
+def until_first_word(
+    settings: ReducerSettings, clip: Path, question: str, rounds: int, take: Callable[[Work], Any]
+) -> dict[str, list[Any]]:
+    """What is measured from the encoded frames to the first word, in each round, by variant.
+
+    Args:
+        settings: the model and its reducers.
+        clip: video file.
+        question: about it.
+        rounds: turns.
+        take: measures what is done.
+    """
     asked, encoded = variants(settings, 0), settings.scout(REDUCERS).encode_video(clip)
 
     def ask(name: str) -> None:
@@ -151,22 +164,32 @@ def first_token_ratios(settings: ReducerSettings, clip: Path, question: str, rou
             ask(name)
         except InputError:  # `answers` says why
             del asked[name]
-    take = seconds_on(next(settings.qa.decoder.parameters()).device)
-    seconds = in_turns({name: (lambda name=name: ask(name)) for name in asked}, rounds, take=take)
-    return {name: turn_ratio(own, seconds["everything"]) for name, own in seconds.items()}
+    return in_turns({name: partial(ask, name) for name in asked}, rounds, take=take)
+
+
+def fill_memory(results: Results, extra_bytes: dict[str, list[int]]) -> None:
+    """A table: MiB by budget."""
+    for label, by_budget in labelled(extra_bytes).items():
+        mib = {f"memory_{b}_mib": statistics.median(extra_bytes[name]) / 2**20 for b, name in by_budget.items()}
+        if mib:
+            results.add("when-memory", {"reducer": label}, mib)
+
+
+def labelled(measured: Collection[str]) -> dict[str, dict[str, str]]:
+    """Label of each row -> budget -> the variant that was measured."""
+    labels = {"none taken away": dict.fromkeys(BUDGETS, "everything")}
+    return labels | {f"`{name}`": {b: f"{name} {b}" for b in BUDGETS if f"{name} {b}" in measured} for name in REDUCERS}
 
 
 def fill(results: Results, runs: Sequence[dict[str, dict[str, Any]]], ratios: dict[str, Number]) -> None:
-    """Three tables: mIoU by budget; by length and motion at a quarter; what the LLM reads and how long that takes."""
+    """Two tables: mIoU by budget; at a quarter by length and motion, what the LLM reads, how long that takes."""
     measured = [name for name in runs[0] if all(name in run for run in runs)]
 
     def score(variant: str, *groups: str) -> dict[str, Number]:
         scored = {group: [run[variant][group] for run in runs] for group in groups}
         return {f"{name}_percent": over_seeds_with_clips(rows) for name, rows in scored.items() if all(rows)}
 
-    labels = {"none taken away": dict.fromkeys(BUDGETS, "everything")}
-    labels |= {f"`{name}`": {b: f"{name} {b}" for b in BUDGETS if f"{name} {b}" in measured} for name in REDUCERS}
-    for label, by_budget in labels.items():
+    for label, by_budget in labelled(measured).items():
         numbers = {f"whole_{b}_percent": score(name, "whole")["whole_percent"] for b, name in by_budget.items()}
         if numbers:
             results.add("when-budgets", {"reducer": label}, numbers)
@@ -235,6 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", default="auto", help="form of the annotations")
     parser.add_argument("--durations", type=Path, help="Charades' table of lengths")
     parser.add_argument("--figure", type=Path, help="picture file to write")
+    parts = ("answers", "memory")
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results = Results(command_line(__file__, arguments), machine("torch", "transformers"))
@@ -245,17 +270,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         families, benchmarks = None, own_benchmarks(options)
     settings = ReducerSettings(VideoQA.from_pretrained(options.model))
     clip, questions = next(iter(questions_by_clip(benchmarks[0], families).items()))
-    ratios = first_token_ratios(settings, clip, questions[0].question, options.rounds)
-    runs = [answers(settings, own, seed, families) for seed, own in zip(options.seeds, benchmarks, strict=True)]
-    fill(results, runs, ratios)
-    if families is not None:
+    device = next(settings.qa.decoder.parameters()).device
+    measure = partial(until_first_word, settings, clip, questions[0].question, options.rounds)
+    if "memory" in options.only:
+        fill_memory(results, measure(take=partial(extra_bytes_on, device)))
+    if "answers" in options.only:
+        seconds = measure(take=seconds_on(device))
+        ratios = {name: turn_ratio(own, seconds["everything"]) for name, own in seconds.items()}
+        runs = [answers(settings, own, seed, families) for seed, own in zip(options.seeds, benchmarks, strict=True)]
+        fill(results, runs, ratios)
+    if "answers" in options.only and families is not None:
         blinds = [blind(benchmark) for benchmark in benchmarks]
         scores = {
             f"{key}_percent": 100 * statistics.mean(each[name] for each in blinds) for name, key in SCORES.items()
         }
         results.add("without-looking", {}, scores)
     print(*(markdown(table, rows) for table, rows in results.tables.items()), sep="\n\n")
-    if options.figure is not None:
+    if options.figure is not None and "answers" in options.only:
         figure(results, options.figure)
     results.save(options.json)
 

@@ -92,7 +92,7 @@ def decode(annotation: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PL
             return from_mapping(annotation, value, where)  # type: ignore[arg-type]
         raise ConfigError(f"{where} = {shown(value)}: must be a mapping of {annotation}'s fields")
     if origin in (tuple, list):
-        items = value.split("+") if isinstance(value, str) else value
+        items = (value.split("+") if value else ()) if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
             raise ConfigError(f"{where} = {shown(value)}: must be a list")
         if origin is tuple and arguments and arguments[-1] is not Ellipsis:

@@ -66,6 +66,19 @@ class Explanation:
     where the reducer had nothing to decide."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a reducer reproduces, and how the two were compared."""
+
+    original: str
+    """Repository, with its commit where it is known, and paper; `ours` for one that reproduces nothing."""
+    compared_with: Literal["outputs of its code", "its rule written out", "transformers", "properties"]
+    """What a test compares it with: recorded outputs of the original's code, its rule in other code, modules of
+    transformers or torch, or what must hold of any input."""
+    equal: str
+    """What is equal to what error, and with which settings if not with all."""
+
+
 class Part:
     """The fields of every registered part."""
 
@@ -270,6 +283,12 @@ class TokenReducer(Part, nn.Module):
     """Kinds of encoder scores by which it can rank; one of them is enough. Empty if it needs no score."""
     needs_keys: ClassVar[bool] = False
     """Whether it also reads the encoder's `keys`."""
+    other_needs: ClassVar[str] = ""
+    """What else it needs, in words, such as the attention of a layer of the LLM; empty for nothing."""
+    origin: ClassVar[Origin | None] = None
+    """What it reproduces, for `mmllm list`; None if it does not say so. Each reducer of mmllm does."""
+    learns: ClassVar[str] = ""
+    """What is trained before it is of use, in words; empty if it is training-free."""
     layout: ClassVar[Literal["grid", "line"] | None] = None
     """What it needs of the encoder: patches on a grid, ordered 1D tokens on a line, or None for either."""
 

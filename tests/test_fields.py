@@ -33,6 +33,7 @@ def test_values_are_decoded_by_the_fields_type_and_not_by_how_they_are_written()
     )
     assert read == Outer(count=3, flag=True, sizes=(3, 6), pair=(4, 5), inner=Inner(rate=2e-5))
     assert from_mapping(Outer, to_mapping(read)) == read
+    assert from_mapping(Outer, {"sizes": ""}) == Outer()  # an empty list as `mmllm list` writes it
 
 
 @pytest.mark.parametrize(

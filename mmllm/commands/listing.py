@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_text
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 KINDS = {kind.removesuffix("y") + ("ies" if kind.endswith("y") else "s"): kind for kind in registry.KINDS}
 """Name of a list on the command line -> kind of part in the registry."""
 LISTS = (*KINDS, "recipes", "tokenizer-recipes", "presets")
+_TABLE_COLUMNS = ("name", "summary", "settings")
+"""A list whose rows have more than these is printed in blocks: a table would have too narrow columns."""
+_ORIGIN_COLUMNS = ("original", "checked against")
+_UNTRAINED = "training-free"
 
 
 def list_parts(kind: Annotated[str, tyro.conf.Positional] = "all", json: bool = False) -> None:
@@ -31,48 +35,86 @@ def list_parts(kind: Annotated[str, tyro.conf.Positional] = "all", json: bool = 
     """
     if kind not in ("all", *LISTS):
         raise InputError(f"there is no list of {kind!r}; {closest(kind, ('all', *LISTS))}")
-    rows_by_list = {name: _rows(name) for name in LISTS if kind in ("all", name)}
+    rows_by_list = {name: rows_of(name) for name in LISTS if kind in ("all", name)}
     if json:
         print(json_text.dumps(rows_by_list, indent=2))
         return
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
     for name, rows in rows_by_list.items():
         if name == "presets":
-            _print_presets(console, rows)
-            continue
-        columns = ["what it is" if column == "summary" else column for column in rows[0]]
-        table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD)
-        for column in columns:
-            table.add_column(column, no_wrap=column == "name", overflow="fold")
-        for row in rows:
-            table.add_row(*row.values())
-        console.print(table)
+            _print_blocks(console, name, map(_preset_block, rows))
+        elif rows[0].keys() > set(_TABLE_COLUMNS):
+            _print_blocks(console, name, map(_part_block, rows))
+        else:
+            _print_table(console, name, rows)
 
 
-def _print_presets(console: Console, rows: list[dict[str, str]]) -> None:
-    """Prints a line with name and source for each preset; below it how it is read, its package, what was checked."""
-    from rich.padding import Padding
+def _print_table(console: Console, title: str, rows: list[dict[str, str]]) -> None:
+    from rich import box
+    from rich.table import Table
 
-    console.print("presets\n")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in rows[0]:
+        heading = "what it is" if column == "summary" else column
+        table.add_column(heading, no_wrap=column == "name", overflow="fold")
     for row in rows:
-        console.print(f"  {row['name']:<22} {row['source']}", highlight=False, soft_wrap=True)
-        template = f", template {row['template']}" if row["template"] else ""
-        pixels = "" if row["input_size"] == "0" else f", {row['input_size']} pixels"
-        kind = row["kind"].replace("_", " ")
-        usage = f"{kind}, read as {row['adapter']}{pixels}{template}; {row['licence']}"
-        package = f"in the package {row['package'].partition('/')[0].removeprefix('pypi:')}" if row["package"] else ""
-        for line in filter(None, (usage, package, f"checked: {row['verified']}")):
-            console.print(Padding(line, (0, 0, 0, 6)), highlight=False)
-        if row["encoder"]:
-            console.print(f"      encoder: {row['encoder']}", highlight=False, soft_wrap=True)
+        table.add_row(*row.values())
+    console.print(table)
 
 
-def _rows(kind: str) -> list[dict[str, str]]:
-    """The rows of one list; each maps column names to texts."""
+class _Block(NamedTuple):
+    """What is printed of one entry of a list."""
+
+    head: str
+    """Its first line, which is never broken: names and sources are copied from it."""
+    lines: list[str]
+    """Text below it, broken to the terminal's width."""
+    last: str = ""
+    """A line that is never broken, below the text."""
+
+
+def _print_blocks(console: Console, title: str, blocks: Iterable[_Block]) -> None:
+    """Prints a line for each entry of a list, and below it what else is said of it."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console.print(f"{title}\n")
+    for block in blocks:
+        console.print(f"  {block.head}", highlight=False, soft_wrap=True, markup=False)
+        for line in filter(None, block.lines):
+            console.print(Padding(Text(line), (0, 0, 0, 6)), highlight=False)
+        if block.last:
+            console.print(f"      {block.last}", highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _part_block(row: dict[str, str]) -> _Block:
+    """A part: its name; what it is, its facts, what it reproduces and how that was checked, its settings."""
+    facts = [
+        f"{key}: {value}" for key, value in row.items() if value and key not in (*_TABLE_COLUMNS, *_ORIGIN_COLUMNS)
+    ]
+    last = [f"{key}: {row[key]}" for key in (*_ORIGIN_COLUMNS, "settings") if row.get(key)]
+    return _Block(head=row["name"], lines=[row["summary"], "; ".join(facts), *last])
+
+
+def _preset_block(row: dict[str, str]) -> _Block:
+    """A preset: its name and source; how it is read, its package, what was checked; its encoder."""
+    template = f", template {row['template']}" if row["template"] else ""
+    pixels = "" if row["input_size"] == "0" else f", {row['input_size']} pixels"
+    kind = row["kind"].replace("_", " ")
+    usage = f"{kind}, read as {row['adapter']}{pixels}{template}; {row['licence']}"
+    package = f"in the package {row['package'].partition('/')[0].removeprefix('pypi:')}" if row["package"] else ""
+    return _Block(
+        head=f"{row['name']:<22} {row['source']}",
+        lines=[usage, package, f"checked: {row['verified']}"],
+        last=f"encoder: {row['encoder']}" if row["encoder"] else "",
+    )
+
+
+def rows_of(kind: str) -> list[dict[str, str]]:
+    """The rows of one of `LISTS`; each maps column names to texts."""
     if kind == "presets":
         from mmllm.hub.presets import PRESETS
 
@@ -102,8 +144,8 @@ def _rows(kind: str) -> list[dict[str, str]]:
 
 
 def _about_reducer(cls: type) -> dict[str, str]:
-    """Where a reducer acts, what it needs of the encoder, whether it reads the question, and whether its count follows
-    from a video's shape; nothing for another part."""
+    """Where a reducer acts, what it needs, whether it reads the question, whether its count follows from a video's
+    shape, what is trained, what it reproduces, and how that was checked; nothing for another part."""
     from mmllm.interfaces import TokenReducer
     from mmllm.pruning.needs import counts_by_shape, is_question_aware, what_it_needs, where_it_acts
 
@@ -114,6 +156,9 @@ def _about_reducer(cls: type) -> dict[str, str]:
         "needs": what_it_needs(cls),
         "question-aware": is_question_aware(cls),
         "count by shape": counts_by_shape(cls),
+        "training": f"learns {cls.learns}" if cls.learns else _UNTRAINED,
+        "original": cls.origin.original if cls.origin else "",
+        "checked against": f"{cls.origin.compared_with}: {cls.origin.equal}" if cls.origin else "",
     }
 
 
@@ -126,7 +171,7 @@ def _about_context(cls: type) -> dict[str, str]:
     return {
         "does": cls.family,
         "question": "aware" if cls.depends_on_question else "blind",
-        "training": "needs training" if cls.is_trained else "training-free",
+        "training": "needs training" if cls.is_trained else _UNTRAINED,
     }
 
 

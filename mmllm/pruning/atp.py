@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import Explanation, LlmReducer
+from mmllm.interfaces import Explanation, LlmReducer, Origin
 from mmllm.llm.values import AttentionView, Kept, LlmPass, PruneDecision, PruneView
 from mmllm.registry import register
 
@@ -186,6 +186,14 @@ class StageNote:
 @register("reducer", "atp", config=AtpConfig)
 class AtpReducer(LlmReducer):
     """ATP-LLaVA: drops visual tokens between the LLM's layers, below thresholds learned for each question."""
+
+    origin = Origin(
+        original="arXiv 2412.00447; code and weights are not public",
+        compared_with="properties",
+        equal="cached answers are those of a whole pass; the soft mask of training tends to the hard one",
+    )
+    other_needs = "thresholds trained for this LLM"
+    learns = "two thresholds of each stage, with the LLM"
 
     def __init__(self, config: AtpConfig) -> None:
         super().__init__()

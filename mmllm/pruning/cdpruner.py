@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import Grid, ProjectedReducer
+from mmllm.interfaces import Grid, Origin, ProjectedReducer
 from mmllm.modeling.text_tower import ClipTextTower
 from mmllm.preprocessing.question_reader import QuestionReaderConfig
 from mmllm.pruning.budget import Budget
@@ -70,6 +70,11 @@ class CdPrunerConfig(Budget):
 class CdPrunerReducer(ProjectedReducer):
     """CDPruner: in every frame tokens that are relevant for the question and unlike each other."""
 
+    origin = Origin(
+        original="Theia-4869/CDPruner 9541616, arXiv 2506.10967",
+        compared_with="its rule written out",
+        equal="each choice has the largest determinant of all candidates; CLIP's embeddings, <= 1e-5",
+    )
     question_choices: ClassVar[tuple[str, ...]] = ("relevance=clip", "relevance=words")
     plain_choice: ClassVar[str] = "relevance=none"
 

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import LlmReducer
+from mmllm.interfaces import LlmReducer, Origin
 from mmllm.llm.values import AttentionView, PruneDecision, PruneView
 from mmllm.pruning.budget import BUDGET_GUARD, early_layer
 from mmllm.registry import register
@@ -48,6 +48,13 @@ class DartConfig:
 @register("reducer", "dart", config=DartConfig)
 class DartReducer(LlmReducer):
     """DART: inside the LLM, drops visual tokens that are like others, around a few pivots."""
+
+    origin = Origin(
+        original="arXiv 2502.11494, as in LightCompress 9701d035",
+        compared_with="its rule written out",
+        equal="the same tokens, by states and keys of a plain run",
+    )
+    other_needs = "keys and states of one layer"
 
     def __init__(self, config: DartConfig) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import EncoderStage
+from mmllm.interfaces import EncoderStage, Origin
 from mmllm.modeling.offloaded import in_memory
 from mmllm.pruning.diffrate_learning import LearnedDiffRate
 from mmllm.pruning.diffrate_schedule import CompressionSchedule, even_schedule, flops
@@ -61,6 +61,14 @@ class DiffRateConfig:
 @register("reducer", "diffrate", config=DiffRateConfig)
 class DiffRateReducer(EncoderStage):
     """DiffRate: drops and merges tokens inside the encoder's blocks, on a schedule that is given or learned."""
+
+    origin = Origin(
+        original="OpenGVLab/DiffRate, arXiv 2305.17997",
+        compared_with="outputs of its code",
+        equal="a block's step, <= 1e-5; costs of the published schedules",
+    )
+    other_needs = "blocks of a transformer with a class token"
+    learns = "the schedule, unless it is given"
 
     def __init__(self, config: DiffRateConfig) -> None:
         super().__init__()

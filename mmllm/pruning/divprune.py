@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mmllm.interfaces import Grid, ProjectedReducer
+from mmllm.interfaces import Grid, Origin, ProjectedReducer
 from mmllm.pruning.budget import Budget
 from mmllm.pruning.diversity import cosine_distance, max_min_order
 from mmllm.pruning.ordered import first_of_order
@@ -28,6 +28,12 @@ class DivPruneConfig(Budget):
 @register("reducer", "divprune", config=DivPruneConfig)
 class DivPruneReducer(ProjectedReducer):
     """DivPrune: in every frame the tokens that are farthest from each other, by the cosine behind the projector."""
+
+    origin = Origin(
+        original="vbdi/divprune 799e2d9, arXiv 2503.02175",
+        compared_with="outputs of its code",
+        equal="choices and their order in five cases, exactly",
+    )
 
     def __init__(self, config: DivPruneConfig) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from mmllm.interfaces import Origin
 from mmllm.preprocessing.mosaic import check_partitions
 from mmllm.pruning.budget import Budget
 from mmllm.pruning.needs import score_of
@@ -33,6 +34,11 @@ class FasterVlmConfig(Budget):
 class FasterVlmReducer(BudgetReducer):
     """FasterVLM: keeps the patches that the encoder's class token attends to most."""
 
+    origin = Origin(
+        original="Theia-4869/FasterVLM, arXiv 2412.01818v1",
+        compared_with="outputs of its code",
+        equal="masks exactly, embeddings <= 1e-5",
+    )
     score_choices: ClassVar[tuple[str, ...]] = ("cls_attention", "mean_attention", "probe_attention")
 
     config: FasterVlmConfig

@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import Explanation, LlmReducer
+from mmllm.interfaces import Explanation, LlmReducer, Origin
 from mmllm.llm.values import AttentionView, LlmPass, PruneDecision, PruneView
 from mmllm.pruning.budget import BUDGET_GUARD, early_layer
 from mmllm.pruning.selection import ranks
@@ -49,6 +49,13 @@ class FastvConfig:
 @register("reducer", "fastv", config=FastvConfig)
 class FastvReducer(LlmReducer):
     """FastV: inside the LLM, keeps the visual tokens that the prompt's last position attends to most."""
+
+    origin = Origin(
+        original="pkunlp-icler/FastV d165972, arXiv 2403.06764; merge=true: cokeshao/HoliTom e9b2972, arXiv 2505.21334",
+        compared_with="its rule written out",
+        equal="the tokens of transformers' eager attention; logits of later layers run by hand, <= 1e-5",
+    )
+    other_needs = "attention of the prompt's last position in one layer"
 
     def __init__(self, config: FastvConfig) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmllm.fields import require
-from mmllm.interfaces import Grid
+from mmllm.interfaces import Grid, Origin
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.density_peaks import peak_order
 from mmllm.pruning.needs import score_of
@@ -85,6 +85,11 @@ class Joined(NamedTuple):
 class FastVidReducer(VideoMerger):
     """FastVID: of every frame attended tokens, and of every segment means around density peaks."""
 
+    origin = Origin(
+        original="arXiv 2503.11187",
+        compared_with="its rule written out",
+        equal="token by token; numbers of tokens exactly",
+    )
     score_choices: ClassVar[tuple[str, ...]] = ("mean_attention", "cls_attention", "probe_attention")
 
     def __init__(self, config: FastVidConfig) -> None:

@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from mmllm.errors import ConfigError
 from mmllm.fields import require
-from mmllm.interfaces import Groups
+from mmllm.interfaces import Groups, Origin
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.density_peaks import density_peaks
 from mmllm.pruning.diversity import cosine_distance, max_min_order
@@ -83,6 +83,11 @@ class FlashVidConfig:
 class FlashVidReducer(VideoMerger):
     """FlashVID: of every frame diverse attended tokens, and means of the others along time and in space."""
 
+    origin = Origin(
+        original="Fanziyang-v/FlashVID 1d37422, arXiv 2602.08024",
+        compared_with="outputs of its code",
+        equal="with released=true, in five cases: segments and places exactly, features <= 1e-6",
+    )
     score_choices: ClassVar[tuple[str, ...]] = ("mean_attention", "cls_attention")
 
     def __init__(self, config: FlashVidConfig) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import Grid, TokenReducer
+from mmllm.interfaces import Grid, Origin, TokenReducer
 from mmllm.preprocessing.mosaic import check_partitions
 from mmllm.pruning.budget import BUDGET_GUARD, Budget, apportion
 from mmllm.pruning.needs import score_of
@@ -71,6 +71,12 @@ class HiredConfig(Budget):
 class HiredReducer(TokenReducer):
     """HiRED: shares one budget between an image and its tiles by attention, then keeps the most attended patches."""
 
+    origin = Origin(
+        original="hasanar1f/HiRED, arXiv 2408.10945",
+        compared_with="outputs of its code",
+        equal="attention, and masks of one partition, exactly; tiles with mode=release by the rule written out",
+    )
+    other_needs = "the same of the encoder's first layer"
     score_choices: ClassVar[tuple[str, ...]] = ("cls_attention", "mean_attention")
 
     def __init__(self, config: HiredConfig) -> None:

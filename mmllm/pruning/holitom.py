@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.interfaces import Origin
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.density_peaks import density_peaks
 from mmllm.pruning.needs import score_of
@@ -63,6 +64,13 @@ class HoliTomConfig:
 @register("reducer", "holitom", config=HoliTomConfig)
 class HoliTomReducer(VideoMerger):
     """HoliTom: one token for places that stand still in a window, then clusters in the window and in each frame."""
+
+    origin = Origin(
+        original="cokeshao/HoliTom e9b2972, arXiv 2505.21334",
+        compared_with="its rule written out",
+        equal="token by token, as released with dynamic=attention,center_weight=0.6; windows by trying all cuts",
+    )
+    other_needs = "mean_attention or cls_attention with dynamic=attention"
 
     def __init__(self, config: HoliTomConfig) -> None:
         super().__init__()

@@ -42,11 +42,11 @@ def where_it_acts(reducer: type[TokenReducer]) -> str:
 
 
 def what_it_needs(reducer: type[TokenReducer]) -> str:
-    """What a reducer needs of the encoder, in words; empty if nothing."""
+    """What a reducer needs of the encoder or the LLM, in words; empty if nothing."""
     scores = " or ".join(reducer.score_choices)
     layout = "" if reducer.layout is None else _LAYOUTS[reducer.layout]
     tower = f"CLIP's text tower, or {reducer.plain_choice}" if reducer.plain_choice else ""
-    return ", ".join(filter(None, (scores, "keys" if reducer.needs_keys else "", layout, tower)))
+    return ", ".join(filter(None, (scores, "keys" if reducer.needs_keys else "", layout, tower, reducer.other_needs)))
 
 
 def counts_by_shape(reducer: type[TokenReducer]) -> str:

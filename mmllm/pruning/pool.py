@@ -14,7 +14,7 @@ from einops import rearrange, reduce
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
-from mmllm.interfaces import Grid, Groups, TokenReducer
+from mmllm.interfaces import Grid, Groups, Origin, TokenReducer
 from mmllm.registry import register
 from mmllm.tokens import VisualTokens
 
@@ -39,6 +39,11 @@ class PoolConfig:
 class PoolReducer(TokenReducer):
     """Squares of patches become one token of a smaller grid, in videos; images in tiles stay whole."""
 
+    origin = Origin(
+        original="LLaVA-NeXT-Video, in transformers",
+        compared_with="transformers",
+        equal="torch's own pooling; logits of whole models, <= 1e-4",
+    )
     layout = "grid"
 
     def __init__(self, config: PoolConfig) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mmllm.errors import InputError
+from mmllm.interfaces import Origin
 from mmllm.pruning.budget import Budget
 from mmllm.pruning.ranked import BudgetReducer
 from mmllm.registry import register
@@ -25,6 +26,11 @@ class PrefixConfig(Budget):
 class PrefixReducer(BudgetReducer):
     """The first tokens of each frame, for ordered 1D tokens."""
 
+    origin = Origin(
+        original="ours",
+        compared_with="properties",
+        equal="what an encoder with fewer tokens gives",
+    )
     layout = "line"
 
     @property

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmllm.fields import require
+from mmllm.interfaces import Origin
 from mmllm.llm.values import PruneDecision, PruneView
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.steps import StepReducer, equal_steps, require_steps
@@ -43,6 +44,12 @@ class PyramidDropConfig:
 class PyramidDropReducer(StepReducer):
     """PyramidDrop: inside the LLM, keeps fewer visual tokens from step to step, by the prompt's last position."""
 
+    origin = Origin(
+        original="Cooperx521/PyramidDrop 6444f30, arXiv 2410.17247",
+        compared_with="its rule written out",
+        equal="two steps run by hand: the same tokens, logits <= 1e-5",
+    )
+    other_needs = "attention of the prompt's last position in the layers it names"
     ranked_by: ClassVar[str] = "PyramidDrop: attention of the prompt's last position"
 
     @classmethod

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmllm.interfaces import Origin
 from mmllm.pruning.budget import Budget
 from mmllm.pruning.ranked import BudgetReducer
 from mmllm.registry import register
@@ -27,6 +28,12 @@ class RandomConfig(Budget):
 @register("reducer", "random", config=RandomConfig)
 class RandomReducer(BudgetReducer):
     """Random tokens of every frame. Seed, frame and place alone decide, so that the choice is the same each time."""
+
+    origin = Origin(
+        original="ours",
+        compared_with="properties",
+        equal="no place is favoured; the same choice each time",
+    )
 
     config: RandomConfig
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.interfaces import Origin
 from mmllm.llm.values import AttentionView, PruneDecision, PruneView
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.density_peaks import density_peaks
@@ -65,6 +66,12 @@ class SparseVlmConfig:
 class SparseVlmReducer(StepReducer):
     """SparseVLM: inside the LLM, keeps the visual tokens that the question's words attend to, and means of others."""
 
+    origin = Origin(
+        original="arXiv 2410.04417",
+        compared_with="its rule written out",
+        equal="two steps with their means run by hand, logits <= 1e-5",
+    )
+    other_needs = "attention of the question's words in the layers it names"
     ranked_by: ClassVar[str] = "SparseVLM: attention of the words that are like the picture"
     config: SparseVlmConfig
 

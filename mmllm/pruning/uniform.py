@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmllm.interfaces import Origin
 from mmllm.pruning.budget import Budget
 from mmllm.pruning.ranked import BudgetReducer
 from mmllm.registry import register
@@ -25,6 +26,12 @@ class UniformConfig(Budget):
 @register("reducer", "uniform", config=UniformConfig)
 class UniformReducer(BudgetReducer):
     """Tokens spread evenly over the patch grid, or along the line of 1D tokens."""
+
+    origin = Origin(
+        original="ours",
+        compared_with="properties",
+        equal="regular lattices where those exist; every place has its turn",
+    )
 
     @property
     def by_frame(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import Grid, ProjectedReducer
+from mmllm.interfaces import Grid, Origin, ProjectedReducer
 from mmllm.pruning.budget import BUDGET_GUARD
 from mmllm.pruning.selection import check_features, ranks, top_counted
 from mmllm.registry import register
@@ -47,6 +47,11 @@ class VidCom2Config:
 class VidCom2Reducer(ProjectedReducer):
     """VidCom2: one budget for a video; frames and tokens that differ from it most keep more of it."""
 
+    origin = Origin(
+        original="xuyang-liu16/VidCom2 944a17d, exact=true: vLLM 0.32.0; arXiv 2505.14454",
+        compared_with="its rule written out",
+        equal="scores number by number; numbers of tokens exactly",
+    )
     compares_frames = True
 
     def __init__(self, config: VidCom2Config) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
-from mmllm.interfaces import Grid, TokenReducer
+from mmllm.interfaces import Grid, Origin, TokenReducer
 from mmllm.pruning.budget import Budget, apportion
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.selection import top_counted
@@ -46,6 +46,11 @@ class VideoBudgetConfig(Budget):
 class VideoBudgetReducer(TokenReducer):
     """Ours: one budget for the whole video; frames that show more that is new get more of it."""
 
+    origin = Origin(
+        original="ours",
+        compared_with="properties",
+        equal="a cut gets the budget, and every frame its least",
+    )
     layout = "grid"
     compares_frames = True
 

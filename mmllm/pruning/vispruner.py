@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmllm.fields import require
-from mmllm.interfaces import Grid, TokenReducer
+from mmllm.interfaces import Grid, Origin, TokenReducer
 from mmllm.pruning.budget import BUDGET_GUARD, Budget
 from mmllm.pruning.needs import score_of
 from mmllm.pruning.selection import check_scores, equal_frames, rows_at
@@ -47,6 +47,11 @@ class VisPrunerConfig(Budget):
 class VisPrunerReducer(TokenReducer):
     """VisPruner: the most attended tokens of a frame, and of the others those least like each other."""
 
+    origin = Origin(
+        original="arXiv 2412.01818v2",
+        compared_with="its rule written out",
+        equal="the same tokens, by a loop over lists",
+    )
     score_choices: ClassVar[tuple[str, ...]] = ("cls_attention", "mean_attention")
 
     def __init__(self, config: VisPrunerConfig) -> None:

@@ -90,18 +90,19 @@ class PartReading:
 
     def medium(self, kind: Any, address: Any, fields: Fields) -> MediaPart:
         """A medium with the settings that stand beside its address."""
+        place = fields.place.rstrip(".")
         if not isinstance(address, str):
             allowed = "data:, a file id, or http(s) of an allowed host"
-            raise Refused(400, f"{fields.place}: its address is missing: {allowed}", "bad_request", fields.place)
+            raise Refused(400, f"{place}: its address is missing: {allowed}", "bad_request", place)
         look = Look.of(fields, self.limits)
         for name, stage in stages_of(fields).items():
             if self._own.setdefault(name, stage) != stage:
                 raise fields.refused(name.rstrip("s"), "the same for all media of a conversation")
             self.stages = {**self.stages, name: stage}
         if kind == "image" and look != Look():
-            raise Refused(400, f"{fields.place}: an image has no frames to choose", "bad_settings", fields.place)
+            raise Refused(400, f"{place}: an image has no frames to choose", "bad_settings", place)
         self.videos += kind != "image"
-        return MediaPart(kind=kind, address=address, look=look.over(self.look, fields.place), place=fields.place)
+        return MediaPart(kind=kind, address=address, look=look.over(self.look, fields.place), place=place)
 
     def count(self, parts: int) -> None:
         """Refuses a conversation of too many parts."""

@@ -131,13 +131,13 @@ def stages_of(fields: Fields) -> dict[str, Any]:
         Refused: if a value is no description of a stage.
     """
     stages: dict[str, Any] = {}
+    named, policies = fields.texts("reducer", 8), fields.texts("context", 4)
     if "reducer" in fields:
-        named = fields.texts("reducer", 8)
         stages["reducers"] = [] if named == ("none",) else list(named)
     if (path := fields.text("path")) is not None:
         stages["path"] = path
     if "context" in fields:
-        stages["context"] = list(fields.texts("context", 4))
+        stages["context"] = list(policies)
     return stages
 
 

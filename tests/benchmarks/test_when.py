@@ -83,6 +83,18 @@ def test_tables_of_own_data(form, rows, own_clips, model, few, tmp_path):
     groups = kept["when-groups"]
     assert groups[1].numbers["read_tokens"] <= groups[0].numbers["read_tokens"]
     assert groups[0].numbers["first_token_ratio"].middle == 1
+    memory = kept["when-memory"]
+    assert [row.labels for row in memory] == [row.labels for row in table]
+    assert all(row.numbers["memory_25_mib"] > 0 for row in memory)
+
+
+def test_memory_alone_asks_no_question(rows, own_clips, model, few, monkeypatch, tmp_path):
+    monkeypatch.setattr(when, "answers", None)
+    monkeypatch.setattr(when, "extra_bytes_on", lambda device, work: work() or 3 * 2**20)
+    data = ["--data", *activitynet(rows[:2], tmp_path), "--videos-dir", own_clips / "videos"]
+    kept = tables(tmp_path, "--model", model, *data, "--seeds", 0, "--only", "memory")
+    assert list(kept) == ["when-memory"]
+    assert [row.numbers for row in kept["when-memory"]] == [{"memory_25_mib": 3.0}] * 4
 
 
 @pytest.mark.slow

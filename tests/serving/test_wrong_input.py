@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 
 import httpx
 import openai
@@ -144,6 +145,11 @@ def test_the_client_raises_its_own_errors(client):
         client.chat.completions.create(model="tiny", messages=[], stream=True)
 
 
+def test_an_unknown_field_is_told_the_fields_that_there_are(post):
+    message = refused(post("/v1/chat/completions", asked(zzz=1)), 400, "unknown_parameter", "zzz")
+    assert {"reducer", "context", "decoding", "path", "spans_of"} <= set(re.findall(r"\w+", message))
+
+
 def test_paths_and_methods_that_are_not_there(server):
     assert refused(httpx.get(f"{server.url}/v1/nothing"), 404)
     assert refused(httpx.get(f"{server.url}/docs"), 404)
@@ -166,4 +172,4 @@ def test_files_that_are_none(post, tmp_path, short_clip):
         part = {"type": "video_url", "video_url": {"url": address}}
         content = [part, {"type": "text", "text": "When?"}]
         answer = post("/v1/chat/completions", asked(messages=[{"role": "user", "content": content}]))
-        refused(answer, 400, "bad_media", "messages[0].content[0]." if "no video" in address else None)
+        refused(answer, 400, "bad_media", "messages[0].content[0]" if "no video" in address else None)
