@@ -8,13 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from mmllm.inference.asking import VideoAnswering
-from mmllm.inference.kept_prefix import grouped
 from mmllm.times.answers import Answer, Span
 from mmllm.watch.config import WatchConfig
 from mmllm.watch.recent_frames import RecentFrames
-
-_HELD_S = 1.0
-"""For so long the newest frame stands still at the end of what is shown, unless that is an eighth of all frames."""
 
 
 class StreamMemory(Protocol):
@@ -33,16 +29,9 @@ class StreamMemory(Protocol):
     def ask(self, questions: Sequence[str]) -> list[Answer]:
         """Answers with spans in seconds of the stream; those without a time have none."""
 
-    def leave_out(self, question: str, until_s: float) -> None:
-        """Notes that all that happened until then has been reported to those who ask a question."""
-
 
 class SlidingWindow:
     """The last seconds of a stream as a video of their own, about which a model is asked as about any video.
-
-    Two things differ from such a video. What a question's reports have named is not shown again when it is asked:
-    models like to name what is over, and not what goes on. And the newest frame stands still for a second at the end:
-    models see an end only when something comes behind it.
 
     Args:
         qa: the model.
@@ -51,12 +40,9 @@ class SlidingWindow:
 
     def __init__(self, qa: VideoAnswering, config: WatchConfig) -> None:
         self.qa = qa
-        count = config.frames(qa.processor.num_frames)
-        self.recent = RecentFrames(qa, count, config.rate, held=min(round(_HELD_S * config.rate), count // 8))
-        self._fewest = max(2, min(16, count // 2))
+        self.recent = RecentFrames(qa, config.frames(qa.processor.num_frames), config.rate)
+        self._fewest = max(2, min(16, config.frames(qa.processor.num_frames) // 2))
         self._newest_s = 0.0
-        self._over_s: dict[str, float] = {}
-        """Question -> until when everything has been reported."""
 
     def add(self, pixels: np.ndarray, time_s: float) -> None:
         """Takes the next frame (uint8, H W 3)."""
@@ -64,28 +50,17 @@ class SlidingWindow:
         self._newest_s = time_s
 
     def clear(self) -> None:
-        """Forgets all frames, and what was reported of them."""
+        """Forgets all frames."""
         self.recent.clear()
-        self._over_s.clear()
 
     @property
     def seen(self) -> Span | None:
         """The window; None if it is too short to be asked about."""
         return None if len(self.recent) < self._fewest else Span(self.recent.start_s, self._newest_s)
 
-    def leave_out(self, question: str, until_s: float) -> None:
-        """Shows frames from before `until_s` no more when this question is asked."""
-        self._over_s[question] = max(until_s, self._over_s.get(question, until_s))
-
     def ask(self, questions: Sequence[str]) -> list[Answer]:
         """Answers with spans in seconds of the stream; those without a time have none."""
-        start_s = self.recent.start_s
-        since_s = [max(start_s, self._over_s.get(question, start_s)) for question in questions]
-        answers: dict[int, Answer] = {}
-        for numbers in grouped(since_s):
-            video = self.recent.video(since_s[numbers[0]])
-            answers |= zip(numbers, self.qa.ask_all(video, [questions[number] for number in numbers]), strict=True)
-        return [moved(answers[number], start_s) for number in range(len(questions))]
+        return [moved(answer, self.recent.start_s) for answer in self.qa.ask_all(self.recent.video(), questions)]
 
 
 def moved(answer: Answer, start_s: float) -> Answer:

@@ -5,10 +5,7 @@ T frames that are kept, S side of the encoder's input, N tokens of a frame, C wi
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -27,16 +24,15 @@ class RecentFrames:
 
     Args:
         qa: the model.
-        count: T, how many frames are shown.
+        count: T, how many frames are kept.
         rate: frames a second.
-        held: how many of them are the newest frame once more, at the end; the others are kept.
     """
 
-    def __init__(self, qa: VideoAnswering, count: int, rate: float, held: int = 0) -> None:
-        self.qa, self.rate, self.held = qa, rate, held
-        self._pixels: deque[np.ndarray] = deque(maxlen=count - held)
-        self._times_s: deque[float] = deque(maxlen=count - held)
-        self._tokens: deque[VisualTokens] = deque(maxlen=count - held)
+    def __init__(self, qa: VideoAnswering, count: int, rate: float) -> None:
+        self.qa, self.rate = qa, rate
+        self._pixels: deque[np.ndarray] = deque(maxlen=count)
+        self._times_s: deque[float] = deque(maxlen=count)
+        self._tokens: deque[VisualTokens] = deque(maxlen=count)
         self._size = (0, 0)
         self.encoded_frames = 0
         """How many times the encoder has looked at a frame."""
@@ -61,7 +57,7 @@ class RecentFrames:
 
     @torch.no_grad()
     def add(self, pixels: np.ndarray, time_s: float) -> None:
-        """Takes the next frame (uint8, H W 3); the oldest one goes if there is no room."""
+        """Takes the next frame (uint8, H W 3); the oldest one goes if there are T."""
         self._size = pixels.shape[:2]
         if isinstance(self.qa, VideoQA):
             pixels = self.qa.processor.frame_transform.video_frame(pixels)
@@ -70,27 +66,19 @@ class RecentFrames:
         if self.keeps_features:
             self._look()
 
-    def video(self, since_s: float = -math.inf) -> EncodedVideo:
-        """The frames as the model sees them: a video that begins at 0.
-
-        Args:
-            since_s: frames from before are not shown: the first one from then on stands still in their place.
-        """
-        newest = len(self) - 1
-        first = min(bisect_left(self._times_s, since_s), newest)
-        shown = [min(max(number, first), newest) for number in range(len(self) + self.held)]
-        times_s = np.array([*self._times_s, *(self._times_s[-1] + np.arange(1, self.held + 1) / self.rate)])
+    def video(self) -> EncodedVideo:
+        """The frames as the model sees them: a video that begins at 0."""
         clip = VideoClip(
-            frames=np.stack([self._pixels[number] for number in shown]),
-            times_s=times_s - self.start_s,
-            duration_s=float(times_s[-1]) - self.start_s + 1 / self.rate,
+            frames=np.stack(self._pixels),
+            times_s=np.array(self._times_s) - self.start_s,
+            duration_s=self._times_s[-1] - self.start_s + 1 / self.rate,
             source="stream",
             original_size=self._size,
         )
         if not self.keeps_features:
-            self.encoded_frames += len(shown)
+            self.encoded_frames += len(self)
             return self.qa.encode_video(clip)
-        return self.qa.encode_again(EncodedVideo(clip=clip, sequences={}, tokens=self._joined(clip, shown)))
+        return self.qa.encode_again(EncodedVideo(clip=clip, sequences={}, tokens=self._joined(clip)))
 
     def settled(self) -> EncodedVideo | None:
         """The newest frame that all its neighbours have come to, as a video of its own; None if there is none yet.
@@ -126,11 +114,11 @@ class RecentFrames:
         self._tokens.extend(piece_of(tokens, slice(number, number + 1)) for number in range(again + 1))
         self.encoded_frames += again + 1
 
-    def _joined(self, clip: VideoClip, shown: Sequence[int]) -> VisualTokens:
-        """1 T N C: the tokens of the frames with these numbers, one behind the other."""
-        store = TokenStore(len(shown))
-        for place, number in enumerate(shown):
-            store.add(self._tokens[number], np.array([place]))
+    def _joined(self, clip: VideoClip) -> VisualTokens:
+        """1 T N C: the tokens of all frames."""
+        store = TokenStore(len(self))
+        for number, tokens in enumerate(self._tokens):
+            store.add(tokens, np.array([number]))
         return self._beside(store.tokens, clip)
 
     def _beside(self, tokens: VisualTokens, clip: VideoClip) -> VisualTokens:

@@ -118,9 +118,6 @@ class RunningCache:
         self._lengths.append(count)
         self._times_s.append(float(video.times_s[0]))
 
-    def leave_out(self, question: str, until_s: float) -> None:
-        """Changes nothing: what the LLM has read, it has read for all questions."""
-
     def _pass(self, embeddings: Tensor) -> None:
         """Adds positions (1 n D) to the cache."""
         start, new = self.keys, embeddings.shape[1]

@@ -70,7 +70,6 @@ class Watcher:
         for question, finder, answer in zip(self.questions, self.finders, answers, strict=True):
             for event in finder.hear(answer.spans, seen, from_start=from_start):
                 self.figures.events += 1
-                self.memory.leave_out(question, event.span.end_s + self.config.settle_s)
                 values = {
                     "question": question,
                     "start_s": event.span.start_s,

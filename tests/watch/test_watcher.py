@@ -33,16 +33,12 @@ class Remembered:
         self.events, self.window_s = events, window_s
         self.times_s: list[float] = []
         self.asked_at_s: list[float] = []
-        self.left_out_s: dict[str, list[float]] = {}
 
     def add(self, pixels, time_s):
         self.times_s = [*self.times_s[-60:], time_s]
 
     def clear(self):
         self.times_s = []
-
-    def leave_out(self, question, until_s):
-        self.left_out_s.setdefault(question, []).append(until_s)
 
     @property
     def seen(self):
@@ -74,7 +70,6 @@ def test_each_question_gets_each_event_as_a_line_of_json():
         assert '"kind": "event"' in record
     assert all(0.5 <= record["after_end_s"] <= 2.0 for record in records)
     assert all(record["reported_s"] - record["end_s"] == pytest.approx(record["after_end_s"]) for record in records)
-    assert memory.left_out_s == {question: [14.6, 33.6] for question in watcher.questions}
     end = watcher.figures.record("the stream is over").to_json()
     assert (end["frames"], end["events"], end["gaps"], end["seconds"]) == (120, 4, 0, 59.5)
     assert end["round_median_s"] <= end["round_95_percent_s"] <= end["round_longest_s"]
@@ -198,48 +193,6 @@ def test_a_window_that_holds_everything_is_the_clip(qa, stream):
     assert qa.ask_all(kept.video(), questions) == qa.ask_all(qa.encode_video(clip), questions)
     kept.clear()
     assert len(kept) == 0
-
-
-def test_what_is_left_out_stands_still_and_so_does_the_newest_frame(qa, stream):
-    kept = RecentFrames(qa, 20, 5.0, held=3)
-    for number, picture in enumerate(stream.frames(10)):
-        kept.add(picture, number / 5)
-    assert len(kept) == 17  # the newest stands there four times
-    whole, rest = kept.video(), kept.video(8.1)
-    shown = [*range(33, 50), 49, 49, 49]
-    for encoded, numbers in ((whole, shown), (rest, [max(number, 41) for number in shown])):
-        assert encoded.clip.times_s == pytest.approx(np.arange(20) / 5)
-        assert encoded.clip.duration_s == pytest.approx(4.0)
-        features = [kept._tokens[number - 33].features for number in numbers]
-        torch.testing.assert_close(encoded.tokens.features, torch.cat(features, dim=1))
-        for frame, number in zip(encoded.clip.frames, numbers, strict=True):
-            assert np.array_equal(frame, kept._pixels[number - 33])
-    assert np.array_equal(kept.video(1e9).clip.frames[0], kept._pixels[-1])
-
-
-def test_each_question_is_asked_about_what_it_has_not_reported(qa, stream):
-    memory = SlidingWindow(qa, WatchConfig())
-    for number, picture in enumerate(stream.frames(12)):
-        memory.add(picture, number / 2)
-    questions = stream.questions[:3]
-    whole, start_s = memory.ask(questions), memory.recent.start_s
-    memory.leave_out(questions[1], 20.2)
-    memory.leave_out(questions[1], 14.0)  # earlier reports change nothing
-    answers = memory.ask(questions)
-    assert (answers[0], answers[2]) == (whole[0], whole[2])
-    assert answers[1] == moved(qa.ask(memory.recent.video(20.2), questions[1]), start_s)
-    assert answers[1] != whole[1]
-    memory.clear()
-    memory.add(next(stream.frames(1)), 30.0)
-    memory.add(next(stream.frames(1)), 30.5)
-    assert memory.recent.video().clip.times_s[0] == 0
-    assert memory._over_s == {}
-
-
-@pytest.mark.parametrize(("window_s", "rate", "held"), [(25.0, 2.0, 2), (4.0, 2.0, 1), (2.0, 2.0, 0), (60.0, 1.0, 1)])
-def test_the_newest_frame_stands_still_for_a_second_of_a_window_that_has_room(qa, window_s, rate, held):
-    memory = SlidingWindow(qa, WatchConfig(window_s=window_s, rate=rate, every_s=1 / rate, gap_s=3.0))
-    assert memory.recent.held == held
 
 
 def test_other_reducers_and_paths_work_in_a_window(qa, stream):
