@@ -7,13 +7,14 @@ Processor time is that of the whole process, with all its threads.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
 Result = TypeVar("Result")
+Name = TypeVar("Name", bound=Hashable)
 Work = Callable[[], Any]
 
 
@@ -61,13 +62,13 @@ def seconds_on(device: torch.device) -> Callable[[Work], float]:
 
 
 def in_turns(
-    works: Mapping[str, Work],
+    works: Mapping[Name, Work],
     rounds: int,
     *,
     take: Callable[[Work], Any] = processor_s,
     warm_up: int = 1,
     and_back: bool = False,
-) -> dict[str, list[Any]]:
+) -> dict[Name, list[Any]]:
     """Measures several candidates in turns.
 
     Args:
@@ -81,7 +82,7 @@ def in_turns(
         For each candidate what was taken in each round, in order.
     """
     names = list(works)
-    taken: dict[str, list[Any]] = {name: [] for name in names}
+    taken: dict[Name, list[Any]] = {name: [] for name in names}
     for number in range(-warm_up, rounds):
         for name in names[::-1] if and_back and number % 2 else names:
             measured = take(works[name])

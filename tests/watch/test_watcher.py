@@ -1,7 +1,9 @@
 """A stream is watched: rounds, gaps, records, a day of it, and the sliding window with a model."""
 
+import gc
 import itertools
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -111,6 +113,35 @@ def test_a_day_is_watched_in_memory_that_does_not_grow():
         found += 1
     assert found == 8640
     assert len(watcher.figures.rounds_s) == 2000
+
+
+def held_bytes() -> int:
+    """Bytes of all tensors that are alive, and of what Python and numpy have allocated since tracing began."""
+    gc.collect()
+    storages = {
+        held.untyped_storage().data_ptr(): held.untyped_storage().nbytes()
+        for held in gc.get_objects()
+        if issubclass(type(held), torch.Tensor) and held.device.type == "cpu"
+    }
+    return sum(storages.values()) + tracemalloc.get_traced_memory()[0]
+
+
+def test_what_is_held_does_not_grow_with_the_stream(qa, stream):
+    """A frame's pixels have 12 KiB, its features more, the LLM's cache of a window 150: none of them may stay."""
+    config = WatchConfig(window_s=8.0)
+    watcher, held = Watcher(SlidingWindow(qa, config), stream.questions[:2], config), {}
+    pictures = enumerate(itertools.islice(stream.frames(1000), 120))
+    tracemalloc.start()
+    try:
+        taken = (LiveFrame(pixels=picture, time_s=number / 2, arrived_s=0.0) for number, picture in pictures)
+        for frame in taken:
+            list(watcher.watch([frame]))
+            if watcher.figures.frames in (40, 80, 120):
+                held[watcher.figures.frames] = held_bytes()
+    finally:
+        tracemalloc.stop()
+    assert watcher.figures.rounds > 100
+    assert held[120] - held[80] < 100 * 1024, held
 
 
 @pytest.mark.parametrize("questions", [[], [""], ["When?", "  "], ["When?", "When?"]])
