@@ -73,8 +73,10 @@ class WordAlignmentStage(TrainingStage):
         """Checks that features can be kept and that the projector has something to learn."""
         if model.encoder_stage is not None or model.encoder_reads_question:
             raise ConfigError("the stage word_alignment needs features that are kept: an encoder without stages inside")
-        if model.visual_tokenizer.reads_question or not any(True for _ in model.visual_tokenizer.parameters()):
-            name = model.visual_tokenizer.registered_name
+        projector = model.visual_tokenizer
+        asked_throughout = projector.reads_question and not projector.question_comes_last
+        if asked_throughout or not any(True for _ in projector.parameters()):
+            name = projector.registered_name
             raise ConfigError(
                 f"the stage word_alignment trains a projector with weights, from frames alone, not {name!r}"
             )
@@ -139,9 +141,7 @@ class WordPointing(nn.Module):
 
     def cosines(self, features: Tensor) -> Tensor:
         """F W: the cosine of each frame's token and each name."""
-        tokens = self.visual_tokenizer(VisualTokens(features=features.unsqueeze(0), grid=self.grid)).features[
-            0
-        ]  # F N D
+        tokens = self.visual_tokenizer.unasked(VisualTokens(features=features.unsqueeze(0), grid=self.grid)).features[0]
         return nn.functional.normalize(tokens.float().mean(1), dim=-1) @ self.words.mT
 
 
