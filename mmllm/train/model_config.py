@@ -57,9 +57,9 @@ class ModelConfig(StageNames):
     """How the frames of a video are chosen."""
     num_time_tokens: int = 100
     """Number of time tokens with `time: tokens`; other ways to write times have none."""
-    time_token_init: Literal["normal", "sinusoid"] = "normal"
+    time_token_init: Literal["normal", "sinusoid", "numbers"] = "normal"
     """Initial embeddings of new time tokens: `normal` draws each independently (as LITA), `sinusoid` makes neighbours
-    similar (not in LITA)."""
+    similar (not in LITA), `numbers` also makes their mean that of a pretrained LLM's digits."""
     template: str = "plain"
     system_prompt: str = ""
     """System prompt when the model answers: a text, or the name of a prompt in `mmllm.preprocessing.templates`."""
