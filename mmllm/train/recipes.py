@@ -157,9 +157,9 @@ def speak() -> Recipe:
             loss=LossConfig(time_sigma=1.5),
         ),
         stages=(
-            WordAlignmentTraining(max_steps=2500, save_steps=100, **both),
+            WordAlignmentTraining(max_steps=1200, feature_dropout=0.3, weight_decay=0.1, save_steps=100, **both),
             LanguageTraining(
-                max_steps=600,
+                max_steps=500,
                 batch_size=16,
                 learning_rate=1e-3,
                 learning_rates={"visual_tokenizer": 3e-4},
