@@ -1,12 +1,22 @@
 """Marks of the projector `words`: which words of a question a frame resembles, by brute force and in the pipeline."""
 
+import math
+
 import pytest
 import torch
 from nearness import assert_near
 
 from mmllm import registry
 from mmllm.errors import ConfigError, InputError
-from mmllm.tokenizers.question_marks import LONGEST, USUAL_COSINE, QuestionMarks, outstanding
+from mmllm.tokenizers.question_marks import (
+    HALF,
+    LONGEST,
+    SOFTNESS,
+    USUAL_COSINE,
+    QuestionMarks,
+    inside_and_ends,
+    outstanding,
+)
 from mmllm.tokens import VisualTokens
 
 WIDTH, FRAMES = 64, 8
@@ -53,7 +63,28 @@ def test_sizes_are_those_by_hand():
     expected, runs = by_hand(features, words, centre)
     chosen = outstanding(expected, runs, 2)
     sizes = marks.sizes(features, ALL, words, centre)
-    assert_near(sizes, expected[:, chosen] / USUAL_COSINE)
+    for number, run in enumerate(chosen):
+        assert_near(sizes[:, number], marks_by_hand(expected[:, run].tolist()))
+
+
+def marks_by_hand(excess):
+    """T K: one run's marks."""
+    peak = sum(sorted(excess)[-2:]) / 2
+    inside = [1 / (1 + math.exp((HALF - value / peak) / SOFTNESS)) for value in excess]
+    rows = []
+    for t, share in enumerate(inside):
+        before = inside[t - 1] if t else 0.0
+        after = inside[t + 1] if t + 1 < len(inside) else 0.0
+        rows.append([share, share * (1 - before), share * (1 - after)])
+    return torch.tensor(rows) * peak / USUAL_COSINE
+
+
+def test_the_first_and_the_last_frame_of_each_stretch_are_marked():
+    excess = torch.tensor([0.3, 0.3, 0, 0, 0.02, 0.28, 0.3, 0.29, 0]).unsqueeze(1)
+    inside, begins, ends = (inside_and_ends(excess)[:, 0] / (0.3 / USUAL_COSINE)).unbind(-1)
+    assert inside.round().tolist() == [1, 1, 0, 0, 0, 1, 1, 1, 0]
+    assert begins.round().tolist() == [1, 0, 0, 0, 0, 1, 0, 0, 0]
+    assert ends.round().tolist() == [0, 1, 0, 0, 0, 0, 0, 1, 0]
 
 
 def test_runs_stand_out_by_two_frames_and_share_no_word():
@@ -74,8 +105,11 @@ def test_the_frames_that_show_the_thing_asked_about_are_marked():
     features = frames_that_show(thing, [2, 3, 4])
     marks = QuestionMarks(WIDTH, 1)
     sizes = marks.sizes(features, ALL, torch.stack([*others, thing]), torch.zeros(WIDTH))
-    assert sizes[[2, 3, 4]].min() > 3
-    assert sizes[[0, 1, 5, 6, 7]].max() < 1
+    inside, begins, ends = sizes[:, 0].unbind(-1)
+    assert inside[[2, 3, 4]].min() > 3
+    assert inside[[0, 1, 5, 6, 7]].max() < 0.1
+    assert (begins > 3).tolist() == [t == 2 for t in range(FRAMES)]
+    assert (ends > 3).tolist() == [t == 4 for t in range(FRAMES)]
     absent = marks.sizes(features, ALL, others, torch.zeros(WIDTH))
     assert absent.max() < 3
 
@@ -91,7 +125,7 @@ def test_a_mark_is_a_direction_as_large_as_its_token():
     for row, words in enumerate((tokens.words[0], tokens.words[1, :1])):
         sizes = marks.sizes(features, tokens.mask[row], words, centre)
         rms = features.square().mean(-1, keepdim=True).sqrt()
-        expected = features + rms * (sizes @ marks.directions).unsqueeze(1)
+        expected = features + rms * torch.einsum("tmk,mkd->td", sizes, marks.directions).unsqueeze(1)
         assert_near(marked[row], expected)
 
 
