@@ -24,7 +24,7 @@ from mmllm.tokens import VisualTokens
 LONGEST = 4
 """Words of the longest run: names of things have one to four tokens."""
 USUAL_COSINE = 0.15
-"""By so much, at least, the cosine of a frame that shows a thing exceeds that of others, as a rule: a mark of size 1."""
+"""By so much or more, the cosine of a frame that shows a thing exceeds that of others, as a rule: a mark of size 1."""
 HALF, SOFTNESS = 0.5, 0.1
 """A frame is half in a run that it resembles half as much as the best frames do; a tenth more or less decides."""
 
