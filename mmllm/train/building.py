@@ -97,6 +97,7 @@ def build_model(
             loss=to_mapping(config.loss),
             num_time_tokens=config.num_time_tokens,
             time_token_ids=time_ids or None,
+            time_choice=config.time_choice,
             **placeholders(processor),
         )
     )

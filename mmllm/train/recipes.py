@@ -153,6 +153,7 @@ def speak() -> Recipe:
             strip_time_tokens="spaces",
             num_frames=40,
             time_token_init="numbers",
+            time_choice="together",
             blend=BlendConfig(rms=0.136, time_anchor=1.0),  # the root mean square of the LLM's word embeddings
             loss=LossConfig(time_sigma=1.5),
         ),
