@@ -27,7 +27,7 @@ def test_another_word_wins_if_it_is_likelier_than_all_time_tokens():
     assert together.argmax(-1).tolist() == [3, 0]
 
 
-@pytest.fixture()
+@pytest.fixture
 def torn(make_model):
     """A model whose first word is a time token for certain, but whose best single token is another."""
     model = make_model(path="plain", num_time_tokens=4, time_token_ids=[20, 21, 22, 23])
