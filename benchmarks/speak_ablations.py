@@ -17,9 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from benchmarks.ablations import Variant, filled, train_and_ask
 from benchmarks.layouts import markdown
 from benchmarks.results import Results, command_line, machine, option_parser
+from mmllm import registry
 from mmllm.config import LossConfig
 from mmllm.errors import InputError
 from mmllm.evaluation.run import read_benchmark
@@ -37,31 +40,34 @@ _ALIGNED = Path("word_alignment") / "projector.safetensors"
 def variants(base: Recipe) -> list[Variant]:
     """All rows; the first is the recipe."""
     loss, rms = base.model.loss, base.model.blend.rms
-    rates = {part: rate for part, rate in base.stage("language").learning_rates.items() if part != "grounding"}
-    ungrounded: dict[str, Any] = {"language": {"learning_rates": rates}}  # no head, no rate of it
     alone: dict[str, Any] = {"blend": BlendConfig(rms=rms), "loss": LossConfig(), "time_token_init": "normal"}
+    rates = base.stage("language").learning_rates | {"grounding": 2e-3}
     return [
         Variant(group="times", name="time tokens, with what the recipe adds"),
-        Variant(group="times", name="time tokens alone, as published", changes=alone, training=ungrounded),
-        Variant(group="times", name="text", changes={**alone, "time": "text"}, training=ungrounded),
-        Variant(
-            group="times",
-            name="text, also before each frame",
-            changes={**alone, "time": "interleaved"},
-            training=ungrounded,
-        ),
-        Variant(
-            group="without",
-            name="grounding loss",
-            changes={"loss": replace(loss, grounding_weight=0.0)},
-            training=ungrounded,
-        ),
+        Variant(group="times", name="time tokens alone, as published", changes=alone),
+        Variant(group="times", name="text", changes={**alone, "time": "text"}),
+        Variant(group="times", name="text, also before each frame", changes={**alone, "time": "interleaved"}),
+        *_unmarked(base),
         Variant(group="without", name="soft time targets", changes={"loss": replace(loss, time_sigma=0.0)}),
         Variant(group="without", name="visual tokens anchored in time", changes={"blend": BlendConfig(rms=rms)}),
-        Variant(group="without", name="time tokens that begin as a sinusoid", changes={"time_token_init": "normal"}),
+        Variant(group="without", name="time tokens that begin as numbers", changes={"time_token_init": "sinusoid"}),
         Variant(group="without", name="alignment with words", training={"word_alignment": None}),
-        Variant(group="without", name="several questions to a row", training={"language": {"questions_per_video": 1}}),
+        Variant(
+            group="with",
+            name="grounding loss",
+            changes={"loss": replace(loss, grounding_weight=1.0, grounding_layer=-6)},
+            training={"language": {"learning_rates": rates}},
+        ),
     ]
+
+
+def _unmarked(base: Recipe) -> list[Variant]:
+    """The row without marks, if the recipe's projector makes some."""
+    described = registry.describe("tokenizer", registry.config_of("tokenizer", base.model.visual_tokenizer))
+    if not described.get("marks"):
+        return []
+    changes = {"visual_tokenizer": described | {"marks": 0}}
+    return [Variant(group="without", name="marks of the question's words", changes=changes)]
 
 
 def run_variant(variant: Variant, *, seed: int, base: Recipe, source: Path, output: Path) -> dict[str, Any]:
@@ -83,11 +89,19 @@ def run_variant(variant: Variant, *, seed: int, base: Recipe, source: Path, outp
                 (folder / shared).symlink_to((source / shared).resolve())
         if "word_alignment" not in variant.training:
             (folder / _ALIGNED).parent.mkdir(exist_ok=True)
-            shutil.copy(source / _ALIGNED, folder / _ALIGNED)
+            if "visual_tokenizer" in variant.changes:
+                copy_unmarked(source / _ALIGNED, folder / _ALIGNED)
+            else:
+                shutil.copy(source / _ALIGNED, folder / _ALIGNED)
         made = replace(base, name=variant.folder, seed=seed, model=merged(base.model, dict(variant.changes)))
         benchmark = read_benchmark(source / "data").first(base.data.synthetic.val_videos)
         train_and_ask(variant, made.changed(variant.training), folder, benchmark)
     return json.loads(done.read_text())
+
+
+def copy_unmarked(source: Path, target: Path) -> None:
+    """Copies the weights of an aligned projector without its marks."""
+    save_file({name: weight for name, weight in load_file(source).items() if not name.startswith("marks.")}, target)
 
 
 def base_of(source: Path, steps: int, videos: int) -> Recipe:

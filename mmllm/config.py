@@ -17,6 +17,7 @@ from mmllm.errors import ConfigError
 from mmllm.fields import from_mapping, require, to_mapping
 from mmllm.hub.remote_code import AUTO_MAP, write_stub
 from mmllm.modeling.blending import BlendConfig
+from mmllm.modeling.time_choice import TimeChoice
 from mmllm.stages import SLOTS, model_slots
 
 try:
@@ -64,6 +65,8 @@ class MmllmConfig(PreTrainedConfig):
         loss: fields of `LossConfig`.
         num_time_tokens: number of time tokens; 0 for a model without them.
         time_token_ids: their ids, contiguous.
+        time_choice: `together` if the best time token stands for all of them in greedy answers, which is for a model
+            that was trained with soft targets; `each` if it is chosen by its own probability, as LITA's.
         video_token_id: id of a video's placeholder in `input_ids`. It needs no row in the embedding table, since
             visual tokens replace it before embeddings are looked up.
         image_token_id: the same for an image.
@@ -96,6 +99,7 @@ class MmllmConfig(PreTrainedConfig):
     loss: dict[str, Any] = field(default_factory=dict[str, Any])
     num_time_tokens: int = 100
     time_token_ids: list[Any] | None = None
+    time_choice: TimeChoice = "each"
     video_token_id: int | None = None
     image_token_id: int | None = None
     training_note: str | None = None

@@ -637,6 +637,14 @@ class VisualTokenizer(Part, nn.Module):
     affine: ClassVar[bool] = False
     """Whether it is one affine map of each token. Averages of tokens can then be taken before it."""
 
+    question_comes_last: ClassVar[bool] = False
+    """Whether one that reads the question has an output before it does so, `unasked`."""
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether it reads `VisualTokens.words`. Its `question_reader` then has `llm=True`."""
+        return False
+
     @property
     def words(self) -> Sequence[str]:
         """Texts whose embeddings by the LLM it starts from; none by default."""
@@ -648,6 +656,10 @@ class VisualTokenizer(Part, nn.Module):
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """Features B T N C to B T M D."""
         raise NotImplementedError
+
+    def unasked(self, tokens: VisualTokens) -> VisualTokens:
+        """The same before the question changes anything; see `question_comes_last`."""
+        return self(tokens)
 
     def token_count(self, tokens_per_frame: int) -> int:
         """M: tokens of a frame in its output."""

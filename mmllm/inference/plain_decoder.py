@@ -17,8 +17,10 @@ def require_plain(qa: VideoQA) -> None:
     """Refuses a model of whose LLM an engine would compute something else.
 
     Raises:
-        ConfigError: naming the stages inside it.
+        ConfigError: naming the stages inside it, or the setting.
     """
+    if qa.model.config.time_choice == "together":
+        raise ConfigError("time_choice = 'together' is a rule of our own loop, which an engine cannot follow")
     if stages := qa.model.llm_stages:
         inside = ", ".join(stage.registered_name for stage in stages)
         raise ConfigError(f"{inside} works inside the LLM, where an engine cannot run it: choose others, or none")

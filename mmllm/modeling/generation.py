@@ -29,6 +29,7 @@ from mmllm.modalities.border import media_apart, one_media, placeholders
 from mmllm.modalities.inputs import Media
 from mmllm.modeling.greedy import greedy_ids, is_plain, settings_of
 from mmllm.modeling.placeholders import Placed, place, positions, require_room
+from mmllm.modeling.time_choice import TimeTokensTogether
 from mmllm.modeling.vision import VisualStages
 from mmllm.tokens import VisualSequence
 
@@ -96,6 +97,10 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         else:
             rows = self._whole(input_ids, mask, sequences, kwargs)
         settings = {**settings_of(self.generation_config), **kwargs}
+        if self._chooses_together(settings):
+            settings["logits_processor"] = kwargs["logits_processor"] = LogitsProcessorList(
+                [*(kwargs.get("logits_processor") or ()), TimeTokensTogether(self.config.time_token_ids)]
+            )
         method = settings.pop("custom_generate", None)
         if self._writes_alone and is_plain(settings) and (method is None or writes_alone(method)):
             new = self._written(rows, settings, method)
@@ -110,6 +115,11 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
             return torch.cat([prompts, new], dim=1)
         out.sequences = torch.cat([prompts, new], dim=1)
         return out
+
+    def _chooses_together(self, settings: Mapping[str, Any]) -> bool:
+        """Whether time tokens are chosen together: not where tokens are drawn or beams are searched."""
+        several = settings.get("do_sample") or (settings.get("num_beams") or 1) > 1
+        return self.config.time_choice == "together" and bool(self.config.time_token_ids) and not several
 
     @property
     def _writes_alone(self) -> bool:

@@ -164,6 +164,8 @@ class VisualStages(PreTrainedModel):
                 _required(tokens.question, reducer)
             tokens = reducer.before_projector(tokens)
         tokens = tokens.replace(features=tokens.features.to(self.dtype))
+        if self.visual_tokenizer.reads_words:
+            tokens = self._with_words(tokens)
         projected = tokens if self.projects_averages else self.visual_tokenizer(tokens).with_sound_of(tokens)
         return self._with_words(projected) if any(r.reads_words for r in self.projected_reducers) else projected
 

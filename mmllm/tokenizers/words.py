@@ -3,7 +3,8 @@
     scores of K classes ── best k ── softmax ── mean of their names' word embeddings ──┬── visual token
     features ── trained projector, zero at the start ──────────────────────────────────┘
 
-The words need no training, and the trained projector beside them learns what the classes leave out.
+The words need no training, and the trained projector beside them learns what the classes leave out. With `marks`,
+tokens then show which words of the question they resemble (`question_marks`).
 
 B videos, T frames, N patches, C width of the features beside the scores, K classes, D LLM width
 """
@@ -22,8 +23,10 @@ from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.interfaces import VisualTokenizer
 from mmllm.preprocessing.class_names import class_names
+from mmllm.preprocessing.question_reader import QuestionReaderConfig
 from mmllm.registry import register
 from mmllm.tokenizers.projectors import LinearProjector, MlpProjector
+from mmllm.tokenizers.question_marks import QuestionMarks
 from mmllm.tokens import VisualTokens
 
 
@@ -38,9 +41,12 @@ class WordsConfig:
     beside: Any = "mlp"
     """The projector of the features that is trained beside the words, `linear` or `mlp`, as a mapping or as text with
     settings separated by semicolons: `mlp:depth=2;norm=true`. None for the words alone."""
+    marks: int = 0
+    """M: tokens are marked by up to so many runs of words of the question that they resemble; 0 reads no question."""
 
     def __post_init__(self) -> None:
         require(self.best >= 1, self, "best", "at least 1")
+        require(self.marks >= 0, self, "marks", "zero or more")
         described = self.beside
         if isinstance(described, str):
             described = None if described.lower() == "none" else described.replace(";", ",")
@@ -51,12 +57,18 @@ class WordsConfig:
                 raise ConfigError(f"WordsConfig.beside = {described['name']!r}: must be linear, mlp or none")
         object.__setattr__(self, "beside", described)
 
+    @property
+    def question_reader(self) -> QuestionReaderConfig | None:
+        """Questions in the LLM's own words, if there are marks."""
+        return QuestionReaderConfig(llm=True, special_tokens=False) if self.marks else None
+
 
 @register("tokenizer", "words", config=WordsConfig)
 class WordsProjector(VisualTokenizer):
     """The LLM's word embeddings of the best class names, plus a trained projector of the features."""
 
     changeable_settings: ClassVar[tuple[str, ...]] = ("best",)
+    question_comes_last = True
 
     def __init__(
         self, config: WordsConfig, *, in_width: int, out_width: int, grid: Any = None, class_count: int = 0
@@ -75,6 +87,12 @@ class WordsProjector(VisualTokenizer):
         self.beside = None if config.beside is None else registry.build("tokenizer", config.beside, **context)
         if self.beside is not None:
             _start_from_zero(self.beside)
+        self.marks = QuestionMarks(out_width, config.marks) if config.marks else None
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether it marks tokens."""
+        return self.marks is not None
 
     @property
     def words(self) -> Sequence[str]:
@@ -87,6 +105,11 @@ class WordsProjector(VisualTokenizer):
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """Features and scores, B T N C+K, to B T N D."""
+        spoken = self.unasked(tokens)
+        return spoken if self.marks is None else spoken.replace(features=self.marks(spoken, self.embeddings.mean(0)))
+
+    def unasked(self, tokens: VisualTokens) -> VisualTokens:
+        """The tokens without marks."""
         features, scores = tokens.features.split(self.widths, dim=-1)
         spoken = self.mean_words(scores)
         if self.beside is not None:

@@ -97,6 +97,7 @@ def build_model(
             loss=to_mapping(config.loss),
             num_time_tokens=config.num_time_tokens,
             time_token_ids=time_ids or None,
+            time_choice=config.time_choice,
             **placeholders(processor),
         )
     )
@@ -108,8 +109,10 @@ def build_model(
     _load_parts(model, config)
     if words := model.visual_tokenizer.words:
         model.visual_tokenizer.start_from(mean_embeddings(model.get_input_embeddings(), tokenizer, words))
-    if time_ids and config.time_token_init == "sinusoid":
+    if time_ids and config.time_token_init != "normal":
         sinusoid_(model, time_ids)
+    if time_ids and config.time_token_init == "numbers":
+        _like_numbers_(model, tokenizer, time_ids)
     for name in ("bos", "eos", "pad"):
         setattr(model.generation_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     return model.train(), processor  # a part may keep modules of it out of this mode, such as batch norms
@@ -227,6 +230,20 @@ def sinusoid_(model: MmllmForConditionalGeneration, time_ids: list[int]) -> None
     head = model.get_output_embeddings().weight
     if head.data_ptr() != table.data_ptr():
         head[time_ids] = waves * (head[: time_ids[0]].std() / spread)
+
+
+@torch.no_grad()
+def _like_numbers_(model: MmllmForConditionalGeneration, tokenizer: Any, time_ids: list[int]) -> None:
+    """Moves the embeddings of time tokens by a vector, so that their mean is that of the ten digits.
+
+    A pretrained LLM then expects them where it would a number; it would never write words around zero.
+    """
+    digits = [tokenizer(digit, add_special_tokens=False)["input_ids"][-1] for digit in "0123456789"]
+    if tokenizer.unk_token_id in digits:
+        raise ConfigError("time_token_init = 'numbers': the LLM has no words for the ten digits")
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    for weight in [table] if head.data_ptr() == table.data_ptr() else [table, head]:
+        weight[time_ids] += weight[digits].mean(0) - weight[time_ids].mean(0)
 
 
 def _waves(count: int, width: int, device: torch.device) -> Tensor:

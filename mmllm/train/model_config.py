@@ -8,6 +8,7 @@ from typing import Literal
 from mmllm.config import LossConfig
 from mmllm.fields import require
 from mmllm.modeling.blending import BlendConfig
+from mmllm.modeling.time_choice import TimeChoice
 from mmllm.stages import StageNames
 from mmllm.video.audio import SoundOptions
 from mmllm.video.sampling import UNIFORM, FrameRule
@@ -57,9 +58,11 @@ class ModelConfig(StageNames):
     """How the frames of a video are chosen."""
     num_time_tokens: int = 100
     """Number of time tokens with `time: tokens`; other ways to write times have none."""
-    time_token_init: Literal["normal", "sinusoid"] = "normal"
+    time_token_init: Literal["normal", "sinusoid", "numbers"] = "normal"
     """Initial embeddings of new time tokens: `normal` draws each independently (as LITA), `sinusoid` makes neighbours
-    similar (not in LITA)."""
+    similar (not in LITA), `numbers` also makes their mean that of a pretrained LLM's digits."""
+    time_choice: TimeChoice = "each"
+    """`together`: in greedy answers the best time token stands for all of them; see `MmllmConfig`."""
     template: str = "plain"
     system_prompt: str = ""
     """System prompt when the model answers: a text, or the name of a prompt in `mmllm.preprocessing.templates`."""

@@ -1,12 +1,16 @@
 """benchmarks/speak_ablations.py: rows that start from a run of the recipe `speak`."""
 
 import pytest
+import torch
 from own_pictures import pictures_folder
 from own_speak import small
+from safetensors.torch import load_file, save_model
 
 from benchmarks import speak_ablations
 from benchmarks.results import Results
+from mmllm import registry
 from mmllm.errors import InputError
+from mmllm.train.recipes import recipe
 from mmllm.train.run import train
 
 __all__ = ["pictures_folder", "small"]
@@ -39,6 +43,18 @@ def test_rows_share_what_the_run_has_made(small, tmp_path):
     assert len(trained) == 2
     speak_ablations.main(given)
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("rows/*/model/config.json"))] == trained
+
+
+def test_the_row_without_marks_starts_from_the_same_projector(tmp_path):
+    changed = {row.name: row.changes for row in speak_ablations.variants(recipe("speak"))}
+    unmarked = changed["marks of the question's words"]["visual_tokenizer"]
+    sizes = {"in_width": 9, "out_width": 4, "grid": None, "class_count": 5}
+    marked = registry.build("tokenizer", {**unmarked, "best": 2, "marks": 2}, **sizes)
+    save_model(marked, tmp_path / "marked.safetensors")
+    speak_ablations.copy_unmarked(tmp_path / "marked.safetensors", tmp_path / "unmarked.safetensors")
+    plain = registry.build("tokenizer", {**unmarked, "best": 2}, **sizes)
+    plain.load_state_dict(load_file(tmp_path / "unmarked.safetensors"), strict=True)
+    assert all(torch.equal(weight, marked.state_dict()[name]) for name, weight in plain.state_dict().items())
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

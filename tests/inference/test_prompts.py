@@ -59,7 +59,8 @@ def test_rows_of_a_batch_have_the_ids_of_one_at_a_time(prompts, untrained_qa):
 def test_each_row_is_taken_cut_and_ended_by_itself(prompts, untrained_qa):
     medium = video(untrained_qa, 12, 8.0, 3)
     prompt = prompts.prompt(asked(medium, "When?"))
-    whole = prompts.generate([prompt] * 4, eos_token_id=-1)[0].tolist()  # as many rows: near ties fall alike
+    whole = []  # of the same loop, of as many rows: near ties fall alike
+    free = [Row(prompt=prompt, take=lambda _: False, most_tokens=12) for _ in range(3)]
     taken = [[] for _ in range(4)]
 
     def take(number, most=100):
@@ -80,8 +81,10 @@ def test_each_row_is_taken_cut_and_ended_by_itself(prompts, untrained_qa):
     stops = type(untrained_qa).stop_tokens
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(untrained_qa), "stop_tokens", property(lambda _: []))
+        answer_rows(prompts, [Row(prompt=prompt, take=whole.append, most_tokens=12), *free], eos_token_id=-1)
         answer_rows(prompts, rows, eos_token_id=-1)
     assert stops is not None
+    assert len(whole) == 12
     assert [len(ids) for ids in taken] == [12, 4, 3, 2]
     assert all(ids == whole[: len(ids)] for ids in taken)
     assert [row.cut for row in rows] == ["tokens", None, "stopped", None]

@@ -146,6 +146,10 @@ def test_other_attentions_and_quantised_weights_are_refused(untrained_qa):
     qa.quantize()
     with pytest.raises(ConfigError, match="quantised weights"):
         require_own_loop(qa)
+    qa = copy.deepcopy(untrained_qa)
+    qa.model.config.time_choice = "together"
+    with pytest.raises(ConfigError, match="time_choice = 'together'"):
+        require_own_loop(qa)
 
 
 def test_another_version_of_transformers_is_refused(monkeypatch):

@@ -83,13 +83,14 @@ def test_mutated_copies_neither_hang_nor_crash(make_clip, caplog):
     shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "videos"
     if shared.is_dir():
         sources += [str(shared / name) for name in SMALL_REAL]
-    items = [(sources[seed % len(sources)], seed) for seed in range(1000)]
+    count = 1000 if os.environ.get("MMLLM_LONG_TESTS") else 300
+    items = [(sources[seed % len(sources)], seed) for seed in range(count)]
     reading = Quarantine(read_mutated, QuarantineConfig(workers=2, deadline_s=240.0))
     good = dict(reading.results(items))
     errors = Counter(failure.error for failure in reading.failures)
     assert set(errors) <= TYPED, [failure for failure in reading.failures if failure.error not in TYPED][:3]
-    assert len(good) + len(reading.failures) == 1000
-    assert len(good) > 400
+    assert len(good) + len(reading.failures) == count
+    assert len(good) > 0.4 * count
     assert errors["VideoTimeout"] == 0
 
 
@@ -123,7 +124,7 @@ def test_memory_is_flat_over_opens_and_closes(make_clip, tmp_path):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(path.read_bytes()[:700])
     process = subprocess.run(
-        [sys.executable, "-c", OPEN_AND_CLOSE, str(path), str(bad), os.environ.get("MMLLM_TEST_OPENS", "2000")],
+        [sys.executable, "-c", OPEN_AND_CLOSE, str(path), str(bad), os.environ.get("MMLLM_TEST_OPENS", "1000")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     early_kb, late_kb = json.loads(process.stdout)

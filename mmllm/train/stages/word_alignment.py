@@ -42,6 +42,8 @@ class WordAlignmentTraining(TrainingSchedule):
     sigmoid_weight: float = 0.25
     """Weight of the loss of each name by itself, beside that of the names against each other. The second learns faster;
     the first also says that nothing is there."""
+    feature_dropout: float = 0.0
+    """Share of a frame's features that are left out at random, the same ones in all of its patches."""
     first_scale: float = 10.0
     """Factor of the cosines at the start of training; it is learned."""
     first_bias: float = -6.0
@@ -51,6 +53,7 @@ class WordAlignmentTraining(TrainingSchedule):
         super().__post_init__()
         require(self.first_scale > 0, self, "first_scale", "above zero")
         require(self.sigmoid_weight >= 0, self, "sigmoid_weight", "zero or more")
+        require(0 <= self.feature_dropout < 1, self, "feature_dropout", "from 0 to below 1")
 
     @property
     def videos(self) -> int:
@@ -73,8 +76,10 @@ class WordAlignmentStage(TrainingStage):
         """Checks that features can be kept and that the projector has something to learn."""
         if model.encoder_stage is not None or model.encoder_reads_question:
             raise ConfigError("the stage word_alignment needs features that are kept: an encoder without stages inside")
-        if model.visual_tokenizer.reads_question or not any(True for _ in model.visual_tokenizer.parameters()):
-            name = model.visual_tokenizer.registered_name
+        projector = model.visual_tokenizer
+        asked_throughout = projector.reads_question and not projector.question_comes_last
+        if asked_throughout or not any(True for _ in projector.parameters()):
+            name = projector.registered_name
             raise ConfigError(
                 f"the stage word_alignment trains a projector with weights, from frames alone, not {name!r}"
             )
@@ -108,13 +113,22 @@ class WordAlignmentStage(TrainingStage):
         return run.model
 
     def _pointing(self, model: Any, words: Tensor) -> WordPointing:
-        return WordPointing(model.visual_tokenizer, words, model.encoder.grid, self.config)
+        encoder = model.encoder
+        return WordPointing(model.visual_tokenizer, words, encoder.grid, self.config, class_count=encoder.class_count)
 
 
 class WordPointing(nn.Module):
     """The projector with a loss: the token of a frame points at the names of what the frame shows."""
 
-    def __init__(self, visual_tokenizer: nn.Module, words: Tensor, grid: Any, config: WordAlignmentTraining) -> None:
+    def __init__(
+        self,
+        visual_tokenizer: nn.Module,
+        words: Tensor,
+        grid: Any,
+        config: WordAlignmentTraining,
+        *,
+        class_count: int = 0,
+    ) -> None:
         super().__init__()
         self.visual_tokenizer, self.grid = visual_tokenizer, grid
         self.register_buffer("words", directions(words), persistent=False)
@@ -122,6 +136,8 @@ class WordPointing(nn.Module):
         self.scale = nn.Parameter(torch.tensor(math.log(config.first_scale)))
         self.bias = nn.Parameter(torch.tensor(config.first_bias))
         self.sigmoid_weight = config.sigmoid_weight
+        self.class_count = class_count
+        self.dropout = nn.Dropout(config.feature_dropout)
 
     def forward(self, features: Tensor, shown: Tensor) -> dict[str, Tensor]:
         """Returns the `loss`: of the softmax the mean over frames that show a name, of the sigmoid that over all.
@@ -130,18 +146,22 @@ class WordPointing(nn.Module):
             features: F N C.
             shown: bool, F W.
         """
-        logits = self.cosines(features) * self.scale.exp()
+        logits = self.cosines(self.thinned(features)) * self.scale.exp()
         targets = shown.to(logits.dtype)
         count = targets.sum(-1)  # F
         among = -(logits.log_softmax(-1) * targets).sum(-1) / count.clamp(min=1)
         alone = nn.functional.binary_cross_entropy_with_logits(logits + self.bias, targets, reduction="none").sum(-1)
         return {"loss": among.sum() / (count > 0).sum().clamp(min=1) + self.sigmoid_weight * alone.mean()}
 
+    def thinned(self, features: Tensor) -> Tensor:
+        """Features F N C, without some at random in training; scores of classes, the last channels, stay."""
+        width = features.shape[-1] - self.class_count
+        kept = self.dropout(features.new_ones(len(features), 1, width))
+        return torch.cat([features[..., :width] * kept, features[..., width:]], dim=-1)
+
     def cosines(self, features: Tensor) -> Tensor:
         """F W: the cosine of each frame's token and each name."""
-        tokens = self.visual_tokenizer(VisualTokens(features=features.unsqueeze(0), grid=self.grid)).features[
-            0
-        ]  # F N D
+        tokens = self.visual_tokenizer.unasked(VisualTokens(features=features.unsqueeze(0), grid=self.grid)).features[0]
         return nn.functional.normalize(tokens.float().mean(1), dim=-1) @ self.words.mT
 
 

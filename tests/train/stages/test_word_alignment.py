@@ -73,12 +73,29 @@ def test_tokens_learn_to_point_at_what_is_shown():
     assert (lowest_shown > highest_hidden).float().mean() > 0.9
 
 
+def test_features_are_left_out_of_all_patches_of_a_frame_and_scores_stay():
+    projector = registry.build("tokenizer", "mlp", in_width=40, out_width=8, grid=(2, 2))
+    config = WordAlignmentTraining(feature_dropout=0.5)
+    state = WordPointing(projector, torch.randn(5, 8), (2, 2), config, class_count=10)
+    features = torch.rand(6, 4, 40) + 1
+    thinned = state.thinned(features)
+    assert torch.equal(thinned[..., 30:], features[..., 30:])
+    left_out = thinned[..., :30] == 0
+    assert torch.equal(left_out, left_out[:, :1].expand_as(left_out))
+    assert 0.3 < left_out.float().mean() < 0.7
+    assert not torch.equal(left_out[0], left_out[1])
+    assert_near(thinned[..., :30][~left_out], 2 * features[..., :30][~left_out])
+    assert torch.equal(state.eval().thinned(features), features)
+
+
 def test_only_a_projector_that_reads_frames_alone_is_aligned():
     model, _ = build_model(TINY)
     stage = WordAlignmentStage(WordAlignmentTraining())
     stage.check(model)
     assert stage.part(model) is model.visual_tokenizer
     words = registry.build("tokenizer", "words:best=1,beside=none", in_width=5, out_width=4, class_count=5)
+    marked = registry.build("tokenizer", "words:best=1,marks=1", in_width=9, out_width=4, class_count=5, grid=None)
+    stage.check(SimpleNamespace(encoder_stage=None, encoder_reads_question=False, visual_tokenizer=marked))
     with pytest.raises(ConfigError, match=r"word_alignment trains a projector .*'words'"):
         stage.check(SimpleNamespace(encoder_stage=None, encoder_reads_question=False, visual_tokenizer=words))
     with pytest.raises(ConfigError, match="features that are kept"):
@@ -86,6 +103,6 @@ def test_only_a_projector_that_reads_frames_alone_is_aligned():
 
 
 def test_bad_settings_are_refused():
-    for field, value in (("first_scale", 0), ("sigmoid_weight", -1)):
+    for field, value in (("first_scale", 0), ("sigmoid_weight", -1), ("feature_dropout", 1), ("feature_dropout", -0.1)):
         with pytest.raises(ConfigError, match=field):
             WordAlignmentTraining(**{field: value})

@@ -1,0 +1,33 @@
+"""How a greedy answer chooses among time tokens: each against all other words, or all of them together.
+
+A model that is not sure of the instant spreads its probability over neighbouring time tokens; one trained with soft
+targets always does. Any single other word, such as the first of "It does not happen.", then wins with less than all of
+them have.
+
+B rows, V vocabulary, K time tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+TimeChoice = Literal["each", "together"]
+
+
+class TimeTokensTogether(LogitsProcessor):
+    """The best time token stands for all: it gets the probability that they have together, before normalisation."""
+
+    def __init__(self, time_ids: Sequence[int]) -> None:
+        self.time_ids = list(time_ids)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores B V, in which those of time tokens are higher by one number a row; their order stays."""
+        ids = torch.tensor(self.time_ids, device=scores.device)
+        times = scores[:, ids].float()  # B K
+        more = times.logsumexp(dim=-1, keepdim=True) - times.amax(dim=-1, keepdim=True)
+        return scores.index_add(1, ids, more.to(scores.dtype).expand(-1, len(ids)))
