@@ -29,7 +29,9 @@ _LAYERS = re.compile(r"(num_(hidden_)?|n_)?layers?|depths?|n_layer|num_blocks")
 _FRACTIONS = re.compile(r"reducers\[\d+\]\.depths\b")
 """Where numbers of layers are fractions of the LLM's depth, as in ATP."""
 _COUNT = re.compile(r"num_(time_tokens|frames)|image_frames|size|step|pool|num_beams|num_return_sequences")
-_FLAG = re.compile(r"output_\w+|return_dict\w*|do_sample|use_cache|tie_word_embeddings")
+_FLAG = re.compile(
+    r"output_(attentions|hidden_states|scores|logits|router_logits)|return_dict\w*|do_sample|use_cache|tie_word_embeddings"
+)
 _LARGEST_COUNT = 1_000_000
 _LARGEST_SIZE, _MOST_LAYERS, _LARGEST_NUMBER = 1 << 24, 1024, 1 << 53
 _MOST_GROWTH = 256

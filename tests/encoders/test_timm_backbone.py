@@ -201,6 +201,17 @@ def test_videos_are_prepared_almost_as_images():
     assert frame == (2, 3, 28, 28)
 
 
+def test_a_model_with_an_output_grid_is_saved_and_loaded(make_model, tmp_path):
+    encoder = {"name": "timm", "model": "resnet18", "image_size": 64, "output_grid": 1}
+    model = make_model(encoder=encoder, path="plain")
+    model.save_pretrained(tmp_path)
+    loaded = MmllmForConditionalGeneration.from_pretrained(tmp_path).eval()
+    pixels = torch.rand(1, 2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded.encode(pixels).features, model.encode(pixels).features)
+    assert loaded.encoder.grid == (1, 1)
+
+
 def test_settings_are_whole_when_they_are_saved():
     config = registry.config_of("encoder", "timm:name=resnet18.tv_in1k,stage=2+3,fit=pad")
     described = registry.describe("encoder", config)
