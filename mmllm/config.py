@@ -7,7 +7,7 @@ as `{"name": "tiny", "width": 192, ...}`. They are checked when the configuratio
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -115,6 +115,8 @@ class MmllmConfig(PreTrainedConfig):
             setattr(self, name, slot.described(getattr(self, name, slot.default)))
         self.blend = to_mapping(from_mapping(BlendConfig, self.blend))
         self.loss = to_mapping(from_mapping(LossConfig, self.loss))
+        if self.time_choice not in get_args(TimeChoice):
+            raise ConfigError(f"time_choice = {self.time_choice!r}: must be each or together")
         ids = self.time_token_ids
         if ids is not None and ids != list(range(ids[0], ids[0] + self.num_time_tokens) if ids else []):
             raise ConfigError(f"time_token_ids must be {self.num_time_tokens} contiguous ids, not {ids[:3]}...")

@@ -497,10 +497,11 @@ class VideoQA(VideoAnswering):
         answers: dict[int, Answer] = {}
         for batch in self._batches([prompt.input_ids for prompt in prompts], generate):
             first = batch[0]
-            view = encoded
-            if self.reads_question:
-                asked = self.question_about_video(about[first], duration_s, histories[first])
-                view = self.for_question(encoded, asked, text_tokens=len(prompts[first].input_ids) - 1)
+            view = self.for_question(
+                encoded,
+                self.question_about_video(about[first], duration_s, histories[first]),
+                text_tokens=len(prompts[first].input_ids) - 1,
+            )
             inputs = self.processor.collate([prompts[number] for number in batch])
             new = self.generate(view, inputs["input_ids"], inputs["attention_mask"], **generate)
             answers |= zip(batch, self.processor.batch_decode(new, [duration_s] * len(batch)), strict=True)

@@ -5,6 +5,7 @@ import torch
 from nearness import assert_near
 from transformers.generation.logits_process import LogitsProcessorList
 
+from mmllm.errors import ConfigError
 from mmllm.modeling.time_choice import TimeTokensTogether
 
 
@@ -61,5 +62,5 @@ def test_the_choice_is_saved_with_the_model(torn, tmp_path):
     torn.config.time_choice = "together"
     torn.config.save_pretrained(tmp_path)
     assert type(torn.config).from_pretrained(tmp_path).time_choice == "together"
-    with pytest.raises(Exception, match="time_choice"):
+    with pytest.raises(ConfigError, match="time_choice = 'all': must be each or together"):
         type(torn.config)(time_choice="all")

@@ -121,7 +121,7 @@ def held_bytes() -> int:
     storages = {
         held.untyped_storage().data_ptr(): held.untyped_storage().nbytes()
         for held in gc.get_objects()
-        if issubclass(type(held), torch.Tensor) and held.device.type == "cpu"
+        if type(held) in (torch.Tensor, torch.nn.Parameter) and held.device.type == "cpu"
     }
     return sum(storages.values()) + tracemalloc.get_traced_memory()[0]
 
