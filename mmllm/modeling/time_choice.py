@@ -29,5 +29,7 @@ class TimeTokensTogether(LogitsProcessor):
         """Scores B V, in which those of time tokens are higher by one number a row; their order stays."""
         ids = torch.tensor(self.time_ids, device=scores.device)
         times = scores[:, ids].float()  # B K
-        more = times.logsumexp(dim=-1, keepdim=True) - times.amax(dim=-1, keepdim=True)
+        best = times.amax(dim=-1, keepdim=True)
+        more = times.logsumexp(dim=-1, keepdim=True) - best
+        more = more.where(best.isfinite(), 0.0)  # all of them may be barred
         return scores.index_add(1, ids, more.to(scores.dtype).expand(-1, len(ids)))

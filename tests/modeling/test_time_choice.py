@@ -28,6 +28,11 @@ def test_another_word_wins_if_it_is_likelier_than_all_time_tokens():
     assert together.argmax(-1).tolist() == [3, 0]
 
 
+def test_time_tokens_that_are_barred_stay_so():
+    scores = torch.tensor([[0.5, 1.0, -torch.inf, -torch.inf], [0.5, 1.0, -torch.inf, 2.0]])
+    assert torch.equal(TimeTokensTogether([2, 3])(torch.zeros(2, 1, dtype=torch.long), scores), scores)
+
+
 @pytest.fixture
 def torn(make_model):
     """A model whose first word is a time token for certain, but whose best single token is another."""
@@ -48,6 +53,7 @@ def torn(make_model):
         ("each", {}, 7),
         ("together", {}, 22),
         ("together", {"num_beams": 2}, 7),
+        ("together", {"suppress_tokens": [20, 21, 22, 23]}, 7),
         ("together", {"logits_processor": LogitsProcessorList([])}, 22),
     ],
 )
