@@ -121,7 +121,8 @@ def held_bytes() -> int:
     storages = {
         held.untyped_storage().data_ptr(): held.untyped_storage().nbytes()
         for held in gc.get_objects()
-        if type(held) in (torch.Tensor, torch.nn.Parameter) and held.device.type == "cpu"
+        if type(held) in (torch.Tensor, torch.nn.Parameter)  # others, such as fake ones, have no storage
+        and (held.device.type, held.layout) == ("cpu", torch.strided)
     }
     return sum(storages.values()) + tracemalloc.get_traced_memory()[0]
 
