@@ -99,7 +99,7 @@ class GenerationWithMedia(VisualStages, GenerationMixin):
         settings = {**settings_of(self.generation_config), **kwargs}
         if self._chooses_together(settings):
             settings["logits_processor"] = kwargs["logits_processor"] = LogitsProcessorList(
-                [*(kwargs.get("logits_processor") or ()), TimeTokensTogether(self.config.time_token_ids)]
+                [*(kwargs.get("logits_processor") or ()), TimeTokensTogether(self.config.time_token_ids or ())]
             )
         method = settings.pop("custom_generate", None)
         if self._writes_alone and is_plain(settings) and (method is None or writes_alone(method)):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
 from mmllm.fields import require
+from mmllm.interfaces import VisualTokenizer
 from mmllm.modeling.word_embeddings import mean_embeddings
 from mmllm.registry import register
 from mmllm.runtime import processes
@@ -122,7 +123,7 @@ class WordPointing(nn.Module):
 
     def __init__(
         self,
-        visual_tokenizer: nn.Module,
+        visual_tokenizer: VisualTokenizer,
         words: Tensor,
         grid: Any,
         config: WordAlignmentTraining,
