@@ -40,7 +40,9 @@ _ALIGNED = Path("word_alignment") / "projector.safetensors"
 def variants(base: Recipe) -> list[Variant]:
     """All rows; the first is the recipe."""
     loss, rms = base.model.loss, base.model.blend.rms
-    alone: dict[str, Any] = {"blend": BlendConfig(rms=rms), "loss": LossConfig(), "time_token_init": "normal"}
+    alone: dict[str, Any] = {
+        "blend": BlendConfig(rms=rms), "loss": LossConfig(), "time_token_init": "normal", "time_choice": "each"
+    }  # fmt: skip
     rates = base.stage("language").learning_rates | {"grounding": 2e-3}
     return [
         Variant(group="times", name="time tokens, with what the recipe adds"),
