@@ -115,8 +115,7 @@ class MmllmConfig(PreTrainedConfig):
             setattr(self, name, slot.described(getattr(self, name, slot.default)))
         self.blend = to_mapping(from_mapping(BlendConfig, self.blend))
         self.loss = to_mapping(from_mapping(LossConfig, self.loss))
-        if self.time_choice not in get_args(TimeChoice):
-            raise ConfigError(f"time_choice = {self.time_choice!r}: must be each or together")
+        require(self.time_choice in get_args(TimeChoice), self, "time_choice", "each or together")
         ids = self.time_token_ids
         if ids is not None and ids != list(range(ids[0], ids[0] + self.num_time_tokens) if ids else []):
             raise ConfigError(f"time_token_ids must be {self.num_time_tokens} contiguous ids, not {ids[:3]}...")

@@ -223,12 +223,11 @@ def copying_(llama: Any) -> None:
 @torch.no_grad()
 def sinusoid_(model: MmllmForConditionalGeneration, time_ids: list[int]) -> None:
     """Sets the embedding of time token k to sines and cosines of k at many wavelengths, scaled like the other ones."""
-    table = model.get_input_embeddings().weight
+    table, *heads = _tables(model)
     spread = table[: time_ids[0]].std()
     waves = _waves(len(time_ids), table.shape[1], table.device) * spread
     table[time_ids] = waves
-    head = model.get_output_embeddings().weight
-    if head.data_ptr() != table.data_ptr():
+    for head in heads:
         head[time_ids] = waves * (head[: time_ids[0]].std() / spread)
 
 
@@ -241,9 +240,14 @@ def _like_numbers_(model: MmllmForConditionalGeneration, tokenizer: Any, time_id
     digits = [tokenizer(digit, add_special_tokens=False)["input_ids"][-1] for digit in "0123456789"]
     if tokenizer.unk_token_id in digits:
         raise ConfigError("time_token_init = 'numbers': the LLM has no words for the ten digits")
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    for weight in [table] if head.data_ptr() == table.data_ptr() else [table, head]:
+    for weight in _tables(model):
         weight[time_ids] += weight[digits].mean(0) - weight[time_ids].mean(0)
+
+
+def _tables(model: MmllmForConditionalGeneration) -> list[Tensor]:
+    """The LLM's table of word embeddings and, unless it is the same, that of its head."""
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return [table] if head.data_ptr() == table.data_ptr() else [table, head]
 
 
 def _waves(count: int, width: int, device: torch.device) -> Tensor:

@@ -201,17 +201,6 @@ def test_videos_are_prepared_almost_as_images():
     assert frame == (2, 3, 28, 28)
 
 
-def test_a_model_with_an_output_grid_is_saved_and_loaded(make_model, tmp_path):
-    encoder = {"name": "timm", "model": "resnet18", "image_size": 64, "output_grid": 1}
-    model = make_model(encoder=encoder, path="plain")
-    model.save_pretrained(tmp_path)
-    loaded = MmllmForConditionalGeneration.from_pretrained(tmp_path).eval()
-    pixels = torch.rand(1, 2, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(loaded.encode(pixels).features, model.encode(pixels).features)
-    assert loaded.encoder.grid == (1, 1)
-
-
 def test_settings_are_whole_when_they_are_saved():
     config = registry.config_of("encoder", "timm:name=resnet18.tv_in1k,stage=2+3,fit=pad")
     described = registry.describe("encoder", config)
@@ -304,12 +293,20 @@ def test_a_frozen_tower_drops_nothing_in_training():
     assert not torch.equal(encoder.train()(pixels).features, before)
 
 
-def test_a_model_is_saved_and_loaded_and_takes_other_stages(make_model, tmp_path):
-    encoder = "timm:name=swin_tiny_patch4_window7_224,stage=-1"
+@pytest.mark.parametrize(
+    ("settings", "side", "grid"),
+    [
+        ("swin_tiny_patch4_window7_224,stage=-1", 224, (7, 7)),
+        ("resnet18,image_size=128,output_grid=2", 128, (2, 2)),
+    ],
+)
+def test_a_model_is_saved_and_loaded_and_takes_other_stages(settings, side, grid, make_model, tmp_path):
+    encoder = f"timm:name={settings}"
     model = make_model(encoder=encoder, path="plain")
     model.save_pretrained(tmp_path)
     loaded = MmllmForConditionalGeneration.from_pretrained(tmp_path).eval()
-    pixels = torch.rand(1, 1, 3, 224, 224)
+    pixels = torch.rand(1, 1, 3, side, side)
     with torch.no_grad():
         assert torch.equal(loaded.encode(pixels).features, model.encode(pixels).features)
+    assert loaded.encoder.grid == grid
     assert loaded.with_stages(reducers=["uniform:keep=4"]).encoder is loaded.encoder
