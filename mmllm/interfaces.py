@@ -106,6 +106,12 @@ class Part:
         them as the argument `question` (int64, B Q, filled up with -1)."""
         return self.question_reader is not None
 
+    @property
+    def reads_words(self) -> bool:
+        """Whether it reads questions in the LLM's vocabulary: then it finds the LLM's embeddings of the ids, too, in
+        `VisualTokens.words`."""
+        return self.question_reader is not None and self.question_reader.llm
+
 
 class Encoder(Part, nn.Module):
     """Frames to patch features. Sets `width` and `grid` when it is built."""
@@ -388,11 +394,6 @@ class ProjectedReducer(TokenReducer):
     Among a model's reducers it comes after those that act before the projector.
     """
 
-    @property
-    def reads_words(self) -> bool:
-        """Whether it reads `VisualTokens.words`. Its `question_reader` then has `llm=True`."""
-        return False
-
     def before_projector(self, tokens: VisualTokens) -> VisualTokens:
         """The same tokens of the encoder's width, with what it notes of them in `scores` for its `forward`."""
         return tokens
@@ -639,11 +640,6 @@ class VisualTokenizer(Part, nn.Module):
 
     question_comes_last: ClassVar[bool] = False
     """Whether one that reads the question has an output before it does so, `unasked`."""
-
-    @property
-    def reads_words(self) -> bool:
-        """Whether it reads `VisualTokens.words`. Its `question_reader` then has `llm=True`."""
-        return False
 
     @property
     def words(self) -> Sequence[str]:

@@ -290,7 +290,7 @@ def _taken(values: Tensor, kept: Tensor) -> Tensor:
     return values.gather(-2, kept.unsqueeze(-1).expand(*kept.shape, values.shape[-1]))
 
 
-_ABOUT_FRAMES = ("times_s", "question", "still", "frame_size", "similarity", "text_tokens")
+_ABOUT_FRAMES = ("times_s", "question", "words", "still", "frame_size", "similarity", "text_tokens")
 """Fields of `VisualTokens` that do not change with the tokens of a frame, besides sound."""
 
 

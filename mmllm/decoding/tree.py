@@ -144,18 +144,8 @@ class MachineDecoding(Decoding):
         )
         started = time.perf_counter()
         target, logits = self.read_prompt(model, input_ids, inputs)
-        request = Request(
-            model=model,
-            text=text,
-            input_ids=input_ids,
-            inputs=inputs,
-            vocabulary=logits.shape[-1],
-            forbidden=forbidden_ids(model),
-            drafter_prompt=drafter_prompt,
-            target=target,
-        )
-        counts = self.write(request, target, logits)
-        self._note(counts(time.perf_counter() - started))
+        given = {"text": text, "input_ids": input_ids, "inputs": inputs, "drafter_prompt": drafter_prompt}
+        self._write(started, model, target, logits, **given)
         if streamer is not None:
             streamer.end()
         if generation_config.return_dict_in_generate:
@@ -198,22 +188,25 @@ class MachineDecoding(Decoding):
         length, nothing = input_ids.shape[1] + limit, (LogitsProcessorList(), StoppingCriteriaList())
         text = Written(input_ids, *nothing, length, ends=ends, chance=self.chance)
         target, logits = CachedReader.of_own_prompt(model, embeddings, mask, position, cache)
-        request = Request(
-            model=model,
-            text=text,
-            input_ids=input_ids,
-            inputs={"attention_mask": mask, CACHE: cache},
-            vocabulary=logits.shape[-1],
-            forbidden=forbidden_ids(model),
-            target=target,
-        )
-        self._note(self.write(request, target, logits)(time.perf_counter() - started))
+        inputs = {"attention_mask": mask, CACHE: cache}
+        self._write(started, model, target, logits, text=text, input_ids=input_ids, inputs=inputs)
         return input_ids.new_tensor([text.new])
 
-    def _note(self, counts: DecodingCounts) -> None:
-        """Keeps the counters of an answer."""
-        self.last = counts
-        self.total = counts if self.total is None else added([self.total, counts])
+    def _write(self, started: float, model: Any, target: CachedReader, logits: Tensor, **given: Any) -> None:
+        """Writes an answer whose prompt has been read, and keeps its counters.
+
+        Args:
+            started: `time.perf_counter()` before the prompt was read.
+            model: the target.
+            target: the reader of the prompt.
+            logits: V, of the first new token.
+            given: the other fields of the `Request`.
+        """
+        vocabulary, forbidden = logits.shape[-1], forbidden_ids(model)
+        request = Request(model=model, target=target, vocabulary=vocabulary, forbidden=forbidden, **given)
+        counts = self.write(request, target, logits)
+        self.last = counts(time.perf_counter() - started)
+        self.total = self.last if self.total is None else added([self.total, self.last])
 
     def read_prompt(self, model: Any, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[CachedReader, Tensor]:
         """A reader of the prompt, and the logits (V) of the first new token; see `CachedReader.after_prompt`."""

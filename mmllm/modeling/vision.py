@@ -164,10 +164,9 @@ class VisualStages(PreTrainedModel):
                 _required(tokens.question, reducer)
             tokens = reducer.before_projector(tokens)
         tokens = tokens.replace(features=tokens.features.to(self.dtype))
-        if self.visual_tokenizer.reads_words:
+        if any(part.reads_words for part in (self.visual_tokenizer, *self.projected_reducers)):
             tokens = self._with_words(tokens)
-        projected = tokens if self.projects_averages else self.visual_tokenizer(tokens).with_sound_of(tokens)
-        return self._with_words(projected) if any(r.reads_words for r in self.projected_reducers) else projected
+        return tokens if self.projects_averages else self.visual_tokenizer(tokens).with_sound_of(tokens)
 
     def _with_words(self, tokens: VisualTokens) -> VisualTokens:
         """Tokens with the LLM's embeddings of their question's words."""

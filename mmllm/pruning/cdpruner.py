@@ -88,11 +88,6 @@ class CdPrunerReducer(ProjectedReducer):
         """Whether `relevance` says so."""
         return self.config.relevance == "clip"
 
-    @property
-    def reads_words(self) -> bool:
-        """Whether `relevance` says so."""
-        return self.config.relevance == "words"
-
     def before_projector(self, tokens: VisualTokens) -> VisualTokens:
         """The tokens with their relevance, if it is that of CLIP; an empty question makes all equal."""
         if not self.needs_text_tower:

@@ -90,11 +90,6 @@ class WordsProjector(VisualTokenizer):
         self.marks = QuestionMarks(out_width, config.marks) if config.marks else None
 
     @property
-    def reads_words(self) -> bool:
-        """Whether it marks tokens."""
-        return self.marks is not None
-
-    @property
     def words(self) -> Sequence[str]:
         """The names of the K classes."""
         return class_names(self.widths[1], self.config.names)
