@@ -94,6 +94,7 @@ def test_files_of_an_earlier_answer_are_not_those_of_the_next(page, script):
 def test_bad_uploads_get_a_message_and_the_page_goes_on(page, demo, bad_videos):
     page.open()
     page.press("#mm-player button[aria-label='Clear']")
+    page.wait(lambda: not page.all("#mm-timeline .mm-frame"))  # what clears the page must not clear the first message
     for name in ("text.mp4", "empty.mp4", "sound.mp4", "long.mp4", "huge.mp4", "cut.mp4"):
         page.wait(lambda: page.all("#mm-player input[type=file]"))
         page.all("#mm-player input[type=file]")[0].send_keys(str(bad_videos[name]))
