@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from benchmarks.asked import GREEDY, Asked, add_row
 from benchmarks.measuring import timed
 from benchmarks.results import Results
-from mmllm.checkpoints.parts import load_llm
+from mmllm.checkpoints.pretrained_llm import load_llm
 from mmllm.decoding.choosing import decoding_of
 from mmllm.hub.sources import llm_source
 from mmllm.interfaces import Decoding

@@ -93,8 +93,19 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
     packs_attention = False
     """Whether questions that share a row are attended to one by one; see `pack_attention`."""
 
-    def __init__(self, config: MmllmConfig, shared: MmllmForConditionalGeneration | None = None) -> None:
-        """A model with new weights, or with those of `shared` and other stages (see `with_stages`)."""
+    def __init__(
+        self,
+        config: MmllmConfig,
+        shared: MmllmForConditionalGeneration | None = None,
+        language_model: nn.Module | None = None,
+    ) -> None:
+        """A model with new weights, or with those of `shared` and other stages (see `with_stages`).
+
+        Args:
+            config: describes all of the model.
+            shared: a model whose weights this one shares.
+            language_model: is held instead of a new one, so that its weights are never in memory twice; see `with_llm`.
+        """
         super().__init__(config)
         self.shares_weights = shared is not None
         width = config.text_config.hidden_size
@@ -103,7 +114,9 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         self.hold(build_stages(stages, width, existing, config.text_config))
         if shared is None:
             self.modality_parts = nn.ModuleDict(parts_of(config))
-            self.language_model = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
+            self.language_model = language_model or AutoModelForCausalLM.from_config(
+                config.text_config, trust_remote_code=False
+            )
             grounded = config.losses.grounding_weight > 0
             self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
         else:

@@ -20,12 +20,15 @@ from torch import Tensor
 
 from mmllm.checkpoints.adapters import CONFIG, PARTS, merged_with
 from mmllm.checkpoints.loading import own_config
+from mmllm.checkpoints.pretrained_llm import load_llm, with_llm
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError
-from mmllm.hub.sources import llm_source, read_json
+from mmllm.hub.sources import read_json
 from mmllm.model import MmllmForConditionalGeneration
+from mmllm.runtime import processes
 from mmllm.runtime.files import write_json
+from mmllm.runtime.precision import HALF
 
 WEIGHTS = "adapter_model.safetensors"
 PARTS_NAMED = ("language_model", "encoder_weights")
@@ -52,65 +55,50 @@ def pretrained_parts(folder: str | Path) -> dict[str, str]:
     return parts
 
 
-def load_assembled(folder: str | Path) -> MmllmForConditionalGeneration:
+def own_type(folder: str | Path) -> torch.dtype:
+    """The type in which such a model computes if no other one is asked for.
+
+    It is the one of its configuration on a GPU, and on a CPU that multiplies matrices in bfloat16; else float32.
+    """
+    stored = own_config(Path(folder))[0].dtype
+    if torch.cuda.is_available():
+        return stored if stored in HALF else torch.float32
+    return torch.bfloat16 if stored == torch.bfloat16 and processes.multiplies_bfloat16() else torch.float32
+
+
+def load_assembled(folder: str | Path, dtype: torch.dtype = torch.float32) -> MmllmForConditionalGeneration:
     """The model: its pretrained parts, with the folder's adapters folded into their weights.
+
+    Args:
+        folder: has the adapters.
+        dtype: of all weights, from the start, so that a half type needs half the memory while it is loaded, too.
 
     Raises:
         CheckpointError: if a part cannot be had, with what to install, or the adapters do not fit.
     """
-    return merged_with(load_unadapted(folder), folder)
+    return merged_with(load_unadapted(folder, dtype), folder)
 
 
-def load_unadapted(folder: str | Path) -> MmllmForConditionalGeneration:
+def load_unadapted(folder: str | Path, dtype: torch.dtype = torch.float32) -> MmllmForConditionalGeneration:
     """The model before its training: with its pretrained parts, and new weights everywhere else.
+
+    Args:
+        folder: names the parts.
+        dtype: of all weights.
 
     Raises:
         CheckpointError: if a part cannot be had, with what to install.
     """
     parts = pretrained_parts(folder)
     config, _ = own_config(Path(folder))
-    model = MmllmForConditionalGeneration(config)
-    fill_llm(model, load_llm(parts["language_model"]))
+    model = with_llm(config, load_llm(parts["language_model"], dtype))
     load_tower(model.encoder, parts["encoder_weights"])
-    return model
+    return model.to(dtype)
 
 
-def load_llm(name: str) -> Any:
-    """A pretrained LLM in float32.
-
-    Args:
-        name: what `llm_source` takes.
-
-    Raises:
-        CheckpointError: if it cannot be loaded.
-    """
-    from transformers import AutoModelForCausalLM
-
-    source = llm_source(name)
-    try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"cannot load the LLM {source}: {problem}") from None
-
-
-def fill_llm(model: MmllmForConditionalGeneration, language_model: Any) -> None:
-    """Gives a model the weights of a pretrained LLM, whose table of embeddings gets as many rows as the model's.
-
-    As in LITA, new rows of both matrices are drawn with the LLM's own spread, not around the mean of the rows.
-
-    Raises:
-        CheckpointError: if it has other sizes.
-    """
-    language_model.resize_token_embeddings(model.config.text_config.vocab_size, mean_resizing=False)
-    try:
-        model.language_model.load_state_dict(language_model.state_dict())
-    except RuntimeError as problem:
-        where = language_model.config.name_or_path
-        raise CheckpointError(f"the LLM {where} is another one than the model's: {problem!s:.300}") from None
-    model.tie_weights()
-
-
-def save_adapted(adapted: Any, processor: Any, folder: Path, parts: dict[str, str]) -> None:
+def save_adapted(
+    adapted: Any, processor: Any, folder: Path, parts: dict[str, str], dtype: torch.dtype = torch.float32
+) -> None:
     """Saves what was trained, in float16, and the names of what was not.
 
     Args:
@@ -118,6 +106,7 @@ def save_adapted(adapted: Any, processor: Any, folder: Path, parts: dict[str, st
         processor: the model's processor.
         folder: is filled.
         parts: as `pretrained_parts` returns them.
+        dtype: in which the model should compute: `own_type` reads it.
     """
     adapted.save_pretrained(folder)
     saved = _read(folder / WEIGHTS)
@@ -130,6 +119,7 @@ def save_adapted(adapted: Any, processor: Any, folder: Path, parts: dict[str, st
     write_json(folder / CONFIG, settings)
     config = MmllmConfig.from_dict(adapted.get_base_model().config.to_dict())
     config.loss = {**config.loss, "grounding_weight": 0.0}
+    config.dtype = dtype
     config.save_pretrained(folder)
     adapted.get_base_model().generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -42,7 +42,7 @@ class TimmConfig:
     crop: float = None  # type: ignore[assignment]
     """The share of the resized frame's side that is cut out. If None and another `fit` is given than timm's, all of
     it."""
-    chunk: int = 32
+    chunk: int = 8
     """Most frames run at once; bounds the memory."""
 
     def __post_init__(self) -> None:

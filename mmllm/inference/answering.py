@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmllm.checkpoints.adapters import base_of, merged_with
 from mmllm.checkpoints.loading import is_ours, load, number_type, own_config, own_processor
-from mmllm.checkpoints.parts import has_parts_elsewhere, load_assembled
+from mmllm.checkpoints.parts import has_parts_elsewhere, load_assembled, own_type
 from mmllm.checkpoints.plausible import check_shapes, check_words
 from mmllm.checkpoints.weights import Weights, tell_bad_numbers
 from mmllm.decoding.choosing import options_with
@@ -46,6 +46,7 @@ from mmllm.modeling.token_store import piece_of
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
 from mmllm.runtime.fingerprint import fingerprint
+from mmllm.runtime.precision import named_type, on_cpu
 from mmllm.stages import SLOTS, changed, question_reader, stages_of
 from mmllm.times.answers import Answer, Span
 from mmllm.times.frame_clock import FrameClock, clock_of_clip
@@ -165,11 +166,14 @@ class VideoQA(VideoAnswering):
             ConfigError: for options that only weights in a folder have.
         """
         stages = {name: value for name, value in kwargs.items() if name in SLOTS}
-        others = [name for name, value in kwargs.items() if name not in SLOTS and value is not None]
+        others = [name for name, value in kwargs.items() if name not in (*SLOTS, "dtype") and value is not None]
         if others:
             raise ConfigError(f"{folder}: its weights are of several sources, and {', '.join(others)} cannot be given")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        qa = cls(_moved(load_assembled(folder), device), own_processor(folder))
+        asked = kwargs.get("dtype")
+        chosen = own_type(folder) if asked in (None, "auto") else asked
+        dtype = on_cpu(chosen, None) if device == "cpu" else named_type(chosen)
+        qa = cls(_moved(load_assembled(folder, dtype), device), own_processor(folder))
         return qa.with_stages(**stages) if any(value is not None for value in stages.values()) else qa
 
     @property

@@ -54,7 +54,7 @@ def on_cpu(asked: Any, stored: Any) -> torch.dtype:
     if asked is None:
         return torch.float32
     automatic = asked == "auto"
-    dtype = _dtype(stored) if automatic else _dtype(asked)
+    dtype = named_type(stored) if automatic else named_type(asked)
     if dtype in HALF and (times := slowdown(dtype)) > SLOW:
         name = str(dtype).removeprefix("torch.")
         if automatic:
@@ -64,7 +64,7 @@ def on_cpu(asked: Any, stored: Any) -> torch.dtype:
     return dtype
 
 
-def _dtype(value: Any) -> torch.dtype:
+def named_type(value: Any) -> torch.dtype:
     """A type by its name; float32 if it is None.
 
     Raises:

@@ -21,7 +21,7 @@ from torch import Tensor
 from mmllm import registry
 from mmllm.checkpoints.audio import load_audio_encoder
 from mmllm.checkpoints.bert import load_bert
-from mmllm.checkpoints.parts import fill_llm, load_llm
+from mmllm.checkpoints.pretrained_llm import load_llm, with_llm
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError, ConfigError
@@ -82,30 +82,30 @@ def build_model(
         question=question_reader(stages_of(config)),
         frame_sizes=needs_frame_size(stages_of(config)),
     )
-    # step 2: the model with new random weights
     if language_model is not None:
         text_config: Any = language_model.config
         text_config.vocab_size = rows
     else:
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
         text_config = decoder_config(config.decoder, vocab_size=rows, **ids)
-    model = MmllmForConditionalGeneration(
-        MmllmConfig(
-            text_config=text_config,
-            **stages_of(config),
-            blend=to_mapping(config.blend),
-            loss=to_mapping(config.loss),
-            num_time_tokens=config.num_time_tokens,
-            time_token_ids=time_ids or None,
-            time_choice=config.time_choice,
-            **placeholders(processor),
-        )
+    described = MmllmConfig(
+        text_config=text_config,
+        **stages_of(config),
+        blend=to_mapping(config.blend),
+        loss=to_mapping(config.loss),
+        num_time_tokens=config.num_time_tokens,
+        time_token_ids=time_ids or None,
+        time_choice=config.time_choice,
+        **placeholders(processor),
     )
-    # step 3: pretrained weights of LLM, encoder and projector, and special initial values
+    # step 2: the model: new random weights, or the pretrained LLM's
     if language_model is not None:
-        fill_llm(model, language_model)
-    elif config.decoder.copying:
-        copying_(model.language_model)
+        model = with_llm(described, language_model)
+    else:
+        model = MmllmForConditionalGeneration(described)
+        if config.decoder.copying:
+            copying_(model.language_model)
+    # step 3: pretrained weights of encoder and projector, and special initial values
     _load_parts(model, config)
     if words := model.visual_tokenizer.words:
         model.visual_tokenizer.start_from(mean_embeddings(model.get_input_embeddings(), tokenizer, words))

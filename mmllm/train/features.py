@@ -49,8 +49,9 @@ class FeatureCache:
         self.folder = root / self._key()
 
     def _key(self) -> str:
+        encoder = {name: value for name, value in self.model.config.encoder.items() if name != "chunk"}
         settings = {
-            "encoder": self.model.config.encoder,
+            "encoder": encoder,  # how many frames it runs at once changes no feature
             "frames": self.processor.frames,
             "num_frames": self.processor.num_frames,
             "folder_fps": self.processor.folder_fps,

@@ -108,7 +108,8 @@ def train(
             if recipe.adapter_only:
                 parts = {part: getattr(recipe.model, part) for part in PARTS_NAMED}
                 with new_folder(finished) as partial:
-                    save_adapted(trained, processor, partial, parts)
+                    half = torch.cuda.is_available() or recipe.stages[-1].bfloat16
+                    save_adapted(trained, processor, partial, parts, torch.bfloat16 if half else torch.float32)
                     write_card(partial, card_of(partial, name=title_of(finished)))
             else:
                 save_whole(trained, processor, finished)

@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from mmllm import registry
 from mmllm.checkpoints.adapters import with_adapters
 from mmllm.checkpoints.parts import PARTS, WEIGHTS, has_parts_elsewhere, load_assembled, save_adapted
+from mmllm.checkpoints.pretrained_llm import load_llm
 from mmllm.config import LossConfig
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.hub import sources
 from mmllm.inference.answering import VideoQA
+from mmllm.runtime import processes
 from mmllm.train.building import build_model
 from mmllm.train.freezing import freeze
 from mmllm.train.model_config import ModelConfig
@@ -90,6 +92,34 @@ def test_it_answers_as_the_trained_model(folder, merged, trained, short_clip):
     assert spatial.model.config.path["mode"] == "spatial"
     with pytest.raises(ConfigError, match="blend"):
         VideoQA.from_pretrained(folder, blend={})
+
+
+def test_it_computes_in_the_type_it_was_trained_in_where_the_machine_can(trained, tmp_path, monkeypatch, short_clip):
+    folder = tmp_path / "half"
+    save_adapted(trained[0], trained[1], folder, trained[2], torch.bfloat16)
+    for able, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(processes, "multiplies_bfloat16", lambda able=able: able)
+        for asked in (None, "auto"):
+            weights = VideoQA.from_pretrained(folder, dtype=asked).model.state_dict()
+            assert {value.dtype for value in weights.values() if value.is_floating_point()} == {expected}
+    whole = VideoQA.from_pretrained(folder, dtype="float32").model.state_dict()
+    half = VideoQA.from_pretrained(folder, dtype="bfloat16")
+    for name, value in half.model.state_dict().items():
+        assert value.dtype == (torch.bfloat16 if whole[name].is_floating_point() else whole[name].dtype)
+        assert torch.allclose(value.float(), whole[name].float(), rtol=2**-6, atol=2**-6), name
+    half.max_new_tokens = 4
+    assert half.ask(short_clip, "When?").text
+    with pytest.raises(ConfigError, match="float8"):
+        VideoQA.from_pretrained(folder, dtype="float8")
+
+
+def test_an_llm_is_cast_as_transformers_casts_it(open_llm):
+    from transformers import AutoModelForCausalLM
+
+    expected = AutoModelForCausalLM.from_pretrained(open_llm, dtype=torch.bfloat16).state_dict()
+    llm = load_llm(str(open_llm), torch.bfloat16)
+    assert all(torch.equal(value, expected[name]) for name, value in llm.state_dict().items())
+    assert llm.get_output_embeddings().weight is llm.get_input_embeddings().weight or not llm.config.tie_word_embeddings
 
 
 def test_other_parts_than_those_it_was_trained_with_are_refused(folder, tmp_path):

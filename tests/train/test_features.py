@@ -53,6 +53,8 @@ def test_another_encoder_or_another_sampling_has_another_cache(tmp_path):
 
     base = folder(ModelConfig(num_frames=6))
     assert base == folder(ModelConfig(num_frames=6))
+    chunked = [ModelConfig(encoder=f"timm:name=tf_efficientnet_lite0,image_size=32,chunk={count}") for count in (1, 8)]
+    assert len({folder(config) for config in chunked}) == 1
     others = [
         folder(ModelConfig(num_frames=7)),
         folder(ModelConfig(num_frames=6), seed=1),
