@@ -1,7 +1,7 @@
 """Marks on the tokens of frames that resemble words of the question.
 
     words of the question ── runs of 1 to 4 of them ── mean embedding, less what words share ─┐
-    tokens of a frame ── their mean ──────────────────────────────────────────────────────────┴─ cosine
+    tokens of a frame ────────────────────────────────────────────────────────────────────────┴─ `word_likeness`
       ── less its median over the frames ── the runs that stand out most, without common words
       ── of each run: frames that it is in, where it begins, where it ends ── a learned direction for each
 
@@ -19,12 +19,13 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmllm.modeling.word_likeness import word_likeness
 from mmllm.tokens import VisualTokens
 
 LONGEST = 4
 """Words of the longest run: names of things have one to four tokens."""
-USUAL_COSINE = 0.15
-"""By so much or more, the cosine of a frame that shows a thing exceeds that of others, as a rule: a mark of size 1."""
+USUAL_EXCESS = 0.15
+"""By so much or more, a frame that shows a thing is more like its name than others, as a rule: a mark of size 1."""
 HALF, SOFTNESS = 0.5, 0.1
 """A frame is half in a run that it resembles half as much as the best frames do; a tenth more or less decides."""
 
@@ -70,9 +71,8 @@ class QuestionMarks(nn.Module):
         runs = [(first, first + n) for n in range(1, LONGEST + 1) for first in range(len(words) - n + 1)]
         means = torch.stack([words[first:end].detach().float().mean(0) for first, end in runs])
         directions = functional.normalize(means - centre.float(), dim=-1)  # R D
-        frames = functional.normalize((features.float() * mask.unsqueeze(-1)).sum(1), dim=-1)[shown]  # T D
-        cosine = frames @ directions.mT  # T R
-        excess = (cosine - cosine.median(0).values).clamp(min=0)
+        likeness = word_likeness(features[shown], directions, mask[shown])  # T R
+        excess = (likeness - likeness.median(0).values).clamp(min=0)
         weight = 2 * torch.sigmoid(self.gate(directions.to(self.gate.weight.dtype)).float())  # R 1, at first 1
         excess = excess * weight.mT
         chosen = outstanding(excess.detach(), runs, len(self.directions))
@@ -91,7 +91,7 @@ def inside_and_ends(excess: Tensor) -> Tensor:
     inside = torch.sigmoid((excess / peak.clamp(min=1e-6) - HALF) / SOFTNESS)
     outside = 1 - functional.pad(inside, (0, 0, 1, 1))  # also before the first frame and after the last
     marks = torch.stack([inside, inside * outside[:-2], inside * outside[2:]], dim=-1)
-    return marks * (peak / USUAL_COSINE).unsqueeze(-1)
+    return marks * (peak / USUAL_EXCESS).unsqueeze(-1)
 
 
 def peaks(excess: Tensor) -> Tensor:

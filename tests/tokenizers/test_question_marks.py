@@ -12,7 +12,7 @@ from mmllm.tokenizers.question_marks import (
     HALF,
     LONGEST,
     SOFTNESS,
-    USUAL_COSINE,
+    USUAL_EXCESS,
     QuestionMarks,
     inside_and_ends,
     outstanding,
@@ -44,15 +44,19 @@ def frames_that_show(thing, shown, noise=0.1):
 
 
 def by_hand(features, words, centre):
-    """T R, and the runs: the cosine of the mean of a frame's tokens and of each run of words, over its median."""
+    """T R, and the runs: the soft maximum of the cosines of a frame's tokens and each run of words, over its median."""
     runs, columns = [], []
     for n in range(1, LONGEST + 1):
         for first in range(len(words) - n + 1):
             target = sum(words[first : first + n]) / n - centre
-            cosines = [torch.cosine_similarity(frame.mean(0), target, dim=0) for frame in features]
-            columns.append([max(float(value - torch.stack(cosines).median()), 0.0) for value in cosines])
+            likeness = [soft_maximum([torch.cosine_similarity(token, target, dim=0) for token in f]) for f in features]
+            columns.append([max(value - sorted(likeness)[(len(features) - 1) // 2], 0.0) for value in likeness])
             runs.append((first, first + n))
     return torch.tensor(columns).T, runs
+
+
+def soft_maximum(cosines):
+    return math.log(sum(math.exp(20 * float(value)) for value in cosines) / len(cosines)) / 20
 
 
 @torch.no_grad()
@@ -76,12 +80,12 @@ def marks_by_hand(excess):
         before = inside[t - 1] if t else 0.0
         after = inside[t + 1] if t + 1 < len(inside) else 0.0
         rows.append([share, share * (1 - before), share * (1 - after)])
-    return torch.tensor(rows) * peak / USUAL_COSINE
+    return torch.tensor(rows) * peak / USUAL_EXCESS
 
 
 def test_the_first_and_the_last_frame_of_each_stretch_are_marked():
     excess = torch.tensor([0.3, 0.3, 0, 0, 0.02, 0.28, 0.3, 0.29, 0]).unsqueeze(1)
-    inside, begins, ends = (inside_and_ends(excess)[:, 0] / (0.3 / USUAL_COSINE)).unbind(-1)
+    inside, begins, ends = (inside_and_ends(excess)[:, 0] / (0.3 / USUAL_EXCESS)).unbind(-1)
     assert inside.round().tolist() == [1, 1, 0, 0, 0, 1, 1, 1, 0]
     assert begins.round().tolist() == [1, 0, 0, 0, 0, 1, 0, 0, 0]
     assert ends.round().tolist() == [0, 1, 0, 0, 0, 0, 0, 1, 0]

@@ -1,10 +1,11 @@
 """Aligns the projector with the LLM's own words, without a pass through the LLM.
 
-    features of a frame ── projector ── mean over patches ── frame token ─┐         ┌─ softmax: which names are there
-    names of things ── LLM's word embeddings, their mean subtracted ──────┴─ cosine ┴─ sigmoid: is this name there
+    features of a frame ── projector ── tokens ────────────────────┐                   ┌─ softmax: which names are there
+    names of things ── word embeddings, less what they all share ──┴─ `word_likeness` ─┴─ sigmoid: is this name there
 
-What a frame shows has a name, and the LLM has embeddings of its words. The token of a frame learns to point at the
-names of what can be seen in it, and at no other. The LLM then finds visual tokens that resemble words which it knows.
+What a frame shows has a name, and the LLM has embeddings of its words. The tokens of a frame learn to point at the
+names of what can be seen in their places, and at no other; nobody says where. The LLM then finds visual tokens that
+resemble words which it knows.
 
 F frames, N patches, C encoder width, W names, D LLM width
 """
@@ -23,6 +24,7 @@ from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.interfaces import VisualTokenizer
 from mmllm.modeling.word_embeddings import mean_embeddings
+from mmllm.modeling.word_likeness import word_likeness
 from mmllm.registry import register
 from mmllm.runtime import processes
 from mmllm.tokens import VisualTokens
@@ -119,7 +121,7 @@ class WordAlignmentStage(TrainingStage):
 
 
 class WordPointing(nn.Module):
-    """The projector with a loss: the token of a frame points at the names of what the frame shows."""
+    """The projector with a loss: the tokens of a frame point at the names of what the frame shows."""
 
     def __init__(
         self,
@@ -147,7 +149,7 @@ class WordPointing(nn.Module):
             features: F N C.
             shown: bool, F W.
         """
-        logits = self.cosines(self.thinned(features)) * self.scale.exp()
+        logits = self.likeness(self.thinned(features)) * self.scale.exp()
         targets = shown.to(logits.dtype)
         count = targets.sum(-1)  # F
         among = -(logits.log_softmax(-1) * targets).sum(-1) / count.clamp(min=1)
@@ -160,10 +162,10 @@ class WordPointing(nn.Module):
         kept = self.dropout(features.new_ones(len(features), 1, width))
         return torch.cat([features[..., :width] * kept, features[..., width:]], dim=-1)
 
-    def cosines(self, features: Tensor) -> Tensor:
-        """F W: the cosine of each frame's token and each name."""
+    def likeness(self, features: Tensor) -> Tensor:
+        """F W: how much each frame resembles each name."""
         tokens = self.visual_tokenizer.unasked(VisualTokens(features=features.unsqueeze(0), grid=self.grid)).features[0]
-        return nn.functional.normalize(tokens.float().mean(1), dim=-1) @ self.words.mT
+        return word_likeness(tokens, self.words)
 
 
 def directions(words: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmllm import registry
 from mmllm.errors import ConfigError
+from mmllm.modeling.word_likeness import SHARPNESS
 from mmllm.train.building import build_model
 from mmllm.train.stages.word_alignment import WordAlignmentStage, WordAlignmentTraining, WordPointing, directions
 
@@ -26,9 +27,10 @@ def test_the_loss_is_that_of_each_frame_and_name_by_hand():
     shown[1] = False
     among, alone = 0.0, 0.0
     for frame in range(3):
-        token = torch.stack([state.visual_tokenizer[2](nn.functional.gelu(state.visual_tokenizer[0](patch)))
-                             for patch in features[frame]]).mean(0)  # fmt: skip
-        scaled = [10.0 * (token @ word) / (token.norm() * word.norm()) for word in words]
+        tokens = [state.visual_tokenizer[2](nn.functional.gelu(state.visual_tokenizer[0](patch)))
+                  for patch in features[frame]]  # fmt: skip
+        cosines = [torch.stack([token @ word / (token.norm() * word.norm()) for token in tokens]) for word in words]
+        scaled = [10.0 * (SHARPNESS * each).exp().mean().log() / SHARPNESS for each in cosines]
         for name in range(5):
             chance = torch.sigmoid(scaled[name] - 6.0)
             alone += -torch.log(chance if shown[frame, name] else 1 - chance) / 3
@@ -67,9 +69,9 @@ def test_tokens_learn_to_point_at_what_is_shown():
         state(*frames())["loss"].backward()
         optimizer.step()
     features, shown = frames()
-    cosine = state.cosines(features)
-    lowest_shown = cosine.masked_fill(~shown, 2).min(1).values
-    highest_hidden = cosine.masked_fill(shown, -2).max(1).values
+    likeness = state.likeness(features)
+    lowest_shown = likeness.masked_fill(~shown, 2).min(1).values
+    highest_hidden = likeness.masked_fill(shown, -2).max(1).values
     assert (lowest_shown > highest_hidden).float().mean() > 0.9
 
 
