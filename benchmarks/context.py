@@ -30,7 +30,7 @@ from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.metrics import by_video, sample_iou
 from mmllm.evaluation.run import Benchmark, answered
 from mmllm.evaluation.samples import Sample
-from mmllm.hub.sources import DEFAULT
+from mmllm.hub.sources import DEFAULT_SMALL
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.asking import VideoAnswering
 from mmllm.runtime.progress import Progress
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--videos", type=int, default=12, help="clips of each seed")
     parser.add_argument("--rounds", type=int, default=5, help="turns in which time is measured")
-    parser.add_argument("--model", default=DEFAULT, help="folder, preset or hub id of the model that is asked")
+    parser.add_argument("--model", default=DEFAULT_SMALL, help="folder, preset or hub id of the model that is asked")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results = Results(command_line(__file__, arguments), machine("torch", "transformers"))

@@ -30,7 +30,7 @@ from mmllm.decoding.choosing import decoding_of
 from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.run import Benchmark
 from mmllm.evaluation.samples import Sample
-from mmllm.hub.sources import DEFAULT
+from mmllm.hub.sources import DEFAULT_SMALL
 from mmllm.inference.answering import VideoQA
 from mmllm.interfaces import Decoding
 from mmllm.runtime.progress import Progress
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.llm:
         compare_texts(results, options.llm, options.methods or TEXT_METHODS, options.texts, options.tokens)
     else:
-        qa = VideoQA.from_pretrained(DEFAULT)
+        qa = VideoQA.from_pretrained(DEFAULT_SMALL)
         assert isinstance(qa, VideoQA)
         benchmark = fresh_benchmark(options.seed, videos=options.videos, workers=1)
         compare(results, qa, benchmark, options.methods or METHODS)

@@ -98,7 +98,7 @@ def compare(results: Results, options: Any, work: Path) -> None:
     Raises:
         MmllmError: if one has changed an answer.
     """
-    qa = VideoQA.from_pretrained("default")
+    qa = VideoQA.from_pretrained("default-small")
     assert isinstance(qa, VideoQA)
     render_clips(options, work)
     methods: dict[str, Any] = {GREEDY: None}

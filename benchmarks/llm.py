@@ -205,7 +205,7 @@ def measure_answers(videos: int, results: Results) -> None:
     benchmark = fresh_benchmark(7, videos=videos)
     written: dict[str, list[str]] = {}
     for name, options in (("float32", {}), ("int8", {"quantize": "int8"})):
-        qa, overlaps, texts = VideoQA.from_pretrained("default", **options), [], []
+        qa, overlaps, texts = VideoQA.from_pretrained("default-small", **options), [], []
         for vid in sorted({question.vid for question in benchmark.questions}):
             asked = [question for question in benchmark.questions if question.vid == vid and question.truth().spans]
             answers = qa.ask_all(qa.encode_video(asked[0].video), [question.question for question in asked])

@@ -29,7 +29,7 @@ from mmllm.decoding.route_losses import route_losses
 from mmllm.decoding.routes import all_routes, best_routes
 from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.run import Benchmark
-from mmllm.hub.sources import DEFAULT
+from mmllm.hub.sources import DEFAULT_SMALL
 from mmllm.inference.answering import VideoQA
 from mmllm.interfaces import Decoding
 
@@ -94,7 +94,7 @@ def routes_of(qa: VideoQA, benchmark: Benchmark, siblings: Siblings, seed: int, 
 
 def compare(results: Results, options: Any, work: Path) -> None:
     """Rows of all methods, before and after training."""
-    qa = VideoQA.from_pretrained(DEFAULT)
+    qa = VideoQA.from_pretrained(DEFAULT_SMALL)
     assert isinstance(qa, VideoQA)
     render_clips(options, work)
     benchmark = fresh_benchmark(options.seed, videos=options.held_out, workers=1)

@@ -31,7 +31,7 @@ from benchmarks.measuring import in_turns, timed
 from benchmarks.prefix_codecs import codecs
 from benchmarks.results import Number, Results, command_line, machine, option_parser
 from mmllm.evaluation.fresh import fresh_benchmark
-from mmllm.hub.sources import DEFAULT
+from mmllm.hub.sources import DEFAULT_SMALL
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.costs import cache_bytes
 from mmllm.inference.encoded import EncodedVideo
@@ -134,13 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         qa, written = pretrained(options.llm, options.frames), {"eos_token_id": None}
         times(results, Path(options.llm).name, qa, qa.encode_video(clip), options.rounds, written)
     else:
-        qa = VideoQA.from_pretrained(DEFAULT, path="plain")
+        qa = VideoQA.from_pretrained(DEFAULT_SMALL, path="plain")
         encoded = qa.encode_video(clip, num_frames=options.frames)
         times(results, "packaged", qa, encoded, options.rounds, {})
         other = wider(options.frames)
         times(results, "4 layers of 384", other, other.encode_video(clip), options.rounds, {})
         with tempfile.TemporaryDirectory() as folder:
-            codecs(results, VideoQA.from_pretrained(DEFAULT), (qa, encoded), benchmark, Path(folder))
+            codecs(results, VideoQA.from_pretrained(DEFAULT_SMALL), (qa, encoded), benchmark, Path(folder))
     print(*(markdown(table, rows) for table, rows in results.tables.items()), sep="\n\n")
     results.save(options.json)
 

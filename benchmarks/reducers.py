@@ -34,7 +34,7 @@ from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.metrics import by_video, over_videos, sample_iou, text_match
 from mmllm.evaluation.run import Benchmark
 from mmllm.evaluation.samples import Sample
-from mmllm.hub.sources import DEFAULT
+from mmllm.hub.sources import DEFAULT_SMALL
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.costs import cache_bytes, prefill_flops
 from mmllm.pruning.fastervlm import FasterVlmConfig
@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for numbers in prefill(options.rounds):
         results.add("reading", {}, numbers)
     if options.seeds:
-        qa = VideoQA.from_pretrained(DEFAULT)
+        qa = VideoQA.from_pretrained(DEFAULT_SMALL)
         benchmarks = [fresh_benchmark(CLIP_SEED + seed, videos=options.videos, workers=1) for seed in options.seeds]
         runs = [answers(qa, benchmark, seed) for seed, benchmark in zip(options.seeds, benchmarks, strict=True)]
         fill_answers(results, runs)

@@ -139,7 +139,7 @@ def trained(way: str, *, seed: int, size: Size, model: str, output: Path, rate: 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains in all ways with all seeds, and prints mIoU before and after."""
     parser = option_parser(__doc__)
-    parser.add_argument("--model", default="default")
+    parser.add_argument("--model", default="default-small")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate of the rewards")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--steps", type=int)

@@ -18,7 +18,7 @@ from benchmarks.measuring import in_turns
 from benchmarks.prefix import CLIP_SEED, QUESTIONS, wider
 from benchmarks.results import Number, Results, command_line, machine, option_parser
 from mmllm.evaluation.fresh import fresh_benchmark
-from mmllm.hub.sources import DEFAULT
+from mmllm.hub.sources import DEFAULT_SMALL
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.llm import joined_prefixes
@@ -66,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Results(command_line(__file__, arguments), machine("torch", "transformers"))
     benchmark = fresh_benchmark(CLIP_SEED, videos=1, workers=1)
     clip = next(question.video for question in benchmark.questions if question.video is not None)
-    llms = {"packaged": VideoQA.from_pretrained(DEFAULT, path="plain"), "4 layers of 384": wider(max(options.frames))}
+    llms = {
+        "packaged": VideoQA.from_pretrained(DEFAULT_SMALL, path="plain"),
+        "4 layers of 384": wider(max(options.frames)),
+    }
     for name, qa in llms.items():
         for frames in options.frames:
             encoded = qa.encode_video(clip, num_frames=frames)

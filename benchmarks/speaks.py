@@ -155,7 +155,7 @@ def second_question(qa: VideoAnswering, video: Path, question: str) -> dict[str,
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints the tables."""
     parser = option_parser(__doc__)
-    parser.add_argument("--model", default="default", help="folder of the model, or default")
+    parser.add_argument("--model", default="default-speaks", help="folder of the model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103], help="of clips of things")
     parser.add_argument("--videos", type=int, default=60, help="clips of each seed")
     parser.add_argument("--size", type=int, default=192, help="side of their frames, in pixels")

@@ -28,7 +28,7 @@ import psutil
 from benchmarks.layouts import markdown
 from benchmarks.results import Number, Results, command_line, machine, option_parser
 from mmllm.evaluation.span_metrics import iou
-from mmllm.hub.sources import DEFAULT
+from mmllm.hub.sources import DEFAULT_SMALL
 from mmllm.synthetic.streams import StreamConfig, StreamEvent, SyntheticStream, write_stream
 from mmllm.times.answers import Span
 
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=100, help="of the stream; defaults were chosen on seed 1")
     parser.add_argument("--fps", type=int, default=2, help="frames a second of the stream")
     parser.add_argument("--questions", type=int, default=1, help="how many of the stream's questions are asked")
-    parser.add_argument("--model", default=DEFAULT, help="folder or hub id of a model")
+    parser.add_argument("--model", default=DEFAULT_SMALL, help="folder or hub id of a model")
     parser.add_argument("--idle", type=float, default=60.0, help="seconds after which the stream is over")
     options, others = parser.parse_known_args(arguments)
     stream = SyntheticStream(StreamConfig(seed=options.seed, fps=options.fps))

@@ -41,7 +41,7 @@ from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.metrics import by_video, sample_iou, text_match
 from mmllm.evaluation.run import Benchmark, answered, read_benchmark
 from mmllm.evaluation.samples import Sample
-from mmllm.hub.sources import DEFAULT
+from mmllm.hub.sources import DEFAULT_SMALL
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--videos", type=int, default=24, help="clips of each seed, at most")
     parser.add_argument("--rounds", type=int, default=5, help="turns in which time is measured")
-    parser.add_argument("--model", default=DEFAULT, help="folder, preset or hub id of the model that is asked")
+    parser.add_argument("--model", default=DEFAULT_SMALL, help="folder, preset or hub id of the model that is asked")
     parser.add_argument(
         "--data", type=Path, help="annotations in any form that mmllm eval reads; else clips are rendered"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 import torch
@@ -9,6 +11,8 @@ from extras import pytest_collection_modifyitems, pytest_pycollect_makemodule
 
 __all__ = ["pytest_collection_modifyitems", "pytest_pycollect_makemodule"]  # hooks of pytest
 
+# `default` would be the model that speaks where its packages are installed
+os.environ.setdefault("MMLLM_DEFAULT_MODEL", "default-small")
 # a machine that is busy with something else must not fail a property
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")

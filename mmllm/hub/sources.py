@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ DEFAULT = "default"
 """Name of the model that comes with the package. It is also used where no model is named."""
 DEFAULT_SMALL = "default-small"
 """Name of the smallest of these, which needs nothing besides the package."""
+DEFAULT_SPEAKS = "default-speaks"
+"""Name of the one with a pretrained LLM and encoder, which come from elsewhere."""
+DEFAULT_VARIABLE = "MMLLM_DEFAULT_MODEL"
+"""Environment variable: the model that `default` stands for, in place of a packaged one."""
 PACKAGED = Path(__file__).resolve().parents[1] / "default_model"
 PACKAGED_SPEAKING = Path(__file__).resolve().parents[1] / "default_model_speaks"
-"""The one with a pretrained LLM and encoder, if both are at hand."""
 _LARGEST_JSON = 256 << 20
 """Most bytes of a JSON file of a model; tokenizers have up to some 30 MB."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -29,18 +34,16 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def checked_source(name: str | Path) -> str:
     """The source that a name stands for: a folder with a `config.json`, or `owner/name` on the hub.
 
-    A preset gives its hub id. `default` gives the folder of a packaged model, unless there is a folder `default` with a
-    model: of the one that speaks, if its pretrained parts are at hand, else of the small one. `default-small` gives
-    that of the small one.
+    A preset gives its hub id. `default` gives the folder of a packaged model: of the one that speaks, if its pretrained
+    parts are at hand, else of the small one; or what the environment variable `MMLLM_DEFAULT_MODEL` names.
+    `default-speaks` and `default-small` give those of the two. A folder of that name with a model goes first.
 
     Raises:
         CheckpointError: if the name is no folder with a model, no hub id and no preset, or an LLM alone.
     """
-    if str(name) == DEFAULT and not (Path(DEFAULT) / "config.json").exists():
-        return str(packaged_model())
-    if str(name) == DEFAULT_SMALL and not (Path(DEFAULT_SMALL) / "config.json").exists():
-        return str(small_model())
     folder = Path(name)
+    if str(name) in _PACKAGED and not (folder / "config.json").exists():
+        return _PACKAGED[str(name)]()
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise CheckpointError(f"{name}: this folder holds no model (no config.json)")
@@ -56,7 +59,7 @@ def checked_source(name: str | Path) -> str:
     if not HUB_ID.fullmatch(str(name)):
         raise CheckpointError(
             f"{name}: there is no such folder and no such preset, and a hub id has the form owner/name; "
-            f"{closest(str(name), [*PRESETS, DEFAULT])}"
+            f"{closest(str(name), [*PRESETS, *_PACKAGED])}"
         )
     return str(name)
 
@@ -158,6 +161,34 @@ def packaged_model() -> Path:
         CheckpointError: if this installation has no such model.
     """
     return PACKAGED_SPEAKING if speaks_here() else small_model()
+
+
+def speaking_model() -> Path:
+    """The folder of the model with a pretrained LLM that comes with the package.
+
+    Raises:
+        CheckpointError: if this installation has no such model.
+    """
+    if not (PACKAGED_SPEAKING / "config.json").exists():
+        raise CheckpointError("this installation of mmllm has no model that speaks: train one with `mmllm train speak`")
+    return PACKAGED_SPEAKING
+
+
+def _default_source() -> str:
+    named = os.environ.get(DEFAULT_VARIABLE, DEFAULT)
+    if named == DEFAULT:
+        return str(packaged_model())
+    try:
+        return checked_source(named)
+    except CheckpointError as problem:
+        raise CheckpointError(f"the environment variable {DEFAULT_VARIABLE}: {problem}") from None
+
+
+_PACKAGED: dict[str, Callable[[], str]] = {
+    DEFAULT: _default_source,
+    DEFAULT_SMALL: lambda: str(small_model()),
+    DEFAULT_SPEAKS: lambda: str(speaking_model()),
+}
 
 
 def speaks_here() -> bool:

@@ -143,6 +143,7 @@ def test_the_default_is_the_one_that_speaks_where_its_parts_are_at_hand(folder, 
     assert sources.checked_source(sources.DEFAULT_SMALL) == str(sources.PACKAGED)
     packages = tmp_path / "cache" / "mmllm" / "packages" / "own-1"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(sources.DEFAULT_VARIABLE)
     monkeypatch.setattr(sources, "PACKAGED_SPEAKING", folder)
     assert sources.checked_source(sources.DEFAULT) == str(sources.PACKAGED)  # its parts are folders, no packages
     files = {"language_model": "own/llm.bin", "encoder_weights": "own/tower.pth"}
