@@ -158,19 +158,8 @@ def measured(url: str, body: Callable[[], dict[str, Any]], clients: int, seconds
 @contextmanager
 def served(rows: int, batching: str) -> Iterator[tuple[str, psutil.Process]]:
     """A server at 127.0.0.1."""
-    command = [
-        sys.executable,
-        "-m",
-        "mmllm",
-        "serve",
-        "default=default-small",
-        "--port",
-        "0",
-        "--rows",
-        str(rows),
-        "--batching",
-        batching,
-    ]
+    server = [sys.executable, "-m", "mmllm", "serve", "default=default-small", "--port", "0"]
+    command = [*server, "--rows", str(rows), "--batching", batching]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
