@@ -26,6 +26,9 @@ NEEDED = (
     "mmllm/default_model/model.safetensors",
     "mmllm/default_model/tokenizer.json",
     "mmllm/default_model/chat_template.jinja",
+    "mmllm/default_model_speaks/config.json",
+    "mmllm/default_model_speaks/adapter_model.safetensors",
+    "mmllm/default_model_speaks/pretrained.json",
     "mmllm/train/launch/fsdp.yaml",
 )
 

