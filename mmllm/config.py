@@ -18,6 +18,7 @@ from mmllm.fields import from_mapping, require, to_mapping
 from mmllm.hub.remote_code import AUTO_MAP, write_stub
 from mmllm.modeling.blending import BlendConfig
 from mmllm.modeling.time_choice import TimeChoice
+from mmllm.runtime.files import without_paths
 from mmllm.stages import SLOTS, model_slots
 
 try:
@@ -128,6 +129,11 @@ class MmllmConfig(PreTrainedConfig):
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         write_stub(save_directory)
         return saved
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The fields that are saved, without the folder that a pretrained LLM came from."""
+        fields: dict[str, Any] = without_paths(super().to_diff_dict())
+        return fields
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:

@@ -82,6 +82,11 @@ def test_it_is_the_trained_model_without_the_weights_that_are_elsewhere(folder, 
         assert_near(value.float(), expected[name].float())
 
 
+def test_only_the_file_that_names_its_parts_names_a_folder_of_this_machine(folder, trained):
+    named = [file.name for file in folder.glob("*.json") if trained[2]["language_model"] in file.read_text()]
+    assert named == [PARTS]
+
+
 def test_it_answers_as_the_trained_model(folder, merged, trained, short_clip):
     assert has_parts_elsewhere(folder)
     qa, whole = VideoQA.from_pretrained(folder), VideoQA(merged, trained[1])
