@@ -46,7 +46,7 @@ from mmllm.modeling.token_store import piece_of
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
 from mmllm.runtime.fingerprint import fingerprint
-from mmllm.runtime.precision import named_type, on_cpu
+from mmllm.runtime.precision import named_type
 from mmllm.stages import SLOTS, changed, question_reader, stages_of
 from mmllm.times.answers import Answer, Span
 from mmllm.times.frame_clock import FrameClock, clock_of_clip
@@ -171,8 +171,7 @@ class VideoQA(VideoAnswering):
             raise ConfigError(f"{folder}: its weights are of several sources, and {', '.join(others)} cannot be given")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         asked = kwargs.get("dtype")
-        chosen = own_type(folder) if asked in (None, "auto") else asked
-        dtype = on_cpu(chosen, None) if device == "cpu" else named_type(chosen)
+        dtype = own_type(folder) if asked in (None, "auto") else named_type(number_type(asked, folder, device))
         qa = cls(_moved(load_assembled(folder, dtype), device), own_processor(folder))
         return qa.with_stages(**stages) if any(value is not None for value in stages.values()) else qa
 

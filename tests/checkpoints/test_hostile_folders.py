@@ -12,14 +12,14 @@ import torch
 from mmllm.checkpoints.patterns import may_explode
 from mmllm.checkpoints.weights import Weights, bad_numbers, header
 from mmllm.errors import CheckpointError, InputError
-from mmllm.hub.sources import packaged_model
+from mmllm.hub.sources import small_model
 from mmllm.inference.answering import VideoQA
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the packaged model; its files may be changed."""
-    return shutil.copytree(packaged_model(), tmp_path / "model")
+    """A copy of the small packaged model; its files may be changed."""
+    return shutil.copytree(small_model(), tmp_path / "model")
 
 
 def refusal(folder):
