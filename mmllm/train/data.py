@@ -69,9 +69,13 @@ class DataConfig:
     own_talk: bool = False
     """The pretrained LLM's own answers, from before training, take the place of those of that file; it is also asked
     about the names of what is on screen. So it keeps its way of speaking."""
+    own_questions: int = 0
+    """So many more questions the LLM makes up itself, with `own_talk`."""
 
     def __post_init__(self) -> None:
         require(self.talk > 0 or not self.own_talk, self, "own_talk", "False without talk")
+        allowed = "zero or more, and 0 without own_talk"
+        require(self.own_questions >= 0 and (self.own_talk or not self.own_questions), self, "own_questions", allowed)
         allowed = "from 0 to below 1, and 0 with a mixture"
         require(0 <= self.talk < 1 and (self.mixture is None or self.talk == 0), self, "talk", allowed)
         if self.root is not None and is_stream(self.root):
@@ -153,11 +157,11 @@ class RunData:
         talk = DialogueRows(shuffled, writer, media, rows=training.rows, max_text_tokens=training.max_text_tokens)
         return Rows(dataset=WithTalk(packed, talk, self.talk_share), workers=workers)
 
-    def answer_talk(self, model: Any, processor: Any, file: Path) -> None:
-        """Puts the LLM's own answers in place of those of the talk; see `own_talk`."""
+    def answer_talk(self, model: Any, processor: Any, file: Path, made_up: int = 0) -> None:
+        """Puts the LLM's own answers in place of those of the talk, also to questions of its own; see `own_talk`."""
         asked = [dialogue.turns[0].text for dialogue in self.talk]
         names = sorted({name for names in self.on_screen.values() for name in names})
-        self.talk = own_talk(model, processor, [*asked, *questions_about(names)], file)
+        self.talk = own_talk(model, processor, [*asked, *questions_about(names)], file, made_up=made_up, seed=self.seed)
 
     def named_frames(self, run: TrainingRun, videos: int) -> NamedFrames:
         """Returns videos with the names of what each of their frames shows; see `RowSource`."""

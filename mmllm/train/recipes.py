@@ -136,8 +136,9 @@ def speak() -> Recipe:
     return Recipe(
         name="speak",
         data=DataConfig(
-            talk=0.12,
+            talk=0.25,
             own_talk=True,
+            own_questions=400,
             synthetic=SyntheticConfig(
                 train_videos=2000, val_videos=90, world="things", size=192, questions_per_video=16
             ),

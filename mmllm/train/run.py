@@ -87,7 +87,7 @@ def train(
         if processes.count() == 1 and torch.cuda.is_available():
             model.to("cuda")  # features and talk, too, are made there; several processes place their parts themselves
         if isinstance(data, RunData) and recipe.data.own_talk:
-            data.answer_talk(model, processor, output / TALK)
+            data.answer_talk(model, processor, output / TALK, recipe.data.own_questions)
         run = TrainingRun(
             folder=output,
             model=model,

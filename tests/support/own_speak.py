@@ -19,7 +19,9 @@ def small(pictures_folder, tmp_path_factory):
     loss = replace(recipe("speak").model.loss, grounding_weight=1.0, grounding_layer=-2)
     model = replace(TINY, visual_tokenizer="mlp", template="chatml", system_prompt="smollm2", loss=loss)
     steps = {"max_steps": 4, "batch_size": 2, "save_steps": 2, "logging_steps": 1}
-    start = replace(recipe("speak"), adapter_only=False, data=replace(recipe("speak").data, own_talk=False))
+    start = replace(
+        recipe("speak"), adapter_only=False, data=replace(recipe("speak").data, own_talk=False, own_questions=0)
+    )
     return replace(start, model=model).changed(
         {"data": {"root": str(root), "talk": 0.25}, "word_alignment": steps, "language": {**steps, "lora_rank": 2}}
     )

@@ -20,7 +20,7 @@ from mmllm.synthetic.rendering import ON_SCREEN
 from mmllm.train.building import build_model
 from mmllm.train.data import RunData
 from mmllm.train.metrics import read_metrics
-from mmllm.train.own_talk import questions_about
+from mmllm.train.own_talk import SENTENCES, made_up_questions, questions_about
 from mmllm.train.recipes import recipe
 from mmllm.train.run import train
 
@@ -102,8 +102,61 @@ def test_the_llm_keeps_its_own_words(open_llm, tmp_path, monkeypatch):
     data.answer_talk(model, processor, tmp_path / "talk.jsonl")
     assert len(asked) == 4  # they are kept
     monkeypatch.setattr(OwnPrompts, "generate", lambda prompts, batch, **options: torch.full((len(batch), 1), 71))
-    with pytest.raises(InputError, match="ends none of its answers"):
+    with pytest.raises(InputError, match="no answer of the LLM has a sentence"):
         data.answer_talk(model, processor, tmp_path / "other.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("answer", "whole"),
+    [
+        ("It is a bird. It flies", "It is a bird."),
+        ("Is it? Yes!\nIt", "Is it? Yes!"),
+        ("Take:\n1. Wood", None),
+        ("It weighs 1.5 kg", None),
+    ],
+)
+def test_a_long_answer_keeps_its_whole_sentences(answer, whole):
+    found = SENTENCES.match(answer)
+    assert (found and found[0]) == whole
+
+
+def test_the_llm_makes_up_questions_where_a_user_begins_to_speak(open_llm, monkeypatch):
+    model, processor = build_model(replace(TINY, language_model=str(open_llm), template="chatml"))
+    qa = VideoQA(model, processor)
+    encode = processor.tokenizer.encode
+    said = {words: encode(words, add_special_tokens=False) for words in ("What is it?", "When?", "Two\nlines.", " ")}
+    said |= {words: [*ids, qa.stop_tokens[0]] for words, ids in said.items()} | {"no end": said["When?"]}
+    longest = max(map(len, said.values()))
+    begun = []
+
+    def generate(input_ids, attention_mask, **options):
+        assert options["do_sample"]
+        assert options["suppress_tokens"] == model.config.time_token_ids
+        begun.append(input_ids)
+        turns = [
+            [*ids, *[qa.stop_tokens[0]] * (longest - len(ids))] for words, ids in said.items() if words != "no end"
+        ]
+        turns.append([*said["no end"], *[said["When?"][0]] * (longest - len(said["no end"]))])
+        return torch.cat([input_ids[: len(turns)], torch.tensor(turns)], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert made_up_questions(qa, 2, seed=0) == ["What is it?", "When?"]
+    asked = processor.apply_chat_template([{"role": "user", "content": "When?"}], add_generation_prompt=True)
+    assert torch.equal(processor.encode(asked).input_ids[: begun[0].shape[1]], begun[0][0])
+    assert processor.decode_text(processor.encode(asked).input_ids[begun[0].shape[1] :].tolist()).startswith("When?")
+    with pytest.raises(InputError, match=r"makes up 2 questions .* own_questions = 3 is too many"):
+        made_up_questions(qa, 3, seed=0)
+
+
+def test_made_up_questions_follow_the_seed(open_llm):
+    model, processor = build_model(replace(TINY, language_model=str(open_llm), template="chatml"))
+    qa = VideoQA(model, processor)
+    ends = [number for number in range(len(processor.tokenizer)) if number % 3 == 0]  # a random LLM rarely ends
+    qa.model.generation_config.eos_token_id = ends
+    state = torch.random.get_rng_state()
+    first, again, other = (made_up_questions(qa, 5, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def talk_dialogues(folder):
@@ -118,6 +171,8 @@ def test_own_talk_needs_a_pretrained_llm(small):
         small.changed({"data": {"own_talk": True}})
     with pytest.raises(ConfigError, match="own_talk"):
         small.changed({"data": {"own_talk": True, "talk": 0.0}})
+    with pytest.raises(ConfigError, match="own_questions"):
+        small.changed({"data": {"own_talk": False, "own_questions": 3}})
 
 
 def test_adapters_need_pretrained_parts_with_names(small):
