@@ -100,16 +100,23 @@ class WordsProjector(VisualTokenizer):
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """Features and scores, B T N C+K, to B T N D."""
-        spoken = self.unasked(tokens)
-        return spoken if self.marks is None else spoken.replace(features=self.marks(spoken, self.embeddings.mean(0)))
+        spoken, named = self._spoken(tokens)
+        if self.marks is None:
+            return spoken
+        apart = None if self.beside is None else named
+        return spoken.replace(features=self.marks(spoken, self.embeddings.mean(0), apart))
 
     def unasked(self, tokens: VisualTokens) -> VisualTokens:
         """The tokens without marks."""
+        return self._spoken(tokens)[0]
+
+    def _spoken(self, tokens: VisualTokens) -> tuple[VisualTokens, Tensor]:
+        """The tokens without marks, and B T N D: what the names of the classes alone say."""
         features, scores = tokens.features.split(self.widths, dim=-1)
-        spoken = self.mean_words(scores)
-        if self.beside is not None:
-            spoken = spoken + self.beside(tokens.replace(features=features)).features
-        return tokens.replace(features=spoken)
+        named = self.mean_words(scores)
+        if self.beside is None:
+            return tokens.replace(features=named), named
+        return tokens.replace(features=named + self.beside(tokens.replace(features=features)).features), named
 
     def mean_words(self, scores: Tensor) -> Tensor:
         """... D: the mean embedding of the names of the best k classes, weighted by their probabilities.

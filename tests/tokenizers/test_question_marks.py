@@ -66,9 +66,28 @@ def test_sizes_are_those_by_hand():
     features, words = torch.randn(FRAMES, 3, WIDTH), torch.randn(5, WIDTH)
     expected, runs = by_hand(features, words, centre)
     chosen = outstanding(expected, runs, 2)
-    sizes = marks.sizes(features, ALL, words, centre)
+    sizes = marks.sizes([features], ALL, words, centre)
     for number, run in enumerate(chosen):
         assert_near(sizes[:, number], marks_by_hand(expected[:, run].tolist()))
+
+
+@torch.no_grad()
+def test_what_the_classes_say_counts_by_itself():
+    torch.manual_seed(1)
+    marks, centre = QuestionMarks(WIDTH, 1), torch.zeros(WIDTH)
+    tokens = asked(torch.randn(2, WIDTH))
+    thing = tokens.words[0, 1]
+    named = frames_that_show(thing, [2, 3]).unsqueeze(0)
+    sizes = marks.sizes([tokens.features[0], named[0]], ALL, tokens.words[0], centre)
+    parts = [by_hand(source[0], tokens.words[0], centre) for source in (tokens.features, named)]
+    excess = parts[0][0] + parts[1][0]
+    chosen = outstanding(excess, parts[0][1], 1)
+    assert_near(sizes[:, 0], marks_by_hand(excess[:, chosen[0]].tolist()))
+    assert sizes[:, 0, 0].round().nonzero().flatten().tolist() == [2, 3]
+    assert not torch.allclose(marks(tokens, centre, named), marks(tokens, centre))
+    # in a mixture with loud learned parts, the same names are lost
+    blended = named[0] + 30 * torch.randn(FRAMES, 3, WIDTH)
+    assert marks.sizes([blended], ALL, tokens.words[0], centre)[[2, 3], 0, 0].min() < sizes[[2, 3], 0, 0].min()
 
 
 def marks_by_hand(excess):
@@ -108,13 +127,13 @@ def test_the_frames_that_show_the_thing_asked_about_are_marked():
     thing, others = torch.randn(WIDTH), torch.randn(4, WIDTH)
     features = frames_that_show(thing, [2, 3, 4])
     marks = QuestionMarks(WIDTH, 1)
-    sizes = marks.sizes(features, ALL, torch.stack([*others, thing]), torch.zeros(WIDTH))
+    sizes = marks.sizes([features], ALL, torch.stack([*others, thing]), torch.zeros(WIDTH))
     inside, begins, ends = sizes[:, 0].unbind(-1)
     assert inside[[2, 3, 4]].min() > 3
     assert inside[[0, 1, 5, 6, 7]].max() < 0.1
     assert (begins > 3).tolist() == [t == 2 for t in range(FRAMES)]
     assert (ends > 3).tolist() == [t == 4 for t in range(FRAMES)]
-    absent = marks.sizes(features, ALL, others, torch.zeros(WIDTH))
+    absent = marks.sizes([features], ALL, others, torch.zeros(WIDTH))
     assert absent.max() < 3
 
 
@@ -127,7 +146,7 @@ def test_a_mark_is_a_direction_as_large_as_its_token():
     tokens = asked([torch.randn(WIDTH), thing], [torch.randn(WIDTH)], features=torch.stack([features, features]))
     marked = marks(tokens, centre)
     for row, words in enumerate((tokens.words[0], tokens.words[1, :1])):
-        sizes = marks.sizes(features, tokens.mask[row], words, centre)
+        sizes = marks.sizes([features], tokens.mask[row], words, centre)
         rms = features.square().mean(-1, keepdim=True).sqrt()
         expected = features + rms * torch.einsum("tmk,mkd->td", sizes, marks.directions).unsqueeze(1)
         assert_near(marked[row], expected)
@@ -142,8 +161,8 @@ def test_tokens_and_frames_that_are_masked_do_not_count():
     mask[FRAMES:], mask[:, 3] = False, False
     padded = torch.randn(FRAMES + 2, 4, WIDTH) * 9
     padded[:FRAMES, :3] = features
-    sizes = marks.sizes(padded, mask, words, centre)
-    assert_near(sizes[:FRAMES], marks.sizes(features, ALL, words, centre))
+    sizes = marks.sizes([padded], mask, words, centre)
+    assert_near(sizes[:FRAMES], marks.sizes([features], ALL, words, centre))
     assert not sizes[FRAMES:].any()
 
 
@@ -167,10 +186,10 @@ def test_words_that_never_help_lose_their_weight():
     marks(tokens, torch.zeros(WIDTH)).square().sum().backward()
     for gradient in (marks.directions.grad, marks.gate.weight.grad, marks.gate.bias.grad, features.grad):
         assert gradient.abs().sum() > 0
-    before = marks.sizes(features, tokens.mask[0], tokens.words[0], torch.zeros(WIDTH))
+    before = marks.sizes([features], tokens.mask[0], tokens.words[0], torch.zeros(WIDTH))
     with torch.no_grad():
         marks.gate.bias.fill_(-20.0)
-    assert marks.sizes(features, tokens.mask[0], tokens.words[0], torch.zeros(WIDTH)).max() < 1e-6 < before.max()
+    assert marks.sizes([features], tokens.mask[0], tokens.words[0], torch.zeros(WIDTH)).max() < 1e-6 < before.max()
 
 
 ENCODER = {"name": "timm", "model": "resnet18", "image_size": 64, "classes": "frame"}
@@ -188,7 +207,9 @@ def test_a_model_marks_by_its_own_words(make_model):
         marked = model.project(tokens).features
         unasked = model.visual_tokenizer.unasked(tokens)
         words = model.get_input_embeddings()(question.clamp(min=0))
-        expected = model.visual_tokenizer.marks(unasked.replace(words=words), model.visual_tokenizer.embeddings.mean(0))
+        projector = model.visual_tokenizer
+        named = projector.mean_words(tokens.features[..., -1000:])
+        expected = projector.marks(unasked.replace(words=words), projector.embeddings.mean(0), named)
     assert torch.equal(marked, expected)
     assert not torch.equal(marked, unasked.features)
     with pytest.raises(InputError, match="words"):

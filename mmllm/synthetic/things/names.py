@@ -46,6 +46,8 @@ NAMES = {
     "drum with drumsticks": "drum",
 }
 """Names that read better than Unicode's."""
+SHOWN = frozenset({"apple", "elephant", "fire engine", "kite", "red apple"})
+"""Names in the examples of the docs: models are always trained on them, so that one can try the examples."""
 _SEVERAL = {"and", "with", "of"}
 _ENDS = ("us", "ss", "os", "is")
 _UNSEEN = 10
@@ -73,9 +75,9 @@ def own_name(stem: str) -> str:
 def split(names: Iterable[str], unseen: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names for training, and `unseen` others that are never trained on; both sorted.
 
-    A name's digest decides, so another seed has the same split.
+    A name's digest decides, so another seed has the same split; the names of examples are for training.
     """
-    ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    ordered = sorted(names, key=lambda name: (name in SHOWN, hashlib.sha256(name.encode()).digest()))
     return tuple(sorted(ordered[unseen:])), tuple(sorted(ordered[:unseen]))
 
 

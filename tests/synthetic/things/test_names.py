@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmllm.synthetic.things.names import emoji_name, own_name, split, unseen_count
+from mmllm.synthetic.things.names import SHOWN, emoji_name, own_name, split, unseen_count
 
 
 def every_name():
@@ -39,6 +39,14 @@ def test_the_split_depends_on_names_alone():
     assert len(unseen) == 40
     without_some = [name for name in names if name not in seen[:200]]
     assert split(without_some, 40)[1] == unseen, "who is left out of training does not depend on who is trained"
+
+
+def test_names_of_examples_are_trained():
+    names = [f"thing {number}" for number in range(40)]
+    seen, unseen = split([*names, *SHOWN], 40 - 1)
+    assert set(seen) >= SHOWN
+    assert len(unseen) == 39
+    assert set(unseen) == set(split(names, 39)[1])
 
 
 def test_a_tenth_is_never_trained():
