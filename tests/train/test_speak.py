@@ -144,7 +144,7 @@ def test_the_llm_makes_up_questions_where_a_user_begins_to_speak(open_llm, monke
     asked = processor.apply_chat_template([{"role": "user", "content": "When?"}], add_generation_prompt=True)
     assert torch.equal(processor.encode(asked).input_ids[: begun[0].shape[1]], begun[0][0])
     assert processor.decode_text(processor.encode(asked).input_ids[begun[0].shape[1] :].tolist()).startswith("When?")
-    with pytest.raises(InputError, match=r"makes up 2 questions .* own_questions = 3 is too many"):
+    with pytest.raises(InputError, match=r"makes up 2 questions .*own_questions = 3 is too many"):
         made_up_questions(qa, 3, seed=0)
 
 
