@@ -9,7 +9,7 @@ L text positions, P positions with the visual tokens in place
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,59 +17,37 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils.generic import ModelOutput
 
-from mmllm import registry
 from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import EncoderStage
 from mmllm.llm.cache import CACHE
 from mmllm.llm.counters import ContextCounts
-from mmllm.llm.harness import decoder_layers, install
+from mmllm.llm.harness import install
 from mmllm.llm.head import lm_logits
 from mmllm.llm.int8 import is_int8
 from mmllm.llm.packed_attention import packed_rows
 from mmllm.llm.prefix import Prefix, Reader, check_layers, digest_of
-from mmllm.llm.ring import Ring
-from mmllm.llm.rotary import Rotary
 from mmllm.llm.unwritten import Unwritten
 from mmllm.llm.values import LlmPass
 from mmllm.modalities.border import lists_flat_names, media_apart, one_media, parts_of, refuse_unknown
 from mmllm.modalities.inputs import Media
-from mmllm.modeling.chunked_loss import chunked_loss
 from mmllm.modeling.exporting import place_traced
-from mmllm.modeling.generation import GenerationWithMedia
-from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
+from mmllm.modeling.losses import GroundingHead
+from mmllm.modeling.missing_weights import draw_missing
+from mmllm.modeling.output import MmllmOutput
+from mmllm.modeling.parts_fit import require_parts_fit, require_trained
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions, require_room
-from mmllm.modeling.ring_loss import ring_loss
 from mmllm.modeling.settings import with_weights_of
+from mmllm.modeling.training_losses import TrainingLosses
 from mmllm.modeling.vision import listed
-from mmllm.pruning.needs import require_all_fit
 from mmllm.stages import build as build_stages
-from mmllm.stages import changed, model_slots, question_reader, stages_of, takes_settings
+from mmllm.stages import changed, model_slots, stages_of, takes_settings
 from mmllm.tokens import HEARD, IGNORED, NOWHERE, PATCHLESS, TIME_TEXT, VisualSequence
 
 
-@dataclass
-class MmllmOutput(CausalLMOutputWithPast):
-    """The result of one forward pass, with transformers' fields.
-
-    `loss` is a scalar, None without labels. `logits` are B P V, None in training: there the LM head reads the labelled
-    positions only.
-    """
-
-    losses: dict[str, Tensor] | None = None
-    """The parts of the loss by name."""
-
-    @classmethod
-    def of(cls, outputs: ModelOutput) -> MmllmOutput:
-        """The output of the LLM; fields that only some LLMs have are left out."""
-        return cls(**{field.name: outputs.get(field.name) for field in fields(cls)})
-
-
-class MmllmForConditionalGeneration(GenerationWithMedia):
+class MmllmForConditionalGeneration(TrainingLosses):
     """A video and image LLM assembled from the parts that its configuration names."""
 
     config: MmllmConfig
@@ -84,12 +62,6 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
     _tied_weights_keys: ClassVar[dict[str, str]] = {}  # none besides the LLM's own; peft asks for a mapping
     _skip_keys_device_placement = ("past_key_values", "cache", "inside")
     accepts_loss_kwargs = True  # num_items_in_batch
-    loss_chunks: int = 1
-    """In training: the chunks of a row whose gradients are computed one after another; see `chunked_loss`."""
-    loss_chunk_share: float = 1.0
-    """In training: the probability with which a chunk's gradient is computed."""
-    loss_ring: Ring | None = None
-    """In training: the processes that share the positions of each row; see `ring_loss`."""
     packs_attention = False
     """Whether questions that share a row are attended to one by one; see `pack_attention`."""
 
@@ -120,85 +92,13 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             grounded = config.losses.grounding_weight > 0
             self.grounding = GroundingHead(width, config.losses.pointer_weight) if grounded else None
         else:
-            self._refuse_untrained(shared)
+            require_trained(self, shared)
             self.modality_parts = shared.modality_parts
             self.language_model, self.grounding = shared.language_model, shared.grounding
             self.generation_config: Any = copy.deepcopy(shared.generation_config)
-        self._check_fit()
+        require_parts_fit(self)
         self._mark_as_drawn()
         self.post_init()
-
-    def _refuse_untrained(self, shared: MmllmForConditionalGeneration) -> None:
-        """Refuses parts whose weights the shared model does not have.
-
-        Raises:
-            ConfigError: naming the part.
-        """
-        trained = {id(weight) for weight in shared.parameters()}
-        for name in model_slots():
-            for part in listed(getattr(self, name)):
-                if part.has_weights and any(id(weight) not in trained for weight in part.parameters()):
-                    place = f"{name}: {part.registered_name!r}"
-                    raise ConfigError(f"{place} has weights of its own, which this model was not trained with")
-
-    def _check_fit(self) -> None:
-        """Refuses parts that cannot work together, and prepares those that depend on each other.
-
-        Raises:
-            ConfigError: naming what does not fit and, if there is something, what would.
-        """
-        if self.image_encoder is not None and self.image_encoder.width != self.encoder.width:
-            widths = f"{self.image_encoder.width} and {self.encoder.width}"
-            raise ConfigError(
-                f"image_encoder and encoder share a projector, so they must be equally wide, not {widths}"
-            )
-        self._check_hearing()
-        require_all_fit(self.reducers, (self.encoder, self.image_encoder))
-        question_reader(stages_of(self.config))
-        for part in (part for name in model_slots() for part in listed(getattr(self, name))):
-            if part.reads_question and part.question_reader is None:
-                raise ConfigError(f"{part.registered_name!r} reads questions: its configuration needs question_reader")
-        if self.encoder_stage is not None:
-            self.encoder_stage.prepare(self.encoder)
-        if self.llm_stages:
-            self._check_inside()
-
-    def _check_inside(self) -> None:
-        """Prepares the LLM for stages inside it, and refuses those that cannot work there.
-
-        Raises:
-            ConfigError: naming the stage.
-        """
-        decoder = self.language_model.base_model
-        install(decoder)
-        layers = list(decoder_layers(decoder))
-        for stage in self.llm_stages:
-            stage.check(len(layers))
-            stage.check_layers(layers)
-            if stage.turns_keys:
-                Rotary.of(decoder)  # says why keys cannot be turned
-            if stage.needs_states and not self.path.gives_states:
-                paths: dict[str, Any] = {name: part.cls for name, part in registry.parts("path").items()}
-                giving = " or ".join(name for name, path in paths.items() if path.gives_states)
-                raise ConfigError(
-                    f"{stage.registered_name} attends to tokens beside the sequence, and path "
-                    f"{self.path.registered_name!r} gives none: choose path {giving}, or decoder_stages=[]"
-                )
-
-    def _check_hearing(self) -> None:
-        """Refuses sound that nobody reads, or that is read twice.
-
-        Raises:
-            ConfigError: naming the slots.
-        """
-        has_encoder, has_projector = self.audio_encoder is not None, self.audio_projector is not None
-        name = self.path.registered_name
-        if has_projector and not has_encoder:
-            raise ConfigError("audio_projector needs an audio_encoder, whose features it projects")
-        if has_encoder and not has_projector and not self.path.reads_audio:
-            raise ConfigError(f"path {name!r} reads no sound: audio_encoder needs an audio_projector beside it")
-        if has_projector and self.path.reads_audio:
-            raise ConfigError(f"path {name!r} reads the sound itself: leave audio_projector out")
 
     def init_weights(self) -> None:
         """Draws new weights. Weights that are shared with another model stay as they are."""
@@ -270,10 +170,7 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
     def initialize_weights(self) -> None:
         """Draws the weights that a checkpoint lacks: ours as in a new model, those of the LLM by its own rule."""
         for name, part in self._own_parts().items():
-            waiting = [(below, module) for below, module in part.named_modules() if _missing(module)]
-            drawn = self._built_again(name) if waiting else part
-            for below, module in waiting:
-                _copy_missing(drawn.get_submodule(below), module)
+            draw_missing(part, partial(self._built_again, name))
         self.language_model.initialize_weights()
 
     def _built_again(self, name: str) -> nn.Module:
@@ -480,16 +377,6 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
             raise ConfigError("packed_attention needs an LLM without capped attention scores")
         self.packs_attention = True
 
-    def share_rows(self, ring: Ring | None) -> None:
-        """Lets the processes of a ring share the positions of each row in training, from now on; None ends that.
-
-        Raises:
-            ConfigError: if the LLM's attention is no plain one.
-        """
-        if ring is not None:
-            install(self.language_model.base_model)
-        self.loss_ring = ring
-
     def _decode_placed(
         self, placed: Placed, cache: Cache | None, logits_to_keep: int | Tensor, **kwargs: Any
     ) -> MmllmOutput:
@@ -554,101 +441,6 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
                     "read the video again for each question"
                 )
 
-    def _with_loss(
-        self,
-        placed: Placed,
-        frame_fraction: Tensor | None,
-        items: Tensor | int | None,
-        answer_logits: int,
-        **kwargs: Any,
-    ) -> MmllmOutput:
-        """The losses of a batch with its visual tokens in place; outside of training also logits, B L V.
-
-        With `answer_logits` = K only the logits of the last given positions, B K V.
-        """
-        arguments = self._decoder_inputs(placed)
-        if (self.training and self.loss_chunks > 1) or self._in_ring:
-            return self._with_loss_in_parts(arguments, placed, items)
-        kwargs["output_hidden_states"] = self.grounding is not None
-        outputs = self.language_model.base_model(**arguments, **{**kwargs, "use_cache": False})
-        hidden = outputs.last_hidden_state
-        if answer_logits:
-            return MmllmOutput(logits=self.lm_logits(placed.as_given(hidden)[:, -answer_logits:]))
-        losses = self.losses(hidden, outputs.hidden_states, placed, frame_fraction, items)
-        current = arguments.get("llm_pass")
-        losses |= _scaled(self.stage_losses(current), placed, items)
-        if current is not None and current.unusable:  # nothing is learned from this row
-            losses = {name: loss for name, loss in losses.items() if name.endswith("_skipped")}
-        total = torch.stack([loss.to(hidden.device) for loss in losses.values()]).sum()
-        logits = None if self.training else self.lm_logits(placed.as_given(hidden))
-        return MmllmOutput(loss=total, logits=logits, losses=losses)
-
-    @property
-    def _in_ring(self) -> bool:
-        """Whether several processes share the positions of a row."""
-        return self.training and self.loss_ring is not None
-
-    def _with_loss_in_parts(self, arguments: dict[str, Any], placed: Placed, items: Tensor | int | None) -> MmllmOutput:
-        """The loss of a batch, one chunk of whose positions is worked on at a time, or one process' share of them.
-
-        In a ring it is the loss of the share times the size of the ring, so that the mean over its processes is that of
-        the batch; they all count the labels of the same batch in `items`.
-        """
-        labels, ring = placed.labels, self.loss_ring
-        assert labels is not None
-        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)  # what each position predicts
-        time_ids = self.time_ids_on(labels.device)
-        counted = (targets != IGNORED).sum().clamp(min=1) if items is None else items
-
-        def loss_of(hidden: Tensor, where: slice | Tensor) -> Tensor:
-            wanted = targets[:, where]
-            labelled = wanted != IGNORED
-            logits = self.lm_logits(hidden[labelled])
-            return token_loss(logits, wanted[labelled], time_ids, self.config.losses.time_sigma, counted)
-
-        decoder = self.language_model.base_model
-        if ring is None:
-            loss = chunked_loss(decoder, arguments, loss_of, chunks=self.loss_chunks, share=self.loss_chunk_share)
-        else:
-            segments = placed.attention_mask.long() - 1 if placed.segments is None else placed.segments
-            loss = ring.size * ring_loss(decoder, arguments, segments, loss_of, ring)
-        return MmllmOutput(loss=loss, losses={"token": loss.detach()})
-
-    def losses(
-        self,
-        hidden: Tensor,
-        hidden_states: tuple[Tensor, ...] | None,
-        placed: Placed,
-        frame_fraction: Tensor | None,
-        items: Tensor | int | None = None,
-    ) -> dict[str, Tensor]:
-        """The parts of the loss, already weighted, from the last hidden states B P D and those of every layer.
-
-        With `items`, the number of labels in all batches of a step, each part is this batch's share of the step's mean.
-        """
-        config = self.config.losses
-        assert placed.labels is not None
-        time_ids = self.time_ids_on(placed.labels.device)
-        targets = placed.labels[:, 1:]
-        labelled = targets != IGNORED
-        logits = self.lm_logits(hidden[:, :-1][labelled.to(hidden.device)])  # R V
-        items_here = None if items is None else torch.as_tensor(items, device=logits.device)
-        token = token_loss(logits, targets[labelled].to(logits.device), time_ids, config.time_sigma, items_here)
-        parts = {"token": token}
-        if self.grounding is not None and hidden_states and time_ids is not None and frame_fraction is not None:
-            intervals = intervals_of(placed.labels, time_ids, placed.segments)
-            grounding_loss = self.grounding(hidden_states[config.grounding_layer], placed, intervals, frame_fraction)
-            parts |= _scaled({"grounding": config.grounding_weight * grounding_loss}, placed, items)
-        return parts
-
-    def stage_losses(self, current: LlmPass | None) -> dict[str, Tensor]:
-        """Losses that the stages inside encoder and LLM add after a finished pass, by name."""
-        losses = {} if self.encoder_stage is None else self.encoder_stage.losses()
-        if current is not None:
-            for stage in self.llm_stages:
-                losses |= stage.llm_losses(current, self.config.text_config.num_hidden_layers)
-        return losses
-
     def pass_of_placed(self, placed: Placed) -> LlmPass:
         """The pass of a batch with its visual tokens in place."""
         current = self.llm_pass(placed.place, placed.frame, placed.attention_mask.bool(), placed.grid, placed.labels)
@@ -694,20 +486,6 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states (..., D), as the LLM's own forward would scale them."""
         return lm_logits(self, hidden)
-
-    def _frame_fraction(self, placed: Placed, media: Media) -> Tensor | None:
-        """B T: when each frame of a row's first video is shown, as a fraction of its duration; -1 without a video."""
-        if self.grounding is None:
-            return None
-        fractions = [fraction for inputs in media.values() if (fraction := inputs.frame_fraction) is not None]
-        if len(fractions) != 1:
-            return None
-        fraction = fractions[0]
-        counts = [int(row.max()) + 1 for row in placed.which]  # rows with images beside videos are not grounded
-        first = torch.tensor([sum(counts[:b]) for b in range(len(counts))], device=fraction.device)
-        if sum(counts) != len(fraction):
-            return None
-        return fraction[first.clamp(max=len(fraction) - 1)]
 
     def get_input_embeddings(self) -> Any:
         """The LLM's table of token embeddings."""
@@ -757,30 +535,6 @@ class MmllmForConditionalGeneration(GenerationWithMedia):
         """Stops training of the named stages (`encoder`, `visual_tokenizer`, `language_model`)."""
         for stage in stages:
             getattr(self, stage).requires_grad_(False)
-
-
-def _missing(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The weights and buffers of a module itself that neither a constructor nor a checkpoint has written, by name."""
-    if getattr(module, "_is_hf_initialized", False):
-        return []
-    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    return [(name, weight) for name, weight in own if not getattr(weight, "_is_hf_initialized", False)]
-
-
-@torch.no_grad()
-def _copy_missing(drawn: nn.Module, module: nn.Module) -> None:
-    """Copies into a module what it lacks, from the same module of a new model."""
-    for name, weight in _missing(module):
-        weight.copy_(getattr(drawn, name))
-    module._is_hf_initialized = True  # type: ignore[assignment]
-
-
-def _scaled(losses: dict[str, Tensor], placed: Placed, items: Tensor | int | None) -> dict[str, Tensor]:
-    """Means over a batch as its share of a step: as large as the batch's share of the step's labels (`items`)."""
-    if items is None or placed.labels is None:
-        return losses
-    share = (placed.labels[:, 1:] != IGNORED).sum() / torch.as_tensor(items, device=placed.labels.device)
-    return {name: loss * share.to(loss.device) for name, loss in losses.items()}
 
 
 AutoConfig.register("mmllm", MmllmConfig, exist_ok=True)
