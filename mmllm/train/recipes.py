@@ -136,7 +136,7 @@ def speak() -> Recipe:
     return Recipe(
         name="speak",
         data=DataConfig(
-            talk=0.2,
+            talk=0.12,
             own_talk=True,
             own_questions=400,
             synthetic=SyntheticConfig(
@@ -161,7 +161,7 @@ def speak() -> Recipe:
         stages=(
             WordAlignmentTraining(max_steps=1200, feature_dropout=0.3, weight_decay=0.1, save_steps=100, **both),
             LanguageTraining(
-                max_steps=800,
+                max_steps=900,
                 batch_size=16,
                 learning_rate=1e-3,
                 learning_rates={"visual_tokenizer": 3e-4},

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmllm.inference.own_prompts import OwnPrompts
 from mmllm.inference.prompts import Medium, PromptTooLong, Turn
@@ -54,6 +55,29 @@ def test_rows_of_a_batch_have_the_ids_of_one_at_a_time(prompts, untrained_qa):
         alone = prompts.generate([prompt])[0].tolist()
         assert ids[: len(alone)] == alone
         assert set(ids[len(alone) :]) <= {pad}
+
+
+class EagerForTimes(LogitsProcessor):
+    """Wants nothing but time tokens."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def __call__(self, input_ids, scores):
+        scores[:, self.times] += 1e4
+        return scores
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}])
+def test_only_rows_with_a_video_get_time_tokens(prompts, untrained_qa, options):
+    times = untrained_qa.model.config.time_token_ids
+    picture = Medium(kind="image", encoded=prompts.picture(np.full((40, 60, 3), 90, dtype=np.uint8)))
+    turns = [asked("Who?"), asked(video(untrained_qa, 5, 20.0, 2), "When?"), asked(picture, "What?")]
+    eager = LogitsProcessorList([EagerForTimes(times)])
+    ids = prompts.generate(
+        [prompts.prompt(each) for each in turns], max_new_tokens=4, logits_processor=eager, **options
+    )
+    assert [any(token in times for token in row) for row in ids.tolist()] == [False, True, False]
 
 
 def test_each_row_is_taken_cut_and_ended_by_itself(prompts, untrained_qa):

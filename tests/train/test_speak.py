@@ -88,8 +88,7 @@ def test_the_llm_keeps_its_own_words(open_llm, tmp_path, monkeypatch):
     stop = VideoQA(model, processor).stop_tokens[0]
     asked = []
 
-    def generate(prompts, batch, suppress_tokens):
-        assert suppress_tokens == model.config.time_token_ids  # they mean nothing before training
+    def generate(prompts, batch):
         asked.extend(batch)
         ends = [[70 + len(asked), stop], [71]]  # every other answer has no end
         return torch.tensor([[*ends[number % 2], 0][:2] for number in range(len(batch))])
