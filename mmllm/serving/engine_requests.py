@@ -27,6 +27,8 @@ KEY = "MMLLM_ENGINE_KEY"
 """Environment variable with the engine's API key."""
 _PATIENCE_S = 60.0
 """Longest wait for the engine's next word."""
+_NEVER = -100
+"""The bias of OpenAI's interface with which a token is not written."""
 _MESSAGE = 300
 """Bytes of an engine's refusal that are logged."""
 
@@ -68,6 +70,7 @@ def _body(job: Job) -> dict[str, Any]:
     torch.save(prompts.embeddings(job.prompt).cpu(), embeddings)
     question = job.question
     seed = {} if question.seed is None else {"seed": question.seed}
+    times = prompts.qa.model.config.time_token_ids or () if job.prompt.watched is None else ()
     return {
         "model": question.model,
         "prompt_embeds": base64.b64encode(embeddings.getvalue()).decode(),
@@ -75,6 +78,7 @@ def _body(job: Job) -> dict[str, Any]:
         "temperature": question.temperature,
         "top_p": question.top_p,
         **seed,
+        **({"logit_bias": dict.fromkeys(map(str, times), _NEVER)} if times else {}),  # there is nothing to time
         "stream": True,
         "stream_options": {"include_usage": True},
         "skip_special_tokens": False,

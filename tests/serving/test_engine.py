@@ -93,6 +93,14 @@ def test_sampling_and_the_key_are_handed_on(post, stub, short_clip, monkeypatch)
     assert stub.keys == ["Bearer secret"]
 
 
+def test_the_engine_writes_times_of_videos_only(post, stub, short_clip, untrained_qa):
+    post(about_video(short_clip))
+    post(asked())
+    about_a_video, text = stub.asked
+    assert "logit_bias" not in about_a_video
+    assert text["logit_bias"] == {str(token): -100 for token in untrained_qa.model.config.time_token_ids}
+
+
 def test_words_that_end_an_answer_end_it_at_the_engine_too(post, stub, short_clip):
     text = content(post(about_video(short_clip)))[0]
     stop = text[len(text) // 2]

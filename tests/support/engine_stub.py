@@ -27,7 +27,10 @@ class Engine:
         mask = torch.ones(1, len(embeddings), dtype=torch.long)
         with self.lock:
             new = self.model.generate(
-                inputs_embeds=embeddings[None], attention_mask=mask, max_new_tokens=body["max_tokens"]
+                inputs_embeds=embeddings[None],
+                attention_mask=mask,
+                max_new_tokens=body["max_tokens"],
+                suppress_tokens=[int(token) for token in body.get("logit_bias", ())] or None,
             )
         return new[0].tolist(), len(embeddings)
 
