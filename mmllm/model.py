@@ -37,11 +37,11 @@ from mmllm.modeling.exporting import place_traced
 from mmllm.modeling.losses import GroundingHead
 from mmllm.modeling.missing_weights import draw_missing
 from mmllm.modeling.output import MmllmOutput
-from mmllm.modeling.parts_fit import require_parts_fit, require_trained
 from mmllm.modeling.placeholders import Placed, block_mask, fill_in, place, positions, require_room
 from mmllm.modeling.settings import with_weights_of
 from mmllm.modeling.training_losses import TrainingLosses
 from mmllm.modeling.vision import listed
+from mmllm.parts_fit import require_parts_fit, require_trained
 from mmllm.stages import build as build_stages
 from mmllm.stages import changed, model_slots, stages_of, takes_settings
 from mmllm.tokens import HEARD, IGNORED, NOWHERE, PATCHLESS, TIME_TEXT, VisualSequence
