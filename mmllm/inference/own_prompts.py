@@ -200,10 +200,9 @@ class OwnPrompts(Prompts[OwnPrompt]):
         device = self.qa.model.input_device
         ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
         options = options_with(options, self.qa, prompts[0].watched, ids, mask)
-        times = self.qa.model.config.time_token_ids
-        unwatched = [prompt.watched is None for prompt in prompts]
-        if times and any(unwatched):
-            barred = TimeTokensBarred(times, unwatched)
+        without = [len(self.unsaid(prompt)) > 0 for prompt in prompts]
+        if any(without):
+            barred = TimeTokensBarred(self.qa.model.config.time_token_ids or (), without)
             options["logits_processor"] = LogitsProcessorList([barred, *(options.get("logits_processor") or ())])
         if tally is not None:
             tally.append(ContextCounts())
@@ -216,6 +215,10 @@ class OwnPrompts(Prompts[OwnPrompt]):
         )
         return ids[:, inputs["input_ids"].shape[1] :]
 
+    def unsaid(self, prompt: OwnPrompt) -> Sequence[int]:
+        """Ids that an answer may not have: without a video, time tokens, as there is nothing that they are times of."""
+        return self.qa.model.config.time_token_ids or () if prompt.watched is None else ()
+
     def _seen(self, prompts: Sequence[OwnPrompt]) -> dict[str, Any]:
         """The media of whole prompts, as `generate` takes them."""
         rows: dict[int, list[VisualSequence]] = {}
@@ -225,6 +228,6 @@ class OwnPrompts(Prompts[OwnPrompt]):
         return {"sequences": {placeholder: as_rows(sequences) for placeholder, sequences in rows.items()}}
 
     def plain(self, ids: Sequence[int]) -> str:
-        """The text of an answer without a video; time tokens, which `generate` does not write then, are left out."""
+        """The text of an answer without a video; time tokens, which `generate` bars then, are left out."""
         times = self.qa.model.config.time_token_ids or ()
         return self.qa.processor.decode_text([token for token in ids if token not in times])

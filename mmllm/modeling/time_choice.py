@@ -4,7 +4,7 @@ A model that is not sure of the instant spreads its probability over neighbourin
 targets always does. Any single other word, such as the first of "It does not happen.", then wins with less than all of
 them have.
 
-B rows, times the beams of each; V vocabulary, K time tokens
+B rows, times the beams of each; R barred ones of them; V vocabulary, K time tokens
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class TimeTokensBarred(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores B V, in which time tokens of barred rows cannot be chosen."""
         beams = len(scores) // len(self.barred)
-        barred = torch.tensor(self.barred, device=scores.device).repeat_interleave(beams)
-        is_time = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
-        is_time[self.time_ids] = True
-        return scores.masked_fill(barred[:, None] & is_time, -math.inf)
+        rows = torch.tensor(self.barred, device=scores.device).repeat_interleave(beams).nonzero()  # R 1
+        ids = torch.tensor(self.time_ids, device=scores.device)
+        return scores.index_put((rows, ids), scores.new_tensor(-math.inf))

@@ -70,7 +70,7 @@ def _body(job: Job) -> dict[str, Any]:
     torch.save(prompts.embeddings(job.prompt).cpu(), embeddings)
     question = job.question
     seed = {} if question.seed is None else {"seed": question.seed}
-    times = prompts.qa.model.config.time_token_ids or () if job.prompt.watched is None else ()
+    unsaid = prompts.unsaid(job.prompt)
     return {
         "model": question.model,
         "prompt_embeds": base64.b64encode(embeddings.getvalue()).decode(),
@@ -78,7 +78,7 @@ def _body(job: Job) -> dict[str, Any]:
         "temperature": question.temperature,
         "top_p": question.top_p,
         **seed,
-        **({"logit_bias": dict.fromkeys(map(str, times), _NEVER)} if times else {}),  # there is nothing to time
+        **({"logit_bias": dict.fromkeys(map(str, unsaid), _NEVER)} if unsaid else {}),
         "stream": True,
         "stream_options": {"include_usage": True},
         "skip_special_tokens": False,

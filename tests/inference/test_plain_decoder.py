@@ -42,10 +42,11 @@ def test_transformers_writes_our_ids_from_our_embeddings(exported, short_clip, s
         prompt = prompts.prompt([Turn(role="user", content=content)])
         embeddings = prompts.embeddings(prompt)
         assert embeddings.shape == (prompt.positions, qa.model.config.text_config.hidden_size)
-        unsaid = qa.model.config.time_token_ids if prompt.watched is None else None
-        mask = torch.ones(1, prompt.positions)
         ids = plain.generate(
-            inputs_embeds=embeddings[None], attention_mask=mask, max_new_tokens=24, suppress_tokens=unsaid
+            inputs_embeds=embeddings[None],
+            attention_mask=torch.ones(1, prompt.positions),
+            max_new_tokens=24,
+            suppress_tokens=prompts.unsaid(prompt) or None,
         )[0].tolist()
         expected = prompts.generate([prompt], max_new_tokens=24)[0].tolist()
         assert ids == expected

@@ -122,21 +122,22 @@ def test_a_long_answer_keeps_its_whole_sentences(answer, whole):
 def test_the_llm_makes_up_questions_where_a_user_begins_to_speak(open_llm, monkeypatch):
     model, processor = build_model(replace(TINY, language_model=str(open_llm), template="chatml"))
     qa = VideoQA(model, processor)
-    encode = processor.tokenizer.encode
-    said = {words: encode(words, add_special_tokens=False) for words in ("What is it?", "When?", "Two\nlines.", " ")}
-    said |= {words: [*ids, qa.stop_tokens[0]] for words, ids in said.items()} | {"no end": said["When?"]}
-    longest = max(map(len, said.values()))
+    stop = qa.stop_tokens[0]
+
+    def said(words, filling, length=32):
+        ids = processor.tokenizer.encode(words, add_special_tokens=False)
+        return [*ids, *[filling] * (length - len(ids))]
+
+    turns = torch.tensor([said(words, stop) for words in ("What is it?", "When?", "Two\nlines.", " ")])
+    endless = torch.tensor([said("Where?", int(turns[0, 0]))])
     begun = []
 
     def generate(input_ids, attention_mask, **options):
         assert options["do_sample"]
         assert options["suppress_tokens"] == model.config.time_token_ids
         begun.append(input_ids)
-        turns = [
-            [*ids, *[qa.stop_tokens[0]] * (longest - len(ids))] for words, ids in said.items() if words != "no end"
-        ]
-        turns.append([*said["no end"], *[said["When?"][0]] * (longest - len(said["no end"]))])
-        return torch.cat([input_ids[: len(turns)], torch.tensor(turns)], dim=1)
+        rows = torch.cat([turns, endless])
+        return torch.cat([input_ids[: len(rows)], rows], dim=1)
 
     monkeypatch.setattr(model, "generate", generate)
     assert made_up_questions(qa, 2, seed=0) == ["What is it?", "When?"]
