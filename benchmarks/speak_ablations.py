@@ -65,10 +65,10 @@ def variants(base: Recipe) -> list[Variant]:
 
 def _unmarked(base: Recipe) -> list[Variant]:
     """The row without marks, if the recipe's projector makes some."""
-    described = registry.describe("tokenizer", registry.config_of("tokenizer", base.model.visual_tokenizer))
-    if not described.get("marks"):
+    name, fields = registry.named("tokenizer", base.model.visual_tokenizer)
+    if not fields.get("marks"):
         return []
-    changes = {"visual_tokenizer": described | {"marks": 0}}
+    changes = {"visual_tokenizer": registry.text_of(name, fields | {"marks": 0})}
     return [Variant(group="without", name="marks of the question's words", changes=changes)]
 
 

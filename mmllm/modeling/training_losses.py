@@ -15,6 +15,7 @@ from mmllm.llm.harness import install
 from mmllm.llm.ring import Ring
 from mmllm.llm.values import LlmPass
 from mmllm.modalities.inputs import Media
+from mmllm.modeling.base_kl import base_kl
 from mmllm.modeling.chunked_loss import chunked_loss
 from mmllm.modeling.generation import GenerationWithMedia
 from mmllm.modeling.losses import GroundingHead, intervals_of, token_loss
@@ -34,6 +35,9 @@ class TrainingLosses(GenerationWithMedia):
     """In training: the probability with which a chunk's gradient is computed."""
     loss_ring: Ring | None = None
     """In training: the processes that share the positions of each row; see `ring_loss`."""
+
+    base_kl_weight: float = 0.0
+    """In training: the weight of staying near the LLM without its adapters in rows of text alone; see `base_kl`."""
 
     def share_rows(self, ring: Ring | None) -> None:
         """Lets the processes of a ring share the positions of each row in training, from now on; None ends that.
@@ -68,11 +72,21 @@ class TrainingLosses(GenerationWithMedia):
         losses = self.losses(hidden, outputs.hidden_states, placed, frame_fraction, items)
         current = arguments.get("llm_pass")
         losses |= _scaled(self.stage_losses(current), placed, items)
+        if self.training and self.base_kl_weight:
+            losses["base_kl"] = self._base_kl(arguments, hidden, placed, items)
         if current is not None and current.unusable:  # nothing is learned from this row
             losses = {name: loss for name, loss in losses.items() if name.endswith("_skipped")}
         total = torch.stack([loss.to(hidden.device) for loss in losses.values()]).sum()
         logits = None if self.training else self.lm_logits(placed.as_given(hidden))
         return MmllmOutput(loss=total, logits=logits, losses=losses)
+
+    def _base_kl(self, arguments: dict[str, Any], hidden: Tensor, placed: Placed, items: Tensor | int | None) -> Tensor:
+        """The weighted divergence from the LLM without its adapters; a position counts as much as a label."""
+        assert placed.labels is not None
+        counted = (placed.labels[:, 1:] != IGNORED).sum().clamp(min=1) if items is None else items
+        time_ids = self.time_ids_on(hidden.device)
+        total = base_kl(self.language_model, self.lm_logits, arguments, hidden, placed, time_ids)
+        return self.base_kl_weight * total / torch.as_tensor(counted, device=total.device)
 
     @property
     def _in_ring(self) -> bool:

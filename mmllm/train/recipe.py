@@ -50,6 +50,10 @@ class Recipe:
             adapted = getattr(self.stages[-1], "lora_rank", 0) > 0
             needs = "False without a language_model, encoder_weights and a last stage with lora_rank"
             require(bool(named) and adapted, self, "adapter_only", needs)
+        has_text = self.data.talk > 0 or self.data.mixture is not None
+        for name, stage in zip(self.names, self.stages, strict=True):
+            if getattr(stage, "base_kl_weight", 0) and not has_text:
+                raise ConfigError(f"{name}.base_kl_weight needs rows without a video: set data.talk above 0")
         reads = question_reader(stages_of(self.model)) is not None
         for name, stage in zip(self.names, self.stages, strict=True):
             if reads and getattr(stage, "questions_per_video", 1) > 1:

@@ -167,6 +167,7 @@ def speak() -> Recipe:
                 learning_rates={"visual_tokenizer": 3e-4},
                 weight_decay=0.0,
                 lora_rank=16,
+                base_kl_weight=1.0,
                 questions_per_video=1,  # its tokens are marked for one question
                 save_steps=25,
                 **both,

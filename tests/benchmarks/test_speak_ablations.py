@@ -10,20 +10,24 @@ from benchmarks import speak_ablations
 from benchmarks.results import Results
 from mmllm import registry
 from mmllm.errors import InputError
+from mmllm.fields import merged
 from mmllm.train.recipes import recipe
 from mmllm.train.run import train
 
 __all__ = ["pictures_folder", "small"]
 
 
-def test_each_row_changes_one_thing(small):
-    first, *others = speak_ablations.variants(small)
+@pytest.mark.parametrize("of", ["the recipe", "tiny parts"])
+def test_each_row_changes_one_thing(small, of):
+    base = recipe("speak") if of == "the recipe" else small
+    first, *others = speak_ablations.variants(base)
     assert not first.changes
     assert not first.training
     assert len({(str(row.changes), str(row.training)) for row in others}) == len(others)
     assert len({row.folder for row in others}) == len(others)
     for row in others:
-        small.changed(row.training)
+        base.changed(row.training)
+        merged(base.model, row.changes)
 
 
 @pytest.mark.slow
@@ -49,10 +53,11 @@ def test_the_row_without_marks_starts_from_the_same_projector(tmp_path):
     changed = {row.name: row.changes for row in speak_ablations.variants(recipe("speak"))}
     unmarked = changed["marks of the question's words"]["visual_tokenizer"]
     sizes = {"in_width": 9, "out_width": 4, "grid": None, "class_count": 5}
-    marked = registry.build("tokenizer", {**unmarked, "best": 2, "marks": 2}, **sizes)
+    assert unmarked == "words:beside=mlp:norm=true,marks=0"
+    marked = registry.build("tokenizer", "words:beside=mlp:norm=true,marks=2,best=2", **sizes)
     save_model(marked, tmp_path / "marked.safetensors")
     speak_ablations.copy_unmarked(tmp_path / "marked.safetensors", tmp_path / "unmarked.safetensors")
-    plain = registry.build("tokenizer", {**unmarked, "best": 2}, **sizes)
+    plain = registry.build("tokenizer", f"{unmarked},best=2", **sizes)
     plain.load_state_dict(load_file(tmp_path / "unmarked.safetensors"), strict=True)
     assert all(torch.equal(weight, marked.state_dict()[name]) for name, weight in plain.state_dict().items())
 

@@ -29,12 +29,11 @@ def public_names() -> dict[str, set[str]]:
     """Room -> dotted names of its public modules, their public classes and functions, and methods of these classes."""
     rooms: dict[str, set[str]] = {}
     for file in sorted((ROOT / "mmllm").rglob("*.py")):
-        parts = file.relative_to(ROOT).with_suffix("").parts
-        if parts[-1] == "__init__":
-            parts = parts[:-1]
+        *folders, stem = file.relative_to(ROOT).with_suffix("").parts
+        parts = folders if stem == "__init__" else [*folders, stem]
         if any(part.startswith("_") for part in parts):
             continue
-        names = rooms.setdefault(parts[1] if len(parts) > 2 else "mmllm", set())
+        names = rooms.setdefault(folders[-1] if len(folders) < 2 else folders[1], set())
         names.add(".".join(parts))
         names |= {".".join([*parts, name]) for name in public_definitions(ast.parse(file.read_text()))}
     return rooms

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmllm.checkpoints.adapters import with_adapters
+from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.llm.ring import Ring, Sends
 from mmllm.registry import register
@@ -35,6 +36,9 @@ class LanguageTraining(RowTraining):
     and memory. For LLMs with plain attention over all positions."""
     lora_rank: int = 0
     """Rank of low-rank adapters (peft) in the LLM, whose own weights are then frozen; 0 trains all weights."""
+    base_kl_weight: float = 0.0
+    """Weight of staying with what the LLM said before training: the KL divergence from the LLM without its adapters, at
+    each position of rows without a video."""
     chunks: int = 1
     """So many chunks of a row are computed one after another in the backward pass (SeCO): the same gradient, in the
     memory of one chunk and the cache, for one more forward pass."""
@@ -50,6 +54,10 @@ class LanguageTraining(RowTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.lora_rank >= 0, self, "lora_rank", "zero or more")
+        require(self.base_kl_weight >= 0, self, "base_kl_weight", "zero or more")
+        plain = self.chunks == self.ring == 1 and not self.packed_attention
+        allowed = self.base_kl_weight == 0 or (self.lora_rank > 0 and plain)
+        require(allowed, self, "base_kl_weight", "0 without lora_rank, and with chunks, ring or packed_attention")
         require(self.chunks >= 1, self, "chunks", "at least 1")
         require(0 < self.chunk_share <= 1, self, "chunk_share", "above 0, at most 1")
         require(self.chunk_share == 1 or self.chunks > 1, self, "chunk_share", "1 with chunks = 1")
@@ -86,6 +94,8 @@ class LanguageStage(TrainingStage):
             check_chunks(model)
         if self.config.ring > 1:
             check_ring(model, self.config.ring)
+        if self.config.base_kl_weight and model.llm_stages:
+            raise ConfigError("LanguageTraining.base_kl_weight above 0 does not go with stages inside the LLM")
 
     def part(self, model: Any) -> nn.Module:
         """Returns the whole model."""
@@ -103,6 +113,7 @@ class LanguageStage(TrainingStage):
         rows = run.rows(config, keep_features=keep)
         torch.manual_seed(run.seed)  # for the initial weights of the adapters
         run.model.loss_chunks, run.model.loss_chunk_share = config.chunks, config.chunk_share
+        run.model.base_kl_weight = config.base_kl_weight
         run.model.share_rows(Ring.joined(config.ring, config.ring_sends) if config.ring > 1 else None)
         trainer = fit(
             self._prepared(run.model),
