@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # what depends on the processor: floating-point numbers
 NUMERIC := tests/encoders tests/pruning tests/tokenizers tests/paths tests/times tests/llm tests/modeling tests/modalities tests/checkpoints tests/preprocessing tests/inference tests/test_model.py tests/test_processor.py tests/test_tokens.py tests/test_stages.py tests/test_default_model.py tests/test_nearness.py tests/train/test_diffrate_classifier.py
 
-.PHONY: tables quickstart speak test test-browser test-docs test-lowest test-newest test-core smoke-versions processors matrix docs wheel lint format hooks lock clean
+.PHONY: tables quickstart speak test test-browser test-long test-docs test-lowest test-newest test-core smoke-versions processors matrix docs wheel lint format hooks lock clean
 
 quickstart: $(VENV)/ready  ## render, train, evaluate and ask, in minutes
 	$(BIN)/mmllm quickstart
@@ -22,6 +22,9 @@ test: $(VENV)/ready $(VENV)/browser  ## all tests, a process for each core
 
 test-browser: $(VENV)/ready $(VENV)/browser  ## all of the demo's page in a browser, in minutes
 	MMLLM_BROWSER_TESTS=1 $(BIN)/python -m pytest tests/app
+
+test-long: $(VENV)/ready  ## what `make test` leaves out: benchmarks at their smallest, trainings, kills, in half an hour
+	MMLLM_LONG_TESTS=1 $(BIN)/python -m pytest --timeout=7200 -m long
 
 test-docs: $(VENV)/ready  ## every command of the docs as it stands, nothing made smaller: an hour
 	MMLLM_LONG_TESTS=1 $(BIN)/python -m pytest --timeout=0 tests/docs

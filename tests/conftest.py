@@ -7,15 +7,22 @@ import os
 import hypothesis
 import pytest
 import torch
-from extras import pytest_collection_modifyitems, pytest_pycollect_makemodule
+from extras import pytest_pycollect_makemodule, skip_without_extra
+from long_tests import skip_long_ones
 
-__all__ = ["pytest_collection_modifyitems", "pytest_pycollect_makemodule"]  # hooks of pytest
+__all__ = ["pytest_pycollect_makemodule"]  # a hook of pytest
 
 # `default` would be the model that speaks where its packages are installed
 os.environ.setdefault("MMLLM_DEFAULT_MODEL", "default-small")
 # a machine that is busy with something else must not fail a property
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips single tests."""
+    skip_without_extra(items)
+    skip_long_ones(items)
 
 
 @pytest.fixture(autouse=True)

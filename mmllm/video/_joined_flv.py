@@ -5,24 +5,32 @@ from __future__ import annotations
 import io
 import re
 from bisect import bisect_right
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Iterator
+from itertools import accumulate, islice, pairwise
 from typing import BinaryIO, cast
 
 from mmllm.video._sources import MediaFile
 
 _HEADER = re.compile(rb"FLV\x01[\x00\x01\x04\x05]\x00\x00\x00\x09\x00\x00\x00\x00(?=[\x08\x09\x12])", re.DOTALL)
 _HEADER_BYTES = 13
+_TAG_BYTES = 11  # type, size, time and stream before the data of a tag; its size in four bytes stands behind them
+_TAGS = (8, 9, 18)  # sound, pictures, data
 _BLOCK = 1 << 20
 _MOST_PARTS = 1000
 
 
-def joined_flv(media: MediaFile) -> BinaryIO | None:
-    """The file without the headers of all parts but the first; None if it has only one part."""
+def joined_flv(media: MediaFile, give_up: Callable[[], bool]) -> BinaryIO | None:
+    """The file without the headers of all parts but the first; None if it has only one part.
+
+    Args:
+        media: the file.
+        give_up: asked again and again; True ends the search for parts.
+    """
     try:
         file = media.stream() if media.path is None else open(media.path, "rb")  # noqa: SIM115
     except OSError:
         return None  # whoever opens it next says why
-    headers = _later_headers(file)
+    headers = list(islice(_later_headers(file, give_up), _MOST_PARTS))
     if headers:
         edges = [0, *(edge for header in headers for edge in (header, header + _HEADER_BYTES)), media.length]
         return cast(BinaryIO, _Parts(file, list(pairwise(edges))[::2], own=media.path is not None))
@@ -31,16 +39,41 @@ def joined_flv(media: MediaFile) -> BinaryIO | None:
     return None
 
 
-def _later_headers(file: BinaryIO) -> list[int]:
-    """Places of the headers after the first byte."""
-    places: list[int] = []
-    before, position = b"", 0
-    file.seek(0)
-    while (block := file.read(_BLOCK)) and len(places) < _MOST_PARTS:
-        data, start = before + block, position - len(before)
-        places += [start + match.start() for match in _HEADER.finditer(data)]
-        before, position = data[-_HEADER_BYTES:], position + len(block)
-    return sorted({place for place in places if place > 0})[:_MOST_PARTS]
+def _later_headers(file: BinaryIO, give_up: Callable[[], bool]) -> Iterator[int]:
+    """Places of the headers after the first byte: the tags are followed, and bytes that are no tags are searched."""
+    place: int | None = 0
+    while place is not None and not give_up():
+        file.seek(place)
+        start = file.read(_HEADER_BYTES + 1)
+        if not start:
+            return
+        if _HEADER.match(start):
+            if place:
+                yield place
+            place += _HEADER_BYTES
+        else:
+            place = _after_tag(file, place, start) or _next_header(file, place + 1, give_up)
+
+
+def _after_tag(file: BinaryIO, place: int, start: bytes) -> int | None:
+    """Where the tag at a place ends; None if there is none, or it does not end with its size, as one that was cut."""
+    size = _TAG_BYTES + int.from_bytes(start[1:4], "big")
+    if start[0] not in _TAGS:
+        return None
+    file.seek(place + size)
+    return place + size + 4 if file.read(4) == size.to_bytes(4, "big") else None
+
+
+def _next_header(file: BinaryIO, place: int, give_up: Callable[[], bool]) -> int | None:
+    """Place of the next header; None if there is none, or the search is given up."""
+    file.seek(place)
+    before = b""
+    while (block := file.read(_BLOCK)) and not give_up():
+        data = before + block
+        if match := _HEADER.search(data):
+            return place - len(before) + match.start()
+        before, place = data[-_HEADER_BYTES:], place + len(block)
+    return None
 
 
 class _Parts(io.RawIOBase):

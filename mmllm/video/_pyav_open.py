@@ -84,8 +84,10 @@ def open_container(media: MediaFile, limits: VideoLimits, patience: Patience) ->
         "format_whitelist": _containers.DEMUXERS,
         "max_pixels": str(1 if container in _containers.SOUND else pixels),
     }
+    joined = joined_flv(media, patience.over) if container == "flv" else None
+    if patience.lost:
+        raise patience.error()
     try:
-        joined = joined_flv(media) if container == "flv" else None
         target: Any = media.path
         if joined is not None or target is None:
             target = _PatientStream(joined or media.stream(), patience)

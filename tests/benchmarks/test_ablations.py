@@ -48,7 +48,7 @@ def test_it_runs_and_goes_on_where_it_was(tmp_path):
     assert Results.read(tmp_path / "out.json") == kept
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_model_is_asked_with_several_numbers_of_tokens(tmp_path):
     ablations.main(["--short", "--only", "mqt", "flextok", "--output", str(tmp_path)])
     rows = Results.read(tmp_path / "results.json").tables["ablations"]

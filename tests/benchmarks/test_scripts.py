@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from long_tests import LONG
 from safetensors.torch import save_file
 
 from benchmarks.layouts import LAYOUTS, markdown
@@ -144,7 +145,7 @@ def test_costs_of_reducers(tmp_path):
     assert set(kept.tables) == {"selection", "reading"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
 def test_costs_beside_an_encoder_and_against_transformers(tmp_path):
     from benchmarks import selection_costs
@@ -196,15 +197,15 @@ def test_the_demo_is_asked(tmp_path):
     assert kept.tables["sooner"][0].numbers["sooner_ratio"].middle > 1
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
-@pytest.mark.slow
 def test_a_long_row_is_shared_out(tmp_path):
     kept = run("ring", ["--positions", "700", "--rounds", "1"], tmp_path)
     assert [row.labels["recipe"] for row in kept.tables["ring"]][::3] == ["whole", "ring: 2"]
     assert filled_columns(kept, "ring") == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_server_is_asked_by_several_clients(tmp_path):
     kept = run("serving", ["--clients", "3", "--seconds", "2", "--video-s", "8"], tmp_path)
     assert [row.labels["videos"] for row in kept.tables["serving"]] == ["one video", "a new video each"]
@@ -218,7 +219,7 @@ def test_a_long_video_takes_little_more_memory_than_a_sixth_of_it(tmp_path, monk
 
     way = "one token of each place, over all frames"
     monkeypatch.setattr(long_video, "WAYS", {way: long_video.WAYS[way]})
-    minutes = (10, 60) if os.environ.get("MMLLM_LONG_TESTS") else (3, 18)
+    minutes = (10, 60) if LONG else (3, 18)
     kept = run("long_video", ["--minutes", *map(str, minutes)], tmp_path)
     assert filled_columns(kept, "long-video") == 6
     assert [row.numbers["frames"] for row in kept.tables["long-video"]] == [60 * count for count in minutes]
@@ -276,7 +277,7 @@ def test_own_clips_are_learned_from(tmp_path):
     assert filled_columns(kept, "finetune") == 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rewards_after_answers(tmp_path):
     kept = run("reinforce", ["--short", "--seeds", "1", "--output", str(tmp_path / "runs")], tmp_path)
     assert filled_columns(kept, "reinforce") == 4
@@ -318,6 +319,7 @@ def test_a_clip_is_read_in_turns(short_clip, tmp_path):
     assert 0 < kept.tables["large"][0].numbers["extra_mib"] < 1000
 
 
+@pytest.mark.long
 def test_tokenizers_are_trained(tmp_path):
     kept = run("tokenizer_training", ["--short", "--output", str(tmp_path)], tmp_path)
     assert len(kept.tables["flextok-errors"]) == 2
@@ -327,7 +329,7 @@ def test_tokenizers_are_trained(tmp_path):
     assert (tmp_path / "flextok-tokens.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
 def test_paths_are_measured_trained_and_not_trained_again(tmp_path):
     encoder = tmp_path / "encoder.safetensors"
@@ -427,6 +429,7 @@ def test_drafts_before_and_after_their_training(tmp_path):
     assert all(row.numbers["tokens_per_pass"] >= 1 for row in kept.tables["drafts"])
 
 
+@pytest.mark.long
 def test_what_pruning_does_to_when(tmp_path, monkeypatch):
     from benchmarks import when
 
@@ -438,6 +441,7 @@ def test_what_pruning_does_to_when(tmp_path, monkeypatch):
     assert filled_columns(kept, "when-groups") == 9
 
 
+@pytest.mark.long
 def test_every_policy_of_the_cache_has_settings_or_a_reason(tmp_path):
     context = import_module("benchmarks.context")
     assert set(parts("context")) <= set(context.SETTINGS) | set(context.LEFT_OUT)

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from long_tests import LONG
 from torch import nn
 
 from mmllm import cli
@@ -33,7 +34,7 @@ from mmllm.train.record import claim
 from mmllm.train.schedule import TrainingSchedule
 
 STEPS = 8
-KILLS = 50 if os.environ.get("MMLLM_KILL_TESTS") else 6
+KILLS = 50 if LONG else 6
 
 
 class Slope(nn.Module):
@@ -104,7 +105,7 @@ def losses(run):
 
 @pytest.mark.slow
 def test_case_28_killed_while_saving(tmp_path):
-    """All 50 kills with MMLLM_KILL_TESTS=1; `test_finetune.py` kills whole fine-tunings."""
+    """All 50 kills in `make test-long`; `test_finetune.py` kills whole fine-tunings."""
     draw, reached = random.Random(28), 0
     for _ in range(KILLS):
         process = in_a_process(trained, tmp_path, None, 10_000, 1)

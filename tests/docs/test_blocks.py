@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from long_tests import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"(?:^<!--(?P<mark>(?:(?!-->).)*)-->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-LONG = bool(os.environ.get("MMLLM_LONG_TESTS"))
 SHORT_RECIPE = """
 data: {synthetic: {train_videos: 3, val_videos: 2, min_duration_s: 8, max_duration_s: 10}}
 frame_encoder: {max_steps: 1, batch_size: 4, workers: 0}

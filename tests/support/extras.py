@@ -87,8 +87,8 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips single tests."""
+def skip_without_extra(items: list[pytest.Item]) -> None:
+    """Skips tests whose extra is not installed."""
     for item in items:
         if reason := reason_to_skip(item.nodeid.removeprefix("tests/")):
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,6 +1,5 @@
 """ATP trained through the whole pipeline on rendered clips: as many tokens as it is told, more for some questions."""
 
-import os
 from itertools import pairwise
 
 import pytest
@@ -19,7 +18,7 @@ from mmllm.train.stages.language import LanguageTraining
 RATIO, LAYERS = 0.6, 4
 
 
-@pytest.mark.skipif(not os.environ.get("MMLLM_LONG_TESTS"), reason="a minute of training; MMLLM_LONG_TESTS=1 runs it")
+@pytest.mark.long  # a minute of training
 @pytest.mark.timeout(1800)
 def test_the_number_of_tokens_is_near_its_target_and_differs_between_questions(tmp_path):
     clips = SyntheticConfig(

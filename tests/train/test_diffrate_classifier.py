@@ -1,6 +1,5 @@
 """A whole vision transformer with DiffRate agrees with the paper's rules written out plainly, and learns a schedule."""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -261,7 +260,7 @@ def trained_on_spots(seed):
     return vit
 
 
-@pytest.mark.skipif(not os.environ.get("MMLLM_LONG_TESTS"), reason="minutes of training; MMLLM_LONG_TESTS=1 runs it")
+@pytest.mark.long  # minutes of training
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "seed",

@@ -88,7 +88,7 @@ def test_a_fine_tuning_killed_at_random_moments_ends_the_same(fork, own_clips, t
     assert same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.skipif("MMLLM_KILL_TESTS" not in os.environ, reason="takes minutes: MMLLM_KILL_TESTS=1 runs it")
+@pytest.mark.long  # minutes of kills
 @pytest.mark.timeout(7200)
 def test_fifty_of_fifty_killed_fine_tunings_end_the_same(fork, own_clips, tiny_base, tmp_path):
     settings, file, draw = config(tiny_base, max_steps=8, save_steps=1), own_clips / "clips.jsonl", random.Random(1)

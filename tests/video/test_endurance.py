@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from long_tests import LONG
 from versions import needs_pyav_17_1
 
 from mmllm.video import errors as video_errors
@@ -83,7 +84,7 @@ def test_mutated_copies_neither_hang_nor_crash(make_clip, caplog):
     shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "videos"
     if shared.is_dir():
         sources += [str(shared / name) for name in SMALL_REAL]
-    count = 1000 if os.environ.get("MMLLM_LONG_TESTS") else 300
+    count = 1000 if LONG else 300
     items = [(sources[seed % len(sources)], seed) for seed in range(count)]
     reading = Quarantine(read_mutated, QuarantineConfig(workers=2, deadline_s=240.0))
     good = dict(reading.results(items))
