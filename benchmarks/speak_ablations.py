@@ -1,10 +1,11 @@
 """Does a pretrained LLM change what the ablations of tiny models say? The recipe `speak`, changed in one thing a row.
 
-    python benchmarks/speak_ablations.py --run runs/speak   # an hour of two CPU cores for each three or four rows
+    python benchmarks/speak_ablations.py --run runs/speak   # ten minutes of two CPU cores for each row
 
 Clips, kept features, talk and the aligned projector are those of a run of `mmllm train speak`; each row trains the
-adapters of the LLM for equally many steps, fewer than the run itself. Rows are asked about clips of the run that no row
-was trained on. Goes on where it was stopped.
+adapters of the LLM for equally many steps, fewer than the run itself. So that these are enough, rows are trained on one
+of the recipe's eight kinds of questions: when a thing is on screen. They are asked the same about known things in clips
+that no row was trained on. Goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -28,12 +29,17 @@ from mmllm.errors import InputError
 from mmllm.evaluation.run import read_benchmark
 from mmllm.fields import merged
 from mmllm.modeling.blending import BlendConfig
-from mmllm.synthetic.rendering import TALK
+from mmllm.runtime.files import make_folder, write_text
+from mmllm.synthetic.rendering import ON_SCREEN, TALK
 from mmllm.train.recipe import Recipe, normalised
 from mmllm.train.recipes import recipe
 
 RUN_FACTS = ("processes", "annotations")
 """What a run's recipe.json says of the run itself."""
+KIND = "visible"
+"""The family of the questions: when a thing is on screen."""
+GROUP = "seen"
+"""The group of the clips that are asked about: their things and grounds are of those that are trained on."""
 _ALIGNED = Path("word_alignment") / "projector.safetensors"
 
 
@@ -72,6 +78,22 @@ def _unmarked(base: Recipe) -> list[Variant]:
     return [Variant(group="without", name="marks of the question's words", changes=changes)]
 
 
+def one_kind(source: Path, folder: Path) -> Path:
+    """A set in a folder: the clips of a set of `mmllm render`, and those of its questions that are of `KIND`."""
+    make_folder(folder)
+    clips = json.loads((source / "train.json").read_text())
+    for clip in clips.values():
+        clip["QA"] = [row for row in clip["QA"] if row["family"] == KIND]
+    asked = json.loads((source / "val.json").read_text())
+    asked = [row for row in asked if (row["family"], row["group"]) == (KIND, GROUP)]
+    write_text(folder / "train.json", json.dumps({vid: clip for vid, clip in clips.items() if clip["QA"]}))
+    write_text(folder / "val.json", json.dumps(asked))
+    for shared in ("videos", TALK, ON_SCREEN):
+        if not (folder / shared).exists():
+            (folder / shared).symlink_to((source / shared).resolve())
+    return folder
+
+
 def run_variant(variant: Variant, *, seed: int, base: Recipe, source: Path, output: Path) -> dict[str, Any]:
     """CPU seconds, and IoU of each clip, of a variant, which is trained unless its results exist.
 
@@ -96,7 +118,8 @@ def run_variant(variant: Variant, *, seed: int, base: Recipe, source: Path, outp
             else:
                 shutil.copy(source / _ALIGNED, folder / _ALIGNED)
         made = replace(base, name=variant.folder, seed=seed, model=merged(base.model, dict(variant.changes)))
-        benchmark = read_benchmark(source / "data").first(base.data.synthetic.val_videos)
+        assert base.data.root is not None
+        benchmark = read_benchmark(Path(base.data.root)).first(base.data.synthetic.val_videos)
         train_and_ask(variant, made.changed(variant.training), folder, benchmark)
     return json.loads(done.read_text())
 
@@ -106,8 +129,8 @@ def copy_unmarked(source: Path, target: Path) -> None:
     save_file({name: weight for name, weight in load_file(source).items() if not name.startswith("marks.")}, target)
 
 
-def base_of(source: Path, steps: int, videos: int) -> Recipe:
-    """The recipe of a finished run, with its clips and so many steps, asked about so many clips.
+def base_of(source: Path, steps: int, videos: int, output: Path) -> Recipe:
+    """The recipe of a finished run, with so many steps on questions of one kind, asked about so many clips.
 
     Raises:
         InputError: if the folder has no aligned projector.
@@ -116,7 +139,8 @@ def base_of(source: Path, steps: int, videos: int) -> Recipe:
         raise InputError(f"{source}: has no {_ALIGNED}: give a folder in which `mmllm train speak` has run")
     saved = normalised(json.loads((source / "recipe.json").read_text()))
     kept = recipe("speak").changed({field: value for field, value in saved.items() if field not in RUN_FACTS})
-    data = replace(kept.data, root=str(source / "data"), synthetic=replace(kept.data.synthetic, val_videos=videos))
+    root = one_kind(source / "data", output / "data")
+    data = replace(kept.data, root=str(root), synthetic=replace(kept.data.synthetic, val_videos=videos))
     return replace(kept, data=data).with_stage("language", max_steps=steps)
 
 
@@ -125,13 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = option_parser(__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/speak"), help="folder of `mmllm train speak`")
     parser.add_argument("--output", type=Path, default=Path("runs/speak_ablations"))
-    parser.add_argument("--steps", type=int, default=300, help="of the LLM")
+    parser.add_argument("--steps", type=int, default=150, help="of the LLM")
     parser.add_argument("--videos", type=int, default=30, help="clips that each row is asked about")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", help="groups or names to run")
     given = parser.parse_args(arguments)
     results = Results(command_line(__file__, arguments), machine("torch", "transformers", "timm"))
-    base = base_of(given.run, given.steps, given.videos)
+    base = base_of(given.run, given.steps, given.videos, given.output)
     chosen = [row for row in variants(base) if not given.only or {row.group, row.name} & set(given.only)]
     work = partial(run_variant, base=base, source=given.run, output=given.output)
     rows = filled(results, chosen, given.seeds, work, jobs=1)
