@@ -89,7 +89,7 @@ def watched(
             lines: list[dict[str, Any]] = []
             reader = threading.Thread(target=lambda: lines.extend(map(json.loads, process.stdout or ())))
             reader.start()
-            memory = _memory(process, stream)
+            memory = _memory(process, stream, lines)
             writer.join()
             reader.join()
     return lines, memory
@@ -101,10 +101,15 @@ def _write(stream: SyntheticStream, seconds: float, pipe: Path) -> None:
         write_stream(stream, seconds, pipe)
 
 
-def _memory(process: subprocess.Popen[str], stream: SyntheticStream) -> list[tuple[float, int]]:
-    """Resident bytes twenty times a second, by the seconds of the stream that were written."""
+def _memory(
+    process: subprocess.Popen[str], stream: SyntheticStream, lines: Sequence[dict[str, Any]]
+) -> list[tuple[float, int]]:
+    """Resident bytes twenty times a second until the last line, by the seconds of the stream that were written.
+
+    Behind its last line a process takes 0.1 GiB once more, as its libraries are taken down.
+    """
     measured, watching = [], psutil.Process(process.pid)
-    while process.poll() is None:
+    while process.poll() is None and not (lines and lines[-1]["kind"] == "end"):
         try:
             measured.append((stream.drawn / stream.config.fps, watching.memory_info().rss))
         except psutil.Error:
