@@ -5,11 +5,12 @@ Other parts (reducers, visual tokenizer, path, ...) are small. They get no adapt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmllm.errors import CheckpointError, ConfigError, is_out_of_memory, require_extra
 from mmllm.hub.sources import read_json
@@ -114,8 +115,18 @@ def base_of(folder: str | Path) -> str | None:
     return str(base)
 
 
-def merged_with(model: MmllmForConditionalGeneration, folder: str | Path) -> MmllmForConditionalGeneration:
+def merged_with(
+    model: MmllmForConditionalGeneration,
+    folder: str | Path,
+    exact_weight: Callable[[str], Tensor | None] | None = None,
+) -> MmllmForConditionalGeneration:
     """The model with the adapters of a folder folded into its weights.
+
+    Args:
+        model: what they belong to.
+        folder: has them.
+        exact_weight: for a model of a half type, its LLM's weights by their names there, before they were rounded. So
+            a weight is rounded once, with its adapters in it.
 
     Raises:
         CheckpointError: if the adapters do not fit the model.
@@ -128,8 +139,25 @@ def merged_with(model: MmllmForConditionalGeneration, folder: str | Path) -> Mml
         config.inference_mode = True
         adapted = _adapted(model, config)
         adapted.load_adapter(str(folder), ADAPTER, torch_device=str(model.device))
-        return adapted.merge_and_unload()
+        if exact_weight is not None:
+            _merge_exactly(model.language_model, exact_weight)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="All adapters are already merged")
+            return adapted.merge_and_unload()
     except Exception as problem:  # peft raises errors of many types
         if is_out_of_memory(problem):
             raise
         raise CheckpointError(f"{folder}: these adapters do not fit their model: {problem!s:.600}") from None
+
+
+def _merge_exactly(llm: nn.Module, exact_weight: Callable[[str], Tensor | None]) -> None:
+    """Folds adapters into weights that are not rounded yet, one after another, and rounds them then."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in llm.named_modules():
+        exact = exact_weight(f"{name}.weight") if isinstance(layer, LoraLayer) else None
+        if exact is not None:
+            own = layer.get_base_layer().weight
+            rounded, own.data = own.dtype, exact.to(own.device)
+            layer.merge()
+            own.data = own.data.to(rounded)

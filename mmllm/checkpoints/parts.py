@@ -10,6 +10,7 @@ So a model that speaks has a few megabytes. Its LLM and its encoder are found by
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from mmllm.checkpoints.adapters import CONFIG, PARTS, merged_with
 from mmllm.checkpoints.loading import own_config
-from mmllm.checkpoints.pretrained_llm import load_llm, with_llm
+from mmllm.checkpoints.pretrained_llm import load_llm, stored_weight, with_llm
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError
@@ -76,7 +77,9 @@ def load_assembled(folder: str | Path, dtype: torch.dtype = torch.float32) -> Mm
     Raises:
         CheckpointError: if a part cannot be had, with what to install, or the adapters do not fit.
     """
-    return merged_with(load_unadapted(folder, dtype), folder)
+    named = pretrained_parts(folder)["language_model"]
+    exact = None if dtype == torch.float32 else partial(stored_weight, named)
+    return merged_with(load_unadapted(folder, dtype), folder, exact)
 
 
 def load_unadapted(folder: str | Path, dtype: torch.dtype = torch.float32) -> MmllmForConditionalGeneration:

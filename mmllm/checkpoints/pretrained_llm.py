@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -31,7 +32,23 @@ def load_llm(name: str, dtype: torch.dtype = torch.float32) -> Any:
         llm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"cannot load the LLM {source}: {problem}") from None
-    return llm if dtype == torch.float32 else _cast(llm, Path(source) / SAFE_WEIGHTS_NAME, dtype)
+    return llm if dtype == torch.float32 else _cast(llm, name, dtype)
+
+
+def stored_weight(llm: str, weight: str) -> Tensor | None:
+    """A weight as the file of an LLM has it, read through a map of its own; None if there is no single file with it.
+
+    What is read of a map counts as memory for as long as the map is open, so a map of all weights would grow.
+
+    Args:
+        llm: what `llm_source` takes.
+        weight: its name in the LLM.
+    """
+    file = Path(llm_source(llm)) / SAFE_WEIGHTS_NAME
+    if not file.is_file():
+        return None
+    with safe_open(file, "pt") as stored:
+        return stored.get_tensor(weight) if weight in stored.keys() else None  # noqa: SIM118 it is no mapping
 
 
 def with_llm(config: MmllmConfig, language_model: Any) -> MmllmForConditionalGeneration:
@@ -58,15 +75,10 @@ def with_llm(config: MmllmConfig, language_model: Any) -> MmllmForConditionalGen
     return MmllmForConditionalGeneration(config, language_model=language_model)
 
 
-def _cast(llm: Any, file: Path, dtype: torch.dtype) -> Any:
-    """The LLM with weights of another type.
-
-    Its weights are a map of their file, and what is read of a map counts as memory for as long as the map is open. So
-    each weight is read through a map of its own. Without such a file, the LLM is cast as a whole.
-    """
-    if file.is_file():
-        for name, weight in llm.named_parameters():
-            with safe_open(file, "pt") as stored:
-                if name in stored.keys():  # noqa: SIM118 it is no mapping
-                    weight.data = stored.get_tensor(name).to(dtype)
+def _cast(llm: Any, name: str, dtype: torch.dtype) -> Any:
+    """The LLM with weights of another type, read one by one; without a single file, the LLM is cast as a whole."""
+    for weight_name, weight in llm.named_parameters():
+        stored = stored_weight(name, weight_name)
+        if stored is not None:
+            weight.data = stored.to(dtype)
     return llm.to(dtype)

@@ -82,6 +82,12 @@ def test_it_is_the_trained_model_without_the_weights_that_are_elsewhere(folder, 
         assert_near(value.float(), expected[name].float())
 
 
+def test_a_half_type_rounds_each_weight_once_with_its_adapters_in_it(folder):
+    half, whole = load_assembled(folder, torch.bfloat16), load_assembled(folder)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(half.state_dict()[name], value.to(torch.bfloat16)), name
+
+
 def test_only_the_file_that_names_its_parts_names_a_folder_of_this_machine(folder, trained):
     named = [file.name for file in folder.glob("*.json") if trained[2]["language_model"] in file.read_text()]
     assert named == [PARTS]
