@@ -1,5 +1,6 @@
 """Planted faults are found in what a stub feeds and in what it answers, alone and together, and none where none is."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -84,10 +85,12 @@ def test_noise_alone_is_no_fault(seed, noise_s):
     assert found.answers.faults == {}
 
 
-@settings(max_examples=8)
-@given(seed=st.integers(0, 10_000), planted=st.sets(st.sampled_from(PLANTED), max_size=1))
-def test_a_model_that_does_not_look_tells_nothing(seed, planted):
-    found = report(*planted, clips=4, shows=False, blind=True, seed=seed)
-    assert not found.answers.sees_clock
-    assert "does not see the clock" in found.answers.reason
-    assert found.answers.faults == {}
+def test_a_model_that_does_not_look_tells_nothing_but_by_chance():
+    """One in a hundred seems to follow the events: so many are allowed by the rule, and 3 of 60 are rare (0.3 %)."""
+    blind = [
+        report(*planted, clips=4, shows=False, blind=True, seed=seed).answers
+        for seed, planted in zip(range(60), itertools.cycle([(), *((fault,) for fault in PLANTED)]), strict=False)
+    ]
+    told_nothing = [found for found in blind if not found.sees_clock]
+    assert len(told_nothing) >= len(blind) - 3
+    assert all("does not see the clock" in found.reason and found.faults == {} for found in told_nothing)
