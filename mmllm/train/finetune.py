@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmllm.datasets.streams import VideoStream, is_stream
-from mmllm.errors import InputError, require_extra
+from mmllm.errors import ConfigError, InputError, require_extra
 from mmllm.fields import require, require_seed, to_mapping
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.hosted import HostedVideoQA
@@ -115,6 +115,9 @@ def finetune(
         stages = [LanguageStage(config.training, merge=not config.adapter_only)]
         if hosted is None:
             _check_own(config)
+            seen = stream is None and all(dialogue.media for dialogue in dialogues)
+            if config.training.base_kl_weight and seen:
+                raise ConfigError("base_kl_weight above 0 needs dialogues without a video or an image; there is none")
             check_stages(stages, qa.model)
         else:
             check_hosted(hosted, config.training)
@@ -159,6 +162,8 @@ def _settings(config: FinetuneConfig, stream: VideoStream | None) -> dict[str, A
     for newer, depends in (("chunks", "chunk_share"), ("ring", "ring_sends")):
         if settings["training"][newer] == 1:
             del settings["training"][newer], settings["training"][depends]  # nor these
+    if settings["training"]["base_kl_weight"] == 0:
+        del settings["training"]["base_kl_weight"]  # nor this
     return settings if stream is None else {**settings, "stream": stream.name}
 
 

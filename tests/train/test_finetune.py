@@ -164,6 +164,12 @@ def test_everything_that_is_wrong_is_told_before_training(copied_clips, tiny_bas
     assert len(json.loads((tmp_path / "run" / "run.json").read_text())["rows"]) == 2
 
 
+def test_staying_near_the_llm_needs_text_alone(own_clips, tiny_base, tmp_path):
+    near = config(tiny_base, max_steps=1, lora_rank=2, base_kl_weight=1.0)
+    with pytest.raises(ConfigError, match="needs dialogues without a video"):
+        finetune(near, own_clips / "clips.jsonl", tmp_path, workers=0)
+
+
 def test_settings_that_cannot_be_are_refused(tiny_base):
     with pytest.raises(ConfigError, match="adapter_only"):
         config(tiny_base, adapter_only=True, lora_rank=0)
