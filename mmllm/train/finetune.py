@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmllm.datasets.records import Dialogue
 from mmllm.datasets.streams import VideoStream, is_stream
 from mmllm.errors import ConfigError, InputError, require_extra
 from mmllm.fields import require, require_seed, to_mapping
@@ -114,10 +115,7 @@ def finetune(
         hosted = qa if isinstance(qa, HostedVideoQA) else None
         stages = [LanguageStage(config.training, merge=not config.adapter_only)]
         if hosted is None:
-            _check_own(config)
-            seen = stream is None and all(dialogue.media for dialogue in dialogues)
-            if config.training.base_kl_weight and seen:
-                raise ConfigError("base_kl_weight above 0 needs dialogues without a video or an image; there is none")
+            _check_own(config, dialogues)
             check_stages(stages, qa.model)
         else:
             check_hosted(hosted, config.training)
@@ -178,12 +176,14 @@ def streamed(name: Path, media: Path | None, fps: float | None) -> VideoStream:
     return VideoStream(name, "train")
 
 
-def _check_own(config: FinetuneConfig) -> None:
-    """Refuses what only a hosted model takes.
+def _check_own(config: FinetuneConfig, dialogues: Sequence[Dialogue]) -> None:
+    """Refuses what only a hosted model takes, and what these dialogues (none of a stream) give no rows to.
 
     Raises:
         ConfigError: naming the field.
     """
+    if config.training.base_kl_weight and dialogues and all(dialogue.media for dialogue in dialogues):
+        raise ConfigError("base_kl_weight above 0 needs dialogues without a video or an image; there is none")
     require(not config.reducers, config, "reducers", "empty: a model of ours has the reducers of its configuration")
     training = config.training
     require(training.questions_per_video == 1, training, "questions_per_video", "1: each dialogue is one row")
