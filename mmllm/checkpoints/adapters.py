@@ -83,7 +83,9 @@ def _adapted(model: nn.Module, config: Any) -> Any:
 
     names, config.modules_to_save = config.modules_to_save or [], None
     trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
-    adapted = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks by the older name
+        adapted = get_peft_model(model, config)
     config.modules_to_save = names  # saved with the adapters, so that peft alone can load them
     for name in names:
         parent, _, key = name.rpartition(".")
