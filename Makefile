@@ -23,7 +23,7 @@ test: $(VENV)/ready $(VENV)/browser  ## all tests, a process for each core
 test-browser: $(VENV)/ready $(VENV)/browser  ## all of the demo's page in a browser, in minutes
 	MMLLM_BROWSER_TESTS=1 $(BIN)/python -m pytest tests/app
 
-test-long: $(VENV)/ready  ## what `make test` leaves out: benchmarks at their smallest, trainings, kills, in half an hour
+test-long: $(VENV)/ready  ## what `make test` leaves out: benchmarks at their smallest, trainings, kills
 	MMLLM_LONG_TESTS=1 $(BIN)/python -m pytest --timeout=7200 -m long
 
 test-docs: $(VENV)/ready  ## every command of the docs as it stands, nothing made smaller: an hour

@@ -88,10 +88,15 @@ def one_kind(source: Path, folder: Path) -> Path:
     asked = [row for row in asked if (row["family"], row["group"]) == (KIND, GROUP)]
     write_text(folder / "train.json", json.dumps({vid: clip for vid, clip in clips.items() if clip["QA"]}))
     write_text(folder / "val.json", json.dumps(asked))
-    for shared in ("videos", TALK, ON_SCREEN):
-        if not (folder / shared).exists():
-            (folder / shared).symlink_to((source / shared).resolve())
+    share(source, folder, ("videos", TALK, ON_SCREEN))
     return folder
+
+
+def share(source: Path, folder: Path, names: Sequence[str]) -> None:
+    """Links to what a folder has of these names, in another folder that does not have them yet."""
+    for name in names:
+        if (source / name).exists() and not (folder / name).exists():
+            (folder / name).symlink_to((source / name).resolve())
 
 
 def run_variant(variant: Variant, *, seed: int, base: Recipe, source: Path, output: Path) -> dict[str, Any]:
@@ -108,9 +113,7 @@ def run_variant(variant: Variant, *, seed: int, base: Recipe, source: Path, outp
     done = folder / "ablation.json"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        for shared in ("features", TALK):
-            if (source / shared).exists() and not (folder / shared).exists():
-                (folder / shared).symlink_to((source / shared).resolve())
+        share(source, folder, ("features", TALK))
         if "word_alignment" not in variant.training:
             (folder / _ALIGNED).parent.mkdir(exist_ok=True)
             if "visual_tokenizer" in variant.changes:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmllm.checkpoints.adapters import CONFIG, PARTS, merged_with
 from mmllm.checkpoints.loading import own_config
-from mmllm.checkpoints.pretrained_llm import load_llm, stored_weight, with_llm
+from mmllm.checkpoints.pretrained_llm import load_llm, stored_weight, weights_file, with_llm
 from mmllm.checkpoints.towers import load_tower
 from mmllm.config import MmllmConfig
 from mmllm.errors import CheckpointError
@@ -78,7 +78,7 @@ def load_assembled(folder: str | Path, dtype: torch.dtype = torch.float32) -> Mm
         CheckpointError: if a part cannot be had, with what to install, or the adapters do not fit.
     """
     named = pretrained_parts(folder)["language_model"]
-    exact = None if dtype == torch.float32 else partial(stored_weight, named)
+    exact = None if dtype == torch.float32 else partial(stored_weight, weights_file(named))
     return merged_with(load_unadapted(folder, dtype), folder, exact)
 
 

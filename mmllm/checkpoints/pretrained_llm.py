@@ -32,19 +32,19 @@ def load_llm(name: str, dtype: torch.dtype = torch.float32) -> Any:
         llm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"cannot load the LLM {source}: {problem}") from None
-    return llm if dtype == torch.float32 else _cast(llm, name, dtype)
+    return llm if dtype == torch.float32 else _cast(llm, weights_file(name), dtype)
 
 
-def stored_weight(llm: str, weight: str) -> Tensor | None:
-    """A weight as the file of an LLM has it, read through a map of its own; None if there is no single file with it.
+def weights_file(name: str) -> Path:
+    """The file with the weights of an LLM (what `llm_source` takes); there is none if they are in several."""
+    return Path(llm_source(name)) / SAFE_WEIGHTS_NAME
+
+
+def stored_weight(file: Path, weight: str) -> Tensor | None:
+    """A weight as an LLM's file has it, read through a map of its own; None if there is no such file or weight.
 
     What is read of a map counts as memory for as long as the map is open, so a map of all weights would grow.
-
-    Args:
-        llm: what `llm_source` takes.
-        weight: its name in the LLM.
     """
-    file = Path(llm_source(llm)) / SAFE_WEIGHTS_NAME
     if not file.is_file():
         return None
     with safe_open(file, "pt") as stored:
@@ -75,10 +75,10 @@ def with_llm(config: MmllmConfig, language_model: Any) -> MmllmForConditionalGen
     return MmllmForConditionalGeneration(config, language_model=language_model)
 
 
-def _cast(llm: Any, name: str, dtype: torch.dtype) -> Any:
+def _cast(llm: Any, file: Path, dtype: torch.dtype) -> Any:
     """The LLM with weights of another type, read one by one; without a single file, the LLM is cast as a whole."""
-    for weight_name, weight in llm.named_parameters():
-        stored = stored_weight(name, weight_name)
+    for name, weight in llm.named_parameters():
+        stored = stored_weight(file, name)
         if stored is not None:
             weight.data = stored.to(dtype)
     return llm.to(dtype)

@@ -74,10 +74,9 @@ def base_kl(
     rows = text_alone(placed).to(hidden.device)
     if not rows.any():
         return hidden.new_zeros(())
-    predicts = placed.attention_mask.to(hidden.device)[rows].bool()
-    predicts = predicts & predicts.roll(-1, dims=1)  # a row's last position predicts nothing that is given
-    predicts[:, -1] = False
+    given = placed.attention_mask.to(hidden.device)[rows].bool()
+    predicts = given[:, :-1] & given[:, 1:]  # a row's last position predicts nothing that is given
     with torch.no_grad(), without_adapters(llm):
         before = llm.base_model(**{name: value[rows] for name, value in inputs.items()}, use_cache=False)
-        base = logits_of(before.last_hidden_state[predicts])
-    return divergence(logits_of(hidden[rows][predicts]), base, time_ids)
+        base = logits_of(before.last_hidden_state[:, :-1][predicts])
+    return divergence(logits_of(hidden[rows][:, :-1][predicts]), base, time_ids)

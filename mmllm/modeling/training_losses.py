@@ -83,10 +83,9 @@ class TrainingLosses(GenerationWithMedia):
     def _base_kl(self, arguments: dict[str, Any], hidden: Tensor, placed: Placed, items: Tensor | int | None) -> Tensor:
         """The weighted divergence from the LLM without its adapters; a position counts as much as a label."""
         assert placed.labels is not None
-        counted = (placed.labels[:, 1:] != IGNORED).sum().clamp(min=1) if items is None else items
         time_ids = self.time_ids_on(hidden.device)
         total = base_kl(self.language_model, self.lm_logits, arguments, hidden, placed, time_ids)
-        return self.base_kl_weight * total / torch.as_tensor(counted, device=total.device)
+        return self.base_kl_weight * total / torch.as_tensor(_counted(placed.labels, items), device=total.device)
 
     @property
     def _in_ring(self) -> bool:
@@ -103,7 +102,7 @@ class TrainingLosses(GenerationWithMedia):
         assert labels is not None
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)  # what each position predicts
         time_ids = self.time_ids_on(labels.device)
-        counted = (targets != IGNORED).sum().clamp(min=1) if items is None else items
+        counted = _counted(labels, items)
 
         def loss_of(hidden: Tensor, where: slice | Tensor) -> Tensor:
             wanted = targets[:, where]
@@ -167,6 +166,11 @@ class TrainingLosses(GenerationWithMedia):
         if sum(counts) != len(fraction):
             return None
         return fraction[first.clamp(max=len(fraction) - 1)]
+
+
+def _counted(labels: Tensor, items: Tensor | int | None) -> Tensor | int:
+    """By how many labels a batch's sums are divided: those of the step (`items`), or its own (`labels`, B P)."""
+    return (labels[:, 1:] != IGNORED).sum().clamp(min=1) if items is None else items
 
 
 def _scaled(losses: dict[str, Tensor], placed: Placed, items: Tensor | int | None) -> dict[str, Tensor]:

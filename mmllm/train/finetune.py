@@ -157,11 +157,11 @@ def _settings(config: FinetuneConfig, stream: VideoStream | None) -> dict[str, A
     settings = to_mapping(config)
     if not config.reducers:
         del settings["reducers"]  # earlier runs have none in their record
-    for newer, depends in (("chunks", "chunk_share"), ("ring", "ring_sends")):
-        if settings["training"][newer] == 1:
-            del settings["training"][newer], settings["training"][depends]  # nor these
-    if settings["training"]["base_kl_weight"] == 0:
-        del settings["training"]["base_kl_weight"]  # nor this
+    training = settings["training"]
+    for newer, unused, *depends in (("chunks", 1, "chunk_share"), ("ring", 1, "ring_sends"), ("base_kl_weight", 0)):
+        if training[newer] == unused:
+            for name in (newer, *depends):  # nor these
+                del training[name]
     return settings if stream is None else {**settings, "stream": stream.name}
 
 

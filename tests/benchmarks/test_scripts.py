@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from long_tests import LONG
 from safetensors.torch import save_file
 
 from benchmarks.layouts import LAYOUTS, markdown
@@ -214,12 +213,12 @@ def test_the_server_is_asked_by_several_clients(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the peak of a process is not told there")
-def test_a_long_video_takes_little_more_memory_than_a_sixth_of_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("minutes", [(3, 18), pytest.param((10, 60), marks=pytest.mark.long)])
+def test_a_long_video_takes_little_more_memory_than_a_sixth_of_it(minutes, tmp_path, monkeypatch):
     from benchmarks import long_video
 
     way = "one token of each place, over all frames"
     monkeypatch.setattr(long_video, "WAYS", {way: long_video.WAYS[way]})
-    minutes = (10, 60) if LONG else (3, 18)
     kept = run("long_video", ["--minutes", *map(str, minutes)], tmp_path)
     assert filled_columns(kept, "long-video") == 6
     assert [row.numbers["frames"] for row in kept.tables["long-video"]] == [60 * count for count in minutes]

@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from long_tests import LONG
 from torch import nn
 
 from mmllm import cli
@@ -34,7 +33,6 @@ from mmllm.train.record import claim
 from mmllm.train.schedule import TrainingSchedule
 
 STEPS = 8
-KILLS = 50 if LONG else 6
 
 
 class Slope(nn.Module):
@@ -104,10 +102,11 @@ def losses(run):
 
 
 @pytest.mark.slow
-def test_case_28_killed_while_saving(tmp_path):
-    """All 50 kills in `make test-long`; `test_finetune.py` kills whole fine-tunings."""
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.long)])
+def test_case_28_killed_while_saving(kills, tmp_path):
+    """`test_finetune.py` kills whole fine-tunings."""
     draw, reached = random.Random(28), 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         process = in_a_process(trained, tmp_path, None, 10_000, 1)
         folder = tmp_path / "checkpoints" / f"checkpoint-{reached + 2}"
         deadline = time.monotonic() + 60

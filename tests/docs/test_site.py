@@ -33,7 +33,7 @@ def public_names() -> dict[str, set[str]]:
         parts = folders if stem == "__init__" else [*folders, stem]
         if any(part.startswith("_") for part in parts):
             continue
-        names = rooms.setdefault(folders[-1] if len(folders) < 2 else folders[1], set())
+        names = rooms.setdefault(folders[:2][-1], set())
         names.add(".".join(parts))
         names |= {".".join([*parts, name]) for name in public_definitions(ast.parse(file.read_text()))}
     return rooms

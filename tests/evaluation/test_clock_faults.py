@@ -86,7 +86,7 @@ def test_noise_alone_is_no_fault(seed, noise_s):
 
 
 def test_a_model_that_does_not_look_tells_nothing_but_by_chance():
-    """One in a hundred seems to follow the events: so many are allowed by the rule, and 3 of 60 are rare (0.3 %)."""
+    """One in a hundred seems to follow the events: so many the rule allows, and more than 3 of 60 are rare (0.3 %)."""
     blind = [
         report(*planted, clips=4, shows=False, blind=True, seed=seed).answers
         for seed, planted in zip(range(60), itertools.cycle([(), *((fault,) for fault in PLANTED)]), strict=False)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from long_tests import LONG
 from versions import needs_pyav_17_1
 
 from mmllm.video import errors as video_errors
@@ -78,13 +77,13 @@ def read_mutated(item: tuple[str, int]) -> int:
 @needs_pyav_17_1
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_mutated_copies_neither_hang_nor_crash(make_clip, caplog):
+@pytest.mark.parametrize("count", [300, pytest.param(1000, marks=pytest.mark.long)])
+def test_mutated_copies_neither_hang_nor_crash(count, make_clip, caplog):
     caplog.set_level("ERROR")
     sources = [str(make_clip(name, frames=24, **fields)) for name, fields in MADE.items()]
     shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "videos"
     if shared.is_dir():
         sources += [str(shared / name) for name in SMALL_REAL]
-    count = 1000 if LONG else 300
     items = [(sources[seed % len(sources)], seed) for seed in range(count)]
     reading = Quarantine(read_mutated, QuarantineConfig(workers=2, deadline_s=240.0))
     good = dict(reading.results(items))
