@@ -52,6 +52,22 @@ def ancestry(parents: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(visible), torch.from_numpy(depth)
 
 
+def behind_chain(count: int, visible: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    """What `ancestry` gives for a tree, if its root has so many ancestors in a chain: these nodes come first.
+
+    Args:
+        count: C.
+        visible: bool, M M.
+        depth: int64, M.
+
+    Returns:
+        bool, C+M C+M, and int64, C+M.
+    """
+    whole = torch.ones(count + len(depth), count + len(depth), dtype=torch.bool).tril()
+    whole[count:, count:] = visible
+    return whole, torch.cat([torch.arange(count), count + depth])
+
+
 def tree_mask(
     attended: Tensor, visible: Tensor, depth: Tensor, dtype: torch.dtype, window: int | None = None
 ) -> Tensor:

@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from mmllm.decoding.masks import ancestry, masks_for, window_of
+from mmllm.decoding.masks import ancestry, behind_chain, masks_for, window_of
 from mmllm.errors import InputError
 from mmllm.llm.cache import CACHE
 from mmllm.llm.head import lm_logits
+
+_SHORT = 256
+"""Rows of a prompt that are read together with a first tree. Attention with a mask computes what it hides: longer
+prompts are read without one, alone."""
 
 
 class CachedReader:
@@ -42,6 +46,8 @@ class CachedReader:
         """L D: the last hidden states of the text; None if nobody reads them."""
         self.logits: Tensor = torch.empty(0)
         """N V, of the nodes of the tree."""
+        self.waiting: Tensor | None = None
+        """1 N D: the end of the prompt, which the pass of the first tree reads, too. The last row is the tree's root."""
         self.drop()
 
     @classmethod
@@ -110,6 +116,8 @@ class CachedReader:
     ) -> tuple[Self, Tensor]:
         """A reader of a prompt of one of our models, and the logits (V) of the first new token.
 
+        What is not in the cache is read with the first tree if it is short: it is `waiting`, and the logits are 0 V.
+
         Args:
             model: one of our models.
             embeddings: 1 N D, of what is not in the cache.
@@ -120,8 +128,13 @@ class CachedReader:
         Raises:
             InputError: if the logits hold NaN.
         """
+        is_whole, rows = bool(mask.all()), embeddings.shape[1]
+        if is_whole and rows <= _SHORT:
+            reader = cls(model, cache, mask[0, :-rows].bool(), position[:, :1])
+            reader.waiting = embeddings
+            return reader, embeddings.new_empty(0, model.get_output_embeddings().out_features)
         reader = cls(model, cache, mask[0].bool(), position[:, -1:] + 1)
-        seen = None if bool(reader.attended.all()) else mask
+        seen = None if is_whole else mask
         return reader, reader._decoded(embeddings, seen, position, last=1)[0]
 
     @property
@@ -142,6 +155,8 @@ class CachedReader:
         Raises:
             InputError: if the logits hold NaN.
         """
+        if self.waiting is not None:
+            return self._read_with_prompt(self.waiting, tokens, parents)
         device, before = self.attended.device, len(self.tokens)
         self.tokens += tokens.tolist()
         self.parents += [int(parent) for parent in parents]
@@ -157,6 +172,22 @@ class CachedReader:
         self.passes, self.positions = self.passes + 1, self.positions + len(tokens)
         self.peak = max(self.peak, len(self.attended) + len(self.tokens))
         return logits
+
+    def _read_with_prompt(self, prompt: Tensor, tokens: Tensor, parents: Sequence[int]) -> Tensor:
+        """Logits M V of a tree, read in one pass with the end of the prompt (1 N D), whose last row is the root.
+
+        The prompt's rows come first and are text at once; its pass is not counted among those of the trees.
+        """
+        device, before = self.attended.device, prompt.shape[1] - 1
+        self.tokens, self.parents, self.waiting = tokens.tolist(), [int(parent) for parent in parents], None
+        visible, depth = (part.to(device) for part in behind_chain(before, *ancestry(tuple(self.parents))))
+        mask = masks_for(self.window, self.attended, visible, depth, self.dtype)
+        rows = torch.cat([prompt, self.words(tokens[1:].to(device))[None]], dim=1)
+        self.logits = self._decoded(rows, mask, self.position + depth, last=len(tokens))
+        self.attended = torch.cat([self.attended, self.attended.new_ones(before)])
+        self.position, self.positions = self.position + before, self.positions + len(tokens) - 1
+        self.peak = len(self.attended) + len(tokens)
+        return self.logits
 
     def _decoded(self, embeddings: Tensor, mask: Any, position: Tensor, last: int = 0) -> Tensor:
         """Logits of the `last` positions of a pass of our decoder over 1 N D; of all for 0."""

@@ -58,7 +58,7 @@ def _bits(path: tuple[int, ...]) -> float:
 class TokenRecyclingConfig:
     """How large drafts are."""
 
-    tree: int = 32
+    tree: int = 20
     """Nodes of a draft behind its root: the likeliest ones of the published tree, which has 80."""
     width: int = 8
     """Successors that are kept of each token."""

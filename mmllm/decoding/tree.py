@@ -152,6 +152,40 @@ class MachineDecoding(Decoding):
             return GenerateDecoderOnlyOutput(sequences=text.ids, past_key_values=inputs[CACHE])
         return text.ids
 
+    def _write(self, started: float, model: Any, target: CachedReader, logits: Tensor, **given: Any) -> None:
+        """Writes an answer whose prompt has been read, and keeps its counters.
+
+        Args:
+            started: `time.perf_counter()` before the prompt was read.
+            model: the target.
+            target: the reader of the prompt.
+            logits: V, of the first new token; 0 V if the end of the prompt is `waiting`.
+            given: the other fields of the `Request`.
+        """
+        vocabulary, forbidden = logits.shape[-1], forbidden_ids(model)
+        request = Request(model=model, target=target, vocabulary=vocabulary, forbidden=forbidden, **given)
+        counts = self.write(request, target, logits)
+        self.last = counts(time.perf_counter() - started)
+        self.total = self.last if self.total is None else added([self.total, self.last])
+
+    def read_prompt(self, model: Any, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[CachedReader, Tensor]:
+        """A reader of the prompt, and the logits (V) of the first new token; see `CachedReader.after_prompt`."""
+        return CachedReader.after_prompt(model, input_ids, inputs, keep_states=self.reads_states)
+
+    def write(self, request: Request, target: CachedReader, logits: Tensor) -> Callable[[float], DecodingCounts]:
+        """Writes the text to its end, and returns the counters as a function of all seconds.
+
+        Args:
+            request: the text and what the target was given.
+            target: has read the prompt.
+            logits: V, of the first new token.
+        """
+        raise NotImplementedError
+
+
+class TreeDecoding(MachineDecoding):
+    """A method that drafts trees and verifies each in one pass. It has to write `start`."""
+
     @torch.inference_mode()
     def greedy_ids(
         self,
@@ -192,40 +226,6 @@ class MachineDecoding(Decoding):
         self._write(started, model, target, logits, text=text, input_ids=input_ids, inputs=inputs)
         return input_ids.new_tensor([text.new])
 
-    def _write(self, started: float, model: Any, target: CachedReader, logits: Tensor, **given: Any) -> None:
-        """Writes an answer whose prompt has been read, and keeps its counters.
-
-        Args:
-            started: `time.perf_counter()` before the prompt was read.
-            model: the target.
-            target: the reader of the prompt.
-            logits: V, of the first new token.
-            given: the other fields of the `Request`.
-        """
-        vocabulary, forbidden = logits.shape[-1], forbidden_ids(model)
-        request = Request(model=model, target=target, vocabulary=vocabulary, forbidden=forbidden, **given)
-        counts = self.write(request, target, logits)
-        self.last = counts(time.perf_counter() - started)
-        self.total = self.last if self.total is None else added([self.total, self.last])
-
-    def read_prompt(self, model: Any, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[CachedReader, Tensor]:
-        """A reader of the prompt, and the logits (V) of the first new token; see `CachedReader.after_prompt`."""
-        return CachedReader.after_prompt(model, input_ids, inputs, keep_states=self.reads_states)
-
-    def write(self, request: Request, target: CachedReader, logits: Tensor) -> Callable[[float], DecodingCounts]:
-        """Writes the text to its end, and returns the counters as a function of all seconds.
-
-        Args:
-            request: the text and what the target was given.
-            target: has read the prompt.
-            logits: V, of the first new token.
-        """
-        raise NotImplementedError
-
-
-class TreeDecoding(MachineDecoding):
-    """A method that drafts trees and verifies each in one pass. It has to write `start`."""
-
     def start(self, request: Request) -> DraftSource:
         """The source of drafts for a text.
 
@@ -240,12 +240,16 @@ class TreeDecoding(MachineDecoding):
         return (acceptance.recursive if sampled else acceptance.point)(draft, logits, text)
 
     def write(self, request: Request, target: CachedReader, logits: Tensor) -> Callable[[float], DecodingCounts]:
-        """Rounds of draft, verification and acceptance."""
+        """Rounds of draft, verification and acceptance.
+
+        If the end of the prompt is `waiting`, the first draft begins with its last token, and is read in one pass with it.
+        """
         text, source = request.text, self.start(request)
         rows = request.model.get_input_embeddings().weight.shape[0]
-        drafted, emitted, draft_s, verify_s = 0, [], 0.0, 0.0
-        text.add(text.choose(logits))
-        text.flush()
+        drafted, matched, emitted, draft_s, verify_s = 0, 0, list[int](), 0.0, 0.0
+        if target.waiting is None:
+            text.add(text.choose(logits))
+            text.flush()
         while not text.ended:
             begun = time.perf_counter()
             draft = source.propose(text.last, text.room)
@@ -263,7 +267,9 @@ class TreeDecoding(MachineDecoding):
             draft_s += proposed - begun + time.perf_counter() - verified
             verify_s += verified - proposed
             drafted += sum(map(len, draft.children))
-            emitted.append(text.count - before)
+            matched += text.count - before - 1
+            if before:  # others are of the pass over the prompt
+                emitted.append(text.count - before)
             text.flush()
         return lambda seconds: DecodingCounts.of(
             text,
@@ -272,7 +278,7 @@ class TreeDecoding(MachineDecoding):
             draft_passes=source.passes,
             draft_positions=source.positions,
             drafted=drafted,
-            matched=sum(emitted) - len(emitted),
+            matched=matched,
             seconds_draft=draft_s,
             seconds_verify=verify_s,
             seconds_total=seconds,

@@ -134,7 +134,7 @@ def test_the_state_goes_on_in_another_method(make_decoder):
         ({"width": 0}, "width"),
         ({"tree": 0}, "tree"),
         ({"tree": 81}, "tree"),
-        ({"width": 4}, "ranks in a tree of 32"),
+        ({"width": 3}, "ranks in a tree of 20"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):

@@ -7,6 +7,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation import GenerationMixin
 
+from mmllm.decoding import reading
 from mmllm.decoding.choosing import decoding_of
 from mmllm.llm.roomy_layer import RoomyLayer, with_room
 from mmllm.modalities.video import VideoInputs
@@ -112,6 +113,29 @@ def test_a_method_with_a_loop_of_its_own_writes_the_same(make_model, loops, fami
             assert counts.new_tokens == expected.shape[1] - 6 == counts.first_tokens + sum(counts.emitted_per_round)
             assert counts.rounds == counts.target_passes - 1 == len(counts.emitted_per_round)
     assert method.total.matched > 0
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"), [("llama", "sdpa"), ("llama", "eager"), ("gemma", "sdpa"), ("gemma2", "eager")]
+)
+def test_the_first_draft_is_read_together_with_a_short_prompt(make_model, monkeypatch, family, attention):
+    model = make_model(family)
+    model.language_model.set_attn_implementation(attention)
+    given = {"sequences": sequences(model, 1), **PLAIN, "eos_token_id": None}
+    expected = model.generate(IDS[1:], MASK[1:], **given)
+    counts = []
+    for longest in (256, 3):  # a longer prompt is read alone
+        monkeypatch.setattr(reading, "_SHORT", longest)
+        method = decoding_of("token-recycling")
+        for _ in range(3):
+            assert torch.equal(model.generate(IDS[1:], MASK[1:], **given, custom_generate=method), expected)
+        counts.append(method.last)
+    together, apart = counts
+    assert (apart.first_tokens, together.new_tokens) == (1, apart.new_tokens)
+    assert together.first_tokens > 1
+    assert together.target_passes <= apart.target_passes
+    assert together.matched == together.new_tokens - together.target_passes
+    assert apart.matched == apart.new_tokens - apart.target_passes
 
 
 def test_a_method_with_a_loop_of_its_own_goes_through_transformers_beside_other_options(make_model, loops):
