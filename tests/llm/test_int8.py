@@ -1,12 +1,16 @@
 """int8 layers: close to float32, in every decoding and with a kept prefix, and refused where they cannot be."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from mmllm import VideoQA
 from mmllm.errors import ConfigError
-from mmllm.llm.int8 import Int8Linear, is_int8
+from mmllm.llm.int8 import Int8Linear, is_int8, largest_weight
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.tokens import VideoClip
 
@@ -45,13 +49,33 @@ def test_a_layer_is_the_product_of_rounded_numbers(bias, dtype):
     int8 = Int8Linear(layer)
     outputs = int8(hidden)
     weight, inputs = layer.weight.double(), hidden.double()
-    rows, columns = weight.abs().amax(1, keepdim=True) / 127, inputs.abs().amax(-1, keepdim=True) / 127
+    rows, columns = weight.abs().amax(1, keepdim=True) / largest_weight(), inputs.abs().amax(-1, keepdim=True) / 127
     rounded = (inputs / columns.clamp(min=1e-30)).round() * columns
     exact = nn.functional.linear(rounded, (weight / rows).round() * rows, layer.bias.double() if bias else None)
     torch.testing.assert_close(outputs.double(), exact, rtol=0, atol=1e-5 if dtype is torch.float32 else 0.05)
     assert outputs.dtype is dtype
     assert (outputs - layer(hidden)).norm() / layer(hidden).norm() < 0.02
     assert torch.equal(int8(hidden[1:, 2:3]), outputs[1:, 2:3])  # a row does not depend on the others
+
+
+@pytest.mark.parametrize("instructions", ["SSE41", "AVX2", "AVX512_CORE"])
+def test_products_are_exact_with_the_instructions_of_other_processors(instructions):
+    lines = (
+        "import torch",
+        "from mmllm.llm.int8 import Int8Linear, largest_weight",
+        "for rows in (1, 7, 64):",
+        "    layer, hidden = torch.nn.Linear(96, 48, bias=False), 1 + torch.randn(rows, 96)",
+        "    layer.weight.data.abs_()  # all of one sign: sums are as large as they can be",
+        "    int8 = Int8Linear(layer)",
+        "    scale = hidden.abs().amax(-1, keepdim=True) / 127",
+        "    exact = ((hidden / scale).round().double() @ int8.weight.double().T) * scale * int8.scale",
+        "    assert (int8(hidden).double() - exact).abs().max() < 1e-4",
+        "print(largest_weight())",
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) in (64, 127)
 
 
 def test_logits_are_close(default, int8, clip):

@@ -13,6 +13,7 @@ from transformers.generation import GenerationMixin
 from mmllm.errors import CheckpointError, ConfigError, InputError
 from mmllm.inference.costs import cache_bytes
 from mmllm.interfaces import LlmReducer
+from mmllm.llm.cache import CACHE
 from mmllm.llm.prefix import Prefix, digest_of
 from mmllm.llm.values import PruneDecision
 from mmllm.modalities.video import VideoInputs
@@ -205,7 +206,7 @@ def test_the_loop_of_generation_may_be_another(make_model):
     prefix, (ids, mask) = read(model), prompts()
 
     def own(model, input_ids, **options):
-        assert options["past_key_values"].get_seq_length() == len(prefix.ids) < input_ids.shape[1]
+        assert options[CACHE].get_seq_length() == len(prefix.ids) < input_ids.shape[1]
         return GenerationMixin._sample(model, input_ids, **options)
 
     expected, _ = generated(model, ids, mask, prefix=prefix)
