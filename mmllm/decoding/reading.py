@@ -47,7 +47,7 @@ class CachedReader:
         self.logits: Tensor = torch.empty(0)
         """N V, of the nodes of the tree."""
         self.waiting: Tensor | None = None
-        """1 N D: the end of the prompt, which the pass of the first tree reads, too. The last row is the tree's root."""
+        """1 N D: the end of the prompt, which the pass of the first tree reads. The last row is the tree's root."""
         self.drop()
 
     @classmethod
@@ -179,7 +179,9 @@ class CachedReader:
         The prompt's rows come first and are text at once; its pass is not counted among those of the trees.
         """
         device, before = self.attended.device, prompt.shape[1] - 1
-        self.tokens, self.parents, self.waiting = tokens.tolist(), [int(parent) for parent in parents], None
+        self.waiting = None
+        self.tokens += tokens.tolist()
+        self.parents += [int(parent) for parent in parents]
         visible, depth = (part.to(device) for part in behind_chain(before, *ancestry(tuple(self.parents))))
         mask = masks_for(self.window, self.attended, visible, depth, self.dtype)
         rows = torch.cat([prompt, self.words(tokens[1:].to(device))[None]], dim=1)

@@ -242,7 +242,7 @@ class TreeDecoding(MachineDecoding):
     def write(self, request: Request, target: CachedReader, logits: Tensor) -> Callable[[float], DecodingCounts]:
         """Rounds of draft, verification and acceptance.
 
-        If the end of the prompt is `waiting`, the first draft begins with its last token, and is read in one pass with it.
+        If the end of the prompt is `waiting`, the first draft begins with its last token and is read together with it.
         """
         text, source = request.text, self.start(request)
         rows = request.model.get_input_embeddings().weight.shape[0]
