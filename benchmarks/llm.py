@@ -1,6 +1,7 @@
 """What the LLM's passes cost: reading a prompt and writing an answer, against transformers' own, and in int8.
 
     python benchmarks/llm.py [--rounds 7] [--threads 1] [--json out.json]
+    python benchmarks/llm.py --threads 2 --only writing
     python benchmarks/llm.py --device cuda --width 4096 --layers 8
 
 A LLaVA of transformers with random weights and a Qwen2 of width 896 and six layers (97 million weights); images are of
@@ -9,8 +10,9 @@ stored: the LLM is measured. Each row of `llm-reading` is one pass over a prompt
 `llm-writing` is one token more after a prompt; the machine's limits are measured in the same run. `llm-answers` asks
 the packaged model in float32 and in int8.
 
-Times are processor time of the process, or device time on an accelerator; medians of turns. Ratios above 1 are faster
-than transformers in float32. An accelerator has no int8 here; there, a compiled pass in bfloat16 stands beside.
+Times are processor time of the process with one thread, by the clock with several or on an accelerator; medians of
+turns. Ratios above 1 are faster than transformers in float32. With several threads, the LLM stands beside as `VideoQA`
+loads it. An accelerator has no int8 here; there, a compiled pass in bfloat16 does.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlavaCon
 
 from benchmarks.intervals import median_ratio, middle, quartiles
 from benchmarks.layouts import head, line
-from benchmarks.measuring import in_turns, seconds_on
+from benchmarks.measuring import in_turns, seconds_on, wall_s
 from benchmarks.memory import extra_bytes_on
 from benchmarks.results import Results, command_line, machine, option_parser
 from benchmarks.tiled_reading import BASE, tiled_readers
@@ -33,6 +35,7 @@ from mmllm.evaluation.fresh import fresh_benchmark
 from mmllm.evaluation.span_metrics import iou
 from mmllm.hosting.model import HostedModel
 from mmllm.inference.answering import VideoQA
+from mmllm.llm.few_rows import share_rows
 from mmllm.llm.int8 import quantize
 
 IMAGE, TEXT, TOKENS, VOCABULARY = 8000, 32, 576, 8192
@@ -41,6 +44,7 @@ PRUNED = {1: 0.25, 5: 0.2}
 AROUND = (range(10, 10 + TEXT // 2), range(100, 100 + TEXT // 2))
 """The ids before and behind the images."""
 DECODED = 16
+TABLES = ("reading", "writing", "answers")
 
 
 def build(layers: int, width: int) -> Any:
@@ -68,12 +72,24 @@ def in_int8(model: Any) -> Any:
     return model
 
 
+def shared(model: Any) -> Any:
+    """A copy of the model whose LLM shares products of few rows out over the threads."""
+    model = copy.deepcopy(model)
+    share_rows(model, model.model.language_model)
+    return model
+
+
 def compiled(model: Any) -> Any:
     """A copy of the model whose LLM's layers are compiled."""
     model = copy.deepcopy(model)
     for layer in model.model.language_model.layers:
         layer.compile(dynamic=True)
     return model
+
+
+def clock_of(device: torch.device) -> Callable[[Callable[[], Any]], float]:
+    """How seconds are counted: of the processor where a single thread computes, else by the clock."""
+    return wall_s if device.type == "cpu" and torch.get_num_threads() > 1 else seconds_on(device)
 
 
 def prompt(images: int, device: torch.device) -> dict[str, Tensor]:
@@ -139,7 +155,7 @@ def add_reading(
         device: where.
         results: what the rows are added to.
     """
-    taken = in_turns(works, rounds, take=seconds_on(device), and_back=True)
+    taken = in_turns(works, rounds, take=clock_of(device), and_back=True)
     base, ideal = taken[BASE], taken["ideal"]
     for name, work in works.items():
         if name == "ideal":
@@ -174,7 +190,7 @@ def measure_writing(models: Mapping[str, Any], images: int, rounds: int, results
 
     works = {name: writer(model) for name, model in models.items()}
     device = models[BASE].device
-    taken = in_turns(works, rounds, take=seconds_on(device), and_back=True)
+    taken = in_turns(works, rounds, take=clock_of(device), and_back=True)
     base = taken[BASE]
     for name, seconds in taken.items():
         numbers: dict[str, Any] = {"token_s": quartiles([one / DECODED for one in seconds])}
@@ -192,7 +208,7 @@ def measure_limits(width: int, rounds: int, device: torch.device, results: Resul
         "products of 576 rows, float32": lambda: [torch.nn.functional.linear(many, weight) for weight in weights],
         "products of one row, float32": lambda: [torch.nn.functional.linear(one, weight) for weight in weights],
     }
-    taken = in_turns(works, rounds, take=seconds_on(device))
+    taken = in_turns(works, rounds, take=clock_of(device))
     operations = 2 * TOKENS * sum(weight.numel() for weight in weights)
     size = sum(weight.numel() for weight in weights) * 4
     for (name, seconds), amount, unit in zip(taken.items(), (operations, size), ("gflops", "gb_per_s"), strict=True):
@@ -227,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=6, help="of the LLM")
     parser.add_argument("--width", type=int, default=896, help="of the LLM, a multiple of 64")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 5], choices=tuple(PRUNED), help="of a prompt")
+    parser.add_argument("--only", nargs="+", default=TABLES, choices=TABLES, help="what is measured")
     parser.add_argument("--videos", type=int, default=20, help="that the packaged model is asked about")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="where it is measured")
     options = parser.parse_args(arguments)
@@ -239,14 +256,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models = {BASE: model, "transformers, bfloat16": half}
     on_cpu = options.device.type == "cpu"
     models |= {"int8": in_int8(model)} if on_cpu else {"compiled, bfloat16": compiled(half)}
-    print(f"\n{head('llm-reading')}")
-    for images in options.images:
-        measure_reading(models, images, options.rounds, results)
-    measure_tiles(model, options.rounds, results)
-    print(f"\n{head('llm-writing')}")
-    for images in options.images:
-        measure_writing(models, images, options.rounds, results)
-    if on_cpu:
+    models |= {"as VideoQA loads it, float32": shared(model)} if on_cpu and options.threads > 1 else {}
+    if "reading" in options.only:
+        print(f"\n{head('llm-reading')}")
+        for images in options.images:
+            measure_reading(models, images, options.rounds, results)
+        measure_tiles(model, options.rounds, results)
+    if "writing" in options.only:
+        print(f"\n{head('llm-writing')}")
+        for images in options.images:
+            measure_writing(models, images, options.rounds, results)
+    if on_cpu and "answers" in options.only:
         print(f"\n{head('llm-answers')}")
         measure_answers(options.videos, results)
     results.save(options.json)

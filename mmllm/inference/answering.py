@@ -32,6 +32,7 @@ from mmllm.inference.hosted_loading import is_hosted, load_hosted, with_adapter
 from mmllm.inference.kept_prefix import grouped
 from mmllm.inference.own_encoding import OwnEncoding
 from mmllm.llm.counters import ContextCounts
+from mmllm.llm.few_rows import share_rows
 from mmllm.llm.int8 import quantize
 from mmllm.llm.prefix import Prefix
 from mmllm.model import MmllmForConditionalGeneration
@@ -101,6 +102,8 @@ class VideoQA(OwnEncoding):
         qa = cls._loaded(model, kwargs)
         if quantize is not None:
             qa.quantize()
+        else:
+            share_rows(qa.model.model if isinstance(qa, HostedVideoQA) else qa.model, qa.decoder)
         return qa
 
     @classmethod

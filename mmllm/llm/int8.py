@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
+from mmllm.llm.few_rows import is_linear
 
 log = logging.getLogger(__name__)
 _LARGEST = 127
@@ -112,10 +113,10 @@ def quantize(model: Any, decoder: nn.Module) -> None:
         log.warning("this processor has no instructions for int8: weights have %d values, not 255", 2 * largest + 1)
     for part in list(decoder.modules()):
         for name, layer in part.named_children():
-            if type(layer) is nn.Linear:
+            if is_linear(layer):
                 setattr(part, name, Int8Linear(layer))
     head = model.get_output_embeddings()
-    if type(head) is nn.Linear:  # tied embeddings keep their weight; the head gets a copy as int8
+    if is_linear(head):  # tied embeddings keep their weight; the head gets a copy as int8
         model.set_output_embeddings(Int8Linear(head))
 
 
