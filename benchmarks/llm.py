@@ -11,8 +11,9 @@ stored: the LLM is measured. Each row of `llm-reading` is one pass over a prompt
 the packaged model in float32 and in int8.
 
 Times are processor time of the process with one thread, by the clock with several or on an accelerator; medians of
-turns. Ratios above 1 are faster than transformers in float32. With several threads, the LLM stands beside as `VideoQA`
-loads it. An accelerator has no int8 here; there, a compiled pass in bfloat16 does.
+turns. Ratios above 1 are faster than transformers in float32. Prompts are also read as mmllm's own models read them
+(`last_rows.py`); with several threads, words are also written by the LLM as `VideoQA` loads it (`few_rows.py`). An
+accelerator has no int8 here; there, a compiled pass in bfloat16 stands beside.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from mmllm.hosting.model import HostedModel
 from mmllm.inference.answering import VideoQA
 from mmllm.llm.few_rows import share_rows
 from mmllm.llm.int8 import quantize
+from mmllm.llm.last_rows import finishing_last
+from mmllm.llm.layers import with_modules
 
 IMAGE, TEXT, TOKENS, VOCABULARY = 8000, 32, 576, 8192
 PRUNED = {1: 0.25, 5: 0.2}
@@ -44,6 +47,7 @@ PRUNED = {1: 0.25, 5: 0.2}
 AROUND = (range(10, 10 + TEXT // 2), range(100, 100 + TEXT // 2))
 """The ids before and behind the images."""
 DECODED = 16
+OWN = "as mmllm's own models, float32"
 TABLES = ("reading", "writing", "answers")
 
 
@@ -77,6 +81,12 @@ def shared(model: Any) -> Any:
     model = copy.deepcopy(model)
     share_rows(model, model.model.language_model)
     return model
+
+
+def finishing(model: Any, positions: int) -> Any:
+    """The same weights; the LLM finishes the last position only, as those of mmllm's own models do."""
+    decoder = finishing_last(model.model.language_model, positions)
+    return with_modules(model, model=with_modules(model.model, language_model=decoder))
 
 
 def compiled(model: Any) -> Any:
@@ -119,6 +129,7 @@ def readers(models: Mapping[str, Any], images: int) -> tuple[dict[str, Reader], 
         return lambda: model(**given.arguments(), use_cache=True, logits_to_keep=1)
 
     works: dict[str, Reader] = {name: passing(model, whole) for name, model in models.items()}
+    works[OWN] = passing(finishing(plain.model, whole.inputs["input_ids"].shape[1]), whole)
     works["ideal"] = passing(plain.model, shortened)
     works[f"{reducer}, float32"] = lambda: pruning(inputs, features, use_cache=True, logits_to_keep=1)
     short = {"ideal", f"{reducer}, float32"}
@@ -256,12 +267,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models = {BASE: model, "transformers, bfloat16": half}
     on_cpu = options.device.type == "cpu"
     models |= {"int8": in_int8(model)} if on_cpu else {"compiled, bfloat16": compiled(half)}
-    models |= {"as VideoQA loads it, float32": shared(model)} if on_cpu and options.threads > 1 else {}
     if "reading" in options.only:
         print(f"\n{head('llm-reading')}")
         for images in options.images:
             measure_reading(models, images, options.rounds, results)
         measure_tiles(model, options.rounds, results)
+    models |= {"as VideoQA loads it, float32": shared(model)} if on_cpu and options.threads > 1 else {}
     if "writing" in options.only:
         print(f"\n{head('llm-writing')}")
         for images in options.images:

@@ -27,6 +27,7 @@ from mmllm.llm.counters import ContextCounts
 from mmllm.llm.harness import install
 from mmllm.llm.head import lm_logits
 from mmllm.llm.int8 import is_int8
+from mmllm.llm.last_rows import finishing_last
 from mmllm.llm.packed_attention import packed_rows
 from mmllm.llm.prefix import Prefix, Reader, check_layers, digest_of
 from mmllm.llm.unwritten import Unwritten
@@ -412,8 +413,10 @@ class MmllmForConditionalGeneration(TrainingLosses):
         count = placed.input_ids.shape[1]
         require_room(count, placed.visual.shape[1], self.room)
         cache = DynamicCache(config=self.config.text_config)
-        self.language_model.base_model(**arguments, **{CACHE: cache, "use_cache": True})
         current = arguments.get("llm_pass")
+        decoder = self.language_model.base_model
+        decoder = finishing_last(decoder, count) if current is None else decoder  # stages know the decoder's layers
+        decoder(**arguments, **{CACHE: cache, "use_cache": True})
         return Prefix(
             given=given,
             ids=placed.input_ids[0],

@@ -20,6 +20,7 @@ from mmllm.decoding.masks import ancestry, behind_chain, masks_for, window_of
 from mmllm.errors import InputError
 from mmllm.llm.cache import CACHE
 from mmllm.llm.head import lm_logits
+from mmllm.llm.last_rows import finishing_last
 
 _SHORT = 256
 """Rows of a prompt that are read together with a first tree. Attention with a mask computes what it hides: longer
@@ -194,7 +195,8 @@ class CachedReader:
     def _decoded(self, embeddings: Tensor, mask: Any, position: Tensor, last: int = 0) -> Tensor:
         """Logits of the `last` positions of a pass of our decoder over 1 N D; of all for 0."""
         inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": position, CACHE: self.cache}
-        hidden = self.decoder(**inputs, use_cache=True).last_hidden_state[0, -last:]
+        decoder = finishing_last(self.decoder, embeddings.shape[1], last) if last else self.decoder
+        hidden = decoder(**inputs, use_cache=True).last_hidden_state[0, -last:]
         return self._checked(lm_logits(self.model, hidden), hidden)
 
     def _computed(self, tokens: Tensor, embeddings: Tensor | None, mask: Any, position: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from mmllm.llm.cache import CACHE
 from mmllm.llm.head import lm_logits
+from mmllm.llm.last_rows import finishing_last
 from mmllm.llm.roomy_layer import with_room
 
 _READ = frozenset(
@@ -76,7 +77,8 @@ def greedy_ids(
     written: list[Tensor] = []
     while True:
         inputs = {"inputs_embeds": embeddings, "attention_mask": seen, "position_ids": position, CACHE: cache}
-        hidden = decoder(**inputs, use_cache=True).last_hidden_state[:, -1]
+        read = finishing_last(decoder, embeddings.shape[1])
+        hidden = read(**inputs, use_cache=True).last_hidden_state[:, -1]
         token = lm_logits(model, hidden).float().argmax(-1).to(ended.device).masked_fill(ended, pad)
         written.append(token)
         ended = ended | torch.isin(token, ending)
