@@ -75,7 +75,6 @@ TDC = (
     "text_input=false,tokens=1,newline=false,width=64,layers=2,heads=4,mlp_width=128,frame_tokens=16,max_length=2048,"
     "positions=64,most_words=32"
 )
-HALF = "hybrid, half as many steps"
 OPENING: dict[str, Any] = {"language": {"learning_rates": {"decoder_stages": 1e-2}}}
 """The gates open from 0 by at most a learning rate a step: they need a higher one to open in a few hundred."""
 
@@ -90,9 +89,6 @@ def _scene_variants() -> Iterator[Variant]:
     yield Variant(group=group, name="its twin without cross-attention", changes=_hybrid(few, attends=False))
     single = _hybrid("temporal_stride=1000,spatial_stride=2,min_fast_frames=1")
     yield Variant(group=group, name="slow tokens, and a single fast one", changes=single, training=OPENING)
-    fewer = {"language": {**OPENING["language"], "max_steps": 300}}
-    yield Variant(group=HALF, name="fast and slow tokens", changes=_hybrid(few), training=fewer)
-    yield Variant(group=HALF, name="slow tokens, and a single fast one", changes=single, training=fewer)
 
     group = "scenes"
     yield Variant(group=group, name="TDC", changes={"path": f"tdc:cuts=7,window=16,{TDC}"})
