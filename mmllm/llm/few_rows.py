@@ -11,6 +11,7 @@ R rows, I inputs, O outputs, P parts, ... positions
 
 from __future__ import annotations
 
+import functools
 from typing import Any, TypeGuard
 
 import torch
@@ -41,6 +42,7 @@ class FewRowsLinear(nn.Linear):
         return outputs.transpose(0, 1).reshape(*hidden.shape[:-1], self.out_features)
 
 
+@functools.cache
 def parts_of(outputs: int, threads: int) -> int:
     """P: into how many equal parts of whole blocks a layer's outputs are cut, at most one for each thread."""
     blocks, rest = divmod(outputs, _BLOCK)
