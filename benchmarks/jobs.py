@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from mmllm.runtime.processes import end_with_parent
+
 Result = TypeVar("Result")
 
 
@@ -24,6 +26,12 @@ def results_of(work: Callable[..., Result], turns: Sequence[tuple[Any, int]], jo
         yield from (work(variant, seed=seed) for variant, seed in turns)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin) as pool:
         for run in [pool.submit(work, variant, seed=seed) for variant, seed in turns]:
             yield run.result()
+
+
+def _begin() -> None:
+    """Called in each process of several: it computes with one thread, and ends with the benchmark."""
+    end_with_parent()
+    torch.set_num_threads(1)
