@@ -3,8 +3,8 @@
     positions    0 1 2 ... N-17 | N-16 ... N-1         keys and values: of all, in every layer
     last layer   attention      | attention, then its feed-forward part
 
-Whole blocks of rows are finished, since a product of one row may be rounded in another way. The weights are those of
-the decoder, which stays as it is.
+Whole blocks of rows are finished, since a product of one row is rounded in another way. The weights are those of the
+decoder, which stays as it is.
 
 B rows, N positions, R of them finished, D width
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmllm.llm.layers import with_modules
 
 _BLOCK = 16
-"""Rows of which products are those of any longer matrix, bit for bit."""
+"""Rows of which products are those of a longer matrix, bit for bit if one thread computes both."""
 
 
 class LastRows(nn.Module):

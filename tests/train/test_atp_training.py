@@ -34,7 +34,7 @@ def test_the_number_of_tokens_is_near_its_target_and_differs_between_questions(t
             decoder=DecoderConfig(width=32, layers=LAYERS, mlp_width=64),
             num_frames=6,
         ),
-        stages=(LanguageTraining(max_steps=240, batch_size=6, learning_rate=0.005, questions_per_video=1),),
+        stages=(LanguageTraining(max_steps=480, batch_size=6, learning_rate=0.005, questions_per_video=1),),
     )
     qa = VideoQA.from_pretrained(train(recipe, tmp_path, workers=1))
     model, averages, left = qa.model, [], []
