@@ -100,7 +100,7 @@ def test_fifty_of_fifty_killed_fine_tunings_end_the_same(fork, own_clips, tiny_b
         run, moment = tmp_path / str(number), (0, draw.uniform(0, whole_s))
         if number % 5:  # most of a run's time is start and encoding: these are killed in training, or just after
             shutil.copytree(whole / "features", run / "features")
-            moment = (draw.randrange(9), draw.uniform(0, 0.5))
+            moment = (draw.randrange(9), draw.uniform(0, 0.2))
         midway += killed(fork, settings, file, run, [moment])
         same.append(same_run(run, whole))
         print(f"{sum(same)} of {len(same)} the same, {midway} of them killed between a checkpoint and the end")
