@@ -156,11 +156,11 @@ class CachedReader:
         Raises:
             InputError: if the logits hold NaN.
         """
-        if self.waiting is not None:
-            return self._read_with_prompt(self.waiting, tokens, parents)
         device, before = self.attended.device, len(self.tokens)
         self.tokens += tokens.tolist()
         self.parents += [int(parent) for parent in parents]
+        if self.waiting is not None:
+            return self._read_with_prompt(self.waiting, tokens)
         visible, depth = (part.to(device) for part in ancestry(tuple(self.parents)))
         mask = masks_for(self.window, self.attended, visible[before:], depth, self.dtype)
         position = self.position + depth[before:]
@@ -174,15 +174,12 @@ class CachedReader:
         self.peak = max(self.peak, len(self.attended) + len(self.tokens))
         return logits
 
-    def _read_with_prompt(self, prompt: Tensor, tokens: Tensor, parents: Sequence[int]) -> Tensor:
-        """Logits M V of a tree, read in one pass with the end of the prompt (1 N D), whose last row is the root.
+    def _read_with_prompt(self, prompt: Tensor, tokens: Tensor) -> Tensor:
+        """Logits M V of the tree, in one pass with the end of the prompt (1 N D), whose last row is the root.
 
         The prompt's rows come first and are text at once; its pass is not counted among those of the trees.
         """
-        device, before = self.attended.device, prompt.shape[1] - 1
-        self.waiting = None
-        self.tokens += tokens.tolist()
-        self.parents += [int(parent) for parent in parents]
+        device, before, self.waiting = self.attended.device, prompt.shape[1] - 1, None
         visible, depth = (part.to(device) for part in behind_chain(before, *ancestry(tuple(self.parents))))
         mask = masks_for(self.window, self.attended, visible, depth, self.dtype)
         rows = torch.cat([prompt, self.words(tokens[1:].to(device))[None]], dim=1)

@@ -75,14 +75,14 @@ def greedy_ids(
     ended = torch.zeros(len(embeddings), dtype=torch.bool, device=embeddings.device)
     ending = torch.tensor(list(ends), dtype=torch.long, device=embeddings.device)
     written: list[Tensor] = []
+    reader = finishing_last(decoder, embeddings.shape[1])  # of the prompt
     while True:
         inputs = {"inputs_embeds": embeddings, "attention_mask": seen, "position_ids": position, CACHE: cache}
-        read = finishing_last(decoder, embeddings.shape[1])
-        hidden = read(**inputs, use_cache=True).last_hidden_state[:, -1]
+        hidden = reader(**inputs, use_cache=True).last_hidden_state[:, -1]
         token = lm_logits(model, hidden).float().argmax(-1).to(ended.device).masked_fill(ended, pad)
         written.append(token)
         ended = ended | torch.isin(token, ending)
         if len(written) == limit or bool(ended.all()):
             return torch.stack(written, dim=1)
-        embeddings, position = words(token.unsqueeze(1)), position[:, -1:] + 1
+        reader, embeddings, position = decoder, words(token.unsqueeze(1)), position[:, -1:] + 1
         seen = None if seen is None else torch.nn.functional.pad(seen, (0, 1), value=1)

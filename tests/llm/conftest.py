@@ -70,3 +70,12 @@ def make_pass():
         )
 
     return make
+
+
+@pytest.fixture(params=[1, 2, 3, 4])
+def threads(request):
+    """How many threads torch computes with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

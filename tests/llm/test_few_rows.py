@@ -13,14 +13,6 @@ from mmllm.llm.int8 import Int8Linear, is_int8
 from mmllm.runtime.fingerprint import fingerprint
 
 
-@pytest.fixture(params=[1, 2, 3, 4])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def products(monkeypatch):
     """The shapes of the shared products."""
