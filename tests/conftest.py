@@ -96,7 +96,9 @@ def untrained_qa():
         decoder=DecoderConfig(width=32, layers=2, mlp_width=64),
         num_frames=12,
     )
-    return VideoQA(*build_model(config, seed=0), max_new_tokens=12)
+    qa = VideoQA(*build_model(config, seed=0), max_new_tokens=12)
+    yield qa
+    assert qa.max_new_tokens == 12, "a test, or what it called, has changed the model that all tests share"
 
 
 @pytest.fixture(scope="session")

@@ -41,8 +41,8 @@ def tune(
         InputError: if the folder holds another search, no question can be asked, or no reducer fits the model.
     """
     questions, left_out = questions_by_clip(qa, benchmark)
-    qa.max_new_tokens = config.max_new_tokens
     settings = ReducerSettings(qa)
+    settings.qa.max_new_tokens = config.max_new_tokens  # the caller's own model stays as it is
     reducers = config.reducers or tuple(registry.parts("reducer"))
     candidates, refused = settings.all_at(reducers, config.budgets)
     if not candidates:

@@ -95,6 +95,7 @@ def test_a_search_that_is_killed_goes_on(data, untrained_qa, tmp_path):
         max_new_tokens=4,
     )
     whole = tune(tmp_path / "whole", untrained_qa, benchmark, config)
+    assert untrained_qa.max_new_tokens == 12, "the caller's model is as it was"
     killed = tmp_path / "killed"
     for wanted in (3, 12):
         process = multiprocessing.get_context("fork").Process(

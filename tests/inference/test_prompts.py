@@ -157,7 +157,7 @@ def test_a_second_question_about_a_video_reads_the_question_only(prompts, untrai
     assert passes[0] == (1, prompt.positions)
 
 
-def test_a_batch_reads_each_video_once_and_answers_as_one_at_a_time(prompts, untrained_qa, passes):
+def test_a_batch_reads_each_video_once_and_answers_as_one_at_a_time(prompts, untrained_qa, passes, monkeypatch):
     first, second = video(untrained_qa, 12, 8.0, 7), video(untrained_qa, 5, 20.0, 8)
     words = ["When?", "When does the red circle spin around the blue square?", "Is it?"]
     turns = [asked(medium, question) for medium in (first, second) for question in words]
@@ -167,12 +167,9 @@ def test_a_batch_reads_each_video_once_and_answers_as_one_at_a_time(prompts, unt
     assert passes[3][0] == len(turns)  # three beginnings, then all questions together
     assert [rows for rows, _ in passes[:3]] == [1, 1, 1]
     assert [count > 0 for count in cached] == [False, True, True, False, True, True, False]
-    untrained_qa.keeps_prefix = False
-    try:
-        for each, own in zip(turns, ids, strict=True):
-            assert answered(prompts, [each], untrained_qa)[:2] == ([own], [0])
-    finally:
-        untrained_qa.keeps_prefix = True
+    monkeypatch.setattr(untrained_qa, "keeps_prefix", False)
+    for each, own in zip(turns, ids, strict=True):
+        assert answered(prompts, [each], untrained_qa)[:2] == ([own], [0])
 
 
 def test_rows_under_a_policy_of_the_cache_are_answered_as_alone(untrained_qa):

@@ -52,7 +52,7 @@ def test_a_video_is_answered_as_without_a_server(ask, qa, short_clip):
     assert half["prompt_tokens"] == reply["usage"]["prompt_tokens"] - details["video_tokens"] // 2
 
 
-def test_a_second_question_reads_the_question_only(ask, qa, short_clip):
+def test_a_second_question_reads_the_question_only(ask, qa, short_clip, monkeypatch):
     def usage(question):
         return ask(about(short_clip, question, num_frames=6)).json()["usage"]
 
@@ -62,11 +62,8 @@ def test_a_second_question_reads_the_question_only(ask, qa, short_clip):
     assert second["prompt_tokens_details"]["video_tokens"] <= cached < second["prompt_tokens"]
     answers = [ask(about(short_clip, "When?", num_frames=6)).json()["choices"][0]["message"] for _ in range(2)]
     encoded = qa.encode_video(short_clip, num_frames=6)
-    qa.keeps_prefix = False
-    try:
-        alone = qa.ask(encoded, "When?", **NO_PLACEHOLDERS)
-    finally:
-        qa.keeps_prefix = True
+    monkeypatch.setattr(qa, "keeps_prefix", False)
+    alone = qa.ask(encoded, "When?", **NO_PLACEHOLDERS)
     assert [answer["content"] for answer in answers] == [alone.raw] * 2
 
 
