@@ -33,10 +33,8 @@ from mmllm.inference.kept_prefix import grouped
 from mmllm.inference.own_encoding import OwnEncoding
 from mmllm.llm.counters import ContextCounts
 from mmllm.llm.few_rows import share_rows
-from mmllm.llm.int8 import quantize
 from mmllm.llm.prefix import Prefix
 from mmllm.model import MmllmForConditionalGeneration
-from mmllm.modeling.generation import listed_ids
 from mmllm.preprocessing.text_encoding import Encoded
 from mmllm.processor import MmllmProcessor
 from mmllm.runtime.fingerprint import fingerprint
@@ -103,7 +101,7 @@ class VideoQA(OwnEncoding):
         if quantize is not None:
             qa.quantize()
         else:
-            share_rows(qa.model.model if isinstance(qa, HostedVideoQA) else qa.model, qa.decoder)
+            share_rows(qa.pretrained_model, qa.decoder)
         return qa
 
     @classmethod
@@ -182,14 +180,15 @@ class VideoQA(OwnEncoding):
         return bool(self.model.reducers)
 
     @property
+    def pretrained_model(self) -> MmllmForConditionalGeneration:
+        """The model."""
+        return self.model
+
+    @property
     def decoder(self) -> nn.Module:
         """The LLM without its head."""
         decoder: nn.Module = self.model.language_model.base_model
         return decoder
-
-    def quantize(self) -> None:
-        """Makes the LLM's linear layers int8, in place; see `mmllm.llm.int8`."""
-        quantize(self.model, self.decoder)
 
     @property
     def reads_question(self) -> bool:
@@ -251,12 +250,6 @@ class VideoQA(OwnEncoding):
         count = model.encoder.tokens_per_frame if grid is None else grid[0] * grid[1]
         zeros = torch.zeros(1, frames, count, width, dtype=model.dtype, device=model.input_device)
         model.path(VisualTokens(features=zeros, grid=grid, times_s=torch.arange(frames).float()[None]))
-
-    @property
-    def stop_tokens(self) -> list[int]:
-        """Ids that end an answer: those of the model's generation settings and the tokenizer's end of sequence."""
-        ids = [*listed_ids(self.model.generation_config.eos_token_id), self.processor.tokenizer.eos_token_id]
-        return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
     def with_stages(self, reducers: Sequence[Any] | None = None, path: Any = None, **others: Any) -> VideoQA:
         """The same weights with other stages. Nothing is loaded or copied; both can be asked at the same time.

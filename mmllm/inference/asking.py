@@ -25,7 +25,9 @@ from mmllm.inference.encoded import EncodedVideo
 from mmllm.inference.piecewise import Feed
 from mmllm.inference.prefix_file import is_prefix_file, open_prefix
 from mmllm.llm.counters import ContextCounts
+from mmllm.llm.int8 import quantize
 from mmllm.llm.prefix import Prefix
+from mmllm.modeling.generation import listed_ids
 from mmllm.times.answers import Answer, Span
 
 
@@ -57,16 +59,21 @@ class VideoAnswering(ABC):
 
     @property
     @abstractmethod
+    def pretrained_model(self) -> Any:
+        """The model as transformers saves it: the visual parts, the LLM and its head."""
+
+    @property
+    @abstractmethod
     def decoder(self) -> nn.Module:
         """The LLM without its head."""
 
-    @abstractmethod
     def quantize(self) -> None:
-        """Makes the LLM's linear layers int8, in place.
+        """Makes the LLM's linear layers int8, in place; see `mmllm.llm.int8`.
 
         Raises:
             ConfigError: if the LLM is not on a CPU, or is quantised already.
         """
+        quantize(self.pretrained_model, self.decoder)
 
     @property
     def reads_question(self) -> bool:
@@ -83,9 +90,10 @@ class VideoAnswering(ABC):
         return self.keeps_prefix and self.prefix_problem is None and bool(self.model.takes_prefix(options))
 
     @property
-    @abstractmethod
     def stop_tokens(self) -> list[int]:
-        """Ids that end an answer."""
+        """Ids that end an answer: those of the model's generation settings and the tokenizer's end of sequence."""
+        ids = [*listed_ids(self.pretrained_model.generation_config.eos_token_id), self.processor.tokenizer.eos_token_id]
+        return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
     def read_opening(self, encoded: EncodedVideo) -> Prefix:
         """The LLM's cache of the video as it stands in a prompt without a system prompt of its own.

@@ -36,9 +36,7 @@ from mmllm.inference.hosted_video import HostedVideo, NoSink, hosted_video, kept
 from mmllm.inference.kept_prefix import PrefixSlot, grouped
 from mmllm.inference.piecewise import Feed
 from mmllm.llm.counters import ContextCounts
-from mmllm.llm.int8 import quantize
 from mmllm.llm.prefix import Prefix
-from mmllm.modeling.generation import listed_ids
 from mmllm.modeling.modes import evaluating
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.times.answers import Answer, Span
@@ -121,14 +119,15 @@ class HostedVideoQA(VideoAnswering):
         """Whether tokens are dropped or merged."""
         return bool(self.model.reducers or self.model.stages)
 
-    def quantize(self) -> None:
-        """Makes the LLM's linear layers int8, in place; see `mmllm.llm.int8`."""
-        quantize(self.model.model, self.decoder)
-
     @property
     def reads_question(self) -> bool:
         """Whether a reducer before the LLM reads the question: then it chooses anew for each of them."""
         return any(reducer.reads_question for reducer in self.model.reducers)
+
+    @property
+    def pretrained_model(self) -> Any:
+        """The video LLM, without what mmllm adds to it."""
+        return self.model.model
 
     @property
     def decoder(self) -> nn.Module:
@@ -151,12 +150,6 @@ class HostedVideoQA(VideoAnswering):
         except ConfigError as problem:
             return str(problem)
         return None
-
-    @property
-    def stop_tokens(self) -> list[int]:
-        """Ids that end an answer: those of the model's generation settings and the tokenizer's end of sequence."""
-        ids = [*listed_ids(self.model.model.generation_config.eos_token_id), self.prompting.tokenizer.eos_token_id]
-        return list(dict.fromkeys(token for token in ids if token is not None))
 
     def identity(self) -> dict[str, Any]:
         """The weights and all settings on which answers depend, as JSON values."""

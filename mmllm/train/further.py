@@ -10,7 +10,6 @@ from mmllm.datasets.folder_rates import folder_rates
 from mmllm.datasets.records import Dialogue
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.asking import VideoAnswering
-from mmllm.inference.hosted import HostedVideoQA
 from mmllm.runtime import processes
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.train.record import digest
@@ -40,7 +39,7 @@ def record_of(settings: Mapping[str, Any], qa: VideoAnswering, dialogues: Sequen
     return {
         **settings,
         "processes": processes.count(),
-        "weights": fingerprint(qa.model.model if isinstance(qa, HostedVideoQA) else qa.model),
+        "weights": fingerprint(qa.pretrained_model),
         "rows": {dialogue.record_id: row_digest(dialogue) for dialogue in dialogues},
     }
 
