@@ -28,6 +28,9 @@ from mmllm.hosting.times import Times, metadata_of
 from mmllm.tokens import VideoClip
 
 _PARTS = ("image_processor", "video_processor")
+_MOST_TIMES = 200
+"""The longer edge of a frame is at most so many times the shorter one. Qwen's processors refuse others themselves, others
+would first enlarge the frame until its shorter edge is theirs."""
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -86,6 +89,12 @@ class Prompting:
         Raises:
             InputError: if the processor cannot take these frames; the message says why.
         """
+        height, width = clip.frames.shape[1:3]
+        if max(height, width) > _MOST_TIMES * min(height, width):
+            raise InputError(
+                f"frames of {width} x {height} pixels: processors of transformers take those whose longer edge is at most "
+                f"{_MOST_TIMES} times the shorter one"
+            )
         parts = {name: _Remembering(part) for name in _PARTS if (part := getattr(self.processor, name, None))}
         messages = [{"role": "user", "content": self.content(len(clip), "?", still=still)}]
         inputs = self._process(parts, messages, self._media(clip, times, still))

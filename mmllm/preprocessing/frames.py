@@ -22,12 +22,15 @@ from torch import Tensor
 
 from mmllm.errors import InputError
 from mmllm.fields import require
+from mmllm.preprocessing import narrow_frames
 from mmllm.preprocessing.addresses import readable, resolved
 from mmllm.preprocessing.pixels import rgb
 from mmllm.video.names import nearest
 from mmllm.video.still_images import opened_image
 
 _MOST_THREADS = 8
+_MOST_PIXELS = 2**26
+"""Of the picture between a frame and the encoder's square; where it would be larger, `narrow_frames` goes without."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -98,6 +101,8 @@ class FrameTransform:
         height, width = frame.shape[:2]
         if height == width == self.size == self._side:
             return frame
+        if self._is_narrow(height, width):
+            return self._narrow(frame)
         if self.fit == "pad":
             frame = _padded(frame, self._colour)
         scaled = self._scaled(*frame.shape[:2])
@@ -116,7 +121,8 @@ class FrameTransform:
     def _visible_part(self, frame: np.ndarray) -> tuple[np.ndarray, int, int]:
         """What a frame shows in the encoder's square, its top and its left; all else has the colour of the padding."""
         height, width = frame.shape[:2]
-        if self.video_resize == "pil" or height == width == self.size == self._side:
+        whole = height == width == self.size == self._side
+        if whole or self.video_resize == "pil" or self._is_narrow(height, width):
             return self.resized(frame), 0, 0
         if self.fit == "pad" and height != width:
             return self._band(frame)
@@ -124,6 +130,20 @@ class FrameTransform:
         top, left = (self._start(length) for length in scaled)
         cut = {"bottom": top + self.size, "right": left + self.size}
         return _by_torch(frame, *scaled, self.interpolation, **cut)[top:, left:], 0, 0
+
+    def _is_narrow(self, height: int, width: int) -> bool:
+        """Whether a frame is so long and narrow that the picture on the way to the square would be too large."""
+        between = max(height, width) ** 2 if self.fit == "pad" else math.prod(self._scaled(height, width))
+        return between > _MOST_PIXELS
+
+    def _narrow(self, frame: np.ndarray) -> np.ndarray:
+        """uint8 (S S 3): `resized` of a long narrow frame."""
+        resampling = Image.Resampling[self.interpolation.upper()]
+        if self.fit == "pad":
+            return narrow_frames.whole(frame, self.size, self._colour, resampling)
+        scaled = self._scaled(*frame.shape[:2])
+        top, left = (self._start(length) for length in scaled)
+        return narrow_frames.middle(frame, scaled, (top, left), self.size, resampling)
 
     @property
     def _colour(self) -> np.ndarray:

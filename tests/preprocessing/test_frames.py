@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +127,46 @@ def test_video_frames_can_be_resized_by_pil():
     assert np.array_equal(exact.video(frames), FrameTransform(size=24)(frames))
     with pytest.raises(ConfigError, match="video_resize"):
         from_mapping(FrameTransform, {"size": 24, "video_resize": "quick"})
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("shape", [(3, 401), (397, 5), (64, 300), (220, 96), (1, 90), (40, 40)])
+def test_long_narrow_frames_are_resized_without_a_large_picture_between(fit, shape, interpolation, monkeypatch):
+    transform, frame = FrameTransform(size=28, fit=fit, interpolation=interpolation), clip(*shape, count=1)[0]
+    exact = transform.resized(frame)
+    monkeypatch.setattr("mmllm.preprocessing.frames._MOST_PIXELS", 0)
+    small = transform.resized(frame)
+    far = np.abs(small.astype(int) - exact)
+    # columns of a tall frame are padded behind the first of PIL's two passes, which cuts off what overshoots
+    assert far.max() <= (4 if fit == "pad" and shape[0] > shape[1] else 1)
+    assert far.mean() <= 0.1
+    assert np.array_equal(transform.video_frame(frame), small)
+
+
+MEASURED = """
+import resource
+import numpy as np
+from mmllm.preprocessing.frames import FrameTransform
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+for shape in [(60_000, 1), (1, 60_000), (2, 16_000), (16_000, 16), (40, 1_000_000)]:
+    frame = np.zeros((*shape, 3), np.uint8)
+    for fit in ("crop", "pad", "squash"):
+        transform, before = FrameTransform(size=336, fit=fit), peak()
+        assert transform.resized(frame).shape == transform.video_frame(frame).shape == (336, 336, 3)
+        print(fit, *shape, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are counted in KiB on Linux")
+def test_memory_stays_bounded_whatever_the_shape():
+    lines = subprocess.run([sys.executable, "-c", MEASURED], check=True, capture_output=True, text=True).stdout
+    grown = {line: int(line.split()[-1]) for line in lines.splitlines()}
+    assert len(grown) == 15
+    assert max(grown.values()) < 300 * 1024, grown
 
 
 def test_frames_that_cannot_be_written_to():

@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+from PIL import Image
 from running_server import about, asked, data, refused, served
 from tiny_models import CASES
 from tiny_processors import processor
@@ -104,6 +105,13 @@ def test_an_image_and_text_alone(ask, picture):
     reply = ask([{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}])
     assert reply.json()["usage"]["prompt_tokens_details"]["image_tokens"] > 0
     assert ask([{"role": "user", "content": "Who are you?"}]).json()["choices"][0]["message"]["spans"] == []
+
+
+def test_a_picture_of_a_line_is_refused(ask, tmp_path):
+    Image.new("1", (1, 60_000)).save(tmp_path / "line.png")
+    image = {"type": "image_url", "image_url": {"url": data(tmp_path / "line.png", "image/png")}}
+    answer = ask([{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}])
+    assert "1 x 60000 pixels: processors of transformers" in refused(answer, 400)
 
 
 def test_two_videos_are_refused(ask, short_clip):

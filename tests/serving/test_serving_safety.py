@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 from running_server import about, asked, data, refused, served, until
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
@@ -70,6 +71,15 @@ def test_a_file_that_asks_for_a_gigabyte(post, server, short_clip):
     ]
     refused(post("/v1/chat/completions", asked(messages=[{"role": "user", "content": content}])), 400)
     assert post("/v1/chat/completions", {"model": "tiny", "messages": about(short_clip)}).status_code == 200
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
+def test_a_picture_of_a_line_takes_no_memory(post, shape, tmp_path):
+    Image.new("1", shape).save(tmp_path / "line.png")
+    image = PARTS["image_url"](data(tmp_path / "line.png", "image/png"))
+    content = [image, {"type": "text", "text": "What?"}]
+    reply = post("/v1/chat/completions", asked(messages=[{"role": "user", "content": content}]))
+    assert reply.status_code == 200, reply.text
 
 
 def test_a_video_is_no_image_and_an_image_no_video(post, short_clip, picture):
