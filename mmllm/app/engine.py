@@ -72,7 +72,7 @@ class Engine:
         self.qa, self.limits, self.reading = qa, limits, reading
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
         self._variants = Variants(qa)
-        self._watcher = Watcher(self.shelf, reading, limits.video)
+        self._watcher = Watcher(self.shelf, limits.video)
         self._methods = Methods()
         self.own_methods = {method.registered_name: method for method in map(decoding_of, decodings)}
         """Those of the demo's owner, by name."""
@@ -150,7 +150,7 @@ class Engine:
             InputError: if the file is no video, or if the limits refuse it.
         """
         view = View(content=self._digest(path), model="", num_frames=settings.frames)
-        return self._watcher.watch(self.variant(settings), path, view, settings.stages)
+        return self._watcher.watch(self.variant(settings), path, view, settings.stages, self.reading)
 
     def ask(
         self,

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from mmllm.app.asker import NobodyWaits
 from mmllm.app.methods import refuse_files
 from mmllm.app.shelf import Shelf
 from mmllm.app.watching import View, Watcher
@@ -27,13 +28,14 @@ from mmllm.serving.limits import ServeLimits
 from mmllm.serving.llm_thread import LlmThread
 from mmllm.serving.metrics import Metrics
 from mmllm.serving.models import LoadedModel, Models
+from mmllm.serving.places import Preparation
 from mmllm.serving.question import MediaPart, Question, Saying
 from mmllm.serving.reading_pool import ReadingPool
 from mmllm.serving.refusals import Refused, client_left, refusal_of
 from mmllm.serving.speech import Speech
 
-_THREADS = 8
-"""Questions that are prepared at once; those about kept videos do not wait for those that are decoded."""
+_PLACES = 8
+"""Questions that are prepared at once; those that wait for a file are not counted."""
 
 
 class Answering:
@@ -68,7 +70,7 @@ class Answering:
         self.limits, self.metrics = limits, metrics
         self.reading = ReadingPool(decoders)
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
-        self.watcher = Watcher(self.shelf, self.reading, limits.video)
+        self.watcher = Watcher(self.shelf, limits.video)
         self.under_way = self._preparing = 0
         self.llm: LlmThread | EngineThreads | ContinuousThreads
         if engine is not None:
@@ -83,7 +85,8 @@ class Answering:
                 answered=self.shelf.fit,  # videos have kept the LLM's cache of themselves
                 **batching,  # type: ignore[arg-type]
             )
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mmllm-prepare")
+        self._threads = ThreadPoolExecutor(limits.waiting, thread_name_prefix="mmllm-prepare")
+        self._places = threading.Semaphore(_PLACES)
         metrics.gauges |= {
             "queue": lambda: self.llm.waiting,
             "running": lambda: len(self.llm.running),
@@ -151,15 +154,27 @@ class Answering:
         self, question: Question, gone: threading.Event, emit: Callable[[Event], None]
     ) -> tuple[LoadedModel, Job]:
         """The job of a question, and its model, which the caller releases."""
-        _require_wanted(gone)
+        with Preparation(gone, self._places) as preparation:
+            try:
+                return self._job(question, preparation, emit)
+            except Exception as problem:
+                if gone.is_set():
+                    self.metrics.add("cancelled", reason="preparing")
+                    raise client_left() from problem
+                raise refusal_of(problem, self.folder) from problem
+
+    def _job(
+        self, question: Question, preparation: Preparation, emit: Callable[[Event], None]
+    ) -> tuple[LoadedModel, Job]:
+        preparation.require()
         model = self.models.taken(question.model)
         try:
             refuse_files(question.stages.get("context", ()))
             qa = model.variants.of(question.stages)
             method = None if question.decoding is None else method_of(question.decoding, model, qa)
             prompts = prompts_of(qa)
-            turns = [self._turn(saying, prompts, model.name, question, gone) for saying in question.sayings]
-            _require_wanted(gone)
+            turns = [self._turn(saying, prompts, model.name, question, preparation) for saying in question.sayings]
+            preparation.require()
             prompt = prompts.prompt(turns, question.times_of)
             if method is not None:
                 require_one_video(method, prompt)
@@ -169,37 +184,40 @@ class Answering:
                 prompt=prompt,
                 speech=Speech(lambda ids: prompts.text(prompt, ids), question.stops),
                 most_tokens=min(question.most_tokens or qa.max_new_tokens, self.limits.new_tokens),
-                gone=gone,
+                gone=preparation.gone,
                 emit=emit,
                 decoding=method,
             )
             self.llm.check(job)
-        except BaseException as problem:
+        except BaseException:
             self.models.release(model)
-            if isinstance(problem, Exception):
-                raise refusal_of(problem, self.folder) from problem
             raise
         return model, job
 
     def _turn(
-        self, saying: Saying, prompts: Prompts[Any], model: str, question: Question, gone: threading.Event
+        self, saying: Saying, prompts: Prompts[Any], model: str, question: Question, preparation: Preparation
     ) -> Turn:
         content: list[str | Medium] = []
         for part in saying.parts:
-            _require_wanted(gone)
+            preparation.require()
             if isinstance(part, str):
                 content.append(part)
                 continue
             try:
-                content.append(self._medium(part, prompts, model, question))
+                content.append(self._medium(part, prompts, model, question, preparation))
+            except NobodyWaits:
+                raise
             except Exception as problem:
                 raise refusal_of(problem, self.folder, part.place) from problem
         return Turn(role=saying.role, content=tuple(content))
 
-    def _medium(self, part: MediaPart, prompts: Prompts[Any], model: str, question: Question) -> Medium:
-        stored = self.addresses.stored(part)
+    def _medium(
+        self, part: MediaPart, prompts: Prompts[Any], model: str, question: Question, preparation: Preparation
+    ) -> Medium:
+        reading = self.reading.asked_by(preparation)
+        stored = self.addresses.stored(part, preparation)
         if self.addresses.kind(part, stored) == "image":
-            return Medium(kind="image", encoded=prompts.picture(self.reading.picture(stored.path, self.limits.video)))
+            return Medium(kind="image", encoded=prompts.picture(reading.picture(stored.path, self.limits.video)))
         look, qa = part.look, prompts.qa
         own = min(qa.processor.num_frames, self.limits.frames)
         view = View(
@@ -211,7 +229,7 @@ class Answering:
             end_s=look.end_s,
             chosen=look.num_frames is not None,
         )
-        encoded, seconds = self.watcher.watch(qa, stored.path, view, question.stages)
+        encoded, seconds = self.watcher.watch(qa, stored.path, view, question.stages, reading, preparation)
         self.metrics.add("videos", kind="decoded" if "decode" in seconds else "encoded" if seconds else "kept")
         return Medium(kind="video", encoded=encoded)
 
@@ -226,9 +244,3 @@ def _visual(job: Job) -> int:
     """Visual tokens of a job's prompt."""
     usage = job.prompt.usage
     return usage["video_tokens"] + usage["image_tokens"]
-
-
-def _require_wanted(gone: threading.Event) -> None:
-    """Stops the preparation of a question whose client has left."""
-    if gone.is_set():
-        raise client_left()

@@ -110,9 +110,9 @@ def test_many_clients_at_once_get_the_answers_of_one_at_a_time(untrained_qa, lim
 
 
 def test_a_video_that_is_decoded_holds_up_no_answer_about_another(untrained_qa, limits, short_clip, second_clip):
-    from mmllm.serving.reading_pool import ReadingPool
+    from mmllm.serving.reading_pool import PoolReading
 
-    begun, going_on, read = threading.Event(), threading.Event(), ReadingPool.read
+    begun, going_on, read = threading.Event(), threading.Event(), PoolReading.read
 
     def slowly(self, path, *arguments, **options):
         if path.read_bytes() == second_clip.read_bytes():
@@ -121,7 +121,7 @@ def test_a_video_that_is_decoded_holds_up_no_answer_about_another(untrained_qa, 
         return read(self, path, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch, served({"tiny": untrained_qa}, limits) as ready:
-        patch.setattr(ReadingPool, "read", slowly)
+        patch.setattr(PoolReading, "read", slowly)
 
         def ask(path):
             body = {"model": "tiny", "messages": about(path)}
