@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 LOOK_S = 0.1
 """Every so many seconds, what waits on somebody's behalf looks whether that one is still there."""
@@ -32,8 +30,3 @@ class Asker:
         """
         if self.gone.is_set():
             raise NobodyWaits
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Within this block, nothing is computed in the asker's thread: it waits."""
-        yield

@@ -80,7 +80,7 @@ class Watcher:
             InputError: if the file is no video, or if the limits refuse it.
             NobodyWaits: if the asker leaves.
         """
-        key = (view, repr(sorted(stages.items())))
+        key = _key(view, stages)
         with self._alone(view, asker):
             if (stored := self.shelf.get(key)) is not None:
                 return stored, {}
@@ -91,6 +91,10 @@ class Watcher:
                 encoded = self._encoded(qa, path, view, reading)
             self.shelf.put(key, encoded)
         return encoded, encoded.seconds
+
+    def kept(self, view: View, stages: Mapping[str, Any]) -> EncodedVideo | None:
+        """The encoded video if it is on the shelf."""
+        return self.shelf.get(_key(view, stages))
 
     def _encoded(self, qa: VideoAnswering, path: Path, view: View, reading: Reading) -> EncodedVideo:
         processor = qa.processor
@@ -116,9 +120,8 @@ class Watcher:
             lock, users = self._busy.get(view, (threading.Lock(), 0))
             self._busy[view] = (lock, users + 1)
         try:
-            with asker.waiting():
-                while not lock.acquire(timeout=LOOK_S):
-                    asker.require()
+            while not lock.acquire(timeout=LOOK_S):
+                asker.require()
             try:
                 yield
             finally:
@@ -128,3 +131,8 @@ class Watcher:
                 lock, users = self._busy.pop(view)
                 if users > 1:
                     self._busy[view] = (lock, users - 1)
+
+
+def _key(view: View, stages: Mapping[str, Any]) -> tuple[View, str]:
+    """What a video is kept under."""
+    return view, repr(sorted(stages.items()))

@@ -7,7 +7,6 @@ import binascii
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
-from mmllm.app.asker import Asker
 from mmllm.serving.files import FILE_ID, FileStore, StoredFile
 from mmllm.serving.question import MediaPart
 from mmllm.serving.refusals import Refused
@@ -30,8 +29,8 @@ class MediaAddresses:
     def __init__(self, files: FileStore, limits: VideoLimits, hosts: Collection[str] = ()) -> None:
         self.files, self.limits, self.hosts = files, limits, frozenset(name.lower() for name in hosts)
 
-    def stored(self, part: MediaPart, asker: Asker) -> StoredFile:
-        """The file of a part's address, for which somebody waits.
+    def stored(self, part: MediaPart) -> StoredFile:
+        """The file of a part's address.
 
         Raises:
             Refused: if the address may not be read, or holds nothing that can be.
@@ -43,8 +42,12 @@ class MediaAddresses:
         if FILE_ID.fullmatch(address):
             return self.files.find(address)
         if is_url(address):
-            return self._downloaded(address, place, asker)
+            return self._downloaded(address, place)
         raise Refused(400, f"{place}: this address is not read here; allowed are {_ALLOWED}", "address_refused", place)
+
+    def is_foreign(self, part: MediaPart) -> bool:
+        """Whether a part's file has to be downloaded."""
+        return is_url(part.address)
 
     def kind(self, part: MediaPart, stored: StoredFile) -> str:
         """Whether a part is a video or an image; a file is told by its content."""
@@ -62,7 +65,7 @@ class MediaAddresses:
             raise Refused(400, f"{place}: the content of its data: address is no base64", "bad_media", place) from None
         return self.files.keep_bytes(content)
 
-    def _downloaded(self, address: str, place: str, asker: Asker) -> StoredFile:
+    def _downloaded(self, address: str, place: str) -> StoredFile:
         try:
             host = (urlsplit(address).hostname or "").lower()
         except ValueError:
@@ -70,5 +73,5 @@ class MediaAddresses:
         if host not in self.hosts:
             message = f"{place}: nothing is downloaded from {host[:80]!r}; allowed are {_ALLOWED}"
             raise Refused(400, message, "address_refused", place)
-        with asker.waiting(), fetch(address, self.limits, hosts=self.hosts) as content:
+        with fetch(address, self.limits, hosts=self.hosts) as content:
             return self.files.keep(content)

@@ -41,29 +41,21 @@ class ReadingPool:
         """A process of one's own for a file. It is killed if the asker leaves meanwhile.
 
         Raises:
-            NobodyWaits: if the asker leaves before a process is free.
+            NobodyWaits: if the asker has left already.
         """
-        with asker.waiting():
-            reading = self._next(asker)
-            read = threading.Event()
-            guard = threading.Thread(target=_interrupt, args=(reading, asker, read), daemon=True)
-            guard.start()
-            try:
-                yield reading
-            finally:
-                read.set()
-                guard.join()
-                if asker.gone.is_set():  # the process may have been killed after it had answered
-                    reading.renew()
-                self._free.put(reading)
-
-    def _next(self, asker: Asker) -> ConfinedReading:
-        while True:
-            asker.require()
-            try:
-                return self._free.get(timeout=LOOK_S)
-            except queue.Empty:
-                continue
+        asker.require()
+        reading = self._free.get()
+        read = threading.Event()
+        guard = threading.Thread(target=_interrupt, args=(reading, asker, read), daemon=True)
+        guard.start()
+        try:
+            yield reading
+        finally:
+            read.set()
+            guard.join()
+            if asker.gone.is_set():  # the process may have been killed after it had answered
+                reading.renew()
+            self._free.put(reading)
 
 
 class PoolReading:
