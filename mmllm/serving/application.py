@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -30,6 +31,8 @@ from mmllm.serving.response_requests import response_question
 
 _LONG_JSON = 1 << 20
 """JSON of more bytes is parsed in a thread."""
+_HALF_LETTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\x00")
+"""What a body has that may hold half a letter: a half as an escape, as bytes, or two or four bytes for each letter."""
 
 Parse = Callable[[Any, ServeLimits], Question]
 
@@ -179,10 +182,21 @@ async def _json(request: Request) -> Any:
         Refused: if it is none.
     """
     body = await request.body()
+    return await asyncio.to_thread(_parsed, body) if len(body) > _LONG_JSON else _parsed(body)
+
+
+def _parsed(body: bytes) -> Any:
     try:
-        return await asyncio.to_thread(json.loads, body) if len(body) > _LONG_JSON else json.loads(body)
+        value = json.loads(body)
+        if _HALF_LETTER.search(body):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as problem:
+        half = problem.object[problem.start]
+        message = f"the body holds {half!r}, half of a letter that JSON writes in two: give both, or leave it out"
+        raise Refused(400, message, "bad_request") from None
     except (ValueError, RecursionError):
         raise Refused(400, "the body must be a JSON object", "bad_request") from None
+    return value
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, s
 from mmllm.serving.refusals import Refused
 
 _MOST_STOPS = 4
+_PARTS = ("text", "image_url", "video_url", "file")
 _ECHOED = ("name", "refusal", "annotations", "spans", "answer", "decoding", "context")
 """Keys of a message that a client may send back as it got them; they say nothing new."""
 
@@ -130,13 +131,11 @@ def _saying(message: Any, place: str, reading: PartReading) -> Saying:
 
 def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:
     fields = Fields(part, place)
-    kind = fields.any("type")
+    kind = fields.word("type", _PARTS, required=True, code="bad_request")
     if kind == "text":
         text = fields.text("text", required=True)
         fields.close()
         return text
-    if kind not in ("image_url", "video_url", "file"):
-        raise fields.refused("type", "text, image_url, video_url or file", "bad_request")
     inside = fields.any(kind)
     address = Fields({"url": inside} if isinstance(inside, str) else inside, f"{place}{kind}.")
     if kind == "file":

@@ -66,15 +66,13 @@ def _saying(item: Any, place: str, reading: PartReading) -> Saying:
 
 def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:
     fields = Fields(part, place)
-    kind = fields.any("type")
+    kind = fields.word("type", (*_TEXTS, *_MEDIA), required=True, code="bad_request")
     if kind in _TEXTS:
         text = fields.text("text", required=True)
         for name in _ECHOED_IN_TEXT:
             fields.any(name)
         fields.close()
         return text
-    if kind not in _MEDIA:
-        raise fields.refused("type", ", ".join((*_TEXTS, *_MEDIA)), "bad_request")
     medium = _MEDIA[kind]
     given = [fields.text("file_id"), fields.text("file_data" if medium == "file" else f"{medium}_url")]
     fields.text("filename")

@@ -4,13 +4,7 @@ import json
 
 import openai
 import pytest
-from running_server import QUESTION, about, data
-
-
-def inputs(path):
-    """A question about a video for `/v1/responses`."""
-    content = [{"type": "input_video", "video_url": data(path)}, {"type": "input_text", "text": QUESTION}]
-    return [{"role": "user", "content": content}]
+from running_server import QUESTION, about, inputs
 
 
 def test_a_response_is_the_chat_completion(client, short_clip):

@@ -8,7 +8,7 @@ import re
 import httpx
 import openai
 import pytest
-from running_server import about, asked, data, refused
+from running_server import about, asked, data, inputs, refused
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,54 @@ def test_a_schema_that_asks_for_something_else(post):
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 def test_bodies_that_are_no_object(server, body, path):
     refused(httpx.post(f"{server.url}{path}", content=body), 400, "bad_request")
+
+
+HUGE, HALF = 10**400, "\ud800"
+HARD = (HUGE, 1e300, 1e-300, [], {"type": {}}, [[["x"]]], HALF, {HALF: 1}, "\x00", "a" * 5000)
+"""Values that some field cannot take."""
+PARTS = ("type", "text", "image_url", "video_url", "file", "file_id", "detail", "fps", "reducer")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_no_value_of_a_field_fails_in_the_server(server, post, path):
+    chat = path == "/v1/chat/completions"
+    messages, text, most = ("messages", "text", "max_tokens") if chat else ("input", "input_text", "max_output_tokens")
+    body = {"model": "tiny", most: 1, messages: [{"role": "user", "content": "When?"}]}
+    known = re.findall(r"\w+", refused(post(path, {**body, "zzz": 1}), 400).split("known: ")[1])
+    assert len(known) > 15
+    bodies = [{**body, name: value} for name in known for value in HARD]
+    for name in PARTS:
+        for value in HARD:
+            part = {"type": text, "text": "When?", name: value}
+            bodies += [{**body, messages: [{"role": "user", "content": [part]}]}]
+            bodies += [{**body, messages: [{"role": "user", "content": "When?", name: value}]}]
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for sent in map(json.dumps, bodies):
+            answer = client.post(path, content=sent)
+            assert answer.status_code < 500, (sent, answer.text)
+
+
+def test_half_a_letter_is_no_text(server):
+    def send(body):
+        return httpx.post(f"{server.url}/v1/chat/completions", content=body, timeout=60)
+
+    whole = json.dumps(asked(messages=[{"role": "user", "content": "\U0001f600?"}]))
+    assert "\\ud83d\\ude00" in whole
+    assert send(whole).status_code == 200
+    for half in (whole.replace("\\ude00", ""), whole.replace("\\ud83d", ""), whole.replace("model", "\\ud83d")):
+        assert re.search(r"\\ud83d|\\ude00", refused(send(half), 400, "bad_request"))
+    refused(send(whole.encode().replace(rb"\ud83d\ude00", b"\xed\xa0\x80")), 400, "bad_request")
+    refused(send(whole.replace("\\ude00", "").encode("utf-16")), 400, "bad_request")
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-6])
+def test_the_smallest_temperatures_are_greedy(post, short_clip, temperature):
+    def said(**changes):
+        answer = post("/v1/responses", {"model": "tiny", "input": inputs(short_clip), **changes}).json()
+        return answer["output"][0]["content"], answer["temperature"]
+
+    assert said(temperature=temperature) == said() == said(temperature=0)
+    assert said(temperature=1e-5)[1] == 1e-5
 
 
 def test_numbers_that_are_none(server):
