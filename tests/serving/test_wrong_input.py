@@ -4,9 +4,11 @@ import base64
 import json
 import math
 import re
+import typing
 
 import httpx
 import openai
+import pydantic
 import pytest
 from running_server import about, asked, data, inputs, refused
 
@@ -88,6 +90,102 @@ def test_a_schema_that_asks_for_something_else(post):
     schema = {"type": "object", "properties": {"weather": {"type": "string"}}}
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     assert "weather" in refused(post("/v1/chat/completions", asked(response_format=form)), 400, "bad_settings")
+
+
+def nested(levels):
+    """A schema of an answer with a choice in a choice."""
+    part = {"type": "string"}
+    for _ in range(levels):
+        part = {"anyOf": [{"type": "null"}, part]}
+    return {"properties": {"answer": part}}
+
+
+class Span(pydantic.BaseModel):
+    start_s: float = pydantic.Field(ge=0, description="seconds")
+    end_s: float
+
+
+class Begin(pydantic.BaseModel):
+    start_s: float
+
+
+ALLOWED = {
+    "whole": {"answer": (str, ...), "spans": (list[Span], ...)},
+    "spans": {"spans": (list[Span], ...)},
+    "none": {"spans": (list[Span] | None, None), "answer": (str | None, None)},
+    "mappings": {"spans": (list[dict[str, float]], ...)},
+    "anything": {"answer": (typing.Any, ...), "spans": (list, ...)},
+}
+REFUSED = {
+    "pairs": ({"spans": (list[tuple[float, float]], ...)}, "/type must be object, not 'array'"),
+    "lists": ({"spans": (list[list[float]], ...)}, "#/properties/spans/items/type must be object, not 'array'"),
+    "flag": ({"answer": (bool, ...)}, "#/properties/answer/type must be string, not 'boolean'"),
+    "numbers": ({"answer": (int | float, ...)}, "#/properties/answer/anyOf/0/type must be string, not 'integer'"),
+    "one": ({"spans": (Span, ...)}, "#/$defs/Span/type must be array, not 'object'"),
+    "begin": ({"spans": (list[Begin], ...)}, "#/$defs/Begin/additionalProperties does not allow 'end_s'"),
+    "choice": ({"answer": (typing.Literal["yes", "no"], ...)}, "#/properties/answer/enum is no rule"),
+    "pattern": ({"answer": (typing.Annotated[str, pydantic.Field(pattern="a")], ...)}, "/pattern is no rule"),
+    "short": ({"spans": (typing.Annotated[list[Span], pydantic.Field(min_length=1)], ...)}, "/minItems is no rule"),
+    "words": ({"spans": (list[dict[str, str]], ...)}, "#/properties/spans/items/additionalProperties does not"),
+    "other": ({"answer": (str, ...), "weather": (str, "")}, "not 'weather'"),
+}
+
+
+@pytest.mark.parametrize("kind", [*ALLOWED, *REFUSED])
+def test_a_schema_is_met_or_refused(client, kind, short_clip):
+    fields, reason = REFUSED.get(kind) or (ALLOWED[kind], None)
+    model = pydantic.create_model("When", **fields)
+    asked = {"model": "tiny", "messages": about(short_clip)}
+    if reason is None:
+        form = {"type": "json_schema", "json_schema": {"name": "when", "schema": model.model_json_schema()}}
+        content = client.chat.completions.create(**asked, response_format=form).choices[0].message.content
+        assert set(json.loads(content)) == set(fields)
+        model.model_validate_json(content)
+    else:
+        with pytest.raises(openai.BadRequestError, match=re.escape(reason)):
+            client.chat.completions.parse(**asked, response_format=model)
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"properties": {"spans": {}}, "required": ["weather"]}, "#/required names 'weather'; there is spans only"),
+        ({"type": "array", "properties": {"spans": {}}}, "#/type must be object"),
+        ({"properties": {"answer": {"$ref": "#/$defs/no"}}}, "#/$defs/no must be a schema of the type string"),
+        ({"properties": {"answer": {"$ref": "#/properties/answer"}}}, "refers to itself"),
+        ({"properties": {"answer": {"$ref": ["x"]}}}, "must be a schema"),
+        ({"properties": {"answer": {"allOf": [{"type": "string"}, {"type": "null"}]}}}, "answer/allOf/1/type must be"),
+        ({"properties": {"answer": {"anyOf": []}}}, "answer/anyOf must be a list"),
+        ({"properties": {"answer": False}}, "#/properties/answer must be a schema"),
+        ({"properties": {"answer": {"type": {"x": 1}}}}, "answer/type must be string"),
+        ({"properties": {"spans": {"items": {"required": ["length_s"]}}}}, "items/required names 'length_s'"),
+        ({"properties": {"spans": {"items": {"properties": {"start_s": {"type": "integer"}}}}}}, "must be number"),
+        ({"properties": {"spans": {"items": {"properties": [1]}}}}, "properties must be an object"),
+        ({"properties": ["answer"]}, "not 'nothing'"),
+        ({"$ref": "#"}, "not 'nothing'"),
+        ({}, "not 'nothing'"),
+        (nested(40), "nested in more than 32 levels"),
+    ],
+)
+def test_schemas_that_are_not_met(post, schema, reason):
+    form = {"type": "json_schema", "name": "when", "schema": schema}
+    body = {"model": "tiny", "input": "When?", "text": {"format": form}}
+    assert reason in refused(post("/v1/responses", body), 400, "bad_settings", "text.format.schema")
+
+
+def test_schemas_that_are_met(post):
+    text = {"type": ["string", "null"]}
+    for schema in (
+        {"properties": {"answer": {"$ref": "#/$defs/a~1b"}}, "$defs": {"a/b": text}},
+        {"properties": {"answer": {"oneOf": [{"type": "null"}, text]}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"answer": text}, "required": ["answer"], "x-order": 1}}},
+        {"properties": {"answer": nested(20)["properties"]["answer"]}},
+    ):
+        form = {"type": "json_schema", "name": "when", "schema": schema, "strict": True}
+        answer = post("/v1/responses", {"model": "tiny", "input": "When?", "text": {"format": form}})
+        assert list(json.loads(answer.json()["output"][0]["content"][0]["text"])) == ["answer"]
+    for form in ({"type": "json_object", "schema": {}}, {"type": "text", "strict": 1}):
+        refused(post("/v1/chat/completions", asked(response_format=form)), 400, "unknown_parameter")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff", b"[]", b'"a"', b"null"])
