@@ -94,7 +94,7 @@ class AnswerSchema:
             return
         problems = [self._problem(choice, shape, f"{place}/{i}", level) for i, choice in enumerate(choices)]
         if keyword == "allOf" or None not in problems:
-            yield from sorted(problems, key=lambda problem: (problem or "").endswith("'null'"))  # what may be absent last
+            yield from sorted(problems, key=lambda problem: (problem or "").endswith("'null'"))  # "or nothing" last
 
     def _object(self, part: Mapping[str, Any], shape: dict[str, Shape], place: str, level: int) -> Iterator[str | None]:
         """Problems of the keywords about an object's properties."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmllm.serving.answer_forms import keys_of
-from mmllm.serving.chat_requests import PartReading, times_of
+from mmllm.serving.chat_requests import PartReading, messages_of, times_of
 from mmllm.serving.fields import Fields
 from mmllm.serving.limits import ServeLimits
 from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, sampling_of, stages_of
@@ -26,7 +26,7 @@ def response_question(body: Any, limits: ServeLimits) -> Question:
     fields = Fields(body)
     look, stages = Look.of(fields, limits).over(Look(), ""), stages_of(fields)
     reading = PartReading(look, stages, limits)
-    sayings = [_saying(item, f"input[{i}].", reading) for i, item in enumerate(_items(fields))]
+    sayings = [_saying(item, f"input[{i}].", reading) for i, item in enumerate(_items(fields, limits))]
     if (instructions := fields.text("instructions")) is not None:
         sayings.insert(0, Saying.of("system", [instructions], "instructions"))
     question = Question(
@@ -48,13 +48,11 @@ def response_question(body: Any, limits: ServeLimits) -> Question:
     return checked(question, limits)
 
 
-def _items(fields: Fields) -> list[Any]:
+def _items(fields: Fields, limits: ServeLimits) -> list[Any]:
     given = fields.any("input")
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
-    if not isinstance(given, list) or not given:
-        raise fields.refused("input", "a text or a list of messages", "bad_request")
-    return given
+    return messages_of(fields, "input", limits, "a text, or a list")
 
 
 def _saying(item: Any, place: str, reading: PartReading) -> Saying:

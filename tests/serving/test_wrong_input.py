@@ -18,6 +18,9 @@ from running_server import about, asked, data, inputs, refused
     [
         ({"messages": []}, 400, "bad_request", "messages"),
         ({"messages": "When?"}, 400, "bad_request", "messages"),
+        ({"messages": [{"role": "user", "content": "When?"}] * 21}, 400, "bad_request", "messages"),
+        ({"messages": [{"role": "user", "content": []}]}, 400, "bad_request", "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": []}]}, 400, "bad_request", "messages[0].content"),
         ({"messages": [7]}, 400, "bad_request", "messages[0]"),
         ({"messages": [{"role": "user"}]}, 400, "bad_request", "messages[0].content"),
         ({"messages": [{"role": "king", "content": "When?"}]}, 400, "bad_request", "messages[0].role"),
@@ -75,6 +78,14 @@ def test_a_wrong_field_is_named(post, changes, status, code, param, stream):
     if stream and "stream" not in changes and "stream_options" not in changes:
         body["stream"] = True
     refused(post("/v1/chat/completions", body), status, code, param)
+
+
+def test_messages_are_counted_before_they_are_read(server):
+    message = json.dumps({"role": "assistant", "content": []})
+    for path, name in (("/v1/chat/completions", "messages"), ("/v1/responses", "input")):
+        body = f'{{"model": "tiny", "{name}": [{",".join([message] * 80_000)}]}}'
+        answer = httpx.post(f"{server.url}{path}", content=body, timeout=60)
+        assert "1 to 20 messages, not 80000" in refused(answer, 400, "bad_request", name)
 
 
 def test_a_policy_opens_no_file_that_a_client_names(post, monkeypatch):
@@ -269,6 +280,8 @@ def test_settings_that_the_video_does_not_allow(post, short_clip):
     [
         {"input": None},
         {"input": []},
+        {"input": [{"role": "user", "content": "When?"}] * 21},
+        {"input": [{"role": "user", "content": []}, {"role": "user", "content": "When?"}]},
         {"input": [{"type": "function_call"}]},
         {"input": [{"role": "user", "content": [{"type": "input_audio"}]}]},
         {"previous_response_id": "resp_1"},
