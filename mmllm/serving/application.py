@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -20,6 +21,8 @@ from mmllm.app.bodies import TooLarge
 from mmllm.serving.answering import Answering
 from mmllm.serving.chat_replies import ChatReply
 from mmllm.serving.chat_requests import chat_question
+from mmllm.serving.fields import Fields
+from mmllm.serving.file_lists import file_list
 from mmllm.serving.files import StoredFile
 from mmllm.serving.limits import ServeLimits
 from mmllm.serving.question import Question
@@ -30,6 +33,10 @@ from mmllm.serving.response_requests import response_question
 
 _LONG_JSON = 1 << 20
 """JSON of more bytes is parsed in a thread."""
+_PURPOSE = 60
+"""Characters of an upload's purpose."""
+_HALF_LETTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\x00")
+"""What a body has that may hold half a letter: a half as an escape, as bytes, or two or four bytes for each letter."""
 
 Parse = Callable[[Any, ServeLimits], Question]
 
@@ -102,9 +109,8 @@ def _add_files(app: FastAPI, answering: Answering) -> None:
         return JSONResponse((await _stored(request, answering)).to_json())
 
     @app.get("/v1/files")
-    async def uploaded() -> JSONResponse:
-        listed = [stored.to_json() for stored in files.uploaded()]
-        return JSONResponse({"object": "list", "data": listed, "has_more": False})
+    async def uploaded(request: Request) -> JSONResponse:
+        return JSONResponse(file_list(files, request.query_params))
 
     @app.get("/v1/files/{name}")
     async def file(name: str) -> JSONResponse:
@@ -120,11 +126,15 @@ async def _stored(request: Request, answering: Answering) -> StoredFile:
     """The file of an upload."""
     try:
         async with request.form(max_files=1, max_fields=8) as form:
-            file, purpose = form.get("file"), form.get("purpose", "user_data")
-            if not isinstance(file, UploadFile) or not isinstance(purpose, str):
+            fields = Fields(form)
+            file, purpose = fields.any("file"), fields.text("purpose") or "user_data"
+            if not isinstance(file, UploadFile):
                 raise Refused(400, "an upload needs a field file with a file, and a purpose", "bad_request", "file")
+            if len(purpose) > _PURPOSE:
+                raise fields.refused("purpose", f"a text of at most {_PURPOSE} characters")
+            fields.close()
             name = (file.filename or "file")[:200]
-            return await asyncio.to_thread(answering.addresses.files.keep, file.file, name, purpose[:60])
+            return await asyncio.to_thread(answering.addresses.files.keep, file.file, name, purpose)
     except (HTTPException, MultiPartException) as problem:  # Starlette turns the second into the first
         reason = str(getattr(problem, "message", "") or getattr(problem, "detail", ""))
         if isinstance(problem, TooLarge) or isinstance(problem.__context__, TooLarge):
@@ -179,10 +189,21 @@ async def _json(request: Request) -> Any:
         Refused: if it is none.
     """
     body = await request.body()
+    return await asyncio.to_thread(_parsed, body) if len(body) > _LONG_JSON else _parsed(body)
+
+
+def _parsed(body: bytes) -> Any:
     try:
-        return await asyncio.to_thread(json.loads, body) if len(body) > _LONG_JSON else json.loads(body)
+        value = json.loads(body)
+        if _HALF_LETTER.search(body):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as problem:
+        half = problem.object[problem.start]
+        message = f"the body holds {half!r}, half of a letter that JSON writes in two: give both, or leave it out"
+        raise Refused(400, message, "bad_request") from None
     except (ValueError, RecursionError):
         raise Refused(400, "the body must be a JSON object", "bad_request") from None
+    return value
 
 
 def _model(name: str) -> dict[str, Any]:

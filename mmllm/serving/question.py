@@ -13,6 +13,8 @@ from mmllm.serving.refusals import Refused
 Role = Literal["system", "user", "assistant"]
 _ROLES: Mapping[Any, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LARGEST_SEED = 2**63 - 1
+_GREEDY = 1e-5
+"""Temperatures below are 0, as in vLLM: numbers that are divided by them can be too large for their type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +166,9 @@ def checked(question: Question, limits: ServeLimits) -> Question:
 
 def sampling_of(fields: Fields) -> dict[str, Any]:
     """How words are chosen: fields of a `Question`."""
+    temperature = fields.number("temperature", 0, 2)
     sampling = {
-        "temperature": fields.number("temperature", 0, 2),
+        "temperature": 0.0 if temperature is not None and temperature < _GREEDY else temperature,
         "top_p": fields.number("top_p", 0, 1, above=True),
         "seed": fields.whole("seed", -_LARGEST_SEED, _LARGEST_SEED),
     }

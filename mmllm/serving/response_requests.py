@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmllm.serving.answer_forms import keys_of
-from mmllm.serving.chat_requests import PartReading, times_of
+from mmllm.serving.chat_requests import PartReading, messages_of, times_of
 from mmllm.serving.fields import Fields
 from mmllm.serving.limits import ServeLimits
 from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, sampling_of, stages_of
@@ -26,7 +26,7 @@ def response_question(body: Any, limits: ServeLimits) -> Question:
     fields = Fields(body)
     look, stages = Look.of(fields, limits).over(Look(), ""), stages_of(fields)
     reading = PartReading(look, stages, limits)
-    sayings = [_saying(item, f"input[{i}].", reading) for i, item in enumerate(_items(fields))]
+    sayings = [_saying(item, f"input[{i}].", reading) for i, item in enumerate(_items(fields, limits))]
     if (instructions := fields.text("instructions")) is not None:
         sayings.insert(0, Saying.of("system", [instructions], "instructions"))
     question = Question(
@@ -48,13 +48,11 @@ def response_question(body: Any, limits: ServeLimits) -> Question:
     return checked(question, limits)
 
 
-def _items(fields: Fields) -> list[Any]:
+def _items(fields: Fields, limits: ServeLimits) -> list[Any]:
     given = fields.any("input")
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
-    if not isinstance(given, list) or not given:
-        raise fields.refused("input", "a text or a list of messages", "bad_request")
-    return given
+    return messages_of(fields, "input", limits, "a text, or a list")
 
 
 def _saying(item: Any, place: str, reading: PartReading) -> Saying:
@@ -66,15 +64,13 @@ def _saying(item: Any, place: str, reading: PartReading) -> Saying:
 
 def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:
     fields = Fields(part, place)
-    kind = fields.any("type")
+    kind = fields.word("type", (*_TEXTS, *_MEDIA), required=True, code="bad_request")
     if kind in _TEXTS:
         text = fields.text("text", required=True)
         for name in _ECHOED_IN_TEXT:
             fields.any(name)
         fields.close()
         return text
-    if kind not in _MEDIA:
-        raise fields.refused("type", ", ".join((*_TEXTS, *_MEDIA)), "bad_request")
     medium = _MEDIA[kind]
     given = [fields.text("file_id"), fields.text("file_data" if medium == "file" else f"{medium}_url")]
     fields.text("filename")
