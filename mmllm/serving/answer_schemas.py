@@ -16,12 +16,14 @@ _MOST_LEVELS = 32
 _LEAST = ("minimum", "minLength", "minItems")
 """Limits that every answer keeps if they are 0: times are not negative."""
 _NEVER_MET = (
-    "enum", "const", "not", "if", "pattern", "format", "maxLength", "multipleOf", "maximum", "exclusiveMaximum",
+    "enum", "const", "not", "if", "pattern", "maxLength", "multipleOf", "maximum", "exclusiveMaximum",
     "exclusiveMinimum", "maxItems", "uniqueItems", "contains", "prefixItems", "minProperties", "maxProperties",
     "patternProperties", "propertyNames", "dependentRequired", "dependentSchemas", "dependencies",
     "unevaluatedItems", "unevaluatedProperties",
 )  # fmt: skip
 """Keywords that say more of an answer than its shape, which no model here is held to."""
+_NUMBERS = ("float", "double")
+"""Formats that every number here has; no text has one."""
 
 
 class AnswerSchema:
@@ -75,7 +77,8 @@ class AnswerSchema:
         if _named(shape) not in (given if isinstance(given, list) else [given]):
             yield f"{place}/type must be {_named(shape)}, not {shown(given)}"
         for keyword in part:
-            if keyword in _NEVER_MET or (keyword in _LEAST and not _is_met(part[keyword])):
+            unmet = keyword in _NEVER_MET or (keyword in _LEAST and not _is_met(part[keyword]))
+            if unmet or (keyword == "format" and not (shape == "number" and part[keyword] in _NUMBERS)):
                 yield f"{place}/{keyword} is no rule that answers keep: leave it out"
         if "$ref" in part:
             yield self._problem(self._target(part["$ref"]), shape, f"{part['$ref']!s:.200}", level)

@@ -172,6 +172,8 @@ def test_a_schema_is_met_or_refused(client, kind, short_clip):
         ({"properties": {"spans": {"items": {"required": ["length_s"]}}}}, "items/required names 'length_s'"),
         ({"properties": {"spans": {"items": {"properties": {"start_s": {"type": "integer"}}}}}}, "must be number"),
         ({"properties": {"spans": {"items": {"properties": [1]}}}}, "properties must be an object"),
+        ({"properties": {"answer": {"type": "string", "format": "email"}}}, "answer/format is no rule"),
+        ({"properties": {"spans": {"items": {"properties": {"start_s": {"format": "int32"}}}}}}, "start_s/format is no"),
         ({"properties": ["answer"]}, "not 'nothing'"),
         ({"$ref": "#"}, "not 'nothing'"),
         ({}, "not 'nothing'"),
@@ -191,10 +193,15 @@ def test_schemas_that_are_met(post):
         {"properties": {"answer": {"oneOf": [{"type": "null"}, text]}}},
         {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"answer": text}, "required": ["answer"], "x-order": 1}}},
         {"properties": {"answer": nested(20)["properties"]["answer"]}},
+        {"properties": {"answer": {"description": "a sentence"}}, "title": "Answer"},
     ):
         form = {"type": "json_schema", "name": "when", "schema": schema, "strict": True}
         answer = post("/v1/responses", {"model": "tiny", "input": "When?", "text": {"format": form}})
         assert list(json.loads(answer.json()["output"][0]["content"][0]["text"])) == ["answer"]
+    seconds = {"type": "number", "format": "double", "minimum": 0}
+    span = {"type": "object", "properties": {"start_s": seconds, "end_s": seconds}, "required": ["start_s", "end_s"]}
+    form = {"type": "json_schema", "name": "when", "schema": {"properties": {"spans": {"items": span}}}}
+    assert post("/v1/responses", {"model": "tiny", "input": "When?", "text": {"format": form}}).status_code == 200
     for form in ({"type": "json_object", "schema": {}}, {"type": "text", "strict": 1}):
         refused(post("/v1/chat/completions", asked(response_format=form)), 400, "unknown_parameter")
 
