@@ -56,6 +56,12 @@ from running_server import about, asked, data, inputs, refused
         ({"temperature": -1}, 400, "bad_settings", "temperature"),
         ({"top_p": 0}, 400, "bad_settings", "top_p"),
         ({"max_tokens": 0}, 400, "bad_settings", "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "bad_settings", "max_tokens"),
+        ({"metadata": [1]}, 400, "bad_settings", "metadata"),
+        ({"metadata": {"row": 7}}, 400, "bad_settings", "metadata.row"),
+        ({"metadata": {"a" * 65: "7"}}, 400, "bad_settings", None),
+        ({"metadata": {"row": "a" * 513}}, 400, "bad_settings", "metadata.row"),
+        ({"metadata": {str(number): "7" for number in range(17)}}, 400, "bad_settings", "metadata"),
         ({"max_completion_tokens": 1.5}, 400, "bad_settings", "max_completion_tokens"),
         ({"stop": ["a"] * 9}, 400, "bad_settings", "stop"),
         ({"num_frames": 0}, 400, "bad_settings", "num_frames"),
@@ -290,10 +296,45 @@ def test_settings_that_the_video_does_not_allow(post, short_clip):
         {"text": {"shape": 1}},
         {"max_output_tokens": 0},
         {"instructions": 5},
+        {"metadata": [1]},
+        {"text": {"verbosity": 17}},
+        {"text": {"verbosity": "chatty"}},
+        {"text": 5},
     ],
 )
 def test_wrong_responses(post, changes):
     refused(post("/v1/responses", {"model": "tiny", "input": "When?", **changes}), 400)
+
+
+@pytest.mark.parametrize("kind", ["input_video", "input_image", "input_file"])
+def test_a_part_has_one_address(post, short_clip, kind):
+    name = "file_data" if kind == "input_file" else f"{kind.removeprefix('input_')}_url"
+    part = {"type": kind, "file_id": "file-" + "0" * 24, name: data(short_clip)}
+    content = [part, {"type": "input_text", "text": "When?"}]
+    answer = post("/v1/responses", {"model": "tiny", "input": [{"role": "user", "content": content}]})
+    message = refused(answer, 400, "bad_request", f"input[0].content[0].{name}")
+    assert "left out beside file_id" in message
+    assert len(message) < 300
+    file = {"file_id": "file-" + "0" * 24, "file_data": data(short_clip)}
+    content = [{"type": "file", "file": file}, {"type": "text", "text": "When?"}]
+    refused(post("/v1/chat/completions", asked(messages=[{"role": "user", "content": content}])), 400, "bad_request")
+
+
+def test_the_detail_of_a_picture_is_a_word_of_openai(post, picture):
+    def send(detail):
+        part = {"type": "input_image", "image_url": data(picture, "image/png"), "detail": detail}
+        content = [part, {"type": "input_text", "text": "What?"}]
+        chat = [{"type": "image_url", "image_url": {"url": part["image_url"], "detail": detail}}]
+        chat.append({"type": "text", "text": "What?"})
+        return (
+            post("/v1/responses", {"model": "tiny", "input": [{"role": "user", "content": content}]}),
+            post("/v1/chat/completions", asked(messages=[{"role": "user", "content": chat}])),
+        )
+
+    assert [answer.status_code for answer in send("low")] == [200, 200]
+    for detail in ("nonsense", 5, ["low"]):
+        for answer in send(detail):
+            assert "auto, low, high or original" in refused(answer, 400, "bad_settings")
 
 
 def test_the_client_raises_its_own_errors(client):
