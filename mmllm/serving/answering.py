@@ -154,7 +154,7 @@ class Answering:
         _require_wanted(gone)
         model = self.models.taken(question.model)
         try:
-            refuse_files(question.stages.get("context", ()))
+            refuse_files(question.stages)
             qa = model.variants.of(question.stages)
             method = None if question.decoding is None else method_of(question.decoding, model, qa)
             prompts = prompts_of(qa)
