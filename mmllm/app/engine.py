@@ -96,13 +96,14 @@ class Engine:
                     f"reducer, path and context must be texts of at most {MOST_CHARACTERS} characters, not {name!r:.50}"
                 )
         context = context.strip() or EVERYTHING
-        refuse_files(() if context == EVERYTHING else context.split())
         if not isinstance(share, (int, float)):
             raise InputError(f"the share of tokens must be a number, not {share!r:.50}")
         frames = self.limits.checked_frames(frames)
-        return Settings(
+        settings = Settings(
             frames=frames, reducer=reducer.strip() or OWN, share=share, path=path.strip() or OWN, context=context
         )
+        refuse_files(settings.stages)
+        return settings
 
     def chain(self, choice: Any) -> ChainConfig | None:
         """How a visitor wants a video to be asked; None for "off".

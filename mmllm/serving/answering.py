@@ -168,7 +168,7 @@ class Answering:
         asker.require()
         model = self.models.taken(question.model)
         try:
-            refuse_files(question.stages.get("context", ()))
+            refuse_files(question.stages)
             qa = model.variants.of(question.stages)
             method = None if question.decoding is None else method_of(question.decoding, model, qa)
             ready = Preparation(

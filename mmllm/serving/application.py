@@ -16,14 +16,17 @@ from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
+from starlette.routing import Match
 
 from mmllm.app.bodies import TooLarge
+from mmllm.fields import shown
 from mmllm.serving.answering import Answering
 from mmllm.serving.chat_replies import ChatReply
 from mmllm.serving.chat_requests import chat_question
 from mmllm.serving.fields import Fields
 from mmllm.serving.file_lists import file_list
 from mmllm.serving.files import StoredFile
+from mmllm.serving.guard import ENDPOINTS
 from mmllm.serving.limits import ServeLimits
 from mmllm.serving.question import Question
 from mmllm.serving.refusals import Refused, refusal_of
@@ -33,6 +36,7 @@ from mmllm.serving.response_requests import response_question
 
 _LONG_JSON = 1 << 20
 """JSON of more bytes is parsed in a thread."""
+_PATH_CODES = {404: "not_found", 405: "method_not_allowed"}
 _PURPOSE = 60
 """Characters of an upload's purpose."""
 _HALF_LETTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\x00")
@@ -57,8 +61,8 @@ def application(answering: Answering, *, ending: Callable[[], bool] = lambda: Fa
         return JSONResponse(problem.body, problem.status, problem.headers)
 
     @app.exception_handler(HTTPException)
-    async def refuse_path(_: Request, problem: HTTPException) -> JSONResponse:
-        refused = Refused(problem.status_code, str(problem.detail), "not_found")
+    async def refuse_path(request: Request, problem: HTTPException) -> JSONResponse:
+        refused = _refused_path(app, request, problem)
         return JSONResponse(refused.body, refused.status, problem.headers)
 
     @app.exception_handler(Exception)
@@ -204,6 +208,18 @@ def _parsed(body: bytes) -> Any:
     except (ValueError, RecursionError):
         raise Refused(400, "the body must be a JSON object", "bad_request") from None
     return value
+
+
+def _refused_path(app: FastAPI, request: Request, problem: HTTPException) -> Refused:
+    """Why a path is not answered: there is none of that name, or it takes other methods."""
+    if problem.status_code not in _PATH_CODES:
+        return Refused(problem.status_code, str(problem.detail), "bad_request")
+    code, place = _PATH_CODES[problem.status_code], shown(request.url.path)
+    routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
+    methods = sorted({method for route in routes for method in getattr(route, "methods", ())})
+    if methods:
+        return Refused(problem.status_code, f"{place} takes {', '.join(methods)}, not {request.method}", code)
+    return Refused(problem.status_code, f"there is nothing at {place}; there are {', '.join(ENDPOINTS)}", code)
 
 
 def _model(name: str) -> dict[str, Any]:

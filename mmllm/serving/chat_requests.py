@@ -9,10 +9,12 @@ from mmllm.fields import shown
 from mmllm.serving.answer_forms import keys_of
 from mmllm.serving.fields import Fields
 from mmllm.serving.limits import ServeLimits
-from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, sampling_of, stages_of
+from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, metadata_of, sampling_of, stages_of
 from mmllm.serving.refusals import Refused
 
 _MOST_STOPS = 4
+DETAILS = ("auto", "low", "high", "original")
+"""What OpenAI's clients may say of a picture; it changes nothing here."""
 _PARTS = ("text", "image_url", "video_url", "file")
 _ECHOED = ("name", "refusal", "annotations", "spans", "answer", "decoding", "context")
 """Keys of a message that a client may send back as it got them; they say nothing new."""
@@ -44,7 +46,7 @@ def chat_question(body: Any, limits: ServeLimits) -> Question:
         **sampling_of(fields),
     )
     fields.text("user")
-    fields.any("metadata")
+    metadata_of(fields)
     fields.close()
     return checked(question, limits)
 
@@ -147,20 +149,36 @@ def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:
     inside = fields.any(kind)
     address = Fields({"url": inside} if isinstance(inside, str) else inside, f"{place}{kind}.")
     if kind == "file":
-        given = address.text("file_id") or address.text("file_data")
+        given = one_address(address, "file_id", "file_data")
         address.text("filename")
     else:
         given = address.text("url")
-        address.text("detail")
+        address.word("detail", DETAILS)
     medium = reading.medium(kind.removesuffix("_url"), given, fields)
     address.close()
     fields.close()
     return medium
 
 
+def one_address(fields: Fields, *names: str) -> str | None:
+    """The address that one of some fields gives; None if none does.
+
+    Raises:
+        Refused: if two of them are given.
+    """
+    given = {name: text for name in names if (text := fields.text(name)) is not None}
+    first, *others = given or (None,)
+    if others:
+        raise fields.refused(others[0], f"left out beside {first}: a part is one medium", "bad_request")
+    return next(iter(given.values()), None)
+
+
 def _most_tokens(fields: Fields) -> int | None:
     given = [fields.whole(name, 1, 2**31) for name in ("max_completion_tokens", "max_tokens")]
-    return next((count for count in given if count is not None), None)
+    counts = {count for count in given if count is not None}
+    if len(counts) > 1:
+        raise fields.refused("max_tokens", "left out beside max_completion_tokens: both say how long the answer is")
+    return next(iter(counts), None)
 
 
 def _includes_usage(fields: Fields, stream: bool) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mmllm.serving.answer_forms import keys_of
-from mmllm.serving.chat_requests import PartReading, messages_of, times_of
+from mmllm.serving.chat_requests import DETAILS, PartReading, messages_of, one_address, times_of
 from mmllm.serving.fields import Fields
 from mmllm.serving.limits import ServeLimits
-from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, sampling_of, stages_of
+from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, metadata_of, sampling_of, stages_of
 
 _TEXTS = ("input_text", "output_text")
 _MEDIA = {"input_image": "image", "input_video": "video", "input_file": "file"}
@@ -29,6 +29,8 @@ def response_question(body: Any, limits: ServeLimits) -> Question:
     sayings = [_saying(item, f"input[{i}].", reading) for i, item in enumerate(_items(fields, limits))]
     if (instructions := fields.text("instructions")) is not None:
         sayings.insert(0, Saying.of("system", [instructions], "instructions"))
+    text = _text(fields)
+    echoed = {"instructions": instructions, "metadata": metadata_of(fields), "text": text}
     question = Question(
         model=fields.text("model", required=True),
         sayings=tuple(sayings),
@@ -37,13 +39,12 @@ def response_question(body: Any, limits: ServeLimits) -> Question:
         decoding=fields.text("decoding"),
         most_tokens=fields.whole("max_output_tokens", 1, 2**31),
         stream=fields.flag("stream"),
-        keys=_keys(fields),
+        keys=keys_of(text["format"], "text.format"),
+        echoed={**echoed, "max_output_tokens": fields.values.get("max_output_tokens"), "user": fields.text("user")},
         **sampling_of(fields),
     )
     if fields.flag("store"):
         raise fields.refused("store", "false: nothing is stored here")
-    fields.text("user")
-    fields.any("metadata")
     fields.close()
     return checked(question, limits)
 
@@ -72,21 +73,19 @@ def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:
         fields.close()
         return text
     medium = _MEDIA[kind]
-    given = [fields.text("file_id"), fields.text("file_data" if medium == "file" else f"{medium}_url")]
+    address = one_address(fields, "file_id", "file_data" if medium == "file" else f"{medium}_url")
     fields.text("filename")
-    fields.text("detail")
-    address = next((address for address in given if address is not None), None)
+    fields.word("detail", DETAILS)
     read = reading.medium(medium, address, fields)
     fields.close()
     return read
 
 
-def _keys(fields: Fields) -> tuple[str, ...] | None:
-    text = fields.any("text")
-    if text is None:
-        return None
-    inside = Fields(text, "text.")
-    form = inside.any("format")
-    inside.any("verbosity")
+def _text(fields: Fields) -> dict[str, Any]:
+    """What is said of the answer's text, with its form; how long it is to be is checked, and changes nothing."""
+    given = fields.any("text")
+    inside = Fields({} if given is None else given, "text.")
+    inside.word("verbosity", ("low", "medium", "high"))
+    inside.any("format")
     inside.close()
-    return None if form is None else keys_of(form, "text.format")
+    return {"format": {"type": "text"}, **inside.values}

@@ -52,6 +52,27 @@ def test_instructions_and_a_schema(client, short_clip):
     assert list(json.loads(reply.output_text)) == ["spans", "answer"]
 
 
+def test_a_response_repeats_what_was_asked(client):
+    text = {"format": {"type": "json_object"}, "verbosity": "low"}
+    settings = {"instructions": "Say when.", "metadata": {"row": "7"}, "max_output_tokens": 3, "text": text}
+    settings["user"] = "me"
+    asked = {"model": "tiny", "input": "When?", **settings}
+    events = client.responses.create(**asked, stream=True)
+    replies = [event.response for event in events if hasattr(event, "response")]
+    assert len(replies) == 3
+    for reply in (client.responses.create(**asked), *replies):
+        said = reply.model_dump(exclude_unset=True)
+        assert {name: said[name] for name in settings} == settings
+    plain = client.responses.create(model="tiny", input="When?").model_dump(exclude_unset=True)
+    assert {name: plain[name] for name in settings} == {
+        "instructions": None,
+        "metadata": {},
+        "max_output_tokens": None,
+        "text": {"format": {"type": "text"}},
+        "user": None,
+    }
+
+
 def test_an_uploaded_file_is_asked_by_its_id(client, server, short_clip):
     file = client.files.create(file=("clip.mp4", short_clip.read_bytes()), purpose="user_data")
     assert file.bytes == short_clip.stat().st_size

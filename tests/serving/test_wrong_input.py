@@ -56,6 +56,12 @@ from running_server import about, asked, data, inputs, refused
         ({"temperature": -1}, 400, "bad_settings", "temperature"),
         ({"top_p": 0}, 400, "bad_settings", "top_p"),
         ({"max_tokens": 0}, 400, "bad_settings", "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "bad_settings", "max_tokens"),
+        ({"metadata": [1]}, 400, "bad_settings", "metadata"),
+        ({"metadata": {"row": 7}}, 400, "bad_settings", "metadata.row"),
+        ({"metadata": {"a" * 65: "7"}}, 400, "bad_settings", None),
+        ({"metadata": {"row": "a" * 513}}, 400, "bad_settings", "metadata.row"),
+        ({"metadata": {str(number): "7" for number in range(17)}}, 400, "bad_settings", "metadata"),
         ({"max_completion_tokens": 1.5}, 400, "bad_settings", "max_completion_tokens"),
         ({"stop": ["a"] * 9}, 400, "bad_settings", "stop"),
         ({"num_frames": 0}, 400, "bad_settings", "num_frames"),
@@ -88,13 +94,36 @@ def test_messages_are_counted_before_they_are_read(server):
         assert "1 to 20 messages, not 80000" in refused(answer, 400, "bad_request", name)
 
 
-def test_a_policy_opens_no_file_that_a_client_names(post, monkeypatch):
-    from mmllm.context.h2o import H2O
-
-    monkeypatch.setattr(H2O, "names_files", ("heavy",))
-    message = refused(post("/v1/chat/completions", asked(context="h2o:heavy=0.3")), 400, "bad_settings")
-    assert "heavy" in message
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"context": "razor:heads=FILE"},
+        {"context": ["h2o", "doublesparse:channels=FILE"]},
+        {"reducer": "cdpruner:keep=4,source=FILE"},
+        {"path": "tdc:question_source=FILE"},
+    ],
+)
+def test_a_stage_opens_no_file_that_a_client_names(post, stage, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("no calibration")
+    body = json.loads(json.dumps(asked(**stage)).replace("FILE", str(file)))
+    message = refused(post("/v1/chat/completions", body), 400, "bad_settings")
+    assert "opens no other files" in message
+    assert str(tmp_path) not in message
     assert post("/v1/chat/completions", asked(context="h2o:recent=0.3")).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["flash", "fastdraft", "s2d", "hamburger", "hidden-transfer", "longspec", "ppd"])
+def test_a_method_that_needs_a_file_says_that_a_request_cannot_give_it(post, method):
+    message = refused(post("/v1/chat/completions", asked(decoding=method)), 400, "bad_settings", "decoding")
+    assert "draft" in message
+    assert "a request cannot give draft: do without it, or ask for another method" in message
+    assert "__init__" not in message
+
+
+def test_a_policy_that_needs_a_file_is_set_when_the_server_starts(post):
+    message = refused(post("/v1/chat/completions", asked(context="razor")), 400, "bad_settings")
+    assert "cannot give heads: set razor when the server starts" in message
 
 
 def test_a_schema_that_asks_for_something_else(post):
@@ -297,10 +326,45 @@ def test_settings_that_the_video_does_not_allow(post, short_clip):
         {"text": {"shape": 1}},
         {"max_output_tokens": 0},
         {"instructions": 5},
+        {"metadata": [1]},
+        {"text": {"verbosity": 17}},
+        {"text": {"verbosity": "chatty"}},
+        {"text": 5},
     ],
 )
 def test_wrong_responses(post, changes):
     refused(post("/v1/responses", {"model": "tiny", "input": "When?", **changes}), 400)
+
+
+@pytest.mark.parametrize("kind", ["input_video", "input_image", "input_file"])
+def test_a_part_has_one_address(post, short_clip, kind):
+    name = "file_data" if kind == "input_file" else f"{kind.removeprefix('input_')}_url"
+    part = {"type": kind, "file_id": "file-" + "0" * 24, name: data(short_clip)}
+    content = [part, {"type": "input_text", "text": "When?"}]
+    answer = post("/v1/responses", {"model": "tiny", "input": [{"role": "user", "content": content}]})
+    message = refused(answer, 400, "bad_request", f"input[0].content[0].{name}")
+    assert "left out beside file_id" in message
+    assert len(message) < 300
+    file = {"file_id": "file-" + "0" * 24, "file_data": data(short_clip)}
+    content = [{"type": "file", "file": file}, {"type": "text", "text": "When?"}]
+    refused(post("/v1/chat/completions", asked(messages=[{"role": "user", "content": content}])), 400, "bad_request")
+
+
+def test_the_detail_of_a_picture_is_a_word_of_openai(post, picture):
+    def send(detail):
+        part = {"type": "input_image", "image_url": data(picture, "image/png"), "detail": detail}
+        content = [part, {"type": "input_text", "text": "What?"}]
+        chat = [{"type": "image_url", "image_url": {"url": part["image_url"], "detail": detail}}]
+        chat.append({"type": "text", "text": "What?"})
+        return (
+            post("/v1/responses", {"model": "tiny", "input": [{"role": "user", "content": content}]}),
+            post("/v1/chat/completions", asked(messages=[{"role": "user", "content": chat}])),
+        )
+
+    assert [answer.status_code for answer in send("low")] == [200, 200]
+    for detail in ("nonsense", 5, ["low"]):
+        for answer in send(detail):
+            assert "auto, low, high or original" in refused(answer, 400, "bad_settings")
 
 
 def test_the_client_raises_its_own_errors(client):
@@ -317,10 +381,17 @@ def test_an_unknown_field_is_told_the_fields_that_there_are(post):
 
 
 def test_paths_and_methods_that_are_not_there(server):
-    assert refused(httpx.get(f"{server.url}/v1/nothing"), 404)
-    assert refused(httpx.get(f"{server.url}/docs"), 404)
-    assert refused(httpx.get(f"{server.url}/openapi.json"), 404)
-    assert refused(httpx.get(f"{server.url}/v1/chat/completions"), 405)
+    for path in ("/v1/nothing", "/docs", "/openapi.json", "/v1/nothing/\N{EURO SIGN}"):
+        assert "/v1/responses" in refused(httpx.get(f"{server.url}{path}"), 404, "not_found")
+    for method, path, allowed in (
+        ("GET", "/v1/chat/completions", "POST"),
+        ("DELETE", "/v1/responses", "POST"),
+        ("PUT", "/v1/files", "GET, POST"),
+        ("PATCH", "/v1/files/file-1", "DELETE, GET"),
+        ("POST", "/health", "GET"),
+    ):
+        answer = httpx.request(method, f"{server.url}{path}")
+        assert refused(answer, 405, "method_not_allowed") == f"'{path}' takes {allowed}, not {method}"
     assert refused(httpx.get(f"{server.url}/v1/models/huge"), 404, "model_not_found")
 
 
