@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -146,11 +148,14 @@ def test_the_index_says_where_everything_lies(written):
 def test_written_again_or_after_a_stop_it_has_the_same_bytes(data, written, copied, missing):
     for name in missing:
         (copied / name).unlink()
-    (copied / ".own-000001.77-88.part.tar").write_bytes(b"half")  # what a killed process may leave
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    (copied / f".own-000001.{killed.pid}-88.part.tar").write_bytes(b"half")  # what it may leave
     items = read_annotations(data / "own.jsonl").items
     write_shards({"own": planned(items, "own", 1)}, copied)
     for file in written.iterdir():
         assert (copied / file.name).read_bytes() == file.read_bytes(), file.name
+    assert {file.name for file in copied.iterdir()} == {file.name for file in written.iterdir()}
 
 
 def test_the_size_of_a_shard_is_kept(data):
