@@ -69,13 +69,17 @@ def simulate_serving(
     if workload is not None and made != WorkloadConfig():
         raise InputError(f"{workload} has the requests: leave the flags of made ones out")
     requests = requests_of(made) if workload is None else read_requests(workload)
+    if not policies:
+        raise InputError(f"--policies needs one of {', '.join(RULES)}, or several")
+    asked = [Policy(name=name, budget=budget, size=size) for name in policies]
+    if readers:
+        asked = [Policy(name="prefill-first")]
     reports: dict[str, Any] = {}
-    for name in policies[:1] if readers else policies:
-        policy = Policy(name="prefill-first" if readers else name, budget=budget, size=size)
+    for policy in asked:
         config = ServingConfig(
             policy=policy, decoders=decoders, memory=memory, leaving=leaving, readers=readers, writers=writers
         )
-        label = f"{readers} + {writers}" if readers else name
+        label = f"{readers} + {writers}" if readers else policy.name
         reports[label] = report(simulate(requests, price, config), price)
     if json:
         print(json_text.dumps(reports, indent=2))
@@ -101,17 +105,25 @@ def _show(reports: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1000 * seconds:.0f} ms"
 
 
 ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "requests a second": lambda row: f"{row['requests_per_s']:.2f}",
+    "requests a second": lambda row: _number(row["requests_per_s"], ".2f"),
     "first token, half within": lambda row: _ms(row["first_token"]["p50"]),
     "first token, 95 % within": lambda row: _ms(row["first_token"]["p95"]),
     "between tokens, 99 % within": lambda row: _ms(row["gap"]["p99"]),
-    "times as long as alone": lambda row: f"{row['slowdown']['mean']:.2f}, most {row['slowdown']['most']:.1f}",
+    "times as long as alone with a new video": lambda row: (
+        f"{_number(row['slowdown']['mean'], '.2f')}, most {_number(row['slowdown']['most'], '.1f')}"
+    ),
     "deadlines met": lambda row: "-" if row["deadlines_met"] is None else f"{row['deadlines_met']:.0%}",
-    "the machines work": lambda row: ", ".join(f"{share:.0%}" for share in row["busy"]),
+    "the machines work": lambda row: ", ".join(_number(share, ".0%") for share in row["busy"]),
     "most positions held": lambda row: f"{row['most_positions']:,}",
+    "times that one left the memory": lambda row: f"{row['departures']:,}",
+    "tokens read once more": lambda row: f"{row['repeated_tokens']:,}",
 }

@@ -37,12 +37,17 @@ class Sample:
 def samples_of(tar: Path) -> Iterator[tuple[str, Sample | str]]:
     """Key and sample of each pair of a video and its JSON in a shard, in its order; or why there is no such pair.
 
+    A key is the name up to the first dot behind the last folder. As in WebDataset, hidden files (`._a.mp4`, which macOS
+    adds) belong to no sample, and the files of a sample need not lie side by side.
+
     Raises:
         InputError: if the tar file is damaged.
     """
     by_key: dict[str, list[Member]] = {}
     for name, member in members_of(tar).items():
-        by_key.setdefault(name.partition(".")[0], []).append(member)
+        folder, slash, file = name.rpartition("/")
+        if not file.startswith("."):
+            by_key.setdefault(folder + slash + file.partition(".")[0], []).append(member)
     for key, members in by_key.items():
         texts = [member for member in members if member.name.endswith(".json")]
         media = [member for member in members if member not in texts]

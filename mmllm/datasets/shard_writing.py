@@ -20,7 +20,7 @@ from mmllm.datasets.shard_rows import row_of, video_of
 from mmllm.datasets.shard_samples import Sample, sample_text, samples_of
 from mmllm.datasets.shards import INDEX, VERSION, tars_in
 from mmllm.errors import InputError
-from mmllm.runtime.files import make_folder, replacing, write_json
+from mmllm.runtime.files import make_folder, replacing, sweep_parts, write_json
 from mmllm.runtime.progress import Progress
 from mmllm.video.opening import open_video
 from mmllm.video.tar_members import SUFFIX, status_of
@@ -94,7 +94,7 @@ def write_shards(plan: Mapping[str, Mapping[str, Sequence[PlannedSample]]], fold
     Raises:
         InputError: if the folder has other shards, or it cannot be written to.
     """
-    make_folder(folder)
+    sweep_parts(make_folder(folder))
     expected = {name for shards in plan.values() for name in shards}
     strangers = [tar.name for tar in tars_in(folder) if tar.name not in expected]
     if strangers:

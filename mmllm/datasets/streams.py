@@ -1,7 +1,8 @@
 """Data sets of the Hugging Face library `datasets`, read as a stream: `hf:owner/name`, `hf:folder`, `hf:name#val`.
 
-A sample has the bytes of a video in one column, and its questions: in a column `json` as the shards of `mmllm shard`
-have it, or in columns called like the keys of a row (`question`, `answer`, `spans`, ...).
+A sample has the bytes of a video in one column, not always the same one, and its questions: in a column `json` as the
+shards of `mmllm shard` have it, or in columns called like the keys of a row (`question`, `answer`, `spans`, ...).
+Shards in a folder here are read by mmllm itself: their samples are those of `mmllm.datasets.shard_samples`.
 
 Shards are read in an order of their own in each epoch; samples inside a shard stay in order. A buffer for shuffling
 would lose what it holds when a training is stopped, so there is none.
@@ -20,7 +21,8 @@ from mmllm.datasets.annotations import RowReader, list_of
 from mmllm.datasets.records import Dialogue, Question
 from mmllm.datasets.shard_rows import KEYS, item_of
 from mmllm.datasets.shard_samples import KEYS as SAMPLE_KEYS
-from mmllm.datasets.shards import is_shards, splits_of
+from mmllm.datasets.shard_samples import Sample, sample_text, samples_of
+from mmllm.datasets.shards import is_shards, shard_set, splits_of
 from mmllm.errors import InputError, require_extra
 from mmllm.fields import closest
 from mmllm.times.stamps import shortened
@@ -47,6 +49,8 @@ class StreamSample:
     text: Mapping[str, Any]
     state: Mapping[str, Any]
     """Where the stream stands behind this sample; `VideoStream.samples` goes on from it."""
+    problem: str | None = None
+    """Why it has no question or no video; None if it has both."""
 
 
 class VideoStream:
@@ -66,8 +70,8 @@ class VideoStream:
         self.place, _, self._split = self.name.removeprefix(PREFIX).partition("#")
         if not self.place:
             raise InputError(f"{self.name}: write the name of a data set, or a folder, behind {PREFIX}")
-        self._media = next((column for column in MEDIA if column in self._columns), None)
-        if self._media is None:
+        self._media = [column for column in MEDIA if column in self._columns]
+        if not self._media:
             listed = ", ".join(self._columns)
             raise InputError(f"{self.name}: has no column with videos ({', '.join(MEDIA)}); it has {listed or 'none'}")
         if not {"json", "question"} & set(self._columns):
@@ -76,12 +80,7 @@ class VideoStream:
     @cached_property
     def _rows(self) -> Any:
         """The stream, before videos are left as bytes."""
-        from datasets import load_dataset
-
-        try:
-            splits = load_dataset(*self._source, streaming=True)
-        except (OSError, ValueError, RuntimeError, tarfile.TarError) as problem:
-            raise InputError(f"{self.name}: cannot be opened: {shortened(str(problem), 300)}") from None
+        splits = self._stored if is_shards(Path(self.place)) else self._loaded
         names = list(map(str, splits))
         if self._split:
             if self._split not in names:
@@ -93,16 +92,34 @@ class VideoStream:
         return splits[chosen[0]]
 
     @property
-    def _source(self) -> tuple[Any, ...]:
-        """Arguments of `load_dataset`: a folder of shards is read by its tar files alone, whatever else lies there."""
-        if not is_shards(Path(self.place)):
-            return (self.place,)
-        files = {split: list(map(str, tars)) for split, tars in splits_of(Path(self.place)).items()}
-        return "webdataset", None, None, files
+    def _loaded(self) -> Mapping[str, Any]:
+        """Split -> its stream, by the library's own readers."""
+        from datasets import load_dataset
+
+        try:
+            return load_dataset(self.place, streaming=True)
+        except (OSError, ValueError, RuntimeError, tarfile.TarError) as problem:
+            remedy = f"; {_MIXED}" if "same types" in str(problem) else ""
+            raise InputError(f"{self.name}: cannot be opened: {shortened(str(problem), 300)}{remedy}") from None
+
+    @property
+    def _stored(self) -> Mapping[str, Any]:
+        """Split -> the stream of its shards, whatever else lies in their folder."""
+        from datasets import IterableDataset
+
+        place = Path(self.place)
+        splits = splits_of(place) if place.is_dir() else {place.stem: shard_set(place).tars}
+        return {
+            split: IterableDataset.from_generator(_rows_of, gen_kwargs={"tars": list(map(str, tars))})
+            for split, tars in splits.items()
+        }
 
     @cached_property
     def _columns(self) -> list[str]:
         """Names of the columns."""
+        if is_shards(Path(self.place)):
+            assert self._rows is not None  # the split exists
+            return ["video", "json"]
         from datasets.exceptions import DatasetGenerationError
 
         try:
@@ -132,38 +149,65 @@ class VideoStream:
         from datasets import Video
 
         rows = self._rows
-        if isinstance((rows.features or {}).get(self._media), Video):
-            rows = rows.cast_column(self._media, Video(decode=False))
+        for column in self._media:
+            if isinstance((rows.features or {}).get(column), Video):
+                rows = rows.cast_column(column, Video(decode=False))
         if seed is not None:
             rows = rows.shuffle(seed=seed + epoch, buffer_size=1)  # shards only
         if ranks > 1:
             rows = split_dataset_by_node(rows, rank, ranks)
         if state is not None:
             rows.load_state_dict(dict(state))
+        for number, row in enumerate(self._unbroken(rows)):
+            yield self._sample(row, f"sample {number + 1}", rows.state_dict())
+
+    def _unbroken(self, rows: Any) -> Iterator[Mapping[str, Any]]:
+        """The rows; see `samples`."""
         try:
-            for number, row in enumerate(rows):
-                yield self._sample(row, f"sample {number + 1}", rows.state_dict())
-        except InputError:
-            raise
-        except (OSError, RuntimeError, ValueError, tarfile.TarError) as problem:
+            yield from rows
+        except (InputError, OSError, RuntimeError, ValueError, tarfile.TarError) as problem:
             raise InputError(f"{self.name}: the stream broke off: {shortened(str(problem), 300)}") from None
 
     def _sample(self, row: Mapping[str, Any], where: str, state: Mapping[str, Any]) -> StreamSample:
-        assert self._media is not None
-        media, text = row[self._media], row.get("json")
+        text = row.get("json")
         key = str(row.get("__key__") or row.get("id") or where)
+        column = next((name for name in MEDIA if row.get(name) is not None), None)
+        if column is None or row.get("problem"):
+            problem = row.get("problem") or f"has no video: nothing in {' or '.join(self._media)}"
+            return StreamSample(key=key, video=b"", suffix="", text={}, state=state, problem=problem)
+        media = row[column]
         file = media.get("path") if isinstance(media, Mapping) else None
         data = media.get("bytes") if isinstance(media, Mapping) else media
         if data is None and file and Path(file).is_file():
             data = Path(file).read_bytes()
         if not isinstance(data, bytes):
-            raise InputError(
-                f"{self.name}, {key}: the column {self._media!r} must hold bytes, not {type(data).__name__}"
-            )
-        suffix = Path(file).suffix if file and Path(file).suffix else ".mp4"
+            raise InputError(f"{self.name}, {key}: the column {column!r} must hold bytes, not {type(data).__name__}")
+        suffix = Path(file).suffix if file and Path(file).suffix else f".{'mp4' if column == 'video' else column}"
         if not isinstance(text, Mapping):
             text = {name: row[name] for name in KEYS if name in row}
         return StreamSample(key=key, video=data, suffix=suffix, text=_given(text), state=state)
+
+
+_MIXED = (
+    "the library wants videos of one suffix in the first samples: rename them, or download the folder, whose shards "
+    "may then have any"
+)
+
+
+def _rows_of(tars: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of shards; a sample that cannot be used says why."""
+    for tar in tars:
+        for key, sample in samples_of(Path(tar)):
+            row: dict[str, Any] = {"__key__": key, "video": None, "json": None, "problem": None}
+            if isinstance(sample, Sample):
+                try:
+                    row["json"] = sample_text(sample)
+                    row["video"] = {"path": sample.media.name, "bytes": sample.media.read()}
+                except InputError as problem:
+                    row["problem"] = str(problem)
+            else:
+                row["problem"] = sample
+            yield row
 
 
 def _given(value: Any) -> Any:
@@ -182,6 +226,10 @@ def items_of(sample: StreamSample, video: Path, reader: RowReader[Dialogue | Que
         reader: of the whole stream.
     """
     before = len(reader.result.items)
+    if sample.problem is not None:
+        with reader.row(sample.key):
+            raise InputError(sample.problem)
+        return []
     rows: list[Any] = [sample.text]
     if "rows" in sample.text:
         with reader.row(sample.key):

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ _FOLDER_PROBLEMS = {
 }  # fmt: skip
 """Errors whose reason is the path that the user has named."""
 _LONGEST_REASON = 200
+_PART = re.compile(r"\.(\d+)-\d+\.part(\.\w+)?$")
+"""The end of a name that `replacing` writes to, with the number of its process."""
 
 
 def cannot_write(path: Path, problem: BaseException) -> MmllmError:
@@ -61,6 +64,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def sweep_parts(folder: Path) -> None:
+    """Removes what writers of `replacing` that were killed have left in a folder; those that still run keep theirs."""
+    for part in folder.glob(".*.part*"):
+        if (named := _PART.search(part.name)) and not _runs(int(named[1])):
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number may be running here; on Windows a file in use cannot be removed anyway."""
+    if os.name == "nt":
+        return process == os.getpid()
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

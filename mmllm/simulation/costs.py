@@ -43,8 +43,8 @@ class Costs:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "overlap":
-                require(value >= 0 and not math.isnan(value), self, name, "zero or more")
+            if name not in ("overlap", "link_bytes_s", "swap_bytes_s"):
+                require(0 <= value < math.inf, self, name, "zero or more, and finite")
         for name in ("link_bytes_s", "swap_bytes_s", "block", "contiguous", "layers"):
             require(getattr(self, name) > 0, self, name, "above 0")
 

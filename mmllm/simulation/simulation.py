@@ -10,15 +10,17 @@ leave it, by copying their cache out (`swap`) or by reading their tokens once mo
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import require
 from mmllm.simulation.costs import Costs
-from mmllm.simulation.policies import Job, Policy
+from mmllm.simulation.jobs import Job
+from mmllm.simulation.machine import Leaving, Machine, StepRecord
+from mmllm.simulation.policies import Policy
 from mmllm.simulation.workload import Request
 
 
@@ -31,7 +33,7 @@ class ServingConfig:
     """Processes that decode videos at the same time."""
     memory: int | None = None
     """Positions that the LLM's memory holds beside kept videos; None for no limit."""
-    leaving: Literal["swap", "recompute"] = "swap"
+    leaving: Leaving = "swap"
     """What happens to requests for which there is no memory."""
     readers: int = 0
     """Machines that read prompts and write nothing (Splitwise); 0 if all machines do both."""
@@ -45,22 +47,6 @@ class ServingConfig:
             raise ConfigError("readers and writers: at least 1 of each, or 0 of both")
         if self.readers and self.memory is not None:
             raise ConfigError("memory has no limit where readers and writers are apart")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """A step of a machine."""
-
-    begin_s: float
-    end_s: float
-    tokens: int
-    """Read and written."""
-    writing: int
-    """Requests that could write a token in it."""
-    wrote: int
-    """Requests that did."""
-    waiting: int
-    """Tokens of prompts that were left when it began."""
 
 
 @dataclass(kw_only=True)
@@ -97,7 +83,7 @@ def simulate(requests: Sequence[Request], costs: Costs, config: ServingConfig | 
             if needed > config.memory:
                 raise InputError(f"request {job.number} needs {needed} positions, and the memory has {config.memory}")
     if not config.readers:
-        machine = Machine(costs, config)
+        machine = Machine(costs, config.policy, config.memory, config.leaving)
         machine.run(jobs)
         return Outcome(
             jobs=jobs,
@@ -107,7 +93,7 @@ def simulate(requests: Sequence[Request], costs: Costs, config: ServingConfig | 
             departures=machine.departures,
         )
     readers, arriving = _read_apart(jobs, costs, config)
-    writers = [Machine(costs, config) for _ in range(config.writers)]
+    writers = [Machine(costs, config.policy) for _ in range(config.writers)]
     for number, writer in enumerate(writers):
         writer.run(arriving[number :: config.writers])
     return Outcome(
@@ -134,115 +120,33 @@ def _encoded(requests: Sequence[Request], costs: Costs, decoders: int) -> list[J
 
 
 def _read_apart(jobs: Sequence[Job], costs: Costs, config: ServingConfig) -> tuple[list[list[StepRecord]], list[Job]]:
-    """Reads every prompt on the reader that is free first. Gives the readers' steps, and the jobs for the writers."""
+    """Reads every prompt on the reader that is free first, urgent ones before others that wait.
+
+    Gives the readers' steps, and the jobs for the writers. The cache of a video is there for those whose reading begins
+    after it was read: another reader that is asked before reads it, too.
+    """
     steps: list[list[StepRecord]] = [[] for _ in range(config.readers)]
     free = [(0.0, number) for number in range(config.readers)]
-    kept: set[str] = set()
-    for job in jobs:
+    upcoming, waiting = deque(jobs), list[tuple[tuple[int, float, int], Job]]()
+    kept_s: dict[str, float] = {}
+    clock = 0.0
+    while upcoming or waiting:
         freed, number = heapq.heappop(free)
-        _shorten(job, kept)
-        begin = max(freed, job.ready_s)
-        end = begin + costs.step(job.prompt, job.prefix)
+        clock = max(clock, freed, 0.0 if waiting else upcoming[0].ready_s)
+        while upcoming and upcoming[0].ready_s <= clock:
+            job = upcoming.popleft()
+            heapq.heappush(waiting, (job.place, job))
+        job = heapq.heappop(waiting)[1]
+        if kept_s.get(job.request.video, math.inf) <= clock:
+            job.shorten()
+        end = clock + costs.step(job.prompt, job.prefix)
+        kept_s[job.request.video] = min(end, kept_s.get(job.request.video, math.inf))
         steps[number].append(
-            StepRecord(begin_s=begin, end_s=end, tokens=job.prompt, writing=0, wrote=0, waiting=job.prompt)
+            StepRecord(begin_s=clock, end_s=end, tokens=job.prompt, writing=0, wrote=0, waiting=job.prompt)
         )
         job.read, job.written = job.prompt, 1
         job.token_times_s.append(end)
         job.ready_s = end + costs.link(job.prefix + job.prompt)
-        kept.add(job.request.video)
         heapq.heappush(free, (end, number))
     going_on = [job for job in jobs if not job.done]
     return steps, sorted(going_on, key=lambda job: (job.ready_s, job.number))
-
-
-def _shorten(job: Job, kept: set[str]) -> None:
-    """A prompt about a video whose cache is kept has nothing but its question to read."""
-    if job.request.video in kept and not (job.begun or job.prefix):
-        job.prefix, job.prompt = job.request.video_tokens, job.request.question_tokens
-
-
-class Machine:
-    """A machine with the LLM: takes requests as they are ready, and works in steps."""
-
-    def __init__(self, costs: Costs, config: ServingConfig) -> None:
-        self.costs, self.config = costs, config
-        self.steps: list[StepRecord] = []
-        self.kept: set[str] = set()
-        self.most_held = self.repeated = self.departures = 0
-
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Works until all are done.
-
-        Args:
-            jobs: in the order in which they are ready.
-        """
-        upcoming, inside = deque(jobs), list[Job]()
-        clock = 0.0
-        while upcoming or inside:
-            if not inside:
-                clock = max(clock, upcoming[0].ready_s)
-            while upcoming and upcoming[0].ready_s <= clock:
-                inside.append(upcoming.popleft())
-            order = sorted(inside, key=lambda job: (-job.request.priority, job.ready_s, job.number))
-            for job in order:
-                _shorten(job, self.kept)
-            able, moved_s = self._in_memory(order)
-            step = self.config.policy.step(able)
-            tokens, cached = sum(count for _, count in step), sum(job.prefix + job.own for job, _ in step)
-            end = clock + moved_s + self.costs.step(tokens, cached)
-            could = [job for job in able if not job.to_read]
-            wrote = [job for job, _ in step if not job.to_read]
-            self.steps.append(
-                StepRecord(
-                    begin_s=clock,
-                    end_s=end,
-                    tokens=tokens,
-                    writing=len(could),
-                    wrote=len(wrote),
-                    waiting=sum(job.to_read for job in able),
-                )
-            )
-            clock = end
-            for job, count in step:
-                self._advance(job, count, clock)
-            self.most_held = max(self.most_held, sum(job.held for job in inside))
-            inside = [job for job in inside if not job.done]
-
-    def _advance(self, job: Job, count: int, clock: float) -> None:
-        """Counts what a step has read or written of a job; the end of a prompt gives the next token."""
-        job.begun = True
-        if job.to_read:
-            job.read += count
-            if job.to_read:
-                return
-            self.kept.add(job.request.video)
-        job.written += 1
-        job.token_times_s.append(clock)
-
-    def _in_memory(self, order: Sequence[Job]) -> tuple[list[Job], float]:
-        """The jobs that have memory for their next step, and the seconds in which others leave and some come back."""
-        room, able, seconds = self.config.memory, list[Job](), 0.0
-        if room is None:
-            return list(order), 0.0
-        for job in order:
-            if job.needed <= room:
-                room -= job.needed
-                able.append(job)
-            elif job.held:
-                seconds += self._leave(job)
-        for job in able:
-            if job.swapped:
-                seconds += self.costs.swap(job.stored)
-                job.swapped = False
-        return able, seconds
-
-    def _leave(self, job: Job) -> float:
-        """Takes a job out of the memory, and gives the seconds that it takes; what was copied before does not move."""
-        self.departures += 1
-        if self.config.leaving == "recompute":
-            self.repeated += job.held
-            job.give_up()
-            return 0.0
-        new = job.held - job.stored
-        job.stored, job.swapped = job.held, True
-        return self.costs.swap(new)

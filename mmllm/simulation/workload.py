@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,10 +31,11 @@ class Request:
     """How long it may take altogether; None if nobody minds."""
 
     def __post_init__(self) -> None:
-        require(self.at_s >= 0, self, "at_s", "zero or more")
+        require(0 <= self.at_s < math.inf, self, "at_s", "zero or more, and finite")
         require(self.video_tokens >= 0, self, "video_tokens", "zero or more")
         require(self.question_tokens >= 1, self, "question_tokens", "at least 1")
         require(self.answer_tokens >= 1, self, "answer_tokens", "at least 1")
+        _require_deadline(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,19 @@ class WorkloadConfig:
 
     def __post_init__(self) -> None:
         require(self.requests >= 1, self, "requests", "at least 1")
-        require(self.per_s > 0, self, "per_s", "above 0")
+        require(0 < self.per_s < math.inf, self, "per_s", "above 0, and finite")
         for name in ("new", "urgent"):
             require(0 <= getattr(self, name) <= 1, self, name, "from 0 to 1")
+        require(self.video_tokens >= 0, self, "video_tokens", "zero or more")
+        require(self.question_tokens >= 1, self, "question_tokens", "at least 1")
         require(self.answer_tokens >= 1, self, "answer_tokens", "at least 1")
+        _require_deadline(self)
+
+
+def _require_deadline(settings: Request | WorkloadConfig) -> None:
+    """Refuses a time in which nothing can be answered, or that is no number."""
+    allowed = settings.deadline_s is None or settings.deadline_s > 0
+    require(allowed, settings, "deadline_s", "seconds above 0, or None")
 
 
 def requests_of(config: WorkloadConfig) -> list[Request]:

@@ -150,6 +150,7 @@ class RunData:
             questions_per_row=training.questions_per_video,
             seed=self.seed,
             batch=training.batch_size,
+            readers=training.readers,
         )
         if not self.talk:
             return Rows(dataset=packed, workers=workers)

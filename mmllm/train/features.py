@@ -21,7 +21,7 @@ from mmllm.modeling.modes import evaluating
 from mmllm.preprocessing.clip_reader import in_workers
 from mmllm.processor import MmllmProcessor
 from mmllm.runtime import processes
-from mmllm.runtime.files import make_folder, replacing
+from mmllm.runtime.files import make_folder, replacing, sweep_parts
 from mmllm.runtime.fingerprint import fingerprint
 from mmllm.runtime.progress import Progress
 from mmllm.video.quarantine import Failure, Quarantine
@@ -79,7 +79,7 @@ class FeatureCache:
 
     def fill(self, videos: Iterable[Path], workers: int = 2, batch: int = 4) -> dict[Path, str]:
         """Computes missing features, decoding in worker processes; returns each video that failed -> the reason."""
-        make_folder(self.folder)
+        sweep_parts(make_folder(self.folder))
         missing = []
         failed: dict[Path, str] = {}
         for video in dict.fromkeys(videos):

@@ -1,7 +1,7 @@
 """In which order a training takes its items: all of them once in each epoch, in a new order.
 
-Row n depends only on the seed, on n and, for shards, on the number of processes. So any number of workers gives the
-same rows, and a stopped training goes on with the very next one.
+Row n depends only on the seed, on n and, for shards, on how many processes, or rings of them, read rows of their own.
+So any number of workers gives the same rows, and a stopped training goes on with the very next one.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ShardOrder:
     Args:
         shards: for each shard the numbers of its items.
         seed: of the order of shards, and of items inside them.
-        ranks: number of processes.
+        ranks: number of processes; where rings of them share rows, number of rings.
         batch: rows of a batch; batches are taken by the processes in turns.
 
     Raises:
@@ -102,13 +102,14 @@ class ShardOrder:
         return self._items[rank, epoch]
 
 
-def order_of(videos: Sequence[Path | None], seed: int, batch: int) -> Order:
+def order_of(videos: Sequence[Path | None], seed: int, batch: int, readers: int | None = None) -> Order:
     """The order of items: by shards if all their videos lie in shards, else a shuffle.
 
     Args:
         videos: the video of each item; None for an item without one.
         seed: of the order.
         batch: rows of a batch of one process.
+        readers: how many processes, or rings of them, read rows of their own; None for all processes.
 
     Raises:
         InputError: if there are fewer shards than processes.
@@ -119,4 +120,5 @@ def order_of(videos: Sequence[Path | None], seed: int, batch: int) -> Order:
         if tar is None:
             return Shuffle(len(videos), seed)
         shards.setdefault(tar, []).append(item)
-    return ShardOrder([shards[tar] for tar in sorted(shards)], seed, processes.count(), batch)
+    ranks = processes.count() if readers is None else readers
+    return ShardOrder([shards[tar] for tar in sorted(shards)], seed, ranks, batch)

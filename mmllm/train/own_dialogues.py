@@ -52,7 +52,7 @@ class OwnDialogues:
             )
             dialogues = self._usable(failed, cache, writer, training.max_text_tokens)
         dataset = DialogueRows(
-            Shuffled(dialogues, self.seed, training.batch_size),
+            Shuffled(dialogues, self.seed, training.batch_size, training.readers),
             writer,
             MediaLoader(writer, cache),
             rows=training.rows,

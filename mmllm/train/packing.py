@@ -123,7 +123,8 @@ class PackedQuestions(torch.utils.data.Dataset[Any]):
         rows: number of rows.
         questions_per_row: at most so many questions of a video are packed in a row.
         seed: random seed of the draw.
-        batch: rows of a batch, by which processes share shards.
+        batch: rows of a batch, by which readers share shards.
+        readers: see `order_of`.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class PackedQuestions(torch.utils.data.Dataset[Any]):
         questions_per_row: int,
         seed: int,
         batch: int = 1,
+        readers: int | None = None,
     ) -> None:
         if not questions:
             raise InputError("there is no question for training")
@@ -153,7 +155,7 @@ class PackedQuestions(torch.utils.data.Dataset[Any]):
         for question in questions:
             by_video.setdefault(question.vid, []).append(question)
         self.videos = [by_video[vid] for vid in sorted(by_video)]
-        self.order = order_of([group[0].video for group in self.videos], seed, batch)
+        self.order = order_of([group[0].video for group in self.videos], seed, batch, readers)
         self.encoded: dict[str, Encoded] = {}
 
     def __len__(self) -> int:

@@ -44,13 +44,13 @@ class Draws(Protocol):
 class Shuffled:
     """An endless shuffle of dialogues: each epoch has all of them, in a new order."""
 
-    def __init__(self, dialogues: Sequence[Dialogue], seed: int, batch: int = 1) -> None:
-        """`batch` is the number of rows of a batch, by which processes share shards."""
+    def __init__(self, dialogues: Sequence[Dialogue], seed: int, batch: int = 1, readers: int | None = None) -> None:
+        """`batch` is the number of rows of a batch, by which `readers` share shards; see `order_of`."""
         if not dialogues:
             raise InputError("there is no dialogue for training")
         self.dialogues = dialogues
         self.seed = seed
-        self.order = order_of([_first_video(dialogue) for dialogue in dialogues], seed, batch)
+        self.order = order_of([_first_video(dialogue) for dialogue in dialogues], seed, batch, readers)
 
     def dialogue(self, number: int, attempt: int = 0) -> Dialogue:
         """Returns the next dialogue of the epoch's order; with `attempt` above 0, a random one."""

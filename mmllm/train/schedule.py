@@ -76,6 +76,11 @@ class RowTraining(TrainingSchedule):
         require(self.max_text_tokens >= 1, self, "max_text_tokens", "at least 1")
 
     @property
+    def readers(self) -> int:
+        """How many read rows of their own: the processes, or groups of them that share their rows."""
+        return processes.count()
+
+    @property
     def rows(self) -> int:
-        """Number of rows that the training uses, in all processes together."""
-        return self.max_steps * self.batch_size * self.gradient_accumulation_steps * processes.count()
+        """Number of rows that the training uses, by all readers together."""
+        return self.max_steps * self.batch_size * self.gradient_accumulation_steps * self.readers

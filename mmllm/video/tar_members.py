@@ -1,6 +1,7 @@
 """Files inside a tar file: `clips-000000.tar/KEY.mp4` is read where it lies, nothing is unpacked.
 
-Only plain tar files (not compressed ones) and their regular files are read.
+Only plain tar files (not compressed ones) and their regular files are read. They may lie in folders of the tar file:
+`clips.tar/raw/a.mp4`. `./a.mp4` and `/a.mp4`, as archivers write them, are `a.mp4`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mmllm.errors import InputError
 
@@ -26,6 +27,7 @@ class Member:
 
     tar: Path
     name: str
+    """As a path below the tar file, with / between folders."""
     offset: int
     """Where its first byte lies in the tar file."""
     size: int
@@ -86,16 +88,17 @@ def member_of(path: str | os.PathLike[str]) -> Member | None:
     if tar is None:
         return None
     members = members_of(tar)
-    if whole.name not in members:
-        raise InputError(f"{whole}: there is no {whole.name} in {tar.name}, which has {len(members)} files")
-    return members[whole.name]
+    name = whole.relative_to(tar).as_posix()
+    if name not in members:
+        raise InputError(f"{whole}: there is no {name} in {tar.name}, which has {len(members)} files")
+    return members[name]
 
 
 def members_of(tar: Path) -> Mapping[str, Member]:
     """Name -> file of a tar file, in its order. Headers are read once for each state of the tar file.
 
     Raises:
-        InputError: if it cannot be read, is damaged or cut off, or has a name twice.
+        InputError: if it cannot be read, is damaged or cut off, has a name twice or one that leads out of it.
     """
     try:
         status = tar.stat()
@@ -124,12 +127,25 @@ def _members(tar: Path, size: int, changed: int) -> Mapping[str, Member]:
             for info in archive:
                 if not info.isfile():
                     continue
-                if info.name in members:
-                    raise InputError(f"{tar}: the name {info.name} occurs twice in it")
-                members[info.name] = Member(tar=tar, name=info.name, offset=info.offset_data, size=info.size)
+                name = _below(tar, info.name)
+                if name in members:
+                    raise InputError(f"{tar}: the name {name} occurs twice in it")
+                members[name] = Member(tar=tar, name=name, offset=info.offset_data, size=info.size)
     except tarfile.TarError as problem:
         raise InputError(f"{tar}: this is no whole tar file: {problem}") from None
     return members
+
+
+def _below(tar: Path, name: str) -> str:
+    """The name of a member as a path below its tar file.
+
+    Raises:
+        InputError: if it leads out of the tar file.
+    """
+    parts = [part for part in PurePosixPath(name).parts if part.strip("/")]
+    if ".." in parts or not parts:
+        raise InputError(f"{tar}: the name {name!r} leads out of it")
+    return "/".join(parts)
 
 
 def status_of(path: Path) -> tuple[int, int]:
@@ -149,4 +165,4 @@ def status_of(path: Path) -> tuple[int, int]:
 
 def tar_of(path: Path) -> Path | None:
     """The tar file that a path leads into; None if it leads into none."""
-    return path.parent if path.parent.suffix == SUFFIX and path.parent.is_file() else None
+    return next((parent for parent in path.parents if parent.suffix == SUFFIX and parent.is_file()), None)

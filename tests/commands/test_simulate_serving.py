@@ -1,6 +1,7 @@
 """`mmllm simulate-serving`: a report for each policy, files of requests and costs, and what does not go together."""
 
 import json
+import re
 
 import pytest
 
@@ -38,10 +39,32 @@ def test_machines_apart(capsys):
     assert [len(report["busy"]) for report in reports.values()] == [3]
 
 
+def test_what_costs_nothing_takes_no_time(capsys, tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"decode_s": 0, "encode_s": 0, "step_s": 0, "token_s": 0}))
+    one = ["--requests", 1, "--costs", tmp_path / "c.json", "--policies", "one"]
+    (reported,) = json.loads(run(capsys, *one, "--json")[1]).values()
+    assert reported["requests_per_s"] is reported["slowdown"]["mean"] is reported["busy"][0] is None
+    assert " - " in run(capsys, *one)[1]
+
+
+def test_a_short_memory_shows_in_the_table(capsys):
+    options = ["--requests", 100, "--per-s", 20, "--urgent", 0.2, "--memory", 600, "--policies", "splitfuse"]
+    _, swapped, _ = run(capsys, *options)
+    _, repeated, _ = run(capsys, *options, "--leaving", "recompute")
+    counts = [re.search(r"left the memory\s+([\d,]+)", text) for text in (swapped, repeated)]
+    assert all(count and count[1] != "0" for count in counts)
+    assert re.search(r"once more\s+0\b", swapped)
+    assert re.search(r"once more\s+[1-9]", repeated)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--policies", "fifo"], "policy 'fifo'"),
+        (["--policies", "fifo", "--readers", "1", "--writers", "1"], "policy 'fifo'"),
+        (["--policies"], "--policies needs one of one, batch"),
+        (["--deadline-s", "nan"], "deadline_s = nan: must be seconds above 0"),
+        (["--deadline-s", "-5"], "deadline_s = -5.0: must be seconds above 0"),
         (["--overlap"], "--overlap needs costs with message_s"),
         (["--readers", "1"], "at least 1 of each"),
         (["--memory", "10"], "and the memory has 10"),

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -11,7 +13,7 @@ from mmllm.cli import main
 from mmllm.datasets.check import check_annotations
 from mmllm.datasets.formats import dialogues_of, format_of, questions_of, read_annotations
 from mmllm.datasets.shard_damage import damage_of
-from mmllm.datasets.shard_samples import read_shards
+from mmllm.datasets.shard_samples import read_shards, samples_of
 from mmllm.datasets.shard_writing import planned, write_shards
 from mmllm.datasets.shards import is_shards, shard_set, splits_of, states_of, with_split
 from mmllm.errors import InputError
@@ -146,11 +148,14 @@ def test_the_index_says_where_everything_lies(written):
 def test_written_again_or_after_a_stop_it_has_the_same_bytes(data, written, copied, missing):
     for name in missing:
         (copied / name).unlink()
-    (copied / ".own-000001.77-88.part.tar").write_bytes(b"half")  # what a killed process may leave
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    (copied / f".own-000001.{killed.pid}-88.part.tar").write_bytes(b"half")  # what it may leave
     items = read_annotations(data / "own.jsonl").items
     write_shards({"own": planned(items, "own", 1)}, copied)
     for file in written.iterdir():
         assert (copied / file.name).read_bytes() == file.read_bytes(), file.name
+    assert {file.name for file in copied.iterdir()} == {file.name for file in written.iterdir()}
 
 
 def test_the_size_of_a_shard_is_kept(data):
@@ -221,6 +226,35 @@ def test_a_plain_row_beside_a_video_is_read(copied):
     question = read_shards(copied).items[0]
     assert (question.question_id, question.vid, question.answer) == ("a_b", "a_b", "Now.")
     assert question.truth().spans[0].to_json() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("folder", ["./", "raw/", "./raw.d/"])
+def test_shards_as_tar_writes_them_are_read(data, tmp_path, folder):
+    video = (data / "a.b.mp4").read_bytes()
+    rows = {name: {"question": "When?", "answer": name, "spans": [[0.5, 1]]} for name in "ab"}
+    contents = {f"{folder}{name}.json": json.dumps(row).encode() for name, row in rows.items()}
+    contents |= {f"{folder}a.mp4": video, f"{folder}._a.mp4": b"mac", f"{folder}b.mp4": video}
+    with tarfile.open(tmp_path / "others.tar", "w") as archive:
+        archive.addfile(directory(folder))
+        for name, content in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    result = read_shards(tmp_path)
+    assert (len(result.items), result.bad) == (2, [])
+    assert [question.answer for question in result.items] == ["a", "b"]
+    assert [str(sample.key) for _, sample in samples_of(tmp_path / "others.tar")] == [
+        f"{folder.removeprefix('./')}{name}" for name in "ab"
+    ]
+    with open_video(result.items[1].video) as inside:
+        assert len(inside.times_s)
+    assert run("check", tmp_path) == 0
+
+
+def directory(name):
+    info = tarfile.TarInfo(name)
+    info.type = tarfile.DIRTYPE
+    return info
 
 
 def test_a_key_in_two_shards_is_a_bad_row(copied):

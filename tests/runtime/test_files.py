@@ -16,10 +16,25 @@ from mmllm.runtime.files import (
     make_folder,
     read_json,
     replacing,
+    sweep_parts,
     without_paths,
     write_json,
     write_text,
 )
+
+
+def test_parts_of_dead_writers_are_swept(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f".a-000001.{dead.pid}-88.part.tar", tmp_path / f".b.{dead.pid}-88.part"]
+    others = [tmp_path / name for name in (".own.part.tar", f"a.{dead.pid}-88.part.tar", f".c.{dead.pid}-88.part.d.e")]
+    for file in (*left, *others):
+        file.write_bytes(b"half")
+    with replacing(tmp_path / "c.tar") as live:
+        live.write_bytes(b"whole")
+        sweep_parts(tmp_path)
+        assert live.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "c.tar"])
 
 
 @pytest.fixture

@@ -46,7 +46,15 @@ def test_blocks_that_lie_together_move_in_one_call():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"step_s": -1}, {"token_s": math.nan}, {"block": 0}, {"layers": 0}, {"swap_bytes_s": 0}, {"contiguous": 0}],
+    [
+        {"step_s": -1},
+        {"token_s": math.nan},
+        {"decode_s": math.inf},
+        {"block": 0},
+        {"layers": 0},
+        {"swap_bytes_s": 0},
+        {"contiguous": 0},
+    ],
 )
 def test_refusals(fields):
     (name,) = fields

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from collections import Counter
 
 import numpy as np
@@ -125,6 +126,65 @@ def test_memory_is_kept_and_urgent_requests_stay():
         assert (outcome.repeated > 0) == (leaving == "recompute")
     free = simulate(crowded, COSTS, ServingConfig())
     assert (free.departures, free.repeated) == (0, 0)
+
+
+def test_a_reader_knows_a_video_once_it_was_read():
+    asked = [Request(at_s=0, video="a", video_tokens=1000, question_tokens=20, answer_tokens=4)] * 3
+    outcome = simulate(asked, Costs(step_s=0.02, token_s=0.001), ServingConfig(readers=2, writers=1))
+    first = [job.token_times_s[0] for job in outcome.jobs]
+    assert first == pytest.approx([1.04, 1.04, 1.08])  # two readers begin at once; the third request comes after them
+    assert [job.prefix for job in outcome.jobs] == [0, 0, 1000]
+
+
+def test_readers_take_urgent_requests_first():
+    asked = [Request(at_s=0, video=str(i), video_tokens=100, question_tokens=10, answer_tokens=2, priority=int(i == 3))
+             for i in range(4)]  # fmt: skip
+    outcome = simulate(asked, Costs(), ServingConfig(readers=1, writers=1))
+    first = {job.number: job.token_times_s[0] for job in outcome.jobs}
+    assert sorted(first, key=first.__getitem__) == [3, 0, 1, 2]
+    late = [Request(**{**vars(request), "at_s": 0.01 * i}) for i, request in enumerate(asked)]
+    first = {
+        job.number: job.token_times_s[0] for job in simulate(late, Costs(), ServingConfig(readers=1, writers=1)).jobs
+    }
+    assert sorted(first, key=first.__getitem__) == [0, 3, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["one", "batch"])
+def test_nobody_leaves_for_requests_that_would_not_start(name):
+    asked = [Request(at_s=0.3 * (i > 0), video=str(i), video_tokens=80, question_tokens=20, answer_tokens=50,
+                     priority=int(i > 0)) for i in range(9)]  # fmt: skip
+    free, short = (
+        simulate(asked, Costs(), ServingConfig(policy=Policy(name=name, size=2), memory=memory))
+        for memory in (None, 400)
+    )
+    assert (short.departures, short.repeated) == (0, 0)
+    assert [job.token_times_s for job in short.jobs] == [job.token_times_s for job in free.jobs]
+
+
+@pytest.mark.parametrize("leaving", ["swap", "recompute"])
+def test_nobody_starts_beside_a_batch_that_is_short_of_memory(leaving):
+    asked = [Request(at_s=0, video=str(i), video_tokens=0, question_tokens=20, answer_tokens=50) for i in range(9)]
+    config = ServingConfig(policy=Policy(name="batch", size=3), memory=100, leaving=leaving)
+    outcome = simulate(asked, Costs(), config)
+    assert outcome.departures > 0
+    times = {job.number: job.token_times_s for job in outcome.jobs}
+    for first in (0, 3):
+        ended = max(times[number][-1] for number in range(first, first + 3))
+        assert all(times[number][0] > ended for number in range(first + 3, 9))
+
+
+def test_writers_apart_take_any_policy():
+    for name in RULES:
+        outcome = simulate(REQUESTS[:50], COSTS, ServingConfig(policy=Policy(name=name), readers=1, writers=2))
+        assert all(job.done for job in outcome.jobs)
+
+
+@pytest.mark.parametrize("config", WAYS.values(), ids=WAYS)
+def test_an_overload_takes_no_longer_for_each_request(config):
+    asked = requests_of(WorkloadConfig(requests=4000, per_s=1000))
+    begun = time.process_time()
+    simulate(asked, COSTS, config)
+    assert time.process_time() - begun < 10  # about a second; a walk over all that wait took half a minute
 
 
 def test_a_request_that_is_alone_takes_what_the_formula_says():

@@ -1,5 +1,7 @@
 """Workloads: random but the same each time; files with the line that is wrong."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,11 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
         ('{"at_s": 0}', "line 1 is no request"),
         ('{"at_s": -1, "video": "a", "video_tokens": 1, "question_tokens": 1, "answer_tokens": 1}', "at_s"),
         ('{"at_s": 0, "video": "a", "video_tokens": 1, "question_tokens": 1, "answer_tokens": 0}', "answer_tokens"),
+        (
+            '{"at_s": 0, "video": "a", "video_tokens": 1, "question_tokens": 1, "answer_tokens": 1, "deadline_s": NaN}',
+            "deadline_s",
+        ),
+        ('{"at_s": Infinity, "video": "a", "video_tokens": 1, "question_tokens": 1, "answer_tokens": 1}', "at_s"),
     ],
 )
 def test_damaged_files(tmp_path, content, message):
@@ -46,7 +53,19 @@ def test_a_missing_file(tmp_path):
         read_requests(tmp_path / "w.jsonl")
 
 
-@pytest.mark.parametrize("fields", [{"requests": 0}, {"per_s": 0}, {"new": 2}, {"urgent": -1}, {"answer_tokens": 0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"requests": 0},
+        {"per_s": 0},
+        {"new": 2},
+        {"urgent": -1},
+        {"answer_tokens": 0},
+        {"per_s": math.inf},
+        {"deadline_s": 0.0},
+        {"question_tokens": 0},
+    ],
+)
 def test_refusals(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         WorkloadConfig(**fields)

@@ -69,6 +69,20 @@ def test_items_outside_shards_are_shuffled_as_ever():
     ]
 
 
+def test_rings_of_processes_share_shards_as_so_many_processes_would(tmp_path, monkeypatch):
+    videos = [tmp_path / f"train-00000{number // 3}.tar" / f"{number}.mp4" for number in range(12)]
+    for video in videos:
+        video.parent.touch()
+
+    def items(readers):
+        order = order_of(videos, 0, 2, readers)
+        return [order.at(row).item for row in range(24)]
+
+    alone = items(None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert items(1) == alone != items(None) == items(2)
+
+
 def test_fewer_shards_than_processes_are_refused():
     with pytest.raises(InputError, match=r"1 shards for 2 processes.*--shard-mb"):
         ShardOrder([[0, 1]], 0, 2, 1)

@@ -8,12 +8,16 @@ from same_training import assert_same_training
 from torch import nn
 
 from mmllm.config import LossConfig
+from mmllm.datasets.formats import read_annotations
+from mmllm.datasets.shard_writing import planned, write_shards
 from mmllm.errors import ConfigError
 from mmllm.fields import merged
+from mmllm.runtime import processes
 from mmllm.train.building import build_model
 from mmllm.train.data import DataConfig
 from mmllm.train.finetune import FinetuneConfig, FinetuneTraining, finetune
 from mmllm.train.long_rows import Repeated, check_ring, check_source
+from mmllm.train.metrics import read_metrics
 from mmllm.train.recipe import Recipe
 from mmllm.train.run import train
 from mmllm.train.stages.language import LanguageTraining
@@ -70,6 +74,23 @@ def test_own_dialogues_are_trained_on_in_a_ring(together, own_clips, tiny_base, 
     finetune(settings(), file, one, workers=0)
     together(2, finetune, settings(ring=2), file, two)
     assert_same_training(one, two, STEPS)
+    stored = tmp_path / "shards"
+    write_shards({"train": planned(read_annotations(file).items, "train", 1)}, stored)
+    together(2, finetune, settings(ring=2), stored, tmp_path / "stored")
+    finetune(settings(), stored, tmp_path / "alone", workers=0)
+    assert_same_training(tmp_path / "alone", tmp_path / "stored", STEPS)
+
+
+@pytest.mark.slow
+def test_in_bfloat16_a_ring_differs_by_its_rounding(together, tiny_parts, own_clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "multiplies_bfloat16", lambda: True)
+    one, two, exact = (tmp_path / name for name in ("one", "two", "exact"))
+    train(recipe(tiny_parts, own_clips, bfloat16=True, questions_per_video=1), one, workers=0)
+    together(2, in_this_folder, recipe(tiny_parts, own_clips, bfloat16=True, questions_per_video=1, ring=2), two)
+    train(recipe(tiny_parts, own_clips, questions_per_video=1), exact, workers=0)
+    first = [read_metrics(run / "language" / "metrics.jsonl")[0]["loss"] for run in (one, two, exact)]
+    assert first[0] != first[2]
+    assert first[1] == pytest.approx(first[0], rel=0.005)
 
 
 def test_batches_are_repeated_for_the_processes_of_a_ring():

@@ -1,7 +1,9 @@
 """Streams of the Hugging Face library: every sample once an epoch, exact resuming, and what cannot be read."""
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from mmllm.train.recipe import Recipe
 from mmllm.train.run import train
 from mmllm.train.stages.language import LanguageTraining
 from mmllm.train.streamed import StreamDraws
+from mmllm.video.tar_members import members_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -189,11 +192,6 @@ def test_a_recipe_trains_from_a_stream(name, tiny_parts, tmp_path):
 
 
 def test_a_bad_video_is_set_aside_and_the_next_one_comes_twice(folder, tiny_base, tmp_path, caplog):
-    import io
-    import tarfile
-
-    from mmllm.video.tar_members import members_of
-
     copied = tmp_path / "copied"
     copied.mkdir()
     for tar in folder.glob("train-*.tar"):
@@ -254,7 +252,7 @@ def test_a_stream_that_breaks_off_is_told(folder, tmp_path):
         (tmp_path / tar.name).write_bytes(tar.read_bytes())
     last = tmp_path / "train-000005.tar"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
-    with pytest.raises(InputError, match="the stream broke off"):
+    with pytest.raises(InputError, match=r"the stream broke off: .*train-000005\.tar: this is no whole tar file"):
         list(VideoStream(f"hf:{tmp_path}", "train").samples())
 
 
@@ -265,7 +263,54 @@ def test_a_video_without_json_is_a_bad_row(folder, tmp_path):
     reader = RowReader(tmp_path, "skip")
     for sample in VideoStream(f"hf:{tmp_path}", "train").samples():
         items_of(sample, tmp_path / "a.mp4", reader)
-    assert [problem.reason for problem in reader.result.bad] == ["the key 'answer' is missing"]
+    (problem,) = reader.result.bad
+    assert problem.reason.endswith(".json is missing")
+    assert len(reader.result.items) == 2
+
+
+@pytest.mark.parametrize("suffixes", [["mp4"] * 5 + ["mov"], ["mkv", "mp4"] * 3])
+def test_videos_of_several_suffixes_are_streamed(folder, tmp_path, suffixes):
+    for tar, suffix in zip(sorted(folder.glob("train-*.tar")), suffixes, strict=True):
+        renamed(tar, tmp_path / tar.name, lambda name, suffix=suffix: name.replace(".mp4", f".{suffix}"))
+    reader, samples = RowReader(tmp_path, "raise"), list(VideoStream(f"hf:{tmp_path}", "train").samples())
+    assert [sample.suffix for sample in samples] == [f".{suffix}" for suffix in suffixes]
+    for sample in samples:
+        items_of(sample, tmp_path / "a", reader)
+    assert len(reader.result.items) == QUESTIONS
+
+
+def test_shards_as_tar_writes_them_are_streamed(folder, tmp_path):
+    for tar in folder.glob("train-*.tar"):
+        renamed(tar, tmp_path / tar.name, lambda name: f"./raw/{name}")
+    expected = [(sample.key, sample.video, sample.text) for sample in VideoStream(f"hf:{folder}", "train").samples()]
+    samples = VideoStream(f"hf:{tmp_path}", "train").samples()
+    assert [(sample.key.removeprefix("raw/"), sample.video, sample.text) for sample in samples] == expected
+    (one,) = VideoStream(f"hf:{tmp_path / 'train-000000.tar'}", "train").samples()
+    assert one.video == expected[0][1]
+
+
+def renamed(tar, to, rename):
+    """Writes the files of a tar file to another one, under other names and in the order of these."""
+    with tarfile.open(to, "w") as archive:
+        for name, member in sorted(members_of(tar).items()):
+            info = tarfile.TarInfo(rename(name))
+            info.size = member.size
+            archive.addfile(info, member.open())
+
+
+def test_rows_of_other_readers_have_their_video_in_any_column(own_clips, tmp_path):
+    from datasets import Dataset
+
+    clip = next((own_clips / "videos").glob("*.mp4")).read_bytes()
+    asked = {"question": "When?", "answer": "Now.", "spans": [[1.0, 2.0]]}
+    rows = [{**asked, "id": column or "none", "mp4": None, "mov": None} | ({column: clip} if column else {})
+            for column in ("mp4", "", "mov")]  # fmt: skip
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    reader, samples = RowReader(tmp_path, "skip"), list(VideoStream(f"hf:{tmp_path}", "train").samples())
+    assert [(sample.suffix, sample.video) for sample in samples] == [(".mp4", clip), ("", b""), (".mov", clip)]
+    for sample in samples:
+        items_of(sample, tmp_path / "a", reader)
+    assert [str(problem) for problem in reader.result.bad] == ["none: has no video: nothing in mp4 or mov"]
     assert len(reader.result.items) == 2
 
 

@@ -91,6 +91,25 @@ def test_what_is_no_tar_file_or_has_a_name_twice_is_refused(tmp_path):
         members_of(tmp_path / "missing.tar")
 
 
+@pytest.mark.parametrize("stored", ["raw/a.mp4", "./raw/a.mp4", "/raw/a.mp4", "raw//a.mp4"])
+def test_members_in_folders_are_paths_below_the_tar_file(tmp_path, short_clip, stored):
+    tar = written(tmp_path / "clips.tar", [(stored, short_clip.read_bytes())])
+    assert list(members_of(tar)) == ["raw/a.mp4"]
+    video = tar / "raw" / "a.mp4"
+    assert tar_of(video) == tar
+    assert member_of(video).read() == short_clip.read_bytes()
+    with open_video(video) as inside, open_video(short_clip) as alone:
+        assert list(inside.times_s) == list(alone.times_s)
+    with pytest.raises(VideoOpenError, match=r"there is no raw/b\.mp4 in clips\.tar"):
+        open_video(tar / "raw" / "b.mp4")
+
+
+@pytest.mark.parametrize("stored", ["../a.mp4", "raw/../../a.mp4"])
+def test_names_that_lead_out_are_refused(tmp_path, stored):
+    with pytest.raises(InputError, match="leads out of it"):
+        members_of(written(tmp_path / "clips.tar", [(stored, b"1")]))
+
+
 def test_a_missing_member_is_named(packed):
     with pytest.raises(VideoOpenError, match=r"there is no c\.mp4 in clips\.tar, which has 3 files"):
         open_video(packed / "c.mp4")

@@ -69,9 +69,9 @@ class LanguageTraining(RowTraining):
         require(self.ring > 1 or self.ring_sends == "keys", self, "ring_sends", "'keys' with ring = 1")
 
     @property
-    def rows(self) -> int:
-        """Number of rows that the training uses, in all rings together."""
-        return super().rows // self.ring
+    def readers(self) -> int:
+        """How many read rows of their own: the rings."""
+        return super().readers // self.ring
 
 
 @register("training", "language", config=LanguageTraining)
