@@ -24,6 +24,8 @@ def card(
 ) -> None:
     """Write the card of a model (README.md) into its folder, with the hub's metadata; --push puts both on the hub.
 
+    What an earlier card says stays unless it is given anew; scores stay those of data that are not given.
+
     Args:
         model: folder of a model or of adapters.
         scores: results of `mmllm eval`, as the data's name and its file: "ActivityNet-RTL=runs/a/eval/metrics.json".
@@ -34,7 +36,8 @@ def card(
         private: create it as a private model.
     """
     from mmllm.checkpoints.cards import card_of
-    from mmllm.hub.model_card import write_card
+    from mmllm.hub.earlier_card import earlier_card
+    from mmllm.hub.model_card import FILE, kept_if_refused, write_card
     from mmllm.hub.publishing import checked_repository, upload
 
     if not model.is_dir():
@@ -42,12 +45,21 @@ def card(
     if private and push is None:
         raise InputError("--private belongs to --push, which is not given")
     repository = None if push is None else checked_repository(push)
+    earlier, given = earlier_card(model), _scores(scores)
     made = card_of(
-        model, name=repository, base_models=base_model, datasets=dataset, licence=licence, scores=_scores(scores)
+        model,
+        name=repository or earlier.name,
+        base_models=base_model or earlier.base_models,
+        datasets=dataset or earlier.datasets,
+        licence=licence or earlier.licence,
+        scores=earlier.with_scores(given),
     )
-    print(write_card(model, made))
-    if repository is not None:
-        print(upload(model, repository, private=private))
+    with kept_if_refused(model / FILE):
+        written = write_card(model, made)
+        commit = None if repository is None else upload(model, repository, private=private)
+    print(written)
+    if commit is not None:
+        print(commit)
 
 
 def _scores(given: tuple[str, ...]) -> list[Scores]:

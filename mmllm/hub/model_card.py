@@ -6,7 +6,8 @@ made of, how it is asked, and how good its answers were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,20 @@ from mmllm.inference.answering import VideoQA
 answer = VideoQA.from_pretrained("{name}").ask("clip.mp4", "When does it happen?")
 print(answer.text, answer.spans)
 ```"""
+
+
+@contextlib.contextmanager
+def kept_if_refused(file: Path) -> Iterator[None]:
+    """Whatever is raised inside, a card is then as it was before, or not there if there was none."""
+    before = file.read_text(encoding="utf-8") if file.exists() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_text(file, before)
+        raise
 
 
 def write_card(folder: str | Path, card: ModelCard) -> Path:

@@ -34,6 +34,11 @@ from mmllm.train.streamed import StreamedDialogues
 
 log = logging.getLogger(__name__)
 
+_NEWER: tuple[tuple[Any, ...], ...] = (
+    ("chunks", 1, "chunk_share"), ("ring", 1, "ring_sends"), ("base_kl_weight", 0), ("grounding", True),
+)  # fmt: skip
+"""Fields that earlier runs have not in their record: name, value that does nothing, and fields that depend on it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneTraining(LanguageTraining):
@@ -45,6 +50,9 @@ class FinetuneTraining(LanguageTraining):
     weight_decay: float = 0.0
     lora_rank: int = 16
     questions_per_video: int = 1
+    grounding: bool = True
+    """Train with the model's grounding loss, if it has one. False trains without, as `ring` and `chunks` need, and the
+    model that is saved has none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +124,7 @@ def finetune(
         stages = [LanguageStage(config.training, merge=not config.adapter_only)]
         if hosted is None:
             _check_own(config, dialogues)
-            check_stages(stages, qa.model)
+            check_stages(stages, _without_grounding(config, qa.model))
         else:
             check_hosted(hosted, config.training)
             if stream is not None:
@@ -139,7 +147,7 @@ def finetune(
                 folder=output,
                 model=qa.model,
                 processor=qa.processor,
-                build=lambda: VideoQA.from_pretrained(source).model,
+                build=lambda: _without_grounding(config, VideoQA.from_pretrained(source).model),
                 source=own if stream is None else StreamedDialogues(stream, config.seed),
                 seed=config.seed,
                 report_to=report_to,
@@ -158,7 +166,7 @@ def _settings(config: FinetuneConfig, stream: VideoStream | None) -> dict[str, A
     if not config.reducers:
         del settings["reducers"]  # earlier runs have none in their record
     training = settings["training"]
-    for newer, unused, *depends in (("chunks", 1, "chunk_share"), ("ring", 1, "ring_sends"), ("base_kl_weight", 0)):
+    for newer, unused, *depends in _NEWER:
         if training[newer] == unused:
             for name in (newer, *depends):  # nor these
                 del training[name]
@@ -174,6 +182,14 @@ def streamed(name: Path, media: Path | None, fps: float | None) -> VideoStream:
     if media is not None or fps is not None:
         raise InputError(f"{name}: a stream has its videos in it: leave --media and --fps out")
     return VideoStream(name, "train")
+
+
+def _without_grounding(config: FinetuneConfig, model: Any) -> Any:
+    """The model, whose grounding loss is taken away if the settings say so."""
+    if not config.training.grounding:
+        model.grounding = None
+        model.config.loss = {**model.config.loss, "grounding_weight": 0.0}
+    return model
 
 
 def _check_own(config: FinetuneConfig, dialogues: Sequence[Dialogue]) -> None:

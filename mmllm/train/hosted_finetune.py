@@ -73,6 +73,8 @@ def check_hosted(qa: HostedVideoQA, training: HasParts) -> None:
     for name in ("chunks", "ring"):
         if getattr(training, name, 1) > 1:
             raise ConfigError(f"{name} above 1: a row of a hosted model is trained in one piece")
+    if not getattr(training, "grounding", True):
+        raise ConfigError("grounding = False: a hosted model has no grounding loss; leave it out")
     if getattr(training, "base_kl_weight", 0):
         raise ConfigError("base_kl_weight above 0: the rows of a hosted model all have a video; leave it out")
     if getattr(training, "packed_attention", False):

@@ -61,12 +61,18 @@ def check_source(source: Any) -> None:
         )
 
 
+_GROUNDING = (
+    "a loss that looks at whole rows (loss.grounding_weight): train without it, by training: {grounding: false} of a "
+    "fine-tuning, or model: {loss: {grounding_weight: 0}} of a recipe"
+)
+
+
 def _reasons(model: Any) -> dict[str, bool]:
     """Reason -> whether it holds, for which the loss of a row is not that of its parts."""
     llm = model.language_model
     drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in llm.modules())
     return {
-        "a loss that looks at whole rows (loss.grounding_weight)": model.grounding is not None,
+        _GROUNDING: model.grounding is not None,
         "stages inside the LLM": bool(model.llm_stages),
         "a part inside the encoder that has a loss": model.encoder_stage is not None,
         "dropout in the LLM": drops or getattr(llm.config, "attention_dropout", 0.0) > 0,

@@ -17,6 +17,7 @@ from mmllm.runtime import processes
 from mmllm.runtime.files import replacing
 from mmllm.train.freezing import thawed_afterwards
 from mmllm.train.stage import TrainingRun, TrainingStage
+from mmllm.train.streamed import StreamedDialogues
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,15 @@ def run_stages(stages: Sequence[TrainingStage], run: TrainingRun) -> Any:
     Returns:
         In the main process the whole trained model; in the other processes an unspecified value.
     """
+    try:
+        return _trained(stages, run)
+    finally:
+        if isinstance(run.source, StreamedDialogues):
+            run.source.end()
+
+
+def _trained(stages: Sequence[TrainingStage], run: TrainingRun) -> Any:
+    """See `run_stages`."""
     finished: list[tuple[TrainingStage, Path]] = []
     for stage in stages:
         folder = run.folder / stage.folder

@@ -4,7 +4,7 @@ Row n of a process is its n-th question, counted over the epochs. So a stopped t
 one. Where the stream stood is noted every now and then, so that going on does not read all that came before.
 
 OUTPUT/stream/state-SEED-PROCESSES-RANK.jsonl     where the stream of a process stood, a line each
-OUTPUT/stream/RANK.mp4                            the video of the current row
+OUTPUT/stream/RANK.mp4                            the video of the current row, until training ends
 """
 
 from __future__ import annotations
@@ -136,6 +136,12 @@ class StreamDraws:
     def _file(self, sample: StreamSample) -> Path:
         return self.notes.with_name(f"{self.rank}{sample.suffix}")
 
+    def end(self) -> None:
+        """Removes the current video, and what a process of this number that was killed has left of it."""
+        for file in self.notes.parent.glob(f"{self.rank}.*"):
+            file.unlink(missing_ok=True)
+        self._shown = None
+
     def _show(self, read: _Read) -> None:
         """Writes the video of a sample to where its dialogues look for it."""
         if self._shown != (name := f"{read.start} {read.sample.key}"):
@@ -154,6 +160,7 @@ class StreamedDialogues:
     def __init__(self, stream: VideoStream, seed: int) -> None:
         self.stream, self.seed = stream, seed
         self._rows: DialogueRows | None = None
+        self._draws: StreamDraws | None = None
 
     def words(self) -> list[str]:
         """Returns the lower-case words of the first samples that questions about shapes do not have."""
@@ -168,14 +175,20 @@ class StreamedDialogues:
     def rows(self, run: TrainingRun, training: RowTraining, *, keep_features: bool) -> Rows:
         """Returns as many rows as the training needs; see `RowSource`. Features are not kept: videos pass by."""
         writer = writer_of(run.processor, training)
+        self._draws = StreamDraws(self.stream, self.seed, training.batch_size, run.folder / "stream")
         self._rows = DialogueRows(
-            StreamDraws(self.stream, self.seed, training.batch_size, run.folder / "stream"),
+            self._draws,
             writer,
             MediaLoader(writer),
             rows=training.rows,
             max_text_tokens=training.max_text_tokens,
         )
         return Rows(dataset=self._rows, workers=0)  # one process reads the stream in order
+
+    def end(self) -> None:
+        """Removes what this process has kept of the videos, when training ends or is broken off."""
+        if self._draws is not None:
+            self._draws.end()
 
     def report_unreadable(self, file: Path) -> None:
         """Lists what this process has set aside in a file; does nothing if that is nothing."""

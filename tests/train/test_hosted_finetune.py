@@ -81,6 +81,7 @@ def test_a_stopped_run_ends_the_same(fork, own_clips, hosted, tmp_path):
     [
         ({"packed_attention": True}, "packed_attention"),
         ({"chunks": 2}, "chunks above 1"),
+        ({"grounding": False}, "grounding = False: a hosted model has no grounding loss"),
         ({"base_kl_weight": 1.0}, "base_kl_weight above 0"),
         ({"ring": 2}, "ring above 1"),
         ({"frozen": ("encoder", "path")}, r"must be \['encoder'\]"),

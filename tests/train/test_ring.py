@@ -12,6 +12,7 @@ from mmllm.datasets.formats import read_annotations
 from mmllm.datasets.shard_writing import planned, write_shards
 from mmllm.errors import ConfigError
 from mmllm.fields import merged
+from mmllm.inference.answering import VideoQA
 from mmllm.runtime import processes
 from mmllm.train.building import build_model
 from mmllm.train.data import DataConfig
@@ -79,6 +80,30 @@ def test_own_dialogues_are_trained_on_in_a_ring(together, own_clips, tiny_base, 
     together(2, finetune, settings(ring=2), stored, tmp_path / "stored")
     finetune(settings(), stored, tmp_path / "alone", workers=0)
     assert_same_training(tmp_path / "alone", tmp_path / "stored", STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", ["ring", "chunks"])
+def test_a_model_with_a_grounding_loss_is_trained_without_it(together, own_clips, grounded_base, tmp_path, field):
+    def settings(**fields):
+        return FinetuneConfig(model=str(grounded_base), training=FinetuneTraining(**SHORT, lora_rank=2, **fields))
+
+    file, one, two = own_clips / "clips.jsonl", tmp_path / "one", tmp_path / "two"
+    with pytest.raises(ConfigError, match=r"grounding_weight.*training: \{grounding: false\}"):
+        finetune(settings(**{field: 2}), file, two, workers=0)
+    finetune(settings(grounding=False), file, one, workers=0)
+    together(2 if field == "ring" else 1, finetune, settings(grounding=False, **{field: 2}), file, two)
+    assert_same_training(one, two, STEPS)
+    assert VideoQA.from_pretrained(one / "model").model.grounding is None
+
+
+@pytest.fixture(scope="module")
+def grounded_base(tiny_parts, tmp_path_factory):
+    """Folder of a tiny model that was made with a grounding loss, as the packaged one."""
+    folder = tmp_path_factory.mktemp("grounded")
+    for part in build_model(replace(tiny_parts, loss=LossConfig(grounding_weight=1.0))):
+        part.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.slow

@@ -173,9 +173,21 @@ def shared(config, name, output):
 def test_two_processes_train_from_a_stream(together, name, tiny_base, tmp_path):
     together(2, shared, settings(tiny_base, max_steps=2), name, tmp_path / "run")
     assert len(losses(tmp_path / "run")) == 2
-    assert {file.name for file in (tmp_path / "run" / "stream").iterdir()} >= {"0.mp4", "1.mp4"}
+    left = {file.name for file in (tmp_path / "run" / "stream").iterdir()}
+    assert all(name.startswith("state-") for name in left), "videos of a stream are kept nowhere"
     with pytest.raises(ConfigError, match="processes: 2 -> 1"):
         finetune(settings(tiny_base, max_steps=2), name, tmp_path / "run", workers=0)
+
+
+def test_the_current_video_is_removed_at_the_end(name, tmp_path):
+    draws = draws_of(name, tmp_path)
+    draws.dialogue(0)
+    (tmp_path / "0.mov").write_bytes(b"of a killed process")
+    (tmp_path / "11.mp4").write_bytes(b"of another process")
+    assert (tmp_path / "0.mp4").exists()
+    draws.end()
+    assert [file.name for file in tmp_path.iterdir() if not file.name.startswith("state-")] == ["11.mp4"]
+    assert draws.dialogue(0).media[0].path.exists()
 
 
 def test_a_recipe_trains_from_a_stream(name, tiny_parts, tmp_path):
