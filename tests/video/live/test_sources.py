@@ -186,8 +186,8 @@ def test_an_empty_file_keeps_no_folder_open_and_a_clock_that_goes_wrong_hides_no
 
 
 def test_names_are_sorted_by_their_numbers():
-    names = ["b2", "b10", "a", "b1.5", "b1", "b\u00b2"]
-    assert sorted(names, key=names_in_order) == ["a", "b1", "b1.5", "b2", "b10", "b\u00b2"]
+    names = ["b2", "b10", "a", "b1.5", "b1", "\u00b2"]
+    assert sorted(names, key=names_in_order) == ["a", "b1", "b1.5", "b2", "b10", "\u00b2"]
 
 
 @pytest.mark.parametrize(
