@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from mmllm.errors import ConfigError, InputError
+from mmllm.errors import CheckpointError, ConfigError, InputError
 from mmllm.inference.prompts import PromptTooLong
 from mmllm.video.errors import VideoError
 
@@ -66,7 +66,7 @@ def refusal_of(problem: BaseException, folder: Path, param: str | None = None) -
         return Refused(400, message, "bad_settings", param)
     if isinstance(problem, VideoError):
         return Refused(400, message, "bad_media", param)
-    if isinstance(problem, InputError):
+    if isinstance(problem, InputError) and not isinstance(problem, CheckpointError):  # no request names a checkpoint
         return Refused(400, message, "bad_request", param)
     return server_fault("the server failed", "internal", problem)
 

@@ -10,7 +10,7 @@ from running_server import QUESTION, about, asked, refused, served
 
 from mmllm.errors import CheckpointError
 from mmllm.serving.models import Models
-from mmllm.serving.refusals import Refused
+from mmllm.serving.refusals import Refused, refusal_of
 
 
 class Weights(torch.nn.Module):
@@ -83,6 +83,13 @@ def test_a_model_that_cannot_be_loaded_is_the_servers_fault(untrained_qa, limits
     assert "safetensors" not in message
     (record,) = [record for record in caplog.records if message.split()[-1] in record.getMessage()]
     assert str(weights) in str(record.exc_info[1])
+
+
+def test_weights_that_a_stage_cannot_load_are_the_servers_fault(tmp_path, caplog):
+    problem = refusal_of(CheckpointError(f"{tmp_path}/clip: cannot be read"), tmp_path / "files")
+    assert (problem.status, problem.code) == (500, "internal")
+    assert str(tmp_path) not in problem.message
+    assert str(tmp_path) in str(caplog.records[-1].exc_info[1])
 
 
 def test_a_question_goes_to_the_model_that_it_names(untrained_qa, limits, short_clip):
