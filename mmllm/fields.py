@@ -193,10 +193,17 @@ def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str = "")
         if key not in fields:
             raise ConfigError(f"{where} has no field {shown(key)}; {closest(str(key), fields)}")
     values = {key: decode(hints[key], value, f"{where}.{key}") for key, value in mapping.items()}
+    if missing := [name for name in fields if _is_needed(fields[name]) and name not in values]:
+        raise ConfigError(f"{where}: {' and '.join(missing)} must be given")
     try:
         return cls(**values)
     except TypeError as problem:
         raise ConfigError(f"{where}: {problem}") from None
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def merged(config: Config, changes: Mapping[str, Any], where: str = "") -> Config:

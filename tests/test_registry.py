@@ -1,9 +1,10 @@
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 import pytest
 
 from mmllm import registry
 from mmllm.errors import ConfigError
+from mmllm.fields import from_mapping
 
 
 def test_a_part_described_in_text_in_a_mapping_and_as_an_object_is_the_same():
@@ -61,3 +62,24 @@ def test_every_part_says_what_it_is_and_its_settings_are_documented(kind):
     for part in found.values():
         assert part.summary.endswith("."), part.name
         assert part.config.__doc__, part.name
+
+
+@pytest.mark.parametrize("kind", list(registry.KINDS))
+def test_fields_without_a_default_are_named_if_they_are_missing(kind):
+    for name, part in registry.parts(kind).items():
+        plain = [field for field in fields(part.config) if field.init and field.default_factory is MISSING]
+        if needed := [field.name for field in plain if field.default is MISSING]:
+            with pytest.raises(ConfigError, match=f"^{name}: {' and '.join(needed)} must be given$"):
+                registry.config_of(kind, name)
+
+
+def test_several_fields_without_a_default_are_named_together():
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        folder: str
+        count: int
+        share: float = 0.5
+
+    for given, missing in (({}, "folder and count"), ({"count": 1}, "folder")):
+        with pytest.raises(ConfigError, match=f"^part: {missing} must be given$"):
+            from_mapping(Config, given, "part")

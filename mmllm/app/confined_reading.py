@@ -139,10 +139,14 @@ class ConfinedReading:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
 
-    def close(self) -> None:
-        """Ends the child and the thread that started it."""
+    def renew(self) -> None:
+        """Ends the child, such as one that was interrupted; the next file is read by another."""
         with self._lock:
             self._end()
+
+    def close(self) -> None:
+        """Ends the child and the thread that started it."""
+        self.renew()
         self._starter.shutdown(wait=False)
 
     def _running(self) -> Child:

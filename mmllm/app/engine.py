@@ -72,7 +72,7 @@ class Engine:
         self.qa, self.limits, self.reading = qa, limits, reading
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
         self._variants = Variants(qa)
-        self._watcher = Watcher(self.shelf, reading, limits.video)
+        self._watcher = Watcher(self.shelf, limits.video)
         self._methods = Methods()
         self.own_methods = {method.registered_name: method for method in map(decoding_of, decodings)}
         """Those of the demo's owner, by name."""
@@ -96,13 +96,14 @@ class Engine:
                     f"reducer, path and context must be texts of at most {MOST_CHARACTERS} characters, not {name!r:.50}"
                 )
         context = context.strip() or EVERYTHING
-        refuse_files(() if context == EVERYTHING else context.split())
         if not isinstance(share, (int, float)):
             raise InputError(f"the share of tokens must be a number, not {share!r:.50}")
         frames = self.limits.checked_frames(frames)
-        return Settings(
+        settings = Settings(
             frames=frames, reducer=reducer.strip() or OWN, share=share, path=path.strip() or OWN, context=context
         )
+        refuse_files(settings.stages)
+        return settings
 
     def chain(self, choice: Any) -> ChainConfig | None:
         """How a visitor wants a video to be asked; None for "off".
@@ -150,7 +151,7 @@ class Engine:
             InputError: if the file is no video, or if the limits refuse it.
         """
         view = View(content=self._digest(path), model="", num_frames=settings.frames)
-        return self._watcher.watch(self.variant(settings), path, view, settings.stages)
+        return self._watcher.watch(self.variant(settings), path, view, settings.stages, self.reading)
 
     def ask(
         self,

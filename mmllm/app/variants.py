@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+from mmllm.app.methods import with_remedy
+from mmllm.errors import ConfigError
 from mmllm.inference.asking import VideoAnswering
 
 _MOST = 16
@@ -32,7 +34,10 @@ class Variants:
         key = repr(sorted(stages.items()))
         with self._lock:
             if key not in self._variants:
-                self._variants[key] = self.qa.with_stages(**stages)
+                try:
+                    self._variants[key] = self.qa.with_stages(**stages)
+                except ConfigError as problem:
+                    raise with_remedy(problem, stages) from None
                 while len(self._variants) > _MOST:
                     self._variants.popitem(last=False)
             self._variants.move_to_end(key)

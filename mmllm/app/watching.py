@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from mmllm.app.asker import LOOK_S, Asker
 from mmllm.app.shelf import Shelf
 from mmllm.inference.asking import VideoAnswering
 from mmllm.inference.encoded import EncodedVideo
 from mmllm.tokens import VideoClip
 from mmllm.video.limits import VideoLimits
+
+_PATIENT = Asker()
 
 
 class View(NamedTuple):
@@ -43,17 +46,22 @@ class Watcher:
 
     Args:
         shelf: where encoded videos are kept.
-        reading: what opens files.
         limits: of one file.
     """
 
-    def __init__(self, shelf: Shelf, reading: Reading, limits: VideoLimits) -> None:
-        self.shelf, self.reading, self.limits = shelf, reading, limits
+    def __init__(self, shelf: Shelf, limits: VideoLimits) -> None:
+        self.shelf, self.limits = shelf, limits
         self._busy: dict[Any, tuple[threading.Lock, int]] = {}
         self._lock = threading.Lock()
 
     def watch(
-        self, qa: VideoAnswering, path: Path, view: View, stages: Mapping[str, Any]
+        self,
+        qa: VideoAnswering,
+        path: Path,
+        view: View,
+        stages: Mapping[str, Any],
+        reading: Reading,
+        asker: Asker = _PATIENT,
     ) -> tuple[EncodedVideo, dict[str, float]]:
         """The encoded video, and the seconds of each stage that had to run.
 
@@ -65,28 +73,35 @@ class Watcher:
             path: the file.
             view: what is looked at.
             stages: those of `qa`, by slot.
+            reading: what opens the file.
+            asker: who waits for it.
 
         Raises:
             InputError: if the file is no video, or if the limits refuse it.
+            NobodyWaits: if the asker leaves.
         """
-        key = (view, repr(sorted(stages.items())))
-        with self._alone(view):
+        key = _key(view, stages)
+        with self._alone(view, asker):
             if (stored := self.shelf.get(key)) is not None:
                 return stored, {}
             same_view = self.shelf.find(lambda other: other[0] == view)
             if same_view is not None and not (same_view.long and qa.needs_frames(same_view)):
                 encoded = qa.encode_again(same_view)
             else:
-                encoded = self._encoded(qa, path, view)
+                encoded = self._encoded(qa, path, view, reading)
             self.shelf.put(key, encoded)
         return encoded, encoded.seconds
 
-    def _encoded(self, qa: VideoAnswering, path: Path, view: View) -> EncodedVideo:
+    def kept(self, view: View, stages: Mapping[str, Any]) -> EncodedVideo | None:
+        """The encoded video if it is on the shelf."""
+        return self.shelf.get(_key(view, stages))
+
+    def _encoded(self, qa: VideoAnswering, path: Path, view: View, reading: Reading) -> EncodedVideo:
         processor = qa.processor
         part = {"fps": view.fps, "start_s": view.start_s, "end_s": view.end_s}
         rule = processor.rule_of(view.num_frames if view.chosen else None)
         return qa.encode_fed(
-            lambda sink: self.reading.read(
+            lambda sink: reading.read(
                 path,
                 view.num_frames,
                 processor.frame_transform,
@@ -99,16 +114,25 @@ class Watcher:
         )
 
     @contextmanager
-    def _alone(self, view: View) -> Iterator[None]:
+    def _alone(self, view: View, asker: Asker) -> Iterator[None]:
         """Holds others back that want the same view: they find it on the shelf afterwards."""
         with self._lock:
             lock, users = self._busy.get(view, (threading.Lock(), 0))
             self._busy[view] = (lock, users + 1)
         try:
-            with lock:
+            while not lock.acquire(timeout=LOOK_S):
+                asker.require()
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
             with self._lock:
                 lock, users = self._busy.pop(view)
                 if users > 1:
                     self._busy[view] = (lock, users - 1)
+
+
+def _key(view: View, stages: Mapping[str, Any]) -> tuple[View, str]:
+    """What a video is kept under."""
+    return view, repr(sorted(stages.items()))

@@ -29,7 +29,8 @@ class ListenChoice:
     port: int = 8000
     """Port to listen at; 0 for a free one."""
     key_file: Path | None = None
-    """A file with an API key in each line; keys may also be in the environment variable MMLLM_SERVE_KEY."""
+    """A file with an API key in each line, where lines that begin with # are notes; keys may also be in the environment
+    variable MMLLM_SERVE_KEY, with commas between them. Keys are of ASCII characters."""
     no_auth: bool = False
     """Answer everybody who can reach the address."""
     allowed_host: tuple[str, ...] = ()
@@ -141,18 +142,35 @@ def api_keys(file: Path | None) -> tuple[str, ...]:
     """The API keys of the environment and of a file.
 
     Raises:
-        InputError: if the file cannot be read, or has none.
+        InputError: if the file cannot be read, or has none, or a key has other characters than ASCII's.
     """
-    given = os.environ.get(KEY, "").split(",")
+    given = _keys(f"{KEY}: key", os.environ.get(KEY, "").split(","))
     if file is not None:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as problem:
             raise InputError(f"--key-file {file}: {getattr(problem, 'strerror', None) or problem}") from None
-        if not any(line.strip() for line in lines):
+        keys = _keys(f"--key-file {file}: line", ["" if line.lstrip().startswith("#") else line for line in lines])
+        if not keys:
             raise InputError(f"--key-file {file}: no key is in it")
-        given += lines
-    return tuple(dict.fromkeys(key.strip() for key in given if key.strip()))
+        given += keys
+    return tuple(dict.fromkeys(given))
+
+
+def _keys(where: str, entries: list[str]) -> list[str]:
+    """The keys among some entries; a key itself is in no message.
+
+    Args:
+        where: they stand, before their number.
+        entries: keys, and texts of nothing but spaces.
+
+    Raises:
+        InputError: with the number of an entry that headers cannot hold.
+    """
+    for number, entry in enumerate(entries, 1):
+        if not (entry.strip().isascii() and entry.strip().isprintable()):
+            raise InputError(f"{where} {number} has characters that are not ASCII's: a key has no others")
+    return [entry.strip() for entry in entries if entry.strip()]
 
 
 def is_engine_address(address: str) -> bool:

@@ -48,8 +48,8 @@ def watch(
         source: a file that grows, a named pipe, - for the standard input, a folder that fills with images or clips, a
             camera such as /dev/video0, or an rtsp:// address.
         question: a standing question, such as "When does the red circle spin?"; may be there several times.
-        model: folder or hub id of a model; by default the one that comes with mmllm, which knows only
-            synthetic clips of coloured shapes.
+        model: folder or hub id of a model; by default one that comes with mmllm. The small one, default-small,
+            knows only synthetic clips of coloured shapes; the one that speaks looks at the whole window each time.
         stages: stages that replace the model's own.
         hosted: settings of hosted models.
         memory: window asks about the last seconds as about a video of their own; cache keeps what the LLM has read of

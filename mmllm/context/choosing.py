@@ -5,7 +5,6 @@ B rows, H query heads, G key heads, h heads of a choice (1, G or H), N new posit
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mmllm.context.keeping import best_keys, kept_keys
@@ -37,10 +36,9 @@ def best_of_rows(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
     return best_keys(scores.unsqueeze(1), among.unsqueeze(1), count).squeeze(1)
 
 
-def chosen_keys(seen: Tensor, valid: Tensor, new: int) -> GatheredKeys | None:
-    """The chosen keys (bool, B h K) that are real (bool, B 1 K), and the `new` last ones; None if all real ones are."""
-    own = torch.arange(seen.shape[-1], device=seen.device) >= seen.shape[-1] - new
-    kept = kept_keys((seen | own) & valid, valid)
+def chosen_keys(seen: Tensor, valid: Tensor) -> GatheredKeys | None:
+    """The chosen keys (bool, B h K) that are real (bool, B 1 K), and no others; None if all real ones are."""
+    kept = kept_keys(seen & valid, valid)
     if kept is None:
         return None
     filled = kept.valid is not None and not bool(kept.valid.all())

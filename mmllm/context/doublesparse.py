@@ -1,7 +1,8 @@
 """Double Sparsity: a few channels of queries and keys say which keys an attention reads (arXiv 2408.07092).
 
     calibration: importance of a channel = mean |q_c k_c| over tokens -> the first D / factor channels of each head
-    each step: logits of these channels (label logits) -> the heavy best keys -> their exact attention
+    each step: logits of these channels (label logits) -> the heavy best keys, with the new one among all others
+        -> their exact attention
 
 The cache stays whole. Label logits are computed for all keys, from few channels, and a plain cache does not store those
 apart: so it reads fewer keys, and is no faster on a CPU.
@@ -110,7 +111,7 @@ class DoubleSparse(SelectingPolicy):
         logits = label_logits(view.query, view.keys, self._channels(view), self.config.bits)[:, :, 0]
         seen = best_keys(logits, valid.expand_as(logits), count)
         note_refreshes(view, torch.ones(len(seen), dtype=torch.bool))
-        return chosen_keys(seen, valid, new=1)
+        return chosen_keys(seen, valid)
 
     def _measure(self, view: AttentionView) -> None:
         """Without a file: the order of channels by the first pass of a row; later passes keep it."""

@@ -27,7 +27,7 @@ class H2OConfig(EvictingConfig):
     """The newest keys, which stay."""
     rule: Literal["drop", "mask", "mask-as-run"] = "drop"
     """drop evicts; mask hides keys by the masks of the authors' simulation, and saves no memory; mask-as-run sees one
-    key more, because a line of that simulation writes into the mask through a view."""
+    key more, because a line of its first version writes into the mask through a view."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -130,7 +130,7 @@ class LazyLlm(ContextPolicy):
         seen = (seen & view.valid[:, 0]).unsqueeze(1)  # B 1 K
         new = view.query.shape[2]
         if new == 1:
-            return chosen_keys(seen, view.valid[:, :1], new)
+            return chosen_keys(seen, view.valid[:, :1])
         own = torch.arange(new, device=seen.device) >= current.back
         return seen.unsqueeze(2) | ~own[:, None]
 

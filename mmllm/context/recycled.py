@@ -75,7 +75,7 @@ class Recycled(SelectingPolicy):
         if bool(dense.all()):
             return None
         seen = ~view.by_key["forgotten"] | dense[:, None, None]
-        return chosen_keys(seen, view.valid, new=1)
+        return chosen_keys(seen, view.valid)
 
     def attention_rows(self, view: AttentionView) -> Mapping[str, Tensor] | None:
         """The last row of a dense step."""

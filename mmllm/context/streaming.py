@@ -16,6 +16,7 @@ from torch import Tensor
 from mmllm.context.budgets import Budget, count_of, require_budget
 from mmllm.context.evicting import EvictingConfig, EvictingPolicy
 from mmllm.context.keeping import first_keys, kept_keys, recent_keys
+from mmllm.errors import ConfigError
 from mmllm.fields import require
 from mmllm.llm.kinds import PositionKind
 from mmllm.llm.values import AttentionView, KeptKeys, RoomView
@@ -31,7 +32,7 @@ class StreamingConfig(EvictingConfig):
     window: Budget = 512
     """The newest keys, which stay: a count, or a share of the prompt."""
     unit: Literal["tokens", "frames"] = "tokens"
-    """What the window counts. With frames, whole ones go, each with the text before it that says its time."""
+    """What the window counts. With frames, whole ones go, each with the text before it that says its time, if any."""
     positions: Literal["absolute", "inside"] = "absolute"
     """Positions in the text, or inside the cache, as released: then a stream of any length fits the LLM."""
 
@@ -61,8 +62,16 @@ class Streaming(EvictingPolicy):
         return self.config.positions == "inside"
 
     def evict(self, view: AttentionView) -> KeptKeys | None:
-        """Nothing: only notes how much the window holds, which the prompt fixes."""
-        counted = first_of_frames(view.kind, view.valid) if self._by_frame else self.free(view.kind, view.valid)
+        """Nothing: only notes how much the window holds, which the prompt fixes, and which frame a key shows.
+
+        Raises:
+            ConfigError: if the window counts frames that cannot be told from each other.
+        """
+        counted = self.free(view.kind, view.valid)
+        if self._by_frame:
+            if view.phase == "prompt":
+                view.by_key["frame"] = shown_frames(view)
+            counted, _ = frames_of(view.kind, view.valid, view.by_key["frame"])
         self.budgets(view, counted, window=self.config.window)
         return None
 
@@ -85,11 +94,17 @@ class Streaming(EvictingPolicy):
     def _whole_frames(self, view: RoomView) -> KeptKeys | None:
         """The sinks, all text that belongs to no frame, and the newest frames."""
         framed = view.valid & is_in_frame(view.kind)
-        first = first_of_frames(view.kind, view.valid)
-        behind = first.flip(-1).cumsum(-1).flip(-1) - first.long()  # frames that begin after a key
-        newest = framed & (behind < view.state["window"][:, None, None])
+        _, newer = frames_of(view.kind, view.valid, view.by_key["frame"])
+        newest = framed & (newer < view.state["window"][:, None, None])
         sinks = first_keys(framed, torch.full_like(view.coming, self.config.sinks))
         return kept_keys((view.valid & ~framed) | newest | sinks, view.valid)
+
+
+def shown_frames(view: AttentionView) -> Tensor:
+    """int64, B 1 K: the frame that each key of a prompt shows, counted from 1; 0 where that is not known."""
+    current, position = view.current, view.position[:, 0]
+    frame = current.frame if current.frameless is None else current.frame.masked_fill(current.frameless, -1)
+    return (frame.gather(1, position) + 1).masked_fill(view.kind[:, 0] != PositionKind.VISUAL, 0).unsqueeze(1)
 
 
 def is_in_frame(kind: Tensor) -> Tensor:
@@ -97,17 +112,39 @@ def is_in_frame(kind: Tensor) -> Tensor:
     return (kind == PositionKind.VISUAL) | (kind == PositionKind.TIME)
 
 
-def first_of_frames(kind: Tensor, valid: Tensor) -> Tensor:
-    """bool, B G K: where a frame begins: at its time text, or at its first token if no text stands before it.
+def frames_of(kind: Tensor, valid: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """The frames of a row, and how many of them are newer than that of each key.
+
+    A frame begins at its time text. In a row without time text it is what has its number, within one video.
 
     Args:
         kind: int64, B G K.
         valid: bool, B G K.
+        frame: int64, B G K. The frame that a visual token shows, counted from 1; 0 where that is not known.
+
+    Returns:
+        bool, B G F: True for each frame that is there. int64, B G K; meaningless where a key belongs to no frame.
+
+    Raises:
+        ConfigError: if a row has no time text, and tokens of which it is not known which frame they show.
     """
     kind = kind.masked_fill(~valid, -1)
     before = torch.nn.functional.pad(kind, (1, -1), value=-1)
     is_time, is_visual = kind == PositionKind.TIME, kind == PositionKind.VISUAL
-    return (is_time & (before != PositionKind.TIME)) | (is_visual & ~is_in_frame(before))
+    timed = is_time.any(-1, keepdim=True)
+    if bool((is_visual & (frame == 0) & ~timed).any()):
+        raise ConfigError(
+            "StreamingConfig.unit = 'frames': needs prompts that say when each frame is shown, or visual tokens that "
+            "show one frame each; take unit=tokens"
+        )
+    begins = (is_time & (before != PositionKind.TIME)) | (is_visual & ~is_in_frame(before))
+    videos = (is_visual & (before != PositionKind.VISUAL)).cumsum(-1)
+    number = torch.where(timed, begins.cumsum(-1), videos * (frame.max() + 1) + frame)
+    number = number.masked_fill(~is_in_frame(kind), 0)
+    there = torch.zeros(*number.shape[:2], int(number.max()) + 1, dtype=torch.uint8, device=number.device)
+    there = there.scatter(-1, number, 1)
+    there[..., 0] = 0  # no frame
+    return there.bool(), (there.flip(-1).cumsum(-1).flip(-1) - there).gather(-1, number)
 
 
 def first_and_newest(free: Tensor, sinks: int, window: Tensor, coming: Tensor) -> Tensor:

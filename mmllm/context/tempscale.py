@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmllm.errors import InputError
 from mmllm.fields import require
 from mmllm.interfaces import ContextPolicy
 from mmllm.llm.values import AttentionView, Reweighed
@@ -50,9 +51,17 @@ class TempScale(ContextPolicy):
         self.config = config
 
     def reweigh(self, view: AttentionView) -> Reweighed | None:
-        """The keys divided by the temperature in long rows, the values as they are; None where nothing changes."""
+        """The keys divided by the temperature in long rows, the values as they are; None where nothing changes.
+
+        Raises:
+            InputError: if a key that is divided is too large a number for its type.
+        """
+        tau, dtype = self.config.tau, view.keys.dtype
         long = view.valid.sum(-1)[:, :1] > self.config.above  # B 1
-        if self.config.tau == 1 or not bool(long.any()):
+        if tau == 1 or not bool(long.any()):
             return None
-        factor = torch.where(long, 1 / self.config.tau, 1.0)[..., None, None].to(view.keys.dtype)
-        return Reweighed(keys=view.keys * factor, values=view.values)
+        factor = torch.where(long, torch.tensor(1 / tau, device=long.device), 1.0)
+        keys = view.keys * factor[..., None, None].to(dtype)
+        if tau < 1 and not bool((keys.isfinite() | ~view.keys.isfinite()).all()):
+            raise InputError(f"TempScaleConfig.tau = {tau}: keys divided by it are too large for {dtype}")
+        return Reweighed(keys=keys, values=view.values)

@@ -2,7 +2,8 @@
 
     layers 0, 1: all keys | 2: all keys, ranks them | 3..8: the top_k of layer 2 | 9: all keys, ranks them | 10..
 
-Each query head has its own keys. The cache stays whole, and a prompt is read densely.
+Each query head has its own keys. The new key is ranked with the others: a layer that does not rank sees it only if it
+ranks high. The cache stays whole, and a prompt is read densely.
 
 B rows, N new positions, H query heads, G key heads, K keys, D head width
 """
@@ -29,7 +30,7 @@ class TidalConfig:
     """The defaults are those of the released code for 32 layers."""
 
     top_k: int = 256
-    """Keys that each query head reads in a layer that does not rank."""
+    """Keys that each query head reads in a layer that does not rank, and no others."""
     start: int = 2
     """The first layer that ranks; those before it read all keys."""
     correction: int | None = None
@@ -107,4 +108,5 @@ class Tidal(SelectingPolicy):
         position, seen = notes[0]
         if not torch.equal(position, view.position):  # a stage has removed positions between the layers
             seen = seen_at(seen, position, view.position)
-        return chosen_keys(seen, view.valid, new=1)
+            seen[..., -1] |= ~seen.any(-1)  # a head whose keys are all gone reads the new one
+        return chosen_keys(seen, view.valid)

@@ -95,7 +95,7 @@ class TokenSelect(SelectingPolicy):
         number = valid.cumsum(-1) - 1
         middle = valid & (number >= config.sinks) & (number < length - config.local)
         chosen = valid & (self._listed(view, middle, ~short) | ~middle | short)
-        return chosen_keys(chosen.unsqueeze(1), view.valid, new=1)
+        return chosen_keys(chosen.unsqueeze(1), view.valid)
 
     def _listed(self, view: AttentionView, middle: Tensor, long: Tensor) -> Tensor:
         """bool, B K: the list of each long row (bool, B 1), made anew where its query has turned away."""

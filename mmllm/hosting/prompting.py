@@ -29,7 +29,7 @@ from mmllm.tokens import VideoClip
 
 _PARTS = ("image_processor", "video_processor")
 _MOST_TIMES = 200
-"""The longer edge of a frame is at most so many times the shorter one. Qwen's processors refuse others themselves, others
+"""The longer edge of a frame is at most so many times the shorter one. Qwen's processors refuse others themselves; most
 would first enlarge the frame until its shorter edge is theirs."""
 Messages = Sequence[Mapping[str, Any]]
 
@@ -92,8 +92,8 @@ class Prompting:
         height, width = clip.frames.shape[1:3]
         if max(height, width) > _MOST_TIMES * min(height, width):
             raise InputError(
-                f"frames of {width} x {height} pixels: processors of transformers take those whose longer edge is at most "
-                f"{_MOST_TIMES} times the shorter one"
+                f"frames of {width} x {height} pixels: processors of transformers take those whose longer edge is at "
+                f"most {_MOST_TIMES} times the shorter one"
             )
         parts = {name: _Remembering(part) for name in _PARTS if (part := getattr(self.processor, name, None))}
         messages = [{"role": "user", "content": self.content(len(clip), "?", still=still)}]

@@ -122,9 +122,9 @@ def open_prefix(path: str | Path, qa: Any) -> EncodedVideo:
     path = Path(path)
     if not qa.stores_prefix:
         raise ConfigError(f"{path}: a hosted model cannot be asked from a file")
+    header(path)  # refuses what is no safetensors file, or a part of one
     if (problem := qa.prefix_problem) is not None:
         raise ConfigError(f"{path}: this model cannot start from a kept cache: {problem}")
-    header(path)  # refuses what is no safetensors file, or a part of one
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}

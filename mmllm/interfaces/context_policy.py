@@ -26,8 +26,6 @@ class ContextPolicy(LlmStage):
     family: ContextFamily
     is_trained: ClassVar[bool] = False
     """Whether the LLM must have been trained with it."""
-    names_files: ClassVar[tuple[str, ...]] = ()
-    """Settings that name files: visitors of the demo may not give them."""
 
     @property
     def evicts(self) -> bool:  # type: ignore[override]

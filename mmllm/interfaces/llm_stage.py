@@ -118,7 +118,7 @@ class LlmStage(Part):
 
         Args:
             view: of the attention.
-            logits: float32, B H R K, scaled; the lowest number where a key is not seen.
+            logits: float32, B H R K, scaled. Keys that a query does not see count nothing, whatever is given for them.
             rows: int64, R. Which of the N queries they are.
         """
         return logits

@@ -254,7 +254,8 @@ def receive(
         rows: name -> float, B N. Weight of each query row.
         scaling: of the logits.
         per_head: give each head separately.
-        shaped: of logits (float32, B H R K) and their query rows (int64, R): the logits that count in their place.
+        shaped: of logits (float32, B H R K) and their query rows (int64, R): the logits that count in their place,
+            where a key is seen.
 
     Returns:
         Name -> float32, B K, mean over heads; with `per_head`, B H K.
@@ -271,12 +272,16 @@ def receive(
     for block in row_indices.split(step):
         logits = torch.einsum("bhrd,bhkd->bhrk", query[:, :, block].float(), key) * scaling
         if mask is None:
-            logits = logits.masked_fill(column > block[:, None] + (count - new), -torch.inf)
+            hidden = column > block[:, None] + (count - new)
         elif mask.dtype == torch.bool:
-            logits = logits.masked_fill(~mask[:, :, block, :count], torch.finfo(torch.float32).min)
+            hidden = ~mask[:, :, block, :count]
         else:
-            logits = logits + mask[:, :, block, :count].float()
-        weights = (logits if shaped is None else shaped(logits, block)).softmax(-1)  # B H R K
+            bias = mask[:, :, block, :count]
+            hidden = bias <= torch.finfo(mask.dtype).min / 2
+            logits = logits + bias.float().masked_fill(hidden, 0.0)
+        logits = logits if shaped is None else shaped(logits, block)
+        # hidden last: a shape such as a temperature must neither show a key nor leave a row, as of padding, without one
+        weights = logits.masked_fill(hidden, torch.finfo(torch.float32).min).softmax(-1)  # B H R K
         for name, weight in rows.items():
             axes = "bhrk,br->bhk" if per_head else "bhrk,br->bk"
             totals[name] += torch.einsum(axes, weights, weight[:, block].float()) / (1 if per_head else heads)

@@ -19,7 +19,9 @@ _REACH = 2
 """Resized lines that a cubic looks to each side."""
 
 
-def middle(frame: np.ndarray, scaled: tuple[int, int], start: tuple[int, int], size: int, resampling: Image.Resampling) -> np.ndarray:
+def middle(
+    frame: np.ndarray, scaled: tuple[int, int], start: tuple[int, int], size: int, resampling: Image.Resampling
+) -> np.ndarray:
     """uint8 (S S 3): the square that begins at `start` of a frame, if that were resized to `scaled`.
 
     Args:

@@ -45,6 +45,10 @@ class MediaAddresses:
             return self._downloaded(address, place)
         raise Refused(400, f"{place}: this address is not read here; allowed are {_ALLOWED}", "address_refused", place)
 
+    def is_foreign(self, part: MediaPart) -> bool:
+        """Whether a part's file has to be downloaded."""
+        return is_url(part.address)
+
     def kind(self, part: MediaPart, stored: StoredFile) -> str:
         """Whether a part is a video or an image; a file is told by its content."""
         if part.kind != "file":

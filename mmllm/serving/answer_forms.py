@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mmllm.serving.answer_schemas import SHAPES, AnswerSchema
+from mmllm.serving.fields import Fields
 from mmllm.serving.refusals import Refused
 from mmllm.times.answers import Answer
 from mmllm.times.stamps import replace_stamps
 
-KEYS = ("answer", "spans")
-_ENDS = ("start_s", "end_s")
+KEYS = tuple(SHAPES)
 
 
 def spans_of(answer: Answer) -> list[dict[str, float]]:
@@ -48,39 +49,29 @@ def keys_of(form: Any, place: str) -> tuple[str, ...] | None:
         place: where it stands, for messages.
 
     Raises:
-        Refused: if it asks for something else than an answer and its spans.
+        Refused: if it asks for something that not every answer with its spans is.
     """
-    kind = form.get("type") if isinstance(form, Mapping) else None
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return KEYS
+    fields = Fields(form, f"{place}.")
+    kind = fields.word("type", ("text", "json_object", "json_schema"), required=True)
     if kind != "json_schema":
-        raise Refused(400, f"{place}.type must be text, json_object or json_schema", "bad_settings", place)
-    inside = form.get("json_schema", form)
-    schema = inside.get("schema") if isinstance(inside, Mapping) else None
+        fields.close()
+        return KEYS if kind == "json_object" else None
+    given = fields.any("json_schema")
+    inside = fields if given is None else Fields(given, f"{place}.json_schema.")
+    schema = _schema(inside)
+    fields.close()
+    if (problem := schema.problem()) is not None:
+        raise Refused(400, f"{inside.place}schema: {problem}", "bad_settings", f"{inside.place}schema")
+    return tuple(schema.keys)
+
+
+def _schema(fields: Fields) -> AnswerSchema:
+    """The schema of an object, which may have a name beside it."""
+    for name in ("name", "description"):
+        fields.text(name)
+    fields.flag("strict")
+    schema = fields.any("schema")
     if not isinstance(schema, Mapping):
-        raise Refused(400, f"{place} needs a schema", "bad_settings", place)
-    wanted = _properties(schema, schema)
-    if not wanted or any(key not in KEYS for key in wanted):
-        other = next((key for key in wanted if key not in KEYS), "nothing")
-        raise Refused(400, f"{place}: an answer has {' and '.join(KEYS)}, not {other!r:.60}", "bad_settings", place)
-    items = _properties(_resolved(wanted.get("spans"), schema).get("items"), schema)
-    if any(key not in _ENDS for key in items):
-        raise Refused(400, f"{place}: a span has {' and '.join(_ENDS)} only", "bad_settings", place)
-    return tuple(wanted)
-
-
-def _properties(part: Any, schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    properties = _resolved(part, schema).get("properties")
-    return properties if isinstance(properties, Mapping) else {}
-
-
-def _resolved(part: Any, schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A part of a schema; a reference to a definition is followed once."""
-    reference = part.get("$ref") if isinstance(part, Mapping) else None
-    if isinstance(reference, str) and reference.startswith("#/"):
-        part = schema
-        for name in reference[2:].split("/"):
-            part = part.get(name) if isinstance(part, Mapping) else None
-    return part if isinstance(part, Mapping) else {}
+        raise fields.refused("schema", "a JSON schema")
+    fields.close()
+    return AnswerSchema(schema)

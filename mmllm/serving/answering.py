@@ -1,23 +1,22 @@
 """From a question to its answer: its model, its media, its prompt, and then the LLM. All of it off the event loop.
 
-event loop | threads: load, decode in a child, encode, prompt | thread of the LLM: words
+event loop | threads: model, kept videos, prompt | thread of the LLM: words
+           | threads: download                   |
+           | threads: decode in a child, encode  |      nobody waits here for whoever does not need it
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
+from mmllm.app.asker import Asker, NobodyWaits
 from mmllm.app.methods import refuse_files
-from mmllm.app.shelf import Shelf
-from mmllm.app.watching import View, Watcher
 from mmllm.inference.conversations import prompts_of
-from mmllm.inference.prompts import Medium, Prompts, Turn
 from mmllm.serving.addresses import MediaAddresses
 from mmllm.serving.continuous_threads import ContinuousThreads
 from mmllm.serving.decoding_choice import method_of, require_one_video
@@ -25,15 +24,16 @@ from mmllm.serving.engine_threads import EngineThreads
 from mmllm.serving.jobs import Event, Job
 from mmllm.serving.limits import ServeLimits
 from mmllm.serving.llm_thread import LlmThread
+from mmllm.serving.media import QuestionMedia
 from mmllm.serving.metrics import Metrics
-from mmllm.serving.models import LoadedModel, Models
-from mmllm.serving.question import MediaPart, Question, Saying
-from mmllm.serving.reading_pool import ReadingPool
+from mmllm.serving.models import Models
+from mmllm.serving.preparation import Preparation
+from mmllm.serving.question import MediaPart, Question
 from mmllm.serving.refusals import Refused, client_left, refusal_of
 from mmllm.serving.speech import Speech
 
-_THREADS = 8
-"""Questions that are prepared at once; those about kept videos do not wait for those that are decoded."""
+_PREPARED, _DOWNLOADED = 8, 8
+"""Questions that are prepared at once, and files that are downloaded at once."""
 
 
 class Answering:
@@ -66,9 +66,8 @@ class Answering:
     ) -> None:
         self.models, self.addresses, self.folder = models, addresses, folder
         self.limits, self.metrics = limits, metrics
-        self.reading = ReadingPool(decoders)
-        self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
-        self.watcher = Watcher(self.shelf, self.reading, limits.video)
+        self.media = QuestionMedia(addresses, limits, metrics, decoders)
+        self.shelf = self.media.shelf
         self.under_way = self._preparing = 0
         self.llm: LlmThread | EngineThreads | ContinuousThreads
         if engine is not None:
@@ -83,7 +82,9 @@ class Answering:
                 answered=self.shelf.fit,  # videos have kept the LLM's cache of themselves
                 **batching,  # type: ignore[arg-type]
             )
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mmllm-prepare")
+        self._threads = ThreadPoolExecutor(_PREPARED, thread_name_prefix="mmllm-prepare")
+        self._downloads = ThreadPoolExecutor(_DOWNLOADED, thread_name_prefix="mmllm-download")
+        self._decoding = ThreadPoolExecutor(decoders, thread_name_prefix="mmllm-decode")
         metrics.gauges |= {
             "queue": lambda: self.llm.waiting,
             "running": lambda: len(self.llm.running),
@@ -110,28 +111,28 @@ class Answering:
             raise Refused(503, "the LLM's thread has ended: the server has to be started again", "engine_dead")
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
         self.under_way += 1
-        model: LoadedModel | None = None
+        ready: Preparation | None = None
         try:
             self._preparing += 1
             try:
-                model, job = await loop.run_in_executor(
-                    self._threads, self._prepared, question, gone, lambda event: _emit(loop, events, event)
-                )
+                ready = await self._begun(question, Asker(gone), lambda event: _emit(loop, events, event))
+                job = await self._completed(ready)
             finally:
                 self._preparing -= 1
             self.metrics.add("prompt_tokens", job.prompt.positions - _visual(job), kind="text")
             self.metrics.add("prompt_tokens", _visual(job), kind="visual")
             self.llm.put(job)
             yield job, events
-        except Refused:
-            raise
+        except NobodyWaits:
+            self.metrics.add("cancelled", reason="preparing")
+            raise client_left() from None
         except Exception as problem:
             raise refusal_of(problem, self.folder) from problem
         finally:
             gone.set()
             self.under_way -= 1
-            if model is not None:
-                self.models.release(model)
+            if ready is not None:
+                self.models.release(ready.model)
 
     def cut_short(self) -> None:
         """Ends all answers: running ones with the text so far, waiting ones unanswered."""
@@ -141,79 +142,99 @@ class Answering:
     def close(self) -> None:
         """Ends the threads and the processes that read files."""
         self.cut_short()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._downloads, self._decoding):
+            threads.shutdown(wait=False, cancel_futures=True)
         self.llm.close()
-        self.reading.close()
+        self.media.reading.close()
+
+    async def _begun(self, question: Question, asker: Asker, emit: Callable[[Event], None]) -> Preparation:
+        """A question with its model, and with its job if all its media are kept."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._begin, question, asker, emit)
+
+    async def _completed(self, ready: Preparation) -> Job:
+        """The job of a question, whose media are fetched and encoded."""
+        if ready.job is not None:
+            return ready.job
+        run = asyncio.get_running_loop().run_in_executor
+        for part in ready.missing:
+            if part.place not in ready.files:
+                await run(self._downloads, self._download, ready, part)
+            await run(self._decoding, self._encode, ready, part)
+        return await run(self._threads, self._job, ready)
 
     # --- in a thread ------------------------------------------------------------------------------------------
 
-    def _prepared(
-        self, question: Question, gone: threading.Event, emit: Callable[[Event], None]
-    ) -> tuple[LoadedModel, Job]:
-        """The job of a question, and its model, which the caller releases."""
-        _require_wanted(gone)
+    def _begin(self, question: Question, asker: Asker, emit: Callable[[Event], None]) -> Preparation:
+        asker.require()
         model = self.models.taken(question.model)
         try:
-            refuse_files(question.stages.get("context", ()))
+            refuse_files(question.stages)
             qa = model.variants.of(question.stages)
             method = None if question.decoding is None else method_of(question.decoding, model, qa)
-            prompts = prompts_of(qa)
-            turns = [self._turn(saying, prompts, model.name, question, gone) for saying in question.sayings]
-            _require_wanted(gone)
-            prompt = prompts.prompt(turns, question.times_of)
-            if method is not None:
-                require_one_video(method, prompt)
-            job = Job(
-                question=question,
-                prompts=prompts,
-                prompt=prompt,
-                speech=Speech(lambda ids: prompts.text(prompt, ids), question.stops),
-                most_tokens=min(question.most_tokens or qa.max_new_tokens, self.limits.new_tokens),
-                gone=gone,
-                emit=emit,
-                decoding=method,
+            ready = Preparation(
+                question=question, asker=asker, emit=emit, model=model, prompts=prompts_of(qa), method=method
             )
-            self.llm.check(job)
-        except BaseException as problem:
+            for part in ready.parts:
+                if not self.addresses.is_foreign(part):
+                    self._find(ready, part)
+            if not ready.missing:
+                ready.job = self._job(ready)
+        except BaseException:
             self.models.release(model)
-            if isinstance(problem, Exception):
-                raise refusal_of(problem, self.folder) from problem
             raise
-        return model, job
+        return ready
 
-    def _turn(
-        self, saying: Saying, prompts: Prompts[Any], model: str, question: Question, gone: threading.Event
-    ) -> Turn:
-        content: list[str | Medium] = []
-        for part in saying.parts:
-            _require_wanted(gone)
-            if isinstance(part, str):
-                content.append(part)
-                continue
-            try:
-                content.append(self._medium(part, prompts, model, question))
-            except Exception as problem:
-                raise refusal_of(problem, self.folder, part.place) from problem
-        return Turn(role=saying.role, content=tuple(content))
+    def _find(self, ready: Preparation, part: MediaPart) -> None:
+        """The file of a part, and the video if it is kept."""
+        with self._blamed_on(part, ready):
+            stored = ready.files[part.place] = self.addresses.stored(part)
+            medium = self.media.kept(part, stored, ready.prompts, ready.model.name, ready.question.stages)
+            if medium is not None:
+                ready.media[part.place] = medium
 
-    def _medium(self, part: MediaPart, prompts: Prompts[Any], model: str, question: Question) -> Medium:
-        stored = self.addresses.stored(part)
-        if self.addresses.kind(part, stored) == "image":
-            return Medium(kind="image", encoded=prompts.picture(self.reading.picture(stored.path, self.limits.video)))
-        look, qa = part.look, prompts.qa
-        own = min(qa.processor.num_frames, self.limits.frames)
-        view = View(
-            content=stored.digest,
-            model=model,
-            num_frames=look.num_frames or (own if look.fps is None else self.limits.frames),
-            fps=look.fps,
-            start_s=look.start_s,
-            end_s=look.end_s,
-            chosen=look.num_frames is not None,
+    def _download(self, ready: Preparation, part: MediaPart) -> None:
+        with self._blamed_on(part, ready):
+            ready.files[part.place] = self.addresses.stored(part)
+
+    def _encode(self, ready: Preparation, part: MediaPart) -> None:
+        with self._blamed_on(part, ready):
+            ready.media[part.place] = self.media.medium(
+                part,
+                ready.files[part.place],
+                ready.prompts,
+                ready.model.name,
+                ready.question.stages,
+                ready.asker,
+            )
+
+    @contextmanager
+    def _blamed_on(self, part: MediaPart, ready: Preparation) -> Iterator[None]:
+        """Work on a part for somebody who still waits; what goes wrong is told with its place."""
+        ready.asker.require()
+        try:
+            yield
+        except Exception as problem:
+            ready.asker.require()  # reading ends with an error when the asker leaves
+            raise refusal_of(problem, self.folder, part.place) from problem
+
+    def _job(self, ready: Preparation) -> Job:
+        ready.asker.require()
+        question, prompts = ready.question, ready.prompts
+        prompt = prompts.prompt(ready.turns, question.times_of)
+        if ready.method is not None:
+            require_one_video(ready.method, prompt)
+        job = Job(
+            question=question,
+            prompts=prompts,
+            prompt=prompt,
+            speech=Speech(lambda ids: prompts.text(prompt, ids), question.stops),
+            most_tokens=min(question.most_tokens or prompts.qa.max_new_tokens, self.limits.new_tokens),
+            gone=ready.asker.gone,
+            emit=ready.emit,
+            decoding=ready.method,
         )
-        encoded, seconds = self.watcher.watch(qa, stored.path, view, question.stages)
-        self.metrics.add("videos", kind="decoded" if "decode" in seconds else "encoded" if seconds else "kept")
-        return Medium(kind="video", encoded=encoded)
+        self.llm.check(job)
+        return job
 
 
 def _emit(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:
@@ -226,9 +247,3 @@ def _visual(job: Job) -> int:
     """Visual tokens of a job's prompt."""
     usage = job.prompt.usage
     return usage["video_tokens"] + usage["image_tokens"]
-
-
-def _require_wanted(gone: threading.Event) -> None:
-    """Stops the preparation of a question whose client has left."""
-    if gone.is_set():
-        raise client_left()

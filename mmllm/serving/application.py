@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -15,12 +16,17 @@ from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
+from starlette.routing import Match
 
 from mmllm.app.bodies import TooLarge
+from mmllm.fields import shown
 from mmllm.serving.answering import Answering
 from mmllm.serving.chat_replies import ChatReply
 from mmllm.serving.chat_requests import chat_question
+from mmllm.serving.fields import Fields
+from mmllm.serving.file_lists import file_list
 from mmllm.serving.files import StoredFile
+from mmllm.serving.guard import ENDPOINTS
 from mmllm.serving.limits import ServeLimits
 from mmllm.serving.question import Question
 from mmllm.serving.refusals import Refused, refusal_of
@@ -30,6 +36,11 @@ from mmllm.serving.response_requests import response_question
 
 _LONG_JSON = 1 << 20
 """JSON of more bytes is parsed in a thread."""
+_PATH_CODES = {404: "not_found", 405: "method_not_allowed"}
+_PURPOSE = 60
+"""Characters of an upload's purpose."""
+_HALF_LETTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\x00")
+"""What a body has that may hold half a letter: a half as an escape, as bytes, or two or four bytes for each letter."""
 
 Parse = Callable[[Any, ServeLimits], Question]
 
@@ -50,8 +61,8 @@ def application(answering: Answering, *, ending: Callable[[], bool] = lambda: Fa
         return JSONResponse(problem.body, problem.status, problem.headers)
 
     @app.exception_handler(HTTPException)
-    async def refuse_path(_: Request, problem: HTTPException) -> JSONResponse:
-        refused = Refused(problem.status_code, str(problem.detail), "not_found")
+    async def refuse_path(request: Request, problem: HTTPException) -> JSONResponse:
+        refused = _refused_path(app, request, problem)
         return JSONResponse(refused.body, refused.status, problem.headers)
 
     @app.exception_handler(Exception)
@@ -102,9 +113,8 @@ def _add_files(app: FastAPI, answering: Answering) -> None:
         return JSONResponse((await _stored(request, answering)).to_json())
 
     @app.get("/v1/files")
-    async def uploaded() -> JSONResponse:
-        listed = [stored.to_json() for stored in files.uploaded()]
-        return JSONResponse({"object": "list", "data": listed, "has_more": False})
+    async def uploaded(request: Request) -> JSONResponse:
+        return JSONResponse(file_list(files, request.query_params))
 
     @app.get("/v1/files/{name}")
     async def file(name: str) -> JSONResponse:
@@ -120,11 +130,15 @@ async def _stored(request: Request, answering: Answering) -> StoredFile:
     """The file of an upload."""
     try:
         async with request.form(max_files=1, max_fields=8) as form:
-            file, purpose = form.get("file"), form.get("purpose", "user_data")
-            if not isinstance(file, UploadFile) or not isinstance(purpose, str):
+            fields = Fields(form)
+            file, purpose = fields.any("file"), fields.text("purpose") or "user_data"
+            if not isinstance(file, UploadFile):
                 raise Refused(400, "an upload needs a field file with a file, and a purpose", "bad_request", "file")
+            if len(purpose) > _PURPOSE:
+                raise fields.refused("purpose", f"a text of at most {_PURPOSE} characters")
+            fields.close()
             name = (file.filename or "file")[:200]
-            return await asyncio.to_thread(answering.addresses.files.keep, file.file, name, purpose[:60])
+            return await asyncio.to_thread(answering.addresses.files.keep, file.file, name, purpose)
     except (HTTPException, MultiPartException) as problem:  # Starlette turns the second into the first
         reason = str(getattr(problem, "message", "") or getattr(problem, "detail", ""))
         if isinstance(problem, TooLarge) or isinstance(problem.__context__, TooLarge):
@@ -179,10 +193,33 @@ async def _json(request: Request) -> Any:
         Refused: if it is none.
     """
     body = await request.body()
+    return await asyncio.to_thread(_parsed, body) if len(body) > _LONG_JSON else _parsed(body)
+
+
+def _parsed(body: bytes) -> Any:
     try:
-        return await asyncio.to_thread(json.loads, body) if len(body) > _LONG_JSON else json.loads(body)
+        value = json.loads(body)
+        if _HALF_LETTER.search(body):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as problem:
+        half = problem.object[problem.start]
+        message = f"the body holds {half!r}, half of a letter that JSON writes in two: give both, or leave it out"
+        raise Refused(400, message, "bad_request") from None
     except (ValueError, RecursionError):
         raise Refused(400, "the body must be a JSON object", "bad_request") from None
+    return value
+
+
+def _refused_path(app: FastAPI, request: Request, problem: HTTPException) -> Refused:
+    """Why a path is not answered: there is none of that name, or it takes other methods."""
+    if problem.status_code not in _PATH_CODES:
+        return Refused(problem.status_code, str(problem.detail), "bad_request")
+    code, place = _PATH_CODES[problem.status_code], shown(request.url.path)
+    routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
+    methods = sorted({method for route in routes for method in getattr(route, "methods", ())})
+    if methods:
+        return Refused(problem.status_code, f"{place} takes {', '.join(methods)}, not {request.method}", code)
+    return Refused(problem.status_code, f"there is nothing at {place}; there are {', '.join(ENDPOINTS)}", code)
 
 
 def _model(name: str) -> dict[str, Any]:

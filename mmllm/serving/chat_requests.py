@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mmllm.fields import shown
 from mmllm.serving.answer_forms import keys_of
 from mmllm.serving.fields import Fields
 from mmllm.serving.limits import ServeLimits
-from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, sampling_of, stages_of
+from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, metadata_of, sampling_of, stages_of
 from mmllm.serving.refusals import Refused
 
 _MOST_STOPS = 4
+DETAILS = ("auto", "low", "high", "original")
+"""What OpenAI's clients may say of a picture; it changes nothing here."""
+_PARTS = ("text", "image_url", "video_url", "file")
 _ECHOED = ("name", "refusal", "annotations", "spans", "answer", "decoding", "context")
 """Keys of a message that a client may send back as it got them; they say nothing new."""
 
@@ -24,8 +28,8 @@ def chat_question(body: Any, limits: ServeLimits) -> Question:
     """
     fields = Fields(body)
     look, stages = Look.of(fields, limits).over(Look(), ""), stages_of(fields)
-    reading = PartReading(look, stages, limits)
-    sayings = [_saying(message, f"messages[{i}].", reading) for i, message in enumerate(_messages(fields))]
+    reading, messages = PartReading(look, stages, limits), messages_of(fields, "messages", limits)
+    sayings = [_saying(message, f"messages[{i}].", reading) for i, message in enumerate(messages)]
     fields.whole("n", 1, 1)
     stream = fields.flag("stream")
     question = Question(
@@ -42,7 +46,7 @@ def chat_question(body: Any, limits: ServeLimits) -> Question:
         **sampling_of(fields),
     )
     fields.text("user")
-    fields.any("metadata")
+    metadata_of(fields)
     fields.close()
     return checked(question, limits)
 
@@ -78,9 +82,9 @@ class PartReading:
         """
         content = fields.any("content")
         parts = [{"type": text, "text": content}] if isinstance(content, str) else content
-        if not isinstance(parts, list):
-            raise fields.refused("content", "a text or a list of parts", "bad_request")
-        self.count(len(parts))
+        if not isinstance(parts, list) or not parts:
+            raise fields.refused("content", "a text, or a list of at least one part", "bad_request")
+        self._count(len(parts))
         read = [read_part(part, f"{fields.place}content[{i}].", self) for i, part in enumerate(parts)]
         saying = Saying.of(fields.any("role"), read, fields.place)
         for name in echoed:
@@ -104,7 +108,7 @@ class PartReading:
         self.videos += kind != "image"
         return MediaPart(kind=kind, address=address, look=look.over(self.look, fields.place), place=place)
 
-    def count(self, parts: int) -> None:
+    def _count(self, parts: int) -> None:
         """Refuses a conversation of too many parts."""
         self.parts += parts
         if self.parts > self.limits.parts:
@@ -117,10 +121,17 @@ def times_of(fields: Fields, videos: int) -> int:
     return -1 if chosen is None else chosen
 
 
-def _messages(fields: Fields) -> list[Any]:
-    messages = fields.any("messages")
-    if not isinstance(messages, list) or not messages:
-        raise Refused(400, "messages must be a list with at least one message", "bad_request", "messages")
+def messages_of(fields: Fields, name: str, limits: ServeLimits, allowed: str = "a list") -> list[Any]:
+    """The messages of a field, none of which has been looked at.
+
+    Raises:
+        Refused: if there is none, or more than there may be parts, of which each has one at least.
+    """
+    messages = fields.any(name)
+    if not isinstance(messages, list) or not 0 < len(messages) <= limits.parts:
+        given = f"{len(messages)} messages" if isinstance(messages, list) else shown(messages)
+        message = f"{name} must be {allowed} of 1 to {limits.parts} messages, not {given}"
+        raise Refused(400, message, "bad_request", name)
     return messages
 
 
@@ -130,30 +141,44 @@ def _saying(message: Any, place: str, reading: PartReading) -> Saying:
 
 def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:
     fields = Fields(part, place)
-    kind = fields.any("type")
+    kind = fields.word("type", _PARTS, required=True, code="bad_request")
     if kind == "text":
         text = fields.text("text", required=True)
         fields.close()
         return text
-    if kind not in ("image_url", "video_url", "file"):
-        raise fields.refused("type", "text, image_url, video_url or file", "bad_request")
     inside = fields.any(kind)
     address = Fields({"url": inside} if isinstance(inside, str) else inside, f"{place}{kind}.")
     if kind == "file":
-        given = address.text("file_id") or address.text("file_data")
+        given = one_address(address, "file_id", "file_data")
         address.text("filename")
     else:
         given = address.text("url")
-        address.text("detail")
+        address.word("detail", DETAILS)
     medium = reading.medium(kind.removesuffix("_url"), given, fields)
     address.close()
     fields.close()
     return medium
 
 
+def one_address(fields: Fields, *names: str) -> str | None:
+    """The address that one of some fields gives; None if none does.
+
+    Raises:
+        Refused: if two of them are given.
+    """
+    given = {name: text for name in names if (text := fields.text(name)) is not None}
+    first, *others = given or (None,)
+    if others:
+        raise fields.refused(others[0], f"left out beside {first}: a part is one medium", "bad_request")
+    return next(iter(given.values()), None)
+
+
 def _most_tokens(fields: Fields) -> int | None:
     given = [fields.whole(name, 1, 2**31) for name in ("max_completion_tokens", "max_tokens")]
-    return next((count for count in given if count is not None), None)
+    counts = {count for count in given if count is not None}
+    if len(counts) > 1:
+        raise fields.refused("max_tokens", "left out beside max_completion_tokens: both say how long the answer is")
+    return next(iter(counts), None)
 
 
 def _includes_usage(fields: Fields, stream: bool) -> bool:

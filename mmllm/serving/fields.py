@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, overload
 
-from mmllm.fields import closest
+from mmllm.fields import closest, shown
 from mmllm.serving.refusals import Refused
-from mmllm.times.stamps import shortened
 
 
 class Fields:
@@ -39,9 +38,8 @@ class Fields:
 
     def refused(self, name: str, allowed: str, code: str = "bad_settings") -> Refused:
         """A refusal of a field's value."""
-        given = repr(self.values.get(name))
         place = f"{self.place}{name}"
-        return Refused(400, f"{place} must be {allowed}, not {shortened(given)}", code, place)
+        return Refused(400, f"{place} must be {allowed}, not {shown(self.values.get(name))}", code, place)
 
     @overload
     def text(self, name: str) -> str | None: ...
@@ -73,11 +71,24 @@ class Fields:
         value = self.any(name)
         if value is None:
             return None
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not fits or not least <= value <= most or (above and value == least):
+        number = _finite(value)
+        if number is None or not least <= number <= most or (above and number == least):
             end = "" if math.isinf(most) else f" and at most {most:g}"
             raise self.refused(name, f"a number {'above' if above else 'of at least'} {least:g}{end}")
-        return float(value)
+        return number
+
+    @overload
+    def word(self, name: str, allowed: Collection[str], *, code: str = ...) -> str | None: ...
+    @overload
+    def word(self, name: str, allowed: Collection[str], *, required: Literal[True], code: str = ...) -> str: ...
+    def word(
+        self, name: str, allowed: Collection[str], *, required: bool = False, code: str = "bad_settings"
+    ) -> str | None:
+        """One of some words."""
+        value = self.any(name)
+        if (value is not None or required) and not (isinstance(value, str) and value in allowed):
+            raise self.refused(name, _either(allowed), code)
+        return value
 
     def texts(self, name: str, most: int) -> tuple[str, ...]:
         """A text, or a list of texts."""
@@ -98,3 +109,19 @@ class Fields:
                     "unknown_parameter",
                     param,
                 )
+
+
+def _finite(value: Any) -> float | None:
+    """A number of JSON; None for another value, and for a number that is larger than all that are computed with."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _either(words: Collection[str]) -> str:
+    """Words in a message: `a, b or c`."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last

@@ -1,4 +1,4 @@
-"""Files that clients have sent: named by their content, kept in the process's private folder."""
+"""Files that clients have sent, in the process's private folder: each upload, and once what came inside requests."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ class StoredFile:
     """A file that a client has sent."""
 
     id: str
-    """`file-` and the first 24 digits of its digest."""
+    """`file-` and 24 hexadecimal digits: of its digest for one that came inside a request, else its own."""
     digest: str
     """SHA-256 of its content, in hexadecimal digits."""
     path: Path
     bytes: int
     created_s: int
     """Seconds since 1970."""
+    age_s: int
+    """Seconds after which it is removed."""
     name: str | None = None
     """As the client calls it; None for one that came inside a request, which is in no list."""
     purpose: str = "user_data"
@@ -45,6 +47,7 @@ class StoredFile:
             "object": "file",
             "bytes": self.bytes,
             "created_at": self.created_s,
+            "expires_at": self.created_s + self.age_s,
             "filename": self.name,
             "purpose": self.purpose,
             "status": "processed",
@@ -67,7 +70,7 @@ class FileStore:
         self._lock = threading.Lock()
 
     def keep(self, source: IO[bytes], name: str | None = None, purpose: str = "user_data") -> StoredFile:
-        """Stores what can be read from `source`; a file of the same content is stored once.
+        """Stores what can be read from `source`: an upload under an id of its own, other content once.
 
         Args:
             source: the content, from its beginning.
@@ -90,22 +93,20 @@ class FileStore:
                 raise Refused(400, "the file is empty", "bad_media")
             self._make_room(size)
             number = digest.hexdigest()
+            own = _id_of(number if name is None else uuid.uuid4().hex)
             stored = StoredFile(
-                id=_id_of(number),
+                id=own,
                 digest=number,
-                path=self.whole / _id_of(number),
+                path=self.whole / own,
                 bytes=size,
                 created_s=int(time.time()),
+                age_s=self.limits.upload_age_s,
                 name=name,
                 purpose=purpose,
             )
             with self._lock:
                 os.replace(part, stored.path)
-                earlier = self._files.get(stored.id)
-                if earlier is not None and name is None:
-                    return earlier
-                self._files[stored.id] = stored
-            return stored
+                return self._files.setdefault(own, stored)
         finally:
             part.unlink(missing_ok=True)
 
@@ -160,6 +161,6 @@ class FileStore:
             raise Refused(503, "there is no room for more files: they are removed after a while", "no_room")
 
 
-def _id_of(digest: str) -> str:
-    """The id of a file, by its digest."""
-    return f"file-{digest[:24]}"
+def _id_of(digits: str) -> str:
+    """The id of a file, by its digest or other hexadecimal digits."""
+    return f"file-{digits[:24]}"

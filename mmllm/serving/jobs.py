@@ -86,10 +86,11 @@ class Job:
 
     def end(self, cut: Cut | None, tokens: int, cached: int, context: Mapping[str, Any] | None = None) -> None:
         """Emits the end of the answer; the arguments are those of a `Row`."""
-        answer = self.prompts.answer(self.prompt, self.speech.ids)
-        decoding = None if self.decoding is None else self.decoding.said
-        answer = replace(answer, decoding=decoding, context=context)
         piece = self.speech.end()
+        ids, rest = self.speech.kept()
+        answer = self.prompts.answer(self.prompt, ids)
+        decoding = None if self.decoding is None else self.decoding.said
+        answer = replace(answer, text=f"{answer.text}{rest}".strip(), decoding=decoding, context=context)
         if self.question.keys is not None:
             piece = as_json(answer, self.question.keys)
         self.emit(Ending(piece=piece, answer=answer, cut=cut, tokens=tokens, cached=cached))

@@ -14,7 +14,7 @@ from mmllm.app.methods import Methods
 from mmllm.app.variants import Variants
 from mmllm.fields import closest
 from mmllm.inference.asking import VideoAnswering
-from mmllm.serving.refusals import Refused
+from mmllm.serving.refusals import Refused, server_fault
 
 
 @dataclass(kw_only=True, eq=False)
@@ -73,20 +73,32 @@ class Models:
 
     @contextmanager
     def use(self, name: str) -> Iterator[LoadedModel]:
-        """A model, which stays in memory inside the block; see `taken`."""
-        model = self.taken(name)
+        """A model, which stays in memory inside the block.
+
+        Raises:
+            Refused: if there is no such model.
+            MmllmError: if it cannot be loaded.
+        """
+        model = self._taken(name)
         try:
             yield model
         finally:
             self.release(model)
 
     def taken(self, name: str) -> LoadedModel:
-        """A model, which stays in memory until it is released; it is loaded if it is not there.
+        """The model of a question, which stays in memory until it is released; it is loaded if it is not there.
 
         Raises:
-            Refused: if there is no such model.
-            MmllmError: if it cannot be loaded.
+            Refused: if there is no such model, or it cannot be loaded, for which the question is not to blame.
         """
+        try:
+            return self._taken(name)
+        except Refused:
+            raise
+        except Exception as problem:
+            raise server_fault(f"the model {name!r:.80} cannot be loaded", "model_not_loaded", problem) from None
+
+    def _taken(self, name: str) -> LoadedModel:
         self.require(name)
         with self._loading[name]:
             with self._lock:

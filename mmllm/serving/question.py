@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from mmllm.fields import shown
 from mmllm.serving.fields import Fields
 from mmllm.serving.limits import ServeLimits
 from mmllm.serving.refusals import Refused
@@ -13,6 +14,10 @@ from mmllm.serving.refusals import Refused
 Role = Literal["system", "user", "assistant"]
 _ROLES: Mapping[Any, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LARGEST_SEED = 2**63 - 1
+_MOST_NOTES, _LONGEST_NAME, _LONGEST_NOTE = 16, 64, 512
+"""Of a request's metadata, and characters of one."""
+_GREEDY = 1e-5
+"""Temperatures below are 0, as in vLLM: numbers that are divided by them can be too large for their type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +122,8 @@ class Question:
     include_usage: bool = False
     keys: tuple[str, ...] | None = None
     """Keys of the JSON object that the answer is to be; None for text."""
+    echoed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the request that a response repeats."""
 
     @property
     def media(self) -> list[MediaPart]:
@@ -162,10 +169,30 @@ def checked(question: Question, limits: ServeLimits) -> Question:
     return question
 
 
+def metadata_of(fields: Fields) -> dict[str, str]:
+    """Notes of the client, which change nothing.
+
+    Raises:
+        Refused: if they are no texts, or larger than OpenAI's may be.
+    """
+    notes = fields.any("metadata")
+    if notes is None:
+        return {}
+    if not isinstance(notes, Mapping) or len(notes) > _MOST_NOTES:
+        raise fields.refused("metadata", f"an object of at most {_MOST_NOTES} texts")
+    for name, text in notes.items():
+        if len(name) > _LONGEST_NAME or not isinstance(text, str) or len(text) > _LONGEST_NOTE:
+            place = f"metadata.{name:.{_LONGEST_NAME}}"
+            limits = f"{_LONGEST_NOTE} characters, under a name of at most {_LONGEST_NAME}"
+            raise Refused(400, f"{place} must be a text of at most {limits}, not {shown(text)}", "bad_settings", place)
+    return dict(notes)
+
+
 def sampling_of(fields: Fields) -> dict[str, Any]:
     """How words are chosen: fields of a `Question`."""
+    temperature = fields.number("temperature", 0, 2)
     sampling = {
-        "temperature": fields.number("temperature", 0, 2),
+        "temperature": 0.0 if temperature is not None and temperature < _GREEDY else temperature,
         "top_p": fields.number("top_p", 0, 1, above=True),
         "seed": fields.whole("seed", -_LARGEST_SEED, _LARGEST_SEED),
     }

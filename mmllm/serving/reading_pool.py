@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mmllm.app.asker import LOOK_S, Asker
 from mmllm.app.confined_reading import ConfinedReading
 from mmllm.tokens import VideoClip
 from mmllm.video.limits import VideoLimits
@@ -24,15 +26,9 @@ class ReadingPool:
         for reading in self._readings:
             self._free.put(reading)
 
-    def read(self, path: Path, num_frames: int, *arguments: Any, **options: Any) -> VideoClip:
-        """Frames of a video; see `ConfinedReading.read`."""
-        with self._lent() as reading:
-            return reading.read(path, num_frames, *arguments, **options)
-
-    def picture(self, path: Path, limits: VideoLimits) -> np.ndarray:
-        """A still image; see `ConfinedReading.picture`."""
-        with self._lent() as reading:
-            return reading.picture(path, limits)
+    def asked_by(self, asker: Asker) -> PoolReading:
+        """The pool as somebody uses it: when that one leaves, reading ends."""
+        return PoolReading(self, asker)
 
     def close(self) -> None:
         """Ends all processes, also those that read; whoever waits for them gets an error."""
@@ -41,9 +37,46 @@ class ReadingPool:
             reading.close()
 
     @contextmanager
-    def _lent(self) -> Iterator[ConfinedReading]:
+    def lent(self, asker: Asker) -> Iterator[ConfinedReading]:
+        """A process of one's own for a file. It is killed if the asker leaves meanwhile.
+
+        Raises:
+            NobodyWaits: if the asker has left already.
+        """
+        asker.require()
         reading = self._free.get()
+        read = threading.Event()
+        guard = threading.Thread(target=_interrupt, args=(reading, asker, read), daemon=True)
+        guard.start()
         try:
             yield reading
         finally:
+            read.set()
+            guard.join()
+            if asker.gone.is_set():  # the process may have been killed after it had answered
+                reading.renew()
             self._free.put(reading)
+
+
+class PoolReading:
+    """A pool on somebody's behalf; see `ReadingPool.asked_by`."""
+
+    def __init__(self, pool: ReadingPool, asker: Asker) -> None:
+        self._pool, self._asker = pool, asker
+
+    def read(self, path: Path, num_frames: int, *arguments: Any, **options: Any) -> VideoClip:
+        """Frames of a video; see `ConfinedReading.read`."""
+        with self._pool.lent(self._asker) as reading:
+            return reading.read(path, num_frames, *arguments, **options)
+
+    def picture(self, path: Path, limits: VideoLimits) -> np.ndarray:
+        """A still image; see `ConfinedReading.picture`."""
+        with self._pool.lent(self._asker) as reading:
+            return reading.picture(path, limits)
+
+
+def _interrupt(reading: ConfinedReading, asker: Asker, read: threading.Event) -> None:
+    """Ends a reading if nobody waits for it any more."""
+    while not read.wait(LOOK_S):
+        if asker.gone.is_set():
+            reading.interrupt()  # again and again: a process that is just starting is not there yet

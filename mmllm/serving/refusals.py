@@ -68,6 +68,17 @@ def refusal_of(problem: BaseException, folder: Path, param: str | None = None) -
         return Refused(400, message, "bad_media", param)
     if isinstance(problem, InputError):
         return Refused(400, message, "bad_request", param)
+    return server_fault("the server failed", "internal", problem)
+
+
+def server_fault(said: str, code: str, problem: BaseException) -> Refused:
+    """What a client is told of a fault that is not its own: nothing but where the server's log says why.
+
+    Args:
+        said: what failed, without a path.
+        code: for programs.
+        problem: what was raised; it is logged.
+    """
     number = uuid.uuid4().hex[:12]
-    log.error("internal error %s", number, exc_info=problem)
-    return Refused(500, f"the server failed; its log says why under {number}", "internal")
+    log.error("%s: %s", said, number, exc_info=problem)
+    return Refused(500, f"{said}; the server's log says why under {number}", code)

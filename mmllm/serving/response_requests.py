@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mmllm.serving.answer_forms import keys_of
-from mmllm.serving.chat_requests import PartReading, times_of
+from mmllm.serving.chat_requests import DETAILS, PartReading, messages_of, one_address, times_of
 from mmllm.serving.fields import Fields
 from mmllm.serving.limits import ServeLimits
-from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, sampling_of, stages_of
+from mmllm.serving.question import Look, MediaPart, Question, Saying, checked, metadata_of, sampling_of, stages_of
 
 _TEXTS = ("input_text", "output_text")
 _MEDIA = {"input_image": "image", "input_video": "video", "input_file": "file"}
@@ -26,9 +26,11 @@ def response_question(body: Any, limits: ServeLimits) -> Question:
     fields = Fields(body)
     look, stages = Look.of(fields, limits).over(Look(), ""), stages_of(fields)
     reading = PartReading(look, stages, limits)
-    sayings = [_saying(item, f"input[{i}].", reading) for i, item in enumerate(_items(fields))]
+    sayings = [_saying(item, f"input[{i}].", reading) for i, item in enumerate(_items(fields, limits))]
     if (instructions := fields.text("instructions")) is not None:
         sayings.insert(0, Saying.of("system", [instructions], "instructions"))
+    text = _text(fields)
+    echoed = {"instructions": instructions, "metadata": metadata_of(fields), "text": text}
     question = Question(
         model=fields.text("model", required=True),
         sayings=tuple(sayings),
@@ -37,24 +39,21 @@ def response_question(body: Any, limits: ServeLimits) -> Question:
         decoding=fields.text("decoding"),
         most_tokens=fields.whole("max_output_tokens", 1, 2**31),
         stream=fields.flag("stream"),
-        keys=_keys(fields),
+        keys=keys_of(text["format"], "text.format"),
+        echoed={**echoed, "max_output_tokens": fields.values.get("max_output_tokens"), "user": fields.text("user")},
         **sampling_of(fields),
     )
     if fields.flag("store"):
         raise fields.refused("store", "false: nothing is stored here")
-    fields.text("user")
-    fields.any("metadata")
     fields.close()
     return checked(question, limits)
 
 
-def _items(fields: Fields) -> list[Any]:
+def _items(fields: Fields, limits: ServeLimits) -> list[Any]:
     given = fields.any("input")
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
-    if not isinstance(given, list) or not given:
-        raise fields.refused("input", "a text or a list of messages", "bad_request")
-    return given
+    return messages_of(fields, "input", limits, "a text, or a list")
 
 
 def _saying(item: Any, place: str, reading: PartReading) -> Saying:
@@ -66,31 +65,27 @@ def _saying(item: Any, place: str, reading: PartReading) -> Saying:
 
 def _part(part: Any, place: str, reading: PartReading) -> str | MediaPart:
     fields = Fields(part, place)
-    kind = fields.any("type")
+    kind = fields.word("type", (*_TEXTS, *_MEDIA), required=True, code="bad_request")
     if kind in _TEXTS:
         text = fields.text("text", required=True)
         for name in _ECHOED_IN_TEXT:
             fields.any(name)
         fields.close()
         return text
-    if kind not in _MEDIA:
-        raise fields.refused("type", ", ".join((*_TEXTS, *_MEDIA)), "bad_request")
     medium = _MEDIA[kind]
-    given = [fields.text("file_id"), fields.text("file_data" if medium == "file" else f"{medium}_url")]
+    address = one_address(fields, "file_id", "file_data" if medium == "file" else f"{medium}_url")
     fields.text("filename")
-    fields.text("detail")
-    address = next((address for address in given if address is not None), None)
+    fields.word("detail", DETAILS)
     read = reading.medium(medium, address, fields)
     fields.close()
     return read
 
 
-def _keys(fields: Fields) -> tuple[str, ...] | None:
-    text = fields.any("text")
-    if text is None:
-        return None
-    inside = Fields(text, "text.")
-    form = inside.any("format")
-    inside.any("verbosity")
+def _text(fields: Fields) -> dict[str, Any]:
+    """What is said of the answer's text, with its form; how long it is to be is checked, and changes nothing."""
+    given = fields.any("text")
+    inside = Fields({} if given is None else given, "text.")
+    inside.word("verbosity", ("low", "medium", "high"))
+    inside.any("format")
     inside.close()
-    return None if form is None else keys_of(form, "text.format")
+    return {"format": {"type": "text"}, **inside.values}

@@ -39,6 +39,16 @@ class Speech:
         """The last piece."""
         return self._piece(self._until_stop(self.read(self.ids)) if self.ids else "")
 
+    def kept(self) -> tuple[Sequence[int], str]:
+        """The ids before the first text of `stops`, and the part of a further id that is before it, too."""
+        if not self.ended:
+            return self.ids, ""
+        for count in range(len(self.ids), 0, -1):
+            text = self.read(self.ids[:count])
+            if self.text.startswith(text):
+                return self.ids[:count], self.text[len(text.rstrip()) :]
+        return [], self.text
+
     def _piece(self, text: str) -> str:
         """What a text has beyond the pieces so far; a tokenizer that rewrites what it wrote is not followed."""
         piece = text[len(self.text) :] if text.startswith(self.text) else ""

@@ -13,10 +13,11 @@ import ssl
 import tempfile
 import time
 from collections.abc import Collection
+from contextlib import closing
 from typing import IO, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from mmllm.video.errors import LimitExceeded, VideoOpenError, VideoTimeout
+from mmllm.video.errors import LimitExceeded, VideoError, VideoOpenError, VideoTimeout
 from mmllm.video.limits import VideoLimits
 
 _MAX_REDIRECTIONS = 5
@@ -45,22 +46,22 @@ def fetch(url: str, limits: VideoLimits, *, hosts: Collection[str] | None = None
     """
     until = time.monotonic() + limits.download_s
     for _ in range(_MAX_REDIRECTIONS + 1):
-        parts = urlsplit(url)
-        connection = _connection(url, parts, hosts)
         try:
-            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", path, headers={"Accept": "*/*", "User-Agent": "mmllm"})
-            response = connection.getresponse()
-            if response.status in (301, 302, 303, 307, 308):
-                url = urljoin(url, response.headers.get("Location", ""))
-                continue
-            if response.status != 200:
-                raise VideoOpenError(f"{url}: the server answered {response.status} {response.reason}")
-            return _downloaded(response, url, limits, until)
-        except (OSError, http.client.HTTPException) as problem:
+            parts = urlsplit(url)
+            with closing(_connection(url, parts, hosts)) as connection:
+                path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+                connection.request("GET", path, headers={"Accept": "*/*", "User-Agent": "mmllm"})
+                response = connection.getresponse()
+                if response.status in (301, 302, 303, 307, 308):
+                    url = urljoin(url, response.headers.get("Location", ""))
+                    continue
+                if response.status != 200:
+                    raise VideoOpenError(f"{url}: the server answered {response.status} {response.reason}")
+                return _downloaded(response, url, limits, until)
+        except VideoError:
+            raise
+        except (OSError, http.client.HTTPException, ValueError) as problem:  # ValueError: such as a port above 65535
             raise VideoOpenError(f"{url}: {problem}") from None
-        finally:
-            connection.close()
     raise VideoOpenError(f"{url}: more than {_MAX_REDIRECTIONS} redirections")
 
 

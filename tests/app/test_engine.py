@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from mmllm.app.engine import stamped
-from mmllm.context.h2o import H2O
 from mmllm.errors import InputError
 from mmllm.times.answers import Span
 
@@ -90,7 +89,7 @@ def test_a_removed_file_is_reported(engine, tmp_path):
         engine.encode_video(tmp_path / "gone.mp4", engine.own_settings)
 
 
-def test_the_demo_asks_under_a_policy_of_the_cache(engine, short_clip, monkeypatch):
+def test_the_demo_asks_under_a_policy_of_the_cache(engine, short_clip):
     settings = engine.settings(12, "none", 0.5, "as trained", " h2o:heavy=4,recent=4 ")
     turn = engine.answer(short_clip, QUESTION, settings)
     assert turn.settings.endswith("context h2o:heavy=4,recent=4")
@@ -99,9 +98,25 @@ def test_the_demo_asks_under_a_policy_of_the_cache(engine, short_clip, monkeypat
     assert engine.answer(short_clip, QUESTION, engine.settings(12, "none", 0.5, "as trained", "full")).answer == (
         plain.answer
     )
-    monkeypatch.setattr(H2O, "names_files", ("heavy",))
+    with pytest.raises(InputError, match=r"needs heads=FILE.*cannot give heads: set razor when the server starts"):
+        engine.answer(short_clip, QUESTION, engine.settings(12, "none", 0.5, "as trained", "razor"))
+
+
+@pytest.mark.parametrize(
+    ("reducer", "path", "context"),
+    [
+        ("none", "as trained", "razor:heads=FILE"),
+        ("none", "as trained", "h2o doublesparse:channels=FILE"),
+        ("cdpruner:keep=4,source=FILE", "as trained", ""),
+        ("none", "tdc:question_source=FILE", ""),
+    ],
+)
+def test_no_stage_opens_a_file_that_a_visitor_names(engine, tmp_path, reducer, path, context):
+    file = tmp_path / "file"
+    file.write_text("no calibration")
+    reducer, path, context = (text.replace("FILE", str(file)) for text in (reducer, path, context))
     with pytest.raises(InputError, match="opens no other files"):
-        engine.settings(12, "none", 0.5, "as trained", "h2o:heavy=/etc/passwd")
+        engine.settings(12, reducer, 0.5, path, context)
 
 
 @pytest.mark.parametrize(("question", "why"), [("  ", "is empty"), ("x" * 501, "501 characters")])

@@ -35,6 +35,11 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path, monkeypatch):
     file.write_text("\n")
     with pytest.raises(InputError, match="no key"):
         api_keys(file)
+    file.write_text("# of the office\n\n  third  \n   # of nobody\nsec#ond\n")
+    assert api_keys(file) == ("third", "fourth", "sec#ond")
+    file.write_text("# none\n")
+    with pytest.raises(InputError, match="no key is in it"):
+        api_keys(file)
     with pytest.raises(InputError, match="key-file"):
         api_keys(tmp_path / "nothing")
     file.write_bytes(b"\xff\xfe")
@@ -141,3 +146,17 @@ def test_a_running_answer_ends_before_the_server_does(tmp_path, short_clip, batc
         assert '"finish_reason": "stop"' in rest[-2]
         assert server.process.wait(timeout=60) == 0
         assert "terminate called" not in server.process.stdout.read()
+
+
+@pytest.mark.parametrize("key", ["k\N{LATIN SMALL LETTER A WITH DIAERESIS}y", "k\x00y", "\N{CYRILLIC SMALL LETTER A}"])
+def test_a_key_that_headers_cannot_hold_is_refused_and_not_told(tmp_path, monkeypatch, key):
+    monkeypatch.delenv(KEY, raising=False)
+    file = tmp_path / "keys"
+    file.write_text(f"# of the office\nfirst\n{key}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"--key-file .*: line 3 has characters that are not ASCII's") as problem:
+        api_keys(file)
+    assert key not in str(problem.value)
+    if "\x00" not in key:
+        monkeypatch.setenv(KEY, f"first,{key}")
+        with pytest.raises(InputError, match=f"{KEY}: key 2 has"):
+            api_keys(None)

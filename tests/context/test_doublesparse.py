@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from nearness import assert_near
+from policy_runs import slots_seen
 from safetensors.torch import load_file
 
 from mmllm.context.doublesparse import DoubleSparse, DoubleSparseConfig
@@ -13,6 +15,7 @@ from mmllm.context.doublesparse_channels import best_channels, by_key_head, chan
 from mmllm.context.keeping import best_keys
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.llm.calibration import write_calibration
+from mmllm.llm.values import AttentionView
 
 GOLDEN = load_file(Path(__file__).resolve().parents[1] / "data" / "context-doublesparse.safetensors")
 
@@ -33,6 +36,22 @@ def test_keys_and_outputs_are_the_originals(bits):
     assert torch.equal(kept, GOLDEN[f"kept_{bits}"])
     out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=kept)
     assert_near(out, GOLDEN[f"out_{bits}"])
+
+
+def test_the_new_key_is_read_only_where_it_ranks_high():
+    """As released: so a token reads `heavy` keys and no more."""
+    query, keys = GOLDEN["q"][:, :, -1:], GOLDEN["k"]
+    place, valid = torch.arange(keys.shape[2]).expand(1, 1, -1), torch.ones(1, 1, keys.shape[2], dtype=torch.bool)
+    policy = DoubleSparse(DoubleSparseConfig(heavy=2, factor=2, dense_layers=0))
+    policy.channels = GOLDEN["sorted_channel"][None]
+    view = AttentionView(
+        layer=0, layers=1, phase="token", current=SimpleNamespace(counts=None), query=query, keys=keys, values=keys,
+        query_position=place[:, 0, -1:], position=place, valid=valid, scaling=1.0, state={},
+    )  # fmt: skip
+    seen = slots_seen(policy.select(view), keys.shape[2])
+    logits = label_logits(query, keys, GOLDEN["sorted_channel"][None, :, : query.shape[-1] // 2], 16)[:, :, 0]
+    assert torch.equal(seen, torch.zeros_like(seen).scatter(-1, logits.topk(2).indices, True))
+    assert not seen[..., -1].all()
 
 
 def test_all_channels_give_the_true_order():

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from nearness import assert_near
+from policy_runs import answer, built, embeddings, llm, prompt
 from replay import replayed
 
 from mmllm import registry
 from mmllm.context.keyformer import Keyformer, KeyformerConfig
 from mmllm.errors import ConfigError
+from mmllm.llm.attention import additive, receive
 
 PROMPT, LENGTH, HEADS = 16, 24, 3
 
@@ -103,6 +105,35 @@ def test_temperature_grows_with_each_pass():
     steps = replayed(with_noise(noise, budget=500, tau_delta=1e6), query, key, value, PROMPT)
     added = steps[1].by_key["score"][0] - torch.nn.functional.pad(steps[0].by_key["score"][0], (0, 1))
     torch.testing.assert_close(added, torch.full_like(added, 1 / (PROMPT + 1)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rule", ["paper", "released"])
+@pytest.mark.parametrize("tau", [0.5, 1e-30, 1e30])
+def test_no_temperature_shows_padding(tau, rule):
+    """A row of padding sees no key: its scores are numbers, and the other rows are as they are alone."""
+    policy = built(f"keyformer:tau_init={tau},tau_delta=0,budget=0.4,rule={rule},protect=none")
+    both = prompt(policy, rows=2, pad=(0, 7))
+    embeds = embeddings(both)
+    ids, logits, _ = answer(llm(), both, steps=3, embeds=embeds)
+    own, own_logits, _ = answer(llm(), prompt(policy, rows=1), steps=3, embeds=embeds[1:, 7:])
+    assert torch.equal(own, ids[1:])
+    assert_near(own_logits, logits[:, 1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tau", [1e-3, 0.5, 1e6])
+def test_a_temperature_shows_no_hidden_key_in_any_dtype(dtype, tau):
+    query, key = drawn()[0][:, :, :4], drawn()[1][:, :, :4]
+    visible = torch.ones(4, 4, dtype=torch.bool).tril() & (torch.arange(4) >= 1)  # the first row sees nothing
+    rows = {"all": torch.tensor([[0.0, 1.0, 1.0, 1.0]])}
+
+    def received(mask):
+        return receive(query, key, mask, rows, 8**-0.5, shaped=lambda logits, _: logits / tau)["all"]
+
+    expected = received(visible[None, None])
+    assert expected[0, 0] == 0
+    assert expected.isfinite().all()
+    assert torch.equal(received(additive(visible[None, None], dtype)), expected)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 from policy_runs import FAMILIES, answer, built, dense, embeddings, hiding, llm, prompt, texts, written
 
 from mmllm import registry
+from mmllm.errors import InputError
 
 FULL = [
     "tokenselect:top_k=64",
@@ -152,3 +153,9 @@ def test_fewer_keys_are_attended_to(description):
     positions = current.visual.shape[1] + 8
     assert counts["attended_mean"] < 0.95 * positions
     assert (counts["refreshes"] > 0) == (not description.startswith("gemfilter"))
+
+
+@pytest.mark.parametrize("tau", [1e-39, 1e-42])
+def test_a_temperature_that_no_key_can_be_divided_by_is_refused(tau):
+    with pytest.raises(InputError, match=rf"tau = {tau}: keys divided by it are too large for torch.float32"):
+        answer(llm(), prompt(built(f"tempscale:tau={tau}")))

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from policy_runs import answer, llm, prompt
 from replay import plain_pass
 from safetensors.torch import load_file
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from mmllm import registry
+from mmllm.context.streaming import frames_of
 from mmllm.errors import ConfigError
 from mmllm.llm.harness import install
 
@@ -79,6 +81,44 @@ def test_frames_go_whole_and_with_their_time(make_model):
     assert record.position[0, 0, -25:].tolist() == list(range(87, 112))
     assert record.angle[0, 0].tolist() == list(range(29))  # positions inside the cache
     assert cache.get_seq_length() == 112
+
+
+def test_frames_without_times_are_told_by_their_numbers():
+    """Frames of four tokens behind each other; the second row has six positions less of the text in front."""
+    current = prompt(streaming(sinks=0, window=3, unit="frames"), pad=(0, 6))
+    _, _, cache = answer(llm(), current, steps=3)
+    first, second = (cache.layers[0].number[row, 0][cache.layers[0].valid[row, 0]].tolist() for row in range(2))
+    # the text, the last three of six frames, the question, and what was written
+    assert second == [*range(3), *range(15, 27), *range(27, 35)]
+    assert first == [*range(9), *range(21, 33), *range(33, 41)]
+
+
+def test_a_frame_is_all_that_shows_it():
+    """One token for each of four frames, then two for each of two of them, as slow-fast prompts have."""
+    current = prompt(streaming(sinks=0, window=2, unit="frames"), rows=1, visual=8)
+    current.frame[0, 3:11] = torch.tensor([0, 1, 2, 3, 0, 0, 3, 3])
+    _, _, cache = answer(llm(), current, steps=1)
+    assert cache.layers[0].number[0, 0].tolist() == [*range(3), 5, 6, 9, 10, *range(11, 17)]
+    # a second video begins behind text, with numbers from 0 on
+    kind = torch.tensor([[[2, 2, 3, 2, 2, 2]]])
+    there, newer = frames_of(kind, torch.ones_like(kind, dtype=torch.bool), torch.tensor([[[1, 2, 0, 1, 1, 2]]]))
+    assert int(there.sum()) == 4
+    assert newer[0, 0, [0, 1, 3, 4, 5]].tolist() == [3, 2, 1, 1, 0]
+
+
+def test_a_share_of_the_frames_stays_also_behind_a_question():
+    current = prompt(streaming(sinks=2, window=0.5, unit="frames"), rows=1)
+    _, _, cache = answer(llm(), current, steps=2, question=5)
+    assert cache.layers[0].number[0, 0].tolist() == [*range(5), *range(15, 27), *range(27, 34)]
+
+
+def test_frames_that_cannot_be_told_from_each_other_are_refused():
+    current = prompt(streaming(window=2, unit="frames"))
+    current.frameless = torch.ones_like(current.visual)  # each token shows several frames
+    with pytest.raises(
+        ConfigError, match="unit = 'frames': needs prompts that say when each frame is shown, or visual"
+    ):
+        answer(llm(), current)
 
 
 def test_bad_input():

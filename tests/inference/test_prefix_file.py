@@ -163,10 +163,14 @@ def test_what_a_file_cannot_do_is_refused_in_words(untrained_qa, file):
 
 def test_models_whose_cache_cannot_be_kept_write_and_read_none(untrained_qa, encoded, file, tmp_path):
     pruned = untrained_qa.with_stages(["fastv:layer=1"], "plain")
+    garbage = tmp_path.with_name("garbage.kv")
+    garbage.write_bytes(b"nothing" * 20)
     with pytest.raises(ConfigError, match="cannot be written: 'fastv'"):
         save_prefix(tmp_path / "a.kv", pruned, pruned.encode_again(encoded))
     with pytest.raises(ConfigError, match="cannot start from a kept cache: 'fastv'"):
         open_prefix(file, pruned)
+    with pytest.raises(CheckpointError, match="no safetensors file"):  # of the file's faults first
+        open_prefix(garbage, pruned)
     with pytest.raises(InputError, match=r"ends in \.kv"):
         save_prefix(tmp_path / "a.mp4", untrained_qa, encoded)
     assert not list(tmp_path.iterdir())

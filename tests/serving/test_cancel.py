@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import threading
 import time
 
@@ -9,6 +10,7 @@ import httpx
 import pytest
 from running_server import about, asked, refused, served, until
 
+from mmllm.app.confined_reading import WORKER, ConfinedReading
 from mmllm.inference.own_prompts import OwnPrompts
 
 
@@ -106,6 +108,79 @@ def test_a_cancelled_row_changes_no_other(untrained_qa, limits, short_clip, slow
         assert {reply["choices"][0]["message"]["content"] for reply in replies} == {
             whole["choices"][0]["message"]["content"]
         }
+
+
+STUCK = """
+import sys, time
+sys.stdout.write('{"ready": true, "bytes": 0}\\n')
+sys.stdout.flush()
+sys.stdin.readline()
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def stuck(monkeypatch):
+    """Files are read by a process that never answers, until the fixture's function is called."""
+    with monkeypatch.context() as patch:
+        started = ConfinedReading._started
+        patch.setattr(ConfinedReading, "_started", lambda self: _started_as(self, started))
+        yield patch.undo
+
+
+def _started_as(reading, started):
+    reading.command = (sys.executable, "-c", STUCK)
+    try:
+        return started(reading)
+    finally:
+        reading.command = WORKER
+
+
+def test_a_client_that_leaves_ends_what_is_read_for_it(untrained_qa, limits, short_clip, second_clip, stuck):
+    with served({"tiny": untrained_qa}, limits, decoders=1) as ready:
+
+        def leave(number):
+            body = {"model": "tiny", "messages": about(second_clip), "num_frames": number}
+            with contextlib.suppress(httpx.ReadTimeout):
+                httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=2.0)
+
+        threads = [threading.Thread(target=leave, args=(number,)) for number in (2, 3, 3, *range(4, 14))]
+        for thread in threads:
+            thread.start()
+        until(lambda: ready.answering.under_way == len(threads), 20)
+        for thread in threads:
+            thread.join()
+        until(lambda: ready.answering.under_way == 0, 5)
+        stuck()
+        assert metric(ready, 'mmllm_cancelled_total{reason="preparing"}') == len(threads)
+        assert metric(ready, 'mmllm_videos_total{kind="decoded"}') == 0
+        body = {"model": "tiny", "messages": about(short_clip)}
+        assert httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+
+
+def test_a_kept_video_does_not_wait_for_those_that_are_read(
+    untrained_qa, limits, short_clip, second_clip, stuck, monkeypatch
+):
+    with served({"tiny": untrained_qa}, limits, decoders=1) as ready:
+        kept = ready.answering
+        encoded = untrained_qa.encode_video(short_clip, num_frames=12)
+        find = kept.shelf.get
+        monkeypatch.setattr(kept.shelf, "get", lambda key: encoded if key[0].num_frames == 12 else find(key))
+
+        def leave(number):
+            body = {"model": "tiny", "messages": about(second_clip), "num_frames": number}
+            with contextlib.suppress(httpx.ReadTimeout):
+                httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=4.0)
+
+        threads = [threading.Thread(target=leave, args=(number,)) for number in (2, 3, 3, *range(4, 12))]
+        for thread in threads:
+            thread.start()
+        until(lambda: kept.under_way == len(threads), 20)
+        body = {"model": "tiny", "messages": about(short_clip)}
+        assert httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+        assert kept.under_way == len(threads), "they still wait"
+        for thread in threads:
+            thread.join()
 
 
 def test_a_full_queue_is_told_at_once(untrained_qa, limits, slow, short_clip):

@@ -243,11 +243,15 @@ def test_a_stop_text_ends_the_answer_before_it(client, short_clip):
     asked = {"model": "tiny", "messages": about(short_clip)}
     whole = client.chat.completions.create(**asked).choices[0].message.content
     words = whole.split(" ")
-    stop = words[len(words) // 2]
+    stop = f" {words[len(words) // 2][:2]}"
     reply = client.chat.completions.create(**asked, stop=stop).choices[0]
     assert reply.message.content == whole[: whole.index(stop)]
     assert reply.finish_reason == "stop"
+    assert reply.message.answer == reply.message.content
     assert streamed(client, **asked, stop=[stop])[0] == reply.message.content
+    form = {"type": "json_object"}
+    reply = client.chat.completions.create(**asked, stop=stop, response_format=form).choices[0]
+    assert stop not in json.loads(reply.message.content)["answer"]
 
 
 def test_a_limit_of_tokens_is_said(client, short_clip):

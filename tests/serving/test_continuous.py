@@ -99,9 +99,11 @@ def test_a_stream_is_the_whole_answer(ready, short_clip):
 
 def test_words_that_end_an_answer(ready, short_clip):
     text = content(post(ready, about_video(short_clip)))[0]
-    stop = text[len(text) // 2]
-    cut, _, reason, _ = content(post(ready, about_video(short_clip, stop=[stop])))
+    stop = text[text.index(" ") : text.index(" ") + 3]
+    reply = post(ready, about_video(short_clip, stop=[stop]))
+    cut, _, reason, _ = content(reply)
     assert (cut, reason) == (text[: text.index(stop)], "stop")
+    assert reply.json()["choices"][0]["message"]["answer"] == cut
 
 
 def test_a_client_that_leaves_frees_its_row_and_changes_no_other(ready, server, short_clip):

@@ -103,9 +103,10 @@ def test_the_engine_writes_times_of_videos_only(post, stub, short_clip, untraine
 
 def test_words_that_end_an_answer_end_it_at_the_engine_too(post, stub, short_clip):
     text = content(post(about_video(short_clip)))[0]
-    stop = text[len(text) // 2]
-    cut, _, reason = content(post(about_video(short_clip, stop=[stop])))
-    assert cut == text[: text.index(stop)]
+    stop = text[text.index(" ") : text.index(" ") + 3]
+    reply = post(about_video(short_clip, stop=[stop]))
+    cut, _, reason = content(reply)
+    assert cut == text[: text.index(stop)] == reply.json()["choices"][0]["message"]["answer"]
     assert reason == "stop"
 
 

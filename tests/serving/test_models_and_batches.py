@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import torch
-from running_server import QUESTION, about, served
+from running_server import QUESTION, about, asked, refused, served
 
+from mmllm.errors import CheckpointError
 from mmllm.serving.models import Models
 from mmllm.serving.refusals import Refused
 
@@ -58,10 +59,30 @@ def test_a_model_that_cannot_be_loaded_is_tried_again():
 
     broken = Models({"a": "a"}, load, 100)
     for _ in range(2):
-        with pytest.raises(RuntimeError):
-            broken.taken("a")
+        with pytest.raises(RuntimeError), broken.use("a"):
+            pass
     assert len(tries) == 2
     assert broken.loaded == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_cannot_be_loaded_is_the_servers_fault(untrained_qa, limits, caplog, tmp_path, stream):
+    weights = tmp_path / "model.safetensors"
+
+    def load(qa):
+        if qa is None:
+            raise CheckpointError(f"{weights}: this is no safetensors file")
+        return qa
+
+    with served(Models({"tiny": untrained_qa, "bad": None}, load, 10**12), limits) as ready:
+        url = f"{ready.url}/v1/chat/completions"
+        message = refused(httpx.post(url, json=asked(model="bad", stream=stream)), 500, "model_not_loaded")
+        assert httpx.post(url, json=asked(), timeout=60).status_code == 200
+    assert "'bad'" in message
+    assert str(tmp_path) not in message
+    assert "safetensors" not in message
+    (record,) = [record for record in caplog.records if message.split()[-1] in record.getMessage()]
+    assert str(weights) in str(record.exc_info[1])
 
 
 def test_a_question_goes_to_the_model_that_it_names(untrained_qa, limits, short_clip):
@@ -110,9 +131,9 @@ def test_many_clients_at_once_get_the_answers_of_one_at_a_time(untrained_qa, lim
 
 
 def test_a_video_that_is_decoded_holds_up_no_answer_about_another(untrained_qa, limits, short_clip, second_clip):
-    from mmllm.serving.reading_pool import ReadingPool
+    from mmllm.serving.reading_pool import PoolReading
 
-    begun, going_on, read = threading.Event(), threading.Event(), ReadingPool.read
+    begun, going_on, read = threading.Event(), threading.Event(), PoolReading.read
 
     def slowly(self, path, *arguments, **options):
         if path.read_bytes() == second_clip.read_bytes():
@@ -121,7 +142,7 @@ def test_a_video_that_is_decoded_holds_up_no_answer_about_another(untrained_qa, 
         return read(self, path, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch, served({"tiny": untrained_qa}, limits) as ready:
-        patch.setattr(ReadingPool, "read", slowly)
+        patch.setattr(PoolReading, "read", slowly)
 
         def ask(path):
             body = {"model": "tiny", "messages": about(path)}

@@ -174,15 +174,19 @@ def test_a_server_with_keys(untrained_qa, limits):
         assert httpx.get(f"{ready.url}/health").status_code == 200
 
 
+AWAY = {"/away": "http://localhost/clip.mp4", "/nowhere": "http://[::1", "/high": "http://127.0.0.1:99999/clip.mp4"}
+"""Paths of the server below that are somewhere else."""
+
+
 @pytest.fixture
 def media_server(short_clip):
     """A server of files at 127.0.0.1."""
 
     class Files(BaseHTTPRequestHandler):
         def do_GET(self):
-            if self.path == "/away":
+            if self.path in AWAY:
                 self.send_response(302)
-                self.send_header("Location", "http://localhost/clip.mp4")
+                self.send_header("Location", AWAY[self.path])
                 self.end_headers()
                 return
             content = short_clip.read_bytes()
@@ -208,7 +212,12 @@ def test_a_listed_host_is_asked_and_no_other(untrained_qa, limits, media_server)
 
     with served({"tiny": untrained_qa}, limits, media_hosts=("127.0.0.1",)) as ready:
         assert ask(ready, f"{media_server}/clip.mp4").status_code == 200
-        refused(ask(ready, f"{media_server}/away"), 400, "bad_media")
+        for path in (*AWAY, "/cl\N{LATIN SMALL LETTER I WITH DIAERESIS}p.mp4", "/a b"):
+            refused(ask(ready, f"{media_server}{path}"), 400, "bad_media")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            for port in (free.getsockname()[1], 99999, 0):
+                assert "127.0.0.1" in refused(ask(ready, f"http://127.0.0.1:{port}/clip.mp4"), 400, "bad_media")
         refused(ask(ready, media_server.replace("127.0.0.1", "localhost")), 400, "address_refused")
     with served({"tiny": untrained_qa}, limits, media_hosts=("localhost",)) as ready:  # a name must be public
         refused(ask(ready, media_server.replace("127.0.0.1", "localhost")), 400, "bad_media")

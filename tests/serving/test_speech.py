@@ -1,6 +1,9 @@
 """The text of an answer while it comes."""
 
+import dataclasses
+import json
 import re
+import threading
 
 import pytest
 from hypothesis import given
@@ -61,3 +64,83 @@ def test_joined_pieces_are_the_text_before_the_first_stop(pieces, stops):
 def test_a_stop_that_comes_in_parts(stop):
     texts = ["a", "a b", "a b c", "a b c d"]
     assert "".join(spoken(texts, [stop])) == "a b c d"[: "a b c d".index(stop)]
+
+
+@given(words, st.lists(st.sampled_from(["STOP", "a<", ">>", "OP"]), max_size=2))
+def test_the_ids_before_a_stop_and_the_rest_are_what_was_told(pieces, stops):
+    def read(ids):
+        return "".join(pieces[: len(ids)])
+
+    speech = Speech(read, stops)
+    for number in range(len(pieces)):
+        speech.add(number)
+        if speech.ended:
+            break
+    speech.end()
+    ids, rest = speech.kept()
+    assert list(ids) == list(range(len(ids)))
+    if speech.ended:
+        assert read(ids).rstrip() + rest == speech.text
+        assert not any(stop in read(ids) for stop in stops)
+    else:
+        assert (list(ids), rest) == (list(range(len(pieces))), "")
+
+
+@pytest.fixture(scope="module")
+def ended(untrained_qa, short_clip):
+    """The end of an answer of two times and words, with some stops and settings."""
+    from mmllm.inference.conversations import prompts_of
+    from mmllm.inference.prompts import Medium, Turn
+    from mmllm.serving.jobs import Job
+    from mmllm.serving.question import Question
+
+    prompts, encoded = prompts_of(untrained_qa), untrained_qa.encode_video(short_clip)
+    prompt = prompts.prompt([Turn(role="user", content=(Medium(kind="video", encoded=encoded), "When?"))])
+    times = untrained_qa.model.config.time_token_ids
+    ids = [times[len(times) // 4], times[len(times) // 2]]
+    ids += untrained_qa.processor.tokenizer(" the red circle spins", add_special_tokens=False).input_ids
+
+    def end(*stops, keys=None):
+        said = []
+        job = Job(
+            question=Question(model="tiny", sayings=(), stops=stops, keys=keys),
+            prompts=prompts,
+            prompt=prompt,
+            speech=Speech(lambda ids: prompts.text(prompt, ids), stops),
+            most_tokens=99,
+            gone=threading.Event(),
+            emit=said.append,
+        )
+        next((token for token in ids if job.take(token)), None)
+        job.end(None, len(job.speech.ids), 0)
+        pieces = [*said[:-1], said[-1].piece]
+        return "".join(pieces), said[-1].answer
+
+    return end
+
+
+def test_spans_and_sentence_end_before_a_stop(ended):
+    from mmllm.serving.answer_forms import sentence_of, spans_of
+
+    content, answer = ended()
+    first, _ = re.findall(r"[\d.]+ s", content)
+    assert len(spans_of(answer)) == 1
+    assert sentence_of(answer) == "the red circle spins"
+    expected = {
+        " - ": (first, [], first),
+        " s": (first.removesuffix(" s"), [], first.removesuffix(" s")),
+        first[:2]: ("", [], ""),
+        "circle": (content.split("circle")[0], spans_of(answer), "the red"),
+        "rcle": (content.split("rcle")[0], spans_of(answer), "the red ci"),
+        "square": (content, spans_of(answer), "the red circle spins"),
+    }
+    for stop, said in expected.items():
+        content, answer = ended(stop)
+        assert (content, spans_of(answer), sentence_of(answer)) == said, stop
+
+
+def test_a_json_object_ends_before_a_stop(ended):
+    content, answer = ended("circle", keys=("answer", "spans"))
+    assert json.loads(content)["answer"] == "the red"
+    assert dataclasses.replace(answer, raw="") == dataclasses.replace(ended("circle")[1], raw="")
+    assert json.loads(ended(" - ", keys=("answer", "spans"))[0])["spans"] == []

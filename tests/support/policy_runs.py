@@ -16,7 +16,7 @@ from transformers import (
 from mmllm import registry
 from mmllm.llm.counters import ContextCounts
 from mmllm.llm.harness import decoder_layers, install
-from mmllm.llm.values import GatheredKeys, LlmPass
+from mmllm.llm.values import GatheredKeys, LlmPass, Reweighed
 
 WIDTH, LAYERS, HEADS, KEY_HEADS = 32, 5, 4, 2
 FAMILIES = {
@@ -135,16 +135,34 @@ def written(model, ids, mask, policies=(), tokens=8, **options):
     return out.sequences[:, ids.shape[1] :], torch.stack(out.logits, 1)
 
 
+def slots_seen(chosen, count):
+    """bool, B h K: the slots, of so many, that gathered keys are of."""
+    valid = torch.ones_like(chosen.index) if chosen.valid is None else chosen.valid.long()
+    seen = torch.zeros(*chosen.index.shape[:2], count, dtype=torch.long)
+    return seen.scatter_reduce(-1, chosen.index, valid.expand_as(chosen.index), "amax").bool()
+
+
 def hiding(policy):
-    """A selecting policy's twin that hides the other keys, where the policy gathers its own."""
+    """A selecting policy's twin that hides the other keys, where the policy gathers its own.
+
+    By numbers that are added to the logits: a mask always shows a token its own key, and a policy may not.
+    """
 
     class Hiding(type(policy)):
+        seen = None
+
         def select(self, view):
             chosen = super().select(view)
             if not isinstance(chosen, GatheredKeys):
                 return chosen
-            valid = torch.ones_like(chosen.index) if chosen.valid is None else chosen.valid.long()
-            seen = torch.zeros(*chosen.index.shape[:2], view.keys.shape[2], dtype=torch.long)
-            return seen.scatter_reduce(-1, chosen.index, valid, "amax").bool().unsqueeze(2)
+            self.seen = slots_seen(chosen, view.keys.shape[2])
+            return None
+
+        def reweigh(self, view):
+            if self.seen is None:
+                return super().reweigh(view)
+            bias = torch.where(self.seen, 0.0, -1e9).unsqueeze(2)
+            self.seen = None
+            return Reweighed(keys=view.keys, values=view.values, bias=bias.repeat_interleave(HEADS // bias.shape[1], 1))
 
     return Hiding(policy.config)

@@ -46,6 +46,12 @@ def about(path, question=QUESTION, **settings):
     return [{"role": "user", "content": [video, {"type": "text", "text": question}]}]
 
 
+def inputs(path):
+    """A question about a video for `/v1/responses`."""
+    content = [{"type": "input_video", "video_url": data(path)}, {"type": "input_text", "text": QUESTION}]
+    return [{"role": "user", "content": content}]
+
+
 def asked(**changes):
     """A body that is right but for what is changed."""
     return {"model": "tiny", "messages": [{"role": "user", "content": "When?"}], **changes}

@@ -1,7 +1,8 @@
 """A folder that fills: with images, whose numbers are their times, or with clips, one behind the other.
 
 A file is taken when another one follows it, or when it has not changed for a moment. Files are taken in the order of
-their names, numbers as numbers. Nothing is remembered of those that were taken but the last name.
+their names, numbers as numbers. Nothing is remembered of those that were taken but the last name, and of those that
+could not be read, their names while they are there.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmllm.errors import InputError
-from mmllm.video.errors import VideoError
+from mmllm.video.errors import VideoDecodeError, VideoError
 from mmllm.video.limits import VideoLimits
 from mmllm.video.live.bytes import Stopped
 from mmllm.video.live.clock import StreamClock, Ticks
@@ -31,29 +31,54 @@ Key = tuple[Any, ...]
 
 def names_in_order(name: str) -> Key:
     """By what names are sorted: their texts, and the numbers in them as numbers."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in _NUMBERS.split(name) if part)
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in _NUMBERS.split(name) if part)
 
 
-def new_files(folder: Path, idle_s: float, stopped: Stopped) -> Iterator[Path]:
-    """The complete files of a folder as they come, until none has come for `idle_s` seconds."""
-    last: Key = ()
-    until = time.monotonic() + idle_s
-    while not stopped():
-        waiting = sorted(
-            (names_in_order(entry.name), entry.path)
-            for entry in os.scandir(folder)
-            if not entry.name.startswith(".") and names_in_order(entry.name) > last and entry.is_file()
-        )
-        complete = [path for number, (_, path) in enumerate(waiting) if number + 1 < len(waiting) or _settled(path)]
-        for path in complete:
-            last = names_in_order(Path(path).name)
-            yield Path(path)
-        if complete:
-            until = time.monotonic() + idle_s
-        elif time.monotonic() >= until and not waiting:
-            return
-        else:
-            time.sleep(_POLL_S)
+class NewFiles:
+    """The complete files of a folder as they come, until none has come for `idle_s` seconds.
+
+    A file that its reader skips is not given again, and those that come later with an earlier name still are.
+
+    Args:
+        folder: that fills.
+        idle_s: how long to wait for another file.
+        stopped: asked between files and while waiting.
+    """
+
+    def __init__(self, folder: Path, idle_s: float, stopped: Stopped) -> None:
+        self.folder, self.idle_s, self.stopped = folder, idle_s, stopped
+        self._last: Key = ()
+        self._skipped: set[str] = set()
+
+    def skip(self, path: Path) -> None:
+        """Notes that the file that was given last is none of the stream's."""
+        self._skipped.add(path.name)
+
+    def __iter__(self) -> Iterator[Path]:
+        until = time.monotonic() + self.idle_s
+        while not self.stopped():
+            waiting = self._waiting()
+            complete = [*waiting[:-1], *(path for path in waiting[-1:] if _settled(path))]
+            for path in complete:
+                yield path
+                if path.name not in self._skipped:
+                    self._last = names_in_order(path.name)
+            if complete:
+                until = time.monotonic() + self.idle_s
+            elif time.monotonic() >= until and not any(_changes(path, self.idle_s) for path in waiting):
+                return
+            else:
+                time.sleep(_POLL_S)
+
+    def _waiting(self) -> list[Path]:
+        """The files behind the last one, in order, without those that were skipped; forgets those that are gone."""
+        behind = {
+            entry.name: Path(entry.path)
+            for entry in os.scandir(self.folder)
+            if not entry.name.startswith(".") and names_in_order(entry.name) > self._last and entry.is_file()
+        }
+        self._skipped &= behind.keys()
+        return [behind[name] for name in sorted(behind.keys() - self._skipped, key=names_in_order)]
 
 
 def folder_frames(
@@ -69,26 +94,35 @@ def folder_frames(
         limits: of each file.
         idle_s: how long to wait for another file.
         stopped: asked between files and while waiting.
-
-    Raises:
-        InputError: if the name of an image has no number.
     """
     end_s, first = 0.0, None
-    for path in new_files(folder, idle_s, stopped):
+    files = NewFiles(folder, idle_s, stopped)
+    for path in files:
+        came = False
         try:
             if is_still_image(path):
-                number = _number(path)
+                number, pixels = _number(path), load_image(path, limits)
                 first = number if first is None else first
-                frames: Iterator[tuple[float, Any]] = iter([((number - first) / fps, load_image(path, limits))])
+                frames: Iterator[tuple[float, Any]] = iter([((number - first) / fps, pixels)])
             else:
                 frames = _clip(path, end_s, limits)
             for stamp_s, pixels in frames:
+                came = True
                 time_s, gap = clock.read(stamp_s)
                 end_s = max(end_s, time_s)
                 if ticks.take(time_s) or gap:
                     yield LiveFrame(pixels=pixels, time_s=time_s, arrived_s=time.monotonic(), gap=gap)
         except (VideoError, OSError) as problem:
-            yield f"{path}: {' '.join(str(problem).split())}"
+            if not came:
+                files.skip(path)
+            yield _reason(path, problem)
+
+
+def _reason(path: Path, problem: Exception) -> str:
+    """Why a file cannot be read, in one line that names it once."""
+    said = (isinstance(problem, OSError) and problem.strerror) or str(problem)
+    said = " ".join(said.split()).replace(f" {str(path)!r}", "")
+    return said if said.startswith(str(path)) else f"{path}: {said}"
 
 
 def _clip(path: Path, start_s: float, limits: VideoLimits) -> Iterator[tuple[float, Any]]:
@@ -101,16 +135,31 @@ def _clip(path: Path, start_s: float, limits: VideoLimits) -> Iterator[tuple[flo
 
 
 def _number(path: Path) -> int:
+    """The number that an image's name ends in.
+
+    Raises:
+        VideoDecodeError: if there is none.
+    """
     numbers = _NUMBERS.findall(path.stem)
     if not numbers:
-        raise InputError(f"{path}: the name of an image in a folder that fills ends in its number, such as 000123.jpg")
+        raise VideoDecodeError(
+            f"{path}: the name of an image in a folder that fills ends in its number, such as 000123.jpg"
+        )
     return int(numbers[-1])
 
 
-def _settled(path: str) -> bool:
+def _settled(path: Path) -> bool:
     """Whether a file has content, and has not changed for a moment."""
     try:
-        status = os.stat(path)
+        return path.stat().st_size > 0 and not _changes(path, 0.0)
     except OSError:
         return False
-    return status.st_size > 0 and time.time() - status.st_mtime > _SETTLED_S
+
+
+def _changes(path: Path, within_s: float) -> bool:
+    """Whether a file has changed within so many seconds, or within a moment; not if it is gone."""
+    try:
+        changed_s = path.stat().st_mtime
+    except OSError:
+        return False
+    return abs(time.time() - changed_s) <= max(within_s, _SETTLED_S)

@@ -139,9 +139,55 @@ def test_clips_of_a_folder_follow_each_other_and_a_broken_one_is_told(tmp_path):
     assert "part05.ts" in told[0]
 
 
+def test_stray_files_of_a_folder_are_told_once_and_hide_no_image_that_comes_later(tmp_path):
+    strays = {"thumb.png": "ends in its number", "readme.txt": "not a video", "zebra_1.jpg": "not a readable image"}
+
+    def save(numbers):
+        for number in numbers:
+            Image.fromarray(grey_frames(20)[number]).save(tmp_path / f"frame_{number:05}.png")
+
+    save(range(10))
+    (tmp_path / "thumb.png").write_bytes((tmp_path / "frame_00000.png").read_bytes())
+    (tmp_path / "readme.txt").write_text("these are words " * 400)
+    (tmp_path / "zebra_1.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(400))
+    told: list[str] = []
+    later = threading.Timer(1.5, save, (range(10, 20),))
+    later.start()
+    frames = followed(tmp_path, fps=FPS, idle_s=3.0, skipped=told.append)
+    later.join()
+    assert numbers_of([frame.pixels for frame in frames]) == list(range(20))
+    assert [frame.time_s for frame in frames] == pytest.approx(np.arange(20) / FPS)
+    assert len(told) == len(strays)
+    for name, why in strays.items():
+        reason = next(reason for reason in told if name in reason)
+        assert why in reason
+        assert reason.count(str(tmp_path)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="all files can be read by root")
+def test_a_file_that_may_not_be_read_is_told(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "frame_1.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "frame_2.png")
+    (tmp_path / "frame_2.png").chmod(0)
+    told: list[str] = []
+    assert len(followed(tmp_path, idle_s=1.0, skipped=told.append)) == 1
+    assert told == [f"{tmp_path / 'frame_2.png'}: Permission denied"]
+
+
+@pytest.mark.parametrize("age_s", [100.0, -100.0])
+def test_an_empty_file_keeps_no_folder_open_and_a_clock_that_goes_wrong_hides_no_image(tmp_path, age_s):
+    Image.new("RGB", (8, 8)).save(tmp_path / "frame_1.png")
+    (tmp_path / "later").touch()
+    for name in ("frame_1.png", "later"):
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    until = time.monotonic() + 20
+    assert len(followed(tmp_path, idle_s=0.5, stopped=lambda: time.monotonic() > until)) == 1
+    assert time.monotonic() < until
+
+
 def test_names_are_sorted_by_their_numbers():
-    names = ["b2", "b10", "a", "b1.5", "b1"]
-    assert sorted(names, key=names_in_order) == ["a", "b1", "b1.5", "b2", "b10"]
+    names = ["b2", "b10", "a", "b1.5", "b1", "\u00b2"]
+    assert sorted(names, key=names_in_order) == ["a", "b1", "b1.5", "b2", "b10", "\u00b2"]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +200,7 @@ def test_names_are_sorted_by_their_numbers():
         ("text.ts", {}, VideoOpenError, "not a video"),
         ("sound.wav", {}, VideoOpenError, "not a video"),
         ("folder", {}, NoFrames, "nothing to see"),
-        ("unnumbered", {}, InputError, "its number"),
+        ("unnumbered", {}, NoFrames, "nothing to see"),
         ("/dev/null", {}, VideoOpenError, "neither a file"),
         ("stream.ts", {"rate": 0}, InputError, "rate must be a positive"),
         ("stream.ts", {"rate": float("nan")}, InputError, "rate must be a positive"),
