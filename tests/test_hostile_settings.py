@@ -3,6 +3,7 @@
 import pytest
 
 from mmllm import registry
+from mmllm.cli import main
 from mmllm.commands.train import fields_of_file
 from mmllm.errors import InputError, is_out_of_memory
 from mmllm.fields import decode, shown
@@ -34,6 +35,27 @@ def test_no_finite_number(value):
 )
 def test_whole_numbers_stay_exact(value, number):
     assert decode(int, value, "seed") == number
+
+
+@pytest.mark.parametrize(
+    ("words", "least"),
+    [
+        (["eval", "default-small", "here"], 1),
+        (["tune-reducer", "default-small", "here"], 1),
+        (["train", "smoke"], 0),
+        (["finetune", "here", "--model", "default-small"], 0),
+        (["reinforce", "here", "--model", "default-small"], 0),
+        (["train-draft", "fastdraft", "--model", "default-small"], 0),
+        (["train-tokenizer", "textok-tiny"], 0),
+    ],
+)
+def test_numbers_of_workers(words, least, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").write_text("[]")
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--workers", str(least - 1)])
+    assert f"--workers {least - 1}: must be from {least} to" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["here"]
 
 
 @pytest.mark.parametrize("seed", [int(LONG), -1, 2**32, "²", "1e309", [1]])

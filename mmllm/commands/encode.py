@@ -76,7 +76,7 @@ def encode(
         if (codec, compare, frames) != ("plain", (), ALL_FRAMES):
             raise InputError(f"{video}: --codec, --compare and flags for frames are for one video: leave them out")
         options = {**stages.by_slot, **hosted.given}
-        tokens = checked_count("--max-new-tokens", max_new_tokens)
+        tokens, workers = checked_count("--max-new-tokens", max_new_tokens), checked_count("--workers", workers)
         done = encode_many(
             Path(video), output, model, answers=answers, options=options, max_new_tokens=tokens, workers=workers
         )

@@ -135,6 +135,7 @@ def evaluate(
     processes.wait()  # starts the group of processes, which gives each process its own device
     rounds = Trials.of(trials, temperature, seed)
     require_rate(fps)
+    checked_count("--workers", workers)
     in_chain = chain.config
     if isinstance(threads, TextThreadsConfig):
         qa = VideoQA.from_pretrained(model, **stages.by_slot, **hosted.given, **compute.given)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from mmllm.commands.flags import given_file, given_flags, require_rate
+from mmllm.commands.flags import checked_count, given_file, given_flags, require_rate
 from mmllm.datasets.streams import is_stream
 from mmllm.errors import require_extra
 from mmllm.fields import merged
@@ -81,7 +81,8 @@ def finetune_command(
     folder = output or Path("runs") / f"finetune-{name}"
     model_folder = finetune(
         settings, annotations, folder,
-        media=media, skip_bad=skip_bad, force=force, report_to=report_to, workers=workers, fps=fps,
+        media=media, skip_bad=skip_bad, force=force, report_to=report_to, fps=fps,
+        workers=checked_count("--workers", workers, 0),
     )  # fmt: skip
     if processes.is_main():
         metrics = folder / "language" / "metrics.jsonl"

@@ -213,14 +213,14 @@ def require_rate(fps: float | None) -> None:
         raise InputError(f"--fps {fps:g}: must be a positive number of images a second")
 
 
-def checked_count(flag: str, value: int) -> int:
+def checked_count(flag: str, value: int, least: int = 1) -> int:
     """The value of a flag that counts something.
 
     Raises:
-        InputError: if it is not positive, or more than anything can hold.
+        InputError: if it is below the least, or more than anything can hold.
     """
-    if not 1 <= value <= MOST:
-        raise InputError(f"{flag} {value!s:.30}: must be from 1 to {MOST}")
+    if not least <= value <= MOST:
+        raise InputError(f"{flag} {value!s:.30}: must be from {least} to {MOST}")
     return value
 
 

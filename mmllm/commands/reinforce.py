@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from mmllm.commands.flags import given_file, given_flags, require_rate
+from mmllm.commands.flags import checked_count, given_file, given_flags, require_rate
 from mmllm.errors import ConfigError, require_extra
 from mmllm.fields import merged
 
@@ -84,7 +84,8 @@ def reinforce_command(
     folder = output or Path("runs") / f"reinforce-{annotations.name.split('.')[0]}"
     model_folder = reinforce(
         settings, annotations, folder,
-        media=media, skip_bad=skip_bad, force=force, report_to=report_to, workers=workers, fps=fps,
+        media=media, skip_bad=skip_bad, force=force, report_to=report_to, fps=fps,
+        workers=checked_count("--workers", workers, 0),
     )  # fmt: skip
     if processes.is_main():
         print(f"model: {model_folder}\nrewards: {folder / 'language' / 'metrics.jsonl'}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from mmllm.commands.flags import given_flags
+from mmllm.commands.flags import checked_count, given_flags
 from mmllm.errors import ConfigError, InputError
 from mmllm.fields import merged
 from mmllm.train.recipes import recipe
@@ -80,7 +80,9 @@ def train_command(
         chosen_recipe = chosen_recipe.with_stage("language", max_steps=steps)
     logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     folder = output or Path("runs") / chosen_recipe.name
-    model_folder = train(chosen_recipe, folder, force=force, report_to=report_to, workers=workers)
+    model_folder = train(
+        chosen_recipe, folder, force=force, report_to=report_to, workers=checked_count("--workers", workers, 0)
+    )
     if processes.is_main():
         metrics = metrics_files(chosen_recipe, folder)
         plot = plot_losses(metrics, folder / "loss.png")

@@ -39,7 +39,7 @@ def train_draft_command(
         workers: processes that render and decode.
         force: continue a run whose recipe has changed.
     """
-    from mmllm.commands.flags import given_flags
+    from mmllm.commands.flags import checked_count, given_flags
     from mmllm.commands.train import fields_of_file
     from mmllm.runtime import processes
     from mmllm.train.draft_recipe import draft_recipe
@@ -58,7 +58,9 @@ def train_draft_command(
         recipe = recipe.changed({stage: {"max_steps": steps} for stage, config in stages.items() if config is not None})
     logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     folder = output or Path("runs") / recipe.name
-    draft = train_draft(recipe, folder, force=force, report_to=report_to, workers=workers)
+    draft = train_draft(
+        recipe, folder, force=force, report_to=report_to, workers=checked_count("--workers", workers, 0)
+    )
     if processes.is_main():
         metrics = metrics_files(recipe, folder)
         plot = plot_losses(metrics, folder / "loss.png")

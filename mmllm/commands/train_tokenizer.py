@@ -35,6 +35,7 @@ def train_tokenizer_command(
         workers: processes that render or read pictures.
         force: continue a run whose recipe has changed.
     """
+    from mmllm.commands.flags import checked_count
     from mmllm.commands.train import fields_of_file
     from mmllm.runtime import processes
     from mmllm.train.plots import plot_losses
@@ -50,7 +51,9 @@ def train_tokenizer_command(
         recipe = recipe.changed({"training": {"max_steps": steps}})
     logging.getLogger("mmllm").setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     folder = output or Path("runs") / recipe.name
-    tokenizer = train_tokenizer(recipe, folder, force=force, report_to=report_to, workers=workers)
+    tokenizer = train_tokenizer(
+        recipe, folder, force=force, report_to=report_to, workers=checked_count("--workers", workers, 0)
+    )
     if processes.is_main():
         metrics = metrics_files(recipe, folder)
         plot = plot_losses(metrics, folder / "loss.png")

@@ -72,6 +72,7 @@ def tune_reducer(
     from mmllm.tuning.run import tune
 
     require_rate(fps)
+    checked_count("--workers", workers)
     config = TuneConfig(
         target_miou=target_miou,
         reducers=reducers,

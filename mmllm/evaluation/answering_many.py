@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mmllm.datasets.columns import no_video, require_columns
 from mmllm.datasets.records import Question
 from mmllm.evaluation.run import encoded_or_reason, heard_and_answered
 from mmllm.evaluation.samples import Sample
@@ -64,19 +65,23 @@ class AnswerQuestions:
         Returns:
             `text`, `raw` and `error` (B), texts; `spans` (B), lists of `[start_s, end_s]`; `fallback` (B), whether the
             answer has fewer than two times; `duration_s` (B), float64. With an error there is no answer.
+
+        Raises:
+            InputError: if a column is missing.
         """
+        require_columns(batch, "video", "question")
         questions = [_question(batch, row) for row in range(len(batch["question"]))]
-        by_video: dict[Path, list[Question]] = {}
-        for question in questions:
+        by_video: dict[tuple[Path, str], list[Question]] = {}
+        for question, value in zip(questions, batch["video"], strict=True):
             assert question.video is not None
-            by_video.setdefault(question.video, []).append(question)
+            by_video.setdefault((question.video, no_video(value)), []).append(question)
         samples: dict[str, Sample] = {}
-        for video, group in by_video.items():
-            encoded, problem = encoded_or_reason(self.qa, video)
+        for (video, missing), group in by_video.items():
+            encoded, problem = (None, missing) if missing else encoded_or_reason(self.qa, video)
             with_lengths = group
             if encoded is not None:
                 with_lengths = [replace(each, duration_s=each.duration_s or encoded.duration_s) for each in group]
-            for sample in heard_and_answered(self.qa, video, encoded, problem, with_lengths, {}):
+            for sample in heard_and_answered(self.qa, missing or video, encoded, problem, with_lengths, {}):
                 samples[sample.question_id] = sample
         return {**batch, **columns_of([samples[question.question_id] for question in questions])}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmllm.datasets.columns import no_video, require_columns
 from mmllm.errors import ConfigError
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.hosted import HostedVideoQA
@@ -65,9 +66,15 @@ class EncodeFeatures:
 
         Returns:
             `features` (B), the file of each video's features, empty if there is none; and `error` (B), why.
+
+        Raises:
+            InputError: if there is no such column.
         """
+        require_columns(batch, "video")
+        missing = [no_video(video) for video in batch["video"]]
         videos = [Path(str(video)) for video in batch["video"]]
-        failed = self.cache.fill(videos, self.workers, batch=max(1, len(videos)))
-        files = ["" if video in failed else str(self.cache.path(video)) for video in videos]
-        errors = [failed.get(video, "") for video in videos]
+        named = [video for video, problem in zip(videos, missing, strict=True) if not problem]
+        failed = self.cache.fill(named, self.workers, batch=max(1, len(named)))
+        errors = [problem or failed.get(video, "") for video, problem in zip(videos, missing, strict=True)]
+        files = ["" if error else str(self.cache.path(video)) for video, error in zip(videos, errors, strict=True)]
         return {**batch, "features": np.array(files, dtype=object), "error": np.array(errors, dtype=object)}

@@ -161,6 +161,8 @@ def test_a_bad_video_is_an_error_of_its_own_row(own_clips, tiny_base, tmp_path, 
         (["--output", "out", "--codec", "kvcode"], "for one video: leave them out"),
         (["--output", "out", "--frames", "4"], "for one video: leave them out"),
         (["--output", "out", "--answers", "--max-new-tokens", "0"], "--max-new-tokens 0"),
+        (["--output", "out", "--workers", "0"], "--workers 0: must be from 1"),
+        (["--output", "out", "--workers", "-1"], "--workers -1: must be from 1"),
     ],
 )
 def test_what_does_not_fit_many_videos_is_refused(own_clips, tiny_base, tmp_path, capsys, monkeypatch, words, why):
@@ -199,6 +201,24 @@ def test_the_objects_are_sent_to_other_processes(kind, shards, tiny_base, tmp_pa
         assert [*parts[0][name], *parts[1][name]] == list(column), name
     assert list(here["error"]) == [""] * 6
     assert list(here["video"]) == list(batch["video"])
+
+
+@pytest.mark.parametrize("kind", ["features", "answers"])
+def test_a_row_that_names_no_video_has_an_error_and_a_missing_column_is_named(
+    kind, short_clip, tiny_base, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write = EncodeFeatures(tiny_base, tmp_path / "out") if kind == "features" else AnswerQuestions(tiny_base, 4)
+    videos = np.array(["", str(short_clip), None, np.nan], dtype=object)
+    done = write({"video": videos, "question": np.array(["When?"] * 4, dtype=object)})
+    assert list(done["error"]) == [
+        "video is '': must be the path of a video",
+        "",
+        "video is None: must be the path of a video",
+        "video is nan: must be the path of a video",
+    ]
+    with pytest.raises(InputError, match=r"the batch has no column video.*; it has path"):
+        write({"path": videos})
 
 
 @pytest.mark.timeout(600)

@@ -291,6 +291,15 @@ def test_videos_of_several_suffixes_are_streamed(folder, tmp_path, suffixes):
     assert len(reader.result.items) == QUESTIONS
 
 
+def test_suffixes_that_the_library_refuses_come_with_a_remedy(monkeypatch):
+    def load_dataset(*name, **options):
+        raise ValueError("the files in the archive don't share the same prefix or the same types.")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(InputError, match=r"the same types\.; .*rename them, or download the folder"):
+        VideoStream("hf:somebody/clips", "train")
+
+
 def test_shards_as_tar_writes_them_are_streamed(folder, tmp_path):
     for tar in folder.glob("train-*.tar"):
         renamed(tar, tmp_path / tar.name, lambda name: f"./raw/{name}")
