@@ -123,6 +123,13 @@ class MmllmConfig(PreTrainedConfig):
         # transformers reads from the outermost configuration whether input and output embeddings are shared
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of a mapping, with other stages where `kwargs` name some; None changes nothing."""
+        given = {name: kwargs.pop(name) for name in model_slots() if name in kwargs}
+        stages = {name: value for name, value in given.items() if value is not None}
+        return super().from_dict({**config_dict, **stages}, **kwargs)
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Writes `config.json`, and beside it the file by which transformers finds our classes."""
         self.auto_map = dict(AUTO_MAP)

@@ -13,7 +13,7 @@ inside the LLM.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,14 @@ from mmllm.fields import closest, with_current_names
 
 Description = str | dict[str, Any]
 """A part as text (`hired:ratio=0.2`) or as a mapping with a `name`."""
+
+
+def one_or_more(parts: Any) -> list[Any]:
+    """Parts that are given as one, as several, or as None for none. Text and a mapping are one part."""
+    if parts is None:
+        return []
+    is_one = isinstance(parts, (str, Mapping)) or not isinstance(parts, Iterable)
+    return [parts] if is_one else list(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +54,13 @@ class Slot:
     def described(self, value: Any) -> Any:
         """The parts of the slot as JSON values, with every setting; None stays None.
 
+        A slot for several parts gives a list, also of one part that is given by itself.
+
         Raises:
             ConfigError: on an unknown part or setting, or a value that is not allowed.
         """
         if self.several:
-            return [self._described(part) for part in value or ()]
+            return [self._described(part) for part in one_or_more(value)]
         return None if value is None else self._described(value)
 
     def _described(self, part: Any) -> dict[str, Any]:
@@ -159,7 +169,7 @@ def build(
         if name not in parts:
             stage = stages.get(name, slot.default)
             if slot.several:
-                parts[name] = [registry.build(slot.kind, part, **context) for part in stage or ()]
+                parts[name] = [registry.build(slot.kind, part, **context) for part in one_or_more(stage)]
             else:
                 parts[name] = None if stage is None else registry.build(slot.kind, stage, **context)
         if name == "encoder":
@@ -194,7 +204,7 @@ def question_reader(stages: Mapping[str, Any]) -> Any:
     readers: list[tuple[str, Any]] = []
     for name, slot in SLOTS.items():
         stage = stages.get(name, slot.default)
-        for part in [] if stage is None else stage if slot.several else [stage]:
+        for part in one_or_more(stage):
             config = registry.config_of(slot.kind, part)
             if (reader := getattr(config, "question_reader", None)) is not None:
                 readers.append((f"{name} {registry.name_of(slot.kind, config)!r}", reader))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmllm import registry
+from mmllm.config import MmllmConfig
 from mmllm.errors import ConfigError
 from mmllm.inference.answering import VideoQA
 from mmllm.inference.costs import stage_costs
@@ -334,6 +335,26 @@ def test_guessed_tokens_are_taken_back_from_layers_of_different_lengths(build, p
     for row in range(2):
         asked = {"input_ids": IDS[row : row + 1, 1 - row :], "pixel_values_videos": pixels[row : row + 1], **greedy}
         assert torch.equal(model.generate(**asked), model.generate(**asked, prompt_lookup_num_tokens=3))
+
+
+@pytest.mark.parametrize("slot", ["reducers", "context"])
+def test_one_part_by_itself_is_a_list_of_one(build, make_model, tmp_path, slot):
+    text = {"reducers": "uniform:keep=2", "context": "h2o:heavy=8"}[slot]
+    name, _, field = text.partition(":")
+    key, _, value = field.partition("=")
+    config = registry.config_of(SLOTS[slot].kind, text)
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    for given in (text, {"name": name, key: int(value)}, config, [text], (text,)):
+        described = SLOTS[slot].described(given)
+        assert [part["name"] for part in described] == [name]
+        assert described[0][key] == int(value)
+        assert getattr(model.with_stages(**{slot: given}).config, slot) == described
+        assert getattr(MmllmConfig(**{slot: given}), slot) == described
+        assert getattr(MmllmConfig.from_pretrained(tmp_path, **{slot: given}), slot) == described
+    assert getattr(MmllmConfig.from_pretrained(tmp_path, **{slot: None}), slot) == []
+    with pytest.raises(ConfigError, match=f"unknown {SLOTS[slot].kind} ''"):
+        model.with_stages(**{slot: ""})
 
 
 def test_settings_are_complete_in_the_configuration(build):

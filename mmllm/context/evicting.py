@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from mmllm.context.budgets import Budget, counts_of
+from mmllm.context.budgets import Budget, count_of, counts_of
 from mmllm.context.keeping import kept_keys
 from mmllm.context.protecting import is_protected, require_kinds
 from mmllm.fields import require
@@ -31,6 +32,11 @@ class EvictingConfig:
     def __post_init__(self) -> None:
         require_kinds(self.protect, f"{type(self).__name__}.protect")
         require(self.every >= 1, self, "every", "at least 1")
+
+
+def sum_of(chosen: Budget, recent: Budget, free: int) -> int:
+    """How many of so many keys stay by choice and as the newest ones."""
+    return max(1, count_of(chosen, free, least=0) + count_of(recent, free, least=0))
 
 
 class EvictingPolicy(ContextPolicy):
@@ -64,18 +70,32 @@ class EvictingPolicy(ContextPolicy):
         """How many keys stay of so many that are not protected."""
         raise NotImplementedError
 
-    def budgets(self, view: AttentionView, free: Tensor, **budgets: Budget) -> list[Tensor]:
+    def budgets(self, view: AttentionView, free: Tensor, *, least: int = 1, **budgets: Budget) -> list[Tensor]:
         """int64, B each: the counts of budgets, which the prompt fixes.
 
         Args:
             view: of an attention.
             free: bool, B G K.
+            least: the least count that a share can be.
             budgets: by name.
         """
         for name, budget in budgets.items():
             if name not in view.state:
-                view.state[name] = counts_of(budget, free)
+                view.state[name] = counts_of(budget, free, least=least)
         return [view.state[name] for name in budgets]
+
+    def chosen_and_recent(
+        self, view: AttentionView, free: Tensor, chosen: Budget, recent: Budget
+    ) -> tuple[Tensor, Tensor]:
+        """int64, B each: how many keys stay by choice, and how many as the newest ones; of both together at least one.
+
+        Args:
+            view: of an attention.
+            free: bool, B G K.
+            chosen, recent: their budgets.
+        """
+        most, newest = self.budgets(view, free, least=0, chosen=chosen, recent=recent)
+        return most, torch.where(most + newest == 0, 1, newest)
 
     def kept(self, view: AttentionView, free: Tensor, stay: Tensor) -> KeptKeys | None:
         """What stays of the free keys (bool, B G K), and all protected ones; None while too few would go."""

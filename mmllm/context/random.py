@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mmllm.context.budgets import Budget, count_of, require_budget
-from mmllm.context.evicting import EvictingConfig, EvictingPolicy
+from mmllm.context.budgets import Budget, require_budget
+from mmllm.context.evicting import EvictingConfig, EvictingPolicy, sum_of
 from mmllm.context.keeping import heavy_and_recent
 from mmllm.context.noise import uniform
 from mmllm.fields import require_seed
@@ -47,13 +47,13 @@ class Random(EvictingPolicy):
 
     def budget_of(self, free: int) -> int:
         """Drawn and recent keys."""
-        return count_of(self.config.drawn, free) + count_of(self.config.recent, free)
+        return sum_of(self.config.drawn, self.config.recent, free)
 
     def evict(self, view: AttentionView) -> KeptKeys | None:
         """The keys with the highest numbers, which depend on layer, key head and position only."""
         heads = view.keys.shape[1]
         free = self.free(view.kind, view.valid, heads)
-        drawn, recent = self.budgets(view, free, drawn=self.config.drawn, recent=self.config.recent)
+        drawn, recent = self.chosen_and_recent(view, free, self.config.drawn, self.config.recent)
         head = torch.arange(heads, device=free.device)[:, None]
         score = uniform(self.config.seed, view.layer, head, view.number)
         return self.kept(view, free, heavy_and_recent(score, free, drawn, recent))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmllm.context.evicting import EvictingPolicy
 from mmllm.context.keeping import best_keys, heavy_and_recent
-from mmllm.llm.values import AttentionView, KeptKeys
+from mmllm.llm.values import AttentionView, KeptKeys, Reweighed
 
 
 class ScoredPolicy(EvictingPolicy):
@@ -29,6 +29,10 @@ class ScoredPolicy(EvictingPolicy):
     """With `masks`: whether a key that was hidden once never returns."""
     sees_border: bool = False
     """With `masks`: whether the key between the heavy and the recent ones is seen."""
+    none_recent_is_all: bool = True
+    """With `masks`: whether a recent count of 0 leaves every key visible."""
+    none_recent_hides_new: bool = False
+    """With `masks`: whether a recent count of 0 hides the key of the next token from this token."""
 
     def counts(self, view: AttentionView, free: Tensor) -> tuple[Tensor, Tensor]:
         """int64, B each: how many heavy and how many recent keys stay.
@@ -59,6 +63,16 @@ class ScoredPolicy(EvictingPolicy):
         visible = view.by_key["visible"].bool() | _is_new(view)
         return repeat(visible, "b g k -> b g n k", n=view.query.shape[2])
 
+    def reweigh(self, view: AttentionView) -> Reweighed | None:
+        """With `masks`: a logit that hides a token's own key, where the coming token counts as none of the recent."""
+        hides = view.state.get("hides_new")
+        if hides is None or view.phase != "token" or not bool(hides.any()):
+            return None
+        own = hides[:, None, None, None] & _is_new(view)
+        lowest = torch.finfo(view.query.dtype).min
+        bias = torch.zeros(own.shape, dtype=view.query.dtype, device=own.device).masked_fill(own, lowest)
+        return Reweighed(keys=view.keys, values=view.values, bias=bias)
+
     def evict(self, view: AttentionView) -> KeptKeys | None:
         """Adds up the scores; evicts the keys that do not stay, or notes what the next pass may see."""
         heads = view.keys.shape[1]
@@ -70,7 +84,11 @@ class ScoredPolicy(EvictingPolicy):
         heavy, recent = self.counts(view, free)
         if not self.masks:
             return self.kept(view, free, heavy_and_recent(score, free, heavy, recent))
-        visible = seen_next(score, free, heavy, recent, sees_border=self.sees_border)
+        if self.none_recent_hides_new:
+            view.state["hides_new"] = (recent == 0) & (free.sum(-1).amax(-1) > heavy)
+        visible = seen_next(
+            score, free, heavy, recent, sees_border=self.sees_border, none_is_all=self.none_recent_is_all
+        )
         if self.loses and "visible" in view.by_key:
             visible = visible & (view.by_key["visible"].bool() | _is_new(view))
         stays = visible if self.loses else visible | newest(free, recent)
@@ -95,20 +113,29 @@ def newest(free: Tensor, count: Tensor) -> Tensor:
     return free & ((behind <= count) | (count == 0))
 
 
-def seen_next(score: Tensor, free: Tensor, heavy: Tensor, recent: Tensor, *, sees_border: bool = False) -> Tensor:
+def seen_next(
+    score: Tensor,
+    free: Tensor,
+    heavy: Tensor,
+    recent: Tensor,
+    *,
+    sees_border: bool = False,
+    none_is_all: bool = True,
+) -> Tensor:
     """bool, B G K: the free keys that the next token sees, by the masks of released code.
 
     The coming token counts as recent, so only `recent` - 1 keys do. The heavy ones are among those before the last
-    `recent`. So the key between the two sits out. Nothing is hidden if all keys fit, or `recent` is 0.
+    `recent`. So the key between the two sits out. Nothing is hidden if all keys fit.
 
     Args:
         score: float32, B G K.
         free: bool, B G K.
         heavy, recent: int64, B.
         sees_border: let the key between the two be seen.
+        none_is_all: hide nothing either where `recent` is 0.
     """
     behind = free.flip(-1).cumsum(-1).flip(-1)  # 1 for the newest
     many, few = recent[:, None, None], (heavy + recent)[:, None, None]
-    seen = (free & (behind < many + sees_border)) | best_keys(score, free & (behind > many), heavy)
-    everything = (free.sum(-1, keepdim=True) <= few) | (many == 0)
+    seen = (free & (behind < many + (sees_border & (many > 0)))) | best_keys(score, free & (behind > many), heavy)
+    everything = (free.sum(-1, keepdim=True) <= few) | ((many == 0) & none_is_all)
     return torch.where(everything, free, seen)

@@ -30,7 +30,7 @@ class StreamingConfig(EvictingConfig):
     sinks: int = 4
     """The first keys, which stay."""
     window: Budget = 512
-    """The newest keys, which stay: a count, or a share of the prompt."""
+    """The newest keys, which stay: a count, or a share of the prompt; 0 for none, beside sinks."""
     unit: Literal["tokens", "frames"] = "tokens"
     """What the window counts. With frames, whole ones go, each with the text before it that says its time, if any."""
     positions: Literal["absolute", "inside"] = "absolute"
@@ -39,7 +39,7 @@ class StreamingConfig(EvictingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.sinks >= 0, self, "sinks", "0 or more")
-        require_budget(self, "window")
+        require_budget(self, "window", or_none=self.sinks > 0)
 
 
 @register("context", "streaming", config=StreamingConfig)
@@ -54,7 +54,7 @@ class Streaming(EvictingPolicy):
     def budget_of(self, free: int) -> int:
         """Sinks and the window; all keys if it counts frames, whose size is not known here."""
         whole = self.config.unit == "frames"
-        return free if whole else self.config.sinks + count_of(self.config.window, free)
+        return free if whole else self.config.sinks + count_of(self.config.window, free, least=self._least)
 
     @property
     def turns_keys(self) -> bool:
@@ -72,12 +72,17 @@ class Streaming(EvictingPolicy):
             if view.phase == "prompt":
                 view.by_key["frame"] = shown_frames(view)
             counted, _ = frames_of(view.kind, view.valid, view.by_key["frame"])
-        self.budgets(view, counted, window=self.config.window)
+        self.budgets(view, counted, least=self._least, window=self.config.window)
         return None
 
     @property
     def _by_frame(self) -> bool:
         return self.config.unit == "frames"
+
+    @property
+    def _least(self) -> int:
+        """The least window: something must stay."""
+        return 0 if self.config.sinks else 1
 
     def make_room(self, view: RoomView) -> KeptKeys | None:
         """The sinks, and as many of the newest keys as leave room for those that come."""

@@ -23,7 +23,12 @@ from mmllm.llm.values import AttentionView, GatheredKeys
 from mmllm.registry import register
 
 _TRIFLE = 2.0**-26
-"""Of a key's own score, which is at most that of its window: less than two float32 numbers differ."""
+"""Of a key's own score, which is at most that of its window: less than two float32 numbers differ.
+
+Raised scores are equal by construction, and the release leaves open which of them comes first. The earlier position, as
+for all other ties, does not give the release's indices; the key that was highest itself does. So equal raised scores
+are ordered by the keys' own scores, and only then by position.
+"""
 
 Scores = Literal["released", "scaled"]
 

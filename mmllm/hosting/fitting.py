@@ -16,24 +16,23 @@ from mmllm.hosting.scores import Tower
 from mmllm.interfaces import EncoderStage, LlmStage, TokenReducer, llm_stages
 from mmllm.llm.harness import decoder_layers
 from mmllm.pruning.needs import reducers_for
+from mmllm.stages import one_or_more
 
 
-def build_reducers(descriptions: Sequence[Any], device: torch.device) -> list[TokenReducer]:
-    """Reducers from text, mappings, configurations or reducers; those that are built here are put on a device.
+def build_reducers(descriptions: Any, device: torch.device) -> list[TokenReducer]:
+    """Reducers from text, mappings, configurations or reducers, one or a list; those built here are put on a device.
 
     Raises:
         ConfigError: for an unknown reducer or setting.
     """
-    if isinstance(descriptions, str):
-        raise ConfigError(f"reducers is a list, such as [{descriptions!r}]")
     return [
         given if isinstance(given, TokenReducer) else registry.build("reducer", given).eval().to(device)
-        for given in descriptions
+        for given in one_or_more(descriptions)
     ]
 
 
-def build_stages(descriptions: Sequence[Any], decoder: Any, device: torch.device) -> list[LlmStage]:
-    """Stages inside the LLM, from text, mappings, configurations or stages.
+def build_stages(descriptions: Any, decoder: Any, device: torch.device) -> list[LlmStage]:
+    """Stages inside the LLM, from text, mappings, configurations or stages, one or a list of them.
 
     Args:
         descriptions: of kind `decoder_stage` or `context`, or of reducers that work inside the LLM.
@@ -43,10 +42,8 @@ def build_stages(descriptions: Sequence[Any], decoder: Any, device: torch.device
     Raises:
         ConfigError: for an unknown stage or setting, or a reducer that works before the LLM.
     """
-    if isinstance(descriptions, str):
-        raise ConfigError(f"stages is a list, such as [{descriptions!r}]")
     stages = []
-    for given in descriptions:
+    for given in one_or_more(descriptions):
         stage = given if isinstance(given, LlmStage) else registry.build(_kind(given), given, decoder=decoder)
         if not isinstance(stage, LlmStage):
             raise ConfigError(

@@ -51,18 +51,22 @@ def by_hand(query, key, value, prompt, heavy, recent, through_a_view):
                 best = sorted(range(stop - recent), key=lambda slot, head=head: -float(total[head, slot]))[:heavy]
                 visible[head, best] = True
         stays = visible[:, :-1] if through_a_view else visible[:, :-1].clone()
-        stays[:, stop - recent :] = True
+        stays[:, -recent:] = True  # a recent count of 0 sets all
         scores = total * stays
         masks.append(visible[:, :-1])
     return torch.cat(outs, 1), masks, scores
 
 
 @pytest.mark.parametrize("rule", ["mask", "mask-as-run"])
-def test_masks_follow_the_released_simulation(rule):
+@pytest.mark.parametrize(
+    ("heavy", "recent", "counts"),
+    [(4, 3, (4, 3)), (0.29, 0.2, (4, 3)), (0.25, 0.0, (4, 0)), (0.25, 0.05, (4, 0)), (0.05, 0.2, (0, 3))],
+)
+def test_masks_follow_the_released_simulation(rule, heavy, recent, counts):
     drawn = torch.Generator().manual_seed(4)
     query, key, value = (torch.randn(1, 3, 26, 8, generator=drawn) for _ in range(3))
-    out, masks, scores = by_hand(query, key, value, 16, heavy=4, recent=3, through_a_view="run" in rule)
-    steps = replayed(h2o(heavy=4, recent=3, rule=rule), query, key, value, prompt=16)
+    out, masks, scores = by_hand(query, key, value, 16, *counts, through_a_view="run" in rule)
+    steps = replayed(h2o(heavy=heavy, recent=recent, rule=rule), query, key, value, prompt=16)
     assert_near(torch.cat([step.out for step in steps], dim=2)[0], out)
     for step, mask in zip(steps, masks, strict=True):
         assert torch.equal(step.by_key["visible"][0].bool(), mask)
@@ -75,7 +79,8 @@ def test_the_key_between_heavy_and_recent_sits_out():
     free, two, one = torch.ones(1, 1, 7, dtype=torch.bool), torch.tensor([2]), torch.tensor([1])
     assert seen_next(score, free, one, two)[0, 0].tolist() == [False, False, False, False, True, False, True]
     zero = torch.tensor([0])
-    assert seen_next(score, free, one, zero).all()  # a released slice of -0 hides nothing
+    assert seen_next(score, free, one, zero).all()  # as Keyformer's release
+    assert seen_next(score, free, one, zero, none_is_all=False)[0, 0].tolist() == [False] * 4 + [True] + [False] * 2
     assert newest(free, zero).all()
     assert newest(free, two)[0, 0].tolist() == [False] * 5 + [True] * 2
 
@@ -91,11 +96,32 @@ def test_grouped_heads_add_up_their_queries():
         assert_near(two.by_key["score"], 2 * one.by_key["score"])
 
 
-@pytest.mark.parametrize("field", ["heavy", "recent"])
-@pytest.mark.parametrize("value", [0, -1, -0.5, 1.5, 3.2, float("nan"), float("inf")])
+WRONG = [-1, -0.5, 1.5, 3.2, float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("heavy", 0), *((name, bad) for name in ("heavy", "recent") for bad in WRONG)]
+)
 def test_a_budget_that_is_no_share_and_no_count(field, value):
     with pytest.raises(ConfigError, match=f"{field} = .*: must be a (share|finite)"):
         h2o(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"heavy": 0.25, "recent": 0}, 4),
+        ({"heavy": 0.25, "recent": 0.05}, 4),
+        ({"heavy": 0.05, "recent": 0.25}, 4),
+        ({"heavy": 0.05, "recent": 0.05}, 1),  # never none at all
+    ],
+)
+def test_shares_are_the_whole_numbers_below_them(fields, kept):
+    drawn = torch.Generator().manual_seed(4)
+    query, key, value = (torch.randn(1, 3, 20, 8, generator=drawn) for _ in range(3))
+    policy = h2o(**fields)
+    steps = replayed(policy, query, key, value, prompt=16)
+    assert {step.keys.shape[2] for step in steps} == {kept} == {policy.budget_of(16)}
 
 
 def test_an_unknown_field():

@@ -58,3 +58,4 @@ def test_scores_that_are_no_numbers():
 )
 def test_shares_and_counts(budget, real, count):
     assert count_of(budget, real) == count
+    assert count_of(budget, real, least=0) == (0 if budget * real < 1 else count)

@@ -57,6 +57,15 @@ def test_outputs_keys_and_lengths_are_the_originals():
     torch.testing.assert_close(record.values, GOLDEN["kept_values"], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("window", [0, 0.02])
+def test_sinks_can_stay_alone(window):
+    """As released, a window of 0 keeps nothing between passes but the sinks; of 32 positions 0.02 is none."""
+    policy = streaming(sinks=3, window=window)
+    _, _, cache = answer(llm(), prompt(policy, rows=1), steps=4)
+    assert cache.layers[0].number[0, 0].tolist() == [0, 1, 2, 35]
+    assert policy.budget_of(32) == 3
+
+
 def test_frames_go_whole_and_with_their_time(make_model):
     """A stream in chunks of two frames, each of two positions of time text and three visual ones."""
     model = make_model().language_model

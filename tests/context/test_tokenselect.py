@@ -28,6 +28,17 @@ def test_indices_are_the_originals(pool, one):
     assert (chosen | ~middle)[0].nonzero()[:, 0].tolist() == expected.tolist()
 
 
+def test_of_scores_that_pooling_makes_equal_the_highest_key_comes_first():
+    keys = torch.zeros(1, 1, 9, 8)
+    keys[0, 0, [3, 6], 0] = torch.tensor([2.0, 1.0])
+    everything = torch.ones(1, 9, dtype=torch.bool)
+    scores = token_scores(torch.ones(1, 1, 8), keys, everything, pool=3)
+    chosen = [
+        best_of_rows(scores, everything, torch.tensor([count]))[0].nonzero()[:, 0].tolist() for count in (1, 2, 4)
+    ]
+    assert chosen == [[3], [2, 3], [2, 3, 4, 6]]  # then the earlier position
+
+
 def test_padding_changes_no_score():
     generator = torch.Generator().manual_seed(0)
     keys, query = torch.randn(1, 2, 12, 8, generator=generator), torch.randn(1, 4, 8, generator=generator)

@@ -176,6 +176,8 @@ def test_a_view_with_other_stages():
     narrowed = base.with_stages(reducers=["evs:ratio=0.6"])
     assert [stage.registered_name for stage in narrowed.stages] == ["fastv"]
     assert base.with_stages(stages=[]).stages == []
+    single = base.with_stages(reducers="evs:ratio=0.6", stages="fastv:layer=1", context="full")
+    assert [len(parts) for parts in (single.reducers, single.stages, single.context)] == [1, 2, 1]
     plain = base.with_stages(stages=[]).generate(case.inputs(), **GREEDY, **LOGITS)
     theirs = case.fresh().generate(**case.inputs(), **GREEDY, **LOGITS)
     assert all(torch.equal(a, b) for a, b in zip(plain.logits, theirs.logits, strict=True))
