@@ -28,6 +28,8 @@ _SIZE = re.compile(
 _LAYERS = re.compile(r"(num_(hidden_)?|n_)?layers?|depths?|n_layer|num_blocks")
 _FRACTIONS = re.compile(r"reducers\[\d+\]\.depths\b")
 """Where numbers of layers are fractions of the LLM's depth, as in ATP."""
+_POLICIES = re.compile(r"context\[\d+\]\.")
+"""Settings of policies, which check themselves: files that were measured (`heads`, `channels`), and shares of depth."""
 _COUNT = re.compile(r"num_(time_tokens|frames)|image_frames|size|step|pool|num_beams|num_return_sequences")
 _FLAG = re.compile(
     r"output_(attentions|hidden_states|scores|logits|router_logits)|return_dict\w*|do_sample|use_cache|tie_word_embeddings"
@@ -56,9 +58,10 @@ def check_config(config: Mapping[str, Any], file: Path) -> None:
             raise CheckpointError(f"{file}: {place} = {_shown(value)}: must be true or false")
         if name.endswith("_token_id"):
             _require_whole(file, place, value, _LARGEST_SIZE, least=-1)
-        if _SIZE.fullmatch(name):
+        size = "" if _POLICIES.match(place) else name
+        if _SIZE.fullmatch(size):
             _require_whole(file, place, value, _LARGEST_SIZE)
-        elif _LAYERS.fullmatch(name) and not _FRACTIONS.match(place):
+        elif _LAYERS.fullmatch(size) and not _FRACTIONS.match(place):
             _require_whole(file, place, value, _MOST_LAYERS)
         elif _COUNT.fullmatch(name) and not isinstance(value, str):
             _require_whole(file, place, value, _LARGEST_COUNT, least=0)

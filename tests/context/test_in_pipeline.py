@@ -14,6 +14,7 @@ from mmllm import cli, registry
 from mmllm.errors import ConfigError, InputError
 from mmllm.evaluation.samples import read_samples
 from mmllm.hosting.model import HostedModel
+from mmllm.inference.answering import VideoQA
 from mmllm.inference.contexts import policies_of, written
 from mmllm.inference.hosted import HostedVideoQA
 from mmllm.inference.prefix_file import save_prefix
@@ -324,3 +325,13 @@ def test_counters_of_a_prompt_of_text(make_model):
     model.generate(input_ids=torch.arange(5, 25)[None], max_new_tokens=3, context_counts=counts)
     assert counts.kept_by_frame == []
     assert counts.held_bytes == counts.needed_bytes == 2 * 2 * 2 * 4 * 8 * 4
+
+
+def test_a_saved_model_has_its_policies_again(untrained_qa, tmp_path):
+    """Settings of policies such as shares of depth are no sizes of the model."""
+    context = "lazyllm:depths=0.3+0.6,keep=0.5+0.4"
+    qa = untrained_qa.with_context(context)
+    qa.model.save_pretrained(tmp_path)
+    qa.processor.save_pretrained(tmp_path)
+    assert VideoQA.from_pretrained(tmp_path).context == policies_of(context)
+    assert VideoQA.from_pretrained(tmp_path, context="h2o").context == policies_of("h2o")
