@@ -111,7 +111,7 @@ def test_a_picture_of_a_line_is_refused(ask, tmp_path):
     Image.new("1", (1, 60_000)).save(tmp_path / "line.png")
     image = {"type": "image_url", "image_url": {"url": data(tmp_path / "line.png", "image/png")}}
     answer = ask([{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}])
-    assert "1 x 60000 pixels: processors of transformers" in refused(answer, 400)
+    assert "cannot prepare 1 frames of 1 x 60000" in refused(answer, 400)
 
 
 def test_two_videos_are_refused(ask, short_clip):
