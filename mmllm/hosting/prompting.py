@@ -89,11 +89,11 @@ class Prompting:
         Raises:
             InputError: if the processor cannot take these frames; the message says why.
         """
-        height, width = clip.frames.shape[1:3]
-        if max(height, width) > _MOST_TIMES * min(height, width):
+        edges = clip.frames.shape[1:3]
+        if max(edges) > _MOST_TIMES * min(edges):
             raise InputError(
-                f"{type(self.processor).__name__} cannot prepare {_described(clip.frames)}: the longer edge may be at most "
-                f"{_MOST_TIMES} times the shorter one"
+                f"{type(self.processor).__name__} cannot prepare {_described(clip.frames)}: the longer edge may be at "
+                f"most {_MOST_TIMES} times the shorter one"
             )
         parts = {name: _Remembering(part) for name in _PARTS if (part := getattr(self.processor, name, None))}
         messages = [{"role": "user", "content": self.content(len(clip), "?", still=still)}]

@@ -262,7 +262,7 @@ def test_special_words_in_a_question_are_text():
     assert own.plain("a <|video_pad|> b</s>") == "a < |video_pad|> b< /s>"
 
 
-def test_bad_processors_and_frames_are_refused():
+def test_bad_processors_and_frames_are_refused(monkeypatch):
     import copy
 
     family = family_of(CASES["qwen3_vl"].model.config)
@@ -275,7 +275,10 @@ def test_bad_processors_and_frames_are_refused():
         Prompting(bare, family)
     thin = clip([0.0, 1.0])
     thin = replace(thin, frames=np.zeros((2, 1, 3000, 3), np.uint8))
-    with pytest.raises(InputError, match="cannot prepare 2 frames of 3000 x 1"):
+    with pytest.raises(InputError, match="cannot prepare 2 frames of 3000 x 1: the longer edge"):
+        prompting("qwen3_vl").prepare(thin)
+    monkeypatch.setattr("mmllm.hosting.prompting._MOST_TIMES", 10_000)
+    with pytest.raises(InputError, match=r"of 3000 x 1: .*aspect ratio"):  # the processor's words
         prompting("qwen3_vl").prepare(thin)
     own = prompting("qwen3_vl")
     with pytest.raises(InputError, match="the chat template refuses"):
