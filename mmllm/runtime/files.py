@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import re
 import shutil
 import threading
@@ -24,8 +25,8 @@ _FOLDER_PROBLEMS = {
 }  # fmt: skip
 """Errors whose reason is the path that the user has named."""
 _LONGEST_REASON = 200
-_PART = re.compile(r"\.(\d+)-\d+\.part(\.\w+)?$")
-"""The end of a name that `replacing` writes to, with the number of its process."""
+_PART = re.compile(r"\.([^.]*)\.(\d+)-\d+\.part(\.\w+)?$")
+"""The end of a name that `replacing` writes to, with its machine and the number of its process."""
 
 
 def cannot_write(path: Path, problem: BaseException) -> MmllmError:
@@ -49,7 +50,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield target
         return
     # the suffix stays, because some libraries choose the format by it
-    partial = target.with_name(f".{target.stem[:100]}.{os.getpid()}-{threading.get_ident()}.part{target.suffix}")
+    writer = f"{this_machine()}.{os.getpid()}-{threading.get_ident()}"
+    partial = target.with_name(f".{target.stem[:100]}.{writer}.part{target.suffix}")
     try:
         yield partial
         _flush(partial)
@@ -67,11 +69,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def sweep_parts(folder: Path) -> None:
-    """Removes what writers of `replacing` that were killed have left in a folder; those that still run keep theirs."""
+    """Removes what writers of `replacing` that were killed have left in a folder.
+
+    Those that still run keep theirs, and so do those of other machines that share the folder.
+    """
     for part in folder.glob(".*.part*"):
-        if (named := _PART.search(part.name)) and not _runs(int(named[1])):
+        if (named := _PART.search(part.name)) and named[1] == this_machine() and not _runs(int(named[2])):
             with contextlib.suppress(OSError):
                 part.unlink()
+
+
+def this_machine() -> str:
+    """The name of this machine, or of the container, as a part of file names."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", platform.node())[:40]
 
 
 def _runs(process: int) -> bool:

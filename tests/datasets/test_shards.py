@@ -18,6 +18,7 @@ from mmllm.datasets.shard_writing import planned, write_shards
 from mmllm.datasets.shards import is_shards, shard_set, splits_of, states_of, with_split
 from mmllm.errors import InputError
 from mmllm.evaluation.run import read_benchmark
+from mmllm.runtime.files import this_machine
 from mmllm.video.opening import open_video
 from mmllm.video.tar_members import members_of
 
@@ -150,7 +151,7 @@ def test_written_again_or_after_a_stop_it_has_the_same_bytes(data, written, copi
         (copied / name).unlink()
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
-    (copied / f".own-000001.{killed.pid}-88.part.tar").write_bytes(b"half")  # what it may leave
+    (copied / f".own-000001.{this_machine()}.{killed.pid}-88.part.tar").write_bytes(b"half")  # what it may leave
     items = read_annotations(data / "own.jsonl").items
     write_shards({"own": planned(items, "own", 1)}, copied)
     for file in written.iterdir():

@@ -17,6 +17,7 @@ from mmllm.runtime.files import (
     read_json,
     replacing,
     sweep_parts,
+    this_machine,
     without_paths,
     write_json,
     write_text,
@@ -26,8 +27,10 @@ from mmllm.runtime.files import (
 def test_parts_of_dead_writers_are_swept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    left = [tmp_path / f".a-000001.{dead.pid}-88.part.tar", tmp_path / f".b.{dead.pid}-88.part"]
-    others = [tmp_path / name for name in (".own.part.tar", f"a.{dead.pid}-88.part.tar", f".c.{dead.pid}-88.part.d.e")]
+    writer = f"{this_machine()}.{dead.pid}-88.part"
+    left = [tmp_path / f".a-000001.{writer}.tar", tmp_path / f".b.{writer}"]
+    elsewhere = f".a.another-machine.{dead.pid}-88.part.tar"
+    others = [tmp_path / name for name in (".own.part.tar", f"a.{writer}.tar", f".c.{writer}.d.e", elsewhere)]
     for file in (*left, *others):
         file.write_bytes(b"half")
     with replacing(tmp_path / "c.tar") as live:
