@@ -16,6 +16,7 @@ from mmllm import registry
 from mmllm.decoding.choosing import decoding_of
 from mmllm.errors import ConfigError, InputError
 from mmllm.interfaces import Decoding
+from mmllm.stages import one_or_more
 
 MOST_CHARACTERS = 200
 """Of a part's description."""
@@ -82,8 +83,7 @@ def with_remedy(problem: ConfigError, stages: Mapping[str, Any]) -> ConfigError:
 def _described(stages: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Kind and description of each stage."""
     for slot, kind in _KINDS.items():
-        given = stages.get(slot)
-        for description in [given] if isinstance(given, str) else given or ():
+        for description in one_or_more(stages.get(slot)):
             yield kind, description
 
 

@@ -136,23 +136,32 @@ def _started_as(reading, started):
         reading.command = WORKER
 
 
+@contextlib.contextmanager
+def leaving(ready, clip, numbers, after_s):
+    """Clients that ask about so many frames of a clip each, wait in this block, and leave after so many seconds."""
+
+    def ask(number):
+        body = {"model": "tiny", "messages": about(clip), "num_frames": number}
+        with contextlib.suppress(httpx.ReadTimeout):
+            httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=after_s)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in numbers]
+    for thread in threads:
+        thread.start()
+    until(lambda: ready.answering.under_way == len(threads), 20)
+    yield
+    for thread in threads:
+        thread.join()
+
+
 def test_a_client_that_leaves_ends_what_is_read_for_it(untrained_qa, limits, short_clip, second_clip, stuck):
+    numbers = (2, 3, 3, *range(4, 14))
     with served({"tiny": untrained_qa}, limits, decoders=1) as ready:
-
-        def leave(number):
-            body = {"model": "tiny", "messages": about(second_clip), "num_frames": number}
-            with contextlib.suppress(httpx.ReadTimeout):
-                httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=2.0)
-
-        threads = [threading.Thread(target=leave, args=(number,)) for number in (2, 3, 3, *range(4, 14))]
-        for thread in threads:
-            thread.start()
-        until(lambda: ready.answering.under_way == len(threads), 20)
-        for thread in threads:
-            thread.join()
+        with leaving(ready, second_clip, numbers, 2.0):
+            pass
         until(lambda: ready.answering.under_way == 0, 5)
         stuck()
-        assert metric(ready, 'mmllm_cancelled_total{reason="preparing"}') == len(threads)
+        assert metric(ready, 'mmllm_cancelled_total{reason="preparing"}') == len(numbers)
         assert metric(ready, 'mmllm_videos_total{kind="decoded"}') == 0
         body = {"model": "tiny", "messages": about(short_clip)}
         assert httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
@@ -166,21 +175,11 @@ def test_a_kept_video_does_not_wait_for_those_that_are_read(
         encoded = untrained_qa.encode_video(short_clip, num_frames=12)
         find = kept.shelf.get
         monkeypatch.setattr(kept.shelf, "get", lambda key: encoded if key[0].num_frames == 12 else find(key))
-
-        def leave(number):
-            body = {"model": "tiny", "messages": about(second_clip), "num_frames": number}
-            with contextlib.suppress(httpx.ReadTimeout):
-                httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=4.0)
-
-        threads = [threading.Thread(target=leave, args=(number,)) for number in (2, 3, 3, *range(4, 12))]
-        for thread in threads:
-            thread.start()
-        until(lambda: kept.under_way == len(threads), 20)
-        body = {"model": "tiny", "messages": about(short_clip)}
-        assert httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
-        assert kept.under_way == len(threads), "they still wait"
-        for thread in threads:
-            thread.join()
+        numbers = (2, 3, 3, *range(4, 12))
+        with leaving(ready, second_clip, numbers, 4.0):
+            body = {"model": "tiny", "messages": about(short_clip)}
+            assert httpx.post(f"{ready.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+            assert kept.under_way == len(numbers), "they still wait"
 
 
 def test_a_full_queue_is_told_at_once(untrained_qa, limits, slow, short_clip):
