@@ -187,9 +187,8 @@ class Answering:
     def _find(self, ready: Preparation, part: MediaPart) -> None:
         """The file of a part, and the video if it is kept."""
         with self._blamed_on(part, ready):
-            stored = ready.files[part.place] = self.addresses.stored(part)
-            medium = self.media.kept(part, stored, ready.prompts, ready.model.name, ready.question.stages)
-            if medium is not None:
+            ready.files[part.place] = self.addresses.stored(part)
+            if (medium := self.media.kept(part, ready)) is not None:
                 ready.media[part.place] = medium
 
     def _download(self, ready: Preparation, part: MediaPart) -> None:
@@ -198,14 +197,7 @@ class Answering:
 
     def _encode(self, ready: Preparation, part: MediaPart) -> None:
         with self._blamed_on(part, ready):
-            ready.media[part.place] = self.media.medium(
-                part,
-                ready.files[part.place],
-                ready.prompts,
-                ready.model.name,
-                ready.question.stages,
-                ready.asker,
-            )
+            ready.media[part.place] = self.media.medium(part, ready)
 
     @contextmanager
     def _blamed_on(self, part: MediaPart, ready: Preparation) -> Iterator[None]:

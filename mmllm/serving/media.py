@@ -6,17 +6,13 @@ address -> file, by its content -> encoded video, by what is looked at and throu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from mmllm.app.asker import Asker
 from mmllm.app.shelf import Shelf
 from mmllm.app.watching import View, Watcher
-from mmllm.inference.prompts import Medium, Prompts
+from mmllm.inference.prompts import Medium
 from mmllm.serving.addresses import MediaAddresses
-from mmllm.serving.files import StoredFile
 from mmllm.serving.limits import ServeLimits
 from mmllm.serving.metrics import Metrics
+from mmllm.serving.preparation import Preparation
 from mmllm.serving.question import MediaPart
 from mmllm.serving.reading_pool import ReadingPool
 
@@ -37,55 +33,42 @@ class QuestionMedia:
         self.shelf = Shelf(limits.kept_videos, limits.kept_bytes)
         self._watcher = Watcher(self.shelf, limits.video)
 
-    def kept(
-        self, part: MediaPart, stored: StoredFile, prompts: Prompts[Any], model: str, stages: Mapping[str, Any]
-    ) -> Medium | None:
+    def kept(self, part: MediaPart, ready: Preparation) -> Medium | None:
         """A video that is encoded already; None for another one, and for images."""
-        if self.addresses.kind(part, stored) == "image":
+        if self.addresses.kind(part, ready.files[part.place]) == "image":
             return None
-        encoded = self._watcher.kept(self._view(part, stored, prompts, model), stages)
+        encoded = self._watcher.kept(self._view(part, ready), ready.question.stages)
         if encoded is None:
             return None
         self.metrics.add("videos", kind="kept")
         return Medium(kind="video", encoded=encoded)
 
-    def medium(
-        self,
-        part: MediaPart,
-        stored: StoredFile,
-        prompts: Prompts[Any],
-        model: str,
-        stages: Mapping[str, Any],
-        asker: Asker,
-    ) -> Medium:
+    def medium(self, part: MediaPart, ready: Preparation) -> Medium:
         """A video or an image, encoded.
 
         Args:
             part: where it stands in the question.
-            stored: its file.
-            prompts: those of the model that looks at it.
-            model: its name.
-            stages: its stages, by slot.
-            asker: who waits for it.
+            ready: the question, whose file of this part is there.
 
         Raises:
             InputError: if the file cannot be read, or the limits refuse it.
             NobodyWaits: if the asker leaves.
         """
-        reading = self.reading.asked_by(asker)
+        stored, prompts, reading = ready.files[part.place], ready.prompts, self.reading.asked_by(ready.asker)
         if self.addresses.kind(part, stored) == "image":
             return Medium(kind="image", encoded=prompts.picture(reading.picture(stored.path, self.limits.video)))
-        view = self._view(part, stored, prompts, model)
-        encoded, seconds = self._watcher.watch(prompts.qa, stored.path, view, stages, reading, asker)
+        encoded, seconds = self._watcher.watch(
+            prompts.qa, stored.path, self._view(part, ready), ready.question.stages, reading, ready.asker
+        )
         self.metrics.add("videos", kind="decoded" if "decode" in seconds else "encoded" if seconds else "kept")
         return Medium(kind="video", encoded=encoded)
 
-    def _view(self, part: MediaPart, stored: StoredFile, prompts: Prompts[Any], model: str) -> View:
+    def _view(self, part: MediaPart, ready: Preparation) -> View:
         look = part.look
-        own = min(prompts.qa.processor.num_frames, self.limits.frames)
+        own = min(ready.prompts.qa.processor.num_frames, self.limits.frames)
         return View(
-            content=stored.digest,
-            model=model,
+            content=ready.files[part.place].digest,
+            model=ready.model.name,
             num_frames=look.num_frames or (own if look.fps is None else self.limits.frames),
             fps=look.fps,
             start_s=look.start_s,
